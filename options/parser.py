@@ -1,0 +1,216 @@
+"""Frozen dataclasses as the only declaration of a flag, and the one pass that turns them into `argparse`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from util.cli import UserError
+
+T = TypeVar("T")
+NEGATIVE = re.compile(r"^-[\d.]")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field that is a flag.
+
+    Args:
+        default: Its default; a `tuple[str, ...]` field is given by repeating the flag, other tuples by commas.
+        help: One sentence for `--help`; the default is added to it.
+        choices: The values allowed.
+        low: Smallest value allowed (of every element of a tuple).
+        high: Largest value allowed.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+def group(cls: type[T], title: str) -> Any:
+    """A field that holds a whole group of flags, shown under `title` in `--help`."""
+    return dataclasses.field(default_factory=cls, metadata={"title": title})
+
+
+def groups_of(cls: type) -> list[tuple[dataclasses.Field[Any], type]]:
+    """The nested groups of an option class, with their types."""
+    hints = typing.get_type_hints(cls)
+    return [(f, hints[f.name]) for f in dataclasses.fields(cls)]
+
+
+def _unwrap(hint: Any) -> Any:
+    """`X` of `X | None`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def _repeats(hint: Any) -> bool:
+    return _unwrap(hint) == tuple[str, ...]
+
+
+def convert(hint: Any, text: str) -> Any:
+    """One command-line word as a value of the annotated type; raises `ValueError` with the rule."""
+    hint = _unwrap(hint)
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        parts = [p.strip() for p in text.split(",")]
+        if kinds[-1] is Ellipsis:
+            return tuple(convert(kinds[0], p) for p in parts)
+        if len(parts) != len(kinds):
+            raise ValueError(f"takes {len(kinds)} values separated by commas, got {text!r}")
+        return tuple(convert(k, p) for k, p in zip(kinds, parts, strict=True))
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError(f"takes {'a whole number' if hint is int else 'a number'}, got {text!r}") from None
+    return text
+
+
+def check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises `UserError` where a value breaks the choices or bounds of its flag."""
+    meta, name = field.metadata, f"--{field.name}"
+    if value is None:
+        return
+    for v in value if isinstance(value, tuple) else (value,):
+        if meta["choices"] is not None and v not in meta["choices"]:
+            raise UserError(f"{name} is {v!r}; it must be one of: {', '.join(map(str, meta['choices']))}.")
+        if meta["low"] is not None and v < meta["low"]:
+            raise UserError(f"{name} is {v}; it must be at least {meta['low']}.")
+        if meta["high"] is not None and v > meta["high"]:
+            raise UserError(f"{name} is {v}; it must be at most {meta['high']}.")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) if value else "none"
+    return "none" if value is None or value == "" else str(value)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+def build(cls: type, description: str, presets: Presets | None = None) -> argparse.ArgumentParser:
+    """The `argparse` parser of an option class of groups; absent flags stay absent in its result."""
+    parser = _Parser(
+        description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+    )
+    if presets:
+        text = "Settings for a memory size; every flag given beside it wins."
+        parser.add_argument("--preset", choices=sorted(presets), help=text)
+    for outer, group_cls in groups_of(cls):
+        section = parser.add_argument_group(outer.metadata.get("title", outer.name))
+        hints = typing.get_type_hints(group_cls)
+        for field in dataclasses.fields(group_cls):
+            hint, meta = hints[field.name], field.metadata
+            extra = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
+            text = f"{meta['help']}{extra} [{_shown(field.default)}]".replace("%", "%%")
+            if _unwrap(hint) is bool:
+                section.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=text)
+            elif _repeats(hint):
+                section.add_argument(f"--{field.name}", action="append", metavar="TEXT", help=text)
+            else:
+                section.add_argument(f"--{field.name}", metavar=_metavar(hint), help=text)
+    return parser
+
+
+def _metavar(hint: Any) -> str:
+    hint = _unwrap(hint)
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        one = _metavar(kinds[0])
+        return f"{one},..." if kinds[-1] is Ellipsis else ",".join([one] * len(kinds))
+    return {int: "N", float: "X"}.get(hint, "TEXT")
+
+
+def join_negative(argv: Sequence[str]) -> list[str]:
+    """Joins `--flag -1000,400` to `--flag=-1000,400`, which argparse would take for another flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and NEGATIVE.match(word) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def parse(
+    cls: type[T],
+    description: str,
+    argv: Sequence[str] | None = None,
+    presets: Presets | None = None,
+) -> T:
+    """Parses a command line into an option class: defaults, then the preset, then the flags given.
+
+    Args:
+        cls: A frozen dataclass whose fields are groups (see `group`), each a frozen dataclass of flags (see `flag`).
+        description: What the command does, for `--help`.
+        argv: The words after the command's name; `None` reads `sys.argv`.
+        presets: Named sets of flag values for `--preset`.
+
+    Raises:
+        UserError: An unknown flag, or a value of the wrong type or outside its bounds.
+    """
+    parser = build(cls, description, presets)
+    given = vars(parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv)))
+    preset = (presets or {}).get(given.pop("preset", ""), {})
+    made = {}
+    for outer, group_cls in groups_of(cls):
+        hints = typing.get_type_hints(group_cls)
+        values = {}
+        for field in dataclasses.fields(group_cls):
+            if field.name in given:
+                values[field.name] = _from_word(field.name, hints[field.name], given[field.name])
+            elif field.name in preset:
+                values[field.name] = preset[field.name]
+            if field.name in values:
+                check(field, values[field.name])
+        made[outer.name] = group_cls(**values)
+    return cls(**made)
+
+
+def _from_word(name: str, hint: Any, word: Any) -> Any:
+    if isinstance(word, bool):
+        return word
+    if isinstance(word, list):
+        return tuple(word)
+    try:
+        return convert(hint, word)
+    except ValueError as error:
+        raise UserError(f"--{name} {error}.") from None
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+    """An option class as nested plain values, for JSON."""
+    return dataclasses.asdict(options)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """The option class that `to_dict` wrote, JSON's lists made tuples again; unknown names raise `UserError`."""
+    made = {}
+    for outer, group_cls in groups_of(cls):
+        known = {f.name for f in dataclasses.fields(group_cls)}
+        stored = dict(values.get(outer.name, {}))
+        unknown = sorted(set(stored) - known)
+        if unknown:
+            names = ", ".join(unknown)
+            raise UserError(f"{source} holds options this version does not know: {names}. Use the version that wrote it.")
+        made[outer.name] = group_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    return cls(**made)

@@ -1,0 +1,1 @@
+"""Tools that know nothing of chest CT cohorts or networks; `util` imports nothing of the project but `util`."""
