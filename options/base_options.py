@@ -11,7 +11,8 @@ from options.parser import flag
 class DataOptions:
     """What the cohort is and how it is read."""
 
-    dataroot: str = flag("", "Folder with img/, gtlung/, clinical.csv or .xlsx, and optionally splits.json, prompts.csv.")
+    dataroot: str = flag(
+        "", "Folder with img/, gtlung/, clinical.csv or .xlsx, and optionally splits.json, prompts.csv.")
     template: str = flag("auto", "How rows become text: aiib23, osic, auto (COLUMN is VALUE), or a YAML file.")
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag("", "Table column that names the patient, so that one patient never is in two splits.")
@@ -26,13 +27,31 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class PatchOptions:
+    """How patches are cut from volumes."""
+
+    patch_size: tuple[int, int, int] = flag(
+        (128, 128, 64), "Voxels of a training patch along the left-right, back-front and foot-head axes.", low=4)
+    lung_share: float = flag(0.8, "Share of patches centred on a lung voxel; the others lie anywhere.", low=0, high=1)
+    augment: float = flag(
+        0.0, "Share of patches turned and scaled by at most 5 degrees and 5 %; never flipped. It smooths noise a little.",
+        low=0, high=1)
+    num_workers: int = flag(0, "Processes that prepare patches, beside each training process.", low=0, high=64)
+
+
+@dataclass(frozen=True)
 class TextOptions:
     """How text becomes an embedding."""
 
     text_encoder: str = flag(
         "table", "Folder or hub id of a transformers CLIP or BERT model, medclip:FILE, or table (no language).")
     text_revision: str = flag("", "Revision of a hub model.")
-    text_mode: str = flag("phrases", "One token a phrase, or the encoder's own tokens.", choices=("phrases", "sentence"))
+    text_mode: str = flag(
+        "phrases", "One token a phrase, or the encoder's own tokens.", choices=("phrases", "sentence"))
+    medclip_bert: str = flag("", "Folder of MedCLIP's BERT (config, tokenizer), if it is not beside the checkpoint.")
+    whitening: float = flag(
+        0.25, "How far the spread of the training phrases is evened out (0: not, 0.5: equal in all directions).",
+        low=0, high=0.5)
     number_tokens: bool = flag(
         True, "Give a number's size beside the text of its phrase, so that unseen values lie between seen ones.")
     attribute_dropout: float = flag(0.1, "Probability with which training leaves out each phrase.", low=0, high=0.9)

@@ -37,6 +37,12 @@ def flag(
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
+def argument(help: str) -> Any:
+    """A field that is a required word without a flag, shown in `--help` by its name."""
+    metadata = {"help": help, "choices": None, "low": None, "high": None, "positional": True}
+    return dataclasses.field(metadata=metadata)
+
+
 def group(cls: type[T], title: str) -> Any:
     """A field that holds a whole group of flags, shown under `title` in `--help`."""
     return dataclasses.field(default_factory=cls, metadata={"title": title})
@@ -120,6 +126,9 @@ def build(cls: type, description: str, presets: Presets | None = None) -> argpar
         hints = typing.get_type_hints(group_cls)
         for field in dataclasses.fields(group_cls):
             hint, meta = hints[field.name], field.metadata
+            if meta.get("positional"):
+                section.add_argument(field.name, help=meta["help"])
+                continue
             extra = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
             text = f"{meta['help']}{extra} [{_shown(field.default)}]".replace("%", "%%")
             if _unwrap(hint) is bool:
@@ -156,6 +165,7 @@ def parse(
     description: str,
     argv: Sequence[str] | None = None,
     presets: Presets | None = None,
+    start: T | None = None,
 ) -> T:
     """Parses a command line into an option class: defaults, then the preset, then the flags given.
 
@@ -164,6 +174,7 @@ def parse(
         description: What the command does, for `--help`.
         argv: The words after the command's name; `None` reads `sys.argv`.
         presets: Named sets of flag values for `--preset`.
+        start: Values in place of the defaults, such as those of a run that goes on.
 
     Raises:
         UserError: An unknown flag, or a value of the wrong type or outside its bounds.
@@ -174,7 +185,7 @@ def parse(
     made = {}
     for outer, group_cls in groups_of(cls):
         hints = typing.get_type_hints(group_cls)
-        values = {}
+        values = vars(getattr(start, outer.name)).copy() if start is not None else {}
         for field in dataclasses.fields(group_cls):
             if field.name in given:
                 values[field.name] = _from_word(field.name, hints[field.name], given[field.name])

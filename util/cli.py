@@ -18,6 +18,8 @@ UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
 class UserError(Exception):
     """Bad input: the message names the file or flag, the rule, the value that came and what to do."""
 
+    code = 2  # the command's exit code
+
 
 class _AboveProgressBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
@@ -46,7 +48,7 @@ def run(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         log.error("%s", error)
-        sys.exit(2)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         log.error("Interrupted.")
         sys.exit(130)

@@ -1,0 +1,163 @@
+"""What is known of a table's columns: how a value is said, what is no value, its role, and what it implies for others.
+
+A template (YAML in `data/templates/`) has `columns`, and `unknown` values for all of them. It may say of a column:
+
+    phrase:   "Patient age: {value}."          how it is said (default "COLUMN is {value}")
+    phrases:  {"Yes": "Exposure present."}     wording for single values, before `phrase`
+    values:   {"1": Alive}                     what codes mean
+    unknown:  [99999]                          further values that mean "not known"
+    kind:     category, number, date, text     number is checked; date: days for `phrase`, or said as it is
+    role:     exposure, demographic, mediator, outcome, acquisition, id (never said)
+    unit, digits, absolute                     the unit shown, digits after the point, a number without its sign
+    implies:  [{when: [Never smoker], drop: [PACK-YEARS]}, {unless: [CTD-ILD], drop: [TYPE CTD]}]
+
+Columns it does not name are said as "COLUMN is VALUE".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from util.cli import UserError
+
+TEMPLATES = Path(__file__).parent / "templates"
+ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
+KINDS = ("category", "number", "date", "text")
+UNKNOWN = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "not available", "unknown"))
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_ID = re.compile(r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index|")
+_ROLE_WORDS = {
+    "demographic": ("age", "sex", "gender", "ethnicity", "race", "height", "weight", "bmi"),
+    "acquisition": (
+        "kernel", "kvp", "contrast", "contrast agent", "scanner", "manufacturer", "slice thickness", "dose", "site"),
+    "outcome": ("label", "outcome", "survival", "death", "mortality"),
+}
+
+
+def plain(value: object) -> str:
+    """A raw table value as text: stripped, and a whole number without ".0"."""
+    text = " ".join(str(value).split())
+    whole = _WHOLE.fullmatch(text)
+    return whole.group(1) if whole else text
+
+
+def same_key(value: object) -> str:
+    """What two ways of writing a value have in common: `Never-smoker` is `never smoker`; a sign stays."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", plain(value)).casefold()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Columns without meaning when a column's known value is among `when`, or is not among `unless`."""
+
+    drop: tuple[str, ...]
+    when: frozenset[str] | None = None
+    unless: frozenset[str] | None = None
+
+    def applies(self, value: str) -> bool:
+        key = same_key(value)
+        return key in self.when if self.when is not None else key not in (self.unless or frozenset())
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a template knows of one column; values are looked up by `same_key`."""
+
+    name: str
+    role: str = "exposure"
+    kind: str = "text"
+    phrase: str = ""
+    phrases: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
+    unit: str = ""
+    digits: int | None = None
+    absolute: bool = False
+    implies: tuple[Rule, ...] = ()
+
+    def shown(self, raw: object) -> str:
+        """The value as the text says it, "" where it is not known; a number that is none raises `UserError`."""
+        text = plain(raw)
+        if same_key(text) in self.unknown:
+            return ""
+        text = self.values.get(same_key(text), text)
+        if self.kind not in ("number", "date"):
+            return text
+        number = as_number(text)
+        if number is None:
+            if self.kind == "date":
+                return text
+            raise UserError(f"Column {self.name!r} must hold a number, and holds {text!r}. Correct it, or leave it "
+                            "empty where it is not known.")
+        if self.absolute:
+            number, text = abs(number), text.lstrip("+-")
+        return text if self.digits is None else plain(f"{number:.{self.digits}f}")
+
+    def say(self, shown: str) -> str:
+        """The phrase of a value as `shown` gives it."""
+        automatic = f"{self.name} is {shown}"
+        if self.kind == "date" and as_number(shown) is None:
+            return automatic
+        pattern = self.phrases.get(same_key(shown), self.phrase)
+        return pattern.replace("{value}", shown).replace("{unit}", self.unit) if pattern else automatic
+
+
+def as_number(text: str) -> float | None:
+    """The finite number that a text is, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def guess_role(column: str) -> str:
+    """The role of a column that no template knows, by its name; an exposure where the name tells nothing."""
+    name = same_key(column)
+    if _ID.fullmatch(name):
+        return "id"
+    return next((role for role, words in _ROLE_WORDS.items() if name in words), "exposure")
+
+
+def read_columns(path: Path) -> dict[str, Column]:
+    """The columns of a template file; raises `UserError` for what breaks the format above."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
+        raise UserError(f"--template {path} is neither auto, {names} nor a YAML file that can be read.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Template {path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("columns"), dict):
+        raise UserError(f"Template {path} must be a mapping with an entry `columns`; see data/templates/aiib23.yaml.")
+    unknown = UNKNOWN | frozenset(map(same_key, raw.get("unknown", [])))
+    return {str(c): _column(path, str(c), entry or {}, unknown) for c, entry in raw["columns"].items()}
+
+
+def _column(path: Path, name: str, entry: dict[str, Any], unknown: frozenset[str]) -> Column:
+    allowed = {"phrase", "phrases", "values", "unknown", "kind", "role", "unit", "digits", "absolute", "implies"}
+    where = f"Template {path}, column {name!r}"
+    if wrong := sorted(set(entry) - allowed):
+        raise UserError(f"{where}: unknown entries {', '.join(wrong)}; known are {', '.join(sorted(allowed))}.")
+    kind, role = entry.get("kind", "text"), entry.get("role", "exposure")
+    for key, value, choices in (("kind", kind, KINDS), ("role", role, ROLES)):
+        if value not in choices:
+            raise UserError(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}.")
+    rules = []
+    for rule in entry.get("implies", []):
+        if set(rule) not in ({"when", "drop"}, {"unless", "drop"}):
+            raise UserError(f"{where}: `implies` takes `drop` with `when` or with `unless`; it has {', '.join(rule)}.")
+        sets = {k: frozenset(map(same_key, rule[k])) for k in ("when", "unless") if k in rule}
+        rules.append(Rule(tuple(rule["drop"]), **sets))
+    simple = {k: entry[k] for k in ("phrase", "unit", "digits", "absolute") if k in entry}
+    maps: dict[str, Any] = {
+        k: {same_key(a): str(b) for a, b in entry.get(k, {}).items()} for k in ("phrases", "values")}
+    extra = frozenset(map(same_key, entry.get("unknown", [])))
+    return Column(name, role=role, kind=kind, unknown=unknown | extra, implies=tuple(rules), **simple, **maps)

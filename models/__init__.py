@@ -1,0 +1,10 @@
+"""Text encoders and generative models.
+
+To add a generative model: write `models/<name>_model.py` with a subclass of `models.base.GenerativeModel` under
+`@MODELS.register("<name>")`, and import it below; `--model <name>` then trains and tests it.
+To add a text encoder or a fusion unit: the same with `ENCODERS` (models/text_encoder.py) or `FUSIONS` (models/fusion.py).
+"""
+
+from models import pix2pixhd_model
+
+__all__ = ["pix2pixhd_model"]

@@ -1,0 +1,68 @@
+"""What a generative model offers to the trainer and to test.py; the trainer knows no GAN, no CT and no text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.registry import Registry
+from models.text_base import TextEmbedding
+from options.train_options import TrainOptions
+
+Batch = Mapping[str, Any]
+Update = Callable[[str, Tensor], None]  # (network, loss): backward pass and optimiser step of that network
+Tiler = Callable[..., Tensor]  # (function of tiles, whole tensors) -> whole tensor, see util/inference.py
+
+MODELS: Registry[type[GenerativeModel]] = Registry("--model")
+
+
+class GenerativeModel(ABC):
+    """Base of all models.
+
+    `networks` are the trained ones by name. The trainer may replace them by wrapped ones (several processes, compiled);
+    `raw` always holds the networks themselves.
+    """
+
+    networks: dict[str, nn.Module]
+    raw: dict[str, nn.Module]
+    ema_network: str  # the network that is averaged over steps, and generates
+    size_multiple: int  # every side of a patch or tile is a multiple of this
+    noise_channels: int
+
+    @abstractmethod
+    def __init__(self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True) -> None:
+        """Builds the networks; K = `n_labels` channels of the one-hot mask, `training` for what only training needs."""
+
+    @abstractmethod
+    def param_groups(self) -> dict[str, list[dict[str, Any]]]:
+        """Per network the optimiser's groups: `params`, `lr`, and `from_epoch` where learning starts later."""
+
+    @abstractmethod
+    def training_step(self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update) -> dict[str, Tensor]:
+        """One step.
+
+        Args:
+            batch: `image` `(B,1,X,Y,Z)`, `mask` `(B,K,X,Y,Z)`, `coords` `(B,3,X,Y,Z)`, `noise` `(B,N,X,Y,Z)`.
+            text: Embedding of the batch's prompts.
+            other: Embedding of other cases' prompts, that do not belong to the images.
+            update: Called once a network with its loss.
+
+        Returns:
+            Loss terms by name, detached.
+        """
+
+    @abstractmethod
+    def generate(
+        self, network: nn.Module, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding, tiler: Tiler
+    ) -> Tensor:
+        """A whole volume `(1,1,X,Y,Z)` in [-1, 1], float32.
+
+        Args:
+            network: The generating network (its moving average, usually).
+            mask: `(1,K,X,Y,Z)` one-hot; `coords`: `(1,3,X,Y,Z)`; `noise`: `(1,N,X,Y,Z)`.
+            text: Embedding of one prompt.
+            tiler: Runs a function of tiles over the volume.
+        """

@@ -1,0 +1,107 @@
+"""The cohort's own CLIP (Radford et al. 2021, arXiv 2103.00020): volume encoder, text encoder, tokenizer, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import models as tokenizer_models
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+WIDTH = 128
+# transformers pools at the largest id instead of at the end when the end token is number 2, so <unk> takes that number.
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unk>", "eos_token": "<end>"}
+
+
+def make_tokenizer(texts: Sequence[str], limit: int, vocabulary: int = 2000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of these texts, for which no character is unknown and a number is its digits.
+
+    Args:
+        texts: The training prompts.
+        limit: Most tokens that the model takes.
+        vocabulary: Most entries.
+    """
+    special = list(SPECIAL.values())
+    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    start, end = ((SPECIAL[k], tokenizer.token_to_id(SPECIAL[k])) for k in ("bos_token", "eos_token"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start[0]} $A {end[0]}", special_tokens=[start, end])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=limit, **SPECIAL)
+
+
+def make_text_model(tokenizer: PreTrainedTokenizerFast, layers: int = 2) -> CLIPTextModelWithProjection:
+    """A small CLIP text model, untrained, for this tokenizer."""
+    return CLIPTextModelWithProjection(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
+        num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
+
+
+class _Block(nn.Module):
+    """Convolution of stride 2 with a residual convolution, normalised over channels."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.down = nn.Conv3d(channels_in, channels_out, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(4, channels_out)
+        self.same = nn.Conv3d(channels_out, channels_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.same(F.silu(self.norm(x)))
+
+
+class VolumeEncoder(nn.Module):
+    """A small 3D network whose features are averaged over each label of the mask, for a lung's average tells its density.
+
+    Args:
+        labels: Channels of the one-hot mask.
+        channels: Features of the two levels.
+    """
+
+    def __init__(self, labels: int, channels: tuple[int, int] = (16, 32)) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(_Block(1 + labels, channels[0]), _Block(channels[0], channels[1]))
+        self.head = nn.Sequential(
+            nn.Linear((1 + channels[1]) * labels, 2 * WIDTH), nn.SiLU(), nn.LayerNorm(2 * WIDTH),
+            nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """`(B,C)` of `image` `(B,1,X,Y,Z)` in [-1, 1] and `mask` `(B,K,X,Y,Z)`."""
+        features = self.blocks(torch.cat([image, mask], 1))
+        share = F.adaptive_avg_pool3d(mask, features.shape[2:])
+        return self.head(torch.cat([average(image, mask), average(features, share)], 1))
+
+
+def average(features: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each of C features over each of K labels, `(B,K*C)`; zero for an absent label."""
+    weight = mask.flatten(2)
+    total = torch.einsum("bcv,bkv->bkc", features.flatten(2), weight)
+    return (total / weight.sum(-1, keepdim=True).clamp_min(1e-6)).flatten(1)
+
+
+def contrastive_loss(volumes: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of paired embeddings `(B,C)`; `scale` is the logarithm of the inverse temperature."""
+    logits = scale.exp() * F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def retrieval(volumes: Tensor, texts: Tensor) -> dict[str, float]:
+    """Share of pairs `(N,C)` whose partner is the best, or among the five best, of all N (both ways averaged)."""
+    similar = F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
+    own = similar.diagonal()[:, None]
+    ranks = torch.cat([(similar > own).sum(1), (own < similar.T).sum(1)])
+    n = len(similar)
+    return {"pairs": n, "top1": (ranks < 1).float().mean().item(), "top5": (ranks < 5).float().mean().item(),
+            "chance_top1": 1 / n, "chance_top5": min(1.0, 5 / n)}

@@ -1,0 +1,136 @@
+"""Fusion units: how a text embedding changes the features of the generator.
+
+Every unit takes `(x, text)` and returns features of the shape of `x`, and is the identity at initialisation, so that
+training starts from the unconditional network. To add one: write it, register it, and name it with `--fusion`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.registry import Registry
+from models.text_base import TextEmbedding
+from options.train_options import GeneratorOptions
+
+FUSIONS: Registry[type[FusionUnit]] = Registry("--fusion")
+
+
+class FusionUnit(nn.Module):
+    """Base of all units.
+
+    Args:
+        channels: C of the features `(B, C, X, Y, Z)`.
+        text_width: Width of the text embedding.
+        options: Hidden width and heads.
+    """
+
+    def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        raise NotImplementedError
+
+
+@FUSIONS.register("none")
+class NoFusion(FusionUnit):
+    """Leaves the features alone."""
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        return x
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The layer with its parameters at zero, so that a residual branch starts silent."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+@FUSIONS.register("concat")
+class ConcatFusion(FusionUnit):
+    """Repeats the pooled text at every voxel, concatenates it, and adds a projection of both."""
+
+    def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__(channels, text_width, options)
+        self.text = nn.Sequential(nn.Linear(text_width, options.text_hidden), nn.SiLU())
+        self.project = zero(nn.Conv3d(channels + options.text_hidden, channels, 1))
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        repeated = self.text(text.pooled)[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
+        return x + self.project(torch.cat([x, repeated.to(x.dtype)], 1))
+
+
+class Affine(nn.Module):
+    """Scale and shift of channels by a two-layer perceptron of the pooled text (DF-GAN, Tao et al. 2022, eq. 2)."""
+
+    def __init__(self, channels: int, text_width: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), nn.Linear(hidden, 2 * channels))
+        # Text tells from the first step on, but softly: both halves start near zero.
+        nn.init.normal_(self.mlp[2].weight, std=0.02)
+        nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        scale, shift = self.mlp(text.pooled)[:, :, None, None, None].to(x.dtype).chunk(2, 1)
+        return x * (1 + scale) + shift
+
+
+@FUSIONS.register("affine")
+class AffineFusion(FusionUnit):
+    """Two affine layers with a non-linearity after each, on a residual branch that starts silent (DF-GAN's block)."""
+
+    def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__(channels, text_width, options)
+        self.first = Affine(channels, text_width, options.text_hidden)
+        self.second = Affine(channels, text_width, options.text_hidden)
+        self.project = zero(nn.Conv3d(channels, channels, 1))
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        h = F.silu(self.first(x, text))
+        h = F.silu(self.second(h, text))
+        return x + self.project(h)
+
+
+@FUSIONS.register("attention")
+class AttentionFusion(FusionUnit):
+    """Voxels attend to text tokens: queries from voxels, keys and values from tokens, padding masked."""
+
+    def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__(channels, text_width, options)
+        self.heads = options.attention_heads
+        width = -(-channels // self.heads) * self.heads
+        self.norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, width)
+        self.key_value = nn.Linear(text_width, 2 * width)
+        self.project = zero(nn.Linear(width, channels))
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        b, c, *size = x.shape
+        voxels = x.movedim(1, -1).reshape(b, -1, c)  # (B, V, C)
+        q = self._split(self.query(self.norm(voxels)))
+        # A null token (zeros) beside the text's: an empty prompt stays finite, and a voxel may look away from all.
+        tokens = F.pad(text.tokens, (0, 0, 1, 0)).to(voxels.dtype)
+        valid = F.pad(text.valid, (1, 0), value=True)
+        k, v = (self._split(t) for t in self.key_value(tokens).chunk(2, -1))
+        attended = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=valid[:, None, None, :])
+        out = self.project(attended.transpose(1, 2).flatten(2))  # (B, V, C)
+        return x + out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
+
+    def _split(self, t: Tensor) -> Tensor:
+        """`(B, N, W)` to heads `(B, H, N, W/H)`."""
+        return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+@FUSIONS.register("both")
+class BothFusion(FusionUnit):
+    """Cross-attention, then affine."""
+
+    def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__(channels, text_width, options)
+        self.attention = AttentionFusion(channels, text_width, options)
+        self.affine = AffineFusion(channels, text_width, options)
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        return self.affine(self.attention(x, text), text)

@@ -1,0 +1,162 @@
+"""The generator of pix2pixHD in 3D: a global generator, local enhancers around it, and text fused in.
+
+Shapes in comments leave out the batch: `(channels, size)` with size 1 for full resolution, 1/2, 1/4 ...
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.fusion import FUSIONS, FusionUnit
+from models.layers import ResBlock, Upsample, conv
+from models.text_base import TextEmbedding
+from options.train_options import GeneratorOptions
+
+
+def input_channels(options: GeneratorOptions, n_labels: int) -> int:
+    """Channels the generator reads: one-hot mask, coordinates, noise."""
+    return n_labels + 3 * options.coord_channels + options.noise_channels
+
+
+def size_multiple(options: GeneratorOptions) -> int:
+    """Every side of a patch or tile, and every start of a tile, is a multiple of this."""
+    return 2 ** (options.n_downsample_global + options.n_local_enhancers)
+
+
+class Stage(nn.Module):
+    """Residual blocks with text fused in before them; shape stays."""
+
+    def __init__(self, channels: int, blocks: int, text_width: int, options: GeneratorOptions, fuse: bool) -> None:
+        super().__init__()
+        self.fusion: FusionUnit = FUSIONS[options.fusion if fuse else "none"](channels, text_width, options)
+        self.blocks = nn.ModuleList(ResBlock(channels, options.norm, options.padding) for _ in range(blocks))
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        x = self.fusion(x, text)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """One doubling of resolution: upsample, add the skip connection, convolve, fuse text."""
+
+    def __init__(self, c_in: int, c_out: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__()
+        self.up = Upsample(c_in, c_out)
+        self.merge = conv(c_out, c_out, options.norm, options.padding)
+        fuse = options.fusion_at == "all"
+        self.fusion: FusionUnit = FUSIONS[options.fusion if fuse else "none"](c_out, text_width, options)
+
+    def forward(self, x: Tensor, skip: Tensor | None, text: TextEmbedding) -> Tensor:
+        x = self.up(x)
+        x = self.merge(x if skip is None else x + skip)
+        return self.fusion(x, text)
+
+
+class GlobalGenerator(nn.Module):
+    """Encoder, residual blocks and decoder; features `(ngf, 1)` at the resolution of its input.
+
+    Args:
+        c_in: Channels read, see `input_channels`.
+        ngf: Channels at full resolution, doubled with every halving.
+        text_width: Width of the text embedding.
+        options: Depth, norm, padding, skips and fusion.
+    """
+
+    def __init__(self, c_in: int, ngf: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__()
+        norm, padding, depth = options.norm, options.padding, options.n_downsample_global
+        widths = [ngf * 2**i for i in range(depth + 1)]
+        self.skip = options.skip
+        self.stem = conv(c_in, ngf, norm, padding)
+        self.down = nn.ModuleList(conv(widths[i], widths[i + 1], norm, padding, stride=2) for i in range(depth))
+        self.bottleneck = Stage(widths[-1], options.n_blocks_global, text_width, options, fuse=True)
+        self.decoders = nn.ModuleList(
+            Decoder(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth)))
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        x = self.stem(x)  # (ngf, 1)
+        skips = []
+        for down in self.down:
+            skips.append(x if self.skip else None)
+            x = down(x)  # (2^i ngf, 1/2^i)
+        x = self.bottleneck(x, text)
+        for decoder in self.decoders:
+            x = decoder(x, skips.pop(), text)
+        return x
+
+
+class LocalEnhancer(nn.Module):
+    """Doubles the resolution of coarser features (pix2pixHD, Wang et al. 2018, section 3.1).
+
+    It encodes the condition at its own resolution, adds the coarser generator's features at half of it, and decodes.
+    """
+
+    def __init__(self, c_in: int, width: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__()
+        self.skip = options.skip
+        self.stem = conv(c_in, width, options.norm, options.padding)
+        self.down = conv(width, 2 * width, options.norm, options.padding, stride=2)
+        fuse = options.fusion_at == "all"
+        self.stage = Stage(2 * width, options.n_blocks_local, text_width, options, fuse)
+        self.decoder = Decoder(2 * width, width, text_width, options)
+
+    def forward(self, condition: Tensor, coarse: Tensor, text: TextEmbedding) -> Tensor:
+        fine = self.stem(condition)  # (width, 1)
+        x = self.stage(self.down(fine) + coarse, text)  # (2 width, 1/2)
+        return self.decoder(x, fine if self.skip else None, text)
+
+
+class Generator(nn.Module):
+    """From mask, coordinates, noise and text to a volume.
+
+    Args:
+        options: Architecture.
+        n_labels: K, channels of the one-hot mask.
+        text_width: Width of the text embedding.
+    """
+
+    def __init__(self, options: GeneratorOptions, n_labels: int, text_width: int) -> None:
+        super().__init__()
+        self.options = options
+        c_in, n = input_channels(options, n_labels), options.n_local_enhancers
+        self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
+        self.enhancers = nn.ModuleList(
+            LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n)))
+        # Noise enters once more beside the last features, so that texture needs no skip connection to get there.
+        c_last = options.ngf + options.noise_channels
+        self.texture = conv(c_last, options.ngf, options.norm, options.padding)
+        self.head = nn.Conv3d(options.ngf, 1, 3, padding=1, padding_mode=options.padding)
+
+    def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
+        """Generates.
+
+        Args:
+            mask: `(B, K, X, Y, Z)` one-hot.
+            coords: `(B, 3, X, Y, Z)` place in the whole volume, -1 to 1; not read without `--coord_channels`.
+            noise: `(B, noise_channels, X, Y, Z)` standard normal.
+            text: Embedding of B prompts.
+
+        Returns:
+            `(B, 1, X, Y, Z)` in [-1, 1], float32.
+        """
+        condition = torch.cat([mask, coords, noise] if self.options.coord_channels else [mask, noise], 1)
+        pyramid = [condition]
+        for _ in self.enhancers:
+            pyramid.append(F.avg_pool3d(pyramid[-1], 2))
+        x = self._run(self.global_generator, pyramid.pop(), text)
+        for enhancer in self.enhancers:
+            x = self._run(enhancer, pyramid.pop(), x, text)
+        x = self.texture(torch.cat([x, noise.to(x.dtype)], 1))
+        # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.tanh(self.head(x.float()))
+
+    def _run(self, stage: nn.Module, *inputs: Tensor | TextEmbedding) -> Tensor:
+        if self.options.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)

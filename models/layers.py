@@ -1,0 +1,83 @@
+"""Normalisation, convolutions and residual blocks in 3D that the networks are made of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Normalises the channels of each voxel on their own, so that a tile sees what the whole volume sees.
+
+    Args:
+        channels: C of the input `(B, C, X, Y, Z)`.
+        kind: `layer` (mean and variance; Ba et al. 2016) or `rms` (root mean square; Zhang & Sennrich 2019).
+    """
+
+    def __init__(self, channels: int, kind: str = "layer") -> None:
+        super().__init__()
+        self.kind = kind
+        # Scales stay 1-D: 4-D parameters cannot be turned to channels-last.
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if kind == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1)
+        dtype = x.dtype
+        if self.kind == "layer":
+            x = F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+        else:
+            x = F.rms_norm(x, self.weight.shape, self.weight, eps=1e-5)
+        return x.to(dtype).movedim(-1, 1)
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """The normalisation named by `--norm` for `(B, C, X, Y, Z)`."""
+    if kind in ("layer", "rms"):
+        return ChannelNorm(channels, kind)
+    if kind == "group":
+        return nn.GroupNorm(max(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    if kind == "batch":
+        return nn.BatchNorm3d(channels)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"unknown normalisation {kind!r}")
+
+
+def conv(c_in: int, c_out: int, norm: str, padding: str, stride: int = 1) -> nn.Sequential:
+    """A 3x3x3 convolution, its normalisation and SiLU; `(B, c_in, X, Y, Z)` to `(B, c_out, X/stride, ...)`."""
+    # A bias before a normalisation that takes the mean away has no gradient worth the name.
+    bias = norm in ("none", "rms")
+    return nn.Sequential(
+        nn.Conv3d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias),
+        make_norm(norm, c_out),
+        nn.SiLU(),
+    )
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around which the input passes unchanged (He et al. 2016); shape stays."""
+
+    def __init__(self, channels: int, norm: str, padding: str) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(channels, channels, norm, padding),
+            nn.Conv3d(channels, channels, 3, padding=1, padding_mode=padding),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: 1x1x1 convolution to `c_out` channels first, as it is cheaper there, then repetition."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.project = nn.Conv3d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.project(x), scale_factor=2.0, mode="nearest")

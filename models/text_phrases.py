@@ -1,0 +1,134 @@
+"""Prompts as sets of phrases: one token a phrase, no order, numbers by their size.
+
+A token is `[e ; z e / rms(e)]`. For most phrases e is the phrase's own standardised embedding and z = 0. A phrase that
+holds exactly one number, in a wording that training has seen with several numbers ("Patient age: #"), has the e of that
+wording, and z is the number standardised over the training prompts: what depends on size is linear in it, and 63 lies
+between 60 and 66 whether or not training has seen it (after xVal, Golkar et al. 2023, arXiv 2310.02989).
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.text_base import Prompts, TextEmbedding, TextEncoder, Values
+from util.wording import bare
+
+# A number that stands alone: no part of a word (T2, COVID-19), of a date, or of a list joined by commas without space.
+NUMBER = re.compile(r"(?<![\w.,/:-])[-+]?\d+(?:\.\d+)?(?![\w/:]|[-.,]\w)")
+SEVERAL = 3  # fewer different numbers than this are codes, not sizes
+
+
+class Numbers:
+    """The wordings with a number that training has seen, each with mean, SD and its most central phrase."""
+
+    def __init__(self) -> None:
+        self.stems: dict[str, dict[str, Any]] = {}
+
+    def fit(self, prompts: Prompts) -> None:
+        seen: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        for phrase in (bare(p) for prompt in prompts for p in prompt):
+            if parsed := parse_number(phrase):
+                seen[parsed[0]].append((parsed[1], phrase))
+        self.stems = {}
+        for stem, pairs in sorted(seen.items()):
+            if len({value for value, _ in pairs}) >= SEVERAL:
+                values = torch.tensor([v for v, _ in pairs], dtype=torch.float64)
+                mean, sd = values.mean().item(), values.std(correction=0).item()
+                central = min(pairs, key=lambda pair: (abs(pair[0] - mean), pair[1]))[1]
+                self.stems[stem] = {"mean": mean, "sd": sd, "phrase": central}
+
+    def locate(self, phrase: str) -> tuple[str, float]:
+        """The phrase whose embedding stands for this one, and z."""
+        parsed = parse_number(phrase)
+        known = self.stems.get(parsed[0]) if parsed else None
+        if parsed is None or known is None:
+            return phrase, 0.0
+        return known["phrase"], (parsed[1] - known["mean"]) / known["sd"]
+
+
+def parse_number(phrase: str) -> tuple[str, float] | None:
+    """The phrase with `#` for its number, and the number; None unless it holds exactly one."""
+    found = list(NUMBER.finditer(phrase))
+    if len(found) != 1:
+        return None
+    start, end = found[0].span()
+    return f"{phrase[:start]}#{phrase[end:]}", float(found[0].group())
+
+
+class PhraseEncoder(TextEncoder):
+    """Base of encoders that embed phrase by phrase; pooled is the sum of the tokens.
+
+    Args:
+        numbers: Whether sizes of numbers get channels of their own (doubles the width).
+    """
+
+    def __init__(self, numbers: bool) -> None:
+        self.numbers = Numbers() if numbers else None
+        self._index: dict[str, int] = {}
+        self._rows = torch.zeros(0, self.base)
+
+    @property
+    @abstractmethod
+    def base(self) -> int:
+        """Channels of a phrase's own embedding."""
+
+    @abstractmethod
+    def embed(self, phrases: Sequence[str]) -> Tensor:
+        """Standardised embeddings `(N, base)` of distinct phrases."""
+
+    @abstractmethod
+    def learn(self, phrases: Sequence[str]) -> None:
+        """Learns how to standardise from the distinct phrases of training."""
+
+    @property
+    def width(self) -> int:
+        return self.base if self.numbers is None else 2 * self.base
+
+    def fit(self, prompts: Prompts) -> None:
+        if self.numbers is not None:
+            self.numbers.fit(prompts)
+        self.learn(sorted({self._locate(p)[0] for prompt in prompts for p in prompt if bare(p)}))
+        self.forget()
+
+    def state(self) -> tuple[dict[str, Tensor], Values]:
+        return {}, {"numbers": {} if self.numbers is None else self.numbers.stems}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        if self.numbers is not None:
+            self.numbers.stems = dict(values["numbers"])
+        self.forget()
+
+    def forget(self) -> None:
+        """Empties the table of embedded phrases, after what they are standardised by has changed."""
+        self._index, self._rows = {}, torch.zeros(0, self.base)
+
+    def encode(self, prompts: Prompts) -> TextEmbedding:
+        located = [[self._locate(p) for p in prompt if bare(p)] for prompt in prompts]
+        new = [p for p in dict.fromkeys(p for prompt in located for p, _ in prompt) if p not in self._index]
+        if new:
+            self._index.update({p: len(self._index) + i for i, p in enumerate(new)})
+            self._rows = torch.cat([self._rows, self.embed(new)])
+        size = len(located), max([1, *map(len, located)])
+        index, z = torch.zeros(size, dtype=torch.long), torch.zeros(*size, 1)
+        valid = torch.zeros(size, dtype=torch.bool)
+        for i, prompt in enumerate(located):
+            index[i, :len(prompt)] = torch.tensor([self._index[p] for p, _ in prompt], dtype=torch.long)
+            z[i, :len(prompt), 0] = torch.tensor([size for _, size in prompt])
+            valid[i, :len(prompt)] = True
+        if not valid.any():
+            return TextEmbedding(torch.zeros(*size, self.width), valid, torch.zeros(size[0], self.width))
+        tokens = self._rows[index] * valid[..., None]
+        if self.numbers is not None:
+            rms = tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+            tokens = torch.cat([tokens, z * tokens / rms], -1)
+        return TextEmbedding(tokens, valid, tokens.sum(1))
+
+    def _locate(self, phrase: str) -> tuple[str, float]:
+        return (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))

@@ -1,0 +1,128 @@
+"""Flags of train.py, in groups; a component is handed its own group, never the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from options.base_options import DataOptions, PatchOptions, TextOptions
+from options.parser import flag, group
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run this is and what it writes when."""
+
+    name: str = flag("", "Name of the run: its folder below --checkpoints_dir.")
+    checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
+    continue_train: bool = flag(False, "Go on where the run stopped.")
+    overwrite: bool = flag(False, "Replace a run of this name.")
+    dry_run: bool = flag(False, "Check everything, print options, sizes, memory and time a step, and stop.")
+    gpu_ids: str = flag("", "GPUs to use, such as 0 or 0,1 (under torchrun); -1 for the CPU; empty: what is there.")
+    seed: int = flag(0, "Seed of weights, data order, crops and noise.", low=0)
+    log_freq: int = flag(10, "Steps between lines of log.jsonl.", low=1)
+    save_latest_freq: int = flag(500, "Steps between saves of latest/.", low=1)
+    save_epoch_freq: int = flag(0, "Epochs between saves of <epoch>/ (0: never).", low=0)
+    val_freq: int = flag(0, "Steps between validations and pictures (0: ten times a run).", low=0)
+    val_cases: int = flag(2, "Cases of the validation split looked at each time.", low=0)
+    val_effect: tuple[str, ...] = flag((), 'Attribute whose effect is followed in validation, as "COLUMN=A,B".')
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """The generator of pix2pixHD in 3D, and how text enters it."""
+
+    model: str = flag("pix2pixhd", "Kind of generative model.")
+    ngf: int = flag(32, "Channels at full resolution.", low=1)
+    n_downsample_global: int = flag(2, "Halvings in the global generator.", low=1, high=6)
+    n_blocks_global: int = flag(4, "Residual blocks at its coarsest scale.", low=0)
+    n_local_enhancers: int = flag(0, "Local enhancers around the global generator, each doubling the resolution.",
+                                  low=0, high=3)
+    n_blocks_local: int = flag(2, "Residual blocks in each local enhancer.", low=0)
+    skip: bool = flag(True, "U-Net connections from the encoder's scales to the decoder's.")
+    norm: str = flag("layer", "Normalisation; layer and rms act on the channels of one voxel, so that tiles agree.",
+                     choices=("layer", "rms", "group", "instance", "batch", "none"))
+    padding: str = flag("zeros", "What convolutions see beyond the border.", choices=("zeros", "reflect", "replicate"))
+    noise_channels: int = flag(1, "Channels of noise that give texture (0: none).", low=0, high=16)
+    coord_channels: bool = flag(True, "Tell the generator where in the whole volume each voxel lies.")
+    fusion: str = flag("affine", "How text enters: none, concat, affine, attention or both.")
+    fusion_at: str = flag("all", "Where text enters.", choices=("bottleneck", "all"))
+    attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
+    text_hidden: int = flag(64, "Hidden width of the text's multi-layer perceptrons.", low=1)
+    checkpoint_activations: bool = flag(False, "Recompute activations in the backward pass: less memory, more time.")
+
+
+@dataclass(frozen=True)
+class DiscriminatorOptions:
+    """PatchGANs at several scales of the input, shown the mask and the text."""
+
+    ndf: int = flag(32, "Channels of the first layer.", low=1)
+    num_D: int = flag(2, "Discriminators, each at half the resolution of the one before.", low=1, high=4)
+    n_layers_D: int = flag(3, "Strided layers in each.", low=1, high=6)
+    text_D: bool = flag(True, "Show the text to the discriminators, with mismatched text as negatives.")
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Terms of the generator's loss; a weight of 0 switches a term off and costs nothing."""
+
+    gan_mode: str = flag("lsgan", "Adversarial loss.", choices=("lsgan", "hinge"))
+    lambda_gan: float = flag(1.0, "Weight of the adversarial loss.", low=0)
+    lambda_feat: float = flag(10.0, "Weight of discriminator feature matching.", low=0)
+    lambda_l1: float = flag(10.0, "Weight of the voxel-wise absolute error.", low=0)
+    lambda_perceptual: float = flag(0.0, "Weight of the perceptual loss on slices of three planes.", low=0)
+    perceptual_weights: str = flag("", "File of torchvision VGG19 weights for it (empty: torch's own cache).")
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """Optimisers, schedule, precision."""
+
+    batch_size: int = flag(1, "Patches a step, over all processes.", low=1)
+    accumulate: int = flag(1, "Parts that a step's batch is worked off in (gradient accumulation).", low=1)
+    lr: float = flag(2e-4, "Learning rate of the generator.", low=0)
+    lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
+    beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
+    beta2: float = flag(0.999, "Adam's second decay rate.", low=0, high=1)
+    clip: float = flag(0.0, "Largest gradient norm (0: no clipping).", low=0)
+    ema: float = flag(0.999, "Decay of the moving average of the generator that is tested (0: none).", low=0, high=1)
+    niter: int = flag(100, "Epochs at the full learning rate.", low=0)
+    niter_decay: int = flag(100, "Epochs of linear decay to zero after them.", low=0)
+    max_steps: int = flag(0, "Steps in all, instead of epochs; the share of decay stays (0: by epochs).", low=0)
+    niter_fix_global: int = flag(0, "Epochs in which only the local enhancers learn.", low=0)
+    load_global: str = flag("", "Run whose trained global generator the local enhancers start from.")
+    precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16", "fp16"))
+    channels_last: bool = flag(True, "Memory format that convolutions are fastest in.")
+    compile: bool = flag(False, "torch.compile the networks.")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """All flags of train.py."""
+
+    run: RunOptions = group(RunOptions, "Run")
+    data: DataOptions = group(DataOptions, "Cohort")
+    patch: PatchOptions = group(PatchOptions, "Patches")
+    text: TextOptions = group(TextOptions, "Text")
+    generator: GeneratorOptions = group(GeneratorOptions, "Generator")
+    discriminator: DiscriminatorOptions = group(DiscriminatorOptions, "Discriminator")
+    loss: LossOptions = group(LossOptions, "Losses")
+    optim: OptimOptions = group(OptimOptions, "Optimisation")
+
+
+# Each preset holds only what differs from the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "ngf": 16, "n_downsample_global": 2, "n_blocks_global": 3, "ndf": 16, "n_layers_D": 2,
+        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 800, "precision": "bf16",
+        "lr": 1e-3, "lr_D": 5e-4,
+    },
+    "24gb": {
+        "ngf": 32, "n_downsample_global": 3, "n_blocks_global": 4, "patch_size": (128, 128, 64),
+        "batch_size": 2, "precision": "bf16",
+    },
+    "80gb": {
+        "ngf": 64, "n_downsample_global": 3, "n_blocks_global": 4, "ndf": 64, "patch_size": (192, 192, 96),
+        "batch_size": 2, "precision": "bf16",
+    },
+}

@@ -1,0 +1,255 @@
+"""Makes synthetic CT volumes with a trained run: masks and rows in, volumes, effects, metrics and a page out."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.arms import Arm, Change, check_change, own_arm, pairs, parse_change, varied_arms
+from data.cohort import Case, Cohort, load_cohort
+from data.prompts import Prompt, Template, load_prompts, load_template, sentence, split_free_text
+from data.volumes import atomic, has_suffix, load, to_hu, write_like
+from data.whole import Whole, WholeVolumes
+from models.sampler import LoadedRun, load_run
+from options.base_options import DataOptions
+from options.parser import parse, to_dict
+from options.test_options import TestOptions
+from util import cli, runs
+from util.checkpoint import read_json, write_json
+from util.cli import UserError, safe_name
+from util.devices import make_device
+from util.effects import EFFECT_COLUMNS, effect_rows
+from util.figures import Panel
+from util.metrics import METRIC_COLUMNS, metric_rows
+from util.regions import regions
+from util.results_page import ResultsPage
+
+log = logging.getLogger(__name__)
+
+VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
+RESULTS_FILE = "results.json"  # which run and flags a results folder belongs to
+
+Row = dict[str, Any]
+Hu = NDArray[np.floating]
+
+
+def open_run(options: TestOptions) -> LoadedRun:
+    m = options.model
+    return load_run(
+        runs.run_folder(m.checkpoints_dir, m.name), m.which_epoch, device=make_device(m.gpu_ids),
+        text_encoder=m.text_encoder, tile=m.tile, overlap=m.overlap, tile_batch=m.tile_batch,
+        use_average=m.use_average, seed=options.arms.seed)
+
+
+def data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
+    """How the run read its cohort, for the cohort of this test."""
+    return replace(run.options.data, dataroot=options.source.dataroot, strict=options.source.strict)
+
+
+@dataclass(frozen=True)
+class Test:
+    """The cases to generate and the changes to make."""
+
+    run: LoadedRun
+    data: DataOptions
+    cohort: Cohort
+    cases: Sequence[Case]
+    template: Template
+    written: Mapping[str, Prompt]  # prompts of the cohort's prompts.csv or of its rows
+    settings: Sequence[Change]
+    variations: Sequence[Change]
+    free: str
+    seed: int
+
+    def generate(self, whole: Whole, prompt: Prompt) -> Hu:
+        """`(X, Y, Z)` HU on the model's grid, without padding."""
+        made = self.run.sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
+        return to_hu(whole.unpad(made.numpy()), self.data.hu_window)
+
+
+def open_test(options: TestOptions, run: LoadedRun) -> Test:
+    """Checks cohort, splits and changes before anything is generated."""
+    data, source, arms = data_options(options, run), options.source, options.arms
+    cohort = load_cohort(data, need_images=False, seed=run.options.run.seed)
+    splits = run.folder / runs.SPLITS_FILE
+    if not (cohort.root / runs.SPLITS_FILE).exists() and splits.is_file() and _same_root(cohort.root, run):
+        cohort = replace(cohort, splits={k: tuple(v) for k, v in read_json(splits).items()})
+    cases = cohort.cases if source.split == "all" else cohort.split(source.split)
+    cases = cases[: source.how_many or len(cases)]
+    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
+    settings = [parse_change("--set", text, 1) for text in arms.set]
+    variations = [parse_change("--vary", text, 2) for text in arms.vary]
+    rows = [case.row for case in cohort.cases]
+    for flag, changes in (("--set", settings), ("--vary", variations)):
+        for change in changes:
+            check_change(flag, change, template, rows)
+            if change.column not in run.state["columns"]:
+                raise UserError(f"{flag}: the run {run.folder.name} was trained without the column {change.column!r}.")
+    return Test(run, data, cohort, cases, template, load_prompts(data, cohort.root, {case.id: case.row for case in cohort.cases}), settings, variations,
+                arms.prompt, arms.seed)
+
+
+def _same_root(root: Path, run: LoadedRun) -> bool:
+    return root.resolve() == Path(run.options.data.dataroot).resolve()
+
+
+class Writer:
+    """Writes a case's volumes and collects the rows of the tables and the panels of the page."""
+
+    def __init__(self, folder: Path, whole: Whole, test: Test) -> None:
+        self.folder, self.whole, self.test = folder, whole, test
+        self.volumes: list[Row] = []
+        self.panels: list[Panel] = []
+
+    def write(self, array: Hu, kind: str, name: str, title: str, dtype: Any, **values: str) -> None:
+        """One volume on the grid of the mask's file."""
+        file = f"volumes/{safe_name(self.whole.case.id)}{name}.nii.gz"
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_like(path, self.on_source(array), self.whole.case.mask, dtype)
+        row = dict.fromkeys(VOLUME_COLUMNS, "") | {
+            "file": file, "case": self.whole.case.id, "kind": kind, "seed": str(self.test.seed), **values}
+        self.volumes.append(row)
+        self.panels.append(self.panel(title, "difference" if kind == "difference" else "ct", array, file))
+
+    def on_source(self, array: Hu) -> Hu:
+        whole = self.whole
+        padded = np.zeros(whole.mask.shape[1:], np.float32)
+        padded[whole.inside] = array
+        return whole.restore(padded)
+
+    def panel(self, title: str, kind: Any, array: NDArray[Any], file: str | None = None) -> Panel:
+        return Panel(title, kind, array, voxel_sizes(self.whole.affine), file)
+
+
+def run_case(test: Test, whole: Whole, folder: Path, page: ResultsPage | None) -> tuple[list[Row], list[Row], list[Row]]:
+    """Generates all arms of a case; returns its rows of volumes.csv, effects.csv and metrics.csv."""
+    case, data = whole.case, test.data
+    changed = bool(test.settings)
+    own, row = own_arm(case, test.template, test.settings, None if changed else test.written[case.id], test.free)
+    writer = Writer(folder, whole, test)
+    volume = test.generate(whole, own.prompt)
+    writer.write(volume, "own", "", "generated", np.int16, prompt=sentence(own.prompt),
+                 **({"column": ";".join(c.column for c in test.settings),
+                     "value": ";".join(c.values[0] for c in test.settings)} if changed else {}))
+    where = regions(whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label)
+    effects, notes = [], _notes("--set", own)
+    for change in test.variations:
+        arms = varied_arms(row, test.template, change)
+        made = {arm.value: test.generate(whole, arm.prompt) for arm in arms}
+        for arm in arms:
+            writer.write(made[arm.value], "varied", f"__{safe_name(change.column)}={safe_name(arm.value)}",
+                         f"{change.column} = {arm.value}", np.int16, column=change.column, value=arm.value,
+                         prompt=sentence(arm.prompt))
+            notes += _notes(f"{change.column} = {arm.value}", arm)
+        for first, second in pairs(arms):
+            difference = (made[second.value] - made[first.value]).astype(np.float32)
+            name = f"{safe_name(first.value)}_to_{safe_name(second.value)}"
+            writer.write(difference, "difference", f"__{safe_name(change.column)}={name}",
+                         f"{change.column}: {second.value} minus {first.value}", np.float32,
+                         column=change.column, **{"from": first.value, "to": second.value})
+            effects += effect_rows(difference, where, case.id, change.column, first.value, second.value)
+    real = None if whole.image is None else to_hu(whole.unpad(whole.image[0].numpy()), data.hu_window)
+    metrics = metric_rows(case.id, volume, real, np.isin(whole.labels, data.lung_labels), data.hu_window)
+    if page is not None:
+        first_panels = [writer.panel("mask", "mask", whole.labels)]
+        generated, *others = writer.panels
+        given = [generated] if real is None else [generated, writer.panel("real scan", "ct", real)]
+        page.add_case(case.id, sentence(own.prompt) or "(nothing known)", notes, first_panels + given + others)
+    return writer.volumes, effects, metrics
+
+
+def _notes(what: str, arm: Arm) -> list[str]:
+    return [f"{what}: {', '.join(arm.dropped)} left the text, as it would contradict."] if arm.dropped else []
+
+
+def results_folder(options: TestOptions) -> Path:
+    """The folder of these results; raises `UserError` where another run's or other flags' results lie there."""
+    m, source = options.model, options.source
+    folder = Path(options.output.results_dir) / m.name / f"{source.split}_{m.which_epoch}"
+    if folder.exists() and any(folder.iterdir()) and not options.output.overwrite:
+        raise UserError(f"{folder} holds results already. Use --overwrite to replace them, or another --results_dir.")
+    return folder
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """A CSV file, whole or not at all."""
+    with atomic(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_cohort(options: TestOptions) -> Path:
+    """Generates every case of a split; returns the results folder."""
+    folder = results_folder(options)
+    run = open_run(options)
+    test = open_test(options, run)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    flags = {group: {k: v for k, v in values.items()} for group, values in to_dict(options).items()}
+    write_json(folder / RESULTS_FILE, {"run": run.folder.name, "step": run.state["step"], "options": flags})
+    title = f"{run.folder.name}: {options.source.split}, {options.model.which_epoch} (step {run.state['step']})"
+    page = ResultsPage(folder, title, run.options.data.hu_window) if options.output.page else None
+    least, multiple = run.options.patch.patch_size, [run.sampler.model.size_multiple] * 3
+    wholes = WholeVolumes(test.cases, run.labels, test.data, least, multiple)
+    tables: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
+    for whole in tqdm(_each(wholes), total=len(wholes), desc="generating", unit="case", disable=not cli.main_rank()):
+        for table, rows in zip(tables, run_case(test, whole, folder, page), strict=True):
+            table += rows
+    names = (("volumes.csv", VOLUME_COLUMNS), ("effects.csv", EFFECT_COLUMNS), ("metrics.csv", METRIC_COLUMNS))
+    for (name, columns), rows in zip(names, tables, strict=True):
+        write_table(folder / name, columns, rows)
+    if page is not None:
+        shown = {"test.py": {k: v for g in flags.values() for k, v in g.items()}, **to_dict(run.options)}
+        page.save(shown, tables[1], tables[2])
+    log.info("%d cases in %s", len(wholes), folder / ("index.html" if page else "volumes.csv"))
+    return folder
+
+
+def _each(wholes: WholeVolumes) -> Iterator[Whole]:
+    return (wholes[i] for i in range(len(wholes)))
+
+
+def test_mask(options: TestOptions) -> Path:
+    """One volume from one mask and a text; returns the file."""
+    source, out = options.source, Path(options.source.out)
+    if not source.out or not has_suffix(out.name) or not out.name.endswith((".nii", ".nii.gz")):
+        raise UserError(f"--out is {source.out!r}; with --mask it names the volume to write, ending in .nii.gz.")
+    if options.arms.vary or options.arms.set:
+        raise UserError("--set and --vary change a table's row; with --mask say everything in --prompt.")
+    if out.exists() and not options.output.overwrite:
+        raise UserError(f"--out {out} exists. Use --overwrite to replace it, or another name.")
+    run = open_run(options)
+    load(source.mask)  # its errors come before the network's work
+    case = Case(Path(source.mask).name, None, Path(source.mask), {})
+    least, multiple = run.options.patch.patch_size, [run.sampler.model.size_multiple] * 3
+    whole = WholeVolumes([case], run.labels, data_options(options, run), least, multiple)[0]
+    made = run.sampler(whole.mask, whole.coords, case.id, [p.text for p in split_free_text(options.arms.prompt)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_like(out, whole.restore(to_hu(made.numpy(), run.options.data.hu_window)), case.mask, np.int16)
+    log.info("Wrote %s", out)
+    return out
+
+
+def main() -> None:
+    options = parse(TestOptions, __doc__ or "")
+    if options.source.mask:
+        test_mask(options)
+    else:
+        test_cohort(options)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,298 @@
+"""Patches, whole volumes and the cache of prepared volumes."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from data import cache as cache_module
+from data.augment import turn
+from data.cache import Prepared, prepare
+from data.cohort import Case
+from data.dataset import Batch, PatchDataset, loader
+from data.geometry import coordinate_grid
+from data.volumes import load, to_unit, write_like
+from data.whole import WholeVolumes, padded_size
+from options.base_options import DataOptions, PatchOptions, TextOptions
+from util.cli import UserError
+
+SHAPE, LABELS, WINDOW = (24, 20, 16), (0, 1, 2, 3), (-1000.0, 400.0)
+AFFINE = np.diag([-1.5, -1.5, 2.0, 1.0])  # LPS
+
+
+def make_case(folder: Path, name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, empty: bool = False) -> Case:
+    """A case of noise with two lungs and an airway, in LPS; in RAS label 1 lies at lower indices of axis 0."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, np.uint8)
+    if not empty:
+        x, y, _ = shape
+        mask[x // 8: x // 3, y // 4: -y // 4, 2:-2] = 2  # the patient's right: low indices in LPS
+        mask[-x // 3: -x // 8, y // 4: -y // 4, 2:-2] = 1
+        mask[x // 2, y // 2, -3:] = 3
+    hu = np.where(mask > 0, -850, 40) + rng.integers(-60, 60, shape)
+    for sub, array in (("img", hu.astype(np.int16)), ("gtlung", mask)):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, AFFINE), folder / sub / f"{name}.nii.gz")
+    return Case(name, folder / "img" / f"{name}.nii.gz", folder / "gtlung" / f"{name}.nii.gz")
+
+
+@pytest.fixture()
+def cases(tmp_path: Path) -> list[Case]:
+    """Five cases."""
+    return [make_case(tmp_path / "cohort", f"c{k}", k) for k in range(5)]
+
+
+PROMPTS = {f"c{k}": [f"age {k}", "sex F", f"smoker {k % 2}"] for k in range(5)}
+
+
+def dataset(
+    cases: list[Case], cache: Path, size: tuple[int, int, int] = (12, 10, 8), *, seed: int = 0,
+    data: DataOptions | None = None, text: TextOptions | None = None, lung_share: float = 0.8, augment: float = 0,
+) -> PatchDataset:
+    """A dataset of the cases, small patches, without dropout unless said."""
+    prompts = {case.id: PROMPTS.get(case.id, ["age"]) for case in cases}
+    patch = PatchOptions(patch_size=size, lung_share=lung_share, augment=augment)
+    text = text or TextOptions(attribute_dropout=0)
+    return PatchDataset(cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed)
+
+
+def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Path) -> None:
+    patches = dataset(cases, tmp_path / "cache")
+    volumes = {case.id: (load(case.image or ""), load(case.mask)) for case in cases}
+    grid = coordinate_grid(SHAPE)
+    for k in range(12):
+        sample = patches[k]
+        assert sample["image"].shape == (1, 12, 10, 8) and sample["mask"].shape == (4, 12, 10, 8)
+        assert {sample[key].dtype for key in ("image", "mask", "coords")} == {torch.float32}
+        lowest = sample["coords"].flatten(1).min(1).values  # of voxel i of n: (2 i + 1) / n - 1
+        start = [round(float((low + 1) * n - 1) / 2) for low, n in zip(lowest, SHAPE, strict=True)]
+        box = tuple(slice(s, s + n) for s, n in zip(start, (12, 10, 8), strict=True))
+        image, mask = volumes[sample["case"]]
+        np.testing.assert_allclose(sample["image"][0].numpy(), to_unit(image.array[box], WINDOW), atol=1e-6)
+        np.testing.assert_array_equal(sample["mask"].argmax(0).numpy(), mask.array[box])
+        torch.testing.assert_close(sample["coords"], grid[:, box[0], box[1], box[2]])
+
+
+def test_sample_depends_on_seed_and_number_alone(cases: list[Case], tmp_path: Path) -> None:
+    text = TextOptions(attribute_dropout=0.4, shuffle_phrases=True)
+    one = dataset(cases, tmp_path / "cache", text=text, augment=0.5)
+    two = dataset(cases, tmp_path / "cache", text=text, augment=0.5)
+    for k in (17, 3, 4):
+        [two[j] for j in (9, 1)]  # what came before does not matter
+        first, second = one[k], two[k]
+        assert all(torch.equal(first[key], second[key]) for key in ("image", "mask", "coords"))
+        assert (first["prompt"], first["other_prompt"], first["case"]) == (
+            second["prompt"], second["other_prompt"], second["case"])
+    other = dataset(cases, tmp_path / "cache", text=text, augment=0.5, seed=1)
+    assert not all(torch.equal(one[k]["image"], other[k]["image"]) for k in range(5))
+
+
+def test_every_epoch_sees_every_case_in_another_order(cases: list[Case], tmp_path: Path) -> None:
+    patches = dataset(cases, tmp_path / "cache")
+    epochs = [[patches[5 * e + k]["case"] for k in range(5)] for e in range(6)]
+    assert all(sorted(epoch) == [f"c{k}" for k in range(5)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 2
+
+
+def test_lung_share(cases: list[Case], tmp_path: Path) -> None:
+    """The centre of a patch lies in a lung as often as asked for, and it may lie anywhere otherwise."""
+    def share(lung_share: float) -> float:
+        patches = dataset(cases, tmp_path / "cache", (3, 3, 3), lung_share=lung_share)
+        return float(np.mean([patches[k]["mask"][1:3, 1, 1, 1].sum() for k in range(150)]))
+
+    assert share(1.0) > 0.95  # but for the rim, where a patch is moved inside
+    assert share(0.0) < 0.4
+
+
+def test_an_empty_mask_ends(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "cohort", "e", empty=True)
+    patches = dataset([case], tmp_path / "cache", lung_share=1)
+    assert patches[0]["mask"][0].all() and len({float(patches[k]["coords"].sum()) for k in range(20)}) > 5
+    no_lung = dataset([make_case(tmp_path / "cohort", "n")], tmp_path / "c2", (1, 1, 1), lung_share=1,
+                      data=DataOptions(lung_labels=(8, 9)))  # no such label: any structure will do
+    assert all(no_lung[k]["mask"][1:].any() for k in range(20))
+
+
+@pytest.mark.parametrize("augment", [0.0, 1.0])
+def test_small_volumes_are_padded(tmp_path: Path, augment: float) -> None:
+    case = make_case(tmp_path / "cohort", "s", shape=(10, 12, 9))
+    sample = dataset([case], tmp_path / "cache", (16, 8, 12), augment=augment)[0]
+    assert sample["image"].shape == (1, 16, 8, 12)
+    torch.testing.assert_close(sample["mask"].sum(0), torch.ones(16, 8, 12))
+    outside = (sample["coords"].abs() > 1).any(0)
+    assert outside.sum() == (16 * 12 - 10 * 9) * 8
+    if not augment:
+        assert (sample["image"][0][outside] == -1).all() and sample["mask"][0][outside].all()
+
+
+def test_turning_moves_scan_and_mask_alike() -> None:
+    """A ball stays where it is, in CT and mask, and a full-size patch keeps its sides."""
+    x, y, z = np.meshgrid(*[np.arange(n) for n in (40, 36, 32)], indexing="ij")
+    mask = ((x - 12) ** 2 + (y - 18) ** 2 + (z - 16) ** 2 < 64).astype(np.uint8)
+    hu = np.where(mask, -800, 0).astype(np.int16)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        turned, labels = turn(hu, mask, (2, 2, 2), (36, 32, 28), -1000, rng)
+        assert turned.shape == labels.shape == (36, 32, 28) and turned.dtype == np.float32
+        assert ((turned < -400) == labels.astype(bool)).mean() > 0.99
+        assert np.argwhere(labels).mean(0)[0] < 14 and 0.8 < labels.sum() / mask.sum() < 1.25
+        assert turned.min() >= -1000 and turned.max() <= 0
+
+
+def test_attribute_dropout_and_other_prompts(cases: list[Case], tmp_path: Path) -> None:
+    patches = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0.3))
+    samples = [patches[k] for k in range(200)]
+    kept = np.mean([len(s["prompt"]) for s in samples]) / 3
+    assert 0.6 < kept < 0.8
+    for sample in samples:
+        assert set(sample["prompt"]) <= set(PROMPTS[sample["case"]])
+        assert set(sample["other_prompt"]) - set(PROMPTS[sample["case"]])  # says something that is not true of the case
+    shuffled = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0, shuffle_phrases=True))
+    assert len({tuple(p.split()[0] for p in shuffled[k]["prompt"]) for k in range(40)}) == 6
+
+
+def test_other_prompt_is_empty_where_all_agree(tmp_path: Path) -> None:
+    alike = [make_case(tmp_path / "cohort", name) for name in ("x", "y")]
+    assert dataset(alike, tmp_path / "cache")[0]["other_prompt"] == []
+
+
+def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
+    path = cases[2].mask
+    labels = load(path).array
+    labels[0, 0, 0] = 7
+    write_like(path, labels, path, np.uint8)
+    message = r"label 7 in .*c2\.nii\.gz; this run knows 0, 1, 2, 3"
+    with pytest.raises(UserError, match=message):
+        dataset(cases, tmp_path / "cache")
+    with pytest.raises(UserError, match=message):
+        WholeVolumes(cases, LABELS, DataOptions())[2]
+    write_like(path, labels * 0.5, path, np.float32)
+    with pytest.raises(UserError, match=r"c2\.nii\.gz holds values that are no whole labels"):
+        WholeVolumes(cases, LABELS, DataOptions())[2]
+
+
+# --- loader ---------------------------------------------------------------------------------------------------------
+
+
+def test_processes_share_the_batches_of_one(cases: list[Case], tmp_path: Path) -> None:
+    patches = dataset(cases, tmp_path / "cache")
+    state = torch.get_rng_state()
+    whole: list[Batch] = list(loader(patches, 8, 24, 4))
+    assert torch.equal(state, torch.get_rng_state())
+    parts = [list(loader(patches, 8, 24, 2, rank=rank, world=2)) for rank in range(2)]
+    assert len(whole) == len(parts[0]) == 4
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert torch.equal(batch["image"], torch.cat([first["image"], second["image"]]))
+        assert batch["cases"] == first["cases"] + second["cases"]
+    assert torch.equal(whole[1]["mask"][2], patches[14]["mask"])
+    with pytest.raises(ValueError, match="multiple"):
+        loader(patches, 0, 7, 4)
+
+
+def test_workers_give_the_same_batches(cases: list[Case], tmp_path: Path) -> None:
+    patches = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0.5))
+    for one, two in zip(loader(patches, 0, 8, 4), loader(patches, 0, 8, 4, workers=1), strict=True):
+        assert torch.equal(one["image"], two["image"]) and one["prompts"] == two["prompts"]
+    assert len(pickle.dumps(patches)) < 5000  # no volume travels to a worker
+
+
+def test_a_patch_costs_a_slice(tmp_path: Path) -> None:
+    cases = [make_case(tmp_path / "cohort", f"c{k}", shape=(96, 96, 64)) for k in range(2)]
+    patches = dataset(cases, tmp_path / "cache", (32, 32, 24))
+    next(iter(loader(patches, 0, 8, 8)))
+    started = time.perf_counter()
+    for _ in loader(patches, 8, 48, 8):
+        pass
+    assert (time.perf_counter() - started) / 5 < 0.15  # measured: 0.013 s for eight patches
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_cache_is_keyed_by_content_and_options(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, options = tmp_path / "cache", DataOptions()
+    first = prepare(cases[0], options, cache)
+    assert first.image().dtype == np.int16 and isinstance(first.image(), np.memmap)
+    np.testing.assert_array_equal(first.image(), load(cases[0].image or "").array)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "load", lambda path: pytest.fail("read again"))
+        assert prepare(cases[0], replace(options, hu_window=(-900.0, 100.0)), cache) == first
+    coarse = prepare(cases[0], DataOptions(spacing=(3, 3, 4)), cache)
+    assert coarse != first and coarse.shape() == (12, 10, 8) == coarse.image().shape
+    assert set(np.unique(coarse.mask())) <= set(LABELS)
+    write_like(cases[0].mask, load(cases[0].mask).array * 0, cases[0].mask, np.uint8)
+    assert prepare(cases[0], options, cache).labels() == [0]
+    assert not list(cache.glob(".*"))
+
+
+def test_fractional_hu_are_kept(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "cohort", "f")
+    assert case.image
+    write_like(case.image, load(case.image).array + np.float32(0.25), case.image, np.float32)
+    image = prepare(case, DataOptions(), tmp_path / "cache").image()
+    assert image.dtype == np.float32 and (image % 1 == 0.25).all()
+
+
+def test_a_full_disk_leaves_nothing_half(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, array: np.ndarray) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.np, "save", full)
+    with pytest.raises(UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"):
+        prepare(cases[0], DataOptions(), tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_two_processes_may_prepare_the_same_case(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "cache"
+    made = prepare(cases[0], DataOptions(), cache)
+    monkeypatch.setattr(cache_module, "_key", lambda *_: "late")
+    shutil.copytree(made.folder, tmp_path / "other")
+
+    def slow(case: Case, spacing: None) -> object:
+        shutil.copytree(tmp_path / "other", cache / "late")  # another process is faster
+        return real(case, spacing)
+
+    real = cache_module.load_case
+    monkeypatch.setattr(cache_module, "load_case", slow)
+    assert prepare(cases[0], DataOptions(), cache) == Prepared(cache / "late")
+
+
+# --- whole volumes --------------------------------------------------------------------------------------------------
+
+
+def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
+    whole = WholeVolumes(cases, LABELS, DataOptions(), least=(32, 8, 8), multiple=(8, 8, 8))[0]
+    assert whole.image is not None
+    assert whole.image.shape == (1, 32, 24, 16) and whole.mask.shape == (4, 32, 24, 16) == (4, *whole.coords.shape[1:])
+    torch.testing.assert_close(whole.mask.sum(0), torch.ones(32, 24, 16))
+    assert cases[0].image
+    hu = load(cases[0].image).array
+    np.testing.assert_allclose(whole.restore(whole.image[0].numpy()), to_unit(hu, WINDOW), atol=1e-6)
+    torch.testing.assert_close(torch.from_numpy(whole.unpad(whole.coords.numpy())), coordinate_grid(SHAPE))
+    np.testing.assert_array_equal(whole.unpad(whole.mask.numpy()).argmax(0), whole.labels)
+    write_like(tmp_path / "out.nii.gz", whole.restore(whole.mask.argmax(0).numpy()), cases[0].mask)
+    np.testing.assert_array_equal(nib.load(tmp_path / "out.nii.gz").dataobj, nib.load(cases[0].mask).dataobj)
+
+
+def test_whole_volumes_of_masks_alone_at_another_spacing(cases: list[Case]) -> None:
+    alone = replace(cases[0], image=None)
+    whole = WholeVolumes([alone], LABELS, DataOptions(spacing=(3, 3, 4)), (16, 16, 16))[0]
+    assert whole.image is None and whole.labels.shape == (12, 10, 8) and whole.mask.shape == (4, 16, 16, 16)
+    back = whole.restore((whole.mask[1] + whole.mask[2]).numpy())
+    lungs = np.isin(load(alone.mask).array, (1, 2))
+    assert back.shape == SHAPE and ((back > 0.5) == lungs).mean() > 0.85
+    assert padded_size((5, 8, 9), (6, 4, 4), (4, 8, 2)) == (8, 8, 10)

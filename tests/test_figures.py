@@ -1,0 +1,86 @@
+"""Slices as pictures: the right way round, in the right colours."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from util.figures import (
+    LABEL_COLOURS,
+    LUNG,
+    Panel,
+    ct_gray,
+    difference_rgb,
+    fullest_slices,
+    mask_rgb,
+    nice_limit,
+    picture,
+    save_slices_png,
+    slice_row,
+)
+
+SPACING = (2.0, 2.0, 4.0)
+MASK = np.zeros((24, 20, 16), np.uint8)
+MASK[3:10, 4:16, 2:14] = 1  # the left lung lies at low x
+MASK[14:21, 4:16, 2:14] = 2
+HU = np.where(MASK > 0, -850.0, 40.0)
+CHANGE = np.where(MASK == 1, 12.34, -0.3)
+
+
+@pytest.mark.parametrize(("plane", "through"), [("axial", 2), ("coronal", 1), ("sagittal", 0)])
+def test_picture_is_the_radiological_way_round(plane: str, through: int) -> None:
+    shape = (5, 4, 3)
+    x, y, z = np.indices(shape)
+    place = np.stack([x, y, z], -1)
+    index = 1
+    shown = [picture(place[..., axis], plane, index) for axis in range(3)]
+    assert np.all(shown[through] == index)
+    across, down = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}[plane]
+    # Left edge: the patient's right (high x) or front (high y); top: front (high y) or head (high z).
+    assert shown[across].shape == (shape[down], shape[across])
+    assert shown[across][0, 0] == shape[across] - 1 and shown[across][0, -1] == 0
+    assert shown[down][0, 0] == shape[down] - 1 and shown[down][-1, 0] == 0
+
+
+def test_colours() -> None:
+    assert ct_gray(np.array([-2000.0, LUNG[0], -600.0, LUNG[1], 3000.0]), LUNG).tolist() == [0, 0, 128, 255, 255]
+    blue, white, red = difference_rgb(np.array([-50.0, 0.0, 50.0]), 50).astype(int)
+    assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50 and white.min() > 230
+    left, right, airway = mask_rgb(np.array([1, 2, 3])).tolist()
+    assert left == [int(LABEL_COLOURS[0][i:i + 2], 16) for i in (1, 3, 5)]
+    assert len({tuple(left), tuple(right), tuple(airway)}) == 3
+
+
+@pytest.mark.parametrize(("value", "limit"), [(0, 1), (0.3, 1), (1, 1), (3, 5), (41, 50), (99.9, 100), (101, 200)])
+def test_nice_limit(value: float, limit: float) -> None:
+    assert nice_limit(value) == limit
+
+
+def test_fullest_slices() -> None:
+    mask = np.zeros((6, 7, 8))
+    assert fullest_slices(mask) == (3, 3, 4)
+    mask[1:3, 5, 2], mask[1, 5, 3] = 1, 1
+    assert fullest_slices(mask) == (1, 5, 2)
+
+
+def test_slice_row_shows_the_left_lung_on_the_right() -> None:
+    rows = {real is None: slice_row(MASK, HU, real, SPACING) for real in (None, HU)}
+    with_real, without = (np.asarray(Image.open(io.BytesIO(rows[key])).convert("RGB")) for key in (False, True))
+    assert with_real.shape[1] > 1.4 * without.shape[1]
+    first = with_real[:, : with_real.shape[1] // 9]
+    left, right = mask_rgb(np.array([1, 2]))
+    where_left, where_right = (np.argwhere((first == colour).all(-1))[:, 1].mean() for colour in (left, right))
+    assert where_left > where_right + 20
+
+
+def test_save_slices_png(tmp_path: Path) -> None:
+    panels = [Panel("mask", "mask", MASK, SPACING), Panel("diff", "difference", CHANGE, SPACING)]
+    save_slices_png(tmp_path / "a.png", panels)
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    red = difference_rgb(np.array([12.34]), 20)[0]
+    assert (pixels == mask_rgb(np.array([2]))[0]).all(-1).any()
+    assert (np.abs(pixels.astype(int) - red).max(-1) <= 2).sum() > 500  # 12.34 HU on a bar of ±20 HU

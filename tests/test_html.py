@@ -1,0 +1,273 @@
+"""Pages: what they hold, and whether they live in a real browser, opened from disk."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from util.cli import UserError
+from util.figures import LUNG, Panel, ct_gray, difference_rgb, fullest_slices, mask_rgb, picture, slice_row
+from util.results_page import ResultsPage
+from util.tables import effect_summary, effects_by_case, metric_summary
+from util.training_page import TrainingImage, curves, thinned, write_training_page
+from util.web_data import block, shrink
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)
+SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
+WINDOW = (-1000.0, 400.0)
+
+
+def volumes() -> dict[str, NDArray[Any]]:
+    """A chest of two ellipsoid lungs; the left one (label 1) lies at low x."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    mask = np.zeros(SHAPE, np.uint8)
+    for label, centre in ((1, -0.45), (2, 0.45)):
+        mask[((x - centre) / 0.35) ** 2 + (y / 0.7) ** 2 + (z / 0.8) ** 2 < 1] = label
+    hu = np.where(mask > 0, -850 + 30 * z + 40 * y, 40 + 100 * x).astype(np.float32)
+    return {"mask": mask, "hu": hu, "diff": np.where(mask == 1, 12.34, -0.3).astype(np.float32)}
+
+
+def add(page: ResultsPage, case: str, prompt: str = "Age is 60.", **changed: Any) -> None:
+    v = volumes() | changed
+    page.add_case(case, prompt, ["PACK-YEARS dropped."], [
+        Panel("Mask", "mask", v["mask"], SPACING, "volumes/a mask.nii.gz"),
+        Panel("Generated", "ct", v["hu"], SPACING, "volumes/a.nii.gz"),
+        Panel("A to B", "difference", v["diff"], SPACING, caption="lungs +6 HU"),
+    ])
+
+
+# --- what the page holds ----------------------------------------------------------------------------------------------
+
+
+def stored(path: Path, panel: int, shape: tuple[int, int, int]) -> NDArray[Any]:
+    line = path.read_text().splitlines()[1 + panel].rstrip(",")
+    entry = json.loads(line)
+    whole = np.frombuffer(gzip.decompress(base64.b64decode(entry["voxels"])), "<i2")
+    return whole.reshape(shape, order="F") * entry["step"]
+
+
+def test_voxels_come_back(tmp_path: Path) -> None:
+    page, v = ResultsPage(tmp_path, "t", WINDOW), volumes()
+    add(page, "a/b c")
+    file = tmp_path / "web" / "case-0001-a_b_c.js"
+    assert np.array_equal(stored(file, 0, SHAPE), v["mask"])
+    assert np.abs(stored(file, 1, SHAPE) - v["hu"]).max() <= 0.5
+    assert np.abs(stored(file, 2, SHAPE) - v["diff"]).max() <= 0.0501
+
+
+def test_long_volumes_are_averaged_in_blocks() -> None:
+    assert block((512, 160, 161), 160) == (4, 1, 2)
+    array = np.arange(5 * 4 * 2, dtype=float).reshape(5, 4, 2)
+    mean = shrink(array, (2, 2, 1), average=True)
+    assert mean.shape == (3, 2, 2)
+    assert mean[0, 1, 1] == array[:2, 2:, 1].mean() and mean[2, 0, 0] == array[4, :2, 0].mean()
+    assert np.array_equal(shrink(array, (2, 2, 1), average=False), array[np.ix_([1, 3, 4], [1, 3], [0, 1])])
+
+
+def test_page_says_that_it_shows_blocks(tmp_path: Path) -> None:
+    page = ResultsPage(tmp_path, "t", WINDOW, max_size=10)
+    add(page, "a")
+    text = page.save({}).read_text()
+    assert "a mean over 3 × 2 × 2 voxels" in text and '[8, 10, 8]' in text.replace("&quot;", '"')
+
+
+def test_bad_volumes_are_refused(tmp_path: Path) -> None:
+    page = ResultsPage(tmp_path, "t", WINDOW)
+    with pytest.raises(UserError, match=r"Case a.*shape \(3, 3, 3\)"):
+        add(page, "a", hu=np.zeros((3, 3, 3)))
+    with pytest.raises(UserError, match=r"Case a.*not finite"):
+        add(page, "a", hu=np.full(SHAPE, np.nan))
+
+
+def test_everything_is_escaped_and_old_cases_go(tmp_path: Path) -> None:
+    evil = '"><script>window.evil = 1</script>'
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "case-0009-old.js").touch()
+    page = ResultsPage(tmp_path, evil, WINDOW)
+    add(page, evil, evil)
+    text = page.save({evil: {evil: evil}}, cautions=[evil]).read_text()
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "volumes/a%20mask.nii.gz" in text
+    assert "http" not in text and "//" not in text.replace("</", "")  # nothing from outside
+    assert not (tmp_path / "web" / "case-0009-old.js").exists()
+
+
+def test_effects_are_summed_up_over_cases_for_the_lungs() -> None:
+    rows = [
+        {"case": case, "column": "SMOKING", "from": "Never", "to": "Current", "region": region, "voxels": 9,
+         "mean_diff_hu": value, "sd_over_voxels_hu": 1.0}
+        for case, region, value in (("a", "lungs", 10.0), ("b", "lungs", -4.0), ("a", "airway", 99.0))
+    ]
+    row = effect_summary(rows).iloc[0]
+    assert (row["mean HU"], row["lowest HU"], row["highest HU"]) == (3.0, -4.0, 10.0)
+    assert row["denser in"] == "1 of 2 cases"
+    wide = effects_by_case(rows)
+    assert wide.loc[wide["case"] == "a", ["lungs", "airway"]].to_numpy().tolist() == [[10.0, 99.0]]
+    metrics = [{"case": case, "region": "body", "metric": "mae_hu", "value": v} for case, v in (("a", 1), ("b", 3))]
+    summary = metric_summary(metrics)
+    assert summary.iloc[0].tolist() == ["mae_hu", "body", 2.0, 1.0, 3.0, 2]
+
+
+def test_training_page_lists_newest_first_and_every_curve(tmp_path: Path) -> None:
+    log = [{"step": s, "loss_G_l1": 1 / s, "lr": 0.1, **({"val_ssim": 0.5} if s == 20 else {})} for s in (10, 20)]
+    images = [TrainingImage(s, f"case{s}", "<b>bold</b>", f"{s}.png") for s in (10, 30, 20)]
+    text = write_training_page(tmp_path, "run", log, images, {"Model": {"ngf": 64}}).read_text()
+    assert text.index("Step 30") < text.index("Step 20") < text.index("Step 10")
+    assert "<b>bold" not in text and "ngf" in text
+    for name in ("losses", "validation", "other"):
+        assert f"{name}.svg" in text and (tmp_path / f"{name}.svg").stat().st_size > 1000
+    assert curves(log)["Validation"] == {"val_ssim": ([20.0], [0.5])}
+    assert write_training_page(tmp_path, "run", [], [], {}).exists()
+
+
+def test_thinned() -> None:
+    assert thinned([1.0, 2.0], 5) == [1.0, 2.0]
+    assert thinned([0.0, 2.0, 4.0, 6.0, 9.0], 3) == [1.0, 5.0, 9.0]
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[[Path], Any]]:
+    """Opens a file; complaints of the console, failed requests and errors fail the test at its end."""
+    complaints: list[str] = []
+    requests: list[str] = []
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+
+    def open_(path: Path) -> Any:
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.requests = requests
+        return page
+
+    yield open_
+    context.close()
+    assert complaints == []
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+
+
+def pixels(page: Any, panel: int) -> NDArray[Any]:
+    """What the canvas of the first case's panel shows: (rows, columns, 3)."""
+    url = page.evaluate("i => document.querySelectorAll('.case canvas')[i].toDataURL('image/png')", panel)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+
+
+def press(page: Any, value: str) -> None:
+    page.click(f"button[data-value={value}]")
+
+
+def test_results_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+    v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
+    add(results, "a", "<script>window.evil = 1</script>")
+    page = visit(results.save({"Data": {"dataroot": "d"}}))
+    page.wait_for_selector(".case[data-state=ready]")
+    assert page.evaluate("window.evil") is None and "<script>" in page.inner_text(".prompt")
+
+    i, j, k = fullest_slices(v["mask"])
+    hu = np.rint(v["hu"])
+    assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], "axial", k)))
+    # (javascript rounds halves up, numpy to even)
+    expected = ct_gray(picture(hu, "axial", k), LUNG)
+    np.testing.assert_allclose(pixels(page, 1)[..., 0].astype(int), expected, atol=1, rtol=0)
+    limit = float(page.input_value("#limit"))
+    assert limit == 20  # the next step above 12.3 HU
+    shown = difference_rgb(picture(v["diff"], "axial", k), limit)
+    np.testing.assert_allclose(pixels(page, 2).astype(int), shown, atol=4, rtol=0)
+
+    slider = page.locator(".slices input")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], "axial", k + 1)))
+    assert f"{k + 2} of {SHAPE[2]}" in page.inner_text(".slices output")
+    for name, window in (("mediastinum", (-160, 240)), ("model", WINDOW), ("lung", LUNG)):
+        press(page, name)
+        expected = ct_gray(picture(hu, "axial", k + 1), window)
+        np.testing.assert_allclose(pixels(page, 1)[..., 0].astype(int), expected, atol=1, rtol=0)
+    for plane, index in (("coronal", j), ("sagittal", i)):
+        press(page, plane)
+        assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], plane, index)))
+    box = page.locator(".stage").nth(0).bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(SHAPE[1] * SPACING[1] / (SHAPE[2] * SPACING[2]), rel=0.02)
+
+    before = pixels(page, 2)
+    page.select_option("#limit", "100")
+    assert not np.array_equal(before, pixels(page, 2)) and page.inner_text(".bar .high") == "+100 HU"
+
+
+def test_value_under_the_cursor(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+    v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
+    add(results, "a")
+    page = visit(results.save({}))
+    page.wait_for_selector(".case[data-state=ready]")
+    k = fullest_slices(v["mask"])[2]
+    box = page.locator("canvas").nth(1).bounding_box()
+    for row, column in ((3, 5), (9, 17), (10, 6)):
+        x, y = (column + 0.5) / SHAPE[0] * box["width"], (row + 0.5) / SHAPE[1] * box["height"]
+        page.mouse.move(box["x"] + x, box["y"] + y)
+        label, hu, change = (picture(v[n], "axial", k)[row, column] for n in ("mask", "hu", "diff"))
+        shown = [text.replace("−", "-") for text in page.locator(".value").all_inner_texts()]
+        assert shown[0] == ("background", "left lung", "right lung")[label]
+        assert float(shown[1].removesuffix(" HU")) == pytest.approx(hu, abs=0.501)
+        assert float(shown[2].removesuffix(" HU")) == pytest.approx(change, abs=0.0501)
+
+
+def test_cases_load_when_seen_and_are_freed(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    for number in range(30):
+        add(results, f"patient {number}")
+    page = visit(results.save({}))
+    page.wait_for_selector(".case[data-state=ready]")
+    page.wait_for_timeout(300)
+
+    def loaded() -> int:
+        return len({url for url in page.requests if "/web/case-" in url})
+
+    assert 1 <= loaded() <= 6
+    page.locator(".case").nth(29).scroll_into_view_if_needed()
+    page.wait_for_selector("#case-0030-patient_29[data-state=ready]")
+    page.wait_for_timeout(300)
+    assert loaded() <= 12
+    assert page.get_attribute("#case-0001-patient_0", "data-state") is None
+    assert page.evaluate("document.querySelector('canvas').width") == 0
+    page.fill("#filter", "patient 17")
+    page.wait_for_selector("#case-0018-patient_17[data-state=ready]")
+    assert page.locator(".case:visible").count() == 1
+
+
+def test_training_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+    v = volumes()
+    (tmp_path / "10.png").write_bytes(slice_row(v["mask"], v["hu"], None, SPACING))
+    log = [{"step": 10, "loss_G": 1.0}]
+    page = visit(write_training_page(tmp_path, "run", log, [TrainingImage(10, "a", "text", "10.png")], {}))
+    page.wait_for_load_state("load")
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")

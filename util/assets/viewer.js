@@ -1,0 +1,240 @@
+// Linked slices of a results page. A case's voxels come from web/<key>.js when its row nears the screen, and go again.
+"use strict";
+(() => {
+  const config = JSON.parse(document.body.dataset.config);
+  const state = { plane: "axial", window: "lung", limit: config.limit };
+  const cases = new Map();
+
+  const abgr = (hex) => { // "#rrggbb" as a pixel of a little-endian 32-bit image
+    const n = parseInt(hex.slice(1), 16);
+    return (0xff000000 | ((n & 255) << 16) | (n & 0xff00) | (n >> 16)) >>> 0;
+  };
+  const diverging = Uint32Array.from(config.diverging, abgr);
+  const background = abgr(config.background);
+  const labels = new Map(Object.entries(config.labels).map(([k, [colour]]) => [Number(k), abgr(colour)]));
+  const labelName = (k) => (k === 0 ? "background" : (config.labels[k] || [0, `label ${k}`])[1]);
+  const minus = (text) => text.replace("-", "−");
+
+  // --- voxels ---------------------------------------------------------------------------------------------------------
+  async function decode(base64) {
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Int16Array(await new Response(stream).arrayBuffer());
+  }
+
+  function load(c) {
+    if (!c.wanted || c.script) return;
+    c.script = document.createElement("script");
+    c.script.src = `web/${encodeURIComponent(c.key)}.js`;
+    c.script.onerror = () => { fail(c, `The voxels of this case are missing: web/${c.key}.js`); };
+    document.head.append(c.script);
+  }
+
+  window.mask2ctCase = async (key, panels) => {
+    const c = cases.get(key), script = c.script;
+    try {
+      const volumes = await Promise.all(panels.map((p) => decode(p.voxels)));
+      if (!c.wanted || c.script !== script) return;
+      c.data = panels.map((p, i) => ({ kind: p.kind, step: p.step, voxels: volumes[i] }));
+      c.element.dataset.state = "ready";
+      draw(c);
+    } catch (error) {
+      fail(c, `The voxels of this case cannot be read (${error}).`);
+    }
+  };
+
+  function fail(c, message) {
+    c.element.dataset.state = "failed";
+    c.element.querySelector(".note").textContent = message;
+  }
+
+  function unload(c) {
+    if (c.script) c.script.remove();
+    c.script = c.data = null;
+    delete c.element.dataset.state;
+    for (const panel of c.panels) panel.canvas.width = panel.canvas.height = 0;
+  }
+
+  // --- drawing --------------------------------------------------------------------------------------------------------
+  // Arrays are RAS with the first axis fastest; every axis runs backwards on the picture (radiological display).
+  function geometry(c) {
+    const [across, down, through, edges] = config.planes[state.plane];
+    const [x, y] = c.grid.shape;
+    const stride = [1, x, x * y];
+    const w = c.grid.shape[across], h = c.grid.shape[down];
+    return { across, down, through, edges, w, h, stride };
+  }
+
+  function colour(kind, step) {
+    if (kind === "mask") return (v) => (v === 0 ? background : labels.get(v) ?? 0xffffffff);
+    if (kind === "difference") {
+      const scale = (step / state.limit) * 127.5;
+      return (v) => diverging[Math.max(0, Math.min(255, Math.round(v * scale + 127.5)))];
+    }
+    const [low, high] = config.windows[state.window], scale = 255 / (high - low);
+    return (v) => {
+      const g = Math.max(0, Math.min(255, Math.round((v * step - low) * scale)));
+      return (0xff000000 | (g << 16) | (g << 8) | g) >>> 0;
+    };
+  }
+
+  function draw(c) {
+    if (!c.data) return;
+    const { across, down, through, w, h, stride } = geometry(c);
+    const first = c.at[through] * stride[through];
+    c.data.forEach(({ kind, step, voxels }, i) => {
+      const canvas = c.panels[i].canvas, paint = colour(kind, step);
+      if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
+      const context = canvas.getContext("2d"), image = context.createImageData(w, h);
+      const pixels = new Uint32Array(image.data.buffer);
+      for (let row = 0, p = 0; row < h; row++) {
+        let v = first + (h - 1 - row) * stride[down] + (w - 1) * stride[across];
+        for (let column = 0; column < w; column++, p++, v -= stride[across]) pixels[p] = paint(voxels[v]);
+      }
+      context.putImageData(image, 0, 0);
+    });
+    values(c);
+  }
+
+  // Sizes, edge letters and the slider of a row: known before its voxels are.
+  function layout(c) {
+    const { across, down, through, edges, w, h } = geometry(c);
+    const ratio = `${w * c.grid.spacing[across]} / ${h * c.grid.spacing[down]}`;
+    for (const panel of c.panels) {
+      panel.stage.style.aspectRatio = ratio;
+      panel.edges.forEach((edge, i) => { edge.textContent = edges[i]; });
+    }
+    c.slider.max = c.grid.shape[through] - 1;
+    c.slider.value = c.at[through];
+    c.cursor = null;
+    position(c);
+    values(c);
+  }
+
+  function position(c) {
+    const { through } = geometry(c), k = c.at[through];
+    const text = `${k + 1} of ${c.grid.shape[through]} · ${((k + 0.5) * c.grid.spacing[through]).toFixed(0)} mm`;
+    c.position.textContent = text;
+    c.slider.setAttribute("aria-valuetext", text);
+  }
+
+  function move(c, slice) {
+    const { through } = geometry(c);
+    c.at[through] = Math.max(0, Math.min(c.grid.shape[through] - 1, slice));
+    c.slider.value = c.at[through];
+    position(c);
+    draw(c);
+  }
+
+  // --- values under the cursor ----------------------------------------------------------------------------------------
+  function values(c) {
+    const { across, down, through, w, h, stride } = geometry(c);
+    c.panels.forEach((panel, i) => {
+      const shown = c.cursor && c.data;
+      panel.stage.classList.toggle("pointed", Boolean(shown));
+      if (!shown) { panel.value.textContent = ""; return; }
+      const [column, row] = c.cursor;
+      const at = [];
+      at[across] = w - 1 - column; at[down] = h - 1 - row; at[through] = c.at[through];
+      const { kind, step, voxels } = c.data[i];
+      const v = voxels[at[0] * stride[0] + at[1] * stride[1] + at[2] * stride[2]];
+      panel.cross.style.left = `${((column + 0.5) / w) * 100}%`;
+      panel.cross.style.top = `${((row + 0.5) / h) * 100}%`;
+      const hu = kind === "difference" ? `${v > 0 ? "+" : ""}${(v * step).toFixed(1)}` : String(v * step);
+      panel.value.textContent = kind === "mask" ? labelName(v) : `${minus(hu)} HU`;
+      panel.value.title = `voxel ${at.map((a, axis) => a * c.grid.block[axis]).join(", ")} (right, front, up)`;
+    });
+  }
+
+  function point(c, event) {
+    const { w, h } = geometry(c), box = event.currentTarget.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) / box.width) * w);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * h);
+    c.cursor = column >= 0 && row >= 0 && column < w && row < h ? [column, row] : null;
+    values(c);
+  }
+
+  // --- the page -------------------------------------------------------------------------------------------------------
+  function adopt(element) {
+    const grid = JSON.parse(element.dataset.grid);
+    const c = { element, grid, key: element.id, at: [...grid.start], data: null, script: null, wanted: false, cursor: null };
+    c.slider = element.querySelector(".slices input");
+    c.position = element.querySelector(".slices output");
+    c.panels = [...element.querySelectorAll(".panel")].map((figure) => ({
+      canvas: figure.querySelector("canvas"), stage: figure.querySelector(".stage"),
+      edges: [...figure.querySelectorAll(".edge")], cross: figure.querySelector(".cross"),
+      value: figure.querySelector(".value"),
+    }));
+    c.slider.addEventListener("input", () => move(c, Number(c.slider.value)));
+    for (const { canvas } of c.panels) {
+      canvas.addEventListener("pointermove", (event) => point(c, event));
+      canvas.addEventListener("pointerleave", () => { c.cursor = null; values(c); });
+      canvas.addEventListener("wheel", (event) => { // the bare wheel scrolls the page
+        if (!event.shiftKey) return;
+        event.preventDefault();
+        move(c, c.at[geometry(c).through] + ((event.deltaY || event.deltaX) < 0 ? 1 : -1));
+      }, { passive: false });
+    }
+    cases.set(c.key, c);
+    layout(c);
+  }
+
+  function chosen() {
+    const [low, high] = config.windows[state.window];
+    document.getElementById("window-range").textContent = minus(`${low}`) + " to " + minus(`${high}`) + " HU";
+    for (const bar of document.querySelectorAll(".bar")) {
+      bar.querySelector(".low").textContent = `−${state.limit}`;
+      bar.querySelector(".high").textContent = `+${state.limit} HU`;
+    }
+  }
+
+  function redraw() {
+    chosen();
+    for (const c of cases.values()) draw(c);
+  }
+
+  for (const element of document.querySelectorAll(".case")) adopt(element);
+  for (const button of document.querySelectorAll("button[data-set]")) {
+    button.addEventListener("click", () => {
+      const { set, value } = button.dataset;
+      for (const other of document.querySelectorAll(`button[data-set=${set}]`)) {
+        other.setAttribute("aria-pressed", String(other === button));
+      }
+      if (set === "size") { document.body.style.setProperty("--panel", `${config.sizes[value]}px`); return; }
+      state[set] = value;
+      if (set === "plane") for (const c of cases.values()) layout(c);
+      redraw();
+    });
+  }
+  document.getElementById("limit")?.addEventListener("change", (event) => {
+    state.limit = Number(event.target.value);
+    redraw();
+  });
+  const smooth = document.getElementById("smooth");
+  const sharpen = () => document.body.classList.toggle("sharp", !smooth.checked);
+  smooth.addEventListener("change", sharpen);
+  sharpen();
+  document.getElementById("filter")?.addEventListener("input", (event) => {
+    const wanted = event.target.value.toLowerCase();
+    for (const c of cases.values()) {
+      c.element.hidden = !c.element.querySelector(".about").textContent.toLowerCase().includes(wanted);
+    }
+  });
+  document.body.style.setProperty("--diverging", `linear-gradient(90deg, ${config.diverging.join(", ")})`);
+  chosen();
+
+  if (typeof DecompressionStream === "undefined") {
+    for (const c of cases.values()) fail(c, "This browser is too old for these pictures (it lacks DecompressionStream).");
+    return;
+  }
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const c = cases.get(target.id);
+      c.wanted = isIntersecting;
+      if (isIntersecting) setTimeout(() => load(c), 120); // rows that only fly past are not read
+      else unload(c);
+    }
+  }, { rootMargin: "500px 0px" });
+  for (const c of cases.values()) observer.observe(c.element);
+})();

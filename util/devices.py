@@ -1,0 +1,58 @@
+"""Which processor computes, with which precision, in how many processes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+
+from util.cli import UserError
+
+
+def select_gpus(gpu_ids: str) -> bool:
+    """Checks `--gpu_ids` and makes its first GPU the current one; returns whether the CPU is to be used.
+
+    Raises:
+        UserError: An id that is no number, or a GPU that is not there.
+    """
+    if not gpu_ids:
+        return not torch.cuda.is_available()
+    try:
+        ids = [int(part) for part in gpu_ids.split(",")]
+    except ValueError:
+        raise UserError(f"--gpu_ids is {gpu_ids!r}; it must be numbers such as 0 or 0,1, or -1 for the CPU.") from None
+    if ids == [-1]:
+        return True
+    count = torch.cuda.device_count()
+    absent = [i for i in ids if not 0 <= i < count]
+    if absent:
+        there = f"GPUs 0 to {count - 1}" if count else "no GPU"
+        raise UserError(f"--gpu_ids names GPU {absent[0]}, but this machine has {there}. Use --gpu_ids -1 for the CPU.")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if len(ids) > 1 and world == 1:
+        raise UserError(
+            f"--gpu_ids {gpu_ids} names {len(ids)} GPUs, but one process uses one. Start it with "
+            f"bash scripts/train_multi_gpu.sh {len(ids)} ..., or name one GPU.")
+    torch.cuda.set_device(ids[int(os.environ.get("LOCAL_RANK", "0")) % len(ids)])
+    return False
+
+
+def make_device(gpu_ids: str) -> torch.device:
+    """The device for a single process."""
+    return torch.device("cpu" if select_gpus(gpu_ids) else f"cuda:{torch.cuda.current_device()}")
+
+
+def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
+    """Accelerate's handle on devices and processes, for plain `python`, `torchrun` and `accelerate launch`.
+
+    Raises:
+        UserError: A GPU that is not there, or a precision that the processor has not.
+    """
+    cpu = select_gpus(gpu_ids)
+    if precision == "fp16" and cpu:
+        raise UserError("--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32.")
+    if precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():
+        raise UserError("--precision bf16 is not supported by this GPU; use --precision fp16 or fp32.")
+    # Accelerate calls full precision "no".
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu)
