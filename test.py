@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.arms import Arm, Change, check_change, own_arm, pairs, parse_change, varied_arms
 from data.cohort import Case, Cohort, load_cohort
-from data.prompts import Prompt, Template, load_prompts, load_template, sentence, split_free_text
+from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence, split_free_text
 from data.volumes import atomic, has_suffix, load, to_hu, write_like
 from data.whole import Whole, WholeVolumes
 from models.sampler import LoadedRun, load_run
@@ -95,7 +95,7 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
             check_change(flag, change, template, rows)
             if change.column not in run.state["columns"]:
                 raise UserError(f"{flag}: the run {run.folder.name} was trained without the column {change.column!r}.")
-    return Test(run, data, cohort, cases, template, load_prompts(data, cohort.root, {case.id: case.row for case in cohort.cases}), settings, variations,
+    return Test(run, data, cohort, cases, template, cohort_prompts(cohort, template), settings, variations,
                 arms.prompt, arms.seed)
 
 

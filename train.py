@@ -24,7 +24,7 @@ from data.arms import check_change, parse_change, varied_arms
 from data.cache import cache_folder
 from data.cohort import Case, Cohort, load_cohort
 from data.dataset import PatchDataset, loader
-from data.prompts import Prompt, Template, load_prompts, load_template, sentence
+from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence
 from data.splits import save_splits
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
@@ -73,13 +73,13 @@ class Study:
         return {case: [p.text for p in prompt] for case, prompt in self.prompts.items()}
 
 
-def open_study(options: TrainOptions) -> Study:
-    """Checks everything that a user brings; nothing is written before."""
+def open_study(options: TrainOptions, cache: Path | None) -> Study:
+    """Checks everything that a user brings, before any long work; `cache` remembers what the checks found."""
     encoder = build_text_encoder(options.text)  # first: an encoder that cannot be had is known at once
-    cohort = load_cohort(options.data, seed=options.run.seed)
+    cohort = load_cohort(options.data, seed=options.run.seed, cache=cache)
     template = load_template(
         options.data.template, cohort.columns, options.data.key_column, options.data.patient_column)
-    study = Study(cohort, template, load_prompts(options.data, cohort.root, {case.id: case.row for case in cohort.cases}), encoder)
+    study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
     encoder.fit([study.phrases[case.id] for case in cohort.split("train")])
     return study
 
@@ -179,7 +179,8 @@ def train(options: TrainOptions) -> Path:
         runs.check_new(folder, options.run.overwrite)
     accelerator = make_accelerator(options.optim.precision, options.run.gpu_ids)
     torch.manual_seed(options.run.seed)
-    study = open_study(options)
+    cache = cache_folder(options.data, folder)
+    study = open_study(options, cache if going_on or options.data.cache_dir else None)
     model = MODELS[options.generator.model](options, len(study.cohort.labels), study.encoder.width)
     if options.optim.load_global and not going_on:
         load_global_generator(options, model)
@@ -192,11 +193,12 @@ def train(options: TrainOptions) -> Path:
     embedder = partial(embed, study.encoder, accelerator.device)
     cases = study.cohort.split("train")
     if options.run.dry_run:
-        with tempfile.TemporaryDirectory() as cache:
-            few = make_dataset(options, study, cases[:DRY_CASES], Path(cache), model)
+        with tempfile.TemporaryDirectory() as empty:
+            few = make_dataset(options, study, cases[:DRY_CASES], Path(empty), model)
             dry_run(options, model, trainer, batches(options, few, trainer), embedder)
         return folder
-    dataset = make_dataset(options, study, cases, cache_folder(options.data, folder), model)
+    with accelerator.main_process_first():  # the others find its prepared volumes
+        dataset = make_dataset(options, study, cases, cache, model)
     feed = batches(options, dataset, trainer)
     if accelerator.is_main_process:
         runs.save_options(folder, to_dict(options))

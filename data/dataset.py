@@ -24,7 +24,7 @@ BACKGROUND = 0
 
 
 class Sample(TypedDict):
-    """One patch: `image` (1, x, y, z) in [-1, 1], `mask` (K, x, y, z) one-hot, `coords` (3, x, y, z), `noise` (N, x, y, z)."""
+    """One patch, float32: `image` (1, x, y, z) in [-1, 1], one-hot `mask` (K, ...), `coords` (3, ...), `noise` (N, ...)."""
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -36,7 +36,7 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """Samples stacked: `image` (B, 1, x, y, z), `mask` (B, K, x, y, z), `coords` (B, 3, x, y, z), `noise` (B, N, x, y, z); B lists.
+    """Samples stacked: `image` (B, 1, x, y, z), `mask` (B, K, ...), `coords` (B, 3, ...), `noise` (B, N, ...), and B lists.
 
     `other_prompts` say something that is not true of their case (for mismatched pairs).
     """

@@ -41,10 +41,11 @@ class Patient:
     @staticmethod
     def draw(rng: np.random.Generator) -> Patient:
         """A patient drawn at random."""
+        dome = rng.uniform(-79, -65)
         return Patient(
             scale=rng.uniform((0.90, 0.88, 0.88), (1.05, 1.06, 1.06)), shift=rng.uniform(-5, 5, 3),
             phase=rng.uniform(0, 2 * np.pi, (3, 3)), bend=rng.uniform(1.5, 4.0), heart=rng.uniform(0.88, 1.12),
-            domes=(rng.uniform(-80, -62), rng.uniform(-70, -50)), fat=rng.uniform(7, 19),
+            domes=(dome, dome + rng.uniform(1, 8)), fat=rng.uniform(7, 19),
             nodes=int(rng.integers(2**31)), jitter=0.8,
         )
 
@@ -120,7 +121,7 @@ def _organs(patient: Patient, x: Array, y: Array, z: Array) -> dict[str, Array]:
     arch = _ball(x, y, z, (-12, -16, 62), (20, 40, 15))
     aorta = np.where(z < 62, np.hypot(x + 20, y + 46) - 13, 99)
     return {
-        "heart": _ball(x, y, z, (-27, 24, -50), (60 * h, 48 * h, 56 * h)),
+        "heart": _ball(x, y, z, (-31, 24, -50), (62 * h, 50 * h, 58 * h)),
         "aorta": np.minimum(arch, aorta),
         "middle": _radial(x, y, 23 + 6 * np.exp(-(((z - 15) / 45) ** 2)), 112),
         "spine": _radial(x, y + 76, 25, 30),

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.cohort import Cohort
 from data.columns import TEMPLATES, UNKNOWN, Column, as_number, guess_role, read_columns
 from data.volumes import strip_suffix
-from options.base_options import DataOptions
 from util import wording
 from util.cli import UserError, listing
 
@@ -142,3 +142,47 @@ def load_template(name: str, columns: Sequence[str] = (), key_column: str = "", 
         if column:
             made[column] = Column(column, role="id")
     return Template(name, made)
+
+
+def read_prompts(path: Path) -> dict[str, Prompt]:
+    """The prompts of a `prompts.csv` (columns `File Name`, `Prompt`) by case id.
+
+    Raises:
+        UserError: A missing column, or a file named twice.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"File Name", "Prompt"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{path} must have the columns 'File Name' and 'Prompt'; it has: "
+                            f"{listing(list(rows.fieldnames or ()))}.")
+        made: dict[str, Prompt] = {}
+        for row in rows:
+            name = strip_suffix(row["File Name"].strip())
+            if name in made:
+                raise UserError(f"{path} names {name!r} twice; keep one row a file.")
+            made[name] = split_free_text(row["Prompt"] or "")
+    return made
+
+
+def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
+    """The prompt of every case: that of `prompts.csv` where it names the case, else its row by the template.
+
+    Raises:
+        UserError: A bad `prompts.csv`, or a value that is no number where one is needed.
+    """
+    path = cohort.root / PROMPTS_FILE
+    given = read_prompts(path) if path.is_file() else {}
+    if strangers := sorted(set(given) - {case.id for case in cohort.cases}):
+        log.warning("%s has prompts of %d cases that are not there: %s.", path, len(strangers), listing(strangers))
+    made: dict[str, Prompt] = {}
+    emptied: Counter[str] = Counter()
+    for case in cohort.cases:
+        try:
+            emptied.update(template.consistent(case.row).dropped)
+            made[case.id] = given[case.id] if case.id in given else template.phrases(case.row)
+        except UserError as error:
+            raise UserError(f"Case {case.id}: {error}") from None
+    if emptied:
+        log.warning("Left out of the text, for other values of the same row contradict them: %s.",
+                    listing([f"{column} ({count} rows)" for column, count in emptied.items()]))
+    return made

@@ -86,6 +86,7 @@ class MultiScaleDiscriminator(nn.Module):
         x = torch.cat([volume, condition.to(volume.dtype)], 1)
         judged, mismatches = [], []
         for i, scale in enumerate(self.scales):
+            assert isinstance(scale, PatchDiscriminator)
             if i:
                 x = F.avg_pool3d(x, 3, stride=2, padding=1, count_include_pad=False)
             features = scale.features(x)

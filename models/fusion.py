@@ -67,10 +67,11 @@ class Affine(nn.Module):
 
     def __init__(self, channels: int, text_width: int, hidden: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), nn.Linear(hidden, 2 * channels))
+        last = nn.Linear(hidden, 2 * channels)
         # Text tells from the first step on, but softly: both halves start near zero.
-        nn.init.normal_(self.mlp[2].weight, std=0.02)
-        nn.init.zeros_(self.mlp[2].bias)
+        nn.init.normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), last)
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         scale, shift = self.mlp(text.pooled)[:, :, None, None, None].to(x.dtype).chunk(2, 1)

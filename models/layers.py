@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Padding = Literal["zeros", "reflect", "replicate"]
 
 
 class ChannelNorm(nn.Module):
@@ -47,7 +51,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     raise ValueError(f"unknown normalisation {kind!r}")
 
 
-def conv(c_in: int, c_out: int, norm: str, padding: str, stride: int = 1) -> nn.Sequential:
+def conv(c_in: int, c_out: int, norm: str, padding: Padding, stride: int = 1) -> nn.Sequential:
     """A 3x3x3 convolution, its normalisation and SiLU; `(B, c_in, X, Y, Z)` to `(B, c_out, X/stride, ...)`."""
     # A bias before a normalisation that takes the mean away has no gradient worth the name.
     bias = norm in ("none", "rms")
@@ -61,7 +65,7 @@ def conv(c_in: int, c_out: int, norm: str, padding: str, stride: int = 1) -> nn.
 class ResBlock(nn.Module):
     """Two convolutions around which the input passes unchanged (He et al. 2016); shape stays."""
 
-    def __init__(self, channels: int, norm: str, padding: str) -> None:
+    def __init__(self, channels: int, norm: str, padding: Padding) -> None:
         super().__init__()
         self.body = nn.Sequential(
             conv(channels, channels, norm, padding),

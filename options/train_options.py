@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from options.parser import flag, group
@@ -42,7 +42,8 @@ class GeneratorOptions:
     skip: bool = flag(True, "U-Net connections from the encoder's scales to the decoder's.")
     norm: str = flag("layer", "Normalisation; layer and rms act on the channels of one voxel, so that tiles agree.",
                      choices=("layer", "rms", "group", "instance", "batch", "none"))
-    padding: str = flag("zeros", "What convolutions see beyond the border.", choices=("zeros", "reflect", "replicate"))
+    padding: Literal["zeros", "reflect", "replicate"] = flag(
+        "zeros", "What convolutions see beyond the border.", choices=("zeros", "reflect", "replicate"))
     noise_channels: int = flag(1, "Channels of noise that give texture (0: none).", low=0, high=16)
     coord_channels: bool = flag(True, "Tell the generator where in the whole volume each voxel lies.")
     fusion: str = flag("affine", "How text enters: none, concat, affine, attention or both.")

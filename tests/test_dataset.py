@@ -61,7 +61,7 @@ def dataset(
     prompts = {case.id: PROMPTS.get(case.id, ["age"]) for case in cases}
     patch = PatchOptions(patch_size=size, lung_share=lung_share, augment=augment)
     text = text or TextOptions(attribute_dropout=0)
-    return PatchDataset(cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed)
+    return PatchDataset(cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed, noise_channels=2)
 
 
 def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Path) -> None:
@@ -71,6 +71,7 @@ def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Pat
     for k in range(12):
         sample = patches[k]
         assert sample["image"].shape == (1, 12, 10, 8) and sample["mask"].shape == (4, 12, 10, 8)
+        assert sample["noise"].shape == (2, 12, 10, 8)
         assert {sample[key].dtype for key in ("image", "mask", "coords")} == {torch.float32}
         lowest = sample["coords"].flatten(1).min(1).values  # of voxel i of n: (2 i + 1) / n - 1
         start = [round(float((low + 1) * n - 1) / 2) for low, n in zip(lowest, SHAPE, strict=True)]
@@ -88,7 +89,7 @@ def test_sample_depends_on_seed_and_number_alone(cases: list[Case], tmp_path: Pa
     for k in (17, 3, 4):
         [two[j] for j in (9, 1)]  # what came before does not matter
         first, second = one[k], two[k]
-        assert all(torch.equal(first[key], second[key]) for key in ("image", "mask", "coords"))
+        assert all(torch.equal(first[key], second[key]) for key in ("image", "mask", "coords", "noise"))
         assert (first["prompt"], first["other_prompt"], first["case"]) == (
             second["prompt"], second["other_prompt"], second["case"])
     other = dataset(cases, tmp_path / "cache", text=text, augment=0.5, seed=1)

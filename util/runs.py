@@ -33,9 +33,8 @@ def check_new(folder: Path, overwrite: bool) -> None:
     if (folder / OPTIONS_FILE).exists() and not overwrite:
         raise UserError(
             f"--name: the run {folder} exists. Use --continue_train to go on, --overwrite to replace it, or another name.")
-    if overwrite and folder.exists():
-        if any(folder.iterdir()) and not (folder / OPTIONS_FILE).exists():
-            raise UserError(f"--overwrite: {folder} holds files but no {OPTIONS_FILE}, so it is no run. Remove it by hand.")
+    if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / OPTIONS_FILE).exists():
+        raise UserError(f"--overwrite: {folder} holds files but no {OPTIONS_FILE}, so it is no run. Remove it by hand.")
 
 
 def open_new(folder: Path, overwrite: bool) -> None:
