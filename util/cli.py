@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -13,6 +14,14 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
+
+# What a disk refuses for reasons that a user can mend.
+REFUSED = {
+    errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "choose another folder", errno.EACCES: "choose another folder or change its permissions",
+    errno.EPERM: "choose another folder or change its permissions",
+    errno.ENAMETOOLONG: "choose shorter names", errno.ENOTDIR: "choose another folder",
+}
 
 
 class UserError(Exception):
@@ -41,14 +50,29 @@ def main_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def world_size() -> int:
+    """Processes of this run; in a dry run those that the launch script is going to start (PLANNED_WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("PLANNED_WORLD_SIZE") or "1")
+
+
 def run(command: Callable[[], None]) -> None:
-    """Runs a command's `main`; a `UserError` becomes one message and exit code 2, Ctrl-C exit code 130."""
+    """Runs a command's `main`; a `UserError` becomes one message and exit code 2, Ctrl-C exit code 130.
+
+    So does what a disk refuses (no space, no permission), wherever it happens.
+    """
     setup_logging(logging.INFO if main_rank() else logging.ERROR)
     try:
         command()
     except UserError as error:
         log.error("%s", error)
         sys.exit(error.code)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        what = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
+        log.error("%s: %s. What was saved before is kept; %s, and run the command again.", what, error.strerror,
+                  REFUSED[error.errno])
+        sys.exit(UserError.code)
     except KeyboardInterrupt:
         log.error("Interrupted.")
         sys.exit(130)

@@ -29,20 +29,23 @@ def run_folder(checkpoints_dir: str, name: str) -> Path:
 
 
 def check_new(folder: Path, overwrite: bool) -> None:
-    """Raises `UserError` if a run is there that must not be replaced."""
+    """Raises `UserError` if something is there that must not be replaced."""
     if (folder / OPTIONS_FILE).exists() and not overwrite:
         raise UserError(
             f"--name: the run {folder} exists. Use --continue_train to go on, --overwrite to replace it, or another name.")
-    if overwrite and folder.exists() and any(folder.iterdir()) and not (folder / OPTIONS_FILE).exists():
-        raise UserError(f"--overwrite: {folder} holds files but no {OPTIONS_FILE}, so it is no run. Remove it by hand.")
+    if folder.exists() and not (folder / OPTIONS_FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"--name: {folder} exists, but holds no {OPTIONS_FILE}, so it is no run and is not replaced. "
+            "Use another --name or --checkpoints_dir, or remove it by hand.")
 
 
-def open_new(folder: Path, overwrite: bool) -> None:
-    """Makes a new run's folder, empty; see `check_new` for what it refuses."""
+def open_new(folder: Path, overwrite: bool, options: Mapping[str, Any]) -> None:
+    """Makes a new run's folder with its options alone; see `check_new` for what it refuses."""
     check_new(folder, overwrite)
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    save_options(folder, options)
 
 
 def saved_options(folder: Path) -> dict[str, Any]:
