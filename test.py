@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.arms import Arm, Change, check_change, own_arm, pairs, parse_change, varied_arms
+from data.checks import check_known
 from data.cohort import Case, Cohort, load_cohort
 from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence, split_free_text
+from data.splits import run_splits
 from data.volumes import atomic, has_suffix, load, to_hu, write_like
 from data.whole import Whole, WholeVolumes
 from models.sampler import LoadedRun, load_run
@@ -25,7 +28,7 @@ from options.base_options import DataOptions
 from options.parser import parse, to_dict
 from options.test_options import TestOptions
 from util import cli, runs
-from util.checkpoint import read_json, write_json
+from util.checkpoint import write_json
 from util.cli import UserError, safe_name
 from util.devices import make_device
 from util.effects import EFFECT_COLUMNS, effect_rows
@@ -71,6 +74,12 @@ class Test:
     free: str
     seed: int
 
+    def arms(self, case: Case) -> tuple[Arm, list[list[Arm]]]:
+        """The arm of the case's own row (with `--set` and `--prompt`), and those of each `--vary`."""
+        written = None if self.settings else self.written[case.id]
+        own, row = own_arm(case, self.template, self.settings, written, self.free)
+        return own, [varied_arms(row, self.template, change) for change in self.variations]
+
     def generate(self, whole: Whole, prompt: Prompt) -> Hu:
         """`(X, Y, Z)` HU on the model's grid, without padding."""
         made = self.run.sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
@@ -81,11 +90,11 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
     """Checks cohort, splits and changes before anything is generated."""
     data, source, arms = data_options(options, run), options.source, options.arms
     cohort = load_cohort(data, need_images=False, seed=run.options.run.seed)
-    splits = run.folder / runs.SPLITS_FILE
-    if not (cohort.root / runs.SPLITS_FILE).exists() and splits.is_file() and _same_root(cohort.root, run):
-        cohort = replace(cohort, splits={k: tuple(v) for k, v in read_json(splits).items()})
+    if cohort.root.resolve() == Path(run.options.data.dataroot).resolve():
+        cohort = replace(cohort, splits=run_splits(run.folder / runs.SPLITS_FILE, cohort.root) or cohort.splits)
     cases = cohort.cases if source.split == "all" else cohort.split(source.split)
     cases = cases[: source.how_many or len(cases)]
+    check_known(cohort.labels, run.labels, [case.mask for case in cases])
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
     settings = [parse_change("--set", text, 1) for text in arms.set]
     variations = [parse_change("--vary", text, 2) for text in arms.vary]
@@ -95,12 +104,12 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
             check_change(flag, change, template, rows)
             if change.column not in run.state["columns"]:
                 raise UserError(f"{flag}: the run {run.folder.name} was trained without the column {change.column!r}.")
-    return Test(run, data, cohort, cases, template, cohort_prompts(cohort, template), settings, variations,
+    test = Test(run, data, cohort, cases, template, cohort_prompts(cohort, template), settings, variations,
                 arms.prompt, arms.seed)
-
-
-def _same_root(root: Path, run: LoadedRun) -> bool:
-    return root.resolve() == Path(run.options.data.dataroot).resolve()
+    for case in cases:  # a text that cannot be made or encoded is known before anything is written
+        own, varied = test.arms(case)
+        run.sampler.encoder.encode([[p.text for p in arm.prompt] for arm in (own, *chain(*varied))])
+    return test
 
 
 class Writer:
@@ -135,17 +144,14 @@ class Writer:
 def run_case(test: Test, whole: Whole, folder: Path, page: ResultsPage | None) -> tuple[list[Row], list[Row], list[Row]]:
     """Generates all arms of a case; returns its rows of volumes.csv, effects.csv and metrics.csv."""
     case, data = whole.case, test.data
-    changed = bool(test.settings)
-    own, row = own_arm(case, test.template, test.settings, None if changed else test.written[case.id], test.free)
+    own, varied = test.arms(case)
     writer = Writer(folder, whole, test)
     volume = test.generate(whole, own.prompt)
     writer.write(volume, "own", "", "generated", np.int16, prompt=sentence(own.prompt),
-                 **({"column": ";".join(c.column for c in test.settings),
-                     "value": ";".join(c.values[0] for c in test.settings)} if changed else {}))
+                 column=";".join(c.column for c in test.settings), value=";".join(c.values[0] for c in test.settings))
     where = regions(whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label)
     effects, notes = [], _notes("--set", own)
-    for change in test.variations:
-        arms = varied_arms(row, test.template, change)
+    for change, arms in zip(test.variations, varied, strict=True):
         made = {arm.value: test.generate(whole, arm.prompt) for arm in arms}
         for arm in arms:
             writer.write(made[arm.value], "varied", f"__{safe_name(change.column)}={safe_name(arm.value)}",
@@ -174,11 +180,18 @@ def _notes(what: str, arm: Arm) -> list[str]:
 
 
 def results_folder(options: TestOptions) -> Path:
-    """The folder of these results; raises `UserError` where another run's or other flags' results lie there."""
+    """The folder of these results; raises `UserError` where something lies there that must not be replaced."""
     m, source = options.model, options.source
+    runs.run_folder(m.checkpoints_dir, m.name)
+    if safe_name(m.which_epoch) != m.which_epoch or m.which_epoch.startswith("."):
+        raise UserError(f"--which_epoch is {m.which_epoch!r}; it must be latest, or the number of an epoch.")
     folder = Path(options.output.results_dir) / m.name / f"{source.split}_{m.which_epoch}"
-    if folder.exists() and any(folder.iterdir()) and not options.output.overwrite:
-        raise UserError(f"{folder} holds results already. Use --overwrite to replace them, or another --results_dir.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / RESULTS_FILE).is_file():
+            raise UserError(f"{folder} exists, but holds no {RESULTS_FILE}, so these are no results and are not replaced. "
+                            "Use another --results_dir, or remove it by hand.")
+        if not options.output.overwrite:
+            raise UserError(f"{folder} holds results already. Use --overwrite to replace them, or another --results_dir.")
     return folder
 
 
@@ -245,7 +258,10 @@ def test_mask(options: TestOptions) -> Path:
 
 def main() -> None:
     options = parse(TestOptions, __doc__ or "")
-    if options.source.mask:
+    source = options.source
+    if bool(source.mask) == bool(source.dataroot):
+        raise UserError("Give either --dataroot, for a cohort, or --mask with --out, for one volume.")
+    if source.mask:
         test_mask(options)
     else:
         test_cohort(options)

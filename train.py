@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from data.arms import check_change, parse_change, varied_arms
 from data.cache import cache_folder
+from data.checks import check_known
 from data.cohort import Case, Cohort, load_cohort
 from data.dataset import PatchDataset, loader
 from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence
-from data.splits import save_splits
+from data.splits import run_splits, save_splits
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
 from models.base import MODELS, GenerativeModel
@@ -36,6 +37,7 @@ from options.checks import check_train_options
 from options.parser import from_dict, parse, to_dict
 from options.train_options import PRESETS, TrainOptions
 from util import checkpoint, cli, runs
+from util.cli import UserError, listing
 from util.devices import make_accelerator
 from util.inference import SlidingWindow
 from util.monitor import WEB, Monitor
@@ -84,6 +86,22 @@ def open_study(options: TrainOptions, cache: Path | None) -> Study:
     return study
 
 
+def as_begun(study: Study, place: Path) -> Study:
+    """The study as it was when the run began: labels, splits, and what the encoder learned from the training prompts.
+
+    Raises:
+        UserError: Another text encoder than that of the run, labels that the run does not know, or cases that are gone.
+    """
+    state, cohort = checkpoint.load_state(place), study.cohort
+    study.encoder.check_identity(state["encoder"])
+    study.encoder.load_state(checkpoint.load_part(place, TEXT_PART), state["encoder_values"])
+    check_known(cohort.labels, state["labels"], [case.mask for case in cohort.cases])
+    splits = run_splits(place.parent / runs.SPLITS_FILE, cohort.root) or cohort.splits
+    if gone := sorted(set(splits["train"]) - {case.id for case in cohort.cases}):
+        raise UserError(f"--dataroot {cohort.root} lacks cases that the run was trained on: {listing(gone)}.")
+    return replace(study, cohort=replace(cohort, labels=tuple(state["labels"]), splits=splits))
+
+
 def make_dataset(
     options: TrainOptions, study: Study, cases: Sequence[Case], cache: Path, model: GenerativeModel,
 ) -> PatchDataset:
@@ -97,7 +115,7 @@ def validation_cases(options: TrainOptions, study: Study, sampler: Sampler) -> I
     split = "val" if study.cohort.splits.get("val") else "train"
     if split == "train" and options.run.val_cases:
         log.warning("The cohort has no validation cases; training cases are looked at instead.")
-    follow = [parse_change("--val_effect", text, 2) for text in options.run.val_effect[:1]]
+    follow = [parse_change("--val_effect", text, 2) for text in options.run.val_effect]
     cases = study.cohort.split(split)[: options.run.val_cases]
     for change in follow:
         check_change("--val_effect", change, study.template, [case.row for case in study.cohort.cases])
@@ -107,6 +125,7 @@ def validation_cases(options: TrainOptions, study: Study, sampler: Sampler) -> I
         assert whole.image is not None
         prompt = study.prompts[whole.case.id]
         arms = [arm for c in follow for arm in varied_arms(whole.case.row, study.template, c)[:2]]
+        study.encoder.encode([[p.text for p in said] for said in (prompt, *(arm.prompt for arm in arms))])  # or say why not
 
         def generate(prompt: Prompt, whole: Whole = whole) -> NDArray[np.floating]:
             made = sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
@@ -116,6 +135,15 @@ def validation_cases(options: TrainOptions, study: Study, sampler: Sampler) -> I
             whole.case.id, to_hu(whole.unpad(whole.image[0].numpy()), options.data.hu_window), whole.labels,
             voxel_sizes(whole.affine), np.isin(whole.labels, options.data.lung_labels), sentence(prompt),
             partial(generate, prompt), [partial(generate, arm.prompt) for arm in arms])
+
+
+def make_validation(options: TrainOptions, study: Study, model: GenerativeModel, trainer: Trainer) -> Validation:
+    """What is measured and drawn at intervals; raises `UserError` for a `--val_effect` that cannot be followed."""
+    window = SlidingWindow(options.patch.patch_size, model.size_multiple)
+    sampler = Sampler(model, trainer.generating_network(), study.encoder, window, trainer.accelerator.device,
+                      options.run.seed)
+    folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
+    return Validation(list(validation_cases(options, study, sampler)), options.data.hu_window, folder / WEB)
 
 
 def make_trainer(options: TrainOptions, model: GenerativeModel, accelerator: Accelerator, cases: int) -> Trainer:
@@ -148,7 +176,10 @@ def embed(encoder: TextEncoder, device: torch.device, batch: Mapping[str, Any]) 
 def load_global_generator(options: TrainOptions, model: GenerativeModel) -> None:
     """Starts the local enhancers from another run's global generator (coarse to fine)."""
     folder = runs.run_folder(options.run.checkpoints_dir, options.optim.load_global)
-    place = checkpoint.find(folder / "latest")
+    try:
+        place = checkpoint.find(folder / "latest")
+    except UserError as error:
+        raise UserError(f"--load_global {options.optim.load_global}: {error}") from None
     part = "average" if "average" in checkpoint.load_state(place)["parts"] else "G"
     network = model.raw["G"].get_submodule("global_generator")
     checkpoint.load_network(network, place, part, prefix="global_generator.")
@@ -175,36 +206,58 @@ def train(options: TrainOptions) -> Path:
     """Trains a run from its options to its end, or to the signal that stops it; returns its folder."""
     folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
     going_on = options.run.continue_train
-    if not (going_on or options.run.dry_run):
+    if not going_on:
         runs.check_new(folder, options.run.overwrite)
     accelerator = make_accelerator(options.optim.precision, options.run.gpu_ids)
     torch.manual_seed(options.run.seed)
     cache = cache_folder(options.data, folder)
     study = open_study(options, cache if going_on or options.data.cache_dir else None)
+    place = checkpoint.find(folder / "latest") if going_on else None
+    study = as_begun(study, place) if place else study
     model = MODELS[options.generator.model](options, len(study.cohort.labels), study.encoder.width)
     if options.optim.load_global and not going_on:
         load_global_generator(options, model)
-    trainer = make_trainer(options, model, accelerator, len(study.cohort.split("train")))
-    if accelerator.is_main_process and not (going_on or options.run.dry_run):
-        runs.open_new(folder, options.run.overwrite)
-    accelerator.wait_for_everyone()
-    if going_on:
-        trainer.load(checkpoint.find(folder / "latest"))
-    embedder = partial(embed, study.encoder, accelerator.device)
     cases = study.cohort.split("train")
+    trainer = make_trainer(options, model, accelerator, len(cases))
+    if place:
+        trainer.load(place)
+    speaks = accelerator.is_main_process and options.run.val_cases
+    validation = make_validation(options, study, model, trainer) if speaks else None
+    embedder = partial(embed, study.encoder, accelerator.device)
     if options.run.dry_run:
         with tempfile.TemporaryDirectory() as empty:
             few = make_dataset(options, study, cases[:DRY_CASES], Path(empty), model)
             dry_run(options, model, trainer, batches(options, few, trainer), embedder)
         return folder
+    if accelerator.is_main_process:  # all that can be wrong has been looked at; from here on files are written
+        open_folder(folder, options, study)
+    accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the others find its prepared volumes
         dataset = make_dataset(options, study, cases, cache, model)
-    feed = batches(options, dataset, trainer)
-    if accelerator.is_main_process:
+    monitor = make_monitor(options, study, trainer, folder, validation)
+    fit(options, trainer, batches(options, dataset, trainer), embedder, monitor)
+    log.info("Trained %s for %d steps; see %s.", options.run.name, trainer.step, folder / "web" / "index.html")
+    return folder
+
+
+def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
+    """Makes a new run's folder, or takes up that of a run that goes on, with options and splits in it."""
+    if options.run.continue_train:
         runs.save_options(folder, to_dict(options))
-        save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
-    monitor = make_monitor(options, study, model, trainer, folder)
-    received = trainer.fit(feed, embedder, monitor)
+    else:
+        runs.open_new(folder, options.run.overwrite, to_dict(options))
+    save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
+
+
+def fit(options: TrainOptions, trainer: Trainer, feed: Any, embedder: Any, monitor: Monitor) -> None:
+    """Trains to the end; a signal saves and leaves with exit code 128 + its number."""
+    try:
+        received = trainer.fit(feed, embedder, monitor)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--patch_size {','.join(map(str, options.patch.patch_size))} with --batch_size {options.optim.batch_size} does "
+            f"not fit into the GPU ({str(error).splitlines()[0][:120]}). Use less of either, --accumulate, --precision "
+            "bf16, --checkpoint_activations or a smaller --preset; --dry_run tells what a step takes.") from None
     if received is not None:
         monitor.save("latest")
         log.warning("Stopped by %s after step %d; saved. Go on with --continue_train.",
@@ -212,22 +265,18 @@ def train(options: TrainOptions) -> Path:
         monitor.close()
         sys.exit(128 + received)
     monitor.close()
-    log.info("Trained %s for %d steps; see %s.", options.run.name, trainer.step, folder / "web" / "index.html")
-    return folder
 
 
-def make_monitor(options: TrainOptions, study: Study, model: GenerativeModel, trainer: Trainer, folder: Path) -> Monitor:
+def make_monitor(
+    options: TrainOptions, study: Study, trainer: Trainer, folder: Path, validation: Validation | None,
+) -> Monitor:
     run, encoder = options.run, study.encoder
     tensors, values = encoder.state()
-    window = SlidingWindow(options.patch.patch_size, model.size_multiple)
-    sampler = Sampler(model, trainer.generating_network(), encoder, window, trainer.accelerator.device, run.seed)
-    cases = list(validation_cases(options, study, sampler)) if trainer.accelerator.is_main_process else []
-    validation = Validation(cases, options.data.hu_window, folder / WEB)
     return Monitor(
         folder, trainer, to_dict(options),
         state={"labels": list(study.cohort.labels), "columns": list(study.cohort.columns),
                "encoder": encoder.identity, "encoder_values": values},
-        extra={TEXT_PART: tensors}, validate=validation if run.val_cases else None, log_freq=run.log_freq,
+        extra={TEXT_PART: tensors}, validate=validation, log_freq=run.log_freq,
         save_freq=run.save_latest_freq, val_freq=run.val_freq or max(1, trainer.steps // 10),
         epoch_steps=run.save_epoch_freq * trainer.steps_per_epoch, steps_per_epoch=trainer.steps_per_epoch)
 

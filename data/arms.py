@@ -52,7 +52,10 @@ def check_change(flag: str, change: Change, template: Template, rows: Sequence[d
         raise UserError(f"{flag}: the table has no column {change.column!r}; it has: "
                         f"{listing(template.attributes(columns), 40)}.")
     known = template.known_values(rows, change.column)
-    shown = {v: template.shown({change.column: v}, change.column) for v in change.values}
+    try:
+        shown = {v: template.shown(template.change(rows[0], change.column, v).row, change.column) for v in change.values}
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
     for value in (v for v in change.values if v and shown[v] not in known):
         number = template[change.column].kind == "number" or all(k.replace(".", "", 1).isdigit() for k in known)
         log.warning("%s: no case has %s=%s%s. Known: %s.", flag, change.column, value,

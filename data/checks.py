@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.geometry import corner_distance, same_place
-from data.volumes import atomic, load, read_header
+from data.volumes import atomic, check_labels, load, read_header
 from util.cli import UserError, listing, main_rank
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,13 @@ def label_problems(path: Path, labels: Sequence[float]) -> list[str]:
     if outside := [v for v in labels if not 0 <= v <= LARGEST_LABEL]:
         return [f"{path} holds the label {outside[0]:g}; labels run from 0 to {LARGEST_LABEL}. Relabel the mask."]
     return []
+
+
+def check_known(found: Sequence[int], labels: Sequence[int], masks: Sequence[Path]) -> None:
+    """Raises `UserError` naming the first mask with a label that a run does not know, if `found` holds such a label."""
+    if set(found) - set(labels):
+        for mask in masks:
+            check_labels([int(v) for v in mask_facts(mask)["labels"]], labels, mask)
 
 
 def grid_problems(image: Path, mask: Path) -> list[str]:

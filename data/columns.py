@@ -136,28 +136,43 @@ def read_columns(path: Path) -> dict[str, Column]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Template {path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("columns"), dict):
-        raise UserError(f"Template {path} must be a mapping with an entry `columns`; see data/templates/aiib23.yaml.")
-    unknown = UNKNOWN | frozenset(map(same_key, raw.get("unknown", [])))
-    return {str(c): _column(path, str(c), entry or {}, unknown) for c, entry in raw["columns"].items()}
+        raise UserError(f"Template {path} must be a mapping with a mapping `columns`; see data/templates/aiib23.yaml.")
+    unknown = UNKNOWN | _keys(f"Template {path}, unknown", raw.get("unknown", []))
+    return {str(c): _column(f"Template {path}, column {str(c)!r}", str(c), e, unknown) for c, e in raw["columns"].items()}
 
 
-def _column(path: Path, name: str, entry: dict[str, Any], unknown: frozenset[str]) -> Column:
+def _keys(where: str, values: Any) -> frozenset[str]:
+    if not isinstance(values, list | dict):
+        raise UserError(f"{where} must be a list such as [a, b], and is {values!r}.")
+    if any(isinstance(v, bool) for v in values):
+        raise UserError(f"{where}: YAML reads a bare Yes or No as a truth value; write it in quotes.")
+    return frozenset(map(same_key, values))
+
+
+def _column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Column:
     allowed = {"phrase", "phrases", "values", "unknown", "kind", "role", "unit", "digits", "absolute", "implies"}
-    where = f"Template {path}, column {name!r}"
-    if wrong := sorted(set(entry) - allowed):
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be a mapping such as {{kind: number}}, and is {entry!r}.")
+    if wrong := sorted(map(str, set(entry) - allowed)):
         raise UserError(f"{where}: unknown entries {', '.join(wrong)}; known are {', '.join(sorted(allowed))}.")
     kind, role = entry.get("kind", "text"), entry.get("role", "exposure")
     for key, value, choices in (("kind", kind, KINDS), ("role", role, ROLES)):
         if value not in choices:
             raise UserError(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}.")
-    rules = []
-    for rule in entry.get("implies", []):
-        if set(rule) not in ({"when", "drop"}, {"unless", "drop"}):
-            raise UserError(f"{where}: `implies` takes `drop` with `when` or with `unless`; it has {', '.join(rule)}.")
-        sets = {k: frozenset(map(same_key, rule[k])) for k in ("when", "unless") if k in rule}
-        rules.append(Rule(tuple(rule["drop"]), **sets))
     simple = {k: entry[k] for k in ("phrase", "unit", "digits", "absolute") if k in entry}
-    maps: dict[str, Any] = {
-        k: {same_key(a): str(b) for a, b in entry.get(k, {}).items()} for k in ("phrases", "values")}
-    extra = frozenset(map(same_key, entry.get("unknown", [])))
-    return Column(name, role=role, kind=kind, unknown=unknown | extra, implies=tuple(rules), **simple, **maps)
+    maps: dict[str, Any] = {}
+    for key in ("phrases", "values"):
+        _keys(f"{where}, {key}", entry.get(key, {}))
+        maps[key] = {same_key(code): str(text) for code, text in entry.get(key, {}).items()}
+    unknown |= _keys(f"{where}, unknown", entry.get("unknown", []))
+    rules = tuple(_rule(f"{where}, implies", rule) for rule in entry.get("implies", []))
+    return Column(name, role=role, kind=kind, unknown=unknown, implies=rules, **simple, **maps)
+
+
+def _rule(where: str, entry: Any) -> Rule:
+    if not isinstance(entry, dict) or set(entry) not in ({"when", "drop"}, {"unless", "drop"}):
+        raise UserError(f"{where}: an entry takes `drop` with `when` or with `unless`; it is {entry!r}.")
+    if not isinstance(entry["drop"], list):
+        raise UserError(f"{where}: `drop` must be a list of columns, and is {entry['drop']!r}.")
+    sets = {k: _keys(f"{where}, {k}", entry[k]) for k in ("when", "unless") if k in entry}
+    return Rule(tuple(map(str, entry["drop"])), **sets)

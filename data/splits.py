@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.volumes import atomic, strip_suffix
+from util.checkpoint import read_json
 from util.cli import UserError, listing
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,14 @@ def make_splits(
     rank = {case: k for k, case in enumerate(cases)}
     return {name: tuple(sorted((c for p in part for c in groups[p]), key=rank.__getitem__))
             for name, part in parts.items()}
+
+
+def run_splits(path: Path, root: Path) -> Splits | None:
+    """The splits that `save_splits` kept in a run's folder; None where there are none or `root` has its own splits."""
+    if (root / path.name).is_file() or not path.is_file():
+        return None
+    stored = read_json(path)
+    return {name: tuple(stored.get(name, ())) for name in NAMES}
 
 
 def save_splits(path: Path, splits: Splits) -> None:

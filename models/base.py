@@ -13,7 +13,8 @@ from models.text_base import TextEmbedding
 from options.train_options import TrainOptions
 
 Batch = Mapping[str, Any]
-Update = Callable[[str, Tensor], None]  # (network, loss): backward pass and optimiser step of that network
+# (network, loss, its terms by name): backward pass and optimiser step of that network; the terms are for messages.
+Update = Callable[[str, Tensor, Mapping[str, Tensor]], None]
 Tiler = Callable[..., Tensor]  # (function of tiles, whole tensors) -> whole tensor, see util/inference.py
 
 MODELS: Registry[type[GenerativeModel]] = Registry("--model")
@@ -48,7 +49,7 @@ class GenerativeModel(ABC):
             batch: `image` `(B,1,X,Y,Z)`, `mask` `(B,K,X,Y,Z)`, `coords` `(B,3,X,Y,Z)`, `noise` `(B,N,X,Y,Z)`.
             text: Embedding of the batch's prompts.
             other: Embedding of other cases' prompts, that do not belong to the images.
-            update: Called once a network with its loss.
+            update: Called once a network with its loss and the terms of it.
 
         Returns:
             Loss terms by name, detached.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-WIDTH = 128
+WIDTH = 64
 # transformers pools at the largest id instead of at the end when the end token is number 2, so <unk> takes that number.
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unk>", "eos_token": "<end>"}
 
@@ -27,8 +28,9 @@ def make_tokenizer(texts: Sequence[str], limit: int, vocabulary: int = 2000) -> 
     """
     special = list(SPECIAL.values())
     tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer = normalizers.Prepend(" ")  # a word is the same token at the start and within
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)])
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(texts, BpeTrainer(
@@ -47,40 +49,35 @@ def make_text_model(tokenizer: PreTrainedTokenizerFast, layers: int = 2) -> CLIP
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
 
 
-class _Block(nn.Module):
-    """Convolution of stride 2 with a residual convolution, normalised over channels."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.down = nn.Conv3d(channels_in, channels_out, 3, stride=2, padding=1)
-        self.norm = nn.GroupNorm(4, channels_out)
-        self.same = nn.Conv3d(channels_out, channels_out, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.down(x)
-        return x + self.same(F.silu(self.norm(x)))
-
-
 class VolumeEncoder(nn.Module):
-    """A small 3D network whose features are averaged over each label of the mask, for a lung's average tells its density.
+    """A small 3D network, made to see density: intensities and features are averaged over each label of the mask.
+
+    The averages are standardised over the batch, for patients differ in them by little beside what all have in common.
 
     Args:
         labels: Channels of the one-hot mask.
         channels: Features of the two levels.
+        grid: Places of the chest in which intensities are averaged apart, along the three axes.
     """
 
-    def __init__(self, labels: int, channels: tuple[int, int] = (16, 32)) -> None:
+    def __init__(
+        self, labels: int, channels: tuple[int, int] = (8, 16), grid: tuple[int, int, int] = (2, 2, 3)
+    ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(_Block(1 + labels, channels[0]), _Block(channels[0], channels[1]))
+        self.grid = grid
+        self.features = nn.Sequential(
+            nn.Conv3d(1 + labels, channels[0], 3, stride=2, padding=1), nn.SiLU(),
+            nn.Conv3d(channels[0], channels[1], 3, stride=2, padding=1), nn.SiLU())
+        width = labels * (channels[1] + math.prod(grid))
         self.head = nn.Sequential(
-            nn.Linear((1 + channels[1]) * labels, 2 * WIDTH), nn.SiLU(), nn.LayerNorm(2 * WIDTH),
-            nn.Linear(2 * WIDTH, WIDTH))
+            nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 2 * WIDTH), nn.SiLU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """`(B,C)` of `image` `(B,1,X,Y,Z)` in [-1, 1] and `mask` `(B,K,X,Y,Z)`."""
-        features = self.blocks(torch.cat([image, mask], 1))
+        local = F.adaptive_avg_pool3d(image * mask, self.grid) / F.adaptive_avg_pool3d(mask, self.grid).clamp_min(1e-3)
+        features = self.features(torch.cat([image, mask], 1))
         share = F.adaptive_avg_pool3d(mask, features.shape[2:])
-        return self.head(torch.cat([average(image, mask), average(features, share)], 1))
+        return self.head(torch.cat([local.flatten(1), average(features, share)], 1))
 
 
 def average(features: Tensor, mask: Tensor) -> Tensor:

@@ -62,6 +62,16 @@ class ConcatFusion(FusionUnit):
         return x + self.project(torch.cat([x, repeated.to(x.dtype)], 1))
 
 
+def spread(values: Tensor, x: Tensor) -> Tensor:
+    """`(B, C)` as `(B, C, 1, 1, Z)` in the type of `x` `(B, C, X, Y, Z)`.
+
+    Along one axis the repetition is written out: with channels innermost, a CPU works five times slower on 16 values
+    at a time than on whole lines.
+    """
+    lines = values.to(x.dtype)[:, :, None, None, None].expand(-1, -1, 1, 1, x.shape[-1])
+    return lines.contiguous(memory_format=torch.channels_last_3d)
+
+
 class Affine(nn.Module):
     """Scale and shift of channels by a two-layer perceptron of the pooled text (DF-GAN, Tao et al. 2022, eq. 2)."""
 
@@ -74,7 +84,7 @@ class Affine(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), last)
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
-        scale, shift = self.mlp(text.pooled)[:, :, None, None, None].to(x.dtype).chunk(2, 1)
+        scale, shift = (spread(t, x) for t in self.mlp(text.pooled).chunk(2, 1))
         return x * (1 + scale) + shift
 
 
@@ -104,7 +114,8 @@ class AttentionFusion(FusionUnit):
         width = -(-channels // self.heads) * self.heads
         self.norm = nn.LayerNorm(channels)
         self.query = nn.Linear(channels, width)
-        self.key_value = nn.Linear(text_width, 2 * width)
+        self.key = nn.Linear(text_width, width, bias=False)  # softmax takes away what is common to all keys
+        self.value = nn.Linear(text_width, width)
         self.project = zero(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
@@ -114,7 +125,7 @@ class AttentionFusion(FusionUnit):
         # A null token (zeros) beside the text's: an empty prompt stays finite, and a voxel may look away from all.
         tokens = F.pad(text.tokens, (0, 0, 1, 0)).to(voxels.dtype)
         valid = F.pad(text.valid, (1, 0), value=True)
-        k, v = (self._split(t) for t in self.key_value(tokens).chunk(2, -1))
+        k, v = self._split(self.key(tokens)), self._split(self.value(tokens))
         attended = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=valid[:, None, None, :])
         out = self.project(attended.transpose(1, 2).flatten(2))  # (B, V, C)
         return x + out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.fusion import FUSIONS, FusionUnit
-from models.layers import ResBlock, Upsample, conv
+from models.layers import NoiseInjection, ResBlock, Upsample, conv, halve_noise
 from models.text_base import TextEmbedding
 from options.train_options import GeneratorOptions
 
 
 def input_channels(options: GeneratorOptions, n_labels: int) -> int:
-    """Channels the generator reads: one-hot mask, coordinates, noise."""
-    return n_labels + 3 * options.coord_channels + options.noise_channels
+    """Channels of the condition: one-hot mask, coordinates."""
+    return n_labels + 3 * options.coord_channels
 
 
 def size_multiple(options: GeneratorOptions) -> int:
@@ -42,19 +42,23 @@ class Stage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One doubling of resolution: upsample, add the skip connection, convolve, fuse text."""
+    """One doubling of resolution: upsample, add skip connection and noise, convolve, fuse text."""
 
     def __init__(self, c_in: int, c_out: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
         self.up = Upsample(c_in, c_out)
+        self.noise = NoiseInjection(c_out, options.noise_channels) if options.noise_channels else None
         self.merge = conv(c_out, c_out, options.norm, options.padding)
         fuse = options.fusion_at == "all"
         self.fusion: FusionUnit = FUSIONS[options.fusion if fuse else "none"](c_out, text_width, options)
 
-    def forward(self, x: Tensor, skip: Tensor | None, text: TextEmbedding) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None, noise: Tensor, text: TextEmbedding) -> Tensor:
         x = self.up(x)
-        x = self.merge(x if skip is None else x + skip)
-        return self.fusion(x, text)
+        if skip is not None:
+            x = x + skip
+        if self.noise is not None:
+            x = self.noise(x, noise)
+        return self.fusion(self.merge(x), text)
 
 
 class GlobalGenerator(nn.Module):
@@ -78,15 +82,17 @@ class GlobalGenerator(nn.Module):
         self.decoders = nn.ModuleList(
             Decoder(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth)))
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
-        x = self.stem(x)  # (ngf, 1)
-        skips = []
+    def forward(self, condition: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
+        x = self.stem(condition)  # (ngf, 1)
+        skips, noises = [], [noise]
         for down in self.down:
             skips.append(x if self.skip else None)
+            noises.append(halve_noise(noises[-1]))
             x = down(x)  # (2^i ngf, 1/2^i)
         x = self.bottleneck(x, text)
+        noises.pop()
         for decoder in self.decoders:
-            x = decoder(x, skips.pop(), text)
+            x = decoder(x, skips.pop(), noises.pop(), text)
         return x
 
 
@@ -105,10 +111,10 @@ class LocalEnhancer(nn.Module):
         self.stage = Stage(2 * width, options.n_blocks_local, text_width, options, fuse)
         self.decoder = Decoder(2 * width, width, text_width, options)
 
-    def forward(self, condition: Tensor, coarse: Tensor, text: TextEmbedding) -> Tensor:
+    def forward(self, condition: Tensor, noise: Tensor, text: TextEmbedding, coarse: Tensor) -> Tensor:
         fine = self.stem(condition)  # (width, 1)
         x = self.stage(self.down(fine) + coarse, text)  # (2 width, 1/2)
-        return self.decoder(x, fine if self.skip else None, text)
+        return self.decoder(x, fine if self.skip else None, noise, text)
 
 
 class Generator(nn.Module):
@@ -127,9 +133,6 @@ class Generator(nn.Module):
         self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
         self.enhancers = nn.ModuleList(
             LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n)))
-        # Noise enters once more beside the last features, so that texture needs no skip connection to get there.
-        c_last = options.ngf + options.noise_channels
-        self.texture = conv(c_last, options.ngf, options.norm, options.padding)
         self.head = nn.Conv3d(options.ngf, 1, 3, padding=1, padding_mode=options.padding)
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
@@ -144,14 +147,13 @@ class Generator(nn.Module):
         Returns:
             `(B, 1, X, Y, Z)` in [-1, 1], float32.
         """
-        condition = torch.cat([mask, coords, noise] if self.options.coord_channels else [mask, noise], 1)
-        pyramid = [condition]
+        pyramid = [(torch.cat([mask, coords], 1) if self.options.coord_channels else mask, noise)]
         for _ in self.enhancers:
-            pyramid.append(F.avg_pool3d(pyramid[-1], 2))
-        x = self._run(self.global_generator, pyramid.pop(), text)
+            condition, noise = pyramid[-1]
+            pyramid.append((F.avg_pool3d(condition, 2), halve_noise(noise)))
+        x = self._run(self.global_generator, *pyramid.pop(), text)
         for enhancer in self.enhancers:
-            x = self._run(enhancer, pyramid.pop(), x, text)
-        x = self.texture(torch.cat([x, noise.to(x.dtype)], 1))
+            x = self._run(enhancer, *pyramid.pop(), text, x)
         # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
         with torch.autocast(x.device.type, enabled=False):
             return torch.tanh(self.head(x.float()))

@@ -85,3 +85,25 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(self.project(x), scale_factor=2.0, mode="nearest")
+
+
+class NoiseInjection(nn.Module):
+    """Adds noise to features, with a learned strength a channel that starts at zero (StyleGAN, Karras et al. 2019).
+
+    Kept out of the first layers: where mask and coordinates hardly change, a per-voxel norm would blow the noise up.
+    """
+
+    def __init__(self, channels: int, noise_channels: int) -> None:
+        super().__init__()
+        self.strength = nn.Linear(noise_channels, channels, bias=False)
+        nn.init.zeros_(self.strength.weight)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """`x` `(B, C, X, Y, Z)`, `noise` `(B, N, X, Y, Z)` standard normal."""
+        return x + self.strength(noise.movedim(1, -1).to(x.dtype)).movedim(-1, 1)
+
+
+def halve_noise(noise: Tensor) -> Tensor:
+    """Noise at half the resolution that is standard normal again: the mean of eight values has SD 1/sqrt(8)."""
+    # Pooling refuses a tensor without channels, which is what --noise_channels 0 gives.
+    return F.avg_pool3d(noise, 2) * 8**0.5 if noise.shape[1] else noise[..., ::2, ::2, ::2]

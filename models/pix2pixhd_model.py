@@ -36,8 +36,7 @@ class Pix2PixHDModel(GenerativeModel):
         self.adversarial = options.loss.lambda_gan > 0 or options.loss.lambda_feat > 0
         if training and self.adversarial:
             condition = n_labels + 3 * options.generator.coord_channels
-            self.raw["D"] = MultiScaleDiscriminator(
-                options.discriminator, condition, text_width, options.generator.norm)
+            self.raw["D"] = MultiScaleDiscriminator(options.discriminator, condition, text_width)
         self.networks = dict(self.raw)
         perceptual = training and options.loss.lambda_perceptual > 0
         self.perceptual = PerceptualLoss(options.loss.perceptual_weights) if perceptual else None
@@ -67,7 +66,7 @@ class Pix2PixHDModel(GenerativeModel):
         if self.adversarial:
             on_real, terms["D"] = self._train_discriminator(real, fake.detach(), condition, text, other, update)
         loss = self._generator_terms(terms, fake, real, condition, text, on_real)
-        update("G", loss)
+        update("G", loss, {k: v for k, v in terms.items() if k != "D"})
         return {name: term.detach() for name, term in terms.items()}
 
     def _train_discriminator(
@@ -77,14 +76,14 @@ class Pix2PixHDModel(GenerativeModel):
         mode, n = self.options.loss.gan_mode, len(real)
         mismatched = other.pooled if self.options.discriminator.text_D else None
         judged, mismatches = self.networks["D"](
-            torch.cat([real, fake]), torch.cat([condition, condition]), text.pooled.repeat(2, 1), mismatched)
+            torch.cat([real, fake]), condition, text.pooled.repeat(2, 1), mismatched)
         loss_real = discriminator_loss(mode, [j.scores[:n] for j in judged], real=True)
         loss_fake = discriminator_loss(mode, [j.scores[n:] for j in judged], real=False)
         if mismatches:
             loss_fake = (loss_fake + discriminator_loss(mode, mismatches, real=False)) / 2
         loss = (loss_real + loss_fake) / 2
         on_real = [Judgement(j.scores[:n].detach(), [f[:n].detach() for f in j.features]) for j in judged]
-        update("D", loss)
+        update("D", loss, {"D": loss})
         return on_real, loss
 
     def _generator_terms(

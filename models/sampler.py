@@ -16,6 +16,7 @@ from models.text_encoder import build_text_encoder
 from options.parser import from_dict
 from options.train_options import TrainOptions
 from util import checkpoint, noise, runs
+from util.cli import UserError
 from util.inference import SlidingWindow
 
 TEXT_PART = "text"  # what the encoder learned from the training prompts, in a checkpoint
@@ -63,6 +64,11 @@ class Sampler:
         try:
             with torch.inference_mode():
                 volume = self.model.generate(self.network, inputs[0], inputs[1], inputs[2], text, self.window)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"The GPU has not enough free memory to generate {case} in {self.window.batch} tiles of "
+                f"{self.window.tile or 'the whole volume'} at once. Use --tile_batch 1, a smaller --tile, or --gpu_ids -1.",
+            ) from None
         finally:
             self.network.train(training)
             torch.backends.cudnn.allow_tf32 = tf32

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-
 from options.train_options import TrainOptions
-from util.cli import UserError
+from util.cli import UserError, world_size
 
 
 def check_train_options(options: TrainOptions) -> None:
     """Raises `UserError` where flags do not go together."""
     g, optim, low_high = options.generator, options.optim, options.data.hu_window
-    multiple = 2 ** (g.n_downsample_global + g.n_local_enhancers)
+    stride = 2 ** (g.n_downsample_global + g.n_local_enhancers)
+    multiple = 2 * stride  # tiles overlap by half, and each must start on a multiple of the stride
     size = options.patch.patch_size
     if any(s % multiple for s in size):
         good = ",".join(str(max(multiple, round(s / multiple) * multiple)) for s in size)
         raise UserError(
             f"--patch_size is {','.join(map(str, size))}; with {g.n_downsample_global} halvings and "
-            f"{g.n_local_enhancers} local enhancers every side must be a multiple of {multiple}. "
-            f"The nearest that works: --patch_size {good}.")
+            f"{g.n_local_enhancers} local enhancers every side must be a multiple of {multiple}, so that half of it "
+            f"can be halved as often. The nearest that works: --patch_size {good}.")
     if low_high[0] >= low_high[1]:
         raise UserError(f"--hu_window is {low_high[0]:g},{low_high[1]:g}; the first must be below the second.")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if optim.batch_size % (world * optim.accumulate):
         raise UserError(
             f"--batch_size is {optim.batch_size}; it must be a multiple of processes x --accumulate, "
@@ -30,6 +29,8 @@ def check_train_options(options: TrainOptions) -> None:
         raise UserError("--niter, --niter_decay and --max_steps are all 0; give one of them.")
     if optim.load_global and not g.n_local_enhancers:
         raise UserError("--load_global is for local enhancers; give --n_local_enhancers 1 or more with it.")
+    if len(options.run.val_effect) > 1:
+        raise UserError(f"--val_effect is given {len(options.run.val_effect)} times; one attribute can be followed.")
     weights = options.loss
     if not (weights.lambda_gan or weights.lambda_feat or weights.lambda_l1 or weights.lambda_perceptual):
         raise UserError("All loss weights (--lambda_gan, _feat, _l1, _perceptual) are 0; give one of them.")

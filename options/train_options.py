@@ -60,6 +60,8 @@ class DiscriminatorOptions:
     ndf: int = flag(32, "Channels of the first layer.", low=1)
     num_D: int = flag(2, "Discriminators, each at half the resolution of the one before.", low=1, high=4)
     n_layers_D: int = flag(3, "Strided layers in each.", low=1, high=6)
+    norm_D: str = flag("none", "Normalisation in the discriminators.",
+                       choices=("layer", "rms", "group", "instance", "none"))
     text_D: bool = flag(True, "Show the text to the discriminators, with mismatched text as negatives.")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ from models.clip3d import VolumeEncoder, contrastive_loss, make_text_model, make
 from options.base_options import DataOptions
 from options.parser import flag, group, parse
 from util import wording
-from util.cli import UserError, run
+from util.cli import UserError, main_rank, run
 
 log = logging.getLogger(__name__)
 
 RECORD = "clip.json"
+SENTENCE_EVERY = 4  # steps
 VERSION = 1  # of the method: a folder of another version is not used again
 
 
@@ -42,10 +44,10 @@ class ClipOptions:
     """How the CLIP is trained."""
 
     out: str = flag("", "Folder to save to; one made from the same cohort and settings is used again.")
-    clip_steps: int = flag(400, "Training steps.", low=1)
+    clip_steps: int = flag(200, "Training steps.", low=1)
     clip_batch: int = flag(32, "Pairs a step.", low=2)
     clip_size: tuple[int, int, int] = flag((32, 32, 24), "Voxels to which volumes are averaged down.", low=8)
-    clip_lr: float = flag(1e-3, "Learning rate at the start; it falls to zero along a cosine.", low=0)
+    clip_lr: float = flag(2e-3, "Highest learning rate; it rises for a tenth of the steps and falls to zero.", low=1e-7)
     seed: int = flag(0, "Seed of weights, order, and split (give train.py the same where there is no splits.json).", low=0)
     overwrite: bool = flag(False, "Replace a CLIP made from another cohort or with other settings.")
 
@@ -68,9 +70,9 @@ class Pairs:
 
 
 def load_pairs(cases: Sequence[Case], prompts: dict[str, Prompt], cohort: Cohort, options: Options) -> Pairs:
-    """The cases with something known, averaged down to `--clip_size` on reading."""
+    """The cases of which something is known, averaged down to `--clip_size` on reading."""
     images, masks, known = [], [], [c for c in cases if prompts[c.id]]
-    for case in tqdm(known, desc="Reading volumes"):
+    for case in tqdm(known, desc="Reading volumes", disable=not main_rank()):
         image, mask = load_case(case, None)
         if image is None:
             raise UserError(f"Case {case.id} has no scan; CLIP learns from scans and prompts.")
@@ -82,11 +84,10 @@ def load_pairs(cases: Sequence[Case], prompts: dict[str, Prompt], cohort: Cohort
     return Pairs(torch.stack(images), torch.stack(masks), [prompts[c.id] for c in known])
 
 
-def pick(prompt: Prompt, rng: np.random.Generator) -> str:
-    """A prompt for one step: all phrases or some, in any order, so that phrases alone get a meaning too."""
+def pick(prompt: Prompt, rng: np.random.Generator) -> list[str]:
+    """The phrases of a prompt for one step: all, or as often some of them, in any order."""
     count = len(prompt) if rng.random() < 0.5 else rng.integers(1, len(prompt) + 1)
-    texts = [prompt[i].text for i in rng.permutation(len(prompt))[:count]]
-    return wording.bare(texts[0]) if count == 1 else wording.join(texts)
+    return [prompt[i].text for i in rng.permutation(len(prompt))[:count]]
 
 
 class Clip(nn.Module):
@@ -98,25 +99,44 @@ class Clip(nn.Module):
         self.tokenizer = make_tokenizer(texts, max(128, 2 * longest))
         self.text = make_text_model(self.tokenizer)
         self.volume = VolumeEncoder(labels)
-        self.scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+        self.scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings `(N,C)`."""
         batch = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.scale.device)
         return self.text(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).text_embeds
+
+    def sums(self, prompts: Sequence[Sequence[str]]) -> Tensor:
+        """Embeddings `(N,C)` as `--text_mode phrases` makes them: the sum over phrases, each embedded by itself."""
+        bare = [[wording.bare(p) for p in prompt] for prompt in prompts]
+        distinct = sorted({p for prompt in bare for p in prompt})
+        holds = torch.tensor([[prompt.count(p) for p in distinct] for prompt in bare], dtype=torch.float32)
+        return holds.to(self.scale.device) @ self.texts(distinct)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs on one thread: the tensors are so small that a second one costs more than it brings (up to ten times)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) -> float:
     """Trains in place; the mean loss of the last tenth of the steps."""
     rng = np.random.default_rng([options.seed, 1])
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=options.clip_lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.clip_steps)
+    optimiser = torch.optim.AdamW(clip.parameters(), lr=options.clip_lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, options.clip_lr, total_steps=options.clip_steps, pct_start=0.1)
     size, losses = min(options.clip_batch, len(pairs.prompts)), []
-    order: list[int] = []
-    for _ in (bar := tqdm(range(options.clip_steps), desc="Training CLIP")):
-        while len(order) < size:
-            order += rng.permutation(len(pairs.prompts)).tolist()
-        chosen, order = order[:size], order[size:]
-        texts = clip.texts([pick(pairs.prompts[i], rng) for i in chosen])
+    for step in (bar := tqdm(range(options.clip_steps), desc="Training CLIP", disable=not main_rank())):
+        chosen = rng.permutation(len(pairs.prompts))[:size].tolist()
+        prompts = [pick(pairs.prompts[i], rng) for i in chosen]
+        # Mostly as phrases, which is what the generator sees by default, and sometimes as sentences.
+        texts = clip.sums(prompts) if step % SENTENCE_EVERY else clip.texts([wording.join(p) for p in prompts])
         volumes = clip.volume(pairs.image[chosen].to(device), pairs.mask[chosen].to(device))
         loss = contrastive_loss(volumes, texts, clip.scale.clamp(max=np.log(100.0)))
         optimiser.zero_grad(set_to_none=True)
@@ -127,7 +147,7 @@ def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) ->
         losses.append(loss.item())
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.2f}")
         if not np.isfinite(losses[-1]):
-            raise UserError(f"The loss is {losses[-1]} at step {len(losses)}; lower --clip_lr.")
+            raise UserError(f"The loss is {losses[-1]} at step {step}; lower --clip_lr.")
     return float(np.mean(losses[-max(1, options.clip_steps // 10):]))
 
 
@@ -135,7 +155,7 @@ def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) ->
 def judge(clip: Clip, pairs: Pairs, device: torch.device) -> dict[str, float]:
     """Retrieval among these pairs by their full prompts."""
     clip.eval()
-    texts = torch.cat([clip.texts([wording.join([p.text for p in prompt])]) for prompt in pairs.prompts])
+    texts = clip.sums([[p.text for p in prompt] for prompt in pairs.prompts])
     volumes = torch.cat([
         clip.volume(i[None].to(device), m[None].to(device)) for i, m in zip(pairs.image, pairs.mask, strict=True)])
     return retrieval(volumes, texts)
@@ -205,7 +225,8 @@ def pretrain(options: Options) -> Path:
     train = load_pairs(cohort.split("train"), prompts, cohort, options)
     torch.manual_seed(options.clip.seed)
     clip = Clip([wording.join([p.text for p in prompt]) for prompt in train.prompts], len(cohort.labels)).to(device)
-    loss = fit(clip, train, options.clip, device)
+    with one_thread():
+        loss = fit(clip, train, options.clip, device)
     held = {c for name in ("val", "test") for c in cohort.splits.get(name, ())} - set(cohort.splits["train"])
     others = [c for c in cohort.cases if c.id in held and prompts[c.id]]
     if len(others) < 2:

@@ -65,8 +65,10 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
         temporary.mkdir(parents=True)
         for name, tensors in parts.items():
             # safetensors takes neither channels-last nor shared memory.
-            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
-                      temporary / f"{name}.safetensors")
+            path = temporary / f"{name}.safetensors"
+            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # on the disk before the folder gets its name
         write_json(temporary / STATE_FILE, {**state, "parts": sorted(parts)})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -75,10 +77,11 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
         raise UserError(
             f"Checkpoint {folder} could not be written: {reason}. The previous one is untouched; make room and go on "
             "with --continue_train.") from None
-    # A non-empty folder cannot be replaced in one step: the old one steps aside, where `find` still sees it.
+    # A non-empty folder cannot be replaced in one step: the old one steps aside, where `find` still sees it. What lies
+    # aside already, of a save that was killed there, is the only checkpoint until the new one has its name.
     aside = _aside(folder)
-    shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     temporary.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)
@@ -90,12 +93,17 @@ def find(folder: Path) -> Path:
         if (place / STATE_FILE).is_file():
             return place
     there = sorted(p.name for p in folder.parent.glob("*") if (p / STATE_FILE).is_file())
-    raise UserError(f"{folder} holds no checkpoint. Checkpoints in {folder.parent}: {', '.join(there) or 'none'}.")
+    todo = "Choose one of them by --which_epoch." if there else "Train the run, from its start by --overwrite."
+    raise UserError(
+        f"{folder} holds no checkpoint. Checkpoints in {folder.parent}: {', '.join(there) or 'none'}. {todo}")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint."""
-    state: dict[str, Any] = read_json(folder / STATE_FILE)
+    """The plain values of a checkpoint; raises `UserError` if the file is damaged or none of ours."""
+    state = read_json(folder / STATE_FILE)
+    if not isinstance(state, dict) or not {"step", "parts"} <= set(state):
+        raise UserError(f"{folder / STATE_FILE} is damaged: it does not say what the checkpoint holds. "
+                        "Use another checkpoint (--which_epoch), or train again.")
     return state
 
 
@@ -134,12 +142,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, source: Path) -> None:
     """Puts back what `optimizer_tensors` took; raises `UserError` if it belongs to other parameters."""
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    shapes = {f"{i}.exp_avg": p.shape for i, p in enumerate(parameters)}
+    if tensors and {k: t.shape for k, t in tensors.items() if k.endswith(".exp_avg")} != shapes:
+        raise UserError(f"{source}: the optimiser's state belongs to another architecture. Start a new run.")
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # in the memory format of the parameter, which fused optimisers count on
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    if state and (len(state) != len(parameters) or any(
-            state[i]["exp_avg"].shape != p.shape for i, p in enumerate(parameters))):
-        raise UserError(f"{source}: the optimiser's state belongs to another architecture. Start a new run.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -7,7 +7,7 @@ import os
 import torch
 from accelerate import Accelerator
 
-from util.cli import UserError
+from util.cli import UserError, world_size
 
 
 def select_gpus(gpu_ids: str) -> bool:
@@ -29,8 +29,7 @@ def select_gpus(gpu_ids: str) -> bool:
     if absent:
         there = f"GPUs 0 to {count - 1}" if count else "no GPU"
         raise UserError(f"--gpu_ids names GPU {absent[0]}, but this machine has {there}. Use --gpu_ids -1 for the CPU.")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if len(ids) > 1 and world == 1:
+    if len(ids) > 1 and world_size() == 1:
         raise UserError(
             f"--gpu_ids {gpu_ids} names {len(ids)} GPUs, but one process uses one. Start it with "
             f"bash scripts/train_multi_gpu.sh {len(ids)} ..., or name one GPU.")

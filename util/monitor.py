@@ -82,12 +82,13 @@ class Monitor:
         self._sums, self._count = {}, 0
 
     def _validate(self, step: int) -> None:
-        if self.log is not None and self.validate is not None:
-            figures, images = self.validate(step)
-            self.log.write(step, {f"val_{k}": v for k, v in figures.items()})
-            log.info("Step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-            self.images += images
-            write_json(self.folder / WEB / IMAGES_FILE, [asdict(image) for image in self.images])
+        if self.log is not None:
+            if self.validate is not None:
+                figures, images = self.validate(step)
+                self.log.write(step, {f"val_{k}": v for k, v in figures.items()})
+                log.info("Step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+                self.images += images
+                write_json(self.folder / WEB / IMAGES_FILE, [asdict(image) for image in self.images])
             write_training_page(self.folder / WEB, self.folder.name, read_log(self.folder), self.images, self.options)
         self.trainer.accelerator.wait_for_everyone()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import signal
@@ -39,8 +40,9 @@ class Trainable(Protocol):
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]: ...
 
-    def training_step(self, batch: Batch, text: Any, other: Any, update: Callable[[str, Tensor], None]
-                      ) -> dict[str, Tensor]: ...
+    def training_step(
+        self, batch: Batch, text: Any, other: Any, update: Callable[[str, Tensor, Mapping[str, Tensor]], None],
+    ) -> dict[str, Tensor]: ...
 
 
 class StopSignal:
@@ -125,10 +127,15 @@ class Trainer:
         for i, (batch, text, other) in enumerate(parts):
             last = i == len(parts) - 1
 
-            def update(name: str, loss: Tensor, last: bool = last) -> None:
+            def update(name: str, loss: Tensor, of: Mapping[str, Tensor], last: bool = last) -> None:
+                self._check_finite(name, loss, of)
                 self._update(name, loss, last)
 
-            with self.accelerator.autocast():
+            with contextlib.ExitStack() as context:
+                if not last:  # processes exchange gradients once, with the last part
+                    for network in self.model.networks.values():
+                        context.enter_context(self.accelerator.no_sync(network))
+                context.enter_context(self.accelerator.autocast())
                 found = self.model.training_step(batch, text, other, update)
             for name, value in found.items():
                 terms[name] = terms.get(name, 0) + value / len(parts)
@@ -136,19 +143,22 @@ class Trainer:
             self.average.update_parameters(self.model.raw[self.model.ema_network])
         return terms
 
-    def _update(self, name: str, loss: Tensor, last: bool) -> None:
+    def _check_finite(self, name: str, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
         if not torch.isfinite(loss):
+            found = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
             raise RunStopped(
-                f"The loss of {name} is {loss.item()} in step {self.step + 1}. The last checkpoint is kept; go on from "
-                "it with --continue_train and a lower --lr, with --clip 1, or with --precision fp32.")
-        network, optimizer = self.model.networks[name], self.optimizers[name]
-        if not last:
-            with self.accelerator.no_sync(network):
-                self.accelerator.backward(loss / self.accumulate)
-            return
+                f"The loss of {name} is {loss.item()} in step {self.step + 1} ({found}). The last checkpoint is kept; go on "
+                "from it with --continue_train and a lower --lr, with --clip 1, or with --precision fp32.")
+
+    def _update(self, name: str, loss: Tensor, last: bool) -> None:
+        optimizer = self.optimizers[name]
         self.accelerator.backward(loss / self.accumulate)
+        if not last:
+            return
         if self.clip:
-            self.accelerator.clip_grad_norm_(self.model.raw[name].parameters(), self.clip)
+            # Accelerate's own clipping would also unscale what the other network has gathered so far (fp16).
+            self.accelerator.unscale_gradients(optimizer)
+            nn.utils.clip_grad_norm_(self.model.raw[name].parameters(), self.clip)
         self._learning_rate(optimizer)
         optimizer.step()
         optimizer.zero_grad()
@@ -211,8 +221,22 @@ class Trainer:
         """The averaged network, or the trained one where nothing is averaged."""
         return self.average.module if self.average is not None else self.model.raw[self.model.ema_network]
 
+    def _check_weights(self) -> None:
+        for name, network in self.model.raw.items():
+            bad = [k for k, p in network.named_parameters() if not torch.isfinite(p).all()]
+            if bad:
+                raise RunStopped(
+                    f"After step {self.step} weights of {name} are not finite ({bad[0]} and {len(bad) - 1} more), so nothing "
+                    "is saved. The last checkpoint is kept; go on from it with --continue_train and --clip 1 or a lower --lr.")
+
     def save(self, folder: Path, state: Mapping[str, Any], extra: Mapping[str, checkpoint.Tensors]) -> None:
-        """Writes networks, average, optimisers, step and the `extra` parts; only the main process writes."""
+        """Writes networks, average, optimisers, step and the `extra` parts; only the main process writes.
+
+        Raises:
+            RunStopped: Weights are not finite; what was saved before stays.
+            UserError: The disk is full.
+        """
+        self._check_weights()
         if self.accelerator.is_main_process:
             parts = {**extra, **{n: net.state_dict() for n, net in self.model.raw.items()}}
             parts.update({f"optimizer_{n}": checkpoint.optimizer_tensors(o) for n, o in self.optimizers.items()})

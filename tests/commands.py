@@ -1,0 +1,104 @@
+"""The project's commands as a user starts them: in this process, which is fast, or as programs of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+import test as test_command
+import train as train_command
+from scripts import pretrain_clip
+from util import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+MAINS: dict[str, Callable[[], None]] = {
+    "train.py": train_command.main, "test.py": test_command.main, "scripts/pretrain_clip.py": pretrain_clip.main}
+
+# The smallest network that is one, and a training of a second.
+TINY = (
+    "--template", "aiib23", "--patch_size", "16,16,8", "--ngf", "4", "--ndf", "4", "--n_blocks_global", "1", "--n_layers_D",
+    "2", "--num_D", "1", "--text_hidden", "8", "--max_steps", "4", "--val_cases", "1", "--val_freq", "100")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it said."""
+
+    code: int
+    text: str
+
+
+def program(*words: str | Path, timeout: float = 300, **environment: str) -> Outcome:
+    """Runs `python WORDS` from the project's root."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+        timeout=timeout)
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def command(name: str, *words: str | Path) -> Outcome:
+    """Runs a command with these words in this process, as `util.cli.run` runs it."""
+    # Accelerate keeps its settings for the life of a process; here each command is to begin anew.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    said = io.StringIO()
+    with _own_logging(), _arguments(name, *words), contextlib.redirect_stderr(said):
+        try:
+            cli.run(MAINS[name])
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Outcome(code, said.getvalue())
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run of a few steps: it makes volumes, bad ones. Leave it as it is, or work on a copy of `checkpoints`."""
+
+    checkpoints: Path
+    name: str
+    cohort: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoints / self.name
+
+    def flags(self) -> tuple[str, ...]:
+        """Which run it is, for any command."""
+        return "--name", self.name, "--checkpoints_dir", str(self.checkpoints)
+
+    def test(self, results: Path, *words: str, cohort: Path | None = None) -> Outcome:
+        """`test.py` on its cohort (or another one), without a page unless asked for."""
+        page = () if "--page" in words else ("--no-page",)
+        return command("test.py", "--dataroot", str(cohort or self.cohort), *self.flags(), "--results_dir", str(results),
+                       *page, *words)
+
+
+@contextlib.contextmanager
+def _arguments(*words: str | Path) -> Iterator[None]:
+    before, sys.argv = sys.argv, [str(word) for word in words]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextlib.contextmanager
+def _own_logging() -> Iterator[None]:
+    """Gives pytest its log handlers back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)

@@ -1,0 +1,134 @@
+"""The cohort's own CLIP: tokenizer, networks, training on the training split alone, re-use."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from models.clip3d import VolumeEncoder, average, contrastive_loss, make_tokenizer, retrieval
+from models.text_encoder import build_text_encoder
+from options.base_options import DataOptions, TextOptions
+from scripts.pretrain_clip import ClipOptions, Options, pretrain
+from util.cli import UserError
+
+HABITS = ("Never smoker", "Ex-smoker", "Current smoker")
+SIDES = ("left", "right", "both")
+SIZE = (16, 16, 12)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 cases whose habit decides the density of both lungs, and whose side decides which lung is denser still."""
+    root = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    mask = np.zeros(SIZE, np.uint8)
+    mask[2:7, 3:13, 2:10], mask[9:14, 3:13, 2:10] = 1, 2
+    lines = ["File Name,SMOKING HISTORY,SIDE,AGE"]
+    for folder in ("img", "gtlung"):
+        (root / folder).mkdir()
+    for i in range(60):
+        habit, side, age = rng.integers(3), rng.integers(3), int(rng.integers(40, 90))
+        hu = np.where(mask > 0, -850.0 + 60 * habit + age / 2, 40.0) + rng.normal(0, 20, SIZE)
+        hu[(mask == 1) & (side != 1)] += 100
+        hu[(mask == 2) & (side != 0)] += 100
+        for folder, array in (("img", hu.astype(np.int16)), ("gtlung", mask)):
+            nib.save(nib.Nifti1Image(array, np.diag([6, 6, 6, 1])), root / folder / f"c{i}.nii.gz")
+        lines.append(f"c{i},{HABITS[habit]},{SIDES[side] if i < 40 else f'{SIDES[side]} zebra'},{age}")
+    (root / "clinical.csv").write_text("\n".join(lines) + "\n")
+    splits = {"train": [f"c{i}" for i in range(40)], "test": [f"c{i}" for i in range(40, 60)]}
+    (root / "splits.json").write_text(json.dumps(splits))
+    return root
+
+
+@pytest.fixture(scope="module")
+def options(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    out = str(tmp_path_factory.mktemp("clip") / "clip")
+    return Options(ClipOptions(out=out, clip_steps=60, clip_size=(8, 8, 8)), DataOptions(dataroot=str(cohort)))
+
+
+@pytest.fixture(scope="module")
+def made(options: Options) -> Path:
+    return pretrain(options)
+
+
+def test_learns_what_held_out_pairs_have_in_common(made: Path) -> None:
+    found = json.loads((made / "clip.json").read_text())["retrieval"]
+    assert (found["of"], found["pairs"], found["chance_top5"]) == ("held-out", 20, 0.25)
+    assert found["top5"] > 0.6  # nine kinds of lungs among twenty cases
+
+
+def test_loads_like_any_other_encoder(made: Path) -> None:
+    encoder = build_text_encoder(TextOptions(text_encoder=str(made)))
+    prompts = [[f"SMOKING HISTORY is {h}", f"AGE is {50 + i}"] for i, h in enumerate(HABITS)]
+    encoder.fit(prompts)
+    pooled = encoder.encode([p[:1] for p in prompts]).pooled
+    assert encoder.width == 128 and torch.cdist(pooled, pooled)[0, 1:].min() > 1
+
+
+def test_learns_from_the_training_split_alone(made: Path) -> None:
+    vocabulary = json.loads((made / "tokenizer.json").read_text())["model"]["vocab"]
+    assert any("smoker" in token for token in vocabulary)
+    assert not any("zebra" in token for token in vocabulary)
+
+
+def test_is_used_again_and_never_silently_replaced(options: Options, made: Path, cohort: Path, tmp_path: Path) -> None:
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    pretrain(options)
+    assert (made / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="other settings"):
+        pretrain(replace(options, clip=replace(options.clip, seed=1)))
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        pretrain(replace(options, clip=replace(options.clip, out=str(tmp_path))))
+    short = replace(options.clip, out=str(tmp_path), overwrite=True, clip_steps=2)
+    assert (pretrain(replace(options, clip=short)) / "clip.json").is_file()
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_without_held_out_cases_it_says_so(
+    options: Options, cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = tmp_path / "all"
+    root.mkdir()
+    for name in ("img", "gtlung", "clinical.csv"):
+        (root / name).symlink_to(cohort / name)
+    (root / "splits.json").write_text(json.dumps({"train": [f"c{i}" for i in range(60)]}))
+    clip = replace(options.clip, out=str(tmp_path / "clip"), clip_steps=2)
+    with caplog.at_level(logging.WARNING):
+        out = pretrain(Options(clip, replace(options.data, dataroot=str(root))))
+    assert "No held-out pairs" in caplog.text
+    assert json.loads((out / "clip.json").read_text())["retrieval"]["of"] == "training"
+
+
+def test_tokenizer_reads_what_training_never_held() -> None:
+    tokenizer = make_tokenizer(["Patient age: 71."] * 3, limit=64)
+    ids = tokenizer("Patient age: 234 é")["input_ids"]
+    assert tokenizer.unk_token_id not in ids and tokenizer.eos_token_id != 2
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "Patient age: 234 é"
+    assert len(tokenizer("7")["input_ids"]) + 2 <= len(tokenizer("777")["input_ids"])  # one token a digit
+
+
+def test_loss_and_retrieval() -> None:
+    pairs = torch.eye(4)
+    assert contrastive_loss(pairs, pairs, torch.tensor(5.0)) < 1e-3
+    assert contrastive_loss(pairs, torch.ones(4, 4), torch.tensor(2.0)).item() == pytest.approx(np.log(4), abs=1e-5)
+    assert retrieval(pairs, pairs)["top1"] == 1 and retrieval(pairs, pairs.roll(1, 0))["top1"] == 0
+
+
+def test_retrieval_of_equal_texts_is_no_success() -> None:
+    found = retrieval(torch.randn(50, 8), torch.ones(50, 8))
+    assert found["top1"] <= 0.2
+
+
+def test_volumes() -> None:
+    features, mask = torch.ones(2, 3, 4, 4, 4), torch.zeros(2, 2, 4, 4, 4)
+    mask[:, 0] = 1
+    assert average(features, mask).tolist() == [[1, 1, 1, 0, 0, 0]] * 2
+    assert VolumeEncoder(2).eval()(torch.zeros(1, 1, 9, 8, 8), torch.zeros(1, 2, 9, 8, 8)).shape == (1, 64)

