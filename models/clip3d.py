@@ -98,7 +98,8 @@ def retrieval(volumes: Tensor, texts: Tensor) -> dict[str, float]:
     """Share of pairs `(N,C)` whose partner is the best, or among the five best, of all N (both ways averaged)."""
     similar = F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
     own = similar.diagonal()[:, None]
-    ranks = torch.cat([(similar > own).sum(1), (own < similar.T).sum(1)])
     n = len(similar)
+    # Equal prompts share their ranks: half of those as good as the own one (up to rounding) stand before it.
+    ranks = torch.cat([((s > own + 1e-5).sum(1) + (s >= own - 1e-5).sum(1) - 1) / 2 for s in (similar, similar.T)])
     return {"pairs": n, "top1": (ranks < 1).float().mean().item(), "top5": (ranks < 5).float().mean().item(),
             "chance_top1": 1 / n, "chance_top5": min(1.0, 5 / n)}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import make_norm
+from models.layers import ScalarConv3d, make_norm
 from options.train_options import DiscriminatorOptions
 
 # A scan's noise is about a fiftieth of the HU window, beside a mask of zeros and ones: without a channel that holds the
@@ -46,7 +46,7 @@ class PatchDiscriminator(nn.Module):
                 nn.Conv3d(widths[i - 1], widths[i], 4, stride=stride, padding=2, bias=norm in ("none", "rms")),
                 make_norm(norm, widths[i]), nn.LeakyReLU(0.2)))
         self.layers = nn.ModuleList(layers)
-        self.score = nn.Conv3d(widths[-1], 1, 4, padding=2)
+        self.score = ScalarConv3d(widths[-1], 4, padding=2)
         self.text = nn.Linear(text_width, widths[-1], bias=False) if options.text_D else None
 
     def forward(self, x: Tensor, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.fusion import FUSIONS, FusionUnit
-from models.layers import NoiseInjection, ResBlock, Upsample, conv, halve_noise
+from models.layers import NoiseInjection, ResBlock, ScalarConv3d, Upsample, conv, halve_noise
 from models.text_base import TextEmbedding
 from options.train_options import GeneratorOptions
 
@@ -133,7 +133,7 @@ class Generator(nn.Module):
         self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
         self.enhancers = nn.ModuleList(
             LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n)))
-        self.head = nn.Conv3d(options.ngf, 1, 3, padding=1, padding_mode=options.padding)
+        self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generates.

@@ -103,7 +103,7 @@ class Pix2PixHDModel(GenerativeModel):
                 terms["G_feat"] = feature_matching_loss(on_fake, on_real)
                 total = total + weights.lambda_feat * terms["G_feat"]
         if weights.lambda_l1:
-            terms["G_l1"] = F.l1_loss(fake, real)
+            terms["G_l1"] = F.smooth_l1_loss(fake, real, beta=weights.l1_smooth)
             total = total + weights.lambda_l1 * terms["G_l1"]
         if self.perceptual is not None:
             terms["G_perceptual"] = self.perceptual.to(fake.device)(fake, real)

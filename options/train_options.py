@@ -73,6 +73,8 @@ class LossOptions:
     lambda_gan: float = flag(1.0, "Weight of the adversarial loss.", low=0)
     lambda_feat: float = flag(10.0, "Weight of discriminator feature matching.", low=0)
     lambda_l1: float = flag(10.0, "Weight of the voxel-wise absolute error.", low=0)
+    l1_smooth: float = flag(
+        0.0, "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure absolute error.", low=0)
     lambda_perceptual: float = flag(0.0, "Weight of the perceptual loss on slices of three planes.", low=0)
     perceptual_weights: str = flag("", "File of torchvision VGG19 weights for it (empty: torch's own cache).")
 

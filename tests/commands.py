@@ -82,6 +82,30 @@ class TrainedRun:
                        *page, *words)
 
 
+def refused(done: Outcome, *parts: str) -> None:
+    """One message with these parts, for a person, and exit code 2."""
+    assert done.code == 2, done.text
+    assert "Traceback" not in done.text and done.text.count(" ERROR ") == 1, done.text
+    message = done.text.partition(" ERROR ")[2]
+    for part in parts:
+        assert part in message, message
+
+
+def train(cohort: Path, checkpoints: Path, *words: str | Path, name: str = "new") -> Outcome:
+    """`train.py` on a cohort with the `TINY` flags and these."""
+    return command("train.py", "--dataroot", cohort, "--name", name, "--checkpoints_dir", checkpoints, *TINY, *words)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Name and content of every file in a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """The files of a run that a refused command must not change: all but what the checks of volumes found."""
+    return {name: content for name, content in files(folder).items() if not name.endswith("checks.json")}
+
+
 @contextlib.contextmanager
 def _arguments(*words: str | Path) -> Iterator[None]:
     before, sys.argv = sys.argv, [str(word) for word in words]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,16 @@ def trained_run(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     done = command("train.py", "--dataroot", cohort_dir, *run.flags(), *TINY)
     assert done.code == 0, done.text
     return run
+
+
+@pytest.fixture()
+def cohort_copy(cohort_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the cohort, to be changed."""
+    return Path(shutil.copytree(cohort_dir, tmp_path / "cohort"))
+
+
+@pytest.fixture()
+def run_copy(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
+    """A copy of the trained run, to be changed."""
+    copy = shutil.copytree(trained_run.checkpoints, tmp_path / "checkpoints")
+    return TrainedRun(Path(copy), trained_run.name, trained_run.cohort)

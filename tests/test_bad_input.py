@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,41 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from torch import Tensor
 
-from tests.commands import ROOT, TINY, Outcome, TrainedRun, command, program
-from util import checkpoint
-
-
-@pytest.fixture()
-def cohort(cohort_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the cohort, to be spoiled."""
-    return Path(shutil.copytree(cohort_dir, tmp_path / "cohort"))
-
-
-@pytest.fixture()
-def run(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
-    """A copy of the trained run, to be spoiled."""
-    copy = shutil.copytree(trained_run.checkpoints, tmp_path / "checkpoints")
-    return TrainedRun(Path(copy), trained_run.name, trained_run.cohort)
-
-
-def refused(done: Outcome, *parts: str) -> None:
-    """One message with these parts, for a person, and exit code 2."""
-    assert done.code == 2, done.text
-    assert "Traceback" not in done.text and done.text.count(" ERROR ") == 1, done.text
-    message = done.text.partition(" ERROR ")[2]
-    for part in parts:
-        assert part in message, message
-
-
-def train(cohort: Path, checkpoints: Path, *words: str | Path, name: str = "new") -> Outcome:
-    return command("train.py", "--dataroot", cohort, "--name", name, "--checkpoints_dir", checkpoints, *TINY, *words)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
+from tests.commands import TINY, TrainedRun, command, kept, program, refused, train
 
 # --- the cohort -------------------------------------------------------------------------------------------------------
 
@@ -147,35 +108,36 @@ COHORTS: dict[Callable[[Path], None], Sequence[str]] = {
 
 
 @pytest.mark.parametrize("spoil", COHORTS, ids=lambda f: f.__name__)
-def test_cohorts_that_cannot_be_trained_on(spoil: Callable[[Path], None], cohort: Path, tmp_path: Path) -> None:
-    spoil(cohort)
-    refused(train(cohort, tmp_path / "ck"), *COHORTS[spoil])
+def test_cohorts_that_cannot_be_trained_on(spoil: Callable[[Path], None], cohort_copy: Path, tmp_path: Path) -> None:
+    spoil(cohort_copy)
+    refused(train(cohort_copy, tmp_path / "ck"), *COHORTS[spoil])
     assert not (tmp_path / "ck").exists()
 
 
 @pytest.mark.parametrize("spoil", [no_dataroot, empty_masks, not_nifti, no_key_column], ids=lambda f: f.__name__)
 def test_cohorts_that_cannot_be_tested_on(
-    spoil: Callable[[Path], None], trained_run: TrainedRun, cohort: Path, tmp_path: Path,
+    spoil: Callable[[Path], None], trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path,
 ) -> None:
-    spoil(cohort)
-    refused(trained_run.test(tmp_path / "res", cohort=cohort), *COHORTS[spoil])
+    spoil(cohort_copy)
+    refused(trained_run.test(tmp_path / "res", cohort=cohort_copy), *COHORTS[spoil])
     assert not (tmp_path / "res").exists()
 
 
-def test_a_label_that_the_run_does_not_know(run: TrainedRun, cohort: Path, tmp_path: Path) -> None:
-    path = cohort / "gtlung" / "phantom_011.nii.gz"  # the second of the test cases
+def test_a_label_that_the_run_does_not_know(run_copy: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:
+    path = cohort_copy / "gtlung" / "phantom_011.nii.gz"  # the second of the test cases
     image = nib.load(path)
     array = np.asarray(image.dataobj).copy()
     array[3, 4, 5] = 7
     nib.save(nib.Nifti1Image(array, image.affine), path)
     parts = ("label 7", str(path), "knows 0, 1, 2, 3", "Relabel")
-    refused(run.test(tmp_path / "res", cohort=cohort), *parts)
+    refused(run_copy.test(tmp_path / "res", cohort=cohort_copy), *parts)
     assert not (tmp_path / "res").exists()
-    refused(command("test.py", "--mask", path, "--out", tmp_path / "o.nii.gz", *run.flags()), *parts)
+    refused(command("test.py", "--mask", path, "--out", tmp_path / "o.nii.gz", *run_copy.flags()), *parts)
     assert not (tmp_path / "o.nii.gz").exists()
-    before = files(run.folder)
-    refused(command("train.py", *run.flags(), "--continue_train", "--dataroot", cohort, "--max_steps", "6"), *parts)
-    assert {k: v for k, v in files(run.folder).items() if "checks.json" not in k} == before
+    before = kept(run_copy.folder)
+    going_on = ("train.py", *run_copy.flags(), "--continue_train", "--max_steps", "6")
+    refused(command(*going_on, "--dataroot", cohort_copy), *parts)
+    assert kept(run_copy.folder) == before
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -245,151 +207,6 @@ def test_a_mask_and_what_goes_with_it(trained_run: TrainedRun, cohort_dir: Path,
     assert not list(tmp_path.iterdir())
 
 
-# --- runs that are there ----------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_not_replaced_unasked(run: TrainedRun, cohort_dir: Path) -> None:
-    before = files(run.checkpoints)
-    for more in ((), ("--dry_run",)):
-        refused(train(cohort_dir, run.checkpoints, *more, name=run.name), "--name", "exists", "--continue_train",
-                "--overwrite")
-    assert files(run.checkpoints) == before
-
-
-@pytest.mark.parametrize("words", [[], ["--overwrite"]])
-def test_a_folder_that_is_no_run_is_never_replaced(words: list[str], cohort_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.txt").write_text("all my work")
-    refused(train(cohort_dir, tmp_path, *words, name="thesis"), "--name", "options.json", "by hand")
-    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "all my work"
-
-
-def test_bad_input_with_overwrite_leaves_the_old_run(run: TrainedRun, cohort: Path) -> None:
-    before = files(run.checkpoints)
-    truncated(cohort)
-    refused(train(cohort, run.checkpoints, "--overwrite", name=run.name), "truncated")
-    refused(train(run.cohort, run.checkpoints, "--overwrite", "--val_effect", "HEIGHT=1,2", name=run.name), "HEIGHT")
-    assert files(run.checkpoints) == before
-
-
-def test_a_run_that_is_not_there(tmp_path: Path, cohort_dir: Path, run: TrainedRun) -> None:
-    refused(train(cohort_dir, run.checkpoints, "--continue_train"), "--name", "there is no run", run.name)
-    refused(command("test.py", "--dataroot", cohort_dir, "--name", "x", "--checkpoints_dir", run.checkpoints), "tiny")
-    shutil.rmtree(run.folder / "latest")
-    refused(command("train.py", *run.flags(), "--continue_train"), "latest", "no checkpoint", "--overwrite")
-
-
-def test_another_architecture(run: TrainedRun, tmp_path: Path) -> None:
-    before = files(run.folder)
-    refused(command("train.py", *run.flags(), "--continue_train", "--ngf", "6", "--max_steps", "6"),
-            "G.safetensors", "architecture", "options.json")
-    assert {k: v for k, v in files(run.folder).items() if "checks.json" not in k} == before
-    options = json.loads(before["options.json"])
-    options["generator"]["n_blocks_global"] = 3
-    (run.folder / "options.json").write_text(json.dumps(options))
-    refused(run.test(tmp_path / "res"), "average.safetensors", "architecture", "missing")
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.mark.parametrize(("name", "spoil"), [
-    ("latest/G.safetensors", cut), ("latest/G.safetensors", Path.unlink), ("latest/optimizer_G.safetensors", cut),
-    ("latest/state.json", cut), ("latest/state.json", lambda path: path.write_text("[]")), ("options.json", cut),
-], ids=str)
-def test_a_damaged_checkpoint(name: str, spoil: Callable[[Path], None], run: TrainedRun, tmp_path: Path) -> None:
-    spoil(run.folder / name)
-    refused(command("train.py", *run.flags(), "--continue_train", "--max_steps", "6"), Path(name).name)
-    if "optimizer" not in name:
-        spoiled = "latest/average.safetensors" if "G.s" in name else name
-        if spoiled != name:
-            spoil(run.folder / spoiled)
-        refused(run.test(tmp_path / "res"), Path(spoiled).name)
-        assert not (tmp_path / "res").exists()
-
-
-@pytest.fixture(scope="module")
-def clip(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Makes small CLIPs of the cohort that differ by their seed."""
-    made: dict[int, Path] = {}
-
-    def make(seed: int) -> Path:
-        if seed not in made:
-            made[seed] = tmp_path_factory.mktemp("clip") / f"clip{seed}"
-            done = command("scripts/pretrain_clip.py", "--dataroot", cohort_dir, "--template", "aiib23", "--out", made[seed],
-                           "--clip_steps", "2", "--clip_size", "16,16,16", "--seed", str(seed))
-            assert done.code == 0, done.text
-        return made[seed]
-
-    return make
-
-
-def test_another_text_encoder(clip: Callable[[int], Path], cohort_dir: Path, tmp_path: Path) -> None:
-    checkpoints = tmp_path / "ck"
-    done = train(cohort_dir, checkpoints, "--text_encoder", clip(0), "--max_steps", "2")
-    assert done.code == 0, done.text
-    run = TrainedRun(checkpoints, "new", cohort_dir)
-    moved = shutil.copytree(clip(0), tmp_path / "moved")
-    assert run.test(tmp_path / "ok", "--text_encoder", str(moved), "--how_many", "1").code == 0
-    parts = ("--text_encoder", str(clip(1)), "not the encoder that the run was trained with", "sha256")
-    refused(run.test(tmp_path / "res", "--text_encoder", str(clip(1))), *parts)
-    refused(run.test(tmp_path / "res", "--text_encoder", "table"), "--text_encoder table", "trained with")
-    assert not (tmp_path / "res").exists()
-    before = files(run.folder)
-    refused(command("train.py", *run.flags(), "--continue_train", "--max_steps", "4", "--text_encoder", clip(1)), *parts)
-    assert {k: v for k, v in files(run.folder).items() if "checks.json" not in k} == before
-
-
-# --- a full disk ------------------------------------------------------------------------------------------------------
-
-
-def test_no_space_for_a_checkpoint(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = files(run.folder / "latest")
-    write = checkpoint.save_file
-
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
-        write(tensors, path)
-        if path.name.startswith("optimizer"):
-            cut(path)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    going_on = ("train.py", *run.flags(), "--continue_train", "--max_steps", "6", "--save_latest_freq", "1")
-    refused(command(*going_on), "latest", "no space", "--continue_train")
-    assert files(run.folder / "latest") == before
-    assert not [p for p in run.folder.iterdir() if "writing" in p.name]
-    monkeypatch.undo()
-    done = command(*going_on)
-    assert done.code == 0 and json.loads((run.folder / "latest" / "state.json").read_text())["step"] == 6
-
-
-def test_no_space_in_a_process_of_its_own(run: TrainedRun) -> None:
-    """The operating system refuses files above a size, as a full disk refuses them, wherever they are written."""
-    before = files(run.folder / "latest")
-    limit = max(len(content) for name, content in before.items() if name.startswith("optimizer")) - 1000
-
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    words = [sys.executable, "train.py", *run.flags(), "--continue_train", "--max_steps", "5"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_files, timeout=300)
-    refused(Outcome(done.returncode, done.stderr), "latest", "previous one is untouched")
-    assert files(run.folder / "latest") == before
-
-
-def test_no_space_for_the_log(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    from util.runs import RunLog
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(RunLog, "write", full)
-    done = command("train.py", *run.flags(), "--continue_train", "--max_steps", "6", "--log_freq", "1")
-    refused(done, "No space left", "make room")
-
-
 # --- as programs of their own -----------------------------------------------------------------------------------------
 
 PROGRAMS: dict[tuple[str, ...], Sequence[str]] = {
@@ -402,12 +219,12 @@ PROGRAMS: dict[tuple[str, ...], Sequence[str]] = {
 }
 
 
-def test_programs(cohort: Path, tmp_path: Path) -> None:
+def test_programs(cohort_copy: Path, tmp_path: Path) -> None:
     """Their start takes seconds, so they run side by side."""
-    other_grid(cohort)
+    other_grid(cohort_copy)
     out = tmp_path / "out"
     out.mkdir()
-    filled = [[w.replace("{tmp}", str(out)).replace("{cohort}", str(cohort)) for w in words] for words in PROGRAMS]
+    filled = [[w.replace("{tmp}", str(out)).replace("{cohort}", str(cohort_copy)) for w in words] for words in PROGRAMS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = pool.map(lambda words: program(*words), filled)
         for done, parts in zip(outcomes, PROGRAMS.values(), strict=True):

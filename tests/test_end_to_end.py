@@ -50,12 +50,6 @@ def results(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -
     return generate(trained_run, tmp_path_factory.mktemp("results"), "--vary", SMOKING, "--page")
 
 
-@pytest.fixture()
-def copied(cohort_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the cohort, to be changed."""
-    return Path(shutil.copytree(cohort_dir, tmp_path / "copy"))
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -81,14 +75,14 @@ def test_a_finished_run_that_goes_on_is_left_as_it_is(trained_run: TrainedRun, t
     assert weights.read_bytes() == before
 
 
-def test_a_run_goes_on_with_its_own_splits(trained_run: TrainedRun, copied: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_own_splits(trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:
     """Cases that joined the folder since then must not push test cases into training."""
-    (copied / "splits.json").unlink()
-    flags = ("--dataroot", copied, "--name", "r", "--checkpoints_dir", tmp_path / "ck")
+    (cohort_copy / "splits.json").unlink()
+    flags = ("--dataroot", cohort_copy, "--name", "r", "--checkpoints_dir", tmp_path / "ck")
     assert command("train.py", *flags, *TINY).code == 0
     before = (tmp_path / "ck" / "r" / "splits.json").read_text()
     for kind in ("img", "gtlung"):
-        shutil.copy(copied / kind / "phantom_001.nii.gz", copied / kind / "phantom_000.nii.gz")
+        shutil.copy(cohort_copy / kind / "phantom_001.nii.gz", cohort_copy / kind / "phantom_000.nii.gz")
     done = command("train.py", *flags, "--continue_train", "--max_steps", "5")
     assert done.code == 0, done.text
     assert (tmp_path / "ck" / "r" / "splits.json").read_text() == before
@@ -220,9 +214,9 @@ def test_several_variations_are_not_crossed(trained_run: TrainedRun, tmp_path: P
 # --- where volumes come from ------------------------------------------------------------------------------------------
 
 
-def test_from_masks_alone(trained_run: TrainedRun, results: Path, copied: Path, tmp_path: Path) -> None:
-    shutil.rmtree(copied / "img")
-    folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, "--page", cohort=copied)
+def test_from_masks_alone(trained_run: TrainedRun, results: Path, cohort_copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(cohort_copy / "img")
+    folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, "--page", cohort=cohort_copy)
     assert volumes(folder) == volumes(results)
     assert "mean_lung_attenuation_hu" in {row["metric"] for row in rows(folder / "metrics.csv")}
     assert not {"mae_hu", "psnr_db", "ssim"} & {row["metric"] for row in rows(folder / "metrics.csv")}
@@ -264,10 +258,10 @@ def as_lps(cohort: Path) -> None:
 
 @pytest.mark.parametrize("change", [as_xlsx, as_mha, as_lps])
 def test_other_formats_give_the_same_volumes(
-    change: Callable[[Path], None], trained_run: TrainedRun, results: Path, copied: Path, tmp_path: Path,
+    change: Callable[[Path], None], trained_run: TrainedRun, results: Path, cohort_copy: Path, tmp_path: Path,
 ) -> None:
-    change(copied)
-    folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, cohort=copied)
+    change(cohort_copy)
+    folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, cohort=cohort_copy)
     for name in volumes(results):
         made, expected = load(folder / "volumes" / name), load(results / "volumes" / name)
         assert np.array_equal(made.array, expected.array), name
@@ -276,10 +270,10 @@ def test_other_formats_give_the_same_volumes(
         assert nib.aff2axcodes(nib.load(folder / "volumes" / name).affine) == ("L", "P", "S")
 
 
-def test_training_on_other_formats(copied: Path, tmp_path: Path) -> None:
-    as_mha(copied)
-    as_xlsx(copied)
-    done = command("train.py", "--dataroot", copied, "--name", "r", "--checkpoints_dir", tmp_path / "ck", *TINY,
+def test_training_on_other_formats(cohort_copy: Path, tmp_path: Path) -> None:
+    as_mha(cohort_copy)
+    as_xlsx(cohort_copy)
+    done = command("train.py", "--dataroot", cohort_copy, "--name", "r", "--checkpoints_dir", tmp_path / "ck", *TINY,
                    "--max_steps", "2")
     assert done.code == 0, done.text
 
