@@ -77,6 +77,7 @@ class Affine(nn.Module):
 
     def __init__(self, channels: int, text_width: int, hidden: int) -> None:
         super().__init__()
+        self.scale = text_width**-0.5
         last = nn.Linear(hidden, 2 * channels)
         # Text tells from the first step on, but softly: both halves start near zero.
         nn.init.normal_(last.weight, std=0.02)

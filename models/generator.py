@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.fusion import FUSIONS, FusionUnit
-from models.layers import NoiseInjection, ResBlock, ScalarConv3d, Upsample, conv, halve_noise
+from models.layers import NoiseInjection, ResBlock, ScalarConv3d, Upsample, conv, halve_noise, run
 from models.text_base import TextEmbedding
 from options.train_options import GeneratorOptions
 
@@ -26,18 +25,34 @@ def size_multiple(options: GeneratorOptions) -> int:
     return 2 ** (options.n_downsample_global + options.n_local_enhancers)
 
 
+def fuse(unit: FusionUnit, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
+    """Fuses text into features where `region` `(B, 1, X, Y, Z)` is 1, and not where it is 0; everywhere if it is None.
+
+    What the mask leaves open, such as the shape of the body, can be learnt by heart from a prompt that fits one patient
+    alone; text kept to the labelled voxels cannot do that.
+    """
+    fused = unit(x, text)
+    return fused if region is None else torch.lerp(x, fused, region.to(x.dtype))
+
+
+def halve_region(region: Tensor | None) -> Tensor | None:
+    """The region at half the resolution, as the share of each voxel that lies in it."""
+    return None if region is None else F.avg_pool3d(region, 2)
+
+
 class Stage(nn.Module):
     """Residual blocks with text fused in before them; shape stays."""
 
     def __init__(self, channels: int, blocks: int, text_width: int, options: GeneratorOptions, fuse: bool) -> None:
         super().__init__()
+        self.recompute = options.checkpoint_activations
         self.fusion: FusionUnit = FUSIONS[options.fusion if fuse else "none"](channels, text_width, options)
         self.blocks = nn.ModuleList(ResBlock(channels, options.norm, options.padding) for _ in range(blocks))
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
-        x = self.fusion(x, text)
+    def forward(self, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
+        x = fuse(self.fusion, x, text, region)
         for block in self.blocks:
-            x = block(x)
+            x = run(block, self.recompute, x)
         return x
 
 
@@ -52,13 +67,15 @@ class Decoder(nn.Module):
         fuse = options.fusion_at == "all"
         self.fusion: FusionUnit = FUSIONS[options.fusion if fuse else "none"](c_out, text_width, options)
 
-    def forward(self, x: Tensor, skip: Tensor | None, noise: Tensor, text: TextEmbedding) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: Tensor | None, noise: Tensor, text: TextEmbedding, region: Tensor | None
+    ) -> Tensor:
         x = self.up(x)
         if skip is not None:
             x = x + skip
         if self.noise is not None:
             x = self.noise(x, noise)
-        return self.fusion(self.merge(x), text)
+        return fuse(self.fusion, self.merge(x), text, region)
 
 
 class GlobalGenerator(nn.Module):
@@ -75,24 +92,25 @@ class GlobalGenerator(nn.Module):
         super().__init__()
         norm, padding, depth = options.norm, options.padding, options.n_downsample_global
         widths = [ngf * 2**i for i in range(depth + 1)]
-        self.skip = options.skip
+        self.skip, self.recompute = options.skip, options.checkpoint_activations
         self.stem = conv(c_in, ngf, norm, padding)
         self.down = nn.ModuleList(conv(widths[i], widths[i + 1], norm, padding, stride=2) for i in range(depth))
         self.bottleneck = Stage(widths[-1], options.n_blocks_global, text_width, options, fuse=True)
         self.decoders = nn.ModuleList(
             Decoder(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth)))
 
-    def forward(self, condition: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
-        x = self.stem(condition)  # (ngf, 1)
-        skips, noises = [], [noise]
+    def forward(self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
+        x = run(self.stem, self.recompute, condition)  # (ngf, 1)
+        skips, noises, regions = [], [noise], [region]
         for down in self.down:
             skips.append(x if self.skip else None)
             noises.append(halve_noise(noises[-1]))
-            x = down(x)  # (2^i ngf, 1/2^i)
-        x = self.bottleneck(x, text)
+            regions.append(halve_region(regions[-1]))
+            x = run(down, self.recompute, x)  # (2^i ngf, 1/2^i)
         noises.pop()
+        x = self.bottleneck(x, text, regions.pop())
         for decoder in self.decoders:
-            x = decoder(x, skips.pop(), noises.pop(), text)
+            x = run(decoder, self.recompute, x, skips.pop(), noises.pop(), text, regions.pop())
         return x
 
 
@@ -104,17 +122,19 @@ class LocalEnhancer(nn.Module):
 
     def __init__(self, c_in: int, width: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
-        self.skip = options.skip
+        self.skip, self.recompute = options.skip, options.checkpoint_activations
         self.stem = conv(c_in, width, options.norm, options.padding)
         self.down = conv(width, 2 * width, options.norm, options.padding, stride=2)
         fuse = options.fusion_at == "all"
         self.stage = Stage(2 * width, options.n_blocks_local, text_width, options, fuse)
         self.decoder = Decoder(2 * width, width, text_width, options)
 
-    def forward(self, condition: Tensor, noise: Tensor, text: TextEmbedding, coarse: Tensor) -> Tensor:
-        fine = self.stem(condition)  # (width, 1)
-        x = self.stage(self.down(fine) + coarse, text)  # (2 width, 1/2)
-        return self.decoder(x, fine if self.skip else None, noise, text)
+    def forward(
+        self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None, coarse: Tensor
+    ) -> Tensor:
+        fine = run(self.stem, self.recompute, condition)  # (width, 1)
+        x = self.stage(run(self.down, self.recompute, fine) + coarse, text, halve_region(region))  # (2 width, 1/2)
+        return run(self.decoder, self.recompute, x, fine if self.skip else None, noise, text, region)
 
 
 class Generator(nn.Module):
@@ -147,18 +167,15 @@ class Generator(nn.Module):
         Returns:
             `(B, 1, X, Y, Z)` in [-1, 1], float32.
         """
-        pyramid = [(torch.cat([mask, coords], 1) if self.options.coord_channels else mask, noise)]
+        condition = torch.cat([mask, coords], 1) if self.options.coord_channels else mask
+        region = 1 - mask[:, :1] if self.options.text_region == "labels" else None  # background is the first label
+        pyramid = [(condition, noise, text, region)]
         for _ in self.enhancers:
-            condition, noise = pyramid[-1]
-            pyramid.append((F.avg_pool3d(condition, 2), halve_noise(noise)))
-        x = self._run(self.global_generator, *pyramid.pop(), text)
+            condition, noise, _, region = pyramid[-1]
+            pyramid.append((F.avg_pool3d(condition, 2), halve_noise(noise), text, halve_region(region)))
+        x = self.global_generator(*pyramid.pop())
         for enhancer in self.enhancers:
-            x = self._run(enhancer, *pyramid.pop(), text, x)
+            x = enhancer(*pyramid.pop(), x)
         # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
         with torch.autocast(x.device.type, enabled=False):
             return torch.tanh(self.head(x.float()))
-
-    def _run(self, stage: nn.Module, *inputs: Tensor | TextEmbedding) -> Tensor:
-        if self.options.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)

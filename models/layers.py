@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Padding = Literal["zeros", "reflect", "replicate"]
 
@@ -34,6 +35,13 @@ class ChannelNorm(nn.Module):
         else:
             x = F.rms_norm(x, self.weight.shape, self.weight, eps=1e-5)
         return x.to(dtype).movedim(-1, 1)
+
+
+def run(part: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
+    """`part(*inputs)`; with `recompute` its activations are computed again in the backward pass, and not kept."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(part, *inputs, use_reentrant=False)
+    return part(*inputs)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:

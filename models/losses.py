@@ -86,7 +86,7 @@ class PerceptualLoss(nn.Module):
         for i, layer in enumerate(self.layers):
             x, y = layer(x), layer(y)
             if i in shares:
-                loss = loss + shares[i] * F.l1_loss(x, y)
+                loss = loss + shares[i] * F.l1_loss(x.float(), y.float())
         return loss
 
     def _prepare(self, slices: Tensor) -> Tensor:

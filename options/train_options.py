@@ -48,6 +48,9 @@ class GeneratorOptions:
     coord_channels: bool = flag(True, "Tell the generator where in the whole volume each voxel lies.")
     fusion: str = flag("affine", "How text enters: none, concat, affine, attention or both.")
     fusion_at: str = flag("all", "Where text enters.", choices=("bottleneck", "all"))
+    text_region: Literal["labels", "everywhere"] = flag(
+        "labels", "Where text may change the picture: in labelled voxels of the mask, or also in the background.",
+        choices=("labels", "everywhere"))
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(64, "Hidden width of the text's multi-layer perceptrons.", low=1)
     checkpoint_activations: bool = flag(False, "Recompute activations in the backward pass: less memory, more time.")

@@ -226,8 +226,9 @@ class Trainer:
             bad = [k for k, p in network.named_parameters() if not torch.isfinite(p).all()]
             if bad:
                 raise RunStopped(
-                    f"After step {self.step} weights of {name} are not finite ({bad[0]} and {len(bad) - 1} more), so nothing "
-                    "is saved. The last checkpoint is kept; go on from it with --continue_train and --clip 1 or a lower --lr.")
+                    f"After step {self.step} weights of {name} are not finite ({bad[0]} and {len(bad) - 1} more), so they "
+                    "are not saved. The last checkpoint is kept; go on from it with --continue_train and --clip 1, or with "
+                    "a lower --lr.")
 
     def save(self, folder: Path, state: Mapping[str, Any], extra: Mapping[str, checkpoint.Tensors]) -> None:
         """Writes networks, average, optimisers, step and the `extra` parts; only the main process writes.

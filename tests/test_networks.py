@@ -1,0 +1,247 @@
+"""The generator and its parts: shapes, text, and that no parameter is without use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.base import MODELS
+from models.fusion import FUSIONS, AttentionFusion, FusionUnit
+from models.generator import Generator, size_multiple
+from models.layers import ChannelNorm, ScalarConv3d, halve_noise, make_norm
+from models.pix2pixhd_model import Pix2PixHDModel
+from models.text_base import TextEmbedding
+from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options
+from util.cli import UserError
+
+UNITS = ("concat", "affine", "attention", "both")
+
+
+def make(**changes: Any) -> Generator:
+    torch.manual_seed(0)
+    return Generator(train_options(**changes).generator, LABELS, WIDTH)
+
+
+def generate(network: Generator, said: TextEmbedding, size: tuple[int, int, int] = (8, 8, 8), seed: int = 0) -> Tensor:
+    made = batch(train_options(noise_channels=network.options.noise_channels), len(said.pooled), size, seed)
+    found: Tensor = network(made["mask"], made["coords"], made["noise"], said)
+    return found
+
+
+def wake(network: nn.Module) -> None:
+    """Gives the parameters that start at zero a value, as training does."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [
+    *({"fusion": fusion, "fusion_at": at} for fusion in FUSIONS.names() for at in ("bottleneck", "all")),
+    *({"norm": norm} for norm in ("layer", "rms", "group", "instance", "batch", "none")),
+    *({"padding": padding} for padding in ("zeros", "reflect", "replicate")),
+    *({"n_local_enhancers": n, "fusion": "both"} for n in (1, 2)),
+    {"n_downsample_global": 2, "n_blocks_global": 0}, {"skip": False}, {"skip": False, "n_local_enhancers": 1},
+    {"noise_channels": 0}, {"noise_channels": 0, "n_local_enhancers": 1}, {"noise_channels": 3},
+    {"coord_channels": False}, {"ngf": 3}, {"ngf": 5, "fusion": "attention", "attention_heads": 3},
+], ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()))
+def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
+    network = make(**changes)
+    size = (16, 8, 24)
+    assert all(s % size_multiple(network.options) == 0 for s in size)
+    made = generate(network, text(), size)
+    assert made.shape == (2, 1, *size) and made.dtype == torch.float32
+    assert torch.isfinite(made).all() and made.abs().max() <= 1 and made.std() > 0
+
+
+def test_channels_follow_ngf() -> None:
+    for ngf in (4, 8):
+        network = make(ngf=ngf, n_downsample_global=2, n_local_enhancers=1)
+        widest = max(layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv3d))
+        assert widest == ngf * 2**3  # an enhancer and two halvings double it three times
+        assert network.head.in_channels == ngf
+
+
+def test_half_precision_ends_in_full() -> None:
+    network = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = generate(network, text())
+    assert made.dtype == torch.float32
+    assert (made.bfloat16().float() != made).any()  # finer than bf16 can tell
+    assert (made - generate(network, text())).abs().max() < 0.05
+
+
+def test_memory_saved_changes_nothing() -> None:
+    grads, outs = [], []
+    for save in (False, True):
+        network = make(checkpoint_activations=save, n_local_enhancers=1, fusion="both", n_downsample_global=2)
+        wake(network)
+        outs.append(generate(network, text(), (16, 16, 8)))
+        outs[-1].square().mean().backward()
+        grads.append([p.grad for p in network.parameters()])
+    assert torch.equal(*outs)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True) if a is not None and b is not None)
+    assert [g is None for g in grads[0]] == [g is None for g in grads[1]]
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUSIONS.names())
+def test_units_start_as_identity_and_learn(name: str) -> None:
+    torch.manual_seed(0)
+    unit: FusionUnit = FUSIONS[name](8, WIDTH, GENERATOR)
+    x, said, goal = torch.randn(2, 8, 4, 4, 4), text(), torch.randn(2, 8, 4, 4, 4)
+    assert torch.equal(unit(x, said), x)
+    if name == "none":
+        return
+    optimizer = torch.optim.SGD(unit.parameters(), lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (unit(x, said) - goal).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in unit.parameters())
+    assert (unit(x, said) - unit(x, text(seed=1))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("at", ["bottleneck", "all"])
+def test_text_reaches_the_volume(name: str, at: str) -> None:
+    network = make(fusion=name, fusion_at=at)
+    assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
+    wake(network)
+    assert (generate(network, text()) - generate(network, text(seed=1))).abs().max() > 1e-4
+
+
+def test_without_fusion_text_does_nothing() -> None:
+    network = make(fusion="none")
+    wake(network)
+    assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_padding_of_prompts_does_nothing(name: str) -> None:
+    network = make(fusion=name)
+    wake(network)
+    short = text()
+    filler = torch.full((2, 2, WIDTH), 7.0)  # what lies beyond a prompt's end must not be looked at
+    long = TextEmbedding(torch.cat([short.tokens, filler], 1), nn.functional.pad(short.valid, (0, 2)), short.pooled)
+    assert torch.allclose(generate(network, short), generate(network, long), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_order_of_phrases_does_nothing(name: str) -> None:
+    network = make(fusion=name)
+    wake(network)
+    said = text(tokens=4)
+    turned = TextEmbedding(said.tokens.flip(1), said.valid.flip(1), said.pooled)
+    assert torch.allclose(generate(network, said), generate(network, turned), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FUSIONS.names())
+def test_nothing_known_is_finite(name: str) -> None:
+    network = make(fusion=name)
+    wake(network)
+    made = generate(network, nothing_known())
+    made.mean().backward()
+    assert torch.isfinite(made).all()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_voxels_attend_to_tokens() -> None:
+    """Each voxel must pick, of two tokens in any order, the one that carries its own sign, and report its value."""
+    torch.manual_seed(0)
+    unit = AttentionFusion(8, WIDTH, GENERATOR)
+    optimizer = torch.optim.Adam(unit.parameters(), lr=2e-2)
+
+    def task() -> tuple[Tensor, TextEmbedding, Tensor]:
+        side, values = torch.randint(0, 2, (16, 4, 4, 4)), torch.randn(16, 2)
+        x = torch.zeros(16, 8, 4, 4, 4)
+        x[:, 0] = side * 2.0 - 1
+        tokens = torch.zeros(16, 2, WIDTH)
+        tokens[:, :, 0], tokens[:, 0, 1], tokens[:, 1, 1] = values, -1.0, 1.0
+        said = TextEmbedding(tokens.flip(1), torch.ones(16, 2, dtype=torch.bool), tokens.sum(1))
+        return x, said, torch.gather(values, 1, side.flatten(1)).reshape(side.shape)
+
+    for _ in range(150):
+        x, said, goal = task()
+        loss = (unit(x, said)[:, 1] - goal).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, said, goal = task()
+    assert (unit(x, said)[:, 1] - goal).square().mean() < 0.05 * goal.square().mean()
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [
+    {"fusion": "both"}, {"fusion": "concat", "n_local_enhancers": 1}, {"fusion": "both", "norm": "rms", "norm_D": "layer"},
+    {"norm": "none", "skip": False}, {"norm": "group", "norm_D": "instance", "num_D": 2}, {"gan_mode": "hinge", "text_D": False},
+], ids=lambda changes: "-".join(map(str, changes.values())))
+def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
+    """After two steps each has a gradient that is more than rounding."""
+    torch.manual_seed(0)
+    options = train_options(**changes)
+    model = Pix2PixHDModel(options, LABELS, WIDTH)
+    optimizers = {name: torch.optim.SGD(network.parameters(), lr=0.05) for name, network in model.raw.items()}
+    largest: dict[str, float] = {}
+
+    def update(name: str, loss: Tensor, terms: Any) -> None:
+        optimizers[name].zero_grad()
+        loss.backward()
+        for key, parameter in model.raw[name].named_parameters():
+            found = 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
+            largest[f"{name}.{key}"] = max(largest.get(f"{name}.{key}", 0.0), found)
+        optimizers[name].step()
+
+    for step in range(3):
+        model.training_step(batch(options, 2, (16, 16, 16), step), text(seed=step), text(seed=step + 9), update)
+    idle = {key: value for key, value in largest.items() if value < 1e-6}
+    assert not idle and len(largest) == sum(len(list(network.parameters())) for network in model.raw.values())
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_channel_norm_looks_at_one_voxel(kind: str) -> None:
+    norm, x = ChannelNorm(6, kind), torch.randn(2, 6, 4, 4, 4)
+    whole = norm(x)
+    assert torch.allclose(norm(x[..., 1:2, 2:3, 3:4]), whole[..., 1:2, 2:3, 3:4], atol=1e-6)
+    assert torch.allclose(whole.square().mean(1), torch.ones(2, 4, 4, 4), atol=1e-3)
+    with pytest.raises(ValueError, match="unknown"):
+        make_norm("weight", 6)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (4, 2)])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_scalar_convolution_is_a_convolution(size: int, padding: int, mode: Any) -> None:
+    torch.manual_seed(0)
+    fast = ScalarConv3d(5, size, padding, mode)
+    plain = nn.Conv3d(5, 1, size, padding=padding, padding_mode=mode)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 5, 6, 5, 7, requires_grad=True)
+    grads = [torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]) for layer in (fast, plain)]
+    assert torch.allclose(fast(x), plain(x), atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*grads, strict=True))
+
+
+def test_noise_of_half_the_size_is_as_strong() -> None:
+    assert halve_noise(torch.randn(1, 1, 32, 32, 32)).std() == pytest.approx(1, abs=0.05)
+    assert halve_noise(torch.randn(1, 0, 8, 8, 8)).shape == (1, 0, 4, 4, 4)
+
+
+@pytest.mark.parametrize(("registry", "choices"), [(FUSIONS, FUSIONS.names()), (MODELS, ["pix2pixhd"])])
+def test_unknown_names_list_the_choices(registry: Any, choices: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--\w+ is 'spade'; it must be one of") as error:
+        registry["spade"]
+    assert all(name in str(error.value) for name in choices)
