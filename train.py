@@ -36,6 +36,8 @@ from models.text_encoder import build_text_encoder
 from options.checks import check_train_options
 from options.parser import from_dict, parse, to_dict
 from options.train_options import PRESETS, TrainOptions
+from scripts.pretrain_clip import ClipOptions, pretrain
+from scripts.pretrain_clip import Options as ClipTraining
 from util import checkpoint, cli, runs
 from util.cli import UserError, listing
 from util.devices import make_accelerator
@@ -58,6 +60,17 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
     check_train_options(options)
     return options
+
+
+def with_own_clip(options: TrainOptions, folder: Path) -> TrainOptions:
+    """With `--text_encoder cohort`: the options with the cohort's own CLIP, pre-trained beside the run if need be."""
+    if options.text.text_encoder != "cohort":
+        return options
+    if options.run.dry_run:  # what a step costs hardly depends on the encoder, for phrases are embedded once
+        log.info("--text_encoder cohort: its pre-training is left out of the dry run; table stands in.")
+        return replace(options, text=replace(options.text, text_encoder="table"))
+    clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
+    return replace(options, text=replace(options.text, text_encoder=str(pretrain(ClipTraining(clip, options.data)))))
 
 
 @dataclass(frozen=True)
@@ -209,6 +222,8 @@ def train(options: TrainOptions) -> Path:
     if not going_on:
         runs.check_new(folder, options.run.overwrite)
     accelerator = make_accelerator(options.optim.precision, options.run.gpu_ids)
+    with accelerator.main_process_first():
+        options = with_own_clip(options, folder)
     torch.manual_seed(options.run.seed)
     cache = cache_folder(options.data, folder)
     study = open_study(options, cache if going_on or options.data.cache_dir else None)

@@ -54,8 +54,9 @@ class ConcatFusion(FusionUnit):
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
-        self.text = nn.Sequential(nn.Linear(text_width, options.text_hidden), nn.SiLU())
-        self.project = zero(nn.Conv3d(channels + options.text_hidden, channels, 1))
+        hidden = options.text_hidden or channels
+        self.text = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU())
+        self.project = zero(nn.Conv3d(channels + hidden, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         repeated = self.text(text.pooled)[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
@@ -73,19 +74,26 @@ def spread(values: Tensor, x: Tensor) -> Tensor:
 
 
 class Affine(nn.Module):
-    """Scale and shift of channels by a two-layer perceptron of the pooled text (DF-GAN, Tao et al. 2022, eq. 2)."""
+    """Scale and shift of channels from the pooled text (DF-GAN, Tao et al. 2022, eq. 2).
+
+    Args:
+        channels: C of the features.
+        text_width: Width of the text embedding.
+        hidden: Hidden width of a two-layer perceptron; 0 makes scale and shift linear in the text.
+    """
 
     def __init__(self, channels: int, text_width: int, hidden: int) -> None:
         super().__init__()
+        # Adam's step is as large for each of `text_width` weights: unscaled, their sum would run ahead of all else.
         self.scale = text_width**-0.5
-        last = nn.Linear(hidden, 2 * channels)
+        last = nn.Linear(hidden or text_width, 2 * channels)
         # Text tells from the first step on, but softly: both halves start near zero.
         nn.init.normal_(last.weight, std=0.02)
         nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), last)
+        self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), last) if hidden else last
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
-        scale, shift = (spread(t, x) for t in self.mlp(text.pooled).chunk(2, 1))
+        scale, shift = self.mlp(text.pooled * self.scale)[:, :, None, None, None].to(x.dtype).chunk(2, 1)
         return x * (1 + scale) + shift
 
 

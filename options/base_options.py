@@ -44,7 +44,8 @@ class TextOptions:
     """How text becomes an embedding."""
 
     text_encoder: str = flag(
-        "table", "Folder or hub id of a transformers CLIP or BERT model, medclip:FILE, or table (no language).")
+        "cohort", "cohort (a small CLIP pre-trained on the training cases, beside the run), a folder or hub id of a "
+        "transformers CLIP or BERT model, medclip:FILE, or table (no language).")
     text_revision: str = flag("", "Revision of a hub model.")
     text_mode: str = flag(
         "phrases", "One token a phrase, or the encoder's own tokens.", choices=("phrases", "sentence"))

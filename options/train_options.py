@@ -52,7 +52,7 @@ class GeneratorOptions:
         "labels", "Where text may change the picture: in labelled voxels of the mask, or also in the background.",
         choices=("labels", "everywhere"))
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
-    text_hidden: int = flag(64, "Hidden width of the text's multi-layer perceptrons.", low=1)
+    text_hidden: int = flag(0, "Hidden width of the text's perceptrons (0 in affine units: linear in the text).", low=0)
     checkpoint_activations: bool = flag(False, "Recompute activations in the backward pass: less memory, more time.")
 
 

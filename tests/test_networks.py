@@ -159,18 +159,18 @@ def test_voxels_attend_to_tokens() -> None:
     """Each voxel must pick, of two tokens in any order, the one that carries its own sign, and report its value."""
     torch.manual_seed(0)
     unit = AttentionFusion(8, WIDTH, GENERATOR)
-    optimizer = torch.optim.Adam(unit.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(unit.parameters(), lr=3e-2)
 
     def task() -> tuple[Tensor, TextEmbedding, Tensor]:
-        side, values = torch.randint(0, 2, (16, 4, 4, 4)), torch.randn(16, 2)
-        x = torch.zeros(16, 8, 4, 4, 4)
+        side, values = torch.randint(0, 2, (16, 2, 2, 4)), torch.randn(16, 2)
+        x = torch.zeros(16, 8, 2, 2, 4)
         x[:, 0] = side * 2.0 - 1
         tokens = torch.zeros(16, 2, WIDTH)
         tokens[:, :, 0], tokens[:, 0, 1], tokens[:, 1, 1] = values, -1.0, 1.0
         said = TextEmbedding(tokens.flip(1), torch.ones(16, 2, dtype=torch.bool), tokens.sum(1))
         return x, said, torch.gather(values, 1, side.flatten(1)).reshape(side.shape)
 
-    for _ in range(150):
+    for _ in range(100):
         x, said, goal = task()
         loss = (unit(x, said)[:, 1] - goal).square().mean()
         optimizer.zero_grad()
@@ -185,13 +185,14 @@ def test_voxels_attend_to_tokens() -> None:
 
 @pytest.mark.parametrize("changes", [
     {"fusion": "both"}, {"fusion": "concat", "n_local_enhancers": 1}, {"fusion": "both", "norm": "rms", "norm_D": "layer"},
-    {"norm": "none", "skip": False}, {"norm": "group", "norm_D": "instance", "num_D": 2}, {"gan_mode": "hinge", "text_D": False},
+    {"norm": "none", "skip": False}, {"norm": "group", "norm_D": "instance", "num_D": 2}, {"text_D": False},
 ], ids=lambda changes: "-".join(map(str, changes.values())))
 def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
-    """After two steps each has a gradient that is more than rounding."""
+    """Each has a gradient that is more than rounding."""
     torch.manual_seed(0)
     options = train_options(**changes)
     model = Pix2PixHDModel(options, LABELS, WIDTH)
+    wake(model.raw["G"])
     optimizers = {name: torch.optim.SGD(network.parameters(), lr=0.05) for name, network in model.raw.items()}
     largest: dict[str, float] = {}
 
@@ -203,7 +204,7 @@ def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
             largest[f"{name}.{key}"] = max(largest.get(f"{name}.{key}", 0.0), found)
         optimizers[name].step()
 
-    for step in range(3):
+    for step in range(2):
         model.training_step(batch(options, 2, (16, 16, 16), step), text(seed=step), text(seed=step + 9), update)
     idle = {key: value for key, value in largest.items() if value < 1e-6}
     assert not idle and len(largest) == sum(len(list(network.parameters())) for network in model.raw.values())

@@ -1,0 +1,105 @@
+"""Sliding windows: what they give back, where tiles start, and that tiles agree with the whole."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.pix2pixhd_model import Pix2PixHDModel
+from tests.networks import LABELS, WIDTH, batch, text, train_options
+from util.cli import UserError
+from util.inference import SlidingWindow, pad_edge
+
+
+def same(x: Tensor, *others: Tensor) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (24, 16, 8), (17, 23, 9), (5, 40, 16)])
+@pytest.mark.parametrize("tile", [(), (8, 8, 8), (16, 8, 16), (12, 12, 12)])
+@pytest.mark.parametrize("tiles_at_once", [1, 5])
+def test_nothing_done_gives_the_volume_back(size: tuple[int, ...], tile: tuple[int, ...], tiles_at_once: int) -> None:
+    x = torch.randn(1, 2, *size)
+    found = SlidingWindow(tile, 4, batch=tiles_at_once)(same, x)
+    assert found.shape == x.shape and torch.allclose(found, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
+def test_tiles_start_on_multiples_of_the_stride(overlap: float) -> None:
+    size, seen = (37, 21, 50), list[Tensor]()
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
+
+    def note(tile: Tensor) -> Tensor:
+        seen.extend(tile[:, :, 0, 0, 0])
+        assert tile.shape[2:] == (16, 16, 16)
+        return tile
+
+    SlidingWindow((16, 16, 16), 4, overlap)(note, places)
+    starts = {tuple(int(v) for v in start) for start in seen}
+    step = round(16 * (1 - overlap))
+    axes = [range(0, max(1, n - 16 + step), step) for n in size]
+    assert starts == set(product(*axes))
+    assert all(v % 4 == 0 for start in starts for v in start)
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.3, 0.7, 0.9])
+def test_overlaps_that_binary_fractions_cannot_hold(overlap: float) -> None:
+    x = torch.randn(1, 1, 55, 40, 40)
+    assert torch.allclose(SlidingWindow((40, 40, 40), 4, overlap)(same, x), x, atol=1e-5)
+
+
+def test_several_tensors_are_cut_alike() -> None:
+    a, b = torch.randn(1, 2, 20, 12, 16), torch.randn(1, 3, 20, 12, 16)
+    found = SlidingWindow((8, 8, 8), 2)(lambda x, y: x[:, :1] * y[:, 2:], a, b)
+    assert torch.allclose(found, a[:, :1] * b[:, 2:], atol=1e-5)
+
+
+def test_tiles_are_blended_smoothly() -> None:
+    """A function that is off by a constant in every second call leaves no edge as high as that constant."""
+    calls = []
+
+    def uneven(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x + len(calls) % 2
+
+    found = SlidingWindow((16, 8, 8), 4, batch=1)(uneven, torch.zeros(1, 1, 64, 8, 8))
+    assert found.max() > 0.9 and found.diff(dim=2).abs().max() < 0.4
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [((12, 16, 16), 0.5), ((16, 16, 16), 0.6), ((8, 8, 8), 0.9)])
+def test_tiles_that_cannot_be_aligned_are_refused(tile: tuple[int, int, int], overlap: float) -> None:
+    with pytest.raises(UserError, match=r"--tile \d+ with --overlap .* multiple of 8\. Use --tile 16 with --overlap 0\.5"):
+        SlidingWindow(tile, 8, overlap)
+
+
+def test_padding_repeats_the_border() -> None:
+    mask = torch.zeros(1, 3, 5, 4, 4)
+    mask[:, 1] = 1
+    padded = pad_edge(mask, (8, 4, 9))
+    assert padded.shape == (1, 3, 8, 4, 9) and torch.equal(padded.sum(1), torch.ones(1, 8, 4, 9))  # still one-hot
+
+
+def whole_against_tiles(**changes: Any) -> float:
+    """Mean absolute difference, in shares of the picture's SD, of a random network's volume whole and in tiles."""
+    torch.manual_seed(0)
+    options = train_options(n_blocks_global=2, fusion="both", **changes)
+    model = Pix2PixHDModel(options, LABELS, WIDTH, training=False)
+    network = model.raw["G"].eval()
+    made, said = batch(options, 1, (32, 32, 16)), text(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+        whole, tiled = (
+            model.generate(network, made["mask"], made["coords"], made["noise"], said, SlidingWindow(tile, 2))
+            for tile in ((), (16, 16, 16)))
+    return float((whole - tiled).abs().mean() / whole.std())
+
+
+def test_tiles_agree_with_the_whole_by_default() -> None:
+    assert whole_against_tiles() < 0.02
+    assert whole_against_tiles(norm="instance") > 5 * whole_against_tiles()
