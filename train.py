@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from data.arms import check_change, parse_change, varied_arms
+from data.arms import Change, check_change, parse_change, varied_arms
 from data.cache import cache_folder
 from data.checks import check_known
 from data.cohort import Case, Cohort, load_cohort
@@ -34,7 +34,7 @@ from models.sampler import TEXT_PART, Sampler
 from models.text_base import TextEmbedding, TextEncoder
 from models.text_encoder import build_text_encoder
 from options.checks import check_train_options
-from options.parser import from_dict, parse, to_dict
+from options.parser import command_line, from_dict, parse, to_dict
 from options.train_options import PRESETS, TrainOptions
 from scripts.pretrain_clip import ClipOptions, pretrain
 from scripts.pretrain_clip import Options as ClipTraining
@@ -66,9 +66,12 @@ def with_own_clip(options: TrainOptions, folder: Path) -> TrainOptions:
     """With `--text_encoder cohort`: the options with the cohort's own CLIP, pre-trained beside the run if need be."""
     if options.text.text_encoder != "cohort":
         return options
+    stand_in = replace(options, text=replace(options.text, text_encoder="table"))
     if options.run.dry_run:  # what a step costs hardly depends on the encoder, for phrases are embedded once
         log.info("--text_encoder cohort: its pre-training is left out of the dry run; table stands in.")
-        return replace(options, text=replace(options.text, text_encoder="table"))
+        return stand_in
+    study = open_study(stand_in, None, check=False)  # a flag that is wrong is known before CLIP is trained
+    MODELS[options.generator.model](stand_in, 2, study.encoder.width)
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
     return replace(options, text=replace(options.text, text_encoder=str(pretrain(ClipTraining(clip, options.data)))))
 
@@ -88,13 +91,20 @@ class Study:
         return {case: [p.text for p in prompt] for case, prompt in self.prompts.items()}
 
 
-def open_study(options: TrainOptions, cache: Path | None) -> Study:
-    """Checks everything that a user brings, before any long work; `cache` remembers what the checks found."""
+def followed(options: TrainOptions) -> list[Change]:
+    """The attribute of `--val_effect`, if one is given."""
+    return [parse_change("--val_effect", text, 2) for text in options.run.val_effect]
+
+
+def open_study(options: TrainOptions, cache: Path | None, check: bool = True) -> Study:
+    """Checks everything that a user brings, before any long work; `cache` remembers what the checks of volumes found."""
     encoder = build_text_encoder(options.text)  # first: an encoder that cannot be had is known at once
-    cohort = load_cohort(options.data, seed=options.run.seed, cache=cache)
+    cohort = load_cohort(options.data, seed=options.run.seed, cache=cache, check=check)
     template = load_template(
         options.data.template, cohort.columns, options.data.key_column, options.data.patient_column)
     study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
+    for change in followed(options):
+        check_change("--val_effect", change, template, [case.row for case in cohort.cases])
     encoder.fit([study.phrases[case.id] for case in cohort.split("train")])
     return study
 
@@ -128,16 +138,13 @@ def validation_cases(options: TrainOptions, study: Study, sampler: Sampler) -> I
     split = "val" if study.cohort.splits.get("val") else "train"
     if split == "train" and options.run.val_cases:
         log.warning("The cohort has no validation cases; training cases are looked at instead.")
-    follow = [parse_change("--val_effect", text, 2) for text in options.run.val_effect]
     cases = study.cohort.split(split)[: options.run.val_cases]
-    for change in follow:
-        check_change("--val_effect", change, study.template, [case.row for case in study.cohort.cases])
     multiple = [sampler.model.size_multiple] * 3
     wholes = WholeVolumes(cases, study.cohort.labels, options.data, options.patch.patch_size, multiple)
     for whole in (wholes[i] for i in range(len(wholes))):
         assert whole.image is not None
         prompt = study.prompts[whole.case.id]
-        arms = [arm for c in follow for arm in varied_arms(whole.case.row, study.template, c)[:2]]
+        arms = [arm for c in followed(options) for arm in varied_arms(whole.case.row, study.template, c)[:2]]
         study.encoder.encode([[p.text for p in said] for said in (prompt, *(arm.prompt for arm in arms))])  # or say why not
 
         def generate(prompt: Prompt, whole: Whole = whole) -> NDArray[np.floating]:
@@ -200,8 +207,8 @@ def load_global_generator(options: TrainOptions, model: GenerativeModel) -> None
 
 def dry_run(options: TrainOptions, model: GenerativeModel, trainer: Trainer, feed: Any, embedder: Any) -> None:
     """Takes two steps that are not saved, and reports options, sizes, memory and time."""
-    for name, group in to_dict(options).items():
-        log.info("%s: %s", name, ", ".join(f"--{k} {v}" for k, v in group.items()))
+    for name, flags in command_line(options).items():
+        log.info("%s: %s", name, flags)
     for name, network in model.raw.items():
         log.info("Network %s: %.2f M parameters.", name, sum(p.numel() for p in network.parameters()) / 1e6)
     times: list[float] = [time.perf_counter()]
@@ -246,6 +253,7 @@ def train(options: TrainOptions) -> Path:
         return folder
     if accelerator.is_main_process:  # all that can be wrong has been looked at; from here on files are written
         open_folder(folder, options, study)
+        study.encoder.keep(folder)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the others find its prepared volumes
         dataset = make_dataset(options, study, cases, cache, model)

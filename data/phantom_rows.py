@@ -30,7 +30,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
 NUMBERS = ("AGE", "PACK-YEARS")
 OTHER_CTD = ("Sjogren syndrome", "Mixed connective tissue disease")
 AGES = (40, 90)
-SCAN_YEAR = 2020
+YEAR = 365  # days; dates are days relative to the scan, as in AIIB23
 PARTNER = dict(zip(LEVELS[SMOKING], LEVELS[DIAGNOSIS], strict=True))  # the diagnosis that confounding gives a smoker
 
 
@@ -64,10 +64,10 @@ def _details(row: Row, rng: np.random.Generator) -> Row:
     if row[SMOKING] != "Never smoker":
         cells["PACK-YEARS"] = str(rng.integers(2, min(60, age - 15) + 1))
     if row[SMOKING] == "Ex smoker":
-        cells["SMOKING HISTORY STOP DATE"] = str(SCAN_YEAR - rng.integers(1, age - 30))
+        cells["SMOKING HISTORY STOP DATE"] = str(-YEAR * rng.integers(1, age - 30))
     if row[DIAGNOSIS] == "CTD-ILD":
         cells["TYPE CTD"] = str(rng.choice(LEVELS["TYPE CTD"]))
-        cells["CTD DIAG DATE"] = str(SCAN_YEAR - rng.integers(0, 20))
+        cells["CTD DIAG DATE"] = str(-YEAR * rng.integers(1, 20))
         if cells["TYPE CTD"] == "Other":
             cells["TYPE CTD OTHER"] = str(rng.choice(OTHER_CTD))
     return cells

@@ -115,6 +115,7 @@ def load_run(
     text = replace(options.text, text_encoder=text_encoder or options.text.text_encoder)
     encoder = build_text_encoder(text)
     encoder.check_identity(state["encoder"])
+    encoder.keep(folder)
     encoder.load_state(checkpoint.load_part(place, TEXT_PART), state["encoder_values"])
     model = MODELS[options.generator.model](options, len(state["labels"]), encoder.width, training=False)
     network = model.raw[model.ema_network]

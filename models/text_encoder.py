@@ -104,13 +104,23 @@ class LanguagePhrases(PhraseEncoder):
                     self._raw.update(zip(json.loads(stored["phrases"]), file.get_tensor("raw"), strict=True))
         except (OSError, SafetensorError, KeyError, ValueError):
             pass  # a missing or damaged store costs only the time to embed again
+        self._store()
 
     def _embed_raw(self, phrases: Sequence[str]) -> Tensor:
         new = [p for p in phrases if p not in self._raw]
         self._raw.update({p: self.model(p)[1] for p in new})
-        if new and self._file is not None:
-            self._write(self._file)
+        if new:
+            self._store()
         return torch.stack([self._raw[p] for p in phrases])
+
+    def _store(self) -> None:
+        """Keeps all phrases known; a folder that cannot be written costs only the time to embed again."""
+        if self._file is None or not self._raw:
+            return
+        try:
+            self._write(self._file)
+        except OSError:
+            self._file = None
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

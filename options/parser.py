@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 import types
 import typing
@@ -211,6 +212,23 @@ def _from_word(name: str, hint: Any, word: Any) -> Any:
 def to_dict(options: Any) -> dict[str, Any]:
     """An option class as nested plain values, for JSON."""
     return dataclasses.asdict(options)
+
+
+def command_line(options: Any) -> dict[str, str]:
+    """The flags of an option class as one would type them, by group; those whose default is "none" only where given."""
+    lines = {}
+    for outer, group_cls in groups_of(type(options)):
+        words: list[str] = []
+        hints = typing.get_type_hints(group_cls)
+        for name, value in vars(getattr(options, outer.name)).items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            elif _repeats(hints[name]):
+                words += [f"--{name} {shlex.quote(v)}" for v in value]
+            elif value is not None:
+                words.append(f"--{name} {shlex.quote('' if value == '' else _shown(value))}")
+        lines[outer.name] = " ".join(words)
+    return lines
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:

@@ -25,7 +25,8 @@ MAINS: dict[str, Callable[[], None]] = {
 
 # The smallest network that is one, and a training of a second.
 TINY = (
-    "--template", "aiib23", "--patch_size", "16,16,8", "--ngf", "4", "--ndf", "4", "--n_blocks_global", "1", "--n_layers_D",
+    "--template", "aiib23", "--text_encoder", "table", "--patch_size", "16,16,8", "--ngf", "4", "--ndf", "4",
+    "--n_blocks_global", "1", "--n_layers_D",
     "2", "--num_D", "1", "--text_hidden", "8", "--max_steps", "4", "--val_cases", "1", "--val_freq", "100")
 
 

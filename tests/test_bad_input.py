@@ -170,6 +170,12 @@ def test_flags_of_training(words: list[str], parts: list[str], cohort_dir: Path,
     assert not (tmp_path / "ck").exists() and not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("words", [["--fusion", "glue"], ["--model", "gan"], ["--val_effect", "SMOKING=a,b"]])
+def test_wrong_flags_are_known_before_the_own_clip_is_trained(words: list[str], cohort_dir: Path, tmp_path: Path) -> None:
+    refused(train(cohort_dir, tmp_path / "ck", "--text_encoder", "cohort", *words), words[0])
+    assert not (tmp_path / "ck").exists()
+
+
 @pytest.mark.parametrize(("words", "parts"), [
     (["--vary", "SMOKING=A,B"], ["--vary", "'SMOKING'", "SMOKING HISTORY"]),
     (["--vary", "AGE"], ["--vary", "'AGE'", "COLUMN=A,B"]),

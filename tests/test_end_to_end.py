@@ -92,7 +92,7 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
     done = command("train.py", "--dataroot", cohort_dir, "--name", "r", "--checkpoints_dir", tmp_path / "ck", *TINY,
                    "--dry_run")
     assert done.code == 0, done.text
-    assert "M parameters" in done.text and "GiB" in done.text and "--patch_size (16, 16, 8)" in done.text
+    assert "M parameters" in done.text and "GiB" in done.text and "--patch_size 16,16,8" in done.text
     assert not (tmp_path / "ck").exists()
 
 

@@ -16,15 +16,15 @@ from util.inference import SlidingWindow, pad_edge
 
 
 def same(x: Tensor, *others: Tensor) -> Tensor:
-    return x
+    return x.clone()
 
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (24, 16, 8), (17, 23, 9), (5, 40, 16)])
-@pytest.mark.parametrize("tile", [(), (8, 8, 8), (16, 8, 16), (12, 12, 12)])
+@pytest.mark.parametrize("tile", [(), (8, 8, 8), (16, 8, 16), (12, 8, 4)])
 @pytest.mark.parametrize("tiles_at_once", [1, 5])
 def test_nothing_done_gives_the_volume_back(size: tuple[int, ...], tile: tuple[int, ...], tiles_at_once: int) -> None:
     x = torch.randn(1, 2, *size)
-    found = SlidingWindow(tile, 4, batch=tiles_at_once)(same, x)
+    found = SlidingWindow(tile, 2, batch=tiles_at_once)(same, x)
     assert found.shape == x.shape and torch.allclose(found, x, atol=1e-5)
 
 
@@ -34,9 +34,9 @@ def test_tiles_start_on_multiples_of_the_stride(overlap: float) -> None:
     places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
 
     def note(tile: Tensor) -> Tensor:
-        seen.extend(tile[:, :, 0, 0, 0])
+        seen.extend(tile[:, :, 0, 0, 0].clone())
         assert tile.shape[2:] == (16, 16, 16)
-        return tile
+        return tile.clone()
 
     SlidingWindow((16, 16, 16), 4, overlap)(note, places)
     starts = {tuple(int(v) for v in start) for start in seen}
@@ -66,11 +66,11 @@ def test_tiles_are_blended_smoothly() -> None:
         calls.append(len(x))
         return x + len(calls) % 2
 
-    found = SlidingWindow((16, 8, 8), 4, batch=1)(uneven, torch.zeros(1, 1, 64, 8, 8))
-    assert found.max() > 0.9 and found.diff(dim=2).abs().max() < 0.4
+    found = SlidingWindow((32, 8, 8), 4, batch=1)(uneven, torch.zeros(1, 1, 96, 8, 8))
+    assert found.max() > 0.9 and found.diff(dim=2).abs().max() < 0.3
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [((12, 16, 16), 0.5), ((16, 16, 16), 0.6), ((8, 8, 8), 0.9)])
+@pytest.mark.parametrize(("tile", "overlap"), [((8, 16, 16), 0.5), ((16, 16, 16), 0.6), ((16, 16, 16), 0.9)])
 def test_tiles_that_cannot_be_aligned_are_refused(tile: tuple[int, int, int], overlap: float) -> None:
     with pytest.raises(UserError, match=r"--tile \d+ with --overlap .* multiple of 8\. Use --tile 16 with --overlap 0\.5"):
         SlidingWindow(tile, 8, overlap)
@@ -86,17 +86,17 @@ def test_padding_repeats_the_border() -> None:
 def whole_against_tiles(**changes: Any) -> float:
     """Mean absolute difference, in shares of the picture's SD, of a random network's volume whole and in tiles."""
     torch.manual_seed(0)
-    options = train_options(n_blocks_global=2, fusion="both", **changes)
+    options = train_options(fusion="both", **changes)
     model = Pix2PixHDModel(options, LABELS, WIDTH, training=False)
     network = model.raw["G"].eval()
-    made, said = batch(options, 1, (32, 32, 16)), text(1)
+    made, said = batch(options, 1, (64, 16, 16)), text(1)
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
         whole, tiled = (
             model.generate(network, made["mask"], made["coords"], made["noise"], said, SlidingWindow(tile, 2))
-            for tile in ((), (16, 16, 16)))
+            for tile in ((), (32, 16, 16)))
     return float((whole - tiled).abs().mean() / whole.std())
 
 

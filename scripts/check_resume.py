@@ -1,0 +1,227 @@
+"""Kills training at the worst moments, lets it go on, and compares with a run that nobody killed: equal to the last bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the project's packages
+
+import train
+from data.phantom_cohort import PhantomOptions, make
+from options.parser import flag, group, parse
+from util import checkpoint, runs
+from util.cli import UserError, run
+from util.monitor import Monitor
+from util.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+# A network of a second: what is checked does not depend on its size.
+SMALL = (
+    "--template", "aiib23", "--patch_size", "16,16,8", "--ngf", "4", "--ndf", "4", "--n_blocks_global", "1",
+    "--n_layers_D", "2", "--num_D", "1", "--text_hidden", "8", "--batch_size", "2", "--val_cases", "0", "--text_encoder",
+    "table", "--log_freq", "5", "--gpu_ids", "-1", "--precision", "fp32")
+MOMENTS = ("in a step", "in a file", "before the renames", "between the renames", "after the renames")
+
+
+class NotEqual(UserError):
+    """The run that was killed ended elsewhere."""
+
+    code = 1
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is killed when."""
+
+    max_steps: int = flag(20, "Steps of the run.", low=4)
+    save_latest_freq: int = flag(5, "Steps between saves.", low=1)
+    kill_step: int = flag(10, "Step that is saved when it is killed; it dies two steps later where it dies in a step.", low=1)
+    random_kills: int = flag(3, "Kills at random moments besides, one after the other in one run.", low=0)
+    seed: int = flag(0, "Seed of the random moments.", low=0)
+    work: str = flag("", "Folder for cohort and runs (empty: a temporary one).")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything the command takes."""
+
+    check: CheckOptions = group(CheckOptions, "Check")
+
+
+def die(*_: Any) -> None:
+    """No handler, no clean-up, no flushing."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after(owner: Any, name: str, condition: Callable[..., bool], before: bool = False) -> None:
+    """Makes `owner.name` deadly: after (or before) a call for which the condition holds."""
+    original = getattr(owner, name)
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        if before and condition(*args):
+            die()
+        result = original(*args, **kwargs)
+        if condition(*args):
+            die()
+        return result
+
+    setattr(owner, name, deadly)
+
+
+def arm(moment: str, step: int) -> None:
+    """Arranges that this process kills itself at a moment: two steps after `step`, or within the save of `step`."""
+    saving: list[int] = []  # of the step being saved, and then once for every file written
+    original = Trainer.save
+
+    def save(self: Trainer, *args: Any) -> None:
+        if self.step == step:
+            saving.append(0)
+        original(self, *args)
+
+    def half_written(tensors: Any, path: Path) -> bool:
+        if saving:
+            saving.append(1)
+        if len(saving) == 3:
+            os.truncate(path, path.stat().st_size // 2)
+        return len(saving) == 3
+
+    Trainer.save = save  # type: ignore[method-assign]
+    if moment == "in a step":
+        _after(Monitor, "__call__", lambda monitor, now, terms: now == step + 2)
+    elif moment == "in a file":
+        _after(checkpoint, "save_file", half_written)
+    elif moment == "before the renames":
+        _after(checkpoint, "write_json", lambda path, value: bool(saving))
+    else:
+        _after(Path, "rename", lambda path, to: bool(saving) and path.name == ".latest.writing", moment.startswith("between"))
+
+
+def train_until_killed(moment: str, step: int) -> None:
+    """`train.py` with the words of this command line, armed; in a process of its own."""
+    arm(moment, step)
+    run(train.main)
+
+
+def words(work: Path, name: str, options: CheckOptions) -> list[str]:
+    """The flags of `train.py` for one run."""
+    return [
+        "--dataroot", str(work / "cohort"), "--checkpoints_dir", str(work / "runs"), "--name", name, *SMALL,
+        "--cache_dir", str(work / "cache"), "--max_steps", str(options.max_steps),
+        "--save_latest_freq", str(options.save_latest_freq)]
+
+
+def start(flags: Sequence[str], program: Sequence[str] = ("train.py",)) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *program, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(flags: Sequence[str]) -> None:
+    """Trains to the end; raises `UserError` with what the run said if it fails."""
+    process = start(flags)
+    _, said = process.communicate()
+    if process.returncode:
+        raise UserError(f"train.py ended with code {process.returncode}:\n{said[-2000:]}")
+
+
+def kill_at(moment: str, flags: Sequence[str], step: int) -> None:
+    """Trains until the moment; raises `UserError` if the run did not die there."""
+    code = f"from scripts.check_resume import train_until_killed; train_until_killed({moment!r}, {step})"
+    process = start(flags, ("-c", code))
+    _, said = process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        raise UserError(f"Was not killed {moment}, but ended with code {process.returncode}:\n{said[-2000:]}")
+
+
+def kill_at_random(flags: Sequence[str], kills: int, seconds: float, seed: int) -> None:
+    """Trains to the end, killed and started anew so many times; a run takes so many seconds."""
+    draw = random.Random(seed)
+    folder = Path(flags[flags.index("--checkpoints_dir") + 1]) / flags[flags.index("--name") + 1]
+    for _ in range(kills):
+        process = start([*flags, _again(folder)])
+        time.sleep(draw.uniform(0.5, 1) * seconds)  # the first half is spent on imports
+        process.kill()
+        process.communicate()
+        log.info("Killed at random with %s.", sorted(p.name for p in folder.glob("*latest*")) or "no checkpoint")
+    finish([*flags, _again(folder)])
+
+
+def _again(folder: Path) -> str:
+    """The flag to start with: a run that was killed before its first save has nothing to go on from."""
+    try:
+        checkpoint.find(folder / "latest")
+    except UserError:
+        return "--overwrite"
+    return "--continue_train"
+
+
+def compare(one: Path, other: Path) -> dict[str, float]:
+    """Largest absolute difference of each part of two checkpoints; infinity where tensors are missing."""
+    found = {}
+    places = [checkpoint.find(folder) for folder in (one, other)]
+    states = [checkpoint.load_state(place) for place in places]
+    for part in sorted({*states[0]["parts"], *states[1]["parts"]}):
+        a, b = (checkpoint.load_part(place, part) for place in places)
+        same = a.keys() == b.keys() and all(a[k].shape == b[k].shape for k in a)
+        found[part] = max([0.0, *((a[k] - b[k]).abs().max().item() for k in a)]) if same else float("inf")
+    found["step"] = abs(states[0]["step"] - states[1]["step"])
+    return found
+
+
+def report(what: str, one: Path, other: Path) -> bool:
+    """Says how two runs differ; whether they are equal."""
+    found = compare(one / "latest", other / "latest")
+    logs = [[{k: v for k, v in r.items()} for r in runs.read_log(folder)] for folder in (one, other)]
+    text = ", ".join(f"{part} {value:g}" for part, value in found.items())
+    log.info("Killed %s: largest difference %s; log.jsonl %s.", what, text, "equal" if logs[0] == logs[1] else "differs")
+    return not any(found.values())
+
+
+def check(options: CheckOptions, work: Path, moments: Sequence[str] = MOMENTS) -> None:
+    """Trains one run in peace and one for every moment; raises `NotEqual` if any of these ends elsewhere."""
+    make(PhantomOptions(OUT=str(work / "cohort"), cases=6, size=(24, 24, 16), test_cases=1, val_cases=1))
+    peace, equal = work / "runs" / "peace", True
+    began = time.monotonic()
+    finish([*words(work, "peace", options), "--overwrite"])
+    seconds = time.monotonic() - began
+    for moment in moments:
+        name = moment.replace(" ", "_")
+        flags = words(work, name, options)
+        kill_at(moment, [*flags, "--overwrite"], options.kill_step)
+        finish([*flags, "--continue_train"])
+        equal &= report(moment, peace, work / "runs" / name)
+    if options.random_kills:
+        kill_at_random(words(work, "random", options), options.random_kills, seconds, options.seed)
+        equal &= report(f"{options.random_kills} times at random", peace, work / "runs" / "random")
+    if not equal:
+        raise NotEqual("A run that was killed and went on is not the run that nobody killed.")
+    log.info("Every run that was killed and went on equals the one that nobody killed, to the last bit.")
+
+
+def main() -> None:
+    """Checks in a folder that is removed afterwards, or in `--work`."""
+    options = parse(Options, __doc__ or "").check
+    if options.kill_step % options.save_latest_freq or options.kill_step + 2 > options.max_steps:
+        raise UserError(
+            f"--kill_step is {options.kill_step}; it must be a multiple of --save_latest_freq {options.save_latest_freq}, "
+            f"two steps before the end, --max_steps {options.max_steps}, at the latest.")
+    with ExitStack() as stack:
+        work = Path(options.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="resume_")))
+        check(options, work)
+
+
+if __name__ == "__main__":
+    run(main)
