@@ -73,11 +73,11 @@ class LossOptions:
     """Terms of the generator's loss; a weight of 0 switches a term off and costs nothing."""
 
     gan_mode: str = flag("lsgan", "Adversarial loss.", choices=("lsgan", "hinge"))
-    lambda_gan: float = flag(1.0, "Weight of the adversarial loss.", low=0)
-    lambda_feat: float = flag(10.0, "Weight of discriminator feature matching.", low=0)
-    lambda_l1: float = flag(10.0, "Weight of the voxel-wise absolute error.", low=0)
+    lambda_gan: float = flag(0.7, "Weight of the adversarial loss.", low=0)
+    lambda_feat: float = flag(2.0, "Weight of discriminator feature matching.", low=0)
+    lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
     l1_smooth: float = flag(
-        0.0, "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure absolute error.", low=0)
+        0.1, "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure absolute error.", low=0)
     lambda_perceptual: float = flag(0.0, "Weight of the perceptual loss on slices of three planes.", low=0)
     perceptual_weights: str = flag("", "File of torchvision VGG19 weights for it (empty: torch's own cache).")
 
@@ -122,8 +122,8 @@ class TrainOptions:
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "ngf": 16, "n_downsample_global": 2, "n_blocks_global": 3, "ndf": 16, "n_layers_D": 2,
-        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 800, "precision": "bf16",
-        "lr": 1e-3, "lr_D": 5e-4,
+        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 2000, "precision": "bf16",
+        "lr": 1e-3, "lr_D": 1e-3,
     },
     "24gb": {
         "ngf": 32, "n_downsample_global": 3, "n_blocks_global": 4, "patch_size": (128, 128, 64),
