@@ -261,8 +261,8 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> None:
-    o = parse(Options, __doc__ or "").benchmark
+def main(argv: Sequence[str] | None = None) -> None:
+    o = parse(Options, __doc__ or "", argv).benchmark
     unknown = sorted(set(o.cells) - set(CELLS))
     if unknown:
         raise UserError(f"--cells is {unknown[0]!r}; it must be one of: {', '.join(CELLS)}.")

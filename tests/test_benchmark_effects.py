@@ -1,0 +1,53 @@
+"""The proof on planted truth: its figures on made-up tables, and a small version end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scripts import benchmark_effects as benchmark
+from util.cli import UserError
+
+TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1"
+
+
+def pairs(made: list[float], true: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({
+        "case": [f"c{i}" for i in range(len(made))], "column": "X", "region": "lungs", "from": "A", "to": "B",
+        "mean_diff_hu": made, "true_hu": true})
+
+
+def test_slope_signs_and_small_errors() -> None:
+    found = benchmark.effect_figures(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
+    assert found["slope"] == pytest.approx(0.5)
+    assert found["signs_right"] == 1.0
+    assert found["small_error"] == pytest.approx(3.0)
+
+
+def test_a_wrong_sign_is_seen() -> None:
+    found = benchmark.effect_figures(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
+    assert found["signs_right"] == 0.5
+    assert found["slope"] == pytest.approx(0.0)
+
+
+def test_small_version_end_to_end(tmp_path: Path) -> None:
+    words = ["--cells", "default", "--cases", "10", "--test_cases", "2", "--size", "24,24,16", "--max_steps", "3",
+             "--clip_steps", "3"]
+    benchmark.main([str(tmp_path), *words, f"--train_flags={TINY}"])
+    cell = json.loads(next((tmp_path / "cells").glob("*.json")).read_text())
+    assert cell["effects"]["RISK OCCUPATIONAL"]["lungs"]["true"] == 0.0
+    assert cell["effects"]["SMOKING HISTORY"]["lungs"]["true"] == pytest.approx(41, abs=2)
+    assert cell["oracle"]["SMOKING HISTORY: Never smoker to Current smoker"] > 0
+    assert cell["sd_hu"] > 0 and cell["w1_floor_hu"] > 0
+    assert "| default | 10 |" in (tmp_path / "table.md").read_text()
+    before = next((tmp_path / "cells").glob("*.json")).stat().st_mtime_ns
+    benchmark.main([str(tmp_path), *words, f"--train_flags={TINY}"])  # finished cells are kept
+    assert next((tmp_path / "cells").glob("*.json")).stat().st_mtime_ns == before
+
+
+def test_unknown_cell(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--cells is 'nothing'.*default"):
+        benchmark.main([str(tmp_path), "--cells", "nothing"])
