@@ -63,7 +63,7 @@ class DiscriminatorOptions:
     ndf: int = flag(32, "Channels of the first layer.", low=1)
     num_D: int = flag(2, "Discriminators, each at half the resolution of the one before.", low=1, high=4)
     n_layers_D: int = flag(3, "Strided layers in each.", low=1, high=6)
-    norm_D: str = flag("none", "Normalisation in the discriminators.",
+    norm_D: str = flag("layer", "Normalisation in the discriminators.",
                        choices=("layer", "rms", "group", "instance", "none"))
     text_D: bool = flag(True, "Show the text to the discriminators, with mismatched text as negatives.")
 
@@ -73,7 +73,7 @@ class LossOptions:
     """Terms of the generator's loss; a weight of 0 switches a term off and costs nothing."""
 
     gan_mode: str = flag("lsgan", "Adversarial loss.", choices=("lsgan", "hinge"))
-    lambda_gan: float = flag(0.7, "Weight of the adversarial loss.", low=0)
+    lambda_gan: float = flag(0.5, "Weight of the adversarial loss.", low=0)
     lambda_feat: float = flag(2.0, "Weight of discriminator feature matching.", low=0)
     lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
     l1_smooth: float = flag(
@@ -92,7 +92,7 @@ class OptimOptions:
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
     beta2: float = flag(0.999, "Adam's second decay rate.", low=0, high=1)
-    clip: float = flag(0.0, "Largest gradient norm (0: no clipping).", low=0)
+    clip: float = flag(1.0, "Largest gradient norm (0: no clipping).", low=0)
     ema: float = flag(0.999, "Decay of the moving average of the generator that is tested (0: none).", low=0, high=1)
     niter: int = flag(100, "Epochs at the full learning rate.", low=0)
     niter_decay: int = flag(100, "Epochs of linear decay to zero after them.", low=0)
@@ -122,8 +122,8 @@ class TrainOptions:
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "ngf": 16, "n_downsample_global": 2, "n_blocks_global": 3, "ndf": 16, "n_layers_D": 2,
-        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 2000, "precision": "bf16",
-        "lr": 1e-3, "lr_D": 1e-3,
+        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 1000, "precision": "bf16",
+        "lr": 1e-3, "lr_D": 5e-4,
     },
     "24gb": {
         "ngf": 32, "n_downsample_global": 3, "n_blocks_global": 4, "patch_size": (128, 128, 64),
