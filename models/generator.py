@@ -41,7 +41,7 @@ def halve_region(region: Tensor | None) -> Tensor | None:
 
 
 class Stage(nn.Module):
-    """Residual blocks with text fused in before them; shape stays."""
+    """Residual blocks, and text fused in after them, for they would carry it out of the region; shape stays."""
 
     def __init__(self, channels: int, blocks: int, text_width: int, options: GeneratorOptions, fuse: bool) -> None:
         super().__init__()
@@ -50,10 +50,9 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(ResBlock(channels, options.norm, options.padding) for _ in range(blocks))
 
     def forward(self, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
-        x = fuse(self.fusion, x, text, region)
         for block in self.blocks:
             x = run(block, self.recompute, x)
-        return x
+        return fuse(self.fusion, x, text, region)
 
 
 class Decoder(nn.Module):

@@ -159,7 +159,7 @@ def test_a_label_that_the_run_does_not_know(run_copy: TrainedRun, cohort_copy: P
     (["--val_effect", "SMOKING=a,b"], ["--val_effect", "'SMOKING'", "SMOKING HISTORY"]),
     (["--val_effect", "AGE=young,old"], ["--val_effect", "AGE", "'young'"]),
     (["--val_effect", "AGE=1,2", "--val_effect", "SEX=M,F"], ["--val_effect", "2 times"]),
-    (["--load_global", "x", "--n_local_enhancers", "1", "--patch_size", "16,16,16"], ["--load_global x", "no checkpoint"]),
+    (["--load_global", "x", "--n_local_enhancers", "1", "--patch_size", "16,16,16"], ["--load_global x", "no run"]),
     (["--text_encoder", "medclip:/nowhere/weights.bin"], ["--text_encoder", "/nowhere/weights.bin"]),
     (["--patch", "16,16,16"], ["--patch", "--help"]),
     (["--max_steps", "many"], ["--max_steps", "whole number", "'many'"]),

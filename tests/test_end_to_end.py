@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from safetensors.torch import load_file
 
 from data.volumes import load
-from tests.commands import TINY, TrainedRun, command
+from tests.commands import TINY, TrainedRun, command, refused, train
 
 SMOKING = "SMOKING HISTORY=Never smoker,Ex smoker,Current smoker"
 LEVELS = ("Never smoker", "Ex smoker", "Current smoker")
@@ -94,6 +95,24 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
     assert done.code == 0, done.text
     assert "M parameters" in done.text and "GiB" in done.text and "--patch_size 16,16,8" in done.text
     assert not (tmp_path / "ck").exists()
+
+
+def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
+    """A run with a local enhancer starts from another's global generator, and keeps it as it is for an epoch."""
+    words = ("--n_local_enhancers", "1", "--load_global", trained_run.name, "--niter_fix_global", "1", "--patch_size",
+             "16,16,16", "--batch_size", "3", "--max_steps", "3", "--val_cases", "0")
+    refused(train(cohort_dir, trained_run.checkpoints, *words, name="fine"), "--ngf is 4", "Give --ngf 2")
+    words += ("--ngf", "2")
+    done = train(cohort_dir, trained_run.checkpoints, *words, name="fine")
+    assert done.code == 0, done.text
+    coarse = load_file(trained_run.folder / "latest" / "average.safetensors")
+    fine = load_file(trained_run.checkpoints / "fine" / "latest" / "G.safetensors")
+    prefix = "global_generator."
+    shared = {k.removeprefix(prefix): v for k, v in fine.items() if k.startswith(prefix)}
+    kept = {k.removeprefix(prefix): v for k, v in coarse.items() if k.startswith(prefix)}
+    assert shared.keys() == kept.keys() and all(v.equal(kept[k]) for k, v in shared.items())
+    assert set(fine) - {f"{prefix}{k}" for k in shared}
+    assert "<svg" in (trained_run.checkpoints / "fine" / "web" / "losses.svg").read_text()
 
 
 # --- what test.py writes ----------------------------------------------------------------------------------------------

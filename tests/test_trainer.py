@@ -1,0 +1,272 @@
+"""The training loop on a tiny GAN: schedule, averaging, accumulation, stopping, and going on to the last bit."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from models.pix2pixhd_model import Pix2PixHDModel
+from tests.networks import LABELS, WIDTH, batch, text, train_options
+from util import checkpoint
+from util.cli import UserError
+from util.devices import make_accelerator, make_device
+from util.trainer import RunStopped, Trainer
+
+Feed = Iterator[dict[str, Any]]
+
+
+def make(precision: str = "fp32", settings: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    """A trainer of eight steps with a fresh model of seed 0."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    model = Pix2PixHDModel(train_options(**changes), LABELS, WIDTH)
+    values: dict[str, Any] = {"steps": 8, "constant_steps": 4, "steps_per_epoch": 2, **(settings or {})}
+    return Trainer(model, make_accelerator(precision, "-1"), **values)
+
+
+def batches(trainer: Trainer, parts: int = 1) -> Feed:
+    """The batches from the trainer's step on; a step's samples are the same in however many parts they come."""
+    assert isinstance(trainer.model, Pix2PixHDModel)
+    for step in itertools.count(trainer.step):
+        made, said, other = batch(trainer.model.options, 2, seed=step), text(seed=step), text(seed=step + 99)
+        for i in range(parts):
+            cut = slice(i * 2 // parts, (i + 1) * 2 // parts)
+            yield {**{k: v[cut] for k, v in made.items()}, "texts": [
+                type(t)(t.tokens[cut], t.valid[cut], t.pooled[cut]) for t in (said, other)]}
+
+
+def embed(made: Any) -> tuple[Any, Any]:
+    said, other = made["texts"]
+    return said, other
+
+
+def fit(
+    trainer: Trainer, until: int | None = None, after: Callable[[int, dict[str, Tensor]], None] = lambda step, terms: None,
+    feed: Feed | None = None,
+) -> int | None:
+    return trainer.fit(feed or batches(trainer, trainer.accumulate), embed, after, until)
+
+
+def weights(trainer: Trainer, name: str = "G") -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in trainer.model.raw[name].state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Relative L2 distance."""
+    a, b = (torch.cat([v.flatten() for v in state.values()]) for state in (one, other))
+    return float((a - b).norm() / a.norm())
+
+
+# --- schedule, average, clipping --------------------------------------------------------------------------------------
+
+
+def test_learning_rate_is_constant_then_falls_to_zero() -> None:
+    trainer, rates = make(lr=1e-3, lr_D=4e-3), list[float]()
+    fit(trainer, after=lambda step, terms: rates.append(trainer.optimizers["G"].param_groups[0]["lr"]))
+    assert rates == pytest.approx([1e-3 * share for share in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)])
+    assert trainer.optimizers["D"].param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_average_follows_its_formula() -> None:
+    trainer = make(settings={"ema": 0.5})
+    own, expected = trainer.model.raw["G"], list[Tensor]()
+
+    def follow(step: int, terms: dict[str, Tensor]) -> None:
+        now = own.state_dict()["head.weight"]
+        # The first average is the network itself; then the memory grows with the steps, up to the decay.
+        decay = min(0.5, step / (9 + step))
+        expected.append(now.clone() if step == 1 else expected[-1] * decay + now * (1 - decay))
+
+    fit(trainer, after=follow)
+    assert torch.allclose(trainer.generating_network().state_dict()["head.weight"], expected[-1], atol=1e-6)
+    assert trainer.generating_network() is not own
+    assert make(settings={"ema": 0.0}).generating_network().state_dict().keys() == own.state_dict().keys()
+
+
+def test_no_average_on_demand() -> None:
+    trainer = make(settings={"ema": 0.0})
+    assert trainer.average is None and trainer.generating_network() is trainer.model.raw["G"]
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, norms = make(settings={"clip": 0.01}), list[float]()
+    for name, optimizer in trainer.optimizers.items():
+        original = optimizer.step
+
+        def step(original: Any = original, name: str = name) -> None:
+            grads = [p.grad.flatten() for p in trainer.model.raw[name].parameters() if p.grad is not None]
+            norms.append(float(torch.cat(grads).norm()))
+            original()
+
+        monkeypatch.setattr(optimizer, "step", step)
+    fit(trainer, 2)
+    assert len(norms) == 4 and max(norms) <= 0.01 * 1.001 and max(norms) > 0.0099
+
+
+# --- accumulation, coarse to fine -------------------------------------------------------------------------------------
+
+
+def test_accumulation_equals_a_large_batch() -> None:
+    """To rounding; the generator of a GAN sees its discriminator change between its parts, so it stands alone here."""
+    found = {}
+    for parts in (1, 2):
+        trainer = make(settings={"accumulate": parts}, lambda_gan=0.0, lambda_feat=0.0)
+        fit(trainer, 3)
+        found[parts] = weights(trainer)
+    assert apart(found[1], found[2]) < 1e-5
+    judges = {}
+    for parts in (1, 2):
+        trainer = make(settings={"accumulate": parts})
+        fit(trainer, 1)
+        judges[parts] = weights(trainer, "D")
+    assert apart(judges[1], judges[2]) < 1e-5
+
+
+def test_global_generator_waits_for_its_epoch() -> None:
+    trainer = make(n_local_enhancers=1, niter_fix_global=2)  # two epochs of two steps
+    begin, average = weights(trainer), trainer.generating_network().state_dict()
+    begun_average = {k: v.clone() for k, v in average.items()}
+    seen: list[tuple[bool, bool]] = []
+
+    def look(step: int, terms: dict[str, Tensor]) -> None:
+        changed = {k for k, v in weights(trainer).items() if not torch.equal(v, begin[k])}
+        seen.append((any(k.startswith("global_generator") for k in changed), any("enhancers" in k for k in changed)))
+
+    fit(trainer, 4, look)
+    assert seen == [(False, True)] * 4
+    assert all(torch.equal(average[k], v) for k, v in begun_average.items() if k.startswith("global_generator"))
+    fit(trainer, 5, look)
+    assert seen[-1] == (True, True)
+
+
+# --- what stops a run -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_before_weights_change() -> None:
+    trainer = make()
+    feed = batches(trainer)
+    fit(trainer, 2, feed=feed)
+    before = {name: weights(trainer, name) for name in trainer.model.raw}
+
+    def spoiled() -> Feed:
+        for made in feed:
+            yield {**made, "image": made["image"] * float("nan")}
+
+    with pytest.raises(RunStopped, match=r"The loss of D is nan in step 3 \(D nan\).*--continue_train") as error:
+        fit(trainer, 4, feed=spoiled())
+    assert error.value.code == 1 and trainer.step == 2
+    assert all(equal(before[name], weights(trainer, name)) for name in before)
+
+
+def test_the_terms_that_are_not_finite_are_named() -> None:
+    trainer = make(lambda_gan=0.0, lambda_feat=0.0)
+    made = next(batches(trainer))
+    with pytest.raises(RunStopped, match=r"The loss of G is inf in step 1 \(G_l1 inf\)"):
+        fit(trainer, feed=iter([{**made, "image": made["image"] * float("inf")}]))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    trainer = make()
+    trainer.save(tmp_path / "latest", {}, {})
+    before = (tmp_path / "latest" / "G.safetensors").read_bytes()
+    with torch.no_grad():
+        next(trainer.model.raw["G"].parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(RunStopped, match=r"weights of G are not finite \(global_generator\.stem\.0\.weight and 0 more\)"):
+        trainer.save(tmp_path / "latest", {}, {})
+    assert (tmp_path / "latest" / "G.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_after_its_step(number: signal.Signals) -> None:
+    trainer, handlers = make(), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    received = fit(trainer, after=lambda step, terms: os.kill(os.getpid(), number) if step == 3 else None)
+    assert received == number and trainer.step == 3
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_a_second_ctrl_c_leaves_at_once() -> None:
+    trainer = make()
+
+    def twice(step: int, terms: dict[str, Tensor]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, after=twice)
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_run_that_goes_on_is_the_run(precision: str, channels_last: bool, tmp_path: Path) -> None:
+    settings = {"channels_last": channels_last, "clip": 1.0}
+    straight = make(precision, settings, n_local_enhancers=1, niter_fix_global=2)
+    fit(straight, 6)
+    first = make(precision, settings, n_local_enhancers=1, niter_fix_global=2)
+    fit(first, 3)
+    first.save(tmp_path / "latest", {"labels": [0]}, {"text": {"mean": torch.ones(2)}})
+    second = make(precision, settings, n_local_enhancers=1, niter_fix_global=2)
+    torch.manual_seed(77)  # whatever happened before must not matter
+    second.load(tmp_path / "latest")
+    assert second.step == 3 and checkpoint.load_state(tmp_path / "latest")["labels"] == [0]
+    fit(second, 6)
+    assert all(equal(weights(straight, name), weights(second, name)) for name in straight.model.raw)
+    assert equal(straight.generating_network().state_dict(), second.generating_network().state_dict())
+    for name in straight.model.raw:
+        kept = [checkpoint.optimizer_tensors(t.optimizers[name]) for t in (straight, second)]
+        assert equal(*kept)
+    layout = {p.stride() for p in second.model.raw["G"].parameters() if p.ndim == 5}
+    moments = {s["exp_avg"].stride() for s in second.optimizers["G"].state.values() if s["exp_avg"].ndim == 5}
+    assert moments == layout
+
+
+def test_another_model_cannot_go_on(tmp_path: Path) -> None:
+    make().save(tmp_path / "latest", {}, {})
+    with pytest.raises(UserError, match=r"G\.safetensors is of another architecture"):
+        make(ngf=8).load(tmp_path / "latest")
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match=r"--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32"):
+        make("fp16")
+    assert make("bf16").accelerator.mixed_precision == "bf16"
+    assert make("fp32").accelerator.mixed_precision == "no"
+
+
+def test_gpus_that_do_not_exist() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(UserError, match=f"--gpu_ids names GPU {count}"):
+        make_device(str(count))
+    with pytest.raises(UserError, match="must be numbers"):
+        make_device("first")
+    assert make_device("-1").type == "cpu"
+
+
+def test_features_of_the_discriminator_stay_in_half_precision(caplog: pytest.LogCaptureFixture) -> None:
+    """Accelerate would turn every output of a network to fp32, at the price of a copy."""
+    trainer = make("bf16")
+    caplog.set_level(logging.WARNING)
+    made = batch(train_options())
+    with trainer.accelerator.autocast():
+        judged, _ = trainer.model.networks["D"](
+            made["image"], torch.cat([made["mask"], made["coords"]], 1), text().pooled)
+    assert judged[0].features[0].dtype == torch.bfloat16 and judged[0].scores.dtype == torch.float32
