@@ -77,7 +77,7 @@ def compare(opened: test.Test, whole: Whole) -> dict[str, Any]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> None:
     o = parse(Options, __doc__ or "", argv)
     options = test.TestOptions(source=o.source, model=o.model, arms=o.arms)
     opened = test.open_test(options, test.open_run(options))
@@ -95,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     log.info("Mean over %d cases %.2f HU; largest difference of an effect %.2f HU.", len(found), mean, worst)
     if o.tiles.out:
         write_json(Path(o.tiles.out), {"cases": found, "mean_abs_hu": mean, "worst_effect_hu": worst})
-    return found
 
 
 if __name__ == "__main__":
-    run(lambda: main() and None)
+    run(main)
