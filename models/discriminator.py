@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ScalarConv3d, make_norm
+from models.layers import Conv3d, ScalarConv3d, make_norm
 from options.train_options import DiscriminatorOptions
 
 # A scan's noise is about a fiftieth of the HU window, beside a mask of zeros and ones: without a channel that holds the
@@ -39,11 +39,11 @@ class PatchDiscriminator(nn.Module):
         norm = options.norm_D
         widths = [min(options.ndf * 2**i, options.ndf * 8) for i in range(options.n_layers_D + 1)]
         # Padding 2, as in pix2pixHD: with less, small patches run out of voxels at the coarser scales.
-        layers = [nn.Sequential(nn.Conv3d(c_in, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(0.2))]
+        layers = [nn.Sequential(Conv3d(c_in, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(0.2))]
         for i in range(1, options.n_layers_D + 1):
             stride = 2 if i < options.n_layers_D else 1
             layers.append(nn.Sequential(
-                nn.Conv3d(widths[i - 1], widths[i], 4, stride=stride, padding=2, bias=norm in ("none", "rms")),
+                Conv3d(widths[i - 1], widths[i], 4, stride=stride, padding=2, bias=norm in ("none", "rms")),
                 make_norm(norm, widths[i]), nn.LeakyReLU(0.2)))
         self.layers = nn.ModuleList(layers)
         self.score = ScalarConv3d(widths[-1], 4, padding=2)

@@ -28,13 +28,14 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if kind == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.movedim(1, -1)
-        dtype = x.dtype
+        # In fp32, which takes no longer: on a CPU bf16 sums the gradients of scale and shift in bf16 too, and as soon as a
+        # sum is 256 times larger than what is added, it stands still (half the gradient of a 64x64x48 volume is lost).
+        voxels = x.float().movedim(1, -1)
         if self.kind == "layer":
-            x = F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+            voxels = F.layer_norm(voxels, self.weight.shape, self.weight, self.bias)
         else:
-            x = F.rms_norm(x, self.weight.shape, self.weight, eps=1e-5)
-        return x.to(dtype).movedim(-1, 1)
+            voxels = F.rms_norm(voxels, self.weight.shape, self.weight, eps=1e-5)
+        return voxels.movedim(-1, 1).to(x.dtype)
 
 
 def run(part: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
@@ -59,18 +60,36 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     raise ValueError(f"unknown normalisation {kind!r}")
 
 
+class Conv3d(nn.Conv3d):
+    """A convolution that is safe in bf16 on a CPU.
+
+    Where an input is smaller than the kernel, oneDNN's gradient of bf16 weights is garbage: memory that nobody has written
+    (seen with torch 2.12, AVX-512). Such inputs are small, and work in fp32 costs nothing.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        small = any(n < k for n, k in zip(input.shape[2:], self.kernel_size, strict=True))
+        if small and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self.compute(input.float())
+        return self.compute(input)
+
+    def compute(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
 def conv(c_in: int, c_out: int, norm: str, padding: Padding, stride: int = 1) -> nn.Sequential:
     """A 3x3x3 convolution, its normalisation and SiLU; `(B, c_in, X, Y, Z)` to `(B, c_out, X/stride, ...)`."""
     # A bias before a normalisation that takes the mean away has no gradient worth the name.
     bias = norm in ("none", "rms")
     return nn.Sequential(
-        nn.Conv3d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias),
+        Conv3d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias),
         make_norm(norm, c_out),
         nn.SiLU(),
     )
 
 
-class ScalarConv3d(nn.Conv3d):
+class ScalarConv3d(Conv3d):
     """A convolution to one channel.
 
     On a CPU it runs as the transposed convolution with the flipped kernel: the same sum, and a backward pass five times
@@ -81,9 +100,9 @@ class ScalarConv3d(nn.Conv3d):
         super().__init__(channels, 1, size, padding=padding, padding_mode=mode)
         self.margin = size - 1 - padding
 
-    def forward(self, input: Tensor) -> Tensor:
+    def compute(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or self.padding_mode != "zeros":
-            return super().forward(input)
+            return super().compute(input)
         return F.conv_transpose3d(input, self.weight.transpose(0, 1).flip(2, 3, 4), self.bias, padding=self.margin)
 
 
@@ -94,7 +113,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             conv(channels, channels, norm, padding),
-            nn.Conv3d(channels, channels, 3, padding=1, padding_mode=padding),
+            Conv3d(channels, channels, 3, padding=1, padding_mode=padding),
         )
 
     def forward(self, x: Tensor) -> Tensor:

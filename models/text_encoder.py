@@ -72,7 +72,7 @@ class LanguagePhrases(PhraseEncoder):
     def __init__(self, model: LanguageModel, identity: dict[str, str], options: TextOptions) -> None:
         self.model, self.identity = model, {**identity, **_settings(options)}
         self.standard = Standard(model.width, options.whitening)
-        self._raw: dict[str, Tensor] = {}
+        self.embedded: dict[str, Tensor] = {}
         self._file: Path | None = None
         super().__init__(options.number_tokens)
 
@@ -101,21 +101,21 @@ class LanguagePhrases(PhraseEncoder):
             with safe_open(self._file, "pt") as file:
                 stored = file.metadata() or {}
                 if stored.get("sha256") == self.identity["sha256"]:
-                    self._raw.update(zip(json.loads(stored["phrases"]), file.get_tensor("raw"), strict=True))
+                    self.embedded.update(zip(json.loads(stored["phrases"]), file.get_tensor("raw"), strict=True))
         except (OSError, SafetensorError, KeyError, ValueError):
             pass  # a missing or damaged store costs only the time to embed again
         self._store()
 
     def _embed_raw(self, phrases: Sequence[str]) -> Tensor:
-        new = [p for p in phrases if p not in self._raw]
-        self._raw.update({p: self.model(p)[1] for p in new})
+        new = [p for p in phrases if p not in self.embedded]
+        self.embedded.update({p: self.model(p)[1] for p in new})
         if new:
             self._store()
-        return torch.stack([self._raw[p] for p in phrases])
+        return torch.stack([self.embedded[p] for p in phrases])
 
     def _store(self) -> None:
         """Keeps all phrases known; a folder that cannot be written costs only the time to embed again."""
-        if self._file is None or not self._raw:
+        if self._file is None or not self.embedded:
             return
         try:
             self._write(self._file)
@@ -125,8 +125,8 @@ class LanguagePhrases(PhraseEncoder):
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        metadata = {"sha256": self.identity["sha256"], "phrases": json.dumps(list(self._raw))}
-        save_file({"raw": torch.stack(list(self._raw.values()))}, temporary, metadata)
+        metadata = {"sha256": self.identity["sha256"], "phrases": json.dumps(list(self.embedded))}
+        save_file({"raw": torch.stack(list(self.embedded.values()))}, temporary, metadata)
         temporary.replace(path)
 
 

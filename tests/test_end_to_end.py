@@ -99,11 +99,10 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
 
 def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
     """A run with a local enhancer starts from another's global generator, and keeps it as it is for an epoch."""
-    words: tuple[str, ...] = ("--n_local_enhancers", "1", "--load_global", trained_run.name, "--niter_fix_global", "1", "--patch_size",
+    words = ("--n_local_enhancers", "1", "--load_global", trained_run.name, "--niter_fix_global", "1", "--patch_size",
              "16,16,16", "--batch_size", "3", "--max_steps", "3", "--val_cases", "0")
     refused(train(cohort_dir, trained_run.checkpoints, *words, name="fine"), "--ngf is 4", "Give --ngf 2")
-    words += ("--ngf", "2")
-    done = train(cohort_dir, trained_run.checkpoints, *words, name="fine")
+    done = train(cohort_dir, trained_run.checkpoints, *words, "--ngf", "2", name="fine")
     assert done.code == 0, done.text
     coarse = load_file(trained_run.folder / "latest" / "average.safetensors")
     fine = load_file(trained_run.checkpoints / "fine" / "latest" / "G.safetensors")
