@@ -99,7 +99,7 @@ def arm(moment: str, step: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
         return len(saving) == 3
 
-    Trainer.save = save  # type: ignore[method-assign]
+    Trainer.save = save  # type: ignore[assignment, method-assign]
     if moment == "in a step":
         _after(Monitor, "__call__", lambda monitor, now, terms: now == step + 2)
     elif moment == "in a file":

@@ -11,7 +11,7 @@ import pytest
 from scripts import benchmark_effects as benchmark
 from util.cli import UserError
 
-TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1"
+TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"
 
 
 def pairs(made: list[float], true: list[float]) -> pd.DataFrame:
@@ -49,5 +49,5 @@ def test_small_version_end_to_end(tmp_path: Path) -> None:
 
 
 def test_unknown_cell(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--cells is 'nothing'.*default"):
+    with pytest.raises(UserError, match=r"--cells is 'nothing'.*default"):
         benchmark.main([str(tmp_path), "--cells", "nothing"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.base import MODELS
 from models.fusion import FUSIONS, AttentionFusion, FusionUnit
 from models.generator import Generator, size_multiple
-from models.layers import ChannelNorm, ScalarConv3d, halve_noise, make_norm
+from models.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text_base import TextEmbedding
 from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options
@@ -221,6 +221,37 @@ def test_channel_norm_looks_at_one_voxel(kind: str) -> None:
     assert torch.allclose(whole.square().mean(1), torch.ones(2, 4, 4, 4), atol=1e-3)
     with pytest.raises(ValueError, match="unknown"):
         make_norm("weight", 6)
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).norm() / other.norm())
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "group", "instance", "batch"])
+def test_half_precision_keeps_the_gradients_of_norms(kind: str) -> None:
+    """A sum in bf16 over this many voxels would stand still half way."""
+    torch.manual_seed(0)
+    norm, x, g = make_norm(kind, 8), torch.randn(2, 8, 32, 32, 24), torch.randn(2, 8, 32, 32, 24)
+    expected = torch.autograd.grad(norm(x), list(norm.parameters()), g)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = norm(x.bfloat16())
+    found = torch.autograd.grad(made, list(norm.parameters()), g.to(made.dtype))
+    assert all(relative(a, b) < 0.01 for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "layer", [Conv3d(8, 8, 3, padding=1), Conv3d(8, 8, 4, 2, 2), Conv3d(8, 8, 4, 1, 2), ScalarConv3d(8, 4, 2)])
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 8, 3), (3, 3, 1), (8, 8, 1), (4, 4, 4)])
+def test_half_precision_is_safe_with_few_voxels(layer: Conv3d, size: tuple[int, ...]) -> None:
+    """oneDNN's gradient of bf16 weights is garbage where the input is smaller than the kernel."""
+    x = torch.randn(2, 8, *size)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    for dirt in (1e5, -1e5):
+        dirty = [torch.full((n,), dirt) for n in (64, 512, 4096, 32768) for _ in range(4)]
+        del dirty
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = torch.autograd.grad(layer(x).float().square().sum(), layer.weight)[0]
+        assert relative(found, expected) < 0.05
 
 
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (4, 2)])

@@ -170,12 +170,15 @@ def test_phrases_are_embedded_once_and_kept(clip_folder: str, tmp_path: Path, mo
     build_text_encoder(TextOptions(text_encoder=clip_folder)).keep(tmp_path / "run")
 
 
+TABLE = TextOptions(text_encoder="table")
+
+
 def test_identity(clip_folder: str, tmp_path: Path, minilm: TextEncoder) -> None:
     options = TextOptions(text_encoder=clip_folder)
     saved = build_text_encoder(options).identity
     Path(tmp_path / "moved").symlink_to(clip_folder)
     build_text_encoder(replace(options, text_encoder=str(tmp_path / "moved"))).check_identity(saved)
-    for other in (minilm, build_text_encoder(replace(options, text_mode="sentence")), build_text_encoder(TextOptions())):
+    for other in (minilm, build_text_encoder(replace(options, text_mode="sentence")), build_text_encoder(TABLE)):
         with pytest.raises(UserError, match="not the encoder"):
             other.check_identity(saved)
 
@@ -261,13 +264,13 @@ def test_an_unreachable_model_names_three_remedies(monkeypatch: pytest.MonkeyPat
 
 
 def test_table_encoder_warns_of_the_unknown(caplog: pytest.LogCaptureFixture) -> None:
-    encoder = build_text_encoder(TextOptions())
+    encoder = build_text_encoder(TABLE)
     encoder.fit(TRAINING)
     made = encoder.encode([["DIAGNOSIS is sarcoidosis"], TRAINING[0]])
     assert "sarcoidosis" in caplog.text and not made.pooled[0].any()
     assert encoder.width == 14  # seven phrases; a number's wording is one of them
-    other = build_text_encoder(TextOptions())
+    other = build_text_encoder(TABLE)
     other.load_state(*encoder.state())
     assert torch.equal(other.encode(TRAINING).pooled, encoder.encode(TRAINING).pooled)
     with pytest.raises(UserError, match="sentence"):
-        build_text_encoder(TextOptions(text_mode="sentence"))
+        build_text_encoder(replace(TABLE, text_mode="sentence"))

@@ -1,0 +1,183 @@
+"""Runs that were killed or stopped and go on, as a user sees them: `train.py` itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from scripts import check_resume
+from tests.commands import TINY, command
+from util import checkpoint
+from util.monitor import Monitor
+from util.trainer import Trainer
+
+STEPS = ("--max_steps", "8", "--save_latest_freq", "2", "--log_freq", "1", "--gpu_ids", "-1")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within one process: no handler of errors sees it."""
+
+
+def train(cohort: Path, runs: Path, name: str, *words: str) -> tuple[int, str]:
+    done = command(
+        "train.py", "--dataroot", cohort, "--checkpoints_dir", runs, "--name", name, *TINY, *STEPS, *words)
+    return done.code, done.text
+
+
+@pytest.fixture(scope="module")
+def peace(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stops; its folder."""
+    runs = tmp_path_factory.mktemp("runs")
+    code, said = train(cohort_dir, runs, "peace")
+    assert code == 0, said
+    return runs / "peace"
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> None:
+    """Calls `happens` after everything else that a step of training brings."""
+    original = Monitor.__call__
+
+    def call(self: Monitor, now: int, terms: dict[str, torch.Tensor]) -> None:
+        original(self, now, terms)
+        if now == step:
+            happens()
+
+    monkeypatch.setattr(Monitor, "__call__", call)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def raise_killed() -> None:
+    raise Killed
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    peace: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, raise_killed)
+        with pytest.raises(Killed):
+            train(cohort_dir, tmp_path, "run")
+    assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 4
+    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "loss_')  # cut off in the middle of a line
+    code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
+    assert code == 0, said
+    assert not any(check_resume.compare(peace / "latest", tmp_path / "run" / "latest").values())
+    assert lines(tmp_path / "run") == lines(peace)  # nothing twice, nothing missing
+
+
+@pytest.mark.parametrize("moment", ["in a file", "between the renames"])
+def test_a_real_kill_in_a_save(moment: str, peace: Path, cohort_dir: Path, tmp_path: Path) -> None:
+    flags = ["--dataroot", str(cohort_dir), "--checkpoints_dir", str(tmp_path), "--name", "run", *TINY, *STEPS]
+    check_resume.kill_at(moment, flags, 4)
+    left = sorted(p.name for p in (tmp_path / "run").glob("*latest*"))
+    assert left == ([".latest.writing", "latest"] if moment == "in a file" else [".latest.previous", ".latest.writing"])
+    assert checkpoint.load_state(checkpoint.find(tmp_path / "run" / "latest"))["step"] == 2
+    code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
+    assert code == 0, said
+    assert not any(check_resume.compare(peace / "latest", tmp_path / "run" / "latest").values())
+
+
+def test_differences_are_found(peace: Path, tmp_path: Path) -> None:
+    """The comparison that the tests above trust."""
+    shutil.copytree(peace / "latest", tmp_path / "latest")
+    weights = checkpoint.load_part(tmp_path / "latest", "D")
+    name = next(iter(weights))
+    weights[name].view(-1)[0] += 0.5
+    state = checkpoint.load_state(tmp_path / "latest")
+    parts = {part: checkpoint.load_part(tmp_path / "latest", part) for part in state["parts"]}
+    checkpoint.save(tmp_path / "latest", {**parts, "D": weights, "G": {}}, {**state, "step": 7})
+    found = check_resume.compare(peace / "latest", tmp_path / "latest")
+    assert found["D"] == pytest.approx(0.5, rel=1e-3) and found["G"] == float("inf") and found["step"] == 1
+    assert found["average"] == 0
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_saves_and_says_so(
+    workers: int, peace: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_the_group() -> None:
+        """What a batch system does: every process of the job gets the signal, the data workers first."""
+        workers_now = [str(child.pid) for child in psutil.Process().children()]
+        if workers_now:  # by another program: of its parent a data worker takes it without complaint
+            subprocess.run(["kill", "-TERM", *workers_now], check=True)
+        time.sleep(0.2)  # a worker that dies of it is noticed meanwhile
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, end_the_group)
+        code, said = train(cohort_dir, tmp_path, "run", "--num_workers", str(workers))
+    assert code == 128 + signal.SIGTERM and "Stopped by SIGTERM after step 3; saved. Go on with --continue_train" in said
+    assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 3
+    code, said = train(cohort_dir, tmp_path, "run", "--continue_train", "--num_workers", "0")
+    assert code == 0, said
+    assert not any(check_resume.compare(peace / "latest", tmp_path / "run" / "latest").values())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
+    cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.to_device
+
+    def spoil(self: Trainer, batch: Any) -> Any:
+        made = original(self, batch)
+        return {**made, "image": made["image"] * float("inf")} if self.step == 5 else made
+
+    monkeypatch.setattr(Trainer, "to_device", spoil)
+    code, said = train(cohort_dir, tmp_path, "run")
+    assert code == 1 and "in step 6 (D nan)" in said and "Traceback" not in said
+    assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 4
+
+
+# --- what goes on -----------------------------------------------------------------------------------------------------
+
+
+def test_validation_of_lost_steps_is_dropped(
+    cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = ("--val_freq", "1", "--val_cases", "1")
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, raise_killed)
+        with pytest.raises(Killed):
+            train(cohort_dir, tmp_path, "run", *often)
+    code, said = train(cohort_dir, tmp_path, "run", *often, "--val_freq", "8", "--continue_train")
+    assert code == 0, said
+    pictures = json.loads((tmp_path / "run" / "web" / "images.json").read_text())
+    assert [p["step"] for p in pictures] == [1, 2, 3, 4, 8]
+    assert [r["step"] for r in lines(tmp_path / "run") if "val_lung_mae_hu" in r] == [1, 2, 3, 4, 8]
+
+
+def test_local_enhancers_start_from_a_trained_global_generator(cohort_dir: Path, tmp_path: Path) -> None:
+    """Coarse to fine: the global generator of a run twice as wide, kept as it is while only the enhancers learn."""
+    code, said = train(cohort_dir, tmp_path, "coarse", "--ngf", "8", "--max_steps", "3", "--n_downsample_global", "1")
+    assert code == 0, said
+    fine = ("--n_local_enhancers", "1", "--n_downsample_global", "1", "--load_global", "coarse", "--max_steps", "2")
+    code, said = train(cohort_dir, tmp_path, "fine", *fine, "--niter_fix_global", "99")
+    assert code == 0, said
+    begun = checkpoint.load_part(tmp_path / "coarse" / "latest", "average")
+    for part in ("G", "average"):
+        found = checkpoint.load_part(tmp_path / "fine" / "latest", part)
+        shared = [k for k in found if k.startswith("global_generator.")]
+        assert shared and all(torch.equal(found[k], begun[k]) for k in shared)
+    code, said = train(cohort_dir, tmp_path, "other", *fine, "--ngf", "16")
+    assert code == 2 and "Give --ngf 4" in said
