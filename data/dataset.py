@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -168,6 +169,12 @@ class _Steps(Sampler[list[int]]):
         return len(self.firsts)
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and a batch system's SIGTERM reach every process; a worker that died of them would end training unsaved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def loader(
     dataset: PatchDataset, start: int, stop: int, batch_size: int, *,
     workers: int = 0, seed: int = 0, rank: int = 0, world: int = 1,
@@ -191,6 +198,6 @@ def loader(
     return DataLoader(
         dataset, batch_sampler=_Steps(start, stop, batch_size, rank, world), num_workers=workers, collate_fn=collate,
         generator=torch.Generator().manual_seed(seed), persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_signals_to_the_trainer,
     )
 

@@ -1,7 +1,7 @@
 """Whole against tiles: how far a volume made at once differs from the same volume made in tiles of half its size.
 
 Prints, a case: the mean absolute difference in the lungs (HU) of the own-row volume, and for every --vary how far the mean
-effect in the lungs (HU) differs; the same as JSON with --out.
+effect in the lungs (HU) differs; the same as JSON with --json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class TileOptions:
     """What is written."""
 
-    out: str = flag("", "JSON file for the figures.")
+    json: str = flag("", "File for the figures.")
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     worst = max((abs(v["difference_hu"]) for one in found.values() for v in one["effects"].values()), default=0.0)
     mean = float(np.mean([one["mean_abs_hu"] for one in found.values()]))
     log.info("Mean over %d cases %.2f HU; largest difference of an effect %.2f HU.", len(found), mean, worst)
-    if o.tiles.out:
-        write_json(Path(o.tiles.out), {"cases": found, "mean_abs_hu": mean, "worst_effect_hu": worst})
+    if o.tiles.json:
+        write_json(Path(o.tiles.json), {"cases": found, "mean_abs_hu": mean, "worst_effect_hu": worst})
 
 
 if __name__ == "__main__":
