@@ -1,0 +1,158 @@
+"""Several processes against one with the same global batch: their gradients and weights must agree (gloo, CPU, fp32)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the project's packages
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import train
+from data.phantom_cohort import PhantomOptions, make
+from models.base import MODELS
+from options.parser import flag, group, parse
+from scripts.check_resume import SMALL
+from util.checkpoint import write_json
+from util.cli import UserError, run
+from util.devices import make_accelerator
+from util.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class NotEqual(UserError):
+    """Several processes ended elsewhere than one."""
+
+    code = 1
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is compared."""
+
+    processes: int = flag(2, "Processes, each on one CPU core.", low=2)
+    steps: int = flag(10, "Steps; compared after the first and after the last.", low=1)
+    batch_size: int = flag(4, "Patches a step, over all processes.", low=2)
+    tolerance: float = flag(1e-5, "Largest relative L2 difference of a network's gradients or weights.", low=0)
+    out: str = flag("", "JSON file for the figures.")
+    work: str = flag("", "Folder for the cohort and what is measured (empty: a temporary one).")
+    record: str = flag("", "Be one of the processes, and write to this file (the command starts itself so).")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything the command takes."""
+
+    check: CheckOptions = group(CheckOptions, "Check")
+
+
+class Recorder:
+    """Keeps, after the first and after the last step, every network's gradients and weights as one vector each."""
+
+    def __init__(self, trainer: Trainer, last: int) -> None:
+        self.trainer, self.last = trainer, last
+        self.found: dict[str, Tensor] = {}
+        for name, optimizer in trainer.optimizers.items():
+            optimizer.optimizer.register_step_pre_hook(partial(self._before, name))
+
+    def _wanted(self, step: int) -> bool:
+        return step in (1, self.last)
+
+    def _before(self, name: str, *_: Any) -> None:
+        step = self.trainer.step + 1
+        if self._wanted(step):
+            grads = [p.grad for p in self.trainer.model.raw[name].parameters() if p.grad is not None]
+            self.found[f"step {step}: {name} gradients"] = torch.cat([g.flatten() for g in grads])
+
+    def __call__(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        if self._wanted(step):
+            for name, network in self.trainer.model.raw.items():
+                weights = [p.detach().flatten() for p in network.parameters()]
+                self.found[f"step {step}: {name} weights"] = torch.cat(weights).clone()
+
+
+def words(options: CheckOptions, work: Path) -> list[str]:
+    """The flags of training."""
+    return ["--dataroot", str(work / "cohort"), "--name", "processes", *SMALL, "--cache_dir", str(work / "cache"),
+            "--n_local_enhancers", "1", "--n_downsample_global", "1", "--fusion", "both", "--max_steps", str(options.steps),
+            "--batch_size", str(options.batch_size)]
+
+
+def record(options: CheckOptions, work: Path) -> None:
+    """Trains as `train.py` does, without writing a run; the main process writes what was measured."""
+    settings = train.read_options(words(options, work))
+    accelerator = make_accelerator(settings.optim.precision, settings.run.gpu_ids)
+    torch.manual_seed(settings.run.seed)
+    study = train.open_study(settings, None)
+    cases = study.cohort.split("train")
+    model = MODELS[settings.generator.model](settings, len(study.cohort.labels), study.encoder.width)
+    trainer = train.make_trainer(settings, model, accelerator, len(cases))
+    with accelerator.main_process_first():
+        dataset = train.make_dataset(settings, study, cases, work / "cache", model)
+    recorder = Recorder(trainer, options.steps)
+    trainer.fit(
+        train.batches(settings, dataset, trainer), partial(train.embed, study.encoder, accelerator.device), recorder)
+    if accelerator.is_main_process:
+        save_file(recorder.found, options.record)
+    accelerator.end_training()
+
+
+def measure(options: CheckOptions, work: Path, processes: int) -> dict[str, Tensor]:
+    """What so many processes find; raises `UserError` with what they said if they fail."""
+    file = work / f"{processes}.safetensors"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    flags = [f"--{k}={getattr(options, k)}" for k in ("steps", "batch_size")]
+    done = subprocess.run(
+        [sys.executable, *launcher, __file__, *flags, f"--work={work}", f"--record={file}"], cwd=ROOT, text=True,
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise UserError(f"{processes} processes ended with code {done.returncode}:\n{done.stderr[-3000:]}")
+    return load_file(file)
+
+
+def check(options: CheckOptions, work: Path) -> dict[str, float]:
+    """Relative L2 difference of each vector; raises `NotEqual` above the tolerance."""
+    make(PhantomOptions(OUT=str(work / "cohort"), cases=8, size=(24, 24, 16), test_cases=1, val_cases=1))
+    one, several = (measure(options, work, n) for n in (1, options.processes))
+    found = {k: float((one[k] - several[k]).norm() / one[k].norm()) for k in one}
+    for what, difference in found.items():
+        log.info("%-24s %.1e", what, difference)
+    if options.out:
+        write_json(Path(options.out), {"processes": options.processes, "relative_l2": found})
+    worst = max(found, key=lambda k: found[k])
+    if found.keys() != several.keys() or not found[worst] <= options.tolerance:
+        raise NotEqual(f"{options.processes} processes differ from one by {found[worst]:.1e} ({worst}); "
+                       f"allowed is {options.tolerance:g}.")
+    log.info("%d processes equal one within %.1e (relative L2).", options.processes, found[worst])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compares in a folder that is removed afterwards, or in `--work`."""
+    options = parse(Options, __doc__ or "", argv).check
+    if options.batch_size % options.processes:
+        raise UserError(f"--batch_size is {options.batch_size}; it must be a multiple of --processes {options.processes}.")
+    with ExitStack() as stack:
+        work = Path(options.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="processes_")))
+        if options.record:
+            record(options, work)
+        else:
+            check(options, work)
+
+
+if __name__ == "__main__":
+    run(main)
