@@ -128,7 +128,8 @@ def check(options: CheckOptions, work: Path) -> dict[str, float]:
     """Relative L2 difference of each vector; raises `NotEqual` above the tolerance."""
     make(PhantomOptions(OUT=str(work / "cohort"), cases=8, size=(24, 24, 16), test_cases=1, val_cases=1))
     one, several = (measure(options, work, n) for n in (1, options.processes))
-    found = {k: float((one[k] - several[k]).norm() / one[k].norm()) for k in one}
+    order = sorted(one, key=lambda k: int(k.split()[1].rstrip(":")))
+    found = {k: float((one[k] - several[k]).norm() / one[k].norm()) for k in order}
     for what, difference in found.items():
         log.info("%-24s %.1e", what, difference)
     if options.out:

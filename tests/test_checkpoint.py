@@ -62,10 +62,11 @@ def test_networks_come_back(tmp_path: Path) -> None:
     made = network().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     checkpoint.save(tmp_path / "latest", {"G": made.state_dict()}, STATE)
     other = network().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    nn.init.zeros_(other[0].weight)
+    first = next(other.parameters())
+    nn.init.zeros_(first)
     checkpoint.load_network(other, tmp_path / "latest", "G")
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), other.state_dict().values(), strict=True))
-    assert other[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert first.is_contiguous(memory_format=torch.channels_last_3d)
     assert checkpoint.load_state(tmp_path / "latest") == {**STATE, "parts": ["G"]}
 
 
