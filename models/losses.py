@@ -1,4 +1,4 @@
-"""Loss terms of the GAN: adversarial, feature matching, perceptual. Each is a function or a small module."""
+"""Loss terms of the GAN: adversarial, feature matching, voxel-wise, perceptual. Each is a function or a small module."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def feature_matching_loss(fake: list[Judgement], real: list[Judgement]) -> Tenso
         for f, r in zip(on_fake.features, on_real.features, strict=True)
     ]
     return torch.stack(terms).mean()
+
+
+def voxel_loss(fake: Tensor, real: Tensor, background: Tensor, smooth: float, label_weight: float) -> Tensor:
+    """Mean absolute error, quadratic below `smooth` (Girshick 2015, eq. 3), labelled voxels weighted.
+
+    Args:
+        fake, real: `(B, 1, X, Y, Z)` in [-1, 1].
+        background: `(B, 1, X, Y, Z)`, 1 where the mask has no label; elsewhere an error counts `label_weight` times.
+        smooth: In units of [-1, 1]; 0 is the pure absolute error.
+        label_weight: 1 treats all voxels alike.
+    """
+    errors = F.smooth_l1_loss(fake, real, beta=smooth, reduction="none")
+    return torch.mean(errors * (1 + (label_weight - 1) * (1 - background)))
 
 
 class PerceptualLoss(nn.Module):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import MODELS, Batch, GenerativeModel, Tiler, Update
 from models.discriminator import Judgement, MultiScaleDiscriminator
 from models.generator import Generator, size_multiple
-from models.losses import PerceptualLoss, discriminator_loss, feature_matching_loss, generator_loss
+from models.losses import PerceptualLoss, discriminator_loss, feature_matching_loss, generator_loss, voxel_loss
 from models.text_base import TextEmbedding
 from options.train_options import TrainOptions
 
@@ -103,7 +102,8 @@ class Pix2PixHDModel(GenerativeModel):
                 terms["G_feat"] = feature_matching_loss(on_fake, on_real)
                 total = total + weights.lambda_feat * terms["G_feat"]
         if weights.lambda_l1:
-            terms["G_l1"] = F.smooth_l1_loss(fake, real, beta=weights.l1_smooth)
+            background = condition[:, :1]  # the first label
+            terms["G_l1"] = voxel_loss(fake, real, background, weights.l1_smooth, weights.l1_labels)
             total = total + weights.lambda_l1 * terms["G_l1"]
         if self.perceptual is not None:
             terms["G_perceptual"] = self.perceptual.to(fake.device)(fake, real)

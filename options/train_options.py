@@ -78,6 +78,8 @@ class LossOptions:
     lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
     l1_smooth: float = flag(
         0.1, "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure absolute error.", low=0)
+    l1_labels: float = flag(
+        8.0, "How many times an error counts in that loss where the mask has a label; 1 treats all voxels alike.", low=1)
     lambda_perceptual: float = flag(0.0, "Weight of the perceptual loss on slices of three planes.", low=0)
     perceptual_weights: str = flag("", "File of torchvision VGG19 weights for it (empty: torch's own cache).")
 

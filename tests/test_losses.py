@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.discriminator import Judgement, MultiScaleDiscriminator
-from models.losses import PerceptualLoss, discriminator_loss, feature_matching_loss, generator_loss
+from models.losses import PerceptualLoss, discriminator_loss, feature_matching_loss, generator_loss, voxel_loss
 from models.pix2pixhd_model import Pix2PixHDModel
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
@@ -150,6 +150,19 @@ def test_perceptual_weights_cannot_run_code(vgg_weights: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=r"payload\.pth"):
         PerceptualLoss(str(tmp_path / "payload.pth"))
     assert not (tmp_path / "executed").exists()
+
+
+# --- voxels ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_counts_more_where_the_mask_has_a_label() -> None:
+    real, background = torch.zeros(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
+    background[..., 0] = 0
+    fake = torch.full_like(real, 0.5)
+    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=1.0).item() == pytest.approx(0.5)
+    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=5.0).item() == pytest.approx(0.5 * (5 + 1) / 2)
+    small = voxel_loss(fake / 10, real, background, smooth=0.1, label_weight=1.0).item()
+    assert small == pytest.approx(0.05**2 / 2 / 0.1)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
