@@ -132,7 +132,9 @@ def load_template(name: str, columns: Sequence[str] = (), key_column: str = "", 
         UserError: No such template, or one that breaks the format (see `data/columns.py`).
     """
     made: dict[str, Column] = {}
-    if name != "auto":
+    if name == "auto":
+        hint_at_template(columns)
+    else:
         path = TEMPLATES / f"{name}.yaml" if (TEMPLATES / f"{name}.yaml").is_file() else Path(name)
         made = read_columns(path)
         if columns and not set(made) & set(columns):
@@ -142,6 +144,15 @@ def load_template(name: str, columns: Sequence[str] = (), key_column: str = "", 
         if column:
             made[column] = Column(column, role="id")
     return Template(name, made)
+
+
+def hint_at_template(columns: Sequence[str]) -> None:
+    """Says which of the project's templates was written for a table with these columns, where one was."""
+    for path in sorted(TEMPLATES.glob("*.yaml")):
+        known = set(read_columns(path))
+        if len(known & set(columns)) > len(known) / 2:
+            log.warning("The table has columns of %s: --template %s words them as published, and knows which values go "
+                        "together. --template auto takes every column as it stands.", path.stem, path.stem)
 
 
 def read_prompts(path: Path) -> dict[str, Prompt]:

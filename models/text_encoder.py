@@ -119,7 +119,7 @@ class LanguagePhrases(PhraseEncoder):
             return
         try:
             self._write(self._file)
-        except OSError:
+        except (OSError, SafetensorError):
             self._file = None
 
     def _write(self, path: Path) -> None:

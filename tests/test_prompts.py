@@ -161,3 +161,16 @@ def test_make_prompts_without_a_table_is_one_message(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/make_prompts.py", "--dataroot", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and "clinical.csv" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("columns", "hinted"), [
+    (("File Name", "DIAGNOSIS", "label", "AGE", "SEX", "TYPE CTD", "SMOKING HISTORY", "CTD DIAG DATE", "PACK-YEARS",
+      "RISK OCCUPATIONAL"), True),
+    (("File Name", "AGE", "SEX", "FEV1"), False),
+])
+def test_auto_says_which_template_was_written_for_the_table(
+    columns: tuple[str, ...], hinted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_template("auto", columns, "File Name")
+    assert ("--template aiib23" in caplog.text) == hinted
+    assert "--template osic" not in caplog.text
