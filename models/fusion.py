@@ -113,6 +113,25 @@ class AffineFusion(FusionUnit):
         return x + self.project(h)
 
 
+@FUSIONS.register("additive")
+class AdditiveFusion(FusionUnit):
+    """One affine layer on fields that the text does not shape, and nothing bent after it: what phrases do adds up.
+
+    Needs `--text_hidden 0`, the default, to be linear in the text.
+    """
+
+    FIELDS = 2  # for each channel
+
+    def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__(channels, text_width, options)
+        self.fields = nn.Conv3d(channels, self.FIELDS * channels, 1)
+        self.affine = Affine(self.FIELDS * channels, text_width, options.text_hidden)
+        self.project = zero(nn.Conv3d(self.FIELDS * channels, channels, 1))
+
+    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        return x + self.project(self.affine(F.silu(self.fields(x)), text))
+
+
 @FUSIONS.register("attention")
 class AttentionFusion(FusionUnit):
     """Voxels attend to text tokens: queries from voxels, keys and values from tokens, padding masked."""

@@ -36,8 +36,8 @@ def fuse(unit: FusionUnit, x: Tensor, text: TextEmbedding, region: Tensor | None
 
 
 def halve_region(region: Tensor | None) -> Tensor | None:
-    """The region at half the resolution, as the share of each voxel that lies in it."""
-    return None if region is None else F.avg_pool3d(region, 2)
+    """The region at half the resolution: a coarse voxel is in it if it lies there whole, else its text would leak out."""
+    return None if region is None else -F.max_pool3d(-region, 2)
 
 
 class Stage(nn.Module):
@@ -94,7 +94,8 @@ class GlobalGenerator(nn.Module):
         self.skip, self.recompute = options.skip, options.checkpoint_activations
         self.stem = conv(c_in, ngf, norm, padding)
         self.down = nn.ModuleList(conv(widths[i], widths[i + 1], norm, padding, stride=2) for i in range(depth))
-        self.bottleneck = Stage(widths[-1], options.n_blocks_global, text_width, options, fuse=True)
+        fuse = options.fusion_at != "output"
+        self.bottleneck = Stage(widths[-1], options.n_blocks_global, text_width, options, fuse)
         self.decoders = nn.ModuleList(
             Decoder(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth)))
 
@@ -136,6 +137,23 @@ class LocalEnhancer(nn.Module):
         return run(self.decoder, self.recompute, x, fine if self.skip else None, noise, text, region)
 
 
+class TextEffect(nn.Module):
+    """What text adds to a volume: the change that a fusion unit makes to the last features, as one channel.
+
+    With the additive unit, phrases add up in HU: from few patients a network that may combine phrases freely learns
+    combinations by heart, such as an effect of age that is larger in smokers though it is not.
+    """
+
+    def __init__(self, text_width: int, options: GeneratorOptions) -> None:
+        super().__init__()
+        self.fusion: FusionUnit = FUSIONS[options.fusion](options.ngf, text_width, options)
+        self.head = nn.Conv3d(options.ngf, 1, 1, bias=False)
+
+    def forward(self, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
+        effect = self.head(self.fusion(x, text) - x)
+        return effect if region is None else effect * region
+
+
 class Generator(nn.Module):
     """From mask, coordinates, noise and text to a volume.
 
@@ -153,6 +171,8 @@ class Generator(nn.Module):
         self.enhancers = nn.ModuleList(
             LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n)))
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
+        late = options.fusion_at == "output" and options.fusion != "none"
+        self.effect = TextEffect(text_width, options) if late else None
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generates.
@@ -170,11 +190,13 @@ class Generator(nn.Module):
         region = 1 - mask[:, :1] if self.options.text_region == "labels" else None  # background is the first label
         pyramid = [(condition, noise, text, region)]
         for _ in self.enhancers:
-            condition, noise, _, region = pyramid[-1]
-            pyramid.append((F.avg_pool3d(condition, 2), halve_noise(noise), text, halve_region(region)))
+            coarse, rough, _, part = pyramid[-1]
+            pyramid.append((F.avg_pool3d(coarse, 2), halve_noise(rough), text, halve_region(part)))
         x = self.global_generator(*pyramid.pop())
         for enhancer in self.enhancers:
             x = enhancer(*pyramid.pop(), x)
         # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
         with torch.autocast(x.device.type, enabled=False):
-            return torch.tanh(self.head(x.float()))
+            x = x.float()
+            volume = torch.tanh(self.head(x))
+            return volume if self.effect is None else (volume + self.effect(x, text, region)).clamp(-1, 1)

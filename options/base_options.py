@@ -55,5 +55,5 @@ class TextOptions:
         low=0, high=0.5)
     number_tokens: bool = flag(
         True, "Give a number's size beside the text of its phrase, so that unseen values lie between seen ones.")
-    attribute_dropout: float = flag(0.1, "Probability with which training leaves out each phrase.", low=0, high=0.9)
+    attribute_dropout: float = flag(0.0, "Probability with which training leaves out each phrase.", low=0, high=0.9)
     shuffle_phrases: bool = flag(False, "Shuffle the order of phrases in training (matters for sentences only).")

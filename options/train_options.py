@@ -46,8 +46,10 @@ class GeneratorOptions:
         "zeros", "What convolutions see beyond the border.", choices=("zeros", "reflect", "replicate"))
     noise_channels: int = flag(1, "Channels of noise that give texture (0: none).", low=0, high=16)
     coord_channels: bool = flag(True, "Tell the generator where in the whole volume each voxel lies.")
-    fusion: str = flag("affine", "How text enters: none, concat, affine, attention or both.")
-    fusion_at: str = flag("all", "Where text enters.", choices=("bottleneck", "all"))
+    fusion: str = flag("additive", "How text enters: none, concat, affine, additive, attention, both (attention and affine).")
+    fusion_at: str = flag(
+        "output", "Where text enters: at the coarsest features, at all, or at the volume itself, as what is added to it.",
+        choices=("bottleneck", "all", "output"))
     text_region: Literal["labels", "everywhere"] = flag(
         "labels", "Where text may change the picture: in labelled voxels of the mask, or also in the background.",
         choices=("labels", "everywhere"))
@@ -124,7 +126,7 @@ class TrainOptions:
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "ngf": 16, "n_downsample_global": 2, "n_blocks_global": 3, "ndf": 16, "n_layers_D": 2,
-        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 2000, "precision": "bf16",
+        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 2500, "precision": "bf16",
         "lr": 1e-3, "lr_D": 5e-4,
     },
     "24gb": {

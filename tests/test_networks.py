@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from models.text_base import TextEmbedding
 from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options
 from util.cli import UserError
 
-UNITS = ("concat", "affine", "attention", "both")
+UNITS = ("concat", "affine", "additive", "attention", "both")
 
 
 def make(**changes: Any) -> Generator:
@@ -44,7 +45,7 @@ def wake(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    *({"fusion": fusion, "fusion_at": at} for fusion in FUSIONS.names() for at in ("bottleneck", "all")),
+    *({"fusion": fusion, "fusion_at": at} for fusion in FUSIONS.names() for at in ("bottleneck", "all", "output")),
     *({"norm": norm} for norm in ("layer", "rms", "group", "instance", "batch", "none")),
     *({"padding": padding} for padding in ("zeros", "reflect", "replicate")),
     *({"n_local_enhancers": n, "fusion": "both"} for n in (1, 2)),
@@ -112,7 +113,7 @@ def test_units_start_as_identity_and_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
-@pytest.mark.parametrize("at", ["bottleneck", "all"])
+@pytest.mark.parametrize("at", ["bottleneck", "all", "output"])
 def test_text_reaches_the_volume(name: str, at: str) -> None:
     network = make(fusion=name, fusion_at=at)
     assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
@@ -153,6 +154,18 @@ def test_nothing_known_is_finite(name: str) -> None:
     made.mean().backward()
     assert torch.isfinite(made).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("name", "adds_up"), [("additive", True), ("affine", False)])
+def test_what_phrases_do_adds_up(name: str, adds_up: bool) -> None:
+    torch.manual_seed(0)
+    unit = FUSIONS[name](8, WIDTH, replace(GENERATOR, text_hidden=0))
+    wake(unit)
+    x, one, two, nothing = torch.randn(2, 8, 4, 4, 4), text(), text(seed=1), nothing_known()
+    pooled = one.pooled + two.pooled
+    both = unit(x, TextEmbedding(pooled[:, None], torch.ones(2, 1, dtype=torch.bool), pooled))
+    apart = unit(x, one) + unit(x, two) - unit(x, nothing)
+    assert torch.allclose(both, apart, atol=1e-3) == adds_up
 
 
 def test_voxels_attend_to_tokens() -> None:
