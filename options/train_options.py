@@ -46,7 +46,7 @@ class GeneratorOptions:
         "zeros", "What convolutions see beyond the border.", choices=("zeros", "reflect", "replicate"))
     noise_channels: int = flag(1, "Channels of noise that give texture (0: none).", low=0, high=16)
     coord_channels: bool = flag(True, "Tell the generator where in the whole volume each voxel lies.")
-    fusion: str = flag("additive", "How text enters: none, concat, affine, additive, attention, both (attention and affine).")
+    fusion: str = flag("additive", "How text enters: none, concat, affine, additive, attention, both (attention, affine).")
     fusion_at: str = flag(
         "output", "Where text enters: at the coarsest features, at all, or at the volume itself, as what is added to it.",
         choices=("bottleneck", "all", "output"))
