@@ -45,19 +45,29 @@ def read_table(path: Path, key_column: str) -> Table:
     Raises:
         UserError: A file that cannot be read, no key column, a column or a case twice, or a row without a key.
     """
-    lines = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
-    if not lines:
-        raise UserError(f"{path} is empty; its first line must name the columns, among them {key_column!r}.")
-    header = [name.strip() for name in lines[0]]
-    repeated = sorted(name for name, count in Counter(header).items() if count > 1 and name)
-    if repeated:
-        raise UserError(f"{path} has these columns more than once: {listing(repeated)}. Rename or delete one of each.")
+    header, *lines = read_lines(path)
     if key_column not in header:
         raise UserError(
             f"{path} has no column {key_column!r}; it has: {listing([h for h in header if h], 30)}. "
             "Name the column of the scans with --key_column.")
     columns = tuple(name for name in header if name and name != key_column)
-    return Table(columns, _rows(path, header, lines[1:], key_column))
+    return Table(columns, _rows(path, header, lines, key_column))
+
+
+def read_lines(path: Path) -> list[list[str]]:
+    """The lines of a CSV or XLSX table as raw strings, all of one width, the column names (stripped) first.
+
+    Raises:
+        UserError: A file that is missing, cannot be read or is empty, or a column that is there twice.
+    """
+    lines = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
+    if not lines:
+        raise UserError(f"{path} is empty; its first line must name the columns.")
+    header = [name.strip() for name in lines[0]]
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1 and name)
+    if repeated:
+        raise UserError(f"{path} has these columns more than once: {listing(repeated)}. Rename or delete one of each.")
+    return [header, *lines[1:]]
 
 
 def _rows(path: Path, header: list[str], lines: list[list[str]], key_column: str) -> dict[str, dict[str, str]]:

@@ -1,0 +1,30 @@
+"""Makes a dataroot from real scans: DICOM folders, volume files, AIIB23 or OSIC, with masks, table, splits and a report.
+
+Exit code 0: all cases are ready; 2: nothing was done; 3: some cases failed, the others are ready. A run that was stopped
+goes on when it is started again, and one that was finished redoes only what changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from data.intake.run import Options, prepare_dataroot
+from options.parser import parse
+from util.cli import run
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and makes the dataroot."""
+    out = prepare_dataroot(parse(Options, __doc__ or "", argv))
+    log.info("Train with: python train.py --dataroot %s --patient_column Patient --name RUN", out)
+
+
+if __name__ == "__main__":
+    run(main)
