@@ -1,0 +1,84 @@
+"""A small classifier of volumes, to see what a cohort is good for: MONAI's DenseNet in 3D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from monai.networks.nets import DenseNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from options.parser import flag
+
+SHIFT = 2  # voxels; a volume is moved by at most so many in training
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """How the classifier is trained; the same for every cohort, so that more volumes never mean more steps."""
+
+    steps: int = flag(300, "Steps of training.", low=1)
+    batch: int = flag(16, "Volumes a step.", low=2)
+    lr: float = flag(2e-3, "Learning rate at its highest.", low=0)
+    width: int = flag(8, "Channels of the first layer.", low=2)
+    class_weights: bool = flag(True, "Let every class count alike, however few its volumes are.")
+
+
+def make_classifier(channels: int, classes: int, width: int) -> nn.Module:
+    """A DenseNet (Huang et al. 2017, arXiv 1608.06993) of two blocks; `(B,C,X,Y,Z)` to `(B,classes)` logits."""
+    return DenseNet(3, channels, classes, init_features=width, growth_rate=width, block_config=(2, 2), norm="batch",
+                    dropout_prob=0.1)
+
+
+def train_classifier(
+    volumes: Tensor, targets: Tensor, classes: int, options: ClassifierOptions, seed: int, device: torch.device, name: str,
+) -> nn.Module:
+    """A trained classifier.
+
+    Args:
+        volumes: `(N,C,X,Y,Z)`.
+        targets: `(N,)`, 0 to `classes` - 1.
+        classes: Number of classes.
+        options: How it is trained.
+        seed: Decides weights, order and shifts.
+        device: Where.
+        name: For the progress bar.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = make_classifier(volumes.shape[1], classes, options.width).to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), options.lr, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps)
+        weight = class_weights(targets, classes).to(device) if options.class_weights else None
+        for _ in tqdm(range(options.steps), name, unit="step", leave=False, disable=None):
+            chosen = torch.randint(len(volumes), (options.batch,), generator=draw)
+            moved = shifted(volumes[chosen], draw).to(device)
+            loss = F.cross_entropy(network(moved), targets[chosen].to(device), weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def class_weights(targets: Tensor, classes: int) -> Tensor:
+    """Weights `(classes,)` that make classes count alike; a class without a volume gets none."""
+    counts = torch.bincount(targets, minlength=classes).float()
+    return torch.where(counts > 0, len(targets) / (classes * counts.clamp_min(1)), 0)
+
+
+def shifted(volumes: Tensor, draw: torch.Generator) -> Tensor:
+    """Volumes `(B,C,X,Y,Z)` moved by a random number of voxels; never flipped, for a chest has sides."""
+    x, y, z = (int(v) for v in torch.randint(-SHIFT, SHIFT + 1, (3,), generator=draw))
+    return torch.roll(volumes, (x, y, z), (2, 3, 4))
+
+
+def predict(network: nn.Module, volumes: Tensor, device: torch.device, batch: int = 16) -> Tensor:
+    """Probabilities `(N,classes)` on the CPU."""
+    with torch.inference_mode():
+        parts = [network(part.to(device)).softmax(1).cpu() for part in volumes.split(batch)]
+    return torch.cat(parts)
+

@@ -1,0 +1,136 @@
+"""Is a rare diagnosis told better with synthetic volumes? Phantoms with one diagnosis at a tenth, expanded to balance.
+
+Each seed is a whole repetition: its own patients, generator (trained on the imbalanced cohort alone), synthetic volumes and
+classifiers. OUT/figures.json and OUT/table.md hold the figures; what is finished is kept, so a stopped benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+import train
+from data.deform import DeformOptions
+from data.phantom import PhantomCohort
+from data.phantom_cohort import PhantomOptions, make
+from data.phantom_rows import DIAGNOSIS, LEVELS
+from data.splits import save_splits
+from models.classifier import ClassifierOptions
+from options.base_options import DataOptions
+from options.parser import argument, flag, group, parse
+from options.test_options import ModelOptions
+from scripts import expand, utility
+from util import checkpoint
+from util.cli import run
+from util.runs import SPLITS_FILE
+
+log = logging.getLogger(__name__)
+
+RARE = "IPF"
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What is run."""
+
+    OUT: str = argument("Folder for cohorts, runs and figures.")
+    size: tuple[int, int, int] = flag((32, 32, 24), "Voxels of a phantom.", low=16)
+    common: int = flag(45, "Training cases of each of the two common diagnoses.", low=2)
+    rare: int = flag(10, f"Training cases of the rare one ({RARE}).", low=2)
+    tests: int = flag(60, "Test cases, every diagnosis equally often.", low=6)
+    patient_sd: float = flag(0.0, "SD in HU between patients for reasons outside the table.", low=0)
+    n: int = flag(0, "Synthetic cases (0: as many as make real and synthetic together equal).", low=0)
+    rows: str = flag("changed", "See expand.py.", choices=("changed", "own"))
+    max_steps: int = flag(300, "Steps of the generator.", low=1)
+    seeds: tuple[int, ...] = flag((1, 2, 3), "Repetitions.", low=0)
+    train_flags: str = flag("", "More flags for train.py, in one text.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything the command takes."""
+
+    benchmark: BenchmarkOptions = group(BenchmarkOptions, "Benchmark")
+    classifier: ClassifierOptions = group(ClassifierOptions, "Classifier")
+
+
+def imbalanced(b: BenchmarkOptions, seed: int) -> Path:
+    """A phantom cohort whose training split has few cases of the rare diagnosis."""
+    levels = len(LEVELS[DIAGNOSIS])
+    root = make(PhantomOptions(
+        OUT=f"{b.OUT}/cohorts/seed{seed}", cases=levels * (b.common + b.tests), size=b.size, seed=seed, test_cases=b.tests,
+        val_cases=0, missing=0.12, patient_sd=b.patient_sd))
+    phantoms = PhantomCohort.load(root)
+    quota = {value: b.rare if value == RARE else b.common for value in LEVELS[DIAGNOSIS]}
+    kept: list[str] = []
+    for case in phantoms.splits["train"]:
+        value = phantoms.rows[case][DIAGNOSIS]
+        if quota[value]:
+            quota[value] -= 1
+            kept.append(case)
+    save_splits(root / SPLITS_FILE, {"train": tuple(kept), "val": (), "test": phantoms.splits["test"]})
+    return root
+
+
+def generator(b: BenchmarkOptions, root: Path, seed: int) -> ModelOptions:
+    """A generator trained on the cohort; one that is there is used, or goes on where it stopped."""
+    model = ModelOptions(name=f"seed{seed}", checkpoints_dir=f"{b.OUT}/runs")
+    folder = Path(model.checkpoints_dir) / model.name
+    words = ["--name", model.name, "--checkpoints_dir", model.checkpoints_dir, "--max_steps", str(b.max_steps)]
+    started = (folder / "latest" / checkpoint.STATE_FILE).is_file()
+    if not started:
+        train.train(train.read_options([
+            *words, "--dataroot", str(root), "--overwrite", "--preset", "cpu", "--template", "aiib23", "--val_cases", "0",
+            "--seed", str(seed), "--save_latest_freq", "50", *b.train_flags.split()]))
+    elif checkpoint.load_state(folder / "latest")["step"] < b.max_steps:
+        train.train(train.read_options([*words, "--continue_train"]))
+    return model
+
+
+def repetition(o: Options, seed: int) -> dict[str, Any]:
+    """One seed: cohort, generator, expansion, classifiers."""
+    b = o.benchmark
+    root = imbalanced(b, seed)
+    model = generator(b, root, seed)
+    made = expand.expand(expand.Options(
+        expand.ExpandOptions(
+            dataroot=str(root), balance=DIAGNOSIS, goal="together", rows=b.rows, n=b.n or b.common - b.rare, seed=seed,
+            out=f"{b.OUT}/synthetic/seed{seed}_{b.rows}_{b.n}"), model, DeformOptions()))
+    return utility.utility(utility.Options(
+        utility.UtilityOptions(synthetic=str(made), column=DIAGNOSIS, seeds=(seed,),
+                               out=f"{b.OUT}/utility/seed{seed}_{b.rows}_{b.n}"),
+        replace(DataOptions(), dataroot=str(root), template="aiib23"), o.classifier))
+
+
+def table(found: Mapping[int, Mapping[str, Any]]) -> str:
+    """All repetitions in Markdown."""
+    lines = ["| seed | trained on | volumes | balanced accuracy (95 % interval over test scans) | AUC |",
+             "|---|---|---|---|---|"]
+    lines += [f"| {seed} | {r['arm']} | {r['volumes']} | {r['balanced_accuracy']:.3f} "
+              f"({r['low']:.3f} to {r['high']:.3f}) | {r['auc']:.3f} |" for seed, f in found.items() for r in f["rows"]]
+    lines += ["", f"Real plus synthetic at least as good as real alone in {wins(found)} of {len(found)} seeds."]
+    return "\n".join(lines)
+
+
+def wins(found: Mapping[int, Mapping[str, Any]]) -> int:
+    """In how many repetitions real plus synthetic is at least as good as real alone."""
+    return sum(f["summary"]["both"]["minus_real"] >= 0 for f in found.values())
+
+
+def main() -> None:
+    o = parse(Options, __doc__ or "")
+    found = {seed: repetition(o, seed) for seed in o.benchmark.seeds}
+    text = table(found)
+    checkpoint.write_json(Path(o.benchmark.OUT) / "figures.json", {"wins": wins(found), "seeds": found})
+    (Path(o.benchmark.OUT) / "table.md").write_text(text + "\n", encoding="utf-8")
+    log.info("%s", text)
+
+
+if __name__ == "__main__":
+    run(main)

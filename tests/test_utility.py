@@ -1,0 +1,151 @@
+"""The classifier that tells what a cohort is good for, and its figures."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data.lung_grid import lung_grid
+from models.classifier import ClassifierOptions, class_weights, predict, shifted, train_classifier
+from options.parser import parse
+from scripts import utility
+from util.cli import UserError
+
+FAST = ClassifierOptions(steps=40, batch=8, width=4)
+CPU = torch.device("cpu")
+
+
+def made(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Volumes whose class is written in their density."""
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % 2
+    return torch.randn(count, 2, 8, 8, 8, generator=draw) * 0.3 + targets.view(-1, 1, 1, 1, 1).float(), targets
+
+
+def test_it_learns_what_can_be_seen_and_repeats_itself() -> None:
+    volumes, targets = made(24, 0)
+    new, truth = made(20, 1)
+    networks = [train_classifier(volumes, targets, 2, FAST, seed, CPU, "t") for seed in (5, 5, 6)]
+    one, again, other = (predict(n, new, CPU) for n in networks)
+    assert (one.argmax(1) == truth).float().mean() > 0.9
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.allclose(one.sum(1), torch.ones(20))
+
+
+def test_classes_count_alike() -> None:
+    weights = class_weights(torch.tensor([0, 0, 0, 1, 2, 2]), 4)
+    assert torch.allclose(weights, torch.tensor([0.5, 1.5, 0.75, 0.0]))
+
+
+def test_shifts_move_and_never_flip() -> None:
+    volume = torch.arange(5 * 6 * 7).float().view(1, 1, 5, 6, 7)
+    near = range(-2, 3)
+    rolled = [torch.roll(volume, steps, (2, 3, 4)) for steps in itertools.product(near, near, near)]
+    seen = [shifted(volume, torch.Generator().manual_seed(k)) for k in range(10)]
+    assert all(any(torch.equal(s, r) for r in rolled) for s in seen)
+    assert len({tuple(s.flatten().tolist()) for s in seen}) > 3
+
+
+def test_cells_hold_the_mean_density_of_the_lung_alone() -> None:
+    labels = np.zeros((12, 10, 8), np.uint8)
+    labels[2:10, 1:9, 2:6] = 1
+    hu = np.where(labels == 1, -800.0, 300.0)
+    hu[2:6, 1:9, 2:6] = -900
+    cells = lung_grid(hu, labels, (1, 2), (2, 2, 2), (-1000.0, -600.0), "m")
+    assert cells.shape == (2, 2, 2, 2)
+    assert torch.allclose(cells[0, 0], torch.tensor(-0.5)) and torch.allclose(cells[0, 1], torch.tensor(0.0), atol=1e-6)
+    assert torch.allclose(cells[1], torch.tensor(1.0))
+    with pytest.raises(UserError, match=r"m\.nii holds no lung"):
+        lung_grid(hu, np.zeros_like(labels), (1, 2), (2, 2, 2), (-1000.0, -600.0), "m.nii")
+
+
+def test_scores_and_intervals() -> None:
+    targets = np.array([0] * 8 + [1] * 4)
+    right = np.array([1.0] * 6 + [0.0] * 2 + [1.0] * 4)
+    assert utility.by_class(right, targets) == pytest.approx((0.75 + 1) / 2)
+    low, high = utility.interval(right, targets)
+    assert low < 0.875 <= high <= 1 and low >= 0.6
+    assert all(np.isnan(utility.interval(right, np.array([0] * 11 + [1]))))
+    sure = np.stack([1 - targets, targets], 1).astype(float)
+    assert utility.scores(sure, targets) == {"balanced_accuracy": 1.0, "low": 1.0, "high": 1.0, "auc": 1.0}
+
+
+def test_summary_counts_seeds_and_keeps_the_sign() -> None:
+    targets = np.array([0, 0, 1, 1])
+    good, bad = np.eye(2)[targets], np.eye(2)[[0, 0, 0, 0]]
+    predicted = {("real", 1): bad, ("both", 1): good, ("real", 2): good, ("both", 2): bad}
+    rows = [{"arm": a, "seed": s, **utility.scores(p, targets)} for (a, s), p in predicted.items()]
+    found = utility.summary(rows, predicted, targets)
+    assert found["both"]["minus_real"] == 0 and found["both"]["seeds_at_least_as_good_as_real"] == "1 of 2"
+    assert found["real"]["mean"] == found["both"]["mean"] == 0.75
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def synthetic(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training cases under other names stand in for a synthetic cohort."""
+    out = tmp_path_factory.mktemp("synthetic")
+    table = pd.read_csv(cohort_dir / "clinical.csv", dtype=str, keep_default_na=False)
+    train = json.loads((cohort_dir / "splits.json").read_text())["train"]
+    table = table[table["File Name"].isin(train)].assign(**{"SYNTHETIC SOURCE": lambda t: t["File Name"]})
+    for folder in ("img", "gtlung"):
+        (out / folder).mkdir()
+        for case in table["File Name"]:
+            shutil.copyfile(cohort_dir / folder / f"{case}.nii.gz", out / folder / f"s_{case}.nii.gz")
+    table.assign(**{"File Name": "s_" + table["File Name"]}).to_csv(out / "clinical.csv", index=False)
+    return out
+
+
+def options(cohort: Path, synthetic: Path, out: Path, *words: str) -> utility.Options:
+    return parse(utility.Options, "", [
+        "--dataroot", str(cohort), "--synthetic", str(synthetic), "--out", str(out), "--template", "aiib23", "--steps", "3",
+        "--batch", "4", "--grid", "8,8,8", "--width", "2", "--seeds", "1,2", *words])
+
+
+def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
+    splits = json.loads((cohort_copy / "splits.json").read_text())
+    table = pd.read_csv(cohort_copy / "clinical.csv", dtype=str, keep_default_na=False).set_index("File Name")
+    table.loc[splits["test"], "SEX"] = ["Male", "Female"]
+    table.to_csv(cohort_copy / "clinical.csv")
+    out = tmp_path / "out"
+    found = utility.utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
+    assert {(r["arm"], r["seed"]) for r in found["rows"]} == {(a, s) for a in ("real", "synthetic", "both") for s in (1, 2)}
+    volumes = {r["arm"]: r["volumes"] for r in found["rows"]}
+    assert volumes["both"] == volumes["real"] + volumes["synthetic"] and found["test_scans"] == 2
+    assert "chance is 0.500" in (out / "utility.md").read_text() and len(pd.read_csv(out / "utility.csv")) == 6
+    again = (out / "real_1.json").stat().st_mtime_ns
+    utility.utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
+    assert (out / "real_1.json").stat().st_mtime_ns == again
+
+
+def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
+    splits = json.loads((cohort_copy / "splits.json").read_text())
+    path = cohort_copy / "clinical.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("File Name")
+
+    def refused(message: str, *words: str, cohort: Path = cohort_copy, other: Path = synthetic) -> None:
+        with pytest.raises(UserError, match=message):
+            utility.utility(options(cohort, other, tmp_path / "out", *words))
+        assert not (tmp_path / "out").exists()
+
+    refused("--column is not given")
+    refused("no column 'HEIGHT'", "--column", "HEIGHT")
+    table.assign(SEX="Male").to_csv(path)
+    refused(r"--column SEX: 9 cases have 1 known values \(Male\)", "--column", "SEX")
+    table.loc[splits["train"], "SEX"] = ["Male", "Female"] * 4 + ["Male"]
+    table.loc[splits["test"], "SEX"] = "Male"
+    table.to_csv(path)
+    refused("no test scan has the value Female", "--column", "SEX")
+    leaking = Path(shutil.copytree(synthetic, tmp_path / "leaking"))
+    rows = pd.read_csv(leaking / "clinical.csv", dtype=str, keep_default_na=False)
+    rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(leaking / "clinical.csv", index=False)
+    refused("made from masks of test cases", "--column", "SEX", other=leaking)
