@@ -36,7 +36,8 @@
     try {
       const volumes = await Promise.all(panels.map((p) => decode(p.voxels)));
       if (!c.wanted || c.script !== script) return;
-      c.data = panels.map((p, i) => ({ kind: p.kind, step: p.step, voxels: volumes[i] }));
+      const outlines = await Promise.all(panels.map((p) => p.outline && decode(p.outline)));
+      c.data = panels.map((p, i) => ({ kind: p.kind, step: p.step, voxels: volumes[i], outline: outlines[i] }));
       c.element.dataset.state = "ready";
       draw(c);
     } catch (error) {
@@ -53,7 +54,11 @@
     if (c.script) c.script.remove();
     c.script = c.data = null;
     delete c.element.dataset.state;
-    for (const panel of c.panels) panel.canvas.width = panel.canvas.height = 0;
+    for (const panel of c.panels) {
+      panel.canvas.width = panel.canvas.height = 0;
+      panel.overlay?.remove();
+      panel.overlay = null;
+    }
   }
 
   // --- drawing --------------------------------------------------------------------------------------------------------
@@ -68,8 +73,8 @@
 
   function colour(kind, step) {
     if (kind === "mask") return (v) => (v === 0 ? background : labels.get(v) ?? 0xffffffff);
-    if (kind === "difference") {
-      const scale = (step / state.limit) * 127.5;
+    if (kind === "difference" || kind === "score") {
+      const scale = (step / (kind === "score" ? config.score_limit : state.limit)) * 127.5;
       return (v) => diverging[Math.max(0, Math.min(255, Math.round(v * scale + 127.5)))];
     }
     const [low, high] = config.windows[state.window], scale = 255 / (high - low);
@@ -83,7 +88,8 @@
     if (!c.data) return;
     const { across, down, through, w, h, stride } = geometry(c);
     const first = c.at[through] * stride[through];
-    c.data.forEach(({ kind, step, voxels }, i) => {
+    c.data.forEach(({ kind, step, voxels, outline }, i) => {
+      if (outline) drawOutline(c, c.panels[i], outline);
       const canvas = c.panels[i].canvas, paint = colour(kind, step);
       if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
       const context = canvas.getContext("2d"), image = context.createImageData(w, h);
@@ -95,6 +101,37 @@
       context.putImageData(image, 0, 0);
     });
     values(c);
+  }
+
+  // Numbered regions as lines between voxels, on a canvas of its own so that the picture below stays as it is.
+  function drawOutline(c, panel, regions) {
+    const { across, down, through, w, h, stride } = geometry(c), fine = Math.max(2, Math.ceil(512 / Math.max(w, h)));
+    if (!panel.overlay) {
+      panel.overlay = document.createElement("canvas");
+      panel.overlay.className = "outline";
+      panel.canvas.after(panel.overlay);
+    }
+    Object.assign(panel.overlay, { width: w * fine, height: h * fine }); // this clears it, too
+    const at = (column, row) => (column < 0 || row < 0 || column >= w || row >= h ? 0 : regions[
+      c.at[through] * stride[through] + (h - 1 - row) * stride[down] + (w - 1 - column) * stride[across]]);
+    const pen = panel.overlay.getContext("2d"), named = new Set();
+    const lines = new Path2D(), numbers = [];
+    for (let row = 0; row <= h; row++) {
+      for (let column = 0; column <= w; column++) {
+        const own = at(column, row), x = column * fine, y = row * fine;
+        if (own !== at(column - 1, row)) { lines.moveTo(x, y); lines.lineTo(x, y + fine); }
+        if (own !== at(column, row - 1)) { lines.moveTo(x, y); lines.lineTo(x + fine, y); }
+        if (own && !named.has(own)) { named.add(own); numbers.push([String(own), x + fine + 4, Math.max(28, y - 6)]); }
+      }
+    }
+    const thin = Math.max(2, fine / 4);
+    Object.assign(pen, { font: "bold 30px sans-serif", lineJoin: "round", fillStyle: "#ffe14a" });
+    for (const [colour, width] of [["#0b0d11", 3 * thin], ["#ffe14a", thin]]) { // dark below, so that it shows on white too
+      Object.assign(pen, { strokeStyle: colour, lineWidth: width });
+      pen.stroke(lines);
+      if (width > thin) for (const number of numbers) pen.strokeText(...number);
+    }
+    for (const number of numbers) pen.fillText(...number);
   }
 
   // Sizes, edge letters and the slider of a row: known before its voxels are.
@@ -142,7 +179,8 @@
       panel.cross.style.left = `${((column + 0.5) / w) * 100}%`;
       panel.cross.style.top = `${((row + 0.5) / h) * 100}%`;
       const hu = kind === "difference" ? `${v > 0 ? "+" : ""}${(v * step).toFixed(1)}` : String(v * step);
-      panel.value.textContent = kind === "mask" ? labelName(v) : `${minus(hu)} HU`;
+      const spreads = `${v > 0 ? "+" : ""}${(v * step).toFixed(1)} spreads`;
+      panel.value.textContent = kind === "mask" ? labelName(v) : kind === "score" ? minus(spreads) : `${minus(hu)} HU`;
       panel.value.title = `voxel ${at.map((a, axis) => a * c.grid.block[axis]).join(", ")} (right, front, up)`;
     });
   }
@@ -183,7 +221,7 @@
   function chosen() {
     const [low, high] = config.windows[state.window];
     document.getElementById("window-range").textContent = minus(`${low}`) + " to " + minus(`${high}`) + " HU";
-    for (const bar of document.querySelectorAll(".bar")) {
+    for (const bar of document.querySelectorAll(".bar:not(.score)")) {
       bar.querySelector(".low").textContent = `−${state.limit}`;
       bar.querySelector(".high").textContent = `+${state.limit} HU`;
     }

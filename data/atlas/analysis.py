@@ -1,0 +1,112 @@
+"""From what was measured to the tables of an atlas: intervals, the real scans, cautions, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nibabel.affines import voxel_sizes
+from tqdm import tqdm
+
+from data.atlas.contrasts import dependants
+from data.atlas.counterfactuals import Measured, real_regions
+from data.atlas.study import Study
+from data.sample import patients_of
+from data.whole import WholeVolumes
+from util import cli
+from util.atlas import cautions, findings, intervals, tables
+from util.atlas.cautions import Caution
+from util.atlas.regression import RealScans, Roles, estimates
+
+Frames = dict[str, pd.DataFrame]
+Refits = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real scans, with the share of their lungs that counts as vessels."""
+
+    scans: RealScans
+    vessels: Mapping[str, float]
+
+
+def read_real(study: Study) -> Real:
+    """Regional means of the real scans with their rows; those without lungs are left out."""
+    data = study.plan.data
+    wholes = WholeVolumes(study.real_cases, study.labels, data)
+    density, vessels, volume, rows = {}, {}, {}, {}
+    for i in tqdm(range(len(wholes)), "real scans", unit="case", disable=not cli.main_rank()):
+        whole = wholes[i]
+        found = real_regions(whole, data, study.plan.vessel_hu)
+        if found is None:
+            continue
+        density[whole.case.id], vessels[whole.case.id] = found
+        lungs = np.isin(whole.labels, data.lung_labels)
+        volume[whole.case.id] = float(lungs.sum() * np.prod(voxel_sizes(whole.affine)) / 1000)
+        rows[whole.case.id] = study.shown_row(whole.case)
+    index = pd.Index(list(density), dtype=object)
+    patients = patients_of(study.cohort, data.patient_column)
+    scans = RealScans(
+        pd.DataFrame.from_dict(density, orient="index").reindex(index),
+        pd.DataFrame.from_dict(rows, orient="index").reindex(index=index, columns=list(study.every)),
+        pd.Series(volume, index=index, dtype=float), pd.Series([patients[c] for c in index], index=index, dtype=object))
+    return Real(scans, vessels)
+
+
+def analyse(
+    study: Study, measured: Measured, real: Real, refits: Refits, diagnosis: str, of_run: Sequence[Caution],
+) -> Frames:
+    """Every table over cases, by its name; `of_run` are cautions that the run's options call for."""
+    plan = study.plan
+    effects = intervals.with_refits(
+        intervals.over_patients(tables.effect_frame(measured.effects)), tables.refit_frame(measured.refits))
+    hanging = frozenset(c for drops in dependants(plan.template).values() for c in drops)
+    roles = Roles(study.every, hanging, diagnosis)
+    estimated = estimates(real.scans, plan.contrasts, roles)
+    ties = study_ties(study)
+    warned = [*all_cautions(study, real, roles, estimated, ties, refits), *of_run]
+    controls = tables.control_frame(measured.controls)
+    tests = findings.judge(effects, estimated, {a.column: a.role for a in plan.attributes}, warned)
+    found, others = findings.summarise(tests, {c.id: c.label for c in plan.contrasts}, controls)
+    tried = pd.DataFrame(measured.arms, columns=["case", "column"]).groupby("column")["case"].nunique().to_dict()
+    left_roles = {c: plan.template.role(c) for c in study.left_out}
+    return {
+        "attributes": tables.attribute_frame(plan.attributes, study.left_out, left_roles, len(study.training), tried),
+        "contrasts": tables.contrast_frame(plan.contrasts), "effects": effects, "real": estimated, "tests": tests,
+        "doses": tables.dose_frame(measured.doses), "controls": controls,
+        "cautions": pd.DataFrame([c.row() for c in warned], columns=list(cautions.COLUMNS)),
+        "findings": pd.DataFrame(found, columns=list(findings.FINDING_COLUMNS)),
+        "not_found": pd.DataFrame(others, columns=list(findings.FINDING_COLUMNS)),
+        "ties": pd.DataFrame(ties, columns=["column", "other", "measure", "value", "cases"]),
+        "refits": pd.DataFrame([{**r, "permuted": " | ".join(r["permuted"])} for r in refits],
+                               columns=["name", "kind", "seed", "steps", "permuted"]),
+    }
+
+
+def study_ties(study: Study) -> list[dict[str, Any]]:
+    """How closely each studied column goes with every other, over the training cases."""
+    rows = pd.DataFrame([study.shown_row(case) for case in study.training])
+    studied = {a.column for a in study.plan.attributes}
+    pairs = cautions.ties(rows, list(study.every.values()))
+    return [p for p in pairs if p["column"] in studied or p["other"] in studied]
+
+
+def all_cautions(
+    study: Study, real: Real, roles: Roles, estimated: pd.DataFrame, ties: Sequence[Mapping[str, Any]], refits: Refits,
+) -> list[Caution]:
+    """Every warning, those that forbid a claim first."""
+    attributes, training = study.plan.attributes, {case.id for case in study.training}
+    scans = real.scans
+    seen = 0 if study.fold_of else len(training & set(scans.density.index))
+    made = cautions.size_cautions(len(training), len(scans.density), seen)
+    made += cautions.tie_cautions(ties) + cautions.count_cautions(attributes, len(training))
+    made += cautions.collinear_cautions(estimated, {c.id: c.column for c in study.plan.contrasts})
+    if len(scans.density):
+        made += cautions.mask_cautions(scans, attributes, roles)
+    made += cautions.role_cautions(attributes) + cautions.refit_cautions([r["kind"] for r in refits])
+    made += [Caution("left out", f"{c} was not looked at: {why}.", c) for c, why in study.left_out.items()
+             if why != "not asked for"]
+    return sorted(made, key=lambda c: not c.forbids)

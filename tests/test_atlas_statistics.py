@@ -1,0 +1,327 @@
+"""The numbers of an atlas on made-up data whose truth is known: regressions, ties, intervals, verdicts, maps, sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from util.atlas import cautions, findings, intervals, report, sentences
+from util.atlas.cautions import Caution, association
+from util.atlas.contrasts import Attribute, Contrast, contrasts_of
+from util.atlas.findings import agreement, false_discovery, judge, summarise
+from util.atlas.plots import agreement_plot
+from util.atlas.population import FRAME, LungFrame, PopulationMaps
+from util.atlas.regional import Regions, find_vessels
+from util.atlas.regression import RealScans, Roles, estimates
+from util.atlas.spike import planted_share, spike_rows
+
+LEVELS = ("Never", "Ex", "Current")
+SMOKING = Attribute("SMOKING", "exposure", "category", LEVELS, dict.fromkeys(LEVELS, 50))
+AGE = Attribute("AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years")
+DIAGNOSIS = Attribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF"), {"HP": 75, "IPF": 75})
+OUTCOME = Attribute("DEAD", "outcome", "category", ("No", "Yes"), {"No": 75, "Yes": 75})
+KERNEL = Attribute("KERNEL", "acquisition", "category", ("soft", "sharp"), {"soft": 75, "sharp": 75})
+EVERY = {a.column: a for a in (SMOKING, AGE, DIAGNOSIS, OUTCOME, KERNEL)}
+CONTRASTS = [c for a in (SMOKING, AGE) for c in contrasts_of(a)]
+NEVER_CURRENT, SLOPE = "SMOKING=Never_to_Current", "AGE=per_unit"
+
+
+def scans(n: int = 150, sd: float = 5.0, tie: float = 0.0, seed: int = 0) -> RealScans:
+    """Current smokers +40 HU, ex +20, age -1 HU a year, IPF +25; a tenth of the ages is not known."""
+    rng = np.random.default_rng(seed)
+    smoking = rng.choice(LEVELS, n)
+    diagnosis = np.where(rng.random(n) < tie, np.where(smoking == "Current", "IPF", "HP"), rng.choice(["HP", "IPF"], n))
+    age = rng.integers(40, 90, n)
+    hu = (-850 + 20.0 * np.array([LEVELS.index(s) for s in smoking]) - 1.0 * age + 25 * (diagnosis == "IPF")
+          + sd * rng.normal(size=n))
+    table = pd.DataFrame({"SMOKING": smoking, "AGE": age.astype(str), "DIAGNOSIS": diagnosis,
+                          "DEAD": rng.choice(["No", "Yes"], n), "KERNEL": rng.choice(["soft", "sharp"], n)}, dtype=object)
+    table.loc[rng.random(n) < 0.1, "AGE"] = ""
+    index = pd.Index([f"c{i}" for i in range(n)], dtype=object)
+    density = pd.DataFrame({"lungs": hu, "upper": hu + 1}, index=index)
+    return RealScans(density, table.set_index(index), pd.Series(rng.uniform(3000, 6000, n), index),
+                     pd.Series(index, index))
+
+
+ROLES = Roles(EVERY, frozenset(), "DIAGNOSIS")
+
+
+def primary(real: pd.DataFrame, contrast: str) -> pd.Series:
+    return real[(real["contrast"] == contrast) & (real["region"] == "lungs") & (real["primary"] == "yes")].iloc[0]
+
+
+# --- real scans -------------------------------------------------------------------------------------------------------
+
+
+def test_regression_finds_what_was_put_in() -> None:
+    real = estimates(scans(), CONTRASTS, ROLES)
+    for contrast, truth in ((NEVER_CURRENT, 40), ("SMOKING=Never_to_Ex", 20), (SLOPE, -1), ("AGE=40_to_80", -40)):
+        row = primary(real, contrast)
+        assert row["low_hu"] < truth < row["high_hu"] and abs(row["real_hu"] - truth) < 0.15 * abs(truth)
+        assert row["p"] < 1e-6
+    assert primary(real, NEVER_CURRENT)["adjustment"] == "all+volume"
+
+
+def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> None:
+    roles = Roles({**EVERY, "PACKS": replace(AGE, column="PACKS", role="exposure")}, frozenset(["PACKS"]), "DIAGNOSIS")
+    sets = roles.adjustments("SMOKING")
+    assert sets == {"base": ["AGE", "KERNEL"], "base+diagnosis": ["AGE", "KERNEL", "DIAGNOSIS"],
+                    "all": ["AGE", "KERNEL", "DIAGNOSIS"]}
+    assert "base+diagnosis" not in roles.adjustments("DIAGNOSIS")
+    said = set(estimates(scans(), CONTRASTS, roles)["adjusted_for"])
+    assert any("log lung volume" in s for s in said) and any("log" not in s for s in said)
+    assert not any("DEAD" in s or "PACKS" in s for s in said)
+
+
+def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
+    loose, tight = (primary(estimates(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT) for t in (0.0, 0.9))
+    assert tight["high_hu"] - tight["low_hu"] > 1.3 * (loose["high_hu"] - loose["low_hu"]) and tight["vif"] > loose["vif"]
+
+
+def test_too_few_cases_give_no_estimate_but_a_reason() -> None:
+    real = estimates(scans(6), CONTRASTS, ROLES)
+    assert real["real_hu"].isna().all() and real["reason"].str.contains("few").all()
+    one = scans(60)
+    one.table["SMOKING"] = "Never"
+    real = estimates(one, contrasts_of(SMOKING), ROLES)
+    assert real["real_hu"].isna().all() and real["reason"].str.contains("fewer than 3 cases have").all()
+
+
+def test_what_cannot_be_told_apart_is_said() -> None:
+    same = scans(80)
+    same.table["KERNEL"] = np.where(same.table["SMOKING"] == "Current", "sharp", "soft")
+    same.table["SMOKING"] = np.where(same.table["SMOKING"] == "Current", "Current", "Never")
+    row = primary(estimates(same, contrasts_of(SMOKING), ROLES), NEVER_CURRENT)
+    assert pd.isna(row["real_hu"]) and "told apart" in row["reason"]
+
+
+def test_scans_of_one_patient_are_clustered() -> None:
+    """Every scan twice tells no more than once: an interval that ignores it would be narrower by a factor of 1.4."""
+    once = scans(60)
+    index = pd.Index([f"{c}{k}" for k in "ab" for c in once.density.index], dtype=object)
+    def twice(x: pd.DataFrame | pd.Series) -> pd.DataFrame | pd.Series:
+        return pd.concat([x, x]).set_axis(index)
+    doubled = RealScans(twice(once.density), twice(once.table), twice(once.volume), twice(once.patient))  # type: ignore[arg-type]
+    a, b = (primary(estimates(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled))
+    assert b["real_hu"] == pytest.approx(a["real_hu"]) and b["se_hu"] > 0.8 * a["se_hu"]
+
+
+# --- cautions ---------------------------------------------------------------------------------------------------------
+
+
+def test_ties_are_measured_for_every_kind_of_pair() -> None:
+    rng = np.random.default_rng(0)
+    a = pd.Series(rng.choice(["x", "y", "z"], 300))
+    b = a.where(rng.random(300) < 0.7, rng.choice(["x", "y", "z"], 300))
+    number = pd.Series(rng.normal(size=300) + 3 * (a == "x")).astype(str)
+    assert association(a, b, ("category", "category"))[:2] == ("Cramer's V", pytest.approx(0.7, abs=0.08))
+    assert association(a, pd.Series(rng.permutation(a)), ("category", "category"))[1] < 0.12
+    assert association(a, number, ("category", "number"))[:2] == ("correlation ratio", pytest.approx(0.82, abs=0.06))
+    assert association(number, number, ("number", "number"))[:2] == ("Spearman", pytest.approx(1))
+    assert association(a, pd.Series([""] * 300), ("category", "category"))[1:] == (0.0, 0)
+
+
+def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
+    rows = [{"column": "A", "other": "B", "measure": "Cramer's V", "value": v, "cases": 90} for v in (0.7, 0.4, 0.1)]
+    strong, weak = cautions.tie_cautions(rows)
+    assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
+    assert not cautions.tie_cautions([{**rows[0], "cases": 5}])
+
+
+def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None:
+    data = scans()
+    data.volume[data.table["SMOKING"] == "Current"] *= 0.7
+    through = cautions.mask_cautions(data, [SMOKING, AGE], ROLES)
+    assert [c.column for c in through] == ["SMOKING"] and "Current against Never: -3" in through[0].text
+    assert [c.kind for c in cautions.role_cautions([OUTCOME, SMOKING])] == ["outcome"]
+    few = replace(SMOKING, counts={"Never": 50, "Ex": 40, "Current": 4})
+    kinds = Counter(c.kind for c in cautions.count_cautions([few], 150))
+    assert kinds == {"few cases": 1, "missing": 1}
+    small, seen = cautions.size_cautions(2, 2, 2)
+    assert small.forbids and "too small to conclude anything" in small.text and not seen.forbids
+    assert not cautions.size_cautions(96, 96, 0)
+
+
+# --- refits and verdicts ----------------------------------------------------------------------------------------------
+
+
+def test_refit_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(400):
+        drawn = 10 + 3 * rng.normal(size=7)
+        made = intervals.refit_interval(drawn[0], drawn[1:].tolist())
+        held.append(made["refit_low_hu"] < 10 < made["refit_high_hu"])
+    assert 0.9 < np.mean(held) < 0.99
+    assert intervals.refit_interval(1.0, [1.0, 2.0]) == {"refits": 2}
+
+
+def test_permuted_refits_give_a_p_value() -> None:
+    made = intervals.permuted_null(5.0, [1.0, -2.0, 6.0, 0.0])
+    assert made["permuted_max_hu"] == 6 and made["permuted_p"] == pytest.approx(2 / 5)
+    assert intervals.permuted_null(-9.0, [1.0] * 4)["permuted_p"] == pytest.approx(1 / 5)
+    assert intervals.permuted_null(5.0, []) == {"permuted": 0}
+
+
+def test_agreement() -> None:
+    assert agreement(41, 21, 55) == "agrees" and agreement(60, 21, 55) == "same sign"
+    assert agreement(-5, 21, 55) == "opposite sign" and agreement(0.5, -6, 5) == "no effect in either"
+    assert agreement(30, -6, 5) == "cannot tell" and agreement(30, np.nan, np.nan) == "cannot tell"
+
+
+def test_false_discoveries_are_controlled() -> None:
+    q = false_discovery(pd.Series([0.001, 0.04, np.nan, 0.5]))
+    assert q[0] == pytest.approx(0.003) and q[1] == pytest.approx(0.06) and np.isnan(q[2])
+
+
+def effects(permuted: int = 19, largest: float = 6.0, **generated: float) -> pd.DataFrame:
+    rows = []
+    for contrast in CONTRASTS:
+        for region, hu in {"lungs": generated.get(contrast.end, 40.0), "upper": 52.0, "outside": 0.1}.items():
+            rows.append({"contrast": contrast.id, "column": contrast.column, "kind": contrast.kind, "from": contrast.start,
+                         "to": contrast.end, "region": region, "generated_hu": hu, "refit_low_hu": hu - 5,
+                         "refit_high_hu": hu + 5, "permuted": permuted, "permuted_max_hu": largest if permuted else np.nan,
+                         "permuted_p": 0.05})
+    return pd.DataFrame(rows)
+
+
+REAL = estimates(scans(), CONTRASTS, ROLES)
+ROLE_OF = {a.column: a.role for a in EVERY.values()}
+
+
+def verdicts(tests: pd.DataFrame, contrast: str = NEVER_CURRENT) -> dict[str, str]:
+    part = tests[tests["contrast"] == contrast]
+    return dict(zip(part["region"], part["verdict"], strict=True))
+
+
+def test_a_finding_exceeds_permuted_refits_and_holds_in_the_real_scans() -> None:
+    assert verdicts(judge(effects(), REAL, ROLE_OF, [])) == {"lungs": "finding", "upper": "finding", "outside": "not judged"}
+    assert verdicts(judge(effects(largest=45), REAL, ROLE_OF, []))["lungs"] == "not found"
+    assert verdicts(judge(effects(permuted=0), REAL, ROLE_OF, []))["lungs"] == "not judged"
+    assert verdicts(judge(effects(Current=-40), REAL, ROLE_OF, []))["lungs"] == "not found"
+    nothing = scans(seed=3)
+    nothing.density["lungs"] = np.random.default_rng(1).normal(-850, 20, len(nothing.density))
+    assert verdicts(judge(effects(), estimates(nothing, CONTRASTS, ROLES), ROLE_OF, []))["lungs"] == "not found"
+    assert verdicts(judge(effects(), REAL, ROLE_OF, []), SLOPE)["lungs"] == "not judged"  # its quantiles are
+
+
+def test_a_caution_that_forbids_decides_first() -> None:
+    tied = Caution("tied", "A and B go together.", "AGE", "SMOKING", 0.7, forbids=True)
+    tests = judge(effects(), REAL, ROLE_OF, [tied])
+    assert set(tests[tests["tested"] == "yes"]["verdict"]) == {"not judged"}
+    small = Caution("cohort too small", "The cohort is too small to conclude anything.", forbids=True)
+    tests = judge(effects(), REAL, ROLE_OF, [small])
+    assert not (tests["verdict"] == "finding").any()
+    assert tests.loc[tests["tested"] == "yes", "why"].str.contains("too small to conclude").all()
+
+
+def test_findings_are_ranked_and_told_with_their_figures() -> None:
+    controls = pd.DataFrame({"control": ["re-worded"], "region": ["lungs"], "mean_abs_hu": [0.44]})
+    labels = {c.id: c.label for c in CONTRASTS}
+    found, others = summarise(judge(effects(), REAL, ROLE_OF, []), labels, controls)
+    first = next(row for row in found if row["contrast"] == NEVER_CURRENT)
+    assert first["sentence"].startswith("Current against Never: +40 HU [35, 45] in both lungs, strongest in the upper "
+                                        "thirds (+52); the real scans agree (+")
+    assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
+    assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
+    assert all(row["contrast"] != SLOPE for row in found + others)
+    looked_for = summarise(judge(effects(permuted=0), REAL, ROLE_OF, []), labels, controls)
+    assert not looked_for[0] and "Not judged: 0 permuted refits are too few" in looked_for[1][0]["sentence"]
+
+
+def test_numbers_in_sentences() -> None:
+    assert [sentences.hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == ["+41", "-3.1", "0", "-13"]
+    assert sentences.interval(21.2, 55) == "[21, 55]" and sentences.interval(-6, 5.4) == "[-6.0, +5.4]"
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
+def test_vessels_are_left_out_of_lung_regions() -> None:
+    hu, lungs = np.full((4, 4, 4), -850.0), np.zeros((4, 4, 4), bool)
+    lungs[:, :, :2] = True
+    hu[0, 0, 0], hu[3, 3, 3] = -100, 0
+    vessels = find_vessels(hu, lungs, 150)
+    assert vessels.sum() == 1 and vessels[0, 0, 0] and not find_vessels(hu, lungs, 0).any()
+    regions = Regions.make({"lungs": lungs, "outside": ~lungs}, vessels)
+    assert regions.means(hu)["lungs"] == -850 and regions.all_means(hu)["lungs"] > -850
+    assert regions.means(hu)["outside"] == regions.all_means(hu)["outside"]
+
+
+def test_contrasts_weigh_an_attributes_values() -> None:
+    pair, slope = contrasts_of(AGE)
+    line = {v: 3.0 * float(v) + 7 for v in AGE.values}
+    assert sum(w * line[v] for v, w in pair.weights.items()) == pytest.approx(120)
+    assert sum(w * line[v] for v, w in slope.weights.items()) == pytest.approx(3)
+    assert len(slope.weights) == 5 and slope.start == ""
+
+
+def chest(shift: int, side: int) -> np.ndarray:
+    labels = np.zeros((24, 20, 20), np.uint8)
+    labels[2:10, 4:4 + side, shift:shift + side], labels[13:22, 4:4 + side, shift:shift + side] = 1, 2
+    return labels
+
+
+def test_patients_of_other_sizes_meet_in_one_frame() -> None:
+    """What lies in the lower half of one lung does so for every patient, wherever and however large that lung is."""
+    maps = PopulationMaps()
+    for shift, side in ((2, 16), (4, 10)):
+        labels = chest(shift, side)
+        volume = np.zeros(labels.shape)
+        volume[:12, :, : shift + side // 2] = 10
+        frame = LungFrame(labels, (1, 2), labels > 0)
+        maps.add(("effect", "x", ""), frame(volume))
+        maps.add(("permuted", "x", "p1"), frame(volume))
+        maps.add(("permuted", "x", "p2"), frame(-volume))
+    made = {(kind, contrast): array for kind, contrast, _, array in maps.finished()}
+    mean = made["effect", "x"]
+    assert mean.shape == FRAME and np.isfinite(mean).mean() > 0.9
+    assert np.nanmean(mean[5:35, 32, 4:30]) == pytest.approx(10) and np.nanmean(mean[5:35, 32, 44:]) == pytest.approx(0)
+    assert np.nanmax(np.abs(mean[41:])) == 0  # the other lung
+    assert np.nanmax(np.abs(made["permuted", "x"])) == 0 and made["effect_sd", "x"].shape == FRAME
+
+
+def test_a_frame_of_lobes_or_of_one_label_holds_all_lung() -> None:
+    labels = chest(2, 16)
+    whole = LungFrame(np.where(labels > 0, 1, 0), (1,), labels > 0)(np.ones(labels.shape))
+    assert np.nanmin(whole) == pytest.approx(1) and np.isnan(whole).any()  # between the lungs there is none
+
+
+def test_spikes_are_compared_region_by_region() -> None:
+    lungs, lower = np.ones((2, 2, 4), bool), np.zeros((2, 2, 4), bool)
+    lower[:, :, 0] = True
+    assert planted_share({"lungs": lungs, "lower": lower}, "lower") == {"lungs": 0.25, "lower": 1.0}
+    rows = {r["region"]: r for r in spike_rows({"lower": 20.0, "elsewhere": 0.0}, {"lower": 18.0, "elsewhere": 2.0})}
+    assert rows["lower"]["recovered"] == pytest.approx(0.9) and rows["lower"]["leaked_hu"] == pytest.approx(-2)
+    assert rows["elsewhere"]["recovered"] is None and rows["elsewhere"]["leaked_hu"] == 2
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
+    report.write_record(tmp_path, {"rows": frame, "n": np.int64(3), "f": np.float32(0.1)})
+    text = (tmp_path / report.RECORD).read_text()
+    assert "NaN" not in text and '"n": 3' in text and '"f": 0.1' in text
+
+
+def test_agreement_plot(tmp_path: Path) -> None:
+    tests = judge(effects(), REAL, ROLE_OF, [])
+    points = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
+    agreement_plot(points, {c.id: c.label for c in CONTRASTS}, tmp_path / "agreement")
+    assert "Current against Never" in (tmp_path / "agreement.svg").read_text()
+    assert (tmp_path / "agreement.png").stat().st_size > 5000
+    agreement_plot(points.iloc[:0], {}, tmp_path / "empty")
+    assert (tmp_path / "empty.svg").is_file()
+
+
+def test_slopes_and_quantiles_are_one_attribute() -> None:
+    made = [c for c in CONTRASTS if c.column == "AGE"]
+    assert [c.kind for c in made] == ["quantiles", "slope"] and isinstance(made[0], Contrast)
+    assert findings.FDR == 0.05

@@ -1,0 +1,121 @@
+"""Resampled, folded and shuffled training cases, and the smallest effect that a cohort can detect."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.cohort import Cohort, load_cohort
+from data.power import detectable, smallest_effect
+from data.sample import fold_cases, resample
+from options.base_options import DataOptions
+from tests.commands import TINY, TrainedRun, command, refused, train
+from util.cli import UserError
+
+
+def load(root: Path, seed: int = 0, **options: object) -> Cohort:
+    return load_cohort(replace(DataOptions(dataroot=str(root), template="aiib23"), **options), seed=seed, check=False)  # type: ignore[arg-type]
+
+
+def column(cohort: Cohort, name: str, split: str) -> list[str]:
+    return [case.row[name] for case in cohort.split(split)]
+
+
+def test_permuting_moves_columns_together_over_the_training_cases_alone(cohort_dir: Path) -> None:
+    plain, moved = load(cohort_dir), load(cohort_dir, seed=3, permute=("AGE", "SEX"))
+    def pairs(c: Cohort) -> list[tuple[str, str]]:
+        return list(zip(column(c, "AGE", "train"), column(c, "SEX", "train"), strict=True))
+    assert pairs(plain) != pairs(moved) and Counter(pairs(plain)) == Counter(pairs(moved))
+    assert column(plain, "DIAGNOSIS", "train") == column(moved, "DIAGNOSIS", "train")
+    for split in ("val", "test"):
+        assert [c.row for c in plain.split(split)] == [c.row for c in moved.split(split)]
+    assert pairs(load(cohort_dir, seed=3, permute=("AGE", "SEX"))) == pairs(moved)
+    assert pairs(load(cohort_dir, seed=4, permute=("AGE", "SEX"))) != pairs(moved)
+
+
+def test_permuting_needs_a_column_and_rows_that_count(cohort_copy: Path) -> None:
+    with pytest.raises(UserError, match=r"--permute: the table has no column 'HEIGHT'.*AGE"):
+        load(cohort_copy, permute=("HEIGHT",))
+    (cohort_copy / "prompts.csv").write_text("File Name,Prompt\nphantom_001,Some text\n")
+    with pytest.raises(UserError, match=r"prompts\.csv gives texts that stand as they are"):
+        load(cohort_copy, permute=("AGE",))
+
+
+def test_resampling_draws_patients_with_all_their_cases() -> None:
+    patients = {"a1": "A", "a2": "A", "b": "B", "c": "C", "d": "D"}
+    drawn = resample(list(patients), patients, 1)
+    counts = Counter(drawn)
+    assert counts["a1"] == counts["a2"] and sum(counts[c] for c in ("a1", "b", "c", "d")) == 4
+    assert drawn == resample(list(patients), patients, 1)
+    assert len({tuple(resample(list(patients), patients, s)) for s in range(8)}) > 3
+
+
+def test_a_resampled_cohort_holds_cases_as_often_as_they_were_drawn(cohort_dir: Path) -> None:
+    cohort = load(cohort_dir, seed=1, resample=True)
+    train = [case.id for case in cohort.split("train")]
+    assert len(train) == 9 and len(set(train)) < 9 and Counter(train) == Counter(cohort.splits["train"])
+    assert set(train) <= set(load(cohort_dir).splits["train"])
+
+
+def test_folds_part_the_patients_whatever_the_seed(cohort_dir: Path) -> None:
+    everyone = set(load(cohort_dir).splits["train"])
+    left = [everyone - set(load(cohort_dir, seed=k, fold=f"{k}/3").splits["train"]) for k in (1, 2, 3)]
+    assert all(left) and set.union(*left) == everyone and sum(map(len, left)) == len(everyone)
+    patients = {"a1": "A", "a2": "A", "b": "B", "c": "C"}
+    parts = [fold_cases(list(patients), patients, f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(c for part in parts for c in part) == list(patients) and ["a1", "a2"] in parts
+
+
+@pytest.mark.parametrize(("fold", "said"), [*((f, "k/K") for f in ("3", "0/3", "4/3", "1/1")), ("1/40", "only 9")])
+def test_folds_that_are_none(cohort_dir: Path, fold: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load(cohort_dir, fold=fold)
+
+
+def test_splits_of_another_file_are_obeyed(cohort_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"train": ["phantom_001", "phantom_002"], "test": ["phantom_003"]}))
+    assert load(cohort_dir, splits=str(path)).splits["train"] == ("phantom_001", "phantom_002")
+
+
+def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(cohort_dir: Path, tmp_path: Path) -> None:
+    words = ("--permute", "AGE", "--resample", "--seed", "1", "--val_cases", "0")
+    done = train(cohort_dir, tmp_path / "ck", *words)
+    assert done.code == 0, done.text
+    run = TrainedRun(tmp_path / "ck", "new", cohort_dir)
+    options = json.loads((run.folder / "options.json").read_text())
+    assert options["data"]["permute"] == ["AGE"] and options["data"]["resample"] is True
+    splits = (run.folder / "splits.json").read_text()
+    assert len(json.loads(splits)["train"]) == 9 > len(set(json.loads(splits)["train"]))
+    done = command("train.py", *run.flags(), "--continue_train", "--max_steps", "5")
+    assert done.code == 0 and (run.folder / "splits.json").read_text() == splits, done.text
+    done = run.test(tmp_path / "results", "--split", "train", "--vary", "SEX=Male,Female")
+    assert done.code == 0, done.text
+    lines = (tmp_path / "results" / "new" / "train_latest" / "volumes.csv").read_text().splitlines()
+    assert sum(",own," in line for line in lines) == 9  # each case once, and rows as the table has them
+
+
+def test_power_is_that_of_a_t_test() -> None:
+    assert detectable(20, 96, 0.1) == pytest.approx(19.3, abs=0.1)  # 120 cases, of which 96 train
+    assert detectable(20, 120, 0.5) == pytest.approx(10.3, abs=0.1)
+    assert detectable(40, 96, 0.1) == pytest.approx(2 * detectable(20, 96, 0.1))
+
+
+def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -> None:
+    done = train(cohort_dir, tmp_path / "ck", "--dry_run")
+    assert done.code == 0, done.text
+    assert "Smallest effect on mean lung density that 9 training cases can detect (80 % power" in done.text
+    text = smallest_effect(load(cohort_dir).split("train")[:2], DataOptions())
+    assert "2 training scans with lungs are too few" in text
+
+
+def test_flags_that_are_wrong(cohort_dir: Path, tmp_path: Path) -> None:
+    words = ("--dataroot", cohort_dir, "--name", "r", "--checkpoints_dir", tmp_path / "ck", *TINY)
+    refused(command("train.py", *words, "--permute", "HEIGHT"), "--permute", "HEIGHT", "AGE")
+    refused(command("train.py", *words, "--fold", "7"), "--fold is '7'", "k/K")
+    refused(command("train.py", *words, "--splits", "no_such.json"), "no_such.json")
+    assert not (tmp_path / "ck").exists()

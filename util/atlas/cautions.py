@@ -1,0 +1,195 @@
+"""What a cohort cannot tell: few cases, tied attributes, effects through the mask, outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from scipy import stats
+
+from util.atlas.contrasts import Attribute
+from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
+from util.atlas.regression import Design, RealScans, Roles
+
+FEW_LEVEL = 10  # training cases of a value
+SMALL_COHORT = 20  # training cases or real scans
+WEAK_TIE, STRONG_TIE = 0.3, 0.5
+TIE_CASES = 15  # in which both are known, below which a tie is not warned of
+HIGH_VIF = 5.0
+MANY_MISSING = 0.3
+THROUGH_MASK_P = 0.01
+
+
+COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
+
+
+@dataclass(frozen=True)
+class Caution:
+    """A warning; `forbids` a claim where it is strong enough."""
+
+    kind: str
+    text: str
+    column: str = ""
+    other: str = ""
+    value: float | str = ""
+    forbids: bool = False
+
+    def row(self) -> dict[str, Any]:
+        return {"kind": self.kind, "column": self.column, "other": self.other, "value": self.value,
+                "forbids": "yes" if self.forbids else "no", "text": self.text}
+
+
+def association(first: pd.Series, second: pd.Series, kinds: tuple[str, str]) -> tuple[str, float, int]:
+    """How closely two columns go together, 0 to 1, in the cases where both are known: measure, size, cases.
+
+    Two categories: Cramer's V, corrected for bias (Bergsma 2013); two numbers: Spearman's correlation; else the
+    correlation ratio, corrected likewise (epsilon).
+    """
+    known = (first != "") & (second != "")
+    a, b, n = first[known], second[known], int(known.sum())
+    if n < 4 or a.nunique() < 2 or b.nunique() < 2:
+        return "", 0.0, n
+    if kinds == ("number", "number"):
+        return "Spearman", float(abs(stats.spearmanr(a.astype(float), b.astype(float)).statistic)), n
+    if "number" in kinds:
+        number, group = (a, b) if kinds[0] == "number" else (b, a)
+        fit = sm.OLS(number.astype(float), sm.add_constant(pd.get_dummies(group, drop_first=True).astype(float))).fit()
+        return "correlation ratio", float(np.sqrt(max(fit.rsquared_adj, 0.0))) if fit.df_resid > 0 else 0.0, n
+    table = pd.crosstab(a, b).to_numpy()
+    rows, columns = table.shape
+    square = stats.chi2_contingency(table, correction=False).statistic / n
+    less = max(0.0, square - (rows - 1) * (columns - 1) / (n - 1))
+    smaller = min(rows - (rows - 1) ** 2 / (n - 1), columns - (columns - 1) ** 2 / (n - 1)) - 1
+    return "Cramer's V", float(min(1.0, np.sqrt(less / smaller))) if smaller > 0 else 0.0, n
+
+
+def ties(table: pd.DataFrame, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
+    """Every pair of attributes with how closely they go together, the closest first."""
+    rows = []
+    for a, b in combinations(attributes, 2):
+        measure, value, cases = association(table[a.column], table[b.column], (a.kind, b.kind))
+        rows.append({"column": a.column, "other": b.column, "measure": measure, "value": round(value, 3), "cases": cases})
+    return sorted(rows, key=lambda row: -row["value"])
+
+
+def tie_cautions(pairs: Sequence[Mapping[str, Any]]) -> list[Caution]:
+    """Warnings of attributes that go together; both are named, and a strong tie forbids claims on either."""
+    made = []
+    for row in pairs:
+        if row["value"] < WEAK_TIE or row["cases"] < TIE_CASES:
+            continue
+        strong = row["value"] >= STRONG_TIE
+        what = ("their effects cannot be told apart, and neither is claimed" if strong
+                else "part of one's effect may be the other's")
+        made.append(Caution(
+            "tied", f"{row['column']} and {row['other']} go together ({row['measure']} {row['value']:.2f} in {row['cases']} "
+            f"cases): {what}.", row["column"], row["other"], row["value"], strong))
+    return made
+
+
+def count_cautions(attributes: Sequence[Attribute], training: int) -> list[Caution]:
+    """Warnings of values that few training cases have, and of columns with many empty cells."""
+    made = []
+    for a in attributes:
+        if a.kind == "category":
+            few = {v: a.counts[v] for v in a.values if a.counts[v] < FEW_LEVEL}
+            made += [Caution("few cases", f"{a.column}: only {n} training cases have {v}.", a.column, v, n)
+                     for v, n in few.items()]
+        missing = 1 - sum(a.counts.values()) / max(training, 1)
+        if missing >= MANY_MISSING:
+            made.append(Caution("missing", f"{a.column} is empty in {missing:.0%} of the training cases.", a.column, "",
+                                round(missing, 3)))
+    return made
+
+
+ROLE_TEXTS = {
+    "outcome": "{c} is an outcome: it comes after the scan. Its difference shows how scans of those who had it look, not "
+               "what it does.",
+    "mediator": "{c} is a mediator: it lies between an exposure and the picture. Its difference is part of the exposure's.",
+}
+
+
+def role_cautions(attributes: Sequence[Attribute]) -> list[Caution]:
+    """Warnings of outcomes and mediators."""
+    return [Caution(a.role, ROLE_TEXTS[a.role].format(c=a.column), a.column) for a in attributes if a.role in ROLE_TEXTS]
+
+
+def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
+    """Warnings of a cohort that is too small to conclude anything, and of scans that training has seen."""
+    made = []
+    if training < SMALL_COHORT or real < SMALL_COHORT:
+        made.append(Caution(
+            "cohort too small", f"The cohort is too small to conclude anything: {training} training cases and {real} real "
+            f"scans to compare with; at least {SMALL_COHORT} of each are needed.", value=min(training, real), forbids=True))
+    if seen:
+        made.append(Caution(
+            "seen", f"The model was trained on {seen} of the {real} real scans that it is compared with: that they agree "
+            "shows that it learnt them, not that it would hold for new patients. Compare with --fold, or --real_split test.",
+            value=seen))
+    return made
+
+
+def refit_cautions(kinds: Sequence[str]) -> list[Caution]:
+    """Warnings that there are no intervals, or no negative controls."""
+    made = []
+    if kinds.count("resampled") < FEWEST_REFITS:
+        made.append(Caution(
+            "no refits", f"There are {kinds.count('resampled')} refits on resampled patients, too few for intervals (at "
+            f"least {FEWEST_REFITS}; scripts/refit.py --refits 20): the spread over patients is not the uncertainty.",
+            value=kinds.count("resampled")))
+    if kinds.count("permuted") < FEWEST_PERMUTED:
+        made.append(Caution(
+            "no permuted refits", f"There are {kinds.count('permuted')} permuted refits, too few to call anything a finding "
+            f"(at least {FEWEST_PERMUTED}; scripts/refit.py --permutations 20).", value=kinds.count("permuted")))
+    return made
+
+
+def built_in(text_region: str) -> list[Caution]:
+    """A warning that no change outside the mask's labels proves nothing where text cannot reach the background."""
+    text = ("Text can hardly change what the mask does not label (--text_region labels), so that little change outside the "
+            "lungs is built in and proves nothing.")
+    return [Caution("built in", text)] if text_region == "labels" else []
+
+
+def mask_cautions(scans: RealScans, attributes: Sequence[Attribute], roles: Roles) -> list[Caution]:
+    """Warnings of attributes that go with the lungs' volume: that part cannot show while the mask is held fixed."""
+    made = []
+    logged = np.log(scans.volume.clip(lower=1e-6))
+    for a in attributes:
+        base = roles.adjustments(a.column)["base"]
+        design = Design.make(scans, a, base, volume=False)
+        fit = design.fit(logged, scans.patient) if design.terms else None
+        if fit is None:
+            continue
+        p = float(fit.f_test(np.eye(len(fit.params))[1:1 + len(design.terms)]).pvalue)
+        if not p < THROUGH_MASK_P:
+            continue
+        name = max(design.terms, key=lambda t: abs(fit.tvalues[t]))
+        span = float(a.values[-1]) - float(a.values[0]) if a.kind == "number" else 1.0
+        change = float(np.expm1(span * fit.params[name]))
+        what = f"{a.values[-1]} against {a.values[0]}" if a.kind == "number" else f"{name} against {a.reference}"
+        made.append(Caution(
+            "through the mask", f"{a.column} goes with the size of the lungs ({what}: {change:+.0%}, p = {p:.2g}, "
+            "adjusted). What it does through their size cannot show here, for the mask is held fixed.", a.column, "",
+            round(change, 4)))
+    return made
+
+
+def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[Caution]:
+    """Warnings of attributes whose regression is inflated by the others; `columns` maps contrasts to columns."""
+    made = []
+    main = real[(real["primary"] == "yes") & (real["region"] == "lungs")]
+    largest: dict[str, float] = {}
+    for contrast, factor in zip(main["contrast"], main["vif"].fillna(0), strict=True):
+        largest[columns[contrast]] = max(largest.get(columns[contrast], 0.0), float(factor))
+    for column, factor in largest.items():
+        if factor >= HIGH_VIF:
+            made.append(Caution(
+                "collinear", f"{column} can hardly be told apart from the other columns together (variance inflation "
+                f"{factor:.1f}); it is not claimed.", column, "", factor, True))
+    return made

@@ -1,0 +1,45 @@
+"""The methods paragraph of an atlas, with its settings, ready to adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from util.atlas.findings import FDR
+from util.atlas.intervals import FEWEST_PERMUTED
+
+GENERATED = """
+Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps} training steps on
+{training} cases). For each of {generated} cases ({cases_said}), one attribute of the clinical row at a time was set
+to each value studied, with the lung mask and the noise held fixed; values that contradicted the changed one left the
+text. Categories were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 % quantiles
+of the training cases, giving the difference between the outer ones and a least-squares slope. Effects are differences
+in mean attenuation (HU) by region, averaged over cases and over {n_noise} noise field(s)."""
+VESSELS = """
+Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken for vessels and left out
+({vessel_share:.1%} of the lungs on average)."""
+REFITTED = """
+Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn with replacement and
+with another seed."""
+NOT_REFITTED = """
+The run was not refitted, so that no interval is given; the range over patients describes patients, not uncertainty."""
+PERMUTED = """
+As negative controls, {permuted} refits were trained on shuffled rows."""
+REAL = """
+The real scans of {real} cases were compared by linear regression of the regional mean attenuation on the attribute
+(statsmodels, {errors} errors), adjusted for demographics and acquisition, with and without the logarithm of the lung
+volume, the diagnosis and the other exposures; exposures were not adjusted for outcomes or mediators, and missing
+covariates had a level of their own."""
+FINDINGS = """
+A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the sign of the
+adjusted difference in the real scans, and the latter differs from 0 with a false-discovery rate of at most {fdr:.0%}
+over {tests} tests (contrasts and lung regions; Benjamini and Hochberg). Differences are associations in the training
+data, not effects of an intervention."""
+
+
+def methods(facts: Mapping[str, Any]) -> str:
+    """A paragraph from the facts of an atlas (the names in braces above)."""
+    parts = [GENERATED, VESSELS if facts["vessel_hu"] else "", REFITTED if facts["refits"] else NOT_REFITTED,
+             PERMUTED if facts["permuted"] else "", REAL, FINDINGS]
+    text = "\n".join(parts).format(**facts, least=FEWEST_PERMUTED, fdr=FDR)
+    return " ".join(text.split())
