@@ -1,0 +1,263 @@
+"""The denoiser, guidance, windows inside each step, edits, and what a training step learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.base import MODELS
+from models.denoiser import Denoiser
+from models.diffusion_model import DiffusionModel, keep, repeat, uniform
+from options.diffusion_options import DiffusionOptions, SamplingOptions
+from options.parser import from_dict, to_dict
+from options.train_options import TrainOptions
+from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options
+from util.cli import UserError
+from util.inference import SlidingWindow
+
+TARGETS = ("flow", "v", "noise")
+
+
+def options(**changes: Any) -> TrainOptions:
+    """A tiny diffusion model; changes of `diffusion` by its own flags."""
+    own = {k: v for k, v in changes.items() if hasattr(DiffusionOptions(), k)}
+    rest = {k: v for k, v in changes.items() if k not in own}
+    plain = train_options(noise_channels=1, **rest)
+    return replace(plain, diffusion=replace(DiffusionOptions(time_width=8), **own))
+
+
+def model(**changes: Any) -> DiffusionModel:
+    torch.manual_seed(0)
+    return DiffusionModel(options(**changes), LABELS, WIDTH)
+
+
+def wake(network: nn.Module) -> nn.Module:
+    """Gives the parameters that start at zero a value, as training does."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.2)
+    return network
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_draws_follow_from_the_sample_and_are_uniform() -> None:
+    noise = torch.randn(4000, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    drawn = uniform(noise, 4)
+    assert torch.equal(drawn[7], uniform(noise[7:8], 4)[0])
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert torch.allclose(drawn.mean(0), torch.full((4,), 0.5), atol=0.02)
+    assert torch.allclose(drawn.var(0), torch.full((4,), 1 / 12), atol=0.005)
+    together = torch.corrcoef(torch.cat([drawn, noise.flatten(1)[:, :4], noise.flatten(1).mean(1, keepdim=True)], 1).T)
+    assert (together - torch.eye(9))[:4].abs().max() < 0.07
+
+
+def test_text_is_kept_or_left_out_a_prompt_each() -> None:
+    said = text(3)
+    kept = keep(said, torch.tensor([True, False, True]))
+    empty = nothing_known(1)
+    assert torch.equal(kept.pooled[1], empty.pooled[0]) and not kept.valid[1].any() and not kept.tokens[1].any()
+    assert torch.equal(kept.tokens[0], said.tokens[0]) and torch.equal(kept.valid[2], said.valid[2])
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+def denoise(network: nn.Module, said: Any, level: float = 0.0, size: tuple[int, int, int] = SIZE, **changed: Any) -> Tensor:
+    made = batch(options(), len(said.pooled), size) | changed
+    found: Tensor = network(
+        made["noise"], torch.full((len(said.pooled),), level), made["mask"], made["coords"], said)
+    return found
+
+
+@pytest.mark.parametrize("changes", [
+    *({"fusion": f} for f in ("none", "affine", "additive", "attention", "both", "concat")), {"skip": False},
+    {"coord_channels": False}, {"checkpoint_activations": True}, {"fusion_at": "bottleneck"},
+    {"n_downsample_global": 2}, {"norm": "rms"}])
+def test_every_choice_denoises_and_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
+    built = model(**changes)
+    network = wake(built.raw["G"])
+    everywhere = torch.zeros(2, LABELS, 16, 8, 8)
+    everywhere[:, 1] = 1  # no background, so that text may tell
+    made = denoise(network, text(), size=(16, 8, 8), mask=everywhere)
+    assert made.shape == (2, 1, 16, 8, 8) and made.dtype == torch.float32
+    made.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+def test_noise_level_and_text_tell() -> None:
+    network = wake(model(text_region="everywhere").raw["G"])
+    plain = denoise(network, text())
+    assert (denoise(network, text(), level=3.0) - plain).abs().mean() > 1e-3
+    assert (denoise(network, text(seed=1)) - plain).abs().mean() > 1e-4
+
+
+def test_text_tells_only_near_labels() -> None:
+    network = wake(model(fusion="both").raw["G"])
+    mask = torch.zeros(2, LABELS, 16, 8, 8)
+    mask[:, 0] = 1
+    mask[:, :2, :4] = torch.tensor([0.0, 1.0])[None, :, None, None, None]
+    change = (denoise(network, text(seed=1), size=(16, 8, 8), mask=mask)
+              - denoise(network, text(), size=(16, 8, 8), mask=mask)).abs()
+    assert change[:, :, :4].mean() > 1e-4 and change[:, :, 10:].max() < 1e-6
+
+
+def test_padding_tokens_do_not_tell() -> None:
+    network, said = wake(model(fusion="both").raw["G"]), text(1, tokens=2)
+    said = replace(said, valid=torch.ones(1, 2, dtype=torch.bool))
+    longer = replace(said, tokens=torch.cat([said.tokens, torch.ones(1, 2, WIDTH)], 1),
+                     valid=torch.cat([said.valid, torch.zeros(1, 2, dtype=torch.bool)], 1))
+    torch.testing.assert_close(denoise(network, longer), denoise(network, said))
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def generate(built: DiffusionModel, tiler: Any = None, said: Any = None) -> Tensor:
+    made = batch(options(), 1, (16, 16, 16))
+    with torch.no_grad():
+        return built.generate(built.raw["G"], made["mask"], made["coords"], made["noise"], said or text(1, seed=3),
+                              tiler or SlidingWindow((), built.size_multiple))
+
+
+def test_models_are_registered_and_need_fitting_settings() -> None:
+    assert {"diffusion", "latent_diffusion"} <= set(MODELS.names())
+    built = model()
+    assert built.sampling == SamplingOptions("euler", 30, 0.2, 1.0, 1.0)
+    built.use(SamplingOptions(sampling_steps=7))
+    assert built.sampling.sampling_steps == 7 and built.sampling.sampler == "euler"
+    for wrong, flag in (({"sampler": "ddim"}, "--sampler is ddim"), ({"sampling_steps": 1001}, "--sampling_steps is 1001"),
+                        ({"guidance_mask": 2.0}, "--guidance_mask is 2")):
+        with pytest.raises(UserError, match=flag):
+            built.use(SamplingOptions(**wrong))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--text_dropout 0"):
+        model(text_dropout=0.0).use(SamplingOptions(guidance=2.0))
+    assert model(diffusion_target="v").sampling.sampler == "ddim"
+    with pytest.raises(UserError, match="--autoencoder"):
+        model(autoencoder="file")
+
+
+def test_the_gan_takes_neither_sampling_nor_editing() -> None:
+    gan = MODELS["pix2pixhd"](train_options(), LABELS, WIDTH, training=False)
+    gan.use(SamplingOptions())
+    with pytest.raises(UserError, match="--guidance"):
+        gan.use(SamplingOptions(guidance=2.0))
+    with pytest.raises(UserError, match="--edit_real"):
+        gan.check_editing()
+
+
+def test_options_of_older_runs_are_still_read() -> None:
+    stored = to_dict(TrainOptions())
+    del stored["diffusion"], stored["sampling"]
+    assert from_dict(TrainOptions, stored, "options.json") == TrainOptions()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_generation_is_a_function_of_its_noise(target: str) -> None:
+    built = model(diffusion_target=target, zero_snr=target != "noise")
+    wake(built.raw["G"])
+    for sampler in ("euler", "heun") if target == "flow" else ("ddim", "ddpm"):
+        built.use(SamplingOptions(sampler=sampler, sampling_steps=4))
+        one, two = generate(built), generate(built)
+        assert torch.equal(one, two) and one.shape == (1, 1, 16, 16, 16) and one.abs().max() <= 1
+        assert torch.isfinite(one).all()
+
+
+def test_guidance_exaggerates_what_text_does() -> None:
+    built = model(mask_dropout=0.1)
+    wake(built.raw["G"])
+    made, level, said = batch(options(), 1), torch.zeros(1), text(1, seed=3)
+    told, silent, blind = (
+        built.raw["G"](made["noise"], level, made["mask"] * mask, made["coords"], words)
+        for mask, words in ((1, said), (1, nothing_known(1)), (0, nothing_known(1))))
+    for text_scale, mask_scale in ((1.0, 1.0), (3.0, 1.0), (0.0, 1.0), (2.0, 1.5)):
+        built.use(SamplingOptions(guidance=text_scale, guidance_mask=mask_scale))
+        found = built._guided(built.raw["G"], made["noise"], level, made["mask"], made["coords"], said)
+        expected = blind + mask_scale * (silent - blind) + text_scale * (told - silent)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_windows_inside_each_step_agree_with_the_whole() -> None:
+    """Tiles that are each sampled to the end, and blended then, differ more."""
+    built, made = model(n_blocks_global=0), batch(options(), 1, (48, 8, 8))
+    built.use(SamplingOptions(sampling_steps=5))
+    window = SlidingWindow((16, 8, 8), built.size_multiple)
+
+    def whole(tiler: Any, mask: Tensor, coords: Tensor, noise: Tensor) -> Tensor:
+        return built.generate(built.raw["G"], mask, coords, noise, text(1, seed=3), tiler)
+
+    def apart(*tiles: Tensor) -> Tensor:
+        mask, coords, noise = tiles
+        one = SlidingWindow((), built.size_multiple)
+        return torch.cat([whole(one, mask[i:i + 1], coords[i:i + 1], noise[i:i + 1]) for i in range(len(mask))])
+
+    mask, coords, noise = made["mask"], made["coords"], made["noise"]
+    with torch.no_grad():
+        at_once, tiled = (whole(w, mask, coords, noise) for w in (SlidingWindow((), built.size_multiple), window))
+        blended = window(apart, mask, coords, noise)
+    assert (at_once - tiled).abs().mean() < 0.03 * at_once.std()
+    assert (at_once - tiled).abs().mean() < 0.7 * (at_once - blended).abs().mean()
+
+
+def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() -> None:
+    built = model(text_region="everywhere")
+    built.use(SamplingOptions(sampling_steps=10))
+    network, tiler = wake(built.raw["G"]), SlidingWindow((), built.size_multiple)
+    made = batch(options(), 1)
+    image, where, own, other = made["image"], (made["mask"], made["coords"]), text(1), text(1, seed=9)
+    with torch.no_grad():
+        for strength in (1.0, 0.4):
+            state = built.invert(network, image, *where, own, strength, tiler)
+            again = built.regenerate(network, state, *where, own, strength, tiler)
+            edited = built.regenerate(network, state, *where, other, strength, tiler)
+            assert (again - image).abs().mean() < 0.01
+            assert (edited - image).abs().mean() > 3 * (again - image).abs().mean()
+    built = model(diffusion_target="v")
+    built.use(SamplingOptions(sampler="ddpm"))
+    with pytest.raises(UserError, match="--sampler ddpm"):
+        built.check_editing()
+
+
+def test_training_finds_an_effect_of_text() -> None:
+    """Images of one value that the text decides; after a few steps sampling gives it back."""
+    torch.manual_seed(0)
+    built = DiffusionModel(options(ngf=8, text_region="everywhere", fusion="additive"), LABELS, WIDTH)
+    network, draw = built.raw["G"], torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
+
+    def update(name: str, loss: Tensor, terms: Any) -> None:
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    def of(sign: Tensor) -> Any:
+        return replace(text(len(sign), tokens=1), pooled=sign[:, None].expand(-1, WIDTH).clone())
+
+    for _ in range(60):
+        made = batch(options(), 4, seed=int(torch.randint(10**6, (1,), generator=draw)))
+        sign = torch.randint(2, (4,), generator=draw).float() * 2 - 1
+        noise = 0.03 * torch.randn(made["image"].shape, generator=draw)
+        built.training_step(made | {"image": 0.2 * sign[:, None, None, None, None] + noise}, of(sign), of(sign), update)
+    built.use(SamplingOptions(sampling_steps=10))
+    effect = (generate(built, said=of(torch.ones(1))) - generate(built, said=of(-torch.ones(1)))).mean()
+    assert float(effect) == pytest.approx(0.4, rel=0.4)
+
+
+def test_repeat_gives_every_tile_the_prompt() -> None:
+    said = repeat(text(1), 3)
+    assert said.tokens.shape[0] == 3 and torch.equal(said.pooled[0], said.pooled[2])
+
+
+def test_denoiser_is_small_change_of_scale_when_new() -> None:
+    """The text's units and the time's scales are silent at first, so the first step sees a plain U-Net."""
+    torch.manual_seed(0)
+    network = Denoiser(options().generator, 1, LABELS, WIDTH, 8)
+    torch.testing.assert_close(denoise(network, text()), denoise(network, nothing_known()))
+    torch.testing.assert_close(denoise(network, text(), level=2.0), denoise(network, text()))
