@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from data.arms import Arm, Change, check_change, own_arm, pairs, parse_change, varied_arms
@@ -23,14 +24,17 @@ from data.prompts import Prompt, Template, cohort_prompts, load_template, senten
 from data.splits import run_splits
 from data.volumes import atomic, has_suffix, load, to_hu, write_like
 from data.whole import Whole, WholeVolumes
+from models.editing import Editor, Scan
 from models.sampler import LoadedRun, load_run
 from options.base_options import DataOptions
+from options.diffusion_options import EditOptions
 from options.parser import parse, to_dict
 from options.test_options import TestOptions
 from util import cli, runs
 from util.checkpoint import write_json
-from util.cli import UserError, safe_name
+from util.cli import UserError, listing, safe_name
 from util.devices import make_device
+from util.edit_metrics import edit_rows
 from util.effects import EFFECT_COLUMNS, effect_rows
 from util.figures import Panel
 from util.metrics import METRIC_COLUMNS, metric_rows
@@ -51,12 +55,14 @@ def open_run(options: TestOptions) -> LoadedRun:
     return load_run(
         runs.run_folder(m.checkpoints_dir, m.name), m.which_epoch, device=make_device(m.gpu_ids),
         text_encoder=m.text_encoder, tile=m.tile, overlap=m.overlap, tile_batch=m.tile_batch,
-        use_average=m.use_average, seed=options.arms.seed)
+        use_average=m.use_average, seed=options.arms.seed, sampling=options.sampling)
 
 
 def data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
-    """How the run read its cohort, for the cohort of this test."""
-    return replace(run.options.data, dataroot=options.source.dataroot, strict=options.source.strict)
+    """How the run read its cohort, for the cohort of this test, whose rows are as they stand."""
+    data, root = run.options.data, options.source.dataroot
+    splits = data.splits if Path(root).resolve() == Path(data.dataroot).resolve() else ""
+    return replace(data, dataroot=root, strict=options.source.strict, permute=(), resample=False, fold="", splits=splits)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Test:
     variations: Sequence[Change]
     free: str
     seed: int
+    edit: EditOptions
+    editor: Editor | None  # makes the cases' own scans again, with --edit_real
 
     def arms(self, case: Case) -> tuple[Arm, list[list[Arm]]]:
         """The arm of the case's own row (with `--set` and `--prompt`), and those of each `--vary`."""
@@ -80,9 +88,23 @@ class Test:
         own, row = own_arm(case, self.template, self.settings, written, self.free)
         return own, [varied_arms(row, self.template, change) for change in self.variations]
 
-    def generate(self, whole: Whole, prompt: Prompt) -> Hu:
-        """`(X, Y, Z)` HU on the model's grid, without padding."""
-        made = self.run.sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
+    def scan(self, whole: Whole) -> Scan | None:
+        """The case's own scan, where that is to be edited."""
+        if self.editor is None or whole.image is None:
+            return None
+        own = tuple(p.text for p in self.written[whole.case.id])
+        return Scan(whole.case.id, whole.image, whole.mask, whole.coords, own)
+
+    def generate(self, whole: Whole, prompt: Prompt, scan: Scan | None = None) -> Hu:
+        """`(X, Y, Z)` HU on the model's grid, without padding: new, or a scan with this text."""
+        words = [p.text for p in prompt]
+        if self.editor is not None and scan is not None:
+            made = self.editor(scan, words)
+        else:
+            made = self.run.sampler(whole.mask, whole.coords, whole.case.id, words)
+        return self.hu(whole, made)
+
+    def hu(self, whole: Whole, made: Tensor) -> Hu:  # (X, Y, Z) in [-1, 1]
         return to_hu(whole.unpad(made.numpy()), self.data.hu_window)
 
 
@@ -93,8 +115,10 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
     if cohort.root.resolve() == Path(run.options.data.dataroot).resolve():
         cohort = replace(cohort, splits=run_splits(run.folder / runs.SPLITS_FILE, cohort.root) or cohort.splits)
     cases = cohort.cases if source.split == "all" else cohort.split(source.split)
+    cases = tuple({case.id: case for case in cases}.values())  # a resampled run has drawn some twice
     cases = cases[: source.how_many or len(cases)]
     check_known(cohort.labels, run.labels, [case.mask for case in cases])
+    editor = open_editor(options, run, cases)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
     settings = [parse_change("--set", text, 1) for text in arms.set]
     variations = [parse_change("--vary", text, 2) for text in arms.vary]
@@ -105,11 +129,21 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
             if change.column not in run.state["columns"]:
                 raise UserError(f"{flag}: the run {run.folder.name} was trained without the column {change.column!r}.")
     test = Test(run, data, cohort, cases, template, cohort_prompts(cohort, template), settings, variations,
-                arms.prompt, arms.seed)
+                arms.prompt, arms.seed, options.edit, editor)
     for case in cases:  # a text that cannot be made or encoded is known before anything is written
         own, varied = test.arms(case)
         run.sampler.encoder.encode([[p.text for p in arm.prompt] for arm in (own, *chain(*varied))])
     return test
+
+
+def open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) -> Editor | None:
+    """What edits real scans, if it is asked for; raises `UserError` where that cannot be."""
+    if not options.edit.edit_real:
+        return None
+    if missing := [case.id for case in cases if case.image is None]:
+        raise UserError(f"--edit_real changes the patients' own scans, and these cases have none: {listing(missing)}. "
+                        f"Put them into {Path(options.source.dataroot) / 'img'}, or leave --edit_real out.")
+    return Editor(run.sampler, options.edit.edit_strength)
 
 
 class Writer:
@@ -145,18 +179,22 @@ def run_case(test: Test, whole: Whole, folder: Path, page: ResultsPage | None) -
     """Generates all arms of a case; returns its rows of volumes.csv, effects.csv and metrics.csv."""
     case, data = whole.case, test.data
     own, varied = test.arms(case)
-    writer = Writer(folder, whole, test)
-    volume = test.generate(whole, own.prompt)
-    writer.write(volume, "own", "", "generated", np.int16, prompt=sentence(own.prompt),
+    real = None if whole.image is None else to_hu(whole.unpad(whole.image[0].numpy()), data.hu_window)
+    writer, scan = Writer(folder, whole, test), test.scan(whole)
+    volume = test.generate(whole, own.prompt, scan)
+    writer.write(volume, "own", "", "made again" if scan else "generated", np.int16, prompt=sentence(own.prompt),
                  column=";".join(c.column for c in test.settings), value=";".join(c.values[0] for c in test.settings))
     where = regions(whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label)
     effects, notes = [], _notes("--set", own)
     for change, arms in zip(test.variations, varied, strict=True):
-        made = {arm.value: test.generate(whole, arm.prompt) for arm in arms}
+        made = {arm.value: test.generate(whole, arm.prompt, scan) for arm in arms}
         for arm in arms:
             writer.write(made[arm.value], "varied", f"__{safe_name(change.column)}={safe_name(arm.value)}",
                          f"{change.column} = {arm.value}", np.int16, column=change.column, value=arm.value,
                          prompt=sentence(arm.prompt))
+            if scan is not None and real is not None:
+                writer.panels.append(writer.panel(
+                    f"{change.column} = {arm.value} minus real scan", "difference", made[arm.value] - real))
             notes += _notes(f"{change.column} = {arm.value}", arm)
         for first, second in pairs(arms):
             difference = (made[second.value] - made[first.value]).astype(np.float32)
@@ -165,14 +203,25 @@ def run_case(test: Test, whole: Whole, folder: Path, page: ResultsPage | None) -
                          f"{change.column}: {second.value} minus {first.value}", np.float32,
                          column=change.column, **{"from": first.value, "to": second.value})
             effects += effect_rows(difference, where, case.id, change.column, first.value, second.value)
-    real = None if whole.image is None else to_hu(whole.unpad(whole.image[0].numpy()), data.hu_window)
     metrics = metric_rows(case.id, volume, real, np.isin(whole.labels, data.lung_labels), data.hu_window)
+    if scan is not None and real is not None:
+        metrics += edit_metrics(test, whole, scan, real, where, chain(*varied))
     if page is not None:
         first_panels = [writer.panel("mask", "mask", whole.labels)]
         generated, *others = writer.panels
         given = [generated] if real is None else [generated, writer.panel("real scan", "ct", real)]
         page.add_case(case.id, sentence(own.prompt) or "(nothing known)", notes, first_panels + given + others)
     return writer.volumes, effects, metrics
+
+
+def edit_metrics(
+    test: Test, whole: Whole, scan: Scan, real: Hu, where: Mapping[str, NDArray[np.bool_]], arms: Iterable[Arm]
+) -> list[Row]:
+    """Rows of metrics.csv that tell how well a scan was edited."""
+    assert test.editor is not None
+    prompts = {f"{arm.column}={arm.value}": [p.text for p in arm.prompt] for arm in arms}
+    kinds = test.editor.proofs(scan, prompts, test.edit.edit_cycles)
+    return edit_rows(whole.case.id, real, where, *({k: test.hu(whole, v) for k, v in made.items()} for made in kinds))
 
 
 def _notes(what: str, arm: Arm) -> list[str]:
@@ -259,8 +308,8 @@ def test_mask(options: TestOptions) -> Path:
 def main() -> None:
     options = parse(TestOptions, __doc__ or "")
     source = options.source
-    if bool(source.mask) == bool(source.dataroot):
-        raise UserError("Give either --dataroot, for a cohort, or --mask with --out, for one volume.")
+    if bool(source.mask) == bool(source.dataroot) or (source.mask and options.edit.edit_real):
+        raise UserError("Give either --dataroot, for a cohort (and for --edit_real), or --mask with --out, for one volume.")
     if source.mask:
         test_mask(options)
     else:

@@ -25,6 +25,7 @@ from data.cache import cache_folder
 from data.checks import check_known
 from data.cohort import Case, Cohort, load_cohort
 from data.dataset import PatchDataset, loader
+from data.power import smallest_effect
 from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence
 from data.splits import run_splits, save_splits
 from data.volumes import to_hu
@@ -255,6 +256,7 @@ def train(options: TrainOptions) -> Path:
     if options.run.dry_run:
         with tempfile.TemporaryDirectory() as empty:
             few = make_dataset(options, study, cases[:DRY_CASES], Path(empty), model)
+            log.info("%s", smallest_effect(cases, options.data))
             dry_run(options, model, trainer, batches(options, few, trainer), embedder)
         return folder
     if accelerator.is_main_process:  # all that can be wrong has been looked at; from here on files are written

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.checks import check_volumes
+from data.sample import drawn
 from data.splits import Splits, make_splits, read_splits
 from data.table import Table, find_table, read_table
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
@@ -44,12 +46,12 @@ class Cohort:
         return {case.id: case for case in self.cases}[case_id]
 
     def split(self, name: str) -> tuple[Case, ...]:
-        """The cases of a split; a split without cases raises `UserError`."""
-        members = set(self.splits.get(name, ()))
+        """The cases of a split, one that was drawn twice twice; a split without cases raises `UserError`."""
+        members = Counter(self.splits.get(name, ()))
         if not members:
             sizes = ", ".join(f"{k} {len(v)}" for k, v in self.splits.items())
             raise UserError(f"The split {name!r} of {self.root} has no cases ({sizes}).")
-        return tuple(case for case in self.cases if case.id in members)
+        return tuple(case for case in self.cases for _ in range(members[case.id]))
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
@@ -88,7 +90,8 @@ def load_cohort(
     cases = tuple(
         Case(key, images.get(key), masks[key], {**empty, **table.rows.get(key, {})})
         for key in sorted(masks, key=natural))
-    cohort = Cohort(root, cases, _splits(root, cases, table.columns, options, seed), (), table.columns)
+    splits = _splits(root, cases, table.columns, options, seed)
+    cohort = drawn(Cohort(root, cases, splits, (), table.columns), options, seed)
     if not check:
         return cohort
     return replace(cohort, labels=check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache))
@@ -157,7 +160,7 @@ def _splits(
         raise UserError(f"--patient_column {column!r} is no column of the table; it has: {listing(list(columns), 30)}.")
     patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
     ids = [case.id for case in cases]
-    path = root / "splits.json"
-    if path.is_file():
+    path = Path(options.splits) if options.splits else root / "splits.json"
+    if options.splits or path.is_file():
         return read_splits(path, ids, patients)
     return make_splits(ids, seed, patients, images=any(case.image for case in cases))

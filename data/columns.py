@@ -32,7 +32,7 @@ ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
 KINDS = ("category", "number", "date", "text")
 UNKNOWN = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "not available", "unknown"))
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
-_ID = re.compile(r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index|")
+_ID = re.compile(r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index|synthetic( .*)?|")
 _ROLE_WORDS = {
     "demographic": ("age", "sex", "gender", "ethnicity", "race", "height", "weight", "bmi"),
     "acquisition": (

@@ -5,6 +5,6 @@ To add a generative model: write `models/<name>_model.py` with a subclass of `mo
 To add a text encoder or a fusion unit: the same with `ENCODERS` (models/text_encoder.py) or `FUSIONS` (models/fusion.py).
 """
 
-from models import pix2pixhd_model
+from models import diffusion_model, pix2pixhd_model
 
-__all__ = ["pix2pixhd_model"]
+__all__ = ["diffusion_model", "pix2pixhd_model"]

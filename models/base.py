@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from models.registry import Registry
 from models.text_base import TextEmbedding
+from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
+from util.cli import UserError
 
 Batch = Mapping[str, Any]
 # (network, loss, its terms by name): backward pass and optimiser step of that network; the terms are for messages.
@@ -67,3 +69,28 @@ class GenerativeModel(ABC):
             text: Embedding of one prompt.
             tiler: Runs a function of tiles over the volume.
         """
+
+    def use(self, sampling: SamplingOptions) -> None:
+        """Takes these settings of sampling for those of the run; raises `UserError` if they do not fit."""
+        if sampling.given:
+            raise UserError(f"{', '.join(sampling.given)}: the run is no diffusion model and generates in one step. "
+                            "Leave the flag out, or use a run of --model diffusion.")
+
+    def check_editing(self) -> None:
+        """Raises `UserError` where real scans cannot be edited; else there are `invert` and `regenerate`."""
+        raise UserError("--edit_real: the run is no diffusion model, so it cannot find the noise that gives a real scan. "
+                        "Use a run of --model diffusion or latent_diffusion.")
+
+    def invert(
+        self, network: nn.Module, image: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding, strength: float,
+        tiler: Tiler,
+    ) -> Tensor:
+        """The state from which `regenerate` makes `image` `(1,1,X,Y,Z)` again, at the noise level `strength` (1: noise)."""
+        raise NotImplementedError
+
+    def regenerate(
+        self, network: nn.Module, state: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding, strength: float,
+        tiler: Tiler,
+    ) -> Tensor:
+        """A whole volume `(1,1,X,Y,Z)` in [-1, 1] from what `invert` gave, with this text."""
+        raise NotImplementedError

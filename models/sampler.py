@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models.base import MODELS, GenerativeModel
-from models.text_base import TextEncoder
+from models.text_base import TextEmbedding, TextEncoder
 from models.text_encoder import build_text_encoder
+from options.diffusion_options import SamplingOptions
 from options.parser import from_dict
 from options.train_options import TrainOptions
 from util import checkpoint, noise, runs
@@ -55,15 +57,44 @@ class Sampler:
             `(X, Y, Z)` in [-1, 1], float32, on the CPU.
         """
         field = noise.field(self.seed, case, (self.model.noise_channels, *mask.shape[1:]))
-        text = self.encoder.encode([list(prompt)]).to(self.device)
-        inputs = [t[None].to(self.device) for t in (mask, coords, field)]
+        mask, coords, field = self._moved(mask, coords, field)
+        with self._generating(case):
+            volume = self.model.generate(self.network, mask, coords, field, self._text(prompt), self.window)
+        return volume[0, 0].float().cpu()
+
+    def invert(
+        self, image: Tensor, mask: Tensor, coords: Tensor, case: str, prompt: Sequence[str], strength: float
+    ) -> Tensor:
+        """The state from which `regenerate` makes `image` `(1, X, Y, Z)` again, see `GenerativeModel.invert`."""
+        image, mask, coords = self._moved(image, mask, coords)
+        with self._generating(case):
+            return self.model.invert(self.network, image, mask, coords, self._text(prompt), strength, self.window)
+
+    def regenerate(
+        self, state: Tensor, mask: Tensor, coords: Tensor, case: str, prompt: Sequence[str], strength: float
+    ) -> Tensor:
+        """`(X, Y, Z)` in [-1, 1] from what `invert` gave."""
+        mask, coords = self._moved(mask, coords)
+        with self._generating(case):
+            volume = self.model.regenerate(self.network, state, mask, coords, self._text(prompt), strength, self.window)
+        return volume[0, 0].float().cpu()
+
+    def _text(self, prompt: Sequence[str]) -> TextEmbedding:
+        return self.encoder.encode([list(prompt)]).to(self.device)
+
+    def _moved(self, *volumes: Tensor) -> list[Tensor]:
+        return [v[None].to(self.device) for v in volumes]
+
+    @contextmanager
+    def _generating(self, case: str) -> Iterator[None]:
+        """The network as it generates, without gradients; memory that runs out becomes a `UserError`."""
         training, tf32 = self.network.training, torch.backends.cudnn.allow_tf32
         self.network.eval()
         # TF32 keeps ten bits, about a HU near -860; a counterfactual is a difference of such numbers.
         torch.backends.cudnn.allow_tf32 = False
         try:
             with torch.inference_mode():
-                volume = self.model.generate(self.network, inputs[0], inputs[1], inputs[2], text, self.window)
+                yield
         except torch.OutOfMemoryError:
             raise UserError(
                 f"The GPU has not enough free memory to generate {case} in {self.window.batch} tiles of "
@@ -72,7 +103,6 @@ class Sampler:
         finally:
             self.network.train(training)
             torch.backends.cudnn.allow_tf32 = tf32
-        return volume[0, 0].float().cpu()
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,7 @@ class LoadedRun:
 def load_run(
     folder: Path, which_epoch: str = "latest", *, device: torch.device, text_encoder: str = "",
     tile: Sequence[int] | None = None, overlap: float = 0.5, tile_batch: int = 4, use_average: bool = True, seed: int = 0,
+    sampling: SamplingOptions | None = None,
 ) -> LoadedRun:
     """Rebuilds a run's network and text encoder from its folder.
 
@@ -105,6 +136,7 @@ def load_run(
         tile_batch: Tiles at once.
         use_average: Use the moving average of the weights, where the run has one.
         seed: Seed of the noise.
+        sampling: How a diffusion model samples, where not as the run says.
 
     Raises:
         UserError: No such run or checkpoint, damaged files, another architecture or text encoder.
@@ -118,6 +150,8 @@ def load_run(
     encoder.keep(folder)
     encoder.load_state(checkpoint.load_part(place, TEXT_PART), state["encoder_values"])
     model = MODELS[options.generator.model](options, len(state["labels"]), encoder.width, training=False)
+    if sampling is not None:
+        model.use(sampling)
     network = model.raw[model.ema_network]
     part = "average" if use_average and "average" in state["parts"] else model.ema_network
     checkpoint.load_network(network, place, part)

@@ -24,6 +24,11 @@ class DataOptions:
     hu_window: tuple[float, float] = flag((-1000.0, 400.0), "HU mapped linearly to -1 and 1.", low=-4000, high=8000)
     strict: bool = flag(False, "Make scans without a row, and rows without a scan, an error.")
     cache_dir: str = flag("", "Where prepared volumes are kept (empty: cache/ beside the run).")
+    splits: str = flag("", "File of splits to obey instead of the dataroot's splits.json.")
+    permute: tuple[str, ...] = flag((), "Shuffle this column over the training cases by --seed, as a negative control; may "
+                                        "be repeated: the columns then move together.")
+    resample: bool = flag(False, "Draw the training patients with replacement (bootstrap) by --seed.")
+    fold: str = flag("", "Leave fold k of K training patients out, as k/K (cross-fitting).")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from util.cli import UserError, world_size
 
 def check_train_options(options: TrainOptions) -> None:
     """Raises `UserError` where flags do not go together."""
+    check_diffusion(options)
     g, optim, low_high = options.generator, options.optim, options.data.hu_window
     stride = 2 ** (g.n_downsample_global + g.n_local_enhancers)
     multiple = 2 * stride  # tiles overlap by half, and each must start on a multiple of the stride
@@ -34,3 +35,16 @@ def check_train_options(options: TrainOptions) -> None:
     weights = options.loss
     if not (weights.lambda_gan or weights.lambda_feat or weights.lambda_l1 or weights.lambda_perceptual):
         raise UserError("All loss weights (--lambda_gan, _feat, _l1, _perceptual) are 0; give one of them.")
+
+
+def check_diffusion(options: TrainOptions) -> None:
+    """Raises `UserError` where flags of a diffusion model do not go together; what a run samples with is checked by it."""
+    g, d = options.generator, options.diffusion
+    if "diffusion" not in g.model:
+        return
+    if g.n_local_enhancers:
+        raise UserError(f"--n_local_enhancers is {g.n_local_enhancers}; they belong to --model pix2pixhd. Use 0.")
+    if d.diffusion_target == "noise" and d.zero_snr:
+        raise UserError(
+            "--diffusion_target noise cannot be learnt where nothing but noise is left, and --zero_snr lets the schedule "
+            "end there. Use --diffusion_target v or flow, or --no-zero_snr.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import flag, group
 
 
@@ -61,4 +62,6 @@ class TestOptions:
     source: SourceOptions = group(SourceOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")
     arms: ArmOptions = group(ArmOptions, "Text")
+    sampling: SamplingOptions = group(SamplingOptions, "Sampling of diffusion models")
+    edit: EditOptions = group(EditOptions, "Editing of real scans")
     output: OutputOptions = group(OutputOptions, "Results")

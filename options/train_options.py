@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from options.base_options import DataOptions, PatchOptions, TextOptions
+from options.diffusion_options import DiffusionOptions, SamplingOptions
 from options.parser import flag, group
 
 
@@ -32,7 +33,7 @@ class RunOptions:
 class GeneratorOptions:
     """The generator of pix2pixHD in 3D, and how text enters it."""
 
-    model: str = flag("pix2pixhd", "Kind of generative model.")
+    model: str = flag("pix2pixhd", "Kind of generative model: pix2pixhd, diffusion or latent_diffusion.")
     ngf: int = flag(32, "Channels at full resolution.", low=1)
     n_downsample_global: int = flag(2, "Halvings in the global generator.", low=1, high=6)
     n_blocks_global: int = flag(4, "Residual blocks at its coarsest scale.", low=0)
@@ -119,6 +120,8 @@ class TrainOptions:
     generator: GeneratorOptions = group(GeneratorOptions, "Generator")
     discriminator: DiscriminatorOptions = group(DiscriminatorOptions, "Discriminator")
     loss: LossOptions = group(LossOptions, "Losses")
+    diffusion: DiffusionOptions = group(DiffusionOptions, "Diffusion")
+    sampling: SamplingOptions = group(SamplingOptions, "Sampling of diffusion models")
     optim: OptimOptions = group(OptimOptions, "Optimisation")
 
 

@@ -48,6 +48,7 @@ class CheckOptions:
     steps: int = flag(10, "Steps; compared after the first and after the last.", low=1)
     batch_size: int = flag(4, "Patches a step, over all processes.", low=2)
     tolerance: float = flag(1e-5, "Largest relative L2 difference of a network's gradients or weights.", low=0)
+    model: str = flag("pix2pixhd", "Kind of generative model.")
     out: str = flag("", "JSON file for the figures.")
     work: str = flag("", "Folder for the cohort and what is measured (empty: a temporary one).")
     record: str = flag("", "Be one of the processes, and write to this file (the command starts itself so).")
@@ -88,7 +89,8 @@ class Recorder:
 def words(options: CheckOptions, work: Path) -> list[str]:
     """The flags of training."""
     return ["--dataroot", str(work / "cohort"), "--name", "processes", *SMALL, "--cache_dir", str(work / "cache"),
-            "--n_local_enhancers", "1", "--n_downsample_global", "1", "--fusion", "both", "--max_steps", str(options.steps),
+            "--model", options.model, "--n_local_enhancers", "1" if options.model == "pix2pixhd" else "0",
+            "--n_downsample_global", "1", "--fusion", "both", "--max_steps", str(options.steps),
             "--batch_size", str(options.batch_size)]
 
 
@@ -115,7 +117,7 @@ def measure(options: CheckOptions, work: Path, processes: int) -> dict[str, Tens
     """What so many processes find; raises `UserError` with what they said if they fail."""
     file = work / f"{processes}.safetensors"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    flags = [f"--{k}={getattr(options, k)}" for k in ("steps", "batch_size")]
+    flags = [f"--{k}={getattr(options, k)}" for k in ("steps", "batch_size", "model")]
     done = subprocess.run(
         [sys.executable, *launcher, __file__, *flags, f"--work={work}", f"--record={file}"], cwd=ROOT, text=True,
         capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

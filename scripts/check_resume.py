@@ -52,6 +52,7 @@ class CheckOptions:
     kill_step: int = flag(10, "Step whose save is interrupted; killed in a step, a run dies two steps after it.", low=1)
     random_kills: int = flag(3, "Kills at random moments of one run that saves after every step.", low=0)
     seed: int = flag(0, "Seed of the random moments.", low=0)
+    model: str = flag("pix2pixhd", "Kind of generative model.")
     work: str = flag("", "Folder for cohort and runs (empty: a temporary one).")
 
 
@@ -120,7 +121,7 @@ def words(work: Path, name: str, options: CheckOptions) -> list[str]:
     """The flags of `train.py` for one run."""
     return [
         "--dataroot", str(work / "cohort"), "--checkpoints_dir", str(work / "runs"), "--name", name, *SMALL,
-        "--cache_dir", str(work / "cache"), "--max_steps", str(options.max_steps),
+        "--model", options.model, "--cache_dir", str(work / "cache"), "--max_steps", str(options.max_steps),
         "--save_latest_freq", str(options.save_latest_freq)]
 
 

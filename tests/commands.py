@@ -16,12 +16,15 @@ from accelerate.state import AcceleratorState
 
 import test as test_command
 import train as train_command
-from scripts import pretrain_clip
+from scripts import discover, expand, plant, prepare_data, pretrain_clip, refit, train_autoencoder, unusual, utility
 from util import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS: dict[str, Callable[[], None]] = {
-    "train.py": train_command.main, "test.py": test_command.main, "scripts/pretrain_clip.py": pretrain_clip.main}
+    "train.py": train_command.main, "test.py": test_command.main, "scripts/pretrain_clip.py": pretrain_clip.main,
+    "scripts/discover.py": discover.main, "scripts/refit.py": refit.main, "scripts/plant.py": plant.main,
+    "scripts/prepare_data.py": prepare_data.main, "scripts/train_autoencoder.py": train_autoencoder.main,
+    "scripts/expand.py": expand.main, "scripts/utility.py": utility.main, "scripts/unusual.py": unusual.main}
 
 # The smallest network that is one, and a training of a second.
 TINY = (

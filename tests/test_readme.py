@@ -10,19 +10,32 @@ from pathlib import Path
 import pytest
 
 from data.prompts import load_template, sentence
+from options.atlas_options import DiscoverCommand, RefitCommand
+from options.evaluate_options import EvaluateOptions
 from options.parser import groups_of
 from options.test_options import TestOptions as OptionsOfTest
 from options.train_options import PRESETS, TrainOptions
 from scripts.benchmark_effects import Options as BenchmarkOptions
+from scripts.benchmark_prepare import Options as PrepareBenchmarkOptions
+from scripts.compare_models import Options as CompareOptions
+from scripts.expand import Options as ExpandOptions
+from scripts.make_controls import Options as ControlOptions
 from scripts.make_phantoms import Options as PhantomOptions
 from scripts.make_prompts import Options as PromptOptions
+from scripts.plant import Options as PlantOptions
+from scripts.prepare_data import Options as PrepareOptions
 from scripts.pretrain_clip import Options as ClipOptions
+from scripts.train_autoencoder import Options as AutoencoderOptions
+from scripts.unusual import Options as UnusualOptions
+from scripts.utility import Options as UtilityOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-COMMANDS = (TrainOptions, OptionsOfTest, BenchmarkOptions, PhantomOptions, PromptOptions, ClipOptions)
-OTHERS = {"local-dir", "nodes", "gpus-per-node"}  # flags of hf and sbatch
+COMMANDS = (TrainOptions, OptionsOfTest, BenchmarkOptions, PhantomOptions, PromptOptions, ClipOptions, DiscoverCommand,
+            RefitCommand, PlantOptions, PrepareOptions, PrepareBenchmarkOptions, ExpandOptions, UnusualOptions,
+            UtilityOptions, EvaluateOptions, ControlOptions, CompareOptions, AutoencoderOptions)
+OTHERS = {"local-dir", "nodes", "gpus-per-node", "nproc_per_node"}  # flags of hf, sbatch and torchrun
 
 
 def flags() -> set[str]:

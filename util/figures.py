@@ -23,7 +23,7 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 Window = tuple[float, float]
-Kind = Literal["mask", "ct", "difference"]
+Kind = Literal["mask", "ct", "difference", "score"]
 
 LUNG: Window = (-1350.0, 150.0)  # centre -600, width 1500
 MEDIASTINUM: Window = (-160.0, 240.0)  # centre 40, width 400
@@ -45,11 +45,12 @@ class Panel:
 
     Attributes:
         title: What it is ("generated", "SMOKING HISTORY = Never smoker").
-        kind: "mask" (integer labels), "ct" (HU) or "difference" (HU).
+        kind: "mask" (integer labels), "ct" (HU), "difference" (HU) or "score" (usual spreads).
         array: (X, Y, Z), RAS.
         spacing: Voxel size along the array's axes in mm.
         file: Link to the volume's file, relative to the page; `None` for no link.
         caption: A short line below the title.
+        outline: Numbered regions (X, Y, Z) drawn as outlines over the slice (on pages alone), 0 for none.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Panel:
     spacing: Sequence[float]
     file: str | None = None
     caption: str = ""
+    outline: NDArray[Any] | None = None
 
 
 def picture(array: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
@@ -112,7 +114,7 @@ def _colours(panel: Panel, plane: str, index: int, window: Window, limit: float)
     values = picture(panel.array, plane, index)
     if panel.kind == "mask":
         return mask_rgb(values)
-    if panel.kind == "difference":
+    if panel.kind in ("difference", "score"):
         return difference_rgb(values, limit)
     return np.repeat(ct_gray(values, window)[..., None], 3, axis=-1)
 
@@ -178,7 +180,7 @@ def save_slices_png(
     """A picture with a row a volume and a column a plane, with a colour bar for differences.
 
     Args:
-        path: The PNG to write.
+        path: The file to write: SVG if it ends so, else PNG.
         panels: Volumes on one grid.
         at: Slice along each axis; by default those that hold most of the first mask among the panels.
         window: Lowest and highest HU shown.
@@ -200,7 +202,7 @@ def save_slices_png(
                 axes.text(-0.06, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
     if changes:
         _colour_bar(figure, grid, [i for i, p in enumerate(panels) if p.kind == "difference"], limit)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="svg" if path.suffix == ".svg" else "png")
 
 
 def _sheet(panel: Panel, rows: int, right: float, dpi: int) -> tuple[Figure, GridSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,11 @@ class SlidingWindow:
                 stacked, tile, self.batch, split, overlap=self.overlap - 1e-6, roi_weight_map=gaussian(tile), progress=False)
         assert isinstance(out, Tensor)
         return out[:, :, : size[0], : size[1], : size[2]]
+
+    def coarser(self, factor: int) -> SlidingWindow:
+        """The same tiles on a grid of voxels `factor` times as large."""
+        tile = tuple(t // factor for t in self.tile)
+        return replace(self, tile=tile, multiple=max(1, self.multiple // factor))
 
     def _padded(self, size: int, tile: int) -> int:
         step = round(tile * (1 - self.overlap))

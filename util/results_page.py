@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,15 @@ class ResultsPage:
         window: Lowest and highest HU of the model's window.
         label_names: Names of mask labels; others are called "label 7".
         max_size: Volumes longer than this along an axis are averaged in blocks, for the page alone.
+        score_limit: Scores are coloured from minus to plus this.
     """
 
     def __init__(
         self, folder: Path, title: str, window: Window, *,
-        label_names: Mapping[int, str] = LABEL_NAMES, max_size: int = 192,
+        label_names: Mapping[int, str] = LABEL_NAMES, max_size: int = 192, score_limit: float = 10.0,
     ) -> None:
         self.folder, self.title, self.window = folder, title, window
-        self.label_names, self.max_size = label_names, max_size
+        self.label_names, self.max_size, self.score_limit = label_names, max_size, score_limit
         self._rows: list[_Row] = []
         self._labels: set[int] = set()
         self._changes: list[float] = []
@@ -70,14 +71,20 @@ class ResultsPage:
         for old in (folder / "web").glob("case-*.js"):
             old.unlink()
 
-    def add_case(self, case: str, prompt: str, notes: Sequence[str], panels: Sequence[Panel]) -> None:
-        """Adds a row; all panels share one grid. Raises `UserError` for other shapes and values that are not finite."""
+    def add_case(
+        self, case: str, prompt: str, notes: Sequence[str], panels: Sequence[Panel], at: Sequence[int] | None = None
+    ) -> None:
+        """Adds a row; all panels share one grid. Raises `UserError` for other shapes and values that are not finite.
+
+        The slices shown first are those through the voxel `at`, else those that hold most of the mask.
+        """
         check_panels(case, panels)
         shape, spacing = panels[0].array.shape, panels[0].spacing
         factors = block(shape, self.max_size)
         shown = [shrink(p.array, factors, p.kind != "mask") for p in panels]
+        stored = [p if p.outline is None else replace(p, outline=shrink(p.outline, factors, False)) for p in panels]
         key = f"case-{len(self._rows) + 1:04d}-{safe_name(case)[:80]}"
-        write_case(self.folder / "web" / f"{key}.js", key, list(zip(panels, shown, strict=True)))
+        write_case(self.folder / "web" / f"{key}.js", key, list(zip(stored, shown, strict=True)))
         start = fullest_slices(np.zeros(shown[0].shape))
         for panel, array in zip(panels, shown, strict=True):
             if panel.kind == "mask":
@@ -85,6 +92,9 @@ class ResultsPage:
                 self._labels |= {int(v) for v in np.unique(array)}
             elif panel.kind == "difference":
                 self._changes.append(float(np.quantile(np.abs(array), 0.995)))
+        if at is not None:
+            x, y, z = (int(v) // f for v, f in zip(at, factors, strict=True))
+            start = (x, y, z)
         grid = {
             "shape": shown[0].shape, "spacing": [float(s) * f for s, f in zip(spacing, factors, strict=True)],
             "block": factors, "start": start,
@@ -133,6 +143,7 @@ class ResultsPage:
         return {
             "windows": {"lung": LUNG, "mediastinum": MEDIASTINUM, "model": self.window},
             "limit": self._limit(),
+            "score_limit": self.score_limit,
             "planes": PLANES,
             "sizes": SIZES,
             "background": BACKGROUND,
@@ -181,7 +192,7 @@ class ResultsPage:
                 tags.output()
             with tags.div(cls="panels"):
                 for title, kind, file, caption in row.panels:
-                    with _panel(title, kind, file, caption):
+                    with _panel(title, kind, file, caption, self.score_limit):
                         if kind == "mask":
                             self._legend()
             tags.p(_grid_note(row.grid), cls="note")
@@ -196,7 +207,7 @@ def _choice(name: str, label: str, values: Mapping[str, str], chosen: str) -> No
                             aria_pressed="true" if value == chosen else "false")
 
 
-def _panel(title: str, kind: str, file: str | None, caption: str) -> tags.figure:
+def _panel(title: str, kind: str, file: str | None, caption: str, score_limit: float) -> tags.figure:
     figure = tags.figure(cls=f"panel {kind}")
     with figure:
         with tags.figcaption():
@@ -215,6 +226,11 @@ def _panel(title: str, kind: str, file: str | None, caption: str) -> tags.figure
                 tags.span(cls="low")
                 tags.i()
                 tags.span(cls="high")
+        elif kind == "score":
+            with tags.div(cls="bar score"):
+                tags.span(f"−{score_limit:g}")
+                tags.i()
+                tags.span(f"+{score_limit:g} spreads")
         tags.output(cls="value")
     return figure
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from util.cli import UserError
 from util.figures import Kind, Panel
 
-# Steps of the stored int16 in HU: a tenth for differences, so that small ones survive.
-STEP: dict[Kind, float] = {"mask": 1.0, "ct": 1.0, "difference": 0.1}
-INT16 = np.iinfo(np.int16)
+# Steps of the stored int16: a tenth of a HU for differences, so that small ones survive.
+STEP: dict[Kind, float] = {"mask": 1.0, "ct": 1.0, "difference": 0.1, "score": 0.01}
+INT16 = np.iinfo(np.int16)  # its lowest value stands for a voxel without value
 
 
 def block(shape: Sequence[int], max_size: int) -> tuple[int, int, int]:
@@ -41,8 +41,12 @@ def shrink(array: NDArray[Any], factors: Sequence[int], average: bool) -> NDArra
 
 
 def pack(array: NDArray[Any], step: float) -> str:
-    """Values (X, Y, Z) as base64 of gzip of little-endian int16 multiples of `step`, the first axis fastest."""
-    whole = np.clip(np.rint(np.asarray(array, np.float64) / step), INT16.min, INT16.max).astype("<i2")
+    """Values (X, Y, Z) as base64 of gzip of little-endian int16 multiples of `step`, the first axis fastest.
+
+    NaN becomes the lowest int16, which no other value does.
+    """
+    rounded = np.clip(np.rint(np.asarray(array, np.float64) / step), INT16.min + 1, INT16.max)
+    whole = np.nan_to_num(rounded, nan=INT16.min).astype("<i2")
     return base64.b64encode(gzip.compress(whole.tobytes(order="F"), compresslevel=6, mtime=0)).decode("ascii")
 
 
@@ -52,8 +56,16 @@ def write_case(path: Path, key: str, panels: Sequence[tuple[Panel, NDArray[Any]]
         file.write(f"mask2ctCase({json.dumps(key)},[\n")
         for panel, shown in panels:
             entry = {"kind": panel.kind, "step": STEP[panel.kind], "voxels": pack(shown, STEP[panel.kind])}
+            if panel.outline is not None:
+                entry["outline"] = pack(panel.outline, 1.0)
             file.write(json.dumps(entry) + ",\n")
         file.write("]);\n")
+
+
+def write_volume(path: Path, key: str, array: NDArray[Any], kind: Kind) -> float:
+    """Writes the script that hands one volume to the atlas' viewer; returns the step of its stored values."""
+    path.write_text(f"mask2ctVolume({json.dumps(key)},{json.dumps(pack(array, STEP[kind]))});\n", encoding="ascii")
+    return STEP[kind]
 
 
 def check_panels(case: str, panels: Sequence[Panel]) -> None:
@@ -64,6 +76,8 @@ def check_panels(case: str, panels: Sequence[Panel]) -> None:
             raise UserError(
                 f"{where} has shape {panel.array.shape}; the volumes of a case share one three-dimensional grid, "
                 f"here {panels[0].array.shape}. Resample it to the mask's grid.")
+        if panel.outline is not None and panel.outline.shape != panel.array.shape:
+            raise UserError(f"{where} has outlines of shape {panel.outline.shape}; they need its own {panel.array.shape}.")
         if not np.isfinite(panel.array).all():
             raise UserError(f"{where} holds values that are not finite; HU and labels must be. See how it was made.")
         if panel.kind == "mask" and not 0 <= int(panel.array.min()) <= int(panel.array.max()) <= INT16.max:

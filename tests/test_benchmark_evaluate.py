@@ -1,0 +1,17 @@
+"""The proof of the evaluation, on the smallest phantoms that have lungs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.benchmark_evaluate import DAMAGE, BenchmarkOptions, benchmark
+
+
+def test_the_proof_holds_on_small_phantoms(tmp_path: Path) -> None:
+    found = benchmark(BenchmarkOptions(OUT=str(tmp_path), cases=12, size=(24, 24, 16), copies=4, draws=10))
+    assert max(found["agreement"]["relative"].values()) < 1e-3
+    assert max(map(abs, found["agreement"]["itself"].values())) < 1e-6
+    assert set(found["ranking"]) == set(DAMAGE) and found["ranking"]["blur"]["right"]["FID"]
+    assert abs(found["hu_shift"]["Mean lung attenuation (HU), synthetic minus real"] - 30) < 0.5
+    copies = found["memorisation"]
+    assert copies["planted"] == copies["right_scan"] == 4 and copies["called_copies"] == 0
