@@ -153,7 +153,8 @@ class Maker:
     def _record(self, p: Planned, redrawn: int, near: Nearest, left_out: bool) -> dict[str, Any]:
         return {"case": p.id, "source": p.source.id, "seed": p.seed, "redrawn": redrawn, "left_out": left_out,
                 "nearest_training_case": near.case, "distance": round(near.distance, 5),
-                "threshold": round(near.threshold, 5), "emptied": list(p.dropped), "prompt": sentence(self.template.phrases(p.row))}
+                "threshold": round(near.threshold, 5), "emptied": list(p.dropped),
+                "prompt": sentence(self.template.phrases(p.row))}
 
 
 def open_cohort(o: Options, run: LoadedRun) -> tuple[Cohort, list[Case]]:

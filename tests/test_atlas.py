@@ -1,27 +1,21 @@
-"""The counterfactual atlas end to end on tiny phantoms: what it writes, refits, cross-fitting, and what it refuses."""
+"""The counterfactual atlas end to end on tiny phantoms: what it writes, refits, and cross-fitting."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 
-from data.atlas.contrasts import attribute_arms, choose, classify, quantiles
-from data.atlas.rewording import reordered, reworded
 from data.phantom_cohort import PhantomOptions, make
-from data.prompts import Phrase, load_template
 from scripts import refit
-from tests.commands import Outcome, TrainedRun, command, files, refused, train
-from util.atlas.contrasts import Attribute
+from tests.atlas_run import discover, record, table
+from tests.commands import TrainedRun, command, files, refused, train
 from util.cli import UserError
 
 COLUMNS = "SMOKING HISTORY,AGE,RISK OCCUPATIONAL"
@@ -38,11 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     done = train(cohort, place / "ck", "--val_cases", "0", name="run")
     assert done.code == 0, done.text
     return TrainedRun(place / "ck", "run", cohort)
-
-
-def discover(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> Outcome:
-    where = ("--dataroot", str(cohort or run.cohort), *run.flags(), "--out", str(out), "--tile", "0,0,0")
-    return command("scripts/discover.py", *where, *words)
 
 
 def in_this_process(origin: refit.Origin, o: refit.RefitOptions, refits: Sequence[refit.Refit]) -> None:
@@ -64,15 +53,6 @@ def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "--permutations", "5", "--how_many", "2", "--volumes", "1", "--n_noise", "2")
     assert done.code == 0, done.text
     return out
-
-
-def table(atlas: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(atlas / f"{name}.csv", dtype={"from": str, "to": str}, keep_default_na=True)
-
-
-def record(atlas: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
-    return found
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -260,92 +240,7 @@ def test_commands_of_refit_that_ask_for_nothing(run: TrainedRun) -> None:
     refused(command("scripts/refit.py", *words), "no run", "run")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
-def changed(cohort: Path, target: Path, column: str, values: list[str]) -> Path:
-    """A copy of a cohort whose table has another content in one column (the values in turn)."""
-    shutil.copytree(cohort, target, copy_function=os.link)
-    frame = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False)
-    frame[column] = [values[i % len(values)] for i in range(len(frame))]
-    frame["DIAGNOSIS"] = "CTD-ILD"  # rules no other column out
-    (target / "clinical.csv").unlink()
-    frame.to_csv(target / "clinical.csv", index=False)
-    return target
-
-
-@pytest.mark.parametrize(("values", "said"), [
-    (["Other"], "all training cases that have a value have 'Other'"),
-    ([""], "no training case has a value"),
-    ([f"Remark {k}" for k in range(40)], "free text"),
-    (["63 years", *map(str, range(30, 60))], "numbers and texts (63 years)"),
-])
-def test_columns_that_cannot_be_studied(trained_run: TrainedRun, tmp_path: Path, values: list[str], said: str) -> None:
-    cohort = changed(trained_run.cohort, tmp_path / "cohort", "TYPE CTD OTHER", values)
-    refused(discover(trained_run, tmp_path / "out", "--columns", "TYPE CTD OTHER", cohort=cohort), "TYPE CTD OTHER", said)
-    assert not list(tmp_path.glob("*out*"))
-
-
-def test_numbers_that_are_words_in_a_column_of_numbers(trained_run: TrainedRun, tmp_path: Path) -> None:
-    cohort = changed(trained_run.cohort, tmp_path / "cohort", "AGE", ["61", "sixty"])
-    refused(discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort), "AGE", "'sixty'", "number")
-
-
-def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    refused(discover(trained_run, out, "--columns", "HEIGHT"), "--columns", "'HEIGHT'", "SMOKING HISTORY")
-    refused(discover(trained_run, out, "--columns", "SEX", "--reference", "SEX=Other"), "reference 'Other'", "Male")
-    refused(discover(trained_run, out, "--columns", "SEX", "--reference", "SEX"), "--reference is 'SEX'")
-    refused(discover(trained_run, out, "--columns", "SEX", "--null_column", "AGE"), "--null_column 'AGE'")
-    refused(discover(trained_run, out, "--columns", "SEX", "--fold", "5"), "--fold is '5'", "k/K")
-    refused(discover(trained_run, out, "--columns", "SEX", "--fold", "1/99"), "only 9 training patients")
-    refused(command("scripts/discover.py", "--dataroot", trained_run.cohort, *trained_run.flags()), "--out is not given")
-    refused(discover(TrainedRun(trained_run.checkpoints, "other", trained_run.cohort), out), "no run")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_column_that_the_run_does_not_know(trained_run: TrainedRun, tmp_path: Path) -> None:
-    shutil.copytree(trained_run.cohort, tmp_path / "cohort")
-    frame = pd.read_csv(tmp_path / "cohort" / "clinical.csv", dtype=str, keep_default_na=False)
-    frame["WEIGHT"] = [str(60 + k) for k in range(len(frame))]
-    frame.to_csv(tmp_path / "cohort" / "clinical.csv", index=False)
-    done = discover(trained_run, tmp_path / "out", "--columns", "WEIGHT", cohort=tmp_path / "cohort")
-    refused(done, "WEIGHT", "trained without this column")
-
-
-def test_zero_test_cases_and_other_labels(trained_run: TrainedRun, tmp_path: Path) -> None:
-    cohort = tmp_path / "cohort"
-    shutil.copytree(trained_run.cohort, cohort)
-    splits = json.loads((cohort / "splits.json").read_text())
-    (cohort / "splits.json").write_text(json.dumps({**splits, "test": []}))
-    refused(discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort), "'test'", "no cases")
-    path = next((cohort / "gtlung").iterdir())
-    image = nib.load(path)
-    array = np.asarray(image.dataobj).copy()
-    array[0, 0, 0] = 7
-    nib.save(nib.Nifti1Image(array, image.affine), path)
-    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort)
-    refused(done, "label 7", "this run knows 0, 1, 2, 3")
-    assert not list(tmp_path.glob("*out*"))
-
-
-def test_masks_alone_give_generated_figures_and_no_claim(trained_run: TrainedRun, tmp_path: Path) -> None:
-    cohort = tmp_path / "cohort"
-    shutil.copytree(trained_run.cohort, cohort, ignore=shutil.ignore_patterns("img"))
-    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", cohort=cohort)
-    assert done.code == 0, done.text
-    made = record(tmp_path / "out")
-    assert "too small to conclude anything" in made["summary"] and not made["conclusive"] and not made["findings"]
-    assert made["tests"][0]["real_hu"] is None and made["tests"][0]["generated_hu"] is not None
-
-
-def test_a_full_disk_leaves_no_half_report(trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "tests.csv")
-    monkeypatch.setattr("util.atlas.report.write_table", full)
-    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1")
-    refused(done, "tests.csv", "No space left", "make room")
-    assert not list(tmp_path.iterdir())
+# --- a folder that is there -------------------------------------------------------------------------------------------
 
 
 def test_an_atlas_is_replaced_only_when_asked_for(trained_run: TrainedRun, atlas: Path, tmp_path: Path) -> None:
@@ -359,44 +254,3 @@ def test_an_atlas_is_replaced_only_when_asked_for(trained_run: TrainedRun, atlas
     done = discover(trained_run, copy, "--columns", "SEX", "--how_many", "1", "--volumes", "0", "--overwrite")
     assert done.code == 0 and set(table(copy, "contrasts")["column"]) == {"SEX"}, done.text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "mine"]
-
-
-# --- attributes -------------------------------------------------------------------------------------------------------
-
-
-def rows(**columns: list[str]) -> list[dict[str, str]]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def test_kinds_and_references() -> None:
-    template = load_template("auto")
-    made = rows(A=["Yes", "No", "Yes"] * 4, B=[str(k) for k in range(12)], C=["1.25", "2.5"] * 6, D=["x", "y"] * 6)
-    a, b, c = (classify(template, made, name) for name in "ABC")
-    assert isinstance(a, Attribute) and a.kind == "category" and a.values == ("No", "Yes")
-    assert isinstance(b, Attribute) and b.kind == "number" and b.values == ("1", "3", "6", "8", "10")
-    assert isinstance(c, Attribute) and c.kind == "category"
-    d = classify(template, made, "D", "y")
-    assert isinstance(d, Attribute) and d.reference == "y"
-    assert quantiles(["1", "2"], {"1": 5, "2": 5}) == ("1", "2")
-    chosen, left = choose(template, made, list("ABCD"), ["A"], list("ABCD"), {})
-    assert [x.column for x in chosen] == ["A"] and left == dict.fromkeys("BCD", "not asked for")
-    with pytest.raises(UserError, match="No column of the table can be studied"):
-        choose(template, rows(A=["x"] * 9), ["A"], [], ["A"], {})
-
-
-def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
-    template = load_template("aiib23")
-    packs = Attribute("PACK-YEARS", "exposure", "number", ("10", "40"), {"10": 5, "40": 5})
-    row = {"SMOKING HISTORY": "Never smoker", "PACK-YEARS": "", "AGE": "60"}
-    assert attribute_arms(template, row, packs) == []
-    arms = attribute_arms(template, {**row, "SMOKING HISTORY": "Ex smoker"}, packs)
-    assert [arm.value for arm in arms] == ["10", "40"]
-    smoking = Attribute("SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {})
-    arms = attribute_arms(template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking)
-    assert arms[0].dropped == ("PACK-YEARS",) and arms[1].dropped == ()
-
-
-def test_other_words_and_other_order_say_the_same() -> None:
-    prompt = tuple(Phrase(text, None) for text in ("DIAGNOSIS is IPF", "Patient age: 63.", "No occupational exposure."))
-    assert [p.text for p in reordered(prompt)] == ["No occupational exposure.", "Patient age: 63.", "DIAGNOSIS is IPF"]
-    assert [p.text for p in reworded(prompt)] == ["DIAGNOSIS: IPF.", "Patient age is 63", "no occupational exposure."]

@@ -141,7 +141,7 @@ def test_no_space_for_a_checkpoint(run_copy: TrainedRun, monkeypatch: pytest.Mon
 
 
 def test_no_space_in_a_process_of_its_own(run_copy: TrainedRun) -> None:
-    """The operating system refuses files above a size, as a full disk refuses them; pictures, which are larger, are left out."""
+    """The operating system refuses files above a size, as a full disk does; larger pictures are left out."""
     before = files(run_copy.folder / "latest")
     limit = max(len(content) for name, content in before.items() if name.startswith("optimizer")) - 1000
 

@@ -1,0 +1,26 @@
+"""Runs discover.py, and reads what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tests.commands import Outcome, TrainedRun, command
+
+
+def discover(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> Outcome:
+    """The atlas of a run on its cohort, or on another one."""
+    where = ("--dataroot", str(cohort or run.cohort), *run.flags(), "--out", str(out), "--tile", "0,0,0")
+    return command("scripts/discover.py", *where, *words)
+
+
+def table(atlas: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(atlas / f"{name}.csv", dtype={"from": str, "to": str}, keep_default_na=True)
+
+
+def record(atlas: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
+    return found
