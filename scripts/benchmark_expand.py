@@ -44,8 +44,9 @@ class BenchmarkOptions:
     common: int = flag(45, "Training cases of each of the two common diagnoses.", low=2)
     rare: int = flag(10, f"Training cases of the rare one ({RARE}).", low=2)
     tests: int = flag(60, "Test cases, every diagnosis equally often.", low=6)
-    patient_sd: float = flag(0.0, "SD in HU between patients for reasons outside the table.", low=0)
-    n: int = flag(0, "Synthetic cases (0: as many as make real and synthetic together equal).", low=0)
+    patient_sd: float = flag(20.0, "SD in HU between patients for reasons outside the table.", low=0)
+    n: int = flag(125, "Synthetic cases; real and synthetic together are balanced. With few, only the rare diagnosis is "
+                       "made, and a classifier learns that synthetic means rare.", low=1)
     rows: str = flag("changed", "See expand.py.", choices=("changed", "own"))
     max_steps: int = flag(300, "Steps of the generator.", low=1)
     seeds: tuple[int, ...] = flag((1, 2, 3), "Repetitions.", low=0)
@@ -100,7 +101,7 @@ def repetition(o: Options, seed: int) -> dict[str, Any]:
     model = generator(b, root, seed)
     made = expand.expand(expand.Options(
         expand.ExpandOptions(
-            dataroot=str(root), balance=DIAGNOSIS, goal="together", rows=b.rows, n=b.n or b.common - b.rare, seed=seed,
+            dataroot=str(root), balance=DIAGNOSIS, goal="together", rows=b.rows, n=b.n, seed=seed,
             out=f"{b.OUT}/synthetic/seed{seed}_{b.rows}_{b.n}"), model, DeformOptions()))
     return utility.utility(utility.Options(
         utility.UtilityOptions(synthetic=str(made), column=DIAGNOSIS, seeds=(seed,),

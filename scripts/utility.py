@@ -198,7 +198,8 @@ def utility(o: Options) -> dict[str, Any]:
     real_cells, made_cells = read(train, o, "real"), read(made, o, "synthetic")
     arms = {"real": real_cells, "both": real_cells + made_cells}
     if gone := absent(made, classes):
-        log.warning("No synthetic scan has the value %s, so nothing is trained on synthetic scans alone.", listing(gone))
+        log.warning("No synthetic scan has the value %s: nothing is trained on synthetic scans alone, and on both a "
+                    "classifier may learn that synthetic means the other values. Make cases of every value.", listing(gone))
     else:
         arms["synthetic"] = made_cells
     return compare(arms, read(test, o, "test"), classes, o, device)

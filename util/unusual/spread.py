@@ -164,7 +164,7 @@ class Calibration:
                 found = np.abs(usual.map(scan))
                 held_out[scan.case] = usual
                 highest[scan.case] = float(found.max() if scan.marked is None else found[~scan.marked].max())
-        threshold = _threshold(list(highest.values()), false_alarms)
+        threshold = conformal_threshold(list(highest.values()), false_alarms)
         return Calibration(Usual.fit(samples, size_mm), held_out, highest, threshold, false_alarms)
 
     def map(self, scan: Compared) -> Array:
@@ -174,10 +174,11 @@ class Calibration:
     def rate(self) -> float:
         """Share of the scans with a strong region, each against a threshold set without it."""
         values = list(self.highest.values())
-        return float(np.mean([v > _threshold(values[:i] + values[i + 1:], self.false_alarms) for i, v in enumerate(values)]))
+        others = (values[:i] + values[i + 1:] for i in range(len(values)))
+        return float(np.mean([v > conformal_threshold(o, self.false_alarms) for v, o in zip(values, others, strict=True)]))
 
 
-def _threshold(highest: Sequence[float], false_alarms: float) -> float:
-    # The order statistic of split conformal prediction: a new scan exceeds it with at most this probability.
+def conformal_threshold(highest: Sequence[float], false_alarms: float) -> float:
+    """The value that a new scan exceeds with at most this probability: the order statistic of split conformal prediction."""
     ranked = np.sort(highest)
     return float(ranked[min(len(ranked) - 1, int(np.ceil((1 - false_alarms) * (len(ranked) + 1))) - 1)])
