@@ -98,7 +98,7 @@ def count_cautions(attributes: Sequence[Attribute], training: int) -> list[Cauti
     for a in attributes:
         if a.kind == "category":
             few = {v: a.counts[v] for v in a.values if a.counts[v] < FEW_LEVEL}
-            made += [Caution("few cases", f"{a.column}: only {n} training cases have {v}.", a.column, v, n)
+            made += [Caution("few cases", f"{a.column}: training cases with {v}: only {n}.", a.column, v, n)
                      for v, n in few.items()]
         missing = 1 - sum(a.counts.values()) / max(training, 1)
         if missing >= MANY_MISSING:
