@@ -41,7 +41,7 @@ from scripts.pretrain_clip import ClipOptions, pretrain
 from scripts.pretrain_clip import Options as ClipTraining
 from util import checkpoint, cli, runs
 from util.cli import UserError, listing
-from util.devices import make_accelerator
+from util.devices import leave, make_accelerator
 from util.inference import SlidingWindow
 from util.monitor import WEB, Monitor
 from util.trainer import Trainer
@@ -293,14 +293,13 @@ def fit(options: TrainOptions, trainer: Trainer, feed: Any, embedder: Any, monit
         monitor.save("latest")
         log.warning("Stopped by %s after step %d; saved. Go on with --continue_train.",
                     signal.Signals(received).name, trainer.step)
-        monitor.close()
-        sys.exit(128 + received)
     monitor.close()
+    leave(trainer.accelerator)
+    if received is not None:
+        sys.exit(128 + received)
 
 
-def make_monitor(
-    options: TrainOptions, study: Study, trainer: Trainer, folder: Path, validation: Validation | None,
-) -> Monitor:
+def make_monitor(options: TrainOptions, study: Study, trainer: Trainer, folder: Path, validation: Validation | None) -> Monitor:
     run, encoder = options.run, study.encoder
     tensors, values = encoder.state()
     return Monitor(

@@ -28,7 +28,7 @@ from options.parser import flag, group, parse
 from scripts.check_resume import SMALL
 from util.checkpoint import write_json
 from util.cli import UserError, run
-from util.devices import make_accelerator
+from util.devices import leave, make_accelerator
 from util.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def record(options: CheckOptions, work: Path) -> None:
         train.batches(settings, dataset, trainer), partial(train.embed, study.encoder, accelerator.device), recorder)
     if accelerator.is_main_process:
         save_file(recorder.found, options.record)
-    accelerator.end_training()
+    leave(accelerator)
 
 
 def measure(options: CheckOptions, work: Path, processes: int) -> dict[str, Tensor]:

@@ -78,3 +78,13 @@ def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
         keep_memory()
     # Accelerate calls full precision "no".
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu)
+
+
+def leave(accelerator: Accelerator) -> None:
+    """Ends the work of several processes together, as the last thing that each does; nothing happens in a single one.
+
+    A process that goes while one of gloo's threads still holds a tensor of the last step is aborted by Python's own end
+    (https://github.com/pytorch/pytorch/pull/179291), and the launcher then ends the others.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
