@@ -299,7 +299,8 @@ def fit(options: TrainOptions, trainer: Trainer, feed: Any, embedder: Any, monit
         sys.exit(128 + received)
 
 
-def make_monitor(options: TrainOptions, study: Study, trainer: Trainer, folder: Path, validation: Validation | None) -> Monitor:
+def make_monitor(options: TrainOptions, study: Study, trainer: Trainer, folder: Path,
+                 validation: Validation | None) -> Monitor:
     run, encoder = options.run, study.encoder
     tensors, values = encoder.state()
     return Monitor(
