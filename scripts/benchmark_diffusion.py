@@ -15,10 +15,10 @@ import pandas as pd
 
 import test
 from data.phantom import PhantomCohort
+from data.proof import VARIED, effect_figures, true_effects
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import flag, group, parse
 from options.test_options import ArmOptions, ModelOptions, OutputOptions, SourceOptions, TestOptions
-from scripts.benchmark_effects import VARIED, effect_figures, true_effects
 from util.checkpoint import write_json
 from util.cli import UserError, run
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from scripts import refit
 from tests.commands import Outcome, TrainedRun, command
 
 
@@ -24,3 +26,12 @@ def table(atlas: Path, name: str) -> pd.DataFrame:
 def record(atlas: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
     return found
+
+
+def in_this_process(origin: refit.Origin, o: refit.RefitOptions, refits: Sequence[refit.Refit]) -> None:
+    """What `train_refits` does, without starting programs."""
+    for one in refits:
+        if not refit.finished(origin, one, o.refit_steps):
+            done = command("train.py", *refit.words(origin, one, o, ""))
+            assert done.code == 0, done.text
+            refit.write_json(one.record(origin.folder), refit._record(origin, one, o.refit_steps))

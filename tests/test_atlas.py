@@ -14,7 +14,7 @@ import pytest
 
 from data.phantom_cohort import PhantomOptions, make
 from scripts import refit
-from tests.atlas_run import discover, record, table
+from tests.atlas_run import discover, in_this_process, record, table
 from tests.commands import TrainedRun, command, files, refused, train
 from util.cli import UserError
 
@@ -32,15 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     done = train(cohort, place / "ck", "--val_cases", "0", name="run")
     assert done.code == 0, done.text
     return TrainedRun(place / "ck", "run", cohort)
-
-
-def in_this_process(origin: refit.Origin, o: refit.RefitOptions, refits: Sequence[refit.Refit]) -> None:
-    """What `train_refits` does, without starting programs."""
-    for one in refits:
-        if not refit.finished(origin, one, o.refit_steps):
-            done = command("train.py", *refit.words(origin, one, o, ""))
-            assert done.code == 0, done.text
-            refit.write_json(one.record(origin.folder), refit._record(origin, one, o.refit_steps))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from data.proof import effect_figures
 from scripts import benchmark_effects as benchmark
 from util.cli import UserError
 
@@ -21,14 +22,14 @@ def pairs(made: list[float], true: list[float]) -> pd.DataFrame:
 
 
 def test_slope_signs_and_small_errors() -> None:
-    found = benchmark.effect_figures(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
+    found = effect_figures(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
     assert found["slope"] == pytest.approx(0.5)
     assert found["signs_right"] == 1.0
     assert found["small_error"] == pytest.approx(3.0)
 
 
 def test_a_wrong_sign_is_seen() -> None:
-    found = benchmark.effect_figures(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
+    found = effect_figures(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
     assert found["signs_right"] == 0.5
     assert found["slope"] == pytest.approx(0.0)
 

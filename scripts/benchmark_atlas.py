@@ -1,0 +1,278 @@
+"""Proof of the atlas on planted truth: do intervals hold it, are shuffled columns declared findings, does a spike return?
+
+Studies (`--studies`): coverage (intervals from refits over several cohorts), permuted (every permuted fit judged against the
+others), ties (two attributes tied to each other), spike (an effect planted in one place). Each finished piece is kept in
+OUT/pieces as JSON, and finished fits are kept too, so that a stopped benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+import numpy as np
+import pandas as pd
+from nibabel.affines import voxel_sizes
+
+import train
+from data.atlas.analysis import Real, read_real
+from data.atlas.contrasts import dependants
+from data.phantom import PhantomCohort
+from data.phantom_cohort import PhantomOptions, make
+from data.plant import PlantOptions, plant
+from data.proof import NULL
+from data.sample import drawn
+from options.atlas_options import AtlasCases, AtlasOutput, DiscoverCommand, RefitOptions
+from options.base_options import DataOptions
+from options.parser import argument, flag, group, parse
+from options.test_options import ModelOptions
+from scripts import discover
+from scripts.benchmark_effects import minilm
+from util import checkpoint
+from util.atlas import findings, intervals, tables
+from util.atlas.regional import Regions, find_vessels
+from util.atlas.regression import RealScans, Roles, estimates
+from util.checkpoint import read_json, write_json
+from util.cli import run
+from util.regions import regions
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Keep = Callable[[str, Callable[[], Row]], Row]  # a piece by its name, made only where it is not there
+# One contrast of each attribute that has an effect: column, from, to; AGE between its outer quantiles.
+CONTRASTS = (("SMOKING HISTORY", "Never smoker", "Current smoker"), ("DIAGNOSIS", "HP", "IPF"), ("AGE", "", ""))
+COLUMNS = ",".join([*(column for column, _, _ in CONTRASTS), NULL])
+TIED = 0.7
+LUNG_REGIONS = ("upper", "middle", "lower")
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What is run."""
+
+    OUT: str = argument("Folder for cohorts, runs, atlases and figures.")
+    studies: tuple[str, ...] = flag((), "A study to run; may be repeated (default: all).",
+                                    choices=("coverage", "permuted", "ties", "spike"))
+    cohorts: int = flag(10, "Cohorts of the coverage study.", low=1)
+    refits: int = flag(6, "Refits of each run on resampled patients.", low=3)
+    permutations: int = flag(40, "Permuted fits.", low=5)
+    cases: int = flag(96, "Training cases.", low=8)
+    test_cases: int = flag(6, "Test cases.", low=1)
+    size: tuple[int, int, int] = flag((32, 32, 24), "Voxels of a phantom.", low=16)
+    patient_sd: float = flag(20.0, "SD in HU between patients for reasons outside the table.", low=0)
+    spike_hu: float = flag(20.0, "Effect planted in the lower thirds by the spike study.", low=5)
+    max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
+    text_encoder: str = flag("cohort", "As train.py takes it; minilm for MiniLM, which no fit has to pre-train.")
+    gpus: str = flag("", "Where refits are trained side by side, such as 0,1; -1,-1 for two on the CPU.")
+    train_flags: str = flag("", "More flags for train.py, in one text.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything the command takes."""
+
+    benchmark: BenchmarkOptions = group(BenchmarkOptions, "Benchmark")
+
+
+def make_cohort(b: BenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Path:
+    return make(PhantomOptions(
+        OUT=f"{b.OUT}/cohorts/{name}", cases=b.cases + b.test_cases, size=b.size, seed=seed, test_cases=b.test_cases,
+        val_cases=0, missing=0.12, patient_sd=b.patient_sd, confounding=confounding))
+
+
+def train_run(b: BenchmarkOptions, root: Path, name: str, seed: int) -> None:
+    """A run with a CLIP of its own; one that is finished is kept, one that was stopped goes on."""
+    folder = Path(b.OUT) / "runs" / name
+    words = ["--name", name, "--checkpoints_dir", str(folder.parent)]
+    words += ["--max_steps", str(b.max_steps)] if b.max_steps else []
+    if (folder / "finished").is_file():
+        return
+    if (folder / "latest" / checkpoint.STATE_FILE).is_file():
+        train.train(train.read_options([*words, "--continue_train"]))
+    else:
+        train.train(train.read_options([
+            *words, "--dataroot", str(root), "--overwrite", "--preset", "cpu", "--template", "aiib23", "--text_encoder",
+            minilm() if b.text_encoder == "minilm" else b.text_encoder, "--val_cases", "0", "--cache_dir", f"{b.OUT}/cache", "--seed", str(seed), *b.train_flags.split()]))
+    (folder / "finished").touch()
+
+
+def command(
+    b: BenchmarkOptions, root: Path, name: str, columns: str = COLUMNS, refits: int = 0, permutations: int = 0,
+) -> DiscoverCommand:
+    """How the atlas of a run is made."""
+    return DiscoverCommand(
+        AtlasCases(dataroot=str(root), columns=columns, reference=("DIAGNOSIS=HP",) if "DIAGNOSIS" in columns else ()),
+        ModelOptions(name=name, checkpoints_dir=f"{b.OUT}/runs"),
+        RefitOptions(gpus=b.gpus, refits=refits, permutations=permutations),
+        AtlasOutput(out=f"{b.OUT}/atlases/{name}", overwrite=True, volumes=0))
+
+
+def read(folder: Path, table: str) -> pd.DataFrame:
+    return pd.read_csv(folder / f"{table}.csv", dtype={"from": str, "to": str, "contrast": str})
+
+
+def truth(phantoms: PhantomCohort, column: str, start: str, end: str, vessel_hu: float = 150.0) -> float:
+    """The planted change of the lungs without vessels, mean over test cases; HU."""
+    found = []
+    for case in phantoms.splits["test"]:
+        one, two = (phantoms.render(case, {column: value}) for value in (start, end))
+        masks = regions(one.mask, voxel_sizes(one.affine))
+        vessels = find_vessels(one.hu, masks["lungs"], vessel_hu)
+        found.append(Regions.make(masks, vessels).means(two.hu - one.hu)["lungs"])
+    return float(np.mean(found))
+
+
+def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
+    """What an atlas says of the lungs in each of `CONTRASTS`, beside the truth."""
+    rows = []
+    lungs = effects[(effects["region"] == "lungs") & (effects["kind"] != "slope")]
+    for column, start, end in CONTRASTS:
+        part = lungs[lungs["column"] == column]
+        if start:
+            part = part[(part["from"] == start) & (part["to"] == end)]
+        row = part.iloc[0]
+        true = truth(phantoms, column, row["from"], row["to"])
+        low, high = float(row["refit_low_hu"]), float(row["refit_high_hu"])
+        rows.append({"column": column, "from": row["from"], "to": row["to"], "true_hu": true,
+                     "generated_hu": float(row["generated_hu"]), "low_hu": low, "high_hu": high,
+                     "holds": low <= true <= high})
+    return rows
+
+
+def interval_piece(b: BenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Row:
+    """One cohort with a run, its refits and its atlas."""
+    root = make_cohort(b, name, seed, confounding)
+    train_run(b, root, name, seed)
+    folder = discover.discover(command(b, root, name, refits=b.refits))
+    ties, warned = read(folder, "ties"), read(folder, "cautions")
+    pair = ties[ties[["column", "other"]].isin(["SMOKING HISTORY", "DIAGNOSIS"]).all(axis=1)]
+    about = warned[warned["kind"].str.contains("tie")]
+    return {"rows": lung_rows(read(folder, "effects"), PhantomCohort.load(root)),
+            "cramers_v": float(pair["value"].max()) if len(pair) else 0.0, "warnings": about["text"].tolist(),
+            "findings": read(folder, "findings")["column"].tolist()}
+
+
+def coverage(b: BenchmarkOptions, keep: Keep) -> Row:
+    """In how many attribute-cohort pairs the 95 % interval of the lungs' effect holds the truth."""
+    found = [keep(f"coverage_{k}", partial(interval_piece, b, f"coverage_{k}", k)) for k in range(1, b.cohorts + 1)]
+    rows = [row for f in found for row in f["rows"]]
+    return {"pairs": len(rows), "held": sum(row["holds"] for row in rows), "rows": rows}
+
+
+def ties(b: BenchmarkOptions, keep: Keep) -> Row:
+    """Widths of the intervals with the two attributes tied, against the same cohort's without."""
+    free = keep("coverage_1", partial(interval_piece, b, "coverage_1", 1))
+    tied = keep("tied_1", partial(interval_piece, b, "tied_1", 1, TIED))
+    widths = {name: {row["column"]: row["high_hu"] - row["low_hu"] for row in f["rows"]}
+              for name, f in (("free", free), ("tied", tied))}
+    claimed = [c for c in tied["findings"] if c in ("SMOKING HISTORY", "DIAGNOSIS")]
+    return {"cramers_v": tied["cramers_v"], "widths_hu": widths, "warnings": tied["warnings"], "claimed": claimed}
+
+
+def permuted_piece(b: BenchmarkOptions) -> Row:
+    """How often a fit that can know nothing is declared a finding, judged against all others by the atlas's own rule."""
+    name = "coverage_1"
+    root = make_cohort(b, name, 1)
+    train_run(b, root, name, 1)
+    opened = discover.open_all(command(b, root, name, permutations=b.permutations))
+    with tempfile.TemporaryDirectory() as folder:
+        measured, _, _ = discover.generate(opened, Path(folder), 0)
+    study, real = opened.study, read_real(opened.study)
+    effects = intervals.over_patients(tables.effect_frame(measured.effects))
+    null = tables.refit_frame(measured.refits)
+    null = null[null["kind"] == "permuted"]
+    hanging = frozenset(c for drops in dependants(study.plan.template).values() for c in drops)
+    roles = Roles(study.every, hanging, "DIAGNOSIS")
+    of_column = {a.column: a.role for a in study.plan.attributes}
+    declared: dict[str, list[str]] = {}
+    for refit in (r for r in opened.refits if r["kind"] == "permuted"):
+        own = null[null["refit"] == refit["name"]].set_index(["contrast", "region"])["effect_hu"]
+        others = null[null["refit"] != refit["name"]].groupby(["contrast", "region"])["effect_hu"].apply(list)
+        rows = [{**row, "generated_hu": own[key], **intervals.permuted_null(own[key], others[key])}
+                for row in effects.to_dict("records") if (key := (row["contrast"], row["region"])) in own.index]
+        scans = shuffled(study, real, refit)
+        tests = findings.judge(pd.DataFrame(rows), estimates(scans, study.plan.contrasts, roles), of_column, [])
+        found = tests[tests["verdict"] == "finding"]
+        declared[refit["name"]] = [f"{c}: {r}" for c, r in zip(found["contrast"], found["region"], strict=True)]
+    lungs = null[null["region"] == "lungs"]
+    return {"fits": len(declared), "declared": sum(bool(v) for v in declared.values()), "findings": declared,
+            "largest_lung_effect_hu": float(lungs["effect_hu"].abs().max())}
+
+
+def shuffled(study: discover.Study, real: Real, refit: Mapping[str, Any]) -> RealScans:
+    """The real training scans beside the rows that a permuted fit was trained with."""
+    options = replace(study.plan.data, permute=tuple(refit["permuted"]))
+    rows = {case.id: study.shown_row(case) for case in drawn(study.cohort, options, refit["seed"]).cases}
+    kept = [case.id for case in study.training if case.id in real.scans.density.index]
+    table = pd.DataFrame([rows[case] for case in kept], index=pd.Index(kept, dtype=object), columns=list(study.every))
+    return RealScans(real.scans.density.loc[kept], table, real.scans.volume.loc[kept], real.scans.patient.loc[kept])
+
+
+def permuted(b: BenchmarkOptions, keep: Keep) -> Row:
+    return keep("permuted", partial(permuted_piece, b))
+
+
+def spike_piece(b: BenchmarkOptions) -> Row:
+    """What comes back of an effect planted in the lower thirds of the scans of half the patients."""
+    source, root = make_cohort(b, "spike_source", 1), Path(b.OUT) / "cohorts" / "spike"
+    data = replace(DataOptions(), dataroot=str(source))
+    if not (root / "plant.json").is_file():
+        plant(data, PlantOptions(out=str(root), hu=b.spike_hu, region="lower"))
+    train_run(b, root, "spike", 1)
+    rows = read(discover.discover(command(b, root, "spike", "PLANTED")), "spike")
+    return {"rows": rows[rows["region"].isin([*LUNG_REGIONS, "lungs", "elsewhere"])].to_dict("records")}
+
+
+def spike(b: BenchmarkOptions, keep: Keep) -> Row:
+    return keep("spike", partial(spike_piece, b))
+
+
+STUDIES = {"coverage": coverage, "permuted": permuted, "ties": ties, "spike": spike}
+
+
+def said(name: str, found: Mapping[str, Any]) -> str:
+    """A study's outcome in a sentence."""
+    if name == "coverage":
+        return f"coverage: the 95 % interval holds the truth in {found['held']} of {found['pairs']} attribute-cohort pairs."
+    if name == "permuted":
+        return (f"permuted: {found['declared']} of {found['fits']} permuted fits would be declared a finding; the largest "
+                f"effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU.")
+    if name == "ties":
+        free = found["widths_hu"]["free"]
+        widths = "; ".join(f"{c}: {free[c]:.1f} to {w:.1f} HU" for c, w in found["widths_hu"]["tied"].items())
+        return (f"ties: Cramer's V {found['cramers_v']:.2f}; {len(found['warnings'])} warnings; interval widths {widths}; "
+                f"claimed: {', '.join(found['claimed']) or 'nothing'}.")
+    back = (f"{r['region']} {r['generated_hu']:+.1f} of {r['planted_hu']:+.1f} HU" for r in found["rows"])
+    return f"spike: {'; '.join(back)}"
+
+
+def main() -> None:
+    b = parse(Options, __doc__ or "").benchmark
+    folder = Path(b.OUT) / "pieces"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def piece(name: str, make_it: Callable[[], Row]) -> Row:
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            write_json(path, make_it())
+        return dict(read_json(path))
+
+    figures = Path(b.OUT) / "figures.json"
+    found = dict(read_json(figures)) if figures.is_file() else {}
+    for name in b.studies or tuple(STUDIES):
+        found[name] = STUDIES[name](b, piece)
+        write_json(figures, found)
+        log.info("%s", said(name, found[name]))
+
+
+if __name__ == "__main__":
+    run(main)

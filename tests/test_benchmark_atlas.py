@@ -1,0 +1,49 @@
+"""The proof of the atlas: its arithmetic on made-up tables, and a small version of every study end to end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from data.phantom import PhantomCohort
+from data.phantom_cohort import PhantomOptions, make
+from scripts import benchmark_atlas as benchmark
+from scripts import refit
+from tests.atlas_run import in_this_process
+
+TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"
+SMALL = ["--cases", "24", "--test_cases", "2", "--size", "24,24,16", "--max_steps", "2", "--cohorts", "1", "--refits", "3",
+         "--permutations", "5", "--text_encoder", "table", f"--train_flags={TINY}"]
+
+
+def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> None:
+    root = make(PhantomOptions(OUT=str(tmp_path), cases=4, size=(24, 24, 16), test_cases=2, val_cases=0))
+    rows = []
+    for (column, start, end), low, high in zip(benchmark.CONTRASTS, (35.0, -5.0, -90.0), (45.0, 5.0, -10.0), strict=True):
+        ends = (start, end) if start else ("45", "80")
+        rows.append({"column": column, "kind": "category", "from": ends[0], "to": ends[1], "region": "lungs",
+                     "generated_hu": (low + high) / 2, "refit_low_hu": low, "refit_high_hu": high})
+    found = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.load(root))
+    assert [row["holds"] for row in found] == [True, False, True]  # truth: +41, +27 and -33 HU
+    assert found[0]["true_hu"] == pytest.approx(41, abs=2)
+
+
+def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit, "train_refits", in_this_process)
+    monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])
+    benchmark.main()
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["coverage"]["pairs"] == 3
+    assert all(row["low_hu"] <= row["generated_hu"] <= row["high_hu"] for row in found["coverage"]["rows"])
+    assert found["permuted"]["fits"] == 5
+    assert found["ties"]["cramers_v"] > 0.4 and set(found["ties"]["widths_hu"]) == {"free", "tied"}
+    lower = {row["region"]: row["planted_hu"] for row in found["spike"]["rows"]}
+    assert lower["lower"] == pytest.approx(20) and abs(lower["upper"]) < 1
+    pieces = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
+    assert set(pieces) == {"coverage_1.json", "permuted.json", "tied_1.json", "spike.json"}
+    benchmark.main()  # what is finished is kept
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()} == pieces
