@@ -4,50 +4,77 @@ A token is `[e ; z e / rms(e)]`. For most phrases e is the phrase's own standard
 holds exactly one number, in a wording that training has seen with several numbers ("Patient age: #"), has the e of that
 wording, and z is the number standardised over the training prompts: what depends on size is linear in it, and 63 lies
 between 60 and 66 whether or not training has seen it (after xVal, Golkar et al. 2023, arXiv 2310.02989).
+
+A phrase that differs from one of training in nothing but capitals, punctuation or "is" is that phrase ("AGE is 63" and
+"Age: 63."), whatever the language model would make of it; other wordings are left to the language model.
 """
 
 from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.text_base import Prompts, TextEmbedding, TextEncoder, Values
-from util.wording import bare
+from util.wording import bare, gist
 
 # A number that stands alone: no part of a word (T2, COVID-19), of a date, or of a list joined by commas without space.
 NUMBER = re.compile(r"(?<![\w.,/:-])[-+]?\d+(?:\.\d+)?(?![\w/:]|[-.,]\w)")
 SEVERAL = 3  # fewer different numbers than this are codes, not sizes
 
 
+class Wordings:
+    """Texts of training by what they say, where that tells them apart."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.texts = sorted(set(texts))
+        counts = Counter(map(gist, self.texts))
+        self._known = {gist(text): text for text in self.texts if counts[gist(text)] == 1}
+        self._own = frozenset(self.texts)
+
+    def __call__(self, text: str) -> str:
+        """The text of training that says the same; the text itself where there is none."""
+        return text if text in self._own else self._known.get(gist(text), text)
+
+
 class Numbers:
     """The wordings with a number that training has seen, each with mean, SD and its most central phrase."""
 
     def __init__(self) -> None:
-        self.stems: dict[str, dict[str, Any]] = {}
+        self._stems: dict[str, dict[str, Any]] = {}
+        self._wordings = Wordings()
+
+    @property
+    def stems(self) -> dict[str, dict[str, Any]]:
+        return self._stems
+
+    @stems.setter
+    def stems(self, stems: dict[str, dict[str, Any]]) -> None:
+        self._stems, self._wordings = stems, Wordings(stems)
 
     def fit(self, prompts: Prompts) -> None:
         seen: dict[str, list[tuple[float, str]]] = defaultdict(list)
         for phrase in (bare(p) for prompt in prompts for p in prompt):
             if parsed := parse_number(phrase):
                 seen[parsed[0]].append((parsed[1], phrase))
-        self.stems = {}
+        stems = {}
         for stem, pairs in sorted(seen.items()):
             if len({value for value, _ in pairs}) >= SEVERAL:
                 values = torch.tensor([v for v, _ in pairs], dtype=torch.float64)
                 mean, sd = values.mean().item(), values.std(correction=0).item()
                 central = min(pairs, key=lambda pair: (abs(pair[0] - mean), pair[1]))[1]
-                self.stems[stem] = {"mean": mean, "sd": sd, "phrase": central}
+                stems[stem] = {"mean": mean, "sd": sd, "phrase": central}
+        self.stems = stems
 
     def locate(self, phrase: str) -> tuple[str, float]:
         """The phrase whose embedding stands for this one, and z."""
         parsed = parse_number(phrase)
-        known = self.stems.get(parsed[0]) if parsed else None
+        known = self.stems.get(self._wordings(parsed[0])) if parsed else None
         if parsed is None or known is None:
             return phrase, 0.0
         return known["phrase"], (parsed[1] - known["mean"]) / known["sd"]
@@ -71,6 +98,7 @@ class PhraseEncoder(TextEncoder):
 
     def __init__(self, numbers: bool) -> None:
         self.numbers = Numbers() if numbers else None
+        self._wordings = Wordings()
         self._index: dict[str, int] = {}
         self._rows = torch.zeros(0, self.base)
 
@@ -94,15 +122,18 @@ class PhraseEncoder(TextEncoder):
     def fit(self, prompts: Prompts) -> None:
         if self.numbers is not None:
             self.numbers.fit(prompts)
-        self.learn(sorted({self._locate(p)[0] for prompt in prompts for p in prompt if bare(p)}))
+        self._wordings = Wordings()
+        self._wordings = Wordings(self._locate(p)[0] for prompt in prompts for p in prompt if bare(p))
+        self.learn(self._wordings.texts)
         self.forget()
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
-        return {}, {"numbers": {} if self.numbers is None else self.numbers.stems}
+        return {}, {"numbers": {} if self.numbers is None else self.numbers.stems, "phrases": self._wordings.texts}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if self.numbers is not None:
             self.numbers.stems = dict(values["numbers"])
+        self._wordings = Wordings(values.get("phrases", ()))
         self.forget()
 
     def forget(self) -> None:
@@ -131,4 +162,5 @@ class PhraseEncoder(TextEncoder):
         return TextEmbedding(tokens, valid, tokens.sum(1))
 
     def _locate(self, phrase: str) -> tuple[str, float]:
-        return (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))
+        text, z = (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))
+        return self._wordings(text), z

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.text_base import ENCODERS, TextEncoder, Values
+from models.text_base import ENCODERS, TextEncoder
 from models.text_phrases import PhraseEncoder
 from options.base_options import TextOptions
 from util.cli import UserError, listing
@@ -45,10 +45,6 @@ class TableEncoder(PhraseEncoder):
             if phrase in place:
                 rows[i, place[phrase]] = self.base**0.5
         return rows
-
-    def state(self) -> tuple[dict[str, Tensor], Values]:
-        tensors, values = super().state()
-        return tensors, {**values, "phrases": self.phrases}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         self.phrases = list(values["phrases"])

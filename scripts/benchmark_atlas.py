@@ -99,9 +99,10 @@ def train_run(b: BenchmarkOptions, root: Path, name: str, seed: int) -> None:
     if (folder / "latest" / checkpoint.STATE_FILE).is_file():
         train.train(train.read_options([*words, "--continue_train"]))
     else:
+        encoder = minilm() if b.text_encoder == "minilm" else b.text_encoder
         train.train(train.read_options([
-            *words, "--dataroot", str(root), "--overwrite", "--preset", "cpu", "--template", "aiib23", "--text_encoder",
-            minilm() if b.text_encoder == "minilm" else b.text_encoder, "--val_cases", "0", "--cache_dir", f"{b.OUT}/cache", "--seed", str(seed), *b.train_flags.split()]))
+            *words, "--dataroot", str(root), "--overwrite", "--preset", "cpu", "--template", "aiib23", "--text_encoder", encoder,
+            "--val_cases", "0", "--cache_dir", f"{b.OUT}/cache", "--seed", str(seed), *b.train_flags.split()]))
     (folder / "finished").touch()
 
 

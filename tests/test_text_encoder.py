@@ -23,7 +23,7 @@ from transformers import (
 from models import text_encoder, text_language
 from models.clip3d import make_tokenizer
 from models.text_encoder import TextEncoder, build_text_encoder
-from models.text_phrases import parse_number
+from models.text_phrases import Wordings, parse_number
 from options.base_options import TextOptions
 from util.cli import UserError
 
@@ -103,6 +103,24 @@ def test_numbers_are_standardised_over_the_training_prompts(minilm: TextEncoder)
     ("COVID-19 and T2", None), ("on 2015-03-01", None), ("2 of 3", None), ("none", None)])
 def test_which_phrases_hold_a_number(phrase: str, found: tuple[str, float] | None) -> None:
     assert parse_number(phrase) == found
+
+
+@pytest.mark.parametrize("encoder", ["table", MINILM])
+@pytest.mark.parametrize("numbers", [True, False])
+def test_another_wording_of_a_known_phrase_is_that_phrase(encoder: str, numbers: bool, tmp_path: Path) -> None:
+    made = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
+    made.fit([("Smoking is Never smoker", f"Patient age: {age}.") for age in (50, 60, 70)])
+    own, other = made.encode([("Smoking is Never smoker", "Patient age: 60.")]), [("smoking: never smoker.", "Patient age is 60")]
+    assert torch.equal(made.encode(other).tokens, own.tokens)
+    again = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
+    again.load_state(*made.state())
+    assert torch.equal(again.encode(other).tokens, own.tokens)
+    assert not torch.equal(made.encode([("Smoking is Ever smoker", "Patient age: 60.")]).tokens, own.tokens)
+
+
+def test_phrases_that_say_the_same_in_training_stay_apart() -> None:
+    known = Wordings(["Type: a", "Type is A", "Other"])
+    assert [known(t) for t in ("Type: a", "Type is A", "type a", "OTHER.")] == ["Type: a", "Type is A", "type a", "Other"]
 
 
 def test_without_number_tokens_a_number_is_text() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 PREFIX = "Lung CT scan :"  # how the published prompts begin
 _PREFIX = re.compile(r"^\s*lung\s+ct\s+scan\s*[:.]?\s*", re.IGNORECASE)
 _ABBREVIATIONS = ("e.g.", "i.e.", "approx.", "ca.", "vs.", "dr.", "no.", "st.", "resp.", "incl.")
+_LINKS = re.compile(r"\b(?:is|are|was|were)\b")
+_MARKS = re.compile(r"[:;,!?\"'()]|[.=](?=\s|$)")
 _BREAK = re.compile(r"(?:(?<=[.!?])\s+)|(?:[,;]\s+)|(?:\s*\n\s*)")  # 1.5 and 1,5 hold no white space and stay whole
 
 
@@ -41,3 +43,8 @@ def split(text: str) -> list[str]:
 def bare(phrase: str) -> str:
     """A phrase without its final punctuation and with single spaces: equal phrases are equal texts."""
     return " ".join(phrase.split()).strip(" .,;")
+
+
+def gist(phrase: str) -> str:
+    """A phrase without what says nothing: capitals, punctuation and the verb between name and value."""
+    return " ".join(_LINKS.sub(" ", _MARKS.sub(" ", phrase.casefold())).split())
