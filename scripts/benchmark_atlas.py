@@ -101,8 +101,8 @@ def train_run(b: BenchmarkOptions, root: Path, name: str, seed: int) -> None:
     else:
         encoder = minilm() if b.text_encoder == "minilm" else b.text_encoder
         train.train(train.read_options([
-            *words, "--dataroot", str(root), "--overwrite", "--preset", "cpu", "--template", "aiib23", "--text_encoder", encoder,
-            "--val_cases", "0", "--cache_dir", f"{b.OUT}/cache", "--seed", str(seed), *b.train_flags.split()]))
+            *words, "--dataroot", str(root), "--overwrite", "--preset", "cpu", "--template", "aiib23", "--val_cases", "0",
+            "--text_encoder", encoder, "--cache_dir", f"{b.OUT}/cache", "--seed", str(seed), *b.train_flags.split()]))
     (folder / "finished").touch()
 
 

@@ -110,7 +110,8 @@ def test_which_phrases_hold_a_number(phrase: str, found: tuple[str, float] | Non
 def test_another_wording_of_a_known_phrase_is_that_phrase(encoder: str, numbers: bool, tmp_path: Path) -> None:
     made = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
     made.fit([("Smoking is Never smoker", f"Patient age: {age}.") for age in (50, 60, 70)])
-    own, other = made.encode([("Smoking is Never smoker", "Patient age: 60.")]), [("smoking: never smoker.", "Patient age is 60")]
+    own = made.encode([("Smoking is Never smoker", "Patient age: 60.")])
+    other = [("smoking: never smoker.", "Patient age is 60")]
     assert torch.equal(made.encode(other).tokens, own.tokens)
     again = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
     again.load_state(*made.state())
