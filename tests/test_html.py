@@ -270,4 +270,4 @@ def test_training_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]
     log = [{"step": 10, "loss_G": 1.0}]
     page = visit(write_training_page(tmp_path, "run", log, [TrainingImage(10, "a", "text", "10.png")], {}))
     page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 50)")  # loaded when seen
-    assert page.locator("img").count() == 1
+    assert page.locator("img").count() == 2  # the losses and the slices

@@ -86,6 +86,16 @@ def options_list(options: Mapping[str, Mapping[str, Any]], summary: str = "Optio
                         tags.tr(tags.td(name), tags.td(value_text(value)))
 
 
+def choice(name: str, label: str, values: Mapping[str, str], chosen: str) -> None:
+    """A row of buttons that sets `name` for all panels."""
+    with tags.div(cls="group", role="group", aria_label=label):
+        tags.span(label)
+        with tags.div(cls="buttons"):
+            for value, text in values.items():
+                tags.button(text, type="button", data_set=name, data_value=value,
+                            aria_pressed="true" if value == chosen else "false")
+
+
 def frame_table(frame: pd.DataFrame, number: Callable[[float], str] = "{:.4g}".format) -> None:
     """Adds a data frame as a table; numbers are right-aligned and formatted by `number`, absent ones are a dash."""
     with tags.div(cls="scroll"), tags.table():

@@ -67,7 +67,7 @@ class ResultsPage:
         self._rows: list[_Row] = []
         self._labels: set[int] = set()
         self._changes: list[float] = []
-        html.copy_assets(folder / "web", "page.css", "viewer.js")
+        html.copy_assets(folder / "web", "page.css", "slices.js", "viewer.js")
         for old in (folder / "web").glob("case-*.js"):
             old.unlink()
 
@@ -117,6 +117,7 @@ class ResultsPage:
         document = html.new_document(self.title, "web/")
         document.body["data-config"] = json.dumps(self._config())
         with document.head:
+            tags.script(src="web/slices.js", defer=True)
             tags.script(src="web/viewer.js", defer=True)
         with document:
             with tags.header(cls="top"):
@@ -156,8 +157,8 @@ class ResultsPage:
 
     def _toolbar(self) -> None:
         with tags.div(cls="toolbar", role="toolbar", aria_label="View of all cases"):
-            _choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, "axial")
-            _choice("window", "Window", {
+            html.choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, "axial")
+            html.choice("window", "Window", {
                 "lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole window"}, "lung")
             tags.output(id="window-range")
             if self._changes:
@@ -165,7 +166,7 @@ class ResultsPage:
                     for value in LIMITS:
                         chosen = {"selected": True} if value == self._limit() else {}
                         tags.option(f"{value} HU", value=value, **chosen)
-            _choice("size", "Size", {"small": "S", "medium": "M", "large": "L"}, "medium")
+            html.choice("size", "Size", {"small": "S", "medium": "M", "large": "L"}, "medium")
             with tags.label(cls="group"):
                 tags.input_(type="checkbox", id="smooth", checked=True)
                 tags.span("Smooth")
@@ -196,15 +197,6 @@ class ResultsPage:
                         if kind == "mask":
                             self._legend()
             tags.p(_grid_note(row.grid), cls="note")
-
-
-def _choice(name: str, label: str, values: Mapping[str, str], chosen: str) -> None:
-    with tags.div(cls="group", role="group", aria_label=label):
-        tags.span(label)
-        with tags.div(cls="buttons"):
-            for value, text in values.items():
-                tags.button(text, type="button", data_set=name, data_value=value,
-                            aria_pressed="true" if value == chosen else "false")
 
 
 def _panel(title: str, kind: str, file: str | None, caption: str, score_limit: float) -> tags.figure:

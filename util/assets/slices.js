@@ -92,5 +92,5 @@ window.Slices = (() => {
     }
   }
 
-  return { config, NOTHING, minus, signed, decode, geometry, index, colour, paint, outline };
+  return { config, NOTHING, background, abgr, minus, signed, decode, geometry, index, colour, paint, outline };
 })();

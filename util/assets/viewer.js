@@ -1,28 +1,14 @@
 // Linked slices of a results page. A case's voxels come from web/<key>.js when its row nears the screen, and go again.
 "use strict";
 (() => {
-  const config = JSON.parse(document.body.dataset.config);
+  const { config, minus, decode } = Slices;
   const state = { plane: "axial", window: "lung", limit: config.limit };
   const cases = new Map();
 
-  const abgr = (hex) => { // "#rrggbb" as a pixel of a little-endian 32-bit image
-    const n = parseInt(hex.slice(1), 16);
-    return (0xff000000 | ((n & 255) << 16) | (n & 0xff00) | (n >> 16)) >>> 0;
-  };
-  const diverging = Uint32Array.from(config.diverging, abgr);
-  const background = abgr(config.background);
-  const labels = new Map(Object.entries(config.labels).map(([k, [colour]]) => [Number(k), abgr(colour)]));
+  const labels = new Map(Object.entries(config.labels).map(([k, [colour]]) => [Number(k), Slices.abgr(colour)]));
   const labelName = (k) => (k === 0 ? "background" : (config.labels[k] || [0, `label ${k}`])[1]);
-  const minus = (text) => text.replace("-", "−");
 
   // --- voxels ---------------------------------------------------------------------------------------------------------
-  async function decode(base64) {
-    const text = atob(base64), bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Int16Array(await new Response(stream).arrayBuffer());
-  }
-
   function load(c) {
     if (!c.wanted || c.script) return;
     c.script = document.createElement("script");
@@ -62,58 +48,34 @@
   }
 
   // --- drawing --------------------------------------------------------------------------------------------------------
-  // Arrays are RAS with the first axis fastest; every axis runs backwards on the picture (radiological display).
-  function geometry(c) {
-    const [across, down, through, edges] = config.planes[state.plane];
-    const [x, y] = c.grid.shape;
-    const stride = [1, x, x * y];
-    const w = c.grid.shape[across], h = c.grid.shape[down];
-    return { across, down, through, edges, w, h, stride };
-  }
+  const geometry = (c) => Slices.geometry(c.grid, state.plane);
 
   function colour(kind, step) {
-    if (kind === "mask") return (v) => (v === 0 ? background : labels.get(v) ?? 0xffffffff);
-    if (kind === "difference" || kind === "score") {
-      const scale = (step / (kind === "score" ? config.score_limit : state.limit)) * 127.5;
-      return (v) => diverging[Math.max(0, Math.min(255, Math.round(v * scale + 127.5)))];
-    }
-    const [low, high] = config.windows[state.window], scale = 255 / (high - low);
-    return (v) => {
-      const g = Math.max(0, Math.min(255, Math.round((v * step - low) * scale)));
-      return (0xff000000 | (g << 16) | (g << 8) | g) >>> 0;
-    };
+    if (kind === "mask") return (v) => (v === 0 ? Slices.background : labels.get(v) ?? 0xffffffff);
+    return kind === "score" ? Slices.colour("difference", step, { limit: config.score_limit }) : Slices.colour(kind, step, state);
   }
 
   function draw(c) {
     if (!c.data) return;
-    const { across, down, through, w, h, stride } = geometry(c);
-    const first = c.at[through] * stride[through];
+    const g = geometry(c);
     c.data.forEach(({ kind, step, voxels, outline }, i) => {
       if (outline) drawOutline(c, c.panels[i], outline);
-      const canvas = c.panels[i].canvas, paint = colour(kind, step);
-      if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-      const context = canvas.getContext("2d"), image = context.createImageData(w, h);
-      const pixels = new Uint32Array(image.data.buffer);
-      for (let row = 0, p = 0; row < h; row++) {
-        let v = first + (h - 1 - row) * stride[down] + (w - 1) * stride[across];
-        for (let column = 0; column < w; column++, p++, v -= stride[across]) pixels[p] = paint(voxels[v]);
-      }
-      context.putImageData(image, 0, 0);
+      Slices.paint(c.panels[i].canvas, g, c.at, (v) => voxels[v], colour(kind, step));
     });
     values(c);
   }
 
   // Numbered regions as lines between voxels, on a canvas of its own so that the picture below stays as it is.
   function drawOutline(c, panel, regions) {
-    const { across, down, through, w, h, stride } = geometry(c), fine = Math.max(2, Math.ceil(512 / Math.max(w, h)));
+    const g = geometry(c), { w, h } = g, fine = Math.max(2, Math.ceil(512 / Math.max(w, h)));
     if (!panel.overlay) {
       panel.overlay = document.createElement("canvas");
       panel.overlay.className = "outline";
       panel.canvas.after(panel.overlay);
     }
     Object.assign(panel.overlay, { width: w * fine, height: h * fine }); // this clears it, too
-    const at = (column, row) => (column < 0 || row < 0 || column >= w || row >= h ? 0 : regions[
-      c.at[through] * stride[through] + (h - 1 - row) * stride[down] + (w - 1 - column) * stride[across]]);
+    const at = (column, row) => (
+      column < 0 || row < 0 || column >= w || row >= h ? 0 : regions[Slices.index(g, c.at, column, row)]);
     const pen = panel.overlay.getContext("2d"), named = new Set();
     const lines = new Path2D(), numbers = [];
     for (let row = 0; row <= h; row++) {

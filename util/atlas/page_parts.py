@@ -62,16 +62,6 @@ def viewer_config(
     }
 
 
-def choice(name: str, label: str, values: Mapping[str, str], chosen: str) -> None:
-    """A row of buttons that sets `name` for all panels."""
-    with tags.div(cls="group", role="group", aria_label=label):
-        tags.span(label)
-        with tags.div(cls="buttons"):
-            for value, text in values.items():
-                tags.button(text, type="button", data_set=name, data_value=value,
-                            aria_pressed="true" if value == chosen else "false")
-
-
 def limit_choice(limit: float) -> None:
     """The range of the differences."""
     with tags.label("Colours of differences ±", cls="group"), tags.select(id="limit"):
@@ -83,8 +73,8 @@ def limit_choice(limit: float) -> None:
 def toolbar(limit: float, labels: Sequence[int]) -> None:
     """Plane, window, range, outline of the mask's labels, slice and play for all panels of a page."""
     with tags.div(cls="toolbar", role="toolbar", aria_label="View of all pictures"):
-        choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, FIRST_PLANE)
-        choice("window", "Window", {"lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole"}, "lung")
+        html.choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, FIRST_PLANE)
+        html.choice("window", "Window", {"lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole"}, "lung")
         tags.output(id="window-range")
         limit_choice(limit)
         with tags.label(cls="group"):
