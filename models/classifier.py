@@ -23,6 +23,8 @@ class ClassifierOptions:
     batch: int = flag(16, "Volumes a step.", low=2)
     lr: float = flag(2e-3, "Learning rate at its highest.", low=0)
     width: int = flag(8, "Channels of the first layer.", low=2)
+    finish: float = flag(0.5, "Share of the steps, at the end, that see real scans alone where real and synthetic ones are "
+                              "trained on.", low=0, high=1)
     class_weights: bool = flag(True, "Let every class count alike, however few its volumes are.")
 
 
@@ -34,6 +36,7 @@ def make_classifier(channels: int, classes: int, width: int) -> nn.Module:
 
 def train_classifier(
     volumes: Tensor, targets: Tensor, classes: int, options: ClassifierOptions, seed: int, device: torch.device, name: str,
+    real: int = 0,
 ) -> nn.Module:
     """A trained classifier.
 
@@ -45,6 +48,8 @@ def train_classifier(
         seed: Decides weights, order and shifts.
         device: Where.
         name: For the progress bar.
+        real: So many volumes, the first ones, are real scans: the last steps see them alone (`options.finish`), so that
+            the scans that count decide where classes part, whatever sets synthetic ones apart. 0 where there are no others.
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -52,10 +57,13 @@ def train_classifier(
         network = make_classifier(volumes.shape[1], classes, options.width).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), options.lr, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps)
-        weight = class_weights(targets, classes).to(device) if options.class_weights else None
-        for _ in tqdm(range(options.steps), name, unit="step", leave=False, disable=None):
-            chosen = torch.randint(len(volumes), (options.batch,), generator=draw)
+        alone = round(options.steps * (1 - options.finish)) if real else options.steps
+        weights = {n: class_weights(targets[:n], classes).to(device) for n in (len(volumes), real or len(volumes))}
+        for step in tqdm(range(options.steps), name, unit="step", leave=False, disable=None):
+            count = len(volumes) if step < alone else real
+            chosen = torch.randint(count, (options.batch,), generator=draw)
             moved = shifted(volumes[chosen], draw).to(device)
+            weight = weights[count] if options.class_weights else None
             loss = F.cross_entropy(network(moved), targets[chosen].to(device), weight)
             optimizer.zero_grad()
             loss.backward()

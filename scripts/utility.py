@@ -225,7 +225,8 @@ def compare(arms: Mapping[str, Labelled], test: Labelled, classes: Sequence[str]
             path = out / f"{arm}_{seed}.json"
             if not path.is_file():
                 network = train_classifier(
-                    arms[arm].volumes, arms[arm].targets, len(classes), o.classifier, seed, device, f"{arm}, seed {seed}")
+                    arms[arm].volumes, arms[arm].targets, len(classes), o.classifier, seed, device, f"{arm}, seed {seed}",
+                    real=len(arms["real"].targets) if arm == "both" else 0)
                 write_json(path, predict(network, test.volumes, device).tolist())
             predicted[arm, seed] = np.array(read_json(path))
             figures = scores(predicted[arm, seed], targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,13 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(leaking / "clinical.csv", dtype=str, keep_default_na=False)
     rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(leaking / "clinical.csv", index=False)
     refused("made from masks of test cases", "--column", "SEX", other=leaking)
+
+
+def test_the_last_steps_see_real_scans_alone() -> None:
+    volumes, targets = made(24, 0)
+    new, truth = made(20, 1)
+    wrong = torch.cat([targets, 1 - targets, 1 - targets])  # synthetic volumes that teach the opposite
+    mixed = torch.cat([volumes, volumes, volumes])
+    found = [(predict(train_classifier(mixed, wrong, 2, replace(FAST, finish=finish), 5, CPU, "t", real=24), new, CPU)
+              .argmax(1) == truth).float().mean() for finish in (0.8, 0.0)]
+    assert found[0] > 0.9 and found[1] < 0.5
