@@ -70,6 +70,7 @@ class BenchmarkOptions:
     max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
     clip_steps: int = flag(0, "Steps of CLIP pre-training (0: its default).", low=0)
     train_flags: str = flag("", "More flags for train.py, in one text.")
+    text: bool = flag(True, "Also measure what order, wording and ages never seen do; as long again as the test itself.")
     tag: str = flag("", "Added to the cells' names, for trials.")
 
 
@@ -135,7 +136,7 @@ def run_cell(name: str, o: BenchmarkOptions, seed: int) -> dict[str, Any]:
     found = {"cell": name, "seed": seed, "cases": o.cases, "patient_sd": o.patient_sd, "confounding": o.confounding,
              "size": o.size, "tag": o.tag, "flags": [*flags, *o.train_flags.split()], "train_seconds": seconds,
              "encoder_seconds": encoder_seconds, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    return found | judge(cohort, results) | {"text": text_of(options, cohort)}
+    return found | judge(cohort, results) | ({"text": text_of(options, cohort)} if o.text else {})
 
 
 def text_of(options: TestOptions, cohort: Path) -> dict[str, Any]:
