@@ -70,6 +70,7 @@ class BenchmarkOptions:
     max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
     clip_steps: int = flag(0, "Steps of CLIP pre-training (0: its default).", low=0)
     train_flags: str = flag("", "More flags for train.py, in one text.")
+    test_flags: str = flag("", "More flags for test.py, in one text, such as --tile 0,0,0 for whole volumes at once.")
     text: bool = flag(True, "Also measure what order, wording and ages never seen do; as long again as the test itself.")
     tag: str = flag("", "Added to the cells' names, for trials.")
 
@@ -131,7 +132,7 @@ def run_cell(name: str, o: BenchmarkOptions, seed: int) -> dict[str, Any]:
     varied = [w for column, values in VARIED.items() for w in ("--vary", f"{column}={','.join(values)}")]
     options = parse(TestOptions, "", [
         "--dataroot", str(cohort), "--name", run_name, "--checkpoints_dir", f"{o.OUT}/runs", "--results_dir",
-        f"{o.OUT}/results", "--overwrite", "--no-page", *varied])
+        f"{o.OUT}/results", "--overwrite", "--no-page", *varied, *o.test_flags.split()])
     results = test.test_cohort(options)
     found = {"cell": name, "seed": seed, "cases": o.cases, "patient_sd": o.patient_sd, "confounding": o.confounding,
              "size": o.size, "tag": o.tag, "flags": [*flags, *o.train_flags.split()], "train_seconds": seconds,
