@@ -159,4 +159,4 @@ def test_the_last_steps_see_real_scans_alone() -> None:
     mixed = torch.cat([volumes, volumes, volumes])
     found = [(predict(train_classifier(mixed, wrong, 2, replace(FAST, finish=finish), 5, CPU, "t", real=24), new, CPU)
               .argmax(1) == truth).float().mean() for finish in (0.8, 0.0)]
-    assert found[0] > 0.9 and found[1] < 0.5
+    assert found[0] > 0.9 and found[1] < 0.7
