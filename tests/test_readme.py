@@ -15,7 +15,9 @@ from options.evaluate_options import EvaluateOptions
 from options.parser import groups_of
 from options.test_options import TestOptions as OptionsOfTest
 from options.train_options import PRESETS, TrainOptions
+from scripts.benchmark_atlas import Options as AtlasBenchmarkOptions
 from scripts.benchmark_effects import Options as BenchmarkOptions
+from scripts.benchmark_expand import Options as ExpandBenchmarkOptions
 from scripts.benchmark_prepare import Options as PrepareBenchmarkOptions
 from scripts.compare_models import Options as CompareOptions
 from scripts.expand import Options as ExpandOptions
@@ -34,7 +36,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 COMMANDS = (TrainOptions, OptionsOfTest, BenchmarkOptions, PhantomOptions, PromptOptions, ClipOptions, DiscoverCommand,
             RefitCommand, PlantOptions, PrepareOptions, PrepareBenchmarkOptions, ExpandOptions, UnusualOptions,
-            UtilityOptions, EvaluateOptions, ControlOptions, CompareOptions, AutoencoderOptions)
+            UtilityOptions, EvaluateOptions, ControlOptions, CompareOptions, AutoencoderOptions, AtlasBenchmarkOptions,
+            ExpandBenchmarkOptions)
 OTHERS = {"local-dir", "nodes", "gpus-per-node", "nproc_per_node"}  # flags of hf, sbatch and torchrun
 
 
