@@ -103,6 +103,11 @@ class PhraseEncoder(TextEncoder):
         self._rows = torch.zeros(0, self.base)
 
     @property
+    def phrases(self) -> list[str]:
+        """The distinct phrases of training; a wording with a number stands once."""
+        return self._wordings.texts
+
+    @property
     @abstractmethod
     def base(self) -> int:
         """Channels of a phrase's own embedding."""
@@ -122,13 +127,12 @@ class PhraseEncoder(TextEncoder):
     def fit(self, prompts: Prompts) -> None:
         if self.numbers is not None:
             self.numbers.fit(prompts)
-        self._wordings = Wordings()
-        self._wordings = Wordings(self._locate(p)[0] for prompt in prompts for p in prompt if bare(p))
-        self.learn(self._wordings.texts)
+        self._wordings = Wordings(self._sized(p)[0] for prompt in prompts for p in prompt if bare(p))
+        self.learn(self.phrases)
         self.forget()
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
-        return {}, {"numbers": {} if self.numbers is None else self.numbers.stems, "phrases": self._wordings.texts}
+        return {}, {"numbers": {} if self.numbers is None else self.numbers.stems, "phrases": self.phrases}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if self.numbers is not None:
@@ -161,6 +165,9 @@ class PhraseEncoder(TextEncoder):
             tokens = torch.cat([tokens, z * tokens / rms], -1)
         return TextEmbedding(tokens, valid, tokens.sum(1))
 
+    def _sized(self, phrase: str) -> tuple[str, float]:
+        return (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))
+
     def _locate(self, phrase: str) -> tuple[str, float]:
-        text, z = (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))
+        text, z = self._sized(phrase)
         return self._wordings(text), z

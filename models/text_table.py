@@ -7,8 +7,7 @@ tells that it is there and one for its standardised size; what is missing is zer
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ class TableEncoder(PhraseEncoder):
     """One channel a phrase, scaled so that a phrase has RMS 1 as in the other encoders; unknown phrases are zero."""
 
     def __init__(self) -> None:
-        self.phrases: list[str] = []
         super().__init__(numbers=True)
         self.identity = {"source": "table", "kind": "table"}
 
@@ -34,7 +32,7 @@ class TableEncoder(PhraseEncoder):
         return max(1, len(self.phrases))
 
     def learn(self, phrases: Sequence[str]) -> None:
-        self.phrases = list(phrases)
+        """Nothing: to know the phrases is all."""
 
     def embed(self, phrases: Sequence[str]) -> Tensor:
         place = {p: i for i, p in enumerate(self.phrases)}
@@ -45,10 +43,6 @@ class TableEncoder(PhraseEncoder):
             if phrase in place:
                 rows[i, place[phrase]] = self.base**0.5
         return rows
-
-    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        self.phrases = list(values["phrases"])
-        super().load_state(tensors, values)
 
 
 @ENCODERS.register("table")

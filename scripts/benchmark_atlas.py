@@ -25,6 +25,7 @@ from nibabel.affines import voxel_sizes
 import train
 from data.atlas.analysis import Real, read_real
 from data.atlas.contrasts import dependants
+from data.atlas.study import Study
 from data.phantom import PhantomCohort
 from data.phantom_cohort import PhantomOptions, make
 from data.plant import PlantOptions, plant
@@ -52,7 +53,7 @@ Keep = Callable[[str, Callable[[], Row]], Row]  # a piece by its name, made only
 CONTRASTS = (("SMOKING HISTORY", "Never smoker", "Current smoker"), ("DIAGNOSIS", "HP", "IPF"), ("AGE", "", ""))
 COLUMNS = ",".join([*(column for column, _, _ in CONTRASTS), NULL])
 TIED = 0.7
-LUNG_REGIONS = ("upper", "middle", "lower")
+THIRDS = ("upper", "middle", "lower")
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def permuted_piece(b: BenchmarkOptions) -> Row:
             "largest_lung_effect_hu": float(lungs["effect_hu"].abs().max())}
 
 
-def shuffled(study: discover.Study, real: Real, refit: Mapping[str, Any]) -> RealScans:
+def shuffled(study: Study, real: Real, refit: Mapping[str, Any]) -> RealScans:
     """The real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     rows = {case.id: study.shown_row(case) for case in drawn(study.cohort, options, refit["seed"]).cases}
@@ -225,12 +226,12 @@ def permuted(b: BenchmarkOptions, keep: Keep) -> Row:
 def spike_piece(b: BenchmarkOptions) -> Row:
     """What comes back of an effect planted in the lower thirds of the scans of half the patients."""
     source, root = make_cohort(b, "spike_source", 1), Path(b.OUT) / "cohorts" / "spike"
-    data = replace(DataOptions(), dataroot=str(source))
+    data = DataOptions(dataroot=str(source))
     if not (root / "plant.json").is_file():
         plant(data, PlantOptions(out=str(root), hu=b.spike_hu, region="lower"))
     train_run(b, root, "spike", 1)
     rows = read(discover.discover(command(b, root, "spike", "PLANTED")), "spike")
-    return {"rows": rows[rows["region"].isin([*LUNG_REGIONS, "lungs", "elsewhere"])].to_dict("records")}
+    return {"rows": rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].to_dict("records")}
 
 
 def spike(b: BenchmarkOptions, keep: Keep) -> Row:

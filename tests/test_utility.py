@@ -155,8 +155,8 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
 def test_the_last_steps_see_real_scans_alone() -> None:
     volumes, targets = made(24, 0)
     new, truth = made(20, 1)
-    wrong = torch.cat([targets, 1 - targets, 1 - targets])  # synthetic volumes that teach the opposite
-    mixed = torch.cat([volumes, volumes, volumes])
+    wrong = torch.cat([targets, *[1 - targets] * 4])  # synthetic volumes that teach the opposite
+    mixed = torch.cat([volumes] * 5)
     found = [(predict(train_classifier(mixed, wrong, 2, replace(FAST, finish=finish), 5, CPU, "t", real=24), new, CPU)
               .argmax(1) == truth).float().mean() for finish in (0.8, 0.0)]
-    assert found[0] > 0.9 and found[1] < 0.7
+    assert found[0] > 0.9 and found[1] < 0.5
