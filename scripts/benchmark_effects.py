@@ -1,7 +1,7 @@
 """Proof on planted truth: trains on phantom cohorts as a user would, and compares the effects revealed with the truth.
 
 Each cell (a cohort and a way to train) is kept in OUT/cells as JSON when it is finished, so that a stopped benchmark goes
-on where it was; OUT/table.md and OUT/index.html set all finished cells side by side.
+on where it was; OUT/tables.md and OUT/index.html set all finished cells side by side.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-import numpy as np
-
 import test
 import train
 from data.phantom import PhantomCohort
@@ -32,8 +30,11 @@ from scripts import pretrain_clip
 from util.checkpoint import read_json, write_json
 from util.cli import UserError, run
 from util.proof_page import write_proof_page
+from util.proof_tables import contrast_frame, control_frame, markdown, over_seeds, slope_frame
 
 log = logging.getLogger(__name__)
+
+REAL = [column for column in VARIED if column != NULL]
 
 # How each cell trains: text encoder, and flags beside --preset cpu.
 CELLS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -154,23 +155,10 @@ def cell_key(name: str, o: BenchmarkOptions, seed: int) -> str:
     return f"{name}_n{o.cases}_sd{o.patient_sd:g}{tied}_seed{seed}{o.tag}".replace(" ", "-")
 
 
-def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """All finished cells as a Markdown table."""
-    attributes = list(VARIED)
-    head = ["cell", "n", "SD", "seed", *(f"{a} slope" for a in attributes[:-1]), "signs right", "small error HU",
-            "no effect HU", "MAE ratio", "SD ratio", "W1/floor", "outside HU", "minutes"]
-    lines = [head, ["---"] * len(head)]
-    for c in cells:
-        lung = {a: c["effects"][a]["lungs"] for a in attributes}
-        real = [lung[a] for a in attributes[:-1]]
-        outside = np.mean([c["effects"][a]["outside"]["mean_abs"] for a in attributes])
-        lines.append([
-            c["cell"], str(c["cases"]), f"{c['patient_sd']:g}", str(c["seed"]), *(f"{f['slope']:.2f}" for f in real),
-            f"{min(f['signs_right'] for f in real):.2f}", f"{max(f.get('small_error', 0.0) for f in real):.1f}",
-            f"{lung[attributes[-1]]['mean_abs']:.1f}", f"{c['mae_ratio']:.2f}", f"{c['sd_ratio']:.2f}",
-            f"{c['w1_hu']:.1f}/{c['w1_floor_hu']:.1f}", f"{outside:.2f}",
-            f"{(c['train_seconds'] + c['encoder_seconds']) / 60:.1f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def tables(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of cells, mean over seeds, as Markdown."""
+    frames = (slope_frame(cells, REAL), contrast_frame(cells), control_frame(cells, NULL))
+    return "\n\n".join(markdown(over_seeds(frame)) for frame in frames)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -187,12 +175,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 log.info("%s is finished; it is kept.", path)
                 continue
             write_json(path, run_cell(name, o, seed))
-            log.info("%s\n%s", path, table([read_json(path)]))
+            log.info("%s\n%s", path, tables([read_json(path)]))
     cells = [read_json(p) for p in sorted(folder.glob("*.json"))]
-    text = table(cells)
-    (Path(o.OUT) / "table.md").write_text(text + "\n")
-    page = write_proof_page(Path(o.OUT), cells, [a for a in VARIED if a != NULL], NULL)
-    log.info("All finished cells (%s):\n%s", page, text)
+    text = tables(cells)
+    (Path(o.OUT) / "tables.md").write_text(text + "\n")
+    page = write_proof_page(Path(o.OUT), cells, REAL, NULL)
+    log.info("All finished cells (%s):\n\n%s", page, text)
 
 
 if __name__ == "__main__":

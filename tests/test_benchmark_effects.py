@@ -43,7 +43,7 @@ def test_small_version_end_to_end(tmp_path: Path) -> None:
     assert cell["effects"]["SMOKING HISTORY"]["lungs"]["true"] == pytest.approx(41, abs=2)
     assert cell["oracle"]["SMOKING HISTORY: Never smoker to Current smoker"] > 0
     assert cell["sd_hu"] > 0 and cell["w1_floor_hu"] > 0
-    assert "| default | 10 |" in (tmp_path / "table.md").read_text()
+    assert "| default | 10 |" in (tmp_path / "tables.md").read_text()
     before = next((tmp_path / "cells").glob("*.json")).stat().st_mtime_ns
     benchmark.main([str(tmp_path), *words, f"--train_flags={TINY}"])  # finished cells are kept
     assert next((tmp_path / "cells").glob("*.json")).stat().st_mtime_ns == before
