@@ -30,14 +30,21 @@ from util.cli import UserError
 TEMPLATES = Path(__file__).parent / "templates"
 ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
 KINDS = ("category", "number", "date", "text")
-UNKNOWN = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "not available", "unknown"))
+UNKNOWN = frozenset((
+    "", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "not available", "unknown", "not known", "not reported",
+    "not recorded", "not applicable", "missing"))
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _ID = re.compile(r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index|synthetic( .*)?|")
-_ROLE_WORDS = {
-    "demographic": ("age", "sex", "gender", "ethnicity", "race", "height", "weight", "bmi"),
-    "acquisition": (
-        "kernel", "kvp", "contrast", "contrast agent", "scanner", "manufacturer", "slice thickness", "dose", "site"),
-    "outcome": ("label", "outcome", "survival", "death", "mortality"),
+_ROLE_NAMES = {  # whole names
+    "demographic": ("height", "weight", "race"),
+    "acquisition": ("contrast", "contrast agent", "dose", "site", "center", "centre"),
+    "outcome": ("label", "status", "vital status", "event"),
+}
+_ROLE_WORDS = {  # words that a name holds somewhere; an outcome first, for "age at death" is one
+    "outcome": ("outcome", "survival", "survived", "death", "dead", "died", "deceased", "alive", "mortality",
+                "follow-up", "followup", "decline", "progression", "relapse", "recurrence"),
+    "acquisition": ("kernel", "kvp", "tube", "scanner", "manufacturer", "thickness", "spacing", "ctdivol", "mas"),
+    "demographic": ("age", "sex", "gender", "ethnicity", "bmi"),
 }
 
 
@@ -123,7 +130,9 @@ def guess_role(column: str) -> str:
     name = same_key(column)
     if _ID.fullmatch(name):
         return "id"
-    return next((role for role, words in _ROLE_WORDS.items() if name in words), "exposure")
+    words = set(re.findall(r"[a-z]+(?:-[a-z]+)*", name))
+    return (next((role for role, names in _ROLE_NAMES.items() if name in names), "")
+            or next((role for role, known in _ROLE_WORDS.items() if words & set(known)), "exposure"))
 
 
 def read_columns(path: Path) -> dict[str, Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from util.runs import SPLITS_FILE
 def is_own(options: DataOptions, root: str | Path) -> bool:
     """Whether a folder is the cohort that the run was trained on."""
     return Path(root).resolve() == Path(options.dataroot).resolve()
+
+
+def is_copy(cohort: Cohort, own: Cohort) -> bool:
+    """Whether a cohort is the run's own in another place: it has all training cases, and the first one's mask."""
+    theirs = {case.id: case for case in cohort.cases}
+    trained = own.split("train")
+    return bool(trained) and all(case.id in theirs for case in trained) and filecmp.cmp(
+        trained[0].mask, theirs[trained[0].id].mask, shallow=False)
 
 
 def run_cohort(folder: Path, options: DataOptions, root: str, seed: int, *, need_images: bool) -> Cohort:

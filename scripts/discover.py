@@ -28,8 +28,9 @@ from data.atlas.counterfactuals import CaseStudy, Hu, Measured, Paint, Painters
 from data.atlas.pages import write_pages
 from data.atlas.spike import spike_frame
 from data.atlas.study import Study, make_study
-from data.cohort import Case
+from data.cohort import Case, Cohort
 from data.prompts import Prompt, sentence
+from data.run_cohort import is_copy, is_own, run_cohort
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
 from models.sampler import LoadedRun, Sampler, load_run
@@ -67,11 +68,22 @@ def open_all(o: DiscoverCommand) -> Opened:
     options = TestOptions(source=source, model=o.model, arms=ArmOptions(seed=o.output.seed))
     run = test.open_run(options)
     opened = test.open_test(options, run)
-    study = make_study(o.cases, opened.cohort, opened.template, opened.data, run.labels, run.state["columns"])
+    trained_on = own_cohort(run, opened.cohort)
+    study = make_study(
+        o.cases, opened.cohort, trained_on, opened.template, opened.data, run.labels, run.state["columns"])
     if study.folds or o.refit.refits or o.refit.permutations:
-        origin = refit.Origin.load(run.folder, o.cases.dataroot)
+        origin = refit.Origin.load(run.folder, str(trained_on.root))
         refit.train_refits(origin, o.refit, refit.wanted(origin, o.refit, study.folds))
     return Opened(opened, study, *networks(o, run, study))
+
+
+def own_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
+    """The cohort that the run was trained on: the one given, unless that holds others and the run's own is still there."""
+    own = replace(run.options.data, permute=(), resample=False, fold="")
+    if is_own(own, cohort.root) or not Path(own.dataroot).is_dir():
+        return cohort
+    found = run_cohort(run.folder, own, own.dataroot, run.options.run.seed, need_images=False)
+    return cohort if is_copy(cohort, found) else found
 
 
 def networks(o: DiscoverCommand, run: LoadedRun, study: Study) -> tuple[
@@ -152,17 +164,15 @@ def case_frame(opened: Opened, generated: Sequence[Row], real: Real) -> pd.DataF
     """cases.csv: every case that was generated or compared with."""
     study = opened.study
     rows = {row["case"]: row for row in generated}
-    train = {case.id for case in study.training}
     split_of = {case: name for name, cases in reversed(study.cohort.splits.items()) for case in cases}
     made = []
     for case in study.cohort.cases:
         if case.id not in rows and case.id not in real.vessels:
             continue
         own = rows.get(case.id, {"run": "", "generated": "no", "prompt": sentence(opened.test.written[case.id])})
-        unseen = own["run"] and study.fold_of
         made.append({"lung_ml": real.scans.volume.get(case.id), **own, "case": case.id, "split": split_of.get(case.id, ""),
                      "real": "yes" if case.id in real.vessels else "no",
-                     "seen": "yes" if case.id in train and not unseen else "no",
+                     "seen": "yes" if case.id in study.seen else "no",
                      "vessel_share_real": real.vessels.get(case.id)})
     columns = ["case", "split", "generated", "real", "seen", "run", "lung_ml", "vessel_share_generated", "vessel_share_real",
                "prompt"]
@@ -174,11 +184,14 @@ def method_facts(o: DiscoverCommand, opened: Opened, frames: Frames, real: Real)
     run, study = opened.test.run, opened.study
     kinds = [r["kind"] for r in opened.refits]
     repeats = bool(real.scans.patient.duplicated().any())
-    cases_said = f"cross-fitted, {len(study.folds)} folds" if study.fold_of else f"split {o.cases.split}"
+    cases_said = (f"cross-fitted: by refits to {len(study.folds)} folds, each without the patients it generates"
+                  if study.fold_of else f"split {o.cases.split}")
+    noises = o.output.n_noise if run.sampler.model.noise_channels else 0
     return {
         "run": run.folder.name, "model": run.options.generator.model, "encoder": run.state["encoder"].get("kind", "text"),
         "steps": run.state["step"], "training": len(study.training), "generated": len(study.cases), "cases_said": cases_said,
-        "n_noise": o.output.n_noise, "vessel_hu": o.cases.vessel_hu,
+        "noise_said": f" and over {noises} fields of noise" if noises > 1 else "", "seed": o.output.seed,
+        "window": " and ".join(f"{v:g}" for v in run.options.data.hu_window), "vessel_hu": o.cases.vessel_hu,
         "vessel_share": float(frames["cases"]["vessel_share_generated"].mean()), "refits": kinds.count("resampled"),
         "permuted": kinds.count("permuted"), "real": len(real.scans.density),
         "errors": "clustered by patient" if repeats else "HC3",
@@ -201,8 +214,10 @@ def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
     """Generates, compares and writes everything into `folder`."""
     real = read_real(opened.study)
     measured, generated, volumes = generate(opened, folder, o.output.volumes)
-    of_run = built_in(opened.test.run.options.generator.text_region)
-    frames = analyse(opened.study, measured, real, opened.refits, o.cases.diagnosis_column, of_run)
+    run = opened.test.run
+    of_run = built_in(run.options.generator.text_region, run.options.text.text_mode)
+    frames = analyse(
+        opened.study, measured, real, opened.refits, int(run.state["step"]), o.cases.diagnosis_column, of_run)
     frames["cases"] = case_frame(opened, generated, real)
     frames["arms"] = pd.DataFrame(measured.arms, columns=["case", "column", "value", "prompt", "dropped", "file"])
     frames["effects_by_case"] = effect_frame(measured.effects).drop(columns=["kind", "noise_change_hu"])
@@ -245,9 +260,15 @@ def new_folder(o: AtlasOutput) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)
     try:
         yield part
+        shutil.rmtree(aside, ignore_errors=True)
         if out.exists():
             out.rename(aside)
-        part.rename(out)
+        try:
+            part.rename(out)
+        except OSError:
+            if aside.exists():
+                aside.rename(out)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)

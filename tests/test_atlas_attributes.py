@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data.atlas.contrasts import attribute_arms, choose, classify, quantiles
+from data.atlas.contrasts import attribute_arms, choose, classify, covariate, quantiles
 from data.atlas.rewording import reordered, reworded
 from data.prompts import Phrase, load_template
 from util.atlas.contrasts import Attribute
@@ -29,6 +29,46 @@ def test_kinds_and_references() -> None:
     assert [x.column for x in chosen] == ["A"] and left == dict.fromkeys("BCD", "not asked for")
     with pytest.raises(UserError, match="No column of the table can be studied"):
         choose(template, rows(A=["x"] * 9), ["A"], [], ["A"], {})
+
+
+def test_columns_that_cannot_be_compared_say_why() -> None:
+    template = load_template("auto")
+    made = rows(ZEROS=["0"] * 90 + [str(k) for k in range(1, 11)], YEARS=[f"{40 + k % 9} years" for k in range(100)],
+                COMMA=[f"1,{k % 9}" for k in range(100)], SIZE=["<3 cm", ">3 cm"] * 50)
+    for column, why in {
+            "ZEROS": "outer quantiles do not differ", "YEARS": "numbers written as texts",
+            "COMMA": "numbers written as texts", "SIZE": "'<3 cm' and '>3 cm' would have the same file name"}.items():
+        found = classify(template, made, column)
+        assert isinstance(found, str) and why in found, (column, found)
+    numbers = rows(**{"A b": [str(k) for k in range(20)], "A_b": [str(k) for k in range(20)]})
+    chosen, left = choose(template, numbers, ["A b", "A_b"], [], ["A b", "A_b"], {})
+    assert [a.column for a in chosen] == ["A b"] and "same names as those of 'A b'" in left["A_b"]
+    with pytest.raises(UserError, match="--reference: 'A b' holds numbers"):
+        choose(template, numbers, ["A b"], [], ["A b"], {"A b": "3"})
+
+
+def test_many_scanners_are_still_adjusted_for() -> None:
+    template = load_template("auto")
+    made = rows(Scanner=[f"type {k % 12}" for k in range(60)], Note=[f"note {k}" for k in range(60)])
+    assert isinstance(classify(template, made, "Scanner"), str)
+    pooled = covariate(template, made, "Scanner")
+    assert pooled is not None and pooled.role == "acquisition" and len(pooled.counts) == 12
+    assert covariate(template, made, "Note") is None
+
+
+@pytest.mark.parametrize(("column", "role"), [
+    ("Age at scan", "demographic"), ("Age at death", "outcome"), ("Died within 1 year", "outcome"),
+    ("FVC decline", "outcome"), ("Convolution Kernel", "acquisition"), ("Tube voltage", "acquisition"),
+    ("Smoking status", "exposure"), ("Forced vital capacity", "exposure"),
+    ("Vital status", "outcome"), ("Sex", "demographic"), ("Patient ID", "id")])
+def test_roles_by_name(column: str, role: str) -> None:
+    assert load_template("auto").role(column) == role
+
+
+def test_what_was_not_reported_is_not_known() -> None:
+    template = load_template("auto")
+    found = classify(template, rows(A=["Not reported"] * 9 + ["Yes", "No"] * 9), "A")
+    assert isinstance(found, Attribute) and found.values == ("No", "Yes")
 
 
 def test_attributes_that_a_row_rules_out_are_not_tried() -> None:

@@ -97,6 +97,48 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     assert pd.isna(row["real_hu"]) and "told apart" in row["reason"]
 
 
+def test_a_thinner_adjustment_does_not_save_what_cannot_be_told_apart() -> None:
+    """The exposures decide the attribute together, though none of them does alone."""
+    rng, data = np.random.default_rng(2), scans(120)
+    parts = {f"R{k}": rng.integers(0, 2, 120) for k in range(3)}
+    data.table["SUM"] = sum(parts.values()).astype(str)  # type: ignore[union-attr]
+    for name, values in parts.items():
+        data.table[name] = np.where(values, "Yes", "No")
+    attribute = Attribute("SUM", "exposure", "number", ("0", "1", "2", "3"), {"1": 120})
+    risks = {n: Attribute(n, "exposure", "category", ("No", "Yes"), {"No": 60, "Yes": 60}) for n in parts}
+    roles = Roles({"AGE": AGE, "SUM": attribute, **risks}, frozenset(), "DIAGNOSIS")
+    real = estimates(data, contrasts_of(attribute), roles)
+    row = primary(real, "SUM=0_to_3")
+    assert row["adjustment"] == "all+volume" and pd.isna(row["real_hu"]) and "told apart" in row["reason"]
+    made = cautions.collinear_cautions(real, {c.id: c.column for c in contrasts_of(attribute)})
+    assert [c.column for c in made] == ["SUM"] and made[0].forbids
+
+
+def test_rare_levels_of_the_attribute_do_not_inflate_it() -> None:
+    data = scans(200)
+    rng = np.random.default_rng(5)
+    data.table["SMOKING"] = rng.choice(LEVELS, 200, p=(0.05, 0.5, 0.45))
+    assert primary(estimates(data, CONTRASTS, ROLES), NEVER_CURRENT)["vif"] < 2
+
+
+def test_scans_of_few_patients_are_too_few_however_many() -> None:
+    data = scans(120)
+    data.patient[:] = np.resize([f"p{k}" for k in range(6)], 120)
+    real = estimates(data, CONTRASTS, ROLES)
+    assert real["real_hu"].isna().all() and real["reason"].str.contains("too few").all()
+
+
+def test_refits_of_other_steps_forbid_a_claim() -> None:
+    refits = [{"kind": kind, "steps": 50} for kind in ("resampled", "permuted") for _ in range(6)]
+    assert not cautions.refit_cautions(refits, 50)
+    other = cautions.refit_cautions(refits, 2000)
+    assert [c.kind for c in other] == ["other steps"] and other[0].forbids
+
+
+def test_controls_that_pass_by_themselves_are_named() -> None:
+    assert len(cautions.built_in("labels", "phrases")) == 2 and not cautions.built_in("everywhere", "sentence")
+
+
 def test_scans_of_one_patient_are_clustered() -> None:
     """Every scan twice tells no more than once: an interval that ignores it would be narrower by a factor of 1.4."""
     once = scans(60)
@@ -125,9 +167,11 @@ def test_ties_are_measured_for_every_kind_of_pair() -> None:
 
 def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
     rows = [{"column": "A", "other": "B", "measure": "Cramer's V", "value": v, "cases": 90} for v in (0.7, 0.4, 0.1)]
-    strong, weak = cautions.tie_cautions(rows)
+    strong, weak = cautions.tie_cautions(rows, {})
     assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
-    assert not cautions.tie_cautions([{**rows[0], "cases": 5}])
+    assert not cautions.tie_cautions([{**rows[0], "cases": 5}], {})
+    outcome = cautions.tie_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
+    assert outcome.forbids and (outcome.column, outcome.other) == ("B", "") and "B, which comes after" in outcome.text
 
 
 def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None:
@@ -136,9 +180,12 @@ def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None
     through = cautions.mask_cautions(data, [SMOKING, AGE], ROLES)
     assert [c.column for c in through] == ["SMOKING"] and "Current against Never: -3" in through[0].text
     assert [c.kind for c in cautions.role_cautions([OUTCOME, SMOKING])] == ["outcome"]
-    few = replace(SMOKING, counts={"Never": 50, "Ex": 40, "Current": 4})
-    kinds = Counter(c.kind for c in cautions.count_cautions([few], 150))
-    assert kinds == {"few cases": 1, "missing": 1}
+    values = pd.Series(["Never"] * 48 + ["never"] * 12 + ["Ex"] * 30 + ["Current"] * 10 + [""] * 50, name="SMOKING")
+    counted = replace(SMOKING, counts=dict(values[values != ""].value_counts()))
+    people = pd.Series(range(150)).where(values != "Current", 149)  # the ten scans of current smokers are of one patient
+    found = cautions.count_cautions([counted], values.to_frame(), people)
+    assert Counter(c.kind for c in found) == {"few cases": 1, "missing": 1, "spelling": 1}
+    assert "training patients with Current: only 1." in found[0].text and "'Never' and 'never'" in found[1].text
     small, seen = cautions.size_cautions(2, 2, 2)
     assert small.forbids and "too small to conclude anything" in small.text and not seen.forbids
     assert not cautions.size_cautions(96, 96, 0)
@@ -222,8 +269,8 @@ def test_findings_are_ranked_and_told_with_their_figures() -> None:
     labels = {c.id: c.label for c in CONTRASTS}
     found, others = summarise(judge(effects(), REAL, ROLE_OF, []), labels, controls)
     first = next(row for row in found if row["contrast"] == NEVER_CURRENT)
-    assert first["sentence"].startswith("Current against Never: +40 HU [35, 45] in both lungs, strongest in the upper "
-                                        "thirds (+52); the real scans agree (+")
+    assert first["sentence"].startswith("SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the "
+                                        "upper thirds (+52); the real scans agree (+")
     assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
     assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
     assert all(row["contrast"] != SLOPE for row in found + others)
@@ -250,7 +297,7 @@ def test_agreement_plot(tmp_path: Path) -> None:
     tests = judge(effects(), REAL, ROLE_OF, [])
     points = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
     agreement_plot(points, {c.id: c.label for c in CONTRASTS}, tmp_path / "agreement")
-    assert "Current against Never" in (tmp_path / "agreement.svg").read_text()
+    assert "SMOKING Current against Never" in (tmp_path / "agreement.svg").read_text()
     assert (tmp_path / "agreement.png").stat().st_size > 5000
     agreement_plot(points.iloc[:0], {}, tmp_path / "empty")
     assert (tmp_path / "empty.svg").is_file()

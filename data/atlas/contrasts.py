@@ -10,12 +10,14 @@ from data.arms import Arm
 from data.columns import as_number
 from data.prompts import Row, Template
 from util.atlas.contrasts import Attribute
-from util.cli import UserError, listing
+from util.cli import UserError, listing, safe_name
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEVERAL = 6  # more different numbers than this are a size, fewer are codes
 MOST_LEVELS = 8  # more different texts than this are free text
 FEWEST = 3  # training cases of a value, below which it is not looked at where two others have more
+COUNTED = re.compile(r"[-+]?\d+(?:[.,]\d+)?(?:\s*\D{1,12})?")  # a number with its unit, or with a comma
+ADJUSTED = ("demographic", "acquisition")  # roles that real scans are always adjusted for
 ABSENT = re.compile(r"(no|not|none|never|negative|absent|without|normal|healthy|control)\b", re.IGNORECASE)
 
 
@@ -29,21 +31,46 @@ def classify(template: Template, rows: Sequence[Row], column: str, reference: st
     numbers = {v: n for v in counts if (n := as_number(v)) is not None}
     if len(counts) == 1:
         return f"all training cases that have a value have {next(iter(counts))!r}"
+    written = [v for v in counts if v not in numbers and COUNTED.fullmatch(v)]
+    if known.kind != "category" and len(written) > SEVERAL and len(written) > len(counts) / 2:
+        return f"it holds numbers written as texts ({listing(sorted(written), 3)}); write plain numbers, such as 63 or 1.5"
     if known.kind != "category" and len(numbers) > SEVERAL:
         if odd := sorted(set(counts) - set(numbers)):
             return (f"it holds numbers and texts ({listing(odd, 3)}); write plain numbers, or leave the cell empty where "
                     "nothing is known")
-        return Attribute(column, role, "number", quantiles(list(numbers), counts), counts, known.unit)
+        chosen = quantiles(list(numbers), counts)
+        if float(chosen[0]) == float(chosen[-1]):
+            return f"most training cases have {chosen[0]}, so that its outer quantiles do not differ"
+        return Attribute(column, role, "number", chosen, counts, known.unit)
     if len(counts) > MOST_LEVELS:
         return f"it holds {len(counts)} different texts, which is free text and no category (at most {MOST_LEVELS})"
     every = [v for v, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     common = [v for v in every if counts[v] >= FEWEST or v == reference]
     levels = common if len(common) > 1 else every  # a small cohort is shown too, and warned of
+    if alike := same_file_names(levels):
+        return f"{alike[0]!r} and {alike[1]!r} would have the same file name; write one of them otherwise"
     if reference and reference not in levels:
         return f"no training case has the reference {reference!r} ({_counted(counts)})"
     first = reference or next((v for v in levels if ABSENT.match(v)), levels[0])
     ordered = (first, *(v for v in sorted(levels, key=lambda v: (as_number(v) or 0, v)) if v != first))
     return Attribute(column, role, "category", ordered, counts, known.unit)
+
+
+def covariate(template: Template, rows: Sequence[Row], column: str) -> Attribute | None:
+    """A column that cannot be studied, such as one of many scanners, as something to adjust real scans for."""
+    counts = Counter(v for row in rows if (v := template.shown(row, column)))
+    if template.role(column) not in ADJUSTED or len(counts) < 2:
+        return None
+    return Attribute(column, template.role(column), "category", tuple(sorted(counts)), counts, template[column].unit)
+
+
+def same_file_names(values: Sequence[str]) -> tuple[str, str] | None:
+    """The first two values that differ in nothing that a file name can hold."""
+    first: dict[str, str] = {}
+    for value in values:
+        if (other := first.setdefault(safe_name(value).casefold(), value)) != value:
+            return other, value
+    return None
 
 
 def quantiles(values: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ...]:
@@ -90,6 +117,11 @@ def choose(
             left_out[column] = found
         elif wanted and column not in wanted:
             left_out[column] = "not asked for"
+        elif column in references and found.kind == "number":
+            raise UserError(f"--reference: {column!r} holds numbers, which are compared at quantiles; give --reference for "
+                            "columns with categories only.")
+        elif twin := same_file_names([*(a.column for a in chosen), column]):
+            left_out[column] = f"its files would have the same names as those of {twin[0]!r}; rename one of the columns"
         else:
             chosen.append(found)
     if not chosen:

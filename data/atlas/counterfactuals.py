@@ -97,10 +97,13 @@ class CaseStudy:
             self.out.maps.add((kind, contrast, refit), self.frame(volume))
 
     def _controls(self) -> None:
-        """What changes where nothing should: other noise, other order, other words."""
+        """What changes where nothing should: other noise, another refit, other order, other words."""
         paint, other = self.painters.paint, self.painters.other_noise
         made = {"re-ordered": lambda: paint(self.whole, reordered(self.own_prompt)),
                 "re-worded": lambda: paint(self.whole, reworded(self.own_prompt))}
+        refit = next((paint for _, kind, _, paint in self.painters.refits if kind == "resampled"), None)
+        if refit is not None:
+            made = {"other refit": lambda: refit(self.whole, self.own_prompt), **made}
         if other is not None:
             made = {"other noise": lambda: other(self.whole, self.own_prompt), **made}
         for name, generate in made.items():

@@ -95,7 +95,8 @@ def population_figures(files: Files) -> list[str]:
     table = pd.DataFrame(record["maps"])
     shown = {c["contrast"]: c["label"] for c in record["contrasts"] if c["kind"] != "slope"}
     if len(table):
-        drawn += map_voxels.map_pictures(folder, table, read_maps(files), shown, files.limit)
+        drawn += map_voxels.map_pictures(
+            folder, table, read_maps(files), shown, files.limit, map_voxels.null_contrast(record))
     return drawn
 
 
@@ -198,6 +199,9 @@ class CaseMaker:
         panels = [Panel(f"Given:\n{first.plain}", "ct", before, self.spacing),
                   Panel(f"Changed:\n{second.plain}", "ct", after, self.spacing),
                   Panel("Difference", "difference", after - before, self.spacing, caption="changed − given")]
+        if "noise" in self.links:
+            own, noise = (self._volume(self.links[key].removeprefix("../")) for key in ("own", "noise"))
+            panels.append(Panel("Control:\nother noise", "difference", noise - own, self.spacing, caption="nothing changed"))
         stem = f"{case_file(self.case.id)}__{safe_name(attribute.label)}"
         at = tuple(k * f for k, f in zip(self.voxels.grid["start"], self.voxels.factors, strict=True))
         for ending in ("png", "svg"):

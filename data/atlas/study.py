@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data.atlas.contrasts import attribute_arms, choose, classify
+from data.atlas.contrasts import attribute_arms, choose, classify, covariate
 from data.atlas.counterfactuals import Plan
 from data.cohort import Case, Cohort
 from data.prompts import Template
@@ -22,7 +22,8 @@ class Study:
     """Everything that is looked at.
 
     Attributes:
-        cohort: With the run's splits.
+        cohort: That is looked at.
+        trained_on: The run's own cohort, with its splits; `cohort` itself unless other patients are looked at.
         labels: The run's mask labels.
         cases: To generate.
         real_cases: With scans to compare with.
@@ -30,10 +31,12 @@ class Study:
         plan: How each case is changed and measured.
         left_out: Why other columns are not studied.
         every: All columns that could be studied, those not asked for too: real scans are adjusted for them.
+        pooled: Those among them that hold too many texts to be studied, of which rare ones are taken together.
         fold_of: Case to fold, with cross-fitting.
     """
 
     cohort: Cohort
+    trained_on: Cohort
     labels: Sequence[int]
     cases: Sequence[Case]
     real_cases: Sequence[Case]
@@ -41,7 +44,14 @@ class Study:
     plan: Plan
     left_out: Mapping[str, str]
     every: Mapping[str, Attribute]
+    pooled: Sequence[str]
     fold_of: Mapping[str, str]
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Cases of the cohort that the network generating them was trained on."""
+        own = {case.id for case in self.training} if self.trained_on is self.cohort else set()
+        return frozenset(own - set(self.fold_of))
 
     @property
     def folds(self) -> list[str]:
@@ -54,20 +64,26 @@ class Study:
 
 
 def make_study(
-    o: AtlasCases, cohort: Cohort, template: Template, data: DataOptions, labels: Sequence[int], known: Sequence[str],
+    o: AtlasCases, cohort: Cohort, trained_on: Cohort, template: Template, data: DataOptions, labels: Sequence[int],
+    known: Sequence[str],
 ) -> Study:
     """Checks columns, references, folds and splits; `known` are the columns that the run was trained with.
 
     Raises:
         UserError: A column that is not there or cannot be studied, a split without cases, a fold that is none.
     """
-    training = tuple({case.id: case for case in cohort.split("train")}.values())
+    if o.fold and trained_on is not cohort:
+        raise UserError(
+            f"--fold is {o.fold!r}, which is for the run's own cohort {trained_on.root}; {cohort.root} is another.")
+    training = tuple({case.id: case for case in trained_on.split("train")}.values())
     rows = [template.consistent(case.row).row for case in training]
     wanted = [c.strip() for c in next(csv.reader([o.columns], skipinitialspace=True), []) if c.strip()]
     columns = list(cohort.columns)
     attributes, left_out = choose(template, rows, columns, wanted, known, references(o))
-    every = {c: a for c in template.attributes(columns) if isinstance(a := classify(template, rows, c), Attribute)}
+    there = template.attributes(columns)
+    every = {c: a for c in there if isinstance(a := classify(template, rows, c), Attribute)}
     every |= {a.column: a for a in attributes}
+    pooled = {c: p for c in there if c not in every and (p := covariate(template, rows, c)) is not None}
     if o.null_column and o.null_column not in [a.column for a in attributes]:
         raise UserError(f"--null_column {o.null_column!r} is not among the attributes that are looked at.")
     fold_of = chosen_folds(o, training, patients_of(cohort, data.patient_column))
@@ -81,7 +97,9 @@ def make_study(
     real_split = o.real_split or ("" if fold_of else "all")
     real = cases if not real_split else cohort.cases if real_split == "all" else cohort.split(real_split)
     plan = Plan(template, data, attributes, [c for a in attributes for c in contrasts_of(a)], o.vessel_hu)
-    return Study(cohort, labels, cases, [case for case in real if case.image], training, plan, left_out, every, fold_of)
+    scanned = [case for case in real if case.image]
+    return Study(
+        cohort, trained_on, labels, cases, scanned, training, plan, left_out, every | pooled, tuple(pooled), fold_of)
 
 
 def tried_somewhere(

@@ -14,10 +14,10 @@ from scipy import stats
 
 from util.atlas.contrasts import Attribute
 from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
-from util.atlas.regression import Design, RealScans, Roles
+from util.atlas.regression import FEWEST, INSEPARABLE, Design, RealScans, Roles
 
 FEW_LEVEL = 10  # training cases of a value
-SMALL_COHORT = 20  # training cases or real scans
+SMALL_COHORT = 20  # training patients or patients with a real scan
 WEAK_TIE, STRONG_TIE = 0.3, 0.5
 TIE_CASES = 15  # in which both are known, below which a tie is not warned of
 HIGH_VIF = 5.0
@@ -77,34 +77,59 @@ def ties(table: pd.DataFrame, attributes: Sequence[Attribute]) -> list[dict[str,
     return sorted(rows, key=lambda row: -row["value"])
 
 
-def tie_cautions(pairs: Sequence[Mapping[str, Any]]) -> list[Caution]:
-    """Warnings of attributes that go together; both are named, and a strong tie forbids claims on either."""
+def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> list[Caution]:
+    """Warnings of attributes that go together; both are named, and a strong tie forbids claims on either.
+
+    What comes after an exposure (an outcome, a mediator) takes nothing from it: there only the former is not claimed.
+    """
     made = []
     for row in pairs:
         if row["value"] < WEAK_TIE or row["cases"] < TIE_CASES:
             continue
-        strong = row["value"] >= STRONG_TIE
-        what = ("their effects cannot be told apart, and neither is claimed" if strong
-                else "part of one's effect may be the other's")
+        strong, pair = row["value"] >= STRONG_TIE, (row["column"], row["other"])
+        after = [c for c in pair if roles.get(c) in ROLE_TEXTS]
+        what = "part of one's effect may be the other's"
+        if strong:
+            what = "their effects cannot be told apart, and neither is claimed"
+            pair = (after[0], "") if len(after) == 1 else pair
+            what = f"{after[0]}, which comes after, is not claimed" if len(after) == 1 else what
         made.append(Caution(
             "tied", f"{row['column']} and {row['other']} go together ({row['measure']} {row['value']:.2f} in {row['cases']} "
-            f"cases): {what}.", row["column"], row["other"], row["value"], strong))
+            f"cases): {what}.", *pair, row["value"], strong))
     return made
 
 
-def count_cautions(attributes: Sequence[Attribute], training: int) -> list[Caution]:
-    """Warnings of values that few training cases have, and of columns with many empty cells."""
+def count_cautions(attributes: Sequence[Attribute], table: pd.DataFrame, patient: pd.Series) -> list[Caution]:
+    """Warnings of values that few training patients have, of values in two spellings, and of many empty cells.
+
+    Args:
+        attributes: What is studied.
+        table: The training rows as the text says them.
+        patient: Who each row is of.
+    """
     made = []
     for a in attributes:
         if a.kind == "category":
-            few = {v: a.counts[v] for v in a.values if a.counts[v] < FEW_LEVEL}
-            made += [Caution("few cases", f"{a.column}: training cases with {v}: only {n}.", a.column, v, n)
+            have = patient.groupby(table[a.column]).nunique()
+            few = {v: int(have.get(v, 0)) for v in a.counts if have.get(v, 0) < FEW_LEVEL}
+            made += [Caution("few cases", f"{a.column}: training patients with {v}: only {n}"
+                             f"{'' if v in a.values else '; it is not looked at'}.", a.column, v, n)
                      for v, n in few.items()]
-        missing = 1 - sum(a.counts.values()) / max(training, 1)
+            spelt: dict[str, list[str]] = {}
+            for v in a.counts:
+                spelt.setdefault(_letters(v), []).append(v)
+            made += [Caution("spelling", f"{a.column}: {' and '.join(map(repr, same))} differ in nothing but their "
+                             "spelling, and count as different values. Write them alike.", a.column)
+                     for same in spelt.values() if len(same) > 1]
+        missing = 1 - sum(a.counts.values()) / max(len(table), 1)
         if missing >= MANY_MISSING:
             made.append(Caution("missing", f"{a.column} is empty in {missing:.0%} of the training cases.", a.column, "",
                                 round(missing, 3)))
     return made
+
+
+def _letters(value: str) -> str:
+    return "".join(c for c in value.casefold() if c.isalnum() or c in "<>+-=.")
 
 
 ROLE_TEXTS = {
@@ -120,23 +145,41 @@ def role_cautions(attributes: Sequence[Attribute]) -> list[Caution]:
 
 
 def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
-    """Warnings of a cohort that is too small to conclude anything, and of scans that training has seen."""
+    """Warnings of a cohort that is too small to conclude anything, and of scans that training has seen.
+
+    Args:
+        training: Patients that the run was trained on.
+        real: Patients with a scan to compare with.
+        seen: Those that are both.
+    """
     made = []
     if training < SMALL_COHORT or real < SMALL_COHORT:
         made.append(Caution(
-            "cohort too small", f"The cohort is too small to conclude anything: {training} training cases and {real} real "
-            f"scans to compare with; at least {SMALL_COHORT} of each are needed.", value=min(training, real), forbids=True))
+            "cohort too small", f"The cohort is too small to conclude anything: {training} training patients and {real} "
+            f"patients with a scan to compare with; at least {SMALL_COHORT} of each are needed.",
+            value=min(training, real), forbids=True))
     if seen:
         made.append(Caution(
-            "seen", f"The model was trained on {seen} of the {real} real scans that it is compared with: that they agree "
-            "shows that it learnt them, not that it would hold for new patients. Compare with --fold, or --real_split test.",
+            "seen", f"The model was trained on scans of {seen} of the {real} patients that it is compared with: that they "
+            "agree shows that it learnt them, not that it would hold for new patients. Compare with --fold, or --real_split "
+            "test.",
             value=seen))
     return made
 
 
-def refit_cautions(kinds: Sequence[str]) -> list[Caution]:
-    """Warnings that there are no intervals, or no negative controls."""
-    made = []
+def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caution]:
+    """Warnings that there are no intervals, or no negative controls, or such as were trained otherwise than the run.
+
+    Args:
+        refits: Their records.
+        steps: Those of the run as it generates.
+    """
+    made, kinds = [], [r["kind"] for r in refits]
+    if others := sorted({int(r["steps"]) for r in refits} - {steps}):
+        made.append(Caution(
+            "other steps", f"Refits were trained for {', '.join(map(str, others))} steps, the run that generates for "
+            f"{steps}: what they say of chance and of uncertainty does not hold for it. Train them alike (no --refit_steps, "
+            "--which_epoch latest).", value=others[0], forbids=True))
     if kinds.count("resampled") < FEWEST_REFITS:
         made.append(Caution(
             "no refits", f"There are {kinds.count('resampled')} refits on resampled patients, too few for intervals (at "
@@ -149,11 +192,34 @@ def refit_cautions(kinds: Sequence[str]) -> list[Caution]:
     return made
 
 
-def built_in(text_region: str) -> list[Caution]:
-    """A warning that no change outside the mask's labels proves nothing where text cannot reach the background."""
-    text = ("Text can hardly change what the mask does not label (--text_region labels), so that little change outside the "
-            "lungs is built in and proves nothing.")
-    return [Caution("built in", text)] if text_region == "labels" else []
+def built_in(text_region: str, text_mode: str) -> list[Caution]:
+    """Warnings of controls that the way of training passes by itself: they prove nothing."""
+    made = []
+    if text_region == "labels":
+        made.append(Caution(
+            "built in", "Text can hardly change what the mask does not label (--text_region labels), so that little change "
+            "outside the lungs is built in and proves nothing."))
+    if text_mode == "phrases":
+        made.append(Caution(
+            "built in", "Phrases have no order, and those that differ from phrases of training in punctuation, capitals or "
+            "\"is\" are read as these (--text_mode phrases), so that the two controls of the prompt are built in. What "
+            "synonyms would change is not measured."))
+    return made
+
+
+def pooled_cautions(pooled: Mapping[str, Attribute]) -> list[Caution]:
+    """Warnings of columns with so many values that real scans can be adjusted for the common ones alone."""
+    return [Caution("pooled", f"{c} ({a.role}) holds {len(a.counts)} different values; the real scans are adjusted for "
+                    f"those that at least {FEWEST} cases have, all others taken together.", c) for c, a in pooled.items()]
+
+
+def guessed_cautions(roles: Mapping[str, str]) -> list[Caution]:
+    """A warning of roles that are guessed from the columns' names; `roles` by column."""
+    if not roles:
+        return []
+    said = ", ".join(f"{column} {role}" for column, role in roles.items())
+    return [Caution("roles guessed", f"No template says what these columns are; by their names: {said}. Real scans are "
+                    "adjusted accordingly. Give --template of train.py a YAML file where that is wrong.")]
 
 
 def mask_cautions(scans: RealScans, attributes: Sequence[Attribute], roles: Roles) -> list[Caution]:
@@ -184,6 +250,8 @@ def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[C
     """Warnings of attributes whose regression is inflated by the others; `columns` maps contrasts to columns."""
     made = []
     main = real[(real["primary"] == "yes") & (real["region"] == "lungs")]
+    made += [Caution("collinear", f"{c} {INSEPARABLE}; it is not claimed.", c, forbids=True)
+             for c in dict.fromkeys(main.loc[main["reason"] == INSEPARABLE, "contrast"].map(columns))]
     largest: dict[str, float] = {}
     for contrast, factor in zip(main["contrast"], main["vif"].fillna(0), strict=True):
         largest[columns[contrast]] = max(largest.get(columns[contrast], 0.0), float(factor))

@@ -57,7 +57,7 @@ def contrasts_of(attribute: Attribute) -> list[Contrast]:
 
     if a.kind == "category":
         start = a.reference
-        return [pair("category", start, end, f"{_said(a.column, end)} against {start}") for end in a.values[1:]]
+        return [pair("category", start, end, f"{a.column} {end} against {start}") for end in a.values[1:]]
     unit = f" {a.unit}" if a.unit else ""
     first, last = a.values[0], a.values[-1]
     x = np.array([float(v) for v in a.values])
@@ -67,7 +67,3 @@ def contrasts_of(attribute: Attribute) -> list[Contrast]:
                    dict(zip(a.values, map(float, slope), strict=True)))
     return [pair("quantiles", first, last, f"{a.column} {last} against {first}{unit}"), per]
 
-
-def _said(column: str, value: str) -> str:
-    """A value for people: with its column's name where it means little alone."""
-    return f"{column} {value}" if len(value) <= 4 or value.replace(".", "", 1).lstrip("+-").isdigit() else value

@@ -17,8 +17,8 @@ from util.atlas.sentences import finding_sentence, not_found_sentence
 FDR = 0.05
 
 TEST_COLUMNS = ("contrast", "column", "role", "kind", "from", "to", "region", "tested", "generated_hu", "refit_low_hu",
-                "refit_high_hu", "permuted", "permuted_max_hu", "permuted_p", "exceeds_permuted", "real_cases", "real_hu",
-                "real_low_hu", "real_high_hu", "real_p", "real_q", "agreement", "verdict", "why")
+                "refit_high_hu", "permuted", "permuted_max_hu", "permuted_p", "exceeds_permuted", "real_adjustment",
+                "real_cases", "real_hu", "real_low_hu", "real_high_hu", "real_p", "real_q", "agreement", "verdict", "why")
 FINDING_COLUMNS = ("rank", "contrast", "column", "role", "label", "region", "generated_hu", "strongest_hu", "regions", "why",
                    "sentence")
 
@@ -47,8 +47,9 @@ def judge(effects: pd.DataFrame, real: pd.DataFrame, roles: Mapping[str, str], c
         cautions: Those that forbid a claim decide before any figure does.
     """
     main = real[real["primary"] == "yes"].rename(columns={
-        "cases": "real_cases", "low_hu": "real_low_hu", "high_hu": "real_high_hu", "p": "real_p"})
-    wanted = ["contrast", "region", "real_cases", "real_hu", "real_low_hu", "real_high_hu", "real_p"]
+        "adjustment": "real_adjustment", "cases": "real_cases", "low_hu": "real_low_hu", "high_hu": "real_high_hu",
+        "p": "real_p"})
+    wanted = ["contrast", "region", "real_adjustment", "real_cases", "real_hu", "real_low_hu", "real_high_hu", "real_p"]
     tests = effects.merge(main[wanted], "left", ["contrast", "region"])
     tests["role"] = tests["column"].map(roles)
     is_tested = tests["region"].isin(LUNG_REGIONS) & (tests["kind"] != "slope")

@@ -17,14 +17,20 @@ from util.web_data import write_volume
 
 FRAME_MM = (3.5, 3.5, 3.5)  # about the size of an adult's lungs; the frame itself has none
 KINDS: Mapping[str, Kind] = {
-    "effect": "difference", "permuted": "difference", "other noise": "difference", "re-ordered": "difference",
-    "re-worded": "difference", "effect_sd": "difference", "refit_sd": "difference", "generated": "ct", "real": "ct"}
+    **dict.fromkeys(("effect", "permuted", "other noise", "other refit", "re-ordered", "re-worded", "effect_sd",
+                     "refit_sd"), "difference"), "generated": "ct", "real": "ct"}
 SPREADS = ("effect_sd", "refit_sd")
 BESIDE = {  # what may stand beside a map: its kind, and what it is
-    "permuted": "Chance: mean of permuted refits", "other noise": "Control: other noise, nothing changed",
+    "permuted": "Chance: a permuted refit", "null": "Control: a column without effect",
+    "other noise": "Control: other noise, nothing changed", "other refit": "Control: another refit, nothing changed",
     "re-worded": "Control: the same facts in other words", "re-ordered": "Control: phrases in another order",
     "effect_sd": "Spread over patients (SD)", "refit_sd": "Spread over refits (SD)",
     "generated": "Mean generated lungs", "real": "Mean of the real scans"}
+
+CONTROLS = {  # what stands below a map in its figure: the first that is there
+    "permuted": "A permuted\nrefit", "other noise": "Other noise,\nnothing changed",
+    "other refit": "Another refit,\nnothing changed", "null": "A column\nwithout effect",
+    "re-worded": "Other words,\nnothing changed"}
 
 Maps = Mapping[str, NDArray[np.float32]]
 
@@ -50,26 +56,37 @@ def lung_frame(table: pd.DataFrame, maps: Maps) -> NDArray[np.bool_]:
     return np.isfinite(maps[keys.iloc[0]]) if len(keys) else np.zeros(FRAME, bool)
 
 
-def beside(table: pd.DataFrame, contrast: str) -> dict[str, str]:
-    """Maps that may stand beside a contrast's: kind to key."""
+def beside(table: pd.DataFrame, contrast: str, null: str = "") -> dict[str, str]:
+    """Maps that may stand beside a contrast's: kind to key; `null` is a contrast known to have no effect."""
     rows = table[table["kind"].isin(list(BESIDE)) & table["contrast"].isin(["", contrast])]
     keys = dict(zip(rows["kind"], rows["key"], strict=True))
+    without = table.loc[(table["kind"] == "effect") & (table["contrast"] == null), "key"].tolist()
+    if without and null != contrast:
+        keys["null"] = without[0]
     return {kind: keys[kind] for kind in BESIDE if kind in keys}
 
 
-def map_pictures(folder: Path, table: pd.DataFrame, maps: Maps, labels: Mapping[str, str], limit: float) -> list[str]:
-    """`map_CONTRAST.png` and .svg: the effect above what chance gives, in three planes; returns the stems."""
+def null_contrast(record: Mapping[str, Any]) -> str:
+    """The contrast of the column that is known to have no effect, "" where none is known."""
+    column = record["null_column"]
+    made = [c["contrast"] for c in record["contrasts"] if c["column"] == column and c["kind"] != "slope"]
+    return made[0] if column and made else ""
+
+
+def map_pictures(
+    folder: Path, table: pd.DataFrame, maps: Maps, labels: Mapping[str, str], limit: float, null: str = "",
+) -> list[str]:
+    """`map_CONTRAST.png` and .svg: the effect above one of its controls, in three planes; returns the stems."""
     at, made = fullest_slices(lung_frame(table, maps)), []
     for contrast, label in labels.items():
         keys = table[(table["kind"] == "effect") & (table["contrast"] == contrast)]["key"]
         if not len(keys):
             continue
-        others = beside(table, contrast)
-        null = next((k for k in ("permuted", "other noise") if k in others), None)
+        others = beside(table, contrast, null)
+        control = next((kind for kind in CONTROLS if kind in others), None)
         panels = [Panel(_broken(label), "difference", maps[keys.iloc[0]], FRAME_MM)]
-        if null is not None:
-            panels.append(Panel({"permuted": "Permuted\nrefits", "other noise": "Other noise,\nnothing changed"}[null],
-                                "difference", maps[others[null]], FRAME_MM))
+        if control is not None:
+            panels.append(Panel(CONTROLS[control], "difference", maps[others[control]], FRAME_MM))
         stem = f"map_{safe_name(contrast)}"
         for ending in ("png", "svg"):
             save_slices_png(folder / f"{stem}.{ending}", panels, at, LUNG, limit)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from util.atlas.findings import FDR
-from util.atlas.intervals import FEWEST_PERMUTED
+from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
 
 GENERATED = """
 Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps} training steps on
@@ -14,7 +14,8 @@ Counterfactual volumes were generated with the run {run} ({model}, text encoder 
 to each value studied, with the lung mask and the noise held fixed; values that contradicted the changed one left the
 text. Categories were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 % quantiles
 of the training cases, giving the difference between the outer ones and a least-squares slope. Effects are differences
-in mean attenuation (HU) by region, averaged over cases and over {n_noise} noise field(s)."""
+in mean attenuation (HU) by region, averaged over cases{noise_said}; voxels lie between {window} HU, what the network
+was trained with. The seed of the noise is {seed}."""
 VESSELS = """
 Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken for vessels and left out
 ({vessel_share:.1%} of the lungs on average)."""
@@ -22,7 +23,8 @@ REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn with replacement and
 with another seed."""
 NOT_REFITTED = """
-The run was not refitted, so that no interval is given; the range over patients describes patients, not uncertainty."""
+The run was not refitted often enough for intervals (at least {fewest} refits), so that none is given; the range over
+patients describes patients, not uncertainty."""
 PERMUTED = """
 As negative controls, {permuted} refits were trained on shuffled rows."""
 REAL = """
@@ -39,7 +41,8 @@ data, not effects of an intervention."""
 
 def methods(facts: Mapping[str, Any]) -> str:
     """A paragraph from the facts of an atlas (the names in braces above)."""
-    parts = [GENERATED, VESSELS if facts["vessel_hu"] else "", REFITTED if facts["refits"] else NOT_REFITTED,
-             PERMUTED if facts["permuted"] else "", REAL, FINDINGS]
-    text = "\n".join(parts).format(**facts, least=FEWEST_PERMUTED, fdr=FDR)
+    refitted = REFITTED if facts["refits"] >= FEWEST_REFITS else NOT_REFITTED
+    vessels, permuted = VESSELS if facts["vessel_hu"] else "", PERMUTED if facts["permuted"] else ""
+    parts = [GENERATED, vessels, refitted, permuted, REAL, FINDINGS]
+    text = "\n".join(parts).format(**facts, least=FEWEST_PERMUTED, fewest=FEWEST_REFITS, fdr=FDR)
     return " ".join(text.split())

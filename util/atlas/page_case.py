@@ -183,6 +183,8 @@ def _one(facts: CaseFacts, voxels: CaseVoxels) -> None:
             parts.panel("Given", role="before", caption="generated")
             parts.panel("Changed", role="after", caption="generated, one attribute changed")
             parts.panel("Difference", kind="difference", role="difference", caption="red: denser, blue: less dense")
+            if "noise" in voxels.means:
+                parts.panel("Control: other noise", [["own", "noise"]], kind="difference", caption="nothing changed")
             parts.panel("Before and after", kind="wipe", role="wipe", caption="left of the line before, right of it after")
         with tags.div(cls="numbers"):
             with tags.div():
@@ -198,7 +200,9 @@ def _one(facts: CaseFacts, voxels: CaseVoxels) -> None:
 
 
 def _none(voxels: CaseVoxels) -> str:
-    return f"No zone changes by more than other noise ({max(_floor(voxels), 1):.1f} HU)."
+    least = max(_floor(voxels), 1)
+    return f"No zone changes by more than {'other noise (' if 'noise' in voxels.means else ''}{least:.1f} HU" + (
+        ")." if "noise" in voxels.means else ".")
 
 
 def _differential(facts: CaseFacts, voxels: CaseVoxels) -> None:

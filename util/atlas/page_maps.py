@@ -9,7 +9,7 @@ import pandas as pd
 from dominate import tags
 
 from util.atlas import page_parts as parts
-from util.atlas.map_voxels import BESIDE, beside
+from util.atlas.map_voxels import BESIDE, beside, null_contrast
 from util.figures import PLANES
 
 
@@ -19,7 +19,7 @@ def map_choices(record: Mapping[str, Any]) -> dict[str, Any]:
     for contrast, label in ((c["contrast"], c["label"]) for c in record["contrasts"] if c["kind"] != "slope"):
         keys = table[(table["kind"] == "effect") & (table["contrast"] == contrast)]["key"].tolist() if len(table) else []
         if keys:
-            made[contrast] = {"label": label, "effect": keys[0], "beside": beside(table, contrast)}
+            made[contrast] = {"label": label, "effect": keys[0], "beside": beside(table, contrast, null_contrast(record))}
     return made
 
 

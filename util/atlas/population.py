@@ -103,7 +103,11 @@ class PopulationMaps:
         self.averages.setdefault(key, Average()).add(mapped)
 
     def finished(self) -> list[tuple[str, str, int, Array]]:
-        """(kind, contrast, cases, array) of every map: refits are summed up over their networks."""
+        """(kind, contrast, cases, array) of every map.
+
+        Of resampled refits it is their spread; of permuted ones the first, for a mean over them would look smaller than
+        what chance does in one network.
+        """
         made: list[tuple[str, str, int, Array]] = []
         refits: dict[tuple[str, str], list[Average]] = {}
         for (kind, contrast, refit), average in self.averages.items():
@@ -116,9 +120,9 @@ class PopulationMaps:
             if kind == "generated":
                 made.append(("coverage", "", average.cases, average.coverage))
         for (kind, contrast), averages in refits.items():
-            maps = np.stack([average.mean() for average in averages])
             if kind == "permuted":
-                made.append((kind, contrast, averages[0].cases, maps.mean(0)))
-            elif len(maps) > 1:
-                made.append(("refit_sd", contrast, averages[0].cases, maps.std(0, ddof=1)))
+                made.append((kind, contrast, averages[0].cases, averages[0].mean()))
+            elif len(averages) > 1:
+                spread = np.stack([average.mean() for average in averages]).std(0, ddof=1)
+                made.append(("refit_sd", contrast, averages[0].cases, spread))
         return made

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from statsmodels.stats.outliers_influence import variance_inflation_factor
 
 from util.atlas.contrasts import Attribute, Contrast
 
 FEWEST = 3  # cases of a level; rarer ones of a covariate are taken together
-FREE = 8  # residual degrees of freedom, below which nothing is estimated
+FREE = 8  # patients that must remain beyond the terms, below which nothing is estimated
 PRIMARY = ("all+volume", "base+diagnosis+volume", "base+volume", "base")  # the first that the cases suffice for
 UNKNOWN, OTHER = "(not known)", "(other)"
 TIED = 1e-3  # share of an attribute's variance that covariates must leave over
+EXACT = 1e-9  # a share so small is rounding
+INSEPARABLE = "cannot be told apart from the columns adjusted for"
 
 REAL_COLUMNS = ("contrast", "region", "adjustment", "primary", "adjusted_for", "cases", "real_hu", "se_hu", "low_hu",
                 "high_hu", "p", "vif", "reason")
@@ -56,7 +57,8 @@ class Roles:
 
         base = having("demographic", "acquisition")
         sets = {"base": base}
-        if self.diagnosis in self.attributes and self.diagnosis != column:
+        role = self.attributes[self.diagnosis].role if self.diagnosis in self.attributes else "outcome"
+        if self.diagnosis != column and role not in ("outcome", "mediator"):
             sets["base+diagnosis"] = list(dict.fromkeys([*base, self.diagnosis]))
         sets["all"] = list(dict.fromkeys([*base, *having("exposure")]))
         return sets
@@ -74,10 +76,13 @@ def estimates(scans: RealScans, contrasts: Sequence[Contrast], roles: Roles) -> 
 
 
 def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
-    """Marks, for each contrast, the estimate that counts: the richest adjustment that the cases suffice for."""
+    """Marks, for each contrast, the estimate that counts: the richest adjustment that the cases suffice for.
+
+    One that the attribute cannot be told apart in counts too: a thinner one would claim what belongs to others.
+    """
     real["primary"] = "no"
     for _, part in real.groupby("contrast", sort=False):
-        feasible = set(part.loc[part["real_hu"].notna(), "adjustment"])
+        feasible = set(part.loc[part["real_hu"].notna() | (part["reason"] == INSEPARABLE), "adjustment"])
         chosen = next((name for name in PRIMARY if name in feasible), PRIMARY[0])
         real.loc[part.index[part["adjustment"] == chosen], "primary"] = "yes"
     return real
@@ -126,9 +131,9 @@ class Design:
         """The regression, with errors robust to unequal spread (HC3) or clustered by patient; None where cases are few."""
         y = density.reindex(self.x.index).dropna()
         x = self.x.loc[y.index]
-        if len(y) < FREE or len(y) - np.linalg.matrix_rank(x.to_numpy()) < FREE:
-            return None
         groups = patient.loc[y.index]
+        if groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < FREE:  # scans of one patient do not count twice
+            return None
         repeats = groups.duplicated().any()
         how: dict[str, Any] = {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(groups)[0]}} if repeats else {
             "cov_type": "HC3"}
@@ -142,12 +147,14 @@ class Design:
             return {"cases": len(self.x), "reason": "too few cases for so many covariates"}
         name = contrast.end if self.attribute.kind == "category" else self.attribute.column
         found: dict[str, Any] = {"cases": int(fit.nobs)}
-        if name not in self.terms or (contrast.kind == "category" and contrast.start != self.attribute.reference):
-            return found | {"reason": f"fewer than {FEWEST} cases have {name}"}
-        factor = _inflation(fit.model.exog, list(fit.model.exog_names).index(name))
+        if name not in self.terms:
+            rare = contrast.start if self.attribute.kind == "category" and not self.terms else name
+            return found | {"reason": f"fewer than {FEWEST} cases have {rare}"}
+        own = [list(fit.model.exog_names).index(term) for term in self.terms]
+        factor = inflation(fit.model.exog, own)
         found["vif"] = round(factor, 2) if np.isfinite(factor) else None
         if not factor < 1 / TIED:
-            return found | {"reason": "cannot be told apart from the columns adjusted for"}
+            return found | {"reason": INSEPARABLE}
         scale = 1.0 if contrast.kind != "quantiles" else float(contrast.end) - float(contrast.start)
         low, high = sorted(scale * v for v in fit.conf_int().loc[name])
         found |= {"real_hu": scale * fit.params[name], "se_hu": abs(scale) * fit.bse[name], "low_hu": low, "high_hu": high,
@@ -189,8 +196,20 @@ def covariate_terms(values: pd.Series) -> pd.DataFrame:
     return pd.get_dummies(said, prefix=str(values.name)).drop(columns=f"{values.name}_{said.value_counts().index[0]}")
 
 
-def _inflation(x: np.ndarray, column: int) -> float:
-    """Variance inflation of a term by the others."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(variance_inflation_factor(x, column)) if x.shape[1] > 2 else 1.0
+def inflation(x: np.ndarray, own: Sequence[int]) -> float:
+    """Variance inflation of an attribute's terms, taken together, by all other columns of a design; 1 without others.
+
+    The generalised factor of Fox and Monette (1992), to the power of one over the terms: for a number it is the common
+    variance inflation factor, and rare levels of the attribute itself do not count.
+
+    Args:
+        x: `(cases, columns)`, with the constant.
+        own: Places of the attribute's terms.
+    """
+    if len(own) == x.shape[1]:
+        return 1.0
+    centred = x - x.mean(0)
+    terms, others = centred[:, own], np.delete(centred, own, axis=1)
+    left = terms - others @ np.linalg.lstsq(others, terms, rcond=None)[0]
+    share = np.linalg.det(left.T @ left) / np.linalg.det(terms.T @ terms)
+    return float(share ** (-1 / len(own))) if share > EXACT else float("inf")

@@ -55,7 +55,7 @@ def real_part(row: Row) -> str:
 def finding_sentence(label: str, row: Row, strongest: Row, controls: pd.DataFrame) -> str:
     """One finding with its size, interval, place, the real scans and what rewording changes."""
     place = ""
-    if strongest["region"] != row["region"]:
+    if strongest["region"] != row["region"] and abs(strongest["generated_hu"]) > abs(row["generated_hu"]):
         place = f", strongest in {region_name(strongest['region'])} ({hu(strongest['generated_hu'])})"
     text = f"{generated_part(label, row)}{place}; {real_part(row)}."
     said = controls[(controls["control"] == "re-worded") & (controls["region"] == row["region"])]
