@@ -92,10 +92,14 @@ def test_masks_alone_give_generated_figures_and_no_claim(trained_run: TrainedRun
     assert made["tests"][0]["real_hu"] is None and made["tests"][0]["generated_hu"] is not None
 
 
-def test_a_full_disk_leaves_no_half_report(trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writes", ["util.atlas.report.write_table", "util.atlas.report.write_maps",
+                                    "scripts.discover.write_pages", "test.Writer.write"])
+def test_a_full_disk_leaves_no_half_report(
+    writes: str, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "tests.csv")
-    monkeypatch.setattr("util.atlas.report.write_table", full)
-    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1")
+    monkeypatch.setattr(writes, full)
+    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", "--volumes", "1")
     refused(done, "tests.csv", "No space left", "make room")
     assert not list(tmp_path.iterdir())

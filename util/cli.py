@@ -70,7 +70,7 @@ def run(command: Callable[[], None]) -> None:
         if error.errno not in REFUSED:
             raise
         what = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
-        log.error("%s: %s. What was saved before is kept; %s, and run the command again.", what, error.strerror,
+        log.error("%s: %s. What was finished before is kept; %s, and run the command again.", what, error.strerror,
                   REFUSED[error.errno])
         sys.exit(UserError.code)
     except KeyboardInterrupt:
