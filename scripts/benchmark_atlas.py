@@ -2,7 +2,8 @@
 
 Studies (`--studies`): coverage (intervals from refits over several cohorts), permuted (every permuted fit judged against the
 others), ties (two attributes tied to each other), spike (an effect planted in one place). Each finished piece is kept in
-OUT/pieces as JSON, and finished fits are kept too, so that a stopped benchmark goes on where it was.
+OUT/pieces as JSON, and finished fits are kept too, so that a stopped benchmark goes on where it was. OUT/figures.json and
+OUT/index.html hold the outcome.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from util import checkpoint
 from util.atlas import findings, intervals, tables
 from util.atlas.regional import Regions, find_vessels
 from util.atlas.regression import RealScans, Roles, estimates
+from util.atlas_proof_page import write_atlas_proof
 from util.checkpoint import read_json, write_json
 from util.cli import run
 from util.regions import regions
@@ -245,17 +247,17 @@ STUDIES = {"coverage": coverage, "permuted": permuted, "ties": ties, "spike": sp
 def said(name: str, found: Mapping[str, Any]) -> str:
     """A study's outcome in a sentence."""
     if name == "coverage":
-        return f"coverage: the 95 % interval holds the truth in {found['held']} of {found['pairs']} attribute-cohort pairs."
+        return f"The 95 % interval holds the truth in {found['held']} of {found['pairs']} attribute-cohort pairs."
     if name == "permuted":
-        return (f"permuted: {found['declared']} of {found['fits']} permuted fits would be declared a finding; the largest "
+        return (f"{found['declared']} of {found['fits']} permuted fits would be declared a finding; the largest "
                 f"effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU.")
     if name == "ties":
         free = found["widths_hu"]["free"]
         widths = "; ".join(f"{c}: {free[c]:.1f} to {w:.1f} HU" for c, w in found["widths_hu"]["tied"].items())
-        return (f"ties: Cramer's V {found['cramers_v']:.2f}; {len(found['warnings'])} warnings; interval widths {widths}; "
+        return (f"Cramer's V {found['cramers_v']:.2f}; {len(found['warnings'])} warnings; interval widths {widths}; "
                 f"claimed: {', '.join(found['claimed']) or 'nothing'}.")
     back = (f"{r['region']} {r['generated_hu']:+.1f} of {r['planted_hu']:+.1f} HU" for r in found["rows"])
-    return f"spike: {'; '.join(back)}"
+    return f"Came back: {'; '.join(back)}"
 
 
 def main() -> None:
@@ -274,7 +276,8 @@ def main() -> None:
     for name in b.studies or tuple(STUDIES):
         found[name] = STUDIES[name](b, piece)
         write_json(figures, found)
-        log.info("%s", said(name, found[name]))
+        page = write_atlas_proof(Path(b.OUT), found, {study: said(study, of) for study, of in found.items()})
+        log.info("%s: %s (%s)", name, said(name, found[name]), page)
 
 
 if __name__ == "__main__":
