@@ -54,6 +54,8 @@ class GeneratorOptions:
     text_region: Literal["labels", "everywhere"] = flag(
         "labels", "Where text may change the picture: in labelled voxels of the mask, or also in the background.",
         choices=("labels", "everywhere"))
+    text_place: bool = flag(
+        True, "With --fusion_at output, tell the text's unit where in the volume and how deep in the mask a voxel lies.")
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(0, "Hidden width of the text's perceptrons (0 in affine units: linear in the text).", low=0)
     checkpoint_activations: bool = flag(False, "Recompute activations in the backward pass: less memory, more time.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.base import MODELS
 from models.fusion import FUSIONS, AttentionFusion, FusionUnit
-from models.generator import Generator, size_multiple
+from models.generator import Generator, TextEffect, size_multiple
 from models.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text_base import TextEmbedding
@@ -51,7 +51,8 @@ def wake(network: nn.Module) -> None:
     *({"n_local_enhancers": n, "fusion": "both"} for n in (1, 2)),
     {"n_downsample_global": 2, "n_blocks_global": 0}, {"skip": False}, {"skip": False, "n_local_enhancers": 1},
     {"noise_channels": 0}, {"noise_channels": 0, "n_local_enhancers": 1}, {"noise_channels": 3},
-    {"coord_channels": False}, {"ngf": 3}, {"ngf": 5, "fusion": "attention", "attention_heads": 3},
+    {"coord_channels": False}, {"coord_channels": False, "text_place": False}, {"text_place": False},
+    {"ngf": 3}, {"ngf": 5, "fusion": "attention", "attention_heads": 3},
 ], ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()))
 def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
     network = make(**changes)
@@ -119,6 +120,24 @@ def test_text_reaches_the_volume(name: str, at: str) -> None:
     assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
     wake(network)
     assert (generate(network, text()) - generate(network, text(seed=1))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("place", [True, False])
+def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
+    """Where the last features say nothing, only the place can tell the bases from the top, and the rim from the core."""
+    options = train_options(text_place=place).generator
+    effect = TextEffect(WIDTH, options)
+    wake(effect)
+    made = batch(train_options(), 2, (16, 16, 16))
+    inside = torch.zeros(2, LABELS, 16, 16, 16)
+    inside[:, 0], inside[:, 1, 4:12, 4:12] = 1, 1
+    inside[:, 0, 4:12, 4:12] = 0
+    features = torch.ones(2, options.ngf, 16, 16, 16)
+    added = effect(features, text(), 1 - inside[:, :1], torch.cat([inside, made["coords"]], 1))[0, 0].detach()
+    assert not added[:4].any()  # outside the mask
+    along, across = added[8, 8], added[4:8, 8, 8]
+    for line in (along, across):
+        assert (float(line.max() - line.min()) > 1e-4) is place
 
 
 def test_without_fusion_text_does_nothing() -> None:
