@@ -36,8 +36,8 @@ def judge(cohort: Path, results: Path) -> dict[str, Any]:
     """The figures of a results folder against the phantoms' truth."""
     phantoms = PhantomCohort.load(cohort)
     effects = pd.read_csv(results / "effects.csv", dtype={"from": str, "to": str})
-    pairs = true_effects(phantoms, effects)
-    return {"effects": effect_figures(pairs), "oracle": oracle(cohort, phantoms), **texture(cohort, phantoms, results)}
+    found = effect_figures(true_effects(phantoms, effects))
+    return {"effects": found, **regressions(cohort, phantoms, found), **texture(cohort, phantoms, results)}
 
 
 def true_effects(phantoms: PhantomCohort, effects: pd.DataFrame) -> pd.DataFrame:
@@ -74,23 +74,57 @@ def effect_figures(pairs: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def oracle(cohort: Path, phantoms: PhantomCohort) -> dict[str, float]:
-    """What an ordinary regression of the training scans' mean lung HU on the complete table finds; HU."""
+def regressions(cohort: Path, phantoms: PhantomCohort, effects: Mapping[str, Any]) -> dict[str, Any]:
+    """What an ordinary regression of the training scans finds, beside which a network is to be judged.
+
+    Args:
+        cohort: Folder of the cohort.
+        phantoms: The cohort, which knows the complete rows.
+        effects: Of `effect_figures`, for the truth.
+
+    Returns:
+        `oracle`: HU in the lungs by pair of values, from the complete rows; `incomplete`: slopes by attribute and region
+        from the rows as training sees them, with their empty cells.
+    """
     cases = phantoms.splits["train"]
-    heights = []
-    for case in cases:
-        hu, mask = (load(cohort / kind / f"{case}.nii.gz").array for kind in ("img", "gtlung"))
-        heights.append(hu[np.isin(mask, (1, 2))].mean())
-    table = pd.DataFrame([phantoms.row(case) for case in cases])
-    design = pd.get_dummies(table[["DIAGNOSIS", "SMOKING HISTORY", "label", "RISK OCCUPATIONAL"]]).astype(float)
-    design["AGE"] = table["AGE"].astype(float)
-    fit = np.linalg.lstsq(np.column_stack([np.ones(len(design)), design]), np.array(heights), rcond=None)[0][1:]
-    at = dict(zip(design.columns, fit, strict=True))
-    return {
-        f"{column}: {a} to {b}": float(at["AGE"] * (float(b) - float(a)) if column == "AGE"
-                                       else at.get(f"{column}_{b}", np.nan) - at.get(f"{column}_{a}", np.nan))
-        for column, values in VARIED.items() for i, a in enumerate(values) for b in values[i + 1:]
-    }
+    means = pd.DataFrame([region_means(cohort, case) for case in cases])
+    seen = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False).set_index("File Name").loc[list(cases)]
+    complete, known = (regress(table, means) for table in (pd.DataFrame([phantoms.row(c) for c in cases]), seen))
+    slopes: dict[str, dict[str, float]] = {}
+    for column, by_region in effects.items():
+        for region in (r for r in means if r in by_region):
+            pairs = [(known.at[f"{column}: {pair}", region], true) for pair, (_, true) in by_region[region]["pairs"].items()]
+            large = np.array([p for p in pairs if abs(p[1]) >= SMALL_HU])
+            if len(large):
+                slopes.setdefault(column, {})[region] = float(large.prod(1).sum() / np.square(large[:, 1]).sum())
+    return {"oracle": complete["lungs"].to_dict(), "incomplete": slopes}
+
+
+def region_means(cohort: Path, case: str) -> dict[str, float]:
+    """Mean HU of a scan in each region of `REGIONS`."""
+    scan, mask = (load(cohort / kind / f"{case}.nii.gz") for kind in ("img", "gtlung"))
+    where = regions(mask.array, voxel_sizes(mask.affine))
+    return {name: float(scan.array[where[name]].mean()) for name in REGIONS if name in where}
+
+
+def regress(table: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+    """Least squares of regional means on a table, "" where not known: a row for each pair of values, in HU by region."""
+    design = pd.get_dummies(table[["DIAGNOSIS", "SMOKING HISTORY", "label", NULL]]).astype(float)
+    design = design[[c for c in design if not str(c).endswith("_")]].reset_index(drop=True)  # not known: no level at all
+    age = pd.to_numeric(table["AGE"], errors="coerce").reset_index(drop=True)
+    design["AGE"], design["age is known"] = (age - age.mean()).fillna(0), age.notna().astype(float)
+    x = np.column_stack([np.ones(len(design)), design])
+    fit = pd.DataFrame(np.linalg.lstsq(x, means.to_numpy(), rcond=None)[0][1:], list(design.columns), means.columns)
+    none = pd.Series(np.nan, means.columns)
+
+    def change(column: str, a: str, b: str) -> pd.Series:
+        if column == "AGE":
+            return fit.loc["AGE"] * (float(b) - float(a))
+        first, second = (fit.loc[name] if (name := f"{column}_{value}") in fit.index else none for value in (a, b))
+        return second - first
+
+    return pd.DataFrame({f"{column}: {a} to {b}": change(column, a, b) for column, values in VARIED.items()
+                         for i, a in enumerate(values) for b in values[i + 1:]}).T
 
 
 def texture(cohort: Path, phantoms: PhantomCohort, results: Path) -> dict[str, float]:

@@ -30,7 +30,7 @@ from scripts import pretrain_clip
 from util.checkpoint import read_json, write_json
 from util.cli import UserError, run
 from util.proof_page import write_proof_page
-from util.proof_tables import contrast_frame, control_frame, markdown, over_seeds, slope_frame
+from util.proof_tables import contrast_frame, control_frame, known_frame, markdown, over_seeds, slope_frame
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def cell_key(name: str, o: BenchmarkOptions, seed: int) -> str:
 
 def tables(cells: Sequence[Mapping[str, Any]]) -> str:
     """The figures of cells, mean over seeds, as Markdown."""
-    frames = (slope_frame(cells, REAL), contrast_frame(cells), control_frame(cells, NULL))
+    frames = (slope_frame(cells, REAL), known_frame(cells, REAL), contrast_frame(cells), control_frame(cells, NULL))
     return "\n\n".join(markdown(over_seeds(frame)) for frame in frames)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from data.proof import effect_figures
+from data.proof import effect_figures, regress
 from scripts import benchmark_effects as benchmark
 from util.cli import UserError
 
@@ -34,6 +35,23 @@ def test_a_wrong_sign_is_seen() -> None:
     assert found["slope"] == pytest.approx(0.0)
 
 
+def test_the_regression_finds_what_was_put_in_though_cells_are_empty() -> None:
+    rng = np.random.default_rng(0)
+    n, levels = 400, {"DIAGNOSIS": ["IPF", "CTD-ILD", "HP"], "SMOKING HISTORY": ["Never smoker", "Current smoker"],
+                      "label": ["0", "1"], "RISK OCCUPATIONAL": ["No", "Yes"]}
+    table = pd.DataFrame({c: rng.choice(v, n) for c, v in levels.items()} | {"AGE": rng.integers(40, 90, n).astype(str)})
+    hu = 40.0 * (table["SMOKING HISTORY"] == "Current smoker") - 20 * (table["DIAGNOSIS"] == "HP") - table["AGE"].astype(float)
+    means = pd.DataFrame({"lungs": hu, "upper": 2 * hu})
+    full = regress(table, means)
+    wanted = {"SMOKING HISTORY: Never smoker to Current smoker": 40, "DIAGNOSIS: IPF to HP": -20, "AGE: 45 to 80": -35,
+              "RISK OCCUPATIONAL: No to Yes": 0}
+    for pair, truth in wanted.items():
+        assert full.at[pair, "lungs"] == pytest.approx(truth, abs=1e-6)
+        assert full.at[pair, "upper"] == pytest.approx(2 * truth, abs=1e-6)
+    holes = table.mask(rng.random(table.shape) < 0.1, "")
+    assert regress(holes, means).at["AGE: 45 to 80", "lungs"] == pytest.approx(-35, abs=5)
+
+
 def test_small_version_end_to_end(tmp_path: Path) -> None:
     words = ["--cells", "default", "--cases", "10", "--test_cases", "2", "--size", "24,24,16", "--max_steps", "3",
              "--clip_steps", "3"]
@@ -42,6 +60,7 @@ def test_small_version_end_to_end(tmp_path: Path) -> None:
     assert cell["effects"]["RISK OCCUPATIONAL"]["lungs"]["true"] == 0.0
     assert cell["effects"]["SMOKING HISTORY"]["lungs"]["true"] == pytest.approx(41, abs=2)
     assert cell["oracle"]["SMOKING HISTORY: Never smoker to Current smoker"] > 0
+    assert cell["incomplete"]["AGE"]["lungs"] != 0
     assert cell["sd_hu"] > 0 and cell["w1_floor_hu"] > 0
     assert "| default | 10 |" in (tmp_path / "tables.md").read_text()
     before = next((tmp_path / "cells").glob("*.json")).stat().st_mtime_ns

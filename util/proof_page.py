@@ -11,7 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from util import html
-from util.proof_tables import KIND, REGIONS, Cell, contrast_frame, control_frame, over_seeds, slope_frame
+from util.proof_tables import (
+    KIND,
+    REGIONS,
+    Cell,
+    contrast_frame,
+    control_frame,
+    known_frame,
+    over_seeds,
+    slope_frame,
+)
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 GOAL = (0.8, 1.2)
@@ -20,6 +29,8 @@ SLOPE = ("A slope is the sum of generated times true effect over the sum of squa
          "is the same patient rendered again with one value changed.")
 ORACLE = ("HU, mean over test cases. The oracle is an ordinary regression of the training scans' mean lung HU on their "
           "complete table. A network is allowed to differ from it by a tenth of the truth and 3 HU.")
+KNOWN = ("The same slopes, found by an ordinary regression of the training scans' regional means on their rows as training "
+         "sees them, with the empty cells: what it misses, these rows do not tell.")
 CONTROL = ("Mean size of the change in the lungs when a column without effect changes, outside the lungs whatever changes, "
            "and in the lungs when the prompt's wording or order changes, HU; slope over ages never seen; voxel "
            "error over the noise-free truth's, SD of lung voxels over the scans', Wasserstein-1 distance of lung histograms "
@@ -51,7 +62,9 @@ def write_proof_page(folder: Path, cells: Sequence[Cell], real: Sequence[str], n
     html.copy_assets(folder / "web", "page.css")
     document = html.new_document("Effects on planted truth", "web/")
     slopes = slope_frame(cells, real)
-    frames = {"Slopes": (SLOPE, slopes), "In the lungs, beside the oracle": (ORACLE, contrast_frame(cells)),
+    frames = {"Slopes": (SLOPE, slopes),
+              "Slopes of a regression on the same incomplete rows": (KNOWN, known_frame(cells, real)),
+              "In the lungs, beside the oracle": (ORACLE, contrast_frame(cells)),
               "What must not change, and how the volumes look": (CONTROL, control_frame(cells, null))}
     with document, tags.main(cls="evidence"):
         tags.h1("Effects on planted truth")

@@ -36,6 +36,18 @@ def slope_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys([*REGIONS, "signs right", SMALL], float))
 
 
+def known_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
+    """Slopes by region that a regression finds in the rows as training sees them: a row for each cohort and attribute."""
+    rows = {}
+    for c in cells:
+        for attribute in real:
+            cohort = {"cases": str(c["cases"]), "patient SD": f"{c['patient_sd']:g}", "attribute": attribute,
+                      "seed": str(c["seed"])}
+            of = c.get("incomplete", {}).get(attribute, {})
+            rows[tuple(cohort.values())] = {**cohort, **{r: of.get(r) for r in REGIONS}}
+    return pd.DataFrame(list(rows.values())).astype(dict.fromkeys(REGIONS, float))
+
+
 def contrast_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     """A row for each cell and pair of values: generated, truth and oracle in the lungs, HU."""
     rows = []
