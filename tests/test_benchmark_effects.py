@@ -40,7 +40,8 @@ def test_the_regression_finds_what_was_put_in_though_cells_are_empty() -> None:
     n, levels = 400, {"DIAGNOSIS": ["IPF", "CTD-ILD", "HP"], "SMOKING HISTORY": ["Never smoker", "Current smoker"],
                       "label": ["0", "1"], "RISK OCCUPATIONAL": ["No", "Yes"]}
     table = pd.DataFrame({c: rng.choice(v, n) for c, v in levels.items()} | {"AGE": rng.integers(40, 90, n).astype(str)})
-    hu = 40.0 * (table["SMOKING HISTORY"] == "Current smoker") - 20 * (table["DIAGNOSIS"] == "HP") - table["AGE"].astype(float)
+    smokes, has_hp = table["SMOKING HISTORY"] == "Current smoker", table["DIAGNOSIS"] == "HP"
+    hu = 40.0 * smokes - 20 * has_hp - table["AGE"].astype(float)
     means = pd.DataFrame({"lungs": hu, "upper": 2 * hu})
     full = regress(table, means)
     wanted = {"SMOKING HISTORY: Never smoker to Current smoker": 40, "DIAGNOSIS: IPF to HP": -20, "AGE: 45 to 80": -35,
