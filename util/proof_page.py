@@ -29,8 +29,8 @@ SLOPE = ("A slope is the sum of generated times true effect over the sum of squa
          "is the same patient rendered again with one value changed.")
 ORACLE = ("HU, mean over test cases. The oracle is an ordinary regression of the training scans' mean lung HU on their "
           "complete table. A network is allowed to differ from it by a tenth of the truth and 3 HU.")
-KNOWN = ("The same slopes, found by an ordinary regression of the training scans' regional means on five columns (those with "
-         "an effect, and the null) of their rows as training sees them, with empty cells. A network has to find out by "
+KNOWN = ("The same slopes, found by an ordinary regression of the training scans' regional means on five columns (those "
+         "with an effect, and the null) of their rows as training sees them, with empty cells. A network has to find out by "
          "itself which columns matter.")
 CONTROL = ("Mean size of the change in the lungs when a column without effect changes, outside the lungs whatever changes, "
            "and in the lungs when the prompt's wording or order changes, HU; slope over ages never seen; voxel "
