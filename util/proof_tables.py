@@ -28,11 +28,11 @@ def slope_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
     for c in cells:
         for attribute in real:
             of = c["effects"][attribute]
+            small = [f["small_error"] for r, f in of.items() if r in REGIONS and "small_error" in f]
             rows.append({
                 **kind(c), "attribute": attribute, "seed": str(c["seed"]),
                 **{r: of.get(r, {}).get("slope") for r in REGIONS}, "signs right": of["lungs"].get("signs_right"),
-                SMALL: max((f["small_error"] for r, f in of.items() if r in REGIONS
-                                                 and "small_error" in f), default=None)})
+                SMALL: max(small, default=None)})
     return pd.DataFrame(rows).astype(dict.fromkeys([*REGIONS, "signs right", SMALL], float))
 
 

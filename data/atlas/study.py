@@ -6,6 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from data.atlas.contrasts import attribute_arms, choose, classify, covariate
 from data.atlas.counterfactuals import Plan
 from data.cohort import Case, Cohort
@@ -61,6 +63,10 @@ class Study:
         """The columns that can be studied as the text says them, "" where not known or contradicted."""
         row = self.plan.template.consistent(case.row).row
         return {column: self.plan.template.shown(row, column) for column in self.every}
+
+    def training_rows(self) -> pd.DataFrame:
+        """The training cases' rows as the text says them."""
+        return pd.DataFrame([self.shown_row(case) for case in self.training], columns=list(self.every))
 
 
 def make_study(
