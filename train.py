@@ -25,15 +25,19 @@ from data.cache import cache_folder
 from data.checks import check_known
 from data.cohort import Case, Cohort, load_cohort
 from data.dataset import PatchDataset, loader
+from data.lung_means import lung_means
 from data.power import smallest_effect
 from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence
 from data.splits import run_splits, save_splits
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
+from models import relevance
 from models.base import MODELS, GenerativeModel
+from models.coarse_to_fine import load_global_generator
 from models.sampler import TEXT_PART, Sampler
 from models.text_base import TextEmbedding, TextEncoder
 from models.text_encoder import build_text_encoder
+from models.text_phrases import PhraseEncoder
 from options.checks import check_train_options
 from options.parser import command_line, from_dict, parse, to_dict
 from options.train_options import PRESETS, TrainOptions
@@ -108,6 +112,14 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
         check_change("--val_effect", change, template, [case.row for case in cohort.cases])
     encoder.fit([study.phrases[case.id] for case in cohort.split("train")])
     return study
+
+
+def weigh_phrases(options: TrainOptions, study: Study) -> None:
+    """With `--text_relevance`: phrases as loud as the training scans determine what their columns do."""
+    cases = study.cohort.split("train")
+    if options.text.text_relevance and isinstance(study.encoder, PhraseEncoder) and len(cases) <= relevance.MOST:
+        told = [[(p.text, p.column or "") for p in study.prompts[case.id]] for case in cases]
+        relevance.weigh(study.encoder, told, lung_means(cases, options.data))
 
 
 def as_begun(study: Study, place: Path) -> Study:
@@ -194,24 +206,6 @@ def embed(encoder: TextEncoder, device: torch.device, batch: Mapping[str, Any]) 
     return encoder.encode(batch["prompts"]).to(device), encoder.encode(batch["other_prompts"]).to(device)
 
 
-def load_global_generator(options: TrainOptions, model: GenerativeModel) -> None:
-    """Starts the local enhancers from another run's global generator (coarse to fine)."""
-    folder = runs.run_folder(options.run.checkpoints_dir, options.optim.load_global)
-    try:
-        saved = from_dict(TrainOptions, runs.saved_options(folder), str(folder / runs.OPTIONS_FILE)).generator
-        place = checkpoint.find(folder / "latest")
-    except UserError as error:
-        raise UserError(f"--load_global {options.optim.load_global}: {error}") from None
-    if options.generator.ngf * 2**options.generator.n_local_enhancers != saved.ngf:
-        raise UserError(
-            f"--ngf is {options.generator.ngf}; each local enhancer halves the channels of the global generator inside "
-            f"it, and that of --load_global {folder.name} has {saved.ngf}. "
-            f"Give --ngf {saved.ngf // 2**options.generator.n_local_enhancers}.")
-    part = "average" if "average" in checkpoint.load_state(place)["parts"] else "G"
-    network = model.raw["G"].get_submodule("global_generator")
-    checkpoint.load_network(network, place, part, prefix="global_generator.")
-
-
 def dry_run(options: TrainOptions, model: GenerativeModel, trainer: Trainer, feed: Any, embedder: Any) -> None:
     """Takes two steps that are not saved, and reports options, sizes, memory and time."""
     for name, flags in command_line(options).items():
@@ -263,6 +257,8 @@ def train(options: TrainOptions) -> Path:
         open_folder(folder, options, study)
         study.encoder.keep(folder)
     accelerator.wait_for_everyone()
+    if not place:
+        weigh_phrases(options, study)
     with accelerator.main_process_first():  # the others find its prepared volumes
         dataset = make_dataset(options, study, cases, cache, model)
     monitor = make_monitor(options, study, trainer, folder, validation)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
-from data.cache import load_case
 from data.cohort import Case
+from data.lung_means import lung_means
 from options.base_options import DataOptions
-from util.cli import main_rank
 
 POWER, ALPHA = 0.8, 0.05
 RARE = 0.1  # share of the cases that have the rarer value
@@ -33,23 +30,11 @@ def detectable(sd: float, cases: int, share: float) -> float:
     return float(sd * TTestIndPower().solve_power(nobs1=first, ratio=ratio, alpha=ALPHA, power=POWER))
 
 
-def lung_mean(case: Case, options: DataOptions) -> float | None:
-    """Mean lung attenuation of a scan in HU, within the window; None without a scan or lungs."""
-    image, mask = load_case(case, None)
-    lungs = np.isin(mask.array, options.lung_labels)
-    if image is None or not lungs.any():
-        return None
-    return float(image.array[lungs].astype(np.float64).clip(*options.hu_window).mean())
-
-
 def smallest_effect(cases: Sequence[Case], options: DataOptions) -> str:
     """A sentence on the smallest effect that these training cases can show (80 % power, two-sided 5 %)."""
     distinct = list({case.id: case for case in cases}.values())
     step = -(-len(distinct) // MOST)
-    with ThreadPoolExecutor(4) as pool:
-        jobs = pool.map(lambda case: lung_mean(case, options), distinct[::step])
-        found = [v for v in tqdm(jobs, "Lung density", len(distinct[::step]), disable=not main_rank() or len(distinct) < 20)
-                 if v is not None]
+    found = [means["lungs"] for means in lung_means(distinct[::step], options) if means]
     if len(found) < 4:
         return f"{len(found)} training scans with lungs are too few to tell which effects the cohort can detect."
     sd = float(np.std(found, ddof=1))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.text_base import Prompts, TextEmbedding, TextEncoder, Values
@@ -98,9 +99,9 @@ class PhraseEncoder(TextEncoder):
 
     def __init__(self, numbers: bool) -> None:
         self.numbers = Numbers() if numbers else None
+        self.shares: Mapping[str, float] = {}
         self._wordings = Wordings()
-        self._index: dict[str, int] = {}
-        self._rows = torch.zeros(0, self.base)
+        self.forget()
 
     @property
     def phrases(self) -> list[str]:
@@ -129,27 +130,35 @@ class PhraseEncoder(TextEncoder):
             self.numbers.fit(prompts)
         self._wordings = Wordings(self._sized(p)[0] for prompt in prompts for p in prompt if bare(p))
         self.learn(self.phrases)
+        self.weigh({})
+
+    def weigh(self, shares: Mapping[str, float]) -> None:
+        """Makes phrases of training as loud as this says (see `models.relevance`); all count whole where it is empty."""
+        self.shares = shares
         self.forget()
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
-        return {}, {"numbers": {} if self.numbers is None else self.numbers.stems, "phrases": self.phrases}
+        numbers = {} if self.numbers is None else self.numbers.stems
+        return {}, {"numbers": numbers, "phrases": self.phrases, "shares": dict(self.shares)}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if self.numbers is not None:
             self.numbers.stems = dict(values["numbers"])
         self._wordings = Wordings(values.get("phrases", ()))
-        self.forget()
+        self.weigh(values.get("shares", {}))
 
     def forget(self) -> None:
         """Empties the table of embedded phrases, after what they are standardised by has changed."""
-        self._index, self._rows = {}, torch.zeros(0, self.base)
+        self._index: dict[str, int] = {}
+        self._rows, self._loud = torch.zeros(0, self.base), torch.zeros(0)
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
-        located = [[self._locate(p) for p in prompt if bare(p)] for prompt in prompts]
+        located = [[self.locate(p) for p in prompt if bare(p)] for prompt in prompts]
         new = [p for p in dict.fromkeys(p for prompt in located for p, _ in prompt) if p not in self._index]
         if new:
             self._index.update({p: len(self._index) + i for i, p in enumerate(new)})
-            self._rows = torch.cat([self._rows, self.embed(new)])
+            rows = self.embed(new)
+            self._rows, self._loud = torch.cat([self._rows, rows]), torch.cat([self._loud, self._loudness(new, rows)])
         size = len(located), max([1, *map(len, located)])
         index, z = torch.zeros(size, dtype=torch.long), torch.zeros(*size, 1)
         valid = torch.zeros(size, dtype=torch.bool)
@@ -163,11 +172,21 @@ class PhraseEncoder(TextEncoder):
         if self.numbers is not None:
             rms = tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
             tokens = torch.cat([tokens, z * tokens / rms], -1)
+        tokens = tokens * self._loud[index][..., None]
         return TextEmbedding(tokens, valid, tokens.sum(1))
 
     def _sized(self, phrase: str) -> tuple[str, float]:
         return (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))
 
-    def _locate(self, phrase: str) -> tuple[str, float]:
+    def locate(self, phrase: str) -> tuple[str, float]:
+        """The phrase of training that stands for this one, if there is one, and z."""
         text, z = self._sized(phrase)
         return self._wordings(text), z
+
+    def _loudness(self, phrases: Sequence[str], rows: Tensor) -> Tensor:
+        """The share of each phrase; one that training has not seen has that of the phrase nearest to it."""
+        if not self.shares:
+            return torch.ones(len(phrases))
+        near = F.normalize(rows, dim=-1) @ F.normalize(self.embed(list(self.shares)), dim=-1).T
+        shares = list(self.shares.values())
+        return torch.tensor([self.shares.get(p, shares[int(n)]) for p, n in zip(phrases, near.argmax(1), strict=True)])

@@ -60,5 +60,7 @@ class TextOptions:
         low=0, high=0.5)
     number_tokens: bool = flag(
         True, "Give a number's size beside the text of its phrase, so that unseen values lie between seen ones.")
+    text_relevance: bool = flag(
+        True, "Phrases are as loud as the training scans determine what their columns do; else all are alike.")
     attribute_dropout: float = flag(0.0, "Probability with which training leaves out each phrase.", low=0, high=0.9)
     shuffle_phrases: bool = flag(False, "Shuffle the order of phrases in training (matters for sentences only).")

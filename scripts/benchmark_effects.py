@@ -67,7 +67,7 @@ class BenchmarkOptions:
     patient_sd: float = flag(0.0, "SD in HU between patients for reasons outside the table.", low=0)
     confounding: float = flag(0.0, "Probability that smoking history decides the diagnosis.", low=0, high=1)
     missing: float = flag(0.12, "Share of missing values in the training rows.", low=0, high=0.9)
-    seeds: tuple[int, ...] = flag((1,), "Seeds of cohort and training.")
+    seeds: tuple[int, ...] = flag((1,), "Seeds of cohort and training, with commas between them.")
     max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
     clip_steps: int = flag(0, "Steps of CLIP pre-training (0: its default).", low=0)
     train_flags: str = flag("", "More flags for train.py, in one text.")

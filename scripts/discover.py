@@ -33,14 +33,16 @@ from data.prompts import Prompt, sentence
 from data.run_cohort import is_copy, is_own, run_cohort
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
+from models.relevance import loudness
 from models.sampler import LoadedRun, Sampler, load_run
+from models.text_phrases import PhraseEncoder
 from options.atlas_options import AtlasOutput, DiscoverCommand
 from options.parser import parse, to_dict
 from options.test_options import ArmOptions, SourceOptions, TestOptions
 from scripts import refit
 from util import cli
 from util.atlas import report
-from util.atlas.cautions import built_in
+from util.atlas.cautions import Caution, built_in, silent_cautions
 from util.atlas.methods import methods
 from util.atlas.plots import agreement_plot
 from util.atlas.tables import effect_frame
@@ -210,12 +212,21 @@ def summary(frames: Frames) -> tuple[str, bool]:
     return f"{found} of {looked} contrasts that were looked at are findings.", True
 
 
+def silent(run: LoadedRun, study: Study) -> list[Caution]:
+    """Warnings of studied columns that the run hardly listens to."""
+    encoder, template = run.sampler.encoder, study.plan.template
+    if not isinstance(encoder, PhraseEncoder):
+        return []
+    told = [[(p.text, p.column or "") for p in template.phrases(case.row)] for case in study.training]
+    return silent_cautions(loudness(encoder, told), [a.column for a in study.plan.attributes])
+
+
 def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
     """Generates, compares and writes everything into `folder`."""
     real = read_real(opened.study)
     measured, generated, volumes = generate(opened, folder, o.output.volumes)
     run = opened.test.run
-    of_run = built_in(run.options.generator.text_region, run.options.text.text_mode)
+    of_run = [*built_in(run.options.generator.text_region, run.options.text.text_mode), *silent(run, opened.study)]
     frames = analyse(
         opened.study, measured, real, opened.refits, int(run.state["step"]), o.cases.diagnosis_column, of_run)
     frames["cases"] = case_frame(opened, generated, real)

@@ -139,6 +139,12 @@ def test_controls_that_pass_by_themselves_are_named() -> None:
     assert len(cautions.built_in("labels", "phrases")) == 2 and not cautions.built_in("everywhere", "sentence")
 
 
+def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
+    loudness = {"AGE": 0.9, "SEX": 0.1, "BLOOD": 0.0}
+    warned = cautions.silent_cautions(loudness, ["AGE", "SEX", "HEIGHT"])
+    assert [(c.kind, c.column, c.value) for c in warned] == [("silent", "SEX", 0.1)]
+
+
 def test_scans_of_one_patient_are_clustered() -> None:
     """Every scan twice tells no more than once: an interval that ignores it would be narrower by a factor of 1.4."""
     once = scans(60)

@@ -23,6 +23,7 @@ TIE_CASES = 15  # in which both are known, below which a tie is not warned of
 HIGH_VIF = 5.0
 MANY_MISSING = 0.3
 THROUGH_MASK_P = 0.01
+SILENT = 0.2  # of 1, how far the training scans determine what a column does
 
 
 COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
@@ -205,6 +206,14 @@ def built_in(text_region: str, text_mode: str) -> list[Caution]:
             "\"is\" are read as these (--text_mode phrases), so that the two controls of the prompt are built in. What "
             "synonyms would change is not measured."))
     return made
+
+
+def silent_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> list[Caution]:
+    """Warnings of columns that the run hardly listens to; `loudness` by column, 0 to 1 (see `--text_relevance`)."""
+    return [Caution("silent", f"The training scans hardly tell what {column} does to the lungs ({loudness[column]:.2f} of "
+                    "1), so that the run hardly listens to it: a difference near 0 HU is what the run took for granted, no "
+                    "evidence of no effect. Look at the interval of the real scans.", column, "", round(loudness[column], 3))
+            for column in studied if loudness.get(column, 1.0) < SILENT]
 
 
 def pooled_cautions(pooled: Mapping[str, Attribute]) -> list[Caution]:
