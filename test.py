@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from data.arms import Arm, Change, check_change, own_arm, pairs, parse_change, varied_arms
 from data.checks import check_known
-from data.cohort import Case, Cohort, load_cohort
+from data.cohort import Case, Cohort
 from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence, split_free_text
-from data.splits import run_splits
+from data.run_cohort import is_own, run_cohort
 from data.volumes import atomic, has_suffix, load, to_hu, write_like
 from data.whole import Whole, WholeVolumes
 from models.editing import Editor, Scan
+from models.relevance import warn_of_silent
 from models.sampler import LoadedRun, load_run
 from options.base_options import DataOptions
 from options.diffusion_options import EditOptions
@@ -61,7 +62,7 @@ def open_run(options: TestOptions) -> LoadedRun:
 def data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
     """How the run read its cohort, for the cohort of this test, whose rows are as they stand."""
     data, root = run.options.data, options.source.dataroot
-    splits = data.splits if Path(root).resolve() == Path(data.dataroot).resolve() else ""
+    splits = data.splits if is_own(data, root) else ""
     return replace(data, dataroot=root, strict=options.source.strict, permute=(), resample=False, fold="", splits=splits)
 
 
@@ -111,9 +112,8 @@ class Test:
 def open_test(options: TestOptions, run: LoadedRun) -> Test:
     """Checks cohort, splits and changes before anything is generated."""
     data, source, arms = data_options(options, run), options.source, options.arms
-    cohort = load_cohort(data, need_images=False, seed=run.options.run.seed)
-    if cohort.root.resolve() == Path(run.options.data.dataroot).resolve():
-        cohort = replace(cohort, splits=run_splits(run.folder / runs.SPLITS_FILE, cohort.root) or cohort.splits)
+    trained_on = replace(data, dataroot=run.options.data.dataroot)
+    cohort = run_cohort(run.folder, trained_on, data.dataroot, run.options.run.seed, need_images=False)
     cases = cohort.cases if source.split == "all" else cohort.split(source.split)
     cases = tuple({case.id: case for case in cases}.values())  # a resampled run has drawn some twice
     cases = cases[: source.how_many or len(cases)]
@@ -133,6 +133,8 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
     for case in cases:  # a text that cannot be made or encoded is known before anything is written
         own, varied = test.arms(case)
         run.sampler.encoder.encode([[p.text for p in arm.prompt] for arm in (own, *chain(*varied))])
+    told = [[(p.text, p.column or "") for p in prompt] for prompt in test.written.values()]
+    warn_of_silent(run.sampler.encoder, told, [change.column for change in variations])
     return test
 
 
@@ -310,10 +312,7 @@ def main() -> None:
     source = options.source
     if bool(source.mask) == bool(source.dataroot) or (source.mask and options.edit.edit_real):
         raise UserError("Give either --dataroot, for a cohort (and for --edit_real), or --mask with --out, for one volume.")
-    if source.mask:
-        test_mask(options)
-    else:
-        test_cohort(options)
+    (test_mask if source.mask else test_cohort)(options)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ network.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.text_base import TextEncoder
 from models.text_phrases import PhraseEncoder
-from util.wording import bare
+from util.wording import SILENT, bare
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,16 @@ def loudness(encoder: PhraseEncoder, told: Sequence[Told]) -> dict[str, float]:
     """How loud each column's phrases are in a trained encoder; empty where all are alike."""
     columns = features(encoder, told)[1]
     return {column: encoder.shares[phrase] for (phrase, _), column in columns.items() if phrase in encoder.shares}
+
+
+def warn_of_silent(encoder: TextEncoder, told: Sequence[Told], columns: Iterable[str]) -> None:
+    """Warns of columns that a trained run hardly listens to."""
+    heard = loudness(encoder, told) if isinstance(encoder, PhraseEncoder) else {}
+    for column in columns:
+        if heard.get(column, 1.0) < SILENT:
+            log.warning("The training scans hardly told what %s does to the lungs, so the run hardly listens to it (%.2f of "
+                        "1; --text_relevance): that its values look alike is no evidence of no effect.",
+                        column, heard[column])
 
 
 def features(encoder: PhraseEncoder, told: Sequence[Told]) -> tuple[list[dict[Feature, float]], dict[Feature, str]]:

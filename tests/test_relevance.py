@@ -22,6 +22,7 @@ from tests.commands import TINY, TrainedRun, command
 from util.checkpoint import find, load_state
 
 PATIENTS = 60
+VALUES = ("Never smoker,Current smoker", "No,Yes")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,9 @@ def test_a_run_keeps_what_it_weighed_and_its_atlas_says_so(tmp_path: Path) -> No
         loud = load_state(find(tmp_path / "ck" / name / "latest"))["encoder_values"]["shares"]
         assert bool(loud) == (not flags)
         run, columns = TrainedRun(tmp_path / "ck", name, cohort), ("SMOKING HISTORY", "RISK OCCUPATIONAL")
+        done = run.test(tmp_path / "results", *(f"--vary={c}={v}" for c, v in zip(columns, VALUES, strict=True)))
+        assert done.code == 0 and ("hardly told what RISK OCCUPATIONAL" in done.text) == (not flags), done.text
+        assert "hardly told what SMOKING HISTORY" not in done.text
         done = discover(run, tmp_path / name, "--columns", ",".join(columns))
         assert done.code == 0, done.text
         warned = table(tmp_path / name, "cautions").query("kind == 'silent'")

@@ -12,6 +12,8 @@ _LINKS = re.compile(r"\b(?:is|are|was|were)\b")
 _MARKS = re.compile(r"[:;,!?\"'()]|[.=](?=\s|$)")
 _BREAK = re.compile(r"(?:(?<=[.!?])\s+)|(?:[,;]\s+)|(?:\s*\n\s*)")  # 1.5 and 1,5 hold no white space and stay whole
 
+SILENT = 0.2  # a phrase less loud than this (1: wholly heard) has next to no effect
+
 
 def join(phrases: Sequence[str]) -> str:
     """One sentence of all phrases in the published punctuation; the empty text where nothing is known.

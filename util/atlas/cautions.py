@@ -15,6 +15,7 @@ from scipy import stats
 from util.atlas.contrasts import Attribute
 from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
 from util.atlas.regression import FEWEST, INSEPARABLE, Design, RealScans, Roles
+from util.wording import SILENT
 
 FEW_LEVEL = 10  # training cases of a value
 SMALL_COHORT = 20  # training patients or patients with a real scan
@@ -23,7 +24,6 @@ TIE_CASES = 15  # in which both are known, below which a tie is not warned of
 HIGH_VIF = 5.0
 MANY_MISSING = 0.3
 THROUGH_MASK_P = 0.01
-SILENT = 0.2  # of 1, how far the training scans determine what a column does
 
 
 COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
