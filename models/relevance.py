@@ -102,17 +102,17 @@ def determined_shares(
     x, y = x - x.mean(0), responses - responses.mean(0)
     of = [groups[name] for name in names]
     places = {group: [i for i, one in enumerate(of) if one == group] for group in sorted(set(of))}
-    squares, products = x.T @ x, x.T @ y
     prior = {group: 1.0 / len(places) for group in places}  # variance of parameters over that of residuals
     noise = np.maximum(y.var(0) / 2, SMALLEST)
     shares = dict.fromkeys(places, 1.0)
     for _ in range(iterations):
-        # The parameters' covariance, over the residuals' variance of a response.
-        covariance = np.linalg.inv(squares + np.diag([1 / prior[group] for group in of]))
-        mean = covariance @ products
-        noise = np.maximum((((y - x @ mean) ** 2).sum(0) + noise * np.trace(covariance @ squares)) / len(x), SMALLEST)
+        variance = np.array([prior[group] for group in of])
+        inner = np.linalg.inv(np.eye(len(x)) + (x * variance) @ x.T)  # N x N, for there may be more phrases than scans
+        mean = variance[:, None] * (x.T @ (inner @ y))
+        determined = variance * (x * (inner @ x)).sum(0)  # 1 - posterior over prior variance, of each parameter
+        noise = np.maximum((((y - x @ mean) ** 2).sum(0) + noise * (len(x) - np.trace(inner))) / len(x), SMALLEST)
         for group, at in places.items():
-            uncertain = np.diag(covariance)[at]
-            shares[group] = float(np.clip(1 - uncertain.min() / prior[group], 0, 1))
-            prior[group] = max(float((mean[at] ** 2 / noise).mean() + uncertain.mean()), SMALLEST)
+            shares[group] = float(np.clip(determined[at].max(), 0, 1))
+            uncertain = prior[group] * (1 - determined[at]).mean()
+            prior[group] = max(float((mean[at] ** 2 / noise).mean() + uncertain), SMALLEST)
     return shares
