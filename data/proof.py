@@ -83,21 +83,28 @@ def regressions(cohort: Path, phantoms: PhantomCohort, effects: Mapping[str, Any
         effects: Of `effect_figures`, for the truth.
 
     Returns:
-        `oracle`: HU in the lungs by pair of values, from the complete rows; `incomplete`: slopes by attribute and region
-        from the rows as training sees them, with their empty cells.
+        `oracle`: HU in the lungs by pair of values, from the complete rows. From the rows as training sees them, with
+        their empty cells: the same in `known`, slopes by attribute and region in `incomplete`, and in `incomplete_small` the
+        largest error by attribute over pairs and regions where the truth is too small for a slope.
     """
     cases = phantoms.splits["train"]
     means = pd.DataFrame([region_means(cohort, case) for case in cases])
     seen = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False).set_index("File Name").loc[list(cases)]
     complete, known = (regress(table, means) for table in (pd.DataFrame([phantoms.row(c) for c in cases]), seen))
     slopes: dict[str, dict[str, float]] = {}
+    errors: dict[str, float] = {}
     for column, by_region in effects.items():
-        for region in (r for r in means if r in by_region):
-            pairs = [(known.at[f"{column}: {pair}", region], true) for pair, (_, true) in by_region[region]["pairs"].items()]
-            large = np.array([p for p in pairs if abs(p[1]) >= SMALL_HU])
-            if len(large):
+        for region in (r for r in means if r in by_region and r != "outside"):
+            pairs = np.array([(known.at[f"{column}: {pair}", region], true)
+                              for pair, (_, true) in by_region[region]["pairs"].items()])
+            small = np.abs(pairs[:, 1]) < SMALL_HU
+            if not small.all():
+                large = pairs[~small]
                 slopes.setdefault(column, {})[region] = float(large.prod(1).sum() / np.square(large[:, 1]).sum())
-    return {"oracle": complete["lungs"].to_dict(), "incomplete": slopes}
+            if small.any():
+                errors[column] = max(errors.get(column, 0.0), float(np.abs(np.diff(pairs[small])).max()))
+    return {"oracle": complete["lungs"].to_dict(), "known": known["lungs"].to_dict(), "incomplete": slopes,
+            "incomplete_small": errors}
 
 
 def region_means(cohort: Path, case: str) -> dict[str, float]:

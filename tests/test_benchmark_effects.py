@@ -61,7 +61,8 @@ def test_small_version_end_to_end(tmp_path: Path) -> None:
     assert cell["effects"]["RISK OCCUPATIONAL"]["lungs"]["true"] == 0.0
     assert cell["effects"]["SMOKING HISTORY"]["lungs"]["true"] == pytest.approx(41, abs=2)
     assert cell["oracle"]["SMOKING HISTORY: Never smoker to Current smoker"] > 0
-    assert cell["incomplete"]["AGE"]["lungs"] != 0
+    assert cell["incomplete"]["AGE"]["lungs"] != 0 and cell["incomplete_small"]["RISK OCCUPATIONAL"] > 0
+    assert cell["known"].keys() == cell["oracle"].keys() and cell["known"] != cell["oracle"]
     assert cell["sd_hu"] > 0 and cell["w1_floor_hu"] > 0
     assert "| default | 10 |" in (tmp_path / "tables.md").read_text()
     before = next((tmp_path / "cells").glob("*.json")).stat().st_mtime_ns

@@ -28,7 +28,8 @@ SLOPE = ("A slope is the sum of generated times true effect over the sum of squa
          "of values whose truth is at least 5 HU; 1 is the truth, a dash means that no truth there is that large. The truth "
          "is the same patient rendered again with one value changed.")
 ORACLE = ("HU, mean over test cases. The oracle is an ordinary regression of the training scans' mean lung HU on their "
-          "complete table. A network is allowed to differ from it by a tenth of the truth and 3 HU.")
+          "complete table; under incomplete rows stands what the same regression finds in the rows as training sees them. A "
+          "network is allowed to differ from the oracle by a tenth of the truth and 3 HU.")
 KNOWN = ("The same slopes, found by an ordinary regression of the training scans' regional means on five columns (those "
          "with an effect, and the null) of their rows as training sees them, with empty cells. A network has to find out by "
          "itself which columns matter.")

@@ -37,28 +37,30 @@ def slope_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
 
 
 def known_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
-    """Slopes by region that a regression finds in the rows as training sees them: a row for each cohort and attribute."""
+    """What a regression finds in the rows as training sees them, as `slope_frame`: a row for each cohort and attribute."""
     rows = {}
     for c in cells:
         for attribute in real:
             cohort = {"cases": str(c["cases"]), "patient SD": f"{c['patient_sd']:g}", "attribute": attribute,
                       "seed": str(c["seed"])}
             of = c.get("incomplete", {}).get(attribute, {})
-            rows[tuple(cohort.values())] = {**cohort, **{r: of.get(r) for r in REGIONS}}
-    return pd.DataFrame(list(rows.values())).astype(dict.fromkeys(REGIONS, float))
+            rows[tuple(cohort.values())] = {**cohort, **{r: of.get(r) for r in REGIONS},
+                                            SMALL: c.get("incomplete_small", {}).get(attribute)}
+    return pd.DataFrame(list(rows.values())).astype(dict.fromkeys([*REGIONS, SMALL], float))
 
 
 def contrast_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """A row for each cell and pair of values: generated, truth and oracle in the lungs, HU."""
+    """A row for each cell and pair of values, HU in the lungs: generated, truth, oracle, and what the training rows tell."""
     rows = []
     for c in cells:
         for attribute, by_region in c["effects"].items():
             for pair, (made, true) in by_region["lungs"]["pairs"].items():
-                oracle = c["oracle"][f"{attribute}: {pair}"]
-                rows.append({**kind(c), "contrast": f"{attribute}: {pair}", "seed": str(c["seed"]), "generated": made,
-                             "truth": true, "oracle": oracle, "off the oracle": abs(made - oracle),
-                             "allowed": ALLOWED[0] * abs(true) + ALLOWED[1]})
-    return pd.DataFrame(rows)
+                name = f"{attribute}: {pair}"
+                oracle = c["oracle"][name]
+                rows.append({**kind(c), "contrast": name, "seed": str(c["seed"]), "generated": made, "truth": true,
+                             "oracle": oracle, "incomplete rows": c.get("known", {}).get(name),
+                             "off the oracle": abs(made - oracle), "allowed": ALLOWED[0] * abs(true) + ALLOWED[1]})
+    return pd.DataFrame(rows).astype({"incomplete rows": float})
 
 
 def control_frame(cells: Sequence[Cell], null: str) -> pd.DataFrame:
