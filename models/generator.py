@@ -158,7 +158,7 @@ class TextEffect(nn.Module):
         self.coords = 3 * options.coord_channels
         n = 1 + len(self.NEAR) + self.coords
         self.place = nn.Sequential(
-            nn.Conv3d(n, 2 * options.ngf, 1), nn.SiLU(), nn.Conv3d(2 * options.ngf, options.ngf, 1),
+            nn.Conv3d(n, 4 * options.ngf, 1), nn.SiLU(), nn.Conv3d(4 * options.ngf, options.ngf, 1),
         ) if options.text_place else None
 
     def forward(self, x: Tensor, text: TextEmbedding, region: Tensor | None, condition: Tensor) -> Tensor:
