@@ -17,7 +17,7 @@ from tests.atlas_run import in_this_process
 
 TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"
 SMALL = ["--cases", "24", "--test_cases", "2", "--size", "24,24,16", "--max_steps", "2", "--cohorts", "1", "--refits", "3",
-         "--permutations", "5", "--text_encoder", "table", f"--train_flags={TINY}"]
+         "--permutations", "5", "--spikes", "2", "--text_encoder", "table", f"--train_flags={TINY}"]
 
 
 def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> None:
@@ -43,7 +43,10 @@ def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["ties"]["cramers_v"] > 0.4 and set(found["ties"]["widths_hu"]) == {"free", "tied"}
     lower = {row["region"]: row["planted_hu"] for row in found["spike"]["rows"]}
     assert lower["lower"] == pytest.approx(20) and abs(lower["upper"]) < 1
+    draws = [row for row in found["spike"]["draws"] if row["region"] == "lower"]
+    assert [row["draw"] for row in draws] == [1, 2] and all(row["low_hu"] < row["real_hu"] < row["high_hu"] for row in draws)
+    assert draws[0]["real_hu"] != draws[1]["real_hu"]
     pieces = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
-    assert set(pieces) == {"coverage_1.json", "permuted.json", "tied_1.json", "spike.json"}
+    assert set(pieces) == {"coverage_1.json", "permuted.json", "tied_1.json", "spike_1.json", "spike_2.json"}
     benchmark.main()  # what is finished is kept
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()} == pieces
