@@ -143,20 +143,19 @@ class TextEffect(nn.Module):
     With the additive unit, phrases add up in HU: from few patients a network that may combine phrases freely learns
     combinations by heart, such as an effect of age that is larger in smokers though it is not.
 
-    The last features serve the anatomy and tell little of where a voxel lies; with `--text_place` the unit is told that too,
-    else it takes thousands of steps to learn that an effect is one of the bases or of the rim.
+    The last features serve the anatomy and tell little of where a voxel lies; with `--text_place` the unit is told that and
+    its label too, else it takes thousands of steps to learn that an effect is one of the bases, of the rim, or of no airway.
     """
 
     NEAR = (5, 9)  # voxels: in the mean of the mask over such cubes, the depth below its border shows
 
     STEEP = 4.0  # from a lung's top to its bottom coordinates differ by about 1; an effect may end within a third of that
 
-    def __init__(self, text_width: int, options: GeneratorOptions) -> None:
+    def __init__(self, n_labels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
         self.fusion: FusionUnit = FUSIONS[options.fusion](options.ngf, text_width, options)
         self.head = nn.Conv3d(options.ngf, 1, 1, bias=False)
-        self.coords = 3 * options.coord_channels
-        n = 1 + len(self.NEAR) + self.coords
+        n = input_channels(options, n_labels) + len(self.NEAR)
         self.place = nn.Sequential(
             nn.Conv3d(n, 4 * options.ngf, 1), nn.SiLU(), nn.Conv3d(4 * options.ngf, options.ngf, 1),
         ) if options.text_place else None
@@ -168,13 +167,12 @@ class TextEffect(nn.Module):
         return effect if region is None else effect * region
 
     def where(self, condition: Tensor) -> Tensor:
-        """What the mask covers, how much of it lies around, and coordinates where there are any: `(B, n, X, Y, Z)`."""
+        """Labels, how much of the mask lies around, and coordinates where there are any: `(B, n, X, Y, Z)`."""
         inside = 1 - condition[:, :1]  # background is the first label
         largest = min(condition.shape[2:]) // 2 * 2 - 1  # a cube may not be wider than the tile
         cubes = [min(k, largest) for k in self.NEAR]
         around = [F.avg_pool3d(inside, k, 1, k // 2, count_include_pad=False) for k in cubes]
-        where = torch.cat([*(2 * c - 1 for c in (inside, *around)), condition[:, condition.shape[1] - self.coords:]], 1)
-        return self.STEEP * where
+        return self.STEEP * torch.cat([condition, *(2 * c - 1 for c in around)], 1)
 
 
 class Generator(nn.Module):
@@ -195,7 +193,7 @@ class Generator(nn.Module):
             LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n)))
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
         late = options.fusion_at == "output" and options.fusion != "none"
-        self.effect = TextEffect(text_width, options) if late else None
+        self.effect = TextEffect(n_labels, text_width, options) if late else None
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generates.

@@ -55,7 +55,7 @@ class GeneratorOptions:
         "labels", "Where text may change the picture: in labelled voxels of the mask, or also in the background.",
         choices=("labels", "everywhere"))
     text_place: bool = flag(
-        True, "With --fusion_at output, tell the text's unit where in the volume and how deep in the mask a voxel lies.")
+        True, "With --fusion_at output, tell the text's unit each voxel's label, place in the volume and depth in the mask.")
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(0, "Hidden width of the text's perceptrons (0 in affine units: linear in the text).", low=0)
     checkpoint_activations: bool = flag(False, "Recompute activations in the backward pass: less memory, more time.")

@@ -124,9 +124,9 @@ def test_text_reaches_the_volume(name: str, at: str) -> None:
 
 @pytest.mark.parametrize("place", [True, False])
 def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
-    """Where the last features say nothing, only the place can tell the bases from the top, and the rim from the core."""
+    """Where the last features say nothing, only the place can tell bases from top, rim from core, and labels apart."""
     options = train_options(text_place=place).generator
-    effect = TextEffect(WIDTH, options)
+    effect = TextEffect(LABELS, WIDTH, options)
     wake(effect)
     made = batch(train_options(), 2, (16, 16, 16))
     inside = torch.zeros(2, LABELS, 16, 16, 16)
@@ -138,6 +138,9 @@ def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
     along, across = added[8, 8], added[4:8, 8, 8]
     for line in (along, across):
         assert (float(line.max() - line.min()) > 1e-4) is place
+    other = inside[:, [0, 2, 1, 3]]
+    relabelled = effect(features, text(), 1 - inside[:, :1], torch.cat([other, made["coords"]], 1))[0, 0].detach()
+    assert torch.allclose(relabelled[8, 8], along, atol=1e-4) is not place
 
 
 def test_without_fusion_text_does_nothing() -> None:
