@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Study:
     template: Template
     prompts: Mapping[str, Prompt]
     encoder: TextEncoder
+    weights: Mapping[str, float] = field(default_factory=dict)  # how much text may learn from a case; 1 where it is not
 
     @property
     def phrases(self) -> dict[str, list[str]]:
@@ -114,12 +115,14 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     return study
 
 
-def weigh_phrases(options: TrainOptions, study: Study) -> None:
-    """With `--text_relevance`: phrases as loud as the training scans determine what their columns do."""
+def weighed(options: TrainOptions, study: Study) -> Study:
+    """With `--text_relevance`: phrases and cases weighed by what the training scans can tell (see `models.relevance`)."""
     cases = study.cohort.split("train")
-    if options.text.text_relevance and isinstance(study.encoder, PhraseEncoder) and len(cases) <= relevance.MOST:
-        told = [[(p.text, p.column or "") for p in study.prompts[case.id]] for case in cases]
-        relevance.weigh(study.encoder, told, lung_means(cases, options.data))
+    if not options.text.text_relevance or not isinstance(study.encoder, PhraseEncoder) or len(cases) > relevance.MOST:
+        return study
+    told = [[(p.text, p.column or "") for p in study.prompts[case.id]] for case in cases]
+    weights = relevance.weigh(study.encoder, told, lung_means(cases, options.data))
+    return replace(study, weights={case.id: w for case, w in zip(cases, weights, strict=True)})
 
 
 def as_begun(study: Study, place: Path) -> Study:
@@ -135,7 +138,8 @@ def as_begun(study: Study, place: Path) -> Study:
     splits = run_splits(place.parent / runs.SPLITS_FILE, cohort.root) or cohort.splits
     if gone := sorted(set(splits["train"]) - {case.id for case in cohort.cases}):
         raise UserError(f"--dataroot {cohort.root} lacks cases that the run was trained on: {listing(gone)}.")
-    return replace(study, cohort=replace(cohort, labels=tuple(state["labels"]), splits=splits))
+    return replace(study, cohort=replace(cohort, labels=tuple(state["labels"]), splits=splits),
+                   weights=state.get("weights", {}))
 
 
 def make_dataset(
@@ -201,9 +205,11 @@ def batches(options: TrainOptions, dataset: PatchDataset, trainer: Trainer) -> A
         world=accelerator.num_processes)
 
 
-def embed(encoder: TextEncoder, device: torch.device, batch: Mapping[str, Any]) -> tuple[TextEmbedding, TextEmbedding]:
+def embed(study: Study, device: torch.device, batch: Mapping[str, Any]) -> tuple[TextEmbedding, TextEmbedding]:
     """A batch's own and mismatched prompts as embeddings."""
-    return encoder.encode(batch["prompts"]).to(device), encoder.encode(batch["other_prompts"]).to(device)
+    weight = torch.tensor([study.weights.get(case, 1.0) for case in batch["cases"]])
+    own = replace(study.encoder.encode(batch["prompts"]), weight=weight)
+    return own.to(device), study.encoder.encode(batch["other_prompts"]).to(device)
 
 
 def dry_run(options: TrainOptions, model: GenerativeModel, trainer: Trainer, feed: Any, embedder: Any) -> None:
@@ -246,23 +252,22 @@ def train(options: TrainOptions) -> Path:
         trainer.load(place)
     speaks = accelerator.is_main_process and options.run.val_cases
     validation = make_validation(options, study, model, trainer) if speaks else None
-    embedder = partial(embed, study.encoder, accelerator.device)
     if options.run.dry_run:
         with tempfile.TemporaryDirectory() as empty:
             few = make_dataset(options, study, cases[:DRY_CASES], Path(empty), model)
             log.info("%s", smallest_effect(cases, options.data))
-            dry_run(options, model, trainer, batches(options, few, trainer), embedder)
+            dry_run(options, model, trainer, batches(options, few, trainer), partial(embed, study, accelerator.device))
         return folder
     if accelerator.is_main_process:  # all that can be wrong has been looked at; from here on files are written
         open_folder(folder, options, study)
         study.encoder.keep(folder)
     accelerator.wait_for_everyone()
     if not place:
-        weigh_phrases(options, study)
+        study = weighed(options, study)
     with accelerator.main_process_first():  # the others find its prepared volumes
         dataset = make_dataset(options, study, cases, cache, model)
     monitor = make_monitor(options, study, trainer, folder, validation)
-    fit(options, trainer, batches(options, dataset, trainer), embedder, monitor)
+    fit(options, trainer, batches(options, dataset, trainer), partial(embed, study, accelerator.device), monitor)
     log.info("Trained %s for %d steps; see %s.", options.run.name, trainer.step, folder / "web" / "index.html")
     return folder
 
@@ -302,7 +307,7 @@ def make_monitor(options: TrainOptions, study: Study, trainer: Trainer, folder: 
     return Monitor(
         folder, trainer, to_dict(options),
         state={"labels": list(study.cohort.labels), "columns": list(study.cohort.columns),
-               "encoder": encoder.identity, "encoder_values": values},
+               "encoder": encoder.identity, "encoder_values": values, "weights": study.weights},
         extra={TEXT_PART: tensors}, validate=validation, log_freq=run.log_freq,
         save_freq=run.save_latest_freq, val_freq=run.val_freq or max(1, trainer.steps // 10),
         epoch_steps=run.save_epoch_freq * trainer.steps_per_epoch, steps_per_epoch=trainer.steps_per_epoch)

@@ -164,6 +164,8 @@ class TextEffect(nn.Module):
         if self.place is not None:
             x = x + self.place(self.where(condition))
         effect = self.head(self.fusion(x, text) - x)
+        if text.weight is not None:  # the value stays; of its gradient so much
+            effect = torch.lerp(effect.detach(), effect, text.weight[:, None, None, None, None])
         return effect if region is None else effect * region
 
     def where(self, condition: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far the training scans determine what each column of the table does, before a network is trained.
+"""What the training scans can tell of each column of the table, and each scan of the columns, before a network is trained.
 
 From few patients a network learns effects of every column of their table, also of those without any, and pays for it with
 the effects that are there. A regression with automatic relevance determination (MacKay 1992, Neural Computation 4:415;
@@ -6,12 +6,17 @@ Tipping 2001, JMLR 1:211) of the scans' regional lung densities tells which colu
 variance of its own, chosen such that the scans become most probable. What is kept of it is one figure a column, without
 sign, size or place: how far the scans determine the best determined of its parameters. So loud its phrases enter the
 network.
+
+Where a cell is empty, what it hides is still in the scan. Left alone, it is laid to what the row does tell. In a regression
+such a row counts by the inverse of its variance, what the empty cell hides with it (generalised least squares); so much the
+text's unit learns from its scan. The rest of the network learns from all scans alike.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +28,9 @@ from util.wording import SILENT, bare
 log = logging.getLogger(__name__)
 
 FEWEST, MOST = 20, 400  # scans: fewer tell nothing apart, and of more a network finds every column's effect by itself
-ITERATIONS = 200
+ITERATIONS, ROUNDS = 200, 4
+MOSTLY = 0.6  # of the rows; in a column that fewer fill, an empty cell is the rule (type of CTD) and no gap
+NEARLY = 0.9  # of 1; a row that counts less lacks something that matters
 SMALLEST = 1e-9  # of a prior variance, over that of the residuals
 
 Array = NDArray[np.float64]
@@ -31,7 +38,7 @@ Feature = tuple[str, bool]  # a phrase, and whether it is there (False) or the s
 Told = Sequence[tuple[str, str]]  # the phrases of a prompt, each with its column ("": free text)
 
 
-def weigh(encoder: PhraseEncoder, told: Sequence[Told], means: Sequence[Mapping[str, float]]) -> None:
+def weigh(encoder: PhraseEncoder, told: Sequence[Told], means: Sequence[Mapping[str, float]]) -> list[float]:
     """Makes the encoder's phrases as loud as the scans determine what their columns do.
 
     Nothing is done below `FEWEST` scans.
@@ -40,17 +47,24 @@ def weigh(encoder: PhraseEncoder, told: Sequence[Told], means: Sequence[Mapping[
         encoder: Fitted to the training prompts.
         told: Of each training scan its prompt.
         means: Of each its mean HU by region; scans that lack a region, such as a lung's third, are left out.
+
+    Returns:
+        How much text may learn from each scan, at most 1.
     """
     regions = sorted({region for of_scan in means for region in of_scan})
     kept = [i for i, of_scan in enumerate(means) if len(of_scan) == len(regions)]
     if len(kept) < FEWEST or not regions:
-        return
+        return [1.0] * len(told)
     rows, columns = features(encoder, [told[i] for i in kept])
-    shares = determined_shares(rows, columns, np.array([[means[i][region] for region in regions] for i in kept]))
-    encoder.weigh({phrase: shares[column] for (phrase, _), column in columns.items()})
-    ranked = sorted(shares.items(), key=lambda share: -share[1])
+    found = regress(rows, columns, np.array([[means[i][region] for region in regions] for i in kept]))
+    encoder.weigh({phrase: found.shares[column] for (phrase, _), column in columns.items()})
+    ranked = sorted(found.shares.items(), key=lambda share: -share[1])
     log.info("How far the training scans determine what a column does to the lungs (0: not at all, 1: wholly), and how loud "
              "its phrases are for it: %s.", ", ".join(f"{column or 'free text'} {share:.2f}" for column, share in ranked))
+    log.info("Empty cells hide what matters in %d of %d rows; text learns from their scans by %.2f on average.",
+             int((found.weights < NEARLY).sum()), len(kept), float(found.weights.mean()))
+    weights = dict(zip(kept, found.weights.tolist(), strict=True))
+    return [weights.get(i, 1.0) for i in range(len(told))]
 
 
 def loudness(encoder: PhraseEncoder, told: Sequence[Told]) -> dict[str, float]:
@@ -86,33 +100,73 @@ def features(encoder: PhraseEncoder, told: Sequence[Told]) -> tuple[list[dict[Fe
     return rows, {feature: column for feature, column in columns.items() if any(feature in row for row in rows)}
 
 
-def determined_shares(
-    rows: Sequence[Mapping[Feature, float]], groups: Mapping[Feature, str], responses: Array, iterations: int = ITERATIONS
-) -> dict[str, float]:
-    """How far the responses determine each group's best determined parameter, 0 to 1 (of MacKay's gamma its part).
+@dataclass(frozen=True)
+class Relevance:
+    """What a regression found.
+
+    Attributes:
+        shares: How far the responses determine each group's best determined parameter, 0 to 1.
+        weights: `(N,)` how much each row counts, 1 where nothing that matters is empty.
+    """
+
+    shares: dict[str, float]
+    weights: Array
+
+
+def regress(rows: Sequence[Mapping[Feature, float]], groups: Mapping[Feature, str], responses: Array) -> Relevance:
+    """Responses on features, with a prior variance for each group, and rows counted by what their empty cells hide.
 
     Args:
         rows: Features of N patients; one that a row lacks is 0.
         groups: The group of each feature; a group shares one prior variance, over all responses.
         responses: `(N, R)`, such as mean HU by region.
-        iterations: Of expectation and maximisation.
     """
     names = sorted(groups)
     x = np.array([[row.get(name, 0.0) for name in names] for row in rows])
-    x, y = x - x.mean(0), responses - responses.mean(0)
     of = [groups[name] for name in names]
     places = {group: [i for i, one in enumerate(of) if one == group] for group in sorted(set(of))}
+    weights = np.ones(len(x))
+    for _ in range(ROUNDS):
+        shares, parameters, noise = relevance_regression(x, responses, places, weights)
+        hidden = np.zeros(len(x))
+        for at in places.values():
+            known = x[:, at].any(1)
+            if MOSTLY <= known.mean() < 1:
+                hidden[~known] += ((x[known][:, at] @ parameters[at]).var(0) / noise).mean()
+        weights = 1 / (1 + hidden)
+    return Relevance(shares, weights)
+
+
+def relevance_regression(
+    x: Array, responses: Array, places: Mapping[str, Sequence[int]], weights: Array,
+) -> tuple[dict[str, float], Array, Array]:
+    """Automatic relevance determination by expectation and maximisation, in N by N matrices, for features may be many.
+
+    Args:
+        x: `(N, P)` features.
+        responses: `(N, R)`.
+        places: The columns of `x` that share a prior variance.
+        weights: `(N,)` inverse variances of rows, relative to one another.
+
+    Returns:
+        How far each group's best determined parameter is determined (of MacKay's gamma its part), the parameters `(P, R)`,
+        and the variance of a response that they leave `(R,)`, of a row of weight 1.
+    """
+    x, y = (np.sqrt(weights)[:, None] * (v - np.average(v, 0, weights)) for v in (x, responses))
     prior = {group: 1.0 / len(places) for group in places}  # variance of parameters over that of residuals
     noise = np.maximum(y.var(0) / 2, SMALLEST)
     shares = dict.fromkeys(places, 1.0)
-    for _ in range(iterations):
-        variance = np.array([prior[group] for group in of])
-        inner = np.linalg.inv(np.eye(len(x)) + (x * variance) @ x.T)  # N x N, for there may be more phrases than scans
-        mean = variance[:, None] * (x.T @ (inner @ y))
+    variance = np.zeros(x.shape[1])
+    for _ in range(ITERATIONS):
+        for group, at in places.items():
+            variance[at] = prior[group]
+        inner = np.linalg.inv(np.eye(len(x)) + (x * variance) @ x.T)
+        parameters = variance[:, None] * (x.T @ (inner @ y))
         determined = variance * (x * (inner @ x)).sum(0)  # 1 - posterior over prior variance, of each parameter
-        noise = np.maximum((((y - x @ mean) ** 2).sum(0) + noise * (len(x) - np.trace(inner))) / len(x), SMALLEST)
+        rest = ((y - x @ parameters) ** 2).sum(0)
+        noise = np.maximum((rest + noise * (len(x) - np.trace(inner))) / len(x), SMALLEST)
         for group, at in places.items():
             shares[group] = float(np.clip(determined[at].max(), 0, 1))
             uncertain = prior[group] * (1 - determined[at]).mean()
-            prior[group] = max(float((mean[at] ** 2 / noise).mean() + uncertain), SMALLEST)
-    return shares
+            prior[group] = max(float((parameters[at] ** 2 / noise).mean() + uncertain), SMALLEST)
+    return shares, parameters, noise

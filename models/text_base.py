@@ -31,14 +31,18 @@ class TextEmbedding:
         tokens: `(B,L,C)` float32, L at least 1; zero where not valid.
         valid: `(B,L)` bool; a prompt without phrases has no valid token.
         pooled: `(B,C)` float32; zero for a prompt without phrases.
+        weight: `(B,)` float32, how much text may learn from each scan (see `models.relevance`); None for wholly.
     """
 
     tokens: Tensor
     valid: Tensor
     pooled: Tensor
+    weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TextEmbedding:
-        return TextEmbedding(*(t.to(device, non_blocking=True) for t in (self.tokens, self.valid, self.pooled)))
+        moved = (t if t is None else t.to(device, non_blocking=True)
+                 for t in (self.tokens, self.valid, self.pooled, self.weight))
+        return TextEmbedding(*moved)  # type: ignore[arg-type]
 
 
 class TextEncoder(ABC):

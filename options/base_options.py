@@ -61,6 +61,6 @@ class TextOptions:
     number_tokens: bool = flag(
         True, "Give a number's size beside the text of its phrase, so that unseen values lie between seen ones.")
     text_relevance: bool = flag(
-        True, "Phrases are as loud as the training scans determine what their columns do; else all are alike.")
+        True, "Weigh columns by how far the training scans determine what they do, and scans by how much their rows tell.")
     attribute_dropout: float = flag(0.0, "Probability with which training leaves out each phrase.", low=0, high=0.9)
     shuffle_phrases: bool = flag(False, "Shuffle the order of phrases in training (matters for sentences only).")

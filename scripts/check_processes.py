@@ -107,7 +107,7 @@ def record(options: CheckOptions, work: Path) -> None:
         dataset = train.make_dataset(settings, study, cases, work / "cache", model)
     recorder = Recorder(trainer, options.steps)
     trainer.fit(
-        train.batches(settings, dataset, trainer), partial(train.embed, study.encoder, accelerator.device), recorder)
+        train.batches(settings, dataset, trainer), partial(train.embed, study, accelerator.device), recorder)
     if accelerator.is_main_process:
         save_file(recorder.found, options.record)
     leave(accelerator)

@@ -13,7 +13,7 @@ from data.cohort import load_cohort
 from data.lung_means import PARTS, lung_means
 from data.phantom_cohort import PhantomOptions, make
 from data.volumes import load
-from models.relevance import determined_shares, features, weigh
+from models.relevance import features, regress, weigh
 from models.text_phrases import PhraseEncoder
 from models.text_table import TableEncoder
 from options.base_options import DataOptions
@@ -57,7 +57,7 @@ def encoder(told: list[list[tuple[str, str]]]) -> PhraseEncoder:
 
 def shares(encoder: PhraseEncoder, told: list[list[tuple[str, str]]], found: list[dict[str, float]]) -> dict[str, float]:
     rows, columns = features(encoder, told)
-    return determined_shares(rows, columns, np.array([[m["upper"], m["lower"]] for m in found]))
+    return regress(rows, columns, np.array([[m["upper"], m["lower"]] for m in found])).shares
 
 
 def test_columns_with_an_effect_are_told_from_one_without(encoder: PhraseEncoder, told: list[list[tuple[str, str]]]) -> None:
