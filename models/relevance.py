@@ -4,7 +4,7 @@ From few patients a network learns effects of every column of their table, also 
 the effects that are there. A regression with automatic relevance determination (MacKay 1992, Neural Computation 4:415;
 Tipping 2001, JMLR 1:211) of the scans' regional lung densities tells which columns carry something: each has a prior
 variance of its own, chosen such that the scans become most probable. What is kept of it is one figure a column, without
-sign, size or place: how far the scans determine the best determined of its parameters. So loud its phrases enter the
+sign, size or place: how far the scans determine the best determined contrast of its values. So loud its phrases enter the
 network.
 
 Where a cell is empty, what it hides is still in the scan. Left alone, it is laid to what the row does tell. In a regression
@@ -105,7 +105,7 @@ class Relevance:
     """What a regression found.
 
     Attributes:
-        shares: How far the responses determine each group's best determined parameter, 0 to 1.
+        shares: How far the responses determine the best determined contrast of each group's parameters, 0 to 1.
         weights: `(N,)` how much each row counts, 1 where nothing that matters is empty.
     """
 
@@ -149,13 +149,13 @@ def relevance_regression(
         weights: `(N,)` inverse variances of rows, relative to one another.
 
     Returns:
-        How far each group's best determined parameter is determined (of MacKay's gamma its part), the parameters `(P, R)`,
-        and the variance of a response that they leave `(R,)`, of a row of weight 1.
+        How far the best determined contrast of each group's parameters is determined (1 - posterior over prior variance,
+        of MacKay's gamma the largest part), the parameters `(P, R)`, and the variance of a response that they leave `(R,)`,
+        of a row of weight 1.
     """
     x, y = (np.sqrt(weights)[:, None] * (v - np.average(v, 0, weights)) for v in (x, responses))
     prior = {group: 1.0 / len(places) for group in places}  # variance of parameters over that of residuals
     noise = np.maximum(y.var(0) / 2, SMALLEST)
-    shares = dict.fromkeys(places, 1.0)
     variance = np.zeros(x.shape[1])
     for _ in range(ITERATIONS):
         for group, at in places.items():
@@ -166,7 +166,9 @@ def relevance_regression(
         rest = ((y - x @ parameters) ** 2).sum(0)
         noise = np.maximum((rest + noise * (len(x) - np.trace(inner))) / len(x), SMALLEST)
         for group, at in places.items():
-            shares[group] = float(np.clip(determined[at].max(), 0, 1))
             uncertain = prior[group] * (1 - determined[at]).mean()
             prior[group] = max(float((parameters[at] ** 2 / noise).mean() + uncertain), SMALLEST)
+    root = np.linalg.cholesky(inner).T
+    shares = {group: float(min(1.0, np.linalg.norm(root @ (x[:, at] * np.sqrt(variance[at])), 2) ** 2))
+              for group, at in places.items()}
     return shares, parameters, noise

@@ -122,6 +122,25 @@ def test_text_reaches_the_volume(name: str, at: str) -> None:
     assert (generate(network, text()) - generate(network, text(seed=1))).abs().max() > 1e-4
 
 
+def test_text_learns_from_a_scan_by_its_weight() -> None:
+    """The value is the same whatever the weight; the rest of the network learns wholly."""
+    options = train_options()
+    found = {}
+    for weight in (None, torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.25])):
+        torch.manual_seed(0)
+        model = Pix2PixHDModel(options, LABELS, WIDTH).raw["G"]
+        wake(model)
+        made = batch(options)
+        volume = model(made["mask"], made["coords"], made["noise"], replace(text(), weight=weight))
+        volume.square().sum().backward()
+        assert isinstance(model, Generator) and model.effect is not None
+        found[str(weight)] = volume.detach(), model.effect.head.weight.grad, model.head.weight.grad
+    (whole, of_text, rest), (one, first, same), (quarter, less, still) = found.values()
+    assert torch.equal(whole, one) and torch.equal(whole, quarter)
+    torch.testing.assert_close(less, of_text / 4)
+    assert not torch.allclose(first, of_text) and torch.equal(rest, same) and torch.equal(rest, still)
+
+
 @pytest.mark.parametrize("place", [True, False])
 def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
     """Where the last features say nothing, only the place can tell bases from top, rim from core, and labels apart."""

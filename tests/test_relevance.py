@@ -13,7 +13,7 @@ from data.cohort import load_cohort
 from data.lung_means import PARTS, lung_means
 from data.phantom_cohort import PhantomOptions, make
 from data.volumes import load
-from models.relevance import features, regress, weigh
+from models.relevance import Relevance, features, regress, weigh
 from models.text_phrases import PhraseEncoder
 from models.text_table import TableEncoder
 from options.base_options import DataOptions
@@ -25,69 +25,96 @@ PATIENTS = 60
 VALUES = ("Never smoker,Current smoker", "No,Yes")
 
 
-@pytest.fixture(scope="module")
-def told() -> list[list[tuple[str, str]]]:
-    """Prompts of an age, of a habit with an effect, and of a blood group without; a tenth of each left out."""
+Told = list[list[tuple[str, str]]]
+
+
+def patients() -> Told:
+    """Complete prompts of an age, of a habit with an effect, and of a blood group without."""
     draw = np.random.default_rng(0)
-    prompts = []
-    for _ in range(PATIENTS):
-        said = [(f"Patient age: {draw.integers(40, 80)}.", "AGE"), (f"SMOKING is {draw.choice(['Yes', 'No'])}", "SMOKING"),
-                (f"BLOOD GROUP is {draw.choice(['A', 'B', '0'])}", "BLOOD")]
-        prompts.append([s for s in said if draw.random() > 0.1])
-    return prompts
+    return [[(f"Patient age: {draw.integers(40, 80)}.", "AGE"), (f"SMOKING is {draw.choice(['Yes', 'No'])}", "SMOKING"),
+             (f"BLOOD GROUP is {draw.choice(['A', 'B', '0'])}", "BLOOD")] for _ in range(PATIENTS)]
 
 
-def means(told: list[list[tuple[str, str]]], noise: float, seed: int = 0) -> list[dict[str, float]]:
-    draw = np.random.default_rng(seed)
+@pytest.fixture(scope="module")
+def told() -> Told:
+    """Their prompts as training sees them, a tenth left out."""
+    draw = np.random.default_rng(1)
+    return [[said for said in prompt if draw.random() > 0.1] for prompt in patients()]
+
+
+def means(noise: float) -> list[dict[str, float]]:
+    """Densities of their scans: smoking +40 HU, a year of age -1 HU, in the lower region half as much."""
+    draw = np.random.default_rng(2)
     made = []
-    for said in told:
-        texts = [text for text, _ in said]
-        age = next((float(t.split()[-1].rstrip(".")) for t in texts if t.startswith("Patient age")), 60)
-        here = -800 + 40 * ("SMOKING is Yes" in texts) - (age - 60)
+    for (age, _), (smoking, _), _ in patients():
+        here = -800 + 40 * smoking.endswith("Yes") - float(age.split()[-1].rstrip("."))
         made.append({"upper": here + noise * draw.standard_normal(), "lower": here / 2 + noise * draw.standard_normal()})
     return made
 
 
 @pytest.fixture()
-def encoder(told: list[list[tuple[str, str]]]) -> PhraseEncoder:
+def encoder(told: Told) -> PhraseEncoder:
     made = TableEncoder()
     made.fit([[text for text, _ in said] for said in told])
     return made
 
 
-def shares(encoder: PhraseEncoder, told: list[list[tuple[str, str]]], found: list[dict[str, float]]) -> dict[str, float]:
+def relevance(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> Relevance:
     rows, columns = features(encoder, told)
-    return regress(rows, columns, np.array([[m["upper"], m["lower"]] for m in found])).shares
+    return regress(rows, columns, np.array([[m["upper"], m["lower"]] for m in found]))
 
 
-def test_columns_with_an_effect_are_told_from_one_without(encoder: PhraseEncoder, told: list[list[tuple[str, str]]]) -> None:
-    found = shares(encoder, told, means(told, noise=10.0))
+def shares(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> dict[str, float]:
+    return relevance(encoder, told, found).shares
+
+
+def test_columns_with_an_effect_are_told_from_one_without(encoder: PhraseEncoder, told: Told) -> None:
+    found = shares(encoder, told, means(noise=10.0))
     assert min(found["AGE"], found["SMOKING"]) > 0.8 and found["BLOOD"] < 0.2, found
 
 
-def test_more_noise_determines_less(encoder: PhraseEncoder, told: list[list[tuple[str, str]]]) -> None:
-    sure, unsure = (shares(encoder, told, means(told, noise)) for noise in (10.0, 60.0))
+def test_rows_count_by_what_their_empty_cells_hide(encoder: PhraseEncoder, told: Told) -> None:
+    for noise, least, most in ((2.0, 0.0, 0.1), (60.0, 0.7, 1.0)):  # beside much noise, little is hidden
+        weights = relevance(encoder, told, means(noise)).weights
+        lacking = [{"AGE", "SMOKING", "BLOOD"} - {column for _, column in said} for said in told]
+        for one, missing in zip(weights, lacking, strict=True):
+            assert (least <= one <= most) if missing & {"AGE", "SMOKING"} else one > 0.95, (noise, missing, one)
+
+
+def test_a_cell_that_is_mostly_empty_is_no_gap(told: Told) -> None:
+    rare = [[*said, ("PACEMAKER", "DEVICE")] if k % 3 == 0 else said for k, said in enumerate(patients())]
+    encoder = TableEncoder()
+    encoder.fit([[text for text, _ in said] for said in rare])
+    found = means(noise=2.0)
+    for k in range(0, PATIENTS, 3):
+        found[k] = {region: value + 50 for region, value in found[k].items()}
+    one = relevance(encoder, rare, found)
+    assert one.shares["DEVICE"] > 0.9 and one.weights.min() > 0.95
+
+
+def test_more_noise_determines_less(encoder: PhraseEncoder, told: Told) -> None:
+    sure, unsure = (shares(encoder, told, means(noise)) for noise in (10.0, 60.0))
     assert unsure["SMOKING"] < sure["SMOKING"] and unsure["AGE"] < sure["AGE"], (sure, unsure)
 
 
-def test_shuffled_rows_determine_little(encoder: PhraseEncoder, told: list[list[tuple[str, str]]]) -> None:
-    found = means(told, noise=10.0)
+def test_shuffled_rows_determine_little(encoder: PhraseEncoder, told: Told) -> None:
+    found = means(noise=10.0)
     order = np.random.default_rng(1).permutation(PATIENTS)
     assert max(shares(encoder, told, [found[i] for i in order]).values()) < 0.5
 
 
-def test_neither_unit_nor_level_of_density_matters(encoder: PhraseEncoder, told: list[list[tuple[str, str]]]) -> None:
-    found = means(told, noise=20.0)
+def test_neither_unit_nor_level_of_density_matters(encoder: PhraseEncoder, told: Told) -> None:
+    found = means(noise=20.0)
     other = [{region: 3 * value + 5000 for region, value in m.items()} for m in found]
     assert shares(encoder, told, found) == pytest.approx(shares(encoder, told, other), abs=1e-6)
 
 
 def test_phrases_are_as_loud_as_their_columns(
-    encoder: PhraseEncoder, told: list[list[tuple[str, str]]], caplog: pytest.LogCaptureFixture,
+    encoder: PhraseEncoder, told: Told, caplog: pytest.LogCaptureFixture,
 ) -> None:
     said = [["Patient age: 70.", "SMOKING is Yes"], ["BLOOD GROUP is A"]]
     before = encoder.encode(said)
-    found = means(told, noise=10.0)
+    found = means(noise=10.0)
     with caplog.at_level(logging.INFO):
         weigh(encoder, told, found)
     after, known = encoder.encode(said), shares(encoder, told, found)
@@ -100,7 +127,7 @@ def test_phrases_are_as_loud_as_their_columns(
     torch.testing.assert_close(again.encode(said).tokens, after.tokens)
 
 
-def test_a_phrase_never_seen_is_as_loud_as_the_nearest(told: list[list[tuple[str, str]]]) -> None:
+def test_a_phrase_never_seen_is_as_loud_as_the_nearest(told: Told) -> None:
     class Letters(TableEncoder):
         """Embeds by first letter, so that nearness is plain."""
 
@@ -116,14 +143,11 @@ def test_a_phrase_never_seen_is_as_loud_as_the_nearest(told: list[list[tuple[str
     assert size[0] / size[1] == pytest.approx(1 / 3)
 
 
-def test_few_scans_or_scans_without_lungs_change_nothing(encoder: PhraseEncoder, told: list[list[tuple[str, str]]]) -> None:
-    found = means(told, noise=10.0)
-    weigh(encoder, told[:19], found[:19])
-    assert not encoder.shares
-    weigh(encoder, told, [{} for _ in found])
-    assert not encoder.shares
-    weigh(encoder, told, [{}, *found[1:]])
-    assert encoder.shares
+def test_few_scans_or_scans_without_lungs_change_nothing(encoder: PhraseEncoder, told: Told) -> None:
+    found = means(noise=10.0)
+    assert weigh(encoder, told[:19], found[:19]) == [1.0] * 19 and not encoder.shares
+    assert weigh(encoder, told, [{} for _ in found]) == [1.0] * PATIENTS and not encoder.shares
+    assert weigh(encoder, told, [{}, *found[1:]])[0] == 1.0 and encoder.shares
 
 
 def test_a_run_keeps_what_it_weighed_and_its_atlas_says_so(tmp_path: Path) -> None:
@@ -134,8 +158,9 @@ def test_a_run_keeps_what_it_weighed_and_its_atlas_says_so(tmp_path: Path) -> No
         done = command("train.py", "--name", name, *words, *flags)
         assert done.code == 0, done.text
         assert ("How far the training scans determine" in done.text) == (not flags), done.text
-        loud = load_state(find(tmp_path / "ck" / name / "latest"))["encoder_values"]["shares"]
-        assert bool(loud) == (not flags)
+        state = load_state(find(tmp_path / "ck" / name / "latest"))
+        loud, weights = state["encoder_values"]["shares"], state["weights"]
+        assert bool(loud) == bool(weights) == (not flags) and all(0 < w <= 1 for w in weights.values())
         run, columns = TrainedRun(tmp_path / "ck", name, cohort), ("SMOKING HISTORY", "RISK OCCUPATIONAL")
         done = run.test(tmp_path / "results", *(f"--vary={c}={v}" for c, v in zip(columns, VALUES, strict=True)))
         assert done.code == 0 and ("hardly told what RISK OCCUPATIONAL" in done.text) == (not flags), done.text
