@@ -232,8 +232,7 @@ def dry_run(options: TrainOptions, model: GenerativeModel, trainer: Trainer, fee
 def train(options: TrainOptions) -> Path:
     """Trains a run from its options to its end, or to the signal that stops it; returns its folder."""
     folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
-    going_on = options.run.continue_train
-    if not going_on:
+    if not (going_on := options.run.continue_train):
         runs.check_new(folder, options.run.overwrite)
     accelerator = make_accelerator(options.optim.precision, options.run.gpu_ids)
     with accelerator.main_process_first():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.text_base import TextEmbedding
 from options.train_options import DiscriminatorOptions, GeneratorOptions, LossOptions, OptimOptions, TrainOptions
@@ -52,3 +52,13 @@ def batch(options: TrainOptions, count: int = 2, size: tuple[int, int, int] = SI
         "coords": torch.rand(count, 3, *size, generator=draw) * 2 - 1,
         "noise": torch.randn(count, options.generator.noise_channels, *size, generator=draw),
     }
+
+
+def wake(network: nn.Module, std: float = 0.3) -> nn.Module:
+    """Gives the parameters that start at zero a value, as training does."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=std)
+    return network

@@ -15,7 +15,7 @@ from models.diffusion_model import DiffusionModel, keep, repeat, uniform
 from options.diffusion_options import DiffusionOptions, SamplingOptions
 from options.parser import from_dict, to_dict
 from options.train_options import TrainOptions
-from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options
+from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options, wake
 from util.cli import UserError
 from util.inference import SlidingWindow
 
@@ -33,16 +33,6 @@ def options(**changes: Any) -> TrainOptions:
 def model(**changes: Any) -> DiffusionModel:
     torch.manual_seed(0)
     return DiffusionModel(options(**changes), LABELS, WIDTH)
-
-
-def wake(network: nn.Module) -> nn.Module:
-    """Gives the parameters that start at zero a value, as training does."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.2)
-    return network
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from models.generator import Generator, TextEffect, size_multiple
 from models.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text_base import TextEmbedding
-from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options
+from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options, wake
 from util.cli import UserError
 
 UNITS = ("concat", "affine", "additive", "attention", "both")
@@ -30,15 +30,6 @@ def generate(network: Generator, said: TextEmbedding, size: tuple[int, int, int]
     made = batch(train_options(noise_channels=network.options.noise_channels), len(said.pooled), size, seed)
     found: Tensor = network(made["mask"], made["coords"], made["noise"], said)
     return found
-
-
-def wake(network: nn.Module) -> None:
-    """Gives the parameters that start at zero a value, as training does."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -120,25 +111,6 @@ def test_text_reaches_the_volume(name: str, at: str) -> None:
     assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
     wake(network)
     assert (generate(network, text()) - generate(network, text(seed=1))).abs().max() > 1e-4
-
-
-def test_text_learns_from_a_scan_by_its_weight() -> None:
-    """The value is the same whatever the weight; the rest of the network learns wholly."""
-    options = train_options()
-    found = {}
-    for weight in (None, torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.25])):
-        torch.manual_seed(0)
-        model = Pix2PixHDModel(options, LABELS, WIDTH).raw["G"]
-        wake(model)
-        made = batch(options)
-        volume = model(made["mask"], made["coords"], made["noise"], replace(text(), weight=weight))
-        volume.square().sum().backward()
-        assert isinstance(model, Generator) and model.effect is not None
-        found[str(weight)] = volume.detach(), model.effect.head.weight.grad, model.head.weight.grad
-    (whole, of_text, rest), (one, first, same), (quarter, less, still) = found.values()
-    assert torch.equal(whole, one) and torch.equal(whole, quarter)
-    torch.testing.assert_close(less, of_text / 4)
-    assert not torch.allclose(first, of_text) and torch.equal(rest, same) and torch.equal(rest, still)
 
 
 @pytest.mark.parametrize("place", [True, False])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,20 @@ from data.cohort import load_cohort
 from data.lung_means import PARTS, lung_means
 from data.phantom_cohort import PhantomOptions, make
 from data.volumes import load
+from models.generator import Generator
+from models.pix2pixhd_model import Pix2PixHDModel
 from models.relevance import Relevance, features, regress, weigh
 from models.text_phrases import PhraseEncoder
 from models.text_table import TableEncoder
 from options.base_options import DataOptions
 from tests.atlas_run import discover, table
 from tests.commands import TINY, TrainedRun, command
+from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 from util.checkpoint import find, load_state
 
 PATIENTS = 60
-VALUES = ("Never smoker,Current smoker", "No,Yes")
+VARIED = {"SMOKING HISTORY": "Never smoker,Current smoker", "RISK OCCUPATIONAL": "No,Yes", "SEX": "Male,Female",
+          "RISK PRECIPITINS": "No,Yes"}
 
 
 Told = list[list[tuple[str, str]]]
@@ -150,25 +156,47 @@ def test_few_scans_or_scans_without_lungs_change_nothing(encoder: PhraseEncoder,
     assert weigh(encoder, told, [{}, *found[1:]])[0] == 1.0 and encoder.shares
 
 
-def test_a_run_keeps_what_it_weighed_and_its_atlas_says_so(tmp_path: Path) -> None:
+def test_text_learns_from_a_scan_by_its_weight() -> None:
+    """The value is the same whatever the weight; the rest of the network learns wholly."""
+    options = train_options()
+    found = {}
+    for weight in (None, torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.25])):
+        torch.manual_seed(0)
+        model = Pix2PixHDModel(options, LABELS, WIDTH).raw["G"]
+        wake(model)
+        made = batch(options)
+        volume = model(made["mask"], made["coords"], made["noise"], replace(text(), weight=weight))
+        volume.square().sum().backward()
+        assert isinstance(model, Generator) and model.effect is not None
+        of_text, rest = model.effect.head.weight.grad, model.head.weight.grad
+        assert of_text is not None and rest is not None
+        found[str(weight)] = volume.detach(), of_text, rest
+    (whole, of_text, rest), (one, first, same), (quarter, less, still) = found.values()
+    assert torch.equal(whole, one) and torch.equal(whole, quarter)
+    torch.testing.assert_close(less, of_text / 4)
+    assert not torch.allclose(first, of_text) and torch.equal(rest, same) and torch.equal(rest, still)
+
+
+def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
     cohort = make(PhantomOptions(OUT=str(tmp_path / "cohort"), cases=26, size=(24, 24, 16), seed=1, test_cases=2,
                                  val_cases=1, missing=0.12, patient_sd=0.0))
     words = ("--dataroot", cohort, "--checkpoints_dir", tmp_path / "ck", *TINY)
     for name, flags in (("own", ()), ("alike", ("--no-text_relevance",))):
         done = command("train.py", "--name", name, *words, *flags)
         assert done.code == 0, done.text
-        assert ("How far the training scans determine" in done.text) == (not flags), done.text
+        said = re.search("how loud its phrases are for it: (.*)\\.\n", done.text)
+        loud = {} if said is None else {c: float(v) for c, v in (one.rsplit(" ", 1) for one in said[1].split(", "))}
         state = load_state(find(tmp_path / "ck" / name / "latest"))
-        loud, weights = state["encoder_values"]["shares"], state["weights"]
-        assert bool(loud) == bool(weights) == (not flags) and all(0 < w <= 1 for w in weights.values())
-        run, columns = TrainedRun(tmp_path / "ck", name, cohort), ("SMOKING HISTORY", "RISK OCCUPATIONAL")
-        done = run.test(tmp_path / "results", *(f"--vary={c}={v}" for c, v in zip(columns, VALUES, strict=True)))
-        assert done.code == 0 and ("hardly told what RISK OCCUPATIONAL" in done.text) == (not flags), done.text
-        assert "hardly told what SMOKING HISTORY" not in done.text
-        done = discover(run, tmp_path / name, "--columns", ",".join(columns))
+        assert bool(loud) == bool(state["encoder_values"]["shares"]) == bool(state["weights"]) == (not flags)
+        assert all(0 < w <= 1 for w in state["weights"].values())
+        run, silent = TrainedRun(tmp_path / "ck", name, cohort), {c for c, v in loud.items() if v < 0.195}
+        done = run.test(tmp_path / "results", *(f"--vary={c}={v}" for c, v in VARIED.items()))
         assert done.code == 0, done.text
-        warned = table(tmp_path / name, "cautions").query("kind == 'silent'")
-        assert warned["column"].tolist() == ([] if flags else ["RISK OCCUPATIONAL"])  # the phantoms' column without effect
+        assert {c for c in VARIED if f"hardly told what {c} does" in done.text} == silent & set(VARIED)
+        done = discover(run, tmp_path / name, "--columns", ",".join(VARIED))
+        assert done.code == 0, done.text
+        warned = set(table(tmp_path / name, "cautions").query("kind == 'silent'")["column"])
+        assert warned == silent & set(VARIED) and bool(warned) == (not flags)
 
 
 def test_lung_means_are_those_of_the_files(cohort_dir: Path) -> None:
