@@ -31,6 +31,7 @@ FEWEST, MOST = 20, 400  # scans: fewer tell nothing apart, and of more a network
 ITERATIONS, ROUNDS = 200, 4
 MOSTLY = 0.6  # of the rows; in a column that fewer fill, an empty cell is the rule (type of CTD) and no gap
 NEARLY = 0.9  # of 1; a row that counts less lacks something that matters
+LEAST_NOISE = 1e-3  # of the variance between scans
 SMALLEST = 1e-9  # of a prior variance, over that of the residuals
 
 Array = NDArray[np.float64]
@@ -155,7 +156,8 @@ def relevance_regression(
     """
     x, y = (np.sqrt(weights)[:, None] * (v - np.average(v, 0, weights)) for v in (x, responses))
     prior = {group: 1.0 / len(places) for group in places}  # variance of parameters over that of residuals
-    noise = np.maximum(y.var(0) / 2, SMALLEST)
+    least = np.maximum(LEAST_NOISE * y.var(0), SMALLEST)  # else few scans with many phrases are explained without rest
+    noise = np.maximum(y.var(0) / 2, least)
     variance = np.zeros(x.shape[1])
     for _ in range(ITERATIONS):
         for group, at in places.items():
@@ -164,11 +166,12 @@ def relevance_regression(
         parameters = variance[:, None] * (x.T @ (inner @ y))
         determined = variance * (x * (inner @ x)).sum(0)  # 1 - posterior over prior variance, of each parameter
         rest = ((y - x @ parameters) ** 2).sum(0)
-        noise = np.maximum((rest + noise * (len(x) - np.trace(inner))) / len(x), SMALLEST)
+        noise = np.maximum((rest + noise * (len(x) - np.trace(inner))) / len(x), least)
         for group, at in places.items():
             uncertain = prior[group] * (1 - determined[at]).mean()
             prior[group] = max(float((parameters[at] ** 2 / noise).mean() + uncertain), SMALLEST)
-    root = np.linalg.cholesky(inner).T
+    sizes, directions = np.linalg.eigh((inner + inner.T) / 2)
+    root = np.sqrt(np.clip(sizes, 0, None))[:, None] * directions.T
     shares = {group: float(min(1.0, np.linalg.norm(root @ (x[:, at] * np.sqrt(variance[at])), 2) ** 2))
               for group, at in places.items()}
     return shares, parameters, noise

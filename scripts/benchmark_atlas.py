@@ -239,7 +239,7 @@ def spike_piece(b: BenchmarkOptions, k: int) -> Row:
     rows = read(atlas, "spike")
     real = read(atlas, "real").query("primary == 'yes'")[["region", "real_hu", "low_hu", "high_hu"]]
     rows = rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].merge(real, how="left", on="region")
-    return {"rows": rows.astype(object).where(rows.notna(), None).to_dict("records")}
+    return {"rows": plain(rows)}
 
 
 def spike(b: BenchmarkOptions, keep: Keep) -> Row:
@@ -247,7 +247,12 @@ def spike(b: BenchmarkOptions, keep: Keep) -> Row:
     frame = pd.DataFrame([{"draw": k, **row} for k, rows in enumerate(draws, 1) for row in rows])
     mean = frame.astype({"recovered": float}).groupby("region", sort=False)[["planted_hu", "generated_hu", "recovered",
                                                                             "leaked_hu"]].mean().reset_index()
-    return {"rows": mean.astype(object).where(mean.notna(), None).to_dict("records"), "draws": frame.to_dict("records")}
+    return {"rows": plain(mean), "draws": plain(frame)}
+
+
+def plain(frame: pd.DataFrame) -> list[Row]:
+    """Rows as JSON knows them, null where there is no number."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 STUDIES = {"coverage": coverage, "permuted": permuted, "ties": ties, "spike": spike}

@@ -87,6 +87,18 @@ def test_rows_count_by_what_their_empty_cells_hide(encoder: PhraseEncoder, told:
             assert (least <= one <= most) if missing & {"AGE", "SMOKING"} else one > 0.95, (noise, missing, one)
 
 
+def test_more_phrases_than_scans_stay_finite() -> None:
+    draw = np.random.default_rng(3)
+    rows = [{(f"{column} is {draw.integers(9)}", False): 1.0 for column in "ABCDEFGH" if draw.random() > 0.2}
+            for _ in range(20)]
+    groups = {feature: feature[0][0] for row in rows for feature in row}
+    assert len(groups) > 2 * len(rows)
+    for responses in (draw.standard_normal((20, 3)), np.repeat(draw.standard_normal((20, 1)), 3, axis=1), np.ones((20, 3))):
+        found = regress(rows, groups, responses)
+        assert all(0 <= share <= 1 for share in found.shares.values()) and set(found.shares) == set("ABCDEFGH")
+        assert np.isfinite(found.weights).all() and (found.weights > 0).all()
+
+
 def test_a_cell_that_is_mostly_empty_is_no_gap(told: Told) -> None:
     rare = [[*said, ("PACEMAKER", "DEVICE")] if k % 3 == 0 else said for k, said in enumerate(patients())]
     encoder = TableEncoder()
