@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.arms import Arm, Change, check_change, own_arm, pairs, parse_change, varied_arms
 from data.checks import check_known
 from data.cohort import Case, Cohort
-from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence, split_free_text
+from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence, split_free_text, told
 from data.run_cohort import is_own, run_cohort
 from data.volumes import atomic, has_suffix, load, to_hu, write_like
 from data.whole import Whole, WholeVolumes
@@ -133,8 +133,7 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
     for case in cases:  # a text that cannot be made or encoded is known before anything is written
         own, varied = test.arms(case)
         run.sampler.encoder.encode([[p.text for p in arm.prompt] for arm in (own, *chain(*varied))])
-    told = [[(p.text, p.column or "") for p in prompt] for prompt in test.written.values()]
-    warn_of_silent(run.sampler.encoder, told, [change.column for change in variations])
+    warn_of_silent(run.sampler.encoder, told(test.written.values()), [change.column for change in variations])
     return test
 
 

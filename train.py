@@ -27,7 +27,7 @@ from data.cohort import Case, Cohort, load_cohort
 from data.dataset import PatchDataset, loader
 from data.lung_means import lung_means
 from data.power import smallest_effect
-from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence
+from data.prompts import Prompt, Template, cohort_prompts, load_template, sentence, told
 from data.splits import run_splits, save_splits
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
@@ -120,8 +120,8 @@ def weighed(options: TrainOptions, study: Study) -> Study:
     cases = study.cohort.split("train")
     if not options.text.text_relevance or not isinstance(study.encoder, PhraseEncoder) or len(cases) > relevance.MOST:
         return study
-    told = [[(p.text, p.column or "") for p in study.prompts[case.id]] for case in cases]
-    weights = relevance.weigh(study.encoder, told, lung_means(cases, options.data))
+    said = told(study.prompts[case.id] for case in cases)
+    weights = relevance.weigh(study.encoder, said, lung_means(cases, options.data))
     return replace(study, weights={case.id: w for case, w in zip(cases, weights, strict=True)})
 
 

@@ -33,6 +33,11 @@ class Phrase:
 Prompt = tuple[Phrase, ...]
 
 
+def told(prompts: Iterable[Prompt]) -> list[list[tuple[str, str]]]:
+    """Of each prompt the phrases' texts, each with its column ("" for free text)."""
+    return [[(phrase.text, phrase.column or "") for phrase in prompt] for prompt in prompts]
+
+
 def sentence(prompt: Prompt) -> str:
     """The prompt as one sentence in the published wording; the empty text for the empty prompt."""
     return wording.join([p.text for p in prompt])

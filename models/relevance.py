@@ -62,7 +62,7 @@ def weigh(encoder: PhraseEncoder, told: Sequence[Told], means: Sequence[Mapping[
     ranked = sorted(found.shares.items(), key=lambda share: -share[1])
     log.info("How far the training scans determine what a column does to the lungs (0: not at all, 1: wholly), and how loud "
              "its phrases are for it: %s.", ", ".join(f"{column or 'free text'} {share:.2f}" for column, share in ranked))
-    log.info("Empty cells hide what matters in %d of %d rows; text learns from their scans by %.2f on average.",
+    log.info("Empty cells hide what matters in %d of %d rows; text learns from a scan by %.2f on average (1: wholly).",
              int((found.weights < NEARLY).sum()), len(kept), float(found.weights.mean()))
     weights = dict(zip(kept, found.weights.tolist(), strict=True))
     return [weights.get(i, 1.0) for i in range(len(told))]

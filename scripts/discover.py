@@ -29,7 +29,7 @@ from data.atlas.pages import write_pages
 from data.atlas.spike import spike_frame
 from data.atlas.study import Study, make_study
 from data.cohort import Case, Cohort
-from data.prompts import Prompt, sentence
+from data.prompts import Prompt, sentence, told
 from data.run_cohort import is_copy, is_own, run_cohort
 from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
@@ -217,8 +217,8 @@ def silent(run: LoadedRun, study: Study) -> list[Caution]:
     encoder, template = run.sampler.encoder, study.plan.template
     if not isinstance(encoder, PhraseEncoder):
         return []
-    told = [[(p.text, p.column or "") for p in template.phrases(case.row)] for case in study.training]
-    return silent_cautions(loudness(encoder, told), [a.column for a in study.plan.attributes])
+    said = told(template.phrases(case.row) for case in study.training)
+    return silent_cautions(loudness(encoder, said), [a.column for a in study.plan.attributes])
 
 
 def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
