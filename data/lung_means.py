@@ -32,6 +32,6 @@ def _means(case: Case, options: DataOptions) -> dict[str, float]:
         return {}
     steps = tuple(slice(None, None, max(1, round(COARSE_MM / side))) for side in voxel_sizes(mask.affine))
     spacing = [side * step.step for side, step in zip(voxel_sizes(mask.affine), steps, strict=True)]
-    found = regions(mask.array[steps], spacing, options.lung_labels)
+    found = regions(mask.array[steps], spacing, options.lung_labels, options.airway_label)
     hu = image.array[steps].astype(np.float64).clip(*options.hu_window)
     return {part: float(hu[found[part]].mean()) for part in PARTS if part in found}

@@ -68,15 +68,17 @@ def weigh(encoder: PhraseEncoder, told: Sequence[Told], means: Sequence[Mapping[
     return [weights.get(i, 1.0) for i in range(len(told))]
 
 
-def loudness(encoder: PhraseEncoder, told: Sequence[Told]) -> dict[str, float]:
+def loudness(encoder: TextEncoder, told: Sequence[Told]) -> dict[str, float]:
     """How loud each column's phrases are in a trained encoder; empty where all are alike."""
+    if not isinstance(encoder, PhraseEncoder):
+        return {}
     columns = features(encoder, told)[1]
     return {column: encoder.shares[phrase] for (phrase, _), column in columns.items() if phrase in encoder.shares}
 
 
 def warn_of_silent(encoder: TextEncoder, told: Sequence[Told], columns: Iterable[str]) -> None:
     """Warns of columns that a trained run hardly listens to."""
-    heard = loudness(encoder, told) if isinstance(encoder, PhraseEncoder) else {}
+    heard = loudness(encoder, told)
     for column in columns:
         if heard.get(column, 1.0) < SILENT:
             log.warning("The training scans hardly told what %s does to the lungs, so the run hardly listens to it (%.2f of "

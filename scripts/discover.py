@@ -35,7 +35,6 @@ from data.volumes import to_hu
 from data.whole import Whole, WholeVolumes
 from models.relevance import loudness
 from models.sampler import LoadedRun, Sampler, load_run
-from models.text_phrases import PhraseEncoder
 from options.atlas_options import AtlasOutput, DiscoverCommand
 from options.parser import parse, to_dict
 from options.test_options import ArmOptions, SourceOptions, TestOptions
@@ -214,11 +213,8 @@ def summary(frames: Frames) -> tuple[str, bool]:
 
 def silent(run: LoadedRun, study: Study) -> list[Caution]:
     """Warnings of studied columns that the run hardly listens to."""
-    encoder, template = run.sampler.encoder, study.plan.template
-    if not isinstance(encoder, PhraseEncoder):
-        return []
-    said = told(template.phrases(case.row) for case in study.training)
-    return silent_cautions(loudness(encoder, said), [a.column for a in study.plan.attributes])
+    said = told(study.plan.template.phrases(case.row) for case in study.training)
+    return silent_cautions(loudness(run.sampler.encoder, said), [a.column for a in study.plan.attributes])
 
 
 def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
