@@ -43,15 +43,12 @@ class Pix2PixHDModel(GenerativeModel):
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
         optim, network = self.options.optim, self.raw["G"]
         assert isinstance(network, Generator)
-        groups = {"G": [{"params": list(network.parameters()), "lr": optim.lr, "from_epoch": 0}]}
-        if self.options.generator.n_local_enhancers and optim.niter_fix_global:
-            fixed = list(network.global_generator.parameters())
-            known = {id(p) for p in fixed}
-            rest = [p for p in network.parameters() if id(p) not in known]
-            groups["G"] = [
-                {"params": rest, "lr": optim.lr, "from_epoch": 0},
-                {"params": fixed, "lr": optim.lr, "from_epoch": optim.niter_fix_global},
-            ]
+        late = optim.niter_fix_global if self.options.generator.n_local_enhancers else 0
+        parts = [(list(part.parameters()), lr, epoch) for part, lr, epoch in (
+            (network.global_generator, optim.lr, late), (network.effect, optim.lr * optim.lr_text, 0)) if part is not None]
+        known = {id(p) for parameters, _, _ in parts for p in parameters}
+        parts.insert(0, ([p for p in network.parameters() if id(p) not in known], optim.lr, 0))
+        groups = {"G": [{"params": parameters, "lr": lr, "from_epoch": epoch} for parameters, lr, epoch in parts]}
         if "D" in self.raw:
             groups["D"] = [{"params": list(self.raw["D"].parameters()), "lr": optim.lr_D, "from_epoch": 0}]
         return groups

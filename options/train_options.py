@@ -97,6 +97,7 @@ class OptimOptions:
     accumulate: int = flag(1, "Parts that a step's batch is worked off in (gradient accumulation).", low=1)
     lr: float = flag(2e-4, "Learning rate of the generator.", low=0)
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
+    lr_text: float = flag(3.0, "Times --lr that the text's unit at the volume (--fusion_at output) learns by.", low=0)
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
     beta2: float = flag(0.999, "Adam's second decay rate.", low=0, high=1)
     clip: float = flag(1.0, "Largest gradient norm (0: no clipping).", low=0)

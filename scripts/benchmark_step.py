@@ -99,7 +99,8 @@ def measure(o: StepOptions, fast: bool, folder: Path) -> dict[str, Any]:
     trainer = Trainer(model, accelerator, steps=o.steps + 1, constant_steps=o.steps, steps_per_epoch=1, channels_last=fast)
     if not fast:
         for optimizer in trainer.optimizers.values():
-            optimizer.param_groups[0].update(fused=None, foreach=None)  # PyTorch's own choice
+            for part in optimizer.param_groups:
+                part.update(fused=None, foreach=None)  # PyTorch's own choice
     labels = torch.randint(LABELS, (o.batch_size, *o.patch_size))
     batch = {
         "image": torch.rand(o.batch_size, 1, *o.patch_size) * 2 - 1, "coords": torch.rand(o.batch_size, 3, *o.patch_size),

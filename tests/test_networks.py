@@ -57,7 +57,7 @@ def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
 def test_channels_follow_ngf() -> None:
     for ngf in (4, 8):
         network = make(ngf=ngf, n_downsample_global=2, n_local_enhancers=1)
-        widest = max(layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv3d))
+        widest = max(layer.out_channels for layer in network.global_generator.modules() if isinstance(layer, nn.Conv3d))
         assert widest == ngf * 2**3  # an enhancer and two halvings double it three times
         assert network.head.in_channels == ngf
 
@@ -132,6 +132,26 @@ def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
     other = inside[:, [0, 2, 1, 3]]
     relabelled = effect(features, text(), 1 - inside[:, :1], torch.cat([other, made["coords"]], 1))[0, 0].detach()
     assert torch.allclose(relabelled[8, 8], along, atol=1e-4) is not place
+
+
+def test_an_effect_that_ends_within_the_lungs_is_learnt_in_few_steps() -> None:
+    """A perceptron on plain coordinates is left with a ramp from top to bottom for hundreds of steps."""
+    options = train_options(fusion="additive", text_hidden=0, ngf=16).generator
+    torch.manual_seed(0)
+    effect = TextEffect(2, WIDTH, options)
+    height = torch.linspace(-0.5, 0.5, 24).expand(1, 1, 8, 8, 24)
+    lungs = torch.ones_like(height)
+    condition = torch.cat([1 - lungs, lungs, torch.zeros(1, 2, 8, 8, 24), height], 1)
+    said, features = text(1), torch.zeros(1, options.ngf, 8, 8, 24)
+    planted = 0.1 * torch.sigmoid((height - 0.1) / 0.05)  # some 60 HU above, nothing below
+    adam = torch.optim.Adam(effect.parameters(), betas=(0.5, 0.999))
+    for step in range(100):
+        adam.param_groups[0]["lr"] = 3e-3 * (1 - step / 100)
+        adam.zero_grad()
+        error = (effect(features, said, lungs, condition) - planted).square().mean()
+        error.backward()
+        adam.step()
+    assert float(error.detach()) ** 0.5 < 0.005
 
 
 def test_without_fusion_text_does_nothing() -> None:

@@ -81,6 +81,14 @@ def test_learning_rate_is_constant_then_falls_to_zero() -> None:
     assert trainer.optimizers["D"].param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
+def test_text_unit_learns_at_its_own_rate() -> None:
+    trainer = make(lr=1e-3, lr_text=4.0, fusion="additive", fusion_at="output")
+    rates = {id(p): g["base_lr"] for g in trainer.optimizers["G"].param_groups for p in g["params"]}
+    of = {name: rates.pop(id(p)) for name, p in trainer.model.raw["G"].named_parameters()}
+    assert not rates and {name: rate for name, rate in of.items() if rate != 1e-3} == {
+        name: pytest.approx(4e-3) for name in of if name.startswith("effect")}
+
+
 def test_average_follows_its_formula() -> None:
     trainer = make(settings={"ema": 0.5})
     own, expected = trainer.model.raw["G"], list[Tensor]()
