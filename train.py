@@ -115,13 +115,13 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     return study
 
 
-def weighed(options: TrainOptions, study: Study) -> Study:
+def weighed(options: TrainOptions, study: Study, cache: Path) -> Study:
     """With `--text_relevance`: phrases and cases weighed by what the training scans can tell (see `models.relevance`)."""
     cases = study.cohort.split("train")
     if not options.text.text_relevance or not isinstance(study.encoder, PhraseEncoder) or len(cases) > relevance.MOST:
         return study
     said = told(study.prompts[case.id] for case in cases)
-    weights = relevance.weigh(study.encoder, said, lung_means(cases, options.data))
+    weights = relevance.weigh(study.encoder, said, lung_means(cases, options.data, cache))
     return replace(study, weights={case.id: w for case, w in zip(cases, weights, strict=True)})
 
 
@@ -261,10 +261,10 @@ def train(options: TrainOptions) -> Path:
         open_folder(folder, options, study)
         study.encoder.keep(folder)
     accelerator.wait_for_everyone()
-    if not place:
-        study = weighed(options, study)
     with accelerator.main_process_first():  # the others find its prepared volumes
         dataset = make_dataset(options, study, cases, cache, model)
+    if not place:
+        study = weighed(options, study, cache)
     monitor = make_monitor(options, study, trainer, folder, validation)
     fit(options, trainer, batches(options, dataset, trainer), partial(embed, study, accelerator.device), monitor)
     log.info("Trained %s for %d steps; see %s.", options.run.name, trainer.step, folder / "web" / "index.html")

@@ -23,7 +23,7 @@ from data.volumes import load
 from options.base_options import DataOptions
 from util.cli import UserError, main_rank
 
-VERSION = 1  # goes into the keys: raise it when what is stored changes
+VERSION = 2  # goes into the keys: raise it when what is stored changes
 LUNG_POINTS = 20_000  # enough places to centre a crop on
 
 
@@ -40,6 +40,10 @@ class Prepared:
     def mask(self) -> np.ndarray:
         """Labels, uint8 (X, Y, Z)."""
         return _open(self.folder / "mask.npy")
+
+    def affine(self) -> np.ndarray:
+        """Of the model's grid, (4, 4), mm."""
+        return _open(self.folder / "affine.npy")
 
     def lung_points(self) -> np.ndarray:
         """Indices int32 (N, 3) of lung voxels, a random share of them where there are many; N is 0 without lungs."""
@@ -117,6 +121,7 @@ def prepare(case: Case, options: DataOptions, cache: Path) -> Prepared:
         if image is not None:
             np.save(temporary / "image.npy", _compact(np.rint(image.array) if options.spacing else image.array))
         np.save(temporary / "mask.npy", mask.array)
+        np.save(temporary / "affine.npy", mask.affine)
         np.save(temporary / "lung.npy", lung_points(mask.array, options.lung_labels))
         np.save(temporary / "labels.npy", np.unique(mask.array))
         temporary.rename(folder)

@@ -132,7 +132,7 @@ class TrainOptions:
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "ngf": 16, "n_downsample_global": 2, "n_blocks_global": 3, "ndf": 16, "n_layers_D": 2,
-        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 2800, "precision": "bf16",
+        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 1200, "precision": "bf16",
         "lr": 1e-3, "lr_D": 5e-4,
     },
     "24gb": {

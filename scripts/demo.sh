@@ -20,7 +20,7 @@ if [ "${SMOKE:-0}" != 0 ]; then
     train=(--patch_size 16,16,8 --max_steps 20 --batch_size 2 --ngf 8 --ndf 8 --val_cases 1 --val_freq 10)
 else
     cohort=(--cases 96)
-    train=(--max_steps 900) # less than half of what the preset takes: enough to see the effects within the ten minutes
+    train=(--max_steps 600) # half of what the preset takes: enough to see the effects
 fi
 run=$demo/checkpoints/phantoms
 results=$demo/results/phantoms/test_latest

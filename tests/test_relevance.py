@@ -211,10 +211,11 @@ def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
         assert warned == silent & set(VARIED) and bool(warned) == (not flags)
 
 
-def test_lung_means_are_those_of_the_files(cohort_dir: Path) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_lung_means_are_those_of_the_files(prepared: bool, cohort_dir: Path, tmp_path: Path) -> None:
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
-    found, = lung_means([case], data)
+    found, = lung_means([case], data, tmp_path if prepared else None)
     hu, mask = load(cohort_dir / "img" / f"{case.id}.nii.gz").array, load(case.mask).array
     assert set(found) == set(PARTS)
     assert found["lungs"] == pytest.approx(float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean()), abs=0.5)

@@ -56,7 +56,7 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
     axes.set_xlabel("Difference in the mean of both lungs (HU); left of 0: less dense, right of 0: denser")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    for x, text in ((1.03, "generated"), (1.16, "real scans [95 % interval]")):
+    for x, text in ((1.03, "generated"), (1.2, "real scans [95 % interval]")):
         axes.text(x, 1.0, text, transform=axes.transAxes, fontsize=8.5, va="bottom", color="0.3")
     figure.legend(handles=_forest_legend(rows), loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
     save(figure, stem)
@@ -78,7 +78,7 @@ def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
         axes.plot([row["real_low_hu"], row["real_high_hu"]], [down, down], color=REAL, linewidth=2)
         axes.plot(row["real_hu"], down, "s", color=REAL, markersize=6, markerfacecolor="white", markeredgewidth=1.6)
         said = f"{hu(row['real_hu'])} {interval(row['real_low_hu'], row['real_high_hu'])}"
-    for x, text in ((1.03, hu(made)), (1.16, said), (1.44, "finding" if row["verdict"] == "finding" else "")):
+    for x, text in ((1.03, hu(made)), (1.2, said), (1.5, "finding" if row["verdict"] == "finding" else "")):
         axes.text(x, y, text.replace("-", "−"), transform=axes.get_yaxis_transform(), va="center", fontsize=9)
 
 
