@@ -27,7 +27,7 @@ def lung_means(cases: Sequence[Case], options: DataOptions, cache: Path | None =
     Args:
         cases: Whose.
         options: Window and labels, and the grid of prepared volumes.
-        cache: Folder of prepared volumes, which are many times faster to read; None takes the scans as they are.
+        cache: Folder of prepared volumes, read without unpacking a scan; None takes the scans as they are.
     """
     with ThreadPoolExecutor(4) as pool:
         jobs = pool.map(partial(_means, options=options, cache=cache), cases)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.base import MODELS
 from models.fusion import FUSIONS, AttentionFusion, FusionUnit
-from models.generator import Generator, size_multiple
+from models.generator import Generator, TextEffect, size_multiple
 from models.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text_base import TextEmbedding
@@ -57,8 +57,9 @@ def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
 def test_channels_follow_ngf() -> None:
     for ngf in (4, 8):
         network = make(ngf=ngf, n_downsample_global=2, n_local_enhancers=1)
-        widest = max(layer.out_channels for layer in network.global_generator.modules() if isinstance(layer, nn.Conv3d))
-        assert widest == ngf * 2**3  # an enhancer and two halvings double it three times
+        widths = {name: layer.out_channels for name, layer in network.named_modules() if isinstance(layer, nn.Conv3d)}
+        assert widths.pop("effect.place.0") == TextEffect.WIDTH  # the one layer that does not
+        assert max(widths.values()) == ngf * 2**3  # an enhancer and two halvings double it three times
         assert network.head.in_channels == ngf
 
 
