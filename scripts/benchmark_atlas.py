@@ -55,6 +55,7 @@ Keep = Callable[[str, Callable[[], Row]], Row]  # a piece by its name, made only
 CONTRASTS = (("SMOKING HISTORY", "Never smoker", "Current smoker"), ("DIAGNOSIS", "HP", "IPF"), ("AGE", "", ""))
 COLUMNS = ",".join([*(column for column, _, _ in CONTRASTS), NULL])
 TIED = 0.7
+TIED_COLUMNS = ("SMOKING HISTORY", "DIAGNOSIS")
 THIRDS = ("upper", "middle", "lower")
 
 
@@ -159,9 +160,8 @@ def interval_piece(b: BenchmarkOptions, name: str, seed: int, confounding: float
     train_run(b, root, name, seed)
     permutations = intervals.FEWEST_PERMUTED if confounding else 0  # without them nothing could be claimed at all
     folder = discover.discover(command(b, root, name, refits=b.refits, permutations=permutations))
-    ties, warned = read(folder, "ties"), read(folder, "cautions")
-    pair = ties[ties[["column", "other"]].isin(["SMOKING HISTORY", "DIAGNOSIS"]).all(axis=1)]
-    about = warned[warned["kind"].str.contains("tie")]
+    ties, cautions = read(folder, "ties"), read(folder, "cautions")
+    pair, about = (frame[frame[["column", "other"]].isin(TIED_COLUMNS).all(axis=1)] for frame in (ties, cautions))
     return {"rows": lung_rows(read(folder, "effects"), PhantomCohort.load(root)),
             "cramers_v": float(pair["value"].max()) if len(pair) else 0.0, "warnings": about["text"].tolist(),
             "findings": read(folder, "findings")["column"].tolist()}
@@ -175,13 +175,20 @@ def coverage(b: BenchmarkOptions, keep: Keep) -> Row:
 
 
 def ties(b: BenchmarkOptions, keep: Keep) -> Row:
-    """Widths of the intervals with the two attributes tied, against the same cohort's without."""
-    free = keep("coverage_1", partial(interval_piece, b, "coverage_1", 1))
-    tied = keep("tied_1", partial(interval_piece, b, "tied_1", 1, TIED))
-    widths = {name: {row["column"]: row["high_hu"] - row["low_hu"] for row in f["rows"]}
-              for name, f in (("free", free), ("tied", tied))}
-    claimed = [c for c in tied["findings"] if c in ("SMOKING HISTORY", "DIAGNOSIS")]
-    return {"cramers_v": tied["cramers_v"], "widths_hu": widths, "warnings": tied["warnings"], "claimed": claimed}
+    """Widths of the intervals with the two attributes tied, against the same cohorts' without; means over the cohorts."""
+    seeds = range(1, b.cohorts + 1)
+    found = {"free": [keep(f"coverage_{k}", partial(interval_piece, b, f"coverage_{k}", k)) for k in seeds],
+             "tied": [keep(f"tied_{k}", partial(interval_piece, b, f"tied_{k}", k, TIED)) for k in seeds]}
+    widths = pd.DataFrame([{"cohort": k, "ties": name, "column": row["column"], "width_hu": row["high_hu"] - row["low_hu"]}
+                           for name, pieces in found.items() for k, piece in zip(seeds, pieces, strict=True)
+                           for row in piece["rows"]])
+    wide = widths.pivot(index=["column", "cohort"], columns="ties", values="width_hu").reset_index()
+    mean = wide.groupby("column", sort=False)[["free", "tied"]].mean()
+    return {"cohorts": b.cohorts, "cramers_v": float(np.mean([piece["cramers_v"] for piece in found["tied"]])),
+            "widths_hu": mean.to_dict(), "widths": plain(wide),
+            "warnings": {str(k): piece["warnings"] for k, piece in zip(seeds, found["tied"], strict=True)},
+            "claimed": [f"{column} (cohort {k})" for k, piece in zip(seeds, found["tied"], strict=True)
+                        for column in piece["findings"] if column in TIED_COLUMNS]}
 
 
 def permuted_piece(b: BenchmarkOptions) -> Row:
@@ -268,8 +275,9 @@ def said(name: str, found: Mapping[str, Any]) -> str:
     if name == "ties":
         free = found["widths_hu"]["free"]
         widths = "; ".join(f"{c}: {free[c]:.1f} to {w:.1f} HU" for c, w in found["widths_hu"]["tied"].items())
-        return (f"Cramer's V {found['cramers_v']:.2f}; {len(found['warnings'])} warnings; interval widths {widths}; "
-                f"claimed: {', '.join(found['claimed']) or 'nothing'}.")
+        warned = sum(bool(texts) for texts in found["warnings"].values())
+        return (f"Cramer's V {found['cramers_v']:.2f}; {warned} of {found['cohorts']} cohorts warned of; mean widths of the "
+                f"intervals {widths}; claimed: {', '.join(found['claimed']) or 'nothing'}.")
     back = (f"{r['region']} {r['generated_hu']:+.1f} of {r['planted_hu']:+.1f} HU" for r in found["rows"])
     return f"Came back, mean over {len({r['draw'] for r in found['draws']})} random halves: {'; '.join(back)}."
 

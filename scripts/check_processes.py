@@ -24,6 +24,7 @@ from torch import Tensor
 import train
 from data.phantom_cohort import PhantomOptions, make
 from models.base import MODELS
+from models.relevance import FEWEST
 from options.parser import flag, group, parse
 from scripts.check_resume import SMALL
 from util.checkpoint import write_json
@@ -105,7 +106,9 @@ def record(options: CheckOptions, work: Path) -> None:
     trainer = train.make_trainer(settings, model, accelerator, len(cases))
     with accelerator.main_process_first():
         dataset = train.make_dataset(settings, study, cases, work / "cache", model)
+    study = train.weighed(settings, study, work / "cache")
     recorder = Recorder(trainer, options.steps)
+    recorder.found["step 0: weights of cases"] = torch.tensor([study.weights[case.id] for case in cases])
     trainer.fit(
         train.batches(settings, dataset, trainer), partial(train.embed, study, accelerator.device), recorder)
     if accelerator.is_main_process:
@@ -128,7 +131,7 @@ def measure(options: CheckOptions, work: Path, processes: int) -> dict[str, Tens
 
 def check(options: CheckOptions, work: Path) -> dict[str, float]:
     """Relative L2 difference of each vector; raises `NotEqual` above the tolerance."""
-    make(PhantomOptions(OUT=str(work / "cohort"), cases=8, size=(24, 24, 16), test_cases=1, val_cases=1))
+    make(PhantomOptions(OUT=str(work / "cohort"), cases=FEWEST + 2, size=(24, 24, 16), test_cases=1, val_cases=1))
     one, several = (measure(options, work, n) for n in (1, options.processes))
     order = sorted(one, key=lambda k: int(k.split()[1].rstrip(":")))
     found = {k: float((one[k] - several[k]).norm() / one[k].norm()) for k in order}

@@ -32,6 +32,21 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
     assert found[0]["true_hu"] == pytest.approx(41, abs=2)
 
 
+def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
+    half = {"coverage_1": 10.0, "coverage_2": 20.0, "tied_1": 15.0, "tied_2": 25.0}  # of an interval; HU
+
+    def keep(name: str, make_it: object) -> dict[str, object]:
+        claims = ["AGE", "DIAGNOSIS"] if name == "tied_2" else []
+        return {"rows": [{"column": "DIAGNOSIS", "low_hu": -half[name], "high_hu": half[name]}], "findings": claims,
+                "cramers_v": half[name] / 50, "warnings": ["They go together."] if name == "tied_1" else []}
+
+    found = benchmark.ties(benchmark.BenchmarkOptions(OUT="", cohorts=2), keep)
+    assert found["widths_hu"] == {"free": {"DIAGNOSIS": 30.0}, "tied": {"DIAGNOSIS": 40.0}}
+    assert found["cramers_v"] == pytest.approx(0.4) and found["claimed"] == ["DIAGNOSIS (cohort 2)"]
+    said = benchmark.said("ties", found)
+    assert "1 of 2 cohorts warned of" in said and "DIAGNOSIS: 30.0 to 40.0 HU" in said
+
+
 def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit, "train_refits", in_this_process)
     monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])

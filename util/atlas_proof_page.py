@@ -70,10 +70,12 @@ def _permuted(web: Path, figures: Found) -> None:
 
 
 def _ties(web: Path, figures: Found) -> None:
-    widths = figures["widths_hu"]
-    html.frame_table(pd.DataFrame([{"attribute": c, "width free, HU": widths["free"][c], "width tied, HU": w}
-                                   for c, w in widths["tied"].items()]), "{:.1f}".format)
-    tags.ul(*(tags.li(text) for text in figures["warnings"]))
+    widths = pd.DataFrame(figures["widths_hu"]).rename_axis("attribute").reset_index()
+    tags.p("Width of the 95 % interval of the lungs' effect in HU, mean over cohorts, without the tie (free) and with it:")
+    html.frame_table(widths, "{:.1f}".format)
+    tags.p("The same in each cohort:")
+    html.frame_table(pd.DataFrame(figures["widths"]), "{:.1f}".format)
+    tags.ul(*(tags.li(f"Cohort {cohort}: {text}") for cohort, texts in figures["warnings"].items() for text in texts))
 
 
 def _spike(web: Path, figures: Found) -> None:
