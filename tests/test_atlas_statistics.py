@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from util.atlas import cautions, findings, intervals, report, sentences
-from util.atlas.cautions import Caution, association
+from util.atlas.cautions import Caution
 from util.atlas.contrasts import Attribute, Contrast, contrasts_of
 from util.atlas.findings import agreement, false_discovery, judge, summarise
 from util.atlas.plots import agreement_plot
@@ -157,27 +157,6 @@ def test_scans_of_one_patient_are_clustered() -> None:
 
 
 # --- cautions ---------------------------------------------------------------------------------------------------------
-
-
-def test_ties_are_measured_for_every_kind_of_pair() -> None:
-    rng = np.random.default_rng(0)
-    a = pd.Series(rng.choice(["x", "y", "z"], 300))
-    b = a.where(rng.random(300) < 0.7, rng.choice(["x", "y", "z"], 300))
-    number = pd.Series(rng.normal(size=300) + 3 * (a == "x")).astype(str)
-    assert association(a, b, ("category", "category"))[:2] == ("Cramer's V", pytest.approx(0.7, abs=0.08))
-    assert association(a, pd.Series(rng.permutation(a)), ("category", "category"))[1] < 0.12
-    assert association(a, number, ("category", "number"))[:2] == ("correlation ratio", pytest.approx(0.82, abs=0.06))
-    assert association(number, number, ("number", "number"))[:2] == ("Spearman", pytest.approx(1))
-    assert association(a, pd.Series([""] * 300), ("category", "category"))[1:] == (0.0, 0)
-
-
-def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
-    rows = [{"column": "A", "other": "B", "measure": "Cramer's V", "value": v, "cases": 90} for v in (0.7, 0.4, 0.1)]
-    strong, weak = cautions.tie_cautions(rows, {})
-    assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
-    assert not cautions.tie_cautions([{**rows[0], "cases": 5}], {})
-    outcome = cautions.tie_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
-    assert outcome.forbids and (outcome.column, outcome.other) == ("B", "") and "B, which comes after" in outcome.text
 
 
 def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None:

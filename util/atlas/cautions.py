@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
-from scipy import stats
 
 from util.atlas.contrasts import Attribute
 from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
 from util.atlas.regression import FEWEST, INSEPARABLE, Design, RealScans, Roles
+from util.atlas.ties import TIE_CASES, in_doubt
 from util.wording import SILENT
 
 FEW_LEVEL = 10  # training cases of a value
 SMALL_COHORT = 20  # training patients or patients with a real scan
-WEAK_TIE, STRONG_TIE = 0.3, 0.5
-TIE_CASES = 15  # in which both are known, below which a tie is not warned of
+WEAK_TIE = 0.3
 HIGH_VIF = 5.0
 MANY_MISSING = 0.3
 THROUGH_MASK_P = 0.01
@@ -45,58 +42,22 @@ class Caution:
                 "forbids": "yes" if self.forbids else "no", "text": self.text}
 
 
-def association(first: pd.Series, second: pd.Series, kinds: tuple[str, str]) -> tuple[str, float, int]:
-    """How closely two columns go together, 0 to 1, in the cases where both are known: measure, size, cases.
-
-    Two categories: Cramer's V, corrected for bias (Bergsma 2013); two numbers: Spearman's correlation; else the
-    correlation ratio, corrected likewise (epsilon).
-    """
-    known = (first != "") & (second != "")
-    a, b, n = first[known], second[known], int(known.sum())
-    if n < 4 or a.nunique() < 2 or b.nunique() < 2:
-        return "", 0.0, n
-    if kinds == ("number", "number"):
-        return "Spearman", float(abs(stats.spearmanr(a.astype(float), b.astype(float)).statistic)), n
-    if "number" in kinds:
-        number, group = (a, b) if kinds[0] == "number" else (b, a)
-        fit = sm.OLS(number.astype(float), sm.add_constant(pd.get_dummies(group, drop_first=True).astype(float))).fit()
-        return "correlation ratio", float(np.sqrt(max(fit.rsquared_adj, 0.0))) if fit.df_resid > 0 else 0.0, n
-    table = pd.crosstab(a, b).to_numpy()
-    rows, columns = table.shape
-    square = stats.chi2_contingency(table, correction=False).statistic / n
-    less = max(0.0, square - (rows - 1) * (columns - 1) / (n - 1))
-    smaller = min(rows - (rows - 1) ** 2 / (n - 1), columns - (columns - 1) ** 2 / (n - 1)) - 1
-    return "Cramer's V", float(min(1.0, np.sqrt(less / smaller))) if smaller > 0 else 0.0, n
-
-
-def ties(table: pd.DataFrame, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
-    """Every pair of attributes with how closely they go together, the closest first."""
-    rows = []
-    for a, b in combinations(attributes, 2):
-        measure, value, cases = association(table[a.column], table[b.column], (a.kind, b.kind))
-        rows.append({"column": a.column, "other": b.column, "measure": measure, "value": round(value, 3), "cases": cases})
-    return sorted(rows, key=lambda row: -row["value"])
-
-
 def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> list[Caution]:
-    """Warnings of attributes that go together; both are named, and a strong tie forbids claims on either.
-
-    What comes after an exposure (an outcome, a mediator) takes nothing from it: there only the former is not claimed.
-    """
+    """Warnings of attributes that go together; both are named, and a strong tie forbids claims (see `util.atlas.ties`)."""
     made = []
     for row in pairs:
         if row["value"] < WEAK_TIE or row["cases"] < TIE_CASES:
             continue
-        strong, pair = row["value"] >= STRONG_TIE, (row["column"], row["other"])
-        after = [c for c in pair if roles.get(c) in ROLE_TEXTS]
-        what = "part of one's effect may be the other's"
-        if strong:
-            what = "their effects cannot be told apart, and neither is claimed"
-            pair = (after[0], "") if len(after) == 1 else pair
-            what = f"{after[0]}, which comes after, is not claimed" if len(after) == 1 else what
+        pair, what = (row["column"], row["other"]), "part of one's effect may be the other's"
+        if doubtful := in_doubt(row, roles):
+            wide = "reaches as far as it would with all of the other's effect"
+            what = f"their effects cannot be told apart; neither is claimed, and an interval of either {wide}"
+            if len(doubtful) == 1:
+                pair = (doubtful[0], "")
+                what = f"{doubtful[0]}, which comes after, is not claimed, and an interval of it {wide}"
         made.append(Caution(
             "tied", f"{row['column']} and {row['other']} go together ({row['measure']} {row['value']:.2f} in {row['cases']} "
-            f"cases): {what}.", *pair, row["value"], strong))
+            f"cases): {what}.", *pair, row["value"], bool(doubtful)))
     return made
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from util.atlas.findings import FDR
 from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
+from util.atlas.ties import STRONG_TIE
 
 GENERATED = """
 Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps} training steps on
@@ -21,7 +22,8 @@ Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken 
 ({vessel_share:.1%} of the lungs on average)."""
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn with replacement and
-with another seed."""
+with another seed (Student's t times their standard deviation). The interval of an attribute that goes together with
+another (measure of association at least {strong:g}) also reaches as far as it would with all of the other's effect."""
 NOT_REFITTED = """
 The run was not refitted often enough for intervals (at least {fewest} refits), so that none is given; the range over
 patients describes patients, not uncertainty."""
@@ -44,5 +46,5 @@ def methods(facts: Mapping[str, Any]) -> str:
     refitted = REFITTED if facts["refits"] >= FEWEST_REFITS else NOT_REFITTED
     vessels, permuted = VESSELS if facts["vessel_hu"] else "", PERMUTED if facts["permuted"] else ""
     parts = [GENERATED, vessels, refitted, permuted, REAL, FINDINGS]
-    text = "\n".join(parts).format(**facts, least=FEWEST_PERMUTED, fewest=FEWEST_REFITS, fdr=FDR)
+    text = "\n".join(parts).format(**facts, least=FEWEST_PERMUTED, fewest=FEWEST_REFITS, fdr=FDR, strong=STRONG_TIE)
     return " ".join(text.split())
