@@ -50,11 +50,10 @@ def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -
             continue
         pair, what = (row["column"], row["other"]), "part of one's effect may be the other's"
         if doubtful := in_doubt(row, roles):
-            wide = "reaches as far as it would with all of the other's effect"
-            what = f"their effects cannot be told apart; neither is claimed, and an interval of either {wide}"
+            what = "their effects cannot be told apart, neither is claimed, and intervals reach as far as the tie allows"
             if len(doubtful) == 1:
                 pair = (doubtful[0], "")
-                what = f"{doubtful[0]}, which comes after, is not claimed, and an interval of it {wide}"
+                what = f"{doubtful[0]}, which comes after, is not claimed, and its intervals reach as far as the tie allows"
         made.append(Caution(
             "tied", f"{row['column']} and {row['other']} go together ({row['measure']} {row['value']:.2f} in {row['cases']} "
             f"cases): {what}.", *pair, row["value"], bool(doubtful)))

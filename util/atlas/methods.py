@@ -23,7 +23,8 @@ Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken 
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn with replacement and
 with another seed (Student's t times their standard deviation). The interval of an attribute that goes together with
-another (measure of association at least {strong:g}) also reaches as far as it would with all of the other's effect."""
+another (measure of association at least {strong:g}) reaches further: as far as it would with all of the other's effect,
+and as far as it would if the other had all that goes with it."""
 NOT_REFITTED = """
 The run was not refitted often enough for intervals (at least {fewest} refits), so that none is given; the range over
 patients describes patients, not uncertainty."""

@@ -67,17 +67,18 @@ def widened(
     effects: pd.DataFrame, pairs: Iterable[Mapping[str, Any]], table: pd.DataFrame, attributes: Sequence[Attribute],
     roles: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Effects whose intervals tell that a tied attribute's effect may be theirs.
+    """Effects whose intervals tell that part of a tied attribute's effect may be theirs, and part of theirs the other's.
 
     Of two attributes that go together, scans tell the sum of the effects better than how it divides. A network that stops
     learning early divides it the same way at every training, so that the spread over refits does not show it. The interval
-    of an effect in doubt therefore reaches from what refits say to what they would say if it had all of the other's effect.
+    of an effect in doubt therefore reaches from what refits say to what they would say if it had all of the other's effect,
+    and to what they would say if the other had all of its effect that goes with the other.
 
     Args:
         effects: Of `intervals.with_refits`.
         pairs: Of `ties`.
         table: The training rows, texts; empty where nothing is known.
-        attributes: Those whose effects are known.
+        attributes: Those whose effects are known; a tie to another changes nothing here.
         roles: Of the columns.
 
     Returns:
@@ -85,15 +86,19 @@ def widened(
     """
     known = {a.column: a for a in attributes}
     effects = effects.assign(tied_low_hu=0.0, tied_high_hu=0.0)
-    partners: dict[str, list[str]] = {}
+    partners: dict[str, list[Attribute]] = {}
     for pair in pairs:
         for column in in_doubt(pair, roles):
-            partners.setdefault(column, []).append(pair["other"] if column == pair["column"] else pair["column"])
+            other = pair["other"] if column == pair["column"] else pair["column"]
+            if {column, other} <= known.keys():
+                partners.setdefault(column, []).append(known[other])
     for _, rows in effects.groupby("region", sort=False):
         for column, others in partners.items():
-            carried = [told(rows, table, known[other]) for other in others if other in known]
+            own = told(rows, table, known[column])
+            moved = [part for other in others
+                     for part in (told(rows, table, other), -going_with(own, table[other.column], other))]
             for index, row in rows[rows["column"] == column].iterrows():
-                changes = [along(values, table[column], row) for values in carried]
+                changes = [along(part, table[column], row) for part in moved]
                 effects.loc[index, "tied_low_hu"] = sum(min(0.0, change) for change in changes)
                 effects.loc[index, "tied_high_hu"] = sum(max(0.0, change) for change in changes)
     effects["refit_low_hu"] += effects["tied_low_hu"]
@@ -105,10 +110,17 @@ def told(effects: pd.DataFrame, table: pd.DataFrame, attribute: Attribute) -> pd
     """The generated effect of an attribute in one region, by training row; NaN where its value is unknown; HU."""
     own, values = effects[effects["column"] == attribute.column], table[attribute.column]
     if attribute.kind == "number":
-        slope = own.loc[own["kind"] == "slope", "generated_hu"]
-        return pd.to_numeric(values, errors="coerce") * (float(slope.iloc[0]) if len(slope) else np.nan)
+        per_unit = own.loc[own["kind"] == "slope", "generated_hu"]
+        return pd.to_numeric(values, errors="coerce") * (float(per_unit.iloc[0]) if len(per_unit) else np.nan)
     of_value = own[own["from"] == attribute.reference].set_index("to")["generated_hu"].to_dict()
     return values.map({attribute.reference: 0.0, **of_value}).astype(float)
+
+
+def going_with(effect: pd.Series, values: pd.Series, other: Attribute) -> pd.Series:
+    """The part of an effect by row that another attribute foretells: its mean by value, or a line; NaN where unknown; HU."""
+    if other.kind == "category":
+        return effect.groupby(values.where(values != "")).transform("mean")
+    return slope(effect, values) * pd.to_numeric(values, errors="coerce")
 
 
 def along(effect: pd.Series, values: pd.Series, contrast: Mapping[str, Any]) -> float:
@@ -116,9 +128,12 @@ def along(effect: pd.Series, values: pd.Series, contrast: Mapping[str, Any]) -> 
     if contrast["kind"] == "category":
         change = effect[values == contrast["to"]].mean() - effect[values == contrast["from"]].mean()
         return float(change) if np.isfinite(change) else 0.0
+    span = 1.0 if contrast["kind"] == "slope" else float(contrast["to"]) - float(contrast["from"])
+    return span * slope(effect, values)
+
+
+def slope(effect: pd.Series, values: pd.Series) -> float:
+    """Least squares; 0 where fewer than two numbers are known."""
     numbers = pd.to_numeric(values, errors="coerce")
     both = numbers.notna() & effect.notna()
-    if numbers[both].nunique() < 2:
-        return 0.0
-    span = 1.0 if contrast["kind"] == "slope" else float(contrast["to"]) - float(contrast["from"])
-    return span * float(stats.linregress(numbers[both], effect[both]).slope)
+    return float(stats.linregress(numbers[both], effect[both]).slope) if numbers[both].nunique() > 1 else 0.0
