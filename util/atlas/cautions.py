@@ -12,7 +12,7 @@ import pandas as pd
 from util.atlas.contrasts import Attribute
 from util.atlas.intervals import FEWEST_PERMUTED, FEWEST_REFITS
 from util.atlas.regression import FEWEST, INSEPARABLE, Design, RealScans, Roles
-from util.atlas.ties import TIE_CASES, in_doubt
+from util.atlas.ties import LATER, TIE_CASES, in_doubt
 from util.wording import SILENT
 
 FEW_LEVEL = 10  # training cases of a value
@@ -49,11 +49,13 @@ def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -
         if row["value"] < WEAK_TIE or row["cases"] < TIE_CASES:
             continue
         pair, what = (row["column"], row["other"]), "part of one's effect may be the other's"
-        if doubtful := in_doubt(row, roles):
+        doubtful = in_doubt(row, roles)
+        if len(doubtful) == 2:
             what = "their effects cannot be told apart, neither is claimed, and intervals reach as far as the tie allows"
-            if len(doubtful) == 1:
-                pair = (doubtful[0], "")
-                what = f"{doubtful[0]}, which comes after, is not claimed, and its intervals reach as far as the tie allows"
+        elif doubtful:
+            pair = (doubtful[0], "")
+            why = "comes after" if roles.get(doubtful[0]) in LATER else "is known in few other cases"
+            what = f"{doubtful[0]}, which {why}, is not claimed, and its intervals reach as far as the tie allows"
         made.append(Caution(
             "tied", f"{row['column']} and {row['other']} go together ({row['measure']} {row['value']:.2f} in {row['cases']} "
             f"cases): {what}.", *pair, row["value"], bool(doubtful)))
@@ -102,7 +104,7 @@ ROLE_TEXTS = {
 
 def role_cautions(attributes: Sequence[Attribute]) -> list[Caution]:
     """Warnings of outcomes and mediators."""
-    return [Caution(a.role, ROLE_TEXTS[a.role].format(c=a.column), a.column) for a in attributes if a.role in ROLE_TEXTS]
+    return [Caution(a.role, ROLE_TEXTS[a.role].format(c=a.column), a.column) for a in attributes if a.role in LATER]
 
 
 def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
