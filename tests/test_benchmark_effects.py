@@ -12,6 +12,7 @@ import pytest
 from data.proof import effect_figures, regress
 from scripts import benchmark_effects as benchmark
 from util.cli import UserError
+from util.proof_tables import known_frame
 
 TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"
 
@@ -51,6 +52,13 @@ def test_the_regression_finds_what_was_put_in_though_cells_are_empty() -> None:
         assert full.at[pair, "upper"] == pytest.approx(2 * truth, abs=1e-6)
     holes = table.mask(rng.random(table.shape) < 0.1, "")
     assert regress(holes, means).at["AGE: 45 to 80", "lungs"] == pytest.approx(-35, abs=5)
+
+
+def test_a_tied_cohort_has_a_regression_of_its_own() -> None:
+    cells = [{"cases": 96, "patient_sd": 0.0, "seed": 1, "confounding": tie, "incomplete": {"AGE": {"lungs": slope}}}
+             for tie, slope in ((0.0, 0.9), (0.7, 1.3))]
+    found = known_frame(cells, ["AGE"])
+    assert found["confounding"].tolist() == ["0", "0.7"] and found["lungs"].tolist() == [0.9, 1.3]
 
 
 def test_small_version_end_to_end(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def known_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for c in cells:
         for attribute in real:
-            cohort = {"cases": str(c["cases"]), "patient SD": f"{c['patient_sd']:g}", "attribute": attribute,
-                      "seed": str(c["seed"])}
+            cohort = {"cases": str(c["cases"]), "patient SD": f"{c['patient_sd']:g}",
+                      "confounding": f"{c.get('confounding', 0):g}", "attribute": attribute, "seed": str(c["seed"])}
             of = c.get("incomplete", {}).get(attribute, {})
             rows[tuple(cohort.values())] = {**cohort, **{r: of.get(r) for r in REGIONS},
                                             SMALL: c.get("incomplete_small", {}).get(attribute)}
