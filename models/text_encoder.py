@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,11 @@ from models.text_language import LanguageModel
 from models.text_phrases import PhraseEncoder
 from options.base_options import TextOptions
 from util import wording
+from util.cli import listing
 
 __all__ = ["TextEmbedding", "TextEncoder", "build_text_encoder"]
+
+log = logging.getLogger(__name__)
 
 SENTENCES = 512  # kept in memory
 FLOOR = 0.1  # of the mean variance: directions in which training phrases hardly differ are not blown up further
@@ -85,6 +89,9 @@ class LanguagePhrases(PhraseEncoder):
             self.standard.fit(self._embed_raw(phrases))
 
     def embed(self, phrases: Sequence[str]) -> Tensor:
+        if self.phrases and (new := sorted(set(phrases) - set(self.phrases))):
+            log.warning("Training has not seen these wordings, so the text encoder alone says what they mean, which may be "
+                        "nothing: %s.", listing(new))
         return self.standard(self._embed_raw(phrases))
 
     def state(self) -> tuple[dict[str, Tensor], Values]:

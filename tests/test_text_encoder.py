@@ -293,3 +293,11 @@ def test_table_encoder_warns_of_the_unknown(caplog: pytest.LogCaptureFixture) ->
     assert torch.equal(other.encode(TRAINING).pooled, encoder.encode(TRAINING).pooled)
     with pytest.raises(UserError, match="sentence"):
         build_text_encoder(replace(TABLE, text_mode="sentence"))
+
+
+def test_words_that_training_never_had_are_warned_of(minilm: TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    minilm.encode([["DIAGNOSIS is IPF", "diagnosis: IPF.", "Patient age: 55."]])
+    assert not caplog.text
+    minilm.encode([["The patient smokes.", "DIAGNOSIS is IPF"]])
+    assert "Training has not seen these wordings" in caplog.text and "The patient smokes" in caplog.text
+    assert "IPF" not in caplog.text
