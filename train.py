@@ -110,7 +110,7 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
         options.data.template, cohort.columns, options.data.key_column, options.data.patient_column)
     study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
     for change in followed(options):
-        check_change("--val_effect", change, template, [case.row for case in cohort.cases])
+        check_change("--val_effect", change, template, [case.row for case in cohort.cases], seen=True)
     encoder.fit([study.phrases[case.id] for case in cohort.split("train")])
     return study
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from data.cohort import Case
+from data.columns import as_number
 from data.prompts import Prompt, Template, split_free_text
 from util.cli import UserError, listing, safe_name
 
@@ -45,8 +46,11 @@ def parse_change(flag: str, text: str, least: int) -> Change:
     return Change(column.strip(), found)
 
 
-def check_change(flag: str, change: Change, template: Template, rows: Sequence[dict[str, str]]) -> None:
-    """Raises `UserError` for a column that is not there; warns of a value that no row has."""
+def check_change(flag: str, change: Change, template: Template, rows: Sequence[dict[str, str]], seen: bool = False) -> None:
+    """Raises `UserError` for a column that is not there; warns of a value that no row has.
+
+    With `seen` a category that no row has is an error: nothing can be learnt of it.
+    """
     columns = list(rows[0]) if rows else []
     if change.column not in columns:
         raise UserError(f"{flag}: the table has no column {change.column!r}; it has: "
@@ -58,8 +62,15 @@ def check_change(flag: str, change: Change, template: Template, rows: Sequence[d
         raise UserError(f"{flag}: {error}") from None
     for value in (v for v in change.values if v and shown[v] not in known):
         number = template[change.column].kind == "number" or all(k.replace(".", "", 1).isdigit() for k in known)
-        log.warning("%s: no case has %s=%s%s. Known: %s.", flag, change.column, value,
-                    "" if number else "; the model has never seen it, so its effect means nothing",
+        if not number and seen:
+            raise UserError(f"{flag}: no case has {change.column}={value}; there are: {listing(list(known), 20) or 'none'}.")
+        if not number:
+            meaning = "; the model has never seen it, so its effect means nothing"
+        else:
+            at, sizes = as_number(shown[value]), [n for k in known if (n := as_number(k)) is not None]
+            between = at is not None and min(sizes, default=at) < at < max(sizes, default=at)
+            meaning = "; the model takes it for what lies between its neighbours" if between else ""
+        log.warning("%s: no case has %s=%s%s. Known: %s.", flag, change.column, value, meaning,
                     f"{known[0]} to {known[-1]}" if number and known else listing(list(known), 20) or "none")
 
 

@@ -94,7 +94,11 @@ def load_cohort(
     cohort = drawn(Cohort(root, cases, splits, (), table.columns), options, seed)
     if not check:
         return cohort
-    return replace(cohort, labels=check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache))
+    labels = check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache)
+    if not set(options.lung_labels) & set(labels):
+        raise UserError(f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in {cohort.root} hold "
+                        f"{listing([str(v) for v in labels])} only; give the labels that are lungs.")
+    return replace(cohort, labels=labels)
 
 
 def _root(options: DataOptions) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from data.geometry import coordinate_grid, crop
 from data.volumes import check_labels, to_unit
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util import noise
+
+log = logging.getLogger(__name__)
 
 Phrases = Sequence[str]
 BACKGROUND = 0
@@ -100,6 +103,11 @@ class PatchDataset(Dataset[Sample]):
         self.prepared = prepare_all(cases, data, cache)
         for case, prepared in zip(cases, self.prepared, strict=True):
             check_labels(prepared.labels(), labels, case.mask)
+        largest = np.max([prepared.shape() for prepared in self.prepared], axis=0)
+        if (largest < patch.patch_size).any():
+            log.warning("--patch_size %s is larger than every volume (at most %s voxels), and each patch partly empty; a "
+                        "smaller one takes less time and memory.", ",".join(map(str, patch.patch_size)),
+                        ",".join(map(str, largest)))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -26,7 +26,7 @@ class Options:
 def main() -> None:
     """Parses the command line and makes the cohort."""
     out = make(parse(Options, __doc__ or "").cohort)
-    log.info("Phantom cohort in %s; train with: python train.py --dataroot %s --name RUN", out, out)
+    log.info("Phantom cohort in %s; train with: python train.py --dataroot %s --template aiib23 --name RUN", out, out)
 
 
 if __name__ == "__main__":

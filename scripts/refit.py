@@ -180,7 +180,7 @@ def train_refits(origin: Origin, o: RefitOptions, refits: Sequence[Refit]) -> No
 
     with ThreadPoolExecutor(places) as pool:
         jobs = [pool.submit(job, refit) for refit in missing]
-        bar = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.main_rank() or not sys.stderr.isatty())
+        bar = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.main_rank())
         try:
             for done in bar:
                 done.result()
@@ -227,6 +227,9 @@ def main() -> None:
     origin = Origin.load(runs.run_folder(o.run.checkpoints_dir, o.run.name), o.run.dataroot)
     folds = [f"{k}/{o.run.folds}" for k in range(1, o.run.folds + 1)]
     refits = wanted(origin, o.refit, folds)
+    if o.refit.refit_steps not in (0, origin.step):
+        log.warning("--refit_steps is %d, the run was trained for %d: their intervals are not those of the run, and the "
+                    "atlas will claim nothing.", o.refit.refit_steps, origin.step)
     train_refits(origin, o.refit, refits)
     log.info("%d refits of %s are there; use them with scripts/discover.py --name %s.", len(refits), o.run.name, o.run.name)
 

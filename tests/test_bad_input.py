@@ -159,6 +159,8 @@ def test_a_label_that_the_run_does_not_know(run_copy: TrainedRun, cohort_copy: P
     (["--val_effect", "SMOKING=a,b"], ["--val_effect", "'SMOKING'", "SMOKING HISTORY"]),
     (["--val_effect", "AGE=young,old"], ["--val_effect", "AGE", "'young'"]),
     (["--val_effect", "AGE=1,2", "--val_effect", "SEX=M,F"], ["--val_effect", "2 times"]),
+    (["--val_effect", "SMOKING HISTORY=Never smoker,Heavy smoker"], ["--val_effect", "Heavy smoker", "Current smoker"]),
+    (["--lung_labels", "5,6"], ["--lung_labels is 5,6", "0, 1, 2, 3"]),
     (["--load_global", "x", "--n_local_enhancers", "1", "--patch_size", "16,16,16"], ["--load_global x", "no run"]),
     (["--text_encoder", "medclip:/nowhere/weights.bin"], ["--text_encoder", "/nowhere/weights.bin"]),
     (["--patch", "16,16,16"], ["--patch", "--help"]),
@@ -196,10 +198,11 @@ def test_flags_of_testing(words: list[str], parts: list[str], trained_run: Train
 
 
 def test_a_value_never_seen_is_a_warning_with_the_known_ones(trained_run: TrainedRun, tmp_path: Path) -> None:
-    done = trained_run.test(tmp_path, "--vary", "DIAGNOSIS=IPF,Asthma", "--vary", "AGE=60,120", "--how_many", "1")
+    done = trained_run.test(tmp_path, "--vary", "DIAGNOSIS=IPF,Asthma", "--vary", "AGE=60,120,64.5", "--how_many", "1")
     assert done.code == 0
     assert "WARNING --vary: no case has DIAGNOSIS=Asthma" in done.text and "CTD-ILD, HP, IPF" in done.text
     assert "no case has AGE=120. Known: " in done.text
+    assert "no case has AGE=64.5; the model takes it for what lies between its neighbours. Known: " in done.text
 
 
 def test_a_mask_and_what_goes_with_it(trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ def test_small_volumes_are_padded(tmp_path: Path, augment: float) -> None:
         assert (sample["image"][0][outside] == -1).all() and sample["mask"][0][outside].all()
 
 
+def test_a_patch_larger_than_every_volume_is_warned_of(
+    cases: list[Case], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    dataset(cases, tmp_path / "cache")
+    assert "larger than every volume" not in caplog.text
+    dataset(cases, tmp_path / "cache", (32, 16, 16))
+    assert "--patch_size 32,16,16 is larger than every volume (at most 24,20,16 voxels)" in caplog.text
+
+
 def test_turning_moves_scan_and_mask_alike() -> None:
     """A ball stays where it is, in CT and mask, and a full-size patch keeps its sides."""
     x, y, z = np.meshgrid(*[np.arange(n) for n in (40, 36, 32)], indexing="ij")

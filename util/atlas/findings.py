@@ -15,6 +15,7 @@ from util.atlas.regional import LUNG_REGIONS, PLACES
 from util.atlas.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05
+LITTLE = 10.0  # HU; a real interval that lies between minus and plus this shows that there is next to nothing
 
 TEST_COLUMNS = ("contrast", "column", "role", "kind", "from", "to", "region", "tested", "generated_hu", "refit_low_hu",
                 "refit_high_hu", "permuted", "permuted_max_hu", "permuted_p", "exceeds_permuted", "real_adjustment",
@@ -26,12 +27,15 @@ Row = dict[str, Any]
 
 
 def agreement(generated: float, low: float, high: float) -> str:
-    """How a generated effect stands to the interval of the real one."""
+    """How a generated effect stands to the interval of the real one.
+
+    That neither shows an effect needs an interval that is narrow: one that is wide says nothing, whatever lies within.
+    """
     if not np.isfinite([generated, low, high]).all():
         return "cannot tell"
     inside, excludes = low <= generated <= high, low > 0 or high < 0
     if not excludes:
-        return "no effect in either" if inside and abs(generated) <= (high - low) / 4 else "cannot tell"
+        return "no effect in either" if inside and max(-low, high) <= LITTLE else "cannot tell"
     if np.sign(generated) != np.sign(low + high):
         return "opposite sign"
     return "agrees" if inside else "same sign"

@@ -211,8 +211,8 @@ def _differential(facts: CaseFacts, voxels: CaseVoxels) -> None:
         return
     with tags.section(cls="card study", id="differential"):
         tags.h2(f"The same patient under each {attribute.label}")
-        tags.p("How this network would draw this patient if only the text named another one; not a probability of "
-               "any of them.", cls="note")
+        tags.p("How this network would draw this patient if the text named another one, without the phrases that only the "
+               "given one allows; not a probability of any of them.", cls="note")
         with tags.div(cls="panels"):
             for value in attribute.values:
                 change = "" if value.key == "own" else f"{_lungs(voxels, 'own', value.key)} against given"

@@ -161,8 +161,8 @@ def _agreement(p: Population) -> None:
         tags.p("A point on the dashed line: the network changes both lungs as much as the real groups differ after "
                "adjustment. Where the model was trained on those scans, agreement shows that it learnt them, not more.",
                cls="note")
-        _figure("agreement", "Generated against real difference of both lungs, with the 95 % interval of the real one.",
-                p.figures)
+        _figure("agreement", "Generated against real difference of both lungs; 95 % intervals, of the real one across, over "
+                "refits (where there are any) upwards.", p.figures)
         tests = contrasts_shown(p.frame("tests")) if p.record["tests"] else pd.DataFrame()
         if len(tests):
             html.frame_table(pd.DataFrame({

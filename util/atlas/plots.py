@@ -38,7 +38,8 @@ def agreement_plot(points: pd.DataFrame, labels: dict[str, str], stem: Path) -> 
         axes.annotate(str(number), (row["real_hu"], row["generated_hu"]), xytext=(6, 5), fontsize=9,
                       textcoords="offset points")
     axes.text(1.03, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.5)
-    reach = max([1.0, *known[["real_hu", "generated_hu"]].abs().max().tolist()]) * 1.3 if len(known) else 1.0
+    bounds = known[["real_hu", "generated_hu", "real_low_hu", "real_high_hu", "refit_low_hu", "refit_high_hu"]].astype(float)
+    reach = float(np.nanmax([1.0, *bounds.abs().max()])) * 1.1
     axes.plot([-reach, reach], [-reach, reach], color="0.6", linewidth=1, linestyle="--")
     axes.axhline(0, color="0.85", linewidth=1, zorder=0)
     axes.axvline(0, color="0.85", linewidth=1, zorder=0)

@@ -13,7 +13,7 @@ REGION_NAMES = {
     "airway": "the airways", "outside": "what lies outside the lungs",
 }
 AGREEING = {"agrees": "agree", "same sign": "agree in sign", "opposite sign": "show the opposite",
-            "no effect in either": "show none either", "cannot tell": "cannot tell"}
+            "no effect in either": "show next to none either", "cannot tell": "cannot tell"}
 
 Row = Mapping[str, Any]
 
