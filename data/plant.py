@@ -72,7 +72,8 @@ def plant(data: DataOptions, o: PlantOptions) -> Path:
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    log.info("Planted %+g HU in the region %s of %d of %d cases: %s", o.hu, o.region, list(given.values()).count(YES), len(given), out)
+    log.info("Planted %+g HU in the region %s of %d of %d cases: %s",
+             o.hu, o.region, list(given.values()).count(YES), len(given), out)
     return out
 
 
