@@ -202,7 +202,7 @@ def save_slices_png(
                 axes.text(-0.06, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
     if changes:
         _colour_bar(figure, grid, [i for i, p in enumerate(panels) if p.kind == "difference"], limit)
-    figure.savefig(path, format="svg" if path.suffix == ".svg" else "png")
+    figure.savefig(path, format="svg" if path.suffix == ".svg" else "png", bbox_inches="tight", pad_inches=0.08)
 
 
 def _sheet(panel: Panel, rows: int, right: float, dpi: int) -> tuple[Figure, GridSpec]:
