@@ -108,16 +108,15 @@ def choose(
     chosen: list[Attribute] = []
     left_out: dict[str, str] = {}
     for column in there:
-        if wanted and column not in wanted:
-            left_out[column] = "not asked for"
-            continue
         found = classify(template, rows, column, references.get(column, ""))
         if column not in known:
             found = "the run was trained without this column"
-        if isinstance(found, str) and (column in wanted or column in references):
+        if isinstance(found, str) and (column in wanted or (column in references and not wanted)):
             raise UserError(f"--columns: {column!r} cannot be studied: {found}.")
         if isinstance(found, str):
             left_out[column] = found
+        elif wanted and column not in wanted:
+            left_out[column] = "not asked for"
         elif column in references and found.kind == "number":
             raise UserError(f"--reference: {column!r} holds numbers, which are compared at quantiles; give --reference for "
                             "columns with categories only.")
