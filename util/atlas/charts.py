@@ -27,7 +27,8 @@ Labels = Mapping[str, str]
 def save(figure: Figure, stem: Path) -> None:
     """`stem`.png and `stem`.svg."""
     for ending in ("png", "svg"):
-        figure.savefig(stem.with_name(f"{stem.name}.{ending}"), dpi=150, facecolor="white")
+        path = stem.with_name(f"{stem.name}.{ending}")
+        figure.savefig(path, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
 
 
 def contrasts_shown(tests: pd.DataFrame, region: str = "lungs") -> pd.DataFrame:
