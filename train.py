@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data.arms import Change, check_change, parse_change, varied_arms
 from data.cache import cache_folder
 from data.checks import check_known
-from data.cohort import Case, Cohort, load_cohort
+from data.cohort import Case, Cohort, check_lungs, load_cohort
 from data.dataset import PatchDataset, loader
 from data.lung_means import lung_means
 from data.power import smallest_effect
@@ -106,8 +106,8 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     """Checks everything that a user brings, before any long work; `cache` remembers what the checks of volumes found."""
     encoder = build_text_encoder(options.text)  # first: an encoder that cannot be had is known at once
     cohort = load_cohort(options.data, seed=options.run.seed, cache=cache, check=check)
-    template = load_template(
-        options.data.template, cohort.columns, options.data.key_column, options.data.patient_column)
+    check_lungs(cohort, options.data)
+    template = load_template(options.data.template, cohort.columns, options.data.key_column, options.data.patient_column)
     study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
     for change in followed(options):
         check_change("--val_effect", change, template, [case.row for case in cohort.cases], seen=True)

@@ -94,11 +94,14 @@ def load_cohort(
     cohort = drawn(Cohort(root, cases, splits, (), table.columns), options, seed)
     if not check:
         return cohort
-    labels = check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache)
-    if not set(options.lung_labels) & set(labels):
+    return replace(cohort, labels=check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache))
+
+
+def check_lungs(cohort: Cohort, options: DataOptions) -> None:
+    """Raises `UserError` where no mask of the cohort holds a label of the lungs."""
+    if cohort.labels and not set(options.lung_labels) & set(cohort.labels):
         raise UserError(f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in {cohort.root} hold "
-                        f"{listing([str(v) for v in labels])} only; give the labels that are lungs.")
-    return replace(cohort, labels=labels)
+                        f"{listing([str(v) for v in cohort.labels])} only; give the labels that are lungs.")
 
 
 def _root(options: DataOptions) -> Path:
