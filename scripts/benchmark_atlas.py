@@ -150,7 +150,8 @@ def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
         low, high = float(row["refit_low_hu"]), float(row["refit_high_hu"])
         rows.append({"column": column, "from": row["from"], "to": row["to"], "true_hu": true,
                      "generated_hu": float(row["generated_hu"]), "low_hu": low, "high_hu": high,
-                     "holds": low <= true <= high})
+                     "holds": low <= true <= high, "tied_low_hu": float(row["tied_low_hu"]),
+                     "tied_high_hu": float(row["tied_high_hu"])})
     return rows
 
 
@@ -179,13 +180,16 @@ def ties(b: BenchmarkOptions, keep: Keep) -> Row:
     seeds = range(1, b.cohorts + 1)
     found = {"free": [keep(f"coverage_{k}", partial(interval_piece, b, f"coverage_{k}", k)) for k in seeds],
              "tied": [keep(f"tied_{k}", partial(interval_piece, b, f"tied_{k}", k, TIED)) for k in seeds]}
-    widths = pd.DataFrame([{"cohort": k, "ties": name, "column": row["column"], "width_hu": row["high_hu"] - row["low_hu"]}
-                           for name, pieces in found.items() for k, piece in zip(seeds, pieces, strict=True)
-                           for row in piece["rows"]])
-    wide = widths.pivot(index=["column", "cohort"], columns="ties", values="width_hu").reset_index()
-    mean = wide.groupby("column", sort=False)[["free", "tied"]].mean()
+    free, tied = (pd.DataFrame([{"cohort": k, **row} for k, piece in enumerate(pieces, 1) for row in piece["rows"]])
+                  for pieces in found.values())
+    alone = [tied["low_hu"] - tied["tied_low_hu"], tied["high_hu"] - tied["tied_high_hu"]]  # what refits say of the tied
+    wide = tied[["cohort", "column"]].assign(
+        free=free["high_hu"] - free["low_hu"], refits_alone=alone[1] - alone[0], tied=tied["high_hu"] - tied["low_hu"],
+        refits_alone_hold=tied["true_hu"].between(*alone), hold=tied["true_hu"].between(tied["low_hu"], tied["high_hu"]))
+    by_column = wide.groupby("column", sort=False)
+    mean, held = by_column[["free", "refits_alone", "tied"]].mean(), by_column[["refits_alone_hold", "hold"]].sum()
     return {"cohorts": b.cohorts, "cramers_v": float(np.mean([piece["cramers_v"] for piece in found["tied"]])),
-            "widths_hu": mean.to_dict(), "widths": plain(wide),
+            "widths_hu": mean.to_dict(), "held": held.to_dict(), "widths": plain(wide),
             "warnings": {str(k): piece["warnings"] for k, piece in zip(seeds, found["tied"], strict=True)},
             "claimed": [f"{column} (cohort {k})" for k, piece in zip(seeds, found["tied"], strict=True)
                         for column in piece["findings"] if column in TIED_COLUMNS]}
@@ -273,8 +277,9 @@ def said(name: str, found: Mapping[str, Any]) -> str:
         return (f"{found['declared']} of {found['fits']} permuted fits would be declared a finding; the largest "
                 f"effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU.")
     if name == "ties":
-        free = found["widths_hu"]["free"]
-        widths = "; ".join(f"{c}: {free[c]:.1f} to {w:.1f} HU" for c, w in found["widths_hu"]["tied"].items())
+        of, held = found["widths_hu"], found["held"]
+        widths = "; ".join(f"{c}: {of['free'][c]:.1f} to {w:.1f} HU, which hold the truth in {held['hold'][c]} (refits alone: "
+                           f"{of['refits_alone'][c]:.1f} HU, {held['refits_alone_hold'][c]})" for c, w in of["tied"].items())
         warned = sum(bool(texts) for texts in found["warnings"].values())
         return (f"Cramer's V {found['cramers_v']:.2f}; {warned} of {found['cohorts']} cohorts warned of; mean widths of the "
                 f"intervals {widths}; claimed: {', '.join(found['claimed']) or 'nothing'}.")

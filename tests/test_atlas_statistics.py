@@ -201,6 +201,7 @@ def test_agreement() -> None:
     assert agreement(41, 21, 55) == "agrees" and agreement(60, 21, 55) == "same sign"
     assert agreement(-5, 21, 55) == "opposite sign" and agreement(0.5, -6, 5) == "no effect in either"
     assert agreement(-7.6, -58, 22) == "cannot tell" and agreement(1, -22, 25) == "cannot tell"  # too wide to say none
+    assert agreement(4.9, -6, 5) == "cannot tell"
     assert agreement(30, -6, 5) == "cannot tell" and agreement(30, np.nan, np.nan) == "cannot tell"
 
 

@@ -26,7 +26,8 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
     for (column, start, end), low, high in zip(benchmark.CONTRASTS, (35.0, -5.0, -90.0), (45.0, 5.0, -10.0), strict=True):
         ends = (start, end) if start else ("45", "80")
         rows.append({"column": column, "kind": "category", "from": ends[0], "to": ends[1], "region": "lungs",
-                     "generated_hu": (low + high) / 2, "refit_low_hu": low, "refit_high_hu": high})
+                     "generated_hu": (low + high) / 2, "refit_low_hu": low, "refit_high_hu": high,
+                     "tied_low_hu": -1.0, "tied_high_hu": 2.0})
     found = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.load(root))
     assert [row["holds"] for row in found] == [True, False, True]  # truth: +41, +27 and -33 HU
     assert found[0]["true_hu"] == pytest.approx(41, abs=2)
@@ -37,11 +38,14 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
 
     def keep(name: str, make_it: object) -> dict[str, object]:
         claims = ["AGE", "DIAGNOSIS"] if name == "tied_2" else []
-        return {"rows": [{"column": "DIAGNOSIS", "low_hu": -half[name], "high_hu": half[name]}], "findings": claims,
+        row = {"low_hu": -half[name], "high_hu": half[name], "true_hu": 13.0, "tied_low_hu": -1.0, "tied_high_hu": 3.0}
+        return {"rows": [{"column": "DIAGNOSIS", **row}], "findings": claims,
                 "cramers_v": half[name] / 50, "warnings": ["They go together."] if name == "tied_1" else []}
 
     found = benchmark.ties(benchmark.BenchmarkOptions(OUT="", cohorts=2), keep)
-    assert found["widths_hu"] == {"free": {"DIAGNOSIS": 30.0}, "tied": {"DIAGNOSIS": 40.0}}
+    width = {"free": 30.0, "refits_alone": 36.0, "tied": 40.0}
+    assert found["widths_hu"] == {name: {"DIAGNOSIS": hu} for name, hu in width.items()}
+    assert found["held"] == {"refits_alone_hold": {"DIAGNOSIS": 1}, "hold": {"DIAGNOSIS": 2}}  # the first: 13 > 15 - 3
     assert found["cramers_v"] == pytest.approx(0.4) and found["claimed"] == ["DIAGNOSIS (cohort 2)"]
     said = benchmark.said("ties", found)
     assert "1 of 2 cohorts warned of" in said and "DIAGNOSIS: 30.0 to 40.0 HU" in said
@@ -55,7 +59,7 @@ def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["coverage"]["pairs"] == 3
     assert all(row["low_hu"] <= row["generated_hu"] <= row["high_hu"] for row in found["coverage"]["rows"])
     assert found["permuted"]["fits"] == 5
-    assert found["ties"]["cramers_v"] > 0.4 and set(found["ties"]["widths_hu"]) == {"free", "tied"}
+    assert found["ties"]["cramers_v"] > 0.4 and set(found["ties"]["widths_hu"]) == {"free", "refits_alone", "tied"}
     lower = {row["region"]: row["planted_hu"] for row in found["spike"]["rows"]}
     assert lower["lower"] == pytest.approx(20) and abs(lower["upper"]) < 1
     draws = [row for row in found["spike"]["draws"] if row["region"] == "lower"]

@@ -8,12 +8,12 @@ import pytest
 
 from util.atlas import cautions, intervals
 from util.atlas.contrasts import Attribute
-from util.atlas.ties import COLUMNS, association, ties, widened
+from util.atlas.ties import association, widened
 
 A = Attribute("A", "exposure", "category", ("no", "yes"), {"no": 50, "yes": 50})
 B = Attribute("B", "exposure", "category", ("low", "mid", "high"), {"low": 50, "mid": 25, "high": 25})
 AGE = Attribute("AGE", "demographic", "number", ("40", "60", "80"), {"60": 100})
-STRONG = {"column": "A", "other": "B", "measure": "Cramer's V", "value": 0.7, "cases": 90, "known": 95, "other_known": 93}
+STRONG = {"column": "A", "other": "B", "measure": "Cramer's V", "value": 0.7, "cases": 90}
 # Of those without A one in five has B high, of those with A four in five.
 TABLE = pd.DataFrame({"A": ["no"] * 5 + ["yes"] * 5 + ["", "yes"], "B": ["low"] * 4 + ["high"] * 5 + ["low", "high", ""],
                       "AGE": ["50"] * 5 + ["70"] * 5 + ["60", ""]})
@@ -56,22 +56,6 @@ def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
     assert not cautions.tie_cautions([{**rows[0], "cases": 5}], {})
     outcome = cautions.tie_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
     assert outcome.forbids and (outcome.column, outcome.other) == ("B", "") and "B, which comes after" in outcome.text
-
-
-def test_what_most_cases_tell_without_the_tie_is_claimed() -> None:
-    """Age, of which a date that few have takes nothing."""
-    date = {**STRONG, "column": "AGE", "other": "DATE", "cases": 25, "known": 85, "other_known": 27}
-    caution = cautions.tie_cautions([date], {})[0]
-    assert caution.forbids and (caution.column, caution.other) == ("DATE", "") and "known in few other" in caution.text
-    assert cautions.tie_cautions([{**date, "known": 45}], {})[0].other == "DATE"
-    neither = cautions.tie_cautions([{**date, "other_known": 90}], {})[0]
-    assert not neither.forbids and "part of one's effect" in neither.text
-    assert not cautions.tie_cautions([date], {"DATE": "exposure", "AGE": "mediator"})[0].forbids
-
-
-def test_pairs_tell_in_how_many_cases_each_is_known() -> None:
-    pair = ties(TABLE, [A, B])[0]
-    assert (pair["cases"], pair["known"], pair["other_known"]) == (10, 11, 11) and tuple(pair) == COLUMNS
 
 
 def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:

@@ -83,7 +83,7 @@ def analyse(
         "cautions": pd.DataFrame([c.row() for c in warned], columns=list(cautions.COLUMNS)),
         "findings": pd.DataFrame(found, columns=list(findings.FINDING_COLUMNS)),
         "not_found": pd.DataFrame(others, columns=list(findings.FINDING_COLUMNS)),
-        "ties": pd.DataFrame(pairs, columns=list(ties.COLUMNS)),
+        "ties": pd.DataFrame(pairs, columns=["column", "other", "measure", "value", "cases"]),
         "refits": pd.DataFrame([{**r, "permuted": " | ".join(r["permuted"])} for r in refits],
                                columns=["name", "kind", "seed", "steps", "permuted"]),
     }

@@ -54,8 +54,7 @@ def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -
             what = "their effects cannot be told apart, neither is claimed, and intervals reach as far as the tie allows"
         elif doubtful:
             pair = (doubtful[0], "")
-            why = "comes after" if roles.get(doubtful[0]) in LATER else "is known in few other cases"
-            what = f"{doubtful[0]}, which {why}, is not claimed, and its intervals reach as far as the tie allows"
+            what = f"{doubtful[0]}, which comes after, is not claimed, and its intervals reach as far as the tie allows"
         made.append(Caution(
             "tied", f"{row['column']} and {row['other']} go together ({row['measure']} {row['value']:.2f} in {row['cases']} "
             f"cases): {what}.", *pair, row["value"], bool(doubtful)))

@@ -35,7 +35,8 @@ def agreement(generated: float, low: float, high: float) -> str:
         return "cannot tell"
     inside, excludes = low <= generated <= high, low > 0 or high < 0
     if not excludes:
-        return "no effect in either" if inside and max(-low, high) <= LITTLE else "cannot tell"
+        neither = inside and abs(generated) <= (high - low) / 4 and max(-low, high) <= LITTLE
+        return "no effect in either" if neither else "cannot tell"
     if np.sign(generated) != np.sign(low + high):
         return "opposite sign"
     return "agrees" if inside else "same sign"

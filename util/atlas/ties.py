@@ -13,7 +13,6 @@ from scipy import stats
 
 from util.atlas.contrasts import Attribute
 
-COLUMNS = ("column", "other", "measure", "value", "cases", "known", "other_known")
 STRONG_TIE = 0.5
 TIE_CASES = 15  # in which both are known, below which a tie counts for nothing
 LATER = ("outcome", "mediator")  # what comes after an exposure
@@ -44,27 +43,24 @@ def association(first: pd.Series, second: pd.Series, kinds: tuple[str, str]) -> 
 
 
 def ties(table: pd.DataFrame, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
-    """Every pair of attributes, the closest first: how they go together, and in how many cases both and each are known."""
-    known = {a.column: int((table[a.column] != "").sum()) for a in attributes}
+    """Every pair of attributes with how closely they go together, the closest first."""
     rows = []
     for a, b in combinations(attributes, 2):
         measure, value, cases = association(table[a.column], table[b.column], (a.kind, b.kind))
-        rows.append({"column": a.column, "other": b.column, "measure": measure, "value": round(value, 3), "cases": cases,
-                     "known": known[a.column], "other_known": known[b.column]})
+        rows.append({"column": a.column, "other": b.column, "measure": measure, "value": round(value, 3), "cases": cases})
     return sorted(rows, key=lambda row: -row["value"])
 
 
 def in_doubt(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns of a strong tie whose effect may be the other's: both, one, or none.
+    """The columns of a strong tie whose effect may be the other's: both, or the one that comes after; none of a weak tie.
 
-    What comes after an exposure (an outcome, a mediator) takes nothing from it. Nor is an attribute in doubt that is known
-    in twice as many cases as the tie: the others tell what it does (age, tied to the date at which some stopped smoking).
+    What comes after an exposure (an outcome, a mediator) takes nothing from it.
     """
     if pair["value"] < STRONG_TIE or pair["cases"] < TIE_CASES:
         return ()
-    cases = {pair["column"]: pair["known"], pair["other"]: pair["other_known"]}
-    after = [c for c in cases if roles.get(c) in LATER]
-    return tuple(c for c in (after if len(after) == 1 else cases) if cases[c] < 2 * pair["cases"])
+    columns = (pair["column"], pair["other"])
+    after = tuple(c for c in columns if roles.get(c) in LATER)
+    return after if len(after) == 1 else columns
 
 
 def widened(
