@@ -278,7 +278,7 @@ def said(name: str, found: Mapping[str, Any]) -> str:
                 f"effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU.")
     if name == "ties":
         of, held = found["widths_hu"], found["held"]
-        widths = "; ".join(f"{c}: {of['free'][c]:.1f} to {w:.1f} HU, which hold the truth in {held['hold'][c]} (refits alone: "
+        widths = "; ".join(f"{c}: {of['free'][c]:.1f} to {w:.1f} HU, truth held in {held['hold'][c]} (refits alone: "
                            f"{of['refits_alone'][c]:.1f} HU, {held['refits_alone_hold'][c]})" for c, w in of["tied"].items())
         warned = sum(bool(texts) for texts in found["warnings"].values())
         return (f"Cramer's V {found['cramers_v']:.2f}; {warned} of {found['cohorts']} cohorts warned of; mean widths of the "

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.cache import load_case
-from data.cohort import Case, Cohort, load_cohort
+from data.cohort import Case, Cohort, check_lungs, load_cohort
 from data.prompts import Prompt, cohort_prompts, load_template
 from data.volumes import one_hot, to_unit
 from models.clip3d import VolumeEncoder, contrastive_loss, make_text_model, make_tokenizer, retrieval
@@ -215,6 +215,7 @@ def pretrain(options: Options) -> Path:
         raise UserError("--out is not given; it is the folder for the CLIP.")
     out, device = Path(options.clip.out), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cohort = load_cohort(options.data, seed=options.clip.seed)
+    check_lungs(cohort, options.data)
     template = load_template(
         options.data.template, cohort.columns, options.data.key_column, options.data.patient_column)
     prompts = cohort_prompts(cohort, template)

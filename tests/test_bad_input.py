@@ -172,7 +172,8 @@ def test_flags_of_training(words: list[str], parts: list[str], cohort_dir: Path,
     assert not (tmp_path / "ck").exists() and not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("words", [["--fusion", "glue"], ["--model", "gan"], ["--val_effect", "SMOKING=a,b"]])
+@pytest.mark.parametrize("words", [["--fusion", "glue"], ["--model", "gan"], ["--val_effect", "SMOKING=a,b"],
+                                   ["--lung_labels", "5,6"]])
 def test_wrong_flags_are_known_before_the_own_clip_is_trained(words: list[str], cohort_dir: Path, tmp_path: Path) -> None:
     refused(train(cohort_dir, tmp_path / "ck", "--text_encoder", "cohort", *words), words[0])
     assert not (tmp_path / "ck").exists()
