@@ -1,4 +1,6 @@
-"""Prepared volumes on disk: canonical, resampled, uncompressed and memory-mapped, so that a patch costs a slice."""
+"""Prepared volumes on disk: canonical, resampled, uncompressed and memory-mapped, so that a
+patch costs a slice.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ LUNG_POINTS = 20_000  # enough places to centre a crop on
 
 @dataclass(frozen=True)
 class Prepared:
-    """One case on the model's grid; its arrays are memory-mapped, and opened once in each process."""
+    """One case on the model's grid; its arrays are memory-mapped, and opened once in each
+    process.
+    """
 
     folder: Path
 
@@ -46,7 +50,9 @@ class Prepared:
         return _open(self.folder / "affine.npy")
 
     def lung_points(self) -> np.ndarray:
-        """Indices int32 (N, 3) of lung voxels, a random share of them where there are many; N is 0 without lungs."""
+        """Indices int32 (N, 3) of lung voxels, a random share of them where there are many; N is
+        0 without lungs.
+        """
         return _open(self.folder / "lung.npy")
 
     def labels(self) -> list[int]:
@@ -68,7 +74,8 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
     """CT (linear) and mask (nearest) of a case on the model's grid; the mask as uint8.
 
     Raises:
-        UserError: A file that cannot be read, or a mask whose values are no whole numbers from 0 to 255.
+        UserError: A file that cannot be read, or a mask whose values are no whole numbers from 0 to
+            255.
     """
     mask = load(case.mask)
     if problems := label_problems(case.mask, np.unique(mask.array).tolist()):
@@ -81,7 +88,9 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
 
 
 def lung_points(mask: np.ndarray, lungs: Sequence[int]) -> np.ndarray:
-    """Indices int32 (N, 3) of at most `LUNG_POINTS` voxels with a lung label, or with any where no lung occurs."""
+    """Indices int32 (N, 3) of at most `LUNG_POINTS` voxels with a lung label, or with any where
+    no lung occurs.
+    """
     flat = np.flatnonzero(np.isin(mask, lungs))
     if not flat.size:
         flat = np.flatnonzero(mask)
@@ -119,7 +128,10 @@ def prepare(case: Case, options: DataOptions, cache: Path) -> Prepared:
     try:
         temporary.mkdir(parents=True)
         if image is not None:
-            np.save(temporary / "image.npy", _compact(np.rint(image.array) if options.spacing else image.array))
+            np.save(
+                temporary / "image.npy",
+                _compact(np.rint(image.array) if options.spacing else image.array),
+            )
         np.save(temporary / "mask.npy", mask.array)
         np.save(temporary / "affine.npy", mask.affine)
         np.save(temporary / "lung.npy", lung_points(mask.array, options.lung_labels))
@@ -128,7 +140,9 @@ def prepare(case: Case, options: DataOptions, cache: Path) -> Prepared:
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             why = error.strerror or error
-            raise UserError(f"{cache} cannot take prepared volumes ({why}). Free space or set --cache_dir.") from None
+            raise UserError(
+                f"{cache} cannot take prepared volumes ({why}). Free space or set --cache_dir."
+            ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Prepared(folder)
@@ -138,7 +152,14 @@ def prepare_all(cases: Sequence[Case], options: DataOptions, cache: Path) -> lis
     """Every case in the cache, several at a time."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         jobs = pool.map(lambda case: prepare(case, options, cache), cases)
-        return list(tqdm(jobs, total=len(cases), desc="Preparing volumes", disable=not main_rank() or len(cases) < 20))
+        return list(
+            tqdm(
+                jobs,
+                total=len(cases),
+                desc="Preparing volumes",
+                disable=not main_rank() or len(cases) < 20,
+            )
+        )
 
 
 def cache_folder(options: DataOptions, run_folder: Path) -> Path:

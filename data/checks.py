@@ -1,4 +1,6 @@
-"""Checks of every volume of a cohort before anything long starts; all problems are shown together."""
+"""Checks of every volume of a cohort before anything long starts; all problems are shown
+together.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from util.cli import UserError, listing, main_rank
 
 log = logging.getLogger(__name__)
 
-# A chest CT in HU holds air (-1000) in the lungs and around the body. Volumes scaled to 0..1 or -1..1, z-scores, 8-bit
+# A chest CT in HU holds air (-1000) in the lungs and around the body. Volumes scaled to 0..1 or
+# -1..1, z-scores, 8-bit
 # pictures (0..255) and raw detector values (HU + 1024) all have their darkest voxel above this.
 DARKEST_HU = -200.0
 LARGEST_LABEL = 255
@@ -36,7 +39,9 @@ def image_facts(path: Path) -> Facts:
 
 
 def mask_facts(path: Path) -> Facts:
-    """What `mask_problems` needs to know of a mask: {"labels": [value, ...]}, where there are thousands not all."""
+    """What `mask_problems` needs to know of a mask: {"labels": [value, ...]}, where there are
+    thousands not all.
+    """
     values: set[float] = set()
     for plane in load(path).array:  # plane by plane: sorting a whole scan takes gigabytes
         values |= set(np.unique(plane).tolist())
@@ -54,8 +59,10 @@ def image_problems(path: Path, facts: Facts) -> list[str]:
         return [f"{path} is constant ({low:g} everywhere). Export it again or remove the case."]
     if low >= DARKEST_HU:
         return [
-            f"{path} is not in HU: its values run from {low:g} to {high:g}, but a chest CT holds air, so some voxel "
-            f"lies below {DARKEST_HU:g}. Apply the rescale slope and intercept; do not normalise."]
+            f"{path} is not in HU: its values run from {low:g} to {high:g}, but a chest CT holds "
+            "air, so some voxel "
+            f"lies below {DARKEST_HU:g}. Apply the rescale slope and intercept; do not normalise."
+        ]
     return []
 
 
@@ -63,40 +70,60 @@ def mask_problems(path: Path, facts: Facts, most: int) -> list[str]:
     """Messages on a mask with labels that are not whole, out of range or too many."""
     labels = facts["labels"]
     if not (problems := label_problems(path, labels)) and len(labels) > most:
-        return [f"{path} holds {len(labels)} different labels, more than --max_labels {most}. Is it a mask?"]
+        return [
+            f"{path} holds {len(labels)} different labels, more than --max_labels {most}. Is it a "
+            "mask?"
+        ]
     return problems
 
 
 def label_problems(path: Path, labels: Sequence[float]) -> list[str]:
     """Messages on values that cannot be labels."""
     if broken := [v for v in labels if not np.isfinite(v) or v != round(v)]:
-        return [f"{path} holds values that are no whole labels, such as {broken[0]:g}. Save the label map itself."]
+        return [
+            f"{path} holds values that are no whole labels, such as {broken[0]:g}. Save the label "
+            "map itself."
+        ]
     if outside := [v for v in labels if not 0 <= v <= LARGEST_LABEL]:
-        return [f"{path} holds the label {outside[0]:g}; labels run from 0 to {LARGEST_LABEL}. Relabel the mask."]
+        return [
+            f"{path} holds the label {outside[0]:g}; labels run from 0 to {LARGEST_LABEL}. "
+            "Relabel the mask."
+        ]
     return []
 
 
 def check_known(found: Sequence[int], labels: Sequence[int], masks: Sequence[Path]) -> None:
-    """Raises `UserError` naming the first mask with a label that a run does not know, if `found` holds such a label."""
+    """Raises `UserError` naming the first mask with a label that a run does not know, if `found`
+    holds such a label.
+    """
     if set(found) - set(labels):
         for mask in masks:
             check_labels([int(v) for v in mask_facts(mask)["labels"]], labels, mask)
 
 
 def grid_problems(image: Path, mask: Path) -> list[str]:
-    """Messages on a CT and a mask that do not lie on the same grid (see `data.geometry.GRID_TOLERANCE`)."""
+    """Messages on a CT and a mask that do not lie on the same grid (see
+    `data.geometry.GRID_TOLERANCE`).
+    """
     first, second = read_header(image), read_header(mask)
     todo = "Resample the mask onto the CT's grid (nearest neighbour)."
     if first.shape != second.shape:
-        return [f"{mask} has shape {second.shape} (in RAS), its CT {image} has {first.shape}. {todo}"]
+        return [
+            f"{mask} has shape {second.shape} (in RAS), its CT {image} has {first.shape}. {todo}"
+        ]
     if not same_place(first.shape, first.affine, second.affine):
         away = corner_distance(first.shape, first.affine, second.affine)
-        return [f"{mask} lies elsewhere than its CT {image}: corners are up to {away:.3g} mm apart. {todo}"]
+        return [
+            f"{mask} lies elsewhere than its CT {image}: corners are up to {away:.3g} mm apart. "
+            f"{todo}"
+        ]
     return []
 
 
 class FactStore:
-    """Facts of files, remembered on disk by path, size and time of change, so that a second start is fast."""
+    """Facts of files, remembered on disk by path, size and time of change, so that a second
+    start is fast.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -122,7 +149,9 @@ class FactStore:
                 temporary.write_text(json.dumps(self.facts), encoding="utf-8")
 
 
-def check_pair(image: Path | None, mask: Path, store: FactStore, most: int) -> tuple[list[str], list[int]]:
+def check_pair(
+    image: Path | None, mask: Path, store: FactStore, most: int
+) -> tuple[list[str], list[int]]:
     """The problems of one case, and the labels of its mask."""
     problems: list[str] = []
     labels: list[int] = []
@@ -139,9 +168,12 @@ def check_pair(image: Path | None, mask: Path, store: FactStore, most: int) -> t
 
 
 def check_volumes(
-    pairs: Sequence[tuple[Path | None, Path]], most: int = 16, cache: Path | None = None,
+    pairs: Sequence[tuple[Path | None, Path]],
+    most: int = 16,
+    cache: Path | None = None,
 ) -> tuple[int, ...]:
-    """Reads every volume once and returns the labels of the cohort, sorted, 0 (background) among them.
+    """Reads every volume once and returns the labels of the cohort, sorted, 0 (background) among
+    them.
 
     Args:
         pairs: (CT or None, mask) of every case.
@@ -149,25 +181,36 @@ def check_volumes(
         cache: Folder that remembers what was found.
 
     Raises:
-        UserError: Any file that cannot be read, CT and mask on different grids, labels that are not whole or too
+        UserError: Any file that cannot be read, CT and mask on different grids, labels that are not
+            whole or too
             many, a CT that is constant, not finite or not in HU; the first ten problems are listed.
     """
     store = FactStore(cache / "checks.json" if cache else None)
     known = len(store.facts)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         jobs = pool.map(lambda pair: check_pair(pair[0], pair[1], store, most), pairs)
-        bar = tqdm(jobs, total=len(pairs), desc="Checking volumes", disable=not main_rank() or len(pairs) < 20)
+        bar = tqdm(
+            jobs,
+            total=len(pairs),
+            desc="Checking volumes",
+            disable=not main_rank() or len(pairs) < 20,
+        )
         results = list(bar)
     if len(store.facts) > known:
         store.save()
     problems = [text for found, _ in results for text in found]
     labels = tuple(sorted({0} | {label for _, found in results for label in found}))
     if not problems and len(labels) > most:
-        problems = [f"The masks hold {len(labels)} different labels, more than --max_labels {most}: {labels}."]
+        problems = [
+            f"The masks hold {len(labels)} different labels, more than --max_labels {most}: "
+            f"{labels}."
+        ]
     if problems:
         more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError("\n".join(problems[:SHOWN]) + more)
-    empty = [mask.name for (_, mask), (_, found) in zip(pairs, results, strict=True) if not any(found)]
+    empty = [
+        mask.name for (_, mask), (_, found) in zip(pairs, results, strict=True) if not any(found)
+    ]
     if empty:
         log.warning("%d masks hold nothing but background: %s.", len(empty), listing(empty))
     return labels

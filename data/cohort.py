@@ -5,17 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.checks import check_volumes
-from data.sample import drawn
-from data.splits import Splits, make_splits, read_splits
-from data.table import Table, find_table, read_table
-from data.volumes import SUFFIXES, has_suffix, strip_suffix
-from options.base_options import DataOptions
-from util.cli import UserError, listing
+from data.splits import Splits
+from util.cli import UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +28,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All cases in natural order, with `splits` (train, val, test) of their ids and the `labels` of their masks."""
+    """All cases in natural order, with `splits` (train, val, test) of their ids and the `labels`
+    of their masks.
+    """
 
     root: Path
     cases: tuple[Case, ...]
@@ -46,7 +42,9 @@ class Cohort:
         return {case.id: case for case in self.cases}[case_id]
 
     def split(self, name: str) -> tuple[Case, ...]:
-        """The cases of a split, one that was drawn twice twice; a split without cases raises `UserError`."""
+        """The cases of a split, one that was drawn twice twice; a split without cases raises
+        `UserError`.
+        """
         members = Counter(self.splits.get(name, ()))
         if not members:
             sizes = ", ".join(f"{k} {len(v)}" for k, v in self.splits.items())
@@ -57,117 +55,3 @@ class Cohort:
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts case2 before case10."""
     return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in re.split(r"([0-9]+)", text) if p]
-
-
-def load_cohort(
-    options: DataOptions, *, need_images: bool = True, seed: int = 0, cache: Path | None = None, check: bool = True,
-) -> Cohort:
-    """Finds, pairs and checks everything in `options.dataroot`.
-
-    Args:
-        options: `--dataroot` and how it is read.
-        need_images: Whether a scan must stand beside every mask (training); else masks alone do.
-        seed: Decides the splits where there is no `splits.json`.
-        cache: Folder that remembers what the checks found.
-        check: Read every volume (see `data.checks.check_volumes`); without it `labels` is empty.
-
-    Raises:
-        UserError: A missing or empty folder, missing pairs, duplicate ids, a bad table, bad splits or bad volumes.
-    """
-    root = _root(options)
-    masks = _files(root / MASKS)
-    images = _files(root / IMAGES) if (root / IMAGES).is_dir() else {}
-    if need_images and not images:
-        raise UserError(f"{root / IMAGES} does not exist; training needs the scan of every mask there.")
-    _check_pairs(root, images, masks, need_images)
-    path = find_table(root)
-    table = Table((), {}) if path is None else read_table(path, options.key_column)
-    if path is None:
-        log.warning("%s has no clinical.csv or clinical.xlsx: nothing is known of any case.", root)
-    else:
-        _check_rows(path, list(masks), list(table.rows), options.strict)
-    empty = dict.fromkeys(table.columns, "")
-    cases = tuple(
-        Case(key, images.get(key), masks[key], {**empty, **table.rows.get(key, {})})
-        for key in sorted(masks, key=natural))
-    splits = _splits(root, cases, table.columns, options, seed)
-    cohort = drawn(Cohort(root, cases, splits, (), table.columns), options, seed)
-    if not check:
-        return cohort
-    return replace(cohort, labels=check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache))
-
-
-def check_lungs(cohort: Cohort, options: DataOptions) -> None:
-    """Raises `UserError` where no mask of the cohort holds a label of the lungs."""
-    if cohort.labels and not set(options.lung_labels) & set(cohort.labels):
-        raise UserError(f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in {cohort.root} hold "
-                        f"{listing([str(v) for v in cohort.labels])} only; give the labels that are lungs.")
-
-
-def _root(options: DataOptions) -> Path:
-    if not options.dataroot:
-        raise UserError(f"--dataroot is not given; it is the folder that holds {IMAGES}/ and {MASKS}/.")
-    root = Path(options.dataroot)
-    if not root.is_dir():
-        raise UserError(f"--dataroot {root} does not exist or is no folder.")
-    if not (root / MASKS).is_dir():
-        inside = listing(sorted(p.name for p in root.iterdir())) or "nothing"
-        raise UserError(f"--dataroot {root} has no folder {MASKS}/ with masks; it holds: {inside}.")
-    return root
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """The volume files of a folder by case id."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not has_suffix(path.name):
-            continue
-        case = strip_suffix(path.name)
-        if case in found:
-            both = f"{found[case].name} and {path.name}"
-            raise UserError(f"{folder} holds case {case!r} twice: {both}. Keep one of them.")
-        found[case] = path
-    if not found:
-        raise UserError(f"{folder} is empty: it has no file that ends in {', '.join(SUFFIXES)}.")
-    return found
-
-
-def _check_pairs(root: Path, images: dict[str, Path], masks: dict[str, Path], need_images: bool) -> None:
-    no_mask = sorted(set(images) - set(masks), key=natural)
-    no_image = sorted(set(masks) - set(images), key=natural)
-    if no_mask:
-        raise UserError(f"{len(no_mask)} scans in {root / IMAGES} have no mask of the same name in {root / MASKS}: "
-                        f"{listing(no_mask)}. Add the masks or remove the scans.")
-    if no_image and need_images:
-        raise UserError(f"{len(no_image)} masks in {root / MASKS} have no scan of the same name in {root / IMAGES}: "
-                        f"{listing(no_image)}. Add the scans or remove the masks.")
-    if no_image and images:
-        log.warning("%d masks have no scan: %s.", len(no_image), listing(no_image))
-
-
-def _check_rows(path: Path, cases: Sequence[str], rows: Sequence[str], strict: bool) -> None:
-    no_row = sorted(set(cases) - set(rows), key=natural)
-    no_scan = sorted(set(rows) - set(cases), key=natural)
-    texts = []
-    if no_row:
-        texts.append(f"{len(no_row)} of {len(cases)} scans have no row: {listing(no_row)}")
-    if no_scan:
-        texts.append(f"{len(no_scan)} of {len(rows)} rows have no scan: {listing(no_scan)}")
-    if texts and strict:
-        raise UserError(f"{path}: {'; '.join(texts)}. Complete the table, or leave out --strict.")
-    for text in texts:
-        log.warning("%s: %s.", path, text)
-
-
-def _splits(
-    root: Path, cases: Sequence[Case], columns: Sequence[str], options: DataOptions, seed: int,
-) -> Splits:
-    column = options.patient_column
-    if column and column != options.key_column and column not in columns:
-        raise UserError(f"--patient_column {column!r} is no column of the table; it has: {listing(list(columns), 30)}.")
-    patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
-    ids = [case.id for case in cases]
-    path = Path(options.splits) if options.splits else root / "splits.json"
-    if options.splits or path.is_file():
-        return read_splits(path, ids, patients)
-    return make_splits(ids, seed, patients, images=any(case.image for case in cases))

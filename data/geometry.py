@@ -15,14 +15,18 @@ from nibabel import orientations
 Shape = tuple[int, int, int]
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
-# Two grids are one where no corner voxel of one lies further from its place in the other than this share of the
-# smallest voxel side: far above the rounding of headers (float32, quaternions, text), far below what moves a label.
+# Two grids are one where no corner voxel of one lies further from its place in the other than this
+# share of the
+# smallest voxel side: far above the rounding of headers (float32, quaternions, text), far below
+# what moves a label.
 GRID_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in RAS orientation: `array` (X, Y, Z), contiguous; `affine` (4, 4), voxel index to RAS mm."""
+    """A volume in RAS orientation: `array` (X, Y, Z), contiguous; `affine` (4, 4), voxel index
+    to RAS mm.
+    """
 
     array: np.ndarray
     affine: np.ndarray
@@ -40,7 +44,9 @@ def as_shape(values: Sequence[Any]) -> Shape:
 
 
 def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> tuple[Shape, np.ndarray]:
-    """Shape and affine that a grid has once its axes are permuted and flipped to the closest RAS."""
+    """Shape and affine that a grid has once its axes are permuted and flipped to the closest
+    RAS.
+    """
     ornt = orientations.io_orientation(affine)
     canonical = [0, 0, 0]
     for axis, target in enumerate(ornt[:, 0].astype(int)):
@@ -49,7 +55,9 @@ def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> tuple[Shape, np.
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> Volume:
-    """Permutes and flips a volume to the closest RAS orientation; no voxel changes its value or its place."""
+    """Permutes and flips a volume to the closest RAS orientation; no voxel changes its value or
+    its place.
+    """
     turned = orientations.apply_orientation(array, orientations.io_orientation(affine))
     return Volume(np.ascontiguousarray(turned), canonical_grid(array.shape, affine)[1])
 
@@ -66,7 +74,9 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
 
 
 def corner_distance(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> float:
-    """Largest distance in mm between the places that two affines give to the corner voxels of a grid."""
+    """Largest distance in mm between the places that two affines give to the corner voxels of a
+    grid.
+    """
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
     moved = (first - second) @ np.vstack([corners, np.ones(corners.shape[1])])
     return float(np.linalg.norm(moved[:3], axis=0).max())
@@ -77,13 +87,19 @@ def same_place(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> b
     return corner_distance(shape, first, second) <= GRID_TOLERANCE * float(voxel_sizes(first).min())
 
 
-def spaced_grid(shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]) -> tuple[Shape, np.ndarray]:
-    """The grid of another voxel size (mm) over the same box: same axes, same centre, extent rounded to whole voxels."""
+def spaced_grid(
+    shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
+) -> tuple[Shape, np.ndarray]:
+    """The grid of another voxel size (mm) over the same box: same axes, same centre, extent
+    rounded to whole voxels.
+    """
     factor = np.asarray(spacing, float) / voxel_sizes(affine)
     new = np.maximum(1, np.rint(np.asarray(shape) / factor))
     scaled = affine.copy()
     scaled[:3, :3] = affine[:3, :3] * factor
-    scaled[:3, 3] += affine[:3, :3] @ ((np.asarray(shape) - 1) / 2) - scaled[:3, :3] @ ((new - 1) / 2)
+    scaled[:3, 3] += affine[:3, :3] @ ((np.asarray(shape) - 1) / 2) - scaled[:3, :3] @ (
+        (new - 1) / 2
+    )
     return as_shape(new), scaled
 
 
@@ -104,21 +120,32 @@ def resample(
     """
     if (spacing is None) == (grid is None):
         raise ValueError("resample takes either spacing or grid")
-    shape, affine = grid if grid is not None else spaced_grid(volume.shape, volume.affine, spacing or ())
+    shape, affine = (
+        grid if grid is not None else spaced_grid(volume.shape, volume.affine, spacing or ())
+    )
     if tuple(shape) == volume.shape and np.allclose(affine, volume.affine, rtol=0, atol=1e-6):
         return volume
     kind = volume.array.dtype if order == 0 else np.dtype(np.float32)
-    image = nib.Nifti1Image(volume.array.astype(np.int32 if order == 0 else np.float32), volume.affine)
-    out = nibabel.processing.resample_from_to(image, (as_shape(tuple(shape)), affine), order=order, mode="nearest")
-    return Volume(np.ascontiguousarray(np.asanyarray(out.dataobj).astype(kind)), np.asarray(affine, float))
+    image = nib.Nifti1Image(
+        volume.array.astype(np.int32 if order == 0 else np.float32), volume.affine
+    )
+    out = nibabel.processing.resample_from_to(
+        image, (as_shape(tuple(shape)), affine), order=order, mode="nearest"
+    )
+    return Volume(
+        np.ascontiguousarray(np.asanyarray(out.dataobj).astype(kind)), np.asarray(affine, float)
+    )
 
 
 def coordinate_grid(
-    shape: Sequence[int], start: Sequence[int] = (0, 0, 0), size: Sequence[int] | None = None,
+    shape: Sequence[int],
+    start: Sequence[int] = (0, 0, 0),
+    size: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Place of each voxel of a crop in the whole volume.
 
-    Voxel i of n along an axis lies at (2 i + 1) / n - 1, so that the volume spans -1 to 1 whatever its size; voxels of
+    Voxel i of n along an axis lies at (2 i + 1) / n - 1, so that the volume spans -1 to 1 whatever
+    its size; voxels of
     padding lie beyond.
 
     Args:
@@ -137,7 +164,9 @@ def coordinate_grid(
 
 
 def crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:
-    """A copied box of a volume that may reach beyond it; what lies outside is `fill`. Shape `size`."""
+    """A copied box of a volume that may reach beyond it; what lies outside is `fill`. Shape
+    `size`.
+    """
     inside = tuple(slice(max(0, s), max(0, s + n)) for s, n in zip(start, size, strict=True))
     part = array[inside]
     if part.shape == tuple(size):

@@ -1,4 +1,6 @@
-"""Which case is for training, validation or testing: obeyed from `splits.json`, else drawn by patient."""
+"""Which case is for training, validation or testing: obeyed from `splits.json`, else drawn by
+patient.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from data.volumes import atomic, strip_suffix
-from util.checkpoint import read_json
 from util.cli import UserError, listing
+from util.training.checkpoint import read_json
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ FEWEST = 10  # below this a tenth is less than a case
 Splits = dict[str, tuple[str, ...]]
 
 
-def read_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] | None = None) -> Splits:
+def read_splits(
+    path: Path, cases: Sequence[str], patients: Mapping[str, str] | None = None
+) -> Splits:
     """Reads `{"train": [case, ...], "val": [...], "test": [...]}`; an absent list is empty.
 
     Args:
@@ -39,23 +43,35 @@ def read_splits(path: Path, cases: Sequence[str], patients: Mapping[str, str] | 
         raise UserError(f"{path} cannot be read as JSON ({error}).") from None
     lists = list(stored.values()) if isinstance(stored, dict) else [None]
     if not all(isinstance(v, list) and all(isinstance(case, str) for case in v) for v in lists):
-        raise UserError(f'{path} must look like {{"train": ["case1", ...], "val": [...], "test": [...]}}.')
+        raise UserError(
+            f'{path} must look like {{"train": ["case1", ...], "val": [...], "test": [...]}}.'
+        )
     if unknown := sorted(set(stored) - set(NAMES)):
-        raise UserError(f"{path} has the lists {listing(unknown)}; it may have only {', '.join(NAMES)}.")
+        raise UserError(
+            f"{path} has the lists {listing(unknown)}; it may have only {', '.join(NAMES)}."
+        )
     splits = {name: tuple(strip_suffix(case) for case in stored.get(name, [])) for name in NAMES}
     _check(path, splits, cases, patients or {})
     left_out = len(set(cases) - {case for names in splits.values() for case in names})
     if left_out:
-        log.info("%s names no split for %d of %d cases; they are not used.", path, left_out, len(cases))
+        log.info(
+            "%s names no split for %d of %d cases; they are not used.", path, left_out, len(cases)
+        )
     return splits
 
 
 def _check(path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[str, str]) -> None:
     named = [case for names in splits.values() for case in names]
     if unknown := [case for case in dict.fromkeys(named) if case not in set(cases)]:
-        raise UserError(f"{path} names cases that have no files: {listing(unknown)}. Correct the names or remove them.")
+        raise UserError(
+            f"{path} names cases that have no files: {listing(unknown)}. Correct the names or "
+            "remove them."
+        )
     if twice := [case for case in dict.fromkeys(named) if named.count(case) > 1]:
-        raise UserError(f"{path} names these cases more than once: {listing(twice)}. A case belongs to one split.")
+        raise UserError(
+            f"{path} names these cases more than once: {listing(twice)}. A case belongs to one "
+            "split."
+        )
     owners: dict[str, set[str]] = defaultdict(set)
     for name, members in splits.items():
         for case in members:
@@ -63,13 +79,19 @@ def _check(path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[s
     if torn := [patient for patient, names in owners.items() if len(names) > 1]:
         raise UserError(
             f"{path} puts scans of one patient into different splits: {listing(torn)}. "
-            "Move all scans of a patient to one split, or give no --patient_column.")
+            "Move all scans of a patient to one split, or give no --patient_column."
+        )
 
 
 def make_splits(
-    cases: Sequence[str], seed: int, patients: Mapping[str, str] | None = None, *, images: bool = True,
+    cases: Sequence[str],
+    seed: int,
+    patients: Mapping[str, str] | None = None,
+    *,
+    images: bool = True,
 ) -> Splits:
-    """Draws 80/10/10 by patient; with fewer than ten cases or without images every case is in every split, and is said.
+    """Draws 80/10/10 by patient; with fewer than ten cases or without images every case is in every
+    split, and is said.
 
     Args:
         cases: Every case of the cohort.
@@ -79,24 +101,34 @@ def make_splits(
     """
     if not images or len(cases) < FEWEST:
         why = f"There are fewer than {FEWEST} cases" if images else "There are no images"
-        log.warning("%s and no splits.json: every case is in every split, so tests are no tests of unseen cases.", why)
+        log.warning(
+            "%s and no splits.json: every case is in every split, so tests are no tests of unseen "
+            "cases.",
+            why,
+        )
         return {name: tuple(cases) for name in NAMES}
     groups: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         groups[(patients or {}).get(case, "") or case].append(case)
     names = list(groups)
     if len(names) < len(NAMES):
-        raise UserError(f"There are only {len(names)} patients, too few to split. Write a splits.json.")
+        raise UserError(
+            f"There are only {len(names)} patients, too few to split. Write a splits.json."
+        )
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     tenth = max(1, round(len(order) / 10))
-    parts = {"train": order[2 * tenth:], "val": order[:tenth], "test": order[tenth: 2 * tenth]}
+    parts = {"train": order[2 * tenth :], "val": order[:tenth], "test": order[tenth : 2 * tenth]}
     rank = {case: k for k, case in enumerate(cases)}
-    return {name: tuple(sorted((c for p in part for c in groups[p]), key=rank.__getitem__))
-            for name, part in parts.items()}
+    return {
+        name: tuple(sorted((c for p in part for c in groups[p]), key=rank.__getitem__))
+        for name, part in parts.items()
+    }
 
 
 def run_splits(path: Path, root: Path) -> Splits | None:
-    """The splits that `save_splits` kept in a run's folder; None where there are none or `root` has its own splits."""
+    """The splits that `save_splits` kept in a run's folder; None where there are none or `root`
+    has its own splits.
+    """
     if (root / path.name).is_file() or not path.is_file():
         return None
     stored = read_json(path)
@@ -106,4 +138,6 @@ def run_splits(path: Path, root: Path) -> Splits | None:
 def save_splits(path: Path, splits: Splits) -> None:
     """Writes splits as `read_splits` reads them, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps({k: list(v) for k, v in splits.items()}, indent=1), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({k: list(v) for k, v in splits.items()}, indent=1), encoding="utf-8"
+        )

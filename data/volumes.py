@@ -1,4 +1,6 @@
-"""Volume files: NIfTI, MetaImage and NRRD in, NIfTI on the grid of a source file out, and the HU window."""
+"""Volume files: NIfTI, MetaImage and NRRD in, NIfTI on the grid of a source file out, and the HU
+window.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,41 @@ from nibabel.spatialimages import HeaderDataError
 from data.geometry import Shape, Volume, as_shape, canonical_grid, from_ras, resample, to_ras
 from util.cli import UserError
 
-__all__ = ["SUFFIXES", "Header", "Volume", "load", "one_hot", "read_header", "resample", "strip_suffix", "to_hu",
-           "to_unit", "write_like"]
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "Volume",
+    "load",
+    "one_hot",
+    "read_header",
+    "resample",
+    "strip_suffix",
+    "to_hu",
+    "to_unit",
+    "write_like",
+]
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-DAMAGED = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error, ImageFileError, HeaderDataError)
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+)
 
 T = TypeVar("T", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
 class Header:
-    """The grid of a file: `shape` and `affine` as canonicalised to RAS, `source_*` as they stand in the file."""
+    """The grid of a file: `shape` and `affine` as canonicalised to RAS, `source_*` as they stand
+    in the file.
+    """
 
     shape: Shape
     affine: np.ndarray
@@ -63,18 +87,24 @@ def _readable(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
         known = ", ".join(SUFFIXES)
         raise UserError(
-            f"{path} cannot be read as a volume ({reason}). It is truncated, damaged or not of its suffix's format; "
-            f"copy or export it again (formats: {known}).") from None
+            f"{path} cannot be read as a volume ({reason}). It is truncated, damaged or not of "
+            "its suffix's format; "
+            f"copy or export it again (formats: {known})."
+        ) from None
 
 
 def _checked(path: Path, shape: Sequence[int], affine: np.ndarray) -> Header:
     if len(shape) != 3:
         raise UserError(
-            f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a single 3D volume.")
+            f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a "
+            "single 3D volume."
+        )
     if min(shape) < 1:
         raise UserError(f"{path} is empty: its shape is {tuple(shape)}. Export it again.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError(f"{path} has no usable affine (a voxel side is zero or not finite). Repair its header.")
+        raise UserError(
+            f"{path} has no usable affine (a voxel side is zero or not finite). Repair its header."
+        )
     return Header(*canonical_grid(shape, affine), as_shape(shape), affine)
 
 
@@ -115,14 +145,19 @@ def _itk_header(path: Path) -> Header:
 def _known(path: Path | str) -> Path:
     path = Path(path)
     if not has_suffix(path.name):
-        raise UserError(f"{path} is not a volume file this program reads; its name must end in: {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{path} is not a volume file this program reads; its name must end in: "
+            f"{', '.join(SUFFIXES)}."
+        )
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file.")
     return path
 
 
 def read_header(path: Path | str) -> Header:
-    """The grid of a volume file, without reading its voxels; raises `UserError` for a file that is none."""
+    """The grid of a volume file, without reading its voxels; raises `UserError` for a file that
+    is none.
+    """
     path = _known(path)
     return _nifti(path)[1] if _is_nifti(path) else _itk_header(path)
 
@@ -141,14 +176,19 @@ def load(path: Path | str) -> Volume:
     else:
         header = _itk_header(path)
         with _readable(path):
-            array = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T  # SimpleITK's arrays are (Z, Y, X)
+            array = sitk.GetArrayFromImage(
+                sitk.ReadImage(str(path))
+            ).T  # SimpleITK's arrays are (Z, Y, X)
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
     return to_ras(array, header.source_affine)
 
 
-def write_like(path_out: Path | str, array_ras: np.ndarray, like: Path | str, dtype: Any = np.int16) -> None:
-    """Writes a NIfTI on the grid of another file: same shape, affine and orientation, whichever these are.
+def write_like(
+    path_out: Path | str, array_ras: np.ndarray, like: Path | str, dtype: Any = np.int16
+) -> None:
+    """Writes a NIfTI on the grid of another file: same shape, affine and orientation, whichever
+    these are.
 
     The file appears whole or not at all. Integer types are rounded, and clipped to their range.
 
@@ -167,7 +207,10 @@ def write_like(path_out: Path | str, array_ras: np.ndarray, like: Path | str, dt
     if array_ras.shape != header.shape:
         raise ValueError(f"array has shape {array_ras.shape}, the grid of {like} {header.shape}")
     if not np.isfinite(array_ras).all():
-        raise UserError(f"{path_out}: the volume to be written holds values that are not finite; nothing was written.")
+        raise UserError(
+            f"{path_out}: the volume to be written holds values that are not finite; nothing was "
+            "written."
+        )
     kind = np.dtype(dtype)
     array = from_ras(array_ras, header.source_affine)
     if kind.kind in "iu":
@@ -179,10 +222,14 @@ def write_like(path_out: Path | str, array_ras: np.ndarray, like: Path | str, dt
 
 
 def _image_like(array: np.ndarray, like: Path, header: Header) -> Any:
-    """A NIfTI image of `array` with the geometry fields of `like`, exactly as they stand where it is a NIfTI itself."""
+    """A NIfTI image of `array` with the geometry fields of `like`, exactly as they stand where
+    it is a NIfTI itself.
+    """
     if _is_nifti(like):
         source = _nifti(like)[0]
-        fields = source.header.copy()  # qform, sform and their codes: every reader sees the same place as in the source
+        fields = (
+            source.header.copy()
+        )  # qform, sform and their codes: every reader sees the same place as in the source
         fields.extensions.clear()
         fields["cal_min"] = fields["cal_max"] = 0
         fields.set_data_dtype(array.dtype)
@@ -199,7 +246,9 @@ def _image_like(array: np.ndarray, like: Path, header: Header) -> Any:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, that replaces it once the block has ended well."""
+    """A temporary path beside `path`, of the same suffix, that replaces it once the block has
+    ended well.
+    """
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
     try:
@@ -208,7 +257,9 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # noqa: PTH105
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}). Free space or choose another folder.") from None
+        raise UserError(
+            f"{path} cannot be written ({reason}). Free space or choose another folder."
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -220,7 +271,9 @@ def _float(values: T) -> T:
 
 
 def to_unit(hu: T, window: tuple[float, float]) -> T:
-    """HU (array or tensor) linearly to [-1, 1], the window's ends at -1 and 1; what lies outside is clipped."""
+    """HU (array or tensor) linearly to [-1, 1], the window's ends at -1 and 1; what lies outside
+    is clipped.
+    """
     low, high = window
     return ((_float(hu) - low) * (2 / (high - low)) - 1).clip(-1, 1)
 
@@ -249,4 +302,5 @@ def check_labels(found: Sequence[int], labels: Sequence[int], source: object) ->
         shown, known = ", ".join(f"{v:g}" for v in unknown[:8]), ", ".join(map(str, labels))
         raise UserError(
             f"{many} {shown} in {source}; this run knows {known}. "
-            "Relabel the mask, or train on a cohort that has the label.")
+            "Relabel the mask, or train on a cohort that has the label."
+        )

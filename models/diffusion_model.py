@@ -1,4 +1,6 @@
-"""Diffusion models: the image is reached from noise in many small steps, and a real scan can be led back to its noise."""
+"""Diffusion models: the image is reached from noise in many small steps, and a real scan can be
+led back to its noise.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import MODELS, Batch, GenerativeModel, Tiler, Update
-from models.denoiser import Denoiser
-from models.generator import size_multiple
-from models.process import FLOWS, SCHEDULES, Process, Solver
-from models.spaces import Latents, Voxels
-from models.text_base import TextEmbedding
+from models.base_model import MODELS, Batch, GenerativeModel, Tiler, Update
+from models.diffusion.latent_space import Latents, Voxels
+from models.diffusion.noise_schedule import FLOWS, SCHEDULES, Process, Solver
+from models.networks.denoiser import Denoiser
+from models.networks.generator import size_multiple
+from models.text.base_encoder import TextEmbedding
 from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
@@ -26,7 +28,8 @@ DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guida
 def uniform(noise: Tensor, count: int) -> Tensor:
     """`(B, count)` uniform numbers that follow from each sample's noise `(B, N, X, Y, Z)`.
 
-    They are the later digits of its first values, which are uniform and independent of the rest. So a sample's time is a
+    They are the later digits of its first values, which are uniform and independent of the rest. So
+    a sample's time is a
     function of its number alone, whichever process draws it.
     """
     return (noise.flatten(1)[:, :count].abs().double() * 4096).frac().float()
@@ -34,12 +37,16 @@ def uniform(noise: Tensor, count: int) -> Tensor:
 
 def keep(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
     """The prompts where `kept` `(B,)` is true, empty ones elsewhere."""
-    return TextEmbedding(text.tokens * kept[:, None, None], text.valid & kept[:, None], text.pooled * kept[:, None])
+    return TextEmbedding(
+        text.tokens * kept[:, None, None], text.valid & kept[:, None], text.pooled * kept[:, None]
+    )
 
 
 def repeat(text: TextEmbedding, batch: int) -> TextEmbedding:
     """One prompt for each of `batch` tiles."""
-    return TextEmbedding(*(t.expand(batch, *t.shape[1:]) for t in (text.tokens, text.valid, text.pooled)))
+    return TextEmbedding(
+        *(t.expand(batch, *t.shape[1:]) for t in (text.tokens, text.valid, text.pooled))
+    )
 
 
 def wide(*values: Tensor) -> tuple[Tensor, ...]:
@@ -49,7 +56,8 @@ def wide(*values: Tensor) -> tuple[Tensor, ...]:
 
 @MODELS.register("diffusion")
 class DiffusionModel(GenerativeModel):
-    """Rectified flow (Liu et al. 2022), or diffusion with v (Salimans & Ho 2022) or noise prediction (Ho et al. 2020).
+    """Rectified flow (Liu et al. 2022), or diffusion with v (Salimans & Ho 2022) or noise
+    prediction (Ho et al. 2020).
 
     Args:
         options: The run's options.
@@ -58,23 +66,30 @@ class DiffusionModel(GenerativeModel):
         training: Not used; sampling takes the same network.
     """
 
-    def __init__(self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True) -> None:
+    def __init__(
+        self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
+    ) -> None:
         self.options, diffusion = options, options.diffusion
         self.space = self.make_space(options)
         self.ema_network = "G"
         self.size_multiple = size_multiple(options.generator) * self.space.factor
         self.noise_channels = self.space.channels
         self.process = Process(diffusion, diffusion.sigma_data or self.space.sigma)
-        self.raw = {"G": Denoiser(
-            options.generator, self.space.channels, n_labels, text_width, diffusion.time_width)}
+        self.raw = {
+            "G": Denoiser(
+                options.generator, self.space.channels, n_labels, text_width, diffusion.time_width
+            )
+        }
         self.space.mark(self.raw["G"])
         self.networks = dict(self.raw)
         self.use(SamplingOptions())
 
     def make_space(self, options: TrainOptions) -> Voxels:
         if options.diffusion.autoencoder:
-            raise UserError("--autoencoder is for --model latent_diffusion; --model diffusion works on voxels. "
-                            "Leave the flag out, or choose the other model.")
+            raise UserError(
+                "--autoencoder is for --model latent_diffusion; --model diffusion works on voxels. "
+                "Leave the flag out, or choose the other model."
+            )
         return Voxels()
 
     def use(self, sampling: SamplingOptions) -> None:
@@ -86,20 +101,39 @@ class DiffusionModel(GenerativeModel):
         diffusion = self.options.diffusion
         fitting = FLOWS if self.process.flow else SCHEDULES
         if sampling.sampler not in fitting:
-            raise UserError(f"--sampler is {sampling.sampler}; with --diffusion_target {diffusion.diffusion_target} it must "
-                            f"be one of: {', '.join(fitting)}.")
+            raise UserError(
+                f"--sampler is {sampling.sampler}; with --diffusion_target "
+                f"{diffusion.diffusion_target} it must "
+                f"be one of: {', '.join(fitting)}."
+            )
         if (sampling.sampling_steps or 0) > diffusion.diffusion_steps:
-            raise UserError(f"--sampling_steps is {sampling.sampling_steps}; the run's schedule has "
-                            f"{diffusion.diffusion_steps} (--diffusion_steps). Use at most so many.")
+            raise UserError(
+                f"--sampling_steps is {sampling.sampling_steps}; the run's schedule has "
+                f"{diffusion.diffusion_steps} (--diffusion_steps). Use at most so many."
+            )
         for name, dropout in (("guidance", "text_dropout"), ("guidance_mask", "mask_dropout")):
             if getattr(sampling, name) != 1 and not getattr(diffusion, dropout):
-                raise UserError(f"--{name} is {getattr(sampling, name):g}, but training had --{dropout} 0, so the model "
-                                f"does not know how to do without. Use --{name} 1, or train with --{dropout} 0.1.")
+                raise UserError(
+                    f"--{name} is {getattr(sampling, name):g}, but training had --{dropout} 0, so "
+                    "the model "
+                    f"does not know how to do without. Use --{name} 1, or train with --{dropout} "
+                    "0.1."
+                )
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
-        return {"G": [{"params": list(self.raw["G"].parameters()), "lr": self.options.optim.lr, "from_epoch": 0}]}
+        return {
+            "G": [
+                {
+                    "params": list(self.raw["G"].parameters()),
+                    "lr": self.options.optim.lr,
+                    "from_epoch": 0,
+                }
+            ]
+        }
 
-    def training_step(self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update) -> dict[str, Tensor]:
+    def training_step(
+        self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update
+    ) -> dict[str, Tensor]:
         diffusion, process = self.options.diffusion, self.process
         image, noise = self.space.encode(batch["image"]), self.space.noise(batch["noise"])
         mask, coords = self.space.reduce(batch["mask"]), self.space.reduce(batch["coords"])
@@ -109,17 +143,27 @@ class DiffusionModel(GenerativeModel):
         noisy = a * image + s * noise
         told = keep(text, drawn[2] >= diffusion.text_dropout)
         shown = mask * wide(drawn[3] >= diffusion.mask_dropout)[0]
-        found = skip * noisy + blend * self.networks["G"](noisy, process.log_noise(t), shown, coords, told)
+        found = skip * noisy + blend * self.networks["G"](
+            noisy, process.log_noise(t), shown, coords, told
+        )
         loss = self._loss(found, image, mask[:, :1], process.weight(t))
         update("G", loss, {"G_image": loss})
         return {"G_image": loss.detach()}
 
     def _loss(self, found: Tensor, image: Tensor, background: Tensor, weight: Tensor) -> Tensor:
-        """Squared error, linear where it is large, labelled voxels weighted as in the GAN's voxel loss."""
+        """Squared error, linear where it is large, labelled voxels weighted as in the GAN's
+        voxel loss.
+        """
         weights = self.options.loss
         smooth = weights.l1_smooth / Voxels.sigma * self.space.sigma
-        errors = F.smooth_l1_loss(found, image, beta=smooth, reduction="none") if smooth else (found - image).abs()
-        return torch.mean(errors * (1 + (weights.l1_labels - 1) * (1 - background)) * wide(weight)[0])
+        errors = (
+            F.smooth_l1_loss(found, image, beta=smooth, reduction="none")
+            if smooth
+            else (found - image).abs()
+        )
+        return torch.mean(
+            errors * (1 + (weights.l1_labels - 1) * (1 - background)) * wide(weight)[0]
+        )
 
     def _solver(
         self, network: nn.Module, mask: Tensor, coords: Tensor, text: TextEmbedding, tiler: Tiler
@@ -132,18 +176,31 @@ class DiffusionModel(GenerativeModel):
             level = self.process.log_noise(torch.tensor([t], device=x.device))
 
             def tile(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
-                return self._guided(network, x, level.expand(len(x)), mask, coords, repeat(text, len(x)))
+                return self._guided(
+                    network, x, level.expand(len(x)), mask, coords, repeat(text, len(x))
+                )
 
             return tiler(tile, x, mask, coords)
 
         return Solver(self.process, whole, str(self.sampling.sampler))
 
     def _guided(
-        self, network: nn.Module, x: Tensor, level: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding
+        self,
+        network: nn.Module,
+        x: Tensor,
+        level: Tensor,
+        mask: Tensor,
+        coords: Tensor,
+        text: TextEmbedding,
     ) -> Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022) of the text, and of the mask (Brooks et al. 2023, eq. 3)."""
+        """Classifier-free guidance (Ho & Salimans 2022) of the text, and of the mask (Brooks et
+        al. 2023, eq. 3).
+        """
         told = network(x, level, mask, coords, text)
-        by_text, by_mask = float(self.sampling.guidance or 0), float(self.sampling.guidance_mask or 0)
+        by_text, by_mask = (
+            float(self.sampling.guidance or 0),
+            float(self.sampling.guidance_mask or 0),
+        )
         if by_text == by_mask == 1:
             return told
         nothing = keep(text, torch.zeros(len(x), dtype=torch.bool, device=x.device))
@@ -155,11 +212,15 @@ class DiffusionModel(GenerativeModel):
         return guided
 
     def _times(self, start: float = 1.0) -> list[float]:
-        return self.process.times(int(self.sampling.sampling_steps or 1), float(self.sampling.time_shift or 1), start)
+        return self.process.times(
+            int(self.sampling.sampling_steps or 1), float(self.sampling.time_shift or 1), start
+        )
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """Latents repeated on the voxels' grid, on which tiles are laid."""
-        return F.interpolate(x, scale_factor=float(self.space.factor)) if self.space.factor > 1 else x
+        return (
+            F.interpolate(x, scale_factor=float(self.space.factor)) if self.space.factor > 1 else x
+        )
 
     def _decode(self, x: Tensor, tiler: Tiler) -> Tensor:
         f = self.space.factor
@@ -168,7 +229,13 @@ class DiffusionModel(GenerativeModel):
         return x.clamp(-1, 1)
 
     def generate(
-        self, network: nn.Module, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding, tiler: Tiler
+        self,
+        network: nn.Module,
+        mask: Tensor,
+        coords: Tensor,
+        noise: Tensor,
+        text: TextEmbedding,
+        tiler: Tiler,
     ) -> Tensor:
         fresh = torch.Generator().manual_seed(int(noise.flatten()[0].view(torch.int32)) % 2**31)
         solver = self._solver(network, mask, coords, text, tiler)
@@ -176,21 +243,38 @@ class DiffusionModel(GenerativeModel):
 
     def check_editing(self) -> None:
         if self.sampling.sampler == "ddpm":
-            raise UserError("--edit_real cannot go back along --sampler ddpm, which draws new noise in every step. "
-                            "Use --sampler ddim.")
+            raise UserError(
+                "--edit_real cannot go back along --sampler ddpm, which draws new noise in every "
+                "step. "
+                "Use --sampler ddim."
+            )
 
     def invert(
-        self, network: nn.Module, image: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding, strength: float,
+        self,
+        network: nn.Module,
+        image: Tensor,
+        mask: Tensor,
+        coords: Tensor,
+        text: TextEmbedding,
+        strength: float,
         tiler: Tiler,
     ) -> Tensor:
         f = self.space.factor
         x = image
         if f > 1:
-            x = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)[..., ::f, ::f, ::f]
+            x = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)[
+                ..., ::f, ::f, ::f
+            ]
         return self._solver(network, mask, coords, text, tiler).invert(x, self._times(strength))
 
     def regenerate(
-        self, network: nn.Module, state: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding, strength: float,
+        self,
+        network: nn.Module,
+        state: Tensor,
+        mask: Tensor,
+        coords: Tensor,
+        text: TextEmbedding,
+        strength: float,
         tiler: Tiler,
     ) -> Tensor:
         solver = self._solver(network, mask, coords, text, tiler)
@@ -205,10 +289,21 @@ class LatentDiffusionModel(DiffusionModel):
         space = Latents(Path(options.diffusion.autoencoder), options.data.hu_window)
         multiple = 2 * size_multiple(options.generator) * space.factor  # tiles overlap by half
         if any(s % multiple for s in options.patch.patch_size):
-            size, good = (",".join(map(str, v)) for v in (options.patch.patch_size, [
-                max(multiple, round(s / multiple) * multiple) for s in options.patch.patch_size]))
+            size, good = (
+                ",".join(map(str, v))
+                for v in (
+                    options.patch.patch_size,
+                    [
+                        max(multiple, round(s / multiple) * multiple)
+                        for s in options.patch.patch_size
+                    ],
+                )
+            )
             raise UserError(
-                f"--patch_size is {size}; the autoencoder makes {space.factor} voxels one, and with "
-                f"{options.generator.n_downsample_global} halvings every side must be a multiple of {multiple}. "
-                f"The nearest that works: --patch_size {good}.")
+                f"--patch_size is {size}; the autoencoder makes {space.factor} voxels one, and "
+                "with "
+                f"{options.generator.n_downsample_global} halvings every side must be a multiple "
+                f"of {multiple}. "
+                f"The nearest that works: --patch_size {good}."
+            )
         return space

@@ -1,4 +1,6 @@
-"""Counterfactuals of real scans: a scan is led back to the noise that gives it, and made again with another text."""
+"""Counterfactuals of real scans: a scan is led back to the noise that gives it, and made again
+with another text.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.sampler import Sampler
+from models.inference import Sampler
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A real scan: `image` `(1, X, Y, Z)` in [-1, 1], `mask` `(K, X, Y, Z)`, `coords` `(3, X, Y, Z)`, and its own text."""
+    """A real scan: `image` `(1, X, Y, Z)` in [-1, 1], `mask` `(K, X, Y, Z)`, `coords` `(3, X, Y,
+    Z)`, and its own text.
+    """
 
     case: str
     image: Tensor
@@ -36,13 +40,21 @@ class Editor:
     def __init__(self, sampler: Sampler, strength: float) -> None:
         sampler.model.check_editing()
         self.sampler, self.strength = sampler, strength
-        self._scan: Scan | None = None  # the one at hand, with its inversion and what was made of it
+        self._scan: Scan | None = (
+            None  # the one at hand, with its inversion and what was made of it
+        )
         self._state, self._made = torch.empty(0), dict[tuple[str, ...], Tensor]()
 
     def __call__(self, scan: Scan, prompt: Sequence[str]) -> Tensor:
-        """The scan with another text, `(X, Y, Z)` in [-1, 1]; all texts of a scan start from one inversion."""
+        """The scan with another text, `(X, Y, Z)` in [-1, 1]; all texts of a scan start from one
+        inversion.
+        """
         if self._scan is not scan:
-            self._scan, self._state, self._made = scan, self._invert(scan, scan.image, scan.prompt), {}
+            self._scan, self._state, self._made = (
+                scan,
+                self._invert(scan, scan.image, scan.prompt),
+                {},
+            )
         if tuple(prompt) not in self._made:
             self._made[tuple(prompt)] = self._make(scan, self._state, prompt)
         return self._made[tuple(prompt)]
@@ -58,11 +70,14 @@ class Editor:
             cycles: Largest number of cycles without change; 0 leaves out all but the edits.
 
         Returns:
-            The scan after 1 and after `cycles` cycles without change; edited; edited and edited back.
+            The scan after 1 and after `cycles` cycles without change; edited; edited and edited
+            back.
         """
         same = {str(n): self.cycles(scan, n) for n in sorted({1, cycles})} if cycles else {}
         edited = {name: self(scan, words) for name, words in prompts.items()}
-        returned = {name: self.back(scan, edited[name], prompts[name]) for name in prompts if cycles}
+        returned = {
+            name: self.back(scan, edited[name], prompts[name]) for name in prompts if cycles
+        }
         return same, edited, returned
 
     def cycles(self, scan: Scan, count: int) -> Tensor:
@@ -80,4 +95,6 @@ class Editor:
         return self.sampler.invert(image, scan.mask, scan.coords, scan.case, prompt, self.strength)
 
     def _make(self, scan: Scan, state: Tensor, prompt: Sequence[str]) -> Tensor:
-        return self.sampler.regenerate(state, scan.mask, scan.coords, scan.case, prompt, self.strength)
+        return self.sampler.regenerate(
+            state, scan.mask, scan.coords, scan.case, prompt, self.strength
+        )

@@ -7,11 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.base import MODELS, Batch, GenerativeModel, Tiler, Update
-from models.discriminator import Judgement, MultiScaleDiscriminator
-from models.generator import Generator, size_multiple
-from models.losses import PerceptualLoss, discriminator_loss, feature_matching_loss, generator_loss, voxel_loss
-from models.text_base import TextEmbedding
+from models.base_model import MODELS, Batch, GenerativeModel, Tiler, Update
+from models.networks.discriminator import Judgement, MultiScaleDiscriminator
+from models.networks.generator import Generator, size_multiple
+from models.networks.losses import (
+    PerceptualLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    voxel_loss,
+)
+from models.text.base_encoder import TextEmbedding
 from options.train_options import TrainOptions
 
 
@@ -26,7 +32,9 @@ class Pix2PixHDModel(GenerativeModel):
         training: Whether to build what only training needs.
     """
 
-    def __init__(self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True) -> None:
+    def __init__(
+        self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
+    ) -> None:
         self.options = options
         self.ema_network = "G"
         self.size_multiple = size_multiple(options.generator)
@@ -44,46 +52,79 @@ class Pix2PixHDModel(GenerativeModel):
         optim, network = self.options.optim, self.raw["G"]
         assert isinstance(network, Generator)
         late = optim.niter_fix_global if self.options.generator.n_local_enhancers else 0
-        parts = [(list(part.parameters()), lr, epoch) for part, lr, epoch in (
-            (network.global_generator, optim.lr, late), (network.effect, optim.lr * optim.lr_text, 0)) if part is not None]
+        parts = [
+            (list(part.parameters()), lr, epoch)
+            for part, lr, epoch in (
+                (network.global_generator, optim.lr, late),
+                (network.effect, optim.lr * optim.lr_text, 0),
+            )
+            if part is not None
+        ]
         known = {id(p) for parameters, _, _ in parts for p in parameters}
         parts.insert(0, ([p for p in network.parameters() if id(p) not in known], optim.lr, 0))
-        groups = {"G": [{"params": parameters, "lr": lr, "from_epoch": epoch} for parameters, lr, epoch in parts]}
+        groups = {
+            "G": [
+                {"params": parameters, "lr": lr, "from_epoch": epoch}
+                for parameters, lr, epoch in parts
+            ]
+        }
         if "D" in self.raw:
-            groups["D"] = [{"params": list(self.raw["D"].parameters()), "lr": optim.lr_D, "from_epoch": 0}]
+            groups["D"] = [
+                {"params": list(self.raw["D"].parameters()), "lr": optim.lr_D, "from_epoch": 0}
+            ]
         return groups
 
-    def training_step(self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update) -> dict[str, Tensor]:
+    def training_step(
+        self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update
+    ) -> dict[str, Tensor]:
         real, mask, coords = batch["image"], batch["mask"], batch["coords"]
         fake = self.networks["G"](mask, coords, batch["noise"], text)
         terms: dict[str, Tensor] = {}
         on_real: list[Judgement] = []
         condition = torch.cat([mask, coords], 1) if self.options.generator.coord_channels else mask
         if self.adversarial:
-            on_real, terms["D"] = self._train_discriminator(real, fake.detach(), condition, text, other, update)
+            on_real, terms["D"] = self._train_discriminator(
+                real, fake.detach(), condition, text, other, update
+            )
         loss = self._generator_terms(terms, fake, real, condition, text, on_real)
         update("G", loss, {k: v for k, v in terms.items() if k != "D"})
         return {name: term.detach() for name, term in terms.items()}
 
     def _train_discriminator(
-        self, real: Tensor, fake: Tensor, condition: Tensor, text: TextEmbedding, other: TextEmbedding, update: Update
+        self,
+        real: Tensor,
+        fake: Tensor,
+        condition: Tensor,
+        text: TextEmbedding,
+        other: TextEmbedding,
+        update: Update,
     ) -> tuple[list[Judgement], Tensor]:
-        """Real and generated volumes go through as one batch: a wrapped network allows one pass before its backward."""
+        """Real and generated volumes go through as one batch: a wrapped network allows one pass
+        before its backward.
+        """
         mode, n = self.options.loss.gan_mode, len(real)
         mismatched = other.pooled if self.options.discriminator.text_D else None
         judged, mismatches = self.networks["D"](
-            torch.cat([real, fake]), condition, text.pooled.repeat(2, 1), mismatched)
+            torch.cat([real, fake]), condition, text.pooled.repeat(2, 1), mismatched
+        )
         loss_real = discriminator_loss(mode, [j.scores[:n] for j in judged], real=True)
         loss_fake = discriminator_loss(mode, [j.scores[n:] for j in judged], real=False)
         if mismatches:
             loss_fake = (loss_fake + discriminator_loss(mode, mismatches, real=False)) / 2
         loss = (loss_real + loss_fake) / 2
-        on_real = [Judgement(j.scores[:n].detach(), [f[:n].detach() for f in j.features]) for j in judged]
+        on_real = [
+            Judgement(j.scores[:n].detach(), [f[:n].detach() for f in j.features]) for j in judged
+        ]
         update("D", loss, {"D": loss})
         return on_real, loss
 
     def _generator_terms(
-        self, terms: dict[str, Tensor], fake: Tensor, real: Tensor, condition: Tensor, text: TextEmbedding,
+        self,
+        terms: dict[str, Tensor],
+        fake: Tensor,
+        real: Tensor,
+        condition: Tensor,
+        text: TextEmbedding,
         on_real: list[Judgement],
     ) -> Tensor:
         """Fills `terms` and returns their weighted sum."""
@@ -108,11 +149,19 @@ class Pix2PixHDModel(GenerativeModel):
         return total
 
     def generate(
-        self, network: nn.Module, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding, tiler: Tiler
+        self,
+        network: nn.Module,
+        mask: Tensor,
+        coords: Tensor,
+        noise: Tensor,
+        text: TextEmbedding,
+        tiler: Tiler,
     ) -> Tensor:
         def tile(mask: Tensor, coords: Tensor, noise: Tensor) -> Tensor:
             b = len(mask)
-            repeated = TextEmbedding(*(t.expand(b, *t.shape[1:]) for t in (text.tokens, text.valid, text.pooled)))
+            repeated = TextEmbedding(
+                *(t.expand(b, *t.shape[1:]) for t in (text.tokens, text.valid, text.pooled))
+            )
             return network(mask, coords, noise, repeated)
 
         return tiler(tile, mask, coords, noise)

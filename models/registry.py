@@ -34,7 +34,9 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise UserError(f"{self.flag} is {name!r}; it must be one of: {', '.join(self.names())}.")
+            raise UserError(
+                f"{self.flag} is {name!r}; it must be one of: {', '.join(self.names())}."
+            )
         return self._entries[name]
 
     def __contains__(self, name: str) -> bool:

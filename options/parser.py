@@ -1,4 +1,6 @@
-"""Frozen dataclasses as the only declaration of a flag, and the one pass that turns them into `argparse`."""
+"""Frozen dataclasses as the only declaration of a flag, and the one pass that turns them into
+`argparse`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,16 @@ def flag(
     """A field that is a flag.
 
     Args:
-        default: Its default; a `tuple[str, ...]` field is given by repeating the flag, other tuples by commas.
+        default: Its default; a `tuple[str, ...]` field is given by repeating the flag, other tuples
+            by commas.
         help: One sentence for `--help`; the default is added to it.
         choices: The values allowed.
         low: Smallest value allowed (of every element of a tuple).
         high: Largest value allowed.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high}
+    )
 
 
 def argument(help: str) -> Any:
@@ -81,7 +86,9 @@ def convert(hint: Any, text: str) -> Any:
         try:
             return hint(text)
         except ValueError:
-            raise ValueError(f"takes {'a whole number' if hint is int else 'a number'}, got {text!r}") from None
+            raise ValueError(
+                f"takes {'a whole number' if hint is int else 'a number'}, got {text!r}"
+            ) from None
     return text
 
 
@@ -92,7 +99,9 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
         return
     for v in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None and v not in meta["choices"]:
-            raise UserError(f"{name} is {v!r}; it must be one of: {', '.join(map(str, meta['choices']))}.")
+            raise UserError(
+                f"{name} is {v!r}; it must be one of: {', '.join(map(str, meta['choices']))}."
+            )
         if meta["low"] is not None and v < meta["low"]:
             raise UserError(f"{name} is {v}; it must be at least {meta['low']}.")
         if meta["high"] is not None and v > meta["high"]:
@@ -114,9 +123,13 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 def build(cls: type, description: str, presets: Presets | None = None) -> argparse.ArgumentParser:
-    """The `argparse` parser of an option class of groups; absent flags stay absent in its result."""
+    """The `argparse` parser of an option class of groups; absent flags stay absent in its
+    result.
+    """
     parser = _Parser(
-        description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
     )
     if presets:
@@ -133,7 +146,9 @@ def build(cls: type, description: str, presets: Presets | None = None) -> argpar
             extra = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
             text = f"{meta['help']}{extra} [{_shown(field.default)}]".replace("%", "%%")
             if _unwrap(hint) is bool:
-                section.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=text)
+                section.add_argument(
+                    f"--{field.name}", action=argparse.BooleanOptionalAction, help=text
+                )
             elif _repeats(hint):
                 section.add_argument(f"--{field.name}", action="append", metavar="TEXT", help=text)
             else:
@@ -151,10 +166,17 @@ def _metavar(hint: Any) -> str:
 
 
 def join_negative(argv: Sequence[str]) -> list[str]:
-    """Joins `--flag -1000,400` to `--flag=-1000,400`, which argparse would take for another flag."""
+    """Joins `--flag -1000,400` to `--flag=-1000,400`, which argparse would take for another
+    flag.
+    """
     joined: list[str] = []
     for word in argv:
-        if joined and NEGATIVE.match(word) and joined[-1].startswith("--") and "=" not in joined[-1]:
+        if (
+            joined
+            and NEGATIVE.match(word)
+            and joined[-1].startswith("--")
+            and "=" not in joined[-1]
+        ):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
@@ -171,7 +193,8 @@ def parse(
     """Parses a command line into an option class: defaults, then the preset, then the flags given.
 
     Args:
-        cls: A frozen dataclass whose fields are groups (see `group`), each a frozen dataclass of flags (see `flag`).
+        cls: A frozen dataclass whose fields are groups (see `group`), each a frozen dataclass of
+            flags (see `flag`).
         description: What the command does, for `--help`.
         argv: The words after the command's name; `None` reads `sys.argv`.
         presets: Named sets of flag values for `--preset`.
@@ -215,7 +238,9 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def command_line(options: Any) -> dict[str, str]:
-    """The flags of an option class as one would type them, by group; those whose default is "none" only where given."""
+    """The flags of an option class as one would type them, by group; those whose default is
+    "none" only where given.
+    """
     lines = {}
     for outer, group_cls in groups_of(type(options)):
         words: list[str] = []
@@ -232,7 +257,9 @@ def command_line(options: Any) -> dict[str, str]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
-    """The option class that `to_dict` wrote, JSON's lists made tuples again; unknown names raise `UserError`."""
+    """The option class that `to_dict` wrote, JSON's lists made tuples again; unknown names raise
+    `UserError`.
+    """
     made = {}
     for outer, group_cls in groups_of(cls):
         known = {f.name for f in dataclasses.fields(group_cls)}
@@ -240,6 +267,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         unknown = sorted(set(stored) - known)
         if unknown:
             names = ", ".join(unknown)
-            raise UserError(f"{source} holds options this version does not know: {names}. Use the version that wrote it.")
-        made[outer.name] = group_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+            raise UserError(
+                f"{source} holds options this version does not know: {names}. Use the version "
+                "that wrote it."
+            )
+        made[outer.name] = group_cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        )
     return cls(**made)

@@ -27,9 +27,13 @@ class ModelOptions:
     name: str = flag("", "Name of the run.")
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
     which_epoch: str = flag("latest", "Checkpoint of the run: latest, or the number of an epoch.")
-    text_encoder: str = flag("", "Where the run's text encoder lies now (empty: where it lay in training).")
+    text_encoder: str = flag(
+        "", "Where the run's text encoder lies now (empty: where it lay in training)."
+    )
     gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; empty: what is there.")
-    tile: tuple[int, int, int] | None = flag(None, "Voxels of a tile (none: the run's patch size; 0,0,0: whole volumes).")
+    tile: tuple[int, int, int] | None = flag(
+        None, "Voxels of a tile (none: the run's patch size; 0,0,0: whole volumes)."
+    )
     overlap: float = flag(0.5, "Share of a tile that its neighbour covers too.", low=0, high=0.9)
     tile_batch: int = flag(4, "Tiles worked on at once.", low=1)
     use_average: bool = flag(True, "Generate with the moving average of the weights.")
@@ -39,9 +43,14 @@ class ModelOptions:
 class ArmOptions:
     """What is changed in a case's row."""
 
-    set: tuple[str, ...] = flag((), 'Change the own row of every case, as "COLUMN=VALUE"; may be repeated.')
-    vary: tuple[str, ...] = flag((), 'Generate every case with each value of a column, as "COLUMN=A,B[,C...]"; may be '
-                                     "repeated. A value with a comma is put in double quotes.")
+    set: tuple[str, ...] = flag(
+        (), 'Change the own row of every case, as "COLUMN=VALUE"; may be repeated.'
+    )
+    vary: tuple[str, ...] = flag(
+        (),
+        'Generate every case with each value of a column, as "COLUMN=A,B[,C...]"; may be '
+        "repeated. A value with a comma is put in double quotes.",
+    )
     prompt: str = flag("", "Free text instead of every case's own row.")
     seed: int = flag(0, "Seed of the noise; the same seed gives the same volumes.", low=0)
 

@@ -18,47 +18,83 @@ class RunOptions:
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
     continue_train: bool = flag(False, "Go on where the run stopped.")
     overwrite: bool = flag(False, "Replace a run of this name.")
-    dry_run: bool = flag(False, "Check everything, print options, sizes, memory and time a step, and stop.")
-    gpu_ids: str = flag("", "GPUs to use, such as 0 or 0,1 (under torchrun); -1 for the CPU; empty: what is there.")
+    dry_run: bool = flag(
+        False, "Check everything, print options, sizes, memory and time a step, and stop."
+    )
+    gpu_ids: str = flag(
+        "", "GPUs to use, such as 0 or 0,1 (under torchrun); -1 for the CPU; empty: what is there."
+    )
     seed: int = flag(0, "Seed of weights, data order, crops and noise.", low=0)
     log_freq: int = flag(10, "Steps between lines of log.jsonl.", low=1)
     save_latest_freq: int = flag(500, "Steps between saves of latest/.", low=1)
     save_epoch_freq: int = flag(0, "Epochs between saves of <epoch>/ (0: never).", low=0)
     val_freq: int = flag(0, "Steps between validations and pictures (0: ten times a run).", low=0)
     val_cases: int = flag(2, "Cases of the validation split looked at each time.", low=0)
-    val_effect: tuple[str, ...] = flag((), 'Attribute whose effect is followed in validation, as "COLUMN=A,B".')
+    val_effect: tuple[str, ...] = flag(
+        (), 'Attribute whose effect is followed in validation, as "COLUMN=A,B".'
+    )
 
 
 @dataclass(frozen=True)
 class GeneratorOptions:
     """The generator of pix2pixHD in 3D, and how text enters it."""
 
-    model: str = flag("pix2pixhd", "Kind of generative model: pix2pixhd, diffusion or latent_diffusion.")
+    model: str = flag(
+        "pix2pixhd", "Kind of generative model: pix2pixhd, diffusion or latent_diffusion."
+    )
     ngf: int = flag(32, "Channels at full resolution.", low=1)
     n_downsample_global: int = flag(2, "Halvings in the global generator.", low=1, high=6)
     n_blocks_global: int = flag(4, "Residual blocks at its coarsest scale.", low=0)
-    n_local_enhancers: int = flag(0, "Local enhancers around the global generator, each doubling the resolution.",
-                                  low=0, high=3)
+    n_local_enhancers: int = flag(
+        0,
+        "Local enhancers around the global generator, each doubling the resolution.",
+        low=0,
+        high=3,
+    )
     n_blocks_local: int = flag(2, "Residual blocks in each local enhancer.", low=0)
     skip: bool = flag(True, "U-Net connections from the encoder's scales to the decoder's.")
-    norm: str = flag("layer", "Normalisation; layer and rms act on the channels of one voxel, so that tiles agree.",
-                     choices=("layer", "rms", "group", "instance", "batch", "none"))
+    norm: str = flag(
+        "layer",
+        "Normalisation; layer and rms act on the channels of one voxel, so that tiles agree.",
+        choices=("layer", "rms", "group", "instance", "batch", "none"),
+    )
     padding: Literal["zeros", "reflect", "replicate"] = flag(
-        "zeros", "What convolutions see beyond the border.", choices=("zeros", "reflect", "replicate"))
+        "zeros",
+        "What convolutions see beyond the border.",
+        choices=("zeros", "reflect", "replicate"),
+    )
     noise_channels: int = flag(1, "Channels of noise that give texture (0: none).", low=0, high=16)
-    coord_channels: bool = flag(True, "Tell the generator where in the whole volume each voxel lies.")
-    fusion: str = flag("additive", "How text enters: none, concat, affine, additive, attention, both (attention, affine).")
+    coord_channels: bool = flag(
+        True, "Tell the generator where in the whole volume each voxel lies."
+    )
+    fusion: str = flag(
+        "additive",
+        "How text enters: none, concat, affine, additive, attention, both (attention, affine).",
+    )
     fusion_at: str = flag(
-        "output", "Where text enters: at the coarsest features, at all, or at the volume itself, as what is added to it.",
-        choices=("bottleneck", "all", "output"))
+        "output",
+        "Where text enters: at the coarsest features, at all, or at the volume itself, as what is "
+        "added to it.",
+        choices=("bottleneck", "all", "output"),
+    )
     text_region: Literal["labels", "everywhere"] = flag(
-        "labels", "Where text may change the picture: in labelled voxels of the mask, or also in the background.",
-        choices=("labels", "everywhere"))
+        "labels",
+        "Where text may change the picture: in labelled voxels of the mask, or also in the "
+        "background.",
+        choices=("labels", "everywhere"),
+    )
     text_place: bool = flag(
-        True, "With --fusion_at output, tell the text's unit each voxel's label, place in the volume and depth in the mask.")
+        True,
+        "With --fusion_at output, tell the text's unit each voxel's label, place in the volume "
+        "and depth in the mask.",
+    )
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
-    text_hidden: int = flag(0, "Hidden width of the text's perceptrons (0 in affine units: linear in the text).", low=0)
-    checkpoint_activations: bool = flag(False, "Recompute activations in the backward pass: less memory, more time.")
+    text_hidden: int = flag(
+        0, "Hidden width of the text's perceptrons (0 in affine units: linear in the text).", low=0
+    )
+    checkpoint_activations: bool = flag(
+        False, "Recompute activations in the backward pass: less memory, more time."
+    )
 
 
 @dataclass(frozen=True)
@@ -66,11 +102,18 @@ class DiscriminatorOptions:
     """PatchGANs at several scales of the input, shown the mask and the text."""
 
     ndf: int = flag(32, "Channels of the first layer.", low=1)
-    num_D: int = flag(2, "Discriminators, each at half the resolution of the one before.", low=1, high=4)
+    num_D: int = flag(
+        2, "Discriminators, each at half the resolution of the one before.", low=1, high=4
+    )
     n_layers_D: int = flag(3, "Strided layers in each.", low=1, high=6)
-    norm_D: str = flag("layer", "Normalisation in the discriminators.",
-                       choices=("layer", "rms", "group", "instance", "none"))
-    text_D: bool = flag(True, "Show the text to the discriminators, with mismatched text as negatives.")
+    norm_D: str = flag(
+        "layer",
+        "Normalisation in the discriminators.",
+        choices=("layer", "rms", "group", "instance", "none"),
+    )
+    text_D: bool = flag(
+        True, "Show the text to the discriminators, with mismatched text as negatives."
+    )
 
 
 @dataclass(frozen=True)
@@ -82,11 +125,23 @@ class LossOptions:
     lambda_feat: float = flag(2.0, "Weight of discriminator feature matching.", low=0)
     lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
     l1_smooth: float = flag(
-        0.1, "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure absolute error.", low=0)
+        0.1,
+        "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure "
+        "absolute error.",
+        low=0,
+    )
     l1_labels: float = flag(
-        8.0, "How many times an error counts in that loss where the mask has a label; 1 treats all voxels alike.", low=1)
-    lambda_perceptual: float = flag(0.0, "Weight of the perceptual loss on slices of three planes.", low=0)
-    perceptual_weights: str = flag("", "File of torchvision VGG19 weights for it (empty: torch's own cache).")
+        8.0,
+        "How many times an error counts in that loss where the mask has a label; 1 treats all "
+        "voxels alike.",
+        low=1,
+    )
+    lambda_perceptual: float = flag(
+        0.0, "Weight of the perceptual loss on slices of three planes.", low=0
+    )
+    perceptual_weights: str = flag(
+        "", "File of torchvision VGG19 weights for it (empty: torch's own cache)."
+    )
 
 
 @dataclass(frozen=True)
@@ -94,19 +149,32 @@ class OptimOptions:
     """Optimisers, schedule, precision."""
 
     batch_size: int = flag(1, "Patches a step, over all processes.", low=1)
-    accumulate: int = flag(1, "Parts that a step's batch is worked off in (gradient accumulation).", low=1)
+    accumulate: int = flag(
+        1, "Parts that a step's batch is worked off in (gradient accumulation).", low=1
+    )
     lr: float = flag(2e-4, "Learning rate of the generator.", low=0)
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
-    lr_text: float = flag(3.0, "Times --lr that the text's unit at the volume (--fusion_at output) learns by.", low=0)
+    lr_text: float = flag(
+        3.0, "Times --lr that the text's unit at the volume (--fusion_at output) learns by.", low=0
+    )
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
     beta2: float = flag(0.999, "Adam's second decay rate.", low=0, high=1)
     clip: float = flag(1.0, "Largest gradient norm (0: no clipping).", low=0)
-    ema: float = flag(0.999, "Decay of the moving average of the generator that is tested (0: none).", low=0, high=1)
+    ema: float = flag(
+        0.999,
+        "Decay of the moving average of the generator that is tested (0: none).",
+        low=0,
+        high=1,
+    )
     niter: int = flag(100, "Epochs at the full learning rate.", low=0)
     niter_decay: int = flag(100, "Epochs of linear decay to zero after them.", low=0)
-    max_steps: int = flag(0, "Steps in all, instead of epochs; the share of decay stays (0: by epochs).", low=0)
+    max_steps: int = flag(
+        0, "Steps in all, instead of epochs; the share of decay stays (0: by epochs).", low=0
+    )
     niter_fix_global: int = flag(0, "Epochs in which only the local enhancers learn.", low=0)
-    load_global: str = flag("", "Run whose trained global generator the local enhancers start from.")
+    load_global: str = flag(
+        "", "Run whose trained global generator the local enhancers start from."
+    )
     precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = flag(True, "Memory format that convolutions are fastest in.")
     compile: bool = flag(False, "torch.compile the networks.")
@@ -131,16 +199,33 @@ class TrainOptions:
 # Each preset holds only what differs from the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
-        "ngf": 16, "n_downsample_global": 2, "n_blocks_global": 3, "ndf": 16, "n_layers_D": 2,
-        "patch_size": (32, 32, 24), "batch_size": 8, "max_steps": 1200, "precision": "bf16",
-        "lr": 1e-3, "lr_D": 5e-4,
+        "ngf": 16,
+        "n_downsample_global": 2,
+        "n_blocks_global": 3,
+        "ndf": 16,
+        "n_layers_D": 2,
+        "patch_size": (32, 32, 24),
+        "batch_size": 8,
+        "max_steps": 1200,
+        "precision": "bf16",
+        "lr": 1e-3,
+        "lr_D": 5e-4,
     },
     "24gb": {
-        "ngf": 32, "n_downsample_global": 3, "n_blocks_global": 4, "patch_size": (128, 128, 64),
-        "batch_size": 2, "precision": "bf16",
+        "ngf": 32,
+        "n_downsample_global": 3,
+        "n_blocks_global": 4,
+        "patch_size": (128, 128, 64),
+        "batch_size": 2,
+        "precision": "bf16",
     },
     "80gb": {
-        "ngf": 64, "n_downsample_global": 3, "n_blocks_global": 4, "ndf": 64, "patch_size": (192, 192, 96),
-        "batch_size": 2, "precision": "bf16",
+        "ngf": 64,
+        "n_downsample_global": 3,
+        "n_blocks_global": 4,
+        "ndf": 64,
+        "patch_size": (192, 192, 96),
+        "batch_size": 2,
+        "precision": "bf16",
     },
 }

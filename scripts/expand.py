@@ -1,269 +1,31 @@
-"""Makes a synthetic cohort in the layout of --dataroot, balanced over a column, or with the rows of a table.
+"""Makes a synthetic cohort in the layout of --dataroot, balanced over a column, or with the rows of
+a table.
 
-Masks are those of real cases, varied smoothly; rows follow what the run's template implies; a volume too close to a training
-scan is drawn again. A stopped command goes on where it was. Several GPUs: torchrun --nproc_per_node 4 scripts/expand.py ...
+Masks are those of real cases, varied smoothly; rows follow what the run's template implies; a
+volume too close to a training
+scan is drawn again. A stopped command goes on where it was. Several GPUs: torchrun --nproc_per_node
+4 scripts/expand.py ...
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-import numpy as np
-import SimpleITK as sitk
-import torch
-from tqdm import tqdm
 
-from data.checks import check_known
-from data.cohort import IMAGES, MASKS, Case, Cohort
-from data.copies import Copies, Nearest
-from data.deform import DeformOptions, vary
-from data.expansion import PROVENANCE, Planned, plan_balanced, plan_table, readme
-from data.geometry import Volume
-from data.prompts import Template, load_template, sentence
-from data.run_cohort import is_own, run_cohort
-from data.splits import save_splits
-from data.table import read_table
-from data.volumes import atomic, load, to_hu, write_like
-from data.whole import Whole, WholeVolumes
-from models.sampler import LoadedRun, load_run
-from options.parser import flag, group, parse
-from options.test_options import ModelOptions
-from test import write_table
-from util import cli, runs
-from util.checkpoint import read_json, write_json
-from util.cli import UserError, listing
-from util.devices import make_device
-from util.records import open_folder, wait_for
+from options.expand_options import ExpandCommand
+from options.parser import parse
+from pipelines.synthesis.run import expand
+from util import cli
 
 log = logging.getLogger(__name__)
 
-RECORD = "expansion.json"  # which run and flags the cohort belongs to
-RECORDS = "records"  # what was done for every case
-SAME_MASK = "same_mask.json"  # how like their scans volumes of cases are that the generator never saw
-MOST_UNSEEN = 24  # such cases that are made for it
-COPY_COLUMNS = ("case", "source", "redrawn", "left_out", "nearest_training_case", "distance", "threshold")
-
-
-@dataclass(frozen=True)
-class ExpandOptions:
-    """What is made."""
-
-    dataroot: str = flag("", "Folder of the real cohort whose masks and rows are used.")
-    split: str = flag("train", "Its cases that are used; others than train leak test patients.",
-                      choices=("train", "val", "test", "all"))
-    balance: str = flag("", "Column whose values the new cohort has equally often.")
-    goal: str = flag("alone", "Make the values equal in the new cohort alone, or in the real split and it together.",
-                     choices=("alone", "together"))
-    rows: str = flag("changed", "Take any patient and change the column and what it implies, or only patients who have the "
-                                "value themselves.", choices=("changed", "own"))
-    table: str = flag("", "Table (.csv, .xlsx) of rows to make, instead of --balance; its column SYNTHETIC SOURCE may name "
-                          "the case whose mask is used.")
-    n: int = flag(0, "Cases to make (with --table 0: every row).", low=0)
-    out: str = flag("", "Folder of the new cohort.")
-    seed: int = flag(0, "Seed of patients, masks and noise.", low=0)
-    check_copies: bool = flag(True, "Compare every volume with the training scans, and draw copies again.")
-    redraws: int = flag(5, "How often a case is drawn again before it is left out.", low=0)
-    overwrite: bool = flag(False, "Replace a synthetic cohort made with other flags.")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything the command takes."""
-
-    expand: ExpandOptions = group(ExpandOptions, "Cohort")
-    model: ModelOptions = group(ModelOptions, "Run")
-    deform: DeformOptions = group(DeformOptions, "Masks")
-
-
-@dataclass(frozen=True)
-class Made:
-    """A draw: the deformed mask, the map that deformed it, and the volume in HU on the model's grid."""
-
-    labels: Volume
-    drawn: sitk.Transform
-    volume: Volume
-    whole: Whole
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes and writes single cases."""
-
-    o: Options
-    run: LoadedRun
-    template: Template
-    copies: Copies | None = None
-
-    def __call__(self, planned: Planned) -> dict[str, Any]:
-        """Mask and volume of a case, on disk; returns what was done."""
-        out = Path(self.o.expand.out)
-        image, mask = (out / folder / f"{planned.id}.nii.gz" for folder in (IMAGES, MASKS))
-        near = Nearest()
-        for draw in range(self.o.expand.redraws + 1):
-            made = self.draw(planned, mask, draw)
-            if self.copies is None:
-                break
-            near = self.copies(made.volume, made.labels, planned.source, made.drawn)
-            if not near.copied:
-                break
-        else:
-            mask.unlink()
-            return self._record(planned, draw, near, True)
-        padded = np.zeros(made.whole.mask.shape[1:], np.float32)
-        padded[made.whole.inside] = made.volume.array
-        write_like(image, made.whole.restore(padded), mask, np.int16)
-        return self._record(planned, draw, near, False)
-
-    def draw(self, planned: Planned, mask: Path, number: int) -> Made:
-        """One mask, written to a file, and its volume."""
-        run, data, source = self.run, self.run.options.data, load(planned.source.mask)
-        labels, drawn = vary(source, self.o.deform, [planned.seed, number], planned.source.mask)
-        write_like(mask, labels, planned.source.mask, np.uint8)
-        whole = WholeVolumes([Case(planned.id, None, mask, planned.row)], run.labels, data, run.options.patch.patch_size,
-                             [run.sampler.model.size_multiple] * 3)[0]
-        texts = [p.text for p in self.template.phrases(planned.row)]
-        made = replace(run.sampler, seed=planned.seed)(whole.mask, whole.coords, f"{planned.id}:{number}", texts)
-        hu = to_hu(whole.unpad(made.numpy()), data.hu_window)
-        return Made(Volume(labels, source.affine), drawn, Volume(hu, whole.affine), whole)
-
-    def learn(self, copies: Copies, unseen: Sequence[Case]) -> Copies:
-        """The search for copies, with what a mask alone explains; measured on cases outside the training split."""
-        path = Path(self.o.expand.out) / SAME_MASK
-        if not path.is_file():
-            distances, mask = [], path.with_name(f".{os.getpid()}.nii.gz")
-            for case in tqdm(unseen[:MOST_UNSEEN], "cases outside training", unit="case", disable=not cli.main_rank()):
-                made = self.draw(Planned(case.id, case, dict(case.row), self.o.expand.seed), mask, 0)
-                distances.append(copies.to_source(made.volume, made.labels, case, made.drawn))
-            mask.unlink(missing_ok=True)
-            with atomic(path) as part:
-                part.write_text(json.dumps(distances), encoding="utf-8")
-        return copies.knowing(read_json(path))
-
-    def _record(self, p: Planned, redrawn: int, near: Nearest, left_out: bool) -> dict[str, Any]:
-        return {"case": p.id, "source": p.source.id, "seed": p.seed, "redrawn": redrawn, "left_out": left_out,
-                "nearest_training_case": near.case, "distance": round(near.distance, 5),
-                "threshold": round(near.threshold, 5), "emptied": list(p.dropped),
-                "prompt": sentence(self.template.phrases(p.row))}
-
-
-def open_cohort(o: Options, run: LoadedRun) -> tuple[Cohort, list[Case]]:
-    """The real cohort and the cases used."""
-    cohort = run_cohort(run.folder, run.options.data, o.expand.dataroot, run.options.run.seed, need_images=False)
-    cases = list(cohort.cases if o.expand.split == "all" else cohort.split(o.expand.split))
-    check_known(cohort.labels, run.labels, [case.mask for case in cases])
-    if o.expand.split != "train":
-        log.warning("--split %s: patients who are not for training lend their masks, so tests on them mean less.",
-                    o.expand.split)
-    return cohort, cases
-
-
-def scans_of(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
-    """The scans that the run was trained on, and those of its cohort that it was not."""
-    own = run.options.data.dataroot
-    if not is_own(run.options.data, cohort.root):
-        if not Path(own).is_dir():
-            log.warning("The run's training cohort %s is not there: copies are looked for among the scans of %s alone.", own,
-                        cohort.root)
-            return [case for case in cohort.cases if case.image is not None], []
-        cohort = run_cohort(run.folder, run.options.data, own, run.options.run.seed, need_images=True)
-    seen, scans = set(cohort.splits["train"]), [case for case in cohort.cases if case.image is not None]
-    return [case for case in scans if case.id in seen], [case for case in scans if case.id not in seen]
-
-
-def plan(o: Options, run: LoadedRun, cases: Sequence[Case], template: Template) -> list[Planned]:
-    """What is to be made; raises `UserError` for a column or a table that does not serve."""
-    e = o.expand
-    if bool(e.balance) == bool(e.table):
-        raise UserError("Give either --balance COLUMN, or --table FILE with the rows to make.")
-    if e.table:
-        table = read_table(Path(e.table), run.options.data.key_column)
-        if unknown := sorted(set(table.columns) - set(run.state["columns"]) - set(PROVENANCE)):
-            log.warning("--table: the run was trained without %s; what they say changes nothing that it learnt.",
-                        listing(unknown))
-        made = plan_table(table, cases, template, e.n, e.seed)
-    else:
-        if not e.n:
-            raise UserError("--n is 0; with --balance it says how many cases to make.")
-        made = plan_balanced(cases, template, e.balance, e.n, together=e.goal == "together", changed=e.rows == "changed",
-                             seed=e.seed)
-        if e.balance not in run.state["columns"]:
-            raise UserError(f"--balance: the run {run.folder.name} was trained without the column {e.balance!r}.")
-    for planned in made:
-        run.sampler.encoder.encode([[p.text for p in template.phrases(planned.row)]])
-    return made
-
-
-def finish(o: Options, run: LoadedRun, cohort: Cohort, made: Sequence[Planned]) -> None:
-    """Table, splits and README, once every case of every process is there."""
-    out, data = Path(o.expand.out), run.options.data
-    paths = [out / RECORDS / f"{p.id}.json" for p in made]
-    if not all(path.is_file() for path in paths):
-        log.info("Other processes are still at work; the last one writes the table.")
-        return
-    records = [read_json(path) for path in paths]
-    kept = [(p, r) for p, r in zip(made, records, strict=True) if not r["left_out"]]
-    columns = list(dict.fromkeys([data.key_column, *cohort.columns, *(c for p in made for c in p.row), *PROVENANCE]))
-    rows = [{**p.row, data.key_column: p.id, **dict(zip(PROVENANCE, (
-        "yes", p.source.id, p.seed, f"{run.folder.name} step {run.state['step']}"), strict=True))} for p, _ in kept]
-    write_table(out / "clinical.csv", columns, [{c: row.get(c, "") for c in columns} for row in rows])
-    save_splits(out / runs.SPLITS_FILE, {"train": tuple(p.id for p, _ in kept), "val": (), "test": ()})
-    write_table(out / "copies.csv", COPY_COLUMNS, [{c: r[c] for c in COPY_COLUMNS} for r in records])
-    counts = Counter(p.row.get(o.expand.balance, "") for p, _ in kept) if o.expand.balance else Counter()
-    text = readme(records, run.folder.name, run.state["step"], cohort.root.name, o.expand.balance, counts,
-                  o.expand.check_copies)
-    with atomic(out / "README.md") as part:
-        part.write_text(text, encoding="utf-8")
-    log.info("%d synthetic cases in %s (%d redrawn, %d left out as copies).", len(kept), out,
-             sum(r["redrawn"] for r in records), len(records) - len(kept))
-
-
-def expand(o: Options) -> Path:
-    """Makes the cohort, or this process's share of it."""
-    e, m = o.expand, o.model
-    if not e.out:
-        raise UserError("--out is not given; it is the folder of the new cohort.")
-    everyone = ",".join(map(str, range(torch.cuda.device_count()))) if cli.world_size() > 1 else ""
-    run = load_run(runs.run_folder(m.checkpoints_dir, m.name), m.which_epoch, device=make_device(m.gpu_ids or everyone),
-                   text_encoder=m.text_encoder, tile=m.tile, overlap=m.overlap, tile_batch=m.tile_batch,
-                   use_average=m.use_average)
-    cohort, cases = open_cohort(o, run)
-    data = run.options.data
-    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
-    made = plan(o, run, cases, template)
-    settings = {"run": run.folder.name, "step": run.state["step"], "deform": asdict(o.deform),
-                "table": hashlib.sha256(Path(e.table).read_bytes()).hexdigest() if e.table else "",
-                **{k: v for k, v in asdict(e).items() if k not in ("out", "overwrite", "table")}}
-    if cli.main_rank():
-        open_folder(Path(e.out), RECORD, settings, e.overwrite)
-    else:
-        wait_for(Path(e.out), RECORD, settings)
-    records, rank = Path(e.out) / RECORDS, int(os.environ.get("RANK", "0"))
-    records.mkdir(exist_ok=True)
-    todo = [p for p in made[rank::cli.world_size()] if not (records / f"{p.id}.json").is_file()]
-    if todo:
-        make = Maker(o, run, template)
-        if e.check_copies:
-            training, unseen = scans_of(run, cohort)
-            make = replace(make, copies=make.learn(Copies.of(training, data.lung_labels), unseen))
-        for planned in tqdm(todo, "synthetic cases", unit="case", disable=not cli.main_rank()):
-            write_json(records / f"{planned.id}.json", make(planned))
-    finish(o, run, cohort, made)
-    return Path(e.out)
-
 
 def main() -> None:
-    expand(parse(Options, (__doc__ or "").splitlines()[0]))
+    expand(parse(ExpandCommand, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

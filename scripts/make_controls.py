@@ -1,6 +1,8 @@
-"""Makes control volumes of a trained run for scripts/evaluate.py: other cases' prompts, empty prompts, and other noise.
+"""Makes control volumes of a trained run for scripts/evaluate.py: other cases' prompts, empty
+prompts, and other noise.
 
-OUT/shuffled, OUT/empty and OUT/noise hold the volumes of the same cases in the layout of test.py; a volume that is there is
+OUT/shuffled, OUT/empty and OUT/noise hold the volumes of the same cases in the layout of test.py; a
+volume that is there is
 kept, so that a stopped command goes on where it was.
 """
 
@@ -8,118 +10,23 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-import numpy as np
-from tqdm import tqdm
 
-import test
-from data.prompts import Prompt, sentence
-from data.whole import WholeVolumes
-from options.parser import argument, flag, group, parse, to_dict
-from options.test_options import ModelOptions, SourceOptions
-from util.checkpoint import read_json, write_json
-from util.cli import UserError, run, safe_name
+from options.control_options import ControlCommand
+from options.parser import parse
+from pipelines.evaluation.controls import make_controls
+from util.cli import run
 
 log = logging.getLogger(__name__)
-
-KINDS = ("shuffled", "empty", "noise")
-
-
-@dataclass(frozen=True)
-class ControlOptions:
-    """What is made."""
-
-    OUT: str = argument("Folder for the volumes.")
-    controls: tuple[str, ...] = flag((), f"A control to make; may be repeated. Of: {', '.join(KINDS)}. (default: all)")
-    seed: int = flag(0, "Seed of the noise, as given to test.py; `noise` takes the next one.", low=0)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything the command takes."""
-
-    controls: ControlOptions = group(ControlOptions, "Controls")
-    source: SourceOptions = group(SourceOptions, "Cases")
-    model: ModelOptions = group(ModelOptions, "Run")
-
-
-def prompts_of(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str, Prompt]:
-    """The prompt of each case in a control; shuffled prompts go round a random ring, so that no case keeps its own."""
-    cases = list(own)
-    if kind == "empty":
-        return dict.fromkeys(cases, ())
-    if kind == "shuffled":
-        ring = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))]
-        return {case: own[ring[(ring.index(case) + 1) % len(ring)]] for case in cases}
-    return dict(own)
-
-
-def make_control(kind: str, opened: test.Test, own: Mapping[str, Prompt], folder: Path) -> None:
-    """Generates the volumes of one control that are not there yet, and their table at the end."""
-    sampler = opened.run.sampler
-    if kind == "noise":
-        opened = replace(opened, seed=opened.seed + 1,
-                         run=replace(opened.run, sampler=replace(sampler, seed=sampler.seed + 1)))
-    prompts = prompts_of(kind, own, opened.seed)
-    least, multiple = opened.run.options.patch.patch_size, [sampler.model.size_multiple] * 3
-    wholes = WholeVolumes(opened.cases, opened.run.labels, opened.data, least, multiple)
-    rows = []
-    for i in tqdm(range(len(wholes)), desc=kind, unit="case"):
-        case = opened.cases[i]
-        prompt = prompts[case.id]
-        file = f"volumes/{safe_name(case.id)}.nii.gz"
-        if not (folder / file).is_file():
-            whole = wholes[i]
-            writer = test.Writer(folder, whole, opened)
-            writer.write(opened.generate(whole, prompt), "own", "", "generated", np.int16, prompt=sentence(prompt))
-        rows.append(dict.fromkeys(test.VOLUME_COLUMNS, "") | {
-            "file": file, "case": case.id, "kind": "own", "prompt": sentence(prompt), "seed": str(opened.seed)})
-    test.write_table(folder / "volumes.csv", test.VOLUME_COLUMNS, rows)
-
-
-def make_controls(o: Options) -> Path:
-    """Makes the controls asked for; raises `UserError` for an unknown one, or a folder of another run or other flags."""
-    kinds, out = o.controls.controls or KINDS, Path(o.controls.OUT)
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise UserError(f"--controls is {unknown[0]!r}; it must be one of: {', '.join(KINDS)}.")
-    options = test.TestOptions(source=o.source, model=o.model)
-    options = replace(options, arms=replace(options.arms, seed=o.controls.seed))
-    if not o.source.dataroot:
-        raise UserError("--dataroot is not given; it is the folder of the cohort whose masks and rows are used.")
-    opened = test.open_test(options, test.open_run(options))
-    if len(opened.cases) < 2:
-        raise UserError(f"--split {o.source.split} has {len(opened.cases)} case; to shuffle prompts, two are needed.")
-    record = {"run": str(opened.run.folder.resolve()), "step": opened.run.state["step"], "options": to_dict(options)}
-    record["options"]["output"] = {}
-    kept = out / test.RESULTS_FILE
-    if kept.is_file() and read_json(kept) != _plain(record):
-        raise UserError(f"{out} holds controls of another run or of other flags. Choose another folder.")
-    if not kept.is_file() and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no controls. Choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(kept, record)
-    own = {case.id: opened.arms(case)[0].prompt for case in opened.cases}
-    for kind in kinds:
-        make_control(kind, opened, own, out / kind)
-    log.info("Controls in %s; give them to scripts/evaluate.py by --shuffled, --empty and --again.", out)
-    return out
-
-
-def _plain(value: object) -> object:
-    """A value as JSON brings it back."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and makes the controls."""
-    make_controls(parse(Options, __doc__ or "", argv))
+    make_controls(parse(ControlCommand, __doc__ or "", argv))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,32 @@
-"""Makes a phantom cohort: synthetic chest CTs, masks and a clinical table with effects of known size and place."""
+"""Makes a phantom cohort: synthetic chest CTs, masks and a clinical table with effects of known
+size and place.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.phantom_cohort import PhantomOptions, make
-from options.parser import group, parse
+from data.phantom.write import make
+from options.parser import parse
+from options.phantom_options import PhantomCommand
 from util.cli import run
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything the command takes."""
-
-    cohort: PhantomOptions = group(PhantomOptions, "Cohort")
-
-
 def main() -> None:
     """Parses the command line and makes the cohort."""
-    out = make(parse(Options, __doc__ or "").cohort)
-    log.info("Phantom cohort in %s; train with: python train.py --dataroot %s --template aiib23 --name RUN", out, out)
+    out = make(parse(PhantomCommand, __doc__ or "").cohort)
+    log.info(
+        "Phantom cohort in %s; train with: python train.py --dataroot %s --template aiib23 --name "
+        "RUN",
+        out,
+        out,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Makes a picture (PNG) of one case of a results folder: mask, real scan, volumes and differences in three planes."""
+"""Makes a picture (PNG) of one case of a results folder: mask, real scan, volumes and
+differences in three planes.
+"""
 
 from __future__ import annotations
 
 import csv
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
@@ -13,34 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 from nibabel.affines import voxel_sizes
 
 from data.volumes import load
-from options.parser import argument, flag, group, parse
+from options.parser import parse
+from options.picture_options import PictureCommand
 from util.cli import UserError, listing, run
-from util.figures import Panel, save_slices_png
+from util.web.figures import Panel, save_slices_png
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PictureOptions:
-    """What is shown."""
-
-    RESULTS: str = argument("Folder that test.py wrote.")
-    dataroot: str = flag("", "The cohort, for mask and real scan.")
-    case: str = flag("", "The case (empty: the first).")
-    column: str = flag("", "Attribute whose volumes and differences are shown (empty: the first varied).")
-    limit: float | None = flag(None, "Differences are shown from -limit to +limit HU (none: fitting).", low=0.1)
-    out: str = flag("picture.png", "The picture to write.")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything the command takes."""
-
-    picture: PictureOptions = group(PictureOptions, "Picture")
-
-
 def main() -> None:
-    o = parse(Options, __doc__ or "").picture
+    o = parse(PictureCommand, __doc__ or "").picture
     results, root = Path(o.RESULTS), Path(o.dataroot)
     table = results / "volumes.csv"
     if not table.is_file():
@@ -49,7 +32,10 @@ def main() -> None:
     case = o.case or rows[0]["case"]
     own = [r for r in rows if r["case"] == case]
     if not own:
-        raise UserError(f"--case {case!r} is not in {table}; it has: {listing(sorted({r['case'] for r in rows}))}.")
+        raise UserError(
+            f"--case {case!r} is not in {table}; it has: "
+            f"{listing(sorted({r['case'] for r in rows}))}."
+        )
     column = o.column or next((r["column"] for r in own if r["kind"] == "varied"), "")
     chosen = [r for r in own if r["kind"] == "own" or r["column"] == column]
     panels = []
@@ -57,9 +43,16 @@ def main() -> None:
         found = sorted((root / folder).glob(f"{case}.*")) if o.dataroot else []
         panels += [make_panel(path, kind, title) for path in found[:1]]
     for row in chosen:
-        title = {"own": "generated", "varied": f"{column}\n= {row['value']}",
-                 "difference": f"{row['to']}\nminus {row['from']}"}[row["kind"]]
-        panels.append(make_panel(results / row["file"], "difference" if row["kind"] == "difference" else "ct", title))
+        title = {
+            "own": "generated",
+            "varied": f"{column}\n= {row['value']}",
+            "difference": f"{row['to']}\nminus {row['from']}",
+        }[row["kind"]]
+        panels.append(
+            make_panel(
+                results / row["file"], "difference" if row["kind"] == "difference" else "ct", title
+            )
+        )
     save_slices_png(Path(o.out), panels, limit=o.limit)
     log.info("Wrote %s", o.out)
 

@@ -1,6 +1,8 @@
-"""Makes a dataroot from real scans: DICOM folders, volume files, AIIB23 or OSIC, with masks, table, splits and a report.
+"""Makes a dataroot from real scans: DICOM folders, volume files, AIIB23 or OSIC, with masks, table,
+splits and a report.
 
-Exit code 0: all cases are ready; 2: nothing was done; 3: some cases failed, the others are ready. A run that was stopped
+Exit code 0: all cases are ready; 2: nothing was done; 3: some cases failed, the others are ready. A
+run that was stopped
 goes on when it is started again, and one that was finished redoes only what changed.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.intake.run import Options, prepare_dataroot
+from data.preparation.run import Options, prepare_dataroot
 from options.parser import parse
 from util.cli import run
 

@@ -1,177 +1,27 @@
-"""Trains the autoencoder of --model latent_diffusion on the training scans: MONAI's AutoencoderKL, on patches."""
+"""Trains the autoencoder of --model latent_diffusion on the training scans: MONAI's
+AutoencoderKL, on patches.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-import torch
-from accelerate import Accelerator
-from monai.networks.nets import AutoencoderKL
-from safetensors.torch import save_file
-from torch import Tensor
-from tqdm import tqdm
 
-from data.cohort import Cohort, load_cohort
-from data.dataset import PatchDataset, loader
-from models.autoencoder import Autoencoder, Description, build, description_file
-from options.base_options import DataOptions, PatchOptions, TextOptions
-from options.parser import argument, flag, group, parse
-from util.checkpoint import write_json
-from util.cli import UserError, main_rank, run
-from util.devices import make_accelerator
+from options.autoencoder_options import AutoencoderCommand
+from options.parser import parse
+from pipelines.autoencoder_training import train
+from util.cli import run
 
 log = logging.getLogger(__name__)
-
-MEASURED = 16  # batches from which the latents' mean and SD, and the error, are taken
-
-
-@dataclass(frozen=True)
-class AutoencoderOptions:
-    """What is trained, and where it goes."""
-
-    OUT: str = argument("File for the weights, ending in .safetensors; a .json of the same name lands beside it.")
-    overwrite: bool = flag(False, "Replace them.")
-    channels: tuple[int, ...] = flag((32, 64, 64), "Channels at each resolution, each half the one before.", low=4)
-    latent_channels: int = flag(4, "Channels of the latents.", low=1)
-    res_blocks: int = flag(1, "Residual blocks at each resolution.", low=1)
-    kl: float = flag(1e-6, "Weight of the Kullback-Leibler term, that keeps latents near a standard normal.", low=0)
-    label_weight: float = flag(8.0, "How many times an error counts where the mask has a label.", low=1)
-    max_steps: int = flag(5000, "Training steps.", low=1)
-    batch_size: int = flag(4, "Patches a step.", low=1)
-    lr: float = flag(1e-3, "Highest learning rate; it rises for a tenth of the steps and falls to zero.", low=0)
-    precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16"))
-    gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; empty: what is there.")
-    seed: int = flag(0, "Seed of weights, order, crops and latents, and of the split.", low=0)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything the command takes."""
-
-    autoencoder: AutoencoderOptions = group(AutoencoderOptions, "Autoencoder")
-    data: DataOptions = group(DataOptions, "Cohort")
-    patch: PatchOptions = group(PatchOptions, "Patches")
-
-
-def describe(options: Options) -> Description:
-    """What is built; raises `UserError` for patches that it cannot halve often enough."""
-    o = options.autoencoder
-    factor = 2 ** (len(o.channels) - 1)
-    if any(s % factor for s in options.patch.patch_size):
-        size = ",".join(map(str, options.patch.patch_size))
-        raise UserError(f"--patch_size is {size}; with {len(o.channels)} resolutions (--channels) every side must be a "
-                        f"multiple of {factor}.")
-    config = {
-        "spatial_dims": 3, "in_channels": 1, "out_channels": 1, "num_res_blocks": [o.res_blocks] * len(o.channels),
-        "channels": list(o.channels), "attention_levels": [False] * len(o.channels), "latent_channels": o.latent_channels,
-        "norm_num_groups": 1, "with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
-    return Description("AutoencoderKL", config, options.data.hu_window, channel_norm=True)
-
-
-def batches(options: Options, cohort: Cohort, cache: Path) -> Iterator[dict[str, Tensor]]:
-    """Training patches for all steps and the measurement after them."""
-    o, cases = options.autoencoder, cohort.split("train")
-    if missing := [case.id for case in cases if case.image is None]:
-        raise UserError(f"Case {missing[0]} has no scan; an autoencoder learns from scans.")
-    dataset = PatchDataset(
-        cases, {case.id: [] for case in cases}, cohort.labels, options.data, options.patch, TextOptions(), cache, o.seed)
-    count = (o.max_steps + MEASURED) * o.batch_size
-    return iter(loader(dataset, 0, count, o.batch_size, workers=options.patch.num_workers, seed=o.seed))
-
-
-def loss_of(network: AutoencoderKL, batch: dict[str, Tensor], o: AutoencoderOptions) -> Tensor:
-    """Absolute error, labelled voxels weighted, and the Kullback-Leibler term."""
-    made, mean, sd = network(batch["image"])
-    weight = 1 + (o.label_weight - 1) * (1 - batch["mask"][:, :1])  # background is the first label
-    divergence = 0.5 * (mean.square() + sd.square() - 2 * sd.clamp_min(1e-6).log() - 1).sum(1).mean()
-    return ((made - batch["image"]).abs() * weight).mean() + o.kl * divergence
-
-
-def fit(network: AutoencoderKL, feed: Iterator[dict[str, Tensor]], o: AutoencoderOptions, accelerator: Accelerator) -> None:
-    """Trains in place."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=o.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, o.lr, total_steps=o.max_steps, pct_start=0.1)
-    for step in (bar := tqdm(range(o.max_steps), desc="Training autoencoder", disable=not main_rank())):
-        batch = {k: v.to(accelerator.device) for k, v in next(feed).items() if isinstance(v, Tensor)}
-        with accelerator.autocast():
-            loss = loss_of(network, batch, o)
-        if not torch.isfinite(loss):
-            raise UserError(f"The loss is {loss.item()} in step {step + 1}; lower --lr, or use --precision fp32.")
-        optimiser.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-
-
-@torch.no_grad()
-def measure(
-    network: AutoencoderKL, description: Description, feed: Iterator[dict[str, Tensor]], device: torch.device,
-) -> tuple[Description, float]:
-    """The description with the latents' mean and SD, and the mean absolute error in labelled voxels, HU."""
-    plain = Autoencoder(network, description, description.hu_window).to(device)
-    latents, errors = [], []
-    for batch in feed:
-        image, labelled = batch["image"].to(device), batch["mask"].to(device)[:, :1] == 0
-        latents.append(plain.encode(image))
-        errors.append((plain.decode(latents[-1]) - image)[labelled].abs())
-    found = torch.cat(latents).float()
-    low, high = description.hu_window
-    mean, std = found.mean((0, 2, 3, 4)).tolist(), found.std((0, 2, 3, 4)).clamp_min(1e-6).tolist()
-    whole = Description(**{**asdict(description), "mean": tuple(mean), "std": tuple(std)})
-    return whole, float(torch.cat(errors).mean()) * (high - low) / 2
-
-
-def save(network: AutoencoderKL, description: Description, out: Path) -> None:
-    """Writes both files, each whole or not at all; the weights come last."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    write_json(description_file(out), asdict(description))
-    part = out.with_name(f".{out.name}.tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-    part.replace(out)
-
-
-def train(options: Options) -> Path:
-    """Trains and saves what the options describe; returns the file, for `--autoencoder`.
-
-    Raises:
-        UserError: A bad cohort, a file that is there already, sizes that do not fit.
-    """
-    o = options.autoencoder
-    out = Path(o.OUT)
-    if out.suffix != ".safetensors":
-        raise UserError(f"OUT is {o.OUT!r}; it must name a file that ends in .safetensors.")
-    if (out.exists() or description_file(out).exists()) and not o.overwrite:
-        raise UserError(f"OUT {out} or its .json exists. Use --overwrite to replace them, or another name.")
-    description = describe(options)
-    cohort = load_cohort(options.data, seed=o.seed)
-    accelerator = make_accelerator(o.precision, o.gpu_ids)
-    torch.manual_seed(o.seed)
-    network = build(description).to(accelerator.device)
-    with ExitStack() as stack:
-        cache = options.data.cache_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="autoencoder_"))
-        feed = batches(options, cohort, Path(cache))
-        fit(network, feed, o, accelerator)
-        description, error = measure(network, description, feed, accelerator.device)
-    save(network, description, out)
-    log.info("Lungs and airways of training patches come back within %.1f HU (mean absolute error); saved %s. "
-             "Use it with --model latent_diffusion --autoencoder %s", error, out, out)
-    return out
 
 
 def main() -> None:
     """Parses the command line and trains."""
-    train(parse(Options, __doc__ or ""))
+    train(parse(AutoencoderCommand, __doc__ or ""))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A small atlas' folder, written by hand: one patient, three diagnoses, two ages, and what pages need of a study."""
+"""A small atlas' folder, written by hand: one patient, three diagnoses, two ages, and what pages
+need of a study.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from util.atlas import report
-from util.atlas.contrasts import Attribute, contrasts_of
-from util.atlas.findings import FINDING_COLUMNS, TEST_COLUMNS
-from util.atlas.population import FRAME
-from util.atlas.tables import contrast_frame
+from pipelines.atlas import files as report
+from pipelines.atlas.statistics.contrasts import Attribute, contrasts_of
+from pipelines.atlas.statistics.findings import FINDING_COLUMNS, TEST_COLUMNS
+from pipelines.atlas.statistics.population import FRAME
+from pipelines.atlas.statistics.tables import contrast_frame
 
 CASE, SHAPE, SPACING = "patient <1>", (24, 20, 18), (8.0, 8.0, 12.0)
 DIAGNOSIS = Attribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF", "CTD-ILD"), {}, "")
@@ -42,22 +44,53 @@ def volumes() -> dict[str, NDArray[np.int16]]:
     lower = (mask > 0) & (np.arange(SHAPE[2]) < heights[0] + len(heights) / 3)[None, None]
     ipf = own + np.where(lower, LOWER_HU, 0).astype(np.int16)
     age = np.where(mask > 0, AGE_HU / 2, 0).astype(np.int16)
-    return {"own": own, "HP": own, "IPF": ipf, "CTD-ILD": own, "45": own - age, "80": own + age,
-            "other noise": own + np.where(mask == 1, 2, 0).astype(np.int16)}
+    return {
+        "own": own,
+        "HP": own,
+        "IPF": ipf,
+        "CTD-ILD": own,
+        "45": own - age,
+        "80": own + age,
+        "other noise": own + np.where(mask == 1, 2, 0).astype(np.int16),
+    }
 
 
 def tests_table(refits: bool) -> pd.DataFrame:
-    """tests.csv: in the lungs and their lower thirds; with refits the change of age is a finding."""
+    """tests.csv: in the lungs and their lower thirds; with refits the change of age is a
+    finding.
+    """
     rows = []
     for contrast in CONTRASTS:
         for region in ("lungs", "lower", "outside"):
-            found = refits and contrast.column == "AGE" and region == "lungs" and contrast.kind != "slope"
-            rows.append({
-                "contrast": contrast.id, "column": contrast.column, "kind": contrast.kind, "from": contrast.start,
-                "to": contrast.end, "region": region, "tested": "yes", "generated_hu": -4.0 if region == "lungs" else 45.0,
-                "permuted": 8 * refits, "permuted_max_hu": 2.0 if refits else None, "refit_low_hu": -6.0 if refits else None,
-                "refit_high_hu": -2.0 if refits else None, "real_cases": 30, "real_hu": -5.0, "real_low_hu": -9.0,
-                "real_high_hu": -1.0, "agreement": "agrees", "verdict": "finding" if found else "not judged", "why": ""})
+            found = (
+                refits
+                and contrast.column == "AGE"
+                and region == "lungs"
+                and contrast.kind != "slope"
+            )
+            rows.append(
+                {
+                    "contrast": contrast.id,
+                    "column": contrast.column,
+                    "kind": contrast.kind,
+                    "from": contrast.start,
+                    "to": contrast.end,
+                    "region": region,
+                    "tested": "yes",
+                    "generated_hu": -4.0 if region == "lungs" else 45.0,
+                    "permuted": 8 * refits,
+                    "permuted_max_hu": 2.0 if refits else None,
+                    "refit_low_hu": -6.0 if refits else None,
+                    "refit_high_hu": -2.0 if refits else None,
+                    "real_cases": 30,
+                    "real_hu": -5.0,
+                    "real_low_hu": -9.0,
+                    "real_high_hu": -1.0,
+                    "agreement": "agrees",
+                    "verdict": "finding" if found else "not judged",
+                    "why": "",
+                }
+            )
     return pd.DataFrame(rows).reindex(columns=list(TEST_COLUMNS))
 
 
@@ -68,24 +101,59 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         array = np.full(FRAME, 10.0 * (number + 1), np.float32)
         array[:, :8] = np.nan
         maps.append(("effect", contrast.id, 1, array))
-    maps += [("other noise", "", 1, np.where(np.isnan(array), np.nan, 1).astype(np.float32)),
-             ("generated", "", 1, array - 860),
-             ("effect_sd", CONTRASTS[0].id, 1, np.abs(array))]
+    maps += [
+        ("other noise", "", 1, np.where(np.isnan(array), np.nan, 1).astype(np.float32)),
+        ("generated", "", 1, array - 860),
+        ("effect_sd", CONTRASTS[0].id, 1, np.abs(array)),
+    ]
     tests = tests_table(refits)
     spread = {"patients": 1, "patients_low_hu": -4.0, "patients_high_hu": -4.0}
-    sentence = {**dict.fromkeys(FINDING_COLUMNS, ""), "contrast": CONTRASTS[0].id, "sentence": SENTENCE}
+    sentence = {
+        **dict.fromkeys(FINDING_COLUMNS, ""),
+        "contrast": CONTRASTS[0].id,
+        "sentence": SENTENCE,
+    }
     return {
-        "run": "run1", "summary": "Nothing is called a finding.", "conclusive": False, "methods": "Volumes were generated.",
-        "null_column": "", "settings": {"cases": {"diagnosis_column": "DIAGNOSIS"}}, "findings": [], "not_found": [sentence],
-        "attributes": [{"column": a.column, "kind": a.kind, "unit": a.unit, "status": "studied"} for a in (DIAGNOSIS, AGE)],
-        "contrasts": contrast_frame(CONTRASTS), "tests": tests,
+        "run": "run1",
+        "summary": "Nothing is called a finding.",
+        "conclusive": False,
+        "methods": "Volumes were generated.",
+        "null_column": "",
+        "settings": {"cases": {"diagnosis_column": "DIAGNOSIS"}},
+        "findings": [],
+        "not_found": [sentence],
+        "attributes": [
+            {"column": a.column, "kind": a.kind, "unit": a.unit, "status": "studied"}
+            for a in (DIAGNOSIS, AGE)
+        ],
+        "contrasts": contrast_frame(CONTRASTS),
+        "tests": tests,
         "effects": tests[["contrast", "kind", "region", "generated_hu"]].assign(**spread),
-        "real": pd.DataFrame(), "ties": [], "refits": [], "maps": report.write_maps(folder, maps),
-        "doses": [{"column": "AGE", "value": v, "region": "lungs", "mean_change_hu": c, "sd_over_cases_hu": None}
-                  for v, c in (("45", 0.0), ("80", AGE_HU))],
-        "controls": [{"control": "other noise", "region": "lungs", "mean_abs_hu": 1.0, "max_abs_hu": 1.0,
-                      "voxel_abs_hu": 1.0}],
-        "cautions": [{"kind": "no refits", "forbids": "no", "text": "There are 0 refits."}]}
+        "real": pd.DataFrame(),
+        "ties": [],
+        "refits": [],
+        "maps": report.write_maps(folder, maps),
+        "doses": [
+            {
+                "column": "AGE",
+                "value": v,
+                "region": "lungs",
+                "mean_change_hu": c,
+                "sd_over_cases_hu": None,
+            }
+            for v, c in (("45", 0.0), ("80", AGE_HU))
+        ],
+        "controls": [
+            {
+                "control": "other noise",
+                "region": "lungs",
+                "mean_abs_hu": 1.0,
+                "max_abs_hu": 1.0,
+                "voxel_abs_hu": 1.0,
+            }
+        ],
+        "cautions": [{"kind": "no refits", "forbids": "no", "text": "There are 0 refits."}],
+    }
 
 
 def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
@@ -93,19 +161,42 @@ def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
     (folder / "volumes").mkdir(parents=True)
     affine, made = np.diag([*SPACING, 1.0]), volumes()
     for name, array in {**made, "mask": lungs(), "scan": made["own"]}.items():
-        nib.save(nib.Nifti1Image(array, affine), folder / "volumes" / f"{name.replace(' ', '_')}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(array, affine), folder / "volumes" / f"{name.replace(' ', '_')}.nii.gz"
+        )
     file = {name: f"volumes/{name.replace(' ', '_')}.nii.gz" for name in made}
-    rows = [{"kind": "own", "file": file["own"], "prompt": "HP, 60."},
-            {"kind": "control", "file": file["other noise"], "value": "other noise", "prompt": "HP, 60."}]
-    arms = [{"column": a.column, "value": v, "prompt": "HP, 60." if v == "HP" else f"{v}.",
-             "dropped": "TYPE CTD | DATE" if v == "IPF" else "", "file": file[v]}
-            for a in (DIAGNOSIS, AGE) for v in a.values]
+    rows = [
+        {"kind": "own", "file": file["own"], "prompt": "HP, 60."},
+        {
+            "kind": "control",
+            "file": file["other noise"],
+            "value": "other noise",
+            "prompt": "HP, 60.",
+        },
+    ]
+    arms = [
+        {
+            "column": a.column,
+            "value": v,
+            "prompt": "HP, 60." if v == "HP" else f"{v}.",
+            "dropped": "TYPE CTD | DATE" if v == "IPF" else "",
+            "file": file[v],
+        }
+        for a in (DIAGNOSIS, AGE)
+        for v in a.values
+    ]
     report.write_table(folder, "volumes", pd.DataFrame(rows, dtype=object).assign(case=CASE))
     report.write_table(folder, "arms", pd.DataFrame(arms).assign(case=CASE))
-    report.write_table(folder, "cases", pd.DataFrame([{"case": CASE, "prompt": "HP, 60.", "seen": "no"}]))
+    report.write_table(
+        folder, "cases", pd.DataFrame([{"case": CASE, "prompt": "HP, 60.", "seen": "no"}])
+    )
     report.write_record(folder, record(folder, refits))
-    case = SimpleNamespace(id=CASE, image=folder / "volumes/scan.nii.gz", mask=folder / "volumes/mask.nii.gz")
+    case = SimpleNamespace(
+        id=CASE, image=folder / "volumes/scan.nii.gz", mask=folder / "volumes/mask.nii.gz"
+    )
     data = SimpleNamespace(hu_window=(-1000.0, 400.0), lung_labels=(1, 2), airway_label=3)
     return SimpleNamespace(
-        cohort=SimpleNamespace(cases=[case]), shown_row=lambda case: {"DIAGNOSIS": "HP", "AGE": "60"},
-        plan=SimpleNamespace(attributes=[DIAGNOSIS, AGE], vessel_hu=150.0, data=data))
+        cohort=SimpleNamespace(cases=[case]),
+        shown_row=lambda case: {"DIAGNOSIS": "HP", "AGE": "60"},
+        plan=SimpleNamespace(attributes=[DIAGNOSIS, AGE], vessel_hu=150.0, data=data),
+    )

@@ -9,14 +9,24 @@ from typing import Any
 
 import pandas as pd
 
-from scripts import refit
+from options.atlas_options import RefitOptions
+from pipelines import refits
 from tests.commands import Outcome, TrainedRun, command
+from util.training.checkpoint import write_json
 
 
 def discover(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> Outcome:
     """The atlas of a run on its cohort, or on another one."""
-    where = ("--dataroot", str(cohort or run.cohort), *run.flags(), "--out", str(out), "--tile", "0,0,0")
-    return command("scripts/discover.py", *where, *words)
+    where = (
+        "--dataroot",
+        str(cohort or run.cohort),
+        *run.flags(),
+        "--out",
+        str(out),
+        "--tile",
+        "0,0,0",
+    )
+    return command("scripts/build_atlas.py", *where, *words)
 
 
 def table(atlas: Path, name: str) -> pd.DataFrame:
@@ -28,10 +38,10 @@ def record(atlas: Path) -> dict[str, Any]:
     return found
 
 
-def in_this_process(origin: refit.Origin, o: refit.RefitOptions, refits: Sequence[refit.Refit]) -> None:
+def in_this_process(origin: refits.Origin, o: RefitOptions, wanted: Sequence[refits.Refit]) -> None:
     """What `train_refits` does, without starting programs."""
-    for one in refits:
-        if not refit.finished(origin, one, o.refit_steps):
-            done = command("train.py", *refit.words(origin, one, o, ""))
+    for one in wanted:
+        if not refits.finished(origin, one, o.refit_steps):
+            done = command("train.py", *refits.words(origin, one, o, ""))
             assert done.code == 0, done.text
-            refit.write_json(one.record(origin.folder), refit._record(origin, one, o.refit_steps))
+            write_json(one.record(origin.folder), refits._record(origin, one, o.refit_steps))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from data.phantom_anatomy import Patient, build
+from data.phantom.anatomy import Patient, build
 
 SIZE, SPACING = (60, 48, 64), (6.0, 6.0, 4.5)
 Edit = Callable[[Dataset, int], None]
@@ -32,18 +32,33 @@ def uid(*parts: object) -> str:
 
 
 def dataset(plane: NDArray[np.int16], z: int, patient: str, study: str, series: str) -> Dataset:
-    """One axial slice: stored values are HU + 1024 with a rescale intercept of -1024; private and free fields are set."""
+    """One axial slice: stored values are HU + 1024 with a rescale intercept of -1024; private
+    and free fields are set.
+    """
     d = Dataset()
     d.file_meta = FileMetaDataset()
-    d.file_meta.TransferSyntaxUID, d.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+    d.file_meta.TransferSyntaxUID, d.file_meta.MediaStorageSOPClassUID = (
+        ExplicitVRLittleEndian,
+        CTImageStorage,
+    )
     d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, uid(patient, study, series, z)
     d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID
     d.StudyInstanceUID, d.SeriesInstanceUID = uid(patient, study), uid(patient, study, series)
     d.PatientID, d.PatientName, d.PatientBirthDate = patient, "Secret^Sally", "19500101"
     d.PatientAge, d.PatientSex = "067Y", "F"
-    d.SeriesDescription, d.AccessionNumber, d.SeriesNumber, d.InstanceNumber = "secret words", "A777", "3", z + 1
+    d.SeriesDescription, d.AccessionNumber, d.SeriesNumber, d.InstanceNumber = (
+        "secret words",
+        "A777",
+        "3",
+        z + 1,
+    )
     d.Modality, d.ImageType, d.BodyPartExamined = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], "CHEST"
-    d.KVP, d.ConvolutionKernel, d.ContrastBolusAgent, d.SliceThickness = "120", "STANDARD", "secret 80 ml", str(SPACING[2])
+    d.KVP, d.ConvolutionKernel, d.ContrastBolusAgent, d.SliceThickness = (
+        "120",
+        "STANDARD",
+        "secret 80 ml",
+        str(SPACING[2]),
+    )
     d.Manufacturer, d.ManufacturerModelName = "MAKER", "Model 1"
     d.ImagePositionPatient, d.ImageOrientationPatient = [0, 0, z * SPACING[2]], [1, 0, 0, 0, 1, 0]
     d.PixelSpacing, d.Rows, d.Columns = [SPACING[1], SPACING[0]], *plane.shape
@@ -57,16 +72,24 @@ def dataset(plane: NDArray[np.int16], z: int, patient: str, study: str, series: 
 
 
 def write_series(
-    folder: Path, patient: str = "P1", study: str = "s", series: str = "1", edit: Edit | None = None,
+    folder: Path,
+    patient: str = "P1",
+    study: str = "s",
+    series: str = "1",
+    edit: Edit | None = None,
     hu: NDArray[Any] | None = None,
 ) -> list[Path]:
-    """Writes the chest (or `hu`) slice by slice; `edit(dataset, z)` may change it. Returns the files, feet first."""
+    """Writes the chest (or `hu`) slice by slice; `edit(dataset, z)` may change it. Returns the
+    files, feet first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     voxels, files = chest()[0] if hu is None else hu, []
     for z in range(voxels.shape[2]):
         made = dataset(voxels[::-1, ::-1, z].T, z, patient, study, series)
         if edit is not None:
             edit(made, z)
-        files.append(folder / f"{series}_{(z * 17) % 101:03d}.dcm")  # names in another order than the slices
+        files.append(
+            folder / f"{series}_{(z * 17) % 101:03d}.dcm"
+        )  # names in another order than the slices
         made.save_as(files[-1], enforce_file_format=True)
     return files

@@ -1,4 +1,6 @@
-"""The project's commands as a user starts them: in this process, which is fast, or as programs of their own."""
+"""The project's commands as a user starts them: in this process, which is fast, or as programs
+of their own.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,53 @@ from accelerate.state import AcceleratorState
 
 import test as test_command
 import train as train_command
-from scripts import discover, expand, plant, prepare_data, pretrain_clip, refit, train_autoencoder, unusual, utility
+from scripts import build_atlas as discover
+from scripts import expand, plant, prepare_data, pretrain_clip, refit, train_autoencoder, utility
+from scripts import find_anomalies as unusual
 from util import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS: dict[str, Callable[[], None]] = {
-    "train.py": train_command.main, "test.py": test_command.main, "scripts/pretrain_clip.py": pretrain_clip.main,
-    "scripts/discover.py": discover.main, "scripts/refit.py": refit.main, "scripts/plant.py": plant.main,
-    "scripts/prepare_data.py": prepare_data.main, "scripts/train_autoencoder.py": train_autoencoder.main,
-    "scripts/expand.py": expand.main, "scripts/utility.py": utility.main, "scripts/unusual.py": unusual.main}
+    "train.py": train_command.main,
+    "test.py": test_command.main,
+    "scripts/pretrain_clip.py": pretrain_clip.main,
+    "scripts/build_atlas.py": discover.main,
+    "scripts/refit.py": refit.main,
+    "scripts/plant.py": plant.main,
+    "scripts/prepare_data.py": prepare_data.main,
+    "scripts/train_autoencoder.py": train_autoencoder.main,
+    "scripts/expand.py": expand.main,
+    "scripts/utility.py": utility.main,
+    "scripts/find_anomalies.py": unusual.main,
+}
 
 # The smallest network that is one, and a training of a second.
 TINY = (
-    "--template", "aiib23", "--text_encoder", "table", "--patch_size", "16,16,8", "--ngf", "4", "--ndf", "4",
-    "--n_blocks_global", "1", "--n_layers_D",
-    "2", "--num_D", "1", "--text_hidden", "8", "--max_steps", "4", "--val_cases", "1", "--val_freq", "100")
+    "--template",
+    "aiib23",
+    "--text_encoder",
+    "table",
+    "--patch_size",
+    "16,16,8",
+    "--ngf",
+    "4",
+    "--ndf",
+    "4",
+    "--n_blocks_global",
+    "1",
+    "--n_layers_D",
+    "2",
+    "--num_D",
+    "1",
+    "--text_hidden",
+    "8",
+    "--max_steps",
+    "4",
+    "--val_cases",
+    "1",
+    "--val_freq",
+    "100",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +78,13 @@ class Outcome:
 def program(*words: str | Path, timeout: float = 300, **environment: str) -> Outcome:
     """Runs `python WORDS` from the project's root."""
     done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
-        timeout=timeout)
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     return Outcome(done.returncode, done.stdout + done.stderr)
 
 
@@ -65,7 +104,9 @@ def command(name: str, *words: str | Path) -> Outcome:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run of a few steps: it makes volumes, bad ones. Leave it as it is, or work on a copy of `checkpoints`."""
+    """A run of a few steps: it makes volumes, bad ones. Leave it as it is, or work on a copy of
+    `checkpoints`.
+    """
 
     checkpoints: Path
     name: str
@@ -82,8 +123,16 @@ class TrainedRun:
     def test(self, results: Path, *words: str, cohort: Path | None = None) -> Outcome:
         """`test.py` on its cohort (or another one), without a page unless asked for."""
         page = () if "--page" in words else ("--no-page",)
-        return command("test.py", "--dataroot", str(cohort or self.cohort), *self.flags(), "--results_dir", str(results),
-                       *page, *words)
+        return command(
+            "test.py",
+            "--dataroot",
+            str(cohort or self.cohort),
+            *self.flags(),
+            "--results_dir",
+            str(results),
+            *page,
+            *words,
+        )
 
 
 def refused(done: Outcome, *parts: str) -> None:
@@ -97,17 +146,33 @@ def refused(done: Outcome, *parts: str) -> None:
 
 def train(cohort: Path, checkpoints: Path, *words: str | Path, name: str = "new") -> Outcome:
     """`train.py` on a cohort with the `TINY` flags and these."""
-    return command("train.py", "--dataroot", cohort, "--name", name, "--checkpoints_dir", checkpoints, *TINY, *words)
+    return command(
+        "train.py",
+        "--dataroot",
+        cohort,
+        "--name",
+        name,
+        "--checkpoints_dir",
+        checkpoints,
+        *TINY,
+        *words,
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
     """Name and content of every file in a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """The files of a run that a refused command must not change: all but what the checks of volumes found."""
-    return {name: content for name, content in files(folder).items() if not name.endswith("checks.json")}
+    """The files of a run that a refused command must not change: all but what the checks of
+    volumes found.
+    """
+    return {
+        name: content for name, content in files(folder).items() if not name.endswith("checks.json")
+    }
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""What tests share: a small phantom cohort and a run trained on it. Commands are started by `tests/commands.py`."""
+"""What tests share: a small phantom cohort and a run trained on it. Commands are started by
+`tests/commands.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from data.phantom_cohort import PhantomOptions, make
+from data.phantom.write import make
+from options.phantom_options import PhantomOptions
 from tests.commands import TINY, TrainedRun, command
 
 
 @pytest.fixture(scope="session")
 def cohort_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom cohort: 9 training, 1 validation and 2 test cases of 24x24x16 voxels. Not to be changed; copy it."""
+    """A phantom cohort: 9 training, 1 validation and 2 test cases of 24x24x16 voxels. Not to be
+    changed; copy it.
+    """
     out = tmp_path_factory.mktemp("phantoms") / "cohort"
-    return make(PhantomOptions(
-        OUT=str(out), cases=12, size=(24, 24, 16), seed=1, test_cases=2, val_cases=1, missing=0.12, patient_sd=0.0))
+    return make(
+        PhantomOptions(
+            OUT=str(out),
+            cases=12,
+            size=(24, 24, 16),
+            seed=1,
+            test_cases=2,
+            val_cases=1,
+            missing=0.12,
+            patient_sd=0.0,
+        )
+    )
 
 
 @pytest.fixture(scope="session")

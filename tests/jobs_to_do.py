@@ -1,4 +1,6 @@
-"""Functions for worker processes of the tests; without heavy imports, so that workers start fast."""
+"""Functions for worker processes of the tests; without heavy imports, so that workers start
+fast.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Small networks and made-up inputs, for the tests of networks, losses, trainer and sliding windows."""
+"""Small networks and made-up inputs, for the tests of networks, losses, trainer and sliding
+windows.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.text_base import TextEmbedding
-from options.train_options import DiscriminatorOptions, GeneratorOptions, LossOptions, OptimOptions, TrainOptions
+from models.text.base_encoder import TextEmbedding
+from options.train_options import (
+    DiscriminatorOptions,
+    GeneratorOptions,
+    LossOptions,
+    OptimOptions,
+    TrainOptions,
+)
 
 LABELS, WIDTH, SIZE = 4, 6, (8, 8, 8)
 
-GENERATOR = GeneratorOptions(ngf=4, n_downsample_global=1, n_blocks_global=1, n_blocks_local=1, text_hidden=8)
+GENERATOR = GeneratorOptions(
+    ngf=4, n_downsample_global=1, n_blocks_global=1, n_blocks_local=1, text_hidden=8
+)
 DISCRIMINATOR = DiscriminatorOptions(ndf=4, num_D=1, n_layers_D=1)
 
 
 def train_options(**changes: Any) -> TrainOptions:
     """Options of a tiny network; each change goes to the group that has a flag of its name."""
     groups: dict[str, Any] = {
-        "generator": GENERATOR, "discriminator": DISCRIMINATOR, "loss": LossOptions(),
-        "optim": OptimOptions(batch_size=2, lr=1e-3, lr_D=1e-3)}
+        "generator": GENERATOR,
+        "discriminator": DISCRIMINATOR,
+        "loss": LossOptions(),
+        "optim": OptimOptions(batch_size=2, lr=1e-3, lr_D=1e-3),
+    }
     for name, value in changes.items():
         group = next(g for g, options in groups.items() if hasattr(options, name))
         groups[group] = replace(groups[group], **{name: value})
@@ -39,10 +52,16 @@ def text(batch: int = 2, tokens: int = 3, seed: int = 0, width: int = WIDTH) -> 
 
 def nothing_known(batch: int = 2) -> TextEmbedding:
     """Empty prompts."""
-    return TextEmbedding(torch.zeros(batch, 1, WIDTH), torch.zeros(batch, 1, dtype=torch.bool), torch.zeros(batch, WIDTH))
+    return TextEmbedding(
+        torch.zeros(batch, 1, WIDTH),
+        torch.zeros(batch, 1, dtype=torch.bool),
+        torch.zeros(batch, WIDTH),
+    )
 
 
-def batch(options: TrainOptions, count: int = 2, size: tuple[int, int, int] = SIZE, seed: int = 0) -> dict[str, Tensor]:
+def batch(
+    options: TrainOptions, count: int = 2, size: tuple[int, int, int] = SIZE, seed: int = 0
+) -> dict[str, Tensor]:
     """Random volumes, masks of all labels, coordinates and noise."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, LABELS, (count, *size), generator=draw)

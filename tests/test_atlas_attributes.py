@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from data.atlas.contrasts import attribute_arms, choose, classify, covariate, quantiles
-from data.atlas.rewording import reordered, reworded
-from data.prompts import Phrase, load_template
-from util.atlas.contrasts import Attribute
+from data.text.paraphrase import reordered, reworded
+from data.text.prompts import Phrase, load_template
+from pipelines.atlas.attributes import attribute_arms, choose, classify, covariate, quantiles
+from pipelines.atlas.statistics.contrasts import Attribute
 from util.cli import UserError
 
 
 def rows(**columns: list[str]) -> list[dict[str, str]]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def test_kinds_and_references() -> None:
     template = load_template("auto")
-    made = rows(A=["Yes", "No", "Yes"] * 4, B=[str(k) for k in range(12)], C=["1.25", "2.5"] * 6, D=["x", "y"] * 6)
+    made = rows(
+        A=["Yes", "No", "Yes"] * 4,
+        B=[str(k) for k in range(12)],
+        C=["1.25", "2.5"] * 6,
+        D=["x", "y"] * 6,
+    )
     a, b, c = (classify(template, made, name) for name in "ABC")
     assert isinstance(a, Attribute) and a.kind == "category" and a.values == ("No", "Yes")
-    assert isinstance(b, Attribute) and b.kind == "number" and b.values == ("1", "3", "6", "8", "10")
+    assert (
+        isinstance(b, Attribute) and b.kind == "number" and b.values == ("1", "3", "6", "8", "10")
+    )
     assert isinstance(c, Attribute) and c.kind == "category"
     d = classify(template, made, "D", "y")
     assert isinstance(d, Attribute) and d.reference == "y"
@@ -33,11 +42,18 @@ def test_kinds_and_references() -> None:
 
 def test_columns_that_cannot_be_compared_say_why() -> None:
     template = load_template("auto")
-    made = rows(ZEROS=["0"] * 90 + [str(k) for k in range(1, 11)], YEARS=[f"{40 + k % 9} years" for k in range(100)],
-                COMMA=[f"1,{k % 9}" for k in range(100)], SIZE=["<3 cm", ">3 cm"] * 50)
+    made = rows(
+        ZEROS=["0"] * 90 + [str(k) for k in range(1, 11)],
+        YEARS=[f"{40 + k % 9} years" for k in range(100)],
+        COMMA=[f"1,{k % 9}" for k in range(100)],
+        SIZE=["<3 cm", ">3 cm"] * 50,
+    )
     for column, why in {
-            "ZEROS": "outer quantiles do not differ", "YEARS": "numbers written as texts",
-            "COMMA": "numbers written as texts", "SIZE": "'<3 cm' and '>3 cm' would have the same file name"}.items():
+        "ZEROS": "outer quantiles do not differ",
+        "YEARS": "numbers written as texts",
+        "COMMA": "numbers written as texts",
+        "SIZE": "'<3 cm' and '>3 cm' would have the same file name",
+    }.items():
         found = classify(template, made, column)
         assert isinstance(found, str) and why in found, (column, found)
     numbers = rows(**{"A b": [str(k) for k in range(20)], "A_b": [str(k) for k in range(20)]})
@@ -49,18 +65,31 @@ def test_columns_that_cannot_be_compared_say_why() -> None:
 
 def test_many_scanners_are_still_adjusted_for() -> None:
     template = load_template("auto")
-    made = rows(Scanner=[f"type {k % 12}" for k in range(60)], Note=[f"note {k}" for k in range(60)])
+    made = rows(
+        Scanner=[f"type {k % 12}" for k in range(60)], Note=[f"note {k}" for k in range(60)]
+    )
     assert isinstance(classify(template, made, "Scanner"), str)
     pooled = covariate(template, made, "Scanner")
     assert pooled is not None and pooled.role == "acquisition" and len(pooled.counts) == 12
     assert covariate(template, made, "Note") is None
 
 
-@pytest.mark.parametrize(("column", "role"), [
-    ("Age at scan", "demographic"), ("Age at death", "outcome"), ("Died within 1 year", "outcome"),
-    ("FVC decline", "outcome"), ("Convolution Kernel", "acquisition"), ("Tube voltage", "acquisition"),
-    ("Smoking status", "exposure"), ("Forced vital capacity", "exposure"),
-    ("Vital status", "outcome"), ("Sex", "demographic"), ("Patient ID", "id")])
+@pytest.mark.parametrize(
+    ("column", "role"),
+    [
+        ("Age at scan", "demographic"),
+        ("Age at death", "outcome"),
+        ("Died within 1 year", "outcome"),
+        ("FVC decline", "outcome"),
+        ("Convolution Kernel", "acquisition"),
+        ("Tube voltage", "acquisition"),
+        ("Smoking status", "exposure"),
+        ("Forced vital capacity", "exposure"),
+        ("Vital status", "outcome"),
+        ("Sex", "demographic"),
+        ("Patient ID", "id"),
+    ],
+)
 def test_roles_by_name(column: str, role: str) -> None:
     assert load_template("auto").role(column) == role
 
@@ -78,12 +107,25 @@ def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
     assert attribute_arms(template, row, packs) == []
     arms = attribute_arms(template, {**row, "SMOKING HISTORY": "Ex smoker"}, packs)
     assert [arm.value for arm in arms] == ["10", "40"]
-    smoking = Attribute("SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {})
+    smoking = Attribute(
+        "SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {}
+    )
     arms = attribute_arms(template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking)
     assert arms[0].dropped == ("PACK-YEARS",) and arms[1].dropped == ()
 
 
 def test_other_words_and_other_order_say_the_same() -> None:
-    prompt = tuple(Phrase(text, None) for text in ("DIAGNOSIS is IPF", "Patient age: 63.", "No occupational exposure."))
-    assert [p.text for p in reordered(prompt)] == ["No occupational exposure.", "Patient age: 63.", "DIAGNOSIS is IPF"]
-    assert [p.text for p in reworded(prompt)] == ["DIAGNOSIS: IPF.", "Patient age is 63", "no occupational exposure."]
+    prompt = tuple(
+        Phrase(text, None)
+        for text in ("DIAGNOSIS is IPF", "Patient age: 63.", "No occupational exposure.")
+    )
+    assert [p.text for p in reordered(prompt)] == [
+        "No occupational exposure.",
+        "Patient age: 63.",
+        "DIAGNOSIS is IPF",
+    ]
+    assert [p.text for p in reworded(prompt)] == [
+        "DIAGNOSIS: IPF.",
+        "Patient age is 63",
+        "no occupational exposure.",
+    ]

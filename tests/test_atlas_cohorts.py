@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.phantom_cohort import PhantomOptions, make
+from data.phantom.write import make
+from options.phantom_options import PhantomOptions
 from tests.atlas_run import discover, record, table
 from tests.commands import TrainedRun, refused
 
@@ -15,23 +16,35 @@ from tests.commands import TrainedRun, refused
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other patients by the same names."""
     root = tmp_path_factory.mktemp("others") / "cohort"
-    return make(PhantomOptions(OUT=str(root), cases=4, size=(24, 24, 16), seed=77, test_cases=2, val_cases=0))
+    return make(
+        PhantomOptions(
+            OUT=str(root), cases=4, size=(24, 24, 16), seed=77, test_cases=2, val_cases=0
+        )
+    )
 
 
-def test_other_patients_are_not_taken_for_those_of_training(trained_run: TrainedRun, others: Path, tmp_path: Path) -> None:
+def test_other_patients_are_not_taken_for_those_of_training(
+    trained_run: TrainedRun, others: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     (tmp_path / ".out.previous").mkdir()  # left by a program that was killed
     for more in ((), ("--overwrite",)):
-        done = discover(trained_run, out, "--columns", "SEX", "--how_many", "1", *more, cohort=others)
+        done = discover(
+            trained_run, out, "--columns", "SEX", "--how_many", "1", *more, cohort=others
+        )
         assert done.code == 0, done.text
     warned = table(out, "cautions")
     said = warned.loc[warned["kind"] == "other cohort", "text"].tolist()
     assert len(said) == 1 and str(trained_run.cohort) in said[0]
     assert not (warned["kind"] == "seen").any() and set(table(out, "cases")["seen"]) == {"no"}
-    assert record(out)["counts"]["training"] > 4  # the run's own training cases, of which the others have too few
+    assert (
+        record(out)["counts"]["training"] > 4
+    )  # the run's own training cases, of which the others have too few
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_folds_are_of_the_runs_own_patients(trained_run: TrainedRun, others: Path, tmp_path: Path) -> None:
+def test_folds_are_of_the_runs_own_patients(
+    trained_run: TrainedRun, others: Path, tmp_path: Path
+) -> None:
     done = discover(trained_run, tmp_path / "out", "--fold", "1/2", cohort=others)
     refused(done, "--fold is '1/2'", "is for the run's own cohort")

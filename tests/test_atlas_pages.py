@@ -1,4 +1,6 @@
-"""Pages of an atlas: zones and charts, what the pages say, and whether they live in a real browser, opened from disk."""
+"""Pages of an atlas: zones and charts, what the pages say, and whether they live in a real
+browser, opened from disk.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,22 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.atlas.pages import write_pages
+from pipelines.atlas.pages import charts
+from pipelines.atlas.pages.page_parts import RANKS, nice_range, typeset
+from pipelines.atlas.report import write_pages
+from pipelines.atlas.statistics.zones import numbered, strongest, zones
 from tests import atlas_folder as made
 from tests.test_html import browser, visit  # noqa: F401
-from util.atlas import charts
-from util.atlas.page_parts import RANKS, nice_range, typeset
-from util.atlas.zones import numbered, strongest, zones
-from util.figures import difference_rgb, picture
-from util.regions import regions
-from util.web_data import INT16, pack
+from util.metrics.regions import regions
+from util.web.figures import difference_rgb, picture
+from util.web.web_data import INT16, pack
 
 LABELS = {c.id: c.label for c in made.CONTRASTS}
 Visit = Callable[[Path], Any]
 
 
-# --- zones ------------------------------------------------------------------------------------------------------------
+# --- zones ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_zones_share_out_the_lungs() -> None:
@@ -41,10 +44,15 @@ def test_zones_share_out_the_lungs() -> None:
     found = zones(regions(labels, made.SPACING))
     assert len(found) == 12 and "right lower third, subpleural" in found
     assert np.array_equal(np.sum([m for m in found.values()], axis=0) == 1, labels > 0)
-    assert found["left upper third, core"].sum() == (numbered(found, labels.shape) == 1 + list(found).index(
-        "left upper third, core")).sum() > 0
+    assert (
+        found["left upper third, core"].sum()
+        == (numbered(found, labels.shape) == 1 + list(found).index("left upper third, core")).sum()
+        > 0
+    )
     one = zones(regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
-    assert all(name.startswith("left ") for name in one)  # the only lung label is called the left lung
+    assert all(
+        name.startswith("left ") for name in one
+    )  # the only lung label is called the left lung
     assert zones(regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
 
 
@@ -53,17 +61,25 @@ def test_strongest_zones() -> None:
     assert strongest(means, 0) == ["a", "d", "e"]  # three at most, by size whatever the sign
     assert strongest(means, 39.5) == ["a"]  # chance alone reaches the others
     assert strongest({"a": 40.0, "b": 19.0}, 0) == ["a"]  # less than half of the strongest
-    assert strongest({"a": 0.9}, 0) == [] and strongest({}, 0) == []  # below the rounding of volumes
+    assert (
+        strongest({"a": 0.9}, 0) == [] and strongest({}, 0) == []
+    )  # below the rounding of volumes
 
 
 def test_small_helpers() -> None:
-    assert typeset("CTD-ILD: -4 HU [-9, +1], 45-80, --fold") == "CTD-ILD: −4 HU [−9, +1], 45-80, --fold"
+    assert (
+        typeset("CTD-ILD: -4 HU [-9, +1], 45-80, --fold")
+        == "CTD-ILD: −4 HU [−9, +1], 45-80, --fold"
+    )
     assert (nice_range(82), nice_range(5), nice_range(5000)) == (100, 5, 1000)
-    stored = np.frombuffer(gzip.decompress(base64.b64decode(pack(np.array([np.nan, -1e9, 1.0]), 1.0))), "<i2")
+    stored = np.frombuffer(
+        gzip.decompress(base64.b64decode(pack(np.array([np.nan, -1e9, 1.0]), 1.0))), "<i2"
+    )
     assert stored.tolist() == [INT16.min, INT16.min + 1, 1]
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.fixture
@@ -103,10 +119,16 @@ def test_heat_map_frames_findings(drawn: list[Figure], refits: bool) -> None:
 def test_charts_without_anything(drawn: list[Figure]) -> None:
     empty = made.tests_table(False).iloc[:0]
     assert charts.largest_change(empty, ["lungs"]) == 0
-    assert not charts.dose_plot(pd.DataFrame(columns=["column", "region"]), {"AGE": "years"}, Path("x")) and drawn == []
+    assert (
+        not charts.dose_plot(
+            pd.DataFrame(columns=["column", "region"]), {"AGE": "years"}, Path("x")
+        )
+        and drawn == []
+    )
 
 
-# --- what the pages say -----------------------------------------------------------------------------------------------
+# --- what the pages say
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +150,19 @@ def test_every_link_leads_to_a_file(atlas: Path) -> None:
         for link in links:
             assert link.startswith("data:") or (page.parent / unquote(link)).exists(), link
     text = (atlas / "index.html").read_text()
-    assert {"atlas.json", "volumes.csv", "pairs.csv", "maps.npz"} <= set(re.findall(r'href="([^"]+)"', text))
+    assert {"atlas.json", "volumes.csv", "pairs.csv", "maps.npz"} <= set(
+        re.findall(r'href="([^"]+)"', text)
+    )
 
 
 def test_pages_claim_nothing_without_refits(atlas: Path) -> None:
     text = (atlas / "index.html").read_text()
     assert "significant" not in text + case_page(atlas).read_text()
-    assert "No cell is a finding" in text and "too few refits" in text and "Nothing is called a finding." in text
+    assert (
+        "No cell is a finding" in text
+        and "too few refits" in text
+        and "Nothing is called a finding." in text
+    )
     assert made.SENTENCE.replace("-4.0", "−4.0") in text and "There are 0 refits." in text
     assert "<1>" not in text and "patient &lt;1&gt;" in text
 
@@ -153,7 +181,17 @@ def test_atlas_without_volumes_or_contrasts(tmp_path: Path) -> None:
         path = tmp_path / "a" / f"{name}.csv"
         path.write_text(path.read_text().splitlines()[0] + "\n")
     record = json.loads((tmp_path / "a" / "atlas.json").read_text())
-    empty = ("tests", "effects", "contrasts", "maps", "doses", "controls", "cautions", "not_found", "attributes")
+    empty = (
+        "tests",
+        "effects",
+        "contrasts",
+        "maps",
+        "doses",
+        "controls",
+        "cautions",
+        "not_found",
+        "attributes",
+    )
     (tmp_path / "a" / "atlas.json").write_text(json.dumps(record | {name: [] for name in empty}))
     text = write_pages(tmp_path / "a", study).read_text()  # type: ignore[arg-type]
     assert "so there is no page of a patient" in text and "Where: maps" not in text
@@ -162,7 +200,10 @@ def test_atlas_without_volumes_or_contrasts(tmp_path: Path) -> None:
 
 def test_pairs_name_where_they_differ(atlas: Path) -> None:
     pairs = pd.read_csv(atlas / "pairs.csv").fillna({"rank": 0})
-    assert pairs.drop_duplicates(["column", "from", "to"])["column"].value_counts().to_dict() == {"AGE": 3, "DIAGNOSIS": 3}
+    assert pairs.drop_duplicates(["column", "from", "to"])["column"].value_counts().to_dict() == {
+        "AGE": 3,
+        "DIAGNOSIS": 3,
+    }
     ipf = pairs[(pairs["from"] == "HP") & (pairs["to"] == "IPF")]
     named = ipf[ipf["rank"] > 0]
     assert sorted(named["rank"]) == [1, 2, 3] and named["zone"].str.contains("lower third").all()
@@ -171,7 +212,8 @@ def test_pairs_name_where_they_differ(atlas: Path) -> None:
     assert (none["rank"] == 0).all() and (none["mean_diff_hu"] == 0).all()
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
+# --------------------
 
 
 def pixels(page: Any, selector: str) -> NDArray[Any]:
@@ -179,7 +221,9 @@ def pixels(page: Any, selector: str) -> NDArray[Any]:
     page.locator(selector).first.scroll_into_view_if_needed()
     page.wait_for_timeout(250)
     url = page.evaluate("s => document.querySelector(s).toDataURL('image/png')", selector)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA")
+    )
 
 
 def coronal(array: NDArray[Any], page: Any) -> NDArray[Any]:
@@ -189,7 +233,9 @@ def coronal(array: NDArray[Any], page: Any) -> NDArray[Any]:
 def assert_difference(page: Any, expected: NDArray[Any]) -> None:
     shown = pixels(page, "[data-role=difference] canvas.voxels")[..., :3].astype(int)
     limit = float(page.input_value("#limit"))
-    np.testing.assert_allclose(shown, difference_rgb(coronal(expected, page), limit).astype(int), atol=4, rtol=0)
+    np.testing.assert_allclose(
+        shown, difference_rgb(coronal(expected, page), limit).astype(int), atol=4, rtol=0
+    )
 
 
 def press(page: Any, group: str, text: str) -> None:
@@ -201,9 +247,13 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F81
     page.wait_for_selector("[data-role=difference][data-state=ready]")
     assert page.input_value("#limit") == "50"  # holds the largest change of a region
     assert_difference(page, v["IPF"] - v["own"])
-    assert page.inner_text("#dropped") == "IPF: TYPE CTD, DATE left the text, as it would contradict."
+    assert (
+        page.inner_text("#dropped") == "IPF: TYPE CTD, DATE left the text, as it would contradict."
+    )
     assert page.inner_text("[data-role=before] .title") == "Given: HP"
-    assert "lower third" in page.inner_text("#strongest") and "+50.0 HU" in page.inner_text("#strongest")
+    assert "lower third" in page.inner_text("#strongest") and "+50.0 HU" in page.inner_text(
+        "#strongest"
+    )
     assert page.inner_text("#population") == made.SENTENCE.replace("-4.0", "−4.0")
     press(page, "attributes", "AGE")
     press(page, "from", "45 years")
@@ -220,8 +270,10 @@ def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:  # 
     page = visit(case_page(atlas))
     page.wait_for_selector("[data-role=difference][data-state=ready]")
     heavy = pixels(page, "#one [data-role=difference] canvas.lines")
-    black = np.array([int(RANKS[0][i:i + 2], 16) for i in (1, 3, 5)])
-    assert ((heavy[..., 3] == 255) & (heavy[..., :3] == black).all(-1)).sum() > 100  # the strongest zone is outlined
+    black = np.array([int(RANKS[0][i : i + 2], 16) for i in (1, 3, 5)])
+    assert (
+        (heavy[..., 3] == 255) & (heavy[..., :3] == black).all(-1)
+    ).sum() > 100  # the strongest zone is outlined
     box = page.locator("[data-role=difference] .stage").bounding_box()
     page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.8 * box["height"])
     assert page.inner_text("[data-role=difference] .value") == "+50 HU"
@@ -245,7 +297,9 @@ def test_slices_play_and_the_line_moves(atlas: Path, visit: Visit) -> None:  # n
     page.wait_for_timeout(300)
     assert page.evaluate("window.Atlas.state.at[1]") == at
     page.fill("[data-role=wipe] .cut", "25")
-    assert "25%" in page.evaluate("getComputedStyle(document.querySelector('canvas.after')).clipPath")
+    assert "25%" in page.evaluate(
+        "getComputedStyle(document.querySelector('canvas.after')).clipPath"
+    )
     page.click("button[data-value=axial]")
     low = page.locator("#strongest button").first
     low.click()
@@ -259,7 +313,14 @@ def test_same_patient_under_each_diagnosis(atlas: Path, visit: Visit) -> None:  
     part.scroll_into_view_if_needed()
     page.wait_for_selector("#differential .pairs .panel[data-state=ready]")
     titles = part.locator(".title").all_inner_texts()
-    assert titles == ["HP (as given)", "IPF", "CTD-ILD", "IPF minus HP", "CTD-ILD minus HP", "CTD-ILD minus IPF"]
+    assert titles == [
+        "HP (as given)",
+        "IPF",
+        "CTD-ILD",
+        "IPF minus HP",
+        "CTD-ILD minus HP",
+        "CTD-ILD minus IPF",
+    ]
     named = part.locator(".zones").all_inner_texts()
     assert "lower third" in named[0] and "+50 HU" in named[0] and "−50 HU" in named[2]
     assert named[1] == "No zone changes by more than other noise (2.0 HU)."
@@ -270,11 +331,16 @@ def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noq
     page.locator("#maps").scroll_into_view_if_needed()
     page.wait_for_selector("[data-role=beside][data-state=ready]")
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
-    selector, limit = "[data-role=effect][data-plane=axial] canvas.voxels", float(page.input_value("#limit"))
+    selector, limit = (
+        "[data-role=effect][data-plane=axial] canvas.voxels",
+        float(page.input_value("#limit")),
+    )
     for value, hu in ((made.CONTRASTS[0].id, 10), (made.CONTRASTS[2].id, 30)):
         page.select_option("#contrast", value)
         shown = pixels(page, selector)[..., :3].astype(int)
-        np.testing.assert_allclose(shown[5, 10], difference_rgb(np.array([hu]), limit)[0].astype(int), atol=4)
+        np.testing.assert_allclose(
+            shown[5, 10], difference_rgb(np.array([hu]), limit)[0].astype(int), atol=4
+        )
         assert shown[-1, 10].max() < 30  # no lung there: black
     assert page.locator("#contrast option").count() == 3  # no slope
     box = page.locator("[data-role=effect][data-plane=axial] .stage").bounding_box()

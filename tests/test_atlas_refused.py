@@ -1,4 +1,6 @@
-"""What the atlas refuses, with a message for a person: columns, flags, cohorts and disks that cannot serve."""
+"""What the atlas refuses, with a message for a person: columns, flags, cohorts and disks that
+cannot serve.
+"""
 
 from __future__ import annotations
 
@@ -27,33 +29,70 @@ def changed(cohort: Path, target: Path, column: str, values: list[str]) -> Path:
     return target
 
 
-@pytest.mark.parametrize(("values", "said"), [
-    (["Other"], "all training cases that have a value have 'Other'"),
-    ([""], "no training case has a value"),
-    ([f"Remark {k}" for k in range(40)], "free text"),
-    (["63 years", *map(str, range(30, 60))], "numbers and texts (63 years)"),
-])
-def test_columns_that_cannot_be_studied(trained_run: TrainedRun, tmp_path: Path, values: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["Other"], "all training cases that have a value have 'Other'"),
+        ([""], "no training case has a value"),
+        ([f"Remark {k}" for k in range(40)], "free text"),
+        (["63 years", *map(str, range(30, 60))], "numbers and texts (63 years)"),
+    ],
+)
+def test_columns_that_cannot_be_studied(
+    trained_run: TrainedRun, tmp_path: Path, values: list[str], said: str
+) -> None:
     cohort = changed(trained_run.cohort, tmp_path / "cohort", "TYPE CTD OTHER", values)
-    refused(discover(trained_run, tmp_path / "out", "--columns", "TYPE CTD OTHER", cohort=cohort), "TYPE CTD OTHER", said)
+    refused(
+        discover(trained_run, tmp_path / "out", "--columns", "TYPE CTD OTHER", cohort=cohort),
+        "TYPE CTD OTHER",
+        said,
+    )
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_numbers_that_are_words_in_a_column_of_numbers(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_numbers_that_are_words_in_a_column_of_numbers(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
     cohort = changed(trained_run.cohort, tmp_path / "cohort", "AGE", ["61", "sixty"])
-    refused(discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort), "AGE", "'sixty'", "number")
+    refused(
+        discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort),
+        "AGE",
+        "'sixty'",
+        "number",
+    )
 
 
 def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    refused(discover(trained_run, out, "--columns", "HEIGHT"), "--columns", "'HEIGHT'", "SMOKING HISTORY")
-    refused(discover(trained_run, out, "--columns", "SEX", "--reference", "SEX=Other"), "reference 'Other'", "Male")
-    refused(discover(trained_run, out, "--columns", "SEX", "--reference", "SEX"), "--reference is 'SEX'")
-    refused(discover(trained_run, out, "--columns", "SEX", "--null_column", "AGE"), "--null_column 'AGE'")
+    refused(
+        discover(trained_run, out, "--columns", "HEIGHT"),
+        "--columns",
+        "'HEIGHT'",
+        "SMOKING HISTORY",
+    )
+    refused(
+        discover(trained_run, out, "--columns", "SEX", "--reference", "SEX=Other"),
+        "reference 'Other'",
+        "Male",
+    )
+    refused(
+        discover(trained_run, out, "--columns", "SEX", "--reference", "SEX"), "--reference is 'SEX'"
+    )
+    refused(
+        discover(trained_run, out, "--columns", "SEX", "--null_column", "AGE"),
+        "--null_column 'AGE'",
+    )
     refused(discover(trained_run, out, "--columns", "SEX", "--fold", "5"), "--fold is '5'", "k/K")
-    refused(discover(trained_run, out, "--columns", "SEX", "--fold", "1/99"), "only 9 training patients")
-    refused(command("scripts/discover.py", "--dataroot", trained_run.cohort, *trained_run.flags()), "--out is not given")
-    refused(discover(TrainedRun(trained_run.checkpoints, "other", trained_run.cohort), out), "no run")
+    refused(
+        discover(trained_run, out, "--columns", "SEX", "--fold", "1/99"), "only 9 training patients"
+    )
+    refused(
+        command("scripts/build_atlas.py", "--dataroot", trained_run.cohort, *trained_run.flags()),
+        "--out is not given",
+    )
+    refused(
+        discover(TrainedRun(trained_run.checkpoints, "other", trained_run.cohort), out), "no run"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -62,7 +101,9 @@ def test_a_column_that_the_run_does_not_know(trained_run: TrainedRun, tmp_path: 
     frame = pd.read_csv(tmp_path / "cohort" / "clinical.csv", dtype=str, keep_default_na=False)
     frame["WEIGHT"] = [str(60 + k) for k in range(len(frame))]
     frame.to_csv(tmp_path / "cohort" / "clinical.csv", index=False)
-    done = discover(trained_run, tmp_path / "out", "--columns", "WEIGHT", cohort=tmp_path / "cohort")
+    done = discover(
+        trained_run, tmp_path / "out", "--columns", "WEIGHT", cohort=tmp_path / "cohort"
+    )
     refused(done, "WEIGHT", "trained without this column")
 
 
@@ -71,7 +112,11 @@ def test_zero_test_cases_and_other_labels(trained_run: TrainedRun, tmp_path: Pat
     shutil.copytree(trained_run.cohort, cohort)
     splits = json.loads((cohort / "splits.json").read_text())
     (cohort / "splits.json").write_text(json.dumps({**splits, "test": []}))
-    refused(discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort), "'test'", "no cases")
+    refused(
+        discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort),
+        "'test'",
+        "no cases",
+    )
     path = next((cohort / "gtlung").iterdir())
     image = nib.load(path)
     array = np.asarray(image.dataobj).copy()
@@ -82,24 +127,45 @@ def test_zero_test_cases_and_other_labels(trained_run: TrainedRun, tmp_path: Pat
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_masks_alone_give_generated_figures_and_no_claim(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_masks_alone_give_generated_figures_and_no_claim(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(trained_run.cohort, cohort, ignore=shutil.ignore_patterns("img"))
-    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", cohort=cohort)
+    done = discover(
+        trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", cohort=cohort
+    )
     assert done.code == 0, done.text
     made = record(tmp_path / "out")
-    assert "too small to conclude anything" in made["summary"] and not made["conclusive"] and not made["findings"]
+    assert (
+        "too small to conclude anything" in made["summary"]
+        and not made["conclusive"]
+        and not made["findings"]
+    )
     assert made["tests"][0]["real_hu"] is None and made["tests"][0]["generated_hu"] is not None
 
 
-@pytest.mark.parametrize("writes", ["util.atlas.report.write_table", "util.atlas.report.write_maps",
-                                    "scripts.discover.write_pages", "test.Writer.write"])
+@pytest.mark.parametrize(
+    "writes",
+    [
+        "pipelines.atlas.files.write_table",
+        "pipelines.atlas.files.write_maps",
+        "scripts.build_atlas.write_pages",
+        "test.Writer.write",
+    ],
+)
 def test_a_full_disk_leaves_no_half_report(
-    writes: str, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    writes: str,
+    trained_run: TrainedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "tests.csv")
+
     monkeypatch.setattr(writes, full)
-    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", "--volumes", "1")
+    done = discover(
+        trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", "--volumes", "1"
+    )
     refused(done, "tests.csv", "No space left", "make room")
     assert not list(tmp_path.iterdir())

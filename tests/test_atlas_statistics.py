@@ -1,4 +1,6 @@
-"""The numbers of an atlas on made-up data whose truth is known: regressions, ties, intervals, verdicts, maps, sentences."""
+"""The numbers of an atlas on made-up data whose truth is known: regressions, ties, intervals,
+verdicts, maps, sentences.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +12,110 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from util.atlas import cautions, findings, intervals, report, sentences
-from util.atlas.cautions import Caution
-from util.atlas.contrasts import Attribute, Contrast, contrasts_of
-from util.atlas.findings import agreement, false_discovery, judge, summarise
-from util.atlas.plots import agreement_plot
-from util.atlas.regression import RealScans, Roles, estimates
+from pipelines.atlas import files as report
+from pipelines.atlas.pages.plots import agreement_plot
+from pipelines.atlas.statistics import cautions, findings, intervals, sentences
+from pipelines.atlas.statistics.cautions import Caution
+from pipelines.atlas.statistics.contrasts import Attribute, Contrast, contrasts_of
+from pipelines.atlas.statistics.findings import agreement, false_discovery, judge, summarise
+from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
 
 LEVELS = ("Never", "Ex", "Current")
 SMOKING = Attribute("SMOKING", "exposure", "category", LEVELS, dict.fromkeys(LEVELS, 50))
-AGE = Attribute("AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years")
+AGE = Attribute(
+    "AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years"
+)
 DIAGNOSIS = Attribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF"), {"HP": 75, "IPF": 75})
 OUTCOME = Attribute("DEAD", "outcome", "category", ("No", "Yes"), {"No": 75, "Yes": 75})
-KERNEL = Attribute("KERNEL", "acquisition", "category", ("soft", "sharp"), {"soft": 75, "sharp": 75})
+KERNEL = Attribute(
+    "KERNEL", "acquisition", "category", ("soft", "sharp"), {"soft": 75, "sharp": 75}
+)
 EVERY = {a.column: a for a in (SMOKING, AGE, DIAGNOSIS, OUTCOME, KERNEL)}
 CONTRASTS = [c for a in (SMOKING, AGE) for c in contrasts_of(a)]
 NEVER_CURRENT, SLOPE = "SMOKING=Never_to_Current", "AGE=per_unit"
 
 
 def scans(n: int = 150, sd: float = 5.0, tie: float = 0.0, seed: int = 0) -> RealScans:
-    """Current smokers +40 HU, ex +20, age -1 HU a year, IPF +25; a tenth of the ages is not known."""
+    """Current smokers +40 HU, ex +20, age -1 HU a year, IPF +25; a tenth of the ages is not
+    known.
+    """
     rng = np.random.default_rng(seed)
     smoking = rng.choice(LEVELS, n)
-    diagnosis = np.where(rng.random(n) < tie, np.where(smoking == "Current", "IPF", "HP"), rng.choice(["HP", "IPF"], n))
+    diagnosis = np.where(
+        rng.random(n) < tie,
+        np.where(smoking == "Current", "IPF", "HP"),
+        rng.choice(["HP", "IPF"], n),
+    )
     age = rng.integers(40, 90, n)
-    hu = (-850 + 20.0 * np.array([LEVELS.index(s) for s in smoking]) - 1.0 * age + 25 * (diagnosis == "IPF")
-          + sd * rng.normal(size=n))
-    table = pd.DataFrame({"SMOKING": smoking, "AGE": age.astype(str), "DIAGNOSIS": diagnosis,
-                          "DEAD": rng.choice(["No", "Yes"], n), "KERNEL": rng.choice(["soft", "sharp"], n)}, dtype=object)
+    hu = (
+        -850
+        + 20.0 * np.array([LEVELS.index(s) for s in smoking])
+        - 1.0 * age
+        + 25 * (diagnosis == "IPF")
+        + sd * rng.normal(size=n)
+    )
+    table = pd.DataFrame(
+        {
+            "SMOKING": smoking,
+            "AGE": age.astype(str),
+            "DIAGNOSIS": diagnosis,
+            "DEAD": rng.choice(["No", "Yes"], n),
+            "KERNEL": rng.choice(["soft", "sharp"], n),
+        },
+        dtype=object,
+    )
     table.loc[rng.random(n) < 0.1, "AGE"] = ""
     index = pd.Index([f"c{i}" for i in range(n)], dtype=object)
     density = pd.DataFrame({"lungs": hu, "upper": hu + 1}, index=index)
-    return RealScans(density, table.set_index(index), pd.Series(rng.uniform(3000, 6000, n), index),
-                     pd.Series(index, index))
+    return RealScans(
+        density,
+        table.set_index(index),
+        pd.Series(rng.uniform(3000, 6000, n), index),
+        pd.Series(index, index),
+    )
 
 
 ROLES = Roles(EVERY, frozenset(), "DIAGNOSIS")
 
 
 def primary(real: pd.DataFrame, contrast: str) -> pd.Series:
-    return real[(real["contrast"] == contrast) & (real["region"] == "lungs") & (real["primary"] == "yes")].iloc[0]
+    return real[
+        (real["contrast"] == contrast) & (real["region"] == "lungs") & (real["primary"] == "yes")
+    ].iloc[0]
 
 
-# --- real scans -------------------------------------------------------------------------------------------------------
+# --- real scans -----------------------------------------------------------------------------------
+# --------------------
 
 
 def test_regression_finds_what_was_put_in() -> None:
     real = estimates(scans(), CONTRASTS, ROLES)
-    for contrast, truth in ((NEVER_CURRENT, 40), ("SMOKING=Never_to_Ex", 20), (SLOPE, -1), ("AGE=40_to_80", -40)):
+    for contrast, truth in (
+        (NEVER_CURRENT, 40),
+        ("SMOKING=Never_to_Ex", 20),
+        (SLOPE, -1),
+        ("AGE=40_to_80", -40),
+    ):
         row = primary(real, contrast)
-        assert row["low_hu"] < truth < row["high_hu"] and abs(row["real_hu"] - truth) < 0.15 * abs(truth)
+        assert row["low_hu"] < truth < row["high_hu"] and abs(row["real_hu"] - truth) < 0.15 * abs(
+            truth
+        )
         assert row["p"] < 1e-6
     assert primary(real, NEVER_CURRENT)["adjustment"] == "all+volume"
 
 
 def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> None:
-    roles = Roles({**EVERY, "PACKS": replace(AGE, column="PACKS", role="exposure")}, frozenset(["PACKS"]), "DIAGNOSIS")
+    roles = Roles(
+        {**EVERY, "PACKS": replace(AGE, column="PACKS", role="exposure")},
+        frozenset(["PACKS"]),
+        "DIAGNOSIS",
+    )
     sets = roles.adjustments("SMOKING")
-    assert sets == {"base": ["AGE", "KERNEL"], "base+diagnosis": ["AGE", "KERNEL", "DIAGNOSIS"],
-                    "all": ["AGE", "KERNEL", "DIAGNOSIS"]}
+    assert sets == {
+        "base": ["AGE", "KERNEL"],
+        "base+diagnosis": ["AGE", "KERNEL", "DIAGNOSIS"],
+        "all": ["AGE", "KERNEL", "DIAGNOSIS"],
+    }
     assert "base+diagnosis" not in roles.adjustments("DIAGNOSIS")
     said = set(estimates(scans(), CONTRASTS, roles)["adjusted_for"])
     assert any("log lung volume" in s for s in said) and any("log" not in s for s in said)
@@ -76,8 +123,13 @@ def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> 
 
 
 def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
-    loose, tight = (primary(estimates(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT) for t in (0.0, 0.9))
-    assert tight["high_hu"] - tight["low_hu"] > 1.3 * (loose["high_hu"] - loose["low_hu"]) and tight["vif"] > loose["vif"]
+    loose, tight = (
+        primary(estimates(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT) for t in (0.0, 0.9)
+    )
+    assert (
+        tight["high_hu"] - tight["low_hu"] > 1.3 * (loose["high_hu"] - loose["low_hu"])
+        and tight["vif"] > loose["vif"]
+    )
 
 
 def test_too_few_cases_give_no_estimate_but_a_reason() -> None:
@@ -86,7 +138,10 @@ def test_too_few_cases_give_no_estimate_but_a_reason() -> None:
     one = scans(60)
     one.table["SMOKING"] = "Never"
     real = estimates(one, contrasts_of(SMOKING), ROLES)
-    assert real["real_hu"].isna().all() and real["reason"].str.contains("fewer than 3 cases have").all()
+    assert (
+        real["real_hu"].isna().all()
+        and real["reason"].str.contains("fewer than 3 cases have").all()
+    )
 
 
 def test_what_cannot_be_told_apart_is_said() -> None:
@@ -105,11 +160,17 @@ def test_a_thinner_adjustment_does_not_save_what_cannot_be_told_apart() -> None:
     for name, values in parts.items():
         data.table[name] = np.where(values, "Yes", "No")
     attribute = Attribute("SUM", "exposure", "number", ("0", "1", "2", "3"), {"1": 120})
-    risks = {n: Attribute(n, "exposure", "category", ("No", "Yes"), {"No": 60, "Yes": 60}) for n in parts}
+    risks = {
+        n: Attribute(n, "exposure", "category", ("No", "Yes"), {"No": 60, "Yes": 60}) for n in parts
+    }
     roles = Roles({"AGE": AGE, "SUM": attribute, **risks}, frozenset(), "DIAGNOSIS")
     real = estimates(data, contrasts_of(attribute), roles)
     row = primary(real, "SUM=0_to_3")
-    assert row["adjustment"] == "all+volume" and pd.isna(row["real_hu"]) and "told apart" in row["reason"]
+    assert (
+        row["adjustment"] == "all+volume"
+        and pd.isna(row["real_hu"])
+        and "told apart" in row["reason"]
+    )
     made = cautions.collinear_cautions(real, {c.id: c.column for c in contrasts_of(attribute)})
     assert [c.column for c in made] == ["SUM"] and made[0].forbids
 
@@ -136,7 +197,9 @@ def test_refits_of_other_steps_forbid_a_claim() -> None:
 
 
 def test_controls_that_pass_by_themselves_are_named() -> None:
-    assert len(cautions.built_in("labels", "phrases")) == 2 and not cautions.built_in("everywhere", "sentence")
+    assert len(cautions.built_in("labels", "phrases")) == 2 and not cautions.built_in(
+        "everywhere", "sentence"
+    )
 
 
 def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
@@ -146,37 +209,54 @@ def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
 
 
 def test_scans_of_one_patient_are_clustered() -> None:
-    """Every scan twice tells no more than once: an interval that ignores it would be narrower by a factor of 1.4."""
+    """Every scan twice tells no more than once: an interval that ignores it would be narrower by
+    a factor of 1.4.
+    """
     once = scans(60)
     index = pd.Index([f"{c}{k}" for k in "ab" for c in once.density.index], dtype=object)
+
     def twice(x: pd.DataFrame | pd.Series) -> pd.DataFrame | pd.Series:
         return pd.concat([x, x]).set_axis(index)
-    doubled = RealScans(twice(once.density), twice(once.table), twice(once.volume), twice(once.patient))  # type: ignore[arg-type]
+
+    doubled = RealScans(
+        twice(once.density), twice(once.table), twice(once.volume), twice(once.patient)
+    )  # type: ignore[arg-type]
     a, b = (primary(estimates(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled))
     assert b["real_hu"] == pytest.approx(a["real_hu"]) and b["se_hu"] > 0.8 * a["se_hu"]
 
 
-# --- cautions ---------------------------------------------------------------------------------------------------------
+# --- cautions -------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None:
     data = scans()
     data.volume[data.table["SMOKING"] == "Current"] *= 0.7
     through = cautions.mask_cautions(data, [SMOKING, AGE], ROLES)
-    assert [c.column for c in through] == ["SMOKING"] and "Current against Never: -3" in through[0].text
+    assert [c.column for c in through] == ["SMOKING"] and "Current against Never: -3" in through[
+        0
+    ].text
     assert [c.kind for c in cautions.role_cautions([OUTCOME, SMOKING])] == ["outcome"]
-    values = pd.Series(["Never"] * 48 + ["never"] * 12 + ["Ex"] * 30 + ["Current"] * 10 + [""] * 50, name="SMOKING")
+    values = pd.Series(
+        ["Never"] * 48 + ["never"] * 12 + ["Ex"] * 30 + ["Current"] * 10 + [""] * 50, name="SMOKING"
+    )
     counted = replace(SMOKING, counts=dict(values[values != ""].value_counts()))
-    people = pd.Series(range(150)).where(values != "Current", 149)  # the ten scans of current smokers are of one patient
+    people = pd.Series(range(150)).where(
+        values != "Current", 149
+    )  # the ten scans of current smokers are of one patient
     found = cautions.count_cautions([counted], values.to_frame(), people)
     assert Counter(c.kind for c in found) == {"few cases": 1, "missing": 1, "spelling": 1}
-    assert "training patients with Current: only 1." in found[0].text and "'Never' and 'never'" in found[1].text
+    assert (
+        "training patients with Current: only 1." in found[0].text
+        and "'Never' and 'never'" in found[1].text
+    )
     small, seen = cautions.size_cautions(2, 2, 2)
     assert small.forbids and "too small to conclude anything" in small.text and not seen.forbids
     assert not cautions.size_cautions(96, 96, 0)
 
 
-# --- refits and verdicts ----------------------------------------------------------------------------------------------
+# --- refits and verdicts
+# ----------------------------------------------------------------------------------------------
 
 
 def test_refit_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -199,8 +279,12 @@ def test_permuted_refits_give_a_p_value() -> None:
 
 def test_agreement() -> None:
     assert agreement(41, 21, 55) == "agrees" and agreement(60, 21, 55) == "same sign"
-    assert agreement(-5, 21, 55) == "opposite sign" and agreement(0.5, -6, 5) == "no effect in either"
-    assert agreement(-7.6, -58, 22) == "cannot tell" and agreement(1, -22, 25) == "cannot tell"  # too wide to say none
+    assert (
+        agreement(-5, 21, 55) == "opposite sign" and agreement(0.5, -6, 5) == "no effect in either"
+    )
+    assert (
+        agreement(-7.6, -58, 22) == "cannot tell" and agreement(1, -22, 25) == "cannot tell"
+    )  # too wide to say none
     assert agreement(4.9, -6, 5) == "cannot tell"
     assert agreement(30, -6, 5) == "cannot tell" and agreement(30, np.nan, np.nan) == "cannot tell"
 
@@ -213,11 +297,27 @@ def test_false_discoveries_are_controlled() -> None:
 def effects(permuted: int = 19, largest: float = 6.0, **generated: float) -> pd.DataFrame:
     rows = []
     for contrast in CONTRASTS:
-        for region, hu in {"lungs": generated.get(contrast.end, 40.0), "upper": 52.0, "outside": 0.1}.items():
-            rows.append({"contrast": contrast.id, "column": contrast.column, "kind": contrast.kind, "from": contrast.start,
-                         "to": contrast.end, "region": region, "generated_hu": hu, "refit_low_hu": hu - 5,
-                         "refit_high_hu": hu + 5, "permuted": permuted, "permuted_max_hu": largest if permuted else np.nan,
-                         "permuted_p": 0.05})
+        for region, hu in {
+            "lungs": generated.get(contrast.end, 40.0),
+            "upper": 52.0,
+            "outside": 0.1,
+        }.items():
+            rows.append(
+                {
+                    "contrast": contrast.id,
+                    "column": contrast.column,
+                    "kind": contrast.kind,
+                    "from": contrast.start,
+                    "to": contrast.end,
+                    "region": region,
+                    "generated_hu": hu,
+                    "refit_low_hu": hu - 5,
+                    "refit_high_hu": hu + 5,
+                    "permuted": permuted,
+                    "permuted_max_hu": largest if permuted else np.nan,
+                    "permuted_p": 0.05,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -231,21 +331,32 @@ def verdicts(tests: pd.DataFrame, contrast: str = NEVER_CURRENT) -> dict[str, st
 
 
 def test_a_finding_exceeds_permuted_refits_and_holds_in_the_real_scans() -> None:
-    assert verdicts(judge(effects(), REAL, ROLE_OF, [])) == {"lungs": "finding", "upper": "finding", "outside": "not judged"}
+    assert verdicts(judge(effects(), REAL, ROLE_OF, [])) == {
+        "lungs": "finding",
+        "upper": "finding",
+        "outside": "not judged",
+    }
     assert verdicts(judge(effects(largest=45), REAL, ROLE_OF, []))["lungs"] == "not found"
     assert verdicts(judge(effects(permuted=0), REAL, ROLE_OF, []))["lungs"] == "not judged"
     assert verdicts(judge(effects(Current=-40), REAL, ROLE_OF, []))["lungs"] == "not found"
     nothing = scans(seed=3)
     nothing.density["lungs"] = np.random.default_rng(1).normal(-850, 20, len(nothing.density))
-    assert verdicts(judge(effects(), estimates(nothing, CONTRASTS, ROLES), ROLE_OF, []))["lungs"] == "not found"
-    assert verdicts(judge(effects(), REAL, ROLE_OF, []), SLOPE)["lungs"] == "not judged"  # its quantiles are
+    assert (
+        verdicts(judge(effects(), estimates(nothing, CONTRASTS, ROLES), ROLE_OF, []))["lungs"]
+        == "not found"
+    )
+    assert (
+        verdicts(judge(effects(), REAL, ROLE_OF, []), SLOPE)["lungs"] == "not judged"
+    )  # its quantiles are
 
 
 def test_a_caution_that_forbids_decides_first() -> None:
     tied = Caution("tied", "A and B go together.", "AGE", "SMOKING", 0.7, forbids=True)
     tests = judge(effects(), REAL, ROLE_OF, [tied])
     assert set(tests[tests["tested"] == "yes"]["verdict"]) == {"not judged"}
-    small = Caution("cohort too small", "The cohort is too small to conclude anything.", forbids=True)
+    small = Caution(
+        "cohort too small", "The cohort is too small to conclude anything.", forbids=True
+    )
     tests = judge(effects(), REAL, ROLE_OF, [small])
     assert not (tests["verdict"] == "finding").any()
     assert tests.loc[tests["tested"] == "yes", "why"].str.contains("too small to conclude").all()
@@ -256,21 +367,29 @@ def test_findings_are_ranked_and_told_with_their_figures() -> None:
     labels = {c.id: c.label for c in CONTRASTS}
     found, others = summarise(judge(effects(), REAL, ROLE_OF, []), labels, controls)
     first = next(row for row in found if row["contrast"] == NEVER_CURRENT)
-    assert first["sentence"].startswith("SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the "
-                                        "upper thirds (+52); the real scans agree (+")
+    assert first["sentence"].startswith(
+        "SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the "
+        "upper thirds (+52); the real scans agree (+"
+    )
     assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
     assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
     assert all(row["contrast"] != SLOPE for row in found + others)
     looked_for = summarise(judge(effects(permuted=0), REAL, ROLE_OF, []), labels, controls)
-    assert not looked_for[0] and "Not judged: 0 permuted refits are too few" in looked_for[1][0]["sentence"]
+    assert (
+        not looked_for[0]
+        and "Not judged: 0 permuted refits are too few" in looked_for[1][0]["sentence"]
+    )
 
 
 def test_numbers_in_sentences() -> None:
     assert [sentences.hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == ["+41", "-3.1", "0", "-13"]
-    assert sentences.interval(21.2, 55) == "[21, 55]" and sentences.interval(-6, 5.4) == "[-6.0, +5.4]"
+    assert (
+        sentences.interval(21.2, 55) == "[21, 55]" and sentences.interval(-6, 5.4) == "[-6.0, +5.4]"
+    )
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from util.atlas.contrasts import Attribute, contrasts_of
-from util.atlas.population import FRAME, LungFrame, PopulationMaps
-from util.atlas.regional import Regions, find_vessels
-from util.atlas.spike import planted_share, spike_rows
+from pipelines.atlas.statistics.contrasts import Attribute, contrasts_of
+from pipelines.atlas.statistics.planted import planted_share, spike_rows
+from pipelines.atlas.statistics.population import FRAME, LungFrame, PopulationMaps
+from pipelines.atlas.statistics.regional import Regions, find_vessels
 
-AGE = Attribute("AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years")
+AGE = Attribute(
+    "AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years"
+)
 
 
 def test_vessels_are_left_out_of_lung_regions() -> None:
@@ -34,12 +36,17 @@ def test_contrasts_weigh_an_attributes_values() -> None:
 
 def chest(shift: int, side: int) -> np.ndarray:
     labels = np.zeros((24, 20, 20), np.uint8)
-    labels[2:10, 4:4 + side, shift:shift + side], labels[13:22, 4:4 + side, shift:shift + side] = 1, 2
+    (
+        labels[2:10, 4 : 4 + side, shift : shift + side],
+        labels[13:22, 4 : 4 + side, shift : shift + side],
+    ) = 1, 2
     return labels
 
 
 def test_patients_of_other_sizes_meet_in_one_frame() -> None:
-    """What lies in the lower half of one lung does so for every patient, wherever and however large that lung is."""
+    """What lies in the lower half of one lung does so for every patient, wherever and however
+    large that lung is.
+    """
     maps = PopulationMaps()
     for shift, side in ((2, 16), (4, 10)):
         labels = chest(shift, side)
@@ -52,22 +59,33 @@ def test_patients_of_other_sizes_meet_in_one_frame() -> None:
     made = {(kind, contrast): array for kind, contrast, _, array in maps.finished()}
     mean = made["effect", "x"]
     assert mean.shape == FRAME and np.isfinite(mean).mean() > 0.9
-    assert np.nanmean(mean[5:35, 32, 4:30]) == pytest.approx(10) and np.nanmean(mean[5:35, 32, 44:]) == pytest.approx(0)
+    assert np.nanmean(mean[5:35, 32, 4:30]) == pytest.approx(10) and np.nanmean(
+        mean[5:35, 32, 44:]
+    ) == pytest.approx(0)
     assert np.nanmax(np.abs(mean[41:])) == 0  # the other lung
-    np.testing.assert_allclose(made["permuted", "x"], mean)  # one network's, not a mean in which chance cancels out
+    np.testing.assert_allclose(
+        made["permuted", "x"], mean
+    )  # one network's, not a mean in which chance cancels out
     assert made["effect_sd", "x"].shape == FRAME
 
 
 def test_a_frame_of_lobes_or_of_one_label_holds_all_lung() -> None:
     labels = chest(2, 16)
     whole = LungFrame(np.where(labels > 0, 1, 0), (1,), labels > 0)(np.ones(labels.shape))
-    assert np.nanmin(whole) == pytest.approx(1) and np.isnan(whole).any()  # between the lungs there is none
+    assert (
+        np.nanmin(whole) == pytest.approx(1) and np.isnan(whole).any()
+    )  # between the lungs there is none
 
 
 def test_spikes_are_compared_region_by_region() -> None:
     lungs, lower = np.ones((2, 2, 4), bool), np.zeros((2, 2, 4), bool)
     lower[:, :, 0] = True
     assert planted_share({"lungs": lungs, "lower": lower}, "lower") == {"lungs": 0.25, "lower": 1.0}
-    rows = {r["region"]: r for r in spike_rows({"lower": 20.0, "elsewhere": 0.0}, {"lower": 18.0, "elsewhere": 2.0})}
-    assert rows["lower"]["recovered"] == pytest.approx(0.9) and rows["lower"]["leaked_hu"] == pytest.approx(-2)
+    rows = {
+        r["region"]: r
+        for r in spike_rows({"lower": 20.0, "elsewhere": 0.0}, {"lower": 18.0, "elsewhere": 2.0})
+    }
+    assert rows["lower"]["recovered"] == pytest.approx(0.9) and rows["lower"][
+        "leaked_hu"
+    ] == pytest.approx(-2)
     assert rows["elsewhere"]["recovered"] is None and rows["elsewhere"]["leaked_hu"] == 2

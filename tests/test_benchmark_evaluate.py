@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.benchmark_evaluate import DAMAGE, BenchmarkOptions, benchmark
+from benchmarks.evaluate import DAMAGE, benchmark
+from options.benchmark_options import EvaluateBenchmarkOptions
 
 
 def test_the_proof_holds_on_small_phantoms(tmp_path: Path) -> None:
-    found = benchmark(BenchmarkOptions(OUT=str(tmp_path), cases=12, size=(24, 24, 16), copies=4, draws=10))
+    found = benchmark(
+        EvaluateBenchmarkOptions(OUT=str(tmp_path), cases=12, size=(24, 24, 16), copies=4, draws=10)
+    )
     assert max(found["agreement"]["relative"].values()) < 1e-3
     assert max(map(abs, found["agreement"]["itself"].values())) < 1e-6
     assert set(found["ranking"]) == set(DAMAGE) and found["ranking"]["blur"]["right"]["FID"]

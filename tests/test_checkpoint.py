@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from util import checkpoint
 from util.cli import UserError
+from util.training import checkpoint
 
 STATE = {"step": 3, "scaler": None}
 
@@ -27,7 +27,9 @@ class Killed(BaseException):
 
 def network(channels: int = 4) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv3d(2, channels, 3), nn.BatchNorm3d(channels), nn.Conv3d(channels, 1, 1))
+    return nn.Sequential(
+        nn.Conv3d(2, channels, 3), nn.BatchNorm3d(channels), nn.Conv3d(channels, 1, 1)
+    )
 
 
 def parts(value: float = 0.0) -> dict[str, dict[str, Tensor]]:
@@ -38,7 +40,11 @@ def value_of(folder: Path) -> float:
     """What the checkpoint found under this name holds, all of it."""
     place = checkpoint.find(folder)
     state = checkpoint.load_state(place)
-    found = {float(t.flatten()[0]) for part in state["parts"] for t in checkpoint.load_part(place, part).values()}
+    found = {
+        float(t.flatten()[0])
+        for part in state["parts"]
+        for t in checkpoint.load_part(place, part).values()
+    }
     assert len(found) == 1
     return found.pop()
 
@@ -55,7 +61,8 @@ def kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[
     monkeypatch.setattr(owner, name, deadly)
 
 
-# --- round trips ------------------------------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------
+# --------------------
 
 
 def test_networks_come_back(tmp_path: Path) -> None:
@@ -65,7 +72,10 @@ def test_networks_come_back(tmp_path: Path) -> None:
     first = next(other.parameters())
     nn.init.zeros_(first)
     checkpoint.load_network(other, tmp_path / "latest", "G")
-    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(made.state_dict().values(), other.state_dict().values(), strict=True)
+    )
     assert first.is_contiguous(memory_format=torch.channels_last_3d)
     assert checkpoint.load_state(tmp_path / "latest") == {**STATE, "parts": ["G"]}
 
@@ -90,8 +100,12 @@ def test_part_of_a_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_optimisers_go_on_as_if_never_stopped(tmp_path: Path, fused: bool, channels_last: bool) -> None:
-    """A fused Adam reads its moments as they lie in memory: they must come back in the format of the parameters."""
+def test_optimisers_go_on_as_if_never_stopped(
+    tmp_path: Path, fused: bool, channels_last: bool
+) -> None:
+    """A fused Adam reads its moments as they lie in memory: they must come back in the format of
+    the parameters.
+    """
 
     def run(stop: bool) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
@@ -101,9 +115,13 @@ def test_optimisers_go_on_as_if_never_stopped(tmp_path: Path, fused: bool, chann
         optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, fused=fused)
         for step in range(4):
             if stop and step == 2:
-                checkpoint.save(tmp_path / "latest", {"o": checkpoint.optimizer_tensors(optimizer)}, STATE)
+                checkpoint.save(
+                    tmp_path / "latest", {"o": checkpoint.optimizer_tensors(optimizer)}, STATE
+                )
                 optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, fused=fused)
-                checkpoint.load_optimizer(optimizer, checkpoint.load_part(tmp_path / "latest", "o"), tmp_path)
+                checkpoint.load_optimizer(
+                    optimizer, checkpoint.load_part(tmp_path / "latest", "o"), tmp_path
+                )
             optimizer.zero_grad()
             layer(torch.randn(2, 3, 5, 5, 5)).square().mean().backward()
             optimizer.step()
@@ -114,7 +132,8 @@ def test_optimisers_go_on_as_if_never_stopped(tmp_path: Path, fused: bool, chann
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
 
 
-# --- kills ------------------------------------------------------------------------------------------------------------
+# --- kills ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def saved_file(number: int) -> Callable[..., bool]:
@@ -132,9 +151,24 @@ KILLS: dict[str, tuple[Any, str, Callable[[], Callable[..., bool]], float]] = {
     "before the first file": (checkpoint, "save_file", lambda: saved_file(1), 1.0),
     "between files": (checkpoint, "save_file", lambda: saved_file(2), 1.0),
     "before the state": (checkpoint, "write_json", lambda: lambda path, value: True, 1.0),
-    "before the old one steps aside": (Path, "rename", lambda: lambda path, to: path.name == "latest", 1.0),
-    "between the renames": (Path, "rename", lambda: lambda path, to: path.name == ".latest.writing", 1.0),
-    "after the renames": (shutil, "rmtree", lambda: lambda path: path.name == ".latest.previous" and path.exists(), 2.0),
+    "before the old one steps aside": (
+        Path,
+        "rename",
+        lambda: lambda path, to: path.name == "latest",
+        1.0,
+    ),
+    "between the renames": (
+        Path,
+        "rename",
+        lambda: lambda path, to: path.name == ".latest.writing",
+        1.0,
+    ),
+    "after the renames": (
+        shutil,
+        "rmtree",
+        lambda: lambda path: path.name == ".latest.previous" and path.exists(),
+        2.0,
+    ),
 }
 
 
@@ -159,7 +193,9 @@ def test_a_kill_leaves_a_whole_checkpoint(moment: str, tmp_path: Path) -> None:
 
 
 def test_the_only_checkpoint_is_never_taken_away(tmp_path: Path) -> None:
-    """After a kill between the renames, the next save must not begin by removing what stepped aside."""
+    """After a kill between the renames, the next save must not begin by removing what stepped
+    aside.
+    """
     latest = tmp_path / "latest"
     checkpoint.save(latest, parts(1.0), STATE)
     latest.rename(tmp_path / ".latest.previous")
@@ -180,7 +216,8 @@ def test_json_is_the_old_or_the_new(tmp_path: Path) -> None:
     assert checkpoint.read_json(path) == {"a": 1}
 
 
-# --- what must not be loaded ------------------------------------------------------------------------------------------
+# --- what must not be loaded
+# ------------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -199,7 +236,13 @@ def test_nothing_that_is_loaded_runs(tmp_path: Path) -> None:
     saved = {"G": made.state_dict(), "optimizer_G": checkpoint.optimizer_tensors(optimizer)}
     checkpoint.save(latest, saved, STATE)
     code = pickle.dumps(Payload(executed))
-    for name in ("custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "G.bin", "pytorch_model.bin"):
+    for name in (
+        "custom_checkpoint_0.pkl",
+        "random_states_0.pkl",
+        "optimizer.bin",
+        "G.bin",
+        "pytorch_model.bin",
+    ):
         (latest / name).write_bytes(code)
     checkpoint.load_network(made, checkpoint.find(latest), "G")
     checkpoint.load_optimizer(optimizer, checkpoint.load_part(latest, "optimizer_G"), latest)
@@ -217,7 +260,10 @@ def test_nothing_that_is_loaded_runs(tmp_path: Path) -> None:
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     latest = tmp_path / "latest"
     checkpoint.save(latest, {"G": network(4).state_dict()}, STATE)
-    with pytest.raises(UserError, match=r"another architecture \(other shape 0\.weight \(4, 2, 3, 3, 3\) instead of \(6,"):
+    with pytest.raises(
+        UserError,
+        match=r"another architecture \(other shape 0\.weight \(4, 2, 3, 3, 3\) instead of \(6,",
+    ):
         checkpoint.load_network(network(6), latest, "G")
     with pytest.raises(UserError, match=r"missing 0\.0\.bias .*not known 0\.bias"):
         checkpoint.load_network(nn.Sequential(network(), nn.Linear(2, 2)), latest, "G")

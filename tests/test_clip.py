@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip3d import VolumeEncoder, average, contrastive_loss, make_tokenizer, retrieval
-from models.text_encoder import build_text_encoder
+from models.text.clip import VolumeEncoder, average, contrastive_loss, make_tokenizer, retrieval
+from models.text.encoders import build_text_encoder
 from options.base_options import DataOptions, TextOptions
-from scripts.pretrain_clip import ClipOptions, Options, pretrain
+from options.clip_options import ClipCommand, ClipOptions
+from pipelines.clip_pretraining import pretrain
 from util.cli import UserError
 
 HABITS = ("Never smoker", "Ex-smoker", "Current smoker")
@@ -25,7 +26,9 @@ SIZE = (16, 16, 12)
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 cases whose habit decides the density of both lungs, and whose side decides which lung is denser still."""
+    """60 cases whose habit decides the density of both lungs, and whose side decides which lung
+    is denser still.
+    """
     root = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(0)
     mask = np.zeros(SIZE, np.uint8)
@@ -40,7 +43,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hu[(mask == 2) & (side != 0)] += 100
         for folder, array in (("img", hu.astype(np.int16)), ("gtlung", mask)):
             nib.save(nib.Nifti1Image(array, np.diag([6, 6, 6, 1])), root / folder / f"c{i}.nii.gz")
-        lines.append(f"c{i},{HABITS[habit]},{SIDES[side] if i < 40 else f'{SIDES[side]} zebra'},{age}")
+        lines.append(
+            f"c{i},{HABITS[habit]},{SIDES[side] if i < 40 else f'{SIDES[side]} zebra'},{age}"
+        )
     (root / "clinical.csv").write_text("\n".join(lines) + "\n")
     splits = {"train": [f"c{i}" for i in range(40)], "test": [f"c{i}" for i in range(40, 60)]}
     (root / "splits.json").write_text(json.dumps(splits))
@@ -48,13 +53,15 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
+def options(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> ClipCommand:
     out = str(tmp_path_factory.mktemp("clip") / "clip")
-    return Options(ClipOptions(out=out, clip_steps=60, clip_size=(8, 8, 8)), DataOptions(dataroot=str(cohort)))
+    return ClipCommand(
+        ClipOptions(out=out, clip_steps=60, clip_size=(8, 8, 8)), DataOptions(dataroot=str(cohort))
+    )
 
 
 @pytest.fixture(scope="module")
-def made(options: Options) -> Path:
+def made(options: ClipCommand) -> Path:
     return pretrain(options)
 
 
@@ -78,7 +85,9 @@ def test_learns_from_the_training_split_alone(made: Path) -> None:
     assert not any("zebra" in token for token in vocabulary)
 
 
-def test_is_used_again_and_never_silently_replaced(options: Options, made: Path, cohort: Path, tmp_path: Path) -> None:
+def test_is_used_again_and_never_silently_replaced(
+    options: ClipCommand, made: Path, cohort: Path, tmp_path: Path
+) -> None:
     before = (made / "model.safetensors").stat().st_mtime_ns
     pretrain(options)
     assert (made / "model.safetensors").stat().st_mtime_ns == before
@@ -93,7 +102,10 @@ def test_is_used_again_and_never_silently_replaced(options: Options, made: Path,
 
 
 def test_without_held_out_cases_it_says_so(
-    options: Options, cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    options: ClipCommand,
+    cohort: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     root = tmp_path / "all"
     root.mkdir()
@@ -102,7 +114,7 @@ def test_without_held_out_cases_it_says_so(
     (root / "splits.json").write_text(json.dumps({"train": [f"c{i}" for i in range(60)]}))
     clip = replace(options.clip, out=str(tmp_path / "clip"), clip_steps=2)
     with caplog.at_level(logging.WARNING):
-        out = pretrain(Options(clip, replace(options.data, dataroot=str(root))))
+        out = pretrain(ClipCommand(clip, replace(options.data, dataroot=str(root))))
     assert "No held-out pairs" in caplog.text
     assert json.loads((out / "clip.json").read_text())["retrieval"]["of"] == "training"
 
@@ -112,13 +124,17 @@ def test_tokenizer_reads_what_training_never_held() -> None:
     ids = tokenizer("Patient age: 234 é")["input_ids"]
     assert tokenizer.unk_token_id not in ids and tokenizer.eos_token_id != 2
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "Patient age: 234 é"
-    assert len(tokenizer("7")["input_ids"]) + 2 <= len(tokenizer("777")["input_ids"])  # one token a digit
+    assert len(tokenizer("7")["input_ids"]) + 2 <= len(
+        tokenizer("777")["input_ids"]
+    )  # one token a digit
 
 
 def test_loss_and_retrieval() -> None:
     pairs = torch.eye(4)
     assert contrastive_loss(pairs, pairs, torch.tensor(5.0)) < 1e-3
-    assert contrastive_loss(pairs, torch.ones(4, 4), torch.tensor(2.0)).item() == pytest.approx(np.log(4), abs=1e-5)
+    assert contrastive_loss(pairs, torch.ones(4, 4), torch.tensor(2.0)).item() == pytest.approx(
+        np.log(4), abs=1e-5
+    )
     assert retrieval(pairs, pairs)["top1"] == 1 and retrieval(pairs, pairs.roll(1, 0))["top1"] == 0
 
 
@@ -131,4 +147,6 @@ def test_volumes() -> None:
     features, mask = torch.ones(2, 3, 4, 4, 4), torch.zeros(2, 2, 4, 4, 4)
     mask[:, 0] = 1
     assert average(features, mask).tolist() == [[1, 1, 1, 0, 0, 0]] * 2
-    assert VolumeEncoder(2).eval()(torch.zeros(1, 1, 9, 8, 8), torch.zeros(1, 2, 9, 8, 8)).shape == (1, 64)
+    assert VolumeEncoder(2).eval()(
+        torch.zeros(1, 1, 9, 8, 8), torch.zeros(1, 2, 9, 8, 8)
+    ).shape == (1, 64)

@@ -15,7 +15,8 @@ import openpyxl
 import pytest
 
 from data import checks
-from data.cohort import Cohort, load_cohort, natural
+from data.cohort import Cohort, natural
+from data.load_cohort import load_cohort
 from data.splits import make_splits, read_splits, save_splits
 from data.table import find_table, read_table
 from options.base_options import DataOptions
@@ -50,7 +51,9 @@ def root(tmp_path: Path) -> Path:
         save(folder / "img" / f"case{k}.nii.gz", scan(k))
         save(folder / "gtlung" / f"case{k}.nii.gz", labels())
     rows = [f"case{k}.nii.gz,P{(k + 1) // 2},{50 + k},None" for k in range(1, 13)]
-    (folder / "clinical.csv").write_text("\n".join(["File Name,Patient,AGE,SMOKING", *rows]), encoding="utf-8")
+    (folder / "clinical.csv").write_text(
+        "\n".join(["File Name,Patient,AGE,SMOKING", *rows]), encoding="utf-8"
+    )
     return folder
 
 
@@ -90,7 +93,8 @@ def test_without_a_table_nothing_is_known(root: Path, caplog: pytest.LogCaptureF
     assert loaded(root).cases[0].row == {} and "nothing is known" in caplog.text
 
 
-# --- bad input: what is done to the folder, and what the message must say -------------------------------------------
+# --- bad input: what is done to the folder, and what the message must say
+# -------------------------------------------
 
 
 Spoil = Callable[[Path], object]
@@ -101,6 +105,7 @@ def _drop(*names: str) -> Spoil:
         for name in names:
             path = root / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     return act
 
 
@@ -128,38 +133,91 @@ def _false_xlsx(root: Path) -> None:
 
 IMG, MASK = "img/case2.nii.gz", "gtlung/case2.nii.gz"
 BAD: dict[str, tuple[Spoil, str]] = {
-    "no masks folder": (_drop("gtlung"), r"--dataroot .* has no folder gtlung/.*it holds: clinical\.csv, img"),
+    "no masks folder": (
+        _drop("gtlung"),
+        r"--dataroot .* has no folder gtlung/.*it holds: clinical\.csv, img",
+    ),
     "empty folder": (_emptied, r"gtlung is empty.*\.nrrd"),
-    "missing mask": (_drop(MASK, "gtlung/case7.nii.gz"), r"2 scans in .*img have no mask .*: case2, case7"),
+    "missing mask": (
+        _drop(MASK, "gtlung/case7.nii.gz"),
+        r"2 scans in .*img have no mask .*: case2, case7",
+    ),
     "missing scan": (_drop(IMG), r"1 masks in .*gtlung have no scan .*: case2"),
-    "case twice": (_put("gtlung/case2.nii", labels()), r"holds case 'case2' twice: case2\.nii and case2\.nii\.gz"),
+    "case twice": (
+        _put("gtlung/case2.nii", labels()),
+        r"holds case 'case2' twice: case2\.nii and case2\.nii\.gz",
+    ),
     "truncated": (_cut, r"case2\.nii\.gz cannot be read as a volume"),
     "no NIfTI": (_text(IMG, "hello"), r"case2\.nii\.gz cannot be read as a volume"),
-    "other shape": (_put(MASK, labels()[:-1]), r"case2\.nii\.gz has shape \(7, 7, 6\).* has \(8, 7, 6\)"),
-    "other place": (_put(MASK, labels(), np.diag([1, 1, 1.5, 1])), r"case2\.nii\.gz lies elsewhere.*2\.5 mm apart"),
-    "half labels": (_put(MASK, labels() * np.float32(0.5)), r"case2\.nii\.gz holds .* no whole labels.*0\.5"),
-    "negative label": (_put(MASK, labels().astype(np.int16) - 1), r"holds the label -1; labels run from 0 to 255"),
-    "many labels": (_put(MASK, np.arange(336).reshape(SHAPE).astype(np.uint8)), r"256 different.*--max_labels 16"),
+    "other shape": (
+        _put(MASK, labels()[:-1]),
+        r"case2\.nii\.gz has shape \(7, 7, 6\).* has \(8, 7, 6\)",
+    ),
+    "other place": (
+        _put(MASK, labels(), np.diag([1, 1, 1.5, 1])),
+        r"case2\.nii\.gz lies elsewhere.*2\.5 mm apart",
+    ),
+    "half labels": (
+        _put(MASK, labels() * np.float32(0.5)),
+        r"case2\.nii\.gz holds .* no whole labels.*0\.5",
+    ),
+    "negative label": (
+        _put(MASK, labels().astype(np.int16) - 1),
+        r"holds the label -1; labels run from 0 to 255",
+    ),
+    "many labels": (
+        _put(MASK, np.arange(336).reshape(SHAPE).astype(np.uint8)),
+        r"256 different.*--max_labels 16",
+    ),
     "constant": (_put(IMG, np.full(SHAPE, -1000, np.int16)), r"case2\.nii\.gz is constant \(-1000"),
-    "not finite": (_put(IMG, np.where(scan() > 300, np.nan, scan())), r"case2\.nii\.gz holds .*not finite"),
-    "0 to 1": (_put(IMG, (scan() + 1000) / np.float32(1400)), r"case2\.nii\.gz is not in HU.*rescale"),
-    "8 bit": (_put(IMG, (scan() % 256).astype(np.uint8)), r"is not in HU: its values run from 1 to 255"),
+    "not finite": (
+        _put(IMG, np.where(scan() > 300, np.nan, scan())),
+        r"case2\.nii\.gz holds .*not finite",
+    ),
+    "0 to 1": (
+        _put(IMG, (scan() + 1000) / np.float32(1400)),
+        r"case2\.nii\.gz is not in HU.*rescale",
+    ),
+    "8 bit": (
+        _put(IMG, (scan() % 256).astype(np.uint8)),
+        r"is not in HU: its values run from 1 to 255",
+    ),
     "raw": (_put(IMG, scan() + np.int16(1024)), r"is not in HU"),
     "z-score": (_put(IMG, scan() / np.float32(400)), r"is not in HU"),
-    "no key column": (_text("clinical.csv", "Mapping ID,AGE\n1,2\n"),
-                      r"no column 'File Name'; it has: Mapping ID, AGE\. .*--key_column"),
-    "column twice": (_text("clinical.csv", "File Name,AGE,AGE\ncase1,2,3\n"), r"more than once: AGE"),
-    "row twice": (_text("clinical.csv", "File Name,AGE\ncase1,2\ncase1.nii.gz,3\n"), r"row 3: case 'case1' has a row"),
+    "no key column": (
+        _text("clinical.csv", "Mapping ID,AGE\n1,2\n"),
+        r"no column 'File Name'; it has: Mapping ID, AGE\. .*--key_column",
+    ),
+    "column twice": (
+        _text("clinical.csv", "File Name,AGE,AGE\ncase1,2,3\n"),
+        r"more than once: AGE",
+    ),
+    "row twice": (
+        _text("clinical.csv", "File Name,AGE\ncase1,2\ncase1.nii.gz,3\n"),
+        r"row 3: case 'case1' has a row",
+    ),
     "no key": (_text("clinical.csv", "File Name,AGE\n,2\n"), r"row 2: 'File Name' is empty"),
     "empty table": (_text("clinical.csv", ""), r"clinical\.csv is empty"),
-    "ragged": (_text("clinical.csv", "File Name,AGE\ncase1,2,3,4\n"), r"clinical\.csv cannot be read.*Quote"),
+    "ragged": (
+        _text("clinical.csv", "File Name,AGE\ncase1,2,3,4\n"),
+        r"clinical\.csv cannot be read.*Quote",
+    ),
     "false xlsx": (_false_xlsx, r"clinical\.xlsx cannot be read as an XLSX"),
     "two tables": (_text("clinical.xlsx", "x"), r"both clinical\.csv and clinical\.xlsx"),
     "bad splits": (_text("splits.json", "[1, 2"), r"splits\.json cannot be read as JSON"),
     "splits form": (_text("splits.json", '{"train": "case1"}'), r"splits\.json must look like"),
-    "splits name": (_text("splits.json", '{"training": ["case1"]}'), r"lists training; it may have only train, val"),
-    "splits case": (_text("splits.json", '{"train": ["case1", "case99"]}'), r"have no files: case99"),
-    "splits twice": (_text("splits.json", '{"train": ["case1"], "test": ["case1.nii.gz"]}'), r"more than once: case1"),
+    "splits name": (
+        _text("splits.json", '{"training": ["case1"]}'),
+        r"lists training; it may have only train, val",
+    ),
+    "splits case": (
+        _text("splits.json", '{"train": ["case1", "case99"]}'),
+        r"have no files: case99",
+    ),
+    "splits twice": (
+        _text("splits.json", '{"train": ["case1"], "test": ["case1.nii.gz"]}'),
+        r"more than once: case1",
+    ),
 }
 
 
@@ -184,13 +242,20 @@ def test_problems_are_shown_together(root: Path) -> None:
     _put("gtlung/case9.nii.gz", labels()[1:])(root)
     with pytest.raises(UserError) as caught:
         loaded(root)
-    assert [name in str(caught.value) for name in ("case2", "case5", "case9", "case1.")] == [True, True, True, False]
+    assert [name in str(caught.value) for name in ("case2", "case5", "case9", "case1.")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_too_many_labels_over_the_cohort(root: Path) -> None:
     for k in (1, 2, 3):
         save(root / "gtlung" / f"case{k}.nii.gz", labels() + np.uint8(10 * k))
-    with pytest.raises(UserError, match="The masks hold 16 different labels, more than --max_labels 8"):
+    with pytest.raises(
+        UserError, match="The masks hold 16 different labels, more than --max_labels 8"
+    ):
         loaded(root, max_labels=8)
 
 
@@ -198,7 +263,10 @@ def test_rows_and_scans_that_do_not_meet(root: Path, caplog: pytest.LogCaptureFi
     (root / "clinical.csv").write_text("File Name,AGE\ncase1,60\nother,70\n", encoding="utf-8")
     cohort = loaded(root)
     assert cohort["case2"].row == {"AGE": ""}
-    assert "11 of 12 scans have no row: case2" in caplog.text and "1 of 2 rows have no scan: other" in caplog.text
+    assert (
+        "11 of 12 scans have no row: case2" in caplog.text
+        and "1 of 2 rows have no scan: other" in caplog.text
+    )
     with pytest.raises(UserError, match="11 of 12 scans have no row"):
         loaded(root, strict=True)
 
@@ -210,7 +278,14 @@ def test_checks_are_remembered(root: Path, tmp_path: Path, monkeypatch: pytest.M
     assert load_cohort(options, cache=cache) == first
     monkeypatch.undo()
     save(root / "gtlung" / "case1.nii.gz", labels() * np.uint8(2))
-    assert load_cohort(options, cache=cache).labels == (0, 1, 2, 3, 4, 6)  # a changed file is read anew
+    assert load_cohort(options, cache=cache).labels == (
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+    )  # a changed file is read anew
     (cache / "checks.json").write_text("{broken")
     assert load_cohort(options, cache=cache).labels == (0, 1, 2, 3, 4, 6)
 
@@ -221,15 +296,21 @@ def test_an_empty_mask_is_only_warned_of(root: Path, caplog: pytest.LogCaptureFi
     assert "1 masks hold nothing but background: case4.nii.gz" in caplog.text
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
+# ------------------
 
 
 def test_strings_stay_as_written(tmp_path: Path) -> None:
     path = tmp_path / "clinical.csv"
-    path.write_bytes('\ufeffFile Name,A,B , C\r\nx.nii.gz,None,NA, 055.0\r\n\r\n"y.1","a, b",,\r\n'.encode())
+    path.write_bytes(
+        '\ufeffFile Name,A,B , C\r\nx.nii.gz,None,NA, 055.0\r\n\r\n"y.1","a, b",,\r\n'.encode()
+    )
     table = read_table(path, "File Name")
     assert table.columns == ("A", "B", "C")
-    assert table.rows == {"x": {"A": "None", "B": "NA", "C": " 055.0"}, "y.1": {"A": "a, b", "B": "", "C": ""}}
+    assert table.rows == {
+        "x": {"A": "None", "B": "NA", "C": " 055.0"},
+        "y.1": {"A": "a, b", "B": "", "C": ""},
+    }
     path.write_text("Patient;Age\np;5,5\n", encoding="utf-8")
     assert read_table(path, "Patient").rows == {"p": {"Age": "5,5"}}
     path.write_bytes("File Name,A\nx,\xe9\n".encode("latin-1"))
@@ -250,7 +331,8 @@ def test_spreadsheets_read_as_they_look(tmp_path: Path) -> None:
     assert list(table.rows["7"].values()) == ["60", "2020-03-01T12:30:00", "-1", "", "007"]
 
 
-# --- splits ---------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
+# ------------------
 
 
 def test_splits_by_patient() -> None:
@@ -264,9 +346,13 @@ def test_splits_by_patient() -> None:
     assert splits == make_splits(cases, 3, patients) != make_splits(cases, 4, patients)
 
 
-def test_splits_file_is_obeyed(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_splits_file_is_obeyed(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    (root / "splits.json").write_text(json.dumps({"train": ["case1.nii.gz", "case3"], "test": ["case10"]}))
+    (root / "splits.json").write_text(
+        json.dumps({"train": ["case1.nii.gz", "case3"], "test": ["case10"]})
+    )
     cohort = loaded(root, patient_column="Patient")
     assert cohort.splits == {"train": ("case1", "case3"), "val": (), "test": ("case10",)}
     assert "no split for 9 of 12 cases" in caplog.text
@@ -278,10 +364,16 @@ def test_splits_file_is_obeyed(root: Path, tmp_path: Path, caplog: pytest.LogCap
     with pytest.raises(UserError, match=r"one patient into different splits: P1"):
         loaded(root, patient_column="Patient")
     assert loaded(root).splits["test"] == ("case2",)
-    with pytest.raises(UserError, match=r"--patient_column 'Nobody' is no column.*Patient, AGE, SMOKING"):
+    with pytest.raises(
+        UserError, match=r"--patient_column 'Nobody' is no column.*Patient, AGE, SMOKING"
+    ):
         loaded(root, patient_column="Nobody")
 
 
 def test_few_cases_are_in_every_split(caplog: pytest.LogCaptureFixture) -> None:
-    assert make_splits(["a", "b"], 0) == {"train": ("a", "b"), "val": ("a", "b"), "test": ("a", "b")}
+    assert make_splits(["a", "b"], 0) == {
+        "train": ("a", "b"),
+        "val": ("a", "b"),
+        "test": ("a", "b"),
+    }
     assert "fewer than 10 cases" in caplog.text

@@ -17,10 +17,10 @@ from data import cache as cache_module
 from data.augment import turn
 from data.cache import Prepared, prepare
 from data.cohort import Case
-from data.dataset import Batch, PatchDataset, loader
 from data.geometry import coordinate_grid
+from data.patch_dataset import Batch, PatchDataset, loader
+from data.volume_dataset import WholeVolumes, padded_size
 from data.volumes import load, to_unit, write_like
-from data.whole import WholeVolumes, padded_size
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError
 
@@ -28,14 +28,18 @@ SHAPE, LABELS, WINDOW = (24, 20, 16), (0, 1, 2, 3), (-1000.0, 400.0)
 AFFINE = np.diag([-1.5, -1.5, 2.0, 1.0])  # LPS
 
 
-def make_case(folder: Path, name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, empty: bool = False) -> Case:
-    """A case of noise with two lungs and an airway, in LPS; in RAS label 1 lies at lower indices of axis 0."""
+def make_case(
+    folder: Path, name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, empty: bool = False
+) -> Case:
+    """A case of noise with two lungs and an airway, in LPS; in RAS label 1 lies at lower indices
+    of axis 0.
+    """
     rng = np.random.default_rng(seed)
     mask = np.zeros(shape, np.uint8)
     if not empty:
         x, y, _ = shape
-        mask[x // 8: x // 3, y // 4: -y // 4, 2:-2] = 2  # the patient's right: low indices in LPS
-        mask[-x // 3: -x // 8, y // 4: -y // 4, 2:-2] = 1
+        mask[x // 8 : x // 3, y // 4 : -y // 4, 2:-2] = 2  # the patient's right: low indices in LPS
+        mask[-x // 3 : -x // 8, y // 4 : -y // 4, 2:-2] = 1
         mask[x // 2, y // 2, -3:] = 3
     hu = np.where(mask > 0, -850, 40) + rng.integers(-60, 60, shape)
     for sub, array in (("img", hu.astype(np.int16)), ("gtlung", mask)):
@@ -54,14 +58,23 @@ PROMPTS = {f"c{k}": [f"age {k}", "sex F", f"smoker {k % 2}"] for k in range(5)}
 
 
 def dataset(
-    cases: list[Case], cache: Path, size: tuple[int, int, int] = (12, 10, 8), *, seed: int = 0,
-    data: DataOptions | None = None, text: TextOptions | None = None, lung_share: float = 0.8, augment: float = 0,
+    cases: list[Case],
+    cache: Path,
+    size: tuple[int, int, int] = (12, 10, 8),
+    *,
+    seed: int = 0,
+    data: DataOptions | None = None,
+    text: TextOptions | None = None,
+    lung_share: float = 0.8,
+    augment: float = 0,
 ) -> PatchDataset:
     """A dataset of the cases, small patches, without dropout unless said."""
     prompts = {case.id: PROMPTS.get(case.id, ["age"]) for case in cases}
     patch = PatchOptions(patch_size=size, lung_share=lung_share, augment=augment)
     text = text or TextOptions(attribute_dropout=0)
-    return PatchDataset(cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed, noise_channels=2)
+    return PatchDataset(
+        cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed, noise_channels=2
+    )
 
 
 def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Path) -> None:
@@ -77,7 +90,9 @@ def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Pat
         start = [round(float((low + 1) * n - 1) / 2) for low, n in zip(lowest, SHAPE, strict=True)]
         box = tuple(slice(s, s + n) for s, n in zip(start, (12, 10, 8), strict=True))
         image, mask = volumes[sample["case"]]
-        np.testing.assert_allclose(sample["image"][0].numpy(), to_unit(image.array[box], WINDOW), atol=1e-6)
+        np.testing.assert_allclose(
+            sample["image"][0].numpy(), to_unit(image.array[box], WINDOW), atol=1e-6
+        )
         np.testing.assert_array_equal(sample["mask"].argmax(0).numpy(), mask.array[box])
         torch.testing.assert_close(sample["coords"], grid[:, box[0], box[1], box[2]])
 
@@ -89,9 +104,14 @@ def test_sample_depends_on_seed_and_number_alone(cases: list[Case], tmp_path: Pa
     for k in (17, 3, 4):
         [two[j] for j in (9, 1)]  # what came before does not matter
         first, second = one[k], two[k]
-        assert all(torch.equal(first[key], second[key]) for key in ("image", "mask", "coords", "noise"))
+        assert all(
+            torch.equal(first[key], second[key]) for key in ("image", "mask", "coords", "noise")
+        )
         assert (first["prompt"], first["other_prompt"], first["case"]) == (
-            second["prompt"], second["other_prompt"], second["case"])
+            second["prompt"],
+            second["other_prompt"],
+            second["case"],
+        )
     other = dataset(cases, tmp_path / "cache", text=text, augment=0.5, seed=1)
     assert not all(torch.equal(one[k]["image"], other[k]["image"]) for k in range(5))
 
@@ -104,7 +124,10 @@ def test_every_epoch_sees_every_case_in_another_order(cases: list[Case], tmp_pat
 
 
 def test_lung_share(cases: list[Case], tmp_path: Path) -> None:
-    """The centre of a patch lies in a lung as often as asked for, and it may lie anywhere otherwise."""
+    """The centre of a patch lies in a lung as often as asked for, and it may lie anywhere
+    otherwise.
+    """
+
     def share(lung_share: float) -> float:
         patches = dataset(cases, tmp_path / "cache", (3, 3, 3), lung_share=lung_share)
         return float(np.mean([patches[k]["mask"][1:3, 1, 1, 1].sum() for k in range(150)]))
@@ -116,9 +139,17 @@ def test_lung_share(cases: list[Case], tmp_path: Path) -> None:
 def test_an_empty_mask_ends(tmp_path: Path) -> None:
     case = make_case(tmp_path / "cohort", "e", empty=True)
     patches = dataset([case], tmp_path / "cache", lung_share=1)
-    assert patches[0]["mask"][0].all() and len({float(patches[k]["coords"].sum()) for k in range(20)}) > 5
-    no_lung = dataset([make_case(tmp_path / "cohort", "n")], tmp_path / "c2", (1, 1, 1), lung_share=1,
-                      data=DataOptions(lung_labels=(8, 9)))  # no such label: any structure will do
+    assert (
+        patches[0]["mask"][0].all()
+        and len({float(patches[k]["coords"].sum()) for k in range(20)}) > 5
+    )
+    no_lung = dataset(
+        [make_case(tmp_path / "cohort", "n")],
+        tmp_path / "c2",
+        (1, 1, 1),
+        lung_share=1,
+        data=DataOptions(lung_labels=(8, 9)),
+    )  # no such label: any structure will do
     assert all(no_lung[k]["mask"][1:].any() for k in range(20))
 
 
@@ -135,12 +166,16 @@ def test_small_volumes_are_padded(tmp_path: Path, augment: float) -> None:
 
 
 def test_a_patch_larger_than_every_volume_is_warned_of(
-    cases: list[Case], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    cases: list[Case],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     dataset(cases, tmp_path / "cache")
     assert "larger than every volume" not in caplog.text
     dataset(cases, tmp_path / "cache", (32, 16, 16))
-    assert "--patch_size 32,16,16 is larger than every volume (at most 24,20,16 voxels)" in caplog.text
+    assert (
+        "--patch_size 32,16,16 is larger than every volume (at most 24,20,16 voxels)" in caplog.text
+    )
 
 
 def test_turning_moves_scan_and_mask_alike() -> None:
@@ -164,8 +199,12 @@ def test_attribute_dropout_and_other_prompts(cases: list[Case], tmp_path: Path) 
     assert 0.6 < kept < 0.8
     for sample in samples:
         assert set(sample["prompt"]) <= set(PROMPTS[sample["case"]])
-        assert set(sample["other_prompt"]) - set(PROMPTS[sample["case"]])  # says something that is not true of the case
-    shuffled = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0, shuffle_phrases=True))
+        assert set(sample["other_prompt"]) - set(
+            PROMPTS[sample["case"]]
+        )  # says something that is not true of the case
+    shuffled = dataset(
+        cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0, shuffle_phrases=True)
+    )
     assert len({tuple(p.split()[0] for p in shuffled[k]["prompt"]) for k in range(40)}) == 6
 
 
@@ -189,7 +228,8 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
         WholeVolumes(cases, LABELS, DataOptions())[2]
 
 
-# --- loader ---------------------------------------------------------------------------------------------------------
+# --- loader ---------------------------------------------------------------------------------------
+# ------------------
 
 
 def test_processes_share_the_batches_of_one(cases: list[Case], tmp_path: Path) -> None:
@@ -224,11 +264,14 @@ def test_a_patch_costs_a_slice(tmp_path: Path) -> None:
     assert (time.perf_counter() - started) / 5 < 0.15  # measured: 0.013 s for eight patches
 
 
-# --- cache ----------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
+# ------------------
 
 
 def test_cache_is_keyed_by_content_and_options(
-    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache, options = tmp_path / "cache", DataOptions()
     first = prepare(cases[0], options, cache)
@@ -253,19 +296,25 @@ def test_fractional_hu_are_kept(tmp_path: Path) -> None:
     assert image.dtype == np.float32 and (image % 1 == 0.25).all()
 
 
-def test_a_full_disk_leaves_nothing_half(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, array: np.ndarray) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module.np, "save", full)
-    with pytest.raises(UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"):
+    with pytest.raises(
+        UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"
+    ):
         prepare(cases[0], DataOptions(), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_two_processes_may_prepare_the_same_case(
-    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "cache"
     made = prepare(cases[0], DataOptions(), cache)
@@ -281,27 +330,41 @@ def test_two_processes_may_prepare_the_same_case(
     assert prepare(cases[0], DataOptions(), cache) == Prepared(cache / "late")
 
 
-# --- whole volumes --------------------------------------------------------------------------------------------------
+# --- whole volumes
+# --------------------------------------------------------------------------------------------------
 
 
 def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
     whole = WholeVolumes(cases, LABELS, DataOptions(), least=(32, 8, 8), multiple=(8, 8, 8))[0]
     assert whole.image is not None
-    assert whole.image.shape == (1, 32, 24, 16) and whole.mask.shape == (4, 32, 24, 16) == (4, *whole.coords.shape[1:])
+    assert whole.image.shape == (1, 32, 24, 16) and whole.mask.shape == (4, 32, 24, 16) == (
+        4,
+        *whole.coords.shape[1:],
+    )
     torch.testing.assert_close(whole.mask.sum(0), torch.ones(32, 24, 16))
     assert cases[0].image
     hu = load(cases[0].image).array
-    np.testing.assert_allclose(whole.restore(whole.image[0].numpy()), to_unit(hu, WINDOW), atol=1e-6)
-    torch.testing.assert_close(torch.from_numpy(whole.unpad(whole.coords.numpy())), coordinate_grid(SHAPE))
+    np.testing.assert_allclose(
+        whole.restore(whole.image[0].numpy()), to_unit(hu, WINDOW), atol=1e-6
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(whole.unpad(whole.coords.numpy())), coordinate_grid(SHAPE)
+    )
     np.testing.assert_array_equal(whole.unpad(whole.mask.numpy()).argmax(0), whole.labels)
     write_like(tmp_path / "out.nii.gz", whole.restore(whole.mask.argmax(0).numpy()), cases[0].mask)
-    np.testing.assert_array_equal(nib.load(tmp_path / "out.nii.gz").dataobj, nib.load(cases[0].mask).dataobj)
+    np.testing.assert_array_equal(
+        nib.load(tmp_path / "out.nii.gz").dataobj, nib.load(cases[0].mask).dataobj
+    )
 
 
 def test_whole_volumes_of_masks_alone_at_another_spacing(cases: list[Case]) -> None:
     alone = replace(cases[0], image=None)
     whole = WholeVolumes([alone], LABELS, DataOptions(spacing=(3, 3, 4)), (16, 16, 16))[0]
-    assert whole.image is None and whole.labels.shape == (12, 10, 8) and whole.mask.shape == (4, 16, 16, 16)
+    assert (
+        whole.image is None
+        and whole.labels.shape == (12, 10, 8)
+        and whole.mask.shape == (4, 16, 16, 16)
+    )
     back = whole.restore((whole.mask[1] + whole.mask[2]).numpy())
     lungs = np.isin(load(alone.mask).array, (1, 2))
     assert back.shape == SHAPE and ((back > 0.5) == lungs).mean() > 0.85

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data.deform import DeformOptions, deform, draw, implausible, vary
 from data.geometry import Volume
+from options.expand_options import DeformOptions
+from pipelines.synthesis.deform import deform, draw, implausible, vary
 from util.cli import UserError
 
 SPACING = (2.0, 2.0, 5.0)
@@ -46,7 +47,10 @@ def test_nothing_moves_without_deformation() -> None:
 def test_it_is_measured_in_mm_whatever_the_voxels() -> None:
     """The same draw on voxels of other shape gives the same lungs, up to a voxel."""
     options = replace(DeformOptions(), turn=8.0)
-    fine, coarse = (deform(m, draw(m, options, np.random.default_rng(3))) for m in (chest((2, 2, 2)), chest((2, 2, 4))))
+    fine, coarse = (
+        deform(m, draw(m, options, np.random.default_rng(3)))
+        for m in (chest((2, 2, 2)), chest((2, 2, 4)))
+    )
     same = fine[:, :, ::2] == coarse
     edge = ndimage.morphological_gradient(coarse, size=(3, 3, 3)) > 0
     assert same[~edge].mean() > 0.99
@@ -58,7 +62,9 @@ def test_the_map_folds_nowhere() -> None:
     wild = DeformOptions(elastic_mm=100, node_mm=30, turn=0, scale=0)
     ramp = np.broadcast_to(np.arange(60.0)[:, None, None] * 2, (60, 60, 60)).astype(np.float32)
     for seed in range(2):
-        moved = deform(Volume(ramp, mask.affine), draw(mask, wild, np.random.default_rng(seed)), order=1)
+        moved = deform(
+            Volume(ramp, mask.affine), draw(mask, wild, np.random.default_rng(seed)), order=1
+        )
         assert np.diff(moved[10:-10], axis=0).min() > -1e-3
 
 
@@ -71,12 +77,21 @@ def test_the_scan_moves_with_its_mask() -> None:
     assert moved.dtype == np.int16 and moved[inside].mean() < -780
 
 
-@pytest.mark.parametrize(("change", "problem"), [
-    (lambda m: np.where(m == 3, 0, m), "label 3 is gone"),
-    (lambda m: np.where(ndimage.binary_dilation(m == 1, iterations=3) & (m == 0), 1, m), "label 1 changes its volume"),
-    (lambda m: np.roll(m, 12, axis=0), "label 2 is cut by the border"),
-    (lambda m: np.where((m == 2) & (np.arange(m.shape[2]) == 12), 0, m), "label 2 falls into pieces"),
-])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: np.where(m == 3, 0, m), "label 3 is gone"),
+        (
+            lambda m: np.where(ndimage.binary_dilation(m == 1, iterations=3) & (m == 0), 1, m),
+            "label 1 changes its volume",
+        ),
+        (lambda m: np.roll(m, 12, axis=0), "label 2 is cut by the border"),
+        (
+            lambda m: np.where((m == 2) & (np.arange(m.shape[2]) == 12), 0, m),
+            "label 2 falls into pieces",
+        ),
+    ],
+)
 def test_what_is_implausible(change: object, problem: str) -> None:
     mask = chest().array
     assert callable(change)
@@ -87,8 +102,16 @@ def test_empty_masks_and_hopeless_ones_are_refused(monkeypatch: pytest.MonkeyPat
     mask = chest()
     with pytest.raises(UserError, match=r"empty\.nii holds nothing but background"):
         vary(Volume(np.zeros_like(mask.array), mask.affine), DeformOptions(), [1], "empty.nii")
-    with pytest.raises(UserError, match=r"m\.nii: none of 20 deformations is plausible .*changes its volume.*--elastic_mm"):
+    with pytest.raises(
+        UserError,
+        match=r"m\.nii: none of 20 deformations is plausible .*changes its volume.*--elastic_mm",
+    ):
         vary(mask, DeformOptions(volume_change=0.0), [1], "m.nii")
-    monkeypatch.setattr("data.deform.deform", lambda volume, drawn: np.zeros_like(volume.array))
-    with pytest.raises(UserError, match=r"m\.nii: none of 20 deformations is plausible .*label 1 is gone; label 2 is gone"):
+    monkeypatch.setattr(
+        "pipelines.synthesis.deform.deform", lambda volume, drawn: np.zeros_like(volume.array)
+    )
+    with pytest.raises(
+        UserError,
+        match=r"m\.nii: none of 20 deformations is plausible .*label 1 is gone; label 2 is gone",
+    ):
         vary(mask, DeformOptions(), [1], "m.nii")

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.base import MODELS
-from models.denoiser import Denoiser
+from models.base_model import MODELS
 from models.diffusion_model import DiffusionModel, keep, repeat, uniform
+from models.networks.denoiser import Denoiser
+from models.sliding_window import SlidingWindow
 from options.diffusion_options import DiffusionOptions, SamplingOptions
 from options.parser import from_dict, to_dict
 from options.train_options import TrainOptions
 from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options, wake
 from util.cli import UserError
-from util.inference import SlidingWindow
 
 TARGETS = ("flow", "v", "noise")
 
@@ -35,7 +35,8 @@ def model(**changes: Any) -> DiffusionModel:
     return DiffusionModel(options(**changes), LABELS, WIDTH)
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
+# --- draws ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_draws_follow_from_the_sample_and_are_uniform() -> None:
@@ -45,7 +46,9 @@ def test_draws_follow_from_the_sample_and_are_uniform() -> None:
     assert drawn.min() >= 0 and drawn.max() < 1
     assert torch.allclose(drawn.mean(0), torch.full((4,), 0.5), atol=0.02)
     assert torch.allclose(drawn.var(0), torch.full((4,), 1 / 12), atol=0.005)
-    together = torch.corrcoef(torch.cat([drawn, noise.flatten(1)[:, :4], noise.flatten(1).mean(1, keepdim=True)], 1).T)
+    together = torch.corrcoef(
+        torch.cat([drawn, noise.flatten(1)[:, :4], noise.flatten(1).mean(1, keepdim=True)], 1).T
+    )
     assert (together - torch.eye(9))[:4].abs().max() < 0.07
 
 
@@ -53,24 +56,44 @@ def test_text_is_kept_or_left_out_a_prompt_each() -> None:
     said = text(3)
     kept = keep(said, torch.tensor([True, False, True]))
     empty = nothing_known(1)
-    assert torch.equal(kept.pooled[1], empty.pooled[0]) and not kept.valid[1].any() and not kept.tokens[1].any()
+    assert (
+        torch.equal(kept.pooled[1], empty.pooled[0])
+        and not kept.valid[1].any()
+        and not kept.tokens[1].any()
+    )
     assert torch.equal(kept.tokens[0], said.tokens[0]) and torch.equal(kept.valid[2], said.valid[2])
 
 
-# --- network ----------------------------------------------------------------------------------------------------------
+# --- network --------------------------------------------------------------------------------------
+# --------------------
 
 
-def denoise(network: nn.Module, said: Any, level: float = 0.0, size: tuple[int, int, int] = SIZE, **changed: Any) -> Tensor:
+def denoise(
+    network: nn.Module,
+    said: Any,
+    level: float = 0.0,
+    size: tuple[int, int, int] = SIZE,
+    **changed: Any,
+) -> Tensor:
     made = batch(options(), len(said.pooled), size) | changed
     found: Tensor = network(
-        made["noise"], torch.full((len(said.pooled),), level), made["mask"], made["coords"], said)
+        made["noise"], torch.full((len(said.pooled),), level), made["mask"], made["coords"], said
+    )
     return found
 
 
-@pytest.mark.parametrize("changes", [
-    *({"fusion": f} for f in ("none", "affine", "additive", "attention", "both", "concat")), {"skip": False},
-    {"coord_channels": False}, {"checkpoint_activations": True}, {"fusion_at": "bottleneck"},
-    {"n_downsample_global": 2}, {"norm": "rms"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"fusion": f} for f in ("none", "affine", "additive", "attention", "both", "concat")),
+        {"skip": False},
+        {"coord_channels": False},
+        {"checkpoint_activations": True},
+        {"fusion_at": "bottleneck"},
+        {"n_downsample_global": 2},
+        {"norm": "rms"},
+    ],
+)
 def test_every_choice_denoises_and_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
     built = model(**changes)
     network = wake(built.raw["G"])
@@ -94,27 +117,39 @@ def test_text_tells_only_near_labels() -> None:
     mask = torch.zeros(2, LABELS, 16, 8, 8)
     mask[:, 0] = 1
     mask[:, :2, :4] = torch.tensor([0.0, 1.0])[None, :, None, None, None]
-    change = (denoise(network, text(seed=1), size=(16, 8, 8), mask=mask)
-              - denoise(network, text(), size=(16, 8, 8), mask=mask)).abs()
+    change = (
+        denoise(network, text(seed=1), size=(16, 8, 8), mask=mask)
+        - denoise(network, text(), size=(16, 8, 8), mask=mask)
+    ).abs()
     assert change[:, :, :4].mean() > 1e-4 and change[:, :, 10:].max() < 1e-6
 
 
 def test_padding_tokens_do_not_tell() -> None:
     network, said = wake(model(fusion="both").raw["G"]), text(1, tokens=2)
     said = replace(said, valid=torch.ones(1, 2, dtype=torch.bool))
-    longer = replace(said, tokens=torch.cat([said.tokens, torch.ones(1, 2, WIDTH)], 1),
-                     valid=torch.cat([said.valid, torch.zeros(1, 2, dtype=torch.bool)], 1))
+    longer = replace(
+        said,
+        tokens=torch.cat([said.tokens, torch.ones(1, 2, WIDTH)], 1),
+        valid=torch.cat([said.valid, torch.zeros(1, 2, dtype=torch.bool)], 1),
+    )
     torch.testing.assert_close(denoise(network, longer), denoise(network, said))
 
 
-# --- model ------------------------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def generate(built: DiffusionModel, tiler: Any = None, said: Any = None) -> Tensor:
     made = batch(options(), 1, (16, 16, 16))
     with torch.no_grad():
-        return built.generate(built.raw["G"], made["mask"], made["coords"], made["noise"], said or text(1, seed=3),
-                              tiler or SlidingWindow((), built.size_multiple))
+        return built.generate(
+            built.raw["G"],
+            made["mask"],
+            made["coords"],
+            made["noise"],
+            said or text(1, seed=3),
+            tiler or SlidingWindow((), built.size_multiple),
+        )
 
 
 def test_models_are_registered_and_need_fitting_settings() -> None:
@@ -123,8 +158,11 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
     assert built.sampling == SamplingOptions("euler", 30, 0.2, 1.0, 1.0)
     built.use(SamplingOptions(sampling_steps=7))
     assert built.sampling.sampling_steps == 7 and built.sampling.sampler == "euler"
-    for wrong, flag in (({"sampler": "ddim"}, "--sampler is ddim"), ({"sampling_steps": 1001}, "--sampling_steps is 1001"),
-                        ({"guidance_mask": 2.0}, "--guidance_mask is 2")):
+    for wrong, flag in (
+        ({"sampler": "ddim"}, "--sampler is ddim"),
+        ({"sampling_steps": 1001}, "--sampling_steps is 1001"),
+        ({"guidance_mask": 2.0}, "--guidance_mask is 2"),
+    ):
         with pytest.raises(UserError, match=flag):
             built.use(SamplingOptions(**wrong))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--text_dropout 0"):
@@ -166,10 +204,13 @@ def test_guidance_exaggerates_what_text_does() -> None:
     made, level, said = batch(options(), 1), torch.zeros(1), text(1, seed=3)
     told, silent, blind = (
         built.raw["G"](made["noise"], level, made["mask"] * mask, made["coords"], words)
-        for mask, words in ((1, said), (1, nothing_known(1)), (0, nothing_known(1))))
+        for mask, words in ((1, said), (1, nothing_known(1)), (0, nothing_known(1)))
+    )
     for text_scale, mask_scale in ((1.0, 1.0), (3.0, 1.0), (0.0, 1.0), (2.0, 1.5)):
         built.use(SamplingOptions(guidance=text_scale, guidance_mask=mask_scale))
-        found = built._guided(built.raw["G"], made["noise"], level, made["mask"], made["coords"], said)
+        found = built._guided(
+            built.raw["G"], made["noise"], level, made["mask"], made["coords"], said
+        )
         expected = blind + mask_scale * (silent - blind) + text_scale * (told - silent)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -186,11 +227,18 @@ def test_windows_inside_each_step_agree_with_the_whole() -> None:
     def apart(*tiles: Tensor) -> Tensor:
         mask, coords, noise = tiles
         one = SlidingWindow((), built.size_multiple)
-        return torch.cat([whole(one, mask[i:i + 1], coords[i:i + 1], noise[i:i + 1]) for i in range(len(mask))])
+        return torch.cat(
+            [
+                whole(one, mask[i : i + 1], coords[i : i + 1], noise[i : i + 1])
+                for i in range(len(mask))
+            ]
+        )
 
     mask, coords, noise = made["mask"], made["coords"], made["noise"]
     with torch.no_grad():
-        at_once, tiled = (whole(w, mask, coords, noise) for w in (SlidingWindow((), built.size_multiple), window))
+        at_once, tiled = (
+            whole(w, mask, coords, noise) for w in (SlidingWindow((), built.size_multiple), window)
+        )
         blended = window(apart, mask, coords, noise)
     assert (at_once - tiled).abs().mean() < 0.03 * at_once.std()
     assert (at_once - tiled).abs().mean() < 0.7 * (at_once - blended).abs().mean()
@@ -201,7 +249,12 @@ def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() ->
     built.use(SamplingOptions(sampling_steps=10))
     network, tiler = wake(built.raw["G"]), SlidingWindow((), built.size_multiple)
     made = batch(options(), 1)
-    image, where, own, other = made["image"], (made["mask"], made["coords"]), text(1), text(1, seed=9)
+    image, where, own, other = (
+        made["image"],
+        (made["mask"], made["coords"]),
+        text(1),
+        text(1, seed=9),
+    )
     with torch.no_grad():
         for strength in (1.0, 0.4):
             state = built.invert(network, image, *where, own, strength, tiler)
@@ -218,7 +271,9 @@ def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() ->
 def test_training_finds_an_effect_of_text() -> None:
     """Images of one value that the text decides; after a few steps sampling gives it back."""
     torch.manual_seed(0)
-    built = DiffusionModel(options(ngf=8, text_region="everywhere", fusion="additive"), LABELS, WIDTH)
+    built = DiffusionModel(
+        options(ngf=8, text_region="everywhere", fusion="additive"), LABELS, WIDTH
+    )
     network, draw = built.raw["G"], torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
 
@@ -234,9 +289,16 @@ def test_training_finds_an_effect_of_text() -> None:
         made = batch(options(), 4, seed=int(torch.randint(10**6, (1,), generator=draw)))
         sign = torch.randint(2, (4,), generator=draw).float() * 2 - 1
         noise = 0.03 * torch.randn(made["image"].shape, generator=draw)
-        built.training_step(made | {"image": 0.2 * sign[:, None, None, None, None] + noise}, of(sign), of(sign), update)
+        built.training_step(
+            made | {"image": 0.2 * sign[:, None, None, None, None] + noise},
+            of(sign),
+            of(sign),
+            update,
+        )
     built.use(SamplingOptions(sampling_steps=10))
-    effect = (generate(built, said=of(torch.ones(1))) - generate(built, said=of(-torch.ones(1)))).mean()
+    effect = (
+        generate(built, said=of(torch.ones(1))) - generate(built, said=of(-torch.ones(1)))
+    ).mean()
     assert float(effect) == pytest.approx(0.4, rel=0.4)
 
 
@@ -246,7 +308,9 @@ def test_repeat_gives_every_tile_the_prompt() -> None:
 
 
 def test_denoiser_is_small_change_of_scale_when_new() -> None:
-    """The text's units and the time's scales are silent at first, so the first step sees a plain U-Net."""
+    """The text's units and the time's scales are silent at first, so the first step sees a plain
+    U-Net.
+    """
     torch.manual_seed(0)
     network = Denoiser(options().generator, 1, LABELS, WIDTH, 8)
     torch.testing.assert_close(denoise(network, text()), denoise(network, nothing_known()))

@@ -1,4 +1,6 @@
-"""Training and testing as a user does them, on a few small phantoms: what is written, and that it is the truth."""
+"""Training and testing as a user does them, on a few small phantoms: what is written, and that
+it is the truth.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def results(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -
     return generate(trained_run, tmp_path_factory.mktemp("results"), "--vary", SMOKING, "--page")
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_training_leaves_a_whole_run(trained_run: TrainedRun) -> None:
@@ -63,45 +66,91 @@ def test_training_leaves_a_whole_run(trained_run: TrainedRun) -> None:
     assert {"G", "D", "average", "optimizer_G", "optimizer_D"} <= set(state["parts"])
     assert all((folder / "latest" / f"{part}.safetensors").is_file() for part in state["parts"])
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert any("val_lung_mae_hu" in line for line in lines) and any("loss_G_l1" in line for line in lines)
+    assert any("val_lung_mae_hu" in line for line in lines) and any(
+        "loss_G_l1" in line for line in lines
+    )
     assert (folder / "web" / "index.html").is_file() and (folder / "splits.json").is_file()
 
 
-def test_a_finished_run_that_goes_on_is_left_as_it_is(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_a_finished_run_that_goes_on_is_left_as_it_is(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
     shutil.copytree(trained_run.checkpoints, tmp_path / "ck")
     weights = tmp_path / "ck" / trained_run.name / "latest" / "G.safetensors"
     before = weights.read_bytes()
-    done = command("train.py", "--name", trained_run.name, "--checkpoints_dir", tmp_path / "ck", "--continue_train")
+    done = command(
+        "train.py",
+        "--name",
+        trained_run.name,
+        "--checkpoints_dir",
+        tmp_path / "ck",
+        "--continue_train",
+    )
     assert done.code == 0 and "4 steps" in done.text
     assert weights.read_bytes() == before
 
 
-def test_a_run_goes_on_with_its_own_splits(trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_own_splits(
+    trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
     """Cases that joined the folder since then must not push test cases into training."""
     (cohort_copy / "splits.json").unlink()
     flags = ("--dataroot", cohort_copy, "--name", "r", "--checkpoints_dir", tmp_path / "ck")
     assert command("train.py", *flags, *TINY).code == 0
     before = (tmp_path / "ck" / "r" / "splits.json").read_text()
     for kind in ("img", "gtlung"):
-        shutil.copy(cohort_copy / kind / "phantom_001.nii.gz", cohort_copy / kind / "phantom_000.nii.gz")
+        shutil.copy(
+            cohort_copy / kind / "phantom_001.nii.gz", cohort_copy / kind / "phantom_000.nii.gz"
+        )
     done = command("train.py", *flags, "--continue_train", "--max_steps", "5")
     assert done.code == 0, done.text
     assert (tmp_path / "ck" / "r" / "splits.json").read_text() == before
 
 
 def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) -> None:
-    done = command("train.py", "--dataroot", cohort_dir, "--name", "r", "--checkpoints_dir", tmp_path / "ck", *TINY,
-                   "--dry_run")
+    done = command(
+        "train.py",
+        "--dataroot",
+        cohort_dir,
+        "--name",
+        "r",
+        "--checkpoints_dir",
+        tmp_path / "ck",
+        *TINY,
+        "--dry_run",
+    )
     assert done.code == 0, done.text
-    assert "M parameters" in done.text and "GiB" in done.text and "--patch_size 16,16,8" in done.text
+    assert (
+        "M parameters" in done.text and "GiB" in done.text and "--patch_size 16,16,8" in done.text
+    )
     assert not (tmp_path / "ck").exists()
 
 
 def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
-    """A run with a local enhancer starts from another's global generator, and keeps it as it is for an epoch."""
-    words = ("--n_local_enhancers", "1", "--load_global", trained_run.name, "--niter_fix_global", "1", "--patch_size",
-             "16,16,16", "--batch_size", "3", "--max_steps", "3", "--val_cases", "0")
-    refused(train(cohort_dir, trained_run.checkpoints, *words, name="fine"), "--ngf is 4", "Give --ngf 2")
+    """A run with a local enhancer starts from another's global generator, and keeps it as it is
+    for an epoch.
+    """
+    words = (
+        "--n_local_enhancers",
+        "1",
+        "--load_global",
+        trained_run.name,
+        "--niter_fix_global",
+        "1",
+        "--patch_size",
+        "16,16,16",
+        "--batch_size",
+        "3",
+        "--max_steps",
+        "3",
+        "--val_cases",
+        "0",
+    )
+    refused(
+        train(cohort_dir, trained_run.checkpoints, *words, name="fine"),
+        "--ngf is 4",
+        "Give --ngf 2",
+    )
     done = train(cohort_dir, trained_run.checkpoints, *words, "--ngf", "2", name="fine")
     assert done.code == 0, done.text
     coarse = load_file(trained_run.folder / "latest" / "average.safetensors")
@@ -114,18 +163,39 @@ def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
     assert "<svg" in (trained_run.checkpoints / "fine" / "web" / "losses.svg").read_text()
 
 
-# --- what test.py writes ----------------------------------------------------------------------------------------------
+# --- what test.py writes
+# ----------------------------------------------------------------------------------------------
 
 
 def test_files_and_columns(results: Path, cohort_dir: Path) -> None:
     cases = own_cases(cohort_dir)
-    pairs = [("Never smoker", "Ex smoker"), ("Never smoker", "Current smoker"), ("Ex smoker", "Current smoker")]
+    pairs = [
+        ("Never smoker", "Ex smoker"),
+        ("Never smoker", "Current smoker"),
+        ("Ex smoker", "Current smoker"),
+    ]
     expected = {f"{case}.nii.gz" for case in cases}
-    expected |= {f"{case}__SMOKING_HISTORY={v}.nii.gz".replace(" ", "_") for case in cases for v in LEVELS}
-    expected |= {f"{case}__SMOKING_HISTORY={a}_to_{b}.nii.gz".replace(" ", "_") for case in cases for a, b in pairs}
+    expected |= {
+        f"{case}__SMOKING_HISTORY={v}.nii.gz".replace(" ", "_") for case in cases for v in LEVELS
+    }
+    expected |= {
+        f"{case}__SMOKING_HISTORY={a}_to_{b}.nii.gz".replace(" ", "_")
+        for case in cases
+        for a, b in pairs
+    }
     assert set(volumes(results)) == expected
     listed = rows(results / "volumes.csv")
-    assert list(listed[0]) == ["file", "case", "kind", "column", "value", "from", "to", "prompt", "seed"]
+    assert list(listed[0]) == [
+        "file",
+        "case",
+        "kind",
+        "column",
+        "value",
+        "from",
+        "to",
+        "prompt",
+        "seed",
+    ]
     assert {row["file"] for row in listed} == {f"volumes/{name}" for name in expected}
     varied = [row for row in listed if row["kind"] == "varied" and row["case"] == cases[0]]
     assert [row["value"] for row in varied] == list(LEVELS)
@@ -134,7 +204,15 @@ def test_files_and_columns(results: Path, cohort_dir: Path) -> None:
     assert [(row["from"], row["to"]) for row in differences] == pairs
     effects, metrics = rows(results / "effects.csv"), rows(results / "metrics.csv")
     assert list(effects[0]) == [
-        "case", "column", "from", "to", "region", "voxels", "mean_diff_hu", "sd_over_voxels_hu"]
+        "case",
+        "column",
+        "from",
+        "to",
+        "region",
+        "voxels",
+        "mean_diff_hu",
+        "sd_over_voxels_hu",
+    ]
     assert {"lungs", "left_lung", "right_lung", "outside"} <= {row["region"] for row in effects}
     assert list(metrics[0]) == ["case", "region", "metric", "value"]
     assert {row["case"] for row in metrics} == set(cases)
@@ -152,11 +230,18 @@ def test_volumes_lie_on_their_masks(results: Path, cohort_dir: Path) -> None:
         if row["kind"] == "difference":
             assert made.get_data_dtype() == np.float32
         else:
-            assert made.get_data_dtype() == np.int16 and WINDOW[0] <= voxels.min() <= voxels.max() <= WINDOW[1]
+            assert (
+                made.get_data_dtype() == np.int16
+                and WINDOW[0] <= voxels.min() <= voxels.max() <= WINDOW[1]
+            )
 
 
 def test_effects_are_the_means_of_the_differences(results: Path, cohort_dir: Path) -> None:
-    files = {(r["case"], r["from"], r["to"]): r["file"] for r in rows(results / "volumes.csv") if r["from"]}
+    files = {
+        (r["case"], r["from"], r["to"]): r["file"]
+        for r in rows(results / "volumes.csv")
+        if r["from"]
+    }
     for row in rows(results / "effects.csv"):
         mask = load(cohort_dir / "gtlung" / f"{row['case']}.nii.gz").array
         difference = load(results / files[row["case"], row["from"], row["to"]]).array
@@ -171,17 +256,29 @@ def test_metrics_compare_with_the_real_scan(results: Path, cohort_dir: Path) -> 
     made = load(results / "volumes" / f"{case}.nii.gz").array.astype(float)
     real = load(cohort_dir / "img" / f"{case}.nii.gz").array.clip(*WINDOW)
     lungs = np.isin(load(cohort_dir / "gtlung" / f"{case}.nii.gz").array, (1, 2))
-    found = {(r["region"], r["metric"]): float(r["value"]) for r in rows(results / "metrics.csv") if r["case"] == case}
-    assert found["lungs", "mae_hu"] == pytest.approx(abs(made - real)[lungs].mean(), abs=0.6)  # HU are rounded on disk
+    found = {
+        (r["region"], r["metric"]): float(r["value"])
+        for r in rows(results / "metrics.csv")
+        if r["case"] == case
+    }
+    assert found["lungs", "mae_hu"] == pytest.approx(
+        abs(made - real)[lungs].mean(), abs=0.6
+    )  # HU are rounded on disk
 
 
-# --- counterfactuals --------------------------------------------------------------------------------------------------
+# --- counterfactuals
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_same_text_gives_the_same_bytes(
-    trained_run: TrainedRun, results: Path, cohort_dir: Path, tmp_path: Path,
+    trained_run: TrainedRun,
+    results: Path,
+    cohort_dir: Path,
+    tmp_path: Path,
 ) -> None:
-    """A null edit: M and Male are one phrase; and the level that a row has already gives its own volume."""
+    """A null edit: M and Male are one phrase; and the level that a row has already gives its own
+    volume.
+    """
     folder = generate(trained_run, tmp_path, "--vary", "SEX=M,Male")
     made = volumes(folder)
     for case in own_cases(cohort_dir):
@@ -194,7 +291,9 @@ def test_the_same_text_gives_the_same_bytes(
         assert written[f"{case}.nii.gz"] == written[f"{case}__SMOKING_HISTORY={level}.nii.gz"]
 
 
-def test_two_runs_give_the_same_bytes(trained_run: TrainedRun, results: Path, tmp_path: Path) -> None:
+def test_two_runs_give_the_same_bytes(
+    trained_run: TrainedRun, results: Path, tmp_path: Path
+) -> None:
     again = generate(trained_run, tmp_path / "again", "--vary", SMOKING)
     assert volumes(again) == volumes(results)
     for name in ("volumes.csv", "effects.csv", "metrics.csv"):
@@ -203,15 +302,30 @@ def test_two_runs_give_the_same_bytes(trained_run: TrainedRun, results: Path, tm
     assert volumes(other).items().isdisjoint(volumes(results).items())
 
 
-def test_set_and_prompt_change_the_own_row(trained_run: TrainedRun, results: Path, tmp_path: Path) -> None:
+def test_set_and_prompt_change_the_own_row(
+    trained_run: TrainedRun, results: Path, tmp_path: Path
+) -> None:
     own = {row["case"]: row for row in rows(results / "volumes.csv") if row["kind"] == "own"}
-    folder = generate(trained_run, tmp_path / "set", "--set", "AGE=41", "--set", "SMOKING HISTORY=Never smoker",
-                    "--how_many", "1")
+    folder = generate(
+        trained_run,
+        tmp_path / "set",
+        "--set",
+        "AGE=41",
+        "--set",
+        "SMOKING HISTORY=Never smoker",
+        "--how_many",
+        "1",
+    )
     (row,) = rows(folder / "volumes.csv")
     assert row["column"] == "AGE;SMOKING HISTORY" and row["value"] == "41;Never smoker"
     assert "Patient age: 41." in row["prompt"] and "PACK-YEARS" not in row["prompt"]
     assert own[row["case"]]["prompt"] != row["prompt"]
-    folder = generate(trained_run, tmp_path / "prompt", "--prompt", "Patient age: 77. SMOKING HISTORY is Ex smoker")
+    folder = generate(
+        trained_run,
+        tmp_path / "prompt",
+        "--prompt",
+        "Patient age: 77. SMOKING HISTORY is Ex smoker",
+    )
     texts = {row["prompt"] for row in rows(folder / "volumes.csv")}
     assert texts == {"Lung CT scan : Patient age: 77. SMOKING HISTORY is Ex smoker."}
 
@@ -225,25 +339,48 @@ def test_a_quoted_value_may_hold_a_comma(trained_run: TrainedRun, tmp_path: Path
 
 
 def test_several_variations_are_not_crossed(trained_run: TrainedRun, tmp_path: Path) -> None:
-    folder = generate(trained_run, tmp_path, "--vary", "SEX=Male,Female", "--vary", "AGE=45,80", "--how_many", "1")
-    assert [row["kind"] for row in rows(folder / "volumes.csv")] == ["own", *(["varied"] * 2 + ["difference"]) * 2]
+    folder = generate(
+        trained_run, tmp_path, "--vary", "SEX=Male,Female", "--vary", "AGE=45,80", "--how_many", "1"
+    )
+    assert [row["kind"] for row in rows(folder / "volumes.csv")] == [
+        "own",
+        *(["varied"] * 2 + ["difference"]) * 2,
+    ]
 
 
-# --- where volumes come from ------------------------------------------------------------------------------------------
+# --- where volumes come from
+# ------------------------------------------------------------------------------------------
 
 
-def test_from_masks_alone(trained_run: TrainedRun, results: Path, cohort_copy: Path, tmp_path: Path) -> None:
+def test_from_masks_alone(
+    trained_run: TrainedRun, results: Path, cohort_copy: Path, tmp_path: Path
+) -> None:
     shutil.rmtree(cohort_copy / "img")
-    folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, "--page", cohort=cohort_copy)
+    folder = generate(
+        trained_run, tmp_path / "res", "--vary", SMOKING, "--page", cohort=cohort_copy
+    )
     assert volumes(folder) == volumes(results)
     assert "mean_lung_attenuation_hu" in {row["metric"] for row in rows(folder / "metrics.csv")}
-    assert not {"mae_hu", "psnr_db", "ssim"} & {row["metric"] for row in rows(folder / "metrics.csv")}
+    assert not {"mae_hu", "psnr_db", "ssim"} & {
+        row["metric"] for row in rows(folder / "metrics.csv")
+    }
     assert (folder / "index.html").is_file()
 
 
 def test_one_mask_and_a_text(trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path) -> None:
-    mask, out = cohort_dir / "gtlung" / f"{own_cases(cohort_dir)[0]}.nii.gz", tmp_path / "new" / "one.nii.gz"
-    words = ("--mask", str(mask), "--prompt", "Patient age: 60.", "--out", str(out), *trained_run.flags())
+    mask, out = (
+        cohort_dir / "gtlung" / f"{own_cases(cohort_dir)[0]}.nii.gz",
+        tmp_path / "new" / "one.nii.gz",
+    )
+    words = (
+        "--mask",
+        str(mask),
+        "--prompt",
+        "Patient age: 60.",
+        "--out",
+        str(out),
+        *trained_run.flags(),
+    )
     done = command("test.py", *words)
     assert done.code == 0, done.text
     made, source = nib.load(out), nib.load(mask)
@@ -255,14 +392,18 @@ def test_one_mask_and_a_text(trained_run: TrainedRun, cohort_dir: Path, tmp_path
 
 def as_xlsx(cohort: Path) -> None:
     table = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False)
-    numbers = table.assign(AGE=table["AGE"].map(lambda v: float(v) if v else None))  # spreadsheets hold numbers
+    numbers = table.assign(
+        AGE=table["AGE"].map(lambda v: float(v) if v else None)
+    )  # spreadsheets hold numbers
     numbers.to_excel(cohort / "clinical.xlsx", index=False)
     (cohort / "clinical.csv").unlink()
 
 
 def as_mha(cohort: Path) -> None:
     for path in [*cohort.glob("img/*"), *cohort.glob("gtlung/*")]:
-        sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_name(path.name.replace(".nii.gz", ".mha"))))
+        sitk.WriteImage(
+            sitk.ReadImage(str(path)), str(path.with_name(path.name.replace(".nii.gz", ".mha")))
+        )
         path.unlink()
 
 
@@ -276,7 +417,11 @@ def as_lps(cohort: Path) -> None:
 
 @pytest.mark.parametrize("change", [as_xlsx, as_mha, as_lps])
 def test_other_formats_give_the_same_volumes(
-    change: Callable[[Path], None], trained_run: TrainedRun, results: Path, cohort_copy: Path, tmp_path: Path,
+    change: Callable[[Path], None],
+    trained_run: TrainedRun,
+    results: Path,
+    cohort_copy: Path,
+    tmp_path: Path,
 ) -> None:
     change(cohort_copy)
     folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, cohort=cohort_copy)
@@ -291,12 +436,23 @@ def test_other_formats_give_the_same_volumes(
 def test_training_on_other_formats(cohort_copy: Path, tmp_path: Path) -> None:
     as_mha(cohort_copy)
     as_xlsx(cohort_copy)
-    done = command("train.py", "--dataroot", cohort_copy, "--name", "r", "--checkpoints_dir", tmp_path / "ck", *TINY,
-                   "--max_steps", "2")
+    done = command(
+        "train.py",
+        "--dataroot",
+        cohort_copy,
+        "--name",
+        "r",
+        "--checkpoints_dir",
+        tmp_path / "ck",
+        *TINY,
+        "--max_steps",
+        "2",
+    )
     assert done.code == 0, done.text
 
 
-# --- results that are there already -----------------------------------------------------------------------------------
+# --- results that are there already
+# -----------------------------------------------------------------------------------
 
 
 def test_results_are_not_replaced_unasked(trained_run: TrainedRun, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Figures of an evaluation against values known beforehand: distances, floors, HU, masks, text, copies."""
+"""Figures of an evaluation against values known beforehand: distances, floors, HU, masks, text,
+copies.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +9,51 @@ import pytest
 from numpy.typing import NDArray
 from scipy import linalg
 
+from pipelines.evaluation.density import density_figures, lung_density
+from pipelines.evaluation.detail import detail_vector
+from pipelines.evaluation.diversity import diversity_figures, ms_ssim
+from pipelines.evaluation.floors import Draws, Figure, bootstrap_mean, centred_interval, with_floor
+from pipelines.evaluation.measured import HU_BINS, PLANES, REGION_FIGURES, REGIONS, Measured
+from pipelines.evaluation.memorisation import CopyCheck, copy_threshold, leave_one_out
+from pipelines.evaluation.overlap import overlap
+from pipelines.evaluation.page import reading
+from pipelines.evaluation.realism import FrechetDistance, KernelDistance, frechet
+from pipelines.evaluation.sets import realism_figures
+from pipelines.evaluation.text_effect import make_attribute, text_figures
 from util.cli import UserError
-from util.evidence.density import density_figures, lung_density
-from util.evidence.detail import detail_vector
-from util.evidence.diversity import diversity_figures, ms_ssim
-from util.evidence.floors import Draws, Figure, bootstrap_mean, centred_interval, with_floor
-from util.evidence.measured import HU_BINS, PLANES, REGION_FIGURES, REGIONS, Measured
-from util.evidence.memorisation import CopyCheck, copy_threshold, leave_one_out
-from util.evidence.overlap import overlap
-from util.evidence.page import reading
-from util.evidence.realism import FrechetDistance, KernelDistance, frechet
-from util.evidence.sets import realism_figures
-from util.evidence.text_effect import make_attribute, text_figures
 
 RNG = np.random.default_rng(0)
 
 
-def measured(case: str, rng: np.random.Generator, move: float = 0.0, mean: float = -850.0) -> Measured:
+def measured(
+    case: str, rng: np.random.Generator, move: float = 0.0, mean: float = -850.0
+) -> Measured:
     """A volume of random features, all moved by `move`, with lungs around `mean` HU."""
     hu = rng.normal(mean, 40, 3000).astype(np.float32)
     density, histogram = lung_density(hu, np.ones(hu.shape, bool))
     return Measured(
-        case, [rng.normal(move, 1, (len(PLANES), 5, 6)).astype(np.float32)], [rng.normal(move, 1, 4).astype(np.float32)],
-        rng.normal(0, 1, 50).astype(np.float16), histogram, density,
-        np.full(len(REGIONS) * len(REGION_FIGURES), mean) + rng.normal(0, 5, len(REGIONS) * len(REGION_FIGURES)),
-        rng.normal(-500, 100, (12, 12, 12)).astype(np.float16), {})
+        case,
+        [rng.normal(move, 1, (len(PLANES), 5, 6)).astype(np.float32)],
+        [rng.normal(move, 1, 4).astype(np.float32)],
+        rng.normal(0, 1, 50).astype(np.float16),
+        histogram,
+        density,
+        np.full(len(REGIONS) * len(REGION_FIGURES), mean)
+        + rng.normal(0, 5, len(REGIONS) * len(REGION_FIGURES)),
+        rng.normal(-500, 100, (12, 12, 12)).astype(np.float16),
+        {},
+    )
 
 
-def group(n: int, prefix: str = "case", move: float = 0.0, mean: float = -850.0, seed: int = 0) -> list[Measured]:
+def group(
+    n: int, prefix: str = "case", move: float = 0.0, mean: float = -850.0, seed: int = 0
+) -> list[Measured]:
     rng = np.random.default_rng(seed)
     return [measured(f"{prefix}{i}", rng, move, mean) for i in range(n)]
 
 
-# --- distances --------------------------------------------------------------------------------------------------------
+# --- distances ------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize("n, width", [(200, 8), (20, 40)])  # by eigenvalues, and by singular values
@@ -67,31 +81,56 @@ def test_frechet_of_known_gaussians() -> None:
 def test_kernel_distance_is_the_mean_over_pairs_of_volumes(kernel: str) -> None:
     features = RNG.normal(size=(9, 4, 5))
     features[5:] += 0.7
-    names = [f"r{i}" for i in range(5)] + ["r0", "s1", "s2", "s3"]  # the first synthetic volume is of the case r0
+    names = [f"r{i}" for i in range(5)] + [
+        "r0",
+        "s1",
+        "s2",
+        "s3",
+    ]  # the first synthetic volume is of the case r0
     real, made = np.arange(5), np.arange(5, 9)
     flat = features[:5].reshape(-1, 5)
     apart = [np.linalg.norm(a - b) for i, a in enumerate(flat) for b in flat[:i]]
     width = 2 * np.median(apart) ** 2
 
     def k(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-        return float((p @ q / 5 + 1) ** 3 if kernel == "polynomial" else np.exp(-np.square(p - q).sum() / width))
+        return float(
+            (p @ q / 5 + 1) ** 3
+            if kernel == "polynomial"
+            else np.exp(-np.square(p - q).sum() / width)
+        )
 
     def mean(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
-        return float(np.mean([np.mean([k(p, q) for p in features[i] for q in features[j]])
-                              for i in rows for j in columns if names[i] != names[j]]))
+        return float(
+            np.mean(
+                [
+                    np.mean([k(p, q) for p in features[i] for q in features[j]])
+                    for i in rows
+                    for j in columns
+                    if names[i] != names[j]
+                ]
+            )
+        )
 
     direct = mean(real, real) + mean(made, made) - 2 * mean(real, made)
     distance = KernelDistance(features, names, kernel, real)
     assert distance(real, made) == pytest.approx(direct, rel=1e-9)
-    assert KernelDistance(features[[*real, *real]], names[:5] * 2, kernel, real)(real, real + 5) == 0
+    assert (
+        KernelDistance(features[[*real, *real]], names[:5] * 2, kernel, real)(real, real + 5) == 0
+    )
     assert np.isnan(distance(real[:1], made[:1]))
 
 
 def test_one_vector_a_volume_is_the_usual_unbiased_estimator() -> None:
     x, y = RNG.normal(size=(12, 6)), RNG.normal(0.5, 1, size=(9, 6))
-    distance = KernelDistance(np.concatenate([x, y])[:, None], [str(i) for i in range(21)], "polynomial")
+    distance = KernelDistance(
+        np.concatenate([x, y])[:, None], [str(i) for i in range(21)], "polynomial"
+    )
     kxx, kyy, kxy = ((a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    usual = ((kxx.sum() - np.trace(kxx)) / (12 * 11) + (kyy.sum() - np.trace(kyy)) / (9 * 8) - 2 * kxy.mean())
+    usual = (
+        (kxx.sum() - np.trace(kxx)) / (12 * 11)
+        + (kyy.sum() - np.trace(kyy)) / (9 * 8)
+        - 2 * kxy.mean()
+    )
     assert distance(np.arange(12), np.arange(12, 21)) == pytest.approx(usual, rel=1e-9)
 
 
@@ -99,34 +138,64 @@ def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
     real = group(24)
     near, far = group(24, "made", 0.2, seed=1), group(24, "made", 1.0, seed=1)
     draws = Draws.make(24, 24, 10, 0)
-    found = [{f.name: f for f in realism_figures(real, other, draws, {"net": "a"}, {"net3": "b"}) if f.group == "realism"}
-             for other in (real, near, far)]
-    assert {n.split(",")[0] for n in found[0]} == {"2.5D FID", "2.5D KID", "2.5D MMD", "3D Fréchet distance", "3D MMD"}
+    found = [
+        {
+            f.name: f
+            for f in realism_figures(real, other, draws, {"net": "a"}, {"net3": "b"})
+            if f.group == "realism"
+        }
+        for other in (real, near, far)
+    ]
+    assert {n.split(",")[0] for n in found[0]} == {
+        "2.5D FID",
+        "2.5D KID",
+        "2.5D MMD",
+        "3D Fréchet distance",
+        "3D MMD",
+    }
     for name in found[0]:
         same, one, two = (f[name].value for f in found)
         assert abs(same) < 1e-6 and one < two
-        assert reading(found[2][name]) == "beyond the floor" and found[2][name].low < two < found[2][name].high
+        assert (
+            reading(found[2][name]) == "beyond the floor"
+            and found[2][name].low < two < found[2][name].high
+        )
 
 
-# --- floors -----------------------------------------------------------------------------------------------------------
+# --- floors ---------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_draws_take_halves_that_share_nothing() -> None:
     draws = Draws.make(9, 3, 20, 1)
     for one, two in draws.halves:
-        assert len(one) == len(two) == 4 and not set(one) & set(two) and set(one) | set(two) <= set(range(9))
+        assert (
+            len(one) == len(two) == 4
+            and not set(one) & set(two)
+            and set(one) | set(two) <= set(range(9))
+        )
     assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in draws.matched)
     assert draws.halves[0][0].tolist() == Draws.make(9, 3, 20, 1).halves[0][0].tolist()
     assert draws.halves[0][0].tolist() != Draws.make(9, 3, 20, 2).halves[0][0].tolist()
 
 
 def test_floor_of_equal_sets_holds_their_distance() -> None:
-    values = np.concatenate([RNG.normal(size=(40, 1, 3)), RNG.normal(size=(40, 1, 3)), RNG.normal(2, 1, size=(40, 1, 3))])
+    values = np.concatenate(
+        [
+            RNG.normal(size=(40, 1, 3)),
+            RNG.normal(size=(40, 1, 3)),
+            RNG.normal(2, 1, size=(40, 1, 3)),
+        ]
+    )
     distance = FrechetDistance(values)
     draws = Draws.make(40, 40, 60, 0)
     equal = with_floor("realism", "equal", distance, draws)
-    assert equal.floor * 0.3 < equal.matched < equal.floor * 3 and equal.low < equal.value < equal.high
-    other = with_floor("realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), draws)
+    assert (
+        equal.floor * 0.3 < equal.matched < equal.floor * 3 and equal.low < equal.value < equal.high
+    )
+    other = with_floor(
+        "realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), draws
+    )
     assert other.matched > other.floor_high and reading(other) == "beyond the floor"
 
 
@@ -138,26 +207,43 @@ def test_intervals_hold_the_value() -> None:
 
 
 def test_readings() -> None:
-    assert reading(Figure("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
-    assert reading(Figure("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
-    assert reading(Figure("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
-    assert reading(Figure("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low")) == "no more than chance"
+    assert (
+        reading(Figure("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
+    )
+    assert (
+        reading(Figure("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
+    )
+    assert (
+        reading(Figure("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
+    )
+    assert (
+        reading(Figure("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low"))
+        == "no more than chance"
+    )
     assert reading(Figure("pairs", "x", 1.0)) == ""
 
 
-# --- HU ---------------------------------------------------------------------------------------------------------------
+# --- HU -------------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
     real, made = group(6, seed=3), group(6, "made", mean=-820.0, seed=3)
     found = {f.name: f for f in density_figures(real, made, Draws.make(6, 6, 20, 0))}
-    for name in ("Lung histogram, Wasserstein-1 (HU)", "Mean lung attenuation (HU), synthetic minus real",
-                 "15th percentile of the lungs (HU), synthetic minus real"):
+    for name in (
+        "Lung histogram, Wasserstein-1 (HU)",
+        "Mean lung attenuation (HU), synthetic minus real",
+        "15th percentile of the lungs (HU), synthetic minus real",
+    ):
         assert found[name].value == pytest.approx(30, abs=0.1), name
     assert abs(found["SD of lung voxels (HU), synthetic minus real"].value) < 0.1
     gates = [f.value for name, f in found.items() if "lung median" in name]
     assert gates == [1.0, 1.0]
-    itself = {f.name: f.value for f in density_figures(real, real, Draws.make(6, 6, 20, 0)) if "lung median" not in f.name}
+    itself = {
+        f.name: f.value
+        for f in density_figures(real, real, Draws.make(6, 6, 20, 0))
+        if "lung median" not in f.name
+    }
     assert set(itself.values()) == {0.0}
 
 
@@ -166,7 +252,8 @@ def test_volumes_without_lungs_are_left_out() -> None:
     assert density == {} and histogram.sum() == 0 and len(histogram) == len(HU_BINS)
 
 
-# --- masks, diversity, text -------------------------------------------------------------------------------------------
+# --- masks, diversity, text
+# -------------------------------------------------------------------------------------------
 
 
 def test_overlap_of_shifted_lungs() -> None:
@@ -175,7 +262,9 @@ def test_overlap_of_shifted_lungs() -> None:
     same = overlap(mask, mask, (2, 2, 3))
     assert same["dice_lungs"] == same["dice_left_lung"] == 1 and same["hd95_mm_right_lung"] == 0
     moved = overlap(mask, np.roll(mask, 2, 1), (2, 2, 3))
-    assert moved["dice_lungs"] == pytest.approx(0.8) and moved["hd95_mm_lungs"] == pytest.approx(4.0)
+    assert moved["dice_lungs"] == pytest.approx(0.8) and moved["hd95_mm_lungs"] == pytest.approx(
+        4.0
+    )
     none = overlap(mask, np.zeros_like(mask), (2, 2, 3))
     assert none["dice_lungs"] == 0 and np.isnan(none["hd95_mm_lungs"])
 
@@ -187,7 +276,9 @@ def test_ms_ssim_and_volumes_that_are_all_alike() -> None:
     real = group(5, seed=4)
     collapsed = [Measured(**{**vars(v), "small": real[0].small}) for v in group(5, seed=5)]
     pairs, again = diversity_figures(real, collapsed, [collapsed], (-1000, 400), 0)
-    assert pairs.value == pytest.approx(1, abs=1e-3) and reading(pairs) == "more alike than real pairs"
+    assert (
+        pairs.value == pytest.approx(1, abs=1e-3) and reading(pairs) == "more alike than real pairs"
+    )
     assert again.value == pytest.approx(1, abs=1e-3)
 
 
@@ -202,7 +293,11 @@ def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:
     attribute = make_attribute("SMOKING", rows, False)
     rng = np.random.default_rng(9)
     shuffled = dict(zip(rows, rng.permutation(list(rows.values())), strict=True))
-    sets = {"volumes": volumes(rows, 1), "empty": volumes(dict.fromkeys(rows, "never"), 2), "shuffled": volumes(shuffled, 3)}
+    sets = {
+        "volumes": volumes(rows, 1),
+        "empty": volumes(dict.fromkeys(rows, "never"), 2),
+        "shuffled": volumes(shuffled, 3),
+    }
     text, empty, other = text_figures(attribute, volumes(rows, 0), sets, 40, 0)
     assert text.value > 0.95 and text.ceiling > 0.95 and reading(text) == "text shows"
     assert 0.25 < empty.value < 0.75 and 0.2 < other.value < 0.8 and 0.4 < text.floor < 0.6
@@ -213,11 +308,21 @@ def test_numbers_are_read_by_their_error() -> None:
     rng = np.random.default_rng(0)
     scans = [measured(case, rng, mean=-900 + float(age)) for case, age in rows.items()]
     order, error = text_figures(make_attribute("AGE", rows, True), scans, {"volumes": scans}, 20, 0)
-    assert error.better == "low" and error.value < 5 < error.floor and reading(error) == "text shows"
-    assert order.value > 0.9 > order.floor_high and abs(order.floor) < 0.2 and reading(order) == "text shows"
+    assert (
+        error.better == "low" and error.value < 5 < error.floor and reading(error) == "text shows"
+    )
+    assert (
+        order.value > 0.9 > order.floor_high
+        and abs(order.floor) < 0.2
+        and reading(order) == "text shows"
+    )
     lighter = [measured(case, rng, mean=-1000 + float(age)) for case, age in rows.items()]
-    order, error = text_figures(make_attribute("AGE", rows, True), scans, {"volumes": lighter}, 20, 0)
-    assert order.value > 0.9 and error.value > 20  # what is off in all volumes alike moves the error alone
+    order, error = text_figures(
+        make_attribute("AGE", rows, True), scans, {"volumes": lighter}, 20, 0
+    )
+    assert (
+        order.value > 0.9 and error.value > 20
+    )  # what is off in all volumes alike moves the error alone
 
 
 def test_columns_without_two_values_are_refused() -> None:
@@ -227,7 +332,8 @@ def test_columns_without_two_values_are_refused() -> None:
         make_attribute("SEX", {**{f"a{i}": "F" for i in range(9)}, "b": "M"}, False)
 
 
-# --- copies -----------------------------------------------------------------------------------------------------------
+# --- copies ---------------------------------------------------------------------------------------
+# --------------------
 
 
 def lungs_of(seed: int) -> NDArray[np.float32]:
@@ -252,8 +358,14 @@ def test_copies_are_found_and_strangers_in_the_same_mask_are_not() -> None:
     scans = [lungs_of(i) for i in range(12)]
     check = CopyCheck.fit([f"t{i}" for i in range(12)], details(scans))
     assert check.conclusive
-    hidden = [scans[3], scans[5] + 30, scans[7] + RNG.normal(0, 20, scans[7].shape).astype(np.float32)]
-    for verdict, name in zip(check(details(hidden), sources=["t3", "t5", "t7"]), ("t3", "t5", "t7"), strict=True):
+    hidden = [
+        scans[3],
+        scans[5] + 30,
+        scans[7] + RNG.normal(0, 20, scans[7].shape).astype(np.float32),
+    ]
+    for verdict, name in zip(
+        check(details(hidden), sources=["t3", "t5", "t7"]), ("t3", "t5", "t7"), strict=True
+    ):
         assert verdict.copy and verdict.alarm and verdict.image.case == name
     assert not any(v.copy for v in check(details([lungs_of(100 + i) for i in range(20)])))
 
@@ -263,7 +375,7 @@ def test_left_out_scans_are_compared_as_new_ones_are() -> None:
     found = leave_one_out(train)
     for i in range(7):
         rest = np.delete(train, i, 0)
-        fresh = CopyCheck.fit([str(k) for k in range(6)], rest).image.distances(train[i:i + 1])[0]
+        fresh = CopyCheck.fit([str(k) for k in range(6)], rest).image.distances(train[i : i + 1])[0]
         assert np.allclose(np.delete(found[i], i), fresh, atol=1e-5)
 
 
@@ -271,9 +383,14 @@ def test_features_find_copies_that_lie_elsewhere_but_not_those_of_the_own_mask()
     features = RNG.normal(size=(30, 10))
     check = CopyCheck.fit([f"t{i}" for i in range(30)], RNG.normal(size=(30, 80)), features)
     query, image = features[:1] + 1e-3, RNG.normal(size=(1, 80))
-    stranger, = check(image, query)
-    assert stranger.copy and stranger.feature is not None and stranger.feature.case == "t0" and not stranger.image.copied
-    own, = check(image, query, sources=["t0"])
+    (stranger,) = check(image, query)
+    assert (
+        stranger.copy
+        and stranger.feature is not None
+        and stranger.feature.case == "t0"
+        and not stranger.image.copied
+    )
+    (own,) = check(image, query, sources=["t0"])
     assert not own.copy and own.feature is not None and own.feature.case != "t0"
 
 
@@ -281,13 +398,17 @@ def test_the_reference_of_copies() -> None:
     train, test = RNG.normal(size=(10, 40)), RNG.normal(size=(6, 40))
     names = [f"t{i}" for i in range(10)]
     assert len(CopyCheck.fit(names, train, test_image=test).image.reference) == 6
-    assert len(CopyCheck.fit(names, train, test_image=test[:3]).image.reference) == 10  # too few: leave one out
+    assert (
+        len(CopyCheck.fit(names, train, test_image=test[:3]).image.reference) == 10
+    )  # too few: leave one out
     twice = np.concatenate([train, train + 1e-6])
     patients = names * 2
     own = CopyCheck.fit([*names, *(f"{n}b" for n in names)], twice, patients=patients)
     assert own.image.reference.min() > 0.1  # scans of one patient are no reference
     two = CopyCheck.fit(names[:2], train[:2])
-    assert not two.conclusive and two.image.threshold == pytest.approx(two.image.reference.min() / 2)
+    assert not two.conclusive and two.image.threshold == pytest.approx(
+        two.image.reference.min() / 2
+    )
     with pytest.raises(UserError, match="at least two training scans"):
         CopyCheck.fit(names[:1], train[:1])
 

@@ -12,17 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.cohort import Case, load_cohort
-from data.copies import Copies, Nearest
-from data.deform import DeformOptions, deform, draw, vary
-from data.expansion import plan_balanced, plan_table, readme, shares
+from data.cohort import Case
 from data.geometry import Volume
-from data.prompts import Template, load_template
+from data.load_cohort import load_cohort
 from data.table import Table
+from data.text.prompts import Template, load_template
 from data.volumes import load, read_header
 from options.base_options import DataOptions
+from options.expand_options import DeformOptions, ExpandCommand
 from options.parser import parse
-from scripts import expand
+from pipelines.synthesis import run as synthesis
+from pipelines.synthesis.copies import Copies, Nearest
+from pipelines.synthesis.deform import deform, draw, vary
+from pipelines.synthesis.planning import plan_balanced, plan_table, readme, shares
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
 from util.records import open_folder
@@ -39,7 +41,8 @@ def cases(*rows: dict[str, str]) -> list[Case]:
     return [Case(f"case{k}", None, Path(f"case{k}.nii.gz"), row) for k, row in enumerate(rows)]
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_shares_are_as_equal_as_can_be() -> None:
@@ -50,64 +53,100 @@ def test_shares_are_as_equal_as_can_be() -> None:
 
 
 def test_a_changed_row_stays_possible() -> None:
-    made = plan_balanced(cases(CTD, CTD, CTD, ROW), template(), "DIAGNOSIS", 20, together=False, changed=True, seed=1)
+    made = plan_balanced(
+        cases(CTD, CTD, CTD, ROW), template(), "DIAGNOSIS", 20, together=False, changed=True, seed=1
+    )
     assert Counter(p.row["DIAGNOSIS"] for p in made) == {"HP": 10, "CTD-ILD": 10}
-    turned = [p for p in made if p.source.row["DIAGNOSIS"] == "CTD-ILD" and p.row["DIAGNOSIS"] == "HP"]
+    turned = [
+        p for p in made if p.source.row["DIAGNOSIS"] == "CTD-ILD" and p.row["DIAGNOSIS"] == "HP"
+    ]
     assert turned
     for planned in turned:
         assert planned.row["TYPE CTD"] == planned.row["CTD DIAG DATE"] == ""
         assert set(planned.dropped) == {"TYPE CTD", "CTD DIAG DATE"}
     assert len({p.id for p in made}) == len({p.seed for p in made}) == 20
-    assert max(Counter(p.source.id for p in made if p.row["DIAGNOSIS"] == "HP").values()) <= 3  # patients take turns
+    assert (
+        max(Counter(p.source.id for p in made if p.row["DIAGNOSIS"] == "HP").values()) <= 3
+    )  # patients take turns
 
 
 def test_own_rows_come_from_patients_who_have_the_value() -> None:
-    made = plan_balanced(cases(CTD, ROW, ROW), template(), "DIAGNOSIS", 8, together=True, changed=False, seed=1)
+    made = plan_balanced(
+        cases(CTD, ROW, ROW), template(), "DIAGNOSIS", 8, together=True, changed=False, seed=1
+    )
     assert sorted(Counter(p.row["DIAGNOSIS"] for p in made).items()) == [("CTD-ILD", 5), ("HP", 3)]
     assert all(p.source.row["DIAGNOSIS"] == p.row["DIAGNOSIS"] and not p.dropped for p in made)
 
 
 def test_plan_depends_on_the_seed_alone() -> None:
     real = cases(CTD, ROW, ROW)
-    one, again, other = (plan_balanced(real, template(), "DIAGNOSIS", 6, together=False, changed=True, seed=s)
-                         for s in (1, 1, 2))
+    one, again, other = (
+        plan_balanced(real, template(), "DIAGNOSIS", 6, together=False, changed=True, seed=s)
+        for s in (1, 1, 2)
+    )
     assert one == again and [p.seed for p in one] != [p.seed for p in other]
 
 
-@pytest.mark.parametrize(("rows", "column", "message"), [
-    ((ROW, ROW), "DIAGNOSIS", r"2 cases have 1 known values \(HP\).*two or more"),
-    (({**ROW, "DIAGNOSIS": ""},), "DIAGNOSIS", r"0 known values \(none\)"),
-    ((ROW, CTD), "HEIGHT", r"no column 'HEIGHT'; it has: DIAGNOSIS"),
-    ((ROW, {**ROW, "AGE": "70"}), "AGE", r"more like a measurement"),
-    ((ROW, {**ROW, "DIAGNOSIS": "a"}, {**ROW, "DIAGNOSIS": "b"}), "DIAGNOSIS", r"3 different values, more like"),
-])
-def test_columns_that_cannot_be_balanced(rows: tuple[dict[str, str], ...], column: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("rows", "column", "message"),
+    [
+        ((ROW, ROW), "DIAGNOSIS", r"2 cases have 1 known values \(HP\).*two or more"),
+        (({**ROW, "DIAGNOSIS": ""},), "DIAGNOSIS", r"0 known values \(none\)"),
+        ((ROW, CTD), "HEIGHT", r"no column 'HEIGHT'; it has: DIAGNOSIS"),
+        ((ROW, {**ROW, "AGE": "70"}), "AGE", r"more like a measurement"),
+        (
+            (ROW, {**ROW, "DIAGNOSIS": "a"}, {**ROW, "DIAGNOSIS": "b"}),
+            "DIAGNOSIS",
+            r"3 different values, more like",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_balanced(
+    rows: tuple[dict[str, str], ...], column: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         plan_balanced(cases(*rows), template(), column, 4, together=False, changed=True, seed=0)
 
 
 def test_rows_of_a_table() -> None:
     columns = ("DIAGNOSIS", "TYPE CTD", "SYNTHETIC SOURCE")
-    rows = {"a": {"DIAGNOSIS": "HP", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": "case1"},
-            "b": {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": ""}}
+    rows = {
+        "a": {"DIAGNOSIS": "HP", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": "case1"},
+        "b": {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": ""},
+    }
     first, second = plan_table(Table(columns, rows), cases(ROW, CTD), template(), 0, 3)
-    assert first.source.id == "case1" and first.row == {"DIAGNOSIS": "HP", "TYPE CTD": ""} and first.dropped == ("TYPE CTD",)
+    assert (
+        first.source.id == "case1"
+        and first.row == {"DIAGNOSIS": "HP", "TYPE CTD": ""}
+        and first.dropped == ("TYPE CTD",)
+    )
     assert second.row == {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis"}
-    assert [p.id for p in plan_table(Table(columns, rows), cases(ROW, CTD), template(), 1, 3)] == ["a"]
+    assert [p.id for p in plan_table(Table(columns, rows), cases(ROW, CTD), template(), 1, 3)] == [
+        "a"
+    ]
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ({"a": {"SYNTHETIC SOURCE": "nobody"}}, "which is no case of the split; it has: case0"),
-    ({"case0": {}}, "'case0' is the name of a real case"),
-    ({}, "--table holds no rows"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"a": {"SYNTHETIC SOURCE": "nobody"}}, "which is no case of the split; it has: case0"),
+        ({"case0": {}}, "'case0' is the name of a real case"),
+        ({}, "--table holds no rows"),
+    ],
+)
 def test_bad_tables(rows: dict[str, dict[str, str]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_table(Table(("DIAGNOSIS",), rows), cases(ROW), template(), 0, 0)
 
 
 def test_provenance_never_enters_a_text() -> None:
-    row = {"DIAGNOSIS": "HP", "SYNTHETIC": "yes", "SYNTHETIC SOURCE": "case1", "SYNTHETIC SEED": "3", "SYNTHETIC RUN": "r"}
+    row = {
+        "DIAGNOSIS": "HP",
+        "SYNTHETIC": "yes",
+        "SYNTHETIC SOURCE": "case1",
+        "SYNTHETIC SEED": "3",
+        "SYNTHETIC RUN": "r",
+    }
     for name in ("aiib23", "auto"):
         assert [p.column for p in load_template(name, list(row)).phrases(row)] == ["DIAGNOSIS"]
 
@@ -115,12 +154,17 @@ def test_provenance_never_enters_a_text() -> None:
 def test_readme_tells_what_was_redrawn() -> None:
     records = [{"redrawn": 2, "left_out": False}, {"redrawn": 5, "left_out": True}]
     text = readme(records, "run1", 40, "cohort", "DIAGNOSIS", {"HP": 1}, True)
-    assert "1 volumes" in text and "7 draws were too close" in text and "1 cases were left out" in text
-    assert "| HP | 1 |" in text and "Not for diagnosis" in text and "test on real scans alone" in text
+    assert (
+        "1 volumes" in text and "7 draws were too close" in text and "1 cases were left out" in text
+    )
+    assert (
+        "| HP | 1 |" in text and "Not for diagnosis" in text and "test on real scans alone" in text
+    )
     assert "not looked for" in readme(records, "run1", 40, "cohort", "", {}, False)
 
 
-# --- the folder -------------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------
+# --------------------
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
@@ -137,20 +181,29 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
         open_folder(tmp_path / "mine", "r.json", {}, True)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
+# --------------------
 
 
-def options(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> expand.Options:
-    return parse(expand.Options, "", ["--dataroot", str(cohort or run.cohort), *run.flags(), "--out", str(out), *words])
+def options(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> ExpandCommand:
+    return parse(
+        ExpandCommand,
+        "",
+        ["--dataroot", str(cohort or run.cohort), *run.flags(), "--out", str(out), *words],
+    )
 
 
 @pytest.fixture(scope="module")
 def made(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("expansion") / "synthetic"
-    return expand.expand(options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed"))
+    return synthesis.expand(
+        options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
+    )
 
 
-def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(made: Path, trained_run: TrainedRun) -> None:
+def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
+    made: Path, trained_run: TrainedRun
+) -> None:
     cohort = load_cohort(DataOptions(dataroot=str(made), template="aiib23"))
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
     assert len(cohort.cases) == len(cohort.splits["train"]) == 4 and not cohort.splits["test"]
@@ -166,31 +219,47 @@ def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(made: Path, train
     assert max(counts.values()) - min(counts.values()) <= 1
     assert "Research use only" in (made / "README.md").read_text()
     table = pd.read_csv(made / "copies.csv")
-    assert (table["distance"] >= table["threshold"]).all() and list(table["left_out"]) == [False] * 4
+    assert (table["distance"] >= table["threshold"]).all() and list(table["left_out"]) == [
+        False
+    ] * 4
 
 
-def test_a_stopped_command_goes_on_and_changes_nothing(made: Path, trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_a_stopped_command_goes_on_and_changes_nothing(
+    made: Path, trained_run: TrainedRun, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
-    gone = ["img/synthetic_0002.nii.gz", "gtlung/synthetic_0002.nii.gz", "records/synthetic_0002.json", "clinical.csv"]
+    gone = [
+        "img/synthetic_0002.nii.gz",
+        "gtlung/synthetic_0002.nii.gz",
+        "records/synthetic_0002.json",
+        "clinical.csv",
+    ]
     before = {name: (copy / name).read_bytes() for name in gone}
     kept = (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns
     for name in gone:
         (copy / name).unlink()
-    expand.expand(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed"))
+    synthesis.expand(
+        options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
+    )
     assert {name: (copy / name).read_bytes() for name in gone} == before
     assert (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns == kept
     with pytest.raises(UserError, match=r"other settings \(n\)"):
-        expand.expand(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5"))
+        synthesis.expand(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5"))
 
 
 def test_processes_share_the_cases(
-        made: Path, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second process, whose turn comes when the first has made its half, writes the table: the same cohort as by one."""
+    made: Path, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process, whose turn comes when the first has made its half, writes the table:
+    the same cohort as by one.
+    """
     out = tmp_path / "shared"
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        expand.expand(options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed"))
+        synthesis.expand(
+            options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
+        )
         assert (out / "clinical.csv").exists() == (rank == "1")
     for path in sorted(made.rglob("*.nii.gz")):
         assert path.read_bytes() == (out / path.relative_to(made)).read_bytes()
@@ -202,8 +271,11 @@ def still(mask: Volume) -> Any:
 
 
 def test_copies_are_drawn_again_and_left_out(
-        trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A generator that hands back the training scan is caught, also when the scan went along with the mask."""
+    trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that hands back the training scan is caught, also when the scan went along
+    with the mask.
+    """
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
     copies = Copies.of(real.split("train"), (1, 2))
     case = real.split("train")[0]
@@ -221,24 +293,40 @@ def test_copies_are_drawn_again_and_left_out(
     fresh = np.random.default_rng(0).normal(-850, 40, hu.shape).astype(np.float32)
     assert not told(Volume(fresh, hu.affine), Volume(labels, mask.affine), case, drawn).copied
     monkeypatch.setattr(Copies, "__call__", lambda *_: Nearest("phantom_001", 0.0, 0.5))
-    out = expand.expand(options(trained_run, tmp_path / "out", "--balance", "SEX", "--n", "2", "--redraws", "1"))
+    out = synthesis.expand(
+        options(trained_run, tmp_path / "out", "--balance", "SEX", "--n", "2", "--redraws", "1")
+    )
     records = [json.loads(p.read_text()) for p in sorted((out / "records").iterdir())]
     assert [(r["left_out"], r["redrawn"]) for r in records] == [(True, 1), (True, 1)]
-    assert not list((out / "gtlung").glob("*.nii.gz")) and "2 cases were left out" in (out / "README.md").read_text()
+    assert (
+        not list((out / "gtlung").glob("*.nii.gz"))
+        and "2 cases were left out" in (out / "README.md").read_text()
+    )
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--balance", "DIAGNOSIS"), "--n is 0"),
-    (("--n", "4"), "either --balance COLUMN, or --table"),
-    (("--balance", "Mapping ID", "--n", "4"), "9 different values, more like a measurement"),
-    (("--balance", "HEIGHT", "--n", "4"), "no column 'HEIGHT'"),
-])
-def test_bad_flags_write_nothing(trained_run: TrainedRun, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--balance", "DIAGNOSIS"), "--n is 0"),
+        (("--n", "4"), "either --balance COLUMN, or --table"),
+        (("--balance", "Mapping ID", "--n", "4"), "9 different values, more like a measurement"),
+        (("--balance", "HEIGHT", "--n", "4"), "no column 'HEIGHT'"),
+    ],
+)
+def test_bad_flags_write_nothing(
+    trained_run: TrainedRun, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        expand.expand(options(trained_run, tmp_path / "out", *words))
+        synthesis.expand(options(trained_run, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_program_ends_with_one_message(trained_run: TrainedRun, tmp_path: Path) -> None:
-    words = ("--dataroot", str(trained_run.cohort), *trained_run.flags(), "--out", str(tmp_path / "o"))
+    words = (
+        "--dataroot",
+        str(trained_run.cohort),
+        *trained_run.flags(),
+        "--out",
+        str(tmp_path / "o"),
+    )
     refused(command("scripts/expand.py", *words), "--balance COLUMN")

@@ -10,17 +10,19 @@ import torch
 import torchvision.models as tv
 from monai.networks.nets import resnet10
 
-from models.extractors import make_extractor
-from models.random_network import RandomNetwork
+from pipelines.evaluation.extractors import make_extractor
+from pipelines.evaluation.random_network import RandomNetwork
+from pipelines.evaluation.realism import frechet
 from util.cli import UserError
-from util.evidence.realism import frechet
 
 CPU = torch.device("cpu")
 
 
 def resnet_state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {k: v for k, v in tv.resnet50(weights=None).state_dict().items() if not k.startswith("fc.")}
+    return {
+        k: v for k, v in tv.resnet50(weights=None).state_dict().items() if not k.startswith("fc.")
+    }
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -37,7 +39,10 @@ def test_random_network_is_the_same_every_time(dimensions: int) -> None:
 
 def test_random_network_ranks_blur_noise_and_shift() -> None:
     rng = np.random.default_rng(0)
-    base, other = (torch.from_numpy(rng.normal(-0.8, 0.05, (60, 1, 24, 24)).astype(np.float32)) for _ in range(2))
+    base, other = (
+        torch.from_numpy(rng.normal(-0.8, 0.05, (60, 1, 24, 24)).astype(np.float32))
+        for _ in range(2)
+    )
     extract = make_extractor("random", CPU)
     for damage in (lambda x, s: x + s * 0.03, lambda x, s: x + s * 0.03 * torch.randn_like(x)):
         torch.manual_seed(0)
@@ -54,9 +59,15 @@ def test_swav_and_radimagenet_checkpoints(tmp_path: Path) -> None:
     state = resnet_state()
     order = ("conv1", "bn1", None, None, "layer1", "layer2", "layer3", "layer4")
     numbers = {name: i for i, name in enumerate(order) if name}
-    swav = {f"module.{k}": v for k, v in state.items()} | {"module.prototypes.weight": torch.zeros(3, 128)}
-    official = {f"backbone.{numbers[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()}
-    keras = dict(state) | {k.replace("weight", "bias"): torch.zeros(len(v)) for k, v in state.items() if v.ndim == 4}
+    swav = {f"module.{k}": v for k, v in state.items()} | {
+        "module.prototypes.weight": torch.zeros(3, 128)
+    }
+    official = {
+        f"backbone.{numbers[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()
+    }
+    keras = dict(state) | {
+        k.replace("weight", "bias"): torch.zeros(len(v)) for k, v in state.items() if v.ndim == 4
+    }
     files = {"swav": swav, "radimagenet": official, "radimagenet_keras": keras}
     images = torch.rand(2, 1, 64, 64) * 2 - 1
     made = {}
@@ -70,29 +81,50 @@ def test_swav_and_radimagenet_checkpoints(tmp_path: Path) -> None:
 
 
 def test_medicalnet_checkpoint(tmp_path: Path) -> None:
-    network = resnet10(spatial_dims=3, n_input_channels=1, feed_forward=False, shortcut_type="B", bias_downsample=False)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "r10.pth")
+    network = resnet10(
+        spatial_dims=3,
+        n_input_channels=1,
+        feed_forward=False,
+        shortcut_type="B",
+        bias_downsample=False,
+    )
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}},
+        tmp_path / "r10.pth",
+    )
     extract = make_extractor(f"medicalnet:{tmp_path / 'r10.pth'}", CPU, 3)
     assert extract(torch.zeros(1, 1, 24, 24, 24)).shape == (1, 512)
 
 
 def test_inception_and_vgg_checkpoints(tmp_path: Path) -> None:
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in tv.vgg16(weights=None, init_weights=False).state_dict().items() if "features" in k}
-    states = {"vgg": {k: torch.zeros(s) for k, s in shapes.items()} | {"classifier.0.bias": torch.zeros(4096)},
-              "inception": tv.inception_v3(weights=None, aux_logits=True, init_weights=False).state_dict()}
+        shapes = {
+            k: v.shape
+            for k, v in tv.vgg16(weights=None, init_weights=False).state_dict().items()
+            if "features" in k
+        }
+    states = {
+        "vgg": {k: torch.zeros(s) for k, s in shapes.items()}
+        | {"classifier.0.bias": torch.zeros(4096)},
+        "inception": tv.inception_v3(
+            weights=None, aux_logits=True, init_weights=False
+        ).state_dict(),
+    }
     for name, state in states.items():
         torch.save(state, tmp_path / f"{name}.pth")
         found = make_extractor(f"{name}:{tmp_path / name}.pth", CPU)(torch.zeros(2, 1, 40, 40))
         assert found.shape == (2, 512 if name == "vgg" else 2048)
 
 
-@pytest.mark.parametrize("choice, parts", [
-    ("inception", ("--extractor inception", "needs its weights", "inception:FILE")),
-    ("swav:no/such.pth", ("no/such.pth is not there",)),
-    ("alexnet", ("must begin with one of", "radimagenet")),
-    ("random:x.pth", ("takes no weights",)),
-])
+@pytest.mark.parametrize(
+    "choice, parts",
+    [
+        ("inception", ("--extractor inception", "needs its weights", "inception:FILE")),
+        ("swav:no/such.pth", ("no/such.pth is not there",)),
+        ("alexnet", ("must begin with one of", "radimagenet")),
+        ("random:x.pth", ("takes no weights",)),
+    ],
+)
 def test_missing_weights_are_refused(choice: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
         make_extractor(choice, CPU)

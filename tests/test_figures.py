@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.figures import (
+from util.web.figures import (
     LABEL_COLOURS,
     LUNG,
     Panel,
@@ -40,22 +40,31 @@ def test_picture_is_the_radiological_way_round(plane: str, through: int) -> None
     shown = [picture(place[..., axis], plane, index) for axis in range(3)]
     assert np.all(shown[through] == index)
     across, down = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}[plane]
-    # Left edge: the patient's right (high x) or front (high y); top: front (high y) or head (high z).
+    # Left edge: the patient's right (high x) or front (high y); top: front (high y) or head (high
+    # z).
     assert shown[across].shape == (shape[down], shape[across])
     assert shown[across][0, 0] == shape[across] - 1 and shown[across][0, -1] == 0
     assert shown[down][0, 0] == shape[down] - 1 and shown[down][-1, 0] == 0
 
 
 def test_colours() -> None:
-    assert ct_gray(np.array([-2000.0, LUNG[0], -600.0, LUNG[1], 3000.0]), LUNG).tolist() == [0, 0, 128, 255, 255]
+    assert ct_gray(np.array([-2000.0, LUNG[0], -600.0, LUNG[1], 3000.0]), LUNG).tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+    ]
     blue, white, red = difference_rgb(np.array([-50.0, 0.0, 50.0]), 50).astype(int)
     assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50 and white.min() > 230
     left, right, airway = mask_rgb(np.array([1, 2, 3])).tolist()
-    assert left == [int(LABEL_COLOURS[0][i:i + 2], 16) for i in (1, 3, 5)]
+    assert left == [int(LABEL_COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)]
     assert len({tuple(left), tuple(right), tuple(airway)}) == 3
 
 
-@pytest.mark.parametrize(("value", "limit"), [(0, 1), (0.3, 1), (1, 1), (3, 5), (41, 50), (99.9, 100), (101, 200)])
+@pytest.mark.parametrize(
+    ("value", "limit"), [(0, 1), (0.3, 1), (1, 1), (3, 5), (41, 50), (99.9, 100), (101, 200)]
+)
 def test_nice_limit(value: float, limit: float) -> None:
     assert nice_limit(value) == limit
 
@@ -69,11 +78,15 @@ def test_fullest_slices() -> None:
 
 def test_slice_row_shows_the_left_lung_on_the_right() -> None:
     rows = {real is None: slice_row(MASK, HU, real, SPACING) for real in (None, HU)}
-    with_real, without = (np.asarray(Image.open(io.BytesIO(rows[key])).convert("RGB")) for key in (False, True))
+    with_real, without = (
+        np.asarray(Image.open(io.BytesIO(rows[key])).convert("RGB")) for key in (False, True)
+    )
     assert with_real.shape[1] > 1.4 * without.shape[1]
     first = with_real[:, : with_real.shape[1] // 9]
     left, right = mask_rgb(np.array([1, 2]))
-    where_left, where_right = (np.argwhere((first == colour).all(-1))[:, 1].mean() for colour in (left, right))
+    where_left, where_right = (
+        np.argwhere((first == colour).all(-1))[:, 1].mean() for colour in (left, right)
+    )
     assert where_left > where_right + 20
 
 
@@ -83,4 +96,6 @@ def test_save_slices_png(tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     red = difference_rgb(np.array([12.34]), 20)[0]
     assert (pixels == mask_rgb(np.array([2]))[0]).all(-1).any()
-    assert (np.abs(pixels.astype(int) - red).max(-1) <= 2).sum() > 500  # 12.34 HU on a bar of ±20 HU
+    assert (
+        np.abs(pixels.astype(int) - red).max(-1) <= 2
+    ).sum() > 500  # 12.34 HU on a bar of ±20 HU

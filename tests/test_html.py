@@ -16,16 +16,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from util.cli import UserError
-from util.figures import LUNG, Panel, ct_gray, difference_rgb, fullest_slices, mask_rgb, picture, slice_row
-from util.results_page import ResultsPage
-from util.tables import effect_summary, effects_by_case, metric_summary
-from util.training_page import TrainingImage, curves, thinned, write_training_page
-from util.web_data import block, shrink
+from util.web.figures import (
+    LUNG,
+    Panel,
+    ct_gray,
+    difference_rgb,
+    fullest_slices,
+    mask_rgb,
+    picture,
+    slice_row,
+)
+from util.web.results_page import ResultsPage
+from util.web.tables import effect_summary, effects_by_case, metric_summary
+from util.web.training_page import TrainingImage, curves, thinned, write_training_page
+from util.web.web_data import block, shrink
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 )
 SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
 WINDOW = (-1000.0, 400.0)
@@ -43,14 +58,20 @@ def volumes() -> dict[str, NDArray[Any]]:
 
 def add(page: ResultsPage, case: str, prompt: str = "Age is 60.", **changed: Any) -> None:
     v = volumes() | changed
-    page.add_case(case, prompt, ["PACK-YEARS dropped."], [
-        Panel("Mask", "mask", v["mask"], SPACING, "volumes/a mask.nii.gz"),
-        Panel("Generated", "ct", v["hu"], SPACING, "volumes/a.nii.gz"),
-        Panel("A to B", "difference", v["diff"], SPACING, caption="lungs +6 HU"),
-    ])
+    page.add_case(
+        case,
+        prompt,
+        ["PACK-YEARS dropped."],
+        [
+            Panel("Mask", "mask", v["mask"], SPACING, "volumes/a mask.nii.gz"),
+            Panel("Generated", "ct", v["hu"], SPACING, "volumes/a.nii.gz"),
+            Panel("A to B", "difference", v["diff"], SPACING, caption="lungs +6 HU"),
+        ],
+    )
 
 
-# --- what the page holds ----------------------------------------------------------------------------------------------
+# --- what the page holds
+# ----------------------------------------------------------------------------------------------
 
 
 def stored(path: Path, panel: int, shape: tuple[int, int, int]) -> NDArray[Any]:
@@ -75,14 +96,16 @@ def test_long_volumes_are_averaged_in_blocks() -> None:
     mean = shrink(array, (2, 2, 1), average=True)
     assert mean.shape == (3, 2, 2)
     assert mean[0, 1, 1] == array[:2, 2:, 1].mean() and mean[2, 0, 0] == array[4, :2, 0].mean()
-    assert np.array_equal(shrink(array, (2, 2, 1), average=False), array[np.ix_([1, 3, 4], [1, 3], [0, 1])])
+    assert np.array_equal(
+        shrink(array, (2, 2, 1), average=False), array[np.ix_([1, 3, 4], [1, 3], [0, 1])]
+    )
 
 
 def test_page_says_that_it_shows_blocks(tmp_path: Path) -> None:
     page = ResultsPage(tmp_path, "t", WINDOW, max_size=10)
     add(page, "a")
     text = page.save({}).read_text()
-    assert "a mean over 3 × 2 × 2 voxels" in text and '[8, 10, 8]' in text.replace("&quot;", '"')
+    assert "a mean over 3 × 2 × 2 voxels" in text and "[8, 10, 8]" in text.replace("&quot;", '"')
 
 
 def test_bad_volumes_are_refused(tmp_path: Path) -> None:
@@ -108,22 +131,40 @@ def test_everything_is_escaped_and_old_cases_go(tmp_path: Path) -> None:
 
 def test_effects_are_summed_up_over_cases_for_the_lungs() -> None:
     rows = [
-        {"case": case, "column": "SMOKING", "from": "Never", "to": "Current", "region": region, "voxels": 9,
-         "mean_diff_hu": value, "sd_over_voxels_hu": 1.0}
-        for case, region, value in (("a", "lungs", 10.0), ("b", "lungs", -4.0), ("a", "airway", 99.0))
+        {
+            "case": case,
+            "column": "SMOKING",
+            "from": "Never",
+            "to": "Current",
+            "region": region,
+            "voxels": 9,
+            "mean_diff_hu": value,
+            "sd_over_voxels_hu": 1.0,
+        }
+        for case, region, value in (
+            ("a", "lungs", 10.0),
+            ("b", "lungs", -4.0),
+            ("a", "airway", 99.0),
+        )
     ]
     row = effect_summary(rows).iloc[0]
     assert (row["mean HU"], row["lowest HU"], row["highest HU"]) == (3.0, -4.0, 10.0)
     assert row["denser in"] == "1 of 2 cases"
     wide = effects_by_case(rows)
     assert wide.loc[wide["case"] == "a", ["lungs", "airway"]].to_numpy().tolist() == [[10.0, 99.0]]
-    metrics = [{"case": case, "region": "body", "metric": "mae_hu", "value": v} for case, v in (("a", 1), ("b", 3))]
+    metrics = [
+        {"case": case, "region": "body", "metric": "mae_hu", "value": v}
+        for case, v in (("a", 1), ("b", 3))
+    ]
     summary = metric_summary(metrics)
     assert summary.iloc[0].tolist() == ["mae_hu", "body", 2.0, 1.0, 3.0, 2]
 
 
 def test_training_page_lists_newest_first_and_every_curve(tmp_path: Path) -> None:
-    log = [{"step": s, "loss_G_l1": 1 / s, "lr": 0.1, **({"val_ssim": 0.5} if s == 20 else {})} for s in (10, 20)]
+    log = [
+        {"step": s, "loss_G_l1": 1 / s, "lr": 0.1, **({"val_ssim": 0.5} if s == 20 else {})}
+        for s in (10, 20)
+    ]
     images = [TrainingImage(s, f"case{s}", "<b>bold</b>", f"{s}.png") for s in (10, 30, 20)]
     text = write_training_page(tmp_path, "run", log, images, {"Model": {"ngf": 64}}).read_text()
     assert text.index("Step 30") < text.index("Step 20") < text.index("Step 10")
@@ -139,7 +180,8 @@ def test_thinned() -> None:
     assert thinned([0.0, 2.0, 4.0, 6.0, 9.0], 3) == [1.0, 5.0, 9.0]
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +197,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[[Path], Any]]:
-    """Opens a file; complaints of the console, failed requests and errors fail the test at its end."""
+    """Opens a file; complaints of the console, failed requests and errors fail the test at its
+    end.
+    """
     complaints: list[str] = []
     requests: list[str] = []
     context = browser.new_context(viewport={"width": 1200, "height": 800})
@@ -178,8 +222,12 @@ def visit(browser: Any) -> Iterator[Callable[[Path], Any]]:
 
 def pixels(page: Any, panel: int) -> NDArray[Any]:
     """What the canvas of the first case's panel shows: (rows, columns, 3)."""
-    url = page.evaluate("i => document.querySelectorAll('.case canvas')[i].toDataURL('image/png')", panel)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+    url = page.evaluate(
+        "i => document.querySelectorAll('.case canvas')[i].toDataURL('image/png')", panel
+    )
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+    )
 
 
 def press(page: Any, value: str) -> None:
@@ -217,11 +265,15 @@ def test_results_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any])
         press(page, plane)
         assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], plane, index)))
     box = page.locator(".stage").nth(0).bounding_box()
-    assert box["width"] / box["height"] == pytest.approx(SHAPE[1] * SPACING[1] / (SHAPE[2] * SPACING[2]), rel=0.02)
+    assert box["width"] / box["height"] == pytest.approx(
+        SHAPE[1] * SPACING[1] / (SHAPE[2] * SPACING[2]), rel=0.02
+    )
 
     before = pixels(page, 2)
     page.select_option("#limit", "100")
-    assert not np.array_equal(before, pixels(page, 2)) and page.inner_text(".bar .high") == "+100 HU"
+    assert (
+        not np.array_equal(before, pixels(page, 2)) and page.inner_text(".bar .high") == "+100 HU"
+    )
 
 
 def test_value_under_the_cursor(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
@@ -268,6 +320,10 @@ def test_training_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]
     v = volumes()
     (tmp_path / "10.png").write_bytes(slice_row(v["mask"], v["hu"], None, SPACING))
     log = [{"step": 10, "loss_G": 1.0}]
-    page = visit(write_training_page(tmp_path, "run", log, [TrainingImage(10, "a", "text", "10.png")], {}))
-    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 50)")  # loaded when seen
+    page = visit(
+        write_training_page(tmp_path, "run", log, [TrainingImage(10, "a", "text", "10.png")], {})
+    )
+    page.wait_for_function(
+        "[...document.images].every(i => i.complete && i.naturalWidth > 50)"
+    )  # loaded when seen
     assert page.locator("img").count() == 2  # the losses and the slices

@@ -18,8 +18,12 @@ LAYERS = {
 OURS = {*LAYERS, "scripts", "tests", "train", "test"}
 LONGEST = 320
 SOURCES = sorted(
-    path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *(p for d in (*LAYERS, "scripts", "tests")
-                                                             for p in (ROOT / d).rglob("*.py"))])
+    path.relative_to(ROOT)
+    for path in [
+        *ROOT.glob("*.py"),
+        *(p for d in (*LAYERS, "scripts", "tests") for p in (ROOT / d).rglob("*.py")),
+    ]
+)
 LAYERED = [path for path in SOURCES if path.parts[0] in LAYERS]
 
 
@@ -39,7 +43,10 @@ def parsed(path: Path) -> ast.AST:
 
 def test_the_walk_finds_the_project() -> None:
     assert {path.parts[0] for path in LAYERED} == set(LAYERS)
-    assert set(imported(ast.parse("def f():\n    import models.base\n    from data import x"))) == {"models", "data"}
+    assert set(imported(ast.parse("def f():\n    import models.base\n    from data import x"))) == {
+        "models",
+        "data",
+    }
 
 
 @pytest.mark.parametrize("path", LAYERED, ids=str)
@@ -50,8 +57,11 @@ def test_layers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LAYERED, ids=str)
 def test_packages_log_and_never_print(path: Path) -> None:
-    calls = [node.func.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)
-             and isinstance(node.func, ast.Name)]
+    calls = [
+        node.func.id
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     assert "print" not in calls
 
 

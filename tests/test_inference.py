@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.pix2pixhd_model import Pix2PixHDModel
+from models.sliding_window import SlidingWindow, pad_edge
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
-from util.inference import SlidingWindow, pad_edge
 
 
 def same(x: Tensor, *others: Tensor) -> Tensor:
@@ -22,7 +22,9 @@ def same(x: Tensor, *others: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(16, 16, 16), (24, 16, 8), (17, 23, 9), (5, 40, 16)])
 @pytest.mark.parametrize("tile", [(), (8, 8, 8), (16, 8, 16), (12, 8, 4)])
 @pytest.mark.parametrize("tiles_at_once", [1, 5])
-def test_nothing_done_gives_the_volume_back(size: tuple[int, ...], tile: tuple[int, ...], tiles_at_once: int) -> None:
+def test_nothing_done_gives_the_volume_back(
+    size: tuple[int, ...], tile: tuple[int, ...], tiles_at_once: int
+) -> None:
     x = torch.randn(1, 2, *size)
     found = SlidingWindow(tile, 2, batch=tiles_at_once)(same, x)
     assert found.shape == x.shape and torch.allclose(found, x, atol=1e-5)
@@ -31,7 +33,9 @@ def test_nothing_done_gives_the_volume_back(size: tuple[int, ...], tile: tuple[i
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
 def test_tiles_start_on_multiples_of_the_stride(overlap: float) -> None:
     size, seen = (37, 21, 50), list[Tensor]()
-    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[
+        None
+    ]
 
     def note(tile: Tensor) -> Tensor:
         seen.extend(tile[:, :, 0, 0, 0].clone())
@@ -59,7 +63,9 @@ def test_several_tensors_are_cut_alike() -> None:
 
 
 def test_tiles_are_blended_smoothly() -> None:
-    """A function that is off by a constant in every second call leaves no edge as high as that constant."""
+    """A function that is off by a constant in every second call leaves no edge as high as that
+    constant.
+    """
     calls = []
 
     def uneven(x: Tensor) -> Tensor:
@@ -70,9 +76,16 @@ def test_tiles_are_blended_smoothly() -> None:
     assert found.max() > 0.9 and found.diff(dim=2).abs().max() < 0.3
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [((8, 16, 16), 0.5), ((16, 16, 16), 0.6), ((16, 16, 16), 0.9)])
-def test_tiles_that_cannot_be_aligned_are_refused(tile: tuple[int, int, int], overlap: float) -> None:
-    with pytest.raises(UserError, match=r"--tile \d+ with --overlap .* multiple of 8\. Use --tile 16 with --overlap 0\.5"):
+@pytest.mark.parametrize(
+    ("tile", "overlap"), [((8, 16, 16), 0.5), ((16, 16, 16), 0.6), ((16, 16, 16), 0.9)]
+)
+def test_tiles_that_cannot_be_aligned_are_refused(
+    tile: tuple[int, int, int], overlap: float
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"--tile \d+ with --overlap .* multiple of 8\. Use --tile 16 with --overlap 0\.5",
+    ):
         SlidingWindow(tile, 8, overlap)
 
 
@@ -80,11 +93,15 @@ def test_padding_repeats_the_border() -> None:
     mask = torch.zeros(1, 3, 5, 4, 4)
     mask[:, 1] = 1
     padded = pad_edge(mask, (8, 4, 9))
-    assert padded.shape == (1, 3, 8, 4, 9) and torch.equal(padded.sum(1), torch.ones(1, 8, 4, 9))  # still one-hot
+    assert padded.shape == (1, 3, 8, 4, 9) and torch.equal(
+        padded.sum(1), torch.ones(1, 8, 4, 9)
+    )  # still one-hot
 
 
 def whole_against_tiles(**changes: Any) -> float:
-    """Mean absolute difference, in shares of the picture's SD, of a random network's volume whole and in tiles."""
+    """Mean absolute difference, in shares of the picture's SD, of a random network's volume
+    whole and in tiles.
+    """
     torch.manual_seed(0)
     options = train_options(fusion="both", **changes)
     model = Pix2PixHDModel(options, LABELS, WIDTH, training=False)
@@ -95,8 +112,11 @@ def whole_against_tiles(**changes: Any) -> float:
             if not parameter.any():
                 parameter.normal_(std=0.1)
         whole, tiled = (
-            model.generate(network, made["mask"], made["coords"], made["noise"], said, SlidingWindow(tile, 2))
-            for tile in ((), (32, 16, 16)))
+            model.generate(
+                network, made["mask"], made["coords"], made["noise"], said, SlidingWindow(tile, 2)
+            )
+            for tile in ((), (32, 16, 16))
+        )
     return float((whole - tiled).abs().mean() / whole.std())
 
 

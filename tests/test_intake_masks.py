@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.geometry import Volume
-from data.intake import jobs, lungs, tools
-from data.intake.masks import MaskPlan, classic, make
-from data.intake.quality import measure, warnings
+from data.preparation import jobs, lungs, tools
+from data.preparation.masks import MaskPlan, classic, make
+from data.preparation.quality import measure, warnings
 from data.volumes import load
 from tests.chests import SPACING, chest
 from tests.jobs_to_do import act
@@ -44,7 +44,9 @@ def test_classic_masks_of_a_drawn_chest() -> None:
 
 def test_masks_of_fine_voxels_are_made_on_coarser_ones() -> None:
     hu, labels = (np.repeat(np.repeat(a, 2, 0), 2, 1)[20:, :, ::2][:, :, 5:] for a in chest())
-    fine = Volume(hu, np.diag([0.8, 0.8, 9.0, 1.0]))  # as if a small animal: what counts is the grid
+    fine = Volume(
+        hu, np.diag([0.8, 0.8, 9.0, 1.0])
+    )  # as if a small animal: what counts is the grid
     made = classic(fine)
     assert made.shape == hu.shape and made.max() <= 3
     assert labels.shape == made.shape
@@ -54,7 +56,7 @@ def test_touching_lungs_are_split() -> None:
     hu, labels = chest()[0].copy(), chest()[1]
     front = slice(32, 36)  # a bridge of lung before the heart
     middle = [int(np.nonzero((labels == side).any((1, 2)))[0].mean()) for side in (1, 2)]
-    hu[middle[0]:middle[1], front, 36:44] = -860
+    hu[middle[0] : middle[1], front, 36:44] = -860
     made = classic(scan(hu))
     assert all(dice(made == side, labels == side) > 0.93 for side in (1, 2))
     parts = lungs.label((hu < -400) & lungs.body_of(hu), connectivity=1)
@@ -67,12 +69,19 @@ def test_consolidated_rim_and_nodule_at_the_pleura_are_closed() -> None:
     depth = ndimage.distance_transform_edt(lung, SPACING)
     at = np.argwhere(lung & (depth < 7))
     centre = at[np.argmax(at[:, 0])]  # the outermost voxel
-    near = np.linalg.norm((np.indices(hu.shape).T - centre).T * np.array(SPACING)[:, None, None, None], axis=0) < 14
+    near = (
+        np.linalg.norm(
+            (np.indices(hu.shape).T - centre).T * np.array(SPACING)[:, None, None, None], axis=0
+        )
+        < 14
+    )
     patch = near & lung
     hu[patch] = 40
     open_ = (hu < lungs.LUNG_HU)[patch].mean()
     assert open_ == 0 and (classic(scan(hu)) == 2)[patch].mean() > 0.6
-    assert lungs.close((labels == 2) & ~patch, SPACING)[patch].mean() < 0.4  # a ball alone does not reach it
+    assert (
+        lungs.close((labels == 2) & ~patch, SPACING)[patch].mean() < 0.4
+    )  # a ball alone does not reach it
 
 
 def test_no_lungs() -> None:
@@ -101,16 +110,26 @@ def test_quality_flags() -> None:
     said = " ".join(warnings(measure(scan(hu), leaked)))
     assert "reach the sides" in said and "in separate parts" in said
     cut = slice(10, 40)
-    assert "first or last slice" in " ".join(warnings(measure(scan(hu[..., cut]), labels[..., cut])))
-    assert "airway has 0 ml" in " ".join(warnings(measure(scan(hu), np.where(labels == 3, 0, labels).astype(np.uint8))))
+    assert "first or last slice" in " ".join(
+        warnings(measure(scan(hu[..., cut]), labels[..., cut]))
+    )
+    assert "airway has 0 ml" in " ".join(
+        warnings(measure(scan(hu), np.where(labels == 3, 0, labels).astype(np.uint8)))
+    )
     assert "median" in " ".join(warnings(measure(scan((hu + 600).clip(-1024, 3071)), labels)))
 
 
 def test_given_masks(tmp_path: Path) -> None:
     hu, labels = chest()
     path = tmp_path / "m.nii.gz"
-    nib.save(nib.Nifti1Image(labels[::-1], AFFINE @ np.array(
-        [[-1, 0, 0, hu.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])), path)  # another orientation
+    nib.save(
+        nib.Nifti1Image(
+            labels[::-1],
+            AFFINE
+            @ np.array([[-1, 0, 0, hu.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+        ),
+        path,
+    )  # another orientation
     assert np.array_equal(make(MaskPlan("given", path), scan(hu), scan(hu)), labels)
     nib.save(nib.Nifti1Image(labels, np.diag([5.0, 6.0, 4.5, 1])), path)
     with pytest.raises(UserError, match="does not lie on the grid of its scan"):
@@ -125,7 +144,8 @@ def test_given_masks(tmp_path: Path) -> None:
     assert np.array_equal(made == 3, labels == 2)
 
 
-# --- tools that are not installed here: stand-in programs -------------------------------------------------------------
+# --- tools that are not installed here: stand-in programs
+# -------------------------------------------------------------
 
 LUNGMASK = """#!{python}
 import sys, nibabel as nib, numpy as np
@@ -157,30 +177,40 @@ def stand_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
 def test_lungmask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "lungmask", LUNGMASK, monkeypatch)
     made = make(MaskPlan("lungmask"), scan(chest()[0]), scan(chest()[0]))
-    assert made[15, 20, 30] == 1 and made[35, 20, 30] == 2 and (made == 3).any()  # sides by place; the airway is our own
+    assert (
+        made[15, 20, 30] == 1 and made[35, 20, 30] == 2 and (made == 3).any()
+    )  # sides by place; the airway is our own
 
 
 def test_totalsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "TotalSegmentator", TOTAL, monkeypatch)
-    made = make(MaskPlan("totalsegmentator", tool_args="--fast"), scan(chest()[0]), scan(chest()[0]))
+    made = make(
+        MaskPlan("totalsegmentator", tool_args="--fast"), scan(chest()[0]), scan(chest()[0])
+    )
     assert [made[0, 0, z] for z in (0, 5, 10, 15, 20, 25, 30)] == [1, 1, 2, 2, 2, 3, 0]
 
 
 def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = MaskPlan("lungmask", tool_hours=0.0005)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"not installed.*pip install lungmask.*fetches its weights.*--masks classic"):
+    with pytest.raises(
+        UserError,
+        match=r"not installed.*pip install lungmask.*fetches its weights.*--masks classic",
+    ):
         tools.check_installed("lungmask")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for text, message in (("#!/bin/sh\necho no weights >&2; exit 7\n", r"exit code 7: no weights"),
-                          ("#!/bin/sh\nexit 0\n", r"wrote no lungs\.nii\.gz"),
-                          ("#!/bin/sh\nexec sleep 30\n", r"took longer than --tool_hours 0\.0005")):
+    for text, message in (
+        ("#!/bin/sh\necho no weights >&2; exit 7\n", r"exit code 7: no weights"),
+        ("#!/bin/sh\nexit 0\n", r"wrote no lungs\.nii\.gz"),
+        ("#!/bin/sh\nexec sleep 30\n", r"took longer than --tool_hours 0\.0005"),
+    ):
         stand_in(tmp_path, "lungmask", text, monkeypatch)
         with pytest.raises(UserError, match=message):
             make(plan, scan(chest()[0]), scan(chest()[0]))
 
 
-# --- workers ----------------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_a_worker_that_dies_takes_no_other_task_with_it() -> None:
@@ -195,12 +225,15 @@ def test_tasks_in_this_process() -> None:
     assert dict(jobs.each(act, ["a", "b"], 0)) == {"a": "A", "b": "B"}
 
 
-# --- real scans -------------------------------------------------------------------------------------------------------
+# --- real scans -----------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans at {REAL}")
 def test_a_real_chest() -> None:
-    image, asked, nodules = (load(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules"))
+    image, asked, nodules = (
+        load(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules")
+    )
     made = classic(image)
     assert all(dice(made == side, asked.array == side) >= 0.95 for side in (1, 2))
     assert np.isin(made, (1, 2))[nodules.array > 0].mean() >= 0.95

@@ -13,15 +13,15 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from data.intake import dataroot
-from data.intake.join import join
-from data.intake.register import LONGEST, Register, plain_id
-from data.intake.sources import Source
+from data.preparation import dataroot
+from data.preparation.join import join
+from data.preparation.register import LONGEST, Register, plain_id
+from data.preparation.sources import Source
 from tests.chests import SPACING, chest
 from tests.test_html import browser, visit  # noqa: F401
 from util.cli import UserError
-from util.intake_page import Card, write_intake_page
-from util.outlines import outlined
+from util.web.intake_page import Card, write_intake_page
+from util.web.outlines import outlined
 
 
 def sources(*names: str) -> list[Source]:
@@ -30,12 +30,19 @@ def sources(*names: str) -> list[Source]:
 
 def test_join(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("No;MRN;AGE;SMOKER;Home address\n1;00123;N/A; yes ;x\n2;77;55.0;-;y\n3;77;56;no;y\n4;8;1;2;z\n")
+    path.write_text(
+        "No;MRN;AGE;SMOKER;Home address\n1;00123;N/A; yes "
+        ";x\n2;77;55.0;-;y\n3;77;56;no;y\n4;8;1;2;z\n"
+    )
     made = join(path, sources("123", "77", "9"))
     assert made.key_column == "MRN" and made.columns == ("No", "AGE", "SMOKER")
     assert made.rows == {"key123": {"No": "1", "AGE": "", "SMOKER": "yes"}}
     said = " ".join(made.remarks)
-    assert "1 scans have several rows that differ" in said and "1 of 3 scans have no row" in said and "Home address" in said
+    assert (
+        "1 scans have several rows that differ" in said
+        and "1 of 3 scans have no row" in said
+        and "Home address" in said
+    )
     with pytest.raises(UserError, match="names no scan"):
         join(path, sources("nobody"))
     with pytest.raises(UserError, match="'AGE' names no scan"):
@@ -59,7 +66,13 @@ def test_spreadsheets_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["../../etc", "a/b", "..", "", "x" * 300, ".hidden", "Müller"])
 def test_ids_are_safe_names(text: str) -> None:
     made = plain_id(text)
-    assert made and "/" not in made and not made.startswith(".") and len(made) <= LONGEST and made != text
+    assert (
+        made
+        and "/" not in made
+        and not made.startswith(".")
+        and len(made) <= LONGEST
+        and made != text
+    )
     assert plain_id("LIDC-IDRI-0001") == "LIDC-IDRI-0001" and plain_id("a/b") != plain_id("a_b")
 
 
@@ -79,17 +92,23 @@ def test_two_scans_of_one_patient_keep_apart(tmp_path: Path) -> None:
 def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     patients = {f"c{i:02d}": f"p{i // 2}" for i in range(40)}
-    assert dataroot.splits(path, {c: p for c, p in patients.items() if c < "c08"}, 1) is None and not path.exists()
+    assert (
+        dataroot.splits(path, {c: p for c, p in patients.items() if c < "c08"}, 1) is None
+        and not path.exists()
+    )
     first = dataroot.splits(path, {c: p for c, p in patients.items() if c < "c30"}, 1)
     second = dataroot.splits(path, patients, 1)
     assert first is not None and second is not None
     home = {c: name for name, cases in second.items() for c in cases}
-    assert all(home[c] == name for name, cases in first.items() for c in cases) and set(home) == set(patients)
+    assert all(home[c] == name for name, cases in first.items() for c in cases) and set(
+        home
+    ) == set(patients)
     assert all(home[a] == home[b] for a in patients for b in patients if patients[a] == patients[b])
     assert json.loads(path.read_text()) == {k: list(v) for k, v in second.items()}
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:  # noqa: F811
@@ -97,14 +116,25 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
     facts = {"Left lung": "2.1 l"}
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "a.png").write_bytes(outlined(*chest(), SPACING))
-    page = visit(write_intake_page(
-        tmp_path, [Card("broken", "", {}, ("It is cut off",))],
-        [Card("a", "report/a.png", facts, (), (), (("series 2 (MR)", evil),)), Card("b", "report/a.png", facts, (evil,))],
-        {"KVP": "DICOM header"}, [evil], {"grid": "--spacing 1,1,1"}))
+    page = visit(
+        write_intake_page(
+            tmp_path,
+            [Card("broken", "", {}, ("It is cut off",))],
+            [
+                Card("a", "report/a.png", facts, (), (), (("series 2 (MR)", evil),)),
+                Card("b", "report/a.png", facts, (evil,)),
+            ],
+            {"KVP": "DICOM header"},
+            [evil],
+            {"grid": "--spacing 1,1,1"},
+        )
+    )
     assert page.evaluate("window.evil") is None
     assert "Ready: 2, of which with a warning: 1. Not prepared: 1." in page.inner_text(".top")
     assert page.locator(".case").evaluate_all("all => all.map(c => c.id)") == ["broken", "b", "a"]
-    mark = page.evaluate("getComputedStyle(document.querySelector('#broken h2'), '::after').content")
+    mark = page.evaluate(
+        "getComputedStyle(document.querySelector('#broken h2'), '::after').content"
+    )
     assert mark == '"not prepared"'
     page.check("#only")
     assert page.locator(".case:visible").count() == 2
@@ -120,4 +150,6 @@ def test_pictures_show_the_outline() -> None:
     hu, labels = chest()
     shown = np.asarray(Image.open(io.BytesIO(outlined(hu, labels, SPACING))).convert("RGB"))
     bare = np.asarray(Image.open(io.BytesIO(outlined(hu, labels * 0, SPACING))).convert("RGB"))
-    assert (bare.max(-1) == bare.min(-1)).mean() > 0.98 and (shown.max(-1) - shown.min(-1) > 60).sum() > 500
+    assert (bare.max(-1) == bare.min(-1)).mean() > 0.98 and (
+        shown.max(-1) - shown.min(-1) > 60
+    ).sum() > 500

@@ -10,8 +10,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.discriminator import Judgement, MultiScaleDiscriminator
-from models.losses import PerceptualLoss, discriminator_loss, feature_matching_loss, generator_loss, voxel_loss
+from models.networks.discriminator import Judgement, MultiScaleDiscriminator
+from models.networks.losses import (
+    PerceptualLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    voxel_loss,
+)
 from models.pix2pixhd_model import Pix2PixHDModel
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
@@ -20,10 +26,14 @@ from util.cli import UserError
 def judge(**changes: Any) -> tuple[MultiScaleDiscriminator, dict[str, Tensor]]:
     torch.manual_seed(0)
     options = train_options(**changes)
-    return MultiScaleDiscriminator(options.discriminator, LABELS, WIDTH), batch(options, 2, (16, 16, 16))
+    return MultiScaleDiscriminator(options.discriminator, LABELS, WIDTH), batch(
+        options, 2, (16, 16, 16)
+    )
 
 
-def scores(network: MultiScaleDiscriminator, volume: Tensor, mask: Tensor, pooled: Tensor) -> list[Tensor]:
+def scores(
+    network: MultiScaleDiscriminator, volume: Tensor, mask: Tensor, pooled: Tensor
+) -> list[Tensor]:
     return [judgement.scores for judgement in network(volume, mask, pooled)[0]]
 
 
@@ -32,13 +42,18 @@ def differ(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(bool((a - b).abs().max() > 1e-5) for a, b in zip(one, other, strict=True))
 
 
-# --- discriminators ---------------------------------------------------------------------------------------------------
+# --- discriminators -------------------------------------------------------------------------------
+# --------------------
 
 
 def test_every_scale_sees_volume_mask_and_text() -> None:
     network, made = judge(num_D=2)
     plain = scores(network, made["image"], made["mask"], text().pooled)
-    assert len(plain) == 2 and plain[1].shape[2] < plain[0].shape[2] and plain[0].dtype == torch.float32
+    assert (
+        len(plain) == 2
+        and plain[1].shape[2] < plain[0].shape[2]
+        and plain[0].dtype == torch.float32
+    )
     assert differ(plain, scores(network, made["image"].flip(2), made["mask"], text().pooled))
     assert differ(plain, scores(network, made["image"], made["mask"].roll(1, 1), text().pooled))
     assert differ(plain, scores(network, made["image"], made["mask"], text(seed=1).pooled))
@@ -47,7 +62,9 @@ def test_every_scale_sees_volume_mask_and_text() -> None:
 def test_text_is_hidden_on_demand() -> None:
     network, made = judge(text_D=False)
     assert all(".text." not in name for name, _ in network.named_parameters())
-    said, other = (scores(network, made["image"], made["mask"], text(seed=s).pooled) for s in (0, 1))
+    said, other = (
+        scores(network, made["image"], made["mask"], text(seed=s).pooled) for s in (0, 1)
+    )
     assert torch.equal(said[0], other[0])
 
 
@@ -71,10 +88,15 @@ def test_features_of_every_layer_are_given() -> None:
     network, made = judge(num_D=2, n_layers_D=2)
     judged, mismatches = network(made["image"], made["mask"], text().pooled)
     assert [len(j.features) for j in judged] == [3, 3] and not mismatches
-    assert [f.shape[1] for f in judged[0].features] == [4, 8, 16]  # doubled with every layer, from --ndf on
+    assert [f.shape[1] for f in judged[0].features] == [
+        4,
+        8,
+        16,
+    ]  # doubled with every layer, from --ndf on
 
 
-# --- terms ------------------------------------------------------------------------------------------------------------
+# --- terms ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_adversarial_losses_by_hand() -> None:
@@ -91,7 +113,9 @@ def test_feature_matching_pulls_the_generated_alone() -> None:
     fake, real = (torch.randn(2, 3, 4, 4, 4, requires_grad=True) for _ in range(2))
     nothing = torch.zeros(())
     same = feature_matching_loss([Judgement(nothing, [real])], [Judgement(nothing, [real])])
-    loss = feature_matching_loss([Judgement(nothing, [fake, fake])], [Judgement(nothing, [real, real])])
+    loss = feature_matching_loss(
+        [Judgement(nothing, [fake, fake])], [Judgement(nothing, [real, real])]
+    )
     loss.backward()
     assert same == 0 and loss.item() == pytest.approx((fake - real).abs().mean().item())
     assert fake.grad is not None and real.grad is None
@@ -102,10 +126,26 @@ class SmallVgg(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = {0: (3, 4), 2: (4, 4), 5: (4, 4), 7: (4, 4), 10: (4, 4), 12: (4, 4), 14: (4, 4), 16: (4, 4)}
-        self.features = nn.Sequential(*(
-            nn.Conv2d(*widths[i], 3, padding=1) if i in widths else nn.MaxPool2d(2) if i in (4, 9) else nn.ReLU(inplace=True)
-            for i in range(18)))
+        widths = {
+            0: (3, 4),
+            2: (4, 4),
+            5: (4, 4),
+            7: (4, 4),
+            10: (4, 4),
+            12: (4, 4),
+            14: (4, 4),
+            16: (4, 4),
+        }
+        self.features = nn.Sequential(
+            *(
+                nn.Conv2d(*widths[i], 3, padding=1)
+                if i in widths
+                else nn.MaxPool2d(2)
+                if i in (4, 9)
+                else nn.ReLU(inplace=True)
+                for i in range(18)
+            )
+        )
 
 
 @pytest.fixture()
@@ -131,7 +171,9 @@ def test_perceptual_loss_compares_slices(vgg_weights: Path) -> None:
 
 
 def test_perceptual_weights_must_be_there_and_fit(vgg_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lambda_perceptual needs VGG19 weights, and .*absent\.pth is not there"):
+    with pytest.raises(
+        UserError, match=r"lambda_perceptual needs VGG19 weights, and .*absent\.pth is not there"
+    ):
         PerceptualLoss(str(tmp_path / "absent.pth"))
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth does not hold torchvision's VGG19"):
@@ -152,20 +194,26 @@ def test_perceptual_weights_cannot_run_code(vgg_weights: Path, tmp_path: Path) -
     assert not (tmp_path / "executed").exists()
 
 
-# --- voxels ---------------------------------------------------------------------------------------------------------------
+# --- voxels ---------------------------------------------------------------------------------------
+# ------------------------
 
 
 def test_an_error_counts_more_where_the_mask_has_a_label() -> None:
     real, background = torch.zeros(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
     background[..., 0] = 0
     fake = torch.full_like(real, 0.5)
-    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=1.0).item() == pytest.approx(0.5)
-    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=5.0).item() == pytest.approx(0.5 * (5 + 1) / 2)
+    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=1.0).item() == pytest.approx(
+        0.5
+    )
+    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=5.0).item() == pytest.approx(
+        0.5 * (5 + 1) / 2
+    )
     small = voxel_loss(fake / 10, real, background, smooth=0.1, label_weight=1.0).item()
     assert small == pytest.approx(0.05**2 / 2 / 0.1)
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
+# --------------------
 
 
 def step_of(**changes: Any) -> tuple[Pix2PixHDModel, dict[str, Tensor], list[str]]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.base import MODELS
-from models.fusion import FUSIONS, AttentionFusion, FusionUnit
-from models.generator import Generator, TextEffect, size_multiple
-from models.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
+from models.base_model import MODELS
+from models.networks.fusion import FUSIONS, AttentionFusion, FusionUnit
+from models.networks.generator import Generator, TextEffect, size_multiple
+from models.networks.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
 from models.pix2pixhd_model import Pix2PixHDModel
-from models.text_base import TextEmbedding
+from models.text.base_encoder import TextEmbedding
 from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options, wake
 from util.cli import UserError
 
@@ -26,25 +26,45 @@ def make(**changes: Any) -> Generator:
     return Generator(train_options(**changes).generator, LABELS, WIDTH)
 
 
-def generate(network: Generator, said: TextEmbedding, size: tuple[int, int, int] = (8, 8, 8), seed: int = 0) -> Tensor:
-    made = batch(train_options(noise_channels=network.options.noise_channels), len(said.pooled), size, seed)
+def generate(
+    network: Generator, said: TextEmbedding, size: tuple[int, int, int] = (8, 8, 8), seed: int = 0
+) -> Tensor:
+    made = batch(
+        train_options(noise_channels=network.options.noise_channels), len(said.pooled), size, seed
+    )
     found: Tensor = network(made["mask"], made["coords"], made["noise"], said)
     return found
 
 
-# --- shapes -----------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
+# --------------------
 
 
-@pytest.mark.parametrize("changes", [
-    *({"fusion": fusion, "fusion_at": at} for fusion in FUSIONS.names() for at in ("bottleneck", "all", "output")),
-    *({"norm": norm} for norm in ("layer", "rms", "group", "instance", "batch", "none")),
-    *({"padding": padding} for padding in ("zeros", "reflect", "replicate")),
-    *({"n_local_enhancers": n, "fusion": "both"} for n in (1, 2)),
-    {"n_downsample_global": 2, "n_blocks_global": 0}, {"skip": False}, {"skip": False, "n_local_enhancers": 1},
-    {"noise_channels": 0}, {"noise_channels": 0, "n_local_enhancers": 1}, {"noise_channels": 3},
-    {"coord_channels": False}, {"coord_channels": False, "text_place": False}, {"text_place": False},
-    {"ngf": 3}, {"ngf": 5, "fusion": "attention", "attention_heads": 3},
-], ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            {"fusion": fusion, "fusion_at": at}
+            for fusion in FUSIONS.names()
+            for at in ("bottleneck", "all", "output")
+        ),
+        *({"norm": norm} for norm in ("layer", "rms", "group", "instance", "batch", "none")),
+        *({"padding": padding} for padding in ("zeros", "reflect", "replicate")),
+        *({"n_local_enhancers": n, "fusion": "both"} for n in (1, 2)),
+        {"n_downsample_global": 2, "n_blocks_global": 0},
+        {"skip": False},
+        {"skip": False, "n_local_enhancers": 1},
+        {"noise_channels": 0},
+        {"noise_channels": 0, "n_local_enhancers": 1},
+        {"noise_channels": 3},
+        {"coord_channels": False},
+        {"coord_channels": False, "text_place": False},
+        {"text_place": False},
+        {"ngf": 3},
+        {"ngf": 5, "fusion": "attention", "attention_heads": 3},
+    ],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
 def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
     network = make(**changes)
     size = (16, 8, 24)
@@ -57,9 +77,15 @@ def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
 def test_channels_follow_ngf() -> None:
     for ngf in (4, 8):
         network = make(ngf=ngf, n_downsample_global=2, n_local_enhancers=1)
-        widths = {name: layer.out_channels for name, layer in network.named_modules() if isinstance(layer, nn.Conv3d)}
+        widths = {
+            name: layer.out_channels
+            for name, layer in network.named_modules()
+            if isinstance(layer, nn.Conv3d)
+        }
         assert widths.pop("effect.place.0") == TextEffect.WIDTH  # the one layer that does not
-        assert max(widths.values()) == ngf * 2**3  # an enhancer and two halvings double it three times
+        assert (
+            max(widths.values()) == ngf * 2**3
+        )  # an enhancer and two halvings double it three times
         assert network.head.in_channels == ngf
 
 
@@ -75,17 +101,22 @@ def test_half_precision_ends_in_full() -> None:
 def test_memory_saved_changes_nothing() -> None:
     grads, outs = [], []
     for save in (False, True):
-        network = make(checkpoint_activations=save, n_local_enhancers=1, fusion="both", n_downsample_global=2)
+        network = make(
+            checkpoint_activations=save, n_local_enhancers=1, fusion="both", n_downsample_global=2
+        )
         wake(network)
         outs.append(generate(network, text(), (16, 16, 8)))
         outs[-1].square().mean().backward()
         grads.append([p.grad for p in network.parameters()])
     assert torch.equal(*outs)
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True) if a is not None and b is not None)
+    assert all(
+        torch.equal(a, b) for a, b in zip(*grads, strict=True) if a is not None and b is not None
+    )
     assert [g is None for g in grads[0]] == [g is None for g in grads[1]]
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize("name", FUSIONS.names())
@@ -126,7 +157,9 @@ def test_padding_of_prompts_does_nothing(name: str) -> None:
     wake(network)
     short = text()
     filler = torch.full((2, 2, WIDTH), 7.0)  # what lies beyond a prompt's end must not be looked at
-    long = TextEmbedding(torch.cat([short.tokens, filler], 1), nn.functional.pad(short.valid, (0, 2)), short.pooled)
+    long = TextEmbedding(
+        torch.cat([short.tokens, filler], 1), nn.functional.pad(short.valid, (0, 2)), short.pooled
+    )
     assert torch.allclose(generate(network, short), generate(network, long), atol=1e-6)
 
 
@@ -162,7 +195,9 @@ def test_what_phrases_do_adds_up(name: str, adds_up: bool) -> None:
 
 
 def test_voxels_attend_to_tokens() -> None:
-    """Each voxel must pick, of two tokens in any order, the one that carries its own sign, and report its value."""
+    """Each voxel must pick, of two tokens in any order, the one that carries its own sign, and
+    report its value.
+    """
     torch.manual_seed(0)
     unit = AttentionFusion(8, WIDTH, GENERATOR)
     optimizer = torch.optim.Adam(unit.parameters(), lr=3e-2)
@@ -186,20 +221,31 @@ def test_voxels_attend_to_tokens() -> None:
     assert (unit(x, said)[:, 1] - goal).square().mean() < 0.05 * goal.square().mean()
 
 
-# --- parameters -------------------------------------------------------------------------------------------------------
+# --- parameters -----------------------------------------------------------------------------------
+# --------------------
 
 
-@pytest.mark.parametrize("changes", [
-    {"fusion": "both"}, {"fusion": "concat", "n_local_enhancers": 1}, {"fusion": "both", "norm": "rms", "norm_D": "layer"},
-    {"norm": "none", "skip": False}, {"norm": "group", "norm_D": "instance", "num_D": 2}, {"text_D": False},
-], ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fusion": "both"},
+        {"fusion": "concat", "n_local_enhancers": 1},
+        {"fusion": "both", "norm": "rms", "norm_D": "layer"},
+        {"norm": "none", "skip": False},
+        {"norm": "group", "norm_D": "instance", "num_D": 2},
+        {"text_D": False},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
 def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
     """Each has a gradient that is more than rounding."""
     torch.manual_seed(0)
     options = train_options(**changes)
     model = Pix2PixHDModel(options, LABELS, WIDTH)
     wake(model.raw["G"])
-    optimizers = {name: torch.optim.SGD(network.parameters(), lr=0.05) for name, network in model.raw.items()}
+    optimizers = {
+        name: torch.optim.SGD(network.parameters(), lr=0.05) for name, network in model.raw.items()
+    }
     largest: dict[str, float] = {}
 
     def update(name: str, loss: Tensor, terms: Any) -> None:
@@ -211,12 +257,17 @@ def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
         optimizers[name].step()
 
     for step in range(2):
-        model.training_step(batch(options, 2, (16, 16, 16), step), text(seed=step), text(seed=step + 9), update)
+        model.training_step(
+            batch(options, 2, (16, 16, 16), step), text(seed=step), text(seed=step + 9), update
+        )
     idle = {key: value for key, value in largest.items() if value < 1e-6}
-    assert not idle and len(largest) == sum(len(list(network.parameters())) for network in model.raw.values())
+    assert not idle and len(largest) == sum(
+        len(list(network.parameters())) for network in model.raw.values()
+    )
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
@@ -246,7 +297,14 @@ def test_half_precision_keeps_the_gradients_of_norms(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [Conv3d(8, 8, 3, padding=1), Conv3d(8, 8, 4, 2, 2), Conv3d(8, 8, 4, 1, 2), ScalarConv3d(8, 4, 2)])
+    "layer",
+    [
+        Conv3d(8, 8, 3, padding=1),
+        Conv3d(8, 8, 4, 2, 2),
+        Conv3d(8, 8, 4, 1, 2),
+        ScalarConv3d(8, 4, 2),
+    ],
+)
 @pytest.mark.parametrize("size", [(2, 2, 2), (2, 8, 3), (3, 3, 1), (8, 8, 1), (4, 4, 4)])
 def test_half_precision_is_safe_with_few_voxels(layer: Conv3d, size: tuple[int, ...]) -> None:
     """oneDNN's gradient of bf16 weights is garbage where the input is smaller than the kernel."""
@@ -268,7 +326,10 @@ def test_scalar_convolution_is_a_convolution(size: int, padding: int, mode: Any)
     plain = nn.Conv3d(5, 1, size, padding=padding, padding_mode=mode)
     plain.load_state_dict(fast.state_dict())
     x = torch.randn(2, 5, 6, 5, 7, requires_grad=True)
-    grads = [torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]) for layer in (fast, plain)]
+    grads = [
+        torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+        for layer in (fast, plain)
+    ]
     assert torch.allclose(fast(x), plain(x), atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*grads, strict=True))
 
@@ -278,7 +339,9 @@ def test_noise_of_half_the_size_is_as_strong() -> None:
     assert halve_noise(torch.randn(1, 0, 8, 8, 8)).shape == (1, 0, 4, 4, 4)
 
 
-@pytest.mark.parametrize(("registry", "choices"), [(FUSIONS, FUSIONS.names()), (MODELS, ["pix2pixhd"])])
+@pytest.mark.parametrize(
+    ("registry", "choices"), [(FUSIONS, FUSIONS.names()), (MODELS, ["pix2pixhd"])]
+)
 def test_unknown_names_list_the_choices(registry: Any, choices: list[str]) -> None:
     with pytest.raises(UserError, match=r"--\w+ is 'spade'; it must be one of") as error:
         registry["spade"]

@@ -1,4 +1,6 @@
-"""The phantom cohort: planted effects come out in size and place, masks are right, and a case renders the same again."""
+"""The phantom cohort: planted effects come out in size and place, masks are right, and a case
+renders the same again.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data import phantom_effects
-from data.phantom import NOISE_HU, PhantomCohort, PhantomScan
-from data.phantom_cohort import PhantomOptions, make
-from data.phantom_rows import COLUMNS, KEY, PATIENT
+from data.phantom import effects as phantom_effects
+from data.phantom.cohort import NOISE_HU, PhantomCohort, PhantomScan
+from data.phantom.rows import COLUMNS, KEY, PATIENT
+from data.phantom.write import make
 from options.parser import parse
-from scripts.make_phantoms import Options
+from options.phantom_options import PhantomCommand, PhantomOptions
 from util.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +91,9 @@ def test_effects_are_where_the_table_says(cohort: PhantomCohort) -> None:
     fine = replace(cohort, size=(90, 68, 72), spacing=(4.0, 4.0, 4.0))
     fibrosis, scan = change(fine, case, "DIAGNOSIS", "", "IPF")
     depth = ndimage.distance_transform_edt(scan.mask > 0, fine.spacing)
-    base = lungs(scan) & (np.cumsum(np.ones(scan.mask.shape), axis=2) < np.quantile(np.nonzero(lungs(scan))[2], 0.3))
+    base = lungs(scan) & (
+        np.cumsum(np.ones(scan.mask.shape), axis=2) < np.quantile(np.nonzero(lungs(scan))[2], 0.3)
+    )
     assert fibrosis[base & (depth < 10)].mean() > 2 * fibrosis[base & (depth > 20)].mean()
 
 
@@ -103,7 +107,10 @@ def test_labels_are_on_their_sides(folder: Path) -> None:
         mask = np.asarray(nib.load(path).dataobj)
         affine = nib.load(path).affine
         assert set(np.unique(mask)) == {0, 1, 2, 3}
-        x = {label: apply_affine(affine, np.argwhere(mask == label))[:, 0].mean() for label in (1, 2, 3)}
+        x = {
+            label: apply_affine(affine, np.argwhere(mask == label))[:, 0].mean()
+            for label in (1, 2, 3)
+        }
         assert x[1] < x[3] < x[2]  # RAS: the left lung lies at negative x
         assert (mask == 1).sum() < (mask == 2).sum()  # the heart takes its place on the left
 
@@ -122,7 +129,9 @@ def test_scan_is_a_chest_in_hu(cohort: PhantomCohort) -> None:
         assert clean.hu[0, 0].max() == -1000  # air round the body
         y = np.cumsum(np.ones(lung.shape), axis=1)
         front, back = np.quantile(y[lung], [0.7, 0.3])
-        assert clean.hu[lung & (y < back)].mean() > clean.hu[lung & (y > front)].mean() + 20  # gravity
+        assert (
+            clean.hu[lung & (y < back)].mean() > clean.hu[lung & (y > front)].mean() + 20
+        )  # gravity
 
 
 def test_files_are_what_render_makes(folder: Path, cohort: PhantomCohort) -> None:
@@ -142,7 +151,9 @@ def test_made_again_it_is_the_same_and_another_seed_is_not(folder: Path, tmp_pat
     for name in ("clinical.csv", "splits.json", "phantom.json", "img/phantom_004.nii.gz"):
         assert (tmp_path / "a" / name).read_bytes() == (folder / name).read_bytes()
     other = PhantomCohort.load(make(replace(few, OUT=str(tmp_path / "b"), cases=7, seed=2)))
-    assert not np.array_equal(other.render("phantom_001").mask, PhantomCohort.load(folder).render("phantom_001").mask)
+    assert not np.array_equal(
+        other.render("phantom_001").mask, PhantomCohort.load(folder).render("phantom_001").mask
+    )
 
 
 def test_cells_are_missing_in_training_rows_only(folder: Path, cohort: PhantomCohort) -> None:
@@ -169,19 +180,34 @@ def test_splits_cover_the_cases_once(folder: Path, cohort: PhantomCohort) -> Non
 
 def test_patient_sd_moves_whole_lungs(cohort: PhantomCohort) -> None:
     case = cohort.case_ids[1]
-    difference = cohort.render(case, noise=False).hu - replace(cohort, patient_sd=0.0).render(case, noise=False).hu
+    difference = (
+        cohort.render(case, noise=False).hu
+        - replace(cohort, patient_sd=0.0).render(case, noise=False).hu
+    )
     moved = difference[lungs(cohort.render(case))]
     assert np.abs(moved).mean() > 1 and not difference[~lungs(cohort.render(case))].any()
-    offsets = [(cohort.render(c, noise=False).hu - replace(cohort, patient_sd=0.0).render(c, noise=False).hu).max()
-               for c in cohort.case_ids]
+    offsets = [
+        (
+            cohort.render(c, noise=False).hu
+            - replace(cohort, patient_sd=0.0).render(c, noise=False).hu
+        ).max()
+        for c in cohort.case_ids
+    ]
     assert np.ptp(offsets) > 5
 
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
-    [("Smoking", "Yes", "no column"), ("DIAGNOSIS", "COPD", "IPF"), ("AGE", "old", "number"), ("AGE", "nan", "number")],
+    [
+        ("Smoking", "Yes", "no column"),
+        ("DIAGNOSIS", "COPD", "IPF"),
+        ("AGE", "old", "number"),
+        ("AGE", "nan", "number"),
+    ],
 )
-def test_render_refuses_impossible_cells(cohort: PhantomCohort, column: str, value: str, message: str) -> None:
+def test_render_refuses_impossible_cells(
+    cohort: PhantomCohort, column: str, value: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         cohort.render(cohort.case_ids[0], {column: value})
 
@@ -196,7 +222,10 @@ def test_default_effects_have_sources_and_no_null_effect() -> None:
     ("text", "message"),
     [
         ("effects: {COLOUR: {levels: {Red: {hu: 1}}}}", "'COLOUR' is not known"),
-        ("effects: {SEX: {levels: {Man: {hu: 1}}}}", "'Man' is not known; allowed: 'Male', 'Female'"),
+        (
+            "effects: {SEX: {levels: {Man: {hu: 1}}}}",
+            "'Man' is not known; allowed: 'Male', 'Female'",
+        ),
         ("effects: {SEX: {levels: {Male: {hu: 1, pattern: sideways}}}}", "pattern is 'sideways'"),
         ("effects: {SEX: {levels: {Male: {hu: much}}}}", "`hu` must be a number"),
         ("effects: {SEX: {levels: {Male: {hu: 5000}}}}", "between -500 and 500"),
@@ -221,15 +250,23 @@ def test_effects_file_is_checked(tmp_path: Path, text: str, message: str) -> Non
 
 def test_effects_file_replaces_signs_and_sizes(tmp_path: Path) -> None:
     path = tmp_path / "effects.yaml"
-    path.write_text(yaml.safe_dump({"effects": {"SEX": {"levels": {"Male": {"hu": -12.0, "pattern": "upper_dorsal"}}}}}))
-    made = PhantomCohort.load(make(replace(SMALL, OUT=str(tmp_path / "c"), cases=6, effects=str(path))))
+    path.write_text(
+        yaml.safe_dump(
+            {"effects": {"SEX": {"levels": {"Male": {"hu": -12.0, "pattern": "upper_dorsal"}}}}}
+        )
+    )
+    made = PhantomCohort.load(
+        make(replace(SMALL, OUT=str(tmp_path / "c"), cases=6, effects=str(path)))
+    )
     path.unlink()  # the cohort keeps its own copy
     difference, scan = change(made, "phantom_001", "SEX", "Female", "Male")
     assert difference[lungs(scan)].mean() == pytest.approx(-12, abs=0.05)
     assert not change(made, "phantom_001", "AGE", "45", "80")[0].any()
 
 
-def test_same_settings_are_reused_others_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_same_settings_are_reused_others_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = replace(SMALL, OUT=str(tmp_path / "d"), cases=6)
     image = make(options) / "img" / "phantom_001.nii.gz"
     written = image.stat().st_mtime_ns
@@ -242,7 +279,9 @@ def test_same_settings_are_reused_others_refused(tmp_path: Path, caplog: pytest.
     assert image.stat().st_mtime_ns != written
 
 
-def test_killed_run_is_not_taken_for_a_cohort_and_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_is_not_taken_for_a_cohort_and_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = replace(SMALL, OUT=str(tmp_path / "e"), cases=6)
     original = PhantomCohort.render
 
@@ -257,7 +296,11 @@ def test_killed_run_is_not_taken_for_a_cohort_and_is_made_again(tmp_path: Path, 
     monkeypatch.undo()
     with pytest.raises(UserError, match="make_phantoms"):
         PhantomCohort.load(options.OUT)
-    assert len(PhantomCohort.load(make(options)).case_ids) == len(list((tmp_path / "e" / "img").iterdir())) == 6
+    assert (
+        len(PhantomCohort.load(make(options)).case_ids)
+        == len(list((tmp_path / "e" / "img").iterdir()))
+        == 6
+    )
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
@@ -274,15 +317,23 @@ def test_settings_that_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="miss the lungs"):
         make(replace(SMALL, OUT=str(tmp_path / "f"), spacing=(0.2, 0.2, 0.2)))
     with pytest.raises(UserError, match="OUT"):
-        parse(Options, "", [])
+        parse(PhantomCommand, "", [])
     assert not (tmp_path / "f").exists()
 
 
 def test_command_runs_from_the_root(tmp_path: Path) -> None:
     words = ["scripts/make_phantoms.py", str(tmp_path / "g"), "--cases", "2", "--size", "24,24,20", "--test_cases", "1",
              "--val_cases", "0"]  # fmt: skip
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "g" / "img").iterdir())) == 2
-    refused = subprocess.run([sys.executable, *words, "--seed", "x"], cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [sys.executable, *words, "--seed", "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert refused.returncode == 2 and "--seed takes a whole number" in refused.stderr

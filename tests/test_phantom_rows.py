@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import contingency
 
-from data.phantom_rows import LEVELS, draw_rows
+from data.phantom.rows import LEVELS, draw_rows
 
 
 def test_rows_are_possible() -> None:
@@ -13,14 +13,20 @@ def test_rows_are_possible() -> None:
     for row in rows:
         assert bool(row["PACK-YEARS"]) == (row["SMOKING HISTORY"] != "Never smoker")
         assert bool(row["SMOKING HISTORY STOP DATE"]) == (row["SMOKING HISTORY"] == "Ex smoker")
-        assert bool(row["TYPE CTD"]) == bool(row["CTD DIAG DATE"]) == (row["DIAGNOSIS"] == "CTD-ILD")
+        assert (
+            bool(row["TYPE CTD"]) == bool(row["CTD DIAG DATE"]) == (row["DIAGNOSIS"] == "CTD-ILD")
+        )
         assert bool(row["TYPE CTD OTHER"]) == (row["TYPE CTD"] == "Other")
         assert 40 <= int(row["AGE"]) <= 90
         assert all(not row[c] or row[c] in values for c, values in LEVELS.items())
 
 
-@pytest.mark.parametrize(("confounding", "low", "high"), [(0.0, 0.0, 0.15), (0.5, 0.35, 0.65), (1.0, 0.99, 1.0)])
-def test_confounding_couples_smoking_and_diagnosis(confounding: float, low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("confounding", "low", "high"), [(0.0, 0.0, 0.15), (0.5, 0.35, 0.65), (1.0, 0.99, 1.0)]
+)
+def test_confounding_couples_smoking_and_diagnosis(
+    confounding: float, low: float, high: float
+) -> None:
     rows = draw_rows([str(i) for i in range(300)], 1, confounding).values()
     pairs = [(r["SMOKING HISTORY"], r["DIAGNOSIS"]) for r in rows]
     counts = contingency.crosstab(*zip(*pairs, strict=True)).count

@@ -1,4 +1,6 @@
-"""The spike test: a planted effect is what the copy's scans show, and the report says how much came back."""
+"""The spike test: a planted effect is what the copy's scans show, and the report says how much
+came back.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 
 from data.volumes import load
 from tests.commands import TrainedRun, command, files, refused, train
-from util.regions import regions
+from util.metrics.regions import regions
 
 
 def plant(cohort: Path, out: Path, *words: str) -> Path:
@@ -23,7 +25,9 @@ def plant(cohort: Path, out: Path, *words: str) -> Path:
 
 @pytest.fixture(scope="module")
 def planted(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plant(cohort_dir, tmp_path_factory.mktemp("plant") / "planted", "--hu", "20", "--region", "lower")
+    return plant(
+        cohort_dir, tmp_path_factory.mktemp("plant") / "planted", "--hu", "20", "--region", "lower"
+    )
 
 
 def test_scans_of_those_with_it_change_in_the_region_alone(planted: Path, cohort_dir: Path) -> None:
@@ -43,7 +47,10 @@ def test_scans_of_those_with_it_change_in_the_region_alone(planted: Path, cohort
 
 
 def test_the_table_gains_a_column_and_nothing_else_changes(planted: Path, cohort_dir: Path) -> None:
-    before, after = (pd.read_csv(p / "clinical.csv", dtype=str, keep_default_na=False) for p in (cohort_dir, planted))
+    before, after = (
+        pd.read_csv(p / "clinical.csv", dtype=str, keep_default_na=False)
+        for p in (cohort_dir, planted)
+    )
     assert after.drop(columns="PLANTED").equals(before)
     given = json.loads((planted / "plant.json").read_text())["cases"]
     assert dict(zip(after["File Name"], after["PLANTED"], strict=True)) == given
@@ -55,7 +62,9 @@ def test_prompts_tell_it_too_and_fractions_are_kept(cohort_copy: Path, tmp_path:
     out = plant(cohort_copy, tmp_path / "out", "--hu=-2.5", "--column", "SPIKE", "--share", "0.9")
     value = json.loads((out / "plant.json").read_text())["cases"]["phantom_001"]
     assert f"Old man, smoker, SPIKE is {value}." in (out / "prompts.csv").read_text()
-    case = next(c for c, v in json.loads((out / "plant.json").read_text())["cases"].items() if v == "Yes")
+    case = next(
+        c for c, v in json.loads((out / "plant.json").read_text())["cases"].items() if v == "Yes"
+    )
     before, after = (load(p / "img" / f"{case}.nii.gz").array for p in (cohort_copy, out))
     assert np.unique(after - before).tolist() == [-2.5, 0]
 
@@ -67,12 +76,15 @@ def test_scans_of_one_patient_all_have_it_or_none(cohort_copy: Path, tmp_path: P
     (cohort_copy / "splits.json").unlink()
     out = plant(cohort_copy, tmp_path / "out", "--patient_column", "Mapping ID")
     after = pd.read_csv(out / "clinical.csv", dtype=str)
-    assert (after.groupby("Mapping ID")["PLANTED"].nunique() == 1).all() and after["PLANTED"].nunique() == 2
+    assert (after.groupby("Mapping ID")["PLANTED"].nunique() == 1).all() and after[
+        "PLANTED"
+    ].nunique() == 2
 
 
 def test_what_is_refused(cohort_dir: Path, tmp_path: Path) -> None:
     def planting(*words: str | Path) -> None:
         refused(command("scripts/plant.py", "--dataroot", cohort_dir, *words[:-1]), str(words[-1]))
+
     planting("--out is not given")
     planting("--out", tmp_path / "x", "--column", "AGE", "must be the name of a new column")
     planting("--out", cohort_dir, "is not empty")
@@ -86,7 +98,7 @@ def test_the_report_says_how_much_came_back(planted: Path, tmp_path: Path) -> No
     run = TrainedRun(tmp_path / "ck", "new", planted)
     assert train(planted, run.checkpoints, "--val_cases", "0").code == 0
     words = ("--columns", "PLANTED", "--out", tmp_path / "out")
-    done = command("scripts/discover.py", "--dataroot", planted, *run.flags(), *words)
+    done = command("scripts/build_atlas.py", "--dataroot", planted, *run.flags(), *words)
     assert done.code == 0, done.text
     spike = pd.read_csv(tmp_path / "out" / "spike.csv").set_index("region")
     effects = pd.read_csv(tmp_path / "out" / "effects.csv").set_index("region")
@@ -95,5 +107,10 @@ def test_the_report_says_how_much_came_back(planted: Path, tmp_path: Path) -> No
     generated = effects.loc["lower", "generated_hu"]
     assert spike.loc["lower", "generated_hu"] == pytest.approx(generated, abs=1e-3)
     assert spike.loc["lower", "recovered"] == pytest.approx(generated / 20, abs=1e-4)
-    assert spike.loc["upper", "leaked_hu"] == pytest.approx(effects.loc["upper", "generated_hu"], abs=1e-3)
-    assert json.loads((tmp_path / "out" / "atlas.json").read_text())["spike"][0]["region"] == spike.index[0]
+    assert spike.loc["upper", "leaked_hu"] == pytest.approx(
+        effects.loc["upper", "generated_hu"], abs=1e-3
+    )
+    assert (
+        json.loads((tmp_path / "out" / "atlas.json").read_text())["spike"][0]["region"]
+        == spike.index[0]
+    )

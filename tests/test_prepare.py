@@ -17,14 +17,26 @@ import numpy as np
 import openpyxl
 import pytest
 
-from data.cohort import load_cohort
-from data.intake import case as case_module
-from data.intake import dataroot
+from data.load_cohort import load_cohort
+from data.preparation import case as case_module
+from data.preparation import dataroot
 from options.base_options import DataOptions
 from tests.chests import SPACING, chest, write_series
 from tests.commands import ROOT, Outcome, command, files, refused
 
-SECRETS = (b"Sally", b"Doe", b"Jane", b"MRN0042K", b"19500101", b"A777", b"secret", b"80 ml", b"067Y", b'"67"', b"/dicom")
+SECRETS = (
+    b"Sally",
+    b"Doe",
+    b"Jane",
+    b"MRN0042K",
+    b"19500101",
+    b"A777",
+    b"secret",
+    b"80 ml",
+    b"067Y",
+    b'"67"',
+    b"/dicom",
+)
 AFFINE = np.diag([*SPACING, 1.0])
 
 
@@ -62,15 +74,33 @@ def prepared(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_dataroot_that_training_accepts(prepared: Path) -> None:
     cohort = load_cohort(DataOptions(dataroot=str(prepared), patient_column="Patient"))
-    assert [c.id for c in cohort.cases] == ["case_0001", "case_0002", "case_0003"] and cohort.labels == (0, 1, 2, 3)
+    assert [c.id for c in cohort.cases] == [
+        "case_0001",
+        "case_0002",
+        "case_0003",
+    ] and cohort.labels == (0, 1, 2, 3)
     image, mask = (nib.load(prepared / folder / "case_0001.nii.gz") for folder in ("img", "gtlung"))
-    assert nib.aff2axcodes(image.affine) == ("L", "P", "S") and image.get_data_dtype() == np.int16  # as scanned
-    assert np.array_equal(image.affine, mask.affine) and image.shape == mask.shape == chest()[0].shape
+    assert (
+        nib.aff2axcodes(image.affine) == ("L", "P", "S") and image.get_data_dtype() == np.int16
+    )  # as scanned
+    assert (
+        np.array_equal(image.affine, mask.affine) and image.shape == mask.shape == chest()[0].shape
+    )
     assert np.array_equal(np.asarray(image.dataobj), chest()[0][::-1, ::-1])
     table = rows(prepared / "clinical.csv")
-    assert list(table[0]) == ["File Name", "Patient", "KVP", "KERNEL", "CONTRAST AGENT", "SCANNER", "SLICE THICKNESS"]
-    assert sorted(row["Patient"] for row in table) in (["patient_0001", "patient_0001", "patient_0002"],
-                                                      ["patient_0001", "patient_0002", "patient_0002"])
+    assert list(table[0]) == [
+        "File Name",
+        "Patient",
+        "KVP",
+        "KERNEL",
+        "CONTRAST AGENT",
+        "SCANNER",
+        "SLICE THICKNESS",
+    ]
+    assert sorted(row["Patient"] for row in table) in (
+        ["patient_0001", "patient_0001", "patient_0002"],
+        ["patient_0001", "patient_0002", "patient_0002"],
+    )
     report = rows(prepared / "report.csv")
     assert [r["state"] for r in report] == ["ready"] * 3 and float(report[0]["left_l"]) > 1
 
@@ -84,7 +114,11 @@ def test_no_identity_leaves_the_headers(prepared: Path) -> None:
             assert secret not in content, (name, secret)
     key = prepared.with_name("root.key.csv")
     assert key.stat().st_mode & 0o077 == 0
-    assert sorted(r["source patient"] for r in rows(key)) == ["Doe/../Jane", "Doe/../Jane", "MRN0042K"]
+    assert sorted(r["source patient"] for r in rows(key)) == [
+        "Doe/../Jane",
+        "Doe/../Jane",
+        "MRN0042K",
+    ]
 
 
 def test_a_lost_key_is_noticed(dicom: Path, prepared: Path, tmp_path: Path) -> None:
@@ -123,25 +157,39 @@ def test_a_failed_case_loses_no_other(dicom: Path, tmp_path: Path) -> None:
     bad = source / "b" / "1_034.dcm"
     good = bad.read_bytes()
     bad.write_bytes(good[:-100])
-    write_series(source / "mr", patient="m", study="mr", edit=lambda d, z: setattr(d, "Modality", "MR"))
+    write_series(
+        source / "mr", patient="m", study="mr", edit=lambda d, z: setattr(d, "Modality", "MR")
+    )
     filled = np.where(chest()[1] > 0, 40, chest()[0]).astype(np.int16)
     write_series(source / "empty", patient="e", study="e", hu=filled)
     write_series(source / "far", patient="x" * 300, study="f")
     done = prepare(source, out)
     assert done.code == 3 and "Traceback" not in done.text
-    for part in ("1_034.dcm cannot be read: it is truncated", "modality is MR", "No lungs were found", "3 cases could not",
-                 "other 3 cases are ready"):
+    for part in (
+        "1_034.dcm cannot be read: it is truncated",
+        "modality is MR",
+        "No lungs were found",
+        "3 cases could not",
+        "other 3 cases are ready",
+    ):
         assert part in done.text, done.text
     assert len(list((out / "img").iterdir())) == len(list((out / "gtlung").iterdir())) == 3
     assert all("Doe" not in p.read_text() for p in (out / "report.html", out / "report.csv"))
     bad.write_bytes(good)
-    assert "3 cases are there already" in prepare(source, out).text and len(list((out / "img").iterdir())) == 4
+    assert (
+        "3 cases are there already" in prepare(source, out).text
+        and len(list((out / "img").iterdir())) == 4
+    )
 
 
-def test_unreadable_folders_are_said(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders_are_said(
+    dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scandir = os.scandir
 
-    def refuse(path: str | os.PathLike[str]) -> object:  # root may read anything, so that permissions prove nothing here
+    def refuse(
+        path: str | os.PathLike[str],
+    ) -> object:  # root may read anything, so that permissions prove nothing here
         if str(path).endswith("/b"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
@@ -163,7 +211,10 @@ def test_a_full_disk(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(case_module.nib, "save", fill)
     refused(prepare(dicom, tmp_path / "out"), "No space left on device", "Finished cases are kept")
-    kept = [[p.name for p in (tmp_path / "out" / folder).iterdir()] for folder in ("img", "gtlung", dataroot.RECORDS)]
+    kept = [
+        [p.name for p in (tmp_path / "out" / folder).iterdir()]
+        for folder in ("img", "gtlung", dataroot.RECORDS)
+    ]
     assert [len(names) for names in kept] == [1, 1, 1]
     monkeypatch.undo()
     assert prepare(dicom, tmp_path / "out").code == 0
@@ -172,7 +223,9 @@ def test_a_full_disk(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_killed_run_continues(dicom: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command_line = [sys.executable, "scripts/prepare_data.py", str(dicom), str(out), "--jobs", "1"]
-    running = subprocess.Popen(command_line, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    running = subprocess.Popen(
+        command_line, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     records = out / dataroot.RECORDS
     for _ in range(1200):
         if records.is_dir() and len(list(records.glob("*.json"))) >= 1:
@@ -188,13 +241,21 @@ def test_a_killed_run_continues(dicom: Path, tmp_path: Path) -> None:
     assert len(list((out / "img").iterdir())) == 3
 
 
-@pytest.mark.parametrize(("words", "parts"), [
-    (["--spacing", "0,1,1"], ["--spacing"]), (["--masks", "lungmask"], ["not installed", "weights"]),
-    (["--mask_dir", "nowhere"], ["--mask_dir nowhere does not exist"]), (["--key_column", "x"], ["Give --table"]),
-    (["--source", "osic"], ["no folder train/"]), (["--source", "aiib23"], ["no folder img/"]),
-    (["--table", "nowhere.csv"], ["nowhere.csv"]),
-])
-def test_flags_that_cannot_be(dicom: Path, tmp_path: Path, words: list[str], parts: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--spacing", "0,1,1"], ["--spacing"]),
+        (["--masks", "lungmask"], ["not installed", "weights"]),
+        (["--mask_dir", "nowhere"], ["--mask_dir nowhere does not exist"]),
+        (["--key_column", "x"], ["Give --table"]),
+        (["--source", "osic"], ["no folder train/"]),
+        (["--source", "aiib23"], ["no folder img/"]),
+        (["--table", "nowhere.csv"], ["nowhere.csv"]),
+    ],
+)
+def test_flags_that_cannot_be(
+    dicom: Path, tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
     refused(prepare(dicom / "a", tmp_path / "out", *words), *parts)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.csv"))
 
@@ -209,10 +270,14 @@ def test_folders_that_cannot_be(dicom: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "a.zip").write_bytes(b"PK")
     refused(prepare(tmp_path / "full", tmp_path / "out"), "archives, which are not unpacked: a.zip")
     refused(prepare(dicom / "a", Path("/proc/mask2ct")), "cannot be written")
-    refused(prepare(dicom / "a", tmp_path / "out", "--key_file", tmp_path / "out" / "key.csv"), "lies in OUT")
+    refused(
+        prepare(dicom / "a", tmp_path / "out", "--key_file", tmp_path / "out" / "key.csv"),
+        "lies in OUT",
+    )
 
 
-# --- volumes, AIIB23, OSIC --------------------------------------------------------------------------------------------
+# --- volumes, AIIB23, OSIC
+# --------------------------------------------------------------------------------------------
 
 
 def test_volumes_are_resampled_and_same_names_refused(tmp_path: Path) -> None:
@@ -229,11 +294,17 @@ def test_volumes_are_resampled_and_same_names_refused(tmp_path: Path) -> None:
     assert done.code == 3
     for part in ("2 scans have one name", "not in HU", "five.nrrd cannot be read"):
         assert part in done.text, done.text
-    assert sorted(p.name for p in (tmp_path / "out" / "img").iterdir()) == ["four.nii.gz", "one.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out" / "img").iterdir()) == [
+        "four.nii.gz",
+        "one.nii.gz",
+    ]
     image = nib.load(tmp_path / "out" / "img" / "one.nii.gz")
     assert image.shape == (40, 32, 32) and np.allclose(image.header.get_zooms(), 9)
     report = {r["case"]: r for r in rows(tmp_path / "out" / "report.csv")}
-    assert "values down to -3000 HU were padding" in report["four"]["warnings"] and "four" not in report["one"]["warnings"]
+    assert (
+        "values down to -3000 HU were padding" in report["four"]["warnings"]
+        and "four" not in report["one"]["warnings"]
+    )
 
 
 def test_given_masks_by_name(tmp_path: Path) -> None:
@@ -241,9 +312,13 @@ def test_given_masks_by_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         volume(tmp_path / "in" / f"{name}.nii.gz", hu)
     volume(tmp_path / "masks" / "a.nii.gz", labels * 2)
-    done = prepare(tmp_path / "in", tmp_path / "out", "--ids", "keep", "--mask_dir", tmp_path / "masks")
+    done = prepare(
+        tmp_path / "in", tmp_path / "out", "--ids", "keep", "--mask_dir", tmp_path / "masks"
+    )
     assert done.code == 3 and "b: It has no mask of its name" in done.text
-    assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / "gtlung" / "a.nii.gz").dataobj), labels * 2)
+    assert np.array_equal(
+        np.asarray(nib.load(tmp_path / "out" / "gtlung" / "a.nii.gz").dataobj), labels * 2
+    )
 
 
 def test_aiib23(tmp_path: Path) -> None:
@@ -252,11 +327,17 @@ def test_aiib23(tmp_path: Path) -> None:
         volume(root / "img" / f"AIIB23_{k}.nii.gz", chest()[0])
         volume(root / "gtlung" / f"AIIB23_{k}.nii.gz", chest()[1])
     book = openpyxl.Workbook()
-    for line in (["Mapping ID", "AGE", "Patient Name"], ["AIIB23_1", 70.0, "Sally"], ["AIIB23_9", "N/A", ""]):
+    for line in (
+        ["Mapping ID", "AGE", "Patient Name"],
+        ["AIIB23_1", 70.0, "Sally"],
+        ["AIIB23_9", "N/A", ""],
+    ):
         book.active.append(line)
     book.save(root / "data_info.xlsx")
     done = prepare(root, tmp_path / "out")
-    assert done.code == 0 and "'Mapping ID'" in done.text and "1 of 2 scans have no row" in done.text
+    assert (
+        done.code == 0 and "'Mapping ID'" in done.text and "1 of 2 scans have no row" in done.text
+    )
     assert "1 of 2 rows' ids have no scan" in done.text
     table = rows(tmp_path / "out" / "clinical.csv")
     assert [(r["File Name"], r["AGE"]) for r in table] == [("AIIB23_1", "70"), ("AIIB23_2", "")]
@@ -265,7 +346,8 @@ def test_aiib23(tmp_path: Path) -> None:
 def test_osic_takes_the_visit_nearest_to_the_scan(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "train" / "ID007", patient="ID007")
     (tmp_path / "in" / "train.csv").write_text(
-        "Patient,Weeks,FVC,Age\nID007,-4,2500,60\nID007,1,2400,60\nID007,9,2300,60\nID008,0,1,1\n")
+        "Patient,Weeks,FVC,Age\nID007,-4,2500,60\nID007,1,2400,60\nID007,9,2300,60\nID008,0,1,1\n"
+    )
     done = prepare(tmp_path / "in", tmp_path / "out")
     assert done.code == 0, done.text
     row = rows(tmp_path / "out" / "clinical.csv")[0]

@@ -10,7 +10,7 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor
 
-from models.process import Process, Solver
+from models.diffusion.noise_schedule import Process, Solver
 from options.diffusion_options import DiffusionOptions
 
 TARGETS = ("flow", "v", "noise")
@@ -22,7 +22,8 @@ def process(target: str = "flow", **changes: Any) -> Process:
     return Process(replace(options, **changes), SD)
 
 
-# --- noise levels -----------------------------------------------------------------------------------------------------
+# --- noise levels ---------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -31,14 +32,18 @@ def test_levels_run_from_the_image_to_noise(target: str) -> None:
     a, s = p.levels(t)
     assert a[0] == 1 and s[0] == 0 and (a.diff() <= 0).all() and (s.diff() >= 0).all()
     assert s[-1] == pytest.approx(1, abs=1e-3)
-    assert (a[-1] == 0) == (target != "noise")  # zero terminal signal, which noise prediction cannot have
+    assert (a[-1] == 0) == (
+        target != "noise"
+    )  # zero terminal signal, which noise prediction cannot have
     torch.testing.assert_close(a + s if target == "flow" else a**2 + s**2, torch.ones(101))
     assert torch.isfinite(p.log_noise(t)).all() and torch.isfinite(p.weight(t)).all()
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_estimate_is_the_best_one_for_a_gaussian(target: str) -> None:
-    """Of images N(F, sigma_data^2) the mean given x_t is a linear blend of both; checked against least squares."""
+    """Of images N(F, sigma_data^2) the mean given x_t is a linear blend of both; checked against
+    least squares.
+    """
     p, draw, mean = process(target), torch.Generator().manual_seed(0), 0.4
     image, noise = (torch.randn(200_000, generator=draw, dtype=torch.float64) for _ in range(2))
     image = mean + SD * image
@@ -53,7 +58,9 @@ def test_the_estimate_is_the_best_one_for_a_gaussian(target: str) -> None:
 
 
 def test_weights_are_those_of_the_targets() -> None:
-    """An image's error d is an error of a/s d in noise, of d/s in v and in the flow's velocity; squared, and limited."""
+    """An image's error d is an error of a/s d in noise, of d/s in v and in the flow's velocity;
+    squared, and limited.
+    """
     t = torch.tensor([0.2, 0.5, 0.9])
     for target in TARGETS:
         p = process(target, snr_gamma=0.0)
@@ -63,7 +70,10 @@ def test_weights_are_those_of_the_targets() -> None:
 
 
 def test_some_training_samples_are_pure_noise() -> None:
-    p, drawn = process("flow", pure_noise=0.25), torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0))
+    p, drawn = (
+        process("flow", pure_noise=0.25),
+        torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0)),
+    )
     times = p.time(drawn[0], drawn[1])
     assert float((times == 1).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert times.min() > 0 and float(times[times < 1].mean()) == pytest.approx(0.5, abs=0.02)
@@ -76,7 +86,8 @@ def test_times_of_sampling() -> None:
     assert shifted[0] == 0.8 and shifted[-1] == 0 and shifted[2] < 0.4
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def gaussian_solver(p: Process, kind: str) -> Solver:
@@ -84,7 +95,9 @@ def gaussian_solver(p: Process, kind: str) -> Solver:
     return Solver(p, lambda x, t: torch.full_like(x, 0.4), kind)
 
 
-@pytest.mark.parametrize(("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim"), ("v", "ddpm")])
+@pytest.mark.parametrize(
+    ("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim"), ("v", "ddpm")]
+)
 def test_sampling_gives_the_distribution(target: str, kind: str) -> None:
     p, draw = process(target), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 32, 32, 32, generator=draw)
@@ -111,13 +124,18 @@ def test_an_inverted_image_comes_back(target: str, kind: str, start: float) -> N
 def test_heun_needs_fewer_steps_than_euler() -> None:
     p, noise = process(), torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     exact = Solver(p, wavy, "heun").sample(noise, p.times(300, 0.2))
-    off = {k: (Solver(p, wavy, k).sample(noise, p.times(15, 0.2)) - exact).abs().mean() for k in ("euler", "heun")}
+    off = {
+        k: (Solver(p, wavy, k).sample(noise, p.times(15, 0.2)) - exact).abs().mean()
+        for k in ("euler", "heun")
+    }
     assert off["heun"] < off["euler"] / 3
 
 
 def test_ddim_of_v_is_that_of_monai() -> None:
     p, draw = Process(process("v", zero_snr=False).options, 1e-6), torch.Generator().manual_seed(0)
-    theirs = DDIMScheduler(1000, schedule="scaled_linear_beta", clip_sample=False, prediction_type="v_prediction")
+    theirs = DDIMScheduler(
+        1000, schedule="scaled_linear_beta", clip_sample=False, prediction_type="v_prediction"
+    )
     theirs.set_timesteps(10)
     x, image = torch.randn(2, 1, 1, 4, 4, 4, generator=draw)
     at, to = 500, 400

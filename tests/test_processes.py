@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts import check_processes
+from benchmarks import check_processes
 from util.cli import UserError
 
 

@@ -10,15 +10,36 @@ from pathlib import Path
 import pytest
 
 from data.cohort import Case, Cohort
-from data.prompts import Template, cohort_prompts, load_template, read_prompts, sentence, split_free_text
-from scripts.make_prompts import PromptOptions, make_prompts
-from util import wording
+from data.text.prompts import (
+    Template,
+    cohort_prompts,
+    load_template,
+    read_prompts,
+    sentence,
+    split_free_text,
+)
+from data.text.review import make_prompts
+from options.prompt_options import PromptOptions
+from util import phrasing as wording
 from util.cli import UserError
 
 COLUMNS = (
-    "Mapping ID", "DIAGNOSIS", "label", "AGE", "SEX", "TYPE CTD", "SMOKING HISTORY", "CTD DIAG DATE", "PACK-YEARS",
-    "SMOKING HISTORY STOP DATE", "RISK OCCUPATIONAL", "RISK ENVIRONMENTAL", "RISK PRECIPITINS",
-    "FAMILIAL PF AND/OR RARE VARIANT", "TYPE CTD OTHER")
+    "Mapping ID",
+    "DIAGNOSIS",
+    "label",
+    "AGE",
+    "SEX",
+    "TYPE CTD",
+    "SMOKING HISTORY",
+    "CTD DIAG DATE",
+    "PACK-YEARS",
+    "SMOKING HISTORY STOP DATE",
+    "RISK OCCUPATIONAL",
+    "RISK ENVIRONMENTAL",
+    "RISK PRECIPITINS",
+    "FAMILIAL PF AND/OR RARE VARIANT",
+    "TYPE CTD OTHER",
+)
 
 
 def row(**values: str) -> dict[str, str]:
@@ -31,14 +52,27 @@ def aiib23() -> Template:
 
 
 def test_published_wording(aiib23: Template) -> None:
-    full = row(Mapping_ID="AIIB23_1", DIAGNOSIS="IPF", label="1.0", AGE="76.0", SEX="F", SMOKING_HISTORY="Never smoker",
-               RISK_OCCUPATIONAL="Yes", RISK_PRECIPITINS="No")
+    full = row(
+        Mapping_ID="AIIB23_1",
+        DIAGNOSIS="IPF",
+        label="1.0",
+        AGE="76.0",
+        SEX="F",
+        SMOKING_HISTORY="Never smoker",
+        RISK_OCCUPATIONAL="Yes",
+        RISK_PRECIPITINS="No",
+    )
     assert sentence(aiib23.phrases(full)) == (
-        "Lung CT scan : DIAGNOSIS is IPF, State of (Dead/Alive) within one year is Alive, Patient age: 76. "
-        "Gender: Female. SMOKING HISTORY is Never smoker, Occupational exposure present. RISK PRECIPITINS is No.")
+        "Lung CT scan : DIAGNOSIS is IPF, State of (Dead/Alive) within one year is Alive, Patient "
+        "age: 76. "
+        "Gender: Female. SMOKING HISTORY is Never smoker, Occupational exposure present. RISK "
+        "PRECIPITINS is No."
+    )
 
 
-@pytest.mark.parametrize("value", ["", " ", "nan", "NaN", "99999", "99999.0", "Not Available", "N/A"])
+@pytest.mark.parametrize(
+    "value", ["", " ", "nan", "NaN", "99999", "99999.0", "Not Available", "N/A"]
+)
 def test_missing_values_leave_the_text(aiib23: Template, value: str) -> None:
     assert aiib23.phrases(dict.fromkeys(COLUMNS, value)) == ()
     assert sentence(()) == ""
@@ -47,18 +81,35 @@ def test_missing_values_leave_the_text(aiib23: Template, value: str) -> None:
 
 
 def test_automatic_template_says_every_column_but_ids() -> None:
-    template = load_template("auto", ("File Name", "Pat", "SCANNER", "Drug", "n"), "File Name", "Pat")
-    prompt = template.phrases({"File Name": "a", "Pat": "p1", "SCANNER": "GE", "Drug": "None", "n": "3.0", "id": "7"})
-    assert [(p.text, p.column) for p in prompt] == [("SCANNER is GE", "SCANNER"), ("Drug is None", "Drug"), ("n is 3", "n")]
-    assert (template.role("SCANNER"), template.role("Pat"), template.role("Drug")) == ("acquisition", "id", "exposure")
+    template = load_template(
+        "auto", ("File Name", "Pat", "SCANNER", "Drug", "n"), "File Name", "Pat"
+    )
+    prompt = template.phrases(
+        {"File Name": "a", "Pat": "p1", "SCANNER": "GE", "Drug": "None", "n": "3.0", "id": "7"}
+    )
+    assert [(p.text, p.column) for p in prompt] == [
+        ("SCANNER is GE", "SCANNER"),
+        ("Drug is None", "Drug"),
+        ("n is 3", "n"),
+    ]
+    assert (template.role("SCANNER"), template.role("Pat"), template.role("Drug")) == (
+        "acquisition",
+        "id",
+        "exposure",
+    )
 
 
 def test_unknown_columns_follow_the_template(aiib23: Template) -> None:
-    assert [p.text for p in aiib23.phrases({"Kernel": "B30f", "AGE": "60"})] == ["Patient age: 60.", "Kernel is B30f"]
+    assert [p.text for p in aiib23.phrases({"Kernel": "B30f", "AGE": "60"})] == [
+        "Patient age: 60.",
+        "Kernel is B30f",
+    ]
 
 
 def test_a_change_drops_what_it_contradicts(aiib23: Template) -> None:
-    smoker = row(DIAGNOSIS="CTD-ILD", TYPE_CTD="RA", CTD_DIAG_DATE="-300", SMOKING_HISTORY="Ex-smoker")
+    smoker = row(
+        DIAGNOSIS="CTD-ILD", TYPE_CTD="RA", CTD_DIAG_DATE="-300", SMOKING_HISTORY="Ex-smoker"
+    )
     smoker |= {"PACK-YEARS": "20", "SMOKING HISTORY STOP DATE": "-900"}
     never = aiib23.change(smoker, "SMOKING HISTORY", "Never smoker")
     assert never.dropped == ("PACK-YEARS", "SMOKING HISTORY STOP DATE")
@@ -103,15 +154,18 @@ def test_bad_values_and_columns_name_themselves(aiib23: Template) -> None:
         load_template("nowhere")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("columns: {AGE: {kind: age}}", "AGE.*kind is 'age'"),
-    ("columns: {AGE: {phrases: {Yes: x}}}", "AGE.*quotes"),
-    ("columns: {AGE: text}", "AGE.*mapping"),
-    ("columns: {AGE: {implies: [{drop: [SEX]}]}}", "AGE.*implies"),
-    ("columns: {AGE: {implies: [{when: Never, drop: [SEX]}]}}", "AGE.*list"),
-    ("columns: [AGE]", "columns"),
-    ("columns: {AGE", "YAML"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("columns: {AGE: {kind: age}}", "AGE.*kind is 'age'"),
+        ("columns: {AGE: {phrases: {Yes: x}}}", "AGE.*quotes"),
+        ("columns: {AGE: text}", "AGE.*mapping"),
+        ("columns: {AGE: {implies: [{drop: [SEX]}]}}", "AGE.*implies"),
+        ("columns: {AGE: {implies: [{when: Never, drop: [SEX]}]}}", "AGE.*list"),
+        ("columns: [AGE]", "columns"),
+        ("columns: {AGE", "YAML"),
+    ],
+)
 def test_bad_template_says_where(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "t.yaml"
     path.write_text(text)
@@ -121,8 +175,16 @@ def test_bad_template_says_where(tmp_path: Path, text: str, message: str) -> Non
 
 def test_osic_template() -> None:
     prompt = load_template("osic").phrases(
-        {"Patient": "ID1", "Weeks": "-4", "FVC": "2315", "Percent": "58.253648", "Age": "79", "Sex": "Male",
-         "SmokingStatus": "Ex-smoker"})
+        {
+            "Patient": "ID1",
+            "Weeks": "-4",
+            "FVC": "2315",
+            "Percent": "58.253648",
+            "Age": "79",
+            "Sex": "Male",
+            "SmokingStatus": "Ex-smoker",
+        }
+    )
     assert "Patient age: 79." in [p.text for p in prompt] and "58.3" in sentence(prompt)
     assert "ID1" not in sentence(prompt)
 
@@ -132,7 +194,12 @@ def test_free_text_is_split_into_phrases_and_back(aiib23: Template) -> None:
     again = split_free_text(sentence(own))
     assert [wording.bare(p.text) for p in again] == [wording.bare(p.text) for p in own]
     assert sentence(again) == sentence(own)
-    pieces = [p.text for p in split_free_text("Nodule of 1.5 mm, approx. 3 cm from hilum; no effusion\nFVC 2,5 l.")]
+    pieces = [
+        p.text
+        for p in split_free_text(
+            "Nodule of 1.5 mm, approx. 3 cm from hilum; no effusion\nFVC 2,5 l."
+        )
+    ]
     assert pieces == ["Nodule of 1.5 mm", "approx. 3 cm from hilum", "no effusion", "FVC 2,5 l."]
     assert split_free_text("  ") == ()
 
@@ -150,7 +217,8 @@ def test_prompts_csv_stands_instead_of_the_template(tmp_path: Path, aiib23: Temp
 
 def test_make_prompts_writes_a_table(tmp_path: Path) -> None:
     (tmp_path / "clinical.csv").write_text(
-        "File Name,AGE,PACK-YEARS,SMOKING HISTORY\nc1.nii.gz,55.0,9,Never smoker\nc2,,,\n")
+        "File Name,AGE,PACK-YEARS,SMOKING HISTORY\nc1.nii.gz,55.0,9,Never smoker\nc2,,,\n"
+    )
     out = make_prompts(PromptOptions(str(tmp_path), "aiib23", out=str(tmp_path / "out.csv")))
     lines = list(csv.DictReader(out.read_text().splitlines()))
     assert lines[0]["Prompt"] == "Lung CT scan : Patient age: 55. SMOKING HISTORY is Never smoker."
@@ -163,11 +231,27 @@ def test_make_prompts_without_a_table_is_one_message(tmp_path: Path) -> None:
     assert done.returncode == 2 and "clinical.csv" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("columns", "hinted"), [
-    (("File Name", "DIAGNOSIS", "label", "AGE", "SEX", "TYPE CTD", "SMOKING HISTORY", "CTD DIAG DATE", "PACK-YEARS",
-      "RISK OCCUPATIONAL"), True),
-    (("File Name", "AGE", "SEX", "FEV1"), False),
-])
+@pytest.mark.parametrize(
+    ("columns", "hinted"),
+    [
+        (
+            (
+                "File Name",
+                "DIAGNOSIS",
+                "label",
+                "AGE",
+                "SEX",
+                "TYPE CTD",
+                "SMOKING HISTORY",
+                "CTD DIAG DATE",
+                "PACK-YEARS",
+                "RISK OCCUPATIONAL",
+            ),
+            True,
+        ),
+        (("File Name", "AGE", "SEX", "FEV1"), False),
+    ],
+)
 def test_auto_says_which_template_was_written_for_the_table(
     columns: tuple[str, ...], hinted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

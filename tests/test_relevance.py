@@ -11,24 +11,29 @@ import numpy as np
 import pytest
 import torch
 
-from data.cohort import load_cohort
-from data.lung_means import PARTS, lung_means
-from data.phantom_cohort import PhantomOptions, make
+from data.load_cohort import load_cohort
+from data.lung_density import PARTS, lung_means
+from data.phantom.write import make
 from data.volumes import load
-from models.generator import Generator
+from models.networks.generator import Generator
 from models.pix2pixhd_model import Pix2PixHDModel
-from models.relevance import Relevance, features, regress, weigh
-from models.text_phrases import PhraseEncoder
-from models.text_table import TableEncoder
+from models.text.phrase_encoder import PhraseEncoder
+from models.text.relevance import Relevance, features, regress, weigh
+from models.text.table_encoder import TableEncoder
 from options.base_options import DataOptions
+from options.phantom_options import PhantomOptions
 from tests.atlas_run import discover, table
 from tests.commands import TINY, TrainedRun, command
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
-from util.checkpoint import find, load_state
+from util.training.checkpoint import find, load_state
 
 PATIENTS = 60
-VARIED = {"SMOKING HISTORY": "Never smoker,Current smoker", "RISK OCCUPATIONAL": "No,Yes", "SEX": "Male,Female",
-          "RISK PRECIPITINS": "No,Yes"}
+VARIED = {
+    "SMOKING HISTORY": "Never smoker,Current smoker",
+    "RISK OCCUPATIONAL": "No,Yes",
+    "SEX": "Male,Female",
+    "RISK PRECIPITINS": "No,Yes",
+}
 
 
 Told = list[list[tuple[str, str]]]
@@ -37,8 +42,14 @@ Told = list[list[tuple[str, str]]]
 def patients() -> Told:
     """Complete prompts of an age, of a habit with an effect, and of a blood group without."""
     draw = np.random.default_rng(0)
-    return [[(f"Patient age: {draw.integers(40, 80)}.", "AGE"), (f"SMOKING is {draw.choice(['Yes', 'No'])}", "SMOKING"),
-             (f"BLOOD GROUP is {draw.choice(['A', 'B', '0'])}", "BLOOD")] for _ in range(PATIENTS)]
+    return [
+        [
+            (f"Patient age: {draw.integers(40, 80)}.", "AGE"),
+            (f"SMOKING is {draw.choice(['Yes', 'No'])}", "SMOKING"),
+            (f"BLOOD GROUP is {draw.choice(['A', 'B', '0'])}", "BLOOD"),
+        ]
+        for _ in range(PATIENTS)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +60,19 @@ def told() -> Told:
 
 
 def means(noise: float) -> list[dict[str, float]]:
-    """Densities of their scans: smoking +40 HU, a year of age -1 HU, in the lower region half as much."""
+    """Densities of their scans: smoking +40 HU, a year of age -1 HU, in the lower region half as
+    much.
+    """
     draw = np.random.default_rng(2)
     made = []
     for (age, _), (smoking, _), _ in patients():
         here = -800 + 40 * smoking.endswith("Yes") - float(age.split()[-1].rstrip("."))
-        made.append({"upper": here + noise * draw.standard_normal(), "lower": here / 2 + noise * draw.standard_normal()})
+        made.append(
+            {
+                "upper": here + noise * draw.standard_normal(),
+                "lower": here / 2 + noise * draw.standard_normal(),
+            }
+        )
     return made
 
 
@@ -74,33 +92,57 @@ def shares(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) ->
     return relevance(encoder, told, found).shares
 
 
-def test_columns_with_an_effect_are_told_from_one_without(encoder: PhraseEncoder, told: Told) -> None:
+def test_columns_with_an_effect_are_told_from_one_without(
+    encoder: PhraseEncoder, told: Told
+) -> None:
     found = shares(encoder, told, means(noise=10.0))
     assert min(found["AGE"], found["SMOKING"]) > 0.8 and found["BLOOD"] < 0.2, found
 
 
 def test_rows_count_by_what_their_empty_cells_hide(encoder: PhraseEncoder, told: Told) -> None:
-    for noise, least, most in ((2.0, 0.0, 0.1), (60.0, 0.7, 1.0)):  # beside much noise, little is hidden
+    for noise, least, most in (
+        (2.0, 0.0, 0.1),
+        (60.0, 0.7, 1.0),
+    ):  # beside much noise, little is hidden
         weights = relevance(encoder, told, means(noise)).weights
         lacking = [{"AGE", "SMOKING", "BLOOD"} - {column for _, column in said} for said in told]
         for one, missing in zip(weights, lacking, strict=True):
-            assert (least <= one <= most) if missing & {"AGE", "SMOKING"} else one > 0.95, (noise, missing, one)
+            assert (least <= one <= most) if missing & {"AGE", "SMOKING"} else one > 0.95, (
+                noise,
+                missing,
+                one,
+            )
 
 
 def test_more_phrases_than_scans_stay_finite() -> None:
     draw = np.random.default_rng(3)
-    rows = [{(f"{column} is {draw.integers(9)}", False): 1.0 for column in "ABCDEFGH" if draw.random() > 0.2}
-            for _ in range(20)]
+    rows = [
+        {
+            (f"{column} is {draw.integers(9)}", False): 1.0
+            for column in "ABCDEFGH"
+            if draw.random() > 0.2
+        }
+        for _ in range(20)
+    ]
     groups = {feature: feature[0][0] for row in rows for feature in row}
     assert len(groups) > 2 * len(rows)
-    for responses in (draw.standard_normal((20, 3)), np.repeat(draw.standard_normal((20, 1)), 3, axis=1), np.ones((20, 3))):
+    for responses in (
+        draw.standard_normal((20, 3)),
+        np.repeat(draw.standard_normal((20, 1)), 3, axis=1),
+        np.ones((20, 3)),
+    ):
         found = regress(rows, groups, responses)
-        assert all(0 <= share <= 1 for share in found.shares.values()) and set(found.shares) == set("ABCDEFGH")
+        assert all(0 <= share <= 1 for share in found.shares.values()) and set(found.shares) == set(
+            "ABCDEFGH"
+        )
         assert np.isfinite(found.weights).all() and (found.weights > 0).all()
 
 
 def test_a_cell_that_is_mostly_empty_is_no_gap(told: Told) -> None:
-    rare = [[*said, ("PACEMAKER", "DEVICE")] if k % 3 == 0 else said for k, said in enumerate(patients())]
+    rare = [
+        [*said, ("PACEMAKER", "DEVICE")] if k % 3 == 0 else said
+        for k, said in enumerate(patients())
+    ]
     encoder = TableEncoder()
     encoder.fit([[text for text, _ in said] for said in rare])
     found = means(noise=2.0)
@@ -128,7 +170,9 @@ def test_neither_unit_nor_level_of_density_matters(encoder: PhraseEncoder, told:
 
 
 def test_phrases_are_as_loud_as_their_columns(
-    encoder: PhraseEncoder, told: Told, caplog: pytest.LogCaptureFixture,
+    encoder: PhraseEncoder,
+    told: Told,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     said = [["Patient age: 70.", "SMOKING is Yes"], ["BLOOD GROUP is A"]]
     before = encoder.encode(said)
@@ -161,7 +205,9 @@ def test_a_phrase_never_seen_is_as_loud_as_the_nearest(told: Told) -> None:
     assert size[0] / size[1] == pytest.approx(1 / 3)
 
 
-def test_few_scans_or_scans_without_lungs_change_nothing(encoder: PhraseEncoder, told: Told) -> None:
+def test_few_scans_or_scans_without_lungs_change_nothing(
+    encoder: PhraseEncoder, told: Told
+) -> None:
     found = means(noise=10.0)
     assert weigh(encoder, told[:19], found[:19]) == [1.0] * 19 and not encoder.shares
     assert weigh(encoder, told, [{} for _ in found]) == [1.0] * PATIENTS and not encoder.shares
@@ -186,25 +232,51 @@ def test_text_learns_from_a_scan_by_its_weight() -> None:
     (whole, of_text, rest), (one, first, same), (quarter, less, still) = found.values()
     assert torch.equal(whole, one) and torch.equal(whole, quarter)
     torch.testing.assert_close(less, of_text / 4)
-    assert not torch.allclose(first, of_text) and torch.equal(rest, same) and torch.equal(rest, still)
+    assert (
+        not torch.allclose(first, of_text) and torch.equal(rest, same) and torch.equal(rest, still)
+    )
 
 
 def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
-    cohort = make(PhantomOptions(OUT=str(tmp_path / "cohort"), cases=26, size=(24, 24, 16), seed=1, test_cases=2,
-                                 val_cases=1, missing=0.12, patient_sd=0.0))
+    cohort = make(
+        PhantomOptions(
+            OUT=str(tmp_path / "cohort"),
+            cases=26,
+            size=(24, 24, 16),
+            seed=1,
+            test_cases=2,
+            val_cases=1,
+            missing=0.12,
+            patient_sd=0.0,
+        )
+    )
     words = ("--dataroot", cohort, "--checkpoints_dir", tmp_path / "ck", *TINY)
     for name, flags in (("own", ()), ("alike", ("--no-text_relevance",))):
         done = command("train.py", "--name", name, *words, *flags)
         assert done.code == 0, done.text
         said = re.search("how loud its phrases are for it: (.*)\\.\n", done.text)
-        loud = {} if said is None else {c: float(v) for c, v in (one.rsplit(" ", 1) for one in said[1].split(", "))}
+        loud = (
+            {}
+            if said is None
+            else {c: float(v) for c, v in (one.rsplit(" ", 1) for one in said[1].split(", "))}
+        )
         state = load_state(find(tmp_path / "ck" / name / "latest"))
-        assert bool(loud) == bool(state["encoder_values"]["shares"]) == bool(state["weights"]) == (not flags)
+        assert (
+            bool(loud)
+            == bool(state["encoder_values"]["shares"])
+            == bool(state["weights"])
+            == (not flags)
+        )
         assert all(0 < w <= 1 for w in state["weights"].values())
-        run, silent = TrainedRun(tmp_path / "ck", name, cohort), {c for c, v in loud.items() if v < 0.195}
+        run, silent = (
+            TrainedRun(tmp_path / "ck", name, cohort),
+            {c for c, v in loud.items() if v < 0.195},
+        )
         done = run.test(tmp_path / "results", *(f"--vary={c}={v}" for c, v in VARIED.items()))
         assert done.code == 0, done.text
-        assert {c for c in VARIED if f"hardly told what {c} does" in done.text} == silent & set(VARIED)
+        assert {c for c in VARIED if f"hardly told what {c} does" in done.text} == silent & set(
+            VARIED
+        )
         done = discover(run, tmp_path / name, "--columns", ",".join(VARIED))
         assert done.code == 0, done.text
         warned = set(table(tmp_path / name, "cautions").query("kind == 'silent'")["column"])
@@ -212,10 +284,14 @@ def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_lung_means_are_those_of_the_files(prepared: bool, cohort_dir: Path, tmp_path: Path) -> None:
+def test_lung_means_are_those_of_the_files(
+    prepared: bool, cohort_dir: Path, tmp_path: Path
+) -> None:
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
-    found, = lung_means([case], data, tmp_path if prepared else None)
+    (found,) = lung_means([case], data, tmp_path if prepared else None)
     hu, mask = load(cohort_dir / "img" / f"{case.id}.nii.gz").array, load(case.mask).array
     assert set(found) == set(PARTS)
-    assert found["lungs"] == pytest.approx(float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean()), abs=0.5)
+    assert found["lungs"] == pytest.approx(
+        float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean()), abs=0.5
+    )

@@ -15,11 +15,11 @@ import psutil
 import pytest
 import torch
 
-from scripts import check_resume
+from benchmarks import check_resume
 from tests.commands import TINY, command
-from util import checkpoint
-from util.monitor import Monitor
-from util.trainer import Trainer
+from util.training import checkpoint
+from util.training.monitor import Monitor
+from util.training.trainer import Trainer
 
 STEPS = ("--max_steps", "8", "--save_latest_freq", "2", "--log_freq", "1", "--gpu_ids", "-1")
 
@@ -30,7 +30,17 @@ class Killed(BaseException):
 
 def train(cohort: Path, runs: Path, name: str, *words: str) -> tuple[int, str]:
     done = command(
-        "train.py", "--dataroot", cohort, "--checkpoints_dir", runs, "--name", name, *TINY, *STEPS, *words)
+        "train.py",
+        "--dataroot",
+        cohort,
+        "--checkpoints_dir",
+        runs,
+        "--name",
+        name,
+        *TINY,
+        *STEPS,
+        *words,
+    )
     return done.code, done.text
 
 
@@ -63,7 +73,8 @@ def raise_killed() -> None:
     raise Killed
 
 
-# --- kills ------------------------------------------------------------------------------------------------------------
+# --- kills ----------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
@@ -85,10 +96,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
 
 @pytest.mark.parametrize("moment", ["in a file", "between the renames"])
 def test_a_real_kill_in_a_save(moment: str, peace: Path, cohort_dir: Path, tmp_path: Path) -> None:
-    flags = ["--dataroot", str(cohort_dir), "--checkpoints_dir", str(tmp_path), "--name", "run", *TINY, *STEPS]
+    flags = [
+        "--dataroot",
+        str(cohort_dir),
+        "--checkpoints_dir",
+        str(tmp_path),
+        "--name",
+        "run",
+        *TINY,
+        *STEPS,
+    ]
     check_resume.kill_at(moment, flags, 4)
     left = sorted(p.name for p in (tmp_path / "run").glob("*latest*"))
-    assert left == ([".latest.writing", "latest"] if moment == "in a file" else [".latest.previous", ".latest.writing"])
+    assert left == (
+        [".latest.writing", "latest"]
+        if moment == "in a file"
+        else [".latest.previous", ".latest.writing"]
+    )
     assert checkpoint.load_state(checkpoint.find(tmp_path / "run" / "latest"))["step"] == 2
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
     assert code == 0, said
@@ -105,11 +129,16 @@ def test_differences_are_found(peace: Path, tmp_path: Path) -> None:
     parts = {part: checkpoint.load_part(tmp_path / "latest", part) for part in state["parts"]}
     checkpoint.save(tmp_path / "latest", {**parts, "D": weights, "G": {}}, {**state, "step": 7})
     found = check_resume.compare(peace / "latest", tmp_path / "latest")
-    assert found["D"] == pytest.approx(0.5, rel=1e-3) and found["G"] == float("inf") and found["step"] == 1
+    assert (
+        found["D"] == pytest.approx(0.5, rel=1e-3)
+        and found["G"] == float("inf")
+        and found["step"] == 1
+    )
     assert found["average"] == 0
 
 
-# --- signals ----------------------------------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -117,9 +146,13 @@ def test_sigterm_saves_and_says_so(
     workers: int, peace: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end_the_group() -> None:
-        """What a batch system does: every process of the job gets the signal, the data workers first."""
+        """What a batch system does: every process of the job gets the signal, the data workers
+        first.
+        """
         workers_now = [str(child.pid) for child in psutil.Process().children()]
-        if workers_now:  # by another program: of its parent a data worker takes it without complaint
+        if (
+            workers_now
+        ):  # by another program: of its parent a data worker takes it without complaint
             subprocess.run(["kill", "-TERM", *workers_now], check=True)
         time.sleep(0.2)  # a worker that dies of it is noticed meanwhile
         os.kill(os.getpid(), signal.SIGTERM)
@@ -127,7 +160,10 @@ def test_sigterm_saves_and_says_so(
     with monkeypatch.context() as patch:
         at_step(patch, 3, end_the_group)
         code, said = train(cohort_dir, tmp_path, "run", "--num_workers", str(workers))
-    assert code == 128 + signal.SIGTERM and "Stopped by SIGTERM after step 3; saved. Go on with --continue_train" in said
+    assert (
+        code == 128 + signal.SIGTERM
+        and "Stopped by SIGTERM after step 3; saved. Go on with --continue_train" in said
+    )
     assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 3
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train", "--num_workers", "0")
     assert code == 0, said
@@ -149,7 +185,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 4
 
 
-# --- what goes on -----------------------------------------------------------------------------------------------------
+# --- what goes on ---------------------------------------------------------------------------------
+# --------------------
 
 
 def test_validation_of_lost_steps_is_dropped(
@@ -167,11 +204,34 @@ def test_validation_of_lost_steps_is_dropped(
     assert [r["step"] for r in lines(tmp_path / "run") if "val_lung_mae_hu" in r] == [1, 2, 3, 4, 8]
 
 
-def test_local_enhancers_start_from_a_trained_global_generator(cohort_dir: Path, tmp_path: Path) -> None:
-    """Coarse to fine: the global generator of a run twice as wide, kept as it is while only the enhancers learn."""
-    code, said = train(cohort_dir, tmp_path, "coarse", "--ngf", "8", "--max_steps", "3", "--n_downsample_global", "1")
+def test_local_enhancers_start_from_a_trained_global_generator(
+    cohort_dir: Path, tmp_path: Path
+) -> None:
+    """Coarse to fine: the global generator of a run twice as wide, kept as it is while only the
+    enhancers learn.
+    """
+    code, said = train(
+        cohort_dir,
+        tmp_path,
+        "coarse",
+        "--ngf",
+        "8",
+        "--max_steps",
+        "3",
+        "--n_downsample_global",
+        "1",
+    )
     assert code == 0, said
-    fine = ("--n_local_enhancers", "1", "--n_downsample_global", "1", "--load_global", "coarse", "--max_steps", "2")
+    fine = (
+        "--n_local_enhancers",
+        "1",
+        "--n_downsample_global",
+        "1",
+        "--load_global",
+        "coarse",
+        "--max_steps",
+        "2",
+    )
     code, said = train(cohort_dir, tmp_path, "fine", *fine, "--niter_fix_global", "99")
     assert code == 0, said
     begun = checkpoint.load_part(tmp_path / "coarse" / "latest", "average")

@@ -1,4 +1,6 @@
-"""Resampled, folded and shuffled training cases, and the smallest effect that a cohort can detect."""
+"""Resampled, folded and shuffled training cases, and the smallest effect that a cohort can
+detect.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from data.cohort import Cohort, load_cohort
-from data.power import detectable, smallest_effect
-from data.sample import fold_cases, resample
+from data.cohort import Cohort
+from data.load_cohort import load_cohort
+from data.resampling import fold_cases, resample
 from options.base_options import DataOptions
+from pipelines.power import detectable, smallest_effect
 from tests.commands import TINY, TrainedRun, command, refused, train
 from util.cli import UserError
 
 
 def load(root: Path, seed: int = 0, **options: object) -> Cohort:
-    return load_cohort(replace(DataOptions(dataroot=str(root), template="aiib23"), **options), seed=seed, check=False)  # type: ignore[arg-type]
+    return load_cohort(
+        replace(DataOptions(dataroot=str(root), template="aiib23"), **options),
+        seed=seed,
+        check=False,
+    )  # type: ignore[arg-type]
 
 
 def column(cohort: Cohort, name: str, split: str) -> list[str]:
@@ -27,8 +34,10 @@ def column(cohort: Cohort, name: str, split: str) -> list[str]:
 
 def test_permuting_moves_columns_together_over_the_training_cases_alone(cohort_dir: Path) -> None:
     plain, moved = load(cohort_dir), load(cohort_dir, seed=3, permute=("AGE", "SEX"))
+
     def pairs(c: Cohort) -> list[tuple[str, str]]:
         return list(zip(column(c, "AGE", "train"), column(c, "SEX", "train"), strict=True))
+
     assert pairs(plain) != pairs(moved) and Counter(pairs(plain)) == Counter(pairs(moved))
     assert column(plain, "DIAGNOSIS", "train") == column(moved, "DIAGNOSIS", "train")
     for split in ("val", "test"):
@@ -57,20 +66,28 @@ def test_resampling_draws_patients_with_all_their_cases() -> None:
 def test_a_resampled_cohort_holds_cases_as_often_as_they_were_drawn(cohort_dir: Path) -> None:
     cohort = load(cohort_dir, seed=1, resample=True)
     train = [case.id for case in cohort.split("train")]
-    assert len(train) == 9 and len(set(train)) < 9 and Counter(train) == Counter(cohort.splits["train"])
+    assert (
+        len(train) == 9
+        and len(set(train)) < 9
+        and Counter(train) == Counter(cohort.splits["train"])
+    )
     assert set(train) <= set(load(cohort_dir).splits["train"])
 
 
 def test_folds_part_the_patients_whatever_the_seed(cohort_dir: Path) -> None:
     everyone = set(load(cohort_dir).splits["train"])
-    left = [everyone - set(load(cohort_dir, seed=k, fold=f"{k}/3").splits["train"]) for k in (1, 2, 3)]
+    left = [
+        everyone - set(load(cohort_dir, seed=k, fold=f"{k}/3").splits["train"]) for k in (1, 2, 3)
+    ]
     assert all(left) and set.union(*left) == everyone and sum(map(len, left)) == len(everyone)
     patients = {"a1": "A", "a2": "A", "b": "B", "c": "C"}
     parts = [fold_cases(list(patients), patients, f"{k}/3") for k in (1, 2, 3)]
     assert sorted(c for part in parts for c in part) == list(patients) and ["a1", "a2"] in parts
 
 
-@pytest.mark.parametrize(("fold", "said"), [*((f, "k/K") for f in ("3", "0/3", "4/3", "1/1")), ("1/40", "only 9")])
+@pytest.mark.parametrize(
+    ("fold", "said"), [*((f, "k/K") for f in ("3", "0/3", "4/3", "1/1")), ("1/40", "only 9")]
+)
 def test_folds_that_are_none(cohort_dir: Path, fold: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load(cohort_dir, fold=fold)
@@ -82,7 +99,9 @@ def test_splits_of_another_file_are_obeyed(cohort_dir: Path, tmp_path: Path) -> 
     assert load(cohort_dir, splits=str(path)).splits["train"] == ("phantom_001", "phantom_002")
 
 
-def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(cohort_dir: Path, tmp_path: Path) -> None:
+def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(
+    cohort_dir: Path, tmp_path: Path
+) -> None:
     words = ("--permute", "AGE", "--resample", "--seed", "1", "--val_cases", "0")
     done = train(cohort_dir, tmp_path / "ck", *words)
     assert done.code == 0, done.text
@@ -96,7 +115,9 @@ def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(cohort_dir: P
     done = run.test(tmp_path / "results", "--split", "train", "--vary", "SEX=Male,Female")
     assert done.code == 0, done.text
     lines = (tmp_path / "results" / "new" / "train_latest" / "volumes.csv").read_text().splitlines()
-    assert sum(",own," in line for line in lines) == 9  # each case once, and rows as the table has them
+    assert (
+        sum(",own," in line for line in lines) == 9
+    )  # each case once, and rows as the table has them
 
 
 def test_power_is_that_of_a_t_test() -> None:
@@ -108,7 +129,10 @@ def test_power_is_that_of_a_t_test() -> None:
 def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -> None:
     done = train(cohort_dir, tmp_path / "ck", "--dry_run")
     assert done.code == 0, done.text
-    assert "Smallest effect on mean lung density that 9 training cases can detect (80 % power" in done.text
+    assert (
+        "Smallest effect on mean lung density that 9 training cases can detect (80 % power"
+        in done.text
+    )
     text = smallest_effect(load(cohort_dir).split("train")[:2], DataOptions())
     assert "2 training scans with lungs are too few" in text
 

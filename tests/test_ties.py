@@ -1,4 +1,6 @@
-"""Attributes that go together: how closely, what is warned of, and how much wider their intervals are."""
+"""Attributes that go together: how closely, what is warned of, and how much wider their
+intervals are.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +8,62 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from util.atlas import cautions, intervals
-from util.atlas.contrasts import Attribute
-from util.atlas.ties import association, widened
+from pipelines.atlas.statistics import cautions, intervals
+from pipelines.atlas.statistics.contrasts import Attribute
+from pipelines.atlas.statistics.ties import association, widened
 
 A = Attribute("A", "exposure", "category", ("no", "yes"), {"no": 50, "yes": 50})
-B = Attribute("B", "exposure", "category", ("low", "mid", "high"), {"low": 50, "mid": 25, "high": 25})
+B = Attribute(
+    "B", "exposure", "category", ("low", "mid", "high"), {"low": 50, "mid": 25, "high": 25}
+)
 AGE = Attribute("AGE", "demographic", "number", ("40", "60", "80"), {"60": 100})
 STRONG = {"column": "A", "other": "B", "measure": "Cramer's V", "value": 0.7, "cases": 90}
 # Of those without A one in five has B high, of those with A four in five.
-TABLE = pd.DataFrame({"A": ["no"] * 5 + ["yes"] * 5 + ["", "yes"], "B": ["low"] * 4 + ["high"] * 5 + ["low", "high", ""],
-                      "AGE": ["50"] * 5 + ["70"] * 5 + ["60", ""]})
+TABLE = pd.DataFrame(
+    {
+        "A": ["no"] * 5 + ["yes"] * 5 + ["", "yes"],
+        "B": ["low"] * 4 + ["high"] * 5 + ["low", "high", ""],
+        "AGE": ["50"] * 5 + ["70"] * 5 + ["60", ""],
+    }
+)
 
 
 def effects() -> pd.DataFrame:
     """A does +10 HU, B high +30 HU and mid -5 HU, age -1 HU a year; refits 4 HU to either side."""
-    rows = [("A", "category", "no", "yes", 10.0), ("B", "category", "low", "mid", -5.0),
-            ("B", "category", "low", "high", 30.0), ("AGE", "quantiles", "40", "80", -40.0), ("AGE", "slope", "", "", -1.0)]
-    made = pd.DataFrame([{"contrast": f"{column}={end}", "column": column, "kind": kind, "from": start, "to": end,
-                          "region": region, "generated_hu": hu * loud}
-                         for region, loud in (("lungs", 1.0), ("upper", 2.0)) for column, kind, start, end, hu in rows])
-    return made.assign(refit_low_hu=made["generated_hu"] - 4, refit_high_hu=made["generated_hu"] + 4)
+    rows = [
+        ("A", "category", "no", "yes", 10.0),
+        ("B", "category", "low", "mid", -5.0),
+        ("B", "category", "low", "high", 30.0),
+        ("AGE", "quantiles", "40", "80", -40.0),
+        ("AGE", "slope", "", "", -1.0),
+    ]
+    made = pd.DataFrame(
+        [
+            {
+                "contrast": f"{column}={end}",
+                "column": column,
+                "kind": kind,
+                "from": start,
+                "to": end,
+                "region": region,
+                "generated_hu": hu * loud,
+            }
+            for region, loud in (("lungs", 1.0), ("upper", 2.0))
+            for column, kind, start, end, hu in rows
+        ]
+    )
+    return made.assign(
+        refit_low_hu=made["generated_hu"] - 4, refit_high_hu=made["generated_hu"] + 4
+    )
 
 
 def of(found: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[float, float]:
     """How much wider an interval is than what refits say, below and above; HU."""
     row = found[(found["contrast"] == contrast) & (found["region"] == region)].iloc[0]
-    below, above = row["refit_low_hu"] - (row["generated_hu"] - 4), row["refit_high_hu"] - (row["generated_hu"] + 4)
+    below, above = (
+        row["refit_low_hu"] - (row["generated_hu"] - 4),
+        row["refit_high_hu"] - (row["generated_hu"] + 4),
+    )
     assert (row["tied_low_hu"], row["tied_high_hu"]) == pytest.approx((below, above))
     return below, above
 
@@ -42,9 +73,15 @@ def test_ties_are_measured_for_every_kind_of_pair() -> None:
     a = pd.Series(rng.choice(["x", "y", "z"], 300))
     b = a.where(rng.random(300) < 0.7, rng.choice(["x", "y", "z"], 300))
     number = pd.Series(rng.normal(size=300) + 3 * (a == "x")).astype(str)
-    assert association(a, b, ("category", "category"))[:2] == ("Cramer's V", pytest.approx(0.7, abs=0.08))
+    assert association(a, b, ("category", "category"))[:2] == (
+        "Cramer's V",
+        pytest.approx(0.7, abs=0.08),
+    )
     assert association(a, pd.Series(rng.permutation(a)), ("category", "category"))[1] < 0.12
-    assert association(a, number, ("category", "number"))[:2] == ("correlation ratio", pytest.approx(0.82, abs=0.06))
+    assert association(a, number, ("category", "number"))[:2] == (
+        "correlation ratio",
+        pytest.approx(0.82, abs=0.06),
+    )
     assert association(number, number, ("number", "number"))[:2] == ("Spearman", pytest.approx(1))
     assert association(a, pd.Series([""] * 300), ("category", "category"))[1:] == (0.0, 0)
 
@@ -55,7 +92,11 @@ def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
     assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
     assert not cautions.tie_cautions([{**rows[0], "cases": 5}], {})
     outcome = cautions.tie_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
-    assert outcome.forbids and (outcome.column, outcome.other) == ("B", "") and "B, which comes after" in outcome.text
+    assert (
+        outcome.forbids
+        and (outcome.column, outcome.other) == ("B", "")
+        and "B, which comes after" in outcome.text
+    )
 
 
 def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:
@@ -70,28 +111,48 @@ def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:
 
 def test_an_opposite_effect_widens_to_one_side() -> None:
     found = widened(effects(), [{**STRONG, "other": "AGE"}], TABLE, [A, B, AGE], {})
-    assert of(found, "A=yes") == pytest.approx((-20 - 10, 0))  # those with A are 20 years older: -20 HU
-    assert of(found, "AGE=80") == pytest.approx((0, 40 + 10 * 40 / 20))  # in 20 years all have A, in 40 twice that
+    assert of(found, "A=yes") == pytest.approx(
+        (-20 - 10, 0)
+    )  # those with A are 20 years older: -20 HU
+    assert of(found, "AGE=80") == pytest.approx(
+        (0, 40 + 10 * 40 / 20)
+    )  # in 20 years all have A, in 40 twice that
     assert of(found, "AGE=") == pytest.approx((0, 1 + 10 / 20))
 
 
 def test_only_effects_in_doubt_are_widened() -> None:
-    assert of(widened(effects(), [{**STRONG, "value": 0.4}], TABLE, [A, B, AGE], {}), "A=yes") == (0, 0)
-    assert of(widened(effects(), [{**STRONG, "cases": 5}], TABLE, [A, B, AGE], {}), "A=yes") == (0, 0)
+    assert of(widened(effects(), [{**STRONG, "value": 0.4}], TABLE, [A, B, AGE], {}), "A=yes") == (
+        0,
+        0,
+    )
+    assert of(widened(effects(), [{**STRONG, "cases": 5}], TABLE, [A, B, AGE], {}), "A=yes") == (
+        0,
+        0,
+    )
     later = widened(effects(), [STRONG], TABLE, [A, B, AGE], {"B": "outcome"})
     assert of(later, "A=yes") == (0, 0) and of(later, "B=high") == pytest.approx((-10.8, 6))
-    assert of(widened(effects(), [STRONG], TABLE, [A, AGE], {}), "A=yes") == (0, 0)  # the effect of B was not looked at
+    assert of(widened(effects(), [STRONG], TABLE, [A, AGE], {}), "A=yes") == (
+        0,
+        0,
+    )  # the effect of B was not looked at
 
 
 def test_without_refits_there_is_still_no_interval() -> None:
     none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect_hu"])
-    found = widened(intervals.with_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
-                    [STRONG], TABLE, [A, B], {})
+    found = widened(
+        intervals.with_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
+        [STRONG],
+        TABLE,
+        [A, B],
+        {},
+    )
     assert found["refit_low_hu"].isna().all() and found["tied_high_hu"].max() > 0
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Divides a tied effect the same way whatever patients are drawn, as a network that stops early does."""
+    """Divides a tied effect the same way whatever patients are drawn, as a network that stops
+    early does.
+    """
     centred = x - x.mean(0)
     return np.linalg.solve(centred.T @ centred + 3 * np.eye(2), centred.T @ (y - y.mean()))
 
@@ -101,12 +162,26 @@ def test_where_ties_hide_the_truth_the_intervals_still_hold_it() -> None:
     yes_no = [Attribute(c, "exposure", "category", ("no", "yes"), {}) for c in "AB"]
     for _ in range(20):
         a = rng.random(90) < 0.5
-        x = np.column_stack([a, np.where(rng.random(90) < 0.8, a, rng.random(90) < 0.5)]).astype(float)
+        x = np.column_stack([a, np.where(rng.random(90) < 0.8, a, rng.random(90) < 0.5)]).astype(
+            float
+        )
         hu = x @ (40, 10) + rng.normal(0, 10, 90)
         drawn = [ridge(x[i], hu[i]) for i in rng.integers(0, 90, (6, 90))]
-        rows = pd.DataFrame([{"contrast": c, "column": c, "kind": "category", "from": "no", "to": "yes", "region": "lungs",
-                              "generated_hu": hu_of, **intervals.refit_interval(hu_of, [d[i] for d in drawn])}
-                             for i, (c, hu_of) in enumerate(zip("AB", ridge(x, hu), strict=True))])
+        rows = pd.DataFrame(
+            [
+                {
+                    "contrast": c,
+                    "column": c,
+                    "kind": "category",
+                    "from": "no",
+                    "to": "yes",
+                    "region": "lungs",
+                    "generated_hu": hu_of,
+                    **intervals.refit_interval(hu_of, [d[i] for d in drawn]),
+                }
+                for i, (c, hu_of) in enumerate(zip("AB", ridge(x, hu), strict=True))
+            ]
+        )
         table = pd.DataFrame(np.where(x > 0, "yes", "no"), columns=["A", "B"])
         held += holding(widened(rows, [STRONG], table, yes_no, {}))
         without += holding(rows)

@@ -1,4 +1,6 @@
-"""The training loop on a tiny GAN: schedule, averaging, accumulation, stopping, and going on to the last bit."""
+"""The training loop on a tiny GAN: schedule, averaging, accumulation, stopping, and going on to
+the last bit.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +19,49 @@ from torch import Tensor
 
 from models.pix2pixhd_model import Pix2PixHDModel
 from tests.networks import LABELS, WIDTH, batch, text, train_options
-from util import checkpoint
 from util.cli import UserError
-from util.devices import make_accelerator, make_device
-from util.trainer import RunStopped, Trainer
+from util.training import checkpoint
+from util.training.devices import make_accelerator, make_device
+from util.training.trainer import RunStopped, Trainer
 
 Feed = Iterator[dict[str, Any]]
 
 
-def make(precision: str = "fp32", settings: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+def make(
+    precision: str = "fp32", settings: dict[str, Any] | None = None, **changes: Any
+) -> Trainer:
     """A trainer of eight steps with a fresh model of seed 0."""
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
     model = Pix2PixHDModel(train_options(**changes), LABELS, WIDTH)
-    values: dict[str, Any] = {"steps": 8, "constant_steps": 4, "steps_per_epoch": 2, **(settings or {})}
+    values: dict[str, Any] = {
+        "steps": 8,
+        "constant_steps": 4,
+        "steps_per_epoch": 2,
+        **(settings or {}),
+    }
     return Trainer(model, make_accelerator(precision, "-1"), **values)
 
 
 def batches(trainer: Trainer, parts: int = 1) -> Feed:
-    """The batches from the trainer's step on; a step's samples are the same in however many parts they come."""
+    """The batches from the trainer's step on; a step's samples are the same in however many
+    parts they come.
+    """
     assert isinstance(trainer.model, Pix2PixHDModel)
     for step in itertools.count(trainer.step):
-        made, said, other = batch(trainer.model.options, 2, seed=step), text(seed=step), text(seed=step + 99)
+        made, said, other = (
+            batch(trainer.model.options, 2, seed=step),
+            text(seed=step),
+            text(seed=step + 99),
+        )
         for i in range(parts):
             cut = slice(i * 2 // parts, (i + 1) * 2 // parts)
-            yield {**{k: v[cut] for k, v in made.items()}, "texts": [
-                type(t)(t.tokens[cut], t.valid[cut], t.pooled[cut]) for t in (said, other)]}
+            yield {
+                **{k: v[cut] for k, v in made.items()},
+                "texts": [
+                    type(t)(t.tokens[cut], t.valid[cut], t.pooled[cut]) for t in (said, other)
+                ],
+            }
 
 
 def embed(made: Any) -> tuple[Any, Any]:
@@ -51,7 +70,9 @@ def embed(made: Any) -> tuple[Any, Any]:
 
 
 def fit(
-    trainer: Trainer, until: int | None = None, after: Callable[[int, dict[str, Tensor]], None] = lambda step, terms: None,
+    trainer: Trainer,
+    until: int | None = None,
+    after: Callable[[int, dict[str, Tensor]], None] = lambda step, terms: None,
     feed: Feed | None = None,
 ) -> int | None:
     return trainer.fit(feed or batches(trainer, trainer.accumulate), embed, after, until)
@@ -71,12 +92,16 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float((a - b).norm() / a.norm())
 
 
-# --- schedule, average, clipping --------------------------------------------------------------------------------------
+# --- schedule, average, clipping
+# --------------------------------------------------------------------------------------
 
 
 def test_learning_rate_is_constant_then_falls_to_zero() -> None:
     trainer, rates = make(lr=1e-3, lr_D=4e-3), list[float]()
-    fit(trainer, after=lambda step, terms: rates.append(trainer.optimizers["G"].param_groups[0]["lr"]))
+    fit(
+        trainer,
+        after=lambda step, terms: rates.append(trainer.optimizers["G"].param_groups[0]["lr"]),
+    )
     assert rates == pytest.approx([1e-3 * share for share in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)])
     assert trainer.optimizers["D"].param_groups[0]["lr"] == pytest.approx(1e-3)
 
@@ -86,7 +111,8 @@ def test_text_unit_learns_at_its_own_rate() -> None:
     rates = {id(p): g["base_lr"] for g in trainer.optimizers["G"].param_groups for p in g["params"]}
     of = {name: rates.pop(id(p)) for name, p in trainer.model.raw["G"].named_parameters()}
     assert not rates and {name: rate for name, rate in of.items() if rate != 1e-3} == {
-        name: pytest.approx(4e-3) for name in of if name.startswith("effect")}
+        name: pytest.approx(4e-3) for name in of if name.startswith("effect")
+    }
 
 
 def test_average_follows_its_formula() -> None:
@@ -95,14 +121,20 @@ def test_average_follows_its_formula() -> None:
 
     def follow(step: int, terms: dict[str, Tensor]) -> None:
         now = own.state_dict()["head.weight"]
-        # The first average is the network itself; then the memory grows with the steps, up to the decay.
+        # The first average is the network itself; then the memory grows with the steps, up to the
+        # decay.
         decay = min(0.5, step / (9 + step))
         expected.append(now.clone() if step == 1 else expected[-1] * decay + now * (1 - decay))
 
     fit(trainer, after=follow)
-    assert torch.allclose(trainer.generating_network().state_dict()["head.weight"], expected[-1], atol=1e-6)
+    assert torch.allclose(
+        trainer.generating_network().state_dict()["head.weight"], expected[-1], atol=1e-6
+    )
     assert trainer.generating_network() is not own
-    assert make(settings={"ema": 0.0}).generating_network().state_dict().keys() == own.state_dict().keys()
+    assert (
+        make(settings={"ema": 0.0}).generating_network().state_dict().keys()
+        == own.state_dict().keys()
+    )
 
 
 def test_no_average_on_demand() -> None:
@@ -116,7 +148,9 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
         original = optimizer.step
 
         def step(original: Any = original, name: str = name) -> None:
-            grads = [p.grad.flatten() for p in trainer.model.raw[name].parameters() if p.grad is not None]
+            grads = [
+                p.grad.flatten() for p in trainer.model.raw[name].parameters() if p.grad is not None
+            ]
             norms.append(float(torch.cat(grads).norm()))
             original()
 
@@ -125,11 +159,14 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(norms) == 4 and max(norms) <= 0.01 * 1.001 and max(norms) > 0.0099
 
 
-# --- accumulation, coarse to fine -------------------------------------------------------------------------------------
+# --- accumulation, coarse to fine
+# -------------------------------------------------------------------------------------
 
 
 def test_accumulation_equals_a_large_batch() -> None:
-    """To rounding; the generator of a GAN sees its discriminator change between its parts, so it stands alone here."""
+    """To rounding; the generator of a GAN sees its discriminator change between its parts, so it
+    stands alone here.
+    """
     found = {}
     for parts in (1, 2):
         trainer = make(settings={"accumulate": parts}, lambda_gan=0.0, lambda_feat=0.0)
@@ -152,16 +189,26 @@ def test_global_generator_waits_for_its_epoch() -> None:
 
     def look(step: int, terms: dict[str, Tensor]) -> None:
         changed = {k for k, v in weights(trainer).items() if not torch.equal(v, begin[k])}
-        seen.append((any(k.startswith("global_generator") for k in changed), any("enhancers" in k for k in changed)))
+        seen.append(
+            (
+                any(k.startswith("global_generator") for k in changed),
+                any("enhancers" in k for k in changed),
+            )
+        )
 
     fit(trainer, 4, look)
     assert seen == [(False, True)] * 4
-    assert all(torch.equal(average[k], v) for k, v in begun_average.items() if k.startswith("global_generator"))
+    assert all(
+        torch.equal(average[k], v)
+        for k, v in begun_average.items()
+        if k.startswith("global_generator")
+    )
     fit(trainer, 5, look)
     assert seen[-1] == (True, True)
 
 
-# --- what stops a run -------------------------------------------------------------------------------------------------
+# --- what stops a run
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_before_weights_change() -> None:
@@ -174,7 +221,9 @@ def test_a_loss_that_is_not_finite_stops_before_weights_change() -> None:
         for made in feed:
             yield {**made, "image": made["image"] * float("nan")}
 
-    with pytest.raises(RunStopped, match=r"The loss of D is nan in step 3 \(D nan\).*--continue_train") as error:
+    with pytest.raises(
+        RunStopped, match=r"The loss of D is nan in step 3 \(D nan\).*--continue_train"
+    ) as error:
         fit(trainer, 4, feed=spoiled())
     assert error.value.code == 1 and trainer.step == 2
     assert all(equal(before[name], weights(trainer, name)) for name in before)
@@ -193,7 +242,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     before = (tmp_path / "latest" / "G.safetensors").read_bytes()
     with torch.no_grad():
         next(trainer.model.raw["G"].parameters())[0, 0, 0, 0, 0] = float("nan")
-    with pytest.raises(RunStopped, match=r"weights of G are not finite \(global_generator\.stem\.0\.weight and 0 more\)"):
+    with pytest.raises(
+        RunStopped,
+        match=r"weights of G are not finite \(global_generator\.stem\.0\.weight and 0 more\)",
+    ):
         trainer.save(tmp_path / "latest", {}, {})
     assert (tmp_path / "latest" / "G.safetensors").read_bytes() == before
 
@@ -201,7 +253,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_its_step(number: signal.Signals) -> None:
     trainer, handlers = make(), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-    received = fit(trainer, after=lambda step, terms: os.kill(os.getpid(), number) if step == 3 else None)
+    received = fit(
+        trainer, after=lambda step, terms: os.kill(os.getpid(), number) if step == 3 else None
+    )
     assert received == number and trainer.step == 3
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
@@ -217,7 +271,8 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
         fit(trainer, after=twice)
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -235,12 +290,18 @@ def test_a_run_that_goes_on_is_the_run(precision: str, channels_last: bool, tmp_
     assert second.step == 3 and checkpoint.load_state(tmp_path / "latest")["labels"] == [0]
     fit(second, 6)
     assert all(equal(weights(straight, name), weights(second, name)) for name in straight.model.raw)
-    assert equal(straight.generating_network().state_dict(), second.generating_network().state_dict())
+    assert equal(
+        straight.generating_network().state_dict(), second.generating_network().state_dict()
+    )
     for name in straight.model.raw:
         kept = [checkpoint.optimizer_tensors(t.optimizers[name]) for t in (straight, second)]
         assert equal(*kept)
     layout = {p.stride() for p in second.model.raw["G"].parameters() if p.ndim == 5}
-    moments = {s["exp_avg"].stride() for s in second.optimizers["G"].state.values() if s["exp_avg"].ndim == 5}
+    moments = {
+        s["exp_avg"].stride()
+        for s in second.optimizers["G"].state.values()
+        if s["exp_avg"].ndim == 5
+    }
     assert moments == layout
 
 
@@ -250,11 +311,14 @@ def test_another_model_cannot_go_on(tmp_path: Path) -> None:
         make(ngf=8).load(tmp_path / "latest")
 
 
-# --- devices ----------------------------------------------------------------------------------------------------------
+# --- devices --------------------------------------------------------------------------------------
+# --------------------
 
 
 def test_half_precision_needs_a_gpu() -> None:
-    with pytest.raises(UserError, match=r"--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32"):
+    with pytest.raises(
+        UserError, match=r"--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32"
+    ):
         make("fp16")
     assert make("bf16").accelerator.mixed_precision == "bf16"
     assert make("fp32").accelerator.mixed_precision == "no"
@@ -269,12 +333,15 @@ def test_gpus_that_do_not_exist() -> None:
     assert make_device("-1").type == "cpu"
 
 
-def test_features_of_the_discriminator_stay_in_half_precision(caplog: pytest.LogCaptureFixture) -> None:
+def test_features_of_the_discriminator_stay_in_half_precision(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Accelerate would turn every output of a network to fp32, at the price of a copy."""
     trainer = make("bf16")
     caplog.set_level(logging.WARNING)
     made = batch(train_options())
     with trainer.accelerator.autocast():
         judged, _ = trainer.model.networks["D"](
-            made["image"], torch.cat([made["mask"], made["coords"]], 1), text().pooled)
+            made["image"], torch.cat([made["mask"], made["coords"]], 1), text().pooled
+        )
     assert judged[0].features[0].dtype == torch.bfloat16 and judged[0].scores.dtype == torch.float32

@@ -1,4 +1,6 @@
-"""What is unusual in a scan: the map finds what was planted, its alarms are counted, and the page says what it is not."""
+"""What is unusual in a scan: the map finds what was planted, its alarms are counted, and the
+page says what it is not.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,24 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.anomaly import ball
 from data.volumes import load
+from options.anomaly_options import AnomalyCommand
 from options.parser import parse
-from scripts import unusual
-from scripts.benchmark_unusual import ball
+from pipelines.anomaly import run as anomaly
+from pipelines.anomaly.spread import Calibration, Compared, Scans, conformal_threshold
+from pipelines.anomaly.strongest import FINDING_COLUMNS, finding_rows, numbered, sentence, strongest
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
-from util.regions import regions
-from util.unusual.spread import Calibration, Compared, Scans, conformal_threshold
-from util.unusual.strongest import FINDING_COLUMNS, finding_rows, numbered, sentence, strongest
+from util.metrics.regions import regions
 
 SHAPE, SPACING = (24, 20, 18), (5.0, 5.0, 6.0)
 
 
 def scan(seed: int, edge_sd: float = 60.0) -> Compared:
-    """A scan that differs from what is expected by little (SD 10 HU), but by much in one slab that the generator blurs."""
+    """A scan that differs from what is expected by little (SD 10 HU), but by much in one slab
+    that the generator blurs.
+    """
     rng = np.random.default_rng(seed)
     where = np.zeros(SHAPE, bool)
     where[2:-2, 2:-2, 2:-2] = True
@@ -35,7 +40,9 @@ def scan(seed: int, edge_sd: float = 60.0) -> Compared:
     mean[10:13] = -600
     sd = np.full(SHAPE, 3.0, np.float32)
     spread = np.where(mean > -700, edge_sd, 10.0)
-    return Compared(f"s{seed}", (mean + 5 + rng.normal(0, spread)).astype(np.float32), mean, sd, where, SPACING)
+    return Compared(
+        f"s{seed}", (mean + 5 + rng.normal(0, spread)).astype(np.float32), mean, sd, where, SPACING
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def calibration() -> Calibration:
 
 def labels() -> NDArray[np.uint8]:
     found = np.where(scan(0).where, 1, 0).astype(np.uint8)
-    found[SHAPE[0] // 2:][found[SHAPE[0] // 2:] == 1] = 2
+    found[SHAPE[0] // 2 :][found[SHAPE[0] // 2 :] == 1] = 2
     return found
 
 
@@ -54,27 +61,51 @@ def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> N
     share = np.zeros(SHAPE)
     share[5:7, 8:10, 6:8] = 1
     planted = replace(fresh, real=fresh.real + np.float32(150) * share.astype(np.float32))
-    found = strongest(calibration.map(planted), regions(labels(), SPACING), calibration.threshold, 3)
-    assert found[0].strong and found[0].peak > 0 and share[found[0].at] == 1 and "left lung" in found[0].place
+    found = strongest(
+        calibration.map(planted), regions(labels(), SPACING), calibration.threshold, 3
+    )
+    assert (
+        found[0].strong
+        and found[0].peak > 0
+        and share[found[0].at] == 1
+        and "left lung" in found[0].place
+    )
     assert abs(found[1].peak) < found[0].peak / 1.5
     less = replace(fresh, real=fresh.real - np.float32(150) * share.astype(np.float32))
-    assert strongest(calibration.map(less), {}, calibration.threshold, 1)[0].peak < -calibration.threshold
+    assert (
+        strongest(calibration.map(less), {}, calibration.threshold, 1)[0].peak
+        < -calibration.threshold
+    )
 
 
 def test_differences_that_are_usual_at_their_place_are_not_strong(calibration: Calibration) -> None:
     """The slab varies six times as much as the rest; its peaks in the map are no higher."""
     maps = [np.abs(calibration.map(scan(k))) for k in range(50, 54)]
-    slab, rest = (np.mean([m[where].mean() for m in maps]) for where in (np.s_[10:13, 3:-3, 3:-3], np.s_[4:9, 3:-3, 3:-3]))
+    slab, rest = (
+        np.mean([m[where].mean() for m in maps])
+        for where in (np.s_[10:13, 3:-3, 3:-3], np.s_[4:9, 3:-3, 3:-3])
+    )
     assert 0.6 < slab / rest < 1.6
-    assert abs(np.mean([calibration.map(scan(k))[scan(0).where].mean() for k in range(50, 54)])) < 0.2  # the 5 HU are bias
+    assert (
+        abs(np.mean([calibration.map(scan(k))[scan(0).where].mean() for k in range(50, 54)])) < 0.2
+    )  # the 5 HU are bias
 
 
 def test_false_alarms_are_held_and_told(calibration: Calibration) -> None:
-    alarms = [np.abs(calibration.map(scan(k))).max() > calibration.threshold for k in range(100, 130)]
+    alarms = [
+        np.abs(calibration.map(scan(k))).max() > calibration.threshold for k in range(100, 130)
+    ]
     assert np.mean(alarms) < 0.35
-    assert 0 <= calibration.rate() <= 0.3 and set(calibration.highest) == {f"s{k}" for k in range(10)}
+    assert 0 <= calibration.rate() <= 0.3 and set(calibration.highest) == {
+        f"s{k}" for k in range(10)
+    }
     values = [float(v) for v in range(1, 20)]
-    assert [conformal_threshold(values, share) for share in (0.5, 0.1, 0.05, 0.001)] == [10, 18, 19, 19]
+    assert [conformal_threshold(values, share) for share in (0.5, 0.1, 0.05, 0.001)] == [
+        10,
+        18,
+        19,
+        19,
+    ]
 
 
 def test_a_scan_is_never_judged_by_a_fit_to_itself(calibration: Calibration) -> None:
@@ -86,8 +117,13 @@ def test_marked_voxels_are_not_learnt_as_usual() -> None:
     marked = np.zeros(SHAPE, bool)
     marked[5:8, 8:11, 6:9] = True
     ill = [replace(scan(k), real=scan(k).real + np.float32(300) * marked) for k in range(4)]
-    plain, told = (Calibration.fit(s, 12.0, 0.1) for s in (ill, [replace(s, marked=marked) for s in ill]))
-    assert told.map(ill[0])[6, 9, 7] > 2 * plain.map(ill[0])[6, 9, 7] and told.threshold < told.map(ill[0])[6, 9, 7]
+    plain, told = (
+        Calibration.fit(s, 12.0, 0.1) for s in (ill, [replace(s, marked=marked) for s in ill])
+    )
+    assert (
+        told.map(ill[0])[6, 9, 7] > 2 * plain.map(ill[0])[6, 9, 7]
+        and told.threshold < told.map(ill[0])[6, 9, 7]
+    )
 
 
 def test_one_scan_is_too_few() -> None:
@@ -111,7 +147,10 @@ def test_regions_do_not_touch_and_are_told() -> None:
     found[4:6, 4:6, 4:6], found[4, 4, 4] = 5, 9
     found[18, 15, 14] = -7
     made = strongest(found, regions(labels(), SPACING), 8.0, 5)
-    assert [(f.at, f.peak, f.strong) for f in made[:2]] == [((4, 4, 4), 9, True), ((18, 15, 14), -7, False)]
+    assert [(f.at, f.peak, f.strong) for f in made[:2]] == [
+        ((4, 4, 4), 9, True),
+        ((18, 15, 14), -7, False),
+    ]
     assert made[0].voxels.sum() == 8 and len(made) == 2
     assert made[0].place == "left lung, lower third, away from the pleura"
     assert made[1].place.startswith("right lung, upper third")
@@ -122,9 +161,16 @@ def test_regions_do_not_touch_and_are_told() -> None:
     marked = drawn == 1
     rows = finding_rows("case", made, np.where(drawn == 1, 120.0, -40.0), affine, marked)
     assert tuple(rows[0]) == FINDING_COLUMNS and (rows[0]["x_mm"], rows[0]["z_mm"]) == (30.0, 34.0)
-    assert rows[0]["volume_ml"] == 1.2 and rows[0]["marked_share"] == 1.0 and rows[1]["strong"] == "no"
-    assert "120 HU denser than expected, 1.2 ml, peak +9.0 usual spreads (strong); 100% of it marked" in sentence(rows[0])
-    assert "less dense" in sentence(rows[1]) and "weak: calibration scans show peaks as high" in sentence(rows[1])
+    assert (
+        rows[0]["volume_ml"] == 1.2 and rows[0]["marked_share"] == 1.0 and rows[1]["strong"] == "no"
+    )
+    assert (
+        "120 HU denser than expected, 1.2 ml, peak +9.0 usual spreads (strong); 100% of it marked"
+        in sentence(rows[0])
+    )
+    assert "less dense" in sentence(
+        rows[1]
+    ) and "weak: calibration scans show peaks as high" in sentence(rows[1])
 
 
 def test_a_ball_has_its_volume() -> None:
@@ -135,12 +181,16 @@ def test_a_ball_has_its_volume() -> None:
         ball(scan(1), 90.0, np.random.default_rng(0))
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
+# --------------------
 
 
-def options(run: TrainedRun, out: Path, *words: str) -> unusual.Options:
-    return parse(unusual.Options, "", [
-        "--dataroot", str(run.cohort), *run.flags(), "--out", str(out), "--samples", "2", *words])
+def options(run: TrainedRun, out: Path, *words: str) -> AnomalyCommand:
+    return parse(
+        AnomalyCommand,
+        "",
+        ["--dataroot", str(run.cohort), *run.flags(), "--out", str(out), "--samples", "2", *words],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +205,7 @@ def looked(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) ->
         array = np.zeros(image.shape, np.uint8)
         array[6:9, 10:13, 6:9] = 3 if path != first else 0
         nib.save(nib.Nifti1Image(array, image.affine), marks / path.name)
-    unusual.unusual(options(trained_run, root / "out", "--marks", str(marks)))
+    anomaly.unusual(options(trained_run, root / "out", "--marks", str(marks)))
     return root / "out"
 
 
@@ -167,11 +217,19 @@ def test_what_is_written(looked: Path, trained_run: TrainedRun) -> None:
     mask = load(trained_run.cohort / "gtlung" / f"{case}.nii.gz")
     for kind, dtype in (("unusual", np.float32), ("expected", np.int16), ("regions", np.uint8)):
         volume = load(looked / "volumes" / f"{case}__{kind}.nii.gz")
-        assert volume.shape == mask.shape and np.allclose(volume.affine, mask.affine) and volume.array.dtype == dtype
+        assert (
+            volume.shape == mask.shape
+            and np.allclose(volume.affine, mask.affine)
+            and volume.array.dtype == dtype
+        )
     drawn = load(looked / "volumes" / f"{case}__regions.nii.gz").array
     assert set(np.unique(drawn)) == {0, 1, 2, 3} and np.isin(mask.array[drawn > 0], (1, 2)).all()
     text = (looked / "index.html").read_text()
-    assert "makes no diagnosis" in text and "Calibrated on 9 training scans" in text and "too few to know this rate" in text
+    assert (
+        "makes no diagnosis" in text
+        and "Calibrated on 9 training scans" in text
+        and "too few to know this rate" in text
+    )
     assert text.count(">known findings<") == 2 and "usual spreads" in text
 
 
@@ -179,54 +237,76 @@ def test_it_goes_on_where_it_was(looked: Path, trained_run: TrainedRun) -> None:
     kept = {p: p.stat().st_mtime_ns for p in (looked / "compared").rglob("*.npz")}
     assert len(kept) == 11
     marks = str(looked.parent / "marks")
-    unusual.unusual(options(trained_run, looked, "--marks", marks, "--regions", "2"))
+    anomaly.unusual(options(trained_run, looked, "--marks", marks, "--regions", "2"))
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert set(pd.read_csv(looked / "findings.csv").groupby("case").size()) == {2}
     with pytest.raises(UserError, match=r"other settings \(samples\)"):
-        unusual.unusual(options(trained_run, looked, "--samples", "3"))
+        anomaly.unusual(options(trained_run, looked, "--samples", "3"))
 
 
-def test_refits_widen_the_spread(trained_run: TrainedRun, run_copy: TrainedRun, tmp_path: Path) -> None:
+def test_refits_widen_the_spread(
+    trained_run: TrainedRun, run_copy: TrainedRun, tmp_path: Path
+) -> None:
     """A second run beside the first: both are used; one of another window is refused."""
     shutil.copytree(run_copy.folder, run_copy.checkpoints / "again")
     both = replace(run_copy, name="again")
-    loaded = unusual.open_runs(options(both, tmp_path, "--name", run_copy.name))
+    loaded = anomaly.open_runs(options(both, tmp_path, "--name", run_copy.name))
     assert [run.folder.name for run in loaded] == ["again", "tiny"]
     path = run_copy.checkpoints / "again" / "options.json"
     path.write_text(path.read_text().replace("-1000.0", "-900.0"))
     with pytest.raises(UserError, match=r"again and tiny differ in --hu_window"):
-        unusual.open_runs(options(both, tmp_path, "--name", run_copy.name))
+        anomaly.open_runs(options(both, tmp_path, "--name", run_copy.name))
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--marks", "nowhere"), "--marks nowhere does not exist"),
-    (("--clean", "nowhere"), "nowhere does not exist"),
-    (("--name", "nobody"), "there is no run"),
-])
-def test_bad_input_writes_nothing(trained_run: TrainedRun, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--marks", "nowhere"), "--marks nowhere does not exist"),
+        (("--clean", "nowhere"), "nowhere does not exist"),
+        (("--name", "nobody"), "there is no run"),
+    ],
+)
+def test_bad_input_writes_nothing(
+    trained_run: TrainedRun, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        unusual.unusual(options(trained_run, tmp_path / "out", *words))
+        anomaly.unusual(options(trained_run, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 
-def test_marks_on_another_grid_and_masks_without_lungs(trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:
+def test_marks_on_another_grid_and_masks_without_lungs(
+    trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
     (tmp_path / "marks").mkdir()
     case = max((cohort_copy / "gtlung").iterdir(), key=lambda p: p.name)
-    nib.save(nib.Nifti1Image(np.zeros((5, 5, 5), np.uint8), np.eye(4)), tmp_path / "marks" / case.name)
+    nib.save(
+        nib.Nifti1Image(np.zeros((5, 5, 5), np.uint8), np.eye(4)), tmp_path / "marks" / case.name
+    )
     run = replace(trained_run, cohort=cohort_copy)
     with pytest.raises(UserError, match=r"--marks: .*phantom_012\.nii\.gz lies on another grid"):
-        unusual.unusual(options(run, tmp_path / "out", "--split", "all", "--marks", str(tmp_path / "marks")))
+        anomaly.unusual(
+            options(run, tmp_path / "out", "--split", "all", "--marks", str(tmp_path / "marks"))
+        )
     image = nib.load(case)
-    nib.save(nib.Nifti1Image(np.where(np.asarray(image.dataobj) == 3, 3, 0).astype(np.uint8), image.affine), case)
+    nib.save(
+        nib.Nifti1Image(
+            np.where(np.asarray(image.dataobj) == 3, 3, 0).astype(np.uint8), image.affine
+        ),
+        case,
+    )
     with pytest.raises(UserError, match=r"holds no lung \(labels \(1, 2\)\)"):
-        unusual.unusual(options(run, tmp_path / "out", "--split", "all"))
+        anomaly.unusual(options(run, tmp_path / "out", "--split", "all"))
 
 
 def test_the_program_ends_with_one_message(tmp_path: Path) -> None:
-    refused(command("scripts/unusual.py", "--dataroot", tmp_path, "--out", tmp_path / "o"), "--name is not given")
+    refused(
+        command("scripts/find_anomalies.py", "--dataroot", tmp_path, "--out", tmp_path / "o"),
+        "--name is not given",
+    )
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +330,7 @@ def test_outlines_are_drawn(looked: Path, browser: Callable[[Path], object]) -> 
     page.wait_for_selector(".case[data-state=ready]")  # type: ignore[attr-defined]
     painted = page.evaluate(  # type: ignore[attr-defined]
         "[...document.querySelectorAll('.case')[0].querySelectorAll('canvas.outline')].map(c => "
-        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))")
+        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))"
+    )
     assert painted[:2] == [True, True] and len(painted) == 3
     assert "spreads" in page.inner_text(".bar.score") and not complaints  # type: ignore[attr-defined]

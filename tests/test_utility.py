@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from data.lung_grid import lung_grid
-from models.classifier import ClassifierOptions, class_weights, predict, shifted, train_classifier
 from options.parser import parse
-from scripts import utility
+from options.utility_options import ClassifierOptions, UtilityCommand
+from pipelines.synthesis import utility
+from pipelines.synthesis.classifier import class_weights, predict, shifted, train_classifier
+from pipelines.synthesis.lung_grid import lung_grid
 from util.cli import UserError
 
 FAST = ClassifierOptions(steps=40, batch=8, width=4)
@@ -27,7 +28,9 @@ def made(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Volumes whose class is written in their density."""
     draw = torch.Generator().manual_seed(seed)
     targets = torch.arange(count) % 2
-    return torch.randn(count, 2, 8, 8, 8, generator=draw) * 0.3 + targets.view(-1, 1, 1, 1, 1).float(), targets
+    return torch.randn(count, 2, 8, 8, 8, generator=draw) * 0.3 + targets.view(
+        -1, 1, 1, 1, 1
+    ).float(), targets
 
 
 def test_it_learns_what_can_be_seen_and_repeats_itself() -> None:
@@ -61,7 +64,9 @@ def test_cells_hold_the_mean_density_of_the_lung_alone() -> None:
     hu[2:6, 1:9, 2:6] = -900
     cells = lung_grid(hu, labels, (1, 2), (2, 2, 2), (-1000.0, -600.0), "m")
     assert cells.shape == (2, 2, 2, 2)
-    assert torch.allclose(cells[0, 0], torch.tensor(-0.5)) and torch.allclose(cells[0, 1], torch.tensor(0.0), atol=1e-6)
+    assert torch.allclose(cells[0, 0], torch.tensor(-0.5)) and torch.allclose(
+        cells[0, 1], torch.tensor(0.0), atol=1e-6
+    )
     assert torch.allclose(cells[1], torch.tensor(1.0))
     with pytest.raises(UserError, match=r"m\.nii holds no lung"):
         lung_grid(hu, np.zeros_like(labels), (1, 2), (2, 2, 2), (-1000.0, -600.0), "m.nii")
@@ -75,7 +80,12 @@ def test_scores_and_intervals() -> None:
     assert low < 0.875 <= high <= 1 and low >= 0.6
     assert all(np.isnan(utility.interval(right, np.array([0] * 11 + [1]))))
     sure = np.stack([1 - targets, targets], 1).astype(float)
-    assert utility.scores(sure, targets) == {"balanced_accuracy": 1.0, "low": 1.0, "high": 1.0, "auc": 1.0}
+    assert utility.scores(sure, targets) == {
+        "balanced_accuracy": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "auc": 1.0,
+    }
 
 
 def test_summary_counts_seeds_and_keeps_the_sign() -> None:
@@ -84,11 +94,15 @@ def test_summary_counts_seeds_and_keeps_the_sign() -> None:
     predicted = {("real", 1): bad, ("both", 1): good, ("real", 2): good, ("both", 2): bad}
     rows = [{"arm": a, "seed": s, **utility.scores(p, targets)} for (a, s), p in predicted.items()]
     found = utility.summary(rows, predicted, targets)
-    assert found["both"]["minus_real"] == 0 and found["both"]["seeds_at_least_as_good_as_real"] == "1 of 2"
+    assert (
+        found["both"]["minus_real"] == 0
+        and found["both"]["seeds_at_least_as_good_as_real"] == "1 of 2"
+    )
     assert found["real"]["mean"] == found["both"]["mean"] == 0.75
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
+# --------------------
 
 
 @pytest.fixture(scope="module")
@@ -97,32 +111,67 @@ def synthetic(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("synthetic")
     table = pd.read_csv(cohort_dir / "clinical.csv", dtype=str, keep_default_na=False)
     train = json.loads((cohort_dir / "splits.json").read_text())["train"]
-    table = table[table["File Name"].isin(train)].assign(**{"SYNTHETIC SOURCE": lambda t: t["File Name"]})
+    table = table[table["File Name"].isin(train)].assign(
+        **{"SYNTHETIC SOURCE": lambda t: t["File Name"]}
+    )
     for folder in ("img", "gtlung"):
         (out / folder).mkdir()
         for case in table["File Name"]:
-            shutil.copyfile(cohort_dir / folder / f"{case}.nii.gz", out / folder / f"s_{case}.nii.gz")
-    table.assign(**{"File Name": "s_" + table["File Name"]}).to_csv(out / "clinical.csv", index=False)
+            shutil.copyfile(
+                cohort_dir / folder / f"{case}.nii.gz", out / folder / f"s_{case}.nii.gz"
+            )
+    table.assign(**{"File Name": "s_" + table["File Name"]}).to_csv(
+        out / "clinical.csv", index=False
+    )
     return out
 
 
-def options(cohort: Path, synthetic: Path, out: Path, *words: str) -> utility.Options:
-    return parse(utility.Options, "", [
-        "--dataroot", str(cohort), "--synthetic", str(synthetic), "--out", str(out), "--template", "aiib23", "--steps", "3",
-        "--batch", "4", "--grid", "8,8,8", "--width", "2", "--seeds", "1,2", *words])
+def options(cohort: Path, synthetic: Path, out: Path, *words: str) -> UtilityCommand:
+    return parse(
+        UtilityCommand,
+        "",
+        [
+            "--dataroot",
+            str(cohort),
+            "--synthetic",
+            str(synthetic),
+            "--out",
+            str(out),
+            "--template",
+            "aiib23",
+            "--steps",
+            "3",
+            "--batch",
+            "4",
+            "--grid",
+            "8,8,8",
+            "--width",
+            "2",
+            "--seeds",
+            "1,2",
+            *words,
+        ],
+    )
 
 
 def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     splits = json.loads((cohort_copy / "splits.json").read_text())
-    table = pd.read_csv(cohort_copy / "clinical.csv", dtype=str, keep_default_na=False).set_index("File Name")
+    table = pd.read_csv(cohort_copy / "clinical.csv", dtype=str, keep_default_na=False).set_index(
+        "File Name"
+    )
     table.loc[splits["test"], "SEX"] = ["Male", "Female"]
     table.to_csv(cohort_copy / "clinical.csv")
     out = tmp_path / "out"
     found = utility.utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
-    assert {(r["arm"], r["seed"]) for r in found["rows"]} == {(a, s) for a in ("real", "synthetic", "both") for s in (1, 2)}
+    assert {(r["arm"], r["seed"]) for r in found["rows"]} == {
+        (a, s) for a in ("real", "synthetic", "both") for s in (1, 2)
+    }
     volumes = {r["arm"]: r["volumes"] for r in found["rows"]}
     assert volumes["both"] == volumes["real"] + volumes["synthetic"] and found["test_scans"] == 2
-    assert "chance is 0.500" in (out / "utility.md").read_text() and len(pd.read_csv(out / "utility.csv")) == 6
+    assert (
+        "chance is 0.500" in (out / "utility.md").read_text()
+        and len(pd.read_csv(out / "utility.csv")) == 6
+    )
     again = (out / "real_1.json").stat().st_mtime_ns
     utility.utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
     assert (out / "real_1.json").stat().st_mtime_ns == again
@@ -133,7 +182,9 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     path = cohort_copy / "clinical.csv"
     table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("File Name")
 
-    def refused(message: str, *words: str, cohort: Path = cohort_copy, other: Path = synthetic) -> None:
+    def refused(
+        message: str, *words: str, cohort: Path = cohort_copy, other: Path = synthetic
+    ) -> None:
         with pytest.raises(UserError, match=message):
             utility.utility(options(cohort, other, tmp_path / "out", *words))
         assert not (tmp_path / "out").exists()
@@ -148,7 +199,9 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     refused("no test scan has the value Female", "--column", "SEX")
     leaking = Path(shutil.copytree(synthetic, tmp_path / "leaking"))
     rows = pd.read_csv(leaking / "clinical.csv", dtype=str, keep_default_na=False)
-    rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(leaking / "clinical.csv", index=False)
+    rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(
+        leaking / "clinical.csv", index=False
+    )
     refused("made from masks of test cases", "--column", "SEX", other=leaking)
 
 
@@ -157,6 +210,19 @@ def test_the_last_steps_see_real_scans_alone() -> None:
     new, truth = made(20, 1)
     wrong = torch.cat([targets, *[1 - targets] * 4])  # synthetic volumes that teach the opposite
     mixed = torch.cat([volumes] * 5)
-    found = [(predict(train_classifier(mixed, wrong, 2, replace(FAST, finish=finish), 5, CPU, "t", real=24), new, CPU)
-              .argmax(1) == truth).float().mean() for finish in (0.8, 0.0)]
+    found = [
+        (
+            predict(
+                train_classifier(
+                    mixed, wrong, 2, replace(FAST, finish=finish), 5, CPU, "t", real=24
+                ),
+                new,
+                CPU,
+            ).argmax(1)
+            == truth
+        )
+        .float()
+        .mean()
+        for finish in (0.8, 0.0)
+    ]
     assert found[0] > 0.9 and found[1] < 0.5

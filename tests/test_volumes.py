@@ -12,8 +12,25 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from data import volumes
-from data.geometry import coordinate_grid, corner_distance, crop, resample, same_place, spaced_grid, to_ras
-from data.volumes import Volume, load, one_hot, read_header, strip_suffix, to_hu, to_unit, write_like
+from data.geometry import (
+    coordinate_grid,
+    corner_distance,
+    crop,
+    resample,
+    same_place,
+    spaced_grid,
+    to_ras,
+)
+from data.volumes import (
+    Volume,
+    load,
+    one_hot,
+    read_header,
+    strip_suffix,
+    to_hu,
+    to_unit,
+    write_like,
+)
 from util.cli import UserError
 
 SHAPE = (9, 11, 7)
@@ -21,7 +38,10 @@ REALCT = Path(__file__).resolve().parents[1] / ".." / "shared" / "realct"
 
 
 def affines() -> dict[str, np.ndarray]:
-    """One affine an orientation: axis-aligned, flipped, permuted, oblique, and all of these at once."""
+    """One affine an orientation: axis-aligned, flipped, permuted, oblique, and all of these at
+    once.
+    """
+
     def affine(matrix: np.ndarray) -> np.ndarray:
         out = np.eye(4)
         out[:3, :3] = matrix @ np.diag([1.5, 0.8, 2.5])
@@ -30,8 +50,13 @@ def affines() -> dict[str, np.ndarray]:
 
     turn = Rotation.from_euler("xyz", [9, -6, 14], degrees=True).as_matrix()
     flip, swap = np.diag([-1.0, -1, 1]), np.eye(3)[:, [2, 0, 1]]
-    return {"RAS": affine(np.eye(3)), "LPS": affine(flip), "permuted": affine(swap), "oblique": affine(turn),
-            "all": affine(turn @ swap @ flip)}
+    return {
+        "RAS": affine(np.eye(3)),
+        "LPS": affine(flip),
+        "permuted": affine(swap),
+        "oblique": affine(turn),
+        "all": affine(turn @ swap @ flip),
+    }
 
 
 def write(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
@@ -65,7 +90,9 @@ def test_round_trip_on_the_source_grid(tmp_path: Path, name: str, suffix: str) -
 
     written = nib.load(out)
     assert written.get_data_dtype() == np.int16
-    np.testing.assert_array_equal(np.asarray(written.dataobj), ramp())  # rounded, in the source's own axis order
+    np.testing.assert_array_equal(
+        np.asarray(written.dataobj), ramp()
+    )  # rounded, in the source's own axis order
     np.testing.assert_allclose(written.affine, affines()[name], atol=1e-4)
     assert written.header["qform_code"] > 0 or written.header["sform_code"] > 0
     first, second = sitk.ReadImage(str(source)), sitk.ReadImage(str(out))
@@ -81,11 +108,16 @@ def test_header_codes_of_a_nifti_are_kept(tmp_path: Path, codes: tuple[int, int]
     image.set_qform(affines()["LPS"], code=codes[0])
     image.set_sform(affines()["LPS"], code=codes[1])
     nib.save(image, tmp_path / "mask.nii.gz")
-    write_like(tmp_path / "out.nii.gz", load(tmp_path / "mask.nii.gz").array, tmp_path / "mask.nii.gz")
+    write_like(
+        tmp_path / "out.nii.gz", load(tmp_path / "mask.nii.gz").array, tmp_path / "mask.nii.gz"
+    )
     first, second = nib.load(tmp_path / "mask.nii.gz"), nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(first.affine, second.affine)
     assert (int(second.header["qform_code"]), int(second.header["sform_code"])) == codes
-    one, two = sitk.ReadImage(str(tmp_path / "mask.nii.gz")), sitk.ReadImage(str(tmp_path / "out.nii.gz"))
+    one, two = (
+        sitk.ReadImage(str(tmp_path / "mask.nii.gz")),
+        sitk.ReadImage(str(tmp_path / "out.nii.gz")),
+    )
     assert one.GetOrigin() == two.GetOrigin() and one.GetDirection() == two.GetDirection()
 
 
@@ -124,10 +156,14 @@ def test_scaled_nifti_gives_hu(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
     image.header.set_slope_inter(2, -1024)  # nibabel then stores the numbers as they are
     nib.save(image, tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(load(tmp_path / "a.nii.gz").array.ravel(), np.arange(27) * 2 - 1024)
+    np.testing.assert_array_equal(
+        load(tmp_path / "a.nii.gz").array.ravel(), np.arange(27) * 2 - 1024
+    )
 
 
-def test_writing_is_deterministic_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_is_deterministic_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     like = write(tmp_path / "mask.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
     out = tmp_path / "out.nii.gz"
     write_like(out, ramp(), like)
@@ -140,7 +176,9 @@ def test_writing_is_deterministic_and_leaves_nothing_behind(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(volumes.nib, "save", full)
-    with pytest.raises(UserError, match=r"out\.nii\.gz cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        UserError, match=r"out\.nii\.gz cannot be written \(No space left on device\)"
+    ):
         write_like(out, ramp() * 0, like)
     assert out.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mask.nii.gz", "out.nii.gz"]
@@ -159,7 +197,11 @@ def damaged(folder: Path) -> dict[str, Path]:
     """Files that are no volumes, by what is wrong with them."""
     files = {}
     for suffix in (".nii.gz", ".nii", ".mha", ".nrrd"):
-        whole = write(folder / f"whole{suffix}", np.random.default_rng(0).integers(0, 99, SHAPE, np.int16), np.eye(4))
+        whole = write(
+            folder / f"whole{suffix}",
+            np.random.default_rng(0).integers(0, 99, SHAPE, np.int16),
+            np.eye(4),
+        )
         path = files[f"truncated{suffix}"] = folder / f"truncated{suffix}"
         path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
         path = files[f"empty{suffix}"] = folder / f"empty{suffix}"
@@ -168,7 +210,9 @@ def damaged(folder: Path) -> dict[str, Path]:
         path.write_text("this is no volume\n" * 50)
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4)), folder / "four.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((4, 0, 4), np.int16), np.eye(4)), folder / "nothing.nii")
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), folder / "complex.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), folder / "complex.nii.gz"
+    )
     sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkVectorInt16, 3), str(folder / "vector.mha"))
     sitk.WriteImage(sitk.Image([4, 4], sitk.sitkInt16), str(folder / "flat.nrrd"))
     for name in ("four.nii.gz", "nothing.nii", "complex.nii.gz", "vector.mha", "flat.nrrd"):
@@ -190,7 +234,14 @@ def test_every_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_suffixes() -> None:
-    names = {"a.nii.gz": "a", "a.b.nii": "a.b", "P1.2": "P1.2", "x.MHA": "x", "y.nrrd": "y", "a.gz": "a.gz"}
+    names = {
+        "a.nii.gz": "a",
+        "a.b.nii": "a.b",
+        "P1.2": "P1.2",
+        "x.MHA": "x",
+        "y.nrrd": "y",
+        "a.gz": "a.gz",
+    }
     assert {name: strip_suffix(name) for name in names} == names
 
 
@@ -200,7 +251,9 @@ def test_window(kind: object) -> None:
     unit = to_unit(hu, (-1000.0, 400.0))
     assert type(unit) is type(hu) and str(unit.dtype).endswith("float32")
     np.testing.assert_allclose(np.asarray(unit), [-1, -1, 0, 1, 1], atol=1e-6)
-    np.testing.assert_allclose(np.asarray(to_hu(unit, (-1000.0, 400.0))), [-1000, -1000, -300, 400, 400], atol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(to_hu(unit, (-1000.0, 400.0))), [-1000, -1000, -300, 400, 400], atol=1e-3
+    )
 
 
 def test_whole_hu_survive_the_window() -> None:
@@ -222,22 +275,33 @@ def test_resampling_and_back(name: str) -> None:
     """A smooth field resampled by place keeps its values; the box, its centre and its axes stay."""
     source = to_ras(np.zeros((20, 16, 14)), affines()[name])
     axes = np.meshgrid(*[np.arange(n) for n in source.shape], indexing="ij")
-    x, y, z = np.einsum("ij,jxyz->ixyz", source.affine[:3, :3], np.array(axes)) + source.affine[:3, 3, None, None, None]
+    x, y, z = (
+        np.einsum("ij,jxyz->ixyz", source.affine[:3, :3], np.array(axes))
+        + source.affine[:3, 3, None, None, None]
+    )
     smooth = Volume((3 * x - 2 * y + z).astype(np.float32), source.affine)
     coarse = resample(smooth, spacing=(1.9, 1.7, 2.1))
-    np.testing.assert_allclose(np.linalg.norm(coarse.affine[:3, :3], axis=0), (1.9, 1.7, 2.1), atol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(coarse.affine[:3, :3], axis=0), (1.9, 1.7, 2.1), atol=1e-6
+    )
     middle = [v.affine[:3] @ [*(np.array(v.shape) - 1) / 2, 1] for v in (smooth, coarse)]
     np.testing.assert_allclose(middle[0], middle[1], atol=1e-6)
     back = resample(coarse, grid=(smooth.shape, smooth.affine))
     inner = (slice(4, -4),) * 3
-    np.testing.assert_allclose(back.array[inner], smooth.array[inner], atol=0.05)  # linear fields stay as they are
+    np.testing.assert_allclose(
+        back.array[inner], smooth.array[inner], atol=0.05
+    )  # linear fields stay as they are
 
 
 def test_masks_stay_labels() -> None:
     mask = np.zeros((20, 20, 20), np.uint8)
     mask[4:10, 5:15, 5:15], mask[11:17, 5:15, 5:15] = 1, 2
     fine = resample(Volume(mask, np.diag([2.0, 2, 2, 1])), spacing=(1, 1, 1), order=0)
-    assert fine.shape == (40, 40, 40) and fine.array.dtype == np.uint8 and set(np.unique(fine.array)) == {0, 1, 2}
+    assert (
+        fine.shape == (40, 40, 40)
+        and fine.array.dtype == np.uint8
+        and set(np.unique(fine.array)) == {0, 1, 2}
+    )
     back = resample(fine, grid=((20, 20, 20), np.diag([2.0, 2, 2, 1])), order=0)
     assert (back.array == mask).mean() > 0.97
     same = resample(fine, spacing=(1, 1, 1), order=0)
@@ -257,7 +321,11 @@ def test_same_place_has_a_tolerance() -> None:
 
 def test_coordinates_and_crops_reach_beyond() -> None:
     whole = coordinate_grid((8, 4, 2))
-    assert whole.shape == (3, 8, 4, 2) and whole[0, 0, 0, 0] == pytest.approx(-0.875) and whole[2, 0, 0, 1] == 0.5
+    assert (
+        whole.shape == (3, 8, 4, 2)
+        and whole[0, 0, 0, 0] == pytest.approx(-0.875)
+        and whole[2, 0, 0, 1] == 0.5
+    )
     part = coordinate_grid((8, 4, 2), (2, 1, 0), (3, 2, 2))
     torch.testing.assert_close(part, whole[:, 2:5, 1:3])
     padded = coordinate_grid((8, 4, 2), (-2, 0, 0), (12, 4, 2))

@@ -1,1 +1,3 @@
-"""Tools that know nothing of chest CT cohorts or networks; `util` imports nothing of the project but `util`."""
+"""Tools that know nothing of chest CT cohorts or networks; `util` imports nothing of the project
+but `util`.
+"""

@@ -17,15 +17,21 @@ UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
 
 # What a disk refuses for reasons that a user can mend.
 REFUSED = {
-    errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
-    errno.EROFS: "choose another folder", errno.EACCES: "choose another folder or change its permissions",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose another folder or change its permissions",
     errno.EPERM: "choose another folder or change its permissions",
-    errno.ENAMETOOLONG: "choose shorter names", errno.ENOTDIR: "choose another folder",
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.ENOTDIR: "choose another folder",
 }
 
 
 class UserError(Exception):
-    """Bad input: the message names the file or flag, the rule, the value that came and what to do."""
+    """Bad input: the message names the file or flag, the rule, the value that came and what to
+    do.
+    """
 
     code = 2  # the command's exit code
 
@@ -38,7 +44,9 @@ class _AboveProgressBar(logging.Handler):
 def setup_logging(level: int = logging.INFO) -> None:
     """Sends log records to standard error, without breaking progress bars."""
     handler = _AboveProgressBar()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for noisy in ("transformers", "matplotlib", "nibabel", "PIL"):
@@ -51,12 +59,15 @@ def main_rank() -> bool:
 
 
 def world_size() -> int:
-    """Processes of this run; in a dry run those that the launch script is going to start (PLANNED_WORLD_SIZE)."""
+    """Processes of this run; in a dry run those that the launch script is going to start
+    (PLANNED_WORLD_SIZE).
+    """
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("PLANNED_WORLD_SIZE") or "1")
 
 
 def run(command: Callable[[], None]) -> None:
-    """Runs a command's `main`; a `UserError` becomes one message and exit code 2, Ctrl-C exit code 130.
+    """Runs a command's `main`; a `UserError` becomes one message and exit code 2, Ctrl-C exit code
+    130.
 
     So does what a disk refuses (no space, no permission), wherever it happens.
     """
@@ -69,9 +80,15 @@ def run(command: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        what = f"{error.filename} cannot be used" if error.filename else "A file could not be written"
-        log.error("%s: %s. What was finished before is kept; %s, and run the command again.", what, error.strerror,
-                  REFUSED[error.errno])
+        what = (
+            f"{error.filename} cannot be used" if error.filename else "A file could not be written"
+        )
+        log.error(
+            "%s: %s. What was finished before is kept; %s, and run the command again.",
+            what,
+            error.strerror,
+            REFUSED[error.errno],
+        )
         sys.exit(UserError.code)
     except KeyboardInterrupt:
         log.error("Interrupted.")
@@ -79,7 +96,9 @@ def run(command: Callable[[], None]) -> None:
 
 
 def safe_name(text: str) -> str:
-    """`text` as part of a file name: every character outside letters, digits, `.`, `+`, `-` becomes `_`."""
+    """`text` as part of a file name: every character outside letters, digits, `.`, `+`, `-`
+    becomes `_`.
+    """
     return UNSAFE.sub("_", text)
 
 

@@ -1,0 +1,304 @@
+"""Proof of the evaluation on phantoms: agreement with direct computations, ranking of damage, HU
+shift, planted copies.
+
+Prints what was asked and what was measured; the same as JSON in OUT/benchmark.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, ndimage
+from tqdm import tqdm
+
+from data.phantom.write import make
+from data.volumes import load, write_like
+from options.benchmark_options import EvaluateBenchmarkCommand, EvaluateBenchmarkOptions
+from options.parser import parse
+from options.phantom_options import PhantomOptions
+from pipelines.evaluation.density import density_figures
+from pipelines.evaluation.extractors import make_extractor
+from pipelines.evaluation.floors import Draws
+from pipelines.evaluation.measure import Grid, Measurer
+from pipelines.evaluation.measured import Measured
+from pipelines.evaluation.memorisation import CopyCheck
+from pipelines.evaluation.sets import mean_of, plane_distances, realism_figures
+from pipelines.evaluation.volume_sets import (
+    VolumeFile,
+    VolumeSet,
+    common_spacing,
+    find_set,
+    median_extent,
+)
+from util.cli import run
+from util.training.checkpoint import write_json
+from util.training.devices import make_device
+
+log = logging.getLogger(__name__)
+
+Hu = NDArray[np.floating]
+LUNGS = (1, 2)
+
+
+Change = Callable[[Hu, NDArray[np.bool_], np.random.Generator], Hu]
+
+
+def blur(sigma: float) -> Change:
+    """Gaussian blur, sigma in voxels."""
+    return lambda hu, lungs, rng: ndimage.gaussian_filter(hu, sigma)
+
+
+def noise(sd: float) -> Change:
+    """White noise, SD in HU."""
+    return lambda hu, lungs, rng: hu + rng.normal(0, sd, hu.shape)
+
+
+def shift(by: float) -> Change:
+    """A shift of the lungs, HU."""
+    return lambda hu, lungs, rng: hu + by * lungs
+
+
+# Each damage in three steps, each worse than the last.
+DAMAGE: dict[str, Sequence[tuple[str, Change]]] = {
+    "blur": [(f"{s:g} voxels", blur(s)) for s in (0.4, 0.7, 1.0)],
+    "noise": [(f"{s:g} HU", noise(s)) for s in (10, 20, 40)],
+    "lung shift": [(f"{s:+g} HU", shift(s)) for s in (10, 20, 30)],
+}
+# How planted copies are hidden.
+DISGUISES: Sequence[Change] = (shift(0), noise(20), shift(30), blur(0.5))
+
+
+def changed(volumes: VolumeSet, out: Path, change: Change) -> VolumeSet:
+    """The volumes with a change, written once."""
+    files = []
+    for number, file in enumerate(volumes.files):
+        path = out / f"{file.case}.nii.gz"
+        assert file.mask is not None
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lungs = np.isin(load(file.mask).array, LUNGS)
+            made = change(
+                load(file.path).array.astype(np.float32), lungs, np.random.default_rng(number)
+            )
+            write_like(path, made, file.path, np.int16)
+        files.append(VolumeFile(file.case, path, file.mask))
+    return VolumeSet("--synthetic", out, tuple(files))
+
+
+def measure(volumes: VolumeSet, measurer: Measurer, prefix: str = "") -> list[Measured]:
+    """All volumes of a set in numbers; a prefix tells their cases from those of another cohort."""
+    files = tqdm(volumes.files, desc=volumes.root.name, leave=False)
+    return [
+        replace(m, case=prefix + m.case)
+        for m in (measurer(file, resegment=False) for file in files)
+    ]
+
+
+def direct(one: Sequence[Measured], two: Sequence[Measured]) -> dict[str, float]:
+    """FID, KID and MMD written out in float64, pair by pair, means over the planes."""
+    found: dict[str, list[float]] = {"FID": [], "KID": [], "MMD": []}
+    for plane in range(3):
+        a, b = (
+            np.stack([v.planes[0][plane] for v in group]).astype(np.float64) for group in (one, two)
+        )
+        width = a.shape[-1]
+        x, y = (v.reshape(-1, width) for v in (a, b))
+        root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T))
+        spread = np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root.real)
+        found["FID"].append(float(np.square(x.mean(0) - y.mean(0)).sum() + spread))
+        chosen = x[np.linspace(0, len(x) - 1, min(2000, len(x))).astype(int)]
+        upper = np.triu_indices(len(chosen), 1)
+        width2 = 2 * np.median(np.linalg.norm(chosen[upper[0]] - chosen[upper[1]], axis=1)) ** 2
+        found["KID"].append(_discrepancy(a, b, partial(_cubic, width=width)))
+        found["MMD"].append(_discrepancy(a, b, partial(_gaussian, width=width2)))
+    return {k: float(np.mean(v)) for k, v in found.items()}
+
+
+def _cubic(p: Hu, q: Hu, width: float) -> Hu:
+    return (p @ q.T / width + 1) ** 3
+
+
+def _gaussian(p: Hu, q: Hu, width: float) -> Hu:
+    return np.exp(-np.square(p[:, None] - q[None]).sum(-1) / width)
+
+
+def _discrepancy(a: Hu, b: Hu, kernel: Callable[[Hu, Hu], Hu]) -> float:
+    n, m = len(a), len(b)
+    own = [
+        np.mean([kernel(g[i], g[j]).mean() for i in range(k) for j in range(k) if i != j])
+        for g, k in ((a, n), (b, m))
+    ]
+    return float(own[0] + own[1] - 2 * np.mean([kernel(p, q).mean() for p in a for q in b]))
+
+
+def distances(real: Sequence[Measured], made: Sequence[Measured]) -> dict[str, float]:
+    """The evaluation's own figures without draws: 2.5D FID, KID, MMD, and the 3D ones."""
+    draws = Draws.make(len(real), len(made), 0, 0)
+    figures = realism_figures(real, made, draws, {"2D": ""}, {"3D": ""})
+    return {
+        f.name.split(",")[0].removeprefix("2.5D "): f.value for f in figures if f.group == "realism"
+    }
+
+
+def agreement(real: Sequence[Measured], fresh: Sequence[Measured]) -> dict[str, Any]:
+    """Largest relative difference from the direct computation, and the distance of the real set
+    to itself.
+    """
+    one, two = real[:12], fresh[:12]  # the direct way takes long
+    draws = Draws.make(len(one), len(two), 0, 0)
+    ours = {
+        k: mean_of(d)(draws.real, draws.synthetic)
+        for k, d in plane_distances([*one, *two], 0, draws.real).items()
+    }
+    theirs = direct(one, two)
+    return {
+        "direct": theirs,
+        "relative": {k: abs(ours[k] / theirs[k] - 1) for k in theirs},
+        "itself": distances(real, real),
+    }
+
+
+def ranking(
+    real: Sequence[Measured],
+    fresh: VolumeSet,
+    base: Sequence[Measured],
+    measurer: Measurer,
+    out: Path,
+) -> dict[str, Any]:
+    """Every figure at each step of each damage to fresh phantoms; whether each step is worse
+    than the last.
+    """
+    found: dict[str, Any] = {}
+    undamaged = distances(real, base)
+    for kind, steps in DAMAGE.items():
+        folders = [out / f"{kind}_{i}".replace(" ", "_") for i in range(len(steps))]
+        rows = [
+            undamaged,
+            *(
+                distances(real, measure(changed(fresh, f, c), measurer, "fresh_"))
+                for f, (_, c) in zip(folders, steps, strict=True)
+            ),
+        ]
+        values = {name: [row[name] for row in rows] for name in undamaged}
+        found[kind] = {
+            "steps": ["none", *(name for name, _ in steps)],
+            "values": values,
+            "right": {name: bool(np.all(np.diff(v) > 0)) for name, v in values.items()},
+        }
+        log.info("%s: each step worse than the last: %s", kind, found[kind]["right"])
+    return found
+
+
+def hu_shift(base: Sequence[Measured], shifted: Sequence[Measured], draws: int) -> dict[str, float]:
+    """What +30 HU in the lungs does to the HU figures of the same volumes."""
+    figures = density_figures(base, shifted, Draws.make(len(base), len(shifted), draws, 0))
+    return {f.name: f.value for f in figures}
+
+
+def planted(
+    real: VolumeSet,
+    train: Sequence[Measured],
+    fresh: Sequence[Measured],
+    measurer: Measurer,
+    out: Path,
+    count: int,
+) -> dict[str, Any]:
+    """Copies of training scans, some disguised, and fresh phantoms: how many of each are called
+    copies.
+    """
+    made: list[Measured] = []
+    for i, disguise in enumerate(DISGUISES):
+        chosen = VolumeSet(real.flag, real.root, real.files[i : count : len(DISGUISES)])
+        made += measure(changed(chosen, out / f"copies_{i}", disguise), measurer)
+    check = CopyCheck.fit([v.case for v in train], *_arrays(train))
+    sources = [f"renamed_{v.case}" for v in made]  # nothing tells where they come from
+    copies, others = (
+        check(*_arrays(made), sources=sources),
+        check(*_arrays(fresh), sources=[v.case for v in fresh]),
+    )
+    return {
+        "planted": len(made),
+        "found": sum(v.copy for v in copies),
+        "right_scan": sum(v.image.case == m.case for v, m in zip(copies, made, strict=True)),
+        "fresh": len(fresh),
+        "called_copies": sum(v.copy for v in others),
+        "closer_than_real": sum(v.alarm for v in others),
+        "threshold": check.image.threshold,
+        "farthest_copy": max(v.image.distance for v in copies),
+        "nearest_fresh": min(v.image.distance for v in others),
+    }
+
+
+def _arrays(group: Sequence[Measured]) -> tuple[Any, Any]:
+    return np.stack([v.detail for v in group]), np.stack([v.whole[0] for v in group])
+
+
+def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
+    """Phantoms, measures and figures."""
+    out = Path(o.OUT)
+    sets = {}
+    for name, seed in (("real", 1), ("fresh", 2)):
+        folder = make(
+            PhantomOptions(
+                OUT=str(out / name),
+                cases=o.cases,
+                size=o.size,
+                seed=seed,
+                test_cases=4,
+                val_cases=0,
+            )
+        )
+        sets[name] = find_set(f"--{name}", str(folder))
+    x, y, z = map(float, median_extent(sets["real"]))
+    grid = Grid(common_spacing(sets["real"], sets["fresh"], False), (x, y, z), (-1000, 400), 24)
+    device = make_device("-1")
+    networks = [make_extractor(o.extractor, device)], [make_extractor("random", device, 3)]
+    measurer = Measurer(grid, *networks, out / "cache")
+    real, fresh = (
+        measure(sets[name], measurer, prefix)
+        for name, prefix in (("real", ""), ("fresh", "fresh_"))
+    )
+    draws = Draws.make(len(real), len(fresh), o.draws, 0)
+    floors = {
+        f.name: {
+            k: getattr(f, k) for k in ("value", "low", "high", "matched", "floor", "floor_high")
+        }
+        for f in realism_figures(real, fresh, draws, {"2D": ""}, {"3D": ""})
+        if f.group == "realism"
+    }
+    shifted = measure(changed(sets["fresh"], out / "lung_shift_2", shift(30)), measurer, "fresh_")
+    return {
+        "network": networks[0][0].about,
+        "digest": networks[0][0].digest,
+        "floors": floors,
+        "agreement": agreement(real, fresh),
+        "ranking": ranking(real, sets["fresh"], fresh, measurer, out),
+        "hu_shift": hu_shift(fresh, shifted, o.draws),
+        "memorisation": planted(sets["real"], real, fresh, measurer, out, o.copies),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    o = parse(EvaluateBenchmarkCommand, __doc__ or "", argv).benchmark
+    found = benchmark(o)
+    log.info(
+        "Against direct computation (asked: 1e-3 relative): %s", found["agreement"]["relative"]
+    )
+    log.info("Real against itself (asked: 0): %s", found["agreement"]["itself"])
+    log.info("+30 HU in the lungs (asked: 30): %s", found["hu_shift"])
+    log.info("Copies (asked: all found, none of the fresh): %s", found["memorisation"])
+    write_json(Path(o.OUT) / "benchmark.json", found)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,95 @@
+"""Clinical rows of the phantom cohort, with the columns and the wording of the AIIB23 table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Row = dict[str, str]
+
+KEY, PATIENT = "File Name", "Mapping ID"
+COLUMNS = (
+    KEY, PATIENT, "DIAGNOSIS", "label", "AGE", "SEX", "TYPE CTD", "SMOKING HISTORY", "CTD DIAG DATE", "PACK-YEARS",
+    "SMOKING HISTORY STOP DATE", "RISK OCCUPATIONAL", "RISK ENVIRONMENTAL", "RISK PRECIPITINS",
+    "FAMILIAL PF AND/OR RARE VARIANT", "TYPE CTD OTHER",
+)  # fmt: skip
+YES_NO = ("No", "Yes")
+SMOKING, DIAGNOSIS = "SMOKING HISTORY", "DIAGNOSIS"
+LEVELS: dict[str, tuple[str, ...]] = {
+    SMOKING: ("Never smoker", "Ex smoker", "Current smoker"),
+    DIAGNOSIS: ("HP", "CTD-ILD", "IPF"),
+    "label": ("1", "0"),
+    "SEX": ("Male", "Female"),
+    "RISK OCCUPATIONAL": YES_NO,
+    "RISK ENVIRONMENTAL": YES_NO,
+    "RISK PRECIPITINS": YES_NO,
+    "FAMILIAL PF AND/OR RARE VARIANT": YES_NO,
+    "TYPE CTD": ("Rheumatoid arthritis", "Systemic sclerosis", "Myositis", "Other"),
+}
+NUMBERS = ("AGE", "PACK-YEARS")
+OTHER_CTD = ("Sjogren syndrome", "Mixed connective tissue disease")
+AGES = (40, 90)
+YEAR = 365  # days; dates are days relative to the scan, as in AIIB23
+PARTNER = dict(
+    zip(LEVELS[SMOKING], LEVELS[DIAGNOSIS], strict=True)
+)  # the diagnosis that confounding gives a smoker
+
+
+def draw_rows(cases: Sequence[str], seed: int, confounding: float) -> dict[str, Row]:
+    """Complete rows; every attribute is drawn by itself, its levels equally often.
+
+    Args:
+        cases: Ids, one row each.
+        seed: Seed of the draw.
+        confounding: Probability, 0 to 1, that smoking history decides the diagnosis (never HP, ex
+            CTD-ILD, current
+            IPF) instead of chance. Cramer's V of the two columns is about this number.
+    """
+    rng = np.random.default_rng([seed, 1])
+    drawn = {
+        c: rng.permutation(np.resize(v, len(cases))) for c, v in LEVELS.items() if c != "TYPE CTD"
+    }
+    ages = rng.integers(AGES[0], AGES[1] + 1, len(cases))
+    coupled = rng.random(len(cases)) < confounding
+    rows = {}
+    for i, case in enumerate(cases):
+        row = dict.fromkeys(COLUMNS, "") | {c: str(v[i]) for c, v in drawn.items()}
+        row |= {KEY: case, PATIENT: f"P{i + 1:04d}", "AGE": str(ages[i])}
+        if coupled[i]:
+            row[DIAGNOSIS] = PARTNER[row[SMOKING]]
+        rows[case] = row | _details(row, np.random.default_rng([seed, 2, i]))
+    return rows
+
+
+def _details(row: Row, rng: np.random.Generator) -> Row:
+    """The cells that exist only for some patients."""
+    cells: Row = {}
+    age = int(row["AGE"])
+    if row[SMOKING] != "Never smoker":
+        cells["PACK-YEARS"] = str(rng.integers(2, min(60, age - 15) + 1))
+    if row[SMOKING] == "Ex smoker":
+        cells["SMOKING HISTORY STOP DATE"] = str(-YEAR * rng.integers(1, age - 30))
+    if row[DIAGNOSIS] == "CTD-ILD":
+        cells["TYPE CTD"] = str(rng.choice(LEVELS["TYPE CTD"]))
+        cells["CTD DIAG DATE"] = str(-YEAR * rng.integers(1, 20))
+        if cells["TYPE CTD"] == "Other":
+            cells["TYPE CTD OTHER"] = str(rng.choice(OTHER_CTD))
+    return cells
+
+
+def hide(rows: dict[str, Row], share: float, seed: int) -> dict[str, Row]:
+    """The rows with a share of their filled cells emptied at random; the two ids stay."""
+    rng = np.random.default_rng([seed, 3])
+    filled = [
+        (case, c)
+        for case, row in rows.items()
+        for c in COLUMNS
+        if c not in (KEY, PATIENT) and row[c]
+    ]
+    gone = rng.permutation(len(filled))[: round(share * len(filled))]
+    hidden = {case: dict(row) for case, row in rows.items()}
+    for i in gone:
+        case, column = filled[i]
+        hidden[case][column] = ""
+    return hidden

@@ -1,0 +1,53 @@
+"""A table of prompts for reading."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+from data.table import find_table, read_table
+from data.text.prompts import PROMPTS_FILE, load_template, sentence
+from options.prompt_options import PromptOptions
+from util.cli import UserError
+
+log = logging.getLogger(__name__)
+
+
+def make_prompts(options: PromptOptions) -> Path:
+    """Writes the file; raises `UserError` for a missing or bad table, template or value."""
+    root, out = Path(options.dataroot), Path(options.out)
+    path = find_table(root) if options.dataroot and root.is_dir() else None
+    if path is None:
+        raise UserError(
+            f"--dataroot {options.dataroot or '(not given)'} holds no clinical.csv or "
+            "clinical.xlsx."
+        )
+    table = read_table(path, options.key_column)
+    template = load_template(
+        options.template, table.columns, options.key_column, options.patient_column
+    )
+    lines = []
+    for case, row in table.rows.items():
+        try:
+            prompt = template.phrases(row)
+        except UserError as error:
+            raise UserError(f"{path}, case {case}: {error}") from None
+        lines.append(
+            [
+                case,
+                sentence(prompt),
+                " | ".join(p.text for p in prompt),
+                " | ".join(template.consistent(row).dropped),
+            ]
+        )
+    if not out.parent.is_dir():
+        raise UserError(
+            f"--out {out}: the folder {out.parent} does not exist. Make it, or choose another."
+        )
+    with out.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["File Name", "Prompt", "Phrases", "Left out"], *lines])
+    log.info("%d prompts in %s; the first: %s", len(lines), out, lines[0][1] if lines else "none")
+    if (root / PROMPTS_FILE).is_file():
+        log.warning("%s stands instead of these for the cases that it names.", root / PROMPTS_FILE)
+    return out

@@ -1,0 +1,174 @@
+"""The network of the diffusion models: a U-Net that is told mask, place, noise level and text.
+
+It is made of the generator's parts rather than MONAI's U-Net, whose group normalisation depends on
+the tile and whose
+cross-attention attends to padding; see docs/models.md. Shapes in comments leave out the batch:
+`(channels, size)`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from torch import Tensor, nn
+
+from models.networks.fusion import FUSIONS, FusionUnit, spread
+from models.networks.generator import fuse, halve_region, input_channels
+from models.networks.layers import Conv3d, Padding, ScalarConv3d, Upsample, make_norm, run
+from models.text.base_encoder import TextEmbedding
+from options.train_options import GeneratorOptions
+
+PERIODS = (
+    40.0  # the logarithm of the noise level, -7 to 5, is stretched by this before it becomes sines
+)
+
+
+class TimedConv(nn.Module):
+    """A 3x3x3 convolution, its normalisation, scale and shift by the noise level, SiLU."""
+
+    def __init__(
+        self, c_in: int, c_out: int, time: int, norm: str, padding: Padding, stride: int = 1
+    ) -> None:
+        super().__init__()
+        bias = norm in ("none", "rms")  # else the normalisation takes it away
+        self.conv = Conv3d(
+            c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias
+        )
+        self.norm = make_norm(norm, c_out)
+        self.time = nn.Linear(time, 2 * c_out)
+        nn.init.zeros_(self.time.weight)
+        nn.init.zeros_(self.time.bias)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        scale, shift = self.time(time).chunk(2, 1)
+        return F.silu(x * spread(1 + scale, x) + spread(shift, x))
+
+
+class TimedBlock(nn.Module):
+    """Two convolutions around which the input passes unchanged; shape stays."""
+
+    def __init__(self, channels: int, time: int, norm: str, padding: Padding) -> None:
+        super().__init__()
+        self.first = TimedConv(channels, channels, time, norm, padding)
+        self.second = Conv3d(channels, channels, 3, padding=1, padding_mode=padding)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return x + self.second(self.first(x, time))
+
+
+class Rise(nn.Module):
+    """One doubling of resolution: upsample, add the skip connection, convolve, fuse text."""
+
+    def __init__(
+        self, c_in: int, c_out: int, time: int, text_width: int, options: GeneratorOptions
+    ) -> None:
+        super().__init__()
+        self.up = Upsample(c_in, c_out)
+        self.merge = TimedConv(c_out, c_out, time, options.norm, options.padding)
+        name = (
+            "none" if options.fusion_at == "bottleneck" else options.fusion
+        )  # a denoiser has no place for "output"
+        self.fusion: FusionUnit = FUSIONS[name](c_out, text_width, options)
+
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor | None,
+        time: Tensor,
+        text: TextEmbedding,
+        region: Tensor | None,
+    ) -> Tensor:
+        x = self.up(x)
+        x = self.merge(x if skip is None else x + skip, time)
+        return fuse(self.fusion, x, text, region)
+
+
+class Denoiser(nn.Module):
+    """From a noisy image, mask, coordinates, noise level and text to an image.
+
+    Args:
+        options: Architecture; noise enters with the noisy image alone.
+        channels: C of the image (1 for voxels, else latents).
+        n_labels: K, channels of the mask.
+        text_width: Width of the text embedding.
+        time_width: Width of the embedding of the noise level.
+    """
+
+    def __init__(
+        self,
+        options: GeneratorOptions,
+        channels: int,
+        n_labels: int,
+        text_width: int,
+        time_width: int,
+    ) -> None:
+        super().__init__()
+        self.options, self.time_width = options, time_width
+        norm, padding, depth = options.norm, options.padding, options.n_downsample_global
+        widths = [options.ngf * 2**i for i in range(depth + 1)]
+        self.time = nn.Sequential(
+            nn.Linear(time_width, time_width),
+            nn.SiLU(),
+            nn.Linear(time_width, time_width),
+            nn.SiLU(),
+        )
+        self.stem = TimedConv(
+            channels + input_channels(options, n_labels), widths[0], time_width, norm, padding
+        )
+        self.down = nn.ModuleList(
+            TimedConv(widths[i], widths[i + 1], time_width, norm, padding, stride=2)
+            for i in range(depth)
+        )
+        self.blocks = nn.ModuleList(
+            TimedBlock(widths[-1], time_width, norm, padding)
+            for _ in range(options.n_blocks_global)
+        )
+        self.fusion: FusionUnit = FUSIONS[options.fusion](widths[-1], text_width, options)
+        self.rises = nn.ModuleList(
+            Rise(widths[i + 1], widths[i], time_width, text_width, options)
+            for i in reversed(range(depth))
+        )
+        self.head = (
+            ScalarConv3d(widths[0], 3, 1, padding)
+            if channels == 1
+            else Conv3d(widths[0], channels, 3, padding=1, padding_mode=padding)
+        )
+
+    def forward(
+        self, x: Tensor, log_noise: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding
+    ) -> Tensor:
+        """What is left when the noise is gone.
+
+        Args:
+            x: `(B, C, X, Y, Z)` noisy image.
+            log_noise: `(B,)` logarithm of its noise-to-signal ratio.
+            mask: `(B, K, X, Y, Z)` one-hot, or shares of labels; zero where no mask is given.
+            coords: `(B, 3, X, Y, Z)` place in the whole volume; not read without
+                `--coord_channels`.
+            text: Embedding of B prompts.
+
+        Returns:
+            `(B, C, X, Y, Z)` float32.
+        """
+        recompute = self.options.checkpoint_activations
+        time = self.time(get_timestep_embedding(PERIODS * (log_noise + 7), self.time_width))
+        region = (
+            1 - mask[:, :1] if self.options.text_region == "labels" else None
+        )  # background is the first label
+        inputs = [x, mask, coords] if self.options.coord_channels else [x, mask]
+        h = run(self.stem, recompute, torch.cat(inputs, 1), time)  # (ngf, 1)
+        skips, regions = [], [region]
+        for down in self.down:
+            skips.append(h if self.options.skip else None)
+            regions.append(halve_region(regions[-1]))
+            h = run(down, recompute, h, time)  # (2^i ngf, 1/2^i)
+        for block in self.blocks:
+            h = run(block, recompute, h, time)
+        h = fuse(self.fusion, h, text, regions.pop())
+        for rise in self.rises:
+            h = run(rise, recompute, h, skips.pop(), time, text, regions.pop())
+        # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
+        with torch.autocast(h.device.type, enabled=False):
+            return self.head(h.float())

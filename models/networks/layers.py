@@ -1,0 +1,171 @@
+"""Normalisation, convolutions and residual blocks in 3D that the networks are made of."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Padding = Literal["zeros", "reflect", "replicate"]
+
+
+class ChannelNorm(nn.Module):
+    """Normalises the channels of each voxel on their own, so that a tile sees what the whole volume
+    sees.
+
+    Args:
+        channels: C of the input `(B, C, X, Y, Z)`.
+        kind: `layer` (mean and variance; Ba et al. 2016) or `rms` (root mean square; Zhang &
+            Sennrich 2019).
+    """
+
+    def __init__(self, channels: int, kind: str = "layer") -> None:
+        super().__init__()
+        self.kind = kind
+        # Scales stay 1-D: 4-D parameters cannot be turned to channels-last.
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if kind == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In fp32, which takes no longer: on a CPU bf16 sums the gradients of scale and shift in
+        # bf16 too, and as soon as a
+        # sum is 256 times larger than what is added, it stands still (half the gradient of a
+        # 64x64x48 volume is lost).
+        voxels = x.float().movedim(1, -1)
+        if self.kind == "layer":
+            voxels = F.layer_norm(voxels, self.weight.shape, self.weight, self.bias)
+        else:
+            voxels = F.rms_norm(voxels, self.weight.shape, self.weight, eps=1e-5)
+        return voxels.movedim(-1, 1).to(x.dtype)
+
+
+def run(part: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
+    """`part(*inputs)`; with `recompute` its activations are computed again in the backward pass,
+    and not kept.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(part, *inputs, use_reentrant=False)
+    return part(*inputs)
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """The normalisation named by `--norm` for `(B, C, X, Y, Z)`."""
+    if kind in ("layer", "rms"):
+        return ChannelNorm(channels, kind)
+    if kind == "group":
+        return nn.GroupNorm(max(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    if kind == "batch":
+        return nn.BatchNorm3d(channels)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"unknown normalisation {kind!r}")
+
+
+class Conv3d(nn.Conv3d):
+    """A convolution that is safe in bf16 on a CPU.
+
+    Where an input is smaller than the kernel, oneDNN's gradient of bf16 weights is garbage: memory
+    that nobody has written
+    (seen with torch 2.12, AVX-512). Such inputs are small, and work in fp32 costs nothing.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        small = any(n < k for n, k in zip(input.shape[2:], self.kernel_size, strict=True))
+        if small and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self.compute(input.float())
+        return self.compute(input)
+
+    def compute(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+def conv(c_in: int, c_out: int, norm: str, padding: Padding, stride: int = 1) -> nn.Sequential:
+    """A 3x3x3 convolution, its normalisation and SiLU; `(B, c_in, X, Y, Z)` to `(B, c_out,
+    X/stride, ...)`.
+    """
+    # A bias before a normalisation that takes the mean away has no gradient worth the name.
+    bias = norm in ("none", "rms")
+    return nn.Sequential(
+        Conv3d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias),
+        make_norm(norm, c_out),
+        nn.SiLU(),
+    )
+
+
+class ScalarConv3d(Conv3d):
+    """A convolution to one channel.
+
+    On a CPU it runs as the transposed convolution with the flipped kernel: the same sum, and a
+    backward pass five times
+    faster, as a convolution's own works on 16 output channels at least.
+    """
+
+    def __init__(self, channels: int, size: int, padding: int, mode: Padding = "zeros") -> None:
+        super().__init__(channels, 1, size, padding=padding, padding_mode=mode)
+        self.margin = size - 1 - padding
+
+    def compute(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or self.padding_mode != "zeros":
+            return super().compute(input)
+        return F.conv_transpose3d(
+            input, self.weight.transpose(0, 1).flip(2, 3, 4), self.bias, padding=self.margin
+        )
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around which the input passes unchanged (He et al. 2016); shape stays."""
+
+    def __init__(self, channels: int, norm: str, padding: Padding) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(channels, channels, norm, padding),
+            Conv3d(channels, channels, 3, padding=1, padding_mode=padding),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: 1x1x1 convolution to `c_out` channels first, as it is cheaper
+    there, then repetition.
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.project = nn.Conv3d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.project(x), scale_factor=2.0, mode="nearest")
+
+
+class NoiseInjection(nn.Module):
+    """Adds noise to features, with a learned strength a channel that starts at zero (StyleGAN,
+    Karras et al. 2019).
+
+    Kept out of the first layers: where mask and coordinates hardly change, a per-voxel norm would
+    blow the noise up.
+    """
+
+    def __init__(self, channels: int, noise_channels: int) -> None:
+        super().__init__()
+        self.strength = nn.Linear(noise_channels, channels, bias=False)
+        nn.init.zeros_(self.strength.weight)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """`x` `(B, C, X, Y, Z)`, `noise` `(B, N, X, Y, Z)` standard normal."""
+        return x + self.strength(noise.movedim(1, -1).to(x.dtype)).movedim(-1, 1)
+
+
+def halve_noise(noise: Tensor) -> Tensor:
+    """Noise at half the resolution that is standard normal again: the mean of eight values has
+    SD 1/sqrt(8).
+    """
+    # Pooling refuses a tensor without channels, which is what --noise_channels 0 gives.
+    return F.avg_pool3d(noise, 2) * 8**0.5 if noise.shape[1] else noise[..., ::2, ::2, ::2]

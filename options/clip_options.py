@@ -1,0 +1,41 @@
+"""Flags of clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.base_options import DataOptions
+from options.parser import flag, group
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """How the CLIP is trained."""
+
+    out: str = flag(
+        "", "Folder to save to; one made from the same cohort and settings is used again."
+    )
+    clip_steps: int = flag(200, "Training steps.", low=1)
+    clip_batch: int = flag(32, "Pairs a step.", low=2)
+    clip_size: tuple[int, int, int] = flag(
+        (32, 32, 24), "Voxels to which volumes are averaged down.", low=8
+    )
+    clip_lr: float = flag(
+        2e-3,
+        "Highest learning rate; it rises for a tenth of the steps and falls to zero.",
+        low=1e-7,
+    )
+    seed: int = flag(
+        0,
+        "Seed of weights, order, and split (give train.py the same where there is no splits.json).",
+        low=0,
+    )
+    overwrite: bool = flag(False, "Replace a CLIP made from another cohort or with other settings.")
+
+
+@dataclass(frozen=True)
+class ClipCommand:
+    """Everything the command takes."""
+
+    clip: ClipOptions = group(ClipOptions, "CLIP")
+    data: DataOptions = group(DataOptions, "Cohort")

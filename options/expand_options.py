@@ -1,0 +1,75 @@
+"""Flags of expand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.parser import flag, group
+from options.test_options import ModelOptions
+
+
+@dataclass(frozen=True)
+class ExpandOptions:
+    """What is made."""
+
+    dataroot: str = flag("", "Folder of the real cohort whose masks and rows are used.")
+    split: str = flag(
+        "train",
+        "Its cases that are used; others than train leak test patients.",
+        choices=("train", "val", "test", "all"),
+    )
+    balance: str = flag("", "Column whose values the new cohort has equally often.")
+    goal: str = flag(
+        "alone",
+        "Make the values equal in the new cohort alone, or in the real split and it together.",
+        choices=("alone", "together"),
+    )
+    rows: str = flag(
+        "changed",
+        "Take any patient and change the column and what it implies, or only patients who have the "
+        "value themselves.",
+        choices=("changed", "own"),
+    )
+    table: str = flag(
+        "",
+        "Table (.csv, .xlsx) of rows to make, instead of --balance; its column SYNTHETIC SOURCE "
+        "may name "
+        "the case whose mask is used.",
+    )
+    n: int = flag(0, "Cases to make (with --table 0: every row).", low=0)
+    out: str = flag("", "Folder of the new cohort.")
+    seed: int = flag(0, "Seed of patients, masks and noise.", low=0)
+    check_copies: bool = flag(
+        True, "Compare every volume with the training scans, and draw copies again."
+    )
+    redraws: int = flag(5, "How often a case is drawn again before it is left out.", low=0)
+    overwrite: bool = flag(False, "Replace a synthetic cohort made with other flags.")
+
+
+@dataclass(frozen=True)
+class DeformOptions:
+    """How far a mask may be changed."""
+
+    elastic_mm: float = flag(
+        8.0, "Largest shift of a node of the smooth deformation.", low=0, high=100
+    )
+    node_mm: float = flag(60.0, "Distance between these nodes.", low=5)
+    turn: float = flag(3.0, "Largest turn about each axis in degrees.", low=0, high=45)
+    scale: float = flag(
+        0.05, "Largest change of size along each axis, as a share.", low=0, high=0.5
+    )
+    volume_change: float = flag(
+        0.25,
+        "A mask is drawn again where a label's volume changes by more than this share.",
+        low=0,
+        high=1,
+    )
+
+
+@dataclass(frozen=True)
+class ExpandCommand:
+    """Everything the command takes."""
+
+    expand: ExpandOptions = group(ExpandOptions, "Cohort")
+    model: ModelOptions = group(ModelOptions, "Run")
+    deform: DeformOptions = group(DeformOptions, "Masks")

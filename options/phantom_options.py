@@ -1,0 +1,43 @@
+"""Flags of phantom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.parser import argument, flag, group
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """What `scripts/make_phantoms.py` makes."""
+
+    OUT: str = argument("Folder for the cohort; one made with the same settings is used again.")
+    cases: int = flag(96, "Number of patients, test and validation cases included.", low=1)
+    size: tuple[int, int, int] = flag(
+        (64, 64, 48), "Voxels from left to right, back to front, bottom to top.", low=16
+    )
+    spacing: tuple[float, float, float] | None = flag(
+        None, "Voxel size in mm; by default such that the chest fills the volume.", low=0.1
+    )
+    seed: int = flag(1, "Seed of everything that is random.", low=0)
+    test_cases: int = flag(6, "Cases of the test split.", low=0)
+    val_cases: int = flag(4, "Cases of the validation split.", low=0)
+    missing: float = flag(0.12, "Share of the training rows' cells left empty.", low=0, high=0.9)
+    patient_sd: float = flag(
+        20.0,
+        "SD in HU of the lungs' density between patients for reasons outside the table.",
+        low=0,
+        high=100,
+    )
+    confounding: float = flag(
+        0.0, "Probability that smoking history decides the diagnosis.", low=0, high=1
+    )
+    effects: str = flag("", "YAML table of effects (data/effects/phantom.yaml by default).")
+    overwrite: bool = flag(False, "Replace a phantom cohort made with other settings.")
+
+
+@dataclass(frozen=True)
+class PhantomCommand:
+    """Everything the command takes."""
+
+    cohort: PhantomOptions = group(PhantomOptions, "Cohort")

@@ -1,0 +1,30 @@
+"""Flags of picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.parser import argument, flag, group
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What is shown."""
+
+    RESULTS: str = argument("Folder that test.py wrote.")
+    dataroot: str = flag("", "The cohort, for mask and real scan.")
+    case: str = flag("", "The case (empty: the first).")
+    column: str = flag(
+        "", "Attribute whose volumes and differences are shown (empty: the first varied)."
+    )
+    limit: float | None = flag(
+        None, "Differences are shown from -limit to +limit HU (none: fitting).", low=0.1
+    )
+    out: str = flag("picture.png", "The picture to write.")
+
+
+@dataclass(frozen=True)
+class PictureCommand:
+    """Everything the command takes."""
+
+    picture: PictureOptions = group(PictureOptions, "Picture")

@@ -1,0 +1,91 @@
+"""The flags of `scripts/prepare_data.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.parser import argument, flag
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What comes in and where it goes."""
+
+    IN: str = argument("Folder with the scans, however nested.")
+    OUT: str = argument("Folder for the dataroot; one that this command made is continued.")
+    source: str = flag(
+        "auto", "What IN holds.", choices=("auto", "dicom", "volumes", "aiib23", "osic")
+    )
+    ids: str = flag(
+        "auto",
+        "Case ids: new ones, with the key in a file apart, or the source's own; auto keeps only "
+        "those "
+        "of aiib23 and osic.",
+        choices=("auto", "recode", "keep"),
+    )
+    key_file: str = flag(
+        "",
+        "File for the key from case ids to the source's ids, outside OUT (OUT.key.csv beside it).",
+    )
+    demographics: bool = flag(False, "Put age and sex of the DICOM headers into the table.")
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """Which DICOM series, and what may be repaired."""
+
+    kernel: str = flag(
+        "any",
+        "Kernel that is preferred where a study has several series.",
+        choices=("any", "soft", "lung"),
+    )
+    min_slices: int = flag(30, "A DICOM series with fewer slices is left out.", low=2)
+    uneven: str = flag(
+        "error", "Missing or doubled slices and uneven steps.", choices=("error", "resample")
+    )
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The grid and the masks."""
+
+    spacing: tuple[float, float, float] | None = flag(
+        None,
+        "Voxel size in mm to resample to (right-left, front-back, foot-head); as scanned by "
+        "default.",
+        low=0.1,
+        high=20,
+    )
+    masks: str = flag(
+        "auto",
+        "Masks: given (a file a scan), or made; auto takes the source's own, else classic.",
+        choices=("auto", "given", "classic", "lungmask", "totalsegmentator"),
+    )
+    mask_dir: str = flag("", "Folder of the given masks, named as the scans.")
+    tool_args: str = flag("", 'Further words for lungmask or TotalSegmentator, such as "--cpu".')
+    tool_hours: float = flag(2.0, "A tool that takes longer for a case is stopped.", low=0.001)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """The clinical table."""
+
+    table: str = flag(
+        "", "Clinical table, .csv or .xlsx; by default that of AIIB23 or OSIC, or none."
+    )
+    key_column: str = flag("", "Its column that names scan or patient; guessed by default.")
+    patient_column: str = flag(
+        "", "Its column that names the patient; by default the scan's own patient."
+    )
+    seed: int = flag(0, "Seed of the splits.", low=0)
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """How the work is done."""
+
+    jobs: int = flag(
+        2,
+        "Cases at a time, each in a process of its own (up to 4 GB each); 0 works in this one.",
+        low=0,
+    )

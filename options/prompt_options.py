@@ -1,0 +1,25 @@
+"""Flags of prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.parser import flag, group
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Which table, which template, where to."""
+
+    dataroot: str = flag("", "Folder with clinical.csv or clinical.xlsx.")
+    template: str = flag("auto", "aiib23, osic, auto (COLUMN is VALUE), or a YAML file.")
+    key_column: str = flag("File Name", "Table column that names the scan.")
+    patient_column: str = flag("", "Table column that names the patient; it stays out of the text.")
+    out: str = flag("prompts_made.csv", "File to write.")
+
+
+@dataclass(frozen=True)
+class PromptCommand:
+    """Everything the command takes."""
+
+    prompts: PromptOptions = group(PromptOptions, "Prompts")

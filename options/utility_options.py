@@ -1,0 +1,58 @@
+"""Flags of utility."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from options.base_options import DataOptions
+from options.parser import flag, group
+
+
+@dataclass(frozen=True)
+class UtilityOptions:
+    """What is compared."""
+
+    synthetic: str = flag(
+        "", "Folder of the synthetic cohort (see expand.py); all of its cases are trained on."
+    )
+    column: str = flag("", "Column that the classifier tells from the volume.")
+    out: str = flag("", "Folder of the figures.")
+    seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of the classifiers.", low=0)
+    grid: tuple[int, int, int] = flag(
+        (16, 16, 16), "Cells of the box round the lungs that the classifier sees.", low=4
+    )
+    lung_window: tuple[float, float] = flag(
+        (-1000.0, -600.0), "HU at -1 and 1 for the classifier.", low=-4000, high=8000
+    )
+    gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; empty: what is there.")
+    overwrite: bool = flag(False, "Replace figures made with other flags.")
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """How the classifier is trained; the same for every cohort, so that more volumes never mean
+    more steps.
+    """
+
+    steps: int = flag(300, "Steps of training.", low=1)
+    batch: int = flag(16, "Volumes a step.", low=2)
+    lr: float = flag(2e-3, "Learning rate at its highest.", low=0)
+    width: int = flag(8, "Channels of the first layer.", low=2)
+    finish: float = flag(
+        0.5,
+        "Share of the steps, at the end, that see real scans alone where real and synthetic ones "
+        "are "
+        "trained on.",
+        low=0,
+        high=1,
+    )
+    class_weights: bool = flag(True, "Let every class count alike, however few its volumes are.")
+
+
+@dataclass(frozen=True)
+class UtilityCommand:
+    """Everything the command takes."""
+
+    utility: UtilityOptions = group(UtilityOptions, "Comparison")
+    data: DataOptions = group(DataOptions, "Cohort")
+    classifier: ClassifierOptions = group(ClassifierOptions, "Classifier")

@@ -1,0 +1,192 @@
+"""A spike test on a user's own scans: a copy of a cohort with a random yes/no column and its
+effect added to the scans.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from tqdm import tqdm
+
+from data.cohort import IMAGES, MASKS, Case, Cohort
+from data.load_cohort import load_cohort
+from data.resampling import by_patient, patients_of
+from data.text.prompts import PROMPTS_FILE
+from data.volumes import atomic, load, strip_suffix, write_like
+from options.base_options import DataOptions
+from options.plant_options import PlantOptions
+from util import cli
+from util.cli import UserError, listing
+from util.metrics.regions import regions
+
+log = logging.getLogger(__name__)
+
+RECORD = "plant.json"
+YES, NO = "Yes", "No"
+
+
+def plant(data: DataOptions, o: PlantOptions) -> Path:
+    """Writes the copy, its record last; unchanged files are linked where the disk allows.
+
+    Raises:
+        UserError: A bad cohort, a column that is there, a folder that is not empty, or a region
+            without a voxel.
+    """
+    cohort = load_cohort(data)
+    out = _checked_out(o.out, cohort)
+    if o.column in cohort.columns or o.column == data.key_column or not o.column.strip():
+        raise UserError(
+            f"--column is {o.column!r}; it must be the name of a new column. The table has: "
+            f"{listing(list(cohort.columns), 30)}."
+        )
+    given = draw(cohort, data.patient_column, o.share, o.plant_seed)
+    part = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.main_rank()):
+            _copy_case(case, part, given[case.id] == YES, data, o)
+        _copy_table(cohort, part, data.key_column, o.column, given)
+        _copy_texts(cohort, part, o.column, given)
+        record = {
+            "column": o.column,
+            "from": NO,
+            "to": YES,
+            "hu": o.hu,
+            "region": o.region,
+            "seed": o.plant_seed,
+            "source": str(cohort.root.resolve()),
+            "cases": given,
+        }
+        (part / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    log.info(
+        "Planted %+g HU in the region %s of %d of %d cases: %s",
+        o.hu,
+        o.region,
+        list(given.values()).count(YES),
+        len(given),
+        out,
+    )
+    return out
+
+
+def _checked_out(name: str, cohort: Cohort) -> Path:
+    if not name:
+        raise UserError("--out is not given; it is the folder for the copy.")
+    out = Path(name)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"--out {out} exists and is not empty. Choose another folder, or remove it by hand."
+        )
+    if cohort.root.resolve() in [out.resolve(), *out.resolve().parents]:
+        raise UserError(
+            f"--out {out} lies within --dataroot {cohort.root}. Choose a folder elsewhere."
+        )
+    if any(case.image is None for case in cohort.cases):
+        raise UserError(
+            f"{cohort.root} has masks without scans; an effect can be planted in scans alone."
+        )
+    return out
+
+
+def draw(cohort: Cohort, patient_column: str, share: float, seed: int) -> dict[str, str]:
+    """Case to Yes or No: a random share of the patients, at least one of each."""
+    groups = list(
+        by_patient([case.id for case in cohort.cases], patients_of(cohort, patient_column)).values()
+    )
+    if len(groups) < 2:
+        raise UserError(
+            f"{cohort.root} has a single patient; an effect is planted in some of several."
+        )
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    chosen = set(np.random.default_rng([seed, 21]).permutation(len(groups))[:count].tolist())
+    return {case: YES if k in chosen else NO for k, group in enumerate(groups) for case in group}
+
+
+def _copy_case(case: Case, part: Path, has_it: bool, data: DataOptions, o: PlantOptions) -> None:
+    assert case.image is not None
+    _link(case.mask, part / MASKS / case.mask.name)
+    mask = load(case.mask)
+    where = regions(mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label).get(
+        o.region
+    )
+    if where is None:
+        raise UserError(
+            f"{case.mask} has no voxel in --region {o.region}. Choose another region, or check "
+            "--lung_labels."
+        )
+    if not has_it:
+        _link(case.image, part / IMAGES / case.image.name)
+        return
+    scan = load(case.image).array
+    changed = scan + np.asarray(o.hu * where, np.float32)
+    dtype = (
+        scan.dtype
+        if float(o.hu).is_integer() and scan.dtype.kind == "i" and scan.dtype.itemsize > 1
+        else np.float32
+    )
+    write_like(
+        part / IMAGES / f"{strip_suffix(case.image.name)}.nii.gz", changed, case.image, dtype
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, which outlives the source; a copy across disks."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sources = [source]
+    if source.suffix.lower() == ".mhd":  # its voxels lie in a file beside it
+        sources += [p for p in (source.with_suffix(s) for s in (".raw", ".zraw")) if p.is_file()]
+    for path in sources:
+        try:
+            os.link(path.resolve(), target.with_name(path.name))
+        except OSError:
+            shutil.copy2(path, target.with_name(path.name))
+
+
+def _copy_table(
+    cohort: Cohort, part: Path, key: str, column: str, given: Mapping[str, str]
+) -> None:
+    with (
+        atomic(part / "clinical.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow([key, *cohort.columns, column])
+        writer.writerows(
+            [
+                [c.id, *(c.row.get(name, "") for name in cohort.columns), given[c.id]]
+                for c in cohort.cases
+            ]
+        )
+
+
+def _copy_texts(cohort: Cohort, part: Path, column: str, given: Mapping[str, str]) -> None:
+    """Splits as they are, and prompts that also tell the new column."""
+    if (cohort.root / "splits.json").is_file():
+        shutil.copy2(cohort.root / "splits.json", part / "splits.json")
+    source = cohort.root / PROMPTS_FILE
+    if not source.is_file():
+        return
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        case = strip_suffix(row["File Name"].strip())
+        if case in given:
+            row["Prompt"] = f"{row['Prompt'].strip().rstrip('.,;')}, {column} is {given[case]}."
+    with (part / PROMPTS_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["File Name", "Prompt"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)

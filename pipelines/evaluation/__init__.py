@@ -1,0 +1,3 @@
+"""Figures that say how good generated volumes are: arrays in, numbers out; nothing here reads a
+volume's file.
+"""

@@ -1,0 +1,51 @@
+"""What a changed attribute did to the picture: differences in HU by region."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+EFFECT_COLUMNS = (
+    "case",
+    "column",
+    "from",
+    "to",
+    "region",
+    "voxels",
+    "mean_diff_hu",
+    "sd_over_voxels_hu",
+)
+
+
+def effect_rows(
+    difference: NDArray[np.floating],
+    regions: Mapping[str, NDArray[np.bool_]],
+    case: str,
+    column: str,
+    from_value: str,
+    to_value: str,
+) -> list[dict[str, str | float]]:
+    """Rows of effects.csv for one pair.
+
+    Args:
+        difference: `(X, Y, Z)` HU, volume of `to_value` minus volume of `from_value`.
+        regions: Masks by name, see `util.metrics.fidelity.regions.regions`.
+        case, column, from_value, to_value: What was changed.
+    """
+    rows: list[dict[str, str | float]] = []
+    for region, mask in regions.items():
+        inside = difference[mask].astype(np.float64)
+        values = (
+            case,
+            column,
+            from_value,
+            to_value,
+            region,
+            len(inside),
+            round(float(inside.mean()), 4),
+            round(float(inside.std()), 4),
+        )
+        rows.append(dict(zip(EFFECT_COLUMNS, values, strict=True)))
+    return rows
