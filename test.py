@@ -1,5 +1,5 @@
-"""Makes synthetic CT volumes with a trained run: masks and rows in, volumes, effects, metrics
-and a page out.
+"""Makes synthetic CT volumes with a trained run: masks and rows in, volumes, effects, metrics and a
+page out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def main() -> None:
     source = options.source
     if bool(source.mask) == bool(source.dataroot) or (source.mask and options.edit.edit_real):
         raise UserError(
-            "Give either --dataroot, for a cohort (and for --edit_real), or --mask with --out, "
-            "for one volume."
+            "Give either --dataroot, for a cohort (and for --edit_real), or --mask with --out, for "
+            "one volume."
         )
     (test_mask if source.mask else test_cohort)(options)
 

@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 
 def read_options(argv: list[str] | None = None) -> TrainOptions:
-    """The options: those of the run that goes on, where `--continue_train` is given, with the
-    flags given now on top.
+    """The options: those of the run that goes on, where `--continue_train` is given, with the flags
+    given now on top.
     """
     options = parse(TrainOptions, __doc__ or "", argv, PRESETS)
     if options.run.continue_train:
@@ -131,9 +131,8 @@ def fit(
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--patch_size {','.join(map(str, options.patch.patch_size))} with --batch_size "
-            f"{options.optim.batch_size} does "
-            f"not fit into the GPU ({str(error).splitlines()[0][:120]}). Use less of either, "
-            "--accumulate, --precision "
+            f"{options.optim.batch_size} does not fit into the GPU "
+            f"({str(error).splitlines()[0][:120]}). Use less of either, --accumulate, --precision "
             "bf16, --checkpoint_activations or a smaller --preset; --dry_run tells what a step "
             "takes."
         ) from None

@@ -65,8 +65,8 @@ def ball(scan: Compared, diameter: float, rng: np.random.Generator) -> NDArray[n
 def judge(
     scan: Compared, calibration: Calibration, share: NDArray[np.float64], o: AnomalyBenchmarkCommand
 ) -> dict[str, Any]:
-    """One phantom without and with its nodule: strong regions of the one, the nodule's rank in
-    the other.
+    """One phantom without and with its nodule: strong regions of the one, the nodule's rank in the
+    other.
     """
     where = regions(np.where(scan.where, 1, 0), scan.spacing, (1,))
     clean = strongest(calibration.map(scan), where, calibration.threshold, o.map.regions)

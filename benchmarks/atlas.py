@@ -2,12 +2,10 @@
 findings, does a spike return?
 
 Studies (`--studies`): coverage (intervals from refits over several cohorts), permuted (every
-permuted fit judged against the
-others), ties (two attributes tied to each other), spike (an effect planted in one place). Each
-finished piece is kept in
-OUT/pieces as JSON, and finished fits are kept too, so that a stopped benchmark goes on where it
-was. OUT/figures.json and
-OUT/index.html hold the outcome.
+permuted fit judged against the others), ties (two attributes tied to each other), spike (an effect
+planted in one place). Each finished piece is kept in OUT/pieces as JSON, and finished fits are kept
+too, so that a stopped benchmark goes on where it was. OUT/figures.json and OUT/index.html hold the
+outcome.
 """
 
 from __future__ import annotations
@@ -276,8 +274,8 @@ def ties(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
 
 
 def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
-    """How often a fit that can know nothing is declared a finding, judged against all others by
-    the atlas's own rule.
+    """How often a fit that can know nothing is declared a finding, judged against all others by the
+    atlas's own rule.
     """
     name = "coverage_1"
     root = make_cohort(b, name, 1)
@@ -345,8 +343,8 @@ def permuted(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
 
 
 def spike_piece(b: AtlasBenchmarkOptions, k: int) -> Row:
-    """What comes back of an effect planted in the lower thirds of the scans of the k-th random
-    half of the k-th cohort.
+    """What comes back of an effect planted in the lower thirds of the scans of the k-th random half
+    of the k-th cohort.
     """
     name = f"spike_{k}"
     source, root = make_cohort(b, f"spike_source_{k}", k), Path(b.OUT) / "cohorts" / name
@@ -392,22 +390,20 @@ def said(name: str, found: Mapping[str, Any]) -> str:
     if name == "permuted":
         return (
             f"{found['declared']} of {found['fits']} permuted fits would be declared a finding; "
-            "the largest "
-            f"effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU."
+            f"the largest effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU."
         )
     if name == "ties":
         of, held = found["widths_hu"], found["held"]
         widths = "; ".join(
             f"{c}: {of['free'][c]:.1f} to {w:.1f} HU, truth held in {held['hold'][c]} (refits "
-            "alone: "
-            f"{of['refits_alone'][c]:.1f} HU, {held['refits_alone_hold'][c]})"
+            f"alone: {of['refits_alone'][c]:.1f} HU, {held['refits_alone_hold'][c]})"
             for c, w in of["tied"].items()
         )
         warned = sum(bool(texts) for texts in found["warnings"].values())
         return (
             f"Cramer's V {found['cramers_v']:.2f}; {warned} of {found['cohorts']} cohorts warned "
-            "of; mean widths of the "
-            f"intervals {widths}; claimed: {', '.join(found['claimed']) or 'nothing'}."
+            f"of; mean widths of the intervals {widths}; claimed: "
+            f"{', '.join(found['claimed']) or 'nothing'}."
         )
     back = (
         f"{r['region']} {r['generated_hu']:+.1f} of {r['planted_hu']:+.1f} HU"

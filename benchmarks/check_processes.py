@@ -1,5 +1,5 @@
-"""Several processes against one with the same global batch: their gradients and weights must
-agree (gloo, CPU, fp32).
+"""Several processes against one with the same global batch: their gradients and weights must agree
+(gloo, CPU, fp32).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class NotEqual(UserError):
 
 
 class Recorder:
-    """Keeps, after the first and after the last step, every network's gradients and weights as
-    one vector each.
+    """Keeps, after the first and after the last step, every network's gradients and weights as one
+    vector each.
     """
 
     def __init__(self, trainer: Trainer, last: int) -> None:

@@ -272,8 +272,8 @@ def main() -> None:
     if options.kill_step % options.save_latest_freq or options.kill_step + 2 > options.max_steps:
         raise UserError(
             f"--kill_step is {options.kill_step}; it must be a multiple of --save_latest_freq "
-            f"{options.save_latest_freq}, "
-            f"two steps before the end, --max_steps {options.max_steps}, at the latest."
+            f"{options.save_latest_freq}, two steps before the end, --max_steps "
+            f"{options.max_steps}, at the latest."
         )
     with ExitStack() as stack:
         work = Path(

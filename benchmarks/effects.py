@@ -2,8 +2,8 @@
 revealed with the truth.
 
 Each cell (a cohort and a way to train) is kept in OUT/cells as JSON when it is finished, so that a
-stopped benchmark goes
-on where it was; OUT/tables.md and OUT/index.html set all finished cells side by side.
+stopped benchmark goes on where it was; OUT/tables.md and OUT/index.html set all finished cells side
+by side.
 """
 
 from __future__ import annotations

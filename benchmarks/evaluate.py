@@ -151,8 +151,8 @@ def distances(real: Sequence[Measured], made: Sequence[Measured]) -> dict[str, f
 
 
 def agreement(real: Sequence[Measured], fresh: Sequence[Measured]) -> dict[str, Any]:
-    """Largest relative difference from the direct computation, and the distance of the real set
-    to itself.
+    """Largest relative difference from the direct computation, and the distance of the real set to
+    itself.
     """
     one, two = real[:12], fresh[:12]  # the direct way takes long
     draws = Draws.make(len(one), len(two), 0, 0)
@@ -175,8 +175,8 @@ def ranking(
     measurer: Measurer,
     out: Path,
 ) -> dict[str, Any]:
-    """Every figure at each step of each damage to fresh phantoms; whether each step is worse
-    than the last.
+    """Every figure at each step of each damage to fresh phantoms; whether each step is worse than
+    the last.
     """
     found: dict[str, Any] = {}
     undamaged = distances(real, base)

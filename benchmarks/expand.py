@@ -2,9 +2,8 @@
 expanded to balance.
 
 Each seed is a whole repetition: its own patients, generator (trained on the imbalanced cohort
-alone), synthetic volumes and
-classifiers. OUT/figures.json and OUT/table.md hold the figures; what is finished is kept, so a
-stopped benchmark goes on.
+alone), synthetic volumes and classifiers. OUT/figures.json and OUT/table.md hold the figures; what
+is finished is kept, so a stopped benchmark goes on.
 """
 
 from __future__ import annotations
@@ -150,8 +149,8 @@ def table(found: Mapping[int, Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {seed} | {r['arm']} | {r['volumes']} | {r['balanced_accuracy']:.3f} "
-        f"({r['low']:.3f} to {r['high']:.3f}) | {r['auc']:.3f} |"
+        f"| {seed} | {r['arm']} | {r['volumes']} | {r['balanced_accuracy']:.3f} ({r['low']:.3f} to "
+        f"{r['high']:.3f}) | {r['auc']:.3f} |"
         for seed, f in found.items()
         for r in f["rows"]
     ]

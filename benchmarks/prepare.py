@@ -58,8 +58,8 @@ def reference(folder: Path) -> NDArray[np.integer]:
 
 
 def same_voxels(scan: Scan, voxels: NDArray[np.integer]) -> bool:
-    """Whether a scan holds the voxels of SimpleITK's reader, each at its place (here: axes to
-    left, back and head).
+    """Whether a scan holds the voxels of SimpleITK's reader, each at its place (here: axes to left,
+    back and head).
     """
     return bool(np.array_equal(scan.volume.array[::-1, ::-1].T, voxels))
 

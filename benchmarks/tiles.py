@@ -2,8 +2,7 @@
 half its size.
 
 Prints, a case: the mean absolute difference in the lungs (HU) of the own-row volume, and for every
---vary how far the mean
-effect in the lungs (HU) differs; the same as JSON with --json.
+--vary how far the mean effect in the lungs (HU) differs; the same as JSON with --json.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ log = logging.getLogger(__name__)
 
 
 def half_size(shape: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """Half of a volume's size, rounded up so that tiles overlapping by half start on multiples
-    of the stride.
+    """Half of a volume's size, rounded up so that tiles overlapping by half start on multiples of
+    the stride.
     """
     return tuple(round_up(-(-n // 2), 2 * multiple) for n in shape)
 

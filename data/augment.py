@@ -1,5 +1,5 @@
-"""Small turns and scalings of a patch; a chest is never flipped left to right, for its organs
-have sides.
+"""Small turns and scalings of a patch; a chest is never flipped left to right, for its organs have
+sides.
 """
 
 from __future__ import annotations

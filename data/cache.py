@@ -1,5 +1,5 @@
-"""Prepared volumes on disk: canonical, resampled, uncompressed and memory-mapped, so that a
-patch costs a slice.
+"""Prepared volumes on disk: canonical, resampled, uncompressed and memory-mapped, so that a patch
+costs a slice.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Prepared:
         return _open(self.folder / "affine.npy")
 
     def lung_points(self) -> np.ndarray:
-        """Indices int32 (N, 3) of lung voxels, a random share of them where there are many; N is
-        0 without lungs.
+        """Indices int32 (N, 3) of lung voxels, a random share of them where there are many; N is 0
+        without lungs.
         """
         return _open(self.folder / "lung.npy")
 
@@ -88,8 +88,8 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
 
 
 def lung_points(mask: np.ndarray, lungs: Sequence[int]) -> np.ndarray:
-    """Indices int32 (N, 3) of at most `LUNG_POINTS` voxels with a lung label, or with any where
-    no lung occurs.
+    """Indices int32 (N, 3) of at most `LUNG_POINTS` voxels with a lung label, or with any where no
+    lung occurs.
     """
     flat = np.flatnonzero(np.isin(mask, lungs))
     if not flat.size:

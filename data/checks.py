@@ -60,8 +60,8 @@ def image_problems(path: Path, facts: Facts) -> list[str]:
     if low >= DARKEST_HU:
         return [
             f"{path} is not in HU: its values run from {low:g} to {high:g}, but a chest CT holds "
-            "air, so some voxel "
-            f"lies below {DARKEST_HU:g}. Apply the rescale slope and intercept; do not normalise."
+            f"air, so some voxel lies below {DARKEST_HU:g}. Apply the rescale slope and intercept; "
+            "do not normalise."
         ]
     return []
 
@@ -86,8 +86,8 @@ def label_problems(path: Path, labels: Sequence[float]) -> list[str]:
         ]
     if outside := [v for v in labels if not 0 <= v <= LARGEST_LABEL]:
         return [
-            f"{path} holds the label {outside[0]:g}; labels run from 0 to {LARGEST_LABEL}. "
-            "Relabel the mask."
+            f"{path} holds the label {outside[0]:g}; labels run from 0 to {LARGEST_LABEL}. Relabel "
+            "the mask."
         ]
     return []
 
@@ -121,8 +121,8 @@ def grid_problems(image: Path, mask: Path) -> list[str]:
 
 
 class FactStore:
-    """Facts of files, remembered on disk by path, size and time of change, so that a second
-    start is fast.
+    """Facts of files, remembered on disk by path, size and time of change, so that a second start
+    is fast.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -182,8 +182,8 @@ def check_volumes(
 
     Raises:
         UserError: Any file that cannot be read, CT and mask on different grids, labels that are not
-            whole or too
-            many, a CT that is constant, not finite or not in HU; the first ten problems are listed.
+            whole or too many, a CT that is constant, not finite or not in HU; the first ten
+            problems are listed.
     """
     store = FactStore(cache / "checks.json" if cache else None)
     known = len(store.facts)

@@ -28,8 +28,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All cases in natural order, with `splits` (train, val, test) of their ids and the `labels`
-    of their masks.
+    """All cases in natural order, with `splits` (train, val, test) of their ids and the `labels` of
+    their masks.
     """
 
     root: Path

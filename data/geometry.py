@@ -24,8 +24,8 @@ GRID_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in RAS orientation: `array` (X, Y, Z), contiguous; `affine` (4, 4), voxel index
-    to RAS mm.
+    """A volume in RAS orientation: `array` (X, Y, Z), contiguous; `affine` (4, 4), voxel index to
+    RAS mm.
     """
 
     array: np.ndarray
@@ -55,8 +55,8 @@ def canonical_grid(shape: Sequence[int], affine: np.ndarray) -> tuple[Shape, np.
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> Volume:
-    """Permutes and flips a volume to the closest RAS orientation; no voxel changes its value or
-    its place.
+    """Permutes and flips a volume to the closest RAS orientation; no voxel changes its value or its
+    place.
     """
     turned = orientations.apply_orientation(array, orientations.io_orientation(affine))
     return Volume(np.ascontiguousarray(turned), canonical_grid(array.shape, affine)[1])
@@ -90,8 +90,8 @@ def same_place(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> b
 def spaced_grid(
     shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
 ) -> tuple[Shape, np.ndarray]:
-    """The grid of another voxel size (mm) over the same box: same axes, same centre, extent
-    rounded to whole voxels.
+    """The grid of another voxel size (mm) over the same box: same axes, same centre, extent rounded
+    to whole voxels.
     """
     factor = np.asarray(spacing, float) / voxel_sizes(affine)
     new = np.maximum(1, np.rint(np.asarray(shape) / factor))
@@ -145,8 +145,7 @@ def coordinate_grid(
     """Place of each voxel of a crop in the whole volume.
 
     Voxel i of n along an axis lies at (2 i + 1) / n - 1, so that the volume spans -1 to 1 whatever
-    its size; voxels of
-    padding lie beyond.
+    its size; voxels of padding lie beyond.
 
     Args:
         shape: (X, Y, Z) of the whole volume, without padding.

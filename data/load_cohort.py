@@ -73,8 +73,8 @@ def check_lungs(cohort: Cohort, options: DataOptions) -> None:
     if cohort.labels and not set(options.lung_labels) & set(cohort.labels):
         raise UserError(
             f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in "
-            f"{cohort.root} hold "
-            f"{listing([str(v) for v in cohort.labels])} only; give the labels that are lungs."
+            f"{cohort.root} hold {listing([str(v) for v in cohort.labels])} only; give the labels "
+            "that are lungs."
         )
 
 
@@ -116,14 +116,12 @@ def _check_pairs(
     if no_mask:
         raise UserError(
             f"{len(no_mask)} scans in {root / IMAGES} have no mask of the same name in "
-            f"{root / MASKS}: "
-            f"{listing(no_mask)}. Add the masks or remove the scans."
+            f"{root / MASKS}: {listing(no_mask)}. Add the masks or remove the scans."
         )
     if no_image and need_images:
         raise UserError(
             f"{len(no_image)} masks in {root / MASKS} have no scan of the same name in "
-            f"{root / IMAGES}: "
-            f"{listing(no_image)}. Add the scans or remove the masks."
+            f"{root / IMAGES}: {listing(no_image)}. Add the scans or remove the masks."
         )
     if no_image and images:
         log.warning("%d masks have no scan: %s.", len(no_image), listing(no_image))

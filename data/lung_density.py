@@ -24,8 +24,8 @@ COARSE_MM = 3.0  # voxels closer together are skipped: a mean over a part needs 
 def lung_means(
     cases: Sequence[Case], options: DataOptions, cache: Path | None = None
 ) -> list[dict[str, float]]:
-    """Of each case the mean HU by part (see `util.metrics.fidelity.regions`), within the window; empty without a
-    scan or lungs.
+    """Of each case the mean HU by part (see `util.metrics.fidelity.regions`), within the window;
+    empty without a scan or lungs.
 
     Args:
         cases: Whose.

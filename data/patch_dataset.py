@@ -118,8 +118,7 @@ class PatchDataset(Dataset[Sample]):
         if (largest < patch.patch_size).any():
             log.warning(
                 "--patch_size %s is larger than every volume (at most %s voxels), and each patch "
-                "partly empty; a "
-                "smaller one takes less time and memory.",
+                "partly empty; a smaller one takes less time and memory.",
                 ",".join(map(str, patch.patch_size)),
                 ",".join(map(str, largest)),
             )
@@ -175,16 +174,16 @@ class PatchDataset(Dataset[Sample]):
         )
 
     def _dropped(self, phrases: Phrases, rng: np.random.Generator) -> list[str]:
-        """The phrases with each left out with probability `attribute_dropout`, shuffled where
-        the options say so.
+        """The phrases with each left out with probability `attribute_dropout`, shuffled where the
+        options say so.
         """
         keep = rng.random(len(phrases)) >= self.text.attribute_dropout
         kept = [phrase for phrase, stays in zip(phrases, keep, strict=True) if stays]
         return [kept[j] for j in rng.permutation(len(kept))] if self.text.shuffle_phrases else kept
 
     def _other(self, k: int, rng: np.random.Generator) -> list[str]:
-        """Another case's phrases, of which one at least is not true of case k; none where all
-        cases agree.
+        """Another case's phrases, of which one at least is not true of case k; none where all cases
+        agree.
         """
         own = set(self.prompts[k])
         first = int(rng.integers(len(self.ids)))
@@ -209,8 +208,8 @@ class _Steps(Sampler[list[int]]):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach every process; a worker that died of them would
-    end training unsaved.
+    """Ctrl-C and a batch system's SIGTERM reach every process; a worker that died of them would end
+    training unsaved.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

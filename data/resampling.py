@@ -2,8 +2,7 @@
 columns.
 
 All three only touch the training split, and depend on nothing but the seed and the cohort, so that
-a run that goes on, its
-text encoder and its report see the same cases.
+a run that goes on, its text encoder and its report see the same cases.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> 
     groups = by_patient(cases, patients)
     if count > len(groups):
         raise UserError(
-            f"--fold {fold}: there are only {len(groups)} training patients for {count} folds. "
-            "Use fewer folds."
+            f"--fold {fold}: there are only {len(groups)} training patients for {count} folds. Use "
+            "fewer folds."
         )
     order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     chosen = {case for name in order[number - 1 :: count] for case in groups[name]}
@@ -90,8 +89,8 @@ def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> 
 
 
 def resample(cases: Sequence[str], patients: Mapping[str, str], seed: int) -> list[str]:
-    """As many patients as there are, drawn with replacement, with all their cases (bootstrap;
-    Efron 1979).
+    """As many patients as there are, drawn with replacement, with all their cases (bootstrap; Efron
+    1979).
     """
     groups = list(by_patient(cases, patients).values())
     chosen = np.random.default_rng([seed, 11]).integers(len(groups), size=len(groups))
@@ -114,8 +113,8 @@ def _permuted(
     if (cohort.root / PROMPTS_FILE).is_file():
         raise UserError(
             f"--permute shuffles the table, but {cohort.root / PROMPTS_FILE} gives texts that "
-            "stand as they "
-            "are. Move that file away for this run and for the one that it is compared with."
+            "stand as they are. Move that file away for this run and for the one that it is "
+            "compared with."
         )
     rows = {case.id: case.row for case in cohort.cases}
     groups = list(by_patient(train, patients).values())

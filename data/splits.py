@@ -78,8 +78,8 @@ def _check(path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[s
             owners[patients.get(case, "") or case].add(name)
     if torn := [patient for patient, names in owners.items() if len(names) > 1]:
         raise UserError(
-            f"{path} puts scans of one patient into different splits: {listing(torn)}. "
-            "Move all scans of a patient to one split, or give no --patient_column."
+            f"{path} puts scans of one patient into different splits: {listing(torn)}. Move all "
+            "scans of a patient to one split, or give no --patient_column."
         )
 
 
@@ -126,8 +126,8 @@ def make_splits(
 
 
 def run_splits(path: Path, root: Path) -> Splits | None:
-    """The splits that `save_splits` kept in a run's folder; None where there are none or `root`
-    has its own splits.
+    """The splits that `save_splits` kept in a run's folder; None where there are none or `root` has
+    its own splits.
     """
     if (root / path.name).is_file() or not path.is_file():
         return None

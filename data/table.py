@@ -52,8 +52,8 @@ def read_table(path: Path, key_column: str) -> Table:
     if key_column not in header:
         raise UserError(
             f"{path} has no column {key_column!r}; it has: "
-            f"{listing([h for h in header if h], 30)}. "
-            "Name the column of the scans with --key_column."
+            f"{listing([h for h in header if h], 30)}. Name the column of the scans with "
+            "--key_column."
         )
     columns = tuple(name for name in header if name and name != key_column)
     return Table(columns, _rows(path, header, lines, key_column))
@@ -91,8 +91,8 @@ def _rows(
         case = strip_suffix(row.pop(key_column).strip())
         if not case:
             raise UserError(
-                f"{path}, row {number}: {key_column!r} is empty. Name the row's scan or delete "
-                "the row."
+                f"{path}, row {number}: {key_column!r} is empty. Name the row's scan or delete the "
+                "row."
             )
         if case in rows:
             raise UserError(

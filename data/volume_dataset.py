@@ -50,8 +50,8 @@ class Whole:
 
 
 def padded_size(shape: Sequence[int], least: Sequence[int], multiple: Sequence[int]) -> Shape:
-    """The smallest size that holds `shape` and `least` and is a multiple of `multiple` along
-    each axis.
+    """The smallest size that holds `shape` and `least` and is a multiple of `multiple` along each
+    axis.
     """
     x, y, z = (-(-max(n, low) // m) * m for n, low, m in zip(shape, least, multiple, strict=True))
     return x, y, z

@@ -55,8 +55,8 @@ T = TypeVar("T", np.ndarray, torch.Tensor)
 
 @dataclass(frozen=True)
 class Header:
-    """The grid of a file: `shape` and `affine` as canonicalised to RAS, `source_*` as they stand
-    in the file.
+    """The grid of a file: `shape` and `affine` as canonicalised to RAS, `source_*` as they stand in
+    the file.
     """
 
     shape: Shape
@@ -87,17 +87,16 @@ def _readable(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
         known = ", ".join(SUFFIXES)
         raise UserError(
-            f"{path} cannot be read as a volume ({reason}). It is truncated, damaged or not of "
-            "its suffix's format; "
-            f"copy or export it again (formats: {known})."
+            f"{path} cannot be read as a volume ({reason}). It is truncated, damaged or not of its "
+            f"suffix's format; copy or export it again (formats: {known})."
         ) from None
 
 
 def _checked(path: Path, shape: Sequence[int], affine: np.ndarray) -> Header:
     if len(shape) != 3:
         raise UserError(
-            f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a "
-            "single 3D volume."
+            f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a single "
+            "3D volume."
         )
     if min(shape) < 1:
         raise UserError(f"{path} is empty: its shape is {tuple(shape)}. Export it again.")
@@ -155,8 +154,8 @@ def _known(path: Path | str) -> Path:
 
 
 def read_header(path: Path | str) -> Header:
-    """The grid of a volume file, without reading its voxels; raises `UserError` for a file that
-    is none.
+    """The grid of a volume file, without reading its voxels; raises `UserError` for a file that is
+    none.
     """
     path = _known(path)
     return _nifti(path)[1] if _is_nifti(path) else _itk_header(path)
@@ -222,8 +221,8 @@ def write_like(
 
 
 def _image_like(array: np.ndarray, like: Path, header: Header) -> Any:
-    """A NIfTI image of `array` with the geometry fields of `like`, exactly as they stand where
-    it is a NIfTI itself.
+    """A NIfTI image of `array` with the geometry fields of `like`, exactly as they stand where it
+    is a NIfTI itself.
     """
     if _is_nifti(like):
         source = _nifti(like)[0]
@@ -246,8 +245,8 @@ def _image_like(array: np.ndarray, like: Path, header: Header) -> Any:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, that replaces it once the block has
-    ended well.
+    """A temporary path beside `path`, of the same suffix, that replaces it once the block has ended
+    well.
     """
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
@@ -271,8 +270,8 @@ def _float(values: T) -> T:
 
 
 def to_unit(hu: T, window: tuple[float, float]) -> T:
-    """HU (array or tensor) linearly to [-1, 1], the window's ends at -1 and 1; what lies outside
-    is clipped.
+    """HU (array or tensor) linearly to [-1, 1], the window's ends at -1 and 1; what lies outside is
+    clipped.
     """
     low, high = window
     return ((_float(hu) - low) * (2 / (high - low)) - 1).clip(-1, 1)
@@ -301,6 +300,6 @@ def check_labels(found: Sequence[int], labels: Sequence[int], source: object) ->
         many = "labels" if len(unknown) > 1 else "label"
         shown, known = ", ".join(f"{v:g}" for v in unknown[:8]), ", ".join(map(str, labels))
         raise UserError(
-            f"{many} {shown} in {source}; this run knows {known}. "
-            "Relabel the mask, or train on a cohort that has the label."
+            f"{many} {shown} in {source}; this run knows {known}. Relabel the mask, or train on a "
+            "cohort that has the label."
         )

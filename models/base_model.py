@@ -1,5 +1,5 @@
-"""What a generative model offers to the trainer and to test.py; the trainer knows no GAN, no CT
-and no text.
+"""What a generative model offers to the trainer and to test.py; the trainer knows no GAN, no CT and
+no text.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class GenerativeModel(ABC):
     """Base of all models.
 
     `networks` are the trained ones by name. The trainer may replace them by wrapped ones (several
-    processes, compiled);
-    `raw` always holds the networks themselves.
+    processes, compiled); `raw` always holds the networks themselves.
     """
 
     networks: dict[str, nn.Module]
@@ -92,14 +91,13 @@ class GenerativeModel(ABC):
         """
 
     def use(self, sampling: SamplingOptions) -> None:
-        """Takes these settings of sampling for those of the run; raises `UserError` if they do
-        not fit.
+        """Takes these settings of sampling for those of the run; raises `UserError` if they do not
+        fit.
         """
         if sampling.given:
             raise UserError(
                 f"{', '.join(sampling.given)}: the run is no diffusion model and generates in one "
-                "step. "
-                "Leave the flag out, or use a run of --model diffusion."
+                "step. Leave the flag out, or use a run of --model diffusion."
             )
 
     def check_editing(self) -> None:
@@ -108,8 +106,7 @@ class GenerativeModel(ABC):
         """
         raise UserError(
             "--edit_real: the run is no diffusion model, so it cannot find the noise that gives a "
-            "real scan. "
-            "Use a run of --model diffusion or latent_diffusion."
+            "real scan. Use a run of --model diffusion or latent_diffusion."
         )
 
     def invert(
@@ -122,8 +119,8 @@ class GenerativeModel(ABC):
         strength: float,
         tiler: Tiler,
     ) -> Tensor:
-        """The state from which `regenerate` makes `image` `(1,1,X,Y,Z)` again, at the noise
-        level `strength` (1: noise).
+        """The state from which `regenerate` makes `image` `(1,1,X,Y,Z)` again, at the noise level
+        `strength` (1: noise).
         """
         raise NotImplementedError
 

@@ -1,5 +1,5 @@
-"""Diffusion models: the image is reached from noise in many small steps, and a real scan can be
-led back to its noise.
+"""Diffusion models: the image is reached from noise in many small steps, and a real scan can be led
+back to its noise.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def uniform(noise: Tensor, count: int) -> Tensor:
     """`(B, count)` uniform numbers that follow from each sample's noise `(B, N, X, Y, Z)`.
 
     They are the later digits of its first values, which are uniform and independent of the rest. So
-    a sample's time is a
-    function of its number alone, whichever process draws it.
+    a sample's time is a function of its number alone, whichever process draws it.
     """
     return (noise.flatten(1)[:, :count].abs().double() * 4096).frac().float()
 
@@ -103,8 +102,7 @@ class DiffusionModel(GenerativeModel):
         if sampling.sampler not in fitting:
             raise UserError(
                 f"--sampler is {sampling.sampler}; with --diffusion_target "
-                f"{diffusion.diffusion_target} it must "
-                f"be one of: {', '.join(fitting)}."
+                f"{diffusion.diffusion_target} it must be one of: {', '.join(fitting)}."
             )
         if (sampling.sampling_steps or 0) > diffusion.diffusion_steps:
             raise UserError(
@@ -115,9 +113,8 @@ class DiffusionModel(GenerativeModel):
             if getattr(sampling, name) != 1 and not getattr(diffusion, dropout):
                 raise UserError(
                     f"--{name} is {getattr(sampling, name):g}, but training had --{dropout} 0, so "
-                    "the model "
-                    f"does not know how to do without. Use --{name} 1, or train with --{dropout} "
-                    "0.1."
+                    f"the model does not know how to do without. Use --{name} 1, or train with "
+                    f"--{dropout} 0.1."
                 )
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
@@ -151,8 +148,8 @@ class DiffusionModel(GenerativeModel):
         return {"G_image": loss.detach()}
 
     def _loss(self, found: Tensor, image: Tensor, background: Tensor, weight: Tensor) -> Tensor:
-        """Squared error, linear where it is large, labelled voxels weighted as in the GAN's
-        voxel loss.
+        """Squared error, linear where it is large, labelled voxels weighted as in the GAN's voxel
+        loss.
         """
         weights = self.options.loss
         smooth = weights.l1_smooth / Voxels.sigma * self.space.sigma
@@ -193,8 +190,8 @@ class DiffusionModel(GenerativeModel):
         coords: Tensor,
         text: TextEmbedding,
     ) -> Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022) of the text, and of the mask (Brooks et
-        al. 2023, eq. 3).
+        """Classifier-free guidance (Ho & Salimans 2022) of the text, and of the mask (Brooks et al.
+        2023, eq. 3).
         """
         told = network(x, level, mask, coords, text)
         by_text, by_mask = (
@@ -245,8 +242,7 @@ class DiffusionModel(GenerativeModel):
         if self.sampling.sampler == "ddpm":
             raise UserError(
                 "--edit_real cannot go back along --sampler ddpm, which draws new noise in every "
-                "step. "
-                "Use --sampler ddim."
+                "step. Use --sampler ddim."
             )
 
     def invert(
@@ -301,9 +297,7 @@ class LatentDiffusionModel(DiffusionModel):
             )
             raise UserError(
                 f"--patch_size is {size}; the autoencoder makes {space.factor} voxels one, and "
-                "with "
-                f"{options.generator.n_downsample_global} halvings every side must be a multiple "
-                f"of {multiple}. "
-                f"The nearest that works: --patch_size {good}."
+                f"with {options.generator.n_downsample_global} halvings every side must be a "
+                f"multiple of {multiple}. The nearest that works: --patch_size {good}."
             )
         return space

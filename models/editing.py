@@ -1,5 +1,5 @@
-"""Counterfactuals of real scans: a scan is led back to the noise that gives it, and made again
-with another text.
+"""Counterfactuals of real scans: a scan is led back to the noise that gives it, and made again with
+another text.
 """
 
 from __future__ import annotations

@@ -123,9 +123,8 @@ class Sampler:
         except torch.OutOfMemoryError:
             raise UserError(
                 f"The GPU has not enough free memory to generate {case} in {self.window.batch} "
-                "tiles of "
-                f"{self.window.tile or 'the whole volume'} at once. Use --tile_batch 1, a smaller "
-                "--tile, or --gpu_ids -1.",
+                f"tiles of {self.window.tile or 'the whole volume'} at once. Use --tile_batch 1, a "
+                "smaller --tile, or --gpu_ids -1.",
             ) from None
         finally:
             self.network.train(training)

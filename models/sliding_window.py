@@ -24,8 +24,8 @@ class SlidingWindow:
     """Runs a function over overlapping tiles with Gaussian weights (MONAI's sliding window).
 
     Every tile starts on a multiple of the network's total stride, and the volume is padded until
-    tiles fit without
-    a last flush one: a network that halves its input gives other values on an unaligned tile.
+    tiles fit without a last flush one: a network that halves its input gives other values on an
+    unaligned tile.
 
     Args:
         tile: Size in voxels, rounded up to `multiple`; empty takes the whole volume at once.
@@ -49,8 +49,8 @@ class SlidingWindow:
                 good = round_up(size, 2 * self.multiple)
                 raise UserError(
                     f"--tile {size} with --overlap {self.overlap} makes tiles {step:g} voxels "
-                    "apart; the network needs "
-                    f"a multiple of {self.multiple}. Use --tile {good} with --overlap 0.5."
+                    f"apart; the network needs a multiple of {self.multiple}. Use --tile {good} "
+                    "with --overlap 0.5."
                 )
 
     def __call__(self, function: Callable[..., Tensor], *wholes: Tensor) -> Tensor:

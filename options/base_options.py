@@ -41,8 +41,8 @@ class DataOptions:
     splits: str = flag("", "File of splits to obey instead of the dataroot's splits.json.")
     permute: tuple[str, ...] = flag(
         (),
-        "Shuffle this column over the training cases by --seed, as a negative control; may "
-        "be repeated: the columns then move together.",
+        "Shuffle this column over the training cases by --seed, as a negative control; may be "
+        "repeated: the columns then move together.",
     )
     resample: bool = flag(
         False, "Draw the training patients with replacement (bootstrap) by --seed."
@@ -81,8 +81,7 @@ class TextOptions:
     text_encoder: str = flag(
         "cohort",
         "cohort (a small CLIP pre-trained on the training cases, beside the run), a folder or hub "
-        "id of a "
-        "transformers CLIP or BERT model, medclip:FILE, or table (no language).",
+        "id of a transformers CLIP or BERT model, medclip:FILE, or table (no language).",
     )
     text_revision: str = flag("", "Revision of a hub model.")
     text_mode: str = flag(
@@ -107,8 +106,8 @@ class TextOptions:
     )
     text_relevance: bool = flag(
         True,
-        "Weigh columns by how far the training scans determine what they do, and scans by how "
-        "much their rows tell.",
+        "Weigh columns by how far the training scans determine what they do, and scans by how much "
+        "their rows tell.",
     )
     attribute_dropout: float = flag(
         0.0, "Probability with which training leaves out each phrase.", low=0, high=0.9

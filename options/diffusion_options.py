@@ -31,8 +31,7 @@ class DiffusionOptions:
     snr_gamma: float = flag(
         5.0,
         "Largest weight of a clean image's squared error: the weights that the targets imply grow "
-        "without bound "
-        "towards little noise (0: no limit).",
+        "without bound towards little noise (0: no limit).",
         low=0,
     )
     pure_noise: float = flag(
@@ -44,8 +43,8 @@ class DiffusionOptions:
     sigma_data: float = flag(
         0.0,
         "SD of what mask and text leave open, in [-1, 1] or in scaled latents: less noise than "
-        "this is passed on, "
-        "more is replaced (0: 0.03 for voxels, which is 21 HU, 0.3 for latents).",
+        "this is passed on, more is replaced (0: 0.03 for voxels, which is 21 HU, 0.3 for "
+        "latents).",
         low=0,
     )
     time_width: int = flag(64, "Width of the embedding of the noise level.", low=2)
@@ -106,20 +105,18 @@ class EditOptions:
     edit_real: bool = flag(
         False,
         "Change the patients' own scans: each is turned to the noise that gives it under its own "
-        "row, and made "
-        "again with every --vary.",
+        "row, and made again with every --vary.",
     )
     edit_strength: float = flag(
         1.0,
         "Noise level up to which a scan is taken back: 1 starts again from pure noise, less keeps "
-        "more of the scan "
-        "and changes less.",
+        "more of the scan and changes less.",
         low=0.01,
         high=1,
     )
     edit_cycles: int = flag(
         5,
-        "Times a scan is inverted and made again without change, to measure the error of that "
-        "(in cycle 1 and in the last); 0 saves the time, also that of editing back.",
+        "Times a scan is inverted and made again without change, to measure the error of that (in "
+        "cycle 1 and in the last); 0 saves the time, also that of editing back.",
         low=0,
     )

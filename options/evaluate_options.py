@@ -16,8 +16,8 @@ class SetOptions:
     train: str = flag("", "Scans that the generator was trained on, for the check for copies.")
     out: str = flag(
         "",
-        "Folder for the report; what was measured is kept in it, so that a stopped evaluation "
-        "goes on.",
+        "Folder for the report; what was measured is kept in it, so that a stopped evaluation goes "
+        "on.",
     )
     real_split: str = flag(
         "all", "Real scans of this split alone.", choices=("all", "train", "val", "test")
@@ -30,15 +30,13 @@ class SetOptions:
     masks: str = flag(
         "",
         "Folder of the masks that the synthetic volumes were made from (default: those of their "
-        "dataroot, "
-        "or of the real scans' cases).",
+        "dataroot, or of the real scans' cases).",
     )
     real_masks: str = flag("", "Folder of the real scans' masks (default: gtlung/ beside img/).")
     segmented: str = flag(
         "",
         "Folder of lungs found again in the synthetic volumes by any tool (1 left, 2 right lung), "
-        "in "
-        "place of the classic segmentation.",
+        "in place of the classic segmentation.",
     )
     segmented_real: str = flag("", "The same of the real scans, for the ceiling.")
     again: tuple[str, ...] = flag(
@@ -84,8 +82,7 @@ class MeasureOptions:
     extractor: tuple[str, ...] = flag(
         (),
         "Network of the slices' features: random, or inception, vgg, radimagenet, swav with a "
-        "local file as NAME:FILE; "
-        "may be repeated. (default: random)",
+        "local file as NAME:FILE; may be repeated. (default: random)",
     )
     extractor_3d: tuple[str, ...] = flag(
         (),

@@ -33,8 +33,7 @@ class ExpandOptions:
     table: str = flag(
         "",
         "Table (.csv, .xlsx) of rows to make, instead of --balance; its column SYNTHETIC SOURCE "
-        "may name "
-        "the case whose mask is used.",
+        "may name the case whose mask is used.",
     )
     n: int = flag(0, "Cases to make (with --table 0: every row).", low=0)
     out: str = flag("", "Folder of the new cohort.")

@@ -238,8 +238,8 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def command_line(options: Any) -> dict[str, str]:
-    """The flags of an option class as one would type them, by group; those whose default is
-    "none" only where given.
+    """The flags of an option class as one would type them, by group; those whose default is "none"
+    only where given.
     """
     lines = {}
     for outer, group_cls in groups_of(type(options)):
@@ -268,8 +268,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         if unknown:
             names = ", ".join(unknown)
             raise UserError(
-                f"{source} holds options this version does not know: {names}. Use the version "
-                "that wrote it."
+                f"{source} holds options this version does not know: {names}. Use the version that "
+                "wrote it."
             )
         made[outer.name] = group_cls(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}

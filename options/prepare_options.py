@@ -19,8 +19,7 @@ class SourceOptions:
     ids: str = flag(
         "auto",
         "Case ids: new ones, with the key in a file apart, or the source's own; auto keeps only "
-        "those "
-        "of aiib23 and osic.",
+        "those of aiib23 and osic.",
         choices=("auto", "recode", "keep"),
     )
     key_file: str = flag(

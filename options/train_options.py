@@ -85,8 +85,8 @@ class GeneratorOptions:
     )
     text_place: bool = flag(
         True,
-        "With --fusion_at output, tell the text's unit each voxel's label, place in the volume "
-        "and depth in the mask.",
+        "With --fusion_at output, tell the text's unit each voxel's label, place in the volume and "
+        "depth in the mask.",
     )
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(

@@ -41,8 +41,7 @@ class ClassifierOptions:
     finish: float = flag(
         0.5,
         "Share of the steps, at the end, that see real scans alone where real and synthetic ones "
-        "are "
-        "trained on.",
+        "are trained on.",
         low=0,
         high=1,
     )

@@ -39,8 +39,7 @@ def describe(options: AutoencoderCommand) -> Description:
         size = ",".join(map(str, options.patch.patch_size))
         raise UserError(
             f"--patch_size is {size}; with {len(o.channels)} resolutions (--channels) every side "
-            "must be a "
-            f"multiple of {factor}."
+            f"must be a multiple of {factor}."
         )
     config = {
         "spatial_dims": 3,
@@ -184,8 +183,7 @@ def train(options: AutoencoderCommand) -> Path:
     save(network, description, out)
     log.info(
         "Lungs and airways of training patches come back within %.1f HU (mean absolute error); "
-        "saved %s. "
-        "Use it with --model latent_diffusion --autoencoder %s",
+        "saved %s. Use it with --model latent_diffusion --autoencoder %s",
         error,
         out,
         out,

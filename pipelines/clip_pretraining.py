@@ -114,8 +114,8 @@ class Clip(nn.Module):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs on one thread: the tensors are so small that a second one costs more than it brings
-    (up to ten times).
+    """Runs on one thread: the tensors are so small that a second one costs more than it brings (up
+    to ten times).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

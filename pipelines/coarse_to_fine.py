@@ -22,8 +22,7 @@ def load_global_generator(options: TrainOptions, model: GenerativeModel) -> None
     if options.generator.ngf * 2**options.generator.n_local_enhancers != saved.ngf:
         raise UserError(
             f"--ngf is {options.generator.ngf}; each local enhancer halves the channels of the "
-            "global generator inside "
-            f"it, and that of --load_global {folder.name} has {saved.ngf}. "
+            f"global generator inside it, and that of --load_global {folder.name} has {saved.ngf}. "
             f"Give --ngf {saved.ngf // 2**options.generator.n_local_enhancers}."
         )
     part = "average" if "average" in checkpoint.load_state(place)["parts"] else "G"

@@ -202,8 +202,8 @@ def open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) -> 
     if missing := [case.id for case in cases if case.image is None]:
         raise UserError(
             "--edit_real changes the patients' own scans, and these cases have none: "
-            f"{listing(missing)}. "
-            f"Put them into {Path(options.source.dataroot) / 'img'}, or leave --edit_real out."
+            f"{listing(missing)}. Put them into {Path(options.source.dataroot) / 'img'}, or leave "
+            "--edit_real out."
         )
     return Editor(run.sampler, options.edit.edit_strength)
 
@@ -350,8 +350,8 @@ def _notes(what: str, arm: Arm) -> list[str]:
 
 
 def results_folder(options: TestOptions) -> Path:
-    """The folder of these results; raises `UserError` where something lies there that must not
-    be replaced.
+    """The folder of these results; raises `UserError` where something lies there that must not be
+    replaced.
     """
     m, source = options.model, options.source
     runs.run_folder(m.checkpoints_dir, m.name)
@@ -364,8 +364,7 @@ def results_folder(options: TestOptions) -> Path:
         if not (folder / RESULTS_FILE).is_file():
             raise UserError(
                 f"{folder} exists, but holds no {RESULTS_FILE}, so these are no results and are "
-                "not replaced. "
-                "Use another --results_dir, or remove it by hand."
+                "not replaced. Use another --results_dir, or remove it by hand."
             )
         if not options.output.overwrite:
             raise UserError(

@@ -34,8 +34,8 @@ def detectable(sd: float, cases: int, share: float) -> float:
 
 
 def smallest_effect(cases: Sequence[Case], options: DataOptions) -> str:
-    """A sentence on the smallest effect that these training cases can show (80 % power,
-    two-sided 5 %).
+    """A sentence on the smallest effect that these training cases can show (80 % power, two-sided 5
+    %).
     """
     distinct = list({case.id: case for case in cases}.values())
     step = -(-len(distinct) // MOST)
@@ -46,8 +46,6 @@ def smallest_effect(cases: Sequence[Case], options: DataOptions) -> str:
     half, rare = (detectable(sd, len(distinct), share) for share in (0.5, RARE))
     return (
         f"Smallest effect on mean lung density that {len(distinct)} training cases can detect (80 "
-        "% power, two-sided "
-        f"5 %, SD between scans {sd:.1f} HU): {half:.1f} HU for a value that half of them have, "
-        f"{rare:.1f} HU for one "
-        "that a tenth of them have."
+        f"% power, two-sided 5 %, SD between scans {sd:.1f} HU): {half:.1f} HU for a value that "
+        f"half of them have, {rare:.1f} HU for one that a tenth of them have."
     )

@@ -76,8 +76,8 @@ class Origin:
         if options.optim.load_global:
             raise UserError(
                 f"--name {folder.name} started from --load_global {options.optim.load_global}, "
-                "which has seen "
-                "all patients: its refits would not be independent. Refit the global run itself."
+                "which has seen all patients: its refits would not be independent. Refit the "
+                "global run itself."
             )
         data = replace(options.data, dataroot=dataroot or options.data.dataroot)
         return Origin(
@@ -108,8 +108,8 @@ def wanted(origin: Origin, o: RefitOptions, folds: Sequence[str] = ()) -> list[R
 
 
 def permuted_columns(origin: Origin, named: Sequence[str]) -> tuple[str, ...]:
-    """The columns to shuffle: those named with what hangs on them, else every column that the
-    text can tell.
+    """The columns to shuffle: those named with what hangs on them, else every column that the text
+    can tell.
     """
     data = origin.options.data
     template = load_template(data.template, origin.columns, data.key_column, data.patient_column)
@@ -122,8 +122,8 @@ def permuted_columns(origin: Origin, named: Sequence[str]) -> tuple[str, ...]:
     if (Path(data.dataroot) / PROMPTS_FILE).is_file():
         raise UserError(
             f"--permutations: {Path(data.dataroot) / PROMPTS_FILE} gives texts that do not follow "
-            "the table's "
-            "rows, so shuffling columns changes nothing. Use a cohort without that file."
+            "the table's rows, so shuffling columns changes nothing. Use a cohort without that "
+            "file."
         )
     hanging = dependants(template)
     chosen = [c for name in named for c in (name, *hanging.get(name, ())) if c in there]
@@ -204,8 +204,8 @@ def _begun(folder: Path) -> bool:
 
 
 def _splits(origin: Origin) -> str:
-    """The run's own splits, where the dataroot has none and they are not simply everyone in all
-    of them.
+    """The run's own splits, where the dataroot has none and they are not simply everyone in all of
+    them.
     """
     own = origin.folder / runs.SPLITS_FILE
     if (
@@ -219,8 +219,8 @@ def _splits(origin: Origin) -> str:
 
 
 def train_refits(origin: Origin, o: RefitOptions, refits: Sequence[Refit]) -> None:
-    """Trains what is not finished, side by side on `--gpus`; raises `UserError` with the message
-    of one that fails.
+    """Trains what is not finished, side by side on `--gpus`; raises `UserError` with the message of
+    one that fails.
     """
     missing = [refit for refit in refits if not finished(origin, refit, o.refit_steps)]
     if not missing:
@@ -273,15 +273,15 @@ def train_one(origin: Origin, refit: Refit, o: RefitOptions, gpu: str, places: i
         said = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line] or lines[-1:]
         raise UserError(
             f"The refit {refit.name} ended with exit code {code}: "
-            f"{' '.join(said)[-400:] or 'it said nothing'} "
-            f"(see {path}). What is finished is kept; run the command again to go on."
+            f"{' '.join(said)[-400:] or 'it said nothing'} (see {path}). What is finished is kept; "
+            "run the command again to go on."
         )
     write_json(refit.record(origin.folder), _record(origin, refit, o.refit_steps))
 
 
 def records(folder: Path) -> list[Mapping[str, Any]]:
-    """The finished refits of a run, by name; those of another state of the run are left out with
-    a warning.
+    """The finished refits of a run, by name; those of another state of the run are left out with a
+    warning.
     """
     found = [read_json(path) for path in sorted((folder / REFITS).glob("*.json"))]
     step = int(checkpoint.load_state(checkpoint.find(folder / "latest"))["step"])

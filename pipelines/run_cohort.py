@@ -1,5 +1,5 @@
-"""A cohort as a run sees it: read the way its training read its own, with the splits that the
-run keeps.
+"""A cohort as a run sees it: read the way its training read its own, with the splits that the run
+keeps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def is_own(options: DataOptions, root: str | Path) -> bool:
 
 
 def is_copy(cohort: Cohort, own: Cohort) -> bool:
-    """Whether a cohort is the run's own in another place: it has all training cases, and the
-    first one's mask.
+    """Whether a cohort is the run's own in another place: it has all training cases, and the first
+    one's mask.
     """
     theirs = {case.id: case for case in cohort.cases}
     trained = own.split("train")

@@ -51,8 +51,8 @@ DRY_CASES = 4  # of the training cases, for the steps of --dry_run
 
 
 def with_own_clip(options: TrainOptions, folder: Path) -> TrainOptions:
-    """With `--text_encoder cohort`: the options with the cohort's own CLIP, pre-trained beside
-    the run if need be.
+    """With `--text_encoder cohort`: the options with the cohort's own CLIP, pre-trained beside the
+    run if need be.
     """
     if options.text.text_encoder != "cohort":
         return options
@@ -101,8 +101,8 @@ def followed(options: TrainOptions) -> list[Change]:
 
 
 def open_study(options: TrainOptions, cache: Path | None, check: bool = True) -> Study:
-    """Checks everything that a user brings, before any long work; `cache` remembers what the
-    checks of volumes found.
+    """Checks everything that a user brings, before any long work; `cache` remembers what the checks
+    of volumes found.
     """
     encoder = build_text_encoder(
         options.text
@@ -122,8 +122,8 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
 
 
 def weighed(options: TrainOptions, study: Study, cache: Path) -> Study:
-    """With `--text_relevance`: phrases and cases weighed by what the training scans can tell
-    (see `models.text.relevance`).
+    """With `--text_relevance`: phrases and cases weighed by what the training scans can tell (see
+    `models.text.relevance`).
     """
     cases = study.cohort.split("train")
     if (
@@ -184,8 +184,8 @@ def make_dataset(
 def validation_cases(
     options: TrainOptions, study: Study, sampler: Sampler
 ) -> Iterator[ValidationCase]:
-    """The first `--val_cases` cases of the validation split, or of the training split where
-    there is none.
+    """The first `--val_cases` cases of the validation split, or of the training split where there
+    is none.
     """
     split = "val" if study.cohort.splits.get("val") else "train"
     if split == "train" and options.run.val_cases:
@@ -226,8 +226,8 @@ def validation_cases(
 def make_validation(
     options: TrainOptions, study: Study, model: GenerativeModel, trainer: Trainer
 ) -> Validation:
-    """What is measured and drawn at intervals; raises `UserError` for a `--val_effect` that
-    cannot be followed.
+    """What is measured and drawn at intervals; raises `UserError` for a `--val_effect` that cannot
+    be followed.
     """
     window = SlidingWindow(options.patch.patch_size, model.size_multiple)
     sampler = Sampler(
@@ -328,8 +328,8 @@ def dry_run(
 
 
 def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
-    """Makes a new run's folder, or takes up that of a run that goes on, with options and splits
-    in it.
+    """Makes a new run's folder, or takes up that of a run that goes on, with options and splits in
+    it.
     """
     if options.run.continue_train:
         runs.save_options(folder, to_dict(options))

@@ -2,9 +2,8 @@
 a table.
 
 Masks are those of real cases, varied smoothly; rows follow what the run's template implies; a
-volume too close to a training
-scan is drawn again. A stopped command goes on where it was. Several GPUs: torchrun --nproc_per_node
-4 scripts/expand.py ...
+volume too close to a training scan is drawn again. A stopped command goes on where it was. Several
+GPUs: torchrun --nproc_per_node 4 scripts/expand.py ...
 """
 
 from __future__ import annotations

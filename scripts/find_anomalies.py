@@ -2,9 +2,8 @@
 mask and row.
 
 A second look for research, no diagnosis. OUT/index.html shows every scan with its strongest regions
-outlined and named; the
-map is calibrated on scans without findings (--clean), and its own rate of false alarms there is
-told.
+outlined and named; the map is calibrated on scans without findings (--clean), and its own rate of
+false alarms there is told.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 prompts, and other noise.
 
 OUT/shuffled, OUT/empty and OUT/noise hold the volumes of the same cases in the layout of test.py; a
-volume that is there is
-kept, so that a stopped command goes on where it was.
+volume that is there is kept, so that a stopped command goes on where it was.
 """
 
 from __future__ import annotations

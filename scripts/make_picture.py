@@ -1,5 +1,5 @@
-"""Makes a picture (PNG) of one case of a results folder: mask, real scan, volumes and
-differences in three planes.
+"""Makes a picture (PNG) of one case of a results folder: mask, real scan, volumes and differences
+in three planes.
 """
 
 from __future__ import annotations

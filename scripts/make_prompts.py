@@ -1,8 +1,8 @@
 """Writes the prompts of a clinical table for reading; no scans are needed.
 
 The file has the columns File Name, Prompt, Phrases and Left out (values that others of the row
-contradict). Corrected and
-saved as DATAROOT/prompts.csv, its prompts are used instead of the template.
+contradict). Corrected and saved as DATAROOT/prompts.csv, its prompts are used instead of the
+template.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Plants an effect of known size in a copy of a cohort: a random yes/no column, and HU added to the
 scans of those with Yes.
 
-Train on the copy and run scripts/build_atlas.py: it reports how much of the effect came back, where,
-and what leaked elsewhere.
+Train on the copy and run scripts/build_atlas.py: it reports how much of the effect came back,
+where, and what leaked elsewhere.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 splits and a report.
 
 Exit code 0: all cases are ready; 2: nothing was done; 3: some cases failed, the others are ready. A
-run that was stopped
-goes on when it is started again, and one that was finished redoes only what changed.
+run that was stopped goes on when it is started again, and one that was finished redoes only what
+changed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Trains the cohort's own small CLIP on the training split, and saves its text side as a folder
-for --text_encoder.
+"""Trains the cohort's own small CLIP on the training split, and saves its text side as a folder for
+--text_encoder.
 """
 
 from __future__ import annotations

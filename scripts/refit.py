@@ -35,9 +35,8 @@ def main() -> None:
     refits = wanted(origin, o.refit, folds)
     if o.refit.refit_steps not in (0, origin.step):
         log.warning(
-            "--refit_steps is %d, the run was trained for %d: their intervals are not those of "
-            "the run, and the "
-            "atlas will claim nothing.",
+            "--refit_steps is %d, the run was trained for %d: their intervals are not those of the "
+            "run, and the atlas will claim nothing.",
             o.refit.refit_steps,
             origin.step,
         )

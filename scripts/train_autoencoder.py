@@ -1,5 +1,5 @@
-"""Trains the autoencoder of --model latent_diffusion on the training scans: MONAI's
-AutoencoderKL, on patches.
+"""Trains the autoencoder of --model latent_diffusion on the training scans: MONAI's AutoencoderKL,
+on patches.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 both, tested on real scans.
 
 All three are trained for the same number of steps, with several seeds; the test scans are the real
-cohort's test split,
-which no training sees. OUT/utility.md, .csv and .json hold the figures with intervals; finished
-trainings are kept.
+cohort's test split, which no training sees. OUT/utility.md, .csv and .json hold the figures with
+intervals; finished trainings are kept.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def uid(*parts: object) -> str:
 
 
 def dataset(plane: NDArray[np.int16], z: int, patient: str, study: str, series: str) -> Dataset:
-    """One axial slice: stored values are HU + 1024 with a rescale intercept of -1024; private
-    and free fields are set.
+    """One axial slice: stored values are HU + 1024 with a rescale intercept of -1024; private and
+    free fields are set.
     """
     d = Dataset()
     d.file_meta = FileMetaDataset()

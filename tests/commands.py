@@ -1,5 +1,5 @@
-"""The project's commands as a user starts them: in this process, which is fast, or as programs
-of their own.
+"""The project's commands as a user starts them: in this process, which is fast, or as programs of
+their own.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """The files of a run that a refused command must not change: all but what the checks of
-    volumes found.
+    """The files of a run that a refused command must not change: all but what the checks of volumes
+    found.
     """
     return {
         name: content for name, content in files(folder).items() if not name.endswith("checks.json")

@@ -274,8 +274,8 @@ def test_refits_are_told_and_differ_as_they_should(atlas: Path, run: TrainedRun)
 
 
 def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None:
-    """A real process: it trains what is missing, goes on with what was stopped, and leaves the
-    rest alone.
+    """A real process: it trains what is missing, goes on with what was stopped, and leaves the rest
+    alone.
     """
     words = ("scripts/refit.py", *run.flags(), "--refits", "4")
     done = command(*words)

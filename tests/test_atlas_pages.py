@@ -1,5 +1,5 @@
-"""Pages of an atlas: zones and charts, what the pages say, and whether they live in a real
-browser, opened from disk.
+"""Pages of an atlas: zones and charts, what the pages say, and whether they live in a real browser,
+opened from disk.
 """
 
 from __future__ import annotations

@@ -209,8 +209,8 @@ def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
 
 
 def test_scans_of_one_patient_are_clustered() -> None:
-    """Every scan twice tells no more than once: an interval that ignores it would be narrower by
-    a factor of 1.4.
+    """Every scan twice tells no more than once: an interval that ignores it would be narrower by a
+    factor of 1.4.
     """
     once = scans(60)
     index = pd.Index([f"{c}{k}" for k in "ab" for c in once.density.index], dtype=object)
@@ -368,8 +368,8 @@ def test_findings_are_ranked_and_told_with_their_figures() -> None:
     found, others = summarise(judge(effects(), REAL, ROLE_OF, []), labels, controls)
     first = next(row for row in found if row["contrast"] == NEVER_CURRENT)
     assert first["sentence"].startswith(
-        "SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the "
-        "upper thirds (+52); the real scans agree (+"
+        "SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the upper "
+        "thirds (+52); the real scans agree (+"
     )
     assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
     assert [row["rank"] for row in found] == list(range(1, len(found) + 1))

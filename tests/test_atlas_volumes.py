@@ -44,8 +44,8 @@ def chest(shift: int, side: int) -> np.ndarray:
 
 
 def test_patients_of_other_sizes_meet_in_one_frame() -> None:
-    """What lies in the lower half of one lung does so for every patient, wherever and however
-    large that lung is.
+    """What lies in the lower half of one lung does so for every patient, wherever and however large
+    that lung is.
     """
     maps = PopulationMaps()
     for shift, side in ((2, 16), (4, 10)):

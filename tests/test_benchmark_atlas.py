@@ -1,5 +1,5 @@
-"""The proof of the atlas: its arithmetic on made-up tables, and a small version of every study
-end to end.
+"""The proof of the atlas: its arithmetic on made-up tables, and a small version of every study end
+to end.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ SIZE = (16, 16, 12)
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 cases whose habit decides the density of both lungs, and whose side decides which lung
-    is denser still.
+    """60 cases whose habit decides the density of both lungs, and whose side decides which lung is
+    denser still.
     """
     root = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(0)

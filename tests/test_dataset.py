@@ -31,8 +31,8 @@ AFFINE = np.diag([-1.5, -1.5, 2.0, 1.0])  # LPS
 def make_case(
     folder: Path, name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, empty: bool = False
 ) -> Case:
-    """A case of noise with two lungs and an airway, in LPS; in RAS label 1 lies at lower indices
-    of axis 0.
+    """A case of noise with two lungs and an airway, in LPS; in RAS label 1 lies at lower indices of
+    axis 0.
     """
     rng = np.random.default_rng(seed)
     mask = np.zeros(shape, np.uint8)

@@ -1,5 +1,5 @@
-"""Diffusion models through the commands: training, going on, sampling, editing real scans,
-latents, and bad input.
+"""Diffusion models through the commands: training, going on, sampling, editing real scans, latents,
+and bad input.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def test_validation_follows_an_effect(cohort_dir: Path, tmp_path: Path) -> None:
 def test_going_on_gives_what_training_without_a_stop_gives(
     diffusion_run: TrainedRun, cohort_dir: Path, tmp_path: Path
 ) -> None:
-    """Not the schedule of the learning rate, which the first two steps of the fixture went
-    through by themselves.
+    """Not the schedule of the learning rate, which the first two steps of the fixture went through
+    by themselves.
     """
     whole = ("--niter_decay", "0", "--save_latest_freq", "2")
     for name, flags in (("whole", ("--max_steps", "4")), ("halves", ("--max_steps", "2"))):

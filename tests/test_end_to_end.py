@@ -1,5 +1,5 @@
-"""Training and testing as a user does them, on a few small phantoms: what is written, and that
-it is the truth.
+"""Training and testing as a user does them, on a few small phantoms: what is written, and that it
+is the truth.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
 
 
 def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
-    """A run with a local enhancer starts from another's global generator, and keeps it as it is
-    for an epoch.
+    """A run with a local enhancer starts from another's global generator, and keeps it as it is for
+    an epoch.
     """
     words = (
         "--n_local_enhancers",

@@ -250,8 +250,8 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
 def test_processes_share_the_cases(
     made: Path, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second process, whose turn comes when the first has made its half, writes the table:
-    the same cohort as by one.
+    """The second process, whose turn comes when the first has made its half, writes the table: the
+    same cohort as by one.
     """
     out = tmp_path / "shared"
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -273,8 +273,8 @@ def still(mask: Volume) -> Any:
 def test_copies_are_drawn_again_and_left_out(
     trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A generator that hands back the training scan is caught, also when the scan went along
-    with the mask.
+    """A generator that hands back the training scan is caught, also when the scan went along with
+    the mask.
     """
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
     copies = Copies.of(real.split("train"), (1, 2))

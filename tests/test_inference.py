@@ -99,8 +99,8 @@ def test_padding_repeats_the_border() -> None:
 
 
 def whole_against_tiles(**changes: Any) -> float:
-    """Mean absolute difference, in shares of the picture's SD, of a random network's volume
-    whole and in tiles.
+    """Mean absolute difference, in shares of the picture's SD, of a random network's volume whole
+    and in tiles.
     """
     torch.manual_seed(0)
     options = train_options(fusion="both", **changes)

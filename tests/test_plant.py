@@ -1,5 +1,5 @@
-"""The spike test: a planted effect is what the copy's scans show, and the report says how much
-came back.
+"""The spike test: a planted effect is what the copy's scans show, and the report says how much came
+back.
 """
 
 from __future__ import annotations

@@ -64,9 +64,8 @@ def test_published_wording(aiib23: Template) -> None:
     )
     assert sentence(aiib23.phrases(full)) == (
         "Lung CT scan : DIAGNOSIS is IPF, State of (Dead/Alive) within one year is Alive, Patient "
-        "age: 76. "
-        "Gender: Female. SMOKING HISTORY is Never smoker, Occupational exposure present. RISK "
-        "PRECIPITINS is No."
+        "age: 76. Gender: Female. SMOKING HISTORY is Never smoker, Occupational exposure present. "
+        "RISK PRECIPITINS is No."
     )
 
 

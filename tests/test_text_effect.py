@@ -11,8 +11,8 @@ from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 
 @pytest.mark.parametrize("place", [True, False])
 def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
-    """Where the last features say nothing, only the place can tell bases from top, rim from
-    core, and labels apart.
+    """Where the last features say nothing, only the place can tell bases from top, rim from core,
+    and labels apart.
     """
     options = train_options(text_place=place).generator
     effect = TextEffect(LABELS, WIDTH, options)

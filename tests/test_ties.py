@@ -1,5 +1,5 @@
-"""Attributes that go together: how closely, what is warned of, and how much wider their
-intervals are.
+"""Attributes that go together: how closely, what is warned of, and how much wider their intervals
+are.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def test_without_refits_there_is_still_no_interval() -> None:
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Divides a tied effect the same way whatever patients are drawn, as a network that stops
-    early does.
+    """Divides a tied effect the same way whatever patients are drawn, as a network that stops early
+    does.
     """
     centred = x - x.mean(0)
     return np.linalg.solve(centred.T @ centred + 3 * np.eye(2), centred.T @ (y - y.mean()))

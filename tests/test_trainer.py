@@ -1,5 +1,5 @@
-"""The training loop on a tiny GAN: schedule, averaging, accumulation, stopping, and going on to
-the last bit.
+"""The training loop on a tiny GAN: schedule, averaging, accumulation, stopping, and going on to the
+last bit.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def make(
 
 
 def batches(trainer: Trainer, parts: int = 1) -> Feed:
-    """The batches from the trainer's step on; a step's samples are the same in however many
-    parts they come.
+    """The batches from the trainer's step on; a step's samples are the same in however many parts
+    they come.
     """
     assert isinstance(trainer.model, Pix2PixHDModel)
     for step in itertools.count(trainer.step):

@@ -1,5 +1,5 @@
-"""What is unusual in a scan: the map finds what was planted, its alarms are counted, and the
-page says what it is not.
+"""What is unusual in a scan: the map finds what was planted, its alarms are counted, and the page
+says what it is not.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SHAPE, SPACING = (24, 20, 18), (5.0, 5.0, 6.0)
 
 
 def scan(seed: int, edge_sd: float = 60.0) -> Compared:
-    """A scan that differs from what is expected by little (SD 10 HU), but by much in one slab
-    that the generator blurs.
+    """A scan that differs from what is expected by little (SD 10 HU), but by much in one slab that
+    the generator blurs.
     """
     rng = np.random.default_rng(seed)
     where = np.zeros(SHAPE, bool)

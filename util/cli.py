@@ -96,8 +96,8 @@ def run(command: Callable[[], None]) -> None:
 
 
 def safe_name(text: str) -> str:
-    """`text` as part of a file name: every character outside letters, digits, `.`, `+`, `-`
-    becomes `_`.
+    """`text` as part of a file name: every character outside letters, digits, `.`, `+`, `-` becomes
+    `_`.
     """
     return UNSAFE.sub("_", text)
 

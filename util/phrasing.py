@@ -33,8 +33,8 @@ def join(phrases: Sequence[str]) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The phrases of a free text: broken after full stops, commas, semicolons and line ends,
-    never within a number.
+    """The phrases of a free text: broken after full stops, commas, semicolons and line ends, never
+    within a number.
     """
     pieces: list[str] = []
     start = 0

@@ -18,8 +18,8 @@ PATIENCE_S = 600.0
 
 
 def wait_for(folder: Path, record: str, settings: Mapping[str, Any]) -> None:
-    """Waits until another process has opened a folder with these settings; raises `UserError`
-    when it never does.
+    """Waits until another process has opened a folder with these settings; raises `UserError` when
+    it never does.
     """
     wanted, end = json.loads(json.dumps(settings)), time.monotonic() + PATIENCE_S
     while not (folder / record).is_file() or read_json(folder / record) != wanted:
@@ -62,8 +62,7 @@ def open_folder(
             differ = [k for k in wanted if not isinstance(kept, dict) or kept.get(k) != wanted[k]]
             raise UserError(
                 f"{flag} {folder} was made with other settings ({listing(differ)}). Use "
-                "--overwrite to replace "
-                "it, or give another folder."
+                "--overwrite to replace it, or give another folder."
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

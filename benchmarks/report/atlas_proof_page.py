@@ -82,9 +82,8 @@ def _permuted(web: Path, figures: Found) -> None:
 def _ties(web: Path, figures: Found) -> None:
     widths = pd.DataFrame(figures["widths_hu"]).rename_axis("attribute").reset_index()
     tags.p(
-        "Width of the 95 % interval of the lungs' effect in HU, mean over cohorts: without the "
-        "tie (free), and with it "
-        "(what refits alone say, and what the atlas says):"
+        "Width of the 95 % interval of the lungs' effect in HU, mean over cohorts: without the tie "
+        "(free), and with it (what refits alone say, and what the atlas says):"
     )
     html.frame_table(widths, "{:.1f}".format)
     tags.p("The same in each cohort:")

@@ -101,10 +101,9 @@ def regressions(
 
     Returns:
         `oracle`: HU in the lungs by pair of values, from the complete rows. From the rows as
-        training sees them, with
-        their empty cells: the same in `known`, slopes by attribute and region in `incomplete`, and
-        in `incomplete_small` the
-        largest error by attribute over pairs and regions where the truth is too small for a slope.
+        training sees them, with their empty cells: the same in `known`, slopes by attribute and
+        region in `incomplete`, and in `incomplete_small` the largest error by attribute over pairs
+        and regions where the truth is too small for a slope.
     """
     cases = phantoms.splits["train"]
     means = pd.DataFrame([region_means(cohort, case) for case in cases])

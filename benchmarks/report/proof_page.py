@@ -1,5 +1,5 @@
-"""The page of the proof on planted truth: what came back, beside the truth and the oracle, with
-a chart an attribute.
+"""The page of the proof on planted truth: what came back, beside the truth and the oracle, with a
+chart an attribute.
 """
 
 from __future__ import annotations
@@ -28,33 +28,27 @@ COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 GOAL = (0.8, 1.2)
 SLOPE = (
     "A slope is the sum of generated times true effect over the sum of squared true effects, over "
-    "test cases and pairs "
-    "of values whose truth is at least 5 HU; 1 is the truth, a dash means that no truth there is "
-    "that large. The truth "
-    "is the same patient rendered again with one value changed."
+    "test cases and pairs of values whose truth is at least 5 HU; 1 is the truth, a dash means "
+    "that no truth there is that large. The truth is the same patient rendered again with one "
+    "value changed."
 )
 ORACLE = (
     "HU, mean over test cases. The oracle is an ordinary regression of the training scans' mean "
-    "lung HU on their "
-    "complete table; under incomplete rows stands what the same regression finds in the rows as "
-    "training sees them. A "
-    "network is allowed to differ from the oracle by a tenth of the truth and 3 HU."
+    "lung HU on their complete table; under incomplete rows stands what the same regression finds "
+    "in the rows as training sees them. A network is allowed to differ from the oracle by a tenth "
+    "of the truth and 3 HU."
 )
 KNOWN = (
     "The same slopes, found by an ordinary regression of the training scans' regional means on "
-    "five columns (those "
-    "with an effect, and the null) of their rows as training sees them, with empty cells. A "
-    "network has to find out by "
-    "itself which columns matter."
+    "five columns (those with an effect, and the null) of their rows as training sees them, with "
+    "empty cells. A network has to find out by itself which columns matter."
 )
 CONTROL = (
     "Mean size of the change in the lungs when a column without effect changes, outside the lungs "
-    "whatever changes, "
-    "and in the lungs when the prompt's wording or order changes, HU; slope over ages never seen; "
-    "voxel "
-    "error over the noise-free truth's, SD of lung voxels over the scans', Wasserstein-1 distance "
-    "of lung histograms "
-    "over that between two halves of the scans; minutes of training, CLIP with them."
+    "whatever changes, and in the lungs when the prompt's wording or order changes, HU; slope over "
+    "ages never seen; voxel error over the noise-free truth's, SD of lung voxels over the scans', "
+    "Wasserstein-1 distance of lung histograms over that between two halves of the scans; minutes "
+    "of training, CLIP with them."
 )
 
 
@@ -87,8 +81,8 @@ def slope_chart(slopes: pd.DataFrame, attribute: str, path: Path) -> Path:
 
 
 def write_proof_page(folder: Path, cells: Sequence[Cell], real: Sequence[str], null: str) -> Path:
-    """Writes folder/index.html: tables over seeds, a chart for each attribute that has an
-    effect, and every cell.
+    """Writes folder/index.html: tables over seeds, a chart for each attribute that has an effect,
+    and every cell.
     """
     html.copy_assets(folder / "web", "page.css")
     document = html.new_document("Effects on planted truth", "web/")

@@ -25,8 +25,8 @@ def kind(cell: Cell) -> dict[str, str]:
 
 
 def slope_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
-    """A row for each cell and attribute with an effect: slopes by region, signs, errors where
-    the truth is small.
+    """A row for each cell and attribute with an effect: slopes by region, signs, errors where the
+    truth is small.
     """
     rows = []
     for c in cells:
@@ -47,8 +47,8 @@ def slope_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
 
 
 def known_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
-    """What a regression finds in the rows as training sees them, as `slope_frame`: a row for
-    each cohort and attribute.
+    """What a regression finds in the rows as training sees them, as `slope_frame`: a row for each
+    cohort and attribute.
     """
     rows = {}
     for c in cells:
@@ -70,8 +70,8 @@ def known_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
 
 
 def contrast_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """A row for each cell and pair of values, HU in the lungs: generated, truth, oracle, and
-    what the training rows tell.
+    """A row for each cell and pair of values, HU in the lungs: generated, truth, oracle, and what
+    the training rows tell.
     """
     rows = []
     for c in cells:

@@ -2,8 +2,8 @@
 and noise.
 
 Shapes are written once in a frame of their own (mm, x to the patient's right, y to the front, z to
-the head, origin in
-the middle of the chest) and bent to the patient by scales, a shift and smooth waves.
+the head, origin in the middle of the chest) and bent to the patient by scales, a shift and smooth
+waves.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Anatomy:
     """One patient on one grid, everything of shape (X,Y,Z).
 
     `hu` is without effects; `share` is the parenchyma's of a voxel, 0 outside labels 1 and 2;
-    `height` and `front` go
-    from 0 to 1 over the lungs' own extent; `depth` is the distance to the pleura in mm.
+    `height` and `front` go from 0 to 1 over the lungs' own extent; `depth` is the distance to the
+    pleura in mm.
     """
 
     labels: NDArray[np.uint8]

@@ -2,9 +2,8 @@
 reveals can be checked.
 
 `PhantomCohort.load(folder).render(case, {"SMOKING HISTORY": "Current smoker"})` renders a case of a
-cohort that
-`scripts/make_phantoms.py` made, with an attribute changed: same patient, same noise, so the
-difference is the truth.
+cohort that `scripts/make_phantoms.py` made, with an attribute changed: same patient, same noise, so
+the difference is the truth.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class PhantomCohort:
     """Every patient of a cohort, and how to render each.
 
     `rows` are complete, though the table on disk has empty cells; `seeds` are the patients';
-    `spacing` is in mm,
-    `patient_sd` in HU.
+    `spacing` is in mm, `patient_sd` in HU.
     """
 
     rows: Mapping[str, Row]

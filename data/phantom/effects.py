@@ -71,8 +71,8 @@ class Effects:
 
 
 def load(path: Path | None = None) -> Effects:
-    """The effects of a YAML file, the project's own by default; raises `UserError` where it
-    breaks the rules.
+    """The effects of a YAML file, the project's own by default; raises `UserError` where it breaks
+    the rules.
     """
     path = path or DEFAULT_FILE
     try:

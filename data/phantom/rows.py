@@ -43,8 +43,8 @@ def draw_rows(cases: Sequence[str], seed: int, confounding: float) -> dict[str, 
         cases: Ids, one row each.
         seed: Seed of the draw.
         confounding: Probability, 0 to 1, that smoking history decides the diagnosis (never HP, ex
-            CTD-ILD, current
-            IPF) instead of chance. Cramer's V of the two columns is about this number.
+            CTD-ILD, current IPF) instead of chance. Cramer's V of the two columns is about this
+            number.
     """
     rng = np.random.default_rng([seed, 1])
     drawn = {

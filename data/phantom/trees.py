@@ -25,8 +25,8 @@ BESIDE_MM = 3.5  # an artery runs this far above its bronchus
 
 @dataclass(frozen=True)
 class Tree:
-    """Straight tubes between nodes. `nodes` (N,3) in mm, `pairs` (S,2) indices of nodes,
-    `radius` (S,) in mm.
+    """Straight tubes between nodes. `nodes` (N,3) in mm, `pairs` (S,2) indices of nodes, `radius`
+    (S,) in mm.
     """
 
     nodes: Points

@@ -38,8 +38,7 @@ def plan(options: PhantomOptions, effects: Effects) -> tuple[PhantomCohort, dict
     if options.cases <= held_out:
         raise UserError(
             f"--cases is {options.cases}, but --test_cases and --val_cases take {held_out} of "
-            "them; none is left "
-            f"to train on. Give at least {held_out + 1}."
+            f"them; none is left to train on. Give at least {held_out + 1}."
         )
     cases = [f"phantom_{i + 1:03d}" for i in range(options.cases)]
     train, test = options.cases - held_out, options.cases - options.val_cases
@@ -102,8 +101,8 @@ def make(options: PhantomOptions) -> Path:
 
 
 def _finished(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether `out` holds this very cohort; raises `UserError` where it holds something that
-    must not be replaced.
+    """Whether `out` holds this very cohort; raises `UserError` where it holds something that must
+    not be replaced.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT is {out}, which is a file; give a folder.")

@@ -201,8 +201,8 @@ def _smoothed(array: NDArray[np.int16], axis: int, sigma: float) -> NDArray[np.i
 
 
 def write_volume(path: Path, volume: Volume, source_affine: NDArray[np.float64]) -> None:
-    """Writes a RAS volume as NIfTI in the orientation of its source; the header holds the grid
-    and nothing else.
+    """Writes a RAS volume as NIfTI in the orientation of its source; the header holds the grid and
+    nothing else.
     """
     array, affine = as_scanned(volume, source_affine)
     image = nib.Nifti1Image(array, affine)

@@ -1,5 +1,5 @@
-"""What a dataroot has beside its volumes: table, splits and report; and whether a folder may
-become one.
+"""What a dataroot has beside its volumes: table, splits and report; and whether a folder may become
+one.
 """
 
 from __future__ import annotations

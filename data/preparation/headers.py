@@ -1,5 +1,5 @@
-"""DICOM headers: the fields that are read, by an allow-list, and the few of them that may leave
-a header.
+"""DICOM headers: the fields that are read, by an allow-list, and the few of them that may leave a
+header.
 """
 
 from __future__ import annotations
@@ -75,10 +75,9 @@ class SliceHeader:
     """What is known of one file; ids stay in memory and in the key file.
 
     `position`, `orientation` and `spacing` are in mm as DICOM has them (LPS; row, then column
-    spacing) and empty where the
-    file does not say. `rescale` is (slope, intercept), None where a tag is missing; `padding` the
-    lowest and highest stored
-    value that is no measurement; `row` the columns for the table.
+    spacing) and empty where the file does not say. `rescale` is (slope, intercept), None where a
+    tag is missing; `padding` the lowest and highest stored value that is no measurement; `row` the
+    columns for the table.
     """
 
     path: Path

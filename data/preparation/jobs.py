@@ -45,8 +45,7 @@ def each(
     """Runs `function` on every task and yields task and result, or what was raised, as they come.
 
     Only as many tasks as workers are handed out at a time. When a worker dies, those are tried
-    again one by one, so that
-    the one to blame fails alone.
+    again one by one, so that the one to blame fails alone.
 
     Args:
         function: A function at the top of a module.

@@ -90,8 +90,8 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         shown = listing([str(i + 1) for i in nameless])
         raise UserError(
             f"{path}: column {shown} has cells but no name in the first row. Are header cells "
-            "merged, or is "
-            "there a title above the table? Give every column its own name in the first row."
+            "merged, or is there a title above the table? Give every column its own name in the "
+            "first row."
         )
     return header, [line for line in lines if any(cell.strip() for cell in line)]
 
@@ -115,8 +115,8 @@ def _key(
         which = f"its column {asked!r} names" if asked else "none of its columns names"
         raise UserError(
             f"{path}: {which} no scan. A scan is called, for example, "
-            f"{' or '.join(sources[0].names[:2])}; "
-            "name the column that holds such names with --key_column."
+            f"{' or '.join(sources[0].names[:2])}; name the column that holds such names with "
+            "--key_column."
         )
     return best
 

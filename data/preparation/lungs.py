@@ -114,8 +114,8 @@ def split(lungs: Mask, spacing: Spacing) -> NDArray[np.uint8]:
 
 
 def _seeds(depth: NDArray[np.floating], spacing: Spacing) -> NDArray[np.int32] | None:
-    """One core in each lung, labelled by side, at the weakest erosion that separates two; None
-    if nothing does.
+    """One core in each lung, labelled by side, at the weakest erosion that separates two; None if
+    nothing does.
     """
     for by_mm in (0, 2, 4, 6, 8, 11, 14, 18, 22, 27):
         parts = label(depth > by_mm, connectivity=1)
@@ -161,8 +161,7 @@ def rim(lung: Mask, side: int, spacing: Spacing) -> Mask:
     wide dents in its outline.
 
     In every axial slice the outline is closed widely, but only to the outside, where a healthy lung
-    is convex: what has
-    lung between itself and the ribs (heart, hilum, diaphragm) is left alone.
+    is convex: what has lung between itself and the ribs (heart, hilum, diaphragm) is left alone.
     """
     out = np.zeros_like(lung)
     if not lung.any():

@@ -37,15 +37,14 @@ class MaskPlan:
 
 
 def given(path: Path, scan: Volume) -> Volume:
-    """A mask file as uint8 on the grid of its scan; raises `UserError` for another grid or
-    values that are no labels.
+    """A mask file as uint8 on the grid of its scan; raises `UserError` for another grid or values
+    that are no labels.
     """
     mask = load(path)
     if mask.shape != scan.shape or not same_place(scan.shape, scan.affine, mask.affine):
         raise UserError(
-            f"{path} does not lie on the grid of its scan: shape {mask.shape} and {scan.shape} "
-            "(in RAS). "
-            "Resample the mask onto the scan's grid (nearest neighbour)."
+            f"{path} does not lie on the grid of its scan: shape {mask.shape} and {scan.shape} (in "
+            "RAS). Resample the mask onto the scan's grid (nearest neighbour)."
         )
     if problems := label_problems(path, np.unique(mask.array).tolist()):
         raise UserError(problems[0])
@@ -53,8 +52,8 @@ def given(path: Path, scan: Volume) -> Volume:
 
 
 def classic(scan: Volume) -> NDArray[np.uint8]:
-    """The classic segmentation (see `lungs.segment`) on the scan's grid; works on means over
-    voxels where they are small.
+    """The classic segmentation (see `lungs.segment`) on the scan's grid; works on means over voxels
+    where they are small.
     """
     spacing = voxel_sizes(scan.affine)
     factors = [max(1, int(WORK_MM / s)) for s in spacing]
@@ -67,8 +66,8 @@ def classic(scan: Volume) -> NDArray[np.uint8]:
 def _magnified(
     labels: NDArray[np.uint8], factors: list[int], shape: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """Labels on the fine grid, with smooth outlines: each label's share is interpolated, and
-    half of it is the edge.
+    """Labels on the fine grid, with smooth outlines: each label's share is interpolated, and half
+    of it is the edge.
     """
     if max(factors) == 1:
         return labels

@@ -68,8 +68,7 @@ def _slice(header: SliceHeader) -> NDArray[np.int16]:
     except RuntimeError:
         raise UserError(
             f"{header.path} cannot be read: it is truncated, damaged, or compressed in a way that "
-            "GDCM does not "
-            "know. Copy or export it again."
+            "GDCM does not know. Copy or export it again."
         ) from None
     if hu.shape != header.size:
         raise UserError(

@@ -87,8 +87,8 @@ def _edges(lungs: NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def warnings(found: dict[str, Any], lungs_labelled: bool = True) -> list[str]:
-    """What a person should look at. `lungs_labelled`: labels 1, 2 and 3 mean left lung, right
-    lung and airway.
+    """What a person should look at. `lungs_labelled`: labels 1, 2 and 3 mean left lung, right lung
+    and airway.
     """
     said = []
     if max(found["spacing_mm"]) >= COARSE_MM:
@@ -121,8 +121,7 @@ def warnings(found: dict[str, Any], lungs_labelled: bool = True) -> list[str]:
     if not AIRWAY_ML[0] <= found["airway_ml"] <= AIRWAY_ML[1]:
         said.append(
             f"the airway has {found['airway_ml']:.0f} ml, expected are {AIRWAY_ML[0]:g} to "
-            f"{AIRWAY_ML[1]:g}: "
-            "not found, or leaked into the lungs"
+            f"{AIRWAY_ML[1]:g}: not found, or leaked into the lungs"
         )
     if (median := found["lung_hu_median"]) is not None and not LUNG_MEDIAN[
         0

@@ -28,8 +28,8 @@ class Entry:
 
 
 def plain_id(text: str) -> str:
-    """An id as a file name: safe characters, no dots in front, at most `LONGEST`; one that
-    changes carries a hash.
+    """An id as a file name: safe characters, no dots in front, at most `LONGEST`; one that changes
+    carries a hash.
     """
     safe = safe_name(text).lstrip(".")
     if safe and safe == text and len(text) <= LONGEST:
@@ -71,8 +71,7 @@ class Register:
         except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(
                 f"--key_file {self.path} is no key file of this command ({error}). Name the right "
-                "one: without "
-                "it the cases in OUT cannot be told apart."
+                "one: without it the cases in OUT cannot be told apart."
             ) from None
 
     def _keep(self, key: str, entry: Entry, patient: str, name: str) -> None:
@@ -83,8 +82,8 @@ class Register:
         )
 
     def add(self, sources: Sequence[Source]) -> None:
-        """Gives ids to sources that have none, in random order where they are recoded, and
-        writes the key file.
+        """Gives ids to sources that have none, in random order where they are recoded, and writes
+        the key file.
         """
         new = [s for s in sources if s.key not in self.entries]
         if self.recode:

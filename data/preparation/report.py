@@ -19,8 +19,8 @@ SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that ide
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report tells: records and reasons of failures by case, sources by case, remarks
-    on the folder.
+    """All that a report tells: records and reasons of failures by case, sources by case, remarks on
+    the folder.
     """
 
     out: Path

@@ -49,8 +49,8 @@ class SomeFailed(UserError):
 
 @dataclass
 class Prepared:
-    """What a run did: records by case, reasons of failures by case, and how many cases were
-    there already.
+    """What a run did: records by case, reasons of failures by case, and how many cases were there
+    already.
     """
 
     done: dict[str, Record] = field(default_factory=dict)
@@ -127,8 +127,7 @@ def _key_file(options: SourceOptions, out: Path) -> Path:
     if not path.is_file() and any((out / RECORDS).glob("*.json")):
         raise UserError(
             f"OUT {out} holds cases, but their key {path} is missing, so that nobody knows whose "
-            "they are. Name "
-            "it with --key_file, or give a new OUT."
+            "they are. Name it with --key_file, or give a new OUT."
         )
     return path
 

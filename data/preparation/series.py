@@ -23,8 +23,8 @@ TILT_DEGREES = 0.5
 
 @dataclass(frozen=True)
 class Series:
-    """Files of one series that share size, orientation, voxel size and kernel; `copies` files
-    were there once more.
+    """Files of one series that share size, orientation, voxel size and kernel; `copies` files were
+    there once more.
     """
 
     headers: tuple[SliceHeader, ...]
@@ -41,8 +41,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices in order: `headers` from the first to the last, `places` (N,) in mm along `step`
-    (3,) mm, LPS; `warnings`.
+    """Slices in order: `headers` from the first to the last, `places` (N,) in mm along `step` (3,)
+    mm, LPS; `warnings`.
     """
 
     headers: tuple[SliceHeader, ...]
@@ -94,8 +94,7 @@ def stack(series: Series, uneven: str = "error") -> Stack:
 
     Raises:
         UserError: Several frames a file, no rescale tags, no place, a tilted gantry; doubled or
-            missing slices and uneven
-            steps, unless they are resampled.
+            missing slices and uneven steps, unless they are resampled.
     """
     _check_headers(series)
     normal = np.cross(series.first.orientation[:3], series.first.orientation[3:])
@@ -124,14 +123,12 @@ def _check_headers(series: Series) -> None:
     if any(h.rescale is None for h in series.headers):
         raise UserError(
             f"{series.name()} has no rescale slope or intercept, so its values are no HU. Export "
-            "it again from "
-            "the scanner or archive, with all its tags."
+            "it again from the scanner or archive, with all its tags."
         )
     if not all(h.position and h.orientation and h.spacing for h in series.headers):
         raise UserError(
             f"{series.name()} does not say where its slices lie (position, orientation or pixel "
-            "spacing is "
-            "missing). Export the original series again."
+            "spacing is missing). Export the original series again."
         )
     if min(series.first.spacing) <= 0 or min(series.first.size) < 1:
         raise UserError(
@@ -149,9 +146,8 @@ def _check_tilt(series: Series, headers: Sequence[SliceHeader]) -> None:
     if tilt > TILT_DEGREES:
         raise UserError(
             f"{series.name()} was taken with a gantry tilted by {tilt:.1f} degrees, so its slices "
-            "are no "
-            "straight stack. Correct the tilt first, such as with dcm2niix, and prepare its "
-            "volumes."
+            "are no straight stack. Correct the tilt first, such as with dcm2niix, and prepare "
+            "its volumes."
         )
 
 
@@ -184,14 +180,12 @@ def _check_steps(
     if problems and uneven == "error":
         raise UserError(
             f"{series.name()}: {'; '.join(problems)}. Export the complete series again, or "
-            "interpolate with "
-            "--uneven resample."
+            "interpolate with --uneven resample."
         )
     if problems and gaps.max() > WIDEST_MM:
         raise UserError(
             f"{series.name()}: {'; '.join(problems)}; a gap of {gaps.max():.1f} mm is not "
-            "interpolated (at most "
-            f"{WIDEST_MM:g} mm). Export the complete series again."
+            f"interpolated (at most {WIDEST_MM:g} mm). Export the complete series again."
         )
     return headers, places, [f"{problem}: interpolated" for problem in problems]
 

@@ -32,8 +32,7 @@ class Source:
     is none.
 
     `key` tells it from all others and stays the same from run to run; `names` are what a table may
-    call it by, the best
-    first; `named` are further paths that `problem` names.
+    call it by, the best first; `named` are further paths that `problem` names.
     """
 
     key: str
@@ -86,8 +85,8 @@ def walk(root: Path, found: Found) -> list[Path]:
     if archives:
         log.warning("Archives are not unpacked: %s.", listing([str(p) for p in archives]))
         found.remarks.append(
-            f"{len(archives)} archives were not unpacked; unpack them into the folder if they "
-            "hold scans"
+            f"{len(archives)} archives were not unpacked; unpack them into the folder if they hold "
+            "scans"
         )
     return [p for p in paths if p not in set(archives)]
 
@@ -156,8 +155,8 @@ def discover(root: Path, kind: str, options: SeriesOptions, mask_dir: Path | Non
 def read_headers(
     paths: Sequence[Path], found: Found
 ) -> tuple[list[SliceHeader], dict[Path, list[Path]]]:
-    """The headers of all DICOM files, and by folder the damaged ones; other files are counted in
-    a remark.
+    """The headers of all DICOM files, and by folder the damaged ones; other files are counted in a
+    remark.
     """
     headers: list[SliceHeader] = []
     damaged: dict[Path, list[Path]] = defaultdict(list)
@@ -201,8 +200,8 @@ def _dicom(paths: Sequence[Path], options: SeriesOptions, found: Found) -> None:
 
 
 def _osic(root: Path, options: SeriesOptions, found: Found) -> None:
-    """The Kaggle folder: `train/<Patient>/*.dcm`, one scan a patient, and `train.csv` with
-    several visits a patient.
+    """The Kaggle folder: `train/<Patient>/*.dcm`, one scan a patient, and `train.csv` with several
+    visits a patient.
     """
     if not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train/ with a folder a patient, as OSIC has it.")

@@ -29,10 +29,9 @@ def check_installed(tool: str) -> None:
     if shutil.which(PROGRAMS[tool]) is None:
         raise UserError(
             f"--masks {tool}: the program {PROGRAMS[tool]} is not installed. Install it (pip "
-            f"install {PROGRAMS[tool]}) and "
-            "run it once on any scan on a machine with network: it fetches its weights into your "
-            "home folder, which can be "
-            "copied. Or use --masks classic, which needs neither."
+            f"install {PROGRAMS[tool]}) and run it once on any scan on a machine with network: it "
+            "fetches its weights into your home folder, which can be copied. Or use --masks "
+            "classic, which needs neither."
         )
 
 
@@ -96,16 +95,16 @@ def _call(command: list[str], hours: float) -> None:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise UserError(
             f"{command[0]} failed with exit code {done.returncode}: {said or 'it said nothing'}. "
-            "If it could "
-            "not fetch its weights, run it once on a machine with network and copy them."
+            "If it could not fetch its weights, run it once on a machine with network and copy "
+            "them."
         )
 
 
 def _read(tool: str, path: Path) -> NDArray[np.integer]:
     if not path.is_file():
         raise UserError(
-            f"{PROGRAMS[tool]} ended well, but wrote no {path.name}. Is its version too old or "
-            "too new?"
+            f"{PROGRAMS[tool]} ended well, but wrote no {path.name}. Is its version too old or too "
+            "new?"
         )
     return load(path).array
 

@@ -1,5 +1,5 @@
-"""The same facts in other words: a control, for what a prompt says must matter and not how it
-says it.
+"""The same facts in other words: a control, for what a prompt says must matter and not how it says
+it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def reordered(prompt: Prompt) -> Prompt:
 
 
 def reworded(prompt: Prompt) -> Prompt:
-    """ "NAME is VALUE" as "NAME: VALUE." and the other way round; a phrase of another form in
-    small letters.
+    """ "NAME is VALUE" as "NAME: VALUE." and the other way round; a phrase of another form in small
+    letters.
     """
     return tuple(Phrase(_reword(phrase.text), phrase.column) for phrase in prompt)
 

@@ -46,16 +46,16 @@ def sentence(prompt: Prompt) -> str:
 
 
 def split_free_text(text: str) -> Prompt:
-    """A text written by a person as phrases (without columns), so that it can be encoded phrase
-    by phrase.
+    """A text written by a person as phrases (without columns), so that it can be encoded phrase by
+    phrase.
     """
     return tuple(Phrase(piece, None) for piece in wording.split(text))
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A row after a change, and the columns that lost their value because they would contradict
-    the rest.
+    """A row after a change, and the columns that lost their value because they would contradict the
+    rest.
     """
 
     row: dict[str, str]
@@ -171,8 +171,7 @@ def load_template(
         if columns and not set(made) & set(columns):
             raise UserError(
                 f"--template {name} knows none of the table's columns ({listing(list(columns))}); "
-                "it knows "
-                f"{listing(list(made))}. Use --template auto, or write a template."
+                f"it knows {listing(list(made))}. Use --template auto, or write a template."
             )
     for column in (key_column, patient_column):
         if column:
@@ -181,16 +180,15 @@ def load_template(
 
 
 def hint_at_template(columns: Sequence[str]) -> None:
-    """Says which of the project's templates was written for a table with these columns, where
-    one was.
+    """Says which of the project's templates was written for a table with these columns, where one
+    was.
     """
     for path in sorted(TEMPLATES.glob("*.yaml")):
         known = set(read_columns(path))
         if len(known & set(columns)) > len(known) / 2:
             log.warning(
                 "The table has columns of %s: --template %s words them as published, and knows "
-                "which values go "
-                "together. --template auto takes every column as it stands.",
+                "which values go together. --template auto takes every column as it stands.",
                 path.stem,
                 path.stem,
             )

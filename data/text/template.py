@@ -159,8 +159,7 @@ class Column:
                 return text
             raise UserError(
                 f"Column {self.name!r} must hold a number, and holds {text!r}. Correct it, or "
-                "leave it "
-                "empty where it is not known."
+                "leave it empty where it is not known."
             )
         if self.absolute:
             number, text = abs(number), text.lstrip("+-")

@@ -36,8 +36,8 @@ class Voxels:
         return condition
 
     def noise(self, field: Tensor) -> Tensor:
-        """Standard normal noise `(B, channels, X, Y, Z)` on the grid of `encode`, standard
-        normal again.
+        """Standard normal noise `(B, channels, X, Y, Z)` on the grid of `encode`, standard normal
+        again.
         """
         return field
 
@@ -63,10 +63,8 @@ class Fingerprint(nn.Module):
         if saved is not None and not torch.equal(saved.cpu(), self.sha256.cpu()):
             raise UserError(
                 f"--autoencoder {self.file} is not the autoencoder that the run was trained with "
-                "(its sha256 begins with "
-                f"{bytes(saved.tolist()).hex()[:12]}, this one's with "
-                f"{bytes(self.sha256.tolist()).hex()[:12]}). "
-                "Give that one, or train a new run."
+                f"(its sha256 begins with {bytes(saved.tolist()).hex()[:12]}, this one's with "
+                f"{bytes(self.sha256.tolist()).hex()[:12]}). Give that one, or train a new run."
             )
 
 

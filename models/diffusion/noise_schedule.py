@@ -2,12 +2,10 @@
 of tensors.
 
 A noisy image is x_t = a(t) x + s(t) e, with e standard normal; t runs from 0 (the image) to 1
-(noise). A network is asked
-for F, and the estimate of the image is `skip(t) x_t + blend(t) F`: what a Gaussian of SD
-`sigma_data` around F would give
-(Karras et al. 2022, section 5, with F as the image's mean). Noise prediction, v-prediction and
-flows are affine in this
-estimate, and differ in the weight of its squared error.
+(noise). A network is asked for F, and the estimate of the image is `skip(t) x_t + blend(t) F`: what
+a Gaussian of SD `sigma_data` around F would give (Karras et al. 2022, section 5, with F as the
+image's mean). Noise prediction, v-prediction and flows are affine in this estimate, and differ in
+the weight of its squared error.
 """
 
 from __future__ import annotations
@@ -42,8 +40,7 @@ def schedule_levels(options: DiffusionOptions) -> Tensor:
     signal if asked.
 
     Lin et al. 2024 (arXiv 2305.08891), algorithm 1: without it training never sees pure noise,
-    where sampling starts,
-    and means such as a lung's density drift.
+    where sampling starts, and means such as a lung's density drift.
     """
     products = DDPMScheduler(
         num_train_timesteps=options.diffusion_steps, schedule=options.schedule
@@ -110,8 +107,8 @@ class Process:
         return (s.clamp_min(1e-4) / a.clamp_min(1e-3)).log().clamp(-7.0, 5.0)
 
     def times(self, steps: int, shift: float, start: float = 1.0) -> list[float]:
-        """`steps` + 1 times from `start` to 0; a shift below 1 puts more of them near 0 (Esser
-        et al. 2024).
+        """`steps` + 1 times from `start` to 0; a shift below 1 puts more of them near 0 (Esser et
+        al. 2024).
         """
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         shifted = timestep_transform(even, 1, 1, scale=shift, num_train_timesteps=1)
@@ -137,10 +134,9 @@ class Solver:
     """One way from noise to image, and back.
 
     `euler` and `ddim` follow the exact path of a Gaussian of SD `sigma_data` around F, with F kept
-    over a step: so texture
-    has its full contrast after few steps, where a straight step loses a quarter. With `sigma_data`
-    0 they are the methods
-    known by these names. `heun` asks again at the end of a step and takes the mean of both answers.
+    over a step: so texture has its full contrast after few steps, where a straight step loses a
+    quarter. With `sigma_data` 0 they are the methods known by these names. `heun` asks again at the
+    end of a step and takes the mean of both answers.
 
     Args:
         process: The noise levels.

@@ -135,8 +135,8 @@ class Autoencoder(nn.Module):
 
 
 def load_autoencoder(file: Path, window: tuple[float, float]) -> Autoencoder:
-    """Reads weights and description; raises `UserError` for files that are missing, damaged or
-    do not fit each other.
+    """Reads weights and description; raises `UserError` for files that are missing, damaged or do
+    not fit each other.
     """
     if not str(file) or str(file) == "." or not file.is_file():
         raise UserError(

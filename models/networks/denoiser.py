@@ -1,9 +1,8 @@
 """The network of the diffusion models: a U-Net that is told mask, place, noise level and text.
 
 It is made of the generator's parts rather than MONAI's U-Net, whose group normalisation depends on
-the tile and whose
-cross-attention attends to padding; see docs/models.md. Shapes in comments leave out the batch:
-`(channels, size)`.
+the tile and whose cross-attention attends to padding; see docs/models.md. Shapes in comments leave
+out the batch: `(channels, size)`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ DETAIL_GAIN = 10.0
 
 @dataclass
 class Judgement:
-    """What one scale says: `scores` `(B, 1, ...)` a patch, and the `features` `(B, C, ...)` of
-    its layers.
+    """What one scale says: `scores` `(B, 1, ...)` a patch, and the `features` `(B, C, ...)` of its
+    layers.
     """
 
     scores: Tensor
@@ -67,8 +67,8 @@ class PatchDiscriminator(nn.Module):
         self.text = nn.Linear(text_width, widths[-1], bias=False) if options.text_D else None
 
     def forward(self, x: Tensor, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Fp32 scores of the first volumes under each of the `texts` `(M, text_width)`, M at
-        most B; and the features.
+        """Fp32 scores of the first volumes under each of the `texts` `(M, text_width)`, M at most
+        B; and the features.
         """
         features = []
         for layer in self.layers:
@@ -88,8 +88,8 @@ class PatchDiscriminator(nn.Module):
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """`num_D` PatchGANs, each on the input pooled to half the resolution of the one before (Wang
-    et al. 2018, 3.2).
+    """`num_D` PatchGANs, each on the input pooled to half the resolution of the one before (Wang et
+    al. 2018, 3.2).
     """
 
     def __init__(self, options: DiscriminatorOptions, c_condition: int, text_width: int) -> None:

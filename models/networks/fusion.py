@@ -1,9 +1,8 @@
 """Fusion units: how a text embedding changes the features of the generator.
 
 Every unit takes `(x, text)` and returns features of the shape of `x`, and is the identity at
-initialisation, so that
-training starts from the unconditional network. To add one: write it, register it, and name it with
-`--fusion`.
+initialisation, so that training starts from the unconditional network. To add one: write it,
+register it, and name it with `--fusion`.
 """
 
 from __future__ import annotations
@@ -69,8 +68,7 @@ def spread(values: Tensor, x: Tensor) -> Tensor:
     """`(B, C)` as `(B, C, 1, 1, Z)` in the type of `x` `(B, C, X, Y, Z)`.
 
     Along one axis the repetition is written out: with channels innermost, a CPU works five times
-    slower on 16 values
-    at a time than on whole lines.
+    slower on 16 values at a time than on whole lines.
     """
     lines = values.to(x.dtype)[:, :, None, None, None].expand(-1, -1, 1, 1, x.shape[-1])
     return lines.contiguous(memory_format=torch.channels_last_3d)

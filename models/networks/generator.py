@@ -40,16 +40,15 @@ def fuse(unit: FusionUnit, x: Tensor, text: TextEmbedding, region: Tensor | None
     everywhere if it is None.
 
     What the mask leaves open, such as the shape of the body, can be learnt by heart from a prompt
-    that fits one patient
-    alone; text kept to the labelled voxels cannot do that.
+    that fits one patient alone; text kept to the labelled voxels cannot do that.
     """
     fused = unit(x, text)
     return fused if region is None else torch.lerp(x, fused, region.to(x.dtype))
 
 
 def halve_region(region: Tensor | None) -> Tensor | None:
-    """The region at half the resolution: a coarse voxel is in it if it lies there whole, else
-    its text would leak out.
+    """The region at half the resolution: a coarse voxel is in it if it lies there whole, else its
+    text would leak out.
     """
     return None if region is None else -F.max_pool3d(-region, 2)
 
@@ -188,16 +187,14 @@ class TextEffect(nn.Module):
     channel.
 
     With the additive unit, phrases add up in HU: from few patients a network that may combine
-    phrases freely learns
-    combinations by heart, such as an effect of age that is larger in smokers though it is not.
+    phrases freely learns combinations by heart, such as an effect of age that is larger in smokers
+    though it is not.
 
     The last features serve the anatomy and tell little of where a voxel lies; with `--text_place`
-    the unit is told that and
-    its label too, else it takes thousands of steps to learn that an effect is one of the bases, of
-    the rim, or of no airway.
-    Waves of the place beside the place itself, for a perceptron learns smooth functions of its
-    input first and edges late
-    (Tancik et al. 2020, arXiv 2006.10739).
+    the unit is told that and its label too, else it takes thousands of steps to learn that an
+    effect is one of the bases, of the rim, or of no airway. Waves of the place beside the place
+    itself, for a perceptron learns smooth functions of its input first and edges late (Tancik et
+    al. 2020, arXiv 2006.10739).
     """
 
     NEAR = (

@@ -70,8 +70,8 @@ class Conv3d(nn.Conv3d):
     """A convolution that is safe in bf16 on a CPU.
 
     Where an input is smaller than the kernel, oneDNN's gradient of bf16 weights is garbage: memory
-    that nobody has written
-    (seen with torch 2.12, AVX-512). Such inputs are small, and work in fp32 costs nothing.
+    that nobody has written (seen with torch 2.12, AVX-512). Such inputs are small, and work in fp32
+    costs nothing.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -102,8 +102,7 @@ class ScalarConv3d(Conv3d):
     """A convolution to one channel.
 
     On a CPU it runs as the transposed convolution with the flipped kernel: the same sum, and a
-    backward pass five times
-    faster, as a convolution's own works on 16 output channels at least.
+    backward pass five times faster, as a convolution's own works on 16 output channels at least.
     """
 
     def __init__(self, channels: int, size: int, padding: int, mode: Padding = "zeros") -> None:
@@ -133,8 +132,8 @@ class ResBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution: 1x1x1 convolution to `c_out` channels first, as it is cheaper
-    there, then repetition.
+    """Doubles the resolution: 1x1x1 convolution to `c_out` channels first, as it is cheaper there,
+    then repetition.
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -164,8 +163,8 @@ class NoiseInjection(nn.Module):
 
 
 def halve_noise(noise: Tensor) -> Tensor:
-    """Noise at half the resolution that is standard normal again: the mean of eight values has
-    SD 1/sqrt(8).
+    """Noise at half the resolution that is standard normal again: the mean of eight values has SD
+    1/sqrt(8).
     """
     # Pooling refuses a tensor without channels, which is what --noise_channels 0 gives.
     return F.avg_pool3d(noise, 2) * 8**0.5 if noise.shape[1] else noise[..., ::2, ::2, ::2]

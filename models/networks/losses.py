@@ -1,5 +1,5 @@
-"""Loss terms of the GAN: adversarial, feature matching, voxel-wise, perceptual. Each is a
-function or a small module.
+"""Loss terms of the GAN: adversarial, feature matching, voxel-wise, perceptual. Each is a function
+or a small module.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from util.cli import UserError
 
 
 def discriminator_loss(mode: str, scores: list[Tensor], real: bool) -> Tensor:
-    """How wrong scores are, averaged over scales: LSGAN (Mao et al. 2017, eq. 2) or hinge (Lim &
-    Ye 2017).
+    """How wrong scores are, averaged over scales: LSGAN (Mao et al. 2017, eq. 2) or hinge (Lim & Ye
+    2017).
     """
     if mode == "lsgan":
         terms = [(s - float(real)).square().mean() for s in scores]
@@ -35,8 +35,8 @@ def generator_loss(mode: str, scores: list[Tensor]) -> Tensor:
 
 
 def feature_matching_loss(fake: list[Judgement], real: list[Judgement]) -> Tensor:
-    """Mean absolute difference of discriminator features, over layers and scales (Wang et al.
-    2018, eq. 4).
+    """Mean absolute difference of discriminator features, over layers and scales (Wang et al. 2018,
+    eq. 4).
     """
     terms = [
         F.l1_loss(f.float(), r.detach().float())
@@ -93,10 +93,8 @@ class PerceptualLoss(nn.Module):
         if not path.is_file():
             raise UserError(
                 f"--lambda_perceptual needs VGG19 weights, and {path} is not there. Download "
-                f"{path.name} as named in "
-                "torchvision's VGG19_Weights on another machine and give its place by "
-                "--perceptual_weights, "
-                "or set --lambda_perceptual 0."
+                f"{path.name} as named in torchvision's VGG19_Weights on another machine and give "
+                "its place by --perceptual_weights, or set --lambda_perceptual 0."
             )
         vgg = torchvision.models.vgg19()
         try:

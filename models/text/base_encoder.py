@@ -1,9 +1,8 @@
 """What every text encoder gives, and the registry of encoders.
 
 A new encoder is one file with a `TextEncoder`, `@ENCODERS.register("name")` on a function of
-`TextOptions` that makes
-it, and one import line in `models/text/encoders.py`. Users choose it by `--text_encoder name` or
-`name:ARGUMENT`.
+`TextOptions` that makes it, and one import line in `models/text/encoders.py`. Users choose it by
+`--text_encoder name` or `name:ARGUMENT`.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class TextEmbedding:
         tokens: `(B,L,C)` float32, L at least 1; zero where not valid.
         valid: `(B,L)` bool; a prompt without phrases has no valid token.
         pooled: `(B,C)` float32; zero for a prompt without phrases.
-        weight: `(B,)` float32, how much text may learn from each scan (see `models.text.relevance`);
-            None for wholly.
+        weight: `(B,)` float32, how much text may learn from each scan (see
+            `models.text.relevance`); None for wholly.
     """
 
     tokens: Tensor
@@ -54,8 +53,8 @@ class TextEncoder(ABC):
     """Turns prompts into embeddings; frozen, on the CPU, in float32.
 
     `fit` learns from the training prompts what is needed to standardise; `state` and `load_state`
-    carry that into a
-    run's checkpoint and back. `identity` tells which encoder it is, for `check_identity`.
+    carry that into a run's checkpoint and back. `identity` tells which encoder it is, for
+    `check_identity`.
     """
 
     identity: dict[str, str]
@@ -84,8 +83,8 @@ class TextEncoder(ABC):
         """
 
     def keep(self, folder: Path) -> None:  # noqa: B027  (not every encoder has something to keep)
-        """Re-uses and keeps embedded phrases in this folder, where the encoder has something
-        worth keeping.
+        """Re-uses and keeps embedded phrases in this folder, where the encoder has something worth
+        keeping.
         """
 
     def check_identity(self, saved: Mapping[str, str]) -> None:
@@ -102,10 +101,9 @@ class TextEncoder(ABC):
                 f"{k} was {saved.get(k)}, is {self.identity.get(k)}" for k in differ
             )
             raise UserError(
-                f"--text_encoder {self.identity.get('source')} is not the encoder that the run "
-                "was trained with "
-                f"({saved.get('source')}): {details}. Give the one it was trained with, or train "
-                "a new run."
+                f"--text_encoder {self.identity.get('source')} is not the encoder that the run was "
+                f"trained with ({saved.get('source')}): {details}. Give the one it was trained "
+                "with, or train a new run."
             )
 
 

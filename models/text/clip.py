@@ -146,8 +146,8 @@ def contrastive_loss(volumes: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 def retrieval(volumes: Tensor, texts: Tensor) -> dict[str, float]:
-    """Share of pairs `(N,C)` whose partner is the best, or among the five best, of all N (both
-    ways averaged).
+    """Share of pairs `(N,C)` whose partner is the best, or among the five best, of all N (both ways
+    averaged).
     """
     similar = F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
     own = similar.diagonal()[:, None]

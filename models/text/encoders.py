@@ -39,9 +39,8 @@ class Standard:
     cone.
 
     The mean of the training set is subtracted, directions of spread are evened out by `variance **
-    -whitening` (0: not
-    at all, 0.5: completely), and the whole is scaled such that the training set has RMS 1 a
-    channel.
+    -whitening` (0: not at all, 0.5: completely), and the whole is scaled such that the training set
+    has RMS 1 a channel.
     """
 
     def __init__(self, width: int, whitening: float) -> None:
@@ -81,8 +80,8 @@ def _settings(options: TextOptions) -> dict[str, str]:
 
 
 class LanguagePhrases(PhraseEncoder):
-    """A language model phrase by phrase; every distinct phrase is embedded once, and kept on
-    disk after `keep`.
+    """A language model phrase by phrase; every distinct phrase is embedded once, and kept on disk
+    after `keep`.
     """
 
     def __init__(
@@ -106,8 +105,7 @@ class LanguagePhrases(PhraseEncoder):
         if self.phrases and (new := sorted(set(phrases) - set(self.phrases))):
             log.warning(
                 "Training has not seen these wordings, so the text encoder alone says what they "
-                "mean, which may be "
-                "nothing: %s.",
+                "mean, which may be nothing: %s.",
                 listing(new),
             )
         return self.standard(self._embed_raw(phrases))

@@ -86,8 +86,8 @@ class LanguageModel:
         if count > self.limit:
             raise UserError(
                 f"A text has {count} tokens, and the text encoder takes at most {self.limit}: "
-                f"{text[:120]!r}... "
-                "Use --text_mode phrases, a shorter text, or an encoder that takes longer ones."
+                f"{text[:120]!r}... Use --text_mode phrases, a shorter text, or an encoder that "
+                "takes longer ones."
             )
         inputs = {
             k: torch.tensor([v])
@@ -185,8 +185,8 @@ def _readable(folder: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{folder} is not a complete text model of transformers ({reason}). It needs "
-            "config.json, "
-            "model.safetensors and the tokenizer's files of a CLIP text model or a BERT-type model."
+            "config.json, model.safetensors and the tokenizer's files of a CLIP text model or a "
+            "BERT-type model."
         ) from None
     finally:
         hf_logging.set_verbosity(verbosity)
@@ -228,8 +228,8 @@ def load_medclip(file: Path, bert: str) -> LanguageModel:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no config.json: MedCLIP's checkpoint lacks its BERT's configuration "
-            "and tokenizer. Give a "
-            "folder with those of emilyalsentzer/Bio_ClinicalBERT by --medclip_bert."
+            "and tokenizer. Give a folder with those of emilyalsentzer/Bio_ClinicalBERT by "
+            "--medclip_bert."
         )
     part = {
         k.removeprefix("text_model.model."): v

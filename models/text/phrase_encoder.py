@@ -1,18 +1,14 @@
 """Prompts as sets of phrases: one token a phrase, no order, numbers by their size.
 
 A token is `[e ; z e / rms(e)]`. For most phrases e is the phrase's own standardised embedding and z
-= 0. A phrase that
-holds exactly one number, in a wording that training has seen with several numbers ("Patient age:
-#"), has the e of that
-wording, and z is the number standardised over the training prompts: what depends on size is linear
-in it, and 63 lies
-between 60 and 66 whether or not training has seen it (after xVal, Golkar et al. 2023, arXiv
-2310.02989).
+= 0. A phrase that holds exactly one number, in a wording that training has seen with several
+numbers ("Patient age: #"), has the e of that wording, and z is the number standardised over the
+training prompts: what depends on size is linear in it, and 63 lies between 60 and 66 whether or not
+training has seen it (after xVal, Golkar et al. 2023, arXiv 2310.02989).
 
 A phrase that differs from one of training in nothing but capitals, punctuation or "is" is that
-phrase ("AGE is 63" and
-"Age: 63."), whatever the language model would make of it; other wordings are left to the language
-model.
+phrase ("AGE is 63" and "Age: 63."), whatever the language model would make of it; other wordings
+are left to the language model.
 """
 
 from __future__ import annotations
@@ -210,8 +206,8 @@ class PhraseEncoder(TextEncoder):
         return self._wordings(text), z
 
     def _loudness(self, phrases: Sequence[str], rows: Tensor) -> Tensor:
-        """The share of each phrase; one that training has not seen has that of the phrase
-        nearest to it.
+        """The share of each phrase; one that training has not seen has that of the phrase nearest
+        to it.
         """
         if not self.shares:
             return torch.ones(len(phrases))

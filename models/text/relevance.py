@@ -2,22 +2,17 @@
 before a network is trained.
 
 From few patients a network learns effects of every column of their table, also of those without
-any, and pays for it with
-the effects that are there. A regression with automatic relevance determination (MacKay 1992, Neural
-Computation 4:415;
-Tipping 2001, JMLR 1:211) of the scans' regional lung densities tells which columns carry something:
-each has a prior
-variance of its own, chosen such that the scans become most probable. What is kept of it is one
-figure a column, without
+any, and pays for it with the effects that are there. A regression with automatic relevance
+determination (MacKay 1992, Neural Computation 4:415; Tipping 2001, JMLR 1:211) of the scans'
+regional lung densities tells which columns carry something: each has a prior variance of its own,
+chosen such that the scans become most probable. What is kept of it is one figure a column, without
 sign, size or place: how far the scans determine the best determined contrast of its values. So loud
-its phrases enter the
-network.
+its phrases enter the network.
 
 Where a cell is empty, what it hides is still in the scan. Left alone, it is laid to what the row
-does tell. In a regression
-such a row counts by the inverse of its variance, what the empty cell hides with it (generalised
-least squares); so much the
-text's unit learns from its scan. The rest of the network learns from all scans alike.
+does tell. In a regression such a row counts by the inverse of its variance, what the empty cell
+hides with it (generalised least squares); so much the text's unit learns from its scan. The rest of
+the network learns from all scans alike.
 """
 
 from __future__ import annotations
@@ -81,8 +76,7 @@ def weigh(
     ranked = sorted(found.shares.items(), key=lambda share: -share[1])
     log.info(
         "How far the training scans determine what a column does to the lungs (0: not at all, 1: "
-        "wholly), and how loud "
-        "its phrases are for it: %s.",
+        "wholly), and how loud its phrases are for it: %s.",
         ", ".join(f"{column or 'free text'} {share:.2f}" for column, share in ranked),
     )
     log.info(
@@ -115,8 +109,8 @@ def warn_of_silent(encoder: TextEncoder, told: Sequence[Told], columns: Iterable
         if heard.get(column, 1.0) < SILENT:
             log.warning(
                 "The training scans hardly told what %s does to the lungs, so the run hardly "
-                "listens to it (%.2f of "
-                "1; --text_relevance): that its values look alike is no evidence of no effect.",
+                "listens to it (%.2f of 1; --text_relevance): that its values look alike is no "
+                "evidence of no effect.",
                 column,
                 heard[column],
             )
@@ -205,10 +199,8 @@ def relevance_regression(
 
     Returns:
         How far the best determined contrast of each group's parameters is determined (1 - posterior
-        over prior variance,
-        of MacKay's gamma the largest part), the parameters `(P, R)`, and the variance of a response
-        that they leave `(R,)`,
-        of a row of weight 1.
+        over prior variance, of MacKay's gamma the largest part), the parameters `(P, R)`, and the
+        variance of a response that they leave `(R,)`, of a row of weight 1.
     """
     x, y = (np.sqrt(weights)[:, None] * (v - np.average(v, 0, weights)) for v in (x, responses))
     prior = {

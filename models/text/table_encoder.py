@@ -2,8 +2,7 @@
 model.
 
 Each phrase of the training prompts has a channel of its own (one-hot), each wording with a number
-one channel that
-tells that it is there and one for its standardised size; what is missing is zero.
+one channel that tells that it is there and one for its standardised size; what is missing is zero.
 """
 
 from __future__ import annotations

@@ -44,13 +44,10 @@ RECORD = "unusual.json"  # which runs and flags the folder belongs to
 
 CAUTIONS = (
     "This page makes no diagnosis. A strong region is where a scan differs from what this model "
-    "expects of such a mask and "
-    "row: disease, but also a vessel, motion, another scanner, or the model's own weakness. That "
-    "a place is not outlined "
-    "proves nothing.",
+    "expects of such a mask and row: disease, but also a vessel, motion, another scanner, or the "
+    "model's own weakness. That a place is not outlined proves nothing.",
     "Only lung voxels of the mask are judged. What the mask leaves out (a solid nodule that the "
-    "segmentation took for chest "
-    "wall) cannot be found.",
+    "segmentation took for chest wall) cannot be found.",
 )
 
 
@@ -78,8 +75,7 @@ def open_runs(o: AnomalyCommand) -> list[LoadedRun]:
             if one != two:
                 raise UserError(
                     f"--name: {loaded[0].folder.name} and {run.folder.name} differ in {what} "
-                    f"({one} and {two}); "
-                    "only refits of one set-up can be put together."
+                    f"({one} and {two}); only refits of one set-up can be put together."
                 )
     return loaded
 
@@ -116,8 +112,7 @@ class Generator:
             if (mark := self.mark(case)) and not _same_grid(mark, case.mask):
                 raise UserError(
                     f"--marks: {mark} lies on another grid than {case.mask}. Resample it onto the "
-                    "scan's grid "
-                    "(nearest neighbour)."
+                    "scan's grid (nearest neighbour)."
                 )
 
     def mark(self, case: Case) -> Path | None:
@@ -152,8 +147,7 @@ class Generator:
         if not lungs.any():
             raise UserError(
                 f"{case.mask} holds no lung (labels {self.data.lung_labels}), so nothing can be "
-                "judged. Correct "
-                "it, or train with --lung_labels."
+                "judged. Correct it, or train with --lung_labels."
             )
         x, y, z = (float(s) for s in voxel_sizes(whole.affine))
         real = to_hu(whole.unpad(whole.image[0].numpy()), self.data.hu_window)
@@ -198,9 +192,9 @@ def calibration_cases(o: AnomalyCommand, clean: Generator) -> tuple[list[Case], 
     if len(splits["val"]) >= 2 and not set(splits["val"]) & set(splits["train"]):
         return list(clean.cohort.split("val")), "validation scans of the run"
     log.warning(
-        "The run's validation split has no two cases of its own: the map is calibrated on "
-        "training scans, which a "
-        "model that learnt them by heart fits too well. Give scans without findings by --clean."
+        "The run's validation split has no two cases of its own: the map is calibrated on training "
+        "scans, which a model that learnt them by heart fits too well. Give scans without findings "
+        "by --clean."
     )
     return list(clean.cohort.split("train")), "training scans of the run, which may fit too well"
 
@@ -214,8 +208,7 @@ def calibrate(
     found = Calibration.fit(Scans(cases, clean), o.map.size_mm, o.map.false_alarms)
     text = (
         f"Calibrated on {len(cases)} {what}. Judged by fits to the others, {found.rate():.0%} of "
-        "them show a strong "
-        f"region (a peak above {found.threshold:.1f} usual spreads); asked for: "
+        f"them show a strong region (a peak above {found.threshold:.1f} usual spreads); asked for: "
         f"{o.map.false_alarms:.0%}."
     )
     if len(cases) < FEW:

@@ -2,11 +2,9 @@
 voxel.
 
 Noise alone underestimates that spread: it leaves out what the generator cannot know (vessels,
-fissures) and gets wrong. So
-the difference from the generated mean is judged by what such differences are on other scans at
-voxels like it: their mean
-(the generator's standing error) and their size are regressed on what is known of a voxel before the
-scan is seen.
+fissures) and gets wrong. So the difference from the generated mean is judged by what such
+differences are on other scans at voxels like it: their mean (the generator's standing error) and
+their size are regressed on what is known of a voxel before the scan is seen.
 """
 
 from __future__ import annotations
@@ -82,9 +80,9 @@ class Compared:
 
     def features(self) -> NDArray[np.float32]:
         """What is known of each judged voxel without the scan, `(N, 8)`: generated mean, the same
-        smoothed, its gradient,
-        the generated SD, the distance to the pleura in mm, and the place within the lungs'
-        extent."""
+        smoothed, its gradient, the generated SD, the distance to the pleura in mm, and the place
+        within the lungs' extent.
+        """
         smooth = ndimage.gaussian_filter(self.mean, 1.5)
         edge = ndimage.gaussian_gradient_magnitude(self.mean, 1.0)
         depth = ndimage.distance_transform_edt(self.where, sampling=self.spacing)
@@ -140,8 +138,8 @@ class Usual:
         return Usual(bias, spread.fit(x, np.abs(y - bias.predict(x))), size_mm)
 
     def map(self, scan: Compared) -> Array:
-        """How many usual spreads (SD) each voxel lies above (+) or below (-) what is usual; 0
-        where nothing is judged.
+        """How many usual spreads (SD) each voxel lies above (+) or below (-) what is usual; 0 where
+        nothing is judged.
         """
         known = scan.features()
         spread = np.maximum(self.spread.predict(known) * ABSOLUTE_TO_SD, LEAST_SPREAD_HU)
@@ -180,9 +178,8 @@ class Calibration:
         """
         if len(scans) < 2:
             raise UserError(
-                f"The map is calibrated on {len(scans)} scan; it takes two at least, and {FEW} "
-                "for a rate of "
-                "false alarms that means something. Give more with --clean."
+                f"The map is calibrated on {len(scans)} scan; it takes two at least, and {FEW} for "
+                "a rate of false alarms that means something. Give more with --clean."
             )
         folds = min(FOLDS, len(scans))
         samples = [scan.sample(size_mm, VOXELS // len(scans)) for scan in scans]
@@ -218,8 +215,8 @@ class Calibration:
 
 
 def conformal_threshold(highest: Sequence[float], false_alarms: float) -> float:
-    """The value that a new scan exceeds with at most this probability: the order statistic of
-    split conformal prediction.
+    """The value that a new scan exceeds with at most this probability: the order statistic of split
+    conformal prediction.
     """
     ranked = np.sort(highest)
     return float(

@@ -145,7 +145,6 @@ def sentence(row: Mapping[str, str | float]) -> str:
     )
     return (
         f"Region {row['number']}: {row['place']}, {abs(change):.0f} HU "
-        f"{'denser' if change > 0 else 'less dense'} than "
-        f"expected, {row['volume_ml']} ml, peak {float(row['peak_spreads']):+.1f} usual spreads "
-        f"({strength}){marked}.".replace("-", "−")
+        f"{'denser' if change > 0 else 'less dense'} than expected, {row['volume_ml']} ml, peak "
+        f"{float(row['peak_spreads']):+.1f} usual spreads ({strength}){marked}.".replace("-", "−")
     )

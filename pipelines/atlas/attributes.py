@@ -44,8 +44,7 @@ def classify(
         if odd := sorted(set(counts) - set(numbers)):
             return (
                 f"it holds numbers and texts ({listing(odd, 3)}); write plain numbers, or leave "
-                "the cell empty where "
-                "nothing is known"
+                "the cell empty where nothing is known"
             )
         chosen = quantiles(list(numbers), counts)
         if float(chosen[0]) == float(chosen[-1]):
@@ -153,8 +152,7 @@ def choose(
         elif column in references and found.kind == "number":
             raise UserError(
                 f"--reference: {column!r} holds numbers, which are compared at quantiles; give "
-                "--reference for "
-                "columns with categories only."
+                "--reference for columns with categories only."
             )
         elif twin := same_file_names([*(a.column for a in chosen), column]):
             left_out[column] = (

@@ -33,8 +33,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Painters:
-    """The networks that generate one case: the run itself, the run with other noise, and its
-    refits by name and kind.
+    """The networks that generate one case: the run itself, the run with other noise, and its refits
+    by name and kind.
     """
 
     run: str
@@ -246,8 +246,8 @@ class CaseStudy:
 
 
 def combined(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
-    """The difference that a contrast makes of an attribute's volumes, float32 HU (for slopes HU
-    per unit).
+    """The difference that a contrast makes of an attribute's volumes, float32 HU (for slopes HU per
+    unit).
     """
     parts = [np.float32(weight) * volumes[value] for value, weight in contrast.weights.items()]
     return np.sum(parts, axis=0, dtype=np.float32)
@@ -256,8 +256,8 @@ def combined(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
 def real_regions(
     whole: Whole, data: DataOptions, vessel_hu: float
 ) -> tuple[dict[str, float], float] | None:
-    """Regional means of a real scan without its vessels, and the vessels' share; None without
-    scan or lungs.
+    """Regional means of a real scan without its vessels, and the vessels' share; None without scan
+    or lungs.
     """
     lungs = np.isin(whole.labels, data.lung_labels)
     if whole.image is None or not lungs.any():

@@ -1,5 +1,5 @@
-"""A spike test on a user's own scans: a copy of a cohort with a random yes/no column and its
-effect added to the scans.
+"""A spike test on a user's own scans: a copy of a cohort with a random yes/no column and its effect
+added to the scans.
 """
 
 from __future__ import annotations

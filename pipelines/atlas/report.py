@@ -45,8 +45,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Files:
-    """What an atlas' folder holds: atlas.json, the tables with rows by case (all cells text),
-    and the tests.
+    """What an atlas' folder holds: atlas.json, the tables with rows by case (all cells text), and
+    the tests.
     """
 
     folder: Path
@@ -72,8 +72,8 @@ class Files:
 
     @property
     def limit(self) -> float:
-        """One range of colours for the whole atlas: it holds the largest change of a region of
-        the lungs.
+        """One range of colours for the whole atlas: it holds the largest change of a region of the
+        lungs.
         """
         return nice_range(max(1.0, charts.largest_change(self.tests, LUNG_REGIONS)))
 
@@ -84,8 +84,8 @@ class Files:
 
 
 def write_pages(folder: Path, study: Study) -> Path:
-    """Writes index.html, cases/, figures/, web/ and pairs.csv into the folder of an atlas;
-    returns index.html.
+    """Writes index.html, cases/, figures/, web/ and pairs.csv into the folder of an atlas; returns
+    index.html.
     """
     files = Files.read(folder)
     html.copy_assets(folder / "web", *ASSETS)

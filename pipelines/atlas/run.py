@@ -79,8 +79,8 @@ def open_all(o: DiscoverCommand) -> Opened:
 
 
 def own_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
-    """The cohort that the run was trained on: the one given, unless that holds others and the
-    run's own is still there.
+    """The cohort that the run was trained on: the one given, unless that holds others and the run's
+    own is still there.
     """
     own = replace(run.options.data, permute=(), resample=False, fold="")
     if is_own(own, cohort.root) or not Path(own.dataroot).is_dir():
@@ -142,8 +142,8 @@ def load_refit(o: DiscoverCommand, run: LoadedRun, name: str) -> Sampler:
     )
     if made.labels != run.labels:
         raise UserError(
-            f"The refit {name} knows other labels than the run {run.folder.name}; train the "
-            "refits again."
+            f"The refit {name} knows other labels than the run {run.folder.name}; train the refits "
+            "again."
         )
     return made.sampler
 
@@ -314,8 +314,7 @@ def summary(frames: Frames) -> tuple[str, bool]:
     if (frames["cautions"]["kind"] == "no permuted refits").any():
         return (
             f"{looked} contrasts were looked at; nothing is called a finding, for there are too "
-            "few permuted refits "
-            "(scripts/refit.py).",
+            "few permuted refits (scripts/refit.py).",
             False,
         )
     return f"{found} of {looked} contrasts that were looked at are findings.", True

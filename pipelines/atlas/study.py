@@ -1,5 +1,5 @@
-"""What an atlas looks at: attributes, cases to generate, real scans to compare with; checked
-before anything long starts.
+"""What an atlas looks at: attributes, cases to generate, real scans to compare with; checked before
+anything long starts.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def tried_somewhere(
     cases: Sequence[Case],
     wanted: Sequence[str],
 ) -> tuple[list[Attribute], dict[str, str]]:
-    """The attributes that a case at least can have, and why others are left out; raises
-    `UserError` for those asked for.
+    """The attributes that a case at least can have, and why others are left out; raises `UserError`
+    for those asked for.
     """
     kept = [a for a in attributes if any(attribute_arms(template, case.row, a) for case in cases)]
     never = {

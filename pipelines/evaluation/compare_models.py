@@ -124,8 +124,8 @@ def write_page(out: Path, frame: pd.DataFrame) -> Path:
             html.cautions(
                 (
                     "All runs made the same cases. Seconds and memory are this machine's, memory "
-                    "the highest so far. "
-                    "Where pairs under new noise are alike to 1, noise changes nothing.",
+                    "the highest so far. Where pairs under new noise are alike to 1, noise changes "
+                    "nothing.",
                 )
             )
         with tags.main(), tags.section(cls="card"):

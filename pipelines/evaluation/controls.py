@@ -80,8 +80,8 @@ def make_control(
 
 
 def make_controls(o: ControlCommand) -> Path:
-    """Makes the controls asked for; raises `UserError` for an unknown one, or a folder of
-    another run or other flags.
+    """Makes the controls asked for; raises `UserError` for an unknown one, or a folder of another
+    run or other flags.
     """
     kinds, out = o.controls.controls or KINDS, Path(o.controls.OUT)
     if unknown := [kind for kind in kinds if kind not in KINDS]:

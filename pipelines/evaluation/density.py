@@ -30,8 +30,8 @@ NAMES = {
 def lung_density(
     hu: NDArray[np.floating], lungs: NDArray[np.bool_]
 ) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """Densitometry with the median, and the histogram over `HU_BINS`; empty and zeros where
-    there are no lungs.
+    """Densitometry with the median, and the histogram over `HU_BINS`; empty and zeros where there
+    are no lungs.
     """
     if not lungs.any():
         return {}, np.zeros(len(HU_BINS), np.int64)
@@ -41,8 +41,8 @@ def lung_density(
 
 
 def _shares(volumes: Sequence[Measured]) -> NDArray[np.float64]:
-    """Each volume's histogram as shares of its lung, so that large lungs count no more than
-    small ones.
+    """Each volume's histogram as shares of its lung, so that large lungs count no more than small
+    ones.
     """
     counts = np.array([v.histogram for v in volumes], float)
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -51,8 +51,8 @@ def _shares(volumes: Sequence[Measured]) -> NDArray[np.float64]:
 def density_figures(
     real: Sequence[Measured], synthetic: Sequence[Measured], draws: Draws
 ) -> list[Figure]:
-    """Differences of the means, synthetic minus real, and the histograms' distance; volumes
-    without lungs are left out.
+    """Differences of the means, synthetic minus real, and the histograms' distance; volumes without
+    lungs are left out.
     """
     pool = [*real, *synthetic]
     seen = np.array([bool(v.density) for v in pool])

@@ -30,8 +30,8 @@ def detail_vector(
     correlation.
 
     Density below `COARSE_MM` is taken out and the pleura left out, so that neither a shift in HU
-    nor the lungs' outline
-    makes two scans alike: a volume generated from a patient's own mask is no copy for that.
+    nor the lungs' outline makes two scans alike: a volume generated from a patient's own mask is no
+    copy for that.
 
     Args:
         hu: `(X, Y, Z)` HU in RAS.

@@ -1,5 +1,5 @@
-"""Whether volumes differ as real ones do: multi-scale structural similarity of pairs (MS-SSIM,
-Wang et al. 2003).
+"""Whether volumes differ as real ones do: multi-scale structural similarity of pairs (MS-SSIM, Wang
+et al. 2003).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def diversity_figures(
     window: tuple[float, float],
     seed: int,
 ) -> list[Figure]:
-    """MS-SSIM of pairs of different cases, and of the same condition with new noise where there
-    are such volumes.
+    """MS-SSIM of pairs of different cases, and of the same condition with new noise where there are
+    such volumes.
     """
 
     def between(group: Sequence[Measured]) -> NDArray[np.float64]:

@@ -90,8 +90,7 @@ def make_extractor(choice: str, device: torch.device, dimensions: int = 2) -> Ex
 
     Args:
         choice: `random`, or `NAME:FILE` with a local file of weights (`.pth`, `.pt`, `.tar`,
-            `.safetensors`); names are
-            those of `CHOICES_2D` or `CHOICES_3D`.
+            `.safetensors`); names are those of `CHOICES_2D` or `CHOICES_3D`.
         device: Where it computes.
         dimensions: 2 for slices, 3 for volumes.
 
@@ -128,8 +127,8 @@ def _read(name: str, weights: str, source: str) -> State:
     if not weights or not path.is_file():
         raise UserError(
             f"{source}: the extractor {name} needs its weights, and {weights or 'no file'} is "
-            f"{'not there' if weights else 'given'}. Write {name}:FILE, or use random, which "
-            "needs none."
+            f"{'not there' if weights else 'given'}. Write {name}:FILE, or use random, which needs "
+            "none."
         )
     try:
         if path.suffix == ".safetensors":
@@ -167,10 +166,9 @@ def _fit(network: nn.Module, state: State, source: str) -> nn.Module:
     if missing or surplus or wrong:
         raise UserError(
             f"{source} holds the weights of another network (missing: "
-            f"{listing(missing, 2) or 'none'}; not known: "
-            f"{listing(surplus, 2) or 'none'}; of another shape: {listing(wrong, 2) or 'none'}). "
-            "Choose the extractor "
-            "that they belong to."
+            f"{listing(missing, 2) or 'none'}; not known: {listing(surplus, 2) or 'none'}; of "
+            f"another shape: {listing(wrong, 2) or 'none'}). Choose the extractor that they belong "
+            "to."
         )
     network.load_state_dict(state, strict=False, assign=True)
     return network

@@ -1,5 +1,5 @@
-"""What a distance would be between equals, and how sure it is: random halves of the real scans,
-and resampled volumes.
+"""What a distance would be between equals, and how sure it is: random halves of the real scans, and
+resampled volumes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class Figure:
         matched: The same between as many volumes as a half of the real scans holds, so that it can
             be set beside the floor.
         floor: What equals would give, such as the mean between two random halves of the real scans;
-            `floor_high` is the
-            draws' 95th percentile.
+            `floor_high` is the draws' 95th percentile.
         ceiling: What real scans reach, where more is better.
         better: "low" (the smaller the better), "high", or "near" (the nearer to the floor the
             better).

@@ -54,10 +54,8 @@ def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
             if not set(sets[name].cases) & set(synthetic.cases):
                 raise UserError(
                     f"--{name.split('_')[0]} {folder} and --synthetic have no case in common "
-                    "(there: "
-                    f"{listing(sets[name].cases, 3)}; synthetic: {listing(synthetic.cases, 3)}). "
-                    "Name files by "
-                    "case."
+                    f"(there: {listing(sets[name].cases, 3)}; synthetic: "
+                    f"{listing(synthetic.cases, 3)}). Name files by case."
                 )
     return sets
 
@@ -86,9 +84,8 @@ def read_attributes(
         made = listing(sets["synthetic"].cases, 3)
         raise UserError(
             "--column reads the attribute of a case's row from its synthetic volume, but --real "
-            "and --synthetic "
-            f"have no case in common (real: {listing(cases, 3)}; synthetic: {made}). Name files "
-            "by case."
+            f"and --synthetic have no case in common (real: {listing(cases, 3)}; synthetic: "
+            f"{made}). Name files by case."
         )
     for column in m.column:
         values = {

@@ -45,8 +45,8 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Grid:
-    """The common grid: cubic voxels of `spacing` mm over `extent` mm, HU cut to `window`,
-    `slices` slices a plane.
+    """The common grid: cubic voxels of `spacing` mm over `extent` mm, HU cut to `window`, `slices`
+    slices a plane.
     """
 
     spacing: float
@@ -143,8 +143,8 @@ class Measurer:
 
 
 def _slices(unit: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """`(S, 1, H, W)`: slices across an axis, evenly spaced, without the outermost tenth at
-    either end.
+    """`(S, 1, H, W)`: slices across an axis, evenly spaced, without the outermost tenth at either
+    end.
     """
     n = unit.shape[axis]
     places = torch.linspace(0.1 * (n - 1), 0.9 * (n - 1), count).round().long()
@@ -195,8 +195,8 @@ def stamp(path: Path) -> list[Any]:
 
 
 def remember(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` gives for this key, from the cache where it is there; the file appears whole
-    or not at all.
+    """What `make` gives for this key, from the cache where it is there; the file appears whole or
+    not at all.
     """
     path = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.npz"
     if path.is_file():
@@ -236,8 +236,7 @@ def _pair(file: VolumeFile, other: VolumeFile, grid: Grid) -> Arrays:
     if made.shape != scan.shape or not same_place(scan.shape, scan.affine, made.affine):
         raise UserError(
             f"{file.path} and its real scan {other.path} are not on one grid (shapes {made.shape} "
-            "and "
-            f"{scan.shape}), so they cannot be compared voxel by voxel. Resample one, or give "
+            f"and {scan.shape}), so they cannot be compared voxel by voxel. Resample one, or give "
             "--no-pairs."
         )
     hu = scan.array.astype(np.float32)

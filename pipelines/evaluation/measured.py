@@ -1,5 +1,5 @@
-"""What is kept of a volume once it has been read: everything that the figures of a report are
-made from.
+"""What is kept of a volume once it has been read: everything that the figures of a report are made
+from.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def copy_threshold(reference: NDArray[np.floating]) -> float:
     """The distance that a new real scan falls below with chance `FALSE_ALARM`.
 
     A prediction bound (Student's t) for the logarithm of nearest-neighbour distances, which allows
-    for few of them; half of
-    the smallest where there are fewer than `FEWEST`, 0 where there is none.
+    for few of them; half of the smallest where there are fewer than `FEWEST`, 0 where there is
+    none.
     """
     n = len(reference)
     if n < FEWEST:
@@ -199,8 +199,7 @@ class CopyCheck:
             image: `(M, D)` of `pipelines.evaluation.detail.detail_vector`.
             features: `(M, F)` of a 3D network (see `pipelines.evaluation.extractors`).
             test_image: `(T, D)` of real scans outside the training set; without at least `FEWEST`
-                of them, every training
-                scan is compared with the others.
+                of them, every training scan is compared with the others.
             test_features: `(T, F)`.
             patients: Patient of each training scan, where some have several.
 
@@ -229,9 +228,8 @@ class CopyCheck:
             image: `(N, D)`.
             features: `(N, F)`.
             sources: The case whose mask each was made from, "" where none. A volume has the shape
-                of that case's lungs by
-                design, so for this pair features say nothing and the detail inside the lungs alone
-                decides.
+                of that case's lungs by design, so for this pair features say nothing and the detail
+                inside the lungs alone decides.
         """
         near = self._nearest(self.image, image, None)
         by_feature: Sequence[Near | None] = [None] * len(near)

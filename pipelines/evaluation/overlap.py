@@ -1,5 +1,5 @@
-"""Whether a volume has its lungs where the mask asked for them: overlap with lungs found again
-by a segmentation.
+"""Whether a volume has its lungs where the mask asked for them: overlap with lungs found again by a
+segmentation.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _hausdorff(one: torch.Tensor, two: torch.Tensor, spacing: Sequence[float]) -
 def overlap_figures(
     real: Sequence[Measured], synthetic: Sequence[Measured], draws: int, seed: int
 ) -> list[Figure]:
-    """Mean overlap of the synthetic volumes, with that of the real scans as ceiling; empty where
-    no volume has a mask.
+    """Mean overlap of the synthetic volumes, with that of the real scans as ceiling; empty where no
+    volume has a mask.
     """
     names = list(dict.fromkeys(k for v in synthetic for k in v.overlap))
     found = []

@@ -23,35 +23,28 @@ ENOUGH = 20  # scans on either side below which no conclusion is offered
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "realism": (
         "Realism",
-        "Distances between the real and the synthetic set, in what a network sees of them. "
-        "Smaller is better, and no set "
-        "can be expected below the floor: the distance between two random halves of the real "
-        "scans. Set the column “at the "
-        "floor's size” beside the floor, for both are of equally many volumes; FID falls with "
-        "their number. Only figures of "
-        "the same network, grid and number of volumes can be compared.",
+        "Distances between the real and the synthetic set, in what a network sees of them. Smaller "
+        "is better, and no set can be expected below the floor: the distance between two random "
+        "halves of the real scans. Set the column “at the floor's size” beside the floor, for both "
+        "are of equally many volumes; FID falls with their number. Only figures of the same "
+        "network, grid and number of volumes can be compared.",
     ),
     "hu": (
         "Density in HU",
         "What the lungs' HU say, within the masks. A difference of 0 is right; one within the "
-        "floor is what chance gives "
-        "between two halves of the real scans.",
+        "floor is what chance gives between two halves of the real scans.",
     ),
     "mask": (
         "Faithful to the mask",
-        "The lungs are found again in the volume and compared with the mask it was made from. "
-        "What a segmentation reaches "
-        "on real scans is the ceiling.",
+        "The lungs are found again in the volume and compared with the mask it was made from. What "
+        "a segmentation reaches on real scans is the ceiling.",
     ),
     "text": (
         "Text shows in the picture",
-        "A predictor that learned on real scans reads the attribute from synthetic ones. An AUC "
-        "of 0.5, a correlation of "
-        "0, or the floor with shuffled rows means that the text does not show; more than real "
-        "scans reach means an effect "
-        "drawn too cleanly. Controls from shuffled or empty prompts should be at the floor; what "
-        "they keep comes from the "
-        "mask.",
+        "A predictor that learned on real scans reads the attribute from synthetic ones. An AUC of "
+        "0.5, a correlation of 0, or the floor with shuffled rows means that the text does not "
+        "show; more than real scans reach means an effect drawn too cleanly. Controls from "
+        "shuffled or empty prompts should be at the floor; what they keep comes from the mask.",
     ),
     "diversity": (
         "Diversity",
@@ -61,19 +54,16 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     "pairs": (
         "Closeness to the case's own scan",
         "A volume from a case's mask and text need not be the scan: noise and what the table does "
-        "not tell differ. These "
-        "figures compare models, no more.",
+        "not tell differ. These figures compare models, no more.",
     ),
     "planes": ("Realism, plane by plane", "The three parts of the 2.5D FID."),
 }
 COPIES_TEXT = (
     "Compared are the details inside the lungs (1 − correlation: 0 is the same scan, about 1 "
-    "another patient), and, for "
-    "pairs that do not share a mask, features of the whole volume. A volume is called a copy "
-    "where a real scan of a new "
-    "patient would be as close with a chance below 1 in 10 000. “Closer than real” alone happens "
-    "by chance where few real "
-    "scans were compared."
+    "another patient), and, for pairs that do not share a mask, features of the whole volume. A "
+    "volume is called a copy where a real scan of a new patient would be as close with a chance "
+    "below 1 in 10 000. “Closer than real” alone happens by chance where few real scans were "
+    "compared."
 )
 COLUMNS = {
     "name": "figure",
@@ -125,8 +115,8 @@ def reading(figure: Figure) -> str:
 
 
 def figure_frame(figures: Sequence[Figure], conclusive: bool) -> pd.DataFrame:
-    """The figures as a table, with their readings where there are enough scans; columns that
-    hold nothing are left out.
+    """The figures as a table, with their readings where there are enough scans; columns that hold
+    nothing are left out.
     """
     rows = [f.row() | {"verdict": reading(f) if conclusive else ""} for f in figures]
     frame = pd.DataFrame(rows)[list(COLUMNS)].rename(columns=COLUMNS)
@@ -235,8 +225,7 @@ def _copies(copies: Copies) -> None:
         tags.h2("Memorisation")
         tags.p(
             f"{called} of {len(copies.verdicts)} volumes are called copies of a training scan; "
-            f"{alarms} are closer to "
-            "one than any real scan is.",
+            f"{alarms} are closer to one than any real scan is.",
             cls="cautions" if called else "",
             style="padding-left:1rem" if called else "",
         )
@@ -244,8 +233,7 @@ def _copies(copies: Copies) -> None:
         if not copies.check.conclusive:
             tags.p(
                 "Too few real scans to say what is too close: the threshold is only half of the "
-                "smallest distance among "
-                "them.",
+                "smallest distance among them.",
                 cls="note",
             )
         with tags.div(style="display:flex;flex-wrap:wrap;gap:1rem"):

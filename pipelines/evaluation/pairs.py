@@ -17,8 +17,8 @@ NAMES = {
 
 
 def pair_figures(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> list[Figure]:
-    """Means over cases of rows case, region, metric, value; there is no floor without two scans
-    of one patient.
+    """Means over cases of rows case, region, metric, value; there is no floor without two scans of
+    one patient.
     """
     found: list[Figure] = []
     if not rows:

@@ -17,8 +17,8 @@ class RandomNetwork(nn.Module):
     the features.
 
     Random filters keep what tells textures and densities apart (Saxe et al. 2011); they know
-    nothing of anatomy. Biases are
-    spread over the range of values, so that every part of the HU scale moves some feature.
+    nothing of anatomy. Biases are spread over the range of values, so that every part of the HU
+    scale moves some feature.
 
     Args:
         dimensions: 2 for slices `(N, 1, H, W)`, 3 for volumes `(N, 1, X, Y, Z)`, in [-1, 1].

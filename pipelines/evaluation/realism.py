@@ -1,8 +1,8 @@
 """Distances between two sets of scans in the space of a network's features, in float64.
 
 Every set is given by volumes, each with the same number of feature vectors (its slices in one
-plane, or one for the whole):
-volumes are what is drawn and redrawn, never slices, which come in families.
+plane, or one for the whole): volumes are what is drawn and redrawn, never slices, which come in
+families.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ def frechet(one: Features, two: Features) -> float:
     2017).
 
     The trace of the root of the covariances' product is the sum of the singular values of the
-    product of the centred
-    features, or of the roots of eigenvalues where there are more vectors than features: no root of
-    a singular matrix.
+    product of the centred features, or of the roots of eigenvalues where there are more vectors
+    than features: no root of a singular matrix.
     """
     a, b = (np.asarray(v, np.float64) for v in (one, two))
     if min(len(a), len(b)) < 2:
@@ -60,18 +59,15 @@ class KernelDistance:
     volumes, unbiased.
 
     The kernel is averaged over the slices of every pair of volumes once; each distance is then a
-    mean of those. A volume is
-    not compared with itself, nor with one of the same case (a synthetic one from the same mask, a
-    scan with itself): they
-    are no independent draws. With one vector a volume and no shared case this is the usual
-    estimator.
+    mean of those. A volume is not compared with itself, nor with one of the same case (a synthetic
+    one from the same mask, a scan with itself): they are no independent draws. With one vector a
+    volume and no shared case this is the usual estimator.
 
     Args:
         features: `(N, S, F)`.
         cases: The case of each volume.
         kernel: "polynomial": (x·y / F + 1)³, the kernel inception distance of Binkowski et al.
-            2018; "rbf": Gaussian as
-            wide as the median distance between the vectors of `reference`.
+            2018; "rbf": Gaussian as wide as the median distance between the vectors of `reference`.
         reference: The volumes, by index, whose distances set the width of the Gaussian.
     """
 

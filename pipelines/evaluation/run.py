@@ -140,14 +140,12 @@ def _warnings(sets: Mapping[str, VolumeSet], networks: Sequence[Extractor]) -> l
     if min(n, made) < ENOUGH:
         found.append(
             f"{n} real scans and {made} synthetic volumes allow no conclusion (at least {ENOUGH} "
-            "of each are "
-            "needed): the figures below only show that everything runs."
+            "of each are needed): the figures below only show that everything runs."
         )
     if all(network.name == "random network" for network in networks):
         found.append(
             "The distances come from a network without learned weights: they rank models on the "
-            "same data, and "
-            "compare with no published figure."
+            "same data, and compare with no published figure."
         )
     return found
 
@@ -256,8 +254,7 @@ def find_copies(plan: Plan, measured: Mapping[str, list[Measured]]) -> Copies | 
             (
                 link,
                 f"{cases[i]} and training scan {near.case}: distance {near.distance:.2f}, copy "
-                "below "
-                f"{near.threshold:.2f}, closest real {near.closest_real:.2f}",
+                f"below {near.threshold:.2f}, closest real {near.closest_real:.2f}",
             )
         )
     return Copies(cases, verdicts, check, pictures)

@@ -2,8 +2,7 @@
 synthetic ones.
 
 The predictor is a linear one of regional HU figures (scikit-learn), cross-fitted: a scan, and
-whatever was made from its
-mask, is read by a predictor that has not seen that scan.
+whatever was made from its mask, is read by a predictor that has not seen that scan.
 """
 
 from __future__ import annotations
@@ -59,9 +58,8 @@ def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Attr
     kinds = sorted(set(known.values()))
     if len(kinds) < 2:
         raise UserError(
-            f"--column {column!r} has {len(kinds)} value{'s' if len(kinds) != 1 else ''} among "
-            "the real scans "
-            f"({listing(kinds) or 'none'}); an effect needs two. Choose another column."
+            f"--column {column!r} has {len(kinds)} value{'s' if len(kinds) != 1 else ''} among the "
+            f"real scans ({listing(kinds) or 'none'}); an effect needs two. Choose another column."
         )
     if not number:
         known = {c: v for c, v in known.items() if list(known.values()).count(v) >= FEWEST}
@@ -69,9 +67,8 @@ def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Attr
     if len(kinds) < 2 or len(known) < FEWEST:
         raise UserError(
             f"--column {column!r}: at least two values with {FEWEST} real scans each are needed, "
-            "and "
-            f"{len(known)} scans with {len(kinds)} such values are there. Choose another column, "
-            "or more scans."
+            f"and {len(known)} scans with {len(kinds)} such values are there. Choose another "
+            "column, or more scans."
         )
     return Attribute(column, known, number)
 
@@ -102,8 +99,8 @@ class Reader:
         return Reader(attribute, models, unseen)
 
     def read(self, volumes: Sequence[Measured]) -> tuple[list[str], NDArray[np.float64]]:
-        """Cases, and predictions `(n, classes)` or `(n, 1)`; a case that is no real scan is read
-        by all predictors.
+        """Cases, and predictions `(n, classes)` or `(n, 1)`; a case that is no real scan is read by
+        all predictors.
         """
         cases, made = [], []
         for v in (v for v in volumes if v.case in self.attribute.values):

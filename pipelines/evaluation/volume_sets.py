@@ -64,8 +64,7 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
     if not folder or not root.is_dir():
         raise UserError(
             f"{flag} {folder or '(not given)'} does not exist or is no folder. Give results of "
-            "test.py, a "
-            "dataroot with img/, or a folder of volumes."
+            "test.py, a dataroot with img/, or a folder of volumes."
         )
     if masks and not Path(masks).is_dir():
         raise UserError(f"Masks for {flag}: {masks} does not exist or is no folder.")
@@ -131,8 +130,7 @@ def _of_split(root: Path, flag: str, split: str, cases: Sequence[str]) -> list[s
     if not path.is_file():
         raise UserError(
             f"{flag} {root}: a split {split!r} is asked for, but there is no splits.json. Add it, "
-            "or ask for "
-            "all."
+            "or ask for all."
         )
     members = set(read_splits(path, list(cases), {}).get(split, ()))
     if not members & set(cases):
@@ -168,8 +166,7 @@ def hu_range(volumes: VolumeSet) -> tuple[float, float]:
     if low > -500 or high - low < 300:
         raise UserError(
             f"{volumes.flag} {volumes.root}: values run from {low:g} to {high:g}, which is no "
-            "chest CT in HU "
-            "(air is -1000). Convert the volumes to HU first."
+            "chest CT in HU (air is -1000). Convert the volumes to HU first."
         )
     return low, high
 
@@ -185,9 +182,9 @@ def common_spacing(one: VolumeSet, two: VolumeSet, match: bool) -> float:
     if not match and np.any(np.abs(first / second - 1) > SPACING_TOLERANCE):
         texts = [" x ".join(f"{s:.3g}" for s in sides) for sides in (first, second)]
         raise UserError(
-            f"{one.flag} has voxels of {texts[0]} mm, {two.flag} of {texts[1]} mm: sharpness "
-            "would differ for "
-            "that alone. Resample one of them, or compare both at the coarser size with --match."
+            f"{one.flag} has voxels of {texts[0]} mm, {two.flag} of {texts[1]} mm: sharpness would "
+            "differ for that alone. Resample one of them, or compare both at the coarser size "
+            "with --match."
         )
     return float(max(first.max(), second.max()))
 
@@ -209,17 +206,15 @@ def common_window(
         texts = [f"{v.flag} {r[0]:g} to {r[1]:g}" for v, r in zip((one, two), ranges, strict=True)]
         raise UserError(
             f"Within --hu_window {window[0]:g},{window[1]:g} the values run differently far: "
-            f"{texts[0]} HU, "
-            f"{texts[1]} HU, so one was cut to another window. Give the window that both have by "
-            "--hu_window, "
-            "or compare the common part with --match."
+            f"{texts[0]} HU, {texts[1]} HU, so one was cut to another window. Give the window that "
+            "both have by --hu_window, or compare the common part with --match."
         )
     return float(low), float(high)
 
 
 def on_grid(volume: Volume, spacing: float, extent: Sequence[float], order: int = 1) -> Volume:
-    """A volume on cubic voxels over a box of `extent` mm around its centre; beyond its border
-    its last voxel is repeated.
+    """A volume on cubic voxels over a box of `extent` mm around its centre; beyond its border its
+    last voxel is repeated.
     """
     sides = voxel_sizes(volume.affine)
     shape: Shape = tuple(max(4, round(e / spacing)) for e in extent)  # type: ignore[assignment]

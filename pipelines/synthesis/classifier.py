@@ -50,9 +50,8 @@ def train_classifier(
         device: Where.
         name: For the progress bar.
         real: So many volumes, the first ones, are real scans: the last steps see them alone
-            (`options.finish`), so that
-            the scans that count decide where classes part, whatever sets synthetic ones apart. 0
-            where there are no others.
+            (`options.finish`), so that the scans that count decide where classes part, whatever
+            sets synthetic ones apart. 0 where there are no others.
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

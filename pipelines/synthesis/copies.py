@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 
 class Nearest(NamedTuple):
-    """The training scan nearest to a volume, its distance, and the distance below which the
-    volume is a copy.
+    """The training scan nearest to a volume, its distance, and the distance below which the volume
+    is a copy.
     """
 
     case: str = ""
@@ -45,11 +45,9 @@ class Copies:
     """Compares volumes with training scans.
 
     A volume is held against every training scan as `CopyCheck` does, and against the scan of the
-    case whose mask it was made
-    from, as it is and deformed with that mask. A mask tells much of its scan's detail by itself, so
-    that this scan needs a
-    threshold of its own: from cases that the generator never saw, whose volumes are like their
-    scans for the mask alone.
+    case whose mask it was made from, as it is and deformed with that mask. A mask tells much of its
+    scan's detail by itself, so that this scan needs a threshold of its own: from cases that the
+    generator never saw, whose volumes are like their scans for the mask alone.
 
     Attributes:
         check: The training scans.
@@ -85,9 +83,8 @@ class Copies:
         if len(distances) < FEWEST:
             log.warning(
                 "Only %d cases with scans lie outside the training split; %d are needed to tell a "
-                "scan that was "
-                "deformed along with its mask from what the mask alone explains. That is not "
-                "looked for.",
+                "scan that was deformed along with its mask from what the mask alone explains. "
+                "That is not looked for.",
                 len(distances),
                 FEWEST,
             )

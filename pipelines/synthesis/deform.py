@@ -1,5 +1,5 @@
-"""Masks varied smoothly, by an affine map and a B-spline in mm, and checks that what comes out
-is still a chest.
+"""Masks varied smoothly, by an affine map and a B-spline in mm, and checks that what comes out is
+still a chest.
 """
 
 from __future__ import annotations
@@ -135,6 +135,5 @@ def vary(
             return moved, drawn
     raise UserError(
         f"{source}: none of {TRIES} deformations is plausible (the last: {'; '.join(problems)}). "
-        "Use a smaller "
-        "--elastic_mm, --turn or --scale, or a larger --volume_change."
+        "Use a smaller --elastic_mm, --turn or --scale, or a larger --volume_change."
     )

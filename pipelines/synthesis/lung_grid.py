@@ -39,8 +39,7 @@ def lung_grid(
     if not inside.any():
         raise UserError(
             f"{source} holds no lung (labels {', '.join(map(str, lungs))}). Remove the case, or "
-            "give "
-            "--lung_labels."
+            "give --lung_labels."
         )
     index = np.argwhere(inside)
     box = tuple(slice(a, b + 1) for a, b in zip(index.min(0), index.max(0), strict=True))

@@ -22,8 +22,8 @@ MOST_VALUES = 20  # a column with more is a number or free text, and nothing to 
 
 @dataclass(frozen=True)
 class Planned:
-    """A case to make: its id, the real case whose mask is varied, its row, and the seed of mask
-    and noise.
+    """A case to make: its id, the real case whose mask is varied, its row, and the seed of mask and
+    noise.
     """
 
     id: str
@@ -58,8 +58,7 @@ def known_rows(cases: Sequence[Case], template: Template, column: str) -> dict[s
     if len(found) > min(MOST_VALUES, max(2, len(cases) // 2)) or template[column].kind == "number":
         raise UserError(
             f"--balance {column}: the column has {len(found)} different values, more like a "
-            "measurement than "
-            "groups. Add a column of groups to the table and balance that."
+            "measurement than groups. Add a column of groups to the table and balance that."
         )
     return found
 
@@ -149,8 +148,7 @@ def plan_table(
         if source and source not in by_id:
             raise UserError(
                 f"--table, row {name}: {SOURCE} is {source!r}, which is no case of the split; it "
-                "has: "
-                f"{listing(list(by_id))}."
+                f"has: {listing(list(by_id))}."
             )
         if name in by_id:
             raise UserError(
@@ -234,13 +232,13 @@ CAUTIONS = (
     "the clinic.",
     "- Train with these volumes if you like; **test on real scans alone**. All are in the split "
     "`train` for that reason.",
-    "- They hold what the generator learnt, with its errors and the biases of its training "
-    "cohort. What it says of a rare",
-    "  group rests on the few real patients of that group; many volumes of few patients are no "
-    "new patients.",
+    "- They hold what the generator learnt, with its errors and the biases of its training cohort. "
+    "What it says of a rare",
+    "  group rests on the few real patients of that group; many volumes of few patients are no new "
+    "patients.",
     "- A mask comes from a real patient. Keep volumes made from test patients' masks out of "
     "training: the source is named.",
-    "- The search for copies finds close ones; it is no proof of privacy. Treat the volumes as "
-    "you treat the scans.",
+    "- The search for copies finds close ones; it is no proof of privacy. Treat the volumes as you "
+    "treat the scans.",
     "- Say in every publication that the data are synthetic, and how they were made.",
 )

@@ -168,8 +168,8 @@ def open_cohort(o: ExpandCommand, run: LoadedRun) -> tuple[Cohort, list[Case]]:
     check_known(cohort.labels, run.labels, [case.mask for case in cases])
     if o.expand.split != "train":
         log.warning(
-            "--split %s: patients who are not for training lend their masks, so tests on them "
-            "mean less.",
+            "--split %s: patients who are not for training lend their masks, so tests on them mean "
+            "less.",
             o.expand.split,
         )
     return cohort, cases

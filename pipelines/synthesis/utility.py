@@ -101,8 +101,8 @@ def read(pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str) -> Lab
 
 
 def scores(probabilities: NDArray[np.floating], targets: NDArray[np.integer]) -> dict[str, float]:
-    """Balanced accuracy with its 95 % interval over test scans (resampled within classes), and
-    AUC (one against rest).
+    """Balanced accuracy with its 95 % interval over test scans (resampled within classes), and AUC
+    (one against rest).
     """
     right = (probabilities.argmax(1) == targets).astype(float)
     low, high = interval(right, targets)
@@ -144,8 +144,8 @@ def summary(
     predicted: Mapping[tuple[str, int], NDArray[np.floating]],
     targets: NDArray[np.integer],
 ) -> dict[str, Any]:
-    """Over seeds: every arm's mean, and its difference from real alone with an interval over
-    test scans.
+    """Over seeds: every arm's mean, and its difference from real alone with an interval over test
+    scans.
     """
     seeds = sorted({row["seed"] for row in rows})
     right = {key: (p.argmax(1) == targets).astype(float) for key, p in predicted.items()}
@@ -189,17 +189,15 @@ def as_text(
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {arm} | {f['mean']:.3f} | {f['minus_real']:+.3f} ({f['low']:+.3f} to "
-        f"{f['high']:+.3f}) | "
-        f"{f['seeds_at_least_as_good_as_real']} seeds |"
+        f"| {arm} | {f['mean']:.3f} | {f['minus_real']:+.3f} ({f['low']:+.3f} to {f['high']:+.3f}) "
+        f"| {f['seeds_at_least_as_good_as_real']} seeds |"
         for arm, f in found.items()
     ]
     lines += [
         "",
         f"{tests} real test scans, {len(classes)} classes ({', '.join(classes)}): chance is "
         f"{1 / len(classes):.3f}. One generator made all synthetic volumes: the intervals hold no "
-        "uncertainty of its "
-        "training.",
+        "uncertainty of its training.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -225,13 +223,12 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
     if gone := absent(test, classes):
         raise UserError(
             f"--column {u.column}: no test scan has the value {listing(gone)}; every value of the "
-            "training "
-            "scans must occur there. Draw other splits, or choose another column."
+            "training scans must occur there. Draw other splits, or choose another column."
         )
     if not made:
         raise UserError(
-            f"--synthetic {u.synthetic}: no case has a value of {u.column} that the training "
-            "scans have."
+            f"--synthetic {u.synthetic}: no case has a value of {u.column} that the training scans "
+            "have."
         )
     files = sorted(
         f"{case.image}:{case.image.stat().st_size}:{k}"
@@ -251,8 +248,8 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
     if gone := absent(made, classes):
         log.warning(
             "No synthetic scan has the value %s: nothing is trained on synthetic scans alone, and "
-            "on both a "
-            "classifier may learn that synthetic means the other values. Make cases of every value.",
+            "on both a classifier may learn that synthetic means the other values. Make cases of "
+            "every value.",
             listing(gone),
         )
     else:
@@ -266,8 +263,8 @@ def _check_apart(real: Cohort, synthetic: Cohort) -> None:
     if leaks := sorted(c.row[SOURCE] for c in synthetic.cases if c.row.get(SOURCE, "") in tests):
         raise UserError(
             f"--synthetic {synthetic.root}: volumes were made from masks of test cases "
-            f"({listing(leaks)}), so "
-            "the test would know them. Make the cohort from the training split."
+            f"({listing(leaks)}), so the test would know them. Make the cohort from the training "
+            "split."
         )
     if tests & set(real.splits["train"]):
         raise UserError(

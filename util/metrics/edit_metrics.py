@@ -1,5 +1,5 @@
-"""How well real scans were edited: composition, reversibility, minimality, effectiveness
-(Monteiro et al. 2023).
+"""How well real scans were edited: composition, reversibility, minimality, effectiveness (Monteiro
+et al. 2023).
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def edit_rows(
         cycles: The scan inverted and made again without change, by the number of cycles: its
             distance is composition.
         edited: The scan with an attribute changed, by "COLUMN=VALUE": its signed change is the
-            effect, and its absolute
-            change outside the lungs should be small (minimality).
+            effect, and its absolute change outside the lungs should be small (minimality).
         returned: The edited scans edited back: their distance from the scan is reversibility.
     """
     rows: list[dict[str, str | float]] = []

@@ -34,8 +34,8 @@ def densitometry(hu: Volume, lungs: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def ssim_map(a: Volume, b: Volume, data_range: float) -> Volume:
-    """Structural similarity of each voxel (Wang et al. 2004), `(X, Y, Z)`; MONAI's with a
-    uniform window.
+    """Structural similarity of each voxel (Wang et al. 2004), `(X, Y, Z)`; MONAI's with a uniform
+    window.
     """
     half = SSIM_WINDOW // 2
     pads = [(half, half)] * 3

@@ -32,10 +32,8 @@ def regions(
 
     Returns:
         `lungs`, `left_lung`, `right_lung`, `upper`, `middle`, `lower` (thirds of the lungs' own
-        extent), `rim`
-        (at most `RIM_MM` from the pleura), `core` (the rest), `airway`, `outside` (neither lung nor
-        airway),
-        `label_<k>`; each `(X, Y, Z)` bool.
+        extent), `rim` (at most `RIM_MM` from the pleura), `core` (the rest), `airway`, `outside`
+        (neither lung nor airway), `label_<k>`; each `(X, Y, Z)` bool.
     """
     lungs = np.isin(labels, lung_labels)
     airway = labels == airway_label

@@ -84,8 +84,7 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
         reason = "no space is left on the disk" if full else str(error)
         raise UserError(
             f"Checkpoint {folder} could not be written: {reason}. The previous one is untouched; "
-            "make room and go on "
-            "with --continue_train."
+            "make room and go on with --continue_train."
         ) from None
     # A non-empty folder cannot be replaced in one step: the old one steps aside, where `find` still
     # sees it. What lies
@@ -100,8 +99,8 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
 
 
 def find(folder: Path) -> Path:
-    """The checkpoint of that name, also when a save was killed between its two renames;
-    `UserError` if there is none.
+    """The checkpoint of that name, also when a save was killed between its two renames; `UserError`
+    if there is none.
     """
     for place in (folder, _aside(folder)):
         if (place / STATE_FILE).is_file():
@@ -125,8 +124,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     state = read_json(folder / STATE_FILE)
     if not isinstance(state, dict) or not {"step", "parts"} <= set(state):
         raise UserError(
-            f"{folder / STATE_FILE} is damaged: it does not say what the checkpoint holds. "
-            "Use another checkpoint (--which_epoch), or train again."
+            f"{folder / STATE_FILE} is damaged: it does not say what the checkpoint holds. Use "
+            "another checkpoint (--which_epoch), or train again."
         )
     return state
 
@@ -148,8 +147,8 @@ def load_part(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") -> None:
-    """Loads weights that must fit exactly (those below `prefix`); raises `UserError` that says
-    what does not.
+    """Loads weights that must fit exactly (those below `prefix`); raises `UserError` that says what
+    does not.
     """
     own = network.state_dict()
     tensors = {
@@ -171,8 +170,8 @@ def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") 
         ]
         raise UserError(
             f"{folder / part}.safetensors is of another architecture "
-            f"({'; '.join(p for p in problems if p)}). "
-            "Use the options of the run that wrote it: they are in its options.json."
+            f"({'; '.join(p for p in problems if p)}). Use the options of the run that wrote it: "
+            "they are in its options.json."
         )
     network.load_state_dict(tensors)
 

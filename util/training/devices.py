@@ -100,8 +100,8 @@ def leave(accelerator: Accelerator) -> None:
     happens in a single one.
 
     A process that goes while one of gloo's threads still holds a tensor of the last step is aborted
-    by Python's own end
-    (https://github.com/pytorch/pytorch/pull/179291), and the launcher then ends the others.
+    by Python's own end (https://github.com/pytorch/pytorch/pull/179291), and the launcher then ends
+    the others.
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -46,8 +46,7 @@ def check_new(folder: Path, overwrite: bool) -> None:
     ):
         raise UserError(
             f"--name: {folder} exists, but holds no {OPTIONS_FILE}, so it is no run and is not "
-            "replaced. "
-            "Use another --name or --checkpoints_dir, or remove it by hand."
+            "replaced. Use another --name or --checkpoints_dir, or remove it by hand."
         )
 
 

@@ -1,5 +1,5 @@
-"""The training loop: steps, precision, processes, averaging, saving, stopping. It knows no GAN,
-no CT and no text.
+"""The training loop: steps, precision, processes, averaging, saving, stopping. It knows no GAN, no
+CT and no text.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class StopSignal:
 
 
 def average_of(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average whose memory grows with the steps, so that short runs are
-    not held back.
+    """An exponential moving average whose memory grows with the steps, so that short runs are not
+    held back.
     """
 
     def blend(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
@@ -142,8 +142,8 @@ class Trainer:
         self.average = average_of(model.raw[model.ema_network], ema) if ema else None
 
     def _learning_rate(self, optimizer: Any) -> None:
-        """Constant, then linear to zero; zero before a group's first epoch. A pure function of
-        the step.
+        """Constant, then linear to zero; zero before a group's first epoch. A pure function of the
+        step.
         """
         left = (self.steps - self.step) / max(1, self.steps - self.constant_steps)
         for g in optimizer.param_groups:
@@ -185,9 +185,8 @@ class Trainer:
             found = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
             raise RunStopped(
                 f"The loss of {name} is {loss.item()} in step {self.step + 1} ({found}). The last "
-                "checkpoint is kept; go on "
-                "from it with --continue_train and a lower --lr, with --clip 1, or with "
-                "--precision fp32."
+                "checkpoint is kept; go on from it with --continue_train and a lower --lr, with "
+                "--clip 1, or with --precision fp32."
             )
 
     def _update(self, name: str, loss: Tensor, last: bool) -> None:
@@ -288,10 +287,8 @@ class Trainer:
             if bad:
                 raise RunStopped(
                     f"After step {self.step} weights of {name} are not finite ({bad[0]} and "
-                    f"{len(bad) - 1} more), so they "
-                    "are not saved. The last checkpoint is kept; go on from it with "
-                    "--continue_train and --clip 1, or with "
-                    "a lower --lr."
+                    f"{len(bad) - 1} more), so they are not saved. The last checkpoint is kept; go "
+                    "on from it with --continue_train and --clip 1, or with a lower --lr."
                 )
 
     def save(

@@ -59,8 +59,8 @@ class Validation:
         self.cases, self.window, self.folder = cases, window, folder
 
     def __call__(self, step: int) -> tuple[dict[str, float], list[TrainingImage]]:
-        """Lung MAE (HU), lung SSIM, mean lung HU against the real one, and the followed effect
-        (HU in the lungs).
+        """Lung MAE (HU), lung SSIM, mean lung HU against the real one, and the followed effect (HU
+        in the lungs).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         found: dict[str, list[float]] = {}

@@ -2,8 +2,7 @@
 HU windows.
 
 Axial and coronal slices show the patient's right on the left; sagittal ones have the front on the
-left; front or head
-is up. For RAS arrays this is every axis reversed.
+left; front or head is up. For RAS arrays this is every axis reversed.
 """
 
 from __future__ import annotations
@@ -116,8 +115,8 @@ def nice_limit(value: float) -> float:
 
 
 def fullest_slices(mask: NDArray[Any]) -> tuple[int, int, int]:
-    """For each axis the slice that holds most of the mask's foreground; the middle where the
-    mask is empty.
+    """For each axis the slice that holds most of the mask's foreground; the middle where the mask
+    is empty.
     """
     foreground = mask > 0
     found = []

@@ -1,5 +1,5 @@
-"""What every page is made of: the document with its style sheet, tables, and collapsible lists
-of options.
+"""What every page is made of: the document with its style sheet, tables, and collapsible lists of
+options.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ ASSETS = Path(__file__).parent / "assets"
 CAUTIONS = (
     "For research only: not for diagnosis, treatment or any other clinical decision.",
     "Pictures are generated. A change shows what the model associates with an attribute in its "
-    "training cohort; "
-    "it is not the effect of an intervention on a patient.",
+    "training cohort; it is not the effect of an intervention on a patient.",
 )
 
 

@@ -1,5 +1,5 @@
-"""The page that shows what preparing scans did: a row a case with thumbnails, figures and
-warnings, troubled ones first.
+"""The page that shows what preparing scans did: a row a case with thumbnails, figures and warnings,
+troubled ones first.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The page of a training run: curves of losses and validation, and pictures made on the way,
-newest first.
+"""The page of a training run: curves of losses and validation, and pictures made on the way, newest
+first.
 """
 
 from __future__ import annotations

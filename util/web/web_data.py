@@ -1,5 +1,5 @@
-"""Voxels as scripts: a page opened from disk may not fetch files, but it may load a script when
-it needs it.
+"""Voxels as scripts: a page opened from disk may not fetch files, but it may load a script when it
+needs it.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def write_case(path: Path, key: str, panels: Sequence[tuple[Panel, NDArray[Any]]
 
 
 def write_volume(path: Path, key: str, array: NDArray[Any], kind: Kind) -> float:
-    """Writes the script that hands one volume to the atlas' viewer; returns the step of its
-    stored values.
+    """Writes the script that hands one volume to the atlas' viewer; returns the step of its stored
+    values.
     """
     path.write_text(
         f"mask2ctVolume({json.dumps(key)},{json.dumps(pack(array, STEP[kind]))});\n",
@@ -92,16 +92,16 @@ def write_volume(path: Path, key: str, array: NDArray[Any], kind: Kind) -> float
 
 
 def check_panels(case: str, panels: Sequence[Panel]) -> None:
-    """Raises `UserError` where a case's volumes cannot be shown together or hold what no page
-    can show.
+    """Raises `UserError` where a case's volumes cannot be shown together or hold what no page can
+    show.
     """
     for panel in panels:
         where = f"Case {case}, volume {panel.title!r}"
         if panel.array.ndim != 3 or panel.array.shape != panels[0].array.shape:
             raise UserError(
                 f"{where} has shape {panel.array.shape}; the volumes of a case share one "
-                "three-dimensional grid, "
-                f"here {panels[0].array.shape}. Resample it to the mask's grid."
+                f"three-dimensional grid, here {panels[0].array.shape}. Resample it to the mask's "
+                "grid."
             )
         if panel.outline is not None and panel.outline.shape != panel.array.shape:
             raise UserError(

@@ -1,5 +1,5 @@
-"""Charts of an atlas: forest plot, heat map of attributes by regions, changes along the values
-of numbers.
+"""Charts of an atlas: forest plot, heat map of attributes by regions, changes along the values of
+numbers.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def contrasts_shown(tests: pd.DataFrame, region: str = "lungs") -> pd.DataFrame:
-    """Rows of one region without slopes, whose unit is another, in the order of the table,
-    columns together.
+    """Rows of one region without slopes, whose unit is another, in the order of the table, columns
+    together.
     """
     return tests[(tests["region"] == region) & (tests["kind"] != "slope")].reset_index(drop=True)
 

@@ -61,8 +61,8 @@ Maps = Mapping[str, NDArray[np.float32]]
 def write_map_voxels(
     folder: Path, table: pd.DataFrame, maps: Maps
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes `folder`/KEY.js for every map that is shown; returns the volumes' kinds and steps,
-    and the grid.
+    """Writes `folder`/KEY.js for every map that is shown; returns the volumes' kinds and steps, and
+    the grid.
     """
     folder.mkdir(parents=True, exist_ok=True)
     volumes = {}
@@ -94,8 +94,8 @@ def lung_frame(table: pd.DataFrame, maps: Maps) -> NDArray[np.bool_]:
 
 
 def beside(table: pd.DataFrame, contrast: str, null: str = "") -> dict[str, str]:
-    """Maps that may stand beside a contrast's: kind to key; `null` is a contrast known to have
-    no effect.
+    """Maps that may stand beside a contrast's: kind to key; `null` is a contrast known to have no
+    effect.
     """
     rows = table[table["kind"].isin(list(BESIDE)) & table["contrast"].isin(["", contrast])]
     keys = dict(zip(rows["kind"], rows["key"], strict=True))
@@ -122,8 +122,8 @@ def map_pictures(
     limit: float,
     null: str = "",
 ) -> list[str]:
-    """`map_CONTRAST.png` and .svg: the effect above one of its controls, in three planes;
-    returns the stems.
+    """`map_CONTRAST.png` and .svg: the effect above one of its controls, in three planes; returns
+    the stems.
     """
     at, made = fullest_slices(lung_frame(table, maps)), []
     for contrast, label in labels.items():

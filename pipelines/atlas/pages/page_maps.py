@@ -52,8 +52,8 @@ def maps_section(record: Mapping[str, Any], limit: float, figures: Sequence[str]
         tags.h2("Where: maps averaged over patients")
         tags.p(
             "Every patient's lungs are stretched to one shape before averaging, so that the maps "
-            "show places within the "
-            "lungs, not one patient's anatomy. Click on a picture to move all three planes there.",
+            "show places within the lungs, not one patient's anatomy. Click on a picture to move "
+            "all three planes there.",
             cls="note",
         )
         with tags.div(cls="toolbar maps-bar", role="toolbar", aria_label="Maps"):

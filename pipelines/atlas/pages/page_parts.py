@@ -29,12 +29,11 @@ SPREAD = colormaps["YlOrBr"]  # sizes without sign
 FRAMES_A_SECOND = 8
 FIRST_PLANE = "coronal"  # shows all thirds of the lungs at once
 READING = (
-    "The patient's right is on the left of axial and coronal pictures (letters R, L), the front "
-    "on the left of sagittal "
-    "ones (A: front, P: back, S: head, I: feet).",
+    "The patient's right is on the left of axial and coronal pictures (letters R, L), the front on "
+    "the left of sagittal ones (A: front, P: back, S: head, I: feet).",
     "Differences are in Hounsfield units (HU): red is denser, blue is less dense, white is no "
-    "change. The colour bar runs "
-    "from minus to plus the same value in every picture; choose it at the top.",
+    "change. The colour bar runs from minus to plus the same value in every picture; choose it at "
+    "the top.",
     "Point at a picture to read the value of that voxel in all of them. Shift and the mouse wheel "
     "go through the slices.",
 )

@@ -22,10 +22,9 @@ from util.web import html
 from util.web.figures import Window
 
 RULES = (
-    "A finding is larger than every permuted refit, has the sign of the adjusted difference in "
-    "the real scans, and that "
-    "one's interval excludes 0 with the false-discovery rate controlled. Nothing else on this "
-    "page is called one.",
+    "A finding is larger than every permuted refit, has the sign of the adjusted difference in the "
+    "real scans, and that one's interval excludes 0 with the false-discovery rate controlled. "
+    "Nothing else on this page is called one.",
     "All pictures come from one trained network. The range over patients is no uncertainty; "
     "intervals come from refits.",
     "Differences are associations in these data, not what would happen to a patient.",
@@ -200,17 +199,15 @@ def _agreement(p: Population) -> None:
     with tags.section(cls="card"):
         tags.h2("Do the real scans agree?")
         tags.p(
-            "A point on the dashed line: the network changes both lungs as much as the real "
-            "groups differ after "
-            "adjustment. Where the model was trained on those scans, agreement shows that it "
-            "learnt them, not more.",
+            "A point on the dashed line: the network changes both lungs as much as the real groups "
+            "differ after adjustment. Where the model was trained on those scans, agreement shows "
+            "that it learnt them, not more.",
             cls="note",
         )
         _figure(
             "agreement",
             "Generated against real difference of both lungs; 95 % intervals, of the real one "
-            "across, over "
-            "refits (where there are any) upwards.",
+            "across, over refits (where there are any) upwards.",
             p.figures,
         )
         tests = contrasts_shown(p.frame("tests")) if p.record["tests"] else pd.DataFrame()
@@ -287,8 +284,7 @@ def _controls(p: Population) -> None:
         for row in tests[tests["column"] == null].to_dict("records") if null and len(tests) else []:
             tags.p(
                 f"{null} is known to have no effect. {p.labels[row['contrast']]}: "
-                f"{_hu(row['generated_hu'])} HU "
-                "in both lungs."
+                f"{_hu(row['generated_hu'])} HU in both lungs."
             )
         kinds = [r["kind"] for r in p.record["refits"]]
         tags.p(
@@ -305,8 +301,7 @@ def _doses(p: Population) -> None:
             _figure(
                 "doses",
                 "Mean change of both lungs against the lowest value; the band is one standard "
-                "deviation over "
-                "patients, not an uncertainty.",
+                "deviation over patients, not an uncertainty.",
                 p.figures,
             )
 
@@ -336,8 +331,8 @@ def _patients(p: Population) -> None:
         tags.h2("Patients, one by one")
         if not p.cases:
             tags.p(
-                "No volumes were kept (--volumes of scripts/build_atlas.py), so there is no page of "
-                "a patient.",
+                "No volumes were kept (--volumes of scripts/build_atlas.py), so there is no page "
+                "of a patient.",
                 cls="note",
             )
         with tags.ul(cls="patients"):

@@ -49,8 +49,8 @@ class Caution:
 
 
 def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> list[Caution]:
-    """Warnings of attributes that go together; both are named, and a strong tie forbids claims
-    (see `pipelines.atlas.statistics.ties`).
+    """Warnings of attributes that go together; both are named, and a strong tie forbids claims (see
+    `pipelines.atlas.statistics.ties`).
     """
     made = []
     for row in pairs:
@@ -67,8 +67,7 @@ def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -
             Caution(
                 "tied",
                 f"{row['column']} and {row['other']} go together ({row['measure']} "
-                f"{row['value']:.2f} in {row['cases']} "
-                f"cases): {what}.",
+                f"{row['value']:.2f} in {row['cases']} cases): {what}.",
                 *pair,
                 row["value"],
                 bool(doubtful),
@@ -96,8 +95,8 @@ def count_cautions(
             made += [
                 Caution(
                     "few cases",
-                    f"{a.column}: training patients with {v}: only {n}"
-                    f"{'' if v in a.values else '; it is not looked at'}.",
+                    f"{a.column}: training patients with {v}: only "
+                    f"{n}{'' if v in a.values else '; it is not looked at'}.",
                     a.column,
                     v,
                     n,
@@ -168,8 +167,8 @@ def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
             Caution(
                 "cohort too small",
                 f"The cohort is too small to conclude anything: {training} training patients and "
-                f"{real} "
-                f"patients with a scan to compare with; at least {SMALL_COHORT} of each are needed.",
+                f"{real} patients with a scan to compare with; at least {SMALL_COHORT} of each are "
+                "needed.",
                 value=min(training, real),
                 forbids=True,
             )
@@ -179,10 +178,8 @@ def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
             Caution(
                 "seen",
                 f"The model was trained on scans of {seen} of the {real} patients that it is "
-                "compared with: that they "
-                "agree shows that it learnt them, not that it would hold for new patients. "
-                "Compare with --fold, or --real_split "
-                "test.",
+                "compared with: that they agree shows that it learnt them, not that it would hold "
+                "for new patients. Compare with --fold, or --real_split test.",
                 value=seen,
             )
         )
@@ -203,10 +200,8 @@ def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caut
             Caution(
                 "other steps",
                 f"Refits were trained for {', '.join(map(str, others))} steps, the run that "
-                "generates for "
-                f"{steps}: what they say of chance and of uncertainty does not hold for it. Train "
-                "them alike (no --refit_steps, "
-                "--which_epoch latest).",
+                f"generates for {steps}: what they say of chance and of uncertainty does not hold "
+                "for it. Train them alike (no --refit_steps, --which_epoch latest).",
                 value=others[0],
                 forbids=True,
             )
@@ -216,9 +211,8 @@ def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caut
             Caution(
                 "no refits",
                 f"There are {kinds.count('resampled')} refits on resampled patients, too few for "
-                "intervals (at "
-                f"least {FEWEST_REFITS}; scripts/refit.py --refits 20): the spread over patients "
-                "is not the uncertainty.",
+                f"intervals (at least {FEWEST_REFITS}; scripts/refit.py --refits 20): the spread "
+                "over patients is not the uncertainty.",
                 value=kinds.count("resampled"),
             )
         )
@@ -227,8 +221,7 @@ def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caut
             Caution(
                 "no permuted refits",
                 f"There are {kinds.count('permuted')} permuted refits, too few to call anything a "
-                "finding "
-                f"(at least {FEWEST_PERMUTED}; scripts/refit.py --permutations 20).",
+                f"finding (at least {FEWEST_PERMUTED}; scripts/refit.py --permutations 20).",
                 value=kinds.count("permuted"),
             )
         )
@@ -243,8 +236,7 @@ def built_in(text_region: str, text_mode: str) -> list[Caution]:
             Caution(
                 "built in",
                 "Text can hardly change what the mask does not label (--text_region labels), so "
-                "that little change "
-                "outside the lungs is built in and proves nothing.",
+                "that little change outside the lungs is built in and proves nothing.",
             )
         )
     if text_mode == "phrases":
@@ -254,8 +246,7 @@ def built_in(text_region: str, text_mode: str) -> list[Caution]:
                 "Phrases have no order, and those that differ from phrases of training in "
                 "punctuation, capitals or "
                 '"is" are read as these (--text_mode phrases), so that the two controls of the '
-                "prompt are built in. What "
-                "synonyms would change is not measured.",
+                "prompt are built in. What synonyms would change is not measured.",
             )
         )
     return made
@@ -269,10 +260,9 @@ def silent_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> li
         Caution(
             "silent",
             f"The training scans hardly tell what {column} does to the lungs "
-            f"({loudness[column]:.2f} of "
-            "1), so that the run hardly listens to it: a difference near 0 HU is what the run "
-            "took for granted, no "
-            "evidence of no effect. Look at the interval of the real scans.",
+            f"({loudness[column]:.2f} of 1), so that the run hardly listens to it: a difference "
+            "near 0 HU is what the run took for granted, no evidence of no effect. Look at the "
+            "interval of the real scans.",
             column,
             "",
             round(loudness[column], 3),
@@ -283,15 +273,14 @@ def silent_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> li
 
 
 def pooled_cautions(pooled: Mapping[str, Attribute]) -> list[Caution]:
-    """Warnings of columns with so many values that real scans can be adjusted for the common
-    ones alone.
+    """Warnings of columns with so many values that real scans can be adjusted for the common ones
+    alone.
     """
     return [
         Caution(
             "pooled",
             f"{c} ({a.role}) holds {len(a.counts)} different values; the real scans are adjusted "
-            "for "
-            f"those that at least {FEWEST} cases have, all others taken together.",
+            f"for those that at least {FEWEST} cases have, all others taken together.",
             c,
         )
         for c, a in pooled.items()
@@ -313,8 +302,8 @@ def guessed_cautions(roles: Mapping[str, str]) -> list[Caution]:
 
 
 def mask_cautions(scans: RealScans, attributes: Sequence[Attribute], roles: Roles) -> list[Caution]:
-    """Warnings of attributes that go with the lungs' volume: that part cannot show while the
-    mask is held fixed.
+    """Warnings of attributes that go with the lungs' volume: that part cannot show while the mask
+    is held fixed.
     """
     made = []
     logged = np.log(scans.volume.clip(lower=1e-6))
@@ -350,8 +339,8 @@ def mask_cautions(scans: RealScans, attributes: Sequence[Attribute], roles: Role
 
 
 def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[Caution]:
-    """Warnings of attributes whose regression is inflated by the others; `columns` maps
-    contrasts to columns.
+    """Warnings of attributes whose regression is inflated by the others; `columns` maps contrasts
+    to columns.
     """
     made = []
     main = real[(real["primary"] == "yes") & (real["region"] == "lungs")]
@@ -368,8 +357,7 @@ def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[C
                 Caution(
                     "collinear",
                     f"{column} can hardly be told apart from the other columns together (variance "
-                    "inflation "
-                    f"{factor:.1f}); it is not claimed.",
+                    f"inflation {factor:.1f}); it is not claimed.",
                     column,
                     "",
                     factor,

@@ -51,8 +51,8 @@ class Contrast:
 
 
 def contrasts_of(attribute: Attribute) -> list[Contrast]:
-    """Each value against the reference; for numbers the outer quantiles, and the slope through
-    all of them.
+    """Each value against the reference; for numbers the outer quantiles, and the slope through all
+    of them.
     """
     a, name = attribute, safe_name(attribute.column)
 

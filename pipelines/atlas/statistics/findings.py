@@ -174,8 +174,8 @@ def summarise(
     labels: Mapping[str, str],
     controls: pd.DataFrame,
 ) -> tuple[list[Row], list[Row]]:
-    """The contrasts that are findings, ranked by their strongest region, and those that are
-    none; each with a sentence.
+    """The contrasts that are findings, ranked by their strongest region, and those that are none;
+    each with a sentence.
     """
     found: list[Row] = []
     others: list[Row] = []

@@ -1,5 +1,5 @@
-"""What repeated training says of an effect: intervals from refits on resampled patients, nulls
-from permuted ones.
+"""What repeated training says of an effect: intervals from refits on resampled patients, nulls from
+permuted ones.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def refit_interval(effect: float, refits: Sequence[float]) -> dict[str, Any]:
 
 
 def permuted_null(effect: float, permuted: Sequence[float]) -> dict[str, Any]:
-    """How an effect stands among those of permuted refits: largest, SD, and (1 + as large) / (1
-    + refits).
+    """How an effect stands among those of permuted refits: largest, SD, and (1 + as large) / (1 +
+    refits).
     """
     found: dict[str, Any] = {"permuted": len(permuted)}
     if not permuted:

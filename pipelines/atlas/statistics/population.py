@@ -117,8 +117,7 @@ class PopulationMaps:
         """(kind, contrast, cases, array) of every map.
 
         Of resampled refits it is their spread; of permuted ones the first, for a mean over them
-        would look smaller than
-        what chance does in one network.
+        would look smaller than what chance does in one network.
         """
         made: list[tuple[str, str, int, Array]] = []
         refits: dict[tuple[str, str], list[Average]] = {}

@@ -39,8 +39,8 @@ def find_vessels(hu: Hu, lungs: Mask, above: float) -> Mask:
 
 @dataclass(frozen=True)
 class Regions:
-    """Flat indices of each region's voxels: `kept` without vessels, `all` with them; regions
-    that lose all keep all.
+    """Flat indices of each region's voxels: `kept` without vessels, `all` with them; regions that
+    lose all keep all.
     """
 
     kept: Mapping[str, NDArray[np.integer]]

@@ -92,8 +92,8 @@ class Roles:
 
 
 def estimates(scans: RealScans, contrasts: Sequence[Contrast], roles: Roles) -> pd.DataFrame:
-    """Every contrast in every region with every set of covariates; a row says why where there is
-    no estimate.
+    """Every contrast in every region with every set of covariates; a row says why where there is no
+    estimate.
     """
     rows: list[dict[str, Any]] = []
     for column in dict.fromkeys(c.column for c in contrasts):
@@ -152,8 +152,8 @@ def _adjusted(
 
 @dataclass(frozen=True)
 class Design:
-    """A design matrix: `x` (cases, terms) with the attribute's terms first, `terms` by value
-    (None for a number).
+    """A design matrix: `x` (cases, terms) with the attribute's terms first, `terms` by value (None
+    for a number).
     """
 
     x: pd.DataFrame
@@ -180,8 +180,8 @@ class Design:
         return Design(sm.add_constant(x[useful], has_constant="add"), terms, attribute)
 
     def fit(self, density: pd.Series, patient: pd.Series) -> Any:
-        """The regression, with errors robust to unequal spread (HC3) or clustered by patient;
-        None where cases are few.
+        """The regression, with errors robust to unequal spread (HC3) or clustered by patient; None
+        where cases are few.
         """
         y = density.reindex(self.x.index).dropna()
         x = self.x.loc[y.index]
@@ -272,8 +272,8 @@ def inflation(x: np.ndarray, own: Sequence[int]) -> float:
     1 without others.
 
     The generalised factor of Fox and Monette (1992), to the power of one over the terms: for a
-    number it is the common
-    variance inflation factor, and rare levels of the attribute itself do not count.
+    number it is the common variance inflation factor, and rare levels of the attribute itself do
+    not count.
 
     Args:
         x: `(cases, columns)`, with the constant.

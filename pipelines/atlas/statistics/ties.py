@@ -25,8 +25,7 @@ def association(
     size, cases.
 
     Two categories: Cramer's V, corrected for bias (Bergsma 2013); two numbers: Spearman's
-    correlation; else the
-    correlation ratio, corrected likewise (epsilon).
+    correlation; else the correlation ratio, corrected likewise (epsilon).
     """
     known = (first != "") & (second != "")
     a, b, n = first[known], second[known], int(known.sum())
@@ -98,12 +97,10 @@ def widened(
     of theirs the other's.
 
     Of two attributes that go together, scans tell the sum of the effects better than how it
-    divides. A network that stops
-    learning early divides it the same way at every training, so that the spread over refits does
-    not show it. The interval
-    of an effect in doubt therefore reaches from what refits say to what they would say if it had
-    all of the other's effect,
-    and to what they would say if the other had all of its effect that goes with the other.
+    divides. A network that stops learning early divides it the same way at every training, so that
+    the spread over refits does not show it. The interval of an effect in doubt therefore reaches
+    from what refits say to what they would say if it had all of the other's effect, and to what
+    they would say if the other had all of its effect that goes with the other.
 
     Args:
         effects: Of `intervals.with_refits`.
@@ -142,8 +139,8 @@ def widened(
 
 
 def told(effects: pd.DataFrame, table: pd.DataFrame, attribute: Attribute) -> pd.Series:
-    """The generated effect of an attribute in one region, by training row; NaN where its value
-    is unknown; HU.
+    """The generated effect of an attribute in one region, by training row; NaN where its value is
+    unknown; HU.
     """
     own, values = effects[effects["column"] == attribute.column], table[attribute.column]
     if attribute.kind == "number":
@@ -156,8 +153,8 @@ def told(effects: pd.DataFrame, table: pd.DataFrame, attribute: Attribute) -> pd
 
 
 def going_with(effect: pd.Series, values: pd.Series, other: Attribute) -> pd.Series:
-    """The part of an effect by row that another attribute foretells: its mean by value, or a
-    line; NaN where unknown; HU.
+    """The part of an effect by row that another attribute foretells: its mean by value, or a line;
+    NaN where unknown; HU.
     """
     if other.kind == "category":
         return effect.groupby(values.where(values != "")).transform("mean")

@@ -23,7 +23,8 @@ def zones(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     """Side by third by depth, as far as they are there: "right lower third, subpleural".
 
     Args:
-        masks: Regions of `util.metrics.fidelity.regions`, each `(X, Y, Z)`; without two sides both lungs are one.
+        masks: Regions of `util.metrics.fidelity.regions`, each `(X, Y, Z)`; without two sides both
+            lungs are one.
     """
     sides = [name for name in ("right_lung", "left_lung") if name in masks] or ["lungs"]
     found = {}
