@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from options.parser import parse
 from options.test_options import TestOptions
-from pipelines.generation import test_cohort, test_mask
+from pipelines.generation import generate_cohort, generate_from_mask
 from util import cli
 from util.cli import UserError
 
@@ -19,7 +19,7 @@ def main() -> None:
             "Give either --dataroot, for a cohort (and for --edit_real), or --mask with --out, for "
             "one volume."
         )
-    (test_mask if source.mask else test_cohort)(options)
+    (generate_from_mask if source.mask else generate_cohort)(options)
 
 
 if __name__ == "__main__":

@@ -23,23 +23,23 @@ from pipelines.coarse_to_fine import load_global_generator
 from pipelines.power import smallest_effect
 from pipelines.training import (
     DRY_CASES,
-    as_begun,
     batches,
     dry_run,
     embed,
+    ensure_cohort_clip,
     make_dataset,
     make_monitor,
     make_trainer,
     make_validation,
     open_folder,
     open_study,
-    weighed,
-    with_own_clip,
+    restore_study,
+    weigh_by_relevance,
 )
 from util import cli
 from util.cli import UserError
 from util.training import checkpoint, runs
-from util.training.devices import leave, make_accelerator
+from util.training.devices import make_accelerator, shutdown_distributed
 from util.training.monitor import Monitor
 from util.training.trainer import Trainer
 
@@ -68,12 +68,12 @@ def train(options: TrainOptions) -> Path:
         runs.check_new(folder, options.run.overwrite)
     accelerator = make_accelerator(options.optim.precision, options.run.gpu_ids)
     with accelerator.main_process_first():
-        options = with_own_clip(options, folder)
+        options = ensure_cohort_clip(options, folder)
     torch.manual_seed(options.run.seed)
     cache = cache_folder(options.data, folder)
     study = open_study(options, cache if going_on or options.data.cache_dir else None)
     place = checkpoint.find(folder / "latest") if going_on else None
-    study = as_begun(study, place) if place else study
+    study = restore_study(study, place) if place else study
     model = MODELS[options.generator.model](options, len(study.cohort.labels), study.encoder.width)
     if options.optim.load_global and not going_on:
         load_global_generator(options, model)
@@ -99,12 +99,12 @@ def train(options: TrainOptions) -> Path:
         accelerator.is_main_process
     ):  # all that can be wrong has been looked at; from here on files are written
         open_folder(folder, options, study)
-        study.encoder.keep(folder)
+        study.encoder.attach_cache(folder)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the others find its prepared volumes
         dataset = make_dataset(options, study, cases, cache, model)
     if not place:
-        study = weighed(options, study, cache)
+        study = weigh_by_relevance(options, study, cache)
     monitor = make_monitor(options, study, trainer, folder, validation)
     fit(
         options,
@@ -132,7 +132,7 @@ def fit(
         raise UserError(
             f"--patch_size {','.join(map(str, options.patch.patch_size))} with --batch_size "
             f"{options.optim.batch_size} does not fit into the GPU "
-            f"({str(error).splitlines()[0][:120]}). Use less of either, --accumulate, --precision "
+            f"({str(error).splitlines()[0][:120]}). Use less of either, --gradient_accumulation, --precision "
             "bf16, --checkpoint_activations or a smaller --preset; --dry_run tells what a step "
             "takes."
         ) from None
@@ -144,7 +144,7 @@ def fit(
             trainer.step,
         )
     monitor.close()
-    leave(trainer.accelerator)
+    shutdown_distributed(trainer.accelerator)
     if received is not None:
         sys.exit(128 + received)
 

@@ -29,9 +29,9 @@ from options.anomaly_options import ScanOptions
 from options.benchmark_options import AnomalyBenchmarkCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
-from pipelines.anomaly.run import Generator, open_runs
-from pipelines.anomaly.spread import Calibration, Compared, Scans
-from pipelines.anomaly.strongest import strongest
+from pipelines.anomaly.run import ExpectationModel, open_runs
+from pipelines.anomaly.spread import Calibration, ScanComparison, Scans
+from pipelines.anomaly.strongest import top_regions
 from util.cli import UserError, run
 from util.metrics.regions import regions
 from util.training.checkpoint import write_json
@@ -42,7 +42,7 @@ INSIDE_MM = 2.0  # the ball lies at least so far from everything that is no lung
 FINE = 5  # points along each side of a voxel that decide which share of it the ball fills
 
 
-def ball(scan: Compared, diameter: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def ball(scan: ScanComparison, diameter: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """The share of each voxel `(X, Y, Z)` that a ball somewhere inside the lungs fills."""
     spacing = np.asarray(scan.spacing)
     depth = ndimage.distance_transform_edt(scan.where, sampling=scan.spacing)
@@ -63,17 +63,20 @@ def ball(scan: Compared, diameter: float, rng: np.random.Generator) -> NDArray[n
 
 
 def judge(
-    scan: Compared, calibration: Calibration, share: NDArray[np.float64], o: AnomalyBenchmarkCommand
+    scan: ScanComparison,
+    calibration: Calibration,
+    share: NDArray[np.float64],
+    o: AnomalyBenchmarkCommand,
 ) -> dict[str, Any]:
     """One phantom without and with its nodule: strong regions of the one, the nodule's rank in the
     other.
     """
     where = regions(np.where(scan.where, 1, 0), scan.spacing, (1,))
-    clean = strongest(calibration.map(scan), where, calibration.threshold, o.map.regions)
+    clean = top_regions(calibration.map(scan), where, calibration.threshold, o.map.regions)
     planted = replace(
         scan, real=scan.real + np.float32(o.benchmark.nodule_hu) * share.astype(np.float32)
     )
-    found = strongest(calibration.map(planted), where, calibration.threshold, o.map.regions)
+    found = top_regions(calibration.map(planted), where, calibration.threshold, o.map.regions)
     ranks = [number for number, f in enumerate(found, start=1) if (share[f.voxels] > 0.25).any()]
     return {
         "case": scan.case,
@@ -101,7 +104,7 @@ def benchmark(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
         )
     )
     options = UnusualOptions(ScanOptions(dataroot=str(cohort), out=str(out)), o.runs, o.map)
-    generator = Generator(options, open_runs(options), str(cohort), out / "compared")
+    generator = ExpectationModel(options, open_runs(options), str(cohort), out / "compared")
     clean, cases = generator.cohort.split("val"), generator.cohort.split("test")
     for case in tqdm([*clean, *cases], "generating", unit="scan"):
         generator(case)

@@ -30,7 +30,7 @@ from benchmarks.report.atlas_proof_page import write_atlas_proof
 from benchmarks.report.proof import NULL
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make
-from data.resampling import drawn
+from data.resampling import apply_resampling
 from options.atlas_options import AtlasCases, AtlasOutput, DiscoverCommand, RefitOptions
 from options.base_options import DataOptions
 from options.benchmark_options import AtlasBenchmarkCommand, AtlasBenchmarkOptions
@@ -45,7 +45,7 @@ from pipelines.atlas.planted_effect import plant
 from pipelines.atlas.statistics import findings, intervals, tables
 from pipelines.atlas.statistics.regional import Regions, find_vessels
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
-from pipelines.atlas.study import Study
+from pipelines.atlas.study import AtlasStudy
 from util.cli import run
 from util.metrics.regions import regions
 from util.training import checkpoint
@@ -196,7 +196,9 @@ def interval_piece(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: 
     permutations = (
         intervals.FEWEST_PERMUTED if confounding else 0
     )  # without them nothing could be claimed at all
-    folder = atlas_run.discover(command(b, root, name, refits=b.refits, permutations=permutations))
+    folder = atlas_run.build_atlas(
+        command(b, root, name, refits=b.refits, permutations=permutations)
+    )
     ties, cautions = read(folder, "ties"), read(folder, "cautions")
     pair, about = (
         frame[frame[["column", "other"]].isin(TIED_COLUMNS).all(axis=1)]
@@ -320,11 +322,12 @@ def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
     }
 
 
-def shuffled(study: Study, real: Real, refit: Mapping[str, Any]) -> RealScans:
+def shuffled(study: AtlasStudy, real: Real, refit: Mapping[str, Any]) -> RealScans:
     """The real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     rows = {
-        case.id: study.shown_row(case) for case in drawn(study.cohort, options, refit["seed"]).cases
+        case.id: study.shown_row(case)
+        for case in apply_resampling(study.cohort, options, refit["seed"]).cases
     }
     kept = [case.id for case in study.training if case.id in real.scans.density.index]
     table = pd.DataFrame(
@@ -354,7 +357,7 @@ def spike_piece(b: AtlasBenchmarkOptions, k: int) -> Row:
             PlantOptions(out=str(root), hu=b.spike_hu, region="lower", plant_seed=k),
         )
     train_run(b, root, name, k)
-    atlas = atlas_run.discover(command(b, root, name, "PLANTED"))
+    atlas = atlas_run.build_atlas(command(b, root, name, "PLANTED"))
     rows = read(atlas, "spike")
     real = read(atlas, "real").query("primary == 'yes'")[["region", "real_hu", "low_hu", "high_hu"]]
     rows = rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].merge(

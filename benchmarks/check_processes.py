@@ -33,7 +33,7 @@ from options.phantom_options import PhantomOptions
 from pipelines import training
 from util.cli import UserError, run
 from util.training.checkpoint import write_json
-from util.training.devices import leave, make_accelerator
+from util.training.devices import make_accelerator, shutdown_distributed
 from util.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def record(options: ProcessCheckOptions, work: Path) -> None:
     trainer = training.make_trainer(settings, model, accelerator, len(cases))
     with accelerator.main_process_first():
         dataset = training.make_dataset(settings, study, cases, work / "cache", model)
-    study = training.weighed(settings, study, work / "cache")
+    study = training.weigh_by_relevance(settings, study, work / "cache")
     recorder = Recorder(trainer, options.steps)
     recorder.found["step 0: weights of cases"] = torch.tensor(
         [study.weights[case.id] for case in cases]
@@ -126,7 +126,7 @@ def record(options: ProcessCheckOptions, work: Path) -> None:
     )
     if accelerator.is_main_process:
         save_file(recorder.found, options.record)
-    leave(accelerator)
+    shutdown_distributed(accelerator)
 
 
 def measure(options: ProcessCheckOptions, work: Path, processes: int) -> dict[str, Tensor]:

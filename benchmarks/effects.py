@@ -31,8 +31,12 @@ from benchmarks.report.proof_tables import (
 )
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make
-from data.volume_dataset import WholeVolumes
-from options.benchmark_options import CELLS, EffectsBenchmarkCommand, EffectsBenchmarkOptions
+from data.volume_dataset import VolumeDataset
+from options.benchmark_options import (
+    CONFIGURATIONS,
+    EffectsBenchmarkCommand,
+    EffectsBenchmarkOptions,
+)
 from options.clip_options import ClipCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
@@ -119,7 +123,7 @@ def make_encoder(
 
 def run_cell(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]:
     """Cohort, CLIP, training, test and figures of one cell."""
-    kind, flags = CELLS[name]
+    kind, flags = CONFIGURATIONS[name]
     cohort = make_cohort(o, seed)
     encoder, encoder_seconds = make_encoder(kind, o, cohort, seed)
     run_name = cell_key(name, o, seed)
@@ -171,7 +175,7 @@ def run_cell(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]
             *o.test_flags.split(),
         ],
     )
-    results = generation.test_cohort(options)
+    results = generation.generate_cohort(options)
     found = {
         "cell": name,
         "seed": seed,
@@ -191,13 +195,13 @@ def run_cell(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]
 def text_of(options: TestOptions, cohort: Path) -> dict[str, Any]:
     """What order, wording and ages never seen do to the volumes of a trained run."""
     trained = generation.open_run(options)
-    opened = generation.open_test(options, trained)
-    wholes = WholeVolumes(
+    opened = generation.open_plan(options, trained)
+    wholes = VolumeDataset(
         opened.cases,
         trained.labels,
         opened.data,
         trained.options.patch.patch_size,
-        [trained.sampler.model.size_multiple] * 3,
+        [trained.generator.model.size_multiple] * 3,
     )
     return text_figures(
         opened.generate, wholes, opened.written, opened.template, PhantomCohort.load(cohort)
@@ -222,13 +226,15 @@ def tables(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     o = parse(EffectsBenchmarkCommand, __doc__ or "", argv).benchmark
-    unknown = sorted(set(o.cells) - set(CELLS))
+    unknown = sorted(set(o.configurations) - set(CONFIGURATIONS))
     if unknown:
-        raise UserError(f"--cells is {unknown[0]!r}; it must be one of: {', '.join(CELLS)}.")
+        raise UserError(
+            f"--configurations is {unknown[0]!r}; it must be one of: {', '.join(CONFIGURATIONS)}."
+        )
     folder = Path(o.OUT) / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     for seed in o.seeds:
-        for name in o.cells or ("default",):
+        for name in o.configurations or ("default",):
             path = folder / f"{cell_key(name, o, seed)}.json"
             if path.exists():
                 log.info("%s is finished; it is kept.", path)

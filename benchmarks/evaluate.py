@@ -28,9 +28,9 @@ from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.evaluation.density import density_figures
 from pipelines.evaluation.extractors import make_extractor
-from pipelines.evaluation.floors import Draws
+from pipelines.evaluation.floors import ResamplingPlan
 from pipelines.evaluation.measure import Grid, Measurer
-from pipelines.evaluation.measured import Measured
+from pipelines.evaluation.measured import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.sets import mean_of, plane_distances, realism_figures
 from pipelines.evaluation.volume_sets import (
@@ -95,7 +95,7 @@ def changed(volumes: VolumeSet, out: Path, change: Change) -> VolumeSet:
     return VolumeSet("--synthetic", out, tuple(files))
 
 
-def measure(volumes: VolumeSet, measurer: Measurer, prefix: str = "") -> list[Measured]:
+def measure(volumes: VolumeSet, measurer: Measurer, prefix: str = "") -> list[VolumeMeasurements]:
     """All volumes of a set in numbers; a prefix tells their cases from those of another cohort."""
     files = tqdm(volumes.files, desc=volumes.root.name, leave=False)
     return [
@@ -104,7 +104,9 @@ def measure(volumes: VolumeSet, measurer: Measurer, prefix: str = "") -> list[Me
     ]
 
 
-def direct(one: Sequence[Measured], two: Sequence[Measured]) -> dict[str, float]:
+def direct(
+    one: Sequence[VolumeMeasurements], two: Sequence[VolumeMeasurements]
+) -> dict[str, float]:
     """FID, KID and MMD written out in float64, pair by pair, means over the planes."""
     found: dict[str, list[float]] = {"FID": [], "KID": [], "MMD": []}
     for plane in range(3):
@@ -141,21 +143,25 @@ def _discrepancy(a: Hu, b: Hu, kernel: Callable[[Hu, Hu], Hu]) -> float:
     return float(own[0] + own[1] - 2 * np.mean([kernel(p, q).mean() for p in a for q in b]))
 
 
-def distances(real: Sequence[Measured], made: Sequence[Measured]) -> dict[str, float]:
+def distances(
+    real: Sequence[VolumeMeasurements], made: Sequence[VolumeMeasurements]
+) -> dict[str, float]:
     """The evaluation's own figures without draws: 2.5D FID, KID, MMD, and the 3D ones."""
-    draws = Draws.make(len(real), len(made), 0, 0)
+    draws = ResamplingPlan.make(len(real), len(made), 0, 0)
     figures = realism_figures(real, made, draws, {"2D": ""}, {"3D": ""})
     return {
         f.name.split(",")[0].removeprefix("2.5D "): f.value for f in figures if f.group == "realism"
     }
 
 
-def agreement(real: Sequence[Measured], fresh: Sequence[Measured]) -> dict[str, Any]:
+def agreement(
+    real: Sequence[VolumeMeasurements], fresh: Sequence[VolumeMeasurements]
+) -> dict[str, Any]:
     """Largest relative difference from the direct computation, and the distance of the real set to
     itself.
     """
     one, two = real[:12], fresh[:12]  # the direct way takes long
-    draws = Draws.make(len(one), len(two), 0, 0)
+    draws = ResamplingPlan.make(len(one), len(two), 0, 0)
     ours = {
         k: mean_of(d)(draws.real, draws.synthetic)
         for k, d in plane_distances([*one, *two], 0, draws.real).items()
@@ -169,9 +175,9 @@ def agreement(real: Sequence[Measured], fresh: Sequence[Measured]) -> dict[str, 
 
 
 def ranking(
-    real: Sequence[Measured],
+    real: Sequence[VolumeMeasurements],
     fresh: VolumeSet,
-    base: Sequence[Measured],
+    base: Sequence[VolumeMeasurements],
     measurer: Measurer,
     out: Path,
 ) -> dict[str, Any]:
@@ -199,16 +205,18 @@ def ranking(
     return found
 
 
-def hu_shift(base: Sequence[Measured], shifted: Sequence[Measured], draws: int) -> dict[str, float]:
+def hu_shift(
+    base: Sequence[VolumeMeasurements], shifted: Sequence[VolumeMeasurements], draws: int
+) -> dict[str, float]:
     """What +30 HU in the lungs does to the HU figures of the same volumes."""
-    figures = density_figures(base, shifted, Draws.make(len(base), len(shifted), draws, 0))
+    figures = density_figures(base, shifted, ResamplingPlan.make(len(base), len(shifted), draws, 0))
     return {f.name: f.value for f in figures}
 
 
 def planted(
     real: VolumeSet,
-    train: Sequence[Measured],
-    fresh: Sequence[Measured],
+    train: Sequence[VolumeMeasurements],
+    fresh: Sequence[VolumeMeasurements],
     measurer: Measurer,
     out: Path,
     count: int,
@@ -216,7 +224,7 @@ def planted(
     """Copies of training scans, some disguised, and fresh phantoms: how many of each are called
     copies.
     """
-    made: list[Measured] = []
+    made: list[VolumeMeasurements] = []
     for i, disguise in enumerate(DISGUISES):
         chosen = VolumeSet(real.flag, real.root, real.files[i : count : len(DISGUISES)])
         made += measure(changed(chosen, out / f"copies_{i}", disguise), measurer)
@@ -239,7 +247,7 @@ def planted(
     }
 
 
-def _arrays(group: Sequence[Measured]) -> tuple[Any, Any]:
+def _arrays(group: Sequence[VolumeMeasurements]) -> tuple[Any, Any]:
     return np.stack([v.detail for v in group]), np.stack([v.whole[0] for v in group])
 
 
@@ -268,7 +276,7 @@ def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
         measure(sets[name], measurer, prefix)
         for name, prefix in (("real", ""), ("fresh", "fresh_"))
     )
-    draws = Draws.make(len(real), len(fresh), o.draws, 0)
+    draws = ResamplingPlan.make(len(real), len(fresh), o.draws, 0)
     floors = {
         f.name: {
             k: getattr(f, k) for k in ("value", "low", "high", "matched", "floor", "floor_high")

@@ -26,7 +26,7 @@ from pydicom.uid import generate_uid
 
 from data.geometry import resample
 from data.preparation.case import RECORDS
-from data.preparation.masks import classic
+from data.preparation.masks import threshold_lungs
 from data.preparation.pixels import HU, Scan, read_stack
 from data.preparation.series import stack
 from data.preparation.sources import discover
@@ -128,7 +128,7 @@ def mask_figures(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
     """
     found = {}
     for image in sorted((root / "img").glob("*.nii.gz"))[::every]:
-        made, asked = classic(load(image)), load(root / "gtlung" / image.name).array
+        made, asked = threshold_lungs(load(image)), load(root / "gtlung" / image.name).array
         one = {
             name: dice(made == k, asked == k)
             for name, k in (("left", 1), ("right", 2), ("airway", 3))

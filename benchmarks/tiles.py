@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import test
-from data.text.counterfactuals import Arm, pairs
-from data.volume_dataset import Whole, WholeVolumes
+from data.text.counterfactuals import Variant, pairs
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import to_hu
-from models.inference import Sampler
+from models.inference import VolumeGenerator
 from models.sliding_window import SlidingWindow, round_up
 from options.benchmark_options import TilesBenchmarkCommand
 from options.parser import parse
@@ -42,15 +42,15 @@ def half_size(shape: Sequence[int], multiple: int) -> tuple[int, ...]:
 
 
 def lung_volume(
-    sampler: Sampler, whole: Whole, arm: Arm, window: tuple[float, float]
+    sampler: VolumeGenerator, whole: VolumeSample, arm: Variant, window: tuple[float, float]
 ) -> NDArray[np.floating]:
     made = sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in arm.prompt])
     return to_hu(whole.unpad(made.numpy()), window)
 
 
-def compare(opened: generation.Test, whole: Whole) -> dict[str, Any]:
+def compare(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str, Any]:
     """The figures of one case; HU in the lungs."""
-    sampler, window = opened.run.sampler, opened.data.hu_window
+    sampler, window = opened.run.generator, opened.data.hu_window
     size = half_size(whole.mask.shape[1:], sampler.model.size_multiple)
     ways = [
         replace(sampler, window=SlidingWindow(tile, sampler.model.size_multiple))
@@ -81,9 +81,9 @@ def compare(opened: generation.Test, whole: Whole) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     o = parse(TilesBenchmarkCommand, __doc__ or "", argv)
     options = test.TestOptions(source=o.source, model=o.model, arms=o.arms)
-    opened = generation.open_test(options, generation.open_run(options))
-    multiple = opened.run.sampler.model.size_multiple
-    wholes = WholeVolumes(
+    opened = generation.open_plan(options, generation.open_run(options))
+    multiple = opened.run.generator.model.size_multiple
+    wholes = VolumeDataset(
         opened.cases, opened.run.labels, opened.data, (2 * multiple,) * 3, (multiple,) * 3
     )
     found = {}

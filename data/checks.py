@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.geometry import corner_distance, same_place
 from data.volumes import atomic, check_labels, load, read_header
-from util.cli import UserError, listing, main_rank
+from util.cli import UserError, format_list, main_rank
 
 log = logging.getLogger(__name__)
 
@@ -212,5 +212,5 @@ def check_volumes(
         mask.name for (_, mask), (_, found) in zip(pairs, results, strict=True) if not any(found)
     ]
     if empty:
-        log.warning("%d masks hold nothing but background: %s.", len(empty), listing(empty))
+        log.warning("%d masks hold nothing but background: %s.", len(empty), format_list(empty))
     return labels

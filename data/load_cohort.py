@@ -9,12 +9,12 @@ from pathlib import Path
 
 from data.checks import check_volumes
 from data.cohort import IMAGES, MASKS, Case, Cohort, natural
-from data.resampling import drawn
+from data.resampling import apply_resampling
 from data.splits import Splits, make_splits, read_splits
 from data.table import Table, find_table, read_table
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
 from options.base_options import DataOptions
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def load_cohort(
         for key in sorted(masks, key=natural)
     )
     splits = _splits(root, cases, table.columns, options, seed)
-    cohort = drawn(Cohort(root, cases, splits, (), table.columns), options, seed)
+    cohort = apply_resampling(Cohort(root, cases, splits, (), table.columns), options, seed)
     if not check:
         return cohort
     return replace(
@@ -73,7 +73,7 @@ def check_lungs(cohort: Cohort, options: DataOptions) -> None:
     if cohort.labels and not set(options.lung_labels) & set(cohort.labels):
         raise UserError(
             f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in "
-            f"{cohort.root} hold {listing([str(v) for v in cohort.labels])} only; give the labels "
+            f"{cohort.root} hold {format_list([str(v) for v in cohort.labels])} only; give the labels "
             "that are lungs."
         )
 
@@ -87,7 +87,7 @@ def _root(options: DataOptions) -> Path:
     if not root.is_dir():
         raise UserError(f"--dataroot {root} does not exist or is no folder.")
     if not (root / MASKS).is_dir():
-        inside = listing(sorted(p.name for p in root.iterdir())) or "nothing"
+        inside = format_list(sorted(p.name for p in root.iterdir())) or "nothing"
         raise UserError(f"--dataroot {root} has no folder {MASKS}/ with masks; it holds: {inside}.")
     return root
 
@@ -116,15 +116,15 @@ def _check_pairs(
     if no_mask:
         raise UserError(
             f"{len(no_mask)} scans in {root / IMAGES} have no mask of the same name in "
-            f"{root / MASKS}: {listing(no_mask)}. Add the masks or remove the scans."
+            f"{root / MASKS}: {format_list(no_mask)}. Add the masks or remove the scans."
         )
     if no_image and need_images:
         raise UserError(
             f"{len(no_image)} masks in {root / MASKS} have no scan of the same name in "
-            f"{root / IMAGES}: {listing(no_image)}. Add the scans or remove the masks."
+            f"{root / IMAGES}: {format_list(no_image)}. Add the scans or remove the masks."
         )
     if no_image and images:
-        log.warning("%d masks have no scan: %s.", len(no_image), listing(no_image))
+        log.warning("%d masks have no scan: %s.", len(no_image), format_list(no_image))
 
 
 def _check_rows(path: Path, cases: Sequence[str], rows: Sequence[str], strict: bool) -> None:
@@ -132,9 +132,9 @@ def _check_rows(path: Path, cases: Sequence[str], rows: Sequence[str], strict: b
     no_scan = sorted(set(rows) - set(cases), key=natural)
     texts = []
     if no_row:
-        texts.append(f"{len(no_row)} of {len(cases)} scans have no row: {listing(no_row)}")
+        texts.append(f"{len(no_row)} of {len(cases)} scans have no row: {format_list(no_row)}")
     if no_scan:
-        texts.append(f"{len(no_scan)} of {len(rows)} rows have no scan: {listing(no_scan)}")
+        texts.append(f"{len(no_scan)} of {len(rows)} rows have no scan: {format_list(no_scan)}")
     if texts and strict:
         raise UserError(f"{path}: {'; '.join(texts)}. Complete the table, or leave out --strict.")
     for text in texts:
@@ -152,7 +152,7 @@ def _splits(
     if column and column != options.key_column and column not in columns:
         raise UserError(
             f"--patient_column {column!r} is no column of the table; it has: "
-            f"{listing(list(columns), 30)}."
+            f"{format_list(list(columns), 30)}."
         )
     patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
     ids = [case.id for case in cases]

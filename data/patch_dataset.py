@@ -145,12 +145,12 @@ class PatchDataset(Dataset[Sample]):
         )
 
     def _start(self, k: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """First voxel of a crop: around a lung voxel with probability `lung_share`, else
+        """First voxel of a crop: around a lung voxel with probability `lung_patch_prob`, else
         anywhere.
         """
         shape, size = np.array(self.prepared[k].shape()), np.array(self.patch.patch_size)
         points = self.prepared[k].lung_points()
-        if len(points) and rng.random() < self.patch.lung_share:
+        if len(points) and rng.random() < self.patch.lung_patch_prob:
             start = points[rng.integers(len(points))] - size // 2
         else:
             start = rng.integers(0, np.maximum(shape - size, 0) + 1)

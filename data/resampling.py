@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from options.base_options import DataOptions
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 if TYPE_CHECKING:
     from data.cohort import Cohort
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROMPTS_FILE = "prompts.csv"  # in the dataroot: texts that stand as they are, whatever the rows say
 
 
-def drawn(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
+def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
     """The cohort as `--fold`, `--resample` and `--permute` change its training cases.
 
     Raises:
@@ -108,7 +108,7 @@ def _permuted(
     if unknown := [c for c in columns if c not in cohort.columns]:
         raise UserError(
             f"--permute: the table has no column {unknown[0]!r}; it has: "
-            f"{listing(list(cohort.columns), 40)}."
+            f"{format_list(list(cohort.columns), 40)}."
         )
     if (cohort.root / PROMPTS_FILE).is_file():
         raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.volumes import atomic, strip_suffix
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 from util.training.checkpoint import read_json
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def read_splits(
         )
     if unknown := sorted(set(stored) - set(NAMES)):
         raise UserError(
-            f"{path} has the lists {listing(unknown)}; it may have only {', '.join(NAMES)}."
+            f"{path} has the lists {format_list(unknown)}; it may have only {', '.join(NAMES)}."
         )
     splits = {name: tuple(strip_suffix(case) for case in stored.get(name, [])) for name in NAMES}
     _check(path, splits, cases, patients or {})
@@ -64,12 +64,12 @@ def _check(path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[s
     named = [case for names in splits.values() for case in names]
     if unknown := [case for case in dict.fromkeys(named) if case not in set(cases)]:
         raise UserError(
-            f"{path} names cases that have no files: {listing(unknown)}. Correct the names or "
+            f"{path} names cases that have no files: {format_list(unknown)}. Correct the names or "
             "remove them."
         )
     if twice := [case for case in dict.fromkeys(named) if named.count(case) > 1]:
         raise UserError(
-            f"{path} names these cases more than once: {listing(twice)}. A case belongs to one "
+            f"{path} names these cases more than once: {format_list(twice)}. A case belongs to one "
             "split."
         )
     owners: dict[str, set[str]] = defaultdict(set)
@@ -78,7 +78,7 @@ def _check(path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[s
             owners[patients.get(case, "") or case].add(name)
     if torn := [patient for patient, names in owners.items() if len(names) > 1]:
         raise UserError(
-            f"{path} puts scans of one patient into different splits: {listing(torn)}. Move all "
+            f"{path} puts scans of one patient into different splits: {format_list(torn)}. Move all "
             "scans of a patient to one split, or give no --patient_column."
         )
 

@@ -14,7 +14,7 @@ import pandas as pd
 from openpyxl.utils.exceptions import InvalidFileException
 
 from data.volumes import strip_suffix
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 NAMES = ("clinical.csv", "clinical.xlsx")
 
@@ -52,7 +52,7 @@ def read_table(path: Path, key_column: str) -> Table:
     if key_column not in header:
         raise UserError(
             f"{path} has no column {key_column!r}; it has: "
-            f"{listing([h for h in header if h], 30)}. Name the column of the scans with "
+            f"{format_list([h for h in header if h], 30)}. Name the column of the scans with "
             "--key_column."
         )
     columns = tuple(name for name in header if name and name != key_column)
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[list[str]]:
     repeated = sorted(name for name, count in Counter(header).items() if count > 1 and name)
     if repeated:
         raise UserError(
-            f"{path} has these columns more than once: {listing(repeated)}. Rename or delete one "
+            f"{path} has these columns more than once: {format_list(repeated)}. Rename or delete one "
             "of each."
         )
     return [header, *lines[1:]]

@@ -19,7 +19,7 @@ from options.base_options import DataOptions
 
 
 @dataclass(frozen=True)
-class Whole:
+class VolumeSample:
     """One case, padded: `image` (1, X, Y, Z) in [-1, 1] or None, `mask` (K, X, Y, Z) one-hot,
     `coords` (3, X, Y, Z).
 
@@ -57,7 +57,7 @@ def padded_size(shape: Sequence[int], least: Sequence[int], multiple: Sequence[i
     return x, y, z
 
 
-class WholeVolumes(Dataset[Whole]):
+class VolumeDataset(Dataset[VolumeSample]):
     """Cases as whole volumes, padded on all sides with air and background.
 
     Args:
@@ -86,7 +86,7 @@ class WholeVolumes(Dataset[Whole]):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: int) -> Whole:
+    def __getitem__(self, index: int) -> VolumeSample:
         case = self.cases[index]
         image, mask = load_case(case, self.options.spacing)
         size = padded_size(mask.shape, self.least, self.multiple)
@@ -97,7 +97,7 @@ class WholeVolumes(Dataset[Whole]):
             unit = torch.from_numpy(
                 crop(to_unit(image.array, self.options.hu_window), start, size, -1)
             )[None]
-        return Whole(
+        return VolumeSample(
             case=case,
             image=unit,
             mask=one_hot(crop(mask.array, start, size, 0), self.labels, case.mask),

@@ -90,7 +90,7 @@ class GenerativeModel(ABC):
             tiler: Runs a function of tiles over the volume.
         """
 
-    def use(self, sampling: SamplingOptions) -> None:
+    def set_sampling(self, sampling: SamplingOptions) -> None:
         """Takes these settings of sampling for those of the run; raises `UserError` if they do not
         fit.
         """

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base_model import MODELS, Batch, GenerativeModel, Tiler, Update
-from models.diffusion.latent_space import Latents, Voxels
-from models.diffusion.noise_schedule import FLOWS, SCHEDULES, Process, Solver
+from models.diffusion.latent_space import LatentSpace, PixelSpace
+from models.diffusion.noise_schedule import FLOWS, SCHEDULES, DiffusionSampler, NoiseSchedule
 from models.networks.denoiser import Denoiser
 from models.networks.generator import size_multiple
 from models.text.base_encoder import TextEmbedding
@@ -34,7 +34,7 @@ def uniform(noise: Tensor, count: int) -> Tensor:
     return (noise.flatten(1)[:, :count].abs().double() * 4096).frac().float()
 
 
-def keep(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
+def mask_text(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
     """The prompts where `kept` `(B,)` is true, empty ones elsewhere."""
     return TextEmbedding(
         text.tokens * kept[:, None, None], text.valid & kept[:, None], text.pooled * kept[:, None]
@@ -48,7 +48,7 @@ def repeat(text: TextEmbedding, batch: int) -> TextEmbedding:
     )
 
 
-def wide(*values: Tensor) -> tuple[Tensor, ...]:
+def append_dims(*values: Tensor) -> tuple[Tensor, ...]:
     """Each `(B,)` as `(B, 1, 1, 1, 1)`."""
     return tuple(v[:, None, None, None, None] for v in values)
 
@@ -73,25 +73,25 @@ class DiffusionModel(GenerativeModel):
         self.ema_network = "G"
         self.size_multiple = size_multiple(options.generator) * self.space.factor
         self.noise_channels = self.space.channels
-        self.process = Process(diffusion, diffusion.sigma_data or self.space.sigma)
+        self.process = NoiseSchedule(diffusion, diffusion.sigma_data or self.space.sigma)
         self.raw = {
             "G": Denoiser(
                 options.generator, self.space.channels, n_labels, text_width, diffusion.time_width
             )
         }
-        self.space.mark(self.raw["G"])
+        self.space.attach_fingerprint(self.raw["G"])
         self.networks = dict(self.raw)
-        self.use(SamplingOptions())
+        self.set_sampling(SamplingOptions())
 
-    def make_space(self, options: TrainOptions) -> Voxels:
+    def make_space(self, options: TrainOptions) -> PixelSpace:
         if options.diffusion.autoencoder:
             raise UserError(
                 "--autoencoder is for --model latent_diffusion; --model diffusion works on voxels. "
                 "Leave the flag out, or choose the other model."
             )
-        return Voxels()
+        return PixelSpace()
 
-    def use(self, sampling: SamplingOptions) -> None:
+    def set_sampling(self, sampling: SamplingOptions) -> None:
         default = replace(DEFAULT, sampler="euler" if self.process.flow else "ddim")
         self.sampling = sampling.over(self.options.sampling.over(default))
         self._check(self.sampling)
@@ -136,10 +136,12 @@ class DiffusionModel(GenerativeModel):
         mask, coords = self.space.reduce(batch["mask"]), self.space.reduce(batch["coords"])
         drawn = uniform(batch["noise"], 4).unbind(1)
         t = process.time(drawn[0], drawn[1])
-        (a, s), (skip, blend) = (wide(*pair) for pair in (process.levels(t), process.blending(t)))
+        (a, s), (skip, blend) = (
+            append_dims(*pair) for pair in (process.alpha_sigma(t), process.preconditioning(t))
+        )
         noisy = a * image + s * noise
-        told = keep(text, drawn[2] >= diffusion.text_dropout)
-        shown = mask * wide(drawn[3] >= diffusion.mask_dropout)[0]
+        told = mask_text(text, drawn[2] >= diffusion.text_dropout)
+        shown = mask * append_dims(drawn[3] >= diffusion.mask_dropout)[0]
         found = skip * noisy + blend * self.networks["G"](
             noisy, process.log_noise(t), shown, coords, told
         )
@@ -152,19 +154,19 @@ class DiffusionModel(GenerativeModel):
         loss.
         """
         weights = self.options.loss
-        smooth = weights.l1_smooth / Voxels.sigma * self.space.sigma
+        smooth = weights.smooth_l1_beta / PixelSpace.sigma * self.space.sigma
         errors = (
             F.smooth_l1_loss(found, image, beta=smooth, reduction="none")
             if smooth
             else (found - image).abs()
         )
         return torch.mean(
-            errors * (1 + (weights.l1_labels - 1) * (1 - background)) * wide(weight)[0]
+            errors * (1 + (weights.label_weight - 1) * (1 - background)) * append_dims(weight)[0]
         )
 
     def _solver(
         self, network: nn.Module, mask: Tensor, coords: Tensor, text: TextEmbedding, tiler: Tiler
-    ) -> Solver:
+    ) -> DiffusionSampler:
         """Runs the network over the whole volume in each of its steps, tile by tile."""
         mask, coords = self.space.reduce(mask), self.space.reduce(coords)
         tiler = tiler if self.space.factor == 1 else tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
@@ -179,7 +181,7 @@ class DiffusionModel(GenerativeModel):
 
             return tiler(tile, x, mask, coords)
 
-        return Solver(self.process, whole, str(self.sampling.sampler))
+        return DiffusionSampler(self.process, whole, str(self.sampling.sampler))
 
     def _guided(
         self,
@@ -200,7 +202,7 @@ class DiffusionModel(GenerativeModel):
         )
         if by_text == by_mask == 1:
             return told
-        nothing = keep(text, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+        nothing = mask_text(text, torch.zeros(len(x), dtype=torch.bool, device=x.device))
         silent = network(x, level, mask, coords, nothing)
         guided = silent + by_text * (told - silent)
         if by_mask != 1:
@@ -281,8 +283,8 @@ class DiffusionModel(GenerativeModel):
 class LatentDiffusionModel(DiffusionModel):
     """The same on the latents of a frozen autoencoder (Rombach et al. 2022)."""
 
-    def make_space(self, options: TrainOptions) -> Voxels:
-        space = Latents(Path(options.diffusion.autoencoder), options.data.hu_window)
+    def make_space(self, options: TrainOptions) -> PixelSpace:
+        space = LatentSpace(Path(options.diffusion.autoencoder), options.data.hu_window)
         multiple = 2 * size_multiple(options.generator) * space.factor  # tiles overlap by half
         if any(s % multiple for s in options.patch.patch_size):
             size, good = (

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.inference import Sampler
+from models.inference import VolumeGenerator
 
 
 @dataclass(frozen=True)
-class Scan:
+class EditScan:
     """A real scan: `image` `(1, X, Y, Z)` in [-1, 1], `mask` `(K, X, Y, Z)`, `coords` `(3, X, Y,
     Z)`, and its own text.
     """
@@ -30,22 +30,22 @@ class Editor:
     """Makes scans again with a text changed.
 
     Args:
-        sampler: Generates and inverts.
+        generator: Generates and inverts.
         strength: Noise level up to which a scan is taken back.
 
     Raises:
         UserError: The model cannot invert.
     """
 
-    def __init__(self, sampler: Sampler, strength: float) -> None:
-        sampler.model.check_editing()
-        self.sampler, self.strength = sampler, strength
-        self._scan: Scan | None = (
+    def __init__(self, generator: VolumeGenerator, strength: float) -> None:
+        generator.model.check_editing()
+        self.generator, self.strength = generator, strength
+        self._scan: EditScan | None = (
             None  # the one at hand, with its inversion and what was made of it
         )
         self._state, self._made = torch.empty(0), dict[tuple[str, ...], Tensor]()
 
-    def __call__(self, scan: Scan, prompt: Sequence[str]) -> Tensor:
+    def __call__(self, scan: EditScan, prompt: Sequence[str]) -> Tensor:
         """The scan with another text, `(X, Y, Z)` in [-1, 1]; all texts of a scan start from one
         inversion.
         """
@@ -60,7 +60,7 @@ class Editor:
         return self._made[tuple(prompt)]
 
     def proofs(
-        self, scan: Scan, prompts: Mapping[str, Sequence[str]], cycles: int
+        self, scan: EditScan, prompts: Mapping[str, Sequence[str]], cycles: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """What tells how well a scan is edited.
 
@@ -80,21 +80,23 @@ class Editor:
         }
         return same, edited, returned
 
-    def cycles(self, scan: Scan, count: int) -> Tensor:
+    def cycles(self, scan: EditScan, count: int) -> Tensor:
         """The scan inverted and made again without change so many times."""
         made = self(scan, scan.prompt)
         for _ in range(count - 1):
             made = self._make(scan, self._invert(scan, made[None], scan.prompt), scan.prompt)
         return made
 
-    def back(self, scan: Scan, edited: Tensor, prompt: Sequence[str]) -> Tensor:
+    def back(self, scan: EditScan, edited: Tensor, prompt: Sequence[str]) -> Tensor:
         """An edited scan `(X, Y, Z)`, whose text is `prompt`, edited to what it was."""
         return self._make(scan, self._invert(scan, edited[None], prompt), scan.prompt)
 
-    def _invert(self, scan: Scan, image: Tensor, prompt: Sequence[str]) -> Tensor:
-        return self.sampler.invert(image, scan.mask, scan.coords, scan.case, prompt, self.strength)
+    def _invert(self, scan: EditScan, image: Tensor, prompt: Sequence[str]) -> Tensor:
+        return self.generator.invert(
+            image, scan.mask, scan.coords, scan.case, prompt, self.strength
+        )
 
-    def _make(self, scan: Scan, state: Tensor, prompt: Sequence[str]) -> Tensor:
-        return self.sampler.regenerate(
+    def _make(self, scan: EditScan, state: Tensor, prompt: Sequence[str]) -> Tensor:
+        return self.generator.regenerate(
             state, scan.mask, scan.coords, scan.case, prompt, self.strength
         )

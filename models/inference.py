@@ -26,7 +26,7 @@ TEXT_PART = "text"  # what the encoder learned from the training prompts, in a c
 
 
 @dataclass(frozen=True)
-class Sampler:
+class VolumeGenerator:
     """Generates volumes; all arms of a case share one noise field, so that they differ in the text
     alone.
 
@@ -138,7 +138,7 @@ class LoadedRun:
     folder: Path
     options: TrainOptions
     state: dict[str, Any]  # of the checkpoint: step, labels, columns, encoder
-    sampler: Sampler
+    generator: VolumeGenerator
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -181,17 +181,19 @@ def load_run(
     text = replace(options.text, text_encoder=text_encoder or options.text.text_encoder)
     encoder = build_text_encoder(text)
     encoder.check_identity(state["encoder"])
-    encoder.keep(folder)
+    encoder.attach_cache(folder)
     encoder.load_state(checkpoint.load_part(place, TEXT_PART), state["encoder_values"])
     model = MODELS[options.generator.model](
         options, len(state["labels"]), encoder.width, training=False
     )
     if sampling is not None:
-        model.use(sampling)
+        model.set_sampling(sampling)
     network = model.raw[model.ema_network]
     part = "average" if use_average and "average" in state["parts"] else model.ema_network
     checkpoint.load_network(network, place, part)
     network.to(device)
     size = options.patch.patch_size if tile is None else tuple(t for t in tile if t)
     window = SlidingWindow(size, model.size_multiple, overlap, tile_batch)
-    return LoadedRun(folder, options, state, Sampler(model, network, encoder, window, device, seed))
+    return LoadedRun(
+        folder, options, state, VolumeGenerator(model, network, encoder, window, device, seed)
+    )

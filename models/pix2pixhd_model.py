@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base_model import MODELS, Batch, GenerativeModel, Tiler, Update
-from models.networks.discriminator import Judgement, MultiScaleDiscriminator
+from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscriminator
 from models.networks.generator import Generator, size_multiple
 from models.networks.losses import (
     PerceptualLoss,
@@ -80,7 +80,7 @@ class Pix2PixHDModel(GenerativeModel):
         real, mask, coords = batch["image"], batch["mask"], batch["coords"]
         fake = self.networks["G"](mask, coords, batch["noise"], text)
         terms: dict[str, Tensor] = {}
-        on_real: list[Judgement] = []
+        on_real: list[DiscriminatorOutput] = []
         condition = torch.cat([mask, coords], 1) if self.options.generator.coord_channels else mask
         if self.adversarial:
             on_real, terms["D"] = self._train_discriminator(
@@ -98,7 +98,7 @@ class Pix2PixHDModel(GenerativeModel):
         text: TextEmbedding,
         other: TextEmbedding,
         update: Update,
-    ) -> tuple[list[Judgement], Tensor]:
+    ) -> tuple[list[DiscriminatorOutput], Tensor]:
         """Real and generated volumes go through as one batch: a wrapped network allows one pass
         before its backward.
         """
@@ -113,7 +113,8 @@ class Pix2PixHDModel(GenerativeModel):
             loss_fake = (loss_fake + discriminator_loss(mode, mismatches, real=False)) / 2
         loss = (loss_real + loss_fake) / 2
         on_real = [
-            Judgement(j.scores[:n].detach(), [f[:n].detach() for f in j.features]) for j in judged
+            DiscriminatorOutput(j.scores[:n].detach(), [f[:n].detach() for f in j.features])
+            for j in judged
         ]
         update("D", loss, {"D": loss})
         return on_real, loss
@@ -125,7 +126,7 @@ class Pix2PixHDModel(GenerativeModel):
         real: Tensor,
         condition: Tensor,
         text: TextEmbedding,
-        on_real: list[Judgement],
+        on_real: list[DiscriminatorOutput],
     ) -> Tensor:
         """Fills `terms` and returns their weighted sum."""
         weights, total = self.options.loss, fake.new_zeros(())
@@ -141,7 +142,9 @@ class Pix2PixHDModel(GenerativeModel):
                 total = total + weights.lambda_feat * terms["G_feat"]
         if weights.lambda_l1:
             background = condition[:, :1]  # the first label
-            terms["G_l1"] = voxel_loss(fake, real, background, weights.l1_smooth, weights.l1_labels)
+            terms["G_l1"] = voxel_loss(
+                fake, real, background, weights.smooth_l1_beta, weights.label_weight
+            )
             total = total + weights.lambda_l1 * terms["G_l1"]
         if self.perceptual is not None:
             terms["G_perceptual"] = self.perceptual.to(fake.device)(fake, real)

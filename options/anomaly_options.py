@@ -19,10 +19,11 @@ class ScanOptions:
         "Cohort of scans without findings that calibrates the map (empty: the run's own cohort, "
         "its validation split, or its training split where that has fewer than two cases).",
     )
-    marks: str = flag(
+    annotations: str = flag(
         "",
         "Folder with label files of known findings, named as the scans: shown beside the regions, "
         "and left out of the calibration.",
+        old_names=("marks",),
     )
     out: str = flag("", "Folder for page, maps and tables; a stopped command goes on there.")
     overwrite: bool = flag(False, "Replace what other flags left in --out.")

@@ -59,8 +59,12 @@ class PatchOptions:
         "Voxels of a training patch along the left-right, back-front and foot-head axes.",
         low=4,
     )
-    lung_share: float = flag(
-        0.8, "Share of patches centred on a lung voxel; the others lie anywhere.", low=0, high=1
+    lung_patch_prob: float = flag(
+        0.8,
+        "Share of patches centred on a lung voxel; the others lie anywhere.",
+        low=0,
+        high=1,
+        old_names=("lung_share",),
     )
     augment: float = flag(
         0.0,

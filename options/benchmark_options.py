@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from options.anomaly_options import MapOptions, RunsOptions
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import argument, flag, group
-from options.test_options import ArmOptions, ModelOptions, SourceOptions
+from options.test_options import CaseOptions, InterventionOptions, ModelOptions
 from options.utility_options import ClassifierOptions
 
 # Text encoder and further flags of train.py, by configuration of the effects benchmark.
-CELLS: dict[str, tuple[str, tuple[str, ...]]] = {
+CONFIGURATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "default": ("clip", ()),
     "adversarial weight 0": ("clip", ("--lambda_gan", "0")),
     "no discriminator": ("clip", ("--lambda_gan", "0", "--lambda_feat", "0")),
@@ -87,7 +87,7 @@ class DiffusionBenchmarkCommand:
     """Everything the command takes."""
 
     proof: DiffusionBenchmarkOptions = group(DiffusionBenchmarkOptions, "Proof")
-    source: SourceOptions = group(SourceOptions, "Cases")
+    source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")
     sampling: SamplingOptions = group(SamplingOptions, "Sampling")
     edit: EditOptions = group(EditOptions, "Editing")
@@ -98,8 +98,10 @@ class EffectsBenchmarkOptions:
     """What is run."""
 
     OUT: str = argument("Folder for cohorts, runs, results and figures.")
-    cells: tuple[str, ...] = flag(
-        (), f"A cell to run; may be repeated. Of: {', '.join(CELLS)}. [default: default]"
+    configurations: tuple[str, ...] = flag(
+        (),
+        f"A cell to run; may be repeated. Of: {', '.join(CONFIGURATIONS)}. [default: default]",
+        old_names=("cells",),
     )
     cases: int = flag(96, "Training cases.", low=2)
     test_cases: int = flag(6, "Test cases.", low=2)
@@ -243,9 +245,9 @@ class TilesBenchmarkOptions:
 class TilesBenchmarkCommand:
     """Everything the command takes."""
 
-    source: SourceOptions = group(SourceOptions, "Cases")
+    source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")
-    arms: ArmOptions = group(ArmOptions, "Text")
+    arms: InterventionOptions = group(InterventionOptions, "Text")
     tiles: TilesBenchmarkOptions = group(TilesBenchmarkOptions, "Tiles")
 
 

@@ -26,10 +26,10 @@ def check_train_options(options: TrainOptions) -> None:
             f"--hu_window is {low_high[0]:g},{low_high[1]:g}; the first must be below the second."
         )
     world = world_size()
-    if optim.batch_size % (world * optim.accumulate):
+    if optim.batch_size % (world * optim.gradient_accumulation):
         raise UserError(
             f"--batch_size is {optim.batch_size}; it must be a multiple of processes x "
-            f"--accumulate, {world} x {optim.accumulate}."
+            f"--gradient_accumulation, {world} x {optim.gradient_accumulation}."
         )
     if optim.max_steps == 0 and optim.niter + optim.niter_decay == 0:
         raise UserError("--niter, --niter_decay and --max_steps are all 0; give one of them.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from options.parser import argument, flag, group
-from options.test_options import ModelOptions, SourceOptions
+from options.test_options import CaseOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -27,5 +27,5 @@ class CompareCommand:
     """Everything the command takes."""
 
     compare: CompareOptions = group(CompareOptions, "Comparison")
-    source: SourceOptions = group(SourceOptions, "Cases")
+    source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Runs (all but --name)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from options.parser import argument, flag, group
-from options.test_options import ModelOptions, SourceOptions
+from options.test_options import CaseOptions, ModelOptions
 
 CONTROL_KINDS = ("shuffled", "empty", "noise")
 
@@ -28,5 +28,5 @@ class ControlCommand:
     """Everything the command takes."""
 
     controls: ControlOptions = group(ControlOptions, "Controls")
-    source: SourceOptions = group(SourceOptions, "Cases")
+    source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")

@@ -34,11 +34,12 @@ class DiffusionOptions:
         "without bound towards little noise (0: no limit).",
         low=0,
     )
-    pure_noise: float = flag(
+    terminal_prob: float = flag(
         0.2,
         "Share of training samples that are pure noise, where mask and text alone decide.",
         low=0,
         high=1,
+        old_names=("pure_noise",),
     )
     sigma_data: float = flag(
         0.0,

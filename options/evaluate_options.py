@@ -47,7 +47,7 @@ class SetOptions:
 
 
 @dataclass(frozen=True)
-class GridOptions:
+class ComparisonGridOptions:
     """The grid and window in which both are compared."""
 
     spacing: float = flag(
@@ -113,5 +113,5 @@ class EvaluateOptions:
     """Everything the command takes."""
 
     sets: SetOptions = group(SetOptions, "Sets")
-    grid: GridOptions = group(GridOptions, "Grid")
+    grid: ComparisonGridOptions = group(ComparisonGridOptions, "Grid")
     measure: MeasureOptions = group(MeasureOptions, "Measures")

@@ -27,6 +27,8 @@ def flag(
     choices: Sequence[Any] | None = None,
     low: float | None = None,
     high: float | None = None,
+    old_names: Sequence[str] = (),
+    old_values: Mapping[str, str] | None = None,
 ) -> Any:
     """A field that is a flag.
 
@@ -37,9 +39,19 @@ def flag(
         choices: The values allowed.
         low: Smallest value allowed (of every element of a tuple).
         high: Largest value allowed.
+        old_names: Earlier spellings: hidden flags, and names in the options of earlier runs.
+        old_values: Earlier spellings of its values, with today's.
     """
     return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high}
+        default=default,
+        metadata={
+            "help": help,
+            "choices": choices,
+            "low": low,
+            "high": high,
+            "old_names": tuple(old_names),
+            "old_values": dict(old_values or {}),
+        },
     )
 
 
@@ -145,14 +157,16 @@ def build(cls: type, description: str, presets: Presets | None = None) -> argpar
                 continue
             extra = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
             text = f"{meta['help']}{extra} [{_shown(field.default)}]".replace("%", "%%")
+            settings: dict[str, Any] = {"metavar": _metavar(hint)}
             if _unwrap(hint) is bool:
-                section.add_argument(
-                    f"--{field.name}", action=argparse.BooleanOptionalAction, help=text
-                )
+                settings = {"action": argparse.BooleanOptionalAction}
             elif _repeats(hint):
-                section.add_argument(f"--{field.name}", action="append", metavar="TEXT", help=text)
-            else:
-                section.add_argument(f"--{field.name}", metavar=_metavar(hint), help=text)
+                settings["action"] = "append"
+            section.add_argument(f"--{field.name}", help=text, **settings)
+            for old in meta["old_names"]:
+                section.add_argument(
+                    f"--{old}", dest=field.name, help=argparse.SUPPRESS, **settings
+                )
     return parser
 
 
@@ -212,7 +226,8 @@ def parse(
         values = vars(getattr(start, outer.name)).copy() if start is not None else {}
         for field in dataclasses.fields(group_cls):
             if field.name in given:
-                values[field.name] = _from_word(field.name, hints[field.name], given[field.name])
+                value = _from_word(field.name, hints[field.name], given[field.name])
+                values[field.name] = _current_value(field, value)
             elif field.name in preset:
                 values[field.name] = preset[field.name]
             if field.name in values:
@@ -230,6 +245,12 @@ def _from_word(name: str, hint: Any, word: Any) -> Any:
         return convert(hint, word)
     except ValueError as error:
         raise UserError(f"--{name} {error}.") from None
+
+
+def _current_value(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Today's spelling of a value."""
+    old_values = field.metadata.get("old_values", {})
+    return old_values.get(value, value) if isinstance(value, str) else value
 
 
 def to_dict(options: Any) -> dict[str, Any]:
@@ -257,21 +278,25 @@ def command_line(options: Any) -> dict[str, str]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
-    """The option class that `to_dict` wrote, JSON's lists made tuples again; unknown names raise
-    `UserError`.
+    """Return the option class that `to_dict` wrote, JSON's lists made tuples again.
+
+    Raises:
+        UserError: `source` holds an option that is unknown, also among earlier spellings.
     """
     made = {}
     for outer, group_cls in groups_of(cls):
-        known = {f.name for f in dataclasses.fields(group_cls)}
-        stored = dict(values.get(outer.name, {}))
-        unknown = sorted(set(stored) - known)
-        if unknown:
-            names = ", ".join(unknown)
+        fields = {f.name: f for f in dataclasses.fields(group_cls)}
+        renamed = {old: f.name for f in fields.values() for old in f.metadata.get("old_names", ())}
+        stored = {renamed.get(k, k): v for k, v in values.get(outer.name, {}).items()}
+        if unknown := sorted(set(stored) - set(fields)):
             raise UserError(
-                f"{source} holds options this version does not know: {names}. Use the version that "
-                "wrote it."
+                f"{source} holds options this version does not know: {', '.join(unknown)}. Use the "
+                "version that wrote it."
             )
         made[outer.name] = group_cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            **{
+                k: tuple(v) if isinstance(v, list) else _current_value(fields[k], v)
+                for k, v in stored.items()
+            }
         )
     return cls(**made)

@@ -9,7 +9,7 @@ from options.parser import flag, group
 
 
 @dataclass(frozen=True)
-class SourceOptions:
+class CaseOptions:
     """What is generated from."""
 
     dataroot: str = flag("", "Folder of the cohort; img/ may be absent.")
@@ -40,7 +40,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class ArmOptions:
+class InterventionOptions:
     """What is changed in a case's row."""
 
     set: tuple[str, ...] = flag(
@@ -68,9 +68,9 @@ class OutputOptions:
 class TestOptions:
     """All flags of test.py."""
 
-    source: SourceOptions = group(SourceOptions, "Cases")
+    source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")
-    arms: ArmOptions = group(ArmOptions, "Text")
+    arms: InterventionOptions = group(InterventionOptions, "Text")
     sampling: SamplingOptions = group(SamplingOptions, "Sampling of diffusion models")
     edit: EditOptions = group(EditOptions, "Editing of real scans")
     output: OutputOptions = group(OutputOptions, "Results")

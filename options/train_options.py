@@ -83,10 +83,11 @@ class GeneratorOptions:
         "background.",
         choices=("labels", "everywhere"),
     )
-    text_place: bool = flag(
+    text_position: bool = flag(
         True,
         "With --fusion_at output, tell the text's unit each voxel's label, place in the volume and "
         "depth in the mask.",
+        old_names=("text_place",),
     )
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(
@@ -124,17 +125,19 @@ class LossOptions:
     lambda_gan: float = flag(0.5, "Weight of the adversarial loss.", low=0)
     lambda_feat: float = flag(2.0, "Weight of discriminator feature matching.", low=0)
     lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
-    l1_smooth: float = flag(
+    smooth_l1_beta: float = flag(
         0.1,
         "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure "
         "absolute error.",
         low=0,
+        old_names=("l1_smooth",),
     )
-    l1_labels: float = flag(
+    label_weight: float = flag(
         8.0,
         "How many times an error counts in that loss where the mask has a label; 1 treats all "
         "voxels alike.",
         low=1,
+        old_names=("l1_labels",),
     )
     lambda_perceptual: float = flag(
         0.0, "Weight of the perceptual loss on slices of three planes.", low=0
@@ -149,8 +152,11 @@ class OptimOptions:
     """Optimisers, schedule, precision."""
 
     batch_size: int = flag(1, "Patches a step, over all processes.", low=1)
-    accumulate: int = flag(
-        1, "Parts that a step's batch is worked off in (gradient accumulation).", low=1
+    gradient_accumulation: int = flag(
+        1,
+        "Parts that a step's batch is worked off in (gradient accumulation).",
+        low=1,
+        old_names=("accumulate",),
     )
     lr: float = flag(2e-4, "Learning rate of the generator.", low=0)
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
@@ -159,7 +165,9 @@ class OptimOptions:
     )
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
     beta2: float = flag(0.999, "Adam's second decay rate.", low=0, high=1)
-    clip: float = flag(1.0, "Largest gradient norm (0: no clipping).", low=0)
+    grad_clip: float = flag(
+        1.0, "Largest gradient norm (0: no clipping).", low=0, old_names=("clip",)
+    )
     ema: float = flag(
         0.999,
         "Decay of the moving average of the generator that is tested (0: none).",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
 from data.patch_dataset import PatchDataset, loader
-from models.networks.autoencoder import Autoencoder, Description, build, description_file
+from models.networks.autoencoder import Autoencoder, AutoencoderConfig, build, description_file
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
 from options.base_options import TextOptions
 from util.cli import UserError, main_rank
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MEASURED = 16  # batches from which the latents' mean and SD, and the error, are taken
 
 
-def describe(options: AutoencoderCommand) -> Description:
+def describe(options: AutoencoderCommand) -> AutoencoderConfig:
     """What is built; raises `UserError` for patches that it cannot halve often enough."""
     o = options.autoencoder
     factor = 2 ** (len(o.channels) - 1)
@@ -53,7 +53,7 @@ def describe(options: AutoencoderCommand) -> Description:
         "with_encoder_nonlocal_attn": False,
         "with_decoder_nonlocal_attn": False,
     }
-    return Description("AutoencoderKL", config, options.data.hu_window, channel_norm=True)
+    return AutoencoderConfig("AutoencoderKL", config, options.data.hu_window, channel_norm=True)
 
 
 def batches(
@@ -124,10 +124,10 @@ def fit(
 @torch.no_grad()
 def measure(
     network: AutoencoderKL,
-    description: Description,
+    description: AutoencoderConfig,
     feed: Iterator[dict[str, Tensor]],
     device: torch.device,
-) -> tuple[Description, float]:
+) -> tuple[AutoencoderConfig, float]:
     """The description with the latents' mean and SD, and the mean absolute error in labelled
     voxels, HU.
     """
@@ -140,11 +140,11 @@ def measure(
     found = torch.cat(latents).float()
     low, high = description.hu_window
     mean, std = found.mean((0, 2, 3, 4)).tolist(), found.std((0, 2, 3, 4)).clamp_min(1e-6).tolist()
-    whole = Description(**{**asdict(description), "mean": tuple(mean), "std": tuple(std)})
+    whole = AutoencoderConfig(**{**asdict(description), "mean": tuple(mean), "std": tuple(std)})
     return whole, float(torch.cat(errors).mean()) * (high - low) / 2
 
 
-def save(network: AutoencoderKL, description: Description, out: Path) -> None:
+def save(network: AutoencoderKL, description: AutoencoderConfig, out: Path) -> None:
     """Writes both files, each whole or not at all; the weights come last."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ class Clip(nn.Module):
         """Embeddings `(N,C)` as `--text_mode phrases` makes them: the sum over phrases, each
         embedded by itself.
         """
-        bare = [[wording.bare(p) for p in prompt] for prompt in prompts]
+        bare = [[wording.strip_phrase(p) for p in prompt] for prompt in prompts]
         distinct = sorted({p for prompt in bare for p in prompt})
         holds = torch.tensor(
             [[prompt.count(p) for p in distinct] for prompt in bare], dtype=torch.float32

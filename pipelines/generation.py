@@ -20,35 +20,35 @@ from tqdm import tqdm
 from data.checks import check_known
 from data.cohort import Case, Cohort
 from data.text.counterfactuals import (
-    Arm,
-    Change,
-    check_change,
-    own_arm,
+    Intervention,
+    Variant,
+    check_intervention,
+    counterfactual_variants,
+    factual_variant,
     pairs,
-    parse_change,
-    varied_arms,
+    parse_intervention,
 )
 from data.text.prompts import (
     Prompt,
     Template,
     cohort_prompts,
     load_template,
+    phrase_columns,
     sentence,
     split_free_text,
-    told,
 )
-from data.volume_dataset import Whole, WholeVolumes
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import atomic, has_suffix, load, to_hu, write_like
-from models.editing import Editor, Scan
+from models.editing import Editor, EditScan
 from models.inference import LoadedRun, load_run
-from models.text.relevance import warn_of_silent
+from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
 from options.diffusion_options import EditOptions
 from options.parser import to_dict
 from options.test_options import TestOptions
 from pipelines.run_cohort import is_own, run_cohort
 from util import cli
-from util.cli import UserError, listing, safe_name
+from util.cli import UserError, format_list, safe_name
 from util.metrics.edit_metrics import edit_rows
 from util.metrics.effects import EFFECT_COLUMNS, effect_rows
 from util.metrics.fidelity import METRIC_COLUMNS, metric_rows
@@ -102,7 +102,7 @@ def data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
 
 
 @dataclass(frozen=True)
-class Test:
+class GenerationPlan:
     """The cases to generate and the changes to make."""
 
     run: LoadedRun
@@ -111,42 +111,44 @@ class Test:
     cases: Sequence[Case]
     template: Template
     written: Mapping[str, Prompt]  # prompts of the cohort's prompts.csv or of its rows
-    settings: Sequence[Change]
-    variations: Sequence[Change]
+    settings: Sequence[Intervention]
+    variations: Sequence[Intervention]
     free: str
     seed: int
     edit: EditOptions
     editor: Editor | None  # makes the cases' own scans again, with --edit_real
 
-    def arms(self, case: Case) -> tuple[Arm, list[list[Arm]]]:
+    def arms(self, case: Case) -> tuple[Variant, list[list[Variant]]]:
         """The arm of the case's own row (with `--set` and `--prompt`), and those of each
         `--vary`.
         """
         written = None if self.settings else self.written[case.id]
-        own, row = own_arm(case, self.template, self.settings, written, self.free)
-        return own, [varied_arms(row, self.template, change) for change in self.variations]
+        own, row = factual_variant(case, self.template, self.settings, written, self.free)
+        return own, [
+            counterfactual_variants(row, self.template, change) for change in self.variations
+        ]
 
-    def scan(self, whole: Whole) -> Scan | None:
+    def scan(self, whole: VolumeSample) -> EditScan | None:
         """The case's own scan, where that is to be edited."""
         if self.editor is None or whole.image is None:
             return None
         own = tuple(p.text for p in self.written[whole.case.id])
-        return Scan(whole.case.id, whole.image, whole.mask, whole.coords, own)
+        return EditScan(whole.case.id, whole.image, whole.mask, whole.coords, own)
 
-    def generate(self, whole: Whole, prompt: Prompt, scan: Scan | None = None) -> Hu:
+    def generate(self, whole: VolumeSample, prompt: Prompt, scan: EditScan | None = None) -> Hu:
         """`(X, Y, Z)` HU on the model's grid, without padding: new, or a scan with this text."""
         words = [p.text for p in prompt]
         if self.editor is not None and scan is not None:
             made = self.editor(scan, words)
         else:
-            made = self.run.sampler(whole.mask, whole.coords, whole.case.id, words)
+            made = self.run.generator(whole.mask, whole.coords, whole.case.id, words)
         return self.hu(whole, made)
 
-    def hu(self, whole: Whole, made: Tensor) -> Hu:  # (X, Y, Z) in [-1, 1]
+    def hu(self, whole: VolumeSample, made: Tensor) -> Hu:  # (X, Y, Z) in [-1, 1]
         return to_hu(whole.unpad(made.numpy()), self.data.hu_window)
 
 
-def open_test(options: TestOptions, run: LoadedRun) -> Test:
+def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
     """Checks cohort, splits and changes before anything is generated."""
     data, source, arms = data_options(options, run), options.source, options.arms
     trained_on = replace(data, dataroot=run.options.data.dataroot)
@@ -161,18 +163,18 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
     check_known(cohort.labels, run.labels, [case.mask for case in cases])
     editor = open_editor(options, run, cases)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
-    settings = [parse_change("--set", text, 1) for text in arms.set]
-    variations = [parse_change("--vary", text, 2) for text in arms.vary]
+    settings = [parse_intervention("--set", text, 1) for text in arms.set]
+    variations = [parse_intervention("--vary", text, 2) for text in arms.vary]
     rows = [case.row for case in cohort.cases]
     for flag, changes in (("--set", settings), ("--vary", variations)):
         for change in changes:
-            check_change(flag, change, template, rows)
+            check_intervention(flag, change, template, rows)
             if change.column not in run.state["columns"]:
                 raise UserError(
                     f"{flag}: the run {run.folder.name} was trained without the column "
                     f"{change.column!r}."
                 )
-    test = Test(
+    test = GenerationPlan(
         run,
         data,
         cohort,
@@ -188,9 +190,13 @@ def open_test(options: TestOptions, run: LoadedRun) -> Test:
     )
     for case in cases:  # a text that cannot be made or encoded is known before anything is written
         own, varied = test.arms(case)
-        run.sampler.encoder.encode([[p.text for p in arm.prompt] for arm in (own, *chain(*varied))])
-    warn_of_silent(
-        run.sampler.encoder, told(test.written.values()), [change.column for change in variations]
+        run.generator.encoder.encode(
+            [[p.text for p in arm.prompt] for arm in (own, *chain(*varied))]
+        )
+    warn_low_relevance(
+        run.generator.encoder,
+        phrase_columns(test.written.values()),
+        [change.column for change in variations],
     )
     return test
 
@@ -202,16 +208,16 @@ def open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) -> 
     if missing := [case.id for case in cases if case.image is None]:
         raise UserError(
             "--edit_real changes the patients' own scans, and these cases have none: "
-            f"{listing(missing)}. Put them into {Path(options.source.dataroot) / 'img'}, or leave "
+            f"{format_list(missing)}. Put them into {Path(options.source.dataroot) / 'img'}, or leave "
             "--edit_real out."
         )
-    return Editor(run.sampler, options.edit.edit_strength)
+    return Editor(run.generator, options.edit.edit_strength)
 
 
 class Writer:
     """Writes a case's volumes and collects the rows of the tables and the panels of the page."""
 
-    def __init__(self, folder: Path, whole: Whole, test: Test) -> None:
+    def __init__(self, folder: Path, whole: VolumeSample, test: GenerationPlan) -> None:
         self.folder, self.whole, self.test = folder, whole, test
         self.volumes: list[Row] = []
         self.panels: list[Panel] = []
@@ -244,8 +250,8 @@ class Writer:
         return Panel(title, kind, array, voxel_sizes(self.whole.affine), file)
 
 
-def run_case(
-    test: Test, whole: Whole, folder: Path, page: ResultsPage | None
+def generate_case(
+    test: GenerationPlan, whole: VolumeSample, folder: Path, page: ResultsPage | None
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """Generates all arms of a case; returns its rows of volumes.csv, effects.csv and
     metrics.csv.
@@ -322,12 +328,12 @@ def run_case(
 
 
 def edit_metrics(
-    test: Test,
-    whole: Whole,
-    scan: Scan,
+    test: GenerationPlan,
+    whole: VolumeSample,
+    scan: EditScan,
     real: Hu,
     where: Mapping[str, NDArray[np.bool_]],
-    arms: Iterable[Arm],
+    arms: Iterable[Variant],
 ) -> list[Row]:
     """Rows of metrics.csv that tell how well a scan was edited."""
     assert test.editor is not None
@@ -341,7 +347,7 @@ def edit_metrics(
     )
 
 
-def _notes(what: str, arm: Arm) -> list[str]:
+def _notes(what: str, arm: Variant) -> list[str]:
     return (
         [f"{what}: {', '.join(arm.dropped)} left the text, as it would contradict."]
         if arm.dropped
@@ -382,15 +388,15 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None
         writer.writerows(rows)
 
 
-def _each(wholes: WholeVolumes) -> Iterator[Whole]:
+def _each(wholes: VolumeDataset) -> Iterator[VolumeSample]:
     return (wholes[i] for i in range(len(wholes)))
 
 
-def test_cohort(options: TestOptions) -> Path:
+def generate_cohort(options: TestOptions) -> Path:
     """Generates every case of a split; returns the results folder."""
     folder = results_folder(options)
     run = open_run(options)
-    test = open_test(options, run)
+    test = open_plan(options, run)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -400,8 +406,8 @@ def test_cohort(options: TestOptions) -> Path:
     )
     title = f"{run.folder.name}: {options.source.split}, {options.model.which_epoch} (step {run.state['step']})"
     page = ResultsPage(folder, title, run.options.data.hu_window) if options.output.page else None
-    least, multiple = run.options.patch.patch_size, [run.sampler.model.size_multiple] * 3
-    wholes = WholeVolumes(test.cases, run.labels, test.data, least, multiple)
+    least, multiple = run.options.patch.patch_size, [run.generator.model.size_multiple] * 3
+    wholes = VolumeDataset(test.cases, run.labels, test.data, least, multiple)
     tables: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
     for whole in tqdm(
         _each(wholes),
@@ -410,7 +416,7 @@ def test_cohort(options: TestOptions) -> Path:
         unit="case",
         disable=not cli.main_rank(),
     ):
-        for table, rows in zip(tables, run_case(test, whole, folder, page), strict=True):
+        for table, rows in zip(tables, generate_case(test, whole, folder, page), strict=True):
             table += rows
     names = (
         ("volumes.csv", VOLUME_COLUMNS),
@@ -429,7 +435,7 @@ def test_cohort(options: TestOptions) -> Path:
     return folder
 
 
-def test_mask(options: TestOptions) -> Path:
+def generate_from_mask(options: TestOptions) -> Path:
     """One volume from one mask and a text; returns the file."""
     source, out = options.source, Path(options.source.out)
     if not source.out or not has_suffix(out.name) or not out.name.endswith((".nii", ".nii.gz")):
@@ -445,9 +451,9 @@ def test_mask(options: TestOptions) -> Path:
     run = open_run(options)
     load(source.mask)  # its errors come before the network's work
     case = Case(Path(source.mask).name, None, Path(source.mask), {})
-    least, multiple = run.options.patch.patch_size, [run.sampler.model.size_multiple] * 3
-    whole = WholeVolumes([case], run.labels, data_options(options, run), least, multiple)[0]
-    made = run.sampler(
+    least, multiple = run.options.patch.patch_size, [run.generator.model.size_multiple] * 3
+    whole = VolumeDataset([case], run.labels, data_options(options, run), least, multiple)[0]
+    made = run.generator(
         whole.mask, whole.coords, case.id, [p.text for p in split_free_text(options.arms.prompt)]
     )
     out.parent.mkdir(parents=True, exist_ok=True)

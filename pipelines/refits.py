@@ -25,7 +25,7 @@ from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
 from pipelines.atlas.attributes import dependants
 from util import cli
-from util.cli import UserError, listing, safe_name
+from util.cli import UserError, format_list, safe_name
 from util.training import checkpoint, runs
 from util.training.checkpoint import read_json, write_json
 
@@ -117,7 +117,7 @@ def permuted_columns(origin: Origin, named: Sequence[str]) -> tuple[str, ...]:
     if strange := [c for c in named if c not in there]:
         raise UserError(
             f"--permute: the run {origin.folder.name} knows no column {strange[0]!r}; it has: "
-            f"{listing(there, 40)}."
+            f"{format_list(there, 40)}."
         )
     if (Path(data.dataroot) / PROMPTS_FILE).is_file():
         raise UserError(
@@ -288,6 +288,6 @@ def records(folder: Path) -> list[Mapping[str, Any]]:
     if stale := [r["name"] for r in found if r["run_step"] != step]:
         log.warning(
             "Refits of another state of the run are not used: %s. Run scripts/refit.py again.",
-            listing(stale),
+            format_list(stale),
         )
     return [r for r in found if r["run_step"] == step]

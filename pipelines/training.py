@@ -23,12 +23,24 @@ from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_means
 from data.patch_dataset import PatchDataset, loader
 from data.splits import run_splits, save_splits
-from data.text.counterfactuals import Change, check_change, parse_change, varied_arms
-from data.text.prompts import Prompt, Template, cohort_prompts, load_template, sentence, told
-from data.volume_dataset import Whole, WholeVolumes
+from data.text.counterfactuals import (
+    Intervention,
+    check_intervention,
+    counterfactual_variants,
+    parse_intervention,
+)
+from data.text.prompts import (
+    Prompt,
+    Template,
+    cohort_prompts,
+    load_template,
+    phrase_columns,
+    sentence,
+)
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import to_hu
 from models.base_model import MODELS, GenerativeModel
-from models.inference import TEXT_PART, Sampler
+from models.inference import TEXT_PART, VolumeGenerator
 from models.sliding_window import SlidingWindow
 from models.text import relevance
 from models.text.base_encoder import TextEmbedding, TextEncoder
@@ -39,7 +51,7 @@ from options.clip_options import ClipOptions
 from options.parser import command_line, to_dict
 from options.train_options import TrainOptions
 from pipelines.clip_pretraining import pretrain
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 from util.training import checkpoint, runs
 from util.training.monitor import WEB, Monitor
 from util.training.trainer import Trainer
@@ -50,7 +62,7 @@ log = logging.getLogger(__name__)
 DRY_CASES = 4  # of the training cases, for the steps of --dry_run
 
 
-def with_own_clip(options: TrainOptions, folder: Path) -> TrainOptions:
+def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
     """With `--text_encoder cohort`: the options with the cohort's own CLIP, pre-trained beside the
     run if need be.
     """
@@ -95,9 +107,9 @@ class Study:
         return {case: [p.text for p in prompt] for case, prompt in self.prompts.items()}
 
 
-def followed(options: TrainOptions) -> list[Change]:
+def tracked_interventions(options: TrainOptions) -> list[Intervention]:
     """The attribute of `--val_effect`, if one is given."""
-    return [parse_change("--val_effect", text, 2) for text in options.run.val_effect]
+    return [parse_intervention("--val_effect", text, 2) for text in options.run.val_effect]
 
 
 def open_study(options: TrainOptions, cache: Path | None, check: bool = True) -> Study:
@@ -113,15 +125,15 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
         options.data.template, cohort.columns, options.data.key_column, options.data.patient_column
     )
     study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
-    for change in followed(options):
-        check_change(
+    for change in tracked_interventions(options):
+        check_intervention(
             "--val_effect", change, template, [case.row for case in cohort.cases], seen=True
         )
     encoder.fit([study.phrases[case.id] for case in cohort.split("train")])
     return study
 
 
-def weighed(options: TrainOptions, study: Study, cache: Path) -> Study:
+def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Study:
     """With `--text_relevance`: phrases and cases weighed by what the training scans can tell (see
     `models.text.relevance`).
     """
@@ -132,12 +144,12 @@ def weighed(options: TrainOptions, study: Study, cache: Path) -> Study:
         or len(cases) > relevance.MOST
     ):
         return study
-    said = told(study.prompts[case.id] for case in cases)
-    weights = relevance.weigh(study.encoder, said, lung_means(cases, options.data, cache))
+    said = phrase_columns(study.prompts[case.id] for case in cases)
+    weights = relevance.apply_relevance(study.encoder, said, lung_means(cases, options.data, cache))
     return replace(study, weights={case.id: w for case, w in zip(cases, weights, strict=True)})
 
 
-def as_begun(study: Study, place: Path) -> Study:
+def restore_study(study: Study, place: Path) -> Study:
     """The study as it was when the run began: labels, splits, and what the encoder learned from the
     training prompts.
 
@@ -152,7 +164,7 @@ def as_begun(study: Study, place: Path) -> Study:
     splits = run_splits(place.parent / runs.SPLITS_FILE, cohort.root) or cohort.splits
     if gone := sorted(set(splits["train"]) - {case.id for case in cohort.cases}):
         raise UserError(
-            f"--dataroot {cohort.root} lacks cases that the run was trained on: {listing(gone)}."
+            f"--dataroot {cohort.root} lacks cases that the run was trained on: {format_list(gone)}."
         )
     return replace(
         study,
@@ -182,7 +194,7 @@ def make_dataset(
 
 
 def validation_cases(
-    options: TrainOptions, study: Study, sampler: Sampler
+    options: TrainOptions, study: Study, sampler: VolumeGenerator
 ) -> Iterator[ValidationCase]:
     """The first `--val_cases` cases of the validation split, or of the training split where there
     is none.
@@ -192,7 +204,7 @@ def validation_cases(
         log.warning("The cohort has no validation cases; training cases are looked at instead.")
     cases = study.cohort.split(split)[: options.run.val_cases]
     multiple = [sampler.model.size_multiple] * 3
-    wholes = WholeVolumes(
+    wholes = VolumeDataset(
         cases, study.cohort.labels, options.data, options.patch.patch_size, multiple
     )
     for whole in (wholes[i] for i in range(len(wholes))):
@@ -200,14 +212,14 @@ def validation_cases(
         prompt = study.prompts[whole.case.id]
         arms = [
             arm
-            for c in followed(options)
-            for arm in varied_arms(whole.case.row, study.template, c)[:2]
+            for c in tracked_interventions(options)
+            for arm in counterfactual_variants(whole.case.row, study.template, c)[:2]
         ]
         study.encoder.encode(
             [[p.text for p in said] for said in (prompt, *(arm.prompt for arm in arms))]
         )  # or say why not
 
-        def generate(prompt: Prompt, whole: Whole = whole) -> NDArray[np.floating]:
+        def generate(prompt: Prompt, whole: VolumeSample = whole) -> NDArray[np.floating]:
             made = sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
             return to_hu(whole.unpad(made.numpy()), options.data.hu_window)
 
@@ -230,7 +242,7 @@ def make_validation(
     be followed.
     """
     window = SlidingWindow(options.patch.patch_size, model.size_multiple)
-    sampler = Sampler(
+    sampler = VolumeGenerator(
         model,
         trainer.generating_network(),
         study.encoder,
@@ -259,9 +271,9 @@ def make_trainer(
         constant_steps=constant,
         steps_per_epoch=per_epoch,
         betas=(optim.beta1, optim.beta2),
-        clip=optim.clip,
+        grad_clip=optim.grad_clip,
         ema=optim.ema,
-        accumulate=optim.accumulate,
+        gradient_accumulation=optim.gradient_accumulation,
         seed=options.run.seed,
         channels_last=optim.channels_last,
         compiled=optim.compile,
@@ -271,7 +283,7 @@ def make_trainer(
 def batches(options: TrainOptions, dataset: PatchDataset, trainer: Trainer) -> Any:
     """This process's batches from the trainer's step to its last."""
     optim, accelerator = options.optim, trainer.accelerator
-    part = optim.batch_size // (accelerator.num_processes * optim.accumulate)
+    part = optim.batch_size // (accelerator.num_processes * optim.gradient_accumulation)
     return loader(
         dataset,
         trainer.step * optim.batch_size,

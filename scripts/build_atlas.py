@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.atlas_options import DiscoverCommand
 from options.parser import parse
-from pipelines.atlas.run import discover
+from pipelines.atlas.run import build_atlas
 from util import cli
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parses the command line and makes the atlas."""
-    discover(parse(DiscoverCommand, (__doc__ or "").splitlines()[0]))
+    build_atlas(parse(DiscoverCommand, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

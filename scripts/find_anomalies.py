@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.anomaly_options import AnomalyCommand
 from options.parser import parse
-from pipelines.anomaly.run import unusual
+from pipelines.anomaly.run import find_anomalies
 from util import cli
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    unusual(parse(AnomalyCommand, (__doc__ or "").splitlines()[0]))
+    find_anomalies(parse(AnomalyCommand, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

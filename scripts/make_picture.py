@@ -16,7 +16,7 @@ from nibabel.affines import voxel_sizes
 from data.volumes import load
 from options.parser import parse
 from options.picture_options import PictureCommand
-from util.cli import UserError, listing, run
+from util.cli import UserError, format_list, run
 from util.web.figures import Panel, save_slices_png
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def main() -> None:
     if not own:
         raise UserError(
             f"--case {case!r} is not in {table}; it has: "
-            f"{listing(sorted({r['case'] for r in rows}))}."
+            f"{format_list(sorted({r['case'] for r in rows}))}."
         )
     column = o.column or next((r["column"] for r in own if r["kind"] == "varied"), "")
     chosen = [r for r in own if r["kind"] == "own" or r["column"] == column]

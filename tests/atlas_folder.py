@@ -14,14 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.atlas import files as report
-from pipelines.atlas.statistics.contrasts import Attribute, contrasts_of
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.findings import FINDING_COLUMNS, TEST_COLUMNS
 from pipelines.atlas.statistics.population import FRAME
 from pipelines.atlas.statistics.tables import contrast_frame
 
 CASE, SHAPE, SPACING = "patient <1>", (24, 20, 18), (8.0, 8.0, 12.0)
-DIAGNOSIS = Attribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF", "CTD-ILD"), {}, "")
-AGE = Attribute("AGE", "demographic", "number", ("45", "80"), {}, "years")
+DIAGNOSIS = AtlasAttribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF", "CTD-ILD"), {}, "")
+AGE = AtlasAttribute("AGE", "demographic", "number", ("45", "80"), {}, "years")
 CONTRASTS = [c for a in (DIAGNOSIS, AGE) for c in contrasts_of(a)]
 LOWER_HU, AGE_HU = 50.0, -20.0  # IPF in the lower thirds; all of both lungs from 45 to 80 years
 SENTENCE = "IPF against HP: -4.0 HU in both lungs; the real scans cannot tell. Not judged: too few."

@@ -7,7 +7,7 @@ import pytest
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Phrase, load_template
 from pipelines.atlas.attributes import attribute_arms, choose, classify, covariate, quantiles
-from pipelines.atlas.statistics.contrasts import Attribute
+from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from util.cli import UserError
 
 
@@ -26,13 +26,15 @@ def test_kinds_and_references() -> None:
         D=["x", "y"] * 6,
     )
     a, b, c = (classify(template, made, name) for name in "ABC")
-    assert isinstance(a, Attribute) and a.kind == "category" and a.values == ("No", "Yes")
+    assert isinstance(a, AtlasAttribute) and a.kind == "category" and a.values == ("No", "Yes")
     assert (
-        isinstance(b, Attribute) and b.kind == "number" and b.values == ("1", "3", "6", "8", "10")
+        isinstance(b, AtlasAttribute)
+        and b.kind == "number"
+        and b.values == ("1", "3", "6", "8", "10")
     )
-    assert isinstance(c, Attribute) and c.kind == "category"
+    assert isinstance(c, AtlasAttribute) and c.kind == "category"
     d = classify(template, made, "D", "y")
-    assert isinstance(d, Attribute) and d.reference == "y"
+    assert isinstance(d, AtlasAttribute) and d.reference == "y"
     assert quantiles(["1", "2"], {"1": 5, "2": 5}) == ("1", "2")
     chosen, left = choose(template, made, list("ABCD"), ["A"], list("ABCD"), {})
     assert [x.column for x in chosen] == ["A"] and left == dict.fromkeys("BCD", "not asked for")
@@ -97,17 +99,17 @@ def test_roles_by_name(column: str, role: str) -> None:
 def test_what_was_not_reported_is_not_known() -> None:
     template = load_template("auto")
     found = classify(template, rows(A=["Not reported"] * 9 + ["Yes", "No"] * 9), "A")
-    assert isinstance(found, Attribute) and found.values == ("No", "Yes")
+    assert isinstance(found, AtlasAttribute) and found.values == ("No", "Yes")
 
 
 def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
     template = load_template("aiib23")
-    packs = Attribute("PACK-YEARS", "exposure", "number", ("10", "40"), {"10": 5, "40": 5})
+    packs = AtlasAttribute("PACK-YEARS", "exposure", "number", ("10", "40"), {"10": 5, "40": 5})
     row = {"SMOKING HISTORY": "Never smoker", "PACK-YEARS": "", "AGE": "60"}
     assert attribute_arms(template, row, packs) == []
     arms = attribute_arms(template, {**row, "SMOKING HISTORY": "Ex smoker"}, packs)
     assert [arm.value for arm in arms] == ["10", "40"]
-    smoking = Attribute(
+    smoking = AtlasAttribute(
         "SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {}
     )
     arms = attribute_arms(template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking)

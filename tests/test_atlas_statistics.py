@@ -16,18 +16,20 @@ from pipelines.atlas import files as report
 from pipelines.atlas.pages.plots import agreement_plot
 from pipelines.atlas.statistics import cautions, findings, intervals, sentences
 from pipelines.atlas.statistics.cautions import Caution
-from pipelines.atlas.statistics.contrasts import Attribute, Contrast, contrasts_of
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
 from pipelines.atlas.statistics.findings import agreement, false_discovery, judge, summarise
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
 
 LEVELS = ("Never", "Ex", "Current")
-SMOKING = Attribute("SMOKING", "exposure", "category", LEVELS, dict.fromkeys(LEVELS, 50))
-AGE = Attribute(
+SMOKING = AtlasAttribute("SMOKING", "exposure", "category", LEVELS, dict.fromkeys(LEVELS, 50))
+AGE = AtlasAttribute(
     "AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years"
 )
-DIAGNOSIS = Attribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF"), {"HP": 75, "IPF": 75})
-OUTCOME = Attribute("DEAD", "outcome", "category", ("No", "Yes"), {"No": 75, "Yes": 75})
-KERNEL = Attribute(
+DIAGNOSIS = AtlasAttribute(
+    "DIAGNOSIS", "exposure", "category", ("HP", "IPF"), {"HP": 75, "IPF": 75}
+)
+OUTCOME = AtlasAttribute("DEAD", "outcome", "category", ("No", "Yes"), {"No": 75, "Yes": 75})
+KERNEL = AtlasAttribute(
     "KERNEL", "acquisition", "category", ("soft", "sharp"), {"soft": 75, "sharp": 75}
 )
 EVERY = {a.column: a for a in (SMOKING, AGE, DIAGNOSIS, OUTCOME, KERNEL)}
@@ -159,9 +161,10 @@ def test_a_thinner_adjustment_does_not_save_what_cannot_be_told_apart() -> None:
     data.table["SUM"] = sum(parts.values()).astype(str)  # type: ignore[union-attr]
     for name, values in parts.items():
         data.table[name] = np.where(values, "Yes", "No")
-    attribute = Attribute("SUM", "exposure", "number", ("0", "1", "2", "3"), {"1": 120})
+    attribute = AtlasAttribute("SUM", "exposure", "number", ("0", "1", "2", "3"), {"1": 120})
     risks = {
-        n: Attribute(n, "exposure", "category", ("No", "Yes"), {"No": 60, "Yes": 60}) for n in parts
+        n: AtlasAttribute(n, "exposure", "category", ("No", "Yes"), {"No": 60, "Yes": 60})
+        for n in parts
     }
     roles = Roles({"AGE": AGE, "SUM": attribute, **risks}, frozenset(), "DIAGNOSIS")
     real = estimates(data, contrasts_of(attribute), roles)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.atlas.statistics.contrasts import Attribute, contrasts_of
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.planted import planted_share, spike_rows
 from pipelines.atlas.statistics.population import FRAME, LungFrame, PopulationMaps
 from pipelines.atlas.statistics.regional import Regions, find_vessels
 
-AGE = Attribute(
+AGE = AtlasAttribute(
     "AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years"
 )
 

@@ -93,7 +93,7 @@ def test_a_tied_cohort_has_a_regression_of_its_own() -> None:
 
 def test_small_version_end_to_end(tmp_path: Path) -> None:
     words = [
-        "--cells",
+        "--configurations",
         "default",
         "--cases",
         "10",
@@ -124,5 +124,5 @@ def test_small_version_end_to_end(tmp_path: Path) -> None:
 
 
 def test_unknown_cell(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--cells is 'nothing'.*default"):
-        benchmark.main([str(tmp_path), "--cells", "nothing"])
+    with pytest.raises(UserError, match=r"--configurations is 'nothing'.*default"):
+        benchmark.main([str(tmp_path), "--configurations", "nothing"])

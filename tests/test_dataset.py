@@ -19,7 +19,7 @@ from data.cache import Prepared, prepare
 from data.cohort import Case
 from data.geometry import coordinate_grid
 from data.patch_dataset import Batch, PatchDataset, loader
-from data.volume_dataset import WholeVolumes, padded_size
+from data.volume_dataset import VolumeDataset, padded_size
 from data.volumes import load, to_unit, write_like
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError
@@ -65,12 +65,12 @@ def dataset(
     seed: int = 0,
     data: DataOptions | None = None,
     text: TextOptions | None = None,
-    lung_share: float = 0.8,
+    lung_patch_prob: float = 0.8,
     augment: float = 0,
 ) -> PatchDataset:
     """A dataset of the cases, small patches, without dropout unless said."""
     prompts = {case.id: PROMPTS.get(case.id, ["age"]) for case in cases}
-    patch = PatchOptions(patch_size=size, lung_share=lung_share, augment=augment)
+    patch = PatchOptions(patch_size=size, lung_patch_prob=lung_patch_prob, augment=augment)
     text = text or TextOptions(attribute_dropout=0)
     return PatchDataset(
         cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed, noise_channels=2
@@ -128,8 +128,8 @@ def test_lung_share(cases: list[Case], tmp_path: Path) -> None:
     otherwise.
     """
 
-    def share(lung_share: float) -> float:
-        patches = dataset(cases, tmp_path / "cache", (3, 3, 3), lung_share=lung_share)
+    def share(lung_patch_prob: float) -> float:
+        patches = dataset(cases, tmp_path / "cache", (3, 3, 3), lung_patch_prob=lung_patch_prob)
         return float(np.mean([patches[k]["mask"][1:3, 1, 1, 1].sum() for k in range(150)]))
 
     assert share(1.0) > 0.95  # but for the rim, where a patch is moved inside
@@ -138,7 +138,7 @@ def test_lung_share(cases: list[Case], tmp_path: Path) -> None:
 
 def test_an_empty_mask_ends(tmp_path: Path) -> None:
     case = make_case(tmp_path / "cohort", "e", empty=True)
-    patches = dataset([case], tmp_path / "cache", lung_share=1)
+    patches = dataset([case], tmp_path / "cache", lung_patch_prob=1)
     assert (
         patches[0]["mask"][0].all()
         and len({float(patches[k]["coords"].sum()) for k in range(20)}) > 5
@@ -147,7 +147,7 @@ def test_an_empty_mask_ends(tmp_path: Path) -> None:
         [make_case(tmp_path / "cohort", "n")],
         tmp_path / "c2",
         (1, 1, 1),
-        lung_share=1,
+        lung_patch_prob=1,
         data=DataOptions(lung_labels=(8, 9)),
     )  # no such label: any structure will do
     assert all(no_lung[k]["mask"][1:].any() for k in range(20))
@@ -222,10 +222,10 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         dataset(cases, tmp_path / "cache")
     with pytest.raises(UserError, match=message):
-        WholeVolumes(cases, LABELS, DataOptions())[2]
+        VolumeDataset(cases, LABELS, DataOptions())[2]
     write_like(path, labels * 0.5, path, np.float32)
     with pytest.raises(UserError, match=r"c2\.nii\.gz holds values that are no whole labels"):
-        WholeVolumes(cases, LABELS, DataOptions())[2]
+        VolumeDataset(cases, LABELS, DataOptions())[2]
 
 
 # --- loader ---------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_two_processes_may_prepare_the_same_case(
 
 
 def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
-    whole = WholeVolumes(cases, LABELS, DataOptions(), least=(32, 8, 8), multiple=(8, 8, 8))[0]
+    whole = VolumeDataset(cases, LABELS, DataOptions(), least=(32, 8, 8), multiple=(8, 8, 8))[0]
     assert whole.image is not None
     assert whole.image.shape == (1, 32, 24, 16) and whole.mask.shape == (4, 32, 24, 16) == (
         4,
@@ -359,7 +359,7 @@ def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
 
 def test_whole_volumes_of_masks_alone_at_another_spacing(cases: list[Case]) -> None:
     alone = replace(cases[0], image=None)
-    whole = WholeVolumes([alone], LABELS, DataOptions(spacing=(3, 3, 4)), (16, 16, 16))[0]
+    whole = VolumeDataset([alone], LABELS, DataOptions(spacing=(3, 3, 4)), (16, 16, 16))[0]
     assert (
         whole.image is None
         and whole.labels.shape == (12, 10, 8)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base_model import MODELS
-from models.diffusion_model import DiffusionModel, keep, repeat, uniform
+from models.diffusion_model import DiffusionModel, mask_text, repeat, uniform
 from models.networks.denoiser import Denoiser
 from models.sliding_window import SlidingWindow
 from options.diffusion_options import DiffusionOptions, SamplingOptions
@@ -54,7 +54,7 @@ def test_draws_follow_from_the_sample_and_are_uniform() -> None:
 
 def test_text_is_kept_or_left_out_a_prompt_each() -> None:
     said = text(3)
-    kept = keep(said, torch.tensor([True, False, True]))
+    kept = mask_text(said, torch.tensor([True, False, True]))
     empty = nothing_known(1)
     assert (
         torch.equal(kept.pooled[1], empty.pooled[0])
@@ -156,7 +156,7 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
     assert {"diffusion", "latent_diffusion"} <= set(MODELS.names())
     built = model()
     assert built.sampling == SamplingOptions("euler", 30, 0.2, 1.0, 1.0)
-    built.use(SamplingOptions(sampling_steps=7))
+    built.set_sampling(SamplingOptions(sampling_steps=7))
     assert built.sampling.sampling_steps == 7 and built.sampling.sampler == "euler"
     for wrong, flag in (
         ({"sampler": "ddim"}, "--sampler is ddim"),
@@ -164,9 +164,9 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
         ({"guidance_mask": 2.0}, "--guidance_mask is 2"),
     ):
         with pytest.raises(UserError, match=flag):
-            built.use(SamplingOptions(**wrong))  # type: ignore[arg-type]
+            built.set_sampling(SamplingOptions(**wrong))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--text_dropout 0"):
-        model(text_dropout=0.0).use(SamplingOptions(guidance=2.0))
+        model(text_dropout=0.0).set_sampling(SamplingOptions(guidance=2.0))
     assert model(diffusion_target="v").sampling.sampler == "ddim"
     with pytest.raises(UserError, match="--autoencoder"):
         model(autoencoder="file")
@@ -174,9 +174,9 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
 
 def test_the_gan_takes_neither_sampling_nor_editing() -> None:
     gan = MODELS["pix2pixhd"](train_options(), LABELS, WIDTH, training=False)
-    gan.use(SamplingOptions())
+    gan.set_sampling(SamplingOptions())
     with pytest.raises(UserError, match="--guidance"):
-        gan.use(SamplingOptions(guidance=2.0))
+        gan.set_sampling(SamplingOptions(guidance=2.0))
     with pytest.raises(UserError, match="--edit_real"):
         gan.check_editing()
 
@@ -192,7 +192,7 @@ def test_generation_is_a_function_of_its_noise(target: str) -> None:
     built = model(diffusion_target=target, zero_snr=target != "noise")
     wake(built.raw["G"])
     for sampler in ("euler", "heun") if target == "flow" else ("ddim", "ddpm"):
-        built.use(SamplingOptions(sampler=sampler, sampling_steps=4))
+        built.set_sampling(SamplingOptions(sampler=sampler, sampling_steps=4))
         one, two = generate(built), generate(built)
         assert torch.equal(one, two) and one.shape == (1, 1, 16, 16, 16) and one.abs().max() <= 1
         assert torch.isfinite(one).all()
@@ -207,7 +207,7 @@ def test_guidance_exaggerates_what_text_does() -> None:
         for mask, words in ((1, said), (1, nothing_known(1)), (0, nothing_known(1)))
     )
     for text_scale, mask_scale in ((1.0, 1.0), (3.0, 1.0), (0.0, 1.0), (2.0, 1.5)):
-        built.use(SamplingOptions(guidance=text_scale, guidance_mask=mask_scale))
+        built.set_sampling(SamplingOptions(guidance=text_scale, guidance_mask=mask_scale))
         found = built._guided(
             built.raw["G"], made["noise"], level, made["mask"], made["coords"], said
         )
@@ -218,7 +218,7 @@ def test_guidance_exaggerates_what_text_does() -> None:
 def test_windows_inside_each_step_agree_with_the_whole() -> None:
     """Tiles that are each sampled to the end, and blended then, differ more."""
     built, made = model(n_blocks_global=0), batch(options(), 1, (48, 8, 8))
-    built.use(SamplingOptions(sampling_steps=5))
+    built.set_sampling(SamplingOptions(sampling_steps=5))
     window = SlidingWindow((16, 8, 8), built.size_multiple)
 
     def whole(tiler: Any, mask: Tensor, coords: Tensor, noise: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def test_windows_inside_each_step_agree_with_the_whole() -> None:
 
 def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() -> None:
     built = model(text_region="everywhere")
-    built.use(SamplingOptions(sampling_steps=10))
+    built.set_sampling(SamplingOptions(sampling_steps=10))
     network, tiler = wake(built.raw["G"]), SlidingWindow((), built.size_multiple)
     made = batch(options(), 1)
     image, where, own, other = (
@@ -263,7 +263,7 @@ def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() ->
             assert (again - image).abs().mean() < 0.01
             assert (edited - image).abs().mean() > 3 * (again - image).abs().mean()
     built = model(diffusion_target="v")
-    built.use(SamplingOptions(sampler="ddpm"))
+    built.set_sampling(SamplingOptions(sampler="ddpm"))
     with pytest.raises(UserError, match="--sampler ddpm"):
         built.check_editing()
 
@@ -295,7 +295,7 @@ def test_training_finds_an_effect_of_text() -> None:
             of(sign),
             update,
         )
-    built.use(SamplingOptions(sampling_steps=10))
+    built.set_sampling(SamplingOptions(sampling_steps=10))
     effect = (
         generate(built, said=of(torch.ones(1))) - generate(built, said=of(-torch.ones(1)))
     ).mean()

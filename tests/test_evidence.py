@@ -12,8 +12,20 @@ from scipy import linalg
 from pipelines.evaluation.density import density_figures, lung_density
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.diversity import diversity_figures, ms_ssim
-from pipelines.evaluation.floors import Draws, Figure, bootstrap_mean, centred_interval, with_floor
-from pipelines.evaluation.measured import HU_BINS, PLANES, REGION_FIGURES, REGIONS, Measured
+from pipelines.evaluation.floors import (
+    Metric,
+    ResamplingPlan,
+    bootstrap_mean,
+    centred_interval,
+    with_baseline,
+)
+from pipelines.evaluation.measured import (
+    HU_BINS,
+    PLANES,
+    REGION_FIGURES,
+    REGIONS,
+    VolumeMeasurements,
+)
 from pipelines.evaluation.memorisation import CopyCheck, copy_threshold, leave_one_out
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.page import reading
@@ -27,11 +39,11 @@ RNG = np.random.default_rng(0)
 
 def measured(
     case: str, rng: np.random.Generator, move: float = 0.0, mean: float = -850.0
-) -> Measured:
+) -> VolumeMeasurements:
     """A volume of random features, all moved by `move`, with lungs around `mean` HU."""
     hu = rng.normal(mean, 40, 3000).astype(np.float32)
     density, histogram = lung_density(hu, np.ones(hu.shape, bool))
-    return Measured(
+    return VolumeMeasurements(
         case,
         [rng.normal(move, 1, (len(PLANES), 5, 6)).astype(np.float32)],
         [rng.normal(move, 1, 4).astype(np.float32)],
@@ -47,7 +59,7 @@ def measured(
 
 def group(
     n: int, prefix: str = "case", move: float = 0.0, mean: float = -850.0, seed: int = 0
-) -> list[Measured]:
+) -> list[VolumeMeasurements]:
     rng = np.random.default_rng(seed)
     return [measured(f"{prefix}{i}", rng, move, mean) for i in range(n)]
 
@@ -137,7 +149,7 @@ def test_one_vector_a_volume_is_the_usual_unbiased_estimator() -> None:
 def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
     real = group(24)
     near, far = group(24, "made", 0.2, seed=1), group(24, "made", 1.0, seed=1)
-    draws = Draws.make(24, 24, 10, 0)
+    draws = ResamplingPlan.make(24, 24, 10, 0)
     found = [
         {
             f.name: f
@@ -167,7 +179,7 @@ def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
 
 
 def test_draws_take_halves_that_share_nothing() -> None:
-    draws = Draws.make(9, 3, 20, 1)
+    draws = ResamplingPlan.make(9, 3, 20, 1)
     for one, two in draws.halves:
         assert (
             len(one) == len(two) == 4
@@ -175,8 +187,8 @@ def test_draws_take_halves_that_share_nothing() -> None:
             and set(one) | set(two) <= set(range(9))
         )
     assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in draws.matched)
-    assert draws.halves[0][0].tolist() == Draws.make(9, 3, 20, 1).halves[0][0].tolist()
-    assert draws.halves[0][0].tolist() != Draws.make(9, 3, 20, 2).halves[0][0].tolist()
+    assert draws.halves[0][0].tolist() == ResamplingPlan.make(9, 3, 20, 1).halves[0][0].tolist()
+    assert draws.halves[0][0].tolist() != ResamplingPlan.make(9, 3, 20, 2).halves[0][0].tolist()
 
 
 def test_floor_of_equal_sets_holds_their_distance() -> None:
@@ -188,12 +200,12 @@ def test_floor_of_equal_sets_holds_their_distance() -> None:
         ]
     )
     distance = FrechetDistance(values)
-    draws = Draws.make(40, 40, 60, 0)
-    equal = with_floor("realism", "equal", distance, draws)
+    draws = ResamplingPlan.make(40, 40, 60, 0)
+    equal = with_baseline("realism", "equal", distance, draws)
     assert (
         equal.floor * 0.3 < equal.matched < equal.floor * 3 and equal.low < equal.value < equal.high
     )
-    other = with_floor(
+    other = with_baseline(
         "realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), draws
     )
     assert other.matched > other.floor_high and reading(other) == "beyond the floor"
@@ -208,19 +220,19 @@ def test_intervals_hold_the_value() -> None:
 
 def test_readings() -> None:
     assert (
-        reading(Figure("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
+        reading(Metric("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
     )
     assert (
-        reading(Figure("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
+        reading(Metric("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
     )
     assert (
-        reading(Figure("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
+        reading(Metric("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
     )
     assert (
-        reading(Figure("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low"))
+        reading(Metric("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low"))
         == "no more than chance"
     )
-    assert reading(Figure("pairs", "x", 1.0)) == ""
+    assert reading(Metric("pairs", "x", 1.0)) == ""
 
 
 # --- HU -------------------------------------------------------------------------------------------
@@ -229,7 +241,7 @@ def test_readings() -> None:
 
 def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
     real, made = group(6, seed=3), group(6, "made", mean=-820.0, seed=3)
-    found = {f.name: f for f in density_figures(real, made, Draws.make(6, 6, 20, 0))}
+    found = {f.name: f for f in density_figures(real, made, ResamplingPlan.make(6, 6, 20, 0))}
     for name in (
         "Lung histogram, Wasserstein-1 (HU)",
         "Mean lung attenuation (HU), synthetic minus real",
@@ -241,7 +253,7 @@ def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
     assert gates == [1.0, 1.0]
     itself = {
         f.name: f.value
-        for f in density_figures(real, real, Draws.make(6, 6, 20, 0))
+        for f in density_figures(real, real, ResamplingPlan.make(6, 6, 20, 0))
         if "lung median" not in f.name
     }
     assert set(itself.values()) == {0.0}
@@ -274,7 +286,9 @@ def test_ms_ssim_and_volumes_that_are_all_alike() -> None:
     assert ms_ssim(one, one, (-1000, 400)) == pytest.approx(1, abs=1e-5)
     assert ms_ssim(one, RNG.normal(-500, 200, one.shape), (-1000, 400)) < 0.5
     real = group(5, seed=4)
-    collapsed = [Measured(**{**vars(v), "small": real[0].small}) for v in group(5, seed=5)]
+    collapsed = [
+        VolumeMeasurements(**{**vars(v), "small": real[0].small}) for v in group(5, seed=5)
+    ]
     pairs, again = diversity_figures(real, collapsed, [collapsed], (-1000, 400), 0)
     assert (
         pairs.value == pytest.approx(1, abs=1e-3) and reading(pairs) == "more alike than real pairs"
@@ -286,7 +300,7 @@ def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:
     rows = {f"case{i}": "smoker" if i % 2 else "never" for i in range(40)}
     means = {"smoker": -800.0, "never": -860.0}
 
-    def volumes(values: dict[str, str], seed: int) -> list[Measured]:
+    def volumes(values: dict[str, str], seed: int) -> list[VolumeMeasurements]:
         rng = np.random.default_rng(seed)
         return [measured(case, rng, mean=means[v]) for case, v in values.items()]
 

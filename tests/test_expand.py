@@ -27,7 +27,7 @@ from pipelines.synthesis.deform import deform, draw, vary
 from pipelines.synthesis.planning import plan_balanced, plan_table, readme, shares
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
-from util.records import open_folder
+from util.records import open_record
 
 ROW = {"DIAGNOSIS": "HP", "TYPE CTD": "", "CTD DIAG DATE": "", "AGE": "60", "SYNTHETIC": ""}
 CTD = ROW | {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis", "CTD DIAG DATE": "-300"}
@@ -169,16 +169,16 @@ def test_readme_tells_what_was_redrawn() -> None:
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert not open_folder(out, "r.json", {"n": (1, 2)}, False)
+    assert not open_record(out, "r.json", {"n": (1, 2)}, False)
     (out / "work").touch()
-    assert open_folder(out, "r.json", {"n": (1, 2)}, False) and (out / "work").exists()
+    assert open_record(out, "r.json", {"n": (1, 2)}, False) and (out / "work").exists()
     with pytest.raises(UserError, match=r"other settings \(n\).*--overwrite"):
-        open_folder(out, "r.json", {"n": (1, 3)}, False)
-    assert not open_folder(out, "r.json", {"n": (1, 3)}, True) and not (out / "work").exists()
+        open_record(out, "r.json", {"n": (1, 3)}, False)
+    assert not open_record(out, "r.json", {"n": (1, 3)}, True) and not (out / "work").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(UserError, match=r"holds no r\.json"):
-        open_folder(tmp_path / "mine", "r.json", {}, True)
+        open_record(tmp_path / "mine", "r.json", {}, True)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from data.geometry import Volume
 from data.preparation import jobs, lungs, tools
-from data.preparation.masks import MaskPlan, classic, make
+from data.preparation.masks import MaskPlan, make, threshold_lungs
 from data.preparation.quality import measure, warnings
 from data.volumes import load
 from tests.chests import SPACING, chest
@@ -36,7 +36,7 @@ def scan(hu: NDArray[np.int16]) -> Volume:
 
 def test_classic_masks_of_a_drawn_chest() -> None:
     hu, labels = chest()
-    made = classic(scan(hu))
+    made = threshold_lungs(scan(hu))
     assert [dice(made == side, labels == side) > 0.97 for side in (1, 2)] == [True, True]
     assert dice(made == 3, labels == 3) > 0.6
     assert made.dtype == np.uint8 and warnings(measure(scan(hu), made)) == [COARSE]
@@ -47,7 +47,7 @@ def test_masks_of_fine_voxels_are_made_on_coarser_ones() -> None:
     fine = Volume(
         hu, np.diag([0.8, 0.8, 9.0, 1.0])
     )  # as if a small animal: what counts is the grid
-    made = classic(fine)
+    made = threshold_lungs(fine)
     assert made.shape == hu.shape and made.max() <= 3
     assert labels.shape == made.shape
 
@@ -57,7 +57,7 @@ def test_touching_lungs_are_split() -> None:
     front = slice(32, 36)  # a bridge of lung before the heart
     middle = [int(np.nonzero((labels == side).any((1, 2)))[0].mean()) for side in (1, 2)]
     hu[middle[0] : middle[1], front, 36:44] = -860
-    made = classic(scan(hu))
+    made = threshold_lungs(scan(hu))
     assert all(dice(made == side, labels == side) > 0.93 for side in (1, 2))
     parts = lungs.label((hu < -400) & lungs.body_of(hu), connectivity=1)
     assert parts[middle[0], 33, 40] == parts[middle[1] - 1, 33, 40] != 0
@@ -78,7 +78,7 @@ def test_consolidated_rim_and_nodule_at_the_pleura_are_closed() -> None:
     patch = near & lung
     hu[patch] = 40
     open_ = (hu < lungs.LUNG_HU)[patch].mean()
-    assert open_ == 0 and (classic(scan(hu)) == 2)[patch].mean() > 0.6
+    assert open_ == 0 and (threshold_lungs(scan(hu)) == 2)[patch].mean() > 0.6
     assert (
         lungs.close((labels == 2) & ~patch, SPACING)[patch].mean() < 0.4
     )  # a ball alone does not reach it
@@ -87,14 +87,14 @@ def test_consolidated_rim_and_nodule_at_the_pleura_are_closed() -> None:
 def test_no_lungs() -> None:
     hu = np.full((40, 40, 30), -1000, np.int16)
     hu[8:32, 8:32] = 40
-    assert not classic(scan(hu)).any()
-    assert not classic(scan(np.full((20, 20, 10), 40, np.int16))).any()
+    assert not threshold_lungs(scan(hu)).any()
+    assert not threshold_lungs(scan(np.full((20, 20, 10), 40, np.int16))).any()
 
 
 def test_one_lung_is_named_by_its_side() -> None:
     hu, labels = chest()[0].copy(), chest()[1]
     hu[labels == 1] = 40
-    made = classic(scan(hu))
+    made = threshold_lungs(scan(hu))
     assert dice(made == 2, labels == 2) > 0.95 and not (made == 1).any()
     assert "there is no left lung" in warnings(measure(scan(hu), made))
 
@@ -234,6 +234,6 @@ def test_a_real_chest() -> None:
     image, asked, nodules = (
         load(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules")
     )
-    made = classic(image)
+    made = threshold_lungs(image)
     assert all(dice(made == side, asked.array == side) >= 0.95 for side in (1, 2))
     assert np.isin(made, (1, 2))[nodules.array > 0].mean() >= 0.95

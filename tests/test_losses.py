@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.networks.discriminator import Judgement, MultiScaleDiscriminator
+from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscriminator
 from models.networks.losses import (
     PerceptualLoss,
     discriminator_loss,
@@ -112,9 +112,11 @@ def test_adversarial_losses_by_hand() -> None:
 def test_feature_matching_pulls_the_generated_alone() -> None:
     fake, real = (torch.randn(2, 3, 4, 4, 4, requires_grad=True) for _ in range(2))
     nothing = torch.zeros(())
-    same = feature_matching_loss([Judgement(nothing, [real])], [Judgement(nothing, [real])])
+    same = feature_matching_loss(
+        [DiscriminatorOutput(nothing, [real])], [DiscriminatorOutput(nothing, [real])]
+    )
     loss = feature_matching_loss(
-        [Judgement(nothing, [fake, fake])], [Judgement(nothing, [real, real])]
+        [DiscriminatorOutput(nothing, [fake, fake])], [DiscriminatorOutput(nothing, [real, real])]
     )
     loss.backward()
     assert same == 0 and loss.item() == pytest.approx((fake - real).abs().mean().item())

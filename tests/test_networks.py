@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.base_model import MODELS
 from models.networks.fusion import FUSIONS, AttentionFusion, FusionUnit
-from models.networks.generator import Generator, TextEffect, size_multiple
+from models.networks.generator import Generator, TextResidualHead, size_multiple
 from models.networks.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.base_encoder import TextEmbedding
@@ -58,8 +58,8 @@ def generate(
         {"noise_channels": 0, "n_local_enhancers": 1},
         {"noise_channels": 3},
         {"coord_channels": False},
-        {"coord_channels": False, "text_place": False},
-        {"text_place": False},
+        {"coord_channels": False, "text_position": False},
+        {"text_position": False},
         {"ngf": 3},
         {"ngf": 5, "fusion": "attention", "attention_heads": 3},
     ],
@@ -82,7 +82,7 @@ def test_channels_follow_ngf() -> None:
             for name, layer in network.named_modules()
             if isinstance(layer, nn.Conv3d)
         }
-        assert widths.pop("effect.place.0") == TextEffect.WIDTH  # the one layer that does not
+        assert widths.pop("effect.place.0") == TextResidualHead.WIDTH  # the one layer that does not
         assert (
             max(widths.values()) == ngf * 2**3
         )  # an enhancer and two halvings double it three times

@@ -10,16 +10,16 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor
 
-from models.diffusion.noise_schedule import Process, Solver
+from models.diffusion.noise_schedule import DiffusionSampler, NoiseSchedule
 from options.diffusion_options import DiffusionOptions
 
 TARGETS = ("flow", "v", "noise")
 SD = 0.1
 
 
-def process(target: str = "flow", **changes: Any) -> Process:
+def process(target: str = "flow", **changes: Any) -> NoiseSchedule:
     options = DiffusionOptions(diffusion_target=target, zero_snr=target != "noise")  # type: ignore[arg-type]
-    return Process(replace(options, **changes), SD)
+    return NoiseSchedule(replace(options, **changes), SD)
 
 
 # --- noise levels ---------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def process(target: str = "flow", **changes: Any) -> Process:
 @pytest.mark.parametrize("target", TARGETS)
 def test_levels_run_from_the_image_to_noise(target: str) -> None:
     p, t = process(target), torch.linspace(0, 1, 101)
-    a, s = p.levels(t)
+    a, s = p.alpha_sigma(t)
     assert a[0] == 1 and s[0] == 0 and (a.diff() <= 0).all() and (s.diff() >= 0).all()
     assert s[-1] == pytest.approx(1, abs=1e-3)
     assert (a[-1] == 0) == (
@@ -48,13 +48,13 @@ def test_the_estimate_is_the_best_one_for_a_gaussian(target: str) -> None:
     image, noise = (torch.randn(200_000, generator=draw, dtype=torch.float64) for _ in range(2))
     image = mean + SD * image
     for time in (0.05, 0.3, 0.7):
-        a, s = (float(v) for v in p.levels(torch.tensor([time])))
+        a, s = (float(v) for v in p.alpha_sigma(torch.tensor([time])))
         x = a * image + s * noise
-        skip, blend = (float(v) for v in p.blending(torch.tensor([time])))
+        skip, blend = (float(v) for v in p.preconditioning(torch.tensor([time])))
         slope = float(((x - x.mean()) * (image - image.mean())).mean() / x.var())
         assert skip == pytest.approx(slope, abs=5e-3)
         assert float((skip * x + blend * mean - image).mean()) == pytest.approx(0, abs=2e-3)
-    assert [float(v) for v in p.blending(torch.zeros(1))] == pytest.approx([1, 0])
+    assert [float(v) for v in p.preconditioning(torch.zeros(1))] == pytest.approx([1, 0])
 
 
 def test_weights_are_those_of_the_targets() -> None:
@@ -64,14 +64,14 @@ def test_weights_are_those_of_the_targets() -> None:
     t = torch.tensor([0.2, 0.5, 0.9])
     for target in TARGETS:
         p = process(target, snr_gamma=0.0)
-        a, s = p.levels(t)
+        a, s = p.alpha_sigma(t)
         torch.testing.assert_close(p.weight(t), (a / s if target == "noise" else 1 / s).square())
     assert process("flow", snr_gamma=5.0).weight(t).max() == 5.0
 
 
 def test_some_training_samples_are_pure_noise() -> None:
     p, drawn = (
-        process("flow", pure_noise=0.25),
+        process("flow", terminal_prob=0.25),
         torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0)),
     )
     times = p.time(drawn[0], drawn[1])
@@ -90,9 +90,9 @@ def test_times_of_sampling() -> None:
 # --------------------
 
 
-def gaussian_solver(p: Process, kind: str) -> Solver:
+def gaussian_solver(p: NoiseSchedule, kind: str) -> DiffusionSampler:
     """For images N(0.4, SD^2), voxel by voxel."""
-    return Solver(p, lambda x, t: torch.full_like(x, 0.4), kind)
+    return DiffusionSampler(p, lambda x, t: torch.full_like(x, 0.4), kind)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,10 @@ def wavy(x: Tensor, t: float) -> Tensor:
 @pytest.mark.parametrize("start", [1.0, 0.5])
 def test_an_inverted_image_comes_back(target: str, kind: str, start: float) -> None:
     p = process(target)
-    solver, times = Solver(p, wavy, kind), p.times(20, 0.2 if target == "flow" else 1.0, start)
+    solver, times = (
+        DiffusionSampler(p, wavy, kind),
+        p.times(20, 0.2 if target == "flow" else 1.0, start),
+    )
     image = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     back = solver.sample(solver.invert(image, times), times)
     assert (back - image).abs().max() < 2e-3
@@ -123,16 +126,19 @@ def test_an_inverted_image_comes_back(target: str, kind: str, start: float) -> N
 
 def test_heun_needs_fewer_steps_than_euler() -> None:
     p, noise = process(), torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    exact = Solver(p, wavy, "heun").sample(noise, p.times(300, 0.2))
+    exact = DiffusionSampler(p, wavy, "heun").sample(noise, p.times(300, 0.2))
     off = {
-        k: (Solver(p, wavy, k).sample(noise, p.times(15, 0.2)) - exact).abs().mean()
+        k: (DiffusionSampler(p, wavy, k).sample(noise, p.times(15, 0.2)) - exact).abs().mean()
         for k in ("euler", "heun")
     }
     assert off["heun"] < off["euler"] / 3
 
 
 def test_ddim_of_v_is_that_of_monai() -> None:
-    p, draw = Process(process("v", zero_snr=False).options, 1e-6), torch.Generator().manual_seed(0)
+    p, draw = (
+        NoiseSchedule(process("v", zero_snr=False).options, 1e-6),
+        torch.Generator().manual_seed(0),
+    )
     theirs = DDIMScheduler(
         1000, schedule="scaled_linear_beta", clip_sample=False, prediction_type="v_prediction"
     )
@@ -141,5 +147,5 @@ def test_ddim_of_v_is_that_of_monai() -> None:
     at, to = 500, 400
     alpha = theirs.alphas_cumprod[at]
     expected, _ = theirs.step((alpha.sqrt() * x - image) / (1 - alpha).sqrt(), at, x)
-    made = Solver(p, lambda x, t: image, "ddim").step(x, (at + 1) / 1000, (to + 1) / 1000)
+    made = DiffusionSampler(p, lambda x, t: image, "ddim").step(x, (at + 1) / 1000, (to + 1) / 1000)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)

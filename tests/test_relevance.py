@@ -18,7 +18,7 @@ from data.volumes import load
 from models.networks.generator import Generator
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.phrase_encoder import PhraseEncoder
-from models.text.relevance import Relevance, features, regress, weigh
+from models.text.relevance import Relevance, apply_relevance, features, regress
 from models.text.table_encoder import TableEncoder
 from options.base_options import DataOptions
 from options.phantom_options import PhantomOptions
@@ -178,7 +178,7 @@ def test_phrases_are_as_loud_as_their_columns(
     before = encoder.encode(said)
     found = means(noise=10.0)
     with caplog.at_level(logging.INFO):
-        weigh(encoder, told, found)
+        apply_relevance(encoder, told, found)
     after, known = encoder.encode(said), shares(encoder, told, found)
     assert "loud its phrases are for it: SMOKING 0.9" in caplog.text
     expected = torch.tensor([[known["AGE"], known["SMOKING"]], [known["BLOOD"], 0.0]])
@@ -200,7 +200,9 @@ def test_a_phrase_never_seen_is_as_loud_as_the_nearest(told: Told) -> None:
 
     encoder = Letters()
     encoder.fit([[text for text, _ in said] for said in told])
-    encoder.weigh({phrase: 0.25 if phrase.startswith("B") else 0.75 for phrase in encoder.phrases})
+    encoder.set_phrase_weights(
+        {phrase: 0.25 if phrase.startswith("B") else 0.75 for phrase in encoder.phrases}
+    )
     size = encoder.encode([["BLOOD GROUP is AB"], ["SMOKES now"]]).pooled.norm(dim=1)
     assert size[0] / size[1] == pytest.approx(1 / 3)
 
@@ -209,9 +211,14 @@ def test_few_scans_or_scans_without_lungs_change_nothing(
     encoder: PhraseEncoder, told: Told
 ) -> None:
     found = means(noise=10.0)
-    assert weigh(encoder, told[:19], found[:19]) == [1.0] * 19 and not encoder.shares
-    assert weigh(encoder, told, [{} for _ in found]) == [1.0] * PATIENTS and not encoder.shares
-    assert weigh(encoder, told, [{}, *found[1:]])[0] == 1.0 and encoder.shares
+    assert (
+        apply_relevance(encoder, told[:19], found[:19]) == [1.0] * 19 and not encoder.phrase_weights
+    )
+    assert (
+        apply_relevance(encoder, told, [{} for _ in found]) == [1.0] * PATIENTS
+        and not encoder.phrase_weights
+    )
+    assert apply_relevance(encoder, told, [{}, *found[1:]])[0] == 1.0 and encoder.phrase_weights
 
 
 def test_text_learns_from_a_scan_by_its_weight() -> None:

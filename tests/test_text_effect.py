@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.networks.generator import TextEffect
+from models.networks.generator import TextResidualHead
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 
 
@@ -14,8 +14,8 @@ def test_what_text_adds_may_depend_on_the_place_alone(place: bool) -> None:
     """Where the last features say nothing, only the place can tell bases from top, rim from core,
     and labels apart.
     """
-    options = train_options(text_place=place).generator
-    effect = TextEffect(LABELS, WIDTH, options)
+    options = train_options(text_position=place).generator
+    effect = TextResidualHead(LABELS, WIDTH, options)
     wake(effect)
     made = batch(train_options(), 2, (16, 16, 16))
     inside = torch.zeros(2, LABELS, 16, 16, 16)
@@ -42,7 +42,7 @@ def test_an_effect_that_ends_within_the_lungs_is_learnt_in_few_steps() -> None:
     """
     options = train_options(fusion="additive", text_hidden=0, ngf=16).generator
     torch.manual_seed(0)
-    effect = TextEffect(2, WIDTH, options)
+    effect = TextResidualHead(2, WIDTH, options)
     height = torch.linspace(-0.5, 0.5, 24).expand(1, 1, 8, 8, 24)
     lungs = torch.ones_like(height)
     condition = torch.cat([1 - lungs, lungs, torch.zeros(1, 2, 8, 8, 24), height], 1)

@@ -220,7 +220,7 @@ def test_phrases_are_embedded_once_and_kept(
     made = []
     for _ in range(2):
         encoder = build_text_encoder(TextOptions(text_encoder=clip_folder))
-        encoder.keep(tmp_path / "run")
+        encoder.attach_cache(tmp_path / "run")
         encoder.fit(TRAINING)
         made.append(encoder.encode(TRAINING * 2).pooled)
     assert (
@@ -228,7 +228,7 @@ def test_phrases_are_embedded_once_and_kept(
     )  # three diagnoses, three habits, one wording with a number
     assert torch.equal(*made)
     (tmp_path / "run" / "phrases.safetensors").write_bytes(b"damaged")
-    build_text_encoder(TextOptions(text_encoder=clip_folder)).keep(tmp_path / "run")
+    build_text_encoder(TextOptions(text_encoder=clip_folder)).attach_cache(tmp_path / "run")
 
 
 TABLE = TextOptions(text_encoder="table")

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 
 from pipelines.atlas.statistics import cautions, intervals
-from pipelines.atlas.statistics.contrasts import Attribute
-from pipelines.atlas.statistics.ties import association, widened
+from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.statistics.ties import association, widen_intervals
 
-A = Attribute("A", "exposure", "category", ("no", "yes"), {"no": 50, "yes": 50})
-B = Attribute(
+A = AtlasAttribute("A", "exposure", "category", ("no", "yes"), {"no": 50, "yes": 50})
+B = AtlasAttribute(
     "B", "exposure", "category", ("low", "mid", "high"), {"low": 50, "mid": 25, "high": 25}
 )
-AGE = Attribute("AGE", "demographic", "number", ("40", "60", "80"), {"60": 100})
+AGE = AtlasAttribute("AGE", "demographic", "number", ("40", "60", "80"), {"60": 100})
 STRONG = {"column": "A", "other": "B", "measure": "Cramer's V", "value": 0.7, "cases": 90}
 # Of those without A one in five has B high, of those with A four in five.
 TABLE = pd.DataFrame(
@@ -100,7 +100,7 @@ def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
 
 
 def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:
-    found = widened(effects(), [STRONG], TABLE, [A, B, AGE], {})
+    found = widen_intervals(effects(), [STRONG], TABLE, [A, B, AGE], {})
     both = 4 / 5 - 1 / 5  # how much more often those with the one have the other
     assert of(found, "A=yes") == pytest.approx((-10 * both**2, 30 * both))
     assert of(found, "A=yes", "upper") == pytest.approx((-20 * both**2, 60 * both))
@@ -110,7 +110,7 @@ def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:
 
 
 def test_an_opposite_effect_widens_to_one_side() -> None:
-    found = widened(effects(), [{**STRONG, "other": "AGE"}], TABLE, [A, B, AGE], {})
+    found = widen_intervals(effects(), [{**STRONG, "other": "AGE"}], TABLE, [A, B, AGE], {})
     assert of(found, "A=yes") == pytest.approx(
         (-20 - 10, 0)
     )  # those with A are 20 years older: -20 HU
@@ -121,17 +121,21 @@ def test_an_opposite_effect_widens_to_one_side() -> None:
 
 
 def test_only_effects_in_doubt_are_widened() -> None:
-    assert of(widened(effects(), [{**STRONG, "value": 0.4}], TABLE, [A, B, AGE], {}), "A=yes") == (
+    assert of(
+        widen_intervals(effects(), [{**STRONG, "value": 0.4}], TABLE, [A, B, AGE], {}), "A=yes"
+    ) == (
         0,
         0,
     )
-    assert of(widened(effects(), [{**STRONG, "cases": 5}], TABLE, [A, B, AGE], {}), "A=yes") == (
+    assert of(
+        widen_intervals(effects(), [{**STRONG, "cases": 5}], TABLE, [A, B, AGE], {}), "A=yes"
+    ) == (
         0,
         0,
     )
-    later = widened(effects(), [STRONG], TABLE, [A, B, AGE], {"B": "outcome"})
+    later = widen_intervals(effects(), [STRONG], TABLE, [A, B, AGE], {"B": "outcome"})
     assert of(later, "A=yes") == (0, 0) and of(later, "B=high") == pytest.approx((-10.8, 6))
-    assert of(widened(effects(), [STRONG], TABLE, [A, AGE], {}), "A=yes") == (
+    assert of(widen_intervals(effects(), [STRONG], TABLE, [A, AGE], {}), "A=yes") == (
         0,
         0,
     )  # the effect of B was not looked at
@@ -139,7 +143,7 @@ def test_only_effects_in_doubt_are_widened() -> None:
 
 def test_without_refits_there_is_still_no_interval() -> None:
     none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect_hu"])
-    found = widened(
+    found = widen_intervals(
         intervals.with_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
         [STRONG],
         TABLE,
@@ -159,7 +163,7 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def test_where_ties_hide_the_truth_the_intervals_still_hold_it() -> None:
     rng, held, without = np.random.default_rng(0), 0, 0
-    yes_no = [Attribute(c, "exposure", "category", ("no", "yes"), {}) for c in "AB"]
+    yes_no = [AtlasAttribute(c, "exposure", "category", ("no", "yes"), {}) for c in "AB"]
     for _ in range(20):
         a = rng.random(90) < 0.5
         x = np.column_stack([a, np.where(rng.random(90) < 0.8, a, rng.random(90) < 0.5)]).astype(
@@ -183,7 +187,7 @@ def test_where_ties_hide_the_truth_the_intervals_still_hold_it() -> None:
             ]
         )
         table = pd.DataFrame(np.where(x > 0, "yes", "no"), columns=["A", "B"])
-        held += holding(widened(rows, [STRONG], table, yes_no, {}))
+        held += holding(widen_intervals(rows, [STRONG], table, yes_no, {}))
         without += holding(rows)
     assert held >= 38 > without
 

@@ -75,7 +75,7 @@ def fit(
     after: Callable[[int, dict[str, Tensor]], None] = lambda step, terms: None,
     feed: Feed | None = None,
 ) -> int | None:
-    return trainer.fit(feed or batches(trainer, trainer.accumulate), embed, after, until)
+    return trainer.fit(feed or batches(trainer, trainer.gradient_accumulation), embed, after, until)
 
 
 def weights(trainer: Trainer, name: str = "G") -> dict[str, Tensor]:
@@ -169,13 +169,13 @@ def test_accumulation_equals_a_large_batch() -> None:
     """
     found = {}
     for parts in (1, 2):
-        trainer = make(settings={"accumulate": parts}, lambda_gan=0.0, lambda_feat=0.0)
+        trainer = make(settings={"gradient_accumulation": parts}, lambda_gan=0.0, lambda_feat=0.0)
         fit(trainer, 3)
         found[parts] = weights(trainer)
     assert apart(found[1], found[2]) < 1e-5
     judges = {}
     for parts in (1, 2):
-        trainer = make(settings={"accumulate": parts})
+        trainer = make(settings={"gradient_accumulation": parts})
         fit(trainer, 1)
         judges[parts] = weights(trainer, "D")
     assert apart(judges[1], judges[2]) < 1e-5

@@ -20,8 +20,14 @@ from data.volumes import load
 from options.anomaly_options import AnomalyCommand
 from options.parser import parse
 from pipelines.anomaly import run as anomaly
-from pipelines.anomaly.spread import Calibration, Compared, Scans, conformal_threshold
-from pipelines.anomaly.strongest import FINDING_COLUMNS, finding_rows, numbered, sentence, strongest
+from pipelines.anomaly.spread import Calibration, ScanComparison, Scans, conformal_threshold
+from pipelines.anomaly.strongest import (
+    FINDING_COLUMNS,
+    finding_rows,
+    numbered,
+    sentence,
+    top_regions,
+)
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
 from util.metrics.regions import regions
@@ -29,7 +35,7 @@ from util.metrics.regions import regions
 SHAPE, SPACING = (24, 20, 18), (5.0, 5.0, 6.0)
 
 
-def scan(seed: int, edge_sd: float = 60.0) -> Compared:
+def scan(seed: int, edge_sd: float = 60.0) -> ScanComparison:
     """A scan that differs from what is expected by little (SD 10 HU), but by much in one slab that
     the generator blurs.
     """
@@ -40,7 +46,7 @@ def scan(seed: int, edge_sd: float = 60.0) -> Compared:
     mean[10:13] = -600
     sd = np.full(SHAPE, 3.0, np.float32)
     spread = np.where(mean > -700, edge_sd, 10.0)
-    return Compared(
+    return ScanComparison(
         f"s{seed}", (mean + 5 + rng.normal(0, spread)).astype(np.float32), mean, sd, where, SPACING
     )
 
@@ -61,7 +67,7 @@ def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> N
     share = np.zeros(SHAPE)
     share[5:7, 8:10, 6:8] = 1
     planted = replace(fresh, real=fresh.real + np.float32(150) * share.astype(np.float32))
-    found = strongest(
+    found = top_regions(
         calibration.map(planted), regions(labels(), SPACING), calibration.threshold, 3
     )
     assert (
@@ -73,7 +79,7 @@ def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> N
     assert abs(found[1].peak) < found[0].peak / 1.5
     less = replace(fresh, real=fresh.real - np.float32(150) * share.astype(np.float32))
     assert (
-        strongest(calibration.map(less), {}, calibration.threshold, 1)[0].peak
+        top_regions(calibration.map(less), {}, calibration.threshold, 1)[0].peak
         < -calibration.threshold
     )
 
@@ -134,7 +140,7 @@ def test_one_scan_is_too_few() -> None:
 def test_scans_are_read_one_at_a_time() -> None:
     seen: list[int] = []
 
-    def read(key: int) -> Compared:
+    def read(key: int) -> ScanComparison:
         seen.append(key)
         return scan(key)
 
@@ -146,7 +152,7 @@ def test_regions_do_not_touch_and_are_told() -> None:
     found = np.zeros(SHAPE, np.float32)
     found[4:6, 4:6, 4:6], found[4, 4, 4] = 5, 9
     found[18, 15, 14] = -7
-    made = strongest(found, regions(labels(), SPACING), 8.0, 5)
+    made = top_regions(found, regions(labels(), SPACING), 8.0, 5)
     assert [(f.at, f.peak, f.strong) for f in made[:2]] == [
         ((4, 4, 4), 9, True),
         ((18, 15, 14), -7, False),
@@ -205,7 +211,7 @@ def looked(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) ->
         array = np.zeros(image.shape, np.uint8)
         array[6:9, 10:13, 6:9] = 3 if path != first else 0
         nib.save(nib.Nifti1Image(array, image.affine), marks / path.name)
-    anomaly.unusual(options(trained_run, root / "out", "--marks", str(marks)))
+    anomaly.find_anomalies(options(trained_run, root / "out", "--annotations", str(marks)))
     return root / "out"
 
 
@@ -237,11 +243,11 @@ def test_it_goes_on_where_it_was(looked: Path, trained_run: TrainedRun) -> None:
     kept = {p: p.stat().st_mtime_ns for p in (looked / "compared").rglob("*.npz")}
     assert len(kept) == 11
     marks = str(looked.parent / "marks")
-    anomaly.unusual(options(trained_run, looked, "--marks", marks, "--regions", "2"))
+    anomaly.find_anomalies(options(trained_run, looked, "--annotations", marks, "--regions", "2"))
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert set(pd.read_csv(looked / "findings.csv").groupby("case").size()) == {2}
     with pytest.raises(UserError, match=r"other settings \(samples\)"):
-        anomaly.unusual(options(trained_run, looked, "--samples", "3"))
+        anomaly.find_anomalies(options(trained_run, looked, "--samples", "3"))
 
 
 def test_refits_widen_the_spread(
@@ -261,7 +267,7 @@ def test_refits_widen_the_spread(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--marks", "nowhere"), "--marks nowhere does not exist"),
+        (("--annotations", "nowhere"), "--annotations nowhere does not exist"),
         (("--clean", "nowhere"), "nowhere does not exist"),
         (("--name", "nobody"), "there is no run"),
     ],
@@ -270,7 +276,7 @@ def test_bad_input_writes_nothing(
     trained_run: TrainedRun, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        anomaly.unusual(options(trained_run, tmp_path / "out", *words))
+        anomaly.find_anomalies(options(trained_run, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 
@@ -283,9 +289,13 @@ def test_marks_on_another_grid_and_masks_without_lungs(
         nib.Nifti1Image(np.zeros((5, 5, 5), np.uint8), np.eye(4)), tmp_path / "marks" / case.name
     )
     run = replace(trained_run, cohort=cohort_copy)
-    with pytest.raises(UserError, match=r"--marks: .*phantom_012\.nii\.gz lies on another grid"):
-        anomaly.unusual(
-            options(run, tmp_path / "out", "--split", "all", "--marks", str(tmp_path / "marks"))
+    with pytest.raises(
+        UserError, match=r"--annotations: .*phantom_012\.nii\.gz lies on another grid"
+    ):
+        anomaly.find_anomalies(
+            options(
+                run, tmp_path / "out", "--split", "all", "--annotations", str(tmp_path / "marks")
+            )
         )
     image = nib.load(case)
     nib.save(
@@ -295,7 +305,7 @@ def test_marks_on_another_grid_and_masks_without_lungs(
         case,
     )
     with pytest.raises(UserError, match=r"holds no lung \(labels \(1, 2\)\)"):
-        anomaly.unusual(options(run, tmp_path / "out", "--split", "all"))
+        anomaly.find_anomalies(options(run, tmp_path / "out", "--split", "all"))
 
 
 def test_the_program_ends_with_one_message(tmp_path: Path) -> None:

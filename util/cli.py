@@ -102,7 +102,7 @@ def safe_name(text: str) -> str:
     return UNSAFE.sub("_", text)
 
 
-def listing(items: list[str], limit: int = 8) -> str:
+def format_list(items: list[str], limit: int = 8) -> str:
     """The items as "a, b, c, ... (12 in all)", for messages."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

@@ -14,7 +14,7 @@ _BREAK = re.compile(
     r"(?:(?<=[.!?])\s+)|(?:[,;]\s+)|(?:\s*\n\s*)"
 )  # 1.5 and 1,5 hold no white space and stay whole
 
-SILENT = 0.2  # a phrase less loud than this (1: wholly heard) has next to no effect
+LOW_RELEVANCE = 0.2  # a phrase less loud than this (1: wholly heard) has next to no effect
 
 
 def join(phrases: Sequence[str]) -> str:
@@ -46,17 +46,17 @@ def split(text: str) -> list[str]:
         pieces.append(piece)
         start = found.end()
     pieces.append(body[start:])
-    return [p.strip() for p in pieces if bare(p)]
+    return [p.strip() for p in pieces if strip_phrase(p)]
 
 
-def bare(phrase: str) -> str:
+def strip_phrase(phrase: str) -> str:
     """A phrase without its final punctuation and with single spaces: equal phrases are equal
     texts.
     """
     return " ".join(phrase.split()).strip(" .,;")
 
 
-def gist(phrase: str) -> str:
+def normalise_phrase(phrase: str) -> str:
     """A phrase without what says nothing: capitals, punctuation and the verb between name and
     value.
     """

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 from util.training.checkpoint import read_json, write_json
 
 PATIENCE_S = 600.0
@@ -30,7 +30,7 @@ def wait_for(folder: Path, record: str, settings: Mapping[str, Any]) -> None:
         time.sleep(0.2)
 
 
-def open_folder(
+def open_record(
     folder: Path, record: str, settings: Mapping[str, Any], overwrite: bool, flag: str = "--out"
 ) -> bool:
     """Makes a folder with a record of its settings, or finds it made with the same ones.
@@ -61,7 +61,7 @@ def open_folder(
         if not overwrite:
             differ = [k for k in wanted if not isinstance(kept, dict) or kept.get(k) != wanted[k]]
             raise UserError(
-                f"{flag} {folder} was made with other settings ({listing(differ)}). Use "
+                f"{flag} {folder} was made with other settings ({format_list(differ)}). Use "
                 "--overwrite to replace it, or give another folder."
             )
         shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from scipy.stats import wasserstein_distance
 from data.phantom.cohort import PhantomCohort
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template
-from data.volume_dataset import Whole, WholeVolumes
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import load
 from util.metrics.regions import regions
 
@@ -235,8 +235,8 @@ def histogram_floor(cohort: Path, phantoms: PhantomCohort, n: int) -> float:
 
 
 def text_figures(
-    generate: Callable[[Whole, Prompt], NDArray[np.floating]],
-    wholes: WholeVolumes,
+    generate: Callable[[VolumeSample, Prompt], NDArray[np.floating]],
+    wholes: VolumeDataset,
     written: Mapping[str, Prompt],
     template: Template,
     phantoms: PhantomCohort,

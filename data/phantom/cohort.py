@@ -22,7 +22,7 @@ from data.phantom import effects as phantom_effects
 from data.phantom.anatomy import Anatomy, Patient, build
 from data.phantom.effects import Effects
 from data.phantom.rows import COLUMNS, LEVELS, NUMBERS, Row
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 RECORD = "phantom.json"
 VERSION = 1  # of the drawing: a cohort of another version cannot be rendered again
@@ -91,7 +91,7 @@ class PhantomCohort:
         """The complete row of a case."""
         if case not in self.rows:
             raise UserError(
-                f"{case!r} is no phantom of this cohort; it has: {listing(list(self.rows))}."
+                f"{case!r} is no phantom of this cohort; it has: {format_list(list(self.rows))}."
             )
         return dict(self.rows[case])
 
@@ -119,7 +119,7 @@ class PhantomCohort:
 def _check_cell(column: str, value: str) -> None:
     if column not in COLUMNS:
         raise UserError(
-            f"{column!r} is no column of the phantom cohort; it has: {listing(list(COLUMNS), 20)}."
+            f"{column!r} is no column of the phantom cohort; it has: {format_list(list(COLUMNS), 20)}."
         )
     if value and column in LEVELS and value not in LEVELS[column]:
         raise UserError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.phantom.anatomy import Anatomy
 from data.phantom.rows import COLUMNS, LEVELS, NUMBERS
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 Array = NDArray[np.float32]
 DEFAULT_FILE = Path(__file__).parents[1] / "effects" / "phantom.yaml"
@@ -100,7 +100,7 @@ def parse(raw: Any, source: str) -> Effects:
         where = f"{source}: effects of {column!r}"
         entry = _table(entry, ("source", "levels", "per_unit"), where)
         if ("levels" in entry) == ("per_unit" in entry):
-            has = listing(list(entry)) or "nothing"
+            has = format_list(list(entry)) or "nothing"
             raise UserError(f"{where} must have either `levels` or `per_unit`; it has {has}.")
         if "levels" in entry:
             values = _table(entry["levels"], LEVELS.get(column, ()), f"{where}: levels")
@@ -117,7 +117,7 @@ def parse(raw: Any, source: str) -> Effects:
     null = known.get("null_column")
     if null is not None and null not in COLUMNS:
         raise UserError(
-            f"{source}: null_column is {null!r}; it must be one of: {listing(list(COLUMNS), 20)}."
+            f"{source}: null_column is {null!r}; it must be one of: {format_list(list(COLUMNS), 20)}."
         )
     if null in columns:
         raise UserError(f"{source}: {null!r} is the null_column, so it must not have effects.")
@@ -131,7 +131,7 @@ def _table(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
     for name in value:
         if name not in allowed:
             hint = "; put numbers in quotes" if isinstance(name, int) else ""
-            choices = listing([repr(a) for a in allowed], 20) or "nothing"
+            choices = format_list([repr(a) for a in allowed], 20) or "nothing"
             raise UserError(f"{where}: {name!r} is not known; allowed: {choices}{hint}.")
     return value
 

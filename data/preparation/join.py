@@ -12,9 +12,9 @@ from pathlib import Path
 
 from data.preparation.sources import Source
 from data.table import read_lines
-from data.text.template import UNKNOWN, as_number, plain, same_key
+from data.text.template import UNKNOWN, as_number, clean_cell, normalise_key
 from data.volumes import strip_suffix
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 BLANK = UNKNOWN | {"-", "--", ".", "?", "#value!", "#ref!", "#div/0!", "#name?"}
 IDENTITY = re.compile(
@@ -37,7 +37,7 @@ def same_id(text: str) -> str:
     """What two ways of writing an id have in common: no suffix, no case, no leading zeros that a
     spreadsheet drops.
     """
-    bare = strip_suffix(plain(text)).casefold()
+    bare = strip_suffix(clean_cell(text)).casefold()
     return bare.lstrip("0") or "0" if bare.isdigit() else bare
 
 
@@ -62,19 +62,19 @@ def join(
     by_id: dict[str, list[dict[str, str]]] = defaultdict(list)
     for line in lines:
         row = {
-            name: "" if same_key(cell) in BLANK else plain(cell)
+            name: "" if normalise_key(cell) in BLANK else clean_cell(cell)
             for name, cell in zip(header, line, strict=True)
             if name
         }
         if row[key]:
             by_id[same_id(row.pop(key))].append(row)
     dropped = [
-        name for name in header if private and name != key and IDENTITY.search(same_key(name))
+        name for name in header if private and name != key and IDENTITY.search(normalise_key(name))
     ]
     rows, remarks = _matched(sources, by_id)
     remarks = [f"rows of the table were matched by its column {key!r}", *remarks]
     if dropped:
-        remarks.append(f"columns that may identify people were left out: {listing(dropped)}")
+        remarks.append(f"columns that may identify people were left out: {format_list(dropped)}")
     columns = tuple(name for name in header if name and name != key and name not in dropped)
     return Joined(
         columns, {k: {c: row[c] for c in columns} for k, row in rows.items()}, key, tuple(remarks)
@@ -87,7 +87,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         i for i, name in enumerate(header) if not name and any(line[i].strip() for line in lines)
     ]
     if nameless:
-        shown = listing([str(i + 1) for i in nameless])
+        shown = format_list([str(i + 1) for i in nameless])
         raise UserError(
             f"{path}: column {shown} has cells but no name in the first row. Are header cells "
             "merged, or is there a title above the table? Give every column its own name in the "
@@ -101,7 +101,7 @@ def _key(
 ) -> str:
     if asked and asked not in header:
         raise UserError(
-            f"{path} has no column {asked!r}; it has: {listing([h for h in header if h], 30)}. "
+            f"{path} has no column {asked!r}; it has: {format_list([h for h in header if h], 30)}. "
             "Correct --key_column."
         )
     wanted = [{same_id(n) for n in s.names} for s in sources]

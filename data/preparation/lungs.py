@@ -46,7 +46,8 @@ def segment(hu: NDArray[np.floating], spacing: Spacing) -> NDArray[np.uint8]:
     sides = split(lungs, spacing)
     closed = {side: close(sides == side, spacing) for side in (LEFT, RIGHT)}
     closed = {
-        side: lung | (rim(lung, side, spacing) & (hu < BONE_HU)) for side, lung in closed.items()
+        side: lung | (subpleural(lung, side, spacing) & (hu < BONE_HU))
+        for side, lung in closed.items()
     }
     closed = {side: lung & ~tube & body for side, lung in closed.items()}
     for side, other in ((LEFT, RIGHT), (RIGHT, LEFT)):
@@ -156,7 +157,7 @@ def close(lung: Mask, spacing: Spacing, by_mm: float = CLOSE_MM) -> Mask:
     return _filled(out)
 
 
-def rim(lung: Mask, side: int, spacing: Spacing) -> Mask:
+def subpleural(lung: Mask, side: int, spacing: Spacing) -> Mask:
     """Dense tissue between a lung and the ribs, such as consolidation and fibrosis, which leave
     wide dents in its outline.
 

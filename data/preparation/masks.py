@@ -36,7 +36,7 @@ class MaskPlan:
     tool_hours: float = 2.0
 
 
-def given(path: Path, scan: Volume) -> Volume:
+def load_mask(path: Path, scan: Volume) -> Volume:
     """A mask file as uint8 on the grid of its scan; raises `UserError` for another grid or values
     that are no labels.
     """
@@ -51,7 +51,7 @@ def given(path: Path, scan: Volume) -> Volume:
     return Volume(mask.array.astype(np.uint8), mask.affine)
 
 
-def classic(scan: Volume) -> NDArray[np.uint8]:
+def threshold_lungs(scan: Volume) -> NDArray[np.uint8]:
     """The classic segmentation (see `lungs.segment`) on the scan's grid; works on means over voxels
     where they are small.
     """
@@ -89,12 +89,14 @@ def make(plan: MaskPlan, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
     if plan.kind == "given":
         if plan.given is None:
             raise UserError("It has no mask of its name. Add one, or make it with --masks classic.")
-        return resample(given(plan.given, scan), grid=(grid.shape, grid.affine), order=0).array
-    labels = classic(grid)
+        return resample(load_mask(plan.given, scan), grid=(grid.shape, grid.affine), order=0).array
+    labels = threshold_lungs(grid)
     if plan.kind != "classic":
         labels = _by_tool(plan, grid, labels)
     if plan.airway is not None:
-        airway = resample(given(plan.airway, scan), grid=(grid.shape, grid.affine), order=0).array
+        airway = resample(
+            load_mask(plan.airway, scan), grid=(grid.shape, grid.affine), order=0
+        ).array
         labels[labels == lungs.AIRWAY] = 0
         labels[airway > 0] = lungs.AIRWAY
     return labels

@@ -25,7 +25,7 @@ from options.prepare_options import (
     TableOptions,
     WorkOptions,
 )
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class SomeFailed(UserError):
 
 
 @dataclass
-class Prepared:
+class PreparationResult:
     """What a run did: records by case, reasons of failures by case, and how many cases were there
     already.
     """
@@ -161,13 +161,13 @@ def _joined(found: Found, options: TableOptions, private: bool) -> Joined | None
     ):
         raise UserError(
             f"--patient_column {options.patient_column!r} is no column of {path}; it has: "
-            f"{listing([joined.key_column, *joined.columns], 30)}."
+            f"{format_list([joined.key_column, *joined.columns], 30)}."
         )
     return joined
 
 
-def _work(tasks: Sequence[Task], count: int) -> Prepared:
-    prepared = Prepared()
+def _work(tasks: Sequence[Task], count: int) -> PreparationResult:
+    prepared = PreparationResult()
     todo = []
     for task in tasks:
         record = finished(task)
@@ -226,7 +226,7 @@ def _patients(
 
 def _finish(
     out: Path,
-    prepared: Prepared,
+    prepared: PreparationResult,
     tasks: Sequence[Task],
     register: Register,
     joined: Joined | None,
@@ -241,7 +241,7 @@ def _finish(
     if gone:
         found.remarks.append(
             f"{len(gone)} cases of an earlier run are no longer in IN and were kept: "
-            f"{listing(gone)}"
+            f"{format_list(gone)}"
         )
     patients = _patients(list(done), by_case, register, joined, options.table.patient_column)
     rows_by_case = (
@@ -275,7 +275,7 @@ def _finish(
     )
 
 
-def _end(out: Path, prepared: Prepared, found: Found, key: Path) -> None:
+def _end(out: Path, prepared: PreparationResult, found: Found, key: Path) -> None:
     warned = [case for case, record in prepared.done.items() if record["warnings"]]
     log.info(
         "%s: %d cases (%d new), %d with warnings. Look at %s. The key to the case ids is %s.",
@@ -293,7 +293,7 @@ def _end(out: Path, prepared: Prepared, found: Found, key: Path) -> None:
     texts = []
     if prepared.failed:
         texts.append(
-            f"{len(prepared.failed)} cases could not be prepared: {listing(list(prepared.failed))}."
+            f"{len(prepared.failed)} cases could not be prepared: {format_list(list(prepared.failed))}."
         )
     if found.unreadable:
         texts.append(f"{len(found.unreadable)} files or folders could not be read.")

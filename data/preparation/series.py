@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.preparation.headers import SliceHeader
 from data.volumes import LPS_TO_RAS
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 # Steps between slices may differ from their median by this share: headers are rounded, tables
 # creep.
@@ -198,7 +198,7 @@ def _number_warnings(headers: Sequence[SliceHeader]) -> list[str]:
     absent = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
     if not absent or len(absent) > len(headers):
         return []
-    shown = listing([str(n) for n in absent], 4)
+    shown = format_list([str(n) for n in absent], 4)
     return [
         f"the numbers of the slices have gaps (absent: {shown}): slices may be missing at an end"
     ]

@@ -18,7 +18,7 @@ from data.preparation.headers import Damaged, NotDicom, SliceHeader, read_header
 from data.preparation.series import Series, group
 from data.volumes import has_suffix, strip_suffix
 from options.prepare_options import SeriesOptions
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def walk(root: Path, found: Found) -> list[Path]:
         ]
     archives = [p for p in paths if p.name.lower().endswith(ARCHIVES)]
     if archives:
-        log.warning("Archives are not unpacked: %s.", listing([str(p) for p in archives]))
+        log.warning("Archives are not unpacked: %s.", format_list([str(p) for p in archives]))
         found.remarks.append(
             f"{len(archives)} archives were not unpacked; unpack them into the folder if they hold "
             "scans"
@@ -108,7 +108,7 @@ def guess(root: Path) -> str:
     if not volumes and not dicom:
         archives = [p.name for p in root.rglob("*") if p.name.lower().endswith(ARCHIVES)]
         more = (
-            f" It holds archives, which are not unpacked: {listing(archives)}; unpack them first."
+            f" It holds archives, which are not unpacked: {format_list(archives)}; unpack them first."
             if archives
             else ""
         )
@@ -286,7 +286,9 @@ def _volumes(root: Path, kind: str, found: Found, mask_dir: Path | None) -> None
         )
         same = [str(p) for p in paths] if len(paths) > 1 else []
         twice = (
-            f"{len(same)} scans have one name: {listing(same)}. Rename all but one." if same else ""
+            f"{len(same)} scans have one name: {format_list(same)}. Rename all but one."
+            if same
+            else ""
         )
         found.sources.append(
             Source(

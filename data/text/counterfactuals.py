@@ -11,13 +11,13 @@ from itertools import combinations
 from data.cohort import Case
 from data.text.prompts import Prompt, Template, split_free_text
 from data.text.template import as_number
-from util.cli import UserError, listing, safe_name
+from util.cli import UserError, format_list, safe_name
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Change:
+class Intervention:
     """One attribute and the values it is given, from a flag such as `--vary "COLUMN=A,B"`."""
 
     column: str
@@ -25,7 +25,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One volume to generate: its text, and what was changed for it (`column` is "" for the own
     row).
     """
@@ -36,7 +36,7 @@ class Arm:
     dropped: tuple[str, ...] = ()
 
 
-def parse_change(flag: str, text: str, least: int) -> Change:
+def parse_intervention(flag: str, text: str, least: int) -> Intervention:
     """`COLUMN=A,B` with at least so many values; raises `UserError`. Values with commas stand in
     double quotes.
     """
@@ -49,12 +49,12 @@ def parse_change(flag: str, text: str, least: int) -> Change:
         raise UserError(
             f"{flag} is {text!r}; two of its values are the same, or would give the same file name."
         )
-    return Change(column.strip(), found)
+    return Intervention(column.strip(), found)
 
 
-def check_change(
+def check_intervention(
     flag: str,
-    change: Change,
+    change: Intervention,
     template: Template,
     rows: Sequence[dict[str, str]],
     seen: bool = False,
@@ -67,12 +67,12 @@ def check_change(
     if change.column not in columns:
         raise UserError(
             f"{flag}: the table has no column {change.column!r}; it has: "
-            f"{listing(template.attributes(columns), 40)}."
+            f"{format_list(template.attributes(columns), 40)}."
         )
     known = template.known_values(rows, change.column)
     try:
         shown = {
-            v: template.shown(template.change(rows[0], change.column, v).row, change.column)
+            v: template.format_value(template.change(rows[0], change.column, v).row, change.column)
             for v in change.values
         }
     except UserError as error:
@@ -84,7 +84,7 @@ def check_change(
         if not number and seen:
             raise UserError(
                 f"{flag}: no case has {change.column}={value}; there are: "
-                f"{listing(list(known), 20) or 'none'}."
+                f"{format_list(list(known), 20) or 'none'}."
             )
         if not number:
             meaning = "; the model has never seen it, so its effect means nothing"
@@ -103,13 +103,13 @@ def check_change(
             meaning,
             f"{known[0]} to {known[-1]}"
             if number and known
-            else listing(list(known), 20) or "none",
+            else format_list(list(known), 20) or "none",
         )
 
 
-def own_arm(
-    case: Case, template: Template, settings: Sequence[Change], own: Prompt | None, free: str
-) -> tuple[Arm, dict[str, str]]:
+def factual_variant(
+    case: Case, template: Template, settings: Sequence[Intervention], own: Prompt | None, free: str
+) -> tuple[Variant, dict[str, str]]:
     """The case's own row as text, and the row as changed by `--set`.
 
     Args:
@@ -125,18 +125,20 @@ def own_arm(
         row = changed.row
         dropped += changed.dropped
     prompt = split_free_text(free) if free else own if own is not None else template.phrases(row)
-    return Arm(prompt, dropped=tuple(dropped)), row
+    return Variant(prompt, dropped=tuple(dropped)), row
 
 
-def varied_arms(row: dict[str, str], template: Template, change: Change) -> list[Arm]:
+def counterfactual_variants(
+    row: dict[str, str], template: Template, change: Intervention
+) -> list[Variant]:
     """An arm a value of one `--vary`."""
     made = []
     for value in change.values:
         changed = template.change(row, change.column, value)
-        made.append(Arm(template.phrases(changed.row), change.column, value, changed.dropped))
+        made.append(Variant(template.phrases(changed.row), change.column, value, changed.dropped))
     return made
 
 
-def pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+def pairs(arms: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     """Every pair (from, to), in the order in which the values were given."""
     return list(combinations(arms, 2))

@@ -15,7 +15,7 @@ from data.cohort import Cohort
 from data.text.template import TEMPLATES, UNKNOWN, Column, as_number, guess_role, read_columns
 from data.volumes import strip_suffix
 from util import phrasing as wording
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Phrase:
 Prompt = tuple[Phrase, ...]
 
 
-def told(prompts: Iterable[Prompt]) -> list[list[tuple[str, str]]]:
+def phrase_columns(prompts: Iterable[Prompt]) -> list[list[tuple[str, str]]]:
     """Of each prompt the phrases' texts, each with its column ("" for free text)."""
     return [[(phrase.text, phrase.column or "") for phrase in prompt] for prompt in prompts]
 
@@ -78,9 +78,9 @@ class Template:
         """
         return self[column].role
 
-    def shown(self, row: Row, column: str) -> str:
+    def format_value(self, row: Row, column: str) -> str:
         """The value of a column as the text says it, "" where it is not known."""
-        return self[column].shown(row.get(column, ""))
+        return self[column].format_value(row.get(column, ""))
 
     def phrases(self, row: Row) -> Prompt:
         """The prompt of a row: known values in the template's order, without what contradicts (see
@@ -91,8 +91,10 @@ class Template:
         """
         kept = self.consistent(row).row
         order = [*self.columns, *(c for c in row if c not in self.columns)]
-        said = [(c, self.shown(kept, c)) for c in order if c in kept and self.role(c) != "id"]
-        return tuple(Phrase(self[c].say(value), c) for c, value in said if value)
+        said = [
+            (c, self.format_value(kept, c)) for c in order if c in kept and self.role(c) != "id"
+        ]
+        return tuple(Phrase(self[c].to_phrase(value), c) for c, value in said if value)
 
     def consistent(self, row: Row, keep: str | None = None) -> Changed:
         """The row without the values that others make meaningless (`Never smoker` empties
@@ -105,18 +107,18 @@ class Template:
         """
         made, dropped = dict(row), []
         for column, known in self.columns.items():
-            if not known.implies or not self.shown(made, column):
+            if not known.implies or not self.format_value(made, column):
                 continue
             drop = [
                 d
                 for rule in known.implies
-                if rule.applies(self.shown(made, column))
+                if rule.applies(self.format_value(made, column))
                 for d in rule.drop
             ]
-            if keep in drop and keep != column and self.shown(made, keep):
+            if keep in drop and keep != column and self.format_value(made, keep):
                 drop = [column]
             for other in drop:
-                if made.get(other, "") and self.shown(made, other):
+                if made.get(other, "") and self.format_value(made, other):
                     dropped.append(other)
                 if other in made:
                     made[other] = ""
@@ -132,14 +134,14 @@ class Template:
         """
         if column not in row:
             raise UserError(
-                f"The table has no column {column!r}; it has: {listing(self.attributes(row), 40)}."
+                f"The table has no column {column!r}; it has: {format_list(self.attributes(row), 40)}."
             )
         if self.role(column) == "id":
             raise UserError(
                 f"Column {column!r} is an identifier and never in the text; choose one of: "
-                f"{listing(self.attributes(row), 40)}."
+                f"{format_list(self.attributes(row), 40)}."
             )
-        self[column].shown(value)
+        self[column].format_value(value)
         return self.consistent({**row, column: value}, keep=column)
 
     def attributes(self, row: Iterable[str]) -> list[str]:
@@ -150,7 +152,7 @@ class Template:
         """The distinct values of a column as the text says them, numbers in order of size, then
         texts.
         """
-        values = {self.shown(row, column) for row in rows} - {""}
+        values = {self.format_value(row, column) for row in rows} - {""}
         return tuple(sorted(values, key=lambda v: (as_number(v) is None, as_number(v) or 0.0, v)))
 
 
@@ -170,8 +172,8 @@ def load_template(
         made = read_columns(path)
         if columns and not set(made) & set(columns):
             raise UserError(
-                f"--template {name} knows none of the table's columns ({listing(list(columns))}); "
-                f"it knows {listing(list(made))}. Use --template auto, or write a template."
+                f"--template {name} knows none of the table's columns ({format_list(list(columns))}); "
+                f"it knows {format_list(list(made))}. Use --template auto, or write a template."
             )
     for column in (key_column, patient_column):
         if column:
@@ -205,7 +207,7 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
         if not {"File Name", "Prompt"} <= set(rows.fieldnames or ()):
             raise UserError(
                 f"{path} must have the columns 'File Name' and 'Prompt'; it has: "
-                f"{listing(list(rows.fieldnames or ()))}."
+                f"{format_list(list(rows.fieldnames or ()))}."
             )
         made: dict[str, Prompt] = {}
         for row in rows:
@@ -230,7 +232,7 @@ def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
             "%s has prompts of %d cases that are not there: %s.",
             path,
             len(strangers),
-            listing(strangers),
+            format_list(strangers),
         )
     made: dict[str, Prompt] = {}
     emptied: Counter[str] = Counter()
@@ -243,6 +245,6 @@ def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
     if emptied:
         log.warning(
             "Left out of the text, for other values of the same row contradict them: %s.",
-            listing([f"{column} ({count} rows)" for column, count in emptied.items()]),
+            format_list([f"{column} ({count} rows)" for column, count in emptied.items()]),
         )
     return made

@@ -96,18 +96,18 @@ _ROLE_WORDS = {  # words that a name holds somewhere; an outcome first, for "age
 }
 
 
-def plain(value: object) -> str:
+def clean_cell(value: object) -> str:
     """A raw table value as text: stripped, and a whole number without ".0"."""
     text = " ".join(str(value).split())
     whole = _WHOLE.fullmatch(text)
     return whole.group(1) if whole else text
 
 
-def same_key(value: object) -> str:
+def normalise_key(value: object) -> str:
     """What two ways of writing a value have in common: `Never-smoker` is `never smoker`; a sign
     stays.
     """
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", plain(value)).casefold()
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", clean_cell(value)).casefold()
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Rule:
     unless: frozenset[str] | None = None
 
     def applies(self, value: str) -> bool:
-        key = same_key(value)
+        key = normalise_key(value)
         return (
             key in self.when if self.when is not None else key not in (self.unless or frozenset())
         )
@@ -143,14 +143,14 @@ class Column:
     absolute: bool = False
     implies: tuple[Rule, ...] = ()
 
-    def shown(self, raw: object) -> str:
+    def format_value(self, raw: object) -> str:
         """The value as the text says it, "" where it is not known; a number that is none raises
         `UserError`.
         """
-        text = plain(raw)
-        if same_key(text) in self.unknown:
+        text = clean_cell(raw)
+        if normalise_key(text) in self.unknown:
             return ""
-        text = self.values.get(same_key(text), text)
+        text = self.values.get(normalise_key(text), text)
         if self.kind not in ("number", "date"):
             return text
         number = as_number(text)
@@ -163,14 +163,14 @@ class Column:
             )
         if self.absolute:
             number, text = abs(number), text.lstrip("+-")
-        return text if self.digits is None else plain(f"{number:.{self.digits}f}")
+        return text if self.digits is None else clean_cell(f"{number:.{self.digits}f}")
 
-    def say(self, shown: str) -> str:
+    def to_phrase(self, shown: str) -> str:
         """The phrase of a value as `shown` gives it."""
         automatic = f"{self.name} is {shown}"
         if self.kind == "date" and as_number(shown) is None:
             return automatic
-        pattern = self.phrases.get(same_key(shown), self.phrase)
+        pattern = self.phrases.get(normalise_key(shown), self.phrase)
         return (
             pattern.replace("{value}", shown).replace("{unit}", self.unit) if pattern else automatic
         )
@@ -189,7 +189,7 @@ def guess_role(column: str) -> str:
     """The role of a column that no template knows, by its name; an exposure where the name tells
     nothing.
     """
-    name = same_key(column)
+    name = normalise_key(column)
     if _ID.fullmatch(name):
         return "id"
     words = set(re.findall(r"[a-z]+(?:-[a-z]+)*", name))
@@ -228,7 +228,7 @@ def _keys(where: str, values: Any) -> frozenset[str]:
         raise UserError(
             f"{where}: YAML reads a bare Yes or No as a truth value; write it in quotes."
         )
-    return frozenset(map(same_key, values))
+    return frozenset(map(normalise_key, values))
 
 
 def _column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Column:
@@ -258,7 +258,7 @@ def _column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Colum
     maps: dict[str, Any] = {}
     for key in ("phrases", "values"):
         _keys(f"{where}, {key}", entry.get(key, {}))
-        maps[key] = {same_key(code): str(text) for code, text in entry.get(key, {}).items()}
+        maps[key] = {normalise_key(code): str(text) for code, text in entry.get(key, {}).items()}
     unknown |= _keys(f"{where}, unknown", entry.get("unknown", []))
     rules = tuple(_rule(f"{where}, implies", rule) for rule in entry.get("implies", []))
     return Column(name, role=role, kind=kind, unknown=unknown, implies=rules, **simple, **maps)

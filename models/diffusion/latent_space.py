@@ -13,7 +13,7 @@ from models.networks.layers import halve_noise
 from util.cli import UserError
 
 
-class Voxels:
+class PixelSpace:
     """The image itself.
 
     `channels`, `factor`: channels of what is noised, and voxels of the image along one of its
@@ -41,7 +41,7 @@ class Voxels:
         """
         return field
 
-    def mark(self, network: nn.Module) -> None:
+    def attach_fingerprint(self, network: nn.Module) -> None:
         """Makes the network's checkpoints refuse another space."""
 
 
@@ -68,7 +68,7 @@ class Fingerprint(nn.Module):
             )
 
 
-class Latents(Voxels):
+class LatentSpace(PixelSpace):
     """The latents of a frozen autoencoder, standardised.
 
     Args:
@@ -99,5 +99,5 @@ class Latents(Voxels):
             field = halve_noise(field)
         return field
 
-    def mark(self, network: nn.Module) -> None:
+    def attach_fingerprint(self, network: nn.Module) -> None:
         network.add_module("autoencoder", Fingerprint(self.autoencoder.digest, self.file))

@@ -53,7 +53,7 @@ def schedule_levels(options: DiffusionOptions) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Process:
+class NoiseSchedule:
     """Noise levels and weights of one training target.
 
     Args:
@@ -72,7 +72,7 @@ class Process:
     def flow(self) -> bool:
         return self.options.diffusion_target == "flow"
 
-    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and s at times `(B,)`."""
         if self.flow:
             return 1 - t, t
@@ -80,9 +80,9 @@ class Process:
         signal, noise = table[(t * (len(table) - 1)).round().long()].unbind(-1)
         return signal, noise
 
-    def blending(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of x_t and of F in the estimated image, at times `(B,)`."""
-        a, s = self.levels(t)
+        a, s = self.alpha_sigma(t)
         total = (a * self.sigma_data).square() + s.square()
         return a * self.sigma_data**2 / total, s.square() / total
 
@@ -90,20 +90,22 @@ class Process:
         """Weight of the image's squared error at times `(B,)`, limited by `--snr_gamma` (Hang et
         al. 2023).
         """
-        a, s = self.levels(t)
+        a, s = self.alpha_sigma(t)
         top = a if self.options.diffusion_target == "noise" else torch.ones_like(a)
         weight = (top / s.clamp_min(1e-4)).square()
         return weight.clamp_max(self.options.snr_gamma) if self.options.snr_gamma else weight
 
     def time(self, uniform: Tensor, whether: Tensor) -> Tensor:
-        """Times of training samples from two uniform numbers each: `--pure_noise` of them at t =
+        """Times of training samples from two uniform numbers each: `--terminal_prob` of them at t =
         1.
         """
-        return torch.where(whether < self.options.pure_noise, torch.ones_like(uniform), 1 - uniform)
+        return torch.where(
+            whether < self.options.terminal_prob, torch.ones_like(uniform), 1 - uniform
+        )
 
     def log_noise(self, t: Tensor) -> Tensor:
         """log(s / a), what networks are told of the time; finite."""
-        a, s = self.levels(t)
+        a, s = self.alpha_sigma(t)
         return (s.clamp_min(1e-4) / a.clamp_min(1e-3)).log().clamp(-7.0, 5.0)
 
     def times(self, steps: int, shift: float, start: float = 1.0) -> list[float]:
@@ -130,7 +132,7 @@ def _bar(
 
 
 @dataclass(frozen=True)
-class Solver:
+class DiffusionSampler:
     """One way from noise to image, and back.
 
     `euler` and `ddim` follow the exact path of a Gaussian of SD `sigma_data` around F, with F kept
@@ -144,13 +146,13 @@ class Solver:
         kind: `euler`, `heun`, `ddim` or `ddpm`.
     """
 
-    process: Process
+    process: NoiseSchedule
     network: Network
     kind: str
 
     def _at(self, t: float) -> tuple[float, float, float]:
         """a, s, and the SD of x_t around a F."""
-        a, s = (float(v) for v in self.process.levels(torch.tensor([t])))
+        a, s = (float(v) for v in self.process.alpha_sigma(torch.tensor([t])))
         return a, s, float(((a * self.process.sigma_data) ** 2 + s**2) ** 0.5)
 
     def step(self, x: Tensor, t: float, to: float, fresh: torch.Generator | None = None) -> Tensor:
@@ -168,7 +170,7 @@ class Solver:
             moved = b * found + narrower / spread * (x - a * found)
         return moved
 
-    def unstep(self, x: Tensor, t: float, to: float) -> Tensor:
+    def invert_step(self, x: Tensor, t: float, to: float) -> Tensor:
         """The state at `t` from which `step` gives `x` at `to`, found by fixed-point rounds.
 
         The usual inversion takes the network's answer at the wrong end of the step; its errors add
@@ -200,5 +202,5 @@ class Solver:
     def invert(self, x: Tensor, times: Sequence[float]) -> Tensor:
         """From `times[-1]` back to `times[0]`, so that `sample` gives `x` again."""
         for t, to in _bar(reversed(list(pairwise(times))), len(times) - 1, "inverting"):
-            x = self.unstep(x, t, to)
+            x = self.invert_step(x, t, to)
         return x

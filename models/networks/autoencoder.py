@@ -23,7 +23,7 @@ NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
 
 
 @dataclass(frozen=True)
-class Description:
+class AutoencoderConfig:
     """The .json beside the weights.
 
     Attributes:
@@ -61,7 +61,7 @@ def per_voxel(network: nn.Module) -> nn.Module:
     return network
 
 
-def build(description: Description) -> AutoencoderKL:
+def build(description: AutoencoderConfig) -> AutoencoderKL:
     """The network without weights; raises `UserError` for a configuration that MONAI refuses."""
     try:
         if description.kind == "AutoencoderKlMaisi":
@@ -96,7 +96,7 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         network: AutoencoderKL,
-        description: Description,
+        description: AutoencoderConfig,
         window: tuple[float, float],
         digest: bytes = b"",
     ) -> None:
@@ -165,9 +165,9 @@ def load_autoencoder(file: Path, window: tuple[float, float]) -> Autoencoder:
     return Autoencoder(network, description, window, digest)
 
 
-def _describe(file: Path) -> Description:
+def _describe(file: Path) -> AutoencoderConfig:
     values = read_json(file)
-    known = {f.name for f in dataclasses.fields(Description)}
+    known = {f.name for f in dataclasses.fields(AutoencoderConfig)}
     if not isinstance(values, dict) or not {"kind", "config"} <= set(values) <= known:
         raise UserError(
             f"--autoencoder: {file} must be an object with kind, config and at most these: "
@@ -179,4 +179,4 @@ def _describe(file: Path) -> Description:
             "AutoencoderKlMaisi."
         )
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Description(**found)
+    return AutoencoderConfig(**found)

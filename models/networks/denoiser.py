@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
-from models.networks.fusion import FUSIONS, FusionUnit, spread
+from models.networks.fusion import FUSIONS, FusionUnit, broadcast_channels
 from models.networks.generator import fuse, halve_region, input_channels
-from models.networks.layers import Conv3d, Padding, ScalarConv3d, Upsample, make_norm, run
+from models.networks.layers import (
+    Conv3d,
+    Padding,
+    ScalarConv3d,
+    Upsample,
+    make_norm,
+    maybe_checkpoint,
+)
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
 
@@ -23,7 +30,7 @@ PERIODS = (
 )
 
 
-class TimedConv(nn.Module):
+class TimeConv(nn.Module):
     """A 3x3x3 convolution, its normalisation, scale and shift by the noise level, SiLU."""
 
     def __init__(
@@ -42,22 +49,22 @@ class TimedConv(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
         scale, shift = self.time(time).chunk(2, 1)
-        return F.silu(x * spread(1 + scale, x) + spread(shift, x))
+        return F.silu(x * broadcast_channels(1 + scale, x) + broadcast_channels(shift, x))
 
 
-class TimedBlock(nn.Module):
+class TimeResBlock(nn.Module):
     """Two convolutions around which the input passes unchanged; shape stays."""
 
     def __init__(self, channels: int, time: int, norm: str, padding: Padding) -> None:
         super().__init__()
-        self.first = TimedConv(channels, channels, time, norm, padding)
+        self.first = TimeConv(channels, channels, time, norm, padding)
         self.second = Conv3d(channels, channels, 3, padding=1, padding_mode=padding)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return x + self.second(self.first(x, time))
 
 
-class Rise(nn.Module):
+class TimeUpBlock(nn.Module):
     """One doubling of resolution: upsample, add the skip connection, convolve, fuse text."""
 
     def __init__(
@@ -65,7 +72,7 @@ class Rise(nn.Module):
     ) -> None:
         super().__init__()
         self.up = Upsample(c_in, c_out)
-        self.merge = TimedConv(c_out, c_out, time, options.norm, options.padding)
+        self.merge = TimeConv(c_out, c_out, time, options.norm, options.padding)
         name = (
             "none" if options.fusion_at == "bottleneck" else options.fusion
         )  # a denoiser has no place for "output"
@@ -113,20 +120,20 @@ class Denoiser(nn.Module):
             nn.Linear(time_width, time_width),
             nn.SiLU(),
         )
-        self.stem = TimedConv(
+        self.stem = TimeConv(
             channels + input_channels(options, n_labels), widths[0], time_width, norm, padding
         )
         self.down = nn.ModuleList(
-            TimedConv(widths[i], widths[i + 1], time_width, norm, padding, stride=2)
+            TimeConv(widths[i], widths[i + 1], time_width, norm, padding, stride=2)
             for i in range(depth)
         )
         self.blocks = nn.ModuleList(
-            TimedBlock(widths[-1], time_width, norm, padding)
+            TimeResBlock(widths[-1], time_width, norm, padding)
             for _ in range(options.n_blocks_global)
         )
         self.fusion: FusionUnit = FUSIONS[options.fusion](widths[-1], text_width, options)
         self.rises = nn.ModuleList(
-            Rise(widths[i + 1], widths[i], time_width, text_width, options)
+            TimeUpBlock(widths[i + 1], widths[i], time_width, text_width, options)
             for i in reversed(range(depth))
         )
         self.head = (
@@ -157,17 +164,17 @@ class Denoiser(nn.Module):
             1 - mask[:, :1] if self.options.text_region == "labels" else None
         )  # background is the first label
         inputs = [x, mask, coords] if self.options.coord_channels else [x, mask]
-        h = run(self.stem, recompute, torch.cat(inputs, 1), time)  # (ngf, 1)
+        h = maybe_checkpoint(self.stem, recompute, torch.cat(inputs, 1), time)  # (ngf, 1)
         skips, regions = [], [region]
         for down in self.down:
             skips.append(h if self.options.skip else None)
             regions.append(halve_region(regions[-1]))
-            h = run(down, recompute, h, time)  # (2^i ngf, 1/2^i)
+            h = maybe_checkpoint(down, recompute, h, time)  # (2^i ngf, 1/2^i)
         for block in self.blocks:
-            h = run(block, recompute, h, time)
+            h = maybe_checkpoint(block, recompute, h, time)
         h = fuse(self.fusion, h, text, regions.pop())
         for rise in self.rises:
-            h = run(rise, recompute, h, skips.pop(), time, text, regions.pop())
+            h = maybe_checkpoint(rise, recompute, h, skips.pop(), time, text, regions.pop())
         # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
         with torch.autocast(h.device.type, enabled=False):
             return self.head(h.float())

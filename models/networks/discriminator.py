@@ -21,7 +21,7 @@ DETAIL_GAIN = 10.0
 
 
 @dataclass
-class Judgement:
+class DiscriminatorOutput:
     """What one scale says: `scores` `(B, 1, ...)` a patch, and the `features` `(B, C, ...)` of its
     layers.
     """
@@ -100,7 +100,7 @@ class MultiScaleDiscriminator(nn.Module):
 
     def forward(
         self, volume: Tensor, condition: Tensor, pooled: Tensor, mismatched: Tensor | None = None
-    ) -> tuple[list[Judgement], list[Tensor]]:
+    ) -> tuple[list[DiscriminatorOutput], list[Tensor]]:
         """Judges volumes.
 
         Args:
@@ -125,6 +125,6 @@ class MultiScaleDiscriminator(nn.Module):
             smooth = F.avg_pool3d(volume, 3, stride=1, padding=1, count_include_pad=False)
             detail = DETAIL_GAIN * (volume - smooth)
             (scores, *others), features = scale(torch.cat([volume, detail, repeated], 1), texts)
-            judged.append(Judgement(scores, features))
+            judged.append(DiscriminatorOutput(scores, features))
             mismatches += others
         return judged, mismatches

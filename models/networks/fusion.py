@@ -42,7 +42,7 @@ class NoFusion(FusionUnit):
         return x
 
 
-def zero(layer: nn.Module) -> nn.Module:
+def zero_module(layer: nn.Module) -> nn.Module:
     """The layer with its parameters at zero, so that a residual branch starts silent."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -57,14 +57,14 @@ class ConcatFusion(FusionUnit):
         super().__init__(channels, text_width, options)
         hidden = options.text_hidden or channels
         self.text = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU())
-        self.project = zero(nn.Conv3d(channels + hidden, channels, 1))
+        self.project = zero_module(nn.Conv3d(channels + hidden, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         repeated = self.text(text.pooled)[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
         return x + self.project(torch.cat([x, repeated.to(x.dtype)], 1))
 
 
-def spread(values: Tensor, x: Tensor) -> Tensor:
+def broadcast_channels(values: Tensor, x: Tensor) -> Tensor:
     """`(B, C)` as `(B, C, 1, 1, Z)` in the type of `x` `(B, C, X, Y, Z)`.
 
     Along one axis the repetition is written out: with channels innermost, a CPU works five times
@@ -111,7 +111,7 @@ class AffineFusion(FusionUnit):
         super().__init__(channels, text_width, options)
         self.first = Affine(channels, text_width, options.text_hidden)
         self.second = Affine(channels, text_width, options.text_hidden)
-        self.project = zero(nn.Conv3d(channels, channels, 1))
+        self.project = zero_module(nn.Conv3d(channels, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         h = F.silu(self.first(x, text))
@@ -133,7 +133,7 @@ class AdditiveFusion(FusionUnit):
         super().__init__(channels, text_width, options)
         self.fields = nn.Conv3d(channels, self.FIELDS * channels, 1)
         self.affine = Affine(self.FIELDS * channels, text_width, options.text_hidden)
-        self.project = zero(nn.Conv3d(self.FIELDS * channels, channels, 1))
+        self.project = zero_module(nn.Conv3d(self.FIELDS * channels, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         return x + self.project(self.affine(F.silu(self.fields(x)), text))
@@ -155,7 +155,7 @@ class AttentionFusion(FusionUnit):
             text_width, width, bias=False
         )  # softmax takes away what is common to all keys
         self.value = nn.Linear(text_width, width)
-        self.project = zero(nn.Linear(width, channels))
+        self.project = zero_module(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         b, c, *size = x.shape

@@ -19,7 +19,7 @@ from models.networks.layers import (
     Upsample,
     conv,
     halve_noise,
-    run,
+    maybe_checkpoint,
 )
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
@@ -53,7 +53,7 @@ def halve_region(region: Tensor | None) -> Tensor | None:
     return None if region is None else -F.max_pool3d(-region, 2)
 
 
-class Stage(nn.Module):
+class FusedResBlocks(nn.Module):
     """Residual blocks, and text fused in after them, for they would carry it out of the region;
     shape stays.
     """
@@ -72,11 +72,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
         for block in self.blocks:
-            x = run(block, self.recompute, x)
+            x = maybe_checkpoint(block, self.recompute, x)
         return fuse(self.fusion, x, text, region)
 
 
-class Decoder(nn.Module):
+class UpBlock(nn.Module):
     """One doubling of resolution: upsample, add skip connection and noise, convolve, fuse text."""
 
     def __init__(self, c_in: int, c_out: int, text_width: int, options: GeneratorOptions) -> None:
@@ -127,25 +127,29 @@ class GlobalGenerator(nn.Module):
             conv(widths[i], widths[i + 1], norm, padding, stride=2) for i in range(depth)
         )
         fuse = options.fusion_at != "output"
-        self.bottleneck = Stage(widths[-1], options.n_blocks_global, text_width, options, fuse)
+        self.bottleneck = FusedResBlocks(
+            widths[-1], options.n_blocks_global, text_width, options, fuse
+        )
         self.decoders = nn.ModuleList(
-            Decoder(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth))
+            UpBlock(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth))
         )
 
     def forward(
         self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
     ) -> Tensor:
-        x = run(self.stem, self.recompute, condition)  # (ngf, 1)
+        x = maybe_checkpoint(self.stem, self.recompute, condition)  # (ngf, 1)
         skips, noises, regions = [], [noise], [region]
         for down in self.down:
             skips.append(x if self.skip else None)
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
-            x = run(down, self.recompute, x)  # (2^i ngf, 1/2^i)
+            x = maybe_checkpoint(down, self.recompute, x)  # (2^i ngf, 1/2^i)
         noises.pop()
         x = self.bottleneck(x, text, regions.pop())
         for decoder in self.decoders:
-            x = run(decoder, self.recompute, x, skips.pop(), noises.pop(), text, regions.pop())
+            x = maybe_checkpoint(
+                decoder, self.recompute, x, skips.pop(), noises.pop(), text, regions.pop()
+            )
         return x
 
 
@@ -162,8 +166,8 @@ class LocalEnhancer(nn.Module):
         self.stem = conv(c_in, width, options.norm, options.padding)
         self.down = conv(width, 2 * width, options.norm, options.padding, stride=2)
         fuse = options.fusion_at == "all"
-        self.stage = Stage(2 * width, options.n_blocks_local, text_width, options, fuse)
-        self.decoder = Decoder(2 * width, width, text_width, options)
+        self.stage = FusedResBlocks(2 * width, options.n_blocks_local, text_width, options, fuse)
+        self.decoder = UpBlock(2 * width, width, text_width, options)
 
     def forward(
         self,
@@ -173,16 +177,16 @@ class LocalEnhancer(nn.Module):
         region: Tensor | None,
         coarse: Tensor,
     ) -> Tensor:
-        fine = run(self.stem, self.recompute, condition)  # (width, 1)
+        fine = maybe_checkpoint(self.stem, self.recompute, condition)  # (width, 1)
         x = self.stage(
-            run(self.down, self.recompute, fine) + coarse, text, halve_region(region)
+            maybe_checkpoint(self.down, self.recompute, fine) + coarse, text, halve_region(region)
         )  # (2 width, 1/2)
-        return run(
+        return maybe_checkpoint(
             self.decoder, self.recompute, x, fine if self.skip else None, noise, text, region
         )
 
 
-class TextEffect(nn.Module):
+class TextResidualHead(nn.Module):
     """What text adds to a volume: the change that a fusion unit makes to the last features, as one
     channel.
 
@@ -190,21 +194,21 @@ class TextEffect(nn.Module):
     phrases freely learns combinations by heart, such as an effect of age that is larger in smokers
     though it is not.
 
-    The last features serve the anatomy and tell little of where a voxel lies; with `--text_place`
+    The last features serve the anatomy and tell little of where a voxel lies; with `--text_position`
     the unit is told that and its label too, else it takes thousands of steps to learn that an
     effect is one of the bases, of the rim, or of no airway. Waves of the place beside the place
     itself, for a perceptron learns smooth functions of its input first and edges late (Tancik et
     al. 2020, arXiv 2006.10739).
     """
 
-    NEAR = (
+    MASK_KERNELS = (
         5,
         9,
     )  # voxels: in the mean of the mask over such cubes, the depth below its border shows
     WAVES = 2  # of the length of the volume, of its half ...; a lung is about a wave high
     # from a lung's top to its bottom coordinates differ by about 1; an effect may end within a
     # third of that
-    STEEP = 8.0
+    COORD_SCALE = 8.0
     WIDTH = 64  # of the perceptron
 
     def __init__(self, n_labels: int, text_width: int, options: GeneratorOptions) -> None:
@@ -212,14 +216,14 @@ class TextEffect(nn.Module):
         self.fusion: FusionUnit = FUSIONS[options.fusion](options.ngf, text_width, options)
         self.head = nn.Conv3d(options.ngf, 1, 1, bias=False)
         self.n_labels = n_labels
-        place = input_channels(options, n_labels) - n_labels + len(self.NEAR)
+        place = input_channels(options, n_labels) - n_labels + len(self.MASK_KERNELS)
         self.place = (
             nn.Sequential(
                 nn.Conv3d(n_labels + place * (1 + 2 * self.WAVES), self.WIDTH, 1),
                 nn.SiLU(),
                 nn.Conv3d(self.WIDTH, options.ngf, 1),
             )
-            if options.text_place
+            if options.text_position
             else None
         )
 
@@ -227,19 +231,19 @@ class TextEffect(nn.Module):
         self, x: Tensor, text: TextEmbedding, region: Tensor | None, condition: Tensor
     ) -> Tensor:
         if self.place is not None:
-            x = x + self.place(self.where(condition))
+            x = x + self.place(self.position_features(condition))
         effect = self.head(self.fusion(x, text) - x)
         if text.weight is not None:  # the value stays; of its gradient so much
             effect = torch.lerp(effect.detach(), effect, text.weight[:, None, None, None, None])
         return effect if region is None else effect * region
 
-    def where(self, condition: Tensor) -> Tensor:
+    def position_features(self, condition: Tensor) -> Tensor:
         """Labels, how much of the mask lies around, coordinates where there are any, their
         waves: `(B, n, X, Y, Z)`.
         """
         inside = 1 - condition[:, :1]  # background is the first label
         largest = min(condition.shape[2:]) // 2 * 2 - 1  # a cube may not be wider than the tile
-        cubes = [min(k, largest) for k in self.NEAR]
+        cubes = [min(k, largest) for k in self.MASK_KERNELS]
         around = [F.avg_pool3d(inside, k, 1, k // 2, count_include_pad=False) for k in cubes]
         place = torch.cat([condition[:, self.n_labels :], *(2 * c - 1 for c in around)], 1)
         waves = [
@@ -247,7 +251,7 @@ class TextEffect(nn.Module):
             for k in range(self.WAVES)
             for wave in (torch.sin, torch.cos)
         ]
-        return self.STEEP * torch.cat([condition[:, : self.n_labels], place, *waves], 1)
+        return self.COORD_SCALE * torch.cat([condition[:, : self.n_labels], place, *waves], 1)
 
 
 class Generator(nn.Module):
@@ -269,7 +273,7 @@ class Generator(nn.Module):
         )
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
         late = options.fusion_at == "output" and options.fusion != "none"
-        self.effect = TextEffect(n_labels, text_width, options) if late else None
+        self.effect = TextResidualHead(n_labels, text_width, options) if late else None
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generates.

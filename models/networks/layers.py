@@ -42,7 +42,7 @@ class ChannelNorm(nn.Module):
         return voxels.movedim(-1, 1).to(x.dtype)
 
 
-def run(part: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
+def maybe_checkpoint(part: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
     """`part(*inputs)`; with `recompute` its activations are computed again in the backward pass,
     and not kept.
     """

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from models.networks.discriminator import Judgement
+from models.networks.discriminator import DiscriminatorOutput
 from util.cli import UserError
 
 
@@ -34,7 +34,9 @@ def generator_loss(mode: str, scores: list[Tensor]) -> Tensor:
     return torch.stack([-s.mean() for s in scores]).mean()
 
 
-def feature_matching_loss(fake: list[Judgement], real: list[Judgement]) -> Tensor:
+def feature_matching_loss(
+    fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
+) -> Tensor:
     """Mean absolute difference of discriminator features, over layers and scales (Wang et al. 2018,
     eq. 4).
     """

@@ -82,7 +82,7 @@ class TextEncoder(ABC):
         takes.
         """
 
-    def keep(self, folder: Path) -> None:  # noqa: B027  (not every encoder has something to keep)
+    def attach_cache(self, folder: Path) -> None:  # noqa: B027  (not every encoder has something to keep)
         """Re-uses and keeps embedded phrases in this folder, where the encoder has something worth
         keeping.
         """

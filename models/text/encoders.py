@@ -23,7 +23,7 @@ from models.text.language_model import LanguageModel
 from models.text.phrase_encoder import PhraseEncoder
 from options.base_options import TextOptions
 from util import phrasing as wording
-from util.cli import listing
+from util.cli import format_list
 
 __all__ = ["TextEmbedding", "TextEncoder", "build_text_encoder"]
 
@@ -34,7 +34,7 @@ SENTENCES = 512  # kept in memory
 FLOOR = 0.1
 
 
-class Standard:
+class Whitening:
     """Centres and scales embeddings: language models put all phrases of a table into one narrow
     cone.
 
@@ -88,7 +88,7 @@ class LanguagePhrases(PhraseEncoder):
         self, model: LanguageModel, identity: dict[str, str], options: TextOptions
     ) -> None:
         self.model, self.identity = model, {**identity, **_settings(options)}
-        self.standard = Standard(model.width, options.whitening)
+        self.standard = Whitening(model.width, options.whitening)
         self.embedded: dict[str, Tensor] = {}
         self._file: Path | None = None
         super().__init__(options.number_tokens)
@@ -106,7 +106,7 @@ class LanguagePhrases(PhraseEncoder):
             log.warning(
                 "Training has not seen these wordings, so the text encoder alone says what they "
                 "mean, which may be nothing: %s.",
-                listing(new),
+                format_list(new),
             )
         return self.standard(self._embed_raw(phrases))
 
@@ -118,7 +118,7 @@ class LanguagePhrases(PhraseEncoder):
         self.standard.load("phrases", tensors)
         super().load_state(tensors, values)
 
-    def keep(self, folder: Path) -> None:
+    def attach_cache(self, folder: Path) -> None:
         self._file = folder / "phrases.safetensors"
         try:
             with safe_open(self._file, "pt") as file:
@@ -165,8 +165,8 @@ class LanguageSentences(TextEncoder):
     ) -> None:
         self.model, self.identity = model, {**identity, **_settings(options)}
         self.tokens, self.pooled = (
-            Standard(model.width, options.whitening),
-            Standard(model.width, options.whitening),
+            Whitening(model.width, options.whitening),
+            Whitening(model.width, options.whitening),
         )
         self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.text.base_encoder import Prompts, TextEmbedding, TextEncoder, Values
-from util.phrasing import bare, gist
+from util.phrasing import normalise_phrase, strip_phrase
 
 # A number that stands alone: no part of a word (T2, COVID-19), of a date, or of a list joined by
 # commas without space.
@@ -37,13 +37,17 @@ class Wordings:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self.texts = sorted(set(texts))
-        counts = Counter(map(gist, self.texts))
-        self._known = {gist(text): text for text in self.texts if counts[gist(text)] == 1}
+        counts = Counter(map(normalise_phrase, self.texts))
+        self._known = {
+            normalise_phrase(text): text
+            for text in self.texts
+            if counts[normalise_phrase(text)] == 1
+        }
         self._own = frozenset(self.texts)
 
     def __call__(self, text: str) -> str:
         """The text of training that says the same; the text itself where there is none."""
-        return text if text in self._own else self._known.get(gist(text), text)
+        return text if text in self._own else self._known.get(normalise_phrase(text), text)
 
 
 class Numbers:
@@ -65,7 +69,7 @@ class Numbers:
 
     def fit(self, prompts: Prompts) -> None:
         seen: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        for phrase in (bare(p) for prompt in prompts for p in prompt):
+        for phrase in (strip_phrase(p) for prompt in prompts for p in prompt):
             if parsed := parse_number(phrase):
                 seen[parsed[0]].append((parsed[1], phrase))
         stems = {}
@@ -104,7 +108,7 @@ class PhraseEncoder(TextEncoder):
 
     def __init__(self, numbers: bool) -> None:
         self.numbers = Numbers() if numbers else None
-        self.shares: Mapping[str, float] = {}
+        self.phrase_weights: Mapping[str, float] = {}
         self._wordings = Wordings()
         self.forget()
 
@@ -134,37 +138,41 @@ class PhraseEncoder(TextEncoder):
         if self.numbers is not None:
             self.numbers.fit(prompts)
         self._wordings = Wordings(
-            self._sized(p)[0] for prompt in prompts for p in prompt if bare(p)
+            self._sized(p)[0] for prompt in prompts for p in prompt if strip_phrase(p)
         )
         self.learn(self.phrases)
-        self.weigh({})
+        self.set_phrase_weights({})
 
-    def weigh(self, shares: Mapping[str, float]) -> None:
+    def set_phrase_weights(self, weights: Mapping[str, float]) -> None:
         """Makes phrases of training as loud as this says (see `models.text.relevance`); all count
         whole where it is empty.
         """
-        self.shares = shares
+        self.phrase_weights = weights
         self.forget()
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
         numbers = {} if self.numbers is None else self.numbers.stems
-        return {}, {"numbers": numbers, "phrases": self.phrases, "shares": dict(self.shares)}
+        return {}, {
+            "numbers": numbers,
+            "phrases": self.phrases,
+            "shares": dict(self.phrase_weights),
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if self.numbers is not None:
             self.numbers.stems = dict(values["numbers"])
         self._wordings = Wordings(values.get("phrases", ()))
-        self.weigh(values.get("shares", {}))
+        self.set_phrase_weights(values.get("shares", {}))
 
     def forget(self) -> None:
         """Empties the table of embedded phrases, after what they are standardised by has
         changed.
         """
         self._index: dict[str, int] = {}
-        self._rows, self._loud = torch.zeros(0, self.base), torch.zeros(0)
+        self._rows, self._token_weights = torch.zeros(0, self.base), torch.zeros(0)
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
-        located = [[self.locate(p) for p in prompt if bare(p)] for prompt in prompts]
+        located = [[self.locate(p) for p in prompt if strip_phrase(p)] for prompt in prompts]
         new = [
             p
             for p in dict.fromkeys(p for prompt in located for p, _ in prompt)
@@ -173,9 +181,9 @@ class PhraseEncoder(TextEncoder):
         if new:
             self._index.update({p: len(self._index) + i for i, p in enumerate(new)})
             rows = self.embed(new)
-            self._rows, self._loud = (
+            self._rows, self._token_weights = (
                 torch.cat([self._rows, rows]),
-                torch.cat([self._loud, self._loudness(new, rows)]),
+                torch.cat([self._token_weights, self._weights_of(new, rows)]),
             )
         size = len(located), max([1, *map(len, located)])
         index, z = torch.zeros(size, dtype=torch.long), torch.zeros(*size, 1)
@@ -194,28 +202,34 @@ class PhraseEncoder(TextEncoder):
         if self.numbers is not None:
             rms = tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
             tokens = torch.cat([tokens, z * tokens / rms], -1)
-        tokens = tokens * self._loud[index][..., None]
+        tokens = tokens * self._token_weights[index][..., None]
         return TextEmbedding(tokens, valid, tokens.sum(1))
 
     def _sized(self, phrase: str) -> tuple[str, float]:
-        return (bare(phrase), 0.0) if self.numbers is None else self.numbers.locate(bare(phrase))
+        return (
+            (strip_phrase(phrase), 0.0)
+            if self.numbers is None
+            else self.numbers.locate(strip_phrase(phrase))
+        )
 
     def locate(self, phrase: str) -> tuple[str, float]:
         """The phrase of training that stands for this one, if there is one, and z."""
         text, z = self._sized(phrase)
         return self._wordings(text), z
 
-    def _loudness(self, phrases: Sequence[str], rows: Tensor) -> Tensor:
+    def _weights_of(self, phrases: Sequence[str], rows: Tensor) -> Tensor:
         """The share of each phrase; one that training has not seen has that of the phrase nearest
         to it.
         """
-        if not self.shares:
+        if not self.phrase_weights:
             return torch.ones(len(phrases))
-        near = F.normalize(rows, dim=-1) @ F.normalize(self.embed(list(self.shares)), dim=-1).T
-        shares = list(self.shares.values())
+        near = (
+            F.normalize(rows, dim=-1) @ F.normalize(self.embed(list(self.phrase_weights)), dim=-1).T
+        )
+        shares = list(self.phrase_weights.values())
         return torch.tensor(
             [
-                self.shares.get(p, shares[int(n)])
+                self.phrase_weights.get(p, shares[int(n)])
                 for p, n in zip(phrases, near.argmax(1), strict=True)
             ]
         )

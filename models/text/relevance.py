@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from models.text.base_encoder import TextEncoder
 from models.text.phrase_encoder import PhraseEncoder
-from util.phrasing import SILENT, bare
+from util.phrasing import LOW_RELEVANCE, strip_phrase
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,13 @@ Array = NDArray[np.float64]
 Feature = tuple[
     str, bool
 ]  # a phrase, and whether it is there (False) or the size of its number (True)
-Told = Sequence[tuple[str, str]]  # the phrases of a prompt, each with its column ("": free text)
+AnnotatedPrompt = Sequence[
+    tuple[str, str]
+]  # the phrases of a prompt, each with its column ("": free text)
 
 
-def weigh(
-    encoder: PhraseEncoder, told: Sequence[Told], means: Sequence[Mapping[str, float]]
+def apply_relevance(
+    encoder: PhraseEncoder, told: Sequence[AnnotatedPrompt], means: Sequence[Mapping[str, float]]
 ) -> list[float]:
     """Makes the encoder's phrases as loud as the scans determine what their columns do.
 
@@ -72,7 +74,9 @@ def weigh(
     found = regress(
         rows, columns, np.array([[means[i][region] for region in regions] for i in kept])
     )
-    encoder.weigh({phrase: found.shares[column] for (phrase, _), column in columns.items()})
+    encoder.set_phrase_weights(
+        {phrase: found.shares[column] for (phrase, _), column in columns.items()}
+    )
     ranked = sorted(found.shares.items(), key=lambda share: -share[1])
     log.info(
         "How far the training scans determine what a column does to the lungs (0: not at all, 1: "
@@ -90,23 +94,25 @@ def weigh(
     return [weights.get(i, 1.0) for i in range(len(told))]
 
 
-def loudness(encoder: TextEncoder, told: Sequence[Told]) -> dict[str, float]:
+def column_relevance(encoder: TextEncoder, told: Sequence[AnnotatedPrompt]) -> dict[str, float]:
     """How loud each column's phrases are in a trained encoder; empty where all are alike."""
     if not isinstance(encoder, PhraseEncoder):
         return {}
     columns = features(encoder, told)[1]
     return {
-        column: encoder.shares[phrase]
+        column: encoder.phrase_weights[phrase]
         for (phrase, _), column in columns.items()
-        if phrase in encoder.shares
+        if phrase in encoder.phrase_weights
     }
 
 
-def warn_of_silent(encoder: TextEncoder, told: Sequence[Told], columns: Iterable[str]) -> None:
+def warn_low_relevance(
+    encoder: TextEncoder, told: Sequence[AnnotatedPrompt], columns: Iterable[str]
+) -> None:
     """Warns of columns that a trained run hardly listens to."""
-    heard = loudness(encoder, told)
+    heard = column_relevance(encoder, told)
     for column in columns:
-        if heard.get(column, 1.0) < SILENT:
+        if heard.get(column, 1.0) < LOW_RELEVANCE:
             log.warning(
                 "The training scans hardly told what %s does to the lungs, so the run hardly "
                 "listens to it (%.2f of 1; --text_relevance): that its values look alike is no "
@@ -117,7 +123,7 @@ def warn_of_silent(encoder: TextEncoder, told: Sequence[Told], columns: Iterable
 
 
 def features(
-    encoder: PhraseEncoder, told: Sequence[Told]
+    encoder: PhraseEncoder, told: Sequence[AnnotatedPrompt]
 ) -> tuple[list[dict[Feature, float]], dict[Feature, str]]:
     """Prompts as the encoder takes them, by feature, and the column of every feature."""
     columns: dict[Feature, str] = {}
@@ -125,7 +131,7 @@ def features(
     for prompt in told:
         row: dict[Feature, float] = {}
         for text, column in prompt:
-            if bare(text):
+            if strip_phrase(text):
                 phrase, size = encoder.locate(text)
                 row[phrase, False] = 1.0
                 if size:

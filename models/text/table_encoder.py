@@ -16,7 +16,7 @@ from torch import Tensor
 from models.text.base_encoder import ENCODERS, TextEncoder
 from models.text.phrase_encoder import PhraseEncoder
 from options.base_options import TextOptions
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class TableEncoder(PhraseEncoder):
         if unknown := [p for p in phrases if p not in place]:
             log.warning(
                 "Without effect, for training has not seen them (--text_encoder table): %s.",
-                listing(unknown),
+                format_list(unknown),
             )
         rows = torch.zeros(len(phrases), self.base)
         for i, phrase in enumerate(phrases):

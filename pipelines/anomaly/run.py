@@ -18,20 +18,20 @@ from data.checks import check_known
 from data.cohort import Case
 from data.geometry import Volume, resample, same_place
 from data.text.prompts import cohort_prompts, load_template, sentence
-from data.volume_dataset import Whole, WholeVolumes
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import SUFFIXES, load, read_header, to_hu, write_like
 from models.inference import LoadedRun, load_run
 from options.anomaly_options import AnomalyCommand
 from options.parser import to_dict
-from pipelines.anomaly.spread import FEW, Calibration, Compared, Scans
-from pipelines.anomaly.strongest import FINDING_COLUMNS, finding_rows, numbered, strongest
+from pipelines.anomaly.spread import FEW, Calibration, ScanComparison, Scans
+from pipelines.anomaly.strongest import FINDING_COLUMNS, finding_rows, numbered, top_regions
 from pipelines.anomaly.strongest import sentence as finding_sentence
 from pipelines.generation import write_table
 from pipelines.run_cohort import run_cohort
 from util import cli
 from util.cli import UserError, safe_name
 from util.metrics.regions import regions
-from util.records import open_folder
+from util.records import open_record
 from util.training import runs
 from util.training.devices import make_device
 from util.web.figures import Panel
@@ -80,7 +80,7 @@ def open_runs(o: AnomalyCommand) -> list[LoadedRun]:
     return loaded
 
 
-class Generator:
+class ExpectationModel:
     """Compares the scans of a cohort with what the runs generate, and keeps the comparison on
     disk.
     """
@@ -107,30 +107,30 @@ class Generator:
         check_known(self.cohort.labels, self.loaded[0].labels, [case.mask for case in cases])
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
             for case in cases:
-                run.sampler.encoder.encode([[p.text for p in prompts[case.id]]])
+                run.generator.encoder.encode([[p.text for p in prompts[case.id]]])
         for case in cases:
             if (mark := self.mark(case)) and not _same_grid(mark, case.mask):
                 raise UserError(
-                    f"--marks: {mark} lies on another grid than {case.mask}. Resample it onto the "
+                    f"--annotations: {mark} lies on another grid than {case.mask}. Resample it onto the "
                     "scan's grid (nearest neighbour)."
                 )
 
     def mark(self, case: Case) -> Path | None:
         """The file of a case's known findings, where there is one."""
-        paths = (Path(self.o.scans.marks) / f"{case.id}{suffix}" for suffix in SUFFIXES)
-        return next((p for p in paths if p.is_file()), None) if self.o.scans.marks else None
+        paths = (Path(self.o.scans.annotations) / f"{case.id}{suffix}" for suffix in SUFFIXES)
+        return next((p for p in paths if p.is_file()), None) if self.o.scans.annotations else None
 
-    def whole(self, case: Case) -> Whole:
+    def whole(self, case: Case) -> VolumeSample:
         run = self.loaded[0]
-        return WholeVolumes(
+        return VolumeDataset(
             [case],
             run.labels,
             self.data,
             run.options.patch.patch_size,
-            [run.sampler.model.size_multiple] * 3,
+            [run.generator.model.size_multiple] * 3,
         )[0]
 
-    def __call__(self, case: Case) -> Compared:
+    def __call__(self, case: Case) -> ScanComparison:
         """The case beside its generated mean and SD, from disk where it is there."""
         path, whole = self._path(case), self.whole(case)
         if whole.image is None:
@@ -151,7 +151,7 @@ class Generator:
             )
         x, y, z = (float(s) for s in voxel_sizes(whole.affine))
         real = to_hu(whole.unpad(whole.image[0].numpy()), self.data.hu_window)
-        return Compared(case.id, real, mean, sd, lungs, (x, y, z), self._marked(case, whole))
+        return ScanComparison(case.id, real, mean, sd, lungs, (x, y, z), self._marked(case, whole))
 
     def _path(self, case: Case) -> Path:
         """Where the comparison is kept; another mask or text makes it another file."""
@@ -162,17 +162,17 @@ class Generator:
         ).hexdigest()
         return self.kept / f"{safe_name(case.id)}_{digest[:12]}.npz"
 
-    def _generate(self, whole: Whole) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _generate(self, whole: VolumeSample) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         made = []
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
             texts = [p.text for p in prompts[whole.case.id]]
             for number in range(self.o.map.samples):
-                sampler = replace(run.sampler, seed=self.o.map.seed + number)
+                sampler = replace(run.generator, seed=self.o.map.seed + number)
                 volume = sampler(whole.mask, whole.coords, whole.case.id, texts).numpy()
                 made.append(to_hu(whole.unpad(volume), self.data.hu_window))
         return np.mean(made, 0), np.std(made, 0, ddof=1)
 
-    def _marked(self, case: Case, whole: Whole) -> NDArray[np.bool_] | None:
+    def _marked(self, case: Case, whole: VolumeSample) -> NDArray[np.bool_] | None:
         path = self.mark(case)
         if path is None:
             return None
@@ -184,7 +184,7 @@ def _same_grid(one: Path, two: Path) -> bool:
     return first.shape == second.shape and same_place(first.shape, first.affine, second.affine)
 
 
-def calibration_cases(o: AnomalyCommand, clean: Generator) -> tuple[list[Case], str]:
+def calibration_cases(o: AnomalyCommand, clean: ExpectationModel) -> tuple[list[Case], str]:
     """The scans that calibrate the map, and what they are, in words."""
     if o.scans.clean:
         return list(clean.cohort.cases), f"scans of the cohort {clean.cohort.root.name!r}"
@@ -200,7 +200,7 @@ def calibration_cases(o: AnomalyCommand, clean: Generator) -> tuple[list[Case], 
 
 
 def calibrate(
-    o: AnomalyCommand, clean: Generator, cases: Sequence[Case], what: str
+    o: AnomalyCommand, clean: ExpectationModel, cases: Sequence[Case], what: str
 ) -> tuple[Calibration, str]:
     """The calibration, and what it is worth, in a sentence."""
     for case in tqdm(cases, "calibration scans", unit="scan", disable=not cli.main_rank()):
@@ -219,13 +219,17 @@ def calibrate(
 
 
 def look(
-    o: AnomalyCommand, made: Generator, case: Case, calibration: Calibration, page: ResultsPage
+    o: AnomalyCommand,
+    made: ExpectationModel,
+    case: Case,
+    calibration: Calibration,
+    page: ResultsPage,
 ) -> list[dict[str, Any]]:
     """One scan: its map, regions, volumes and row of the page; returns its rows of findings.csv."""
     scan, whole = made(case), made.whole(case)
     found = calibration.map(scan)
     where = regions(whole.labels, scan.spacing, made.data.lung_labels, made.data.airway_label)
-    findings = strongest(found, where, calibration.threshold, o.map.regions)
+    findings = top_regions(found, where, calibration.threshold, o.map.regions)
     labels = numbered(findings, found.shape)
     rows = finding_rows(case.id, findings, scan.real - scan.mean, whole.affine, scan.marked)
     folder, name = Path(o.scans.out), safe_name(case.id)
@@ -257,7 +261,7 @@ def look(
 
 
 def _panels(
-    scan: Compared, whole: Whole, found: NDArray[Any], labels: NDArray[Any], file: str
+    scan: ScanComparison, whole: VolumeSample, found: NDArray[Any], labels: NDArray[Any], file: str
 ) -> list[Panel]:
     space = scan.spacing
     panels = [
@@ -295,22 +299,22 @@ def _panels(
                 "ct",
                 scan.real,
                 space,
-                caption="as marked in --marks",
+                caption="as marked in --annotations",
                 outline=scan.marked.astype(np.uint8),
             )
         )
     return panels
 
 
-def unusual(o: AnomalyCommand) -> Path:
+def find_anomalies(o: AnomalyCommand) -> Path:
     """Looks at every scan; returns the page."""
     if not o.scans.out:
         raise UserError("--out is not given; it is the folder for page, maps and tables.")
-    if o.scans.marks and not Path(o.scans.marks).is_dir():
-        raise UserError(f"--marks {o.scans.marks} does not exist or is no folder.")
+    if o.scans.annotations and not Path(o.scans.annotations).is_dir():
+        raise UserError(f"--annotations {o.scans.annotations} does not exist or is no folder.")
     loaded, folder = open_runs(o), Path(o.scans.out)
-    made = Generator(o, loaded, o.scans.dataroot, folder / "compared")
-    clean = Generator(
+    made = ExpectationModel(o, loaded, o.scans.dataroot, folder / "compared")
+    clean = ExpectationModel(
         o, loaded, o.scans.clean or loaded[0].options.data.dataroot, folder / "compared"
     )
     cases = made.cohort.cases if o.scans.split == "all" else made.cohort.split(o.scans.split)
@@ -318,7 +322,7 @@ def unusual(o: AnomalyCommand) -> Path:
     calibrating, what = calibration_cases(o, clean)
     made.check(cases)
     clean.check(calibrating)
-    open_folder(folder, RECORD, _settings(o, loaded), o.scans.overwrite)
+    open_record(folder, RECORD, _settings(o, loaded), o.scans.overwrite)
     calibration, words = calibrate(o, clean, calibrating, what)
     page = ResultsPage(
         folder,

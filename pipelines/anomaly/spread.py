@@ -34,7 +34,7 @@ ABSOLUTE_TO_SD = float(np.sqrt(np.pi / 2))  # of a normal distribution
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScanComparison:
     """A scan and what was generated from its mask and row, `(X, Y, Z)` each, RAS.
 
     Attributes:
@@ -93,7 +93,7 @@ class Compared:
         return np.column_stack([*columns, place]).astype(np.float32)
 
 
-class Scans(Sequence[Compared]):
+class Scans(Sequence[ScanComparison]):
     """Scans that are read when they are looked at, so that only one is in memory.
 
     Args:
@@ -101,7 +101,7 @@ class Scans(Sequence[Compared]):
         read: Gives the scan of a key.
     """
 
-    def __init__(self, keys: Sequence[K], read: Callable[[K], Compared]) -> None:
+    def __init__(self, keys: Sequence[K], read: Callable[[K], ScanComparison]) -> None:
         self.keys, self.read = keys, read
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class Scans(Sequence[Compared]):
 
 
 @dataclass(frozen=True)
-class Usual:
+class NormalModel:
     """What differences from the generated mean are usual, by the features of a voxel; see
     `Compared`.
     """
@@ -122,7 +122,7 @@ class Usual:
     size_mm: float
 
     @staticmethod
-    def fit(samples: Sequence[Sample], size_mm: float) -> Usual:
+    def fit(samples: Sequence[Sample], size_mm: float) -> NormalModel:
         """Learns from voxels of scans without findings.
 
         Args:
@@ -135,9 +135,9 @@ class Usual:
             for _ in range(2)
         )
         bias.fit(x, y)
-        return Usual(bias, spread.fit(x, np.abs(y - bias.predict(x))), size_mm)
+        return NormalModel(bias, spread.fit(x, np.abs(y - bias.predict(x))), size_mm)
 
-    def map(self, scan: Compared) -> Array:
+    def map(self, scan: ScanComparison) -> Array:
         """How many usual spreads (SD) each voxel lies above (+) or below (-) what is usual; 0 where
         nothing is judged.
         """
@@ -162,14 +162,14 @@ class Calibration:
         threshold: What a strong region exceeds.
     """
 
-    usual: Usual
-    held_out: Mapping[str, Usual]
+    usual: NormalModel
+    held_out: Mapping[str, NormalModel]
     highest: Mapping[str, float]
     threshold: float
     false_alarms: float
 
     @staticmethod
-    def fit(scans: Sequence[Compared], size_mm: float, false_alarms: float) -> Calibration:
+    def fit(scans: Sequence[ScanComparison], size_mm: float, false_alarms: float) -> Calibration:
         """Fits, and sets the threshold that the share `false_alarms` of scans exceeds, each judged
         by a fit to others.
 
@@ -183,10 +183,12 @@ class Calibration:
             )
         folds = min(FOLDS, len(scans))
         samples = [scan.sample(size_mm, VOXELS // len(scans)) for scan in scans]
-        held_out: dict[str, Usual] = {}
+        held_out: dict[str, NormalModel] = {}
         highest: dict[str, float] = {}
         for fold in range(folds):
-            usual = Usual.fit([s for i, s in enumerate(samples) if i % folds != fold], size_mm)
+            usual = NormalModel.fit(
+                [s for i, s in enumerate(samples) if i % folds != fold], size_mm
+            )
             for scan in (scans[i] for i in range(fold, len(scans), folds)):
                 found = np.abs(usual.map(scan))
                 held_out[scan.case] = usual
@@ -194,9 +196,11 @@ class Calibration:
                     found.max() if scan.marked is None else found[~scan.marked].max()
                 )
         threshold = conformal_threshold(list(highest.values()), false_alarms)
-        return Calibration(Usual.fit(samples, size_mm), held_out, highest, threshold, false_alarms)
+        return Calibration(
+            NormalModel.fit(samples, size_mm), held_out, highest, threshold, false_alarms
+        )
 
-    def map(self, scan: Compared) -> Array:
+    def map(self, scan: ScanComparison) -> Array:
         """The map of a scan, by a fit that has not seen it."""
         return self.held_out.get(scan.case, self.usual).map(scan)
 

@@ -51,7 +51,7 @@ class Finding:
     strong: bool
 
 
-def strongest(
+def top_regions(
     found: Array, regions: Mapping[str, Mask], threshold: float, most: int
 ) -> list[Finding]:
     """The regions round the highest absolute values, one after the other; they do not touch.

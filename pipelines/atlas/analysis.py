@@ -14,13 +14,13 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from data.resampling import patients_of
-from data.volume_dataset import WholeVolumes
+from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependants
-from pipelines.atlas.measure import Measured, real_regions
+from pipelines.atlas.measure import AtlasMeasurements, real_regions
 from pipelines.atlas.statistics import cautions, findings, intervals, tables, ties
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
-from pipelines.atlas.study import Study
+from pipelines.atlas.study import AtlasStudy
 from util import cli
 
 Frames = dict[str, pd.DataFrame]
@@ -35,10 +35,10 @@ class Real:
     vessels: Mapping[str, float]
 
 
-def read_real(study: Study) -> Real:
+def read_real(study: AtlasStudy) -> Real:
     """Regional means of the real scans with their rows; those without lungs are left out."""
     data = study.plan.data
-    wholes = WholeVolumes(study.real_cases, study.labels, data)
+    wholes = VolumeDataset(study.real_cases, study.labels, data)
     density, vessels, volume, rows = {}, {}, {}, {}
     for i in tqdm(range(len(wholes)), "real scans", unit="case", disable=not cli.main_rank()):
         whole = wholes[i]
@@ -63,8 +63,8 @@ def read_real(study: Study) -> Real:
 
 
 def analyse(
-    study: Study,
-    measured: Measured,
+    study: AtlasStudy,
+    measured: AtlasMeasurements,
     real: Real,
     refits: Refits,
     steps: int,
@@ -81,7 +81,9 @@ def analyse(
     )
     pairs = study_ties(study)
     of_column = {c: a.role for c, a in study.every.items()}
-    effects = ties.widened(effects, pairs, study.training_rows(), plan.attributes, of_column)
+    effects = ties.widen_intervals(
+        effects, pairs, study.training_rows(), plan.attributes, of_column
+    )
     hanging = frozenset(c for drops in dependants(plan.template).values() for c in drops)
     roles = Roles(study.every, hanging, diagnosis)
     estimated = estimates(real.scans, plan.contrasts, roles)
@@ -122,15 +124,15 @@ def analyse(
     }
 
 
-def study_ties(study: Study) -> list[dict[str, Any]]:
+def study_ties(study: AtlasStudy) -> list[dict[str, Any]]:
     """How closely each studied column goes with every other, over the training cases."""
     studied = {a.column for a in study.plan.attributes}
-    pairs = ties.ties(study.training_rows(), list(study.every.values()))
+    pairs = ties.associations(study.training_rows(), list(study.every.values()))
     return [p for p in pairs if p["column"] in studied or p["other"] in studied]
 
 
 def all_cautions(
-    study: Study,
+    study: AtlasStudy,
     real: Real,
     roles: Roles,
     estimated: pd.DataFrame,

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from data.text.counterfactuals import Arm
+from data.text.counterfactuals import Variant
 from data.text.prompts import Row, Template
 from data.text.template import as_number
-from pipelines.atlas.statistics.contrasts import Attribute
-from util.cli import UserError, listing, safe_name
+from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from util.cli import UserError, format_list, safe_name
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEVERAL = 6  # more different numbers than this are a size, fewer are codes
@@ -27,9 +27,9 @@ ABSENT = re.compile(
 
 def classify(
     template: Template, rows: Sequence[Row], column: str, reference: str = ""
-) -> Attribute | str:
+) -> AtlasAttribute | str:
     """The attribute that a column is, by its values in these rows, or why it cannot be studied."""
-    values = [template.shown(row, column) for row in rows]
+    values = [template.format_value(row, column) for row in rows]
     counts = Counter(v for v in values if v)
     role, known = template.role(column), template[column]
     if not counts:
@@ -39,11 +39,11 @@ def classify(
         return f"all training cases that have a value have {next(iter(counts))!r}"
     written = [v for v in counts if v not in numbers and COUNTED.fullmatch(v)]
     if known.kind != "category" and len(written) > SEVERAL and len(written) > len(counts) / 2:
-        return f"it holds numbers written as texts ({listing(sorted(written), 3)}); write plain numbers, such as 63 or 1.5"
+        return f"it holds numbers written as texts ({format_list(sorted(written), 3)}); write plain numbers, such as 63 or 1.5"
     if known.kind != "category" and len(numbers) > SEVERAL:
         if odd := sorted(set(counts) - set(numbers)):
             return (
-                f"it holds numbers and texts ({listing(odd, 3)}); write plain numbers, or leave "
+                f"it holds numbers and texts ({format_list(odd, 3)}); write plain numbers, or leave "
                 "the cell empty where nothing is known"
             )
         chosen = quantiles(list(numbers), counts)
@@ -51,7 +51,7 @@ def classify(
             return (
                 f"most training cases have {chosen[0]}, so that its outer quantiles do not differ"
             )
-        return Attribute(column, role, "number", chosen, counts, known.unit)
+        return AtlasAttribute(column, role, "number", chosen, counts, known.unit)
     if len(counts) > MOST_LEVELS:
         return f"it holds {len(counts)} different texts, which is free text and no category (at most {MOST_LEVELS})"
     every = [v for v, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
@@ -66,17 +66,17 @@ def classify(
         first,
         *(v for v in sorted(levels, key=lambda v: (as_number(v) or 0, v)) if v != first),
     )
-    return Attribute(column, role, "category", ordered, counts, known.unit)
+    return AtlasAttribute(column, role, "category", ordered, counts, known.unit)
 
 
-def covariate(template: Template, rows: Sequence[Row], column: str) -> Attribute | None:
+def covariate(template: Template, rows: Sequence[Row], column: str) -> AtlasAttribute | None:
     """A column that cannot be studied, such as one of many scanners, as something to adjust real
     scans for.
     """
-    counts = Counter(v for row in rows if (v := template.shown(row, column)))
+    counts = Counter(v for row in rows if (v := template.format_value(row, column)))
     if template.role(column) not in ADJUSTED or len(counts) < 2:
         return None
-    return Attribute(
+    return AtlasAttribute(
         column,
         template.role(column),
         "category",
@@ -105,7 +105,7 @@ def quantiles(values: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ..
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return listing([f"{v}: {n}" for v, n in counts.items()], 6)
+    return format_list([f"{v}: {n}" for v, n in counts.items()], 6)
 
 
 def choose(
@@ -115,7 +115,7 @@ def choose(
     wanted: Sequence[str],
     known: Sequence[str],
     references: Mapping[str, str],
-) -> tuple[list[Attribute], dict[str, str]]:
+) -> tuple[list[AtlasAttribute], dict[str, str]]:
     """The attributes to study, and why other columns are left out.
 
     Args:
@@ -135,9 +135,9 @@ def choose(
         if strange := [c for c in named if c not in there]:
             raise UserError(
                 f"{flag}: {strange[0]!r} is no column that the text can tell; there are: "
-                f"{listing(there, 40)}."
+                f"{format_list(there, 40)}."
             )
-    chosen: list[Attribute] = []
+    chosen: list[AtlasAttribute] = []
     left_out: dict[str, str] = {}
     for column in there:
         found = classify(template, rows, column, references.get(column, ""))
@@ -164,12 +164,12 @@ def choose(
     if not chosen:
         raise UserError(
             "No column of the table can be studied: "
-            f"{listing([f'{c}: {why}' for c, why in left_out.items()], 20) or 'it has none'}."
+            f"{format_list([f'{c}: {why}' for c, why in left_out.items()], 20) or 'it has none'}."
         )
     return chosen, left_out
 
 
-def attribute_arms(template: Template, row: Row, attribute: Attribute) -> list[Arm]:
+def attribute_arms(template: Template, row: Row, attribute: AtlasAttribute) -> list[Variant]:
     """An arm a value, or none where the rest of the row rules the attribute out (pack-years of a
     never smoker).
     """
@@ -180,7 +180,7 @@ def attribute_arms(template: Template, row: Row, attribute: Attribute) -> list[A
         if not template.consistent(changed).row[attribute.column]:
             return []
         arm = template.change(own, attribute.column, value)
-        made.append(Arm(template.phrases(arm.row), attribute.column, value, arm.dropped))
+        made.append(Variant(template.phrases(arm.row), attribute.column, value, arm.dropped))
     return made
 
 

@@ -12,54 +12,54 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from data.text.counterfactuals import Arm
+from data.text.counterfactuals import Variant
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template, sentence
-from data.volume_dataset import Whole
+from data.volume_dataset import VolumeSample
 from data.volumes import to_hu
 from options.base_options import DataOptions
 from pipelines.atlas.attributes import attribute_arms
-from pipelines.atlas.statistics.contrasts import Attribute, Contrast
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
 from pipelines.atlas.statistics.regional import Regions, find_vessels
 from util.metrics.regions import regions
 
 Hu = NDArray[np.floating]
-Paint = Callable[
-    [Whole, Prompt], Hu
+GenerateFn = Callable[
+    [VolumeSample, Prompt], Hu
 ]  # a case and a prompt to `(X, Y, Z)` HU on the model's grid, without padding
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Painters:
+class Generators:
     """The networks that generate one case: the run itself, the run with other noise, and its refits
     by name and kind.
     """
 
     run: str
-    paint: Paint
-    noises: Sequence[Paint]
-    other_noise: Paint | None
-    refits: Sequence[tuple[str, str, frozenset[str], Paint]]  # name, kind, permuted columns
+    paint: GenerateFn
+    noises: Sequence[GenerateFn]
+    other_noise: GenerateFn | None
+    refits: Sequence[tuple[str, str, frozenset[str], GenerateFn]]  # name, kind, permuted columns
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """What is looked at, and how."""
 
     template: Template
     data: DataOptions
-    attributes: Sequence[Attribute]
+    attributes: Sequence[AtlasAttribute]
     contrasts: Sequence[Contrast]
     vessel_hu: float
 
-    def contrasts_of(self, attribute: Attribute) -> list[Contrast]:
+    def contrasts_of(self, attribute: AtlasAttribute) -> list[Contrast]:
         return [c for c in self.contrasts if c.column == attribute.column]
 
 
 @dataclass
-class Measured:
+class AtlasMeasurements:
     """All rows, over cases: tables by name, and the population maps."""
 
     effects: list[Row] = field(default_factory=list)
@@ -70,11 +70,16 @@ class Measured:
     maps: PopulationMaps = field(default_factory=PopulationMaps)
 
 
-class CaseStudy:
+class CaseCounterfactuals:
     """One case: its regions, its own volume, and every change of it."""
 
     def __init__(
-        self, plan: Plan, whole: Whole, own: Prompt, painters: Painters, measured: Measured
+        self,
+        plan: MeasurementPlan,
+        whole: VolumeSample,
+        own: Prompt,
+        painters: Generators,
+        measured: AtlasMeasurements,
     ) -> None:
         self.plan, self.whole, self.own_prompt, self.painters, self.out = (
             plan,
@@ -96,7 +101,7 @@ class CaseStudy:
             LungFrame(whole.labels, data.lung_labels, lungs & ~vessels) if lungs.any() else None
         )
 
-    def run(self, keep: Callable[[Arm, Hu], None] | None = None) -> None:
+    def run(self, keep: Callable[[Variant, Hu], None] | None = None) -> None:
         """Generates and measures everything; `keep` is given each varied arm with its volume."""
         self._map("generated", "", self.own)
         if self.whole.image is not None:
@@ -157,7 +162,7 @@ class CaseStudy:
                 for region, mean in self.regions.means(difference).items()
             ]
 
-    def _volumes(self, paint: Paint, arms: Sequence[Arm]) -> dict[str, Hu]:
+    def _volumes(self, paint: GenerateFn, arms: Sequence[Variant]) -> dict[str, Hu]:
         same = self.painters.paint is paint
         return {
             arm.value: self.own
@@ -167,7 +172,10 @@ class CaseStudy:
         }
 
     def _attribute(
-        self, attribute: Attribute, arms: Sequence[Arm], keep: Callable[[Arm, Hu], None] | None
+        self,
+        attribute: AtlasAttribute,
+        arms: Sequence[Variant],
+        keep: Callable[[Variant, Hu], None] | None,
     ) -> None:
         each = [
             self._volumes(paint, arms) for paint in (self.painters.paint, *self.painters.noises)
@@ -198,7 +206,7 @@ class CaseStudy:
                     for region, mean in self.regions.means(difference).items()
                 ]
 
-    def _doses(self, attribute: Attribute, volumes: Mapping[str, Hu]) -> None:
+    def _doses(self, attribute: AtlasAttribute, volumes: Mapping[str, Hu]) -> None:
         means = {value: self.regions.means(volume) for value, volume in volumes.items()}
         first = means[attribute.values[0]]
         self.out.doses += [
@@ -254,7 +262,7 @@ def combined(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
 
 
 def real_regions(
-    whole: Whole, data: DataOptions, vessel_hu: float
+    whole: VolumeSample, data: DataOptions, vessel_hu: float
 ) -> tuple[dict[str, float], float] | None:
     """Regional means of a real scan without its vessels, and the vessels' share; None without scan
     or lungs.

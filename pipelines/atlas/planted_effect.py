@@ -25,7 +25,7 @@ from data.volumes import atomic, load, strip_suffix, write_like
 from options.base_options import DataOptions
 from options.plant_options import PlantOptions
 from util import cli
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 from util.metrics.regions import regions
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def plant(data: DataOptions, o: PlantOptions) -> Path:
     if o.column in cohort.columns or o.column == data.key_column or not o.column.strip():
         raise UserError(
             f"--column is {o.column!r}; it must be the name of a new column. The table has: "
-            f"{listing(list(cohort.columns), 30)}."
+            f"{format_list(list(cohort.columns), 30)}."
         )
     given = draw(cohort, data.patient_column, o.share, o.plant_seed)
     part = out.with_name(f".{out.name}.writing")

@@ -7,15 +7,15 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 
 from data.cache import load_case
-from pipelines.atlas.measure import Measured
+from pipelines.atlas.measure import AtlasMeasurements
 from pipelines.atlas.planted_effect import RECORD
 from pipelines.atlas.statistics.planted import ELSEWHERE, planted_share, spike_rows
-from pipelines.atlas.study import Study
+from pipelines.atlas.study import AtlasStudy
 from util.metrics.regions import regions
 from util.training.checkpoint import read_json
 
 
-def spike_frame(study: Study, measured: Measured) -> pd.DataFrame | None:
+def spike_frame(study: AtlasStudy, measured: AtlasMeasurements) -> pd.DataFrame | None:
     """spike.csv, or None where nothing was planted or the column is not looked at."""
     path = study.cohort.root / RECORD
     if not path.is_file():

@@ -30,7 +30,7 @@ from pipelines.atlas.pages.page_parts import nice_range, typeset
 from pipelines.atlas.pages.page_population import Population, write_population_page
 from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.regional import LUNG_REGIONS
-from pipelines.atlas.study import Study
+from pipelines.atlas.study import AtlasStudy
 from util import cli
 from util.cli import safe_name
 from util.training.checkpoint import read_json
@@ -83,7 +83,7 @@ class Files:
         return self.volumes.loc[self.volumes["kind"] == "own", "case"].tolist()
 
 
-def write_pages(folder: Path, study: Study) -> Path:
+def write_pages(folder: Path, study: AtlasStudy) -> Path:
     """Writes index.html, cases/, figures/, web/ and pairs.csv into the folder of an atlas; returns
     index.html.
     """
@@ -134,7 +134,7 @@ def read_maps(files: Files) -> dict[str, np.ndarray]:
         return {key: maps[key].astype(np.float32) for key in maps.files}
 
 
-def population(files: Files, study: Study, figures: list[str]) -> Path:
+def population(files: Files, study: AtlasStudy, figures: list[str]) -> Path:
     """Writes the population page."""
     volumes, grid = map_voxels.write_map_voxels(
         files.folder / "web" / "maps",
@@ -163,7 +163,7 @@ def population(files: Files, study: Study, figures: list[str]) -> Path:
 class CaseMaker:
     """Makes the page of one case from its volumes."""
 
-    def __init__(self, files: Files, study: Study, case: Case) -> None:
+    def __init__(self, files: Files, study: AtlasStudy, case: Case) -> None:
         self.files, self.study, self.case = files, study, case
         self.rows = files.volumes[files.volumes["case"] == case.id]
         self.arms = files.arms[files.arms["case"] == case.id]

@@ -16,26 +16,32 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from data.cohort import Case, Cohort
-from data.text.counterfactuals import Arm
-from data.text.prompts import Prompt, sentence, told
-from data.volume_dataset import Whole, WholeVolumes
+from data.text.counterfactuals import Variant
+from data.text.prompts import Prompt, phrase_columns, sentence
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import to_hu
-from models.inference import LoadedRun, Sampler, load_run
-from models.text.relevance import loudness
+from models.inference import LoadedRun, VolumeGenerator, load_run
+from models.text.relevance import column_relevance
 from options.atlas_options import AtlasOutput, DiscoverCommand
 from options.parser import to_dict
-from options.test_options import ArmOptions, SourceOptions, TestOptions
+from options.test_options import CaseOptions, InterventionOptions, TestOptions
 from pipelines import generation, refits
 from pipelines.atlas import files as report
 from pipelines.atlas.analysis import Frames, Real, analyse, read_real
-from pipelines.atlas.measure import CaseStudy, Hu, Measured, Paint, Painters
+from pipelines.atlas.measure import (
+    AtlasMeasurements,
+    CaseCounterfactuals,
+    GenerateFn,
+    Generators,
+    Hu,
+)
 from pipelines.atlas.pages.plots import agreement_plot
 from pipelines.atlas.planted_report import spike_frame
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.cautions import Caution, built_in, silent_cautions
 from pipelines.atlas.statistics.methods import methods
 from pipelines.atlas.statistics.tables import effect_frame
-from pipelines.atlas.study import Study, make_study
+from pipelines.atlas.study import AtlasStudy, make_study
 from pipelines.run_cohort import is_copy, is_own, run_cohort
 from util import cli
 from util.cli import UserError
@@ -50,18 +56,20 @@ Row = dict[str, Any]
 class Opened:
     """The run with its cohort, what is looked at, who generates which case, and the refits."""
 
-    test: generation.Test
-    study: Study
-    painters: Callable[[Case], Painters]
+    test: generation.GenerationPlan
+    study: AtlasStudy
+    painters: Callable[[Case], Generators]
     refits: Sequence[Mapping[str, Any]]
 
 
 def open_all(o: DiscoverCommand) -> Opened:
     """Checks run, cohort, columns and refits, and trains the refits that are missing."""
-    source = SourceOptions(dataroot=o.cases.dataroot, split="all")
-    options = TestOptions(source=source, model=o.model, arms=ArmOptions(seed=o.output.seed))
+    source = CaseOptions(dataroot=o.cases.dataroot, split="all")
+    options = TestOptions(
+        source=source, model=o.model, arms=InterventionOptions(seed=o.output.seed)
+    )
     run = generation.open_run(options)
-    opened = generation.open_test(options, run)
+    opened = generation.open_plan(options, run)
     trained_on = own_cohort(run, opened.cohort)
     study = make_study(
         o.cases,
@@ -90,8 +98,8 @@ def own_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
 
 
 def networks(
-    o: DiscoverCommand, run: LoadedRun, study: Study
-) -> tuple[Callable[[Case], Painters], list[Mapping[str, Any]]]:
+    o: DiscoverCommand, run: LoadedRun, study: AtlasStudy
+) -> tuple[Callable[[Case], Generators], list[Mapping[str, Any]]]:
     """Who generates a case (the run, or that of its fold), and the refits that are there."""
     there = refits.records(run.folder)
     used = [r for r in there if r["kind"] in ("resampled", "permuted")]
@@ -107,28 +115,32 @@ def networks(
             r["name"],
             r["kind"],
             frozenset(r["permuted"]),
-            painter(load_refit(o, run, r["name"]), window),
+            make_generate_fn(load_refit(o, run, r["name"]), window),
         )
         for r in used
     ]
     by_fold = {r["fold"]: r["name"] for r in there if r["kind"] == "fold"}
     mains = {fold: (by_fold[fold], load_refit(o, run, by_fold[fold])) for fold in study.folds}
-    mains = mains or {"": (run.folder.name, run.sampler)}
+    mains = mains or {"": (run.folder.name, run.generator)}
     made = {}
     for fold, (name, sampler) in mains.items():
         noisy, seed = sampler.model.noise_channels > 0, o.output.seed
         extra = [
-            painter(replace(sampler, seed=seed + k), window)
+            make_generate_fn(replace(sampler, seed=seed + k), window)
             for k in range(1, o.output.n_noise + 1)
             if noisy
         ]
-        made[fold] = Painters(
-            name, painter(sampler, window), extra[:-1], extra[-1] if extra else None, others
+        made[fold] = Generators(
+            name,
+            make_generate_fn(sampler, window),
+            extra[:-1],
+            extra[-1] if extra else None,
+            others,
         )
     return lambda case: made[study.fold_of.get(case.id, "")], used
 
 
-def load_refit(o: DiscoverCommand, run: LoadedRun, name: str) -> Sampler:
+def load_refit(o: DiscoverCommand, run: LoadedRun, name: str) -> VolumeGenerator:
     """A refit ready to generate; raises `UserError` where its labels are not those of the run."""
     m = o.model
     made = load_run(
@@ -145,33 +157,35 @@ def load_refit(o: DiscoverCommand, run: LoadedRun, name: str) -> Sampler:
             f"The refit {name} knows other labels than the run {run.folder.name}; train the refits "
             "again."
         )
-    return made.sampler
+    return made.generator
 
 
-def painter(sampler: Sampler, window: tuple[float, float]) -> Paint:
+def make_generate_fn(sampler: VolumeGenerator, window: tuple[float, float]) -> GenerateFn:
     """A sampler as a function of a case and a prompt."""
 
-    def paint(whole: Whole, prompt: Prompt) -> Hu:
+    def paint(whole: VolumeSample, prompt: Prompt) -> Hu:
         made = sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
         return to_hu(whole.unpad(made.numpy()), window)
 
     return paint
 
 
-def generate(opened: Opened, folder: Path, kept: int) -> tuple[Measured, list[Row], list[Row]]:
+def generate(
+    opened: Opened, folder: Path, kept: int
+) -> tuple[AtlasMeasurements, list[Row], list[Row]]:
     """Generates and measures every case; returns what was measured, and rows of cases.csv and
     volumes.csv.
     """
     study, run = opened.study, opened.test.run
-    measured, cases, volumes = Measured(), list[Row](), list[Row]()
-    multiple = [run.sampler.model.size_multiple] * 3
-    wholes = WholeVolumes(
+    measured, cases, volumes = AtlasMeasurements(), list[Row](), list[Row]()
+    multiple = [run.generator.model.size_multiple] * 3
+    wholes = VolumeDataset(
         study.cases, run.labels, study.plan.data, run.options.patch.patch_size, multiple
     )
     for i in tqdm(range(len(wholes)), "generating", unit="case", disable=not cli.main_rank()):
         whole, painters = wholes[i], opened.painters(study.cases[i])
         own = opened.test.written[whole.case.id]
-        case = CaseStudy(study.plan, whole, own, painters, measured)
+        case = CaseCounterfactuals(study.plan, whole, own, painters, measured)
         writer = generation.Writer(folder, whole, opened.test)
         if i < kept:
             writer.write(case.own, "own", "", "generated", np.int16, prompt=sentence(own))
@@ -185,7 +199,7 @@ def generate(opened: Opened, folder: Path, kept: int) -> tuple[Measured, list[Ro
                     value="other noise",
                     prompt=sentence(own),
                 )
-        case.run(keeper(writer) if i < kept else None)
+        case.run(make_writer(writer) if i < kept else None)
         volumes += writer.volumes
         ml = float(
             np.isin(whole.labels, study.plan.data.lung_labels).sum()
@@ -210,10 +224,10 @@ def generate(opened: Opened, folder: Path, kept: int) -> tuple[Measured, list[Ro
     return measured, cases, volumes
 
 
-def keeper(writer: generation.Writer) -> Callable[[Arm, Hu], None]:
+def make_writer(writer: generation.Writer) -> Callable[[Variant, Hu], None]:
     """A function that writes each varied arm."""
 
-    def keep(arm: Arm, volume: Hu) -> None:
+    def keep(arm: Variant, volume: Hu) -> None:
         name = f"__{cli.safe_name(arm.column)}={cli.safe_name(arm.value)}"
         writer.write(
             volume,
@@ -281,7 +295,7 @@ def method_facts(o: DiscoverCommand, opened: Opened, frames: Frames, real: Real)
         if study.fold_of
         else f"split {o.cases.split}"
     )
-    noises = o.output.n_noise if run.sampler.model.noise_channels else 0
+    noises = o.output.n_noise if run.generator.model.noise_channels else 0
     return {
         "run": run.folder.name,
         "model": run.options.generator.model,
@@ -320,11 +334,11 @@ def summary(frames: Frames) -> tuple[str, bool]:
     return f"{found} of {looked} contrasts that were looked at are findings.", True
 
 
-def silent(run: LoadedRun, study: Study) -> list[Caution]:
+def silent(run: LoadedRun, study: AtlasStudy) -> list[Caution]:
     """Warnings of studied columns that the run hardly listens to."""
-    said = told(study.plan.template.phrases(case.row) for case in study.training)
+    said = phrase_columns(study.plan.template.phrases(case.row) for case in study.training)
     return silent_cautions(
-        loudness(run.sampler.encoder, said), [a.column for a in study.plan.attributes]
+        column_relevance(run.generator.encoder, said), [a.column for a in study.plan.attributes]
     )
 
 
@@ -430,7 +444,7 @@ def new_folder(o: AtlasOutput) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def discover(o: DiscoverCommand) -> Path:
+def build_atlas(o: DiscoverCommand) -> Path:
     """Makes the atlas; returns its folder, which appears whole or not at all."""
     with new_folder(o.output) as folder:
         opened = open_all(o)

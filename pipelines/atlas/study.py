@@ -16,13 +16,13 @@ from data.text.prompts import Template
 from options.atlas_options import AtlasCases
 from options.base_options import DataOptions
 from pipelines.atlas.attributes import attribute_arms, choose, classify, covariate
-from pipelines.atlas.measure import Plan
-from pipelines.atlas.statistics.contrasts import Attribute, contrasts_of
+from pipelines.atlas.measure import MeasurementPlan
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from util.cli import UserError
 
 
 @dataclass(frozen=True)
-class Study:
+class AtlasStudy:
     """Everything that is looked at.
 
     Attributes:
@@ -48,9 +48,9 @@ class Study:
     cases: Sequence[Case]
     real_cases: Sequence[Case]
     training: Sequence[Case]
-    plan: Plan
+    plan: MeasurementPlan
     left_out: Mapping[str, str]
-    every: Mapping[str, Attribute]
+    every: Mapping[str, AtlasAttribute]
     pooled: Sequence[str]
     fold_of: Mapping[str, str]
 
@@ -69,7 +69,7 @@ class Study:
         contradicted.
         """
         row = self.plan.template.consistent(case.row).row
-        return {column: self.plan.template.shown(row, column) for column in self.every}
+        return {column: self.plan.template.format_value(row, column) for column in self.every}
 
     def training_rows(self) -> pd.DataFrame:
         """The training cases' rows as the text says them."""
@@ -86,7 +86,7 @@ def make_study(
     data: DataOptions,
     labels: Sequence[int],
     known: Sequence[str],
-) -> Study:
+) -> AtlasStudy:
     """Checks columns, references, folds and splits; `known` are the columns that the run was
     trained with.
 
@@ -107,7 +107,7 @@ def make_study(
     columns = list(cohort.columns)
     attributes, left_out = choose(template, rows, columns, wanted, known, references(o))
     there = template.attributes(columns)
-    every = {c: a for c in there if isinstance(a := classify(template, rows, c), Attribute)}
+    every = {c: a for c in there if isinstance(a := classify(template, rows, c), AtlasAttribute)}
     every |= {a.column: a for a in attributes}
     pooled = {
         c: p for c in there if c not in every and (p := covariate(template, rows, c)) is not None
@@ -132,11 +132,11 @@ def make_study(
         if real_split == "all"
         else cohort.split(real_split)
     )
-    plan = Plan(
+    plan = MeasurementPlan(
         template, data, attributes, [c for a in attributes for c in contrasts_of(a)], o.vessel_hu
     )
     scanned = [case for case in real if case.image]
-    return Study(
+    return AtlasStudy(
         cohort,
         trained_on,
         labels,
@@ -153,10 +153,10 @@ def make_study(
 
 def tried_somewhere(
     template: Template,
-    attributes: Sequence[Attribute],
+    attributes: Sequence[AtlasAttribute],
     cases: Sequence[Case],
     wanted: Sequence[str],
-) -> tuple[list[Attribute], dict[str, str]]:
+) -> tuple[list[AtlasAttribute], dict[str, str]]:
     """The attributes that a case at least can have, and why others are left out; raises `UserError`
     for those asked for.
     """

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from dominate import tags
 
-from data.volume_dataset import WholeVolumes
+from data.volume_dataset import VolumeDataset
 from options.compare_options import CompareCommand
 from options.diffusion_options import EditOptions, SamplingOptions
-from options.test_options import ArmOptions, OutputOptions, TestOptions
+from options.test_options import InterventionOptions, OutputOptions, TestOptions
 from pipelines import generation
 from pipelines.evaluation.diversity import ms_ssim
 from util.web import html
@@ -40,11 +40,16 @@ def measure(o: CompareCommand, name: str) -> dict[str, Any]:
     model = replace(o.model, name=name)
     output = OutputOptions(results_dir=o.compare.OUT, overwrite=True)
     options = TestOptions(
-        o.source, model, ArmOptions(vary=o.compare.vary), SamplingOptions(), EditOptions(), output
+        o.source,
+        model,
+        InterventionOptions(vary=o.compare.vary),
+        SamplingOptions(),
+        EditOptions(),
+        output,
     )
-    folder = generation.test_cohort(options)
-    opened = generation.open_test(options, generation.open_run(options))
-    network = opened.run.sampler.network
+    folder = generation.generate_cohort(options)
+    opened = generation.open_plan(options, generation.open_run(options))
+    network = opened.run.generator.network
     record = {
         "run": name,
         "model": opened.run.options.generator.model,
@@ -54,11 +59,11 @@ def measure(o: CompareCommand, name: str) -> dict[str, Any]:
     return record | noises(opened, o.compare.noises) | tables(folder)
 
 
-def noises(opened: generation.Test, count: int) -> dict[str, Any]:
+def noises(opened: generation.GenerationPlan, count: int) -> dict[str, Any]:
     """Seconds a volume, memory, and the similarity of volumes of the first case under new noise."""
-    sampler = opened.run.sampler
+    sampler = opened.run.generator
     multiple = [sampler.model.size_multiple] * 3
-    whole = WholeVolumes(
+    whole = VolumeDataset(
         opened.cases[:1],
         opened.run.labels,
         opened.data,

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.text.prompts import Prompt, sentence
-from data.volume_dataset import WholeVolumes
+from data.volume_dataset import VolumeDataset
 from options.control_options import CONTROL_KINDS as KINDS
 from options.control_options import ControlCommand
 from options.parser import to_dict
@@ -37,19 +37,19 @@ def prompts_of(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str, Pro
 
 
 def make_control(
-    kind: str, opened: generation.Test, own: Mapping[str, Prompt], folder: Path
+    kind: str, opened: generation.GenerationPlan, own: Mapping[str, Prompt], folder: Path
 ) -> None:
     """Generates the volumes of one control that are not there yet, and their table at the end."""
-    sampler = opened.run.sampler
+    sampler = opened.run.generator
     if kind == "noise":
         opened = replace(
             opened,
             seed=opened.seed + 1,
-            run=replace(opened.run, sampler=replace(sampler, seed=sampler.seed + 1)),
+            run=replace(opened.run, generator=replace(sampler, seed=sampler.seed + 1)),
         )
     prompts = prompts_of(kind, own, opened.seed)
     least, multiple = opened.run.options.patch.patch_size, [sampler.model.size_multiple] * 3
-    wholes = WholeVolumes(opened.cases, opened.run.labels, opened.data, least, multiple)
+    wholes = VolumeDataset(opened.cases, opened.run.labels, opened.data, least, multiple)
     rows = []
     for i in tqdm(range(len(wholes)), desc=kind, unit="case"):
         case = opened.cases[i]
@@ -92,7 +92,7 @@ def make_controls(o: ControlCommand) -> Path:
         raise UserError(
             "--dataroot is not given; it is the folder of the cohort whose masks and rows are used."
         )
-    opened = generation.open_test(options, generation.open_run(options))
+    opened = generation.open_plan(options, generation.open_run(options))
     if len(opened.cases) < 2:
         raise UserError(
             f"--split {o.source.split} has {len(opened.cases)} case; to shuffle prompts, two are "

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipelines.evaluation.floors import Draws, Figure, Index, with_floor
-from pipelines.evaluation.measured import HU_BINS, Measured
+from pipelines.evaluation.floors import Index, Metric, ResamplingPlan, with_baseline
+from pipelines.evaluation.measured import HU_BINS, VolumeMeasurements
 from util.metrics.fidelity import densitometry
 
 GATE_HU = (
@@ -40,7 +40,7 @@ def lung_density(
     return densitometry(hu, lungs) | {"median_hu": float(np.median(hu[lungs]))}, histogram
 
 
-def _shares(volumes: Sequence[Measured]) -> NDArray[np.float64]:
+def _shares(volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
     """Each volume's histogram as shares of its lung, so that large lungs count no more than small
     ones.
     """
@@ -49,8 +49,10 @@ def _shares(volumes: Sequence[Measured]) -> NDArray[np.float64]:
 
 
 def density_figures(
-    real: Sequence[Measured], synthetic: Sequence[Measured], draws: Draws
-) -> list[Figure]:
+    real: Sequence[VolumeMeasurements],
+    synthetic: Sequence[VolumeMeasurements],
+    draws: ResamplingPlan,
+) -> list[Metric]:
     """Differences of the means, synthetic minus real, and the histograms' distance; volumes without
     lungs are left out.
     """
@@ -66,7 +68,7 @@ def density_figures(
             else np.nan
         )
 
-    found = [with_floor("hu", "Lung histogram, Wasserstein-1 (HU)", histogram, draws, least=0.0)]
+    found = [with_baseline("hu", "Lung histogram, Wasserstein-1 (HU)", histogram, draws, least=0.0)]
     for key, name in NAMES.items():
         found.append(_difference(name, np.array([v.density.get(key, np.nan) for v in pool]), draws))
     for title, group in (("synthetic", synthetic), ("real", real)):
@@ -77,7 +79,7 @@ def density_figures(
             else float("nan")
         )
         found.append(
-            Figure(
+            Metric(
                 "hu",
                 f"Share of {title} volumes whose lung median lies in {GATE_HU[0]:g} to "
                 f"{GATE_HU[1]:g} HU",
@@ -88,9 +90,11 @@ def density_figures(
     return found
 
 
-def _difference(name: str, values: NDArray[np.float64], draws: Draws) -> Figure:
+def _difference(name: str, values: NDArray[np.float64], draws: ResamplingPlan) -> Metric:
     """The difference of two means; its floor is the size of that of two halves."""
-    signed = with_floor("hu", name, lambda a, b: _mean_of(values, b) - _mean_of(values, a), draws)
+    signed = with_baseline(
+        "hu", name, lambda a, b: _mean_of(values, b) - _mean_of(values, a), draws
+    )
     sizes = np.abs([_mean_of(values, b) - _mean_of(values, a) for a, b in draws.halves])
     finite = sizes[np.isfinite(sizes)]
     floor, high = (
@@ -99,7 +103,7 @@ def _difference(name: str, values: NDArray[np.float64], draws: Draws) -> Figure:
         else (np.nan, np.nan)
     )
     note = f"real {_mean_of(values, draws.real):.4g}, synthetic {_mean_of(values, draws.synthetic):.4g}"
-    return Figure(
+    return Metric(
         "hu",
         f"{name}, synthetic minus real",
         signed.value,

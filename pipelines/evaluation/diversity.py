@@ -11,8 +11,8 @@ import torch
 from monai.metrics import MultiScaleSSIMMetric
 from numpy.typing import NDArray
 
-from pipelines.evaluation.floors import Figure, bootstrap_mean
-from pipelines.evaluation.measured import Measured
+from pipelines.evaluation.floors import Metric, bootstrap_mean
+from pipelines.evaluation.measured import VolumeMeasurements
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 KERNEL = 4  # voxels; the usual 11 leave few scales on a coarse grid
@@ -50,17 +50,17 @@ def _pairs(n: int, seed: int) -> list[tuple[int, int]]:
 
 
 def diversity_figures(
-    real: Sequence[Measured],
-    synthetic: Sequence[Measured],
-    again: Sequence[Sequence[Measured]],
+    real: Sequence[VolumeMeasurements],
+    synthetic: Sequence[VolumeMeasurements],
+    again: Sequence[Sequence[VolumeMeasurements]],
     window: tuple[float, float],
     seed: int,
-) -> list[Figure]:
+) -> list[Metric]:
     """MS-SSIM of pairs of different cases, and of the same condition with new noise where there are
     such volumes.
     """
 
-    def between(group: Sequence[Measured]) -> NDArray[np.float64]:
+    def between(group: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
         return np.array(
             [ms_ssim(group[i].small, group[j].small, window) for i, j in _pairs(len(group), seed)]
         )
@@ -87,10 +87,10 @@ def diversity_figures(
 
 def _figure(
     name: str, made: NDArray[np.float64], scans: NDArray[np.float64], seed: int, note: str
-) -> Figure:
+) -> Metric:
     low, high = bootstrap_mean(made, 500, seed)
     value, floor = (float(v.mean()) if len(v) else float("nan") for v in (made, scans))
     top = float(np.percentile(scans, 95)) if len(scans) else float("nan")
-    return Figure(
+    return Metric(
         "diversity", name, value, low, high, floor=floor, floor_high=top, better="near", note=note
     )

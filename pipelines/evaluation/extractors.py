@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.evaluation.random_network import RandomNetwork
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 CHOICES_2D = ("random", "inception", "vgg", "radimagenet", "swav")
 CHOICES_3D = ("random", "medicalnet")
@@ -147,7 +147,7 @@ def _read(name: str, weights: str, source: str) -> State:
         if inner is None:
             raise UserError(
                 f"{source}: {path} holds no weights by name; it holds: "
-                f"{listing(list(map(str, found)))}."
+                f"{format_list(list(map(str, found)))}."
             )
         found = inner
     if not isinstance(found, Mapping):
@@ -166,8 +166,8 @@ def _fit(network: nn.Module, state: State, source: str) -> nn.Module:
     if missing or surplus or wrong:
         raise UserError(
             f"{source} holds the weights of another network (missing: "
-            f"{listing(missing, 2) or 'none'}; not known: {listing(surplus, 2) or 'none'}; of "
-            f"another shape: {listing(wrong, 2) or 'none'}). Choose the extractor that they belong "
+            f"{format_list(missing, 2) or 'none'}; not known: {format_list(surplus, 2) or 'none'}; of "
+            f"another shape: {format_list(wrong, 2) or 'none'}). Choose the extractor that they belong "
             "to."
         )
     network.load_state_dict(state, strict=False, assign=True)
@@ -264,7 +264,7 @@ def _medicalnet(state: State, source: str) -> tuple[nn.Module, Callable[[Tensor]
             return _fit(build(), state, source), nn.Identity()
     raise UserError(
         f"{source} holds the weights of no MedicalNet ResNet-10, -18, -34 or -50; it begins with: "
-        f"{listing(sorted(state), 3)}."
+        f"{format_list(sorted(state), 3)}."
     )
 
 

@@ -17,7 +17,7 @@ LEVELS = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One figure of the report beside its floor.
 
     Attributes:
@@ -52,7 +52,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Draws:
+class ResamplingPlan:
     """Which volumes each draw takes: real scans are 0 to n - 1, synthetic ones n to n + m - 1."""
 
     real: Index
@@ -62,7 +62,7 @@ class Draws:
     bootstrap: tuple[tuple[Index, Index], ...]
 
     @staticmethod
-    def make(n: int, m: int, count: int, seed: int) -> Draws:
+    def make(n: int, m: int, count: int, seed: int) -> ResamplingPlan:
         """`count` draws of each kind."""
         rng = np.random.default_rng([seed, n, m])
         real, synthetic = np.arange(n), np.arange(n, n + m)
@@ -72,7 +72,7 @@ class Draws:
             halves.append((order[:half], order[half : 2 * half]))
             matched.append((order[:half], rng.choice(synthetic, min(half, m), replace=False)))
             bootstrap.append((rng.choice(real, n), rng.choice(synthetic, m)))
-        return Draws(real, synthetic, tuple(halves), tuple(matched), tuple(bootstrap))
+        return ResamplingPlan(real, synthetic, tuple(halves), tuple(matched), tuple(bootstrap))
 
 
 def centred_interval(value: float, drawn: NDArray[np.floating]) -> tuple[float, float]:
@@ -87,16 +87,16 @@ def centred_interval(value: float, drawn: NDArray[np.floating]) -> tuple[float, 
     return value + float(low), value + float(high)
 
 
-def with_floor(
+def with_baseline(
     group: str,
     name: str,
     distance: Distance,
-    draws: Draws,
+    draws: ResamplingPlan,
     better: str = "low",
     note: str = "",
     least: float = float("-inf"),
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Figure:
+) -> Metric:
     """A distance between all real and all synthetic volumes, its interval, and its floor.
 
     Args:
@@ -117,7 +117,7 @@ def with_floor(
             found[j, i] = distance(*kind[i]) if all(len(part) for part in kind[i]) else np.nan
     halves, matched, bootstrap = found
     low, high = centred_interval(value, bootstrap)
-    return Figure(
+    return Metric(
         group,
         name,
         value,

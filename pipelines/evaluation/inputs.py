@@ -12,9 +12,9 @@ import pandas as pd
 from data.table import find_table, read_table
 from data.text.prompts import load_template
 from options.evaluate_options import EvaluateOptions
-from pipelines.evaluation.text_effect import Attribute, make_attribute
+from pipelines.evaluation.text_effect import PredictedAttribute, make_attribute
 from pipelines.evaluation.volume_sets import VolumeSet, find_set, with_masks
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 
 def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
@@ -54,15 +54,15 @@ def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
             if not set(sets[name].cases) & set(synthetic.cases):
                 raise UserError(
                     f"--{name.split('_')[0]} {folder} and --synthetic have no case in common "
-                    f"(there: {listing(sets[name].cases, 3)}; synthetic: "
-                    f"{listing(synthetic.cases, 3)}). Name files by case."
+                    f"(there: {format_list(sets[name].cases, 3)}; synthetic: "
+                    f"{format_list(synthetic.cases, 3)}). Name files by case."
                 )
     return sets
 
 
 def read_attributes(
     options: EvaluateOptions, sets: Mapping[str, VolumeSet]
-) -> tuple[list[Attribute], dict[str, str]]:
+) -> tuple[list[PredictedAttribute], dict[str, str]]:
     """The attributes to read, and each case's patient."""
     m, root = options.measure, sets["real"].root
     path = find_table(root)
@@ -76,20 +76,22 @@ def read_attributes(
     for column in (*m.column, *filter(None, [m.patient_column])):
         if column not in table.columns:
             raise UserError(
-                f"{path} has no column {column!r}; it has: {listing(list(table.columns), 30)}."
+                f"{path} has no column {column!r}; it has: {format_list(list(table.columns), 30)}."
             )
     template = load_template(m.template, table.columns, m.key_column, m.patient_column)
     found, cases = [], sets["real"].cases
     if m.column and not set(cases) & set(sets["synthetic"].cases):
-        made = listing(sets["synthetic"].cases, 3)
+        made = format_list(sets["synthetic"].cases, 3)
         raise UserError(
             "--column reads the attribute of a case's row from its synthetic volume, but --real "
-            f"and --synthetic have no case in common (real: {listing(cases, 3)}; synthetic: "
+            f"and --synthetic have no case in common (real: {format_list(cases, 3)}; synthetic: "
             f"{made}). Name files by case."
         )
     for column in m.column:
         values = {
-            case: template.shown(table.rows[case], column) for case in cases if case in table.rows
+            case: template.format_value(table.rows[case], column)
+            for case in cases
+            if case in table.rows
         }
         numbers = pd.to_numeric(
             pd.Series([v for v in values.values() if v], dtype=object), errors="coerce"

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.geometry import Volume, same_place, voxel_sizes
-from data.preparation.masks import classic, given
+from data.preparation.masks import load_mask, threshold_lungs
 from data.volumes import atomic, load, to_unit
 from pipelines.evaluation.density import lung_density
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.measured import PLANES, REGION_FIGURES, REGIONS, Measured
+from pipelines.evaluation.measured import PLANES, REGION_FIGURES, REGIONS, VolumeMeasurements
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
@@ -70,7 +70,7 @@ class Measurer:
 
     def __call__(
         self, file: VolumeFile, segmented: Path | None = None, resegment: bool = True
-    ) -> Measured:
+    ) -> VolumeMeasurements:
         """One volume.
 
         Args:
@@ -100,11 +100,13 @@ class Measurer:
         spacing = [float(side) for side in voxel_sizes(volume.affine)]
         found = None
         if file.mask is None or resegment:
-            found = classic(volume) if segmented is None else given(segmented, volume).array
+            found = (
+                threshold_lungs(volume) if segmented is None else load_mask(segmented, volume).array
+            )
         labels, lung_labels = (
             (found, (1, 2))
             if file.mask is None
-            else (given(file.mask, volume).array, grid.lung_labels)
+            else (load_mask(file.mask, volume).array, grid.lung_labels)
         )
         assert labels is not None
         lungs = np.isin(labels, lung_labels)
@@ -174,8 +176,8 @@ def _packed(values: dict[str, float]) -> NDArray[Any]:
     return np.array(json.dumps(values))
 
 
-def _restored(case: str, kept: Arrays, networks: int, networks_3d: int) -> Measured:
-    return Measured(
+def _restored(case: str, kept: Arrays, networks: int, networks_3d: int) -> VolumeMeasurements:
+    return VolumeMeasurements(
         case,
         [kept[f"planes_{i}"] for i in range(networks)],
         [kept[f"whole_{i}"] for i in range(networks_3d)],
@@ -241,9 +243,9 @@ def _pair(file: VolumeFile, other: VolumeFile, grid: Grid) -> Arrays:
         )
     hu = scan.array.astype(np.float32)
     lungs = (
-        np.isin(given(other.mask, scan).array, grid.lung_labels)
+        np.isin(load_mask(other.mask, scan).array, grid.lung_labels)
         if other.mask
-        else np.isin(classic(scan), (1, 2))
+        else np.isin(threshold_lungs(scan), (1, 2))
     )
     masks = {"body": body_mask(hu) | lungs} | ({"lungs": lungs} if lungs.any() else {})
     found = fidelity(np.clip(made.array.astype(np.float32), *grid.window), hu, masks, grid.window)

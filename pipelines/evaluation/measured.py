@@ -17,7 +17,7 @@ REGION_FIGURES = ("mean", "sd", "p15")
 
 
 @dataclass(frozen=True)
-class Measured:
+class VolumeMeasurements:
     """One volume in numbers.
 
     Attributes:
@@ -45,5 +45,5 @@ class Measured:
     overlap: dict[str, float]
 
 
-def cases_of(volumes: Sequence[Measured]) -> list[str]:
+def cases_of(volumes: Sequence[VolumeMeasurements]) -> list[str]:
     return [v.case for v in volumes]

@@ -12,8 +12,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 
-from pipelines.evaluation.floors import Figure, bootstrap_mean
-from pipelines.evaluation.measured import Measured
+from pipelines.evaluation.floors import Metric, bootstrap_mean
+from pipelines.evaluation.measured import VolumeMeasurements
 
 Labels = NDArray[np.integer]
 
@@ -64,8 +64,11 @@ def _hausdorff(one: torch.Tensor, two: torch.Tensor, spacing: Sequence[float]) -
 
 
 def overlap_figures(
-    real: Sequence[Measured], synthetic: Sequence[Measured], draws: int, seed: int
-) -> list[Figure]:
+    real: Sequence[VolumeMeasurements],
+    synthetic: Sequence[VolumeMeasurements],
+    draws: int,
+    seed: int,
+) -> list[Metric]:
     """Mean overlap of the synthetic volumes, with that of the real scans as ceiling; empty where no
     volume has a mask.
     """
@@ -82,7 +85,7 @@ def overlap_figures(
         kind, _, region = name.partition("_mm_" if "_mm_" in name else "_")
         title = f"{'Dice' if kind == 'dice' else '95th percentile Hausdorff distance (mm)'}, {region.replace('_', ' ')}"
         found.append(
-            Figure(
+            Metric(
                 "mask",
                 title,
                 float(np.nanmean(made)),

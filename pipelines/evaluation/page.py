@@ -14,8 +14,8 @@ import pandas as pd
 from dominate import tags
 from matplotlib.figure import Figure as Plot
 
-from pipelines.evaluation.floors import Figure
-from pipelines.evaluation.measured import HU_BINS, Measured
+from pipelines.evaluation.floors import Metric
+from pipelines.evaluation.measured import HU_BINS, VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck, Verdict
 from util.web import html
 
@@ -80,7 +80,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Copies:
+class CopyReport:
     """What the check for copies found: verdicts by volume, and pictures of the closest pairs
     (links) with their captions.
     """
@@ -91,7 +91,7 @@ class Copies:
     pictures: Sequence[tuple[str, str]]
 
 
-def reading(figure: Figure) -> str:
+def reading(figure: Metric) -> str:
     """A figure against its floor in words; empty where there is none."""
     if not np.isfinite(figure.floor):
         return ""
@@ -114,7 +114,7 @@ def reading(figure: Figure) -> str:
     return "within the floor" if size <= figure.floor_high else "beyond the floor"
 
 
-def figure_frame(figures: Sequence[Figure], conclusive: bool) -> pd.DataFrame:
+def figure_frame(figures: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
     """The figures as a table, with their readings where there are enough scans; columns that hold
     nothing are left out.
     """
@@ -126,7 +126,9 @@ def figure_frame(figures: Sequence[Figure], conclusive: bool) -> pd.DataFrame:
     return frame.drop(columns=empty)
 
 
-def draw_histogram(path: Path, real: Sequence[Measured], synthetic: Sequence[Measured]) -> None:
+def draw_histogram(
+    path: Path, real: Sequence[VolumeMeasurements], synthetic: Sequence[VolumeMeasurements]
+) -> None:
     """The lungs' histograms, a mean over volumes, as SVG."""
     plot = Plot(figsize=(7, 2.6))
     axes = plot.add_subplot()
@@ -150,8 +152,8 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     warnings: Sequence[str],
-    figures: Sequence[Figure],
-    copies: Copies | None,
+    figures: Sequence[Metric],
+    copies: CopyReport | None,
     left_out: Sequence[str],
     options: Mapping[str, Mapping[str, Any]],
     histogram: str = "",
@@ -219,7 +221,7 @@ def _section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> None
             )
 
 
-def _copies(copies: Copies) -> None:
+def _copies(copies: CopyReport) -> None:
     called, alarms = (sum(getattr(v, k) for v in copies.verdicts) for k in ("copy", "alarm"))
     with tags.section(cls="card wide"):
         tags.h2("Memorisation")
@@ -246,7 +248,7 @@ def _copies(copies: Copies) -> None:
             html.frame_table(copy_frame(copies))
 
 
-def copy_frame(copies: Copies) -> pd.DataFrame:
+def copy_frame(copies: CopyReport) -> pd.DataFrame:
     """A row a volume, the closest first: nearest training scan by detail and by features,
     thresholds, verdict.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.evaluation.floors import Figure, bootstrap_mean
+from pipelines.evaluation.floors import Metric, bootstrap_mean
 
 NAMES = {
     "mae_hu": ("Mean absolute error (HU)", "low"),
@@ -16,11 +16,11 @@ NAMES = {
 }
 
 
-def pair_figures(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> list[Figure]:
+def pair_figures(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> list[Metric]:
     """Means over cases of rows case, region, metric, value; there is no floor without two scans of
     one patient.
     """
-    found: list[Figure] = []
+    found: list[Metric] = []
     if not rows:
         return found
     for (metric, region), part in pd.DataFrame(rows).groupby(["metric", "region"], sort=False):
@@ -28,7 +28,7 @@ def pair_figures(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> li
         name, better = NAMES[str(metric)]
         low, high = bootstrap_mean(values, draws, seed)
         found.append(
-            Figure(
+            Metric(
                 "pairs",
                 f"{name}, {region}",
                 float(values.mean()),

@@ -18,15 +18,15 @@ from options.parser import to_dict
 from pipelines.evaluation.density import density_figures
 from pipelines.evaluation.diversity import diversity_figures
 from pipelines.evaluation.extractors import Extractor, make_extractor
-from pipelines.evaluation.floors import Draws, Figure
+from pipelines.evaluation.floors import Metric, ResamplingPlan
 from pipelines.evaluation.inputs import find_sets, read_attributes
 from pipelines.evaluation.measure import Grid, Measurer, pair_fidelity
-from pipelines.evaluation.measured import Measured
+from pipelines.evaluation.measured import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.overlap import overlap_figures
 from pipelines.evaluation.page import (
     ENOUGH,
-    Copies,
+    CopyReport,
     copy_frame,
     draw_histogram,
     reading,
@@ -34,7 +34,7 @@ from pipelines.evaluation.page import (
 )
 from pipelines.evaluation.pairs import pair_figures
 from pipelines.evaluation.sets import realism_figures
-from pipelines.evaluation.text_effect import Attribute, text_figures
+from pipelines.evaluation.text_effect import PredictedAttribute, text_figures
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
@@ -62,7 +62,7 @@ CONTROLS = {"shuffled": "shuffled prompts", "empty": "empty prompts"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """Everything checked before volumes are measured."""
 
     options: EvaluateOptions
@@ -70,7 +70,7 @@ class Plan:
     sets: Mapping[
         str, VolumeSet
     ]  # real, synthetic, and where given train, shuffled, empty, again_<i>
-    attributes: Sequence[Attribute]
+    attributes: Sequence[PredictedAttribute]
     patients: Mapping[str, str]
     networks: Sequence[Extractor]
     networks_3d: Sequence[Extractor]
@@ -83,7 +83,7 @@ class Plan:
         return min(len(self.sets[name].files) for name in ("real", "synthetic")) >= ENOUGH
 
 
-def make_plan(options: EvaluateOptions) -> Plan:
+def make_plan(options: EvaluateOptions) -> EvaluationPlan:
     """Finds the sets and checks that they can be compared; raises `UserError` before anything
     long.
     """
@@ -108,7 +108,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
     for network in (*networks, *networks_3d):
         log.info("Features by %s, sha256 %s", network.about, network.digest)
     measurer = Measurer(grid, networks, networks_3d, out / CACHE)
-    return Plan(
+    return EvaluationPlan(
         options,
         out,
         sets,
@@ -150,12 +150,12 @@ def _warnings(sets: Mapping[str, VolumeSet], networks: Sequence[Extractor]) -> l
     return found
 
 
-def measure_sets(plan: Plan) -> dict[str, list[Measured]]:
+def measure_sets(plan: EvaluationPlan) -> dict[str, list[VolumeMeasurements]]:
     """Every volume of every set in numbers; those measured before come from the cache."""
     o = plan.options.sets
     again = {"synthetic": o.segmented, "real": o.segmented_real}
     jobs = [(name, file) for name, volumes in plan.sets.items() for file in volumes.files]
-    found: dict[str, list[Measured]] = {name: [] for name in plan.sets}
+    found: dict[str, list[VolumeMeasurements]] = {name: [] for name in plan.sets}
     for name, file in tqdm(jobs, desc="measuring", unit="volume"):
         segmented = _segmented(again.get(name, ""), file)
         found[name].append(plan.measurer(file, segmented, plan.options.measure.resegment))
@@ -180,11 +180,11 @@ def digests(networks: Sequence[Extractor]) -> dict[str, str]:
 
 
 def all_figures(
-    plan: Plan, measured: Mapping[str, list[Measured]]
-) -> tuple[list[Figure], list[dict[str, Any]]]:
+    plan: EvaluationPlan, measured: Mapping[str, list[VolumeMeasurements]]
+) -> tuple[list[Metric], list[dict[str, Any]]]:
     """All figures but those of copies, and the rows of the pairs."""
     m, real, made = plan.options.measure, measured["real"], measured["synthetic"]
-    draws = Draws.make(len(real), len(made), m.draws, m.seed)
+    draws = ResamplingPlan.make(len(real), len(made), m.draws, m.seed)
 
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return tqdm(items, desc="drawing", leave=False)
@@ -211,7 +211,9 @@ def all_figures(
     return figures, rows
 
 
-def find_copies(plan: Plan, measured: Mapping[str, list[Measured]]) -> Copies | None:
+def find_copies(
+    plan: EvaluationPlan, measured: Mapping[str, list[VolumeMeasurements]]
+) -> CopyReport | None:
     """The check for copies against the training scans, with pictures of the closest pairs."""
     if "train" not in measured:
         return None
@@ -219,7 +221,7 @@ def find_copies(plan: Plan, measured: Mapping[str, list[Measured]]) -> Copies | 
     names = {v.case for v in train}
     others = [v for v in measured["real"] if v.case not in names]
 
-    def arrays(group: Sequence[Measured]) -> tuple[Any, Any]:
+    def arrays(group: Sequence[VolumeMeasurements]) -> tuple[Any, Any]:
         return (
             (np.stack([v.detail for v in group]), np.stack([v.whole[0] for v in group]))
             if group
@@ -257,7 +259,7 @@ def find_copies(plan: Plan, measured: Mapping[str, list[Measured]]) -> Copies | 
                 f"below {near.threshold:.2f}, closest real {near.closest_real:.2f}",
             )
         )
-    return Copies(cases, verdicts, check, pictures)
+    return CopyReport(cases, verdicts, check, pictures)
 
 
 def _draw_pair(path: Path, made: VolumeFile, scan: VolumeFile, grid: Grid) -> None:
@@ -276,11 +278,11 @@ def _draw_pair(path: Path, made: VolumeFile, scan: VolumeFile, grid: Grid) -> No
 
 
 def write_all(
-    plan: Plan,
-    measured: Mapping[str, list[Measured]],
-    figures: Sequence[Figure],
+    plan: EvaluationPlan,
+    measured: Mapping[str, list[VolumeMeasurements]],
+    figures: Sequence[Metric],
     rows: Sequence[Mapping[str, Any]],
-    copies: Copies | None,
+    copies: CopyReport | None,
 ) -> Path:
     """figures.csv, volumes.csv, pairs.csv, memorisation.csv, evaluation.json and report.html."""
     out, grid = plan.out, plan.measurer.grid
@@ -346,7 +348,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
 
 
-def left_out(plan: Plan) -> list[str]:
+def left_out(plan: EvaluationPlan) -> list[str]:
     """What was not measured, and what it needs."""
     o, needs = plan.options.sets, []
     if not o.train:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluation.floors import Distance, Draws, Figure, Index, with_floor
-from pipelines.evaluation.measured import PLANES, Measured
+from pipelines.evaluation.floors import Distance, Index, Metric, ResamplingPlan, with_baseline
+from pipelines.evaluation.measured import PLANES, VolumeMeasurements
 from pipelines.evaluation.realism import FrechetDistance, KernelDistance
 
 LEAST = {
@@ -26,7 +26,7 @@ def mean_of(distances: Sequence[Distance]) -> Distance:
 
 
 def plane_distances(
-    pool: Sequence[Measured], network: int, real: Index
+    pool: Sequence[VolumeMeasurements], network: int, real: Index
 ) -> dict[str, list[Distance]]:
     """FID, KID and MMD in each of `PLANES` between groups of a pool of volumes."""
     features = np.stack([v.planes[network] for v in pool])
@@ -41,24 +41,24 @@ def plane_distances(
 
 
 def realism_figures(
-    real: Sequence[Measured],
-    synthetic: Sequence[Measured],
-    draws: Draws,
+    real: Sequence[VolumeMeasurements],
+    synthetic: Sequence[VolumeMeasurements],
+    draws: ResamplingPlan,
     networks: Mapping[str, str],
     networks_3d: Mapping[str, str],
     progress: Progress = iter,
-) -> list[Figure]:
+) -> list[Metric]:
     """2.5D distances (mean of three planes, and each plane's FID) by every 2D network, 3D distances
     by every 3D one.
 
     Networks are given by name and the digest of their weights, which becomes the figure's note.
     """
-    pool, found = [*real, *synthetic], list[Figure]()
+    pool, found = [*real, *synthetic], list[Metric]()
     for i, (title, digest) in enumerate(networks.items()):
         by_kind = plane_distances(pool, i, draws.real)
         for kind, distances in by_kind.items():
             found.append(
-                with_floor(
+                with_baseline(
                     "realism",
                     f"2.5D {kind}, {title}",
                     mean_of(distances),
@@ -70,7 +70,7 @@ def realism_figures(
             )
         planes = zip(PLANES, by_kind["FID"], strict=True)
         found += [
-            Figure("planes", f"FID of {plane} slices, {title}", d(draws.real, draws.synthetic))
+            Metric("planes", f"FID of {plane} slices, {title}", d(draws.real, draws.synthetic))
             for plane, d in planes
         ]
     for i, (title, digest) in enumerate(networks_3d.items()):
@@ -81,7 +81,7 @@ def realism_figures(
             "MMD": KernelDistance(features, cases, "rbf", draws.real),
         }
         found += [
-            with_floor(
+            with_baseline(
                 "realism",
                 f"3D {k}, {title}",
                 d,

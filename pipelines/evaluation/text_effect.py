@@ -21,9 +21,9 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipelines.evaluation.floors import LEVELS, Figure
-from pipelines.evaluation.measured import Measured
-from util.cli import UserError, listing
+from pipelines.evaluation.floors import LEVELS, Metric
+from pipelines.evaluation.measured import VolumeMeasurements
+from util.cli import UserError, format_list
 
 FOLDS = 5
 MEASURES = {
@@ -36,7 +36,7 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Attribute:
+class PredictedAttribute:
     """A column of the table: its values by case, and whether they are numbers."""
 
     column: str
@@ -48,7 +48,7 @@ class Attribute:
         return np.array(found, float) if self.number else np.array(found)
 
 
-def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Attribute:
+def make_attribute(column: str, values: Mapping[str, str], number: bool) -> PredictedAttribute:
     """Known values of a column, rare classes left out.
 
     Raises:
@@ -59,7 +59,7 @@ def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Attr
     if len(kinds) < 2:
         raise UserError(
             f"--column {column!r} has {len(kinds)} value{'s' if len(kinds) != 1 else ''} among the "
-            f"real scans ({listing(kinds) or 'none'}); an effect needs two. Choose another column."
+            f"real scans ({format_list(kinds) or 'none'}); an effect needs two. Choose another column."
         )
     if not number:
         known = {c: v for c, v in known.items() if list(known.values()).count(v) >= FEWEST}
@@ -70,7 +70,7 @@ def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Attr
             f"and {len(known)} scans with {len(kinds)} such values are there. Choose another "
             "column, or more scans."
         )
-    return Attribute(column, known, number)
+    return PredictedAttribute(column, known, number)
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,14 @@ class Reader:
     has not seen them.
     """
 
-    attribute: Attribute
+    attribute: PredictedAttribute
     models: Sequence[Pipeline]
     unseen: Mapping[str, int]  # case to the model that has not seen it
 
     @staticmethod
-    def fit(attribute: Attribute, scans: Sequence[Measured], seed: int) -> Reader:
+    def fit(
+        attribute: PredictedAttribute, scans: Sequence[VolumeMeasurements], seed: int
+    ) -> Reader:
         known = [v for v in scans if v.case in attribute.values]
         cases = [v.case for v in known]
         x, y = np.array([v.regional for v in known]), attribute.target(cases)
@@ -98,7 +100,7 @@ class Reader:
             unseen |= {cases[i]: k for i in held}
         return Reader(attribute, models, unseen)
 
-    def read(self, volumes: Sequence[Measured]) -> tuple[list[str], NDArray[np.float64]]:
+    def read(self, volumes: Sequence[VolumeMeasurements]) -> tuple[list[str], NDArray[np.float64]]:
         """Cases, and predictions `(n, classes)` or `(n, 1)`; a case that is no real scan is read by
         all predictors.
         """
@@ -136,12 +138,12 @@ def _predictor(number: bool) -> Pipeline:
 
 
 def text_figures(
-    attribute: Attribute,
-    real: Sequence[Measured],
-    sets: Mapping[str, Sequence[Measured]],
+    attribute: PredictedAttribute,
+    real: Sequence[VolumeMeasurements],
+    sets: Mapping[str, Sequence[VolumeMeasurements]],
     draws: int,
     seed: int,
-) -> list[Figure]:
+) -> list[Metric]:
     """How well an attribute is read from each set of synthetic volumes, beside real scans and
     shuffled rows.
 
@@ -175,11 +177,11 @@ def _figure(
     reader: Reader,
     measure: str,
     name: str,
-    volumes: Sequence[Measured],
+    volumes: Sequence[VolumeMeasurements],
     ceiling: float,
     rng: np.random.Generator,
     draws: int,
-) -> list[Figure]:
+) -> list[Metric]:
     cases, predicted = reader.read(volumes)
     if len(cases) < 2:
         return []
@@ -203,7 +205,7 @@ def _figure(
     title = f"{reader.attribute.column} read from {name} ({measure})"
     edge = _percentiles(shuffled, (5 if error else 95,))[0]
     return [
-        Figure(
+        Metric(
             "text",
             title,
             reader.score(measure, truth, predicted),

@@ -13,7 +13,7 @@ from data.cohort import IMAGES, MASKS, natural
 from data.geometry import Shape, resample, voxel_sizes
 from data.splits import read_splits
 from data.volumes import Volume, has_suffix, load, read_header, strip_suffix
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 VOLUMES_TABLE = "volumes.csv"  # of test.py
 SPACING_TOLERANCE = 0.02  # share by which voxel sizes may differ and still be called equal
@@ -84,7 +84,7 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
         VolumeFile(case, found[case], by_mask.get(case)) for case in sorted(chosen, key=natural)
     )
     if not files:
-        inside = listing(sorted(p.name for p in root.iterdir())) or "nothing"
+        inside = format_list(sorted(p.name for p in root.iterdir())) or "nothing"
         raise UserError(f"{flag} {root} holds no volumes; it holds: {inside}.")
     return VolumeSet(flag, root, files)
 
@@ -118,7 +118,7 @@ def _own_volumes(table: Path) -> dict[str, Path]:
     found = {row["case"]: table.parent / row["file"] for row in rows if row["kind"] == "own"}
     if gone := [str(path) for path in found.values() if not path.is_file()]:
         raise UserError(
-            f"{table} names volumes that are not there: {listing(gone)}. Make the results again."
+            f"{table} names volumes that are not there: {format_list(gone)}. Make the results again."
         )
     return found
 

@@ -12,7 +12,7 @@ import numpy as np
 from data.cohort import Case
 from data.table import Table
 from data.text.prompts import Template
-from util.cli import UserError, listing
+from util.cli import UserError, format_list
 
 # What every synthetic row says of itself. `data.text.template` keeps these out of all texts.
 SYNTHETIC, SOURCE, SEED, RUN = "SYNTHETIC", "SYNTHETIC SOURCE", "SYNTHETIC SEED", "SYNTHETIC RUN"
@@ -43,16 +43,16 @@ def known_rows(cases: Sequence[Case], template: Template, column: str) -> dict[s
     if column not in (cases[0].row if cases else ()):
         columns = template.attributes(cases[0].row) if cases else []
         raise UserError(
-            f"--balance: the table has no column {column!r}; it has: {listing(columns, 40)}."
+            f"--balance: the table has no column {column!r}; it has: {format_list(columns, 40)}."
         )
     found: dict[str, list[Case]] = {}
     for case in cases:
-        if value := template.shown(template.consistent(case.row).row, column):
+        if value := template.format_value(template.consistent(case.row).row, column):
             found.setdefault(value, []).append(case)
     if len(found) < 2:
         raise UserError(
             f"--balance {column}: {len(cases)} cases have {len(found)} known values "
-            f"({listing(sorted(found)) or 'none'}); it takes two or more to balance. Choose "
+            f"({format_list(sorted(found)) or 'none'}); it takes two or more to balance. Choose "
             "another column."
         )
     if len(found) > min(MOST_VALUES, max(2, len(cases) // 2)) or template[column].kind == "number":
@@ -148,7 +148,7 @@ def plan_table(
         if source and source not in by_id:
             raise UserError(
                 f"--table, row {name}: {SOURCE} is {source!r}, which is no case of the split; it "
-                f"has: {listing(list(by_id))}."
+                f"has: {format_list(list(by_id))}."
             )
         if name in by_id:
             raise UserError(

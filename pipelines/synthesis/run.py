@@ -23,7 +23,7 @@ from data.geometry import Volume
 from data.splits import save_splits
 from data.table import read_table
 from data.text.prompts import Template, load_template, sentence
-from data.volume_dataset import Whole, WholeVolumes
+from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import atomic, load, to_hu, write_like
 from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
@@ -33,8 +33,8 @@ from pipelines.synthesis.copies import Copies, Nearest
 from pipelines.synthesis.deform import vary
 from pipelines.synthesis.planning import PROVENANCE, Planned, plan_balanced, plan_table, readme
 from util import cli
-from util.cli import UserError, listing
-from util.records import open_folder, wait_for
+from util.cli import UserError, format_list
+from util.records import open_record, wait_for
 from util.training import runs
 from util.training.checkpoint import read_json, write_json
 from util.training.devices import make_device
@@ -71,7 +71,7 @@ class Made:
     labels: Volume
     drawn: sitk.Transform
     volume: Volume
-    whole: Whole
+    whole: VolumeSample
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,15 @@ class Maker:
         run, data, source = self.run, self.run.options.data, load(planned.source.mask)
         labels, drawn = vary(source, self.o.deform, [planned.seed, number], planned.source.mask)
         write_like(mask, labels, planned.source.mask, np.uint8)
-        whole = WholeVolumes(
+        whole = VolumeDataset(
             [Case(planned.id, None, mask, planned.row)],
             run.labels,
             data,
             run.options.patch.patch_size,
-            [run.sampler.model.size_multiple] * 3,
+            [run.generator.model.size_multiple] * 3,
         )[0]
         texts = [p.text for p in self.template.phrases(planned.row)]
-        made = replace(run.sampler, seed=planned.seed)(
+        made = replace(run.generator, seed=planned.seed)(
             whole.mask, whole.coords, f"{planned.id}:{number}", texts
         )
         hu = to_hu(whole.unpad(made.numpy()), data.hu_window)
@@ -212,7 +212,7 @@ def plan(
             log.warning(
                 "--table: the run was trained without %s; what they say changes nothing that it "
                 "learnt.",
-                listing(unknown),
+                format_list(unknown),
             )
         made = plan_table(table, cases, template, e.n, e.seed)
     else:
@@ -233,7 +233,7 @@ def plan(
                 f"{e.balance!r}."
             )
     for planned in made:
-        run.sampler.encoder.encode([[p.text for p in template.phrases(planned.row)]])
+        run.generator.encoder.encode([[p.text for p in template.phrases(planned.row)]])
     return made
 
 
@@ -325,7 +325,7 @@ def expand(o: ExpandCommand) -> Path:
         **{k: v for k, v in asdict(e).items() if k not in ("out", "overwrite", "table")},
     }
     if cli.main_rank():
-        open_folder(Path(e.out), RECORD, settings, e.overwrite)
+        open_record(Path(e.out), RECORD, settings, e.overwrite)
     else:
         wait_for(Path(e.out), RECORD, settings)
     records, rank = Path(e.out) / RECORDS, int(os.environ.get("RANK", "0"))

@@ -27,8 +27,8 @@ from pipelines.synthesis.classifier import predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning import SOURCE, known_rows
 from util import cli
-from util.cli import UserError, listing
-from util.records import open_folder
+from util.cli import UserError, format_list
+from util.records import open_record
 from util.training.checkpoint import read_json, write_json
 from util.training.devices import make_device
 
@@ -64,13 +64,15 @@ def known(
     cases: Sequence[Case], template: Template, column: str, classes: Sequence[str], what: str
 ) -> list[tuple[Case, int]]:
     """The cases whose value is one of the classes, with the class's number."""
-    values = [(case, template.shown(template.consistent(case.row).row, column)) for case in cases]
+    values = [
+        (case, template.format_value(template.consistent(case.row).row, column)) for case in cases
+    ]
     if strangers := sorted({v for _, v in values if v and v not in classes}):
         log.warning(
             "%s have values of %s that the real training scans have not; they are left out: %s.",
             what,
             column,
-            listing(strangers),
+            format_list(strangers),
         )
     found = [(case, classes.index(value)) for case, value in values if value in classes]
     return found
@@ -222,7 +224,7 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
     made = known(synthetic.cases, template, u.column, classes, "synthetic scans")
     if gone := absent(test, classes):
         raise UserError(
-            f"--column {u.column}: no test scan has the value {listing(gone)}; every value of the "
+            f"--column {u.column}: no test scan has the value {format_list(gone)}; every value of the "
             "training scans must occur there. Draw other splits, or choose another column."
         )
     if not made:
@@ -242,7 +244,7 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
         "classifier": asdict(o.classifier),
         "scans": hashlib.sha256("\n".join(files).encode()).hexdigest(),
     }
-    open_folder(Path(u.out), RECORD, settings, u.overwrite)
+    open_record(Path(u.out), RECORD, settings, u.overwrite)
     real_cells, made_cells = read(train, o, "real"), read(made, o, "synthetic")
     arms = {"real": real_cells, "both": real_cells + made_cells}
     if gone := absent(made, classes):
@@ -250,7 +252,7 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
             "No synthetic scan has the value %s: nothing is trained on synthetic scans alone, and "
             "on both a classifier may learn that synthetic means the other values. Make cases of "
             "every value.",
-            listing(gone),
+            format_list(gone),
         )
     else:
         arms["synthetic"] = made_cells
@@ -263,7 +265,7 @@ def _check_apart(real: Cohort, synthetic: Cohort) -> None:
     if leaks := sorted(c.row[SOURCE] for c in synthetic.cases if c.row.get(SOURCE, "") in tests):
         raise UserError(
             f"--synthetic {synthetic.root}: volumes were made from masks of test cases "
-            f"({listing(leaks)}), so the test would know them. Make the cohort from the training "
+            f"({format_list(leaks)}), so the test would know them. Make the cohort from the training "
             "split."
         )
     if tests & set(real.splits["train"]):

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Lets the C library keep memory that was freed: a step on the CPU takes a tenth less time.
 
     By default every large tensor is fetched from the system anew, page by page. Nothing happens
@@ -90,12 +90,12 @@ def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
             "--precision bf16 is not supported by this GPU; use --precision fp16 or fp32."
         )
     if cpu:
-        keep_memory()
+        tune_malloc()
     # Accelerate calls full precision "no".
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu)
 
 
-def leave(accelerator: Accelerator) -> None:
+def shutdown_distributed(accelerator: Accelerator) -> None:
     """Ends the work of several processes together, as the last thing that each does; nothing
     happens in a single one.
 

@@ -92,9 +92,9 @@ class Trainer:
         constant_steps: Steps before the learning rate falls linearly to zero.
         steps_per_epoch: For parameter groups that start at a later epoch.
         betas: Adam's decay rates.
-        clip: Largest gradient norm; 0 for none.
+        grad_clip: Largest gradient norm; 0 for none.
         ema: Decay of the moving average; 0 for none.
-        accumulate: Parts of a step's batch.
+        gradient_accumulation: Parts of a step's batch.
         seed: What random numbers follow from, with the step.
         channels_last: Memory format of networks and batches.
         compiled: Whether to `torch.compile`.
@@ -109,9 +109,9 @@ class Trainer:
         constant_steps: int,
         steps_per_epoch: int,
         betas: tuple[float, float] = (0.5, 0.999),
-        clip: float = 0.0,
+        grad_clip: float = 0.0,
         ema: float = 0.999,
-        accumulate: int = 1,
+        gradient_accumulation: int = 1,
         seed: int = 0,
         channels_last: bool = True,
         compiled: bool = False,
@@ -122,7 +122,11 @@ class Trainer:
             constant_steps,
             steps_per_epoch,
         )
-        self.clip, self.accumulate, self.seed = clip, accumulate, seed
+        self.grad_clip, self.gradient_accumulation, self.seed = (
+            grad_clip,
+            gradient_accumulation,
+            seed,
+        )
         self.format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.step = 0
         self.optimizers: dict[str, Any] = {}
@@ -186,19 +190,19 @@ class Trainer:
             raise RunStopped(
                 f"The loss of {name} is {loss.item()} in step {self.step + 1} ({found}). The last "
                 "checkpoint is kept; go on from it with --continue_train and a lower --lr, with "
-                "--clip 1, or with --precision fp32."
+                "--grad_clip 1, or with --precision fp32."
             )
 
     def _update(self, name: str, loss: Tensor, last: bool) -> None:
         optimizer = self.optimizers[name]
-        self.accelerator.backward(loss / self.accumulate)
+        self.accelerator.backward(loss / self.gradient_accumulation)
         if not last:
             return
-        if self.clip:
+        if self.grad_clip:
             # Accelerate's own clipping would also unscale what the other network has gathered so
             # far (fp16).
             self.accelerator.unscale_gradients(optimizer)
-            nn.utils.clip_grad_norm_(self.model.raw[name].parameters(), self.clip)
+            nn.utils.clip_grad_norm_(self.model.raw[name].parameters(), self.grad_clip)
         self._learning_rate(optimizer)
         optimizer.step()
         optimizer.zero_grad()
@@ -227,7 +231,7 @@ class Trainer:
         """Trains to the last step, or until a signal comes.
 
         Args:
-            batches: This process's batches from the current step on, `accumulate` of them a step.
+            batches: This process's batches from the current step on, `gradient_accumulation` of them a step.
             embed: Gives the text embeddings of a batch, of its own and of other prompts.
             after_step: Called with the steps done and the loss terms (logging, saving, validation).
             until: Stop before this step already, for a measurement.
@@ -251,7 +255,8 @@ class Trainer:
         try:
             while self.step < end:
                 parts = [
-                    (self.to_device(b), *embed(b)) for b in itertools.islice(feed, self.accumulate)
+                    (self.to_device(b), *embed(b))
+                    for b in itertools.islice(feed, self.gradient_accumulation)
                 ]
                 terms = self._train_on(parts)
                 self.step += 1
@@ -288,7 +293,7 @@ class Trainer:
                 raise RunStopped(
                     f"After step {self.step} weights of {name} are not finite ({bad[0]} and "
                     f"{len(bad) - 1} more), so they are not saved. The last checkpoint is kept; go "
-                    "on from it with --continue_train and --clip 1, or with a lower --lr."
+                    "on from it with --continue_train and --grad_clip 1, or with a lower --lr."
                 )
 
     def save(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.atlas.statistics.contrasts import Attribute
+from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from pipelines.atlas.statistics.intervals import FEWEST_PERMUTED, FEWEST_REFITS
 from pipelines.atlas.statistics.regression import FEWEST, INSEPARABLE, Design, RealScans, Roles
-from pipelines.atlas.statistics.ties import LATER, TIE_CASES, in_doubt
-from util.phrasing import SILENT
+from pipelines.atlas.statistics.ties import LATER, TIE_CASES, ambiguous
+from util.phrasing import LOW_RELEVANCE
 
 FEW_LEVEL = 10  # training cases of a value
 SMALL_COHORT = 20  # training patients or patients with a real scan
@@ -57,7 +57,7 @@ def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -
         if row["value"] < WEAK_TIE or row["cases"] < TIE_CASES:
             continue
         pair, what = (row["column"], row["other"]), "part of one's effect may be the other's"
-        doubtful = in_doubt(row, roles)
+        doubtful = ambiguous(row, roles)
         if len(doubtful) == 2:
             what = "their effects cannot be told apart, neither is claimed, and intervals reach as far as the tie allows"
         elif doubtful:
@@ -77,7 +77,7 @@ def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -
 
 
 def count_cautions(
-    attributes: Sequence[Attribute], table: pd.DataFrame, patient: pd.Series
+    attributes: Sequence[AtlasAttribute], table: pd.DataFrame, patient: pd.Series
 ) -> list[Caution]:
     """Warnings of values that few training patients have, of values in two spellings, and of many
     empty cells.
@@ -143,7 +143,7 @@ ROLE_TEXTS = {
 }
 
 
-def role_cautions(attributes: Sequence[Attribute]) -> list[Caution]:
+def role_cautions(attributes: Sequence[AtlasAttribute]) -> list[Caution]:
     """Warnings of outcomes and mediators."""
     return [
         Caution(a.role, ROLE_TEXTS[a.role].format(c=a.column), a.column)
@@ -268,11 +268,11 @@ def silent_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> li
             round(loudness[column], 3),
         )
         for column in studied
-        if loudness.get(column, 1.0) < SILENT
+        if loudness.get(column, 1.0) < LOW_RELEVANCE
     ]
 
 
-def pooled_cautions(pooled: Mapping[str, Attribute]) -> list[Caution]:
+def pooled_cautions(pooled: Mapping[str, AtlasAttribute]) -> list[Caution]:
     """Warnings of columns with so many values that real scans can be adjusted for the common ones
     alone.
     """
@@ -301,7 +301,9 @@ def guessed_cautions(roles: Mapping[str, str]) -> list[Caution]:
     ]
 
 
-def mask_cautions(scans: RealScans, attributes: Sequence[Attribute], roles: Roles) -> list[Caution]:
+def mask_cautions(
+    scans: RealScans, attributes: Sequence[AtlasAttribute], roles: Roles
+) -> list[Caution]:
     """Warnings of attributes that go with the lungs' volume: that part cannot show while the mask
     is held fixed.
     """

@@ -14,7 +14,7 @@ Kind = Literal["category", "number"]
 
 
 @dataclass(frozen=True)
-class Attribute:
+class AtlasAttribute:
     """A column that can be studied: its `values` as the text says them, the reference first, or
     five quantiles.
     """
@@ -50,7 +50,7 @@ class Contrast:
     weights: Mapping[str, float]
 
 
-def contrasts_of(attribute: Attribute) -> list[Contrast]:
+def contrasts_of(attribute: AtlasAttribute) -> list[Contrast]:
     """Each value against the reference; for numbers the outer quantiles, and the slope through all
     of them.
     """

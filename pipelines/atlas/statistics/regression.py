@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.api as sm
 
-from pipelines.atlas.statistics.contrasts import Attribute, Contrast
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 
 FEWEST = 3  # cases of a level; rarer ones of a covariate are taken together
 FREE = 8  # patients that must remain beyond the terms, below which nothing is estimated
@@ -64,7 +64,7 @@ class RealScans:
 class Roles:
     """Which columns may be adjusted for; `dependants` hang on another column and never are."""
 
-    attributes: Mapping[str, Attribute]
+    attributes: Mapping[str, AtlasAttribute]
     dependants: frozenset[str]
     diagnosis: str
 
@@ -130,7 +130,7 @@ def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
 
 def _adjusted(
     scans: RealScans,
-    attribute: Attribute,
+    attribute: AtlasAttribute,
     contrasts: Sequence[Contrast],
     adjustment: str,
     covariates: Sequence[str],
@@ -158,11 +158,11 @@ class Design:
 
     x: pd.DataFrame
     terms: tuple[str, ...]
-    attribute: Attribute
+    attribute: AtlasAttribute
 
     @staticmethod
     def make(
-        scans: RealScans, attribute: Attribute, covariates: Sequence[str], volume: bool
+        scans: RealScans, attribute: AtlasAttribute, covariates: Sequence[str], volume: bool
     ) -> Design:
         values = scans.table[attribute.column]
         values = values[
@@ -235,7 +235,7 @@ def _levels(values: pd.Series) -> list[str]:
     return [str(v) for v in counts.index[counts >= FEWEST]]
 
 
-def _own_terms(values: pd.Series, attribute: Attribute) -> pd.DataFrame:
+def _own_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
     """The attribute as numbers, or a column for each value but the reference."""
     if attribute.kind == "number":
         return values.astype(float).to_frame(attribute.column)

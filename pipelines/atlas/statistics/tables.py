@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.atlas.statistics.contrasts import Attribute, Contrast
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 
 EFFECT_COLUMNS = [
     "contrast",
@@ -84,7 +84,7 @@ def contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
 
 
 def attribute_frame(
-    attributes: Sequence[Attribute],
+    attributes: Sequence[AtlasAttribute],
     left_out: Mapping[str, str],
     roles: Mapping[str, str],
     training: int,

@@ -11,7 +11,7 @@ import pandas as pd
 import statsmodels.api as sm
 from scipy import stats
 
-from pipelines.atlas.statistics.contrasts import Attribute
+from pipelines.atlas.statistics.contrasts import AtlasAttribute
 
 STRONG_TIE = 0.5
 TIE_CASES = 15  # in which both are known, below which a tie counts for nothing
@@ -56,7 +56,7 @@ def association(
     return "Cramer's V", float(min(1.0, np.sqrt(less / smaller))) if smaller > 0 else 0.0, n
 
 
-def ties(table: pd.DataFrame, attributes: Sequence[Attribute]) -> list[dict[str, Any]]:
+def associations(table: pd.DataFrame, attributes: Sequence[AtlasAttribute]) -> list[dict[str, Any]]:
     """Every pair of attributes with how closely they go together, the closest first."""
     rows = []
     for a, b in combinations(attributes, 2):
@@ -73,7 +73,7 @@ def ties(table: pd.DataFrame, attributes: Sequence[Attribute]) -> list[dict[str,
     return sorted(rows, key=lambda row: -row["value"])
 
 
-def in_doubt(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ...]:
+def ambiguous(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ...]:
     """The columns of a strong tie whose effect may be the other's: both, or the one that comes
     after; none of a weak tie.
 
@@ -86,11 +86,11 @@ def in_doubt(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ..
     return after if len(after) == 1 else columns
 
 
-def widened(
+def widen_intervals(
     effects: pd.DataFrame,
     pairs: Iterable[Mapping[str, Any]],
     table: pd.DataFrame,
-    attributes: Sequence[Attribute],
+    attributes: Sequence[AtlasAttribute],
     roles: Mapping[str, str],
 ) -> pd.DataFrame:
     """Effects whose intervals tell that part of a tied attribute's effect may be theirs, and part
@@ -115,22 +115,25 @@ def widened(
     """
     known = {a.column: a for a in attributes}
     effects = effects.assign(tied_low_hu=0.0, tied_high_hu=0.0)
-    partners: dict[str, list[Attribute]] = {}
+    partners: dict[str, list[AtlasAttribute]] = {}
     for pair in pairs:
-        for column in in_doubt(pair, roles):
+        for column in ambiguous(pair, roles):
             other = pair["other"] if column == pair["column"] else pair["column"]
             if {column, other} <= known.keys():
                 partners.setdefault(column, []).append(known[other])
     for _, rows in effects.groupby("region", sort=False):
         for column, others in partners.items():
-            own = told(rows, table, known[column])
+            own = explained_part(rows, table, known[column])
             moved = [
                 part
                 for other in others
-                for part in (told(rows, table, other), -going_with(own, table[other.column], other))
+                for part in (
+                    explained_part(rows, table, other),
+                    -explained_values(own, table[other.column], other),
+                )
             ]
             for index, row in rows[rows["column"] == column].iterrows():
-                changes = [along(part, table[column], row) for part in moved]
+                changes = [project_effect(part, table[column], row) for part in moved]
                 effects.loc[index, "tied_low_hu"] = sum(min(0.0, change) for change in changes)
                 effects.loc[index, "tied_high_hu"] = sum(max(0.0, change) for change in changes)
     effects["refit_low_hu"] += effects["tied_low_hu"]
@@ -138,7 +141,9 @@ def widened(
     return effects
 
 
-def told(effects: pd.DataFrame, table: pd.DataFrame, attribute: Attribute) -> pd.Series:
+def explained_part(
+    effects: pd.DataFrame, table: pd.DataFrame, attribute: AtlasAttribute
+) -> pd.Series:
     """The generated effect of an attribute in one region, by training row; NaN where its value is
     unknown; HU.
     """
@@ -152,7 +157,7 @@ def told(effects: pd.DataFrame, table: pd.DataFrame, attribute: Attribute) -> pd
     return values.map({attribute.reference: 0.0, **of_value}).astype(float)
 
 
-def going_with(effect: pd.Series, values: pd.Series, other: Attribute) -> pd.Series:
+def explained_values(effect: pd.Series, values: pd.Series, other: AtlasAttribute) -> pd.Series:
     """The part of an effect by row that another attribute foretells: its mean by value, or a line;
     NaN where unknown; HU.
     """
@@ -161,7 +166,7 @@ def going_with(effect: pd.Series, values: pd.Series, other: Attribute) -> pd.Ser
     return slope(effect, values) * pd.to_numeric(values, errors="coerce")
 
 
-def along(effect: pd.Series, values: pd.Series, contrast: Mapping[str, Any]) -> float:
+def project_effect(effect: pd.Series, values: pd.Series, contrast: Mapping[str, Any]) -> float:
     """How much an effect by row differs between the rows of a contrast's two values; of numbers
     along a fitted line; HU.
     """
