@@ -7,6 +7,7 @@ bash scripts/setup_env.sh requirements-dev.txt || exit
 python=${VENV:-.venv}/bin/python
 
 failed=()
+"$python" -m ruff format --check . || failed+=("ruff format")
 "$python" -m ruff check . || failed+=(ruff)
 "$python" -m mypy . || failed+=(mypy)
 "$python" -m pytest "$@" || failed+=(pytest)

@@ -32,7 +32,7 @@ from options.utility_options import UtilityCommand as UtilityOptions
 from scripts.prepare_data import Options as PrepareOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 COMMANDS = (
     TrainOptions,

@@ -1,0 +1,239 @@
+"""Masks of scans: classic segmentation, quality flags, outside tools; worker processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from data.geometry import Volume
+from data.preparation import jobs, lungs, tools
+from data.preparation.masks import MaskPlan, make, threshold_lungs
+from data.preparation.quality import measure, warnings
+from data.volumes import load
+from tests.chests import SPACING, chest
+from tests.jobs_to_do import act
+from util.cli import UserError
+
+REAL = Path(__file__).resolve().parents[4] / "shared" / "realct"
+COARSE = "voxels of up to 6 mm: small structures are lost"
+AFFINE = np.diag([*SPACING, 1.0])
+
+
+def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def scan(hu: NDArray[np.int16]) -> Volume:
+    return Volume(hu, AFFINE)
+
+
+def test_classic_masks_of_a_drawn_chest() -> None:
+    hu, labels = chest()
+    made = threshold_lungs(scan(hu))
+    assert [dice(made == side, labels == side) > 0.97 for side in (1, 2)] == [True, True]
+    assert dice(made == 3, labels == 3) > 0.6
+    assert made.dtype == np.uint8 and warnings(measure(scan(hu), made)) == [COARSE]
+
+
+def test_masks_of_fine_voxels_are_made_on_coarser_ones() -> None:
+    hu, labels = (np.repeat(np.repeat(a, 2, 0), 2, 1)[20:, :, ::2][:, :, 5:] for a in chest())
+    fine = Volume(
+        hu, np.diag([0.8, 0.8, 9.0, 1.0])
+    )  # as if a small animal: what counts is the grid
+    made = threshold_lungs(fine)
+    assert made.shape == hu.shape and made.max() <= 3
+    assert labels.shape == made.shape
+
+
+def test_touching_lungs_are_split() -> None:
+    hu, labels = chest()[0].copy(), chest()[1]
+    front = slice(32, 36)  # a bridge of lung before the heart
+    middle = [int(np.nonzero((labels == side).any((1, 2)))[0].mean()) for side in (1, 2)]
+    hu[middle[0] : middle[1], front, 36:44] = -860
+    made = threshold_lungs(scan(hu))
+    assert all(dice(made == side, labels == side) > 0.93 for side in (1, 2))
+    parts = lungs.label((hu < -400) & lungs.body_of(hu), connectivity=1)
+    assert parts[middle[0], 33, 40] == parts[middle[1] - 1, 33, 40] != 0
+
+
+def test_consolidated_rim_and_nodule_at_the_pleura_are_closed() -> None:
+    hu, labels = chest()[0].copy(), chest()[1]
+    lung = labels == 2
+    depth = ndimage.distance_transform_edt(lung, SPACING)
+    at = np.argwhere(lung & (depth < 7))
+    centre = at[np.argmax(at[:, 0])]  # the outermost voxel
+    near = (
+        np.linalg.norm(
+            (np.indices(hu.shape).T - centre).T * np.array(SPACING)[:, None, None, None], axis=0
+        )
+        < 14
+    )
+    patch = near & lung
+    hu[patch] = 40
+    open_ = (hu < lungs.LUNG_HU)[patch].mean()
+    assert open_ == 0 and (threshold_lungs(scan(hu)) == 2)[patch].mean() > 0.6
+    assert (
+        lungs.close((labels == 2) & ~patch, SPACING)[patch].mean() < 0.4
+    )  # a ball alone does not reach it
+
+
+def test_no_lungs() -> None:
+    hu = np.full((40, 40, 30), -1000, np.int16)
+    hu[8:32, 8:32] = 40
+    assert not threshold_lungs(scan(hu)).any()
+    assert not threshold_lungs(scan(np.full((20, 20, 10), 40, np.int16))).any()
+
+
+def test_one_lung_is_named_by_its_side() -> None:
+    hu, labels = chest()[0].copy(), chest()[1]
+    hu[labels == 1] = 40
+    made = threshold_lungs(scan(hu))
+    assert dice(made == 2, labels == 2) > 0.95 and not (made == 1).any()
+    assert "there is no left lung" in warnings(measure(scan(hu), made))
+
+
+def test_quality_flags() -> None:
+    hu, labels = chest()
+    swapped = np.where(labels == 1, 0, labels).astype(np.uint8)
+    swapped[:8, :8, :8] = 1
+    said = " ".join(warnings(measure(scan(hu), swapped)))
+    assert "the left lung has" in said and "times the left one's volume" in said
+    leaked = labels.copy()
+    leaked[:3] = 1
+    said = " ".join(warnings(measure(scan(hu), leaked)))
+    assert "reach the sides" in said and "in separate parts" in said
+    cut = slice(10, 40)
+    assert "first or last slice" in " ".join(
+        warnings(measure(scan(hu[..., cut]), labels[..., cut]))
+    )
+    assert "airway has 0 ml" in " ".join(
+        warnings(measure(scan(hu), np.where(labels == 3, 0, labels).astype(np.uint8)))
+    )
+    assert "median" in " ".join(warnings(measure(scan((hu + 600).clip(-1024, 3071)), labels)))
+
+
+def test_given_masks(tmp_path: Path) -> None:
+    hu, labels = chest()
+    path = tmp_path / "m.nii.gz"
+    nib.save(
+        nib.Nifti1Image(
+            labels[::-1],
+            AFFINE
+            @ np.array([[-1, 0, 0, hu.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+        ),
+        path,
+    )  # another orientation
+    assert np.array_equal(make(MaskPlan("given", path), scan(hu), scan(hu)), labels)
+    nib.save(nib.Nifti1Image(labels, np.diag([5.0, 6.0, 4.5, 1])), path)
+    with pytest.raises(UserError, match="does not lie on the grid of its scan"):
+        make(MaskPlan("given", path), scan(hu), scan(hu))
+    nib.save(nib.Nifti1Image(labels.astype(np.float32) / 2, AFFINE), path)
+    with pytest.raises(UserError, match="no whole labels"):
+        make(MaskPlan("given", path), scan(hu), scan(hu))
+    with pytest.raises(UserError, match="has no mask of its name"):
+        make(MaskPlan("given"), scan(hu), scan(hu))
+    nib.save(nib.Nifti1Image((labels == 2).astype(np.uint8), AFFINE), path)
+    made = make(MaskPlan("classic", airway=path), scan(hu), scan(hu))
+    assert np.array_equal(made == 3, labels == 2)
+
+
+# --- tools that are not installed here: stand-in programs
+# -------------------------------------------------------------
+
+LUNGMASK = """#!{python}
+import sys, nibabel as nib, numpy as np
+image = nib.load(sys.argv[1])
+hu = np.asarray(image.dataobj)
+found = np.zeros(hu.shape, np.uint8)
+found[30:40, 10:30, 20:40], found[10:20, 10:30, 20:40] = 1, 2
+nib.save(nib.Nifti1Image(found, image.affine), sys.argv[2])
+"""
+TOTAL = """#!{python}
+import sys, pathlib, nibabel as nib, numpy as np
+words = sys.argv[1:]
+image, out = nib.load(words[words.index("-i") + 1]), pathlib.Path(words[words.index("-o") + 1])
+for k, name in enumerate(words[words.index("--roi_subset") + 1:]):
+    if name.startswith("--"): break
+    part = np.zeros(image.shape, np.uint8)
+    part[:, :, 5 * k:5 * k + 5] = 1
+    nib.save(nib.Nifti1Image(part, image.affine), out / (name + ".nii.gz"))
+"""
+
+
+def stand_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / name
+    path.write_text(text.replace("{python}", sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_lungmask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "lungmask", LUNGMASK, monkeypatch)
+    made = make(MaskPlan("lungmask"), scan(chest()[0]), scan(chest()[0]))
+    assert (
+        made[15, 20, 30] == 1 and made[35, 20, 30] == 2 and (made == 3).any()
+    )  # sides by place; the airway is our own
+
+
+def test_totalsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, "TotalSegmentator", TOTAL, monkeypatch)
+    made = make(
+        MaskPlan("totalsegmentator", tool_args="--fast"), scan(chest()[0]), scan(chest()[0])
+    )
+    assert [made[0, 0, z] for z in (0, 5, 10, 15, 20, 25, 30)] == [1, 1, 2, 2, 2, 3, 0]
+
+
+def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = MaskPlan("lungmask", tool_hours=0.0005)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        UserError,
+        match=r"not installed.*pip install lungmask.*fetches its weights.*--masks classic",
+    ):
+        tools.check_installed("lungmask")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for text, message in (
+        ("#!/bin/sh\necho no weights >&2; exit 7\n", r"exit code 7: no weights"),
+        ("#!/bin/sh\nexit 0\n", r"wrote no lungs\.nii\.gz"),
+        ("#!/bin/sh\nexec sleep 30\n", r"took longer than --tool_hours 0\.0005"),
+    ):
+        stand_in(tmp_path, "lungmask", text, monkeypatch)
+        with pytest.raises(UserError, match=message):
+            make(plan, scan(chest()[0]), scan(chest()[0]))
+
+
+# --- workers --------------------------------------------------------------------------------------
+# --------------------
+
+
+def test_a_worker_that_dies_takes_no_other_task_with_it() -> None:
+    words = ["a", "die", "b", "fail", "c"]
+    outcomes = dict(jobs.each(act, words, 2))
+    assert set(outcomes) == set(words)
+    assert [outcomes[w] for w in "abc"] == ["A", "B", "C"]
+    assert str(outcomes["fail"]) == "it failed" and "Its process died" in str(outcomes["die"])
+
+
+def test_tasks_in_this_process() -> None:
+    assert dict(jobs.each(act, ["a", "b"], 0)) == {"a": "A", "b": "B"}
+
+
+# --- real scans -----------------------------------------------------------------------------------
+# --------------------
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans at {REAL}")
+def test_a_real_chest() -> None:
+    image, asked, nodules = (
+        load(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules")
+    )
+    made = threshold_lungs(image)
+    assert all(dice(made == side, asked.array == side) >= 0.95 for side in (1, 2))
+    assert np.isin(made, (1, 2))[nodules.array > 0].mean() >= 0.95

@@ -1,0 +1,261 @@
+"""Rows to text: wording, missing values, implications, free text."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.cohort import Case, Cohort
+from data.text.prompts import (
+    Template,
+    cohort_prompts,
+    load_template,
+    read_prompts,
+    sentence,
+    split_free_text,
+)
+from data.text.review import make_prompts
+from options.prompt_options import PromptOptions
+from util import phrasing as wording
+from util.cli import UserError
+
+COLUMNS = (
+    "Mapping ID",
+    "DIAGNOSIS",
+    "label",
+    "AGE",
+    "SEX",
+    "TYPE CTD",
+    "SMOKING HISTORY",
+    "CTD DIAG DATE",
+    "PACK-YEARS",
+    "SMOKING HISTORY STOP DATE",
+    "RISK OCCUPATIONAL",
+    "RISK ENVIRONMENTAL",
+    "RISK PRECIPITINS",
+    "FAMILIAL PF AND/OR RARE VARIANT",
+    "TYPE CTD OTHER",
+)
+
+
+def row(**values: str) -> dict[str, str]:
+    return {**dict.fromkeys(COLUMNS, ""), **{k.replace("_", " "): v for k, v in values.items()}}
+
+
+@pytest.fixture
+def aiib23() -> Template:
+    return load_template("aiib23", COLUMNS, "File Name")
+
+
+def test_published_wording(aiib23: Template) -> None:
+    full = row(
+        Mapping_ID="AIIB23_1",
+        DIAGNOSIS="IPF",
+        label="1.0",
+        AGE="76.0",
+        SEX="F",
+        SMOKING_HISTORY="Never smoker",
+        RISK_OCCUPATIONAL="Yes",
+        RISK_PRECIPITINS="No",
+    )
+    assert sentence(aiib23.phrases(full)) == (
+        "Lung CT scan : DIAGNOSIS is IPF, State of (Dead/Alive) within one year is Alive, Patient "
+        "age: 76. Gender: Female. SMOKING HISTORY is Never smoker, Occupational exposure present. "
+        "RISK PRECIPITINS is No."
+    )
+
+
+@pytest.mark.parametrize(
+    "value", ["", " ", "nan", "NaN", "99999", "99999.0", "Not Available", "N/A"]
+)
+def test_missing_values_leave_the_text(aiib23: Template, value: str) -> None:
+    assert aiib23.phrases(dict.fromkeys(COLUMNS, value)) == ()
+    assert sentence(()) == ""
+    known = aiib23.phrases({**dict.fromkeys(COLUMNS, value), "DIAGNOSIS": "IPF"})
+    assert [p.text for p in known] == ["DIAGNOSIS is IPF"]
+
+
+def test_automatic_template_says_every_column_but_ids() -> None:
+    template = load_template(
+        "auto", ("File Name", "Pat", "SCANNER", "Drug", "n"), "File Name", "Pat"
+    )
+    prompt = template.phrases(
+        {"File Name": "a", "Pat": "p1", "SCANNER": "GE", "Drug": "None", "n": "3.0", "id": "7"}
+    )
+    assert [(p.text, p.column) for p in prompt] == [
+        ("SCANNER is GE", "SCANNER"),
+        ("Drug is None", "Drug"),
+        ("n is 3", "n"),
+    ]
+    assert (template.role("SCANNER"), template.role("Pat"), template.role("Drug")) == (
+        "acquisition",
+        "id",
+        "exposure",
+    )
+
+
+def test_unknown_columns_follow_the_template(aiib23: Template) -> None:
+    assert [p.text for p in aiib23.phrases({"Kernel": "B30f", "AGE": "60"})] == [
+        "Patient age: 60.",
+        "Kernel is B30f",
+    ]
+
+
+def test_a_change_drops_what_it_contradicts(aiib23: Template) -> None:
+    smoker = row(
+        DIAGNOSIS="CTD-ILD", TYPE_CTD="RA", CTD_DIAG_DATE="-300", SMOKING_HISTORY="Ex-smoker"
+    )
+    smoker |= {"PACK-YEARS": "20", "SMOKING HISTORY STOP DATE": "-900"}
+    never = aiib23.change(smoker, "SMOKING HISTORY", "Never smoker")
+    assert never.dropped == ("PACK-YEARS", "SMOKING HISTORY STOP DATE")
+    assert not any("smoking 9" in p.text or "PACK" in p.text for p in aiib23.phrases(never.row))
+    current = aiib23.change(smoker, "SMOKING HISTORY", "Current smoker")
+    assert current.dropped == ("SMOKING HISTORY STOP DATE",) and current.row["PACK-YEARS"] == "20"
+    ipf = aiib23.change(smoker, "DIAGNOSIS", "IPF")
+    assert ipf.dropped == ("TYPE CTD", "CTD DIAG DATE")
+    assert smoker["TYPE CTD"] == "RA"  # the row itself is untouched
+
+
+def test_the_changed_column_wins(aiib23: Template) -> None:
+    made = aiib23.change(row(SMOKING_HISTORY="Never smoker"), "PACK-YEARS", "20")
+    assert made.dropped == ("SMOKING HISTORY",) and made.row["PACK-YEARS"] == "20"
+
+
+def test_a_null_edit_changes_nothing_even_in_a_contradictory_row(aiib23: Template) -> None:
+    odd = row(SMOKING_HISTORY="Never smoker", DIAGNOSIS="IPF", TYPE_CTD="RA") | {"PACK-YEARS": "3"}
+    same = aiib23.change(odd, "SMOKING HISTORY", "Never smoker")
+    assert aiib23.phrases(same.row) == aiib23.phrases(odd)
+    assert set(aiib23.consistent(odd).dropped) == {"PACK-YEARS", "TYPE CTD"}
+
+
+def test_an_empty_value_removes_the_attribute(aiib23: Template) -> None:
+    made = aiib23.change(row(AGE="60", SEX="M"), "AGE", "")
+    assert [p.text for p in aiib23.phrases(made.row)] == ["Gender: Male."] and made.dropped == ()
+
+
+def test_codes_and_their_meaning_say_the_same(aiib23: Template) -> None:
+    assert aiib23.phrases(row(label="0")) == aiib23.phrases(row(label="Dead"))
+    assert aiib23.known_values([row(AGE="7"), row(AGE="55.0"), row(AGE="")], "AGE") == ("7", "55")
+
+
+def test_bad_values_and_columns_name_themselves(aiib23: Template) -> None:
+    with pytest.raises(UserError, match=r"AGE.*'old'"):
+        aiib23.phrases(row(AGE="old"))
+    with pytest.raises(UserError, match="no column 'Smoking'"):
+        aiib23.change(row(), "Smoking", "x")
+    with pytest.raises(UserError, match="identifier"):
+        aiib23.change(row(), "Mapping ID", "x")
+    with pytest.raises(UserError, match="aiib23, osic"):
+        load_template("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("columns: {AGE: {kind: age}}", "AGE.*kind is 'age'"),
+        ("columns: {AGE: {phrases: {Yes: x}}}", "AGE.*quotes"),
+        ("columns: {AGE: text}", "AGE.*mapping"),
+        ("columns: {AGE: {implies: [{drop: [SEX]}]}}", "AGE.*implies"),
+        ("columns: {AGE: {implies: [{when: Never, drop: [SEX]}]}}", "AGE.*list"),
+        ("columns: [AGE]", "columns"),
+        ("columns: {AGE", "YAML"),
+    ],
+)
+def test_bad_template_says_where(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_template(str(path))
+
+
+def test_osic_template() -> None:
+    prompt = load_template("osic").phrases(
+        {
+            "Patient": "ID1",
+            "Weeks": "-4",
+            "FVC": "2315",
+            "Percent": "58.253648",
+            "Age": "79",
+            "Sex": "Male",
+            "SmokingStatus": "Ex-smoker",
+        }
+    )
+    assert "Patient age: 79." in [p.text for p in prompt] and "58.3" in sentence(prompt)
+    assert "ID1" not in sentence(prompt)
+
+
+def test_free_text_is_split_into_phrases_and_back(aiib23: Template) -> None:
+    own = aiib23.phrases(row(DIAGNOSIS="IPF", AGE="76", SEX="F", label="1"))
+    again = split_free_text(sentence(own))
+    assert [wording.strip_phrase(p.text) for p in again] == [
+        wording.strip_phrase(p.text) for p in own
+    ]
+    assert sentence(again) == sentence(own)
+    pieces = [
+        p.text
+        for p in split_free_text(
+            "Nodule of 1.5 mm, approx. 3 cm from hilum; no effusion\nFVC 2,5 l."
+        )
+    ]
+    assert pieces == ["Nodule of 1.5 mm", "approx. 3 cm from hilum", "no effusion", "FVC 2,5 l."]
+    assert split_free_text("  ") == ()
+
+
+def test_prompts_csv_stands_instead_of_the_template(tmp_path: Path, aiib23: Template) -> None:
+    (tmp_path / "prompts.csv").write_text('File Name,Prompt\na.nii.gz,"Old man, smoker"\n')
+    cases = tuple(Case(c, None, tmp_path / c, row(AGE="60")) for c in "ab")
+    made = cohort_prompts(Cohort(tmp_path, cases, {}, (0, 1), COLUMNS), aiib23)
+    assert [p.text for p in made["a"]] == ["Old man", "smoker"] and made["a"][0].column is None
+    assert [p.text for p in made["b"]] == ["Patient age: 60."]
+    (tmp_path / "prompts.csv").write_text("File,Prompt\na,b\n")
+    with pytest.raises(UserError, match="File Name"):
+        read_prompts(tmp_path / "prompts.csv")
+
+
+def test_make_prompts_writes_a_table(tmp_path: Path) -> None:
+    (tmp_path / "clinical.csv").write_text(
+        "File Name,AGE,PACK-YEARS,SMOKING HISTORY\nc1.nii.gz,55.0,9,Never smoker\nc2,,,\n"
+    )
+    out = make_prompts(PromptOptions(str(tmp_path), "aiib23", out=str(tmp_path / "out.csv")))
+    lines = list(csv.DictReader(out.read_text().splitlines()))
+    assert lines[0]["Prompt"] == "Lung CT scan : Patient age: 55. SMOKING HISTORY is Never smoker."
+    assert (lines[0]["Left out"], lines[1]["Prompt"]) == ("PACK-YEARS", "")
+
+
+def test_make_prompts_without_a_table_is_one_message(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/make_prompts.py", "--dataroot", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == 2 and "clinical.csv" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "hinted"),
+    [
+        (
+            (
+                "File Name",
+                "DIAGNOSIS",
+                "label",
+                "AGE",
+                "SEX",
+                "TYPE CTD",
+                "SMOKING HISTORY",
+                "CTD DIAG DATE",
+                "PACK-YEARS",
+                "RISK OCCUPATIONAL",
+            ),
+            True,
+        ),
+        (("File Name", "AGE", "SEX", "FEV1"), False),
+    ],
+)
+def test_auto_says_which_template_was_written_for_the_table(
+    columns: tuple[str, ...], hinted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_template("auto", columns, "File Name")
+    assert ("--template aiib23" in caplog.text) == hinted
+    assert "--template osic" not in caplog.text

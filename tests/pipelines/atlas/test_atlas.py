@@ -1,0 +1,391 @@
+"""The counterfactual atlas end to end on tiny phantoms: what it writes, refits, and
+cross-fitting.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data.phantom.write import make
+from options.atlas_options import RefitOptions
+from options.phantom_options import PhantomOptions
+from pipelines import refits
+from scripts import refit
+from tests.atlas_run import discover, in_this_process, record, table
+from tests.commands import TrainedRun, command, files, refused, train
+from util.cli import UserError
+
+COLUMNS = "SMOKING HISTORY,AGE,RISK OCCUPATIONAL"
+FILES = (
+    "attributes",
+    "contrasts",
+    "effects",
+    "effects_by_case",
+    "doses",
+    "real",
+    "tests",
+    "findings",
+    "not_found",
+    "controls",
+    "cautions",
+    "ties",
+    "cases",
+    "arms",
+    "refits",
+    "maps",
+    "volumes",
+    "agreement",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A tiny run on 34 phantoms (30 training, 1 validation, 3 test cases), to which refits are
+    added.
+    """
+    place = tmp_path_factory.mktemp("atlas")
+    cohort = make(
+        PhantomOptions(
+            OUT=str(place / "cohort"),
+            cases=34,
+            size=(24, 24, 16),
+            seed=2,
+            test_cases=3,
+            val_cases=1,
+            missing=0.05,
+            patient_sd=5.0,
+        )
+    )
+    done = train(cohort, place / "ck", "--val_cases", "0", name="run")
+    assert done.code == 0, done.text
+    return TrainedRun(place / "ck", "run", cohort)
+
+
+@pytest.fixture(scope="module")
+def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas with 3 resampled and 5 permuted refits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refit, "train_refits", in_this_process)
+        out = tmp_path_factory.mktemp("made") / "atlas"
+        done = discover(
+            run,
+            out,
+            "--columns",
+            COLUMNS,
+            "--null_column",
+            "RISK OCCUPATIONAL",
+            "--refits",
+            "3",
+            "--permutations",
+            "5",
+            "--how_many",
+            "2",
+            "--volumes",
+            "1",
+            "--n_noise",
+            "2",
+        )
+    assert done.code == 0, done.text
+    return out
+
+
+# --- what is written
+# --------------------------------------------------------------------------------------------------
+
+
+def test_every_file_and_column_that_the_docs_name(atlas: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "atlas.md").read_text()
+    assert {p.stem for p in atlas.glob("*.csv")} >= set(FILES)
+    described = " ".join(text.partition("### Columns")[2].split())
+    for name in set(FILES) - {"volumes", "agreement"}:
+        part = described.partition(f"`{name}.csv`")[2]
+        missing = [c for c in table(atlas, name).columns if f"`{c}`" not in part]
+        assert not missing, (name, missing)
+    keys = set(record(atlas))
+    named = text.partition("`atlas.json` |")[2].partition("\n")[0]
+    assert keys <= {w for w in named.split("`") if w.isidentifier()} | {"version"}, keys
+
+
+def test_contrasts_and_effects(atlas: Path) -> None:
+    contrasts = table(atlas, "contrasts")
+    assert (
+        list(contrasts["kind"]).count("slope") == 1
+        and list(contrasts["kind"]).count("quantiles") == 1
+    )
+    smoking = contrasts[contrasts["column"] == "SMOKING HISTORY"]
+    assert set(smoking["from"]) == {"Never smoker"} and set(smoking["to"]) == {
+        "Ex smoker",
+        "Current smoker",
+    }
+    effects = table(atlas, "effects")
+    assert {"lungs", "upper", "middle", "lower", "rim", "core", "outside", "label_1"} <= set(
+        effects["region"]
+    )
+    lungs = effects[effects["region"] == "lungs"].set_index("contrast")
+    by_case = table(atlas, "effects_by_case")
+    means = by_case[by_case["region"] == "lungs"].groupby("contrast")["mean_diff_hu"].mean()
+    assert np.allclose(lungs["generated_hu"], means[lungs.index], atol=1e-3)
+    assert (
+        (lungs["refits"] == 3).all()
+        and (lungs["permuted"] == 5).all()
+        and (lungs["patients"] == 2).all()
+    )
+    middle = (lungs["refit_low_hu"] + lungs["refit_high_hu"]) / 2
+    assert (
+        np.allclose(middle, lungs["generated_hu"], atol=1e-3) and (lungs["refit_sd_hu"] > 0).all()
+    )
+    assert lungs["noise_change_hu"].notna().all()
+    age = lungs.loc["AGE=per_unit"]
+    doses = table(atlas, "doses")
+    ages = doses[(doses["column"] == "AGE") & (doses["region"] == "lungs")]
+    assert len(ages) == 5 and np.isclose(
+        np.polyfit(ages["value"].astype(float), ages["mean_change_hu"], 1)[0],
+        age["generated_hu"],
+        atol=1e-3,
+    )
+
+
+def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
+    real = table(atlas, "real")
+    main = real[(real["primary"] == "yes") & (real["region"] == "lungs")].set_index("contrast")
+    smoking = main.loc["SMOKING_HISTORY=Never_smoker_to_Current_smoker"]
+    assert smoking["low_hu"] < 41 < smoking["high_hu"] and smoking["p"] < 1e-3
+    assert main.loc["AGE=per_unit", "low_hu"] < -0.95 < main.loc["AGE=per_unit", "high_hu"]
+    assert set(real["adjustment"]) == {
+        "base",
+        "base+volume",
+        "base+diagnosis",
+        "base+diagnosis+volume",
+        "all",
+        "all+volume",
+    }
+    exposures = real[~real["contrast"].str.startswith("AGE")]["adjusted_for"].str.cat(sep=" ")
+    assert (
+        "AGE" in exposures
+        and "label" not in exposures
+        and "PRECIPITINS" not in exposures
+        and "PACK" not in exposures
+    )
+
+
+def test_verdicts_and_sentences(atlas: Path) -> None:
+    made = record(atlas)
+    assert (
+        made["version"] == 1
+        and made["conclusive"]
+        and "contrasts that were looked at are findings" in made["summary"]
+    )
+    told = made["findings"] + made["not_found"]
+    assert len(told) == 4 and all(
+        row["sentence"].endswith(".") and " HU [" in row["sentence"] for row in told
+    )
+    assert (
+        "3 refits" in made["methods"]
+        and "5 refits were trained on shuffled rows" in made["methods"]
+    )
+    assert (atlas / "methods.txt").read_text().strip() == made["methods"]
+    tests = table(atlas, "tests")
+    assert set(tests[tests["tested"] == "yes"]["verdict"]) <= {"finding", "not found"}
+    found = tests[tests["verdict"] == "finding"]
+    assert (found["real_q"] <= 0.05).all() and (
+        found["generated_hu"].abs() > found["permuted_max_hu"]
+    ).all()
+
+
+def test_controls_and_maps(atlas: Path) -> None:
+    controls = table(atlas, "controls").set_index(["control", "region"])
+    assert controls.loc[("re-ordered", "lungs"), "max_abs_hu"] < 0.01  # phrases have no order
+    assert controls.loc[("other noise", "lungs"), "voxel_abs_hu"] > 0
+    assert (
+        controls.loc[("re-worded", "lungs"), "max_abs_hu"] < 0.01
+    )  # known phrases in other punctuation
+    maps, arrays = table(atlas, "maps"), np.load(atlas / "maps.npz")
+    kinds = maps.groupby("kind")["key"].count()
+    assert kinds["effect"] == kinds["effect_sd"] == kinds["permuted"] == kinds["refit_sd"] == 5
+    assert {"generated", "real", "coverage", "other noise", "re-ordered", "re-worded"} <= set(
+        kinds.index
+    )
+    assert set(arrays.files) == set(maps["key"]) and arrays["map_000"].shape == (80, 64, 72)
+    row = maps[(maps["kind"] == "effect") & (maps["contrast"] == "AGE=per_unit")].iloc[0]
+    effects = table(atlas, "effects")
+    mean = effects[(effects["contrast"] == "AGE=per_unit") & (effects["region"] == "lungs")][
+        "generated_hu"
+    ].iloc[0]
+    spread = effects[(effects["contrast"] == "AGE=per_unit") & (effects["region"] == "lungs")][
+        "mean_abs_hu"
+    ].iloc[0]
+    assert abs(np.nanmean(arrays[row["key"]].astype(float)) - mean) < 0.2 * spread + 0.01
+
+
+def test_cautions_cases_and_arms(atlas: Path, run: TrainedRun) -> None:
+    given = table(atlas, "cautions")
+    assert {"seen", "left out", "built in"} <= set(given["kind"])
+    assert not given["kind"].isin(["no refits", "no permuted refits"]).any()
+    assert given["forbids"].tolist() == sorted(given["forbids"], reverse=True)
+    cases = table(atlas, "cases")
+    assert (
+        len(cases) == 34
+        and (cases["generated"] == "yes").sum() == 2
+        and (cases["seen"] == "yes").sum() == 30
+    )
+    assert (cases["vessel_share_real"] > 0).any() and (cases["lung_ml"] > 500).all()
+    arms = table(atlas, "arms")
+    never = arms[(arms["value"] == "Never smoker") & arms["dropped"].notna()]
+    assert len(never) == 0 or never["dropped"].str.contains("PACK-YEARS|STOP DATE").all()
+    kept = arms[arms["file"].notna()]
+    assert set(kept["case"]) == {arms["case"].iloc[0]} and len(kept) == 10
+    image = nib.load(atlas / kept["file"].iloc[0])
+    mask = nib.load(run.cohort / "gtlung" / f"{kept['case'].iloc[0]}.nii.gz")
+    assert (
+        image.shape == mask.shape
+        and np.allclose(image.affine, mask.affine)
+        and image.get_data_dtype() == np.int16
+    )
+    assert {"own", "varied"} <= set(table(atlas, "volumes")["kind"])
+
+
+def test_refits_are_told_and_differ_as_they_should(atlas: Path, run: TrainedRun) -> None:
+    refits = table(atlas, "refits")
+    assert (
+        refits["kind"].value_counts().to_dict() == {"permuted": 5, "resampled": 3}
+        and refits["seed"].is_unique is False
+    )
+    options = json.loads((run.folder / "refits" / "permuted_001" / "options.json").read_text())
+    assert (
+        "SMOKING HISTORY" in options["data"]["permute"]
+        and "Mapping ID" not in options["data"]["permute"]
+    )
+    splits = [
+        json.loads((run.folder / "refits" / f"resampled_00{k}" / "splits.json").read_text())
+        for k in (1, 2)
+    ]
+    assert splits[0]["train"] != splits[1]["train"] and splits[0]["test"] == splits[1]["test"]
+
+
+# --- refits ---------------------------------------------------------------------------------------
+# --------------------
+
+
+def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None:
+    """A real process: it trains what is missing, goes on with what was stopped, and leaves the rest
+    alone.
+    """
+    words = ("scripts/refit.py", *run.flags(), "--refits", "4")
+    done = command(*words)
+    assert done.code == 0, done.text
+    folder = run.folder / "refits"
+    assert json.loads((folder / "resampled_004.json").read_text())["kind"] == "resampled"
+    assert (folder / "resampled_004.log").stat().st_size > 0
+    before = {n: (folder / f"{n}.json").stat().st_mtime_ns for n in ("resampled_004",)}
+    assert command(*words).code == 0
+    assert all((folder / f"{n}.json").stat().st_mtime_ns == t for n, t in before.items())
+    origin = refits.Origin.load(run.folder)
+    one = refits.wanted(origin, RefitOptions(refits=4))[-1]
+    (folder / "resampled_004.json").unlink()  # as if it had been stopped before its end
+    assert "--continue_train" in refits.words(origin, one, RefitOptions(), "")
+    shutil.rmtree(folder / "resampled_004")
+    assert "--resample" in refits.words(
+        origin, one, RefitOptions(), "1"
+    ) and "--gpu_ids" in refits.words(origin, one, RefitOptions(), "1")
+
+
+def test_a_refit_that_fails_says_why(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = refits.Origin.load(run.folder)
+    one = refits.Refit("resampled_009", "resampled", 1009)
+    monkeypatch.setattr(refit, "words", lambda *_: ["--dataroot", "no/such", "--name", "x"])
+    with pytest.raises(
+        UserError, match=r"resampled_009 ended with exit code 2: .*no/such.*resampled_009\.log"
+    ):
+        refits.train_one(origin, one, RefitOptions(), "", 1)
+    assert not one.record(run.folder).exists()
+
+
+def test_a_column_is_shuffled_with_what_hangs_on_it_and_a_clip_trained_again(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    origin = refits.Origin.load(run.folder)
+    one = refits.wanted(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[0]
+    assert one.permuted == ("SMOKING HISTORY", "PACK-YEARS", "SMOKING HISTORY STOP DATE")
+    assert one.name == "permuted_SMOKING_HISTORY_001"
+    (tmp_path / "clip.json").write_text("{}")
+    text = replace(origin.options.text, text_encoder=str(tmp_path))
+    own = replace(origin, options=replace(origin.options, text=text))
+    words = refits.words(own, one, RefitOptions(), "")
+    assert words[words.index("--text_encoder") + 1] == "cohort"
+    words = refits.words(own, one, RefitOptions(reuse_encoder=True), "")
+    assert words[words.index("--text_encoder") + 1] == str(tmp_path)
+    with pytest.raises(UserError, match="knows no column 'HEIGHT'"):
+        refits.wanted(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
+
+
+def test_refits_of_a_run_that_went_on_are_not_used(
+    run: TrainedRun, atlas: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = run.folder / "refits" / "resampled_001.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "run_step": 1}))
+    assert "resampled_001" not in [r["name"] for r in refits.records(run.folder)]
+    assert "resampled_001" in caplog.text
+    path.write_text(before)
+
+
+def test_cross_fitting_generates_with_a_run_that_has_not_seen_the_case(
+    run: TrainedRun,
+    atlas: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refit, "train_refits", in_this_process)
+    done = discover(run, tmp_path / "out", "--columns", "SEX", "--fold", "2/10")
+    assert done.code == 0, done.text
+    cases = table(tmp_path / "out", "cases")
+    assert (
+        len(cases) == 3 and set(cases["run"]) == {"fold_2_of_10"} and set(cases["seen"]) == {"no"}
+    )
+    trained = json.loads((run.folder / "refits" / "fold_2_of_10" / "splits.json").read_text())[
+        "train"
+    ]
+    assert not set(trained) & set(cases["case"]) and len(trained) == 27
+    assert "seen" not in set(table(tmp_path / "out", "cautions")["kind"])
+    assert (
+        "too small to conclude anything" in record(tmp_path / "out")["summary"]
+    )  # three scans to compare with
+
+
+def test_commands_of_refit_that_ask_for_nothing(run: TrainedRun) -> None:
+    refused(command("scripts/refit.py", *run.flags()), "--refits, --permutations or --folds")
+    refused(command("scripts/refit.py", *run.flags(), "--folds", "1"), "--folds is 1")
+    words = ("--name", "other", "--checkpoints_dir", run.checkpoints, "--refits", "1")
+    refused(command("scripts/refit.py", *words), "no run", "run")
+
+
+# --- a folder that is there
+# -------------------------------------------------------------------------------------------
+
+
+def test_an_atlas_is_replaced_only_when_asked_for(
+    trained_run: TrainedRun, atlas: Path, tmp_path: Path
+) -> None:
+    before = files(atlas)
+    refused(
+        discover(trained_run, atlas, "--columns", "SEX"), "holds an atlas already", "--overwrite"
+    )
+    assert files(atlas) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    refused(
+        discover(trained_run, tmp_path / "mine", "--columns", "SEX", "--overwrite"), "is no atlas"
+    )
+    copy = Path(shutil.copytree(atlas, tmp_path / "copy"))
+    done = discover(
+        trained_run, copy, "--columns", "SEX", "--how_many", "1", "--volumes", "0", "--overwrite"
+    )
+    assert done.code == 0 and set(table(copy, "contrasts")["column"]) == {"SEX"}, done.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "mine"]

@@ -1,0 +1,353 @@
+"""Pages of an atlas: zones and charts, what the pages say, and whether they live in a real browser,
+opened from disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.atlas.pages import charts
+from pipelines.atlas.pages.page_parts import RANKS, nice_range, typeset
+from pipelines.atlas.report import write_pages
+from pipelines.atlas.statistics.zones import numbered, strongest, zones
+from tests import atlas_folder as made
+from tests.util.web.test_html import browser, visit  # noqa: F401
+from util.metrics.regions import regions
+from util.web.figures import difference_rgb, picture
+from util.web.web_data import INT16, pack
+
+LABELS = {c.id: c.label for c in made.CONTRASTS}
+Visit = Callable[[Path], Any]
+
+
+# --- zones ----------------------------------------------------------------------------------------
+# --------------------
+
+
+def test_zones_share_out_the_lungs() -> None:
+    labels = made.lungs()
+    found = zones(regions(labels, made.SPACING))
+    assert len(found) == 12 and "right lower third, subpleural" in found
+    assert np.array_equal(np.sum([m for m in found.values()], axis=0) == 1, labels > 0)
+    assert (
+        found["left upper third, core"].sum()
+        == (numbered(found, labels.shape) == 1 + list(found).index("left upper third, core")).sum()
+        > 0
+    )
+    one = zones(regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
+    assert all(
+        name.startswith("left ") for name in one
+    )  # the only lung label is called the left lung
+    assert zones(regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
+
+
+def test_strongest_zones() -> None:
+    means = {"a": -40.0, "b": 25.0, "c": 19.0, "d": 39.0, "e": 30.0}
+    assert strongest(means, 0) == ["a", "d", "e"]  # three at most, by size whatever the sign
+    assert strongest(means, 39.5) == ["a"]  # chance alone reaches the others
+    assert strongest({"a": 40.0, "b": 19.0}, 0) == ["a"]  # less than half of the strongest
+    assert (
+        strongest({"a": 0.9}, 0) == [] and strongest({}, 0) == []
+    )  # below the rounding of volumes
+
+
+def test_small_helpers() -> None:
+    assert (
+        typeset("CTD-ILD: -4 HU [-9, +1], 45-80, --fold")
+        == "CTD-ILD: −4 HU [−9, +1], 45-80, --fold"
+    )
+    assert (nice_range(82), nice_range(5), nice_range(5000)) == (100, 5, 1000)
+    stored = np.frombuffer(
+        gzip.decompress(base64.b64decode(pack(np.array([np.nan, -1e9, 1.0]), 1.0))), "<i2"
+    )
+    assert stored.tolist() == [INT16.min, INT16.min + 1, 1]
+
+
+# --- charts ---------------------------------------------------------------------------------------
+# --------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures that were saved."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "save", lambda figure, stem: figures.append(figure))
+    return figures
+
+
+def texts(figure: Figure) -> list[str]:
+    shown = [t.get_text() for axes in figure.axes for t in axes.texts]
+    return shown + [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+
+
+@pytest.mark.parametrize("refits", [False, True])
+def test_forest_plot_has_intervals_only_with_refits(drawn: list[Figure], refits: bool) -> None:
+    tests = made.tests_table(refits)
+    spread = tests.assign(patients=1, patients_low_hu=-7.0, patients_high_hu=1.0)
+    charts.forest_plot(tests, spread, LABELS, Path("x"))
+    shown = texts(drawn[0])
+    assert ("95 % interval over refits" in shown) == ("finding" in shown) == refits
+    assert ("lowest to highest patient (not an uncertainty)" in shown) == (not refits)
+    assert ("reached by permuted refits (chance)" in shown) == refits
+    assert shown.count("−4.0") == 3 and "−5.0 [−9.0, −1.0]" in shown  # without the slope
+
+
+@pytest.mark.parametrize("refits", [False, True])
+def test_heat_map_frames_findings(drawn: list[Figure], refits: bool) -> None:
+    charts.heat_map(made.tests_table(refits), LABELS, 100, Path("x"))
+    axes = drawn[0].axes[0]
+    assert len(axes.patches) == int(refits)
+    shown = axes.images[0].get_array()
+    assert axes.images[0].get_clim() == (-100, 100) and shown is not None and shown.shape == (3, 3)
+
+
+def test_charts_without_anything(drawn: list[Figure]) -> None:
+    empty = made.tests_table(False).iloc[:0]
+    assert charts.largest_change(empty, ["lungs"]) == 0
+    assert (
+        not charts.dose_plot(
+            pd.DataFrame(columns=["column", "region"]), {"AGE": "years"}, Path("x")
+        )
+        and drawn == []
+    )
+
+
+# --- what the pages say
+# -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("atlas") / "a"
+    write_pages(folder, made.make_atlas(folder))  # type: ignore[arg-type]
+    return folder
+
+
+def case_page(atlas: Path) -> Path:
+    return atlas / "cases" / "patient__1_.html"
+
+
+def test_every_link_leads_to_a_file(atlas: Path) -> None:
+    for page in (atlas / "index.html", case_page(atlas)):
+        text = page.read_text()
+        links = re.findall(r'(?:href|src)="([^"#][^"]*)"', text)
+        assert len(links) > 8
+        for link in links:
+            assert link.startswith("data:") or (page.parent / unquote(link)).exists(), link
+    text = (atlas / "index.html").read_text()
+    assert {"atlas.json", "volumes.csv", "pairs.csv", "maps.npz"} <= set(
+        re.findall(r'href="([^"]+)"', text)
+    )
+
+
+def test_pages_claim_nothing_without_refits(atlas: Path) -> None:
+    text = (atlas / "index.html").read_text()
+    assert "significant" not in text + case_page(atlas).read_text()
+    assert (
+        "No cell is a finding" in text
+        and "too few refits" in text
+        and "Nothing is called a finding." in text
+    )
+    assert made.SENTENCE.replace("-4.0", "−4.0") in text and "There are 0 refits." in text
+    assert "<1>" not in text and "patient &lt;1&gt;" in text
+
+
+def test_every_figure_is_png_and_svg(atlas: Path) -> None:
+    stems = {p.stem for p in (atlas / "figures").iterdir()}
+    assert {"forest", "heat_map", "doses", "patient__1___DIAGNOSIS", "map_AGE_45_to_80"} <= stems
+    for stem in stems:
+        assert Image.open(atlas / "figures" / f"{stem}.png").width > 200
+        assert "<svg" in (atlas / "figures" / f"{stem}.svg").read_text()[:1000]
+
+
+def test_atlas_without_volumes_or_contrasts(tmp_path: Path) -> None:
+    study = made.make_atlas(tmp_path / "a")
+    for name in ("volumes", "arms"):
+        path = tmp_path / "a" / f"{name}.csv"
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    record = json.loads((tmp_path / "a" / "atlas.json").read_text())
+    empty = (
+        "tests",
+        "effects",
+        "contrasts",
+        "maps",
+        "doses",
+        "controls",
+        "cautions",
+        "not_found",
+        "attributes",
+    )
+    (tmp_path / "a" / "atlas.json").write_text(json.dumps(record | {name: [] for name in empty}))
+    text = write_pages(tmp_path / "a", study).read_text()  # type: ignore[arg-type]
+    assert "so there is no page of a patient" in text and "Where: maps" not in text
+    assert not (tmp_path / "a" / "cases").exists()
+
+
+def test_pairs_name_where_they_differ(atlas: Path) -> None:
+    pairs = pd.read_csv(atlas / "pairs.csv").fillna({"rank": 0})
+    assert pairs.drop_duplicates(["column", "from", "to"])["column"].value_counts().to_dict() == {
+        "AGE": 3,
+        "DIAGNOSIS": 3,
+    }
+    ipf = pairs[(pairs["from"] == "HP") & (pairs["to"] == "IPF")]
+    named = ipf[ipf["rank"] > 0]
+    assert sorted(named["rank"]) == [1, 2, 3] and named["zone"].str.contains("lower third").all()
+    assert named["mean_diff_hu"].tolist() == [made.LOWER_HU] * 3
+    none = pairs[(pairs["from"] == "HP") & (pairs["to"] == "CTD-ILD")]
+    assert (none["rank"] == 0).all() and (none["mean_diff_hu"] == 0).all()
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+# --------------------
+
+
+def pixels(page: Any, selector: str) -> NDArray[Any]:
+    """What a canvas shows: (rows, columns, 4)."""
+    page.locator(selector).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(250)
+    url = page.evaluate("s => document.querySelector(s).toDataURL('image/png')", selector)
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA")
+    )
+
+
+def coronal(array: NDArray[Any], page: Any) -> NDArray[Any]:
+    return picture(array, "coronal", int(page.evaluate("window.Atlas.state.at[1]")))
+
+
+def assert_difference(page: Any, expected: NDArray[Any]) -> None:
+    shown = pixels(page, "[data-role=difference] canvas.voxels")[..., :3].astype(int)
+    limit = float(page.input_value("#limit"))
+    np.testing.assert_allclose(
+        shown, difference_rgb(coronal(expected, page), limit).astype(int), atol=4, rtol=0
+    )
+
+
+def press(page: Any, group: str, text: str) -> None:
+    page.locator(f"#{group} button", has_text=re.compile(rf"^{re.escape(text)}")).click()
+
+
+def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F811
+    v, page = {k: a.astype(float) for k, a in made.volumes().items()}, visit(case_page(atlas))
+    page.wait_for_selector("[data-role=difference][data-state=ready]")
+    assert page.input_value("#limit") == "50"  # holds the largest change of a region
+    assert_difference(page, v["IPF"] - v["own"])
+    assert (
+        page.inner_text("#dropped") == "IPF: TYPE CTD, DATE left the text, as it would contradict."
+    )
+    assert page.inner_text("[data-role=before] .title") == "Given: HP"
+    assert "lower third" in page.inner_text("#strongest") and "+50.0 HU" in page.inner_text(
+        "#strongest"
+    )
+    assert page.inner_text("#population") == made.SENTENCE.replace("-4.0", "−4.0")
+    press(page, "attributes", "AGE")
+    press(page, "from", "45 years")
+    press(page, "to", "80 years")
+    page.wait_for_timeout(300)
+    assert_difference(page, v["80"] - v["45"])
+    assert "both lungs\t−20.0" in page.inner_text("#regions")
+    assert page.inner_text("[data-role=before] .title") == "From: 45 years"
+    press(page, "to", "45 years")
+    assert page.is_visible("#same") and "both lungs\t0.0" in page.inner_text("#regions")
+
+
+def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:  # noqa: F811
+    page = visit(case_page(atlas))
+    page.wait_for_selector("[data-role=difference][data-state=ready]")
+    heavy = pixels(page, "#one [data-role=difference] canvas.lines")
+    black = np.array([int(RANKS[0][i : i + 2], 16) for i in (1, 3, 5)])
+    assert (
+        (heavy[..., 3] == 255) & (heavy[..., :3] == black).all(-1)
+    ).sum() > 100  # the strongest zone is outlined
+    box = page.locator("[data-role=difference] .stage").bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.8 * box["height"])
+    assert page.inner_text("[data-role=difference] .value") == "+50 HU"
+    assert page.inner_text("[data-role=wipe] .value") == "before −850 HU, after −800 HU"
+    assert page.inner_text("#place").startswith("right lung: right lower third")
+    assert page.is_visible("[data-role=difference] .bar b")
+    page.uncheck("#lines")
+    fewer = pixels(page, "#one [data-role=before] canvas.lines")
+    assert fewer[..., 3].max() == 0
+
+
+def test_slices_play_and_the_line_moves(atlas: Path, visit: Visit) -> None:  # noqa: F811
+    page = visit(case_page(atlas))
+    page.locator("[data-role=wipe]").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-role=wipe][data-state=ready]")
+    at = page.evaluate("window.Atlas.state.at[1]")
+    page.click("#play")
+    page.wait_for_function(f"window.Atlas.state.at[1] !== {at}")
+    page.click("#play")
+    at = page.evaluate("window.Atlas.state.at[1]")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.Atlas.state.at[1]") == at
+    page.fill("[data-role=wipe] .cut", "25")
+    assert "25%" in page.evaluate(
+        "getComputedStyle(document.querySelector('canvas.after')).clipPath"
+    )
+    page.click("button[data-value=axial]")
+    low = page.locator("#strongest button").first
+    low.click()
+    z = page.evaluate("window.Atlas.state.at[2]")
+    assert z < made.SHAPE[2] / 2 and f"{z + 1} of {made.SHAPE[2]}" in page.inner_text("#position")
+
+
+def test_same_patient_under_each_diagnosis(atlas: Path, visit: Visit) -> None:  # noqa: F811
+    page = visit(case_page(atlas))
+    part = page.locator("#differential")
+    part.scroll_into_view_if_needed()
+    page.wait_for_selector("#differential .pairs .panel[data-state=ready]")
+    titles = part.locator(".title").all_inner_texts()
+    assert titles == [
+        "HP (as given)",
+        "IPF",
+        "CTD-ILD",
+        "IPF minus HP",
+        "CTD-ILD minus HP",
+        "CTD-ILD minus IPF",
+    ]
+    named = part.locator(".zones").all_inner_texts()
+    assert "lower third" in named[0] and "+50 HU" in named[0] and "−50 HU" in named[2]
+    assert named[1] == "No zone changes by more than other noise (2.0 HU)."
+
+
+def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F811
+    page = visit(atlas / "index.html")
+    page.locator("#maps").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-role=beside][data-state=ready]")
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
+    selector, limit = (
+        "[data-role=effect][data-plane=axial] canvas.voxels",
+        float(page.input_value("#limit")),
+    )
+    for value, hu in ((made.CONTRASTS[0].id, 10), (made.CONTRASTS[2].id, 30)):
+        page.select_option("#contrast", value)
+        shown = pixels(page, selector)[..., :3].astype(int)
+        np.testing.assert_allclose(
+            shown[5, 10], difference_rgb(np.array([hu]), limit)[0].astype(int), atol=4
+        )
+        assert shown[-1, 10].max() < 30  # no lung there: black
+    assert page.locator("#contrast option").count() == 3  # no slope
+    box = page.locator("[data-role=effect][data-plane=axial] .stage").bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    assert page.locator("[data-role=effect][data-plane=axial] .value").inner_text() == "+30.0 HU"
+    page.mouse.click(box["x"] + 20, box["y"] + 20)
+    assert page.evaluate("window.Atlas.state.at[0]") > 60  # the patient's right is on the left
+    page.select_option("#beside", "generated")
+    page.wait_for_timeout(300)
+    assert page.locator("[data-role=beside] .bar").first.is_hidden()

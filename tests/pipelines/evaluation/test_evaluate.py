@@ -1,0 +1,336 @@
+"""scripts/evaluate.py and scripts/make_controls.py as a user starts them: reports, restart, bad
+input.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from playwright.sync_api import sync_playwright
+
+from data.geometry import resample
+from data.volumes import load, write_like
+from pipelines.evaluation import controls
+from pipelines.evaluation.volume_sets import common_window, find_set
+from scripts import evaluate, make_controls
+from tests.commands import MAINS, Outcome, TrainedRun, command, refused
+from tests.util.web.test_html import ARGUMENTS, CHROMIUM
+
+MAINS |= {"scripts/evaluate.py": evaluate.main, "scripts/make_controls.py": make_controls.main}
+REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
+FEW = ("--draws", "10", "--slices", "6", "--no-resegment")
+
+Hu = NDArray[np.floating]
+
+
+def altered(
+    cohort: Path, out: Path, change: Callable[[Hu], Hu] = lambda hu: hu, cases: int = 12
+) -> Path:
+    """The cohort's scans with a change, as a folder of volumes."""
+    for path in sorted((cohort / "img").iterdir())[:cases]:
+        write_like(out / path.name, change(load(path).array.astype(np.float32)), path, np.int16)
+    return out
+
+
+def noisy(hu: Hu) -> Hu:
+    return hu + np.random.default_rng(int(abs(hu).sum()) % 1000).normal(0, 40, hu.shape)
+
+
+def run_evaluate(real: Path, synthetic: Path, out: Path, *words: str | Path) -> Outcome:
+    return command(
+        "scripts/evaluate.py", "--real", real, "--synthetic", synthetic, "--out", out, *FEW, *words
+    )
+
+
+@pytest.fixture(scope="module")
+def made(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy copies of the cohort's scans."""
+    return altered(cohort_dir, tmp_path_factory.mktemp("made"), noisy)
+
+
+@pytest.fixture(scope="module")
+def report(cohort_dir: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation with everything in it, of volumes that are copies of the training scans."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    done = command(
+        "scripts/evaluate.py",
+        "--real",
+        cohort_dir,
+        "--synthetic",
+        made,
+        "--out",
+        out,
+        "--train",
+        cohort_dir,
+        "--draws",
+        "10",
+        "--slices",
+        "6",
+        "--column",
+        "AGE",
+        "--template",
+        "aiib23",
+        "--again",
+        made,
+        "--shuffled",
+        made,
+        "--empty",
+        made,
+        "--train_split",
+        "all",
+    )
+    assert done.code == 0, done.text
+    return out
+
+
+def figures(folder: Path) -> Any:
+    return pd.read_csv(folder / "figures.csv").set_index("name")
+
+
+def test_a_report_holds_every_part(report: Path) -> None:
+    table = figures(report)
+    assert set(table["group"]) == {"realism", "planes", "hu", "pairs", "diversity", "mask", "text"}
+    assert {f.name for f in report.iterdir()} >= {
+        "report.html",
+        "page.css",
+        "histogram.svg",
+        "figures.csv",
+        "volumes.csv",
+        "pairs.csv",
+        "memorisation.csv",
+        "evaluation.json",
+        "pictures",
+        "cache",
+    }
+    assert 30 < table.loc["Mean absolute error (HU), lungs", "value"] < 40  # of noise with SD 40
+    assert table.loc["Dice, lungs", "ceiling"] > 0.8
+    fid = table.filter(like="2.5D FID", axis=0).iloc[0]
+    assert fid["floor"] > 0 and fid["matched"] > 0 and fid["low"] < fid["value"] < fid["high"]
+    record = json.loads((report / "evaluation.json").read_text())
+    assert (
+        "allow no conclusion" in record["warnings"][0]
+        and "without learned weights" in record["warnings"][1]
+    )
+    assert any("sha256" in str(v) for v in record["facts"].values())
+
+
+def test_planted_copies_raise_the_alarm(report: Path) -> None:
+    with (report / "memorisation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and all(
+        row["copy"] == "yes" and row["nearest by detail"] == row["case"] for row in rows
+    )
+    page = (report / "report.html").read_text()
+    assert "12 of 12 volumes are called copies" in page
+    assert len(list((report / "pictures").glob("*.png"))) == 4 and page.count("<figure") == 4
+
+
+@pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs chromium")
+def test_the_report_opens_from_disk(report: Path) -> None:
+    complaints: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+        page = browser.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.goto((report / "report.html").as_uri())
+        page.wait_for_load_state("load")
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
+        assert page.evaluate("document.images.length") == 5
+        assert "Memorisation" in page.locator("h2").all_inner_texts()
+        browser.close()
+    assert complaints == []
+
+
+def test_a_set_against_itself_is_zero_and_training_scans_are_optional(
+    cohort_dir: Path, tmp_path: Path
+) -> None:
+    done = run_evaluate(cohort_dir, cohort_dir / "img", tmp_path / "out")
+    assert done.code == 0, done.text
+    table = figures(tmp_path / "out")
+    zero = table[
+        table["group"].isin(["realism", "planes"])
+        | table.index.str.contains("minus real|Wasserstein")
+    ]
+    assert len(zero) > 8 and zero["value"].abs().max() < 1e-6
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Memorisation: --train" in page and "called copies" not in page
+
+
+def test_a_second_start_measures_nothing_again(
+    report: Path, cohort_dir: Path, made: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(report, tmp_path / "out"))
+    before = {p.name: p.stat().st_mtime_ns for p in (out / "cache").iterdir()}
+    cut = out / "cache" / sorted(before)[0]
+    cut.write_bytes(cut.read_bytes()[:100])  # a file cut off is made again
+    done = command(
+        "scripts/evaluate.py",
+        "--real",
+        cohort_dir,
+        "--synthetic",
+        made,
+        "--out",
+        out,
+        "--draws",
+        "10",
+        "--slices",
+        "6",
+    )
+    assert done.code == 0, done.text
+    after = {p.name: p.stat().st_mtime_ns for p in (out / "cache").iterdir()}
+    assert set(after) == set(before) and sum(after[n] != before[n] for n in before) == 1
+
+
+def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -> None:
+    assert trained_run.test(tmp_path / "results", "--vary", "AGE=45,80").code == 0
+    words: tuple[str | Path, ...] = ("--dataroot", trained_run.cohort, *trained_run.flags())
+    done = command("scripts/make_controls.py", tmp_path / "controls", *words)
+    assert done.code == 0, done.text
+    tables = {
+        k: pd.read_csv(tmp_path / "controls" / k / "volumes.csv", keep_default_na=False)
+        for k in controls.KINDS
+    }
+    assert (tables["empty"]["prompt"] == "").all() and len(tables["noise"]) == 2
+    results = next((tmp_path / "results").rglob("volumes.csv")).parent
+    own = pd.read_csv(results / "volumes.csv", keep_default_na=False).query("kind == 'own'")
+    assert tables["shuffled"]["prompt"].tolist() == own["prompt"].tolist()[::-1]
+    assert tables["noise"]["seed"].tolist() == [1, 1]
+    same, other = (
+        load(f / own["file"].iloc[0]).array for f in (results, tmp_path / "controls" / "noise")
+    )
+    assert same.shape == other.shape and not np.array_equal(same, other)
+    assert len(find_set("--synthetic", str(results)).files) == 2  # own rows only
+    refused(
+        command("scripts/make_controls.py", tmp_path / "controls", *words, "--seed", "5"),
+        "other flags",
+    )
+    refused(
+        command("scripts/make_controls.py", tmp_path / "x", *words, "--controls", "random"),
+        "--controls is 'random'",
+    )
+
+
+# --- bad input ------------------------------------------------------------------------------------
+# --------------------
+
+
+def test_other_spacing_is_refused_or_matched(cohort_dir: Path, tmp_path: Path) -> None:
+    for path in sorted((cohort_dir / "img").iterdir())[:3]:
+        image = nib.load(path)
+        affine = image.affine @ np.diag([0.5, 0.5, 0.5, 1])
+        out = tmp_path / "fine" / path.name
+        out.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), out)
+    words: tuple[Any, ...] = (cohort_dir, tmp_path / "fine", tmp_path / "out", "--no-pairs")
+    # Masks of the cohort do not lie on such volumes: the lungs are found by the segmentation of
+    # scans without a mask.
+    words = (*words, "--real_masks", tmp_path / "none")
+    (tmp_path / "none").mkdir()
+    refused(run_evaluate(*words), "--real has voxels of 15 x 11.2 x 18 mm", "--match")
+    assert not (tmp_path / "out").exists()
+    done = run_evaluate(*words, "--match")
+    assert done.code == 0, done.text
+
+
+def test_other_windows_are_refused_or_matched(cohort_dir: Path, tmp_path: Path) -> None:
+    cut = altered(cohort_dir, tmp_path / "cut", lambda hu: np.clip(hu, -1000, -300), 3)
+    refused(
+        run_evaluate(cohort_dir, cut, tmp_path / "out"),
+        "--hu_window -1000,400",
+        "one was cut",
+        "--match",
+    )
+    sets = find_set("--real", str(cohort_dir)), find_set("--synthetic", str(cut))
+    assert common_window(*sets, (-1000, 400), True)[1] == -300
+    unit = altered(cohort_dir, tmp_path / "unit", lambda hu: np.clip(hu / 1000, -1, 1), 3)
+    refused(run_evaluate(cohort_dir, unit, tmp_path / "out"), "--synthetic", "no chest CT in HU")
+
+
+def test_bad_sets_are_refused(cohort_dir: Path, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    one = altered(cohort_dir, tmp_path / "one", cases=1)
+    out = tmp_path / "out"
+    refused(run_evaluate(cohort_dir, tmp_path / "absent", out), "--synthetic", "does not exist")
+    refused(
+        run_evaluate(cohort_dir, tmp_path / "empty", out), "holds no volumes; it holds: nothing"
+    )
+    refused(run_evaluate(cohort_dir, one, out), "--synthetic", "holds 1 volume", "at least two")
+    refused(run_evaluate(cohort_dir, made, out, "--train", one), "--train", "at least two")
+    refused(run_evaluate(cohort_dir, made, out, "--extractor", "inception"), "needs its weights")
+    refused(run_evaluate(made, made, out, "--real_split", "test"), "no splits.json")
+    refused(run_evaluate(cohort_dir, made, tmp_path), "holds no evaluation")
+    refused(
+        command("scripts/evaluate.py", "--real", cohort_dir, "--synthetic", made),
+        "--out is not given",
+    )
+    assert not out.exists()
+
+
+def test_bad_columns_and_names_are_refused(cohort_dir: Path, made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(run_evaluate(cohort_dir, made, out, "--column", "HEIGHT"), "no column 'HEIGHT'", "SEX")
+    refused(run_evaluate(made, made, out, "--column", "SEX"), "clinical.csv")
+    refused(
+        run_evaluate(cohort_dir, made, out, "--column", "DIAGNOSIS", "--template", "aiib23"),
+        "at least two values",
+    )
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for path in made.iterdir():
+        shutil.copy(path, renamed / f"other_{path.name}")
+    refused(
+        run_evaluate(cohort_dir, renamed, out, "--column", "AGE"),
+        "no case in common",
+        "other_phantom_001",
+    )
+    refused(run_evaluate(cohort_dir, made, out, "--empty", renamed), "--empty", "no case in common")
+    assert not out.exists()
+
+
+def test_pairs_that_are_not_on_one_grid_are_refused(cohort_dir: Path, tmp_path: Path) -> None:
+    for path in sorted((cohort_dir / "img").iterdir())[:3]:
+        image = nib.load(path)
+        out = tmp_path / "cut" / path.name
+        out.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine), out)
+    (tmp_path / "none").mkdir()
+    words: tuple[Any, ...] = (
+        cohort_dir,
+        tmp_path / "cut",
+        tmp_path / "out",
+        "--real_masks",
+        tmp_path / "none",
+    )
+    refused(run_evaluate(*words), "not on one grid", "--no-pairs")
+
+
+@pytest.mark.skipif(not REALCT.is_dir(), reason="no real scans beside the project")
+def test_real_scans_allow_no_conclusion(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    for kind, order in (("img", 1), ("gtlung", 0)):  # coarser, for time
+        (real / kind).mkdir(parents=True)
+        for path in (REALCT / kind).glob("*.nii.gz"):
+            coarse = resample(load(path), spacing=(6, 6, 6), order=order)
+            nib.save(
+                nib.Nifti1Image(coarse.array.astype(np.int16), coarse.affine),
+                real / kind / path.name,
+            )
+    made = altered(real, tmp_path / "made", noisy, 2)
+    done = run_evaluate(real, made, tmp_path / "out", "--train", real)
+    assert done.code == 0, done.text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "2 real scans and 2 synthetic volumes allow no conclusion" in page
+        and "Too few real scans" in page
+    )
