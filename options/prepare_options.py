@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from options.parser import argument, flag
+from options.parser import argument, flag, group
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,14 @@ class WorkOptions:
         "Cases at a time, each in a process of its own (up to 4 GB each); 0 works in this one.",
         low=0,
     )
+
+
+@dataclass(frozen=True)
+class PrepareCommand:
+    """Everything the command takes."""
+
+    source: SourceOptions = group(SourceOptions, "Source")
+    series: SeriesOptions = group(SeriesOptions, "DICOM series")
+    grid: GridOptions = group(GridOptions, "Grid and masks")
+    table: TableOptions = group(TableOptions, "Table and splits")
+    work: WorkOptions = group(WorkOptions, "Work")

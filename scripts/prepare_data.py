@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.preparation.run import Options, prepare_dataroot
+from data.preparation.run import prepare_dataroot
 from options.parser import parse
+from options.prepare_options import PrepareCommand
 from util.cli import run
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and makes the dataroot."""
-    out = prepare_dataroot(parse(Options, __doc__ or "", argv))
+    out = prepare_dataroot(parse(PrepareCommand, __doc__ or "", argv))
     log.info("Train with: python train.py --dataroot %s --patient_column Patient --name RUN", out)
 
 

@@ -25,11 +25,11 @@ from options.expand_options import ExpandCommand as ExpandOptions
 from options.parser import groups_of
 from options.phantom_options import PhantomCommand as PhantomOptions
 from options.plant_options import PlantCommand as PlantOptions
+from options.prepare_options import PrepareCommand as PrepareOptions
 from options.prompt_options import PromptCommand as PromptOptions
 from options.test_options import TestOptions as OptionsOfTest
 from options.train_options import PRESETS, TrainOptions
 from options.utility_options import UtilityCommand as UtilityOptions
-from scripts.prepare_data import Options as PrepareOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -17,28 +17,15 @@ from data.preparation.join import Joined, join
 from data.preparation.masks import MaskPlan
 from data.preparation.register import Register
 from data.preparation.sources import Found, Source, discover, guess
-from options.parser import group
 from options.prepare_options import (
     GridOptions,
-    SeriesOptions,
+    PrepareCommand,
     SourceOptions,
     TableOptions,
-    WorkOptions,
 )
 from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything the command takes."""
-
-    source: SourceOptions = group(SourceOptions, "Source")
-    series: SeriesOptions = group(SeriesOptions, "DICOM series")
-    grid: GridOptions = group(GridOptions, "Grid and masks")
-    table: TableOptions = group(TableOptions, "Table and splits")
-    work: WorkOptions = group(WorkOptions, "Work")
 
 
 class SomeFailed(UserError):
@@ -58,7 +45,7 @@ class PreparationResult:
     kept: int = 0
 
 
-def prepare_dataroot(options: Options) -> Path:
+def prepare_dataroot(options: PrepareCommand) -> Path:
     """Makes or continues the dataroot.
 
     Raises:
@@ -231,7 +218,7 @@ def _finish(
     register: Register,
     joined: Joined | None,
     found: Found,
-    options: Options,
+    options: PrepareCommand,
     private: bool,
 ) -> None:
     """Table, splits and report of every case in OUT, those of earlier runs among them."""
