@@ -12,10 +12,10 @@ from scipy.spatial.transform import Rotation
 
 from data.geometry import crop
 
-DEGREES, SCALE = 5.0, 0.05
+MAX_DEGREES, SCALE = 5.0, 0.05
 
 
-def turn(
+def random_affine(
     image: np.ndarray,
     mask: np.ndarray,
     start: Sequence[int],
@@ -38,7 +38,9 @@ def turn(
         CT float32 (cubic splines, which keep the noise better than lines) and labels (nearest), (x,
         y, z) each.
     """
-    turned = Rotation.from_euler("xyz", rng.uniform(-DEGREES, DEGREES, 3), degrees=True).as_matrix()
+    turned = Rotation.from_euler(
+        "xyz", rng.uniform(-MAX_DEGREES, MAX_DEGREES, 3), degrees=True
+    ).as_matrix()
     matrix = turned * (1 + rng.uniform(-SCALE, SCALE, 3))
     half = (np.array(size) - 1) / 2
     reach = (

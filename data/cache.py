@@ -21,16 +21,16 @@ from tqdm import tqdm
 from data.checks import label_problems
 from data.cohort import Case
 from data.geometry import Shape, Volume, as_shape, resample
-from data.volumes import load
+from data.volumes import load_volume
 from options.base_options import DataOptions
 from util.cli import UserError, main_rank
 
 VERSION = 2  # goes into the keys: raise it when what is stored changes
-LUNG_POINTS = 20_000  # enough places to centre a crop on
+MAX_LUNG_POINTS = 20_000  # enough places to centre a crop on
 
 
 @dataclass(frozen=True)
-class Prepared:
+class CachedCase:
     """One case on the model's grid; its arrays are memory-mapped, and opened once in each
     process.
     """
@@ -77,10 +77,10 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
         UserError: A file that cannot be read, or a mask whose values are no whole numbers from 0 to
             255.
     """
-    mask = load(case.mask)
+    mask = load_volume(case.mask)
     if problems := label_problems(case.mask, np.unique(mask.array).tolist()):
         raise UserError(problems[0])
-    image = None if case.image is None else load(case.image)
+    image = None if case.image is None else load_volume(case.image)
     if spacing is not None:
         mask = resample(mask, spacing=spacing, order=0)
         image = None if image is None else resample(image, grid=(mask.shape, mask.affine), order=1)
@@ -94,8 +94,8 @@ def lung_points(mask: np.ndarray, lungs: Sequence[int]) -> np.ndarray:
     flat = np.flatnonzero(np.isin(mask, lungs))
     if not flat.size:
         flat = np.flatnonzero(mask)
-    if flat.size > LUNG_POINTS:
-        flat = np.random.default_rng(0).choice(flat, LUNG_POINTS, replace=False)
+    if flat.size > MAX_LUNG_POINTS:
+        flat = np.random.default_rng(0).choice(flat, MAX_LUNG_POINTS, replace=False)
     return np.stack(np.unravel_index(flat, mask.shape), axis=1).astype(np.int32)
 
 
@@ -114,7 +114,7 @@ def _key(case: Case, options: DataOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def prepare(case: Case, options: DataOptions, cache: Path) -> Prepared:
+def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:
     """One case in the cache, made where it is not there; the folder appears whole or not at all.
 
     Raises:
@@ -122,7 +122,7 @@ def prepare(case: Case, options: DataOptions, cache: Path) -> Prepared:
     """
     folder = cache / _key(case, options)
     if folder.is_dir():
-        return Prepared(folder)
+        return CachedCase(folder)
     image, mask = load_case(case, options.spacing)
     temporary = cache / f".{uuid.uuid4().hex}.tmp"
     try:
@@ -145,13 +145,13 @@ def prepare(case: Case, options: DataOptions, cache: Path) -> Prepared:
             ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Prepared(folder)
+    return CachedCase(folder)
 
 
-def prepare_all(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[Prepared]:
+def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[CachedCase]:
     """Every case in the cache, several at a time."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        jobs = pool.map(lambda case: prepare(case, options, cache), cases)
+        jobs = pool.map(lambda case: cache_case(case, options, cache), cases)
         return list(
             tqdm(
                 jobs,

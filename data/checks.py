@@ -15,25 +15,26 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.geometry import corner_distance, same_place
-from data.volumes import atomic, check_labels, load, read_header
+from data.geometry import corner_distance, grids_match
+from data.volumes import check_labels, load_volume, read_header
 from util.cli import UserError, format_list, main_rank
+from util.files import atomic_path
 
 log = logging.getLogger(__name__)
 
 # A chest CT in HU holds air (-1000) in the lungs and around the body. Volumes scaled to 0..1 or
 # -1..1, z-scores, 8-bit
 # pictures (0..255) and raw detector values (HU + 1024) all have their darkest voxel above this.
-DARKEST_HU = -200.0
-LARGEST_LABEL = 255
-SHOWN = 10
+MAX_DARKEST_HU = -200.0
+MAX_LABEL = 255
+MAX_SHOWN = 10
 
 Facts = dict[str, Any]
 
 
 def image_facts(path: Path) -> Facts:
     """What `image_problems` needs to know of a CT: {"low": HU, "high": HU, "finite": bool}."""
-    array = load(path).array
+    array = load_volume(path).array
     low, high = float(array.min()), float(array.max())
     return {"low": low, "high": high, "finite": bool(np.isfinite(low) and np.isfinite(high))}
 
@@ -43,7 +44,7 @@ def mask_facts(path: Path) -> Facts:
     thousands not all.
     """
     values: set[float] = set()
-    for plane in load(path).array:  # plane by plane: sorting a whole scan takes gigabytes
+    for plane in load_volume(path).array:  # plane by plane: sorting a whole scan takes gigabytes
         values |= set(np.unique(plane).tolist())
         if len(values) > 1000:
             break
@@ -57,10 +58,10 @@ def image_problems(path: Path, facts: Facts) -> list[str]:
         return [f"{path} holds values that are not finite (NaN or infinite). Export it again."]
     if low == high:
         return [f"{path} is constant ({low:g} everywhere). Export it again or remove the case."]
-    if low >= DARKEST_HU:
+    if low >= MAX_DARKEST_HU:
         return [
             f"{path} is not in HU: its values run from {low:g} to {high:g}, but a chest CT holds "
-            f"air, so some voxel lies below {DARKEST_HU:g}. Apply the rescale slope and intercept; "
+            f"air, so some voxel lies below {MAX_DARKEST_HU:g}. Apply the rescale slope and intercept; "
             "do not normalise."
         ]
     return []
@@ -84,15 +85,15 @@ def label_problems(path: Path, labels: Sequence[float]) -> list[str]:
             f"{path} holds values that are no whole labels, such as {broken[0]:g}. Save the label "
             "map itself."
         ]
-    if outside := [v for v in labels if not 0 <= v <= LARGEST_LABEL]:
+    if outside := [v for v in labels if not 0 <= v <= MAX_LABEL]:
         return [
-            f"{path} holds the label {outside[0]:g}; labels run from 0 to {LARGEST_LABEL}. Relabel "
+            f"{path} holds the label {outside[0]:g}; labels run from 0 to {MAX_LABEL}. Relabel "
             "the mask."
         ]
     return []
 
 
-def check_known(found: Sequence[int], labels: Sequence[int], masks: Sequence[Path]) -> None:
+def check_labels_known(found: Sequence[int], labels: Sequence[int], masks: Sequence[Path]) -> None:
     """Raises `UserError` naming the first mask with a label that a run does not know, if `found`
     holds such a label.
     """
@@ -111,7 +112,7 @@ def grid_problems(image: Path, mask: Path) -> list[str]:
         return [
             f"{mask} has shape {second.shape} (in RAS), its CT {image} has {first.shape}. {todo}"
         ]
-    if not same_place(first.shape, first.affine, second.affine):
+    if not grids_match(first.shape, first.affine, second.affine):
         away = corner_distance(first.shape, first.affine, second.affine)
         return [
             f"{mask} lies elsewhere than its CT {image}: corners are up to {away:.3g} mm apart. "
@@ -145,11 +146,11 @@ class FactStore:
     def save(self) -> None:
         """Writes what is known, whole or not at all."""
         if self.path is not None:
-            with atomic(self.path) as temporary:
+            with atomic_path(self.path) as temporary:
                 temporary.write_text(json.dumps(self.facts), encoding="utf-8")
 
 
-def check_pair(
+def check_case_files(
     image: Path | None, mask: Path, store: FactStore, most: int
 ) -> tuple[list[str], list[int]]:
     """The problems of one case, and the labels of its mask."""
@@ -188,7 +189,7 @@ def check_volumes(
     store = FactStore(cache / "checks.json" if cache else None)
     known = len(store.facts)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        jobs = pool.map(lambda pair: check_pair(pair[0], pair[1], store, most), pairs)
+        jobs = pool.map(lambda pair: check_case_files(pair[0], pair[1], store, most), pairs)
         bar = tqdm(
             jobs,
             total=len(pairs),
@@ -206,8 +207,8 @@ def check_volumes(
             f"{labels}."
         ]
     if problems:
-        more = f"\n... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError("\n".join(problems[:SHOWN]) + more)
+        more = f"\n... and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise UserError("\n".join(problems[:MAX_SHOWN]) + more)
     empty = [
         mask.name for (_, mask), (_, found) in zip(pairs, results, strict=True) if not any(found)
     ]

@@ -52,6 +52,6 @@ class Cohort:
         return tuple(case for case in self.cases for _ in range(members[case.id]))
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
+def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts case2 before case10."""
     return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in re.split(r"([0-9]+)", text) if p]

@@ -82,12 +82,12 @@ def corner_distance(shape: Sequence[int], first: np.ndarray, second: np.ndarray)
     return float(np.linalg.norm(moved[:3], axis=0).max())
 
 
-def same_place(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> bool:
+def grids_match(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two affines put a grid at the same place, within `GRID_TOLERANCE` of a voxel."""
     return corner_distance(shape, first, second) <= GRID_TOLERANCE * float(voxel_sizes(first).min())
 
 
-def spaced_grid(
+def grid_with_spacing(
     shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
 ) -> tuple[Shape, np.ndarray]:
     """The grid of another voxel size (mm) over the same box: same axes, same centre, extent rounded
@@ -121,7 +121,7 @@ def resample(
     if (spacing is None) == (grid is None):
         raise ValueError("resample takes either spacing or grid")
     shape, affine = (
-        grid if grid is not None else spaced_grid(volume.shape, volume.affine, spacing or ())
+        grid if grid is not None else grid_with_spacing(volume.shape, volume.affine, spacing or ())
     )
     if tuple(shape) == volume.shape and np.allclose(affine, volume.affine, rtol=0, atol=1e-6):
         return volume

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.checks import check_volumes
-from data.cohort import IMAGES, MASKS, Case, Cohort, natural
+from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
 from data.splits import Splits, make_splits, read_splits
-from data.table import Table, find_table, read_table
+from data.table import ClinicalTable, find_table, read_table
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
 from options.base_options import DataOptions
 from util.cli import UserError, format_list
@@ -49,7 +49,7 @@ def load_cohort(
         )
     _check_pairs(root, images, masks, need_images)
     path = find_table(root)
-    table = Table((), {}) if path is None else read_table(path, options.key_column)
+    table = ClinicalTable((), {}) if path is None else read_table(path, options.key_column)
     if path is None:
         log.warning("%s has no clinical.csv or clinical.xlsx: nothing is known of any case.", root)
     else:
@@ -57,7 +57,7 @@ def load_cohort(
     empty = dict.fromkeys(table.columns, "")
     cases = tuple(
         Case(key, images.get(key), masks[key], {**empty, **table.rows.get(key, {})})
-        for key in sorted(masks, key=natural)
+        for key in sorted(masks, key=natural_key)
     )
     splits = _splits(root, cases, table.columns, options, seed)
     cohort = apply_resampling(Cohort(root, cases, splits, (), table.columns), options, seed)
@@ -111,8 +111,8 @@ def _files(folder: Path) -> dict[str, Path]:
 def _check_pairs(
     root: Path, images: dict[str, Path], masks: dict[str, Path], need_images: bool
 ) -> None:
-    no_mask = sorted(set(images) - set(masks), key=natural)
-    no_image = sorted(set(masks) - set(images), key=natural)
+    no_mask = sorted(set(images) - set(masks), key=natural_key)
+    no_image = sorted(set(masks) - set(images), key=natural_key)
     if no_mask:
         raise UserError(
             f"{len(no_mask)} scans in {root / IMAGES} have no mask of the same name in "
@@ -128,8 +128,8 @@ def _check_pairs(
 
 
 def _check_rows(path: Path, cases: Sequence[str], rows: Sequence[str], strict: bool) -> None:
-    no_row = sorted(set(cases) - set(rows), key=natural)
-    no_scan = sorted(set(rows) - set(cases), key=natural)
+    no_row = sorted(set(cases) - set(rows), key=natural_key)
+    no_scan = sorted(set(rows) - set(cases), key=natural_key)
     texts = []
     if no_row:
         texts.append(f"{len(no_row)} of {len(cases)} scans have no row: {format_list(no_row)}")

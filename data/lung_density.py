@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import load_case, prepare
+from data.cache import load_case, cache_case
 from data.cohort import Case
 from data.geometry import Volume, voxel_sizes
 from options.base_options import DataOptions
@@ -61,5 +61,5 @@ def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, fl
 
 
 def _prepared(case: Case, options: DataOptions, cache: Path) -> tuple[Volume, Volume]:
-    prepared = prepare(case, options, cache)
+    prepared = cache_case(case, options, cache)
     return Volume(prepared.image(), prepared.affine()), Volume(prepared.mask(), prepared.affine())

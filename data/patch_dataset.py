@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.augment import turn
-from data.cache import prepare_all
+from data.augment import random_affine
+from data.cache import cache_cases
 from data.cohort import Case
 from data.geometry import coordinate_grid, crop
 from data.volumes import check_labels, to_unit
@@ -27,7 +27,7 @@ Phrases = Sequence[str]
 BACKGROUND = 0
 
 
-class Sample(TypedDict):
+class PatchSample(TypedDict):
     """One patch, float32: `image` (1, x, y, z) in [-1, 1], one-hot `mask` (K, ...), `coords` (3,
     ...), `noise` (N, ...).
     """
@@ -41,7 +41,7 @@ class Sample(TypedDict):
     case: str
 
 
-class Batch(TypedDict):
+class PatchBatch(TypedDict):
     """Samples stacked: `image` (B, 1, x, y, z), `mask` (B, K, ...), `coords` (B, 3, ...), `noise`
     (B, N, ...), and B lists.
 
@@ -57,9 +57,9 @@ class Batch(TypedDict):
     cases: list[str]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate_patches(samples: Sequence[PatchSample]) -> PatchBatch:
     """Samples to a batch."""
-    return Batch(
+    return PatchBatch(
         image=torch.stack([s["image"] for s in samples]),
         mask=torch.stack([s["mask"] for s in samples]),
         coords=torch.stack([s["coords"] for s in samples]),
@@ -75,7 +75,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, 1, epoch]).permutation(count)
 
 
-class PatchDataset(Dataset[Sample]):
+class PatchDataset(Dataset[PatchSample]):
     """Random patches, indexed by the global number of the sample since training began; `len` is one
     pass over cases.
 
@@ -111,7 +111,7 @@ class PatchDataset(Dataset[Sample]):
         self.prompts = [list(prompts[case.id]) for case in cases]
         self.labels = np.array(labels, np.uint8)
         self.window, self.patch, self.text, self.seed = data.hu_window, patch, text, seed
-        self.prepared = prepare_all(cases, data, cache)
+        self.prepared = cache_cases(cases, data, cache)
         for case, prepared in zip(cases, self.prepared, strict=True):
             check_labels(prepared.labels(), labels, case.mask)
         largest = np.max([prepared.shape() for prepared in self.prepared], axis=0)
@@ -126,13 +126,13 @@ class PatchDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> PatchSample:
         epoch, position = divmod(index, len(self.ids))
         k = int(_order(self.seed, epoch, len(self.ids))[position])
         rng = np.random.default_rng([self.seed, 2, index])
         start = self._start(k, rng)
         hu, mask = self._cut(k, start, rng)
-        return Sample(
+        return PatchSample(
             image=torch.from_numpy(to_unit(hu, self.window))[None],
             mask=torch.from_numpy((mask == self.labels[:, None, None, None]).astype(np.float32)),
             coords=coordinate_grid(self.prepared[k].shape(), start, self.patch.patch_size),
@@ -168,7 +168,7 @@ class PatchDataset(Dataset[Sample]):
         """
         prepared, size, air = self.prepared[k], self.patch.patch_size, self.window[0]
         if self.patch.augment and rng.random() < self.patch.augment:
-            return turn(prepared.image(), prepared.mask(), start, size, air, rng)
+            return random_affine(prepared.image(), prepared.mask(), start, size, air, rng)
         return crop(prepared.image(), start, size, air), crop(
             prepared.mask(), start, size, BACKGROUND
         )
@@ -215,7 +215,7 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(
+def patch_loader(
     dataset: PatchDataset,
     start: int,
     stop: int,
@@ -250,7 +250,7 @@ def loader(
         dataset,
         batch_sampler=_Steps(start, stop, batch_size, rank, world),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_patches,
         generator=torch.Generator().manual_seed(seed),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -37,9 +37,9 @@ def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
         out = set(fold_cases(train, patients, options.fold))
         train = [case for case in train if case not in out]
     if options.permute:
-        cohort = _permuted(cohort, train, patients, options.permute, seed)
+        cohort = _permute_columns(cohort, train, patients, options.permute, seed)
     if options.resample:
-        train = resample(train, patients, seed)
+        train = bootstrap_patients(train, patients, seed)
     return replace(cohort, splits={**cohort.splits, "train": tuple(train)})
 
 
@@ -51,7 +51,7 @@ def patients_of(cohort: Cohort, column: str) -> dict[str, str]:
     }
 
 
-def by_patient(cases: Sequence[str], patients: Mapping[str, str]) -> dict[str, list[str]]:
+def group_by_patient(cases: Sequence[str], patients: Mapping[str, str]) -> dict[str, list[str]]:
     """The cases of each patient, in the order of the cases."""
     groups: dict[str, list[str]] = defaultdict(list)
     for case in dict.fromkeys(cases):
@@ -77,7 +77,7 @@ def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> 
     whatever the seed.
     """
     number, count = parse_fold(fold)
-    groups = by_patient(cases, patients)
+    groups = group_by_patient(cases, patients)
     if count > len(groups):
         raise UserError(
             f"--fold {fold}: there are only {len(groups)} training patients for {count} folds. Use "
@@ -88,16 +88,16 @@ def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> 
     return [case for case in dict.fromkeys(cases) if case in chosen]
 
 
-def resample(cases: Sequence[str], patients: Mapping[str, str], seed: int) -> list[str]:
+def bootstrap_patients(cases: Sequence[str], patients: Mapping[str, str], seed: int) -> list[str]:
     """As many patients as there are, drawn with replacement, with all their cases (bootstrap; Efron
     1979).
     """
-    groups = list(by_patient(cases, patients).values())
+    groups = list(group_by_patient(cases, patients).values())
     chosen = np.random.default_rng([seed, 11]).integers(len(groups), size=len(groups))
     return [case for k in sorted(chosen.tolist()) for case in groups[k]]
 
 
-def _permuted(
+def _permute_columns(
     cohort: Cohort,
     train: Sequence[str],
     patients: Mapping[str, str],
@@ -117,7 +117,7 @@ def _permuted(
             "compared with."
         )
     rows = {case.id: case.row for case in cohort.cases}
-    groups = list(by_patient(train, patients).values())
+    groups = list(group_by_patient(train, patients).values())
     order = np.random.default_rng([seed, 12]).permutation(len(groups))
     given = {}
     for own, k in zip(groups, order.tolist(), strict=True):

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.volumes import atomic, strip_suffix
+from data.volumes import strip_suffix
 from util.cli import UserError, format_list
-from util.training.checkpoint import read_json
+from util.files import atomic_path, read_json
 
 log = logging.getLogger(__name__)
 
-NAMES = ("train", "val", "test")
-FEWEST = 10  # below this a tenth is less than a case
+SPLIT_NAMES = ("train", "val", "test")
+MIN_CASES = 10  # below this a tenth is less than a case
 
 Splits = dict[str, tuple[str, ...]]
 
@@ -46,12 +46,14 @@ def read_splits(
         raise UserError(
             f'{path} must look like {{"train": ["case1", ...], "val": [...], "test": [...]}}.'
         )
-    if unknown := sorted(set(stored) - set(NAMES)):
+    if unknown := sorted(set(stored) - set(SPLIT_NAMES)):
         raise UserError(
-            f"{path} has the lists {format_list(unknown)}; it may have only {', '.join(NAMES)}."
+            f"{path} has the lists {format_list(unknown)}; it may have only {', '.join(SPLIT_NAMES)}."
         )
-    splits = {name: tuple(strip_suffix(case) for case in stored.get(name, [])) for name in NAMES}
-    _check(path, splits, cases, patients or {})
+    splits = {
+        name: tuple(strip_suffix(case) for case in stored.get(name, [])) for name in SPLIT_NAMES
+    }
+    _check_splits(path, splits, cases, patients or {})
     left_out = len(set(cases) - {case for names in splits.values() for case in names})
     if left_out:
         log.info(
@@ -60,7 +62,9 @@ def read_splits(
     return splits
 
 
-def _check(path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[str, str]) -> None:
+def _check_splits(
+    path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[str, str]
+) -> None:
     named = [case for names in splits.values() for case in names]
     if unknown := [case for case in dict.fromkeys(named) if case not in set(cases)]:
         raise UserError(
@@ -99,19 +103,19 @@ def make_splits(
         patients: Case to patient; a case without one counts as its own patient.
         images: Whether the cohort has scans at all.
     """
-    if not images or len(cases) < FEWEST:
-        why = f"There are fewer than {FEWEST} cases" if images else "There are no images"
+    if not images or len(cases) < MIN_CASES:
+        why = f"There are fewer than {MIN_CASES} cases" if images else "There are no images"
         log.warning(
             "%s and no splits.json: every case is in every split, so tests are no tests of unseen "
             "cases.",
             why,
         )
-        return {name: tuple(cases) for name in NAMES}
+        return {name: tuple(cases) for name in SPLIT_NAMES}
     groups: dict[str, list[str]] = defaultdict(list)
     for case in cases:
         groups[(patients or {}).get(case, "") or case].append(case)
     names = list(groups)
-    if len(names) < len(NAMES):
+    if len(names) < len(SPLIT_NAMES):
         raise UserError(
             f"There are only {len(names)} patients, too few to split. Write a splits.json."
         )
@@ -125,19 +129,19 @@ def make_splits(
     }
 
 
-def run_splits(path: Path, root: Path) -> Splits | None:
+def read_run_splits(path: Path, root: Path) -> Splits | None:
     """The splits that `save_splits` kept in a run's folder; None where there are none or `root` has
     its own splits.
     """
     if (root / path.name).is_file() or not path.is_file():
         return None
     stored = read_json(path)
-    return {name: tuple(stored.get(name, ())) for name in NAMES}
+    return {name: tuple(stored.get(name, ())) for name in SPLIT_NAMES}
 
 
 def save_splits(path: Path, splits: Splits) -> None:
     """Writes splits as `read_splits` reads them, whole or not at all."""
-    with atomic(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(
             json.dumps({k: list(v) for k, v in splits.items()}, indent=1), encoding="utf-8"
         )

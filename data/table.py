@@ -16,11 +16,11 @@ from openpyxl.utils.exceptions import InvalidFileException
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
 
-NAMES = ("clinical.csv", "clinical.xlsx")
+TABLE_FILES = ("clinical.csv", "clinical.xlsx")
 
 
 @dataclass(frozen=True)
-class Table:
+class ClinicalTable:
     """Rows by case id: `rows[case][column]` is the raw string, empty where nothing was written."""
 
     columns: tuple[str, ...]
@@ -29,13 +29,15 @@ class Table:
 
 def find_table(root: Path) -> Path | None:
     """The clinical table of a dataroot, or None; two of them raise `UserError`."""
-    found = [root / name for name in NAMES if (root / name).is_file()]
+    found = [root / name for name in TABLE_FILES if (root / name).is_file()]
     if len(found) > 1:
-        raise UserError(f"{root} holds both {NAMES[0]} and {NAMES[1]}; keep one of them.")
+        raise UserError(
+            f"{root} holds both {TABLE_FILES[0]} and {TABLE_FILES[1]}; keep one of them."
+        )
     return found[0] if found else None
 
 
-def read_table(path: Path, key_column: str) -> Table:
+def read_table(path: Path, key_column: str) -> ClinicalTable:
     """Reads a table with one row a case.
 
     Args:
@@ -56,7 +58,7 @@ def read_table(path: Path, key_column: str) -> Table:
             "--key_column."
         )
     columns = tuple(name for name in header if name and name != key_column)
-    return Table(columns, _rows(path, header, lines, key_column))
+    return ClinicalTable(columns, _rows(path, header, lines, key_column))
 
 
 def read_lines(path: Path) -> list[list[str]]:

@@ -39,7 +39,7 @@ __all__ = [
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-DAMAGED = (
+READ_ERRORS = (
     OSError,
     EOFError,
     ValueError,
@@ -54,7 +54,7 @@ T = TypeVar("T", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
-class Header:
+class VolumeHeader:
     """The grid of a file: `shape` and `affine` as canonicalised to RAS, `source_*` as they stand in
     the file.
     """
@@ -83,7 +83,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
         known = ", ".join(SUFFIXES)
         raise UserError(
@@ -92,7 +92,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _checked(path: Path, shape: Sequence[int], affine: np.ndarray) -> Header:
+def _checked(path: Path, shape: Sequence[int], affine: np.ndarray) -> VolumeHeader:
     if len(shape) != 3:
         raise UserError(
             f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a single "
@@ -104,7 +104,7 @@ def _checked(path: Path, shape: Sequence[int], affine: np.ndarray) -> Header:
         raise UserError(
             f"{path} has no usable affine (a voxel side is zero or not finite). Repair its header."
         )
-    return Header(*canonical_grid(shape, affine), as_shape(shape), affine)
+    return VolumeHeader(*canonical_grid(shape, affine), as_shape(shape), affine)
 
 
 def _is_nifti(path: Path) -> bool:
@@ -119,7 +119,7 @@ def _itk_affine(image: Any) -> np.ndarray:
     return LPS_TO_RAS @ affine
 
 
-def _nifti(path: Path) -> tuple[Any, Header]:
+def _nifti(path: Path) -> tuple[Any, VolumeHeader]:
     with _readable(path):
         image: Any = nib.load(path)
         if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 derives from it
@@ -130,7 +130,7 @@ def _nifti(path: Path) -> tuple[Any, Header]:
     return image, _checked(path, image.shape, np.asarray(image.affine, float))
 
 
-def _itk_header(path: Path) -> Header:
+def _itk_header(path: Path) -> VolumeHeader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with _readable(path):
@@ -153,7 +153,7 @@ def _known(path: Path | str) -> Path:
     return path
 
 
-def read_header(path: Path | str) -> Header:
+def read_header(path: Path | str) -> VolumeHeader:
     """The grid of a volume file, without reading its voxels; raises `UserError` for a file that is
     none.
     """
@@ -161,7 +161,7 @@ def read_header(path: Path | str) -> Header:
     return _nifti(path)[1] if _is_nifti(path) else _itk_header(path)
 
 
-def load(path: Path | str) -> Volume:
+def load_volume(path: Path | str) -> Volume:
     """Reads a volume and turns it to RAS; integer files stay integer, all others become float32.
 
     Raises:
@@ -220,7 +220,7 @@ def write_like(
         nib.save(image, temporary)
 
 
-def _image_like(array: np.ndarray, like: Path, header: Header) -> Any:
+def _image_like(array: np.ndarray, like: Path, header: VolumeHeader) -> Any:
     """A NIfTI image of `array` with the geometry fields of `like`, exactly as they stand where it
     is a NIfTI itself.
     """

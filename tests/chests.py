@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from data.phantom.anatomy import Patient, build
+from data.phantom.anatomy import PhantomPatient, build_anatomy
 
 SIZE, SPACING = (60, 48, 64), (6.0, 6.0, 4.5)
 Edit = Callable[[Dataset, int], None]
@@ -22,7 +22,7 @@ Edit = Callable[[Dataset, int], None]
 @functools.lru_cache(maxsize=1)
 def chest() -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """HU and labels (X, Y, Z) in RAS."""
-    made = build(Patient(np.ones(3), np.zeros(3), np.zeros((3, 3))), SIZE, SPACING)
+    made = build_anatomy(PhantomPatient(np.ones(3), np.zeros(3), np.zeros((3, 3))), SIZE, SPACING)
     return np.rint(made.hu).clip(-1024, 3071).astype(np.int16), made.labels
 
 

@@ -27,7 +27,7 @@ LARGE_MM = 2.2  # arteries thicker than this are left out of the lung mask, as s
 
 
 @dataclass(frozen=True)
-class Patient:
+class PhantomPatient:
     """What differs in shape between patients; the defaults are the unvaried chest."""
 
     scale: NDArray[np.float64]
@@ -41,10 +41,10 @@ class Patient:
     jitter: float = 0.0
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> Patient:
+    def random(rng: np.random.Generator) -> PhantomPatient:
         """A patient drawn at random."""
         dome = rng.uniform(-79, -65)
-        return Patient(
+        return PhantomPatient(
             scale=rng.uniform((0.90, 0.88, 0.88), (1.05, 1.06, 1.06)),
             shift=rng.uniform(-5, 5, 3),
             phase=rng.uniform(0, 2 * np.pi, (3, 3)),
@@ -66,7 +66,7 @@ class Patient:
         ]
         return waves[0], waves[1], waves[2]
 
-    def to_own(self, world: Grid) -> Grid:
+    def to_template_frame(self, world: Grid) -> Grid:
         """Points of the world in the frame of the unvaried chest."""
         parts = [
             (p - s) / c + w
@@ -101,7 +101,7 @@ class Anatomy:
     depth: Array
 
 
-def axes_of(
+def voxel_axes(
     size: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> tuple[Array, Array, Array]:
     """Voxel centres in mm, the origin in the middle of the field of view."""
@@ -136,7 +136,7 @@ def _ball(
     return np.asarray((norm - 1) * min(radii))
 
 
-def _organs(patient: Patient, x: Array, y: Array, z: Array) -> dict[str, Array]:
+def _organs(patient: PhantomPatient, x: Array, y: Array, z: Array) -> dict[str, Array]:
     """Distances to what the lungs leave free, mm; negative inside."""
     h = patient.heart
     left, right = patient.domes
@@ -153,14 +153,14 @@ def _organs(patient: Patient, x: Array, y: Array, z: Array) -> dict[str, Array]:
     }
 
 
-def _lungs(patient: Patient, x: Array, y: Array, z: Array) -> NDArray[np.bool_]:
+def _lungs(patient: PhantomPatient, x: Array, y: Array, z: Array) -> NDArray[np.bool_]:
     free = np.minimum.reduce(list(_organs(patient, x, y, z).values()))
     return (_thorax(x, y, z) < 0) & (free > 2)
 
 
 def _well_inside(points: NDArray[np.float64], side: str) -> NDArray[np.bool_]:
     """Whether points (N,3) lie some mm inside a lung of the unvaried chest."""
-    chest = Patient(np.ones(3), np.zeros(3), np.zeros((3, 3)))
+    chest = PhantomPatient(np.ones(3), np.zeros(3), np.zeros((3, 3)))
     inside = (points[:, 0] < 0) == (side == "left")
     for step in np.concatenate([np.eye(3), -np.eye(3)]) * 9:
         x, y, z = (points + step).T
@@ -169,7 +169,7 @@ def _well_inside(points: NDArray[np.float64], side: str) -> NDArray[np.bool_]:
 
 
 def _body(
-    patient: Patient, own: tuple[Array, Array, Array], organs: dict[str, Array], voxel: float
+    patient: PhantomPatient, own: tuple[Array, Array, Array], organs: dict[str, Array], voxel: float
 ) -> Array:
     """The chest without lungs, HU."""
     x, y, z = own
@@ -237,17 +237,19 @@ def _parenchyma(
     return np.asarray(LUNG_HU + 70 * (0.5 - front) - 16 * (height - 0.5) + hu, np.float32)
 
 
-def build(
-    patient: Patient, size: tuple[int, int, int], spacing: tuple[float, float, float]
+def build_anatomy(
+    patient: PhantomPatient, size: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Anatomy:
     """One patient's chest on a grid; the lungs may be empty where the field of view misses them."""
-    axes = axes_of(size, spacing)
-    own = patient.to_own(np.meshgrid(*axes, indexing="ij", sparse=True))
+    axes = voxel_axes(size, spacing)
+    own = patient.to_template_frame(np.meshgrid(*axes, indexing="ij", sparse=True))
     organs = _organs(patient, *own)
-    airways, arteries = (patient.place(t, i) for i, t in enumerate(trees.template(_well_inside)))
-    lumen = trees.draw(airways, axes)
+    airways, arteries = (
+        patient.place(t, i) for i, t in enumerate(trees.template_trees(_well_inside))
+    )
+    lumen = trees.draw_tree(airways, axes)
     thick = arteries.radius > LARGE_MM
-    trunk = trees.draw(
+    trunk = trees.draw_tree(
         replace(arteries, pairs=arteries.pairs[thick], radius=arteries.radius[thick]), axes
     )
     lungs = _lungs(patient, *own)
@@ -258,7 +260,9 @@ def build(
         return _empty(labels)
     height, front = _unit(axes[2], tissue, 2), _unit(axes[1], tissue, 1)
 
-    fine = np.maximum(trees.draw(arteries, axes), trees.draw(airways, axes, extra=0.7) - lumen)
+    fine = np.maximum(
+        trees.draw_tree(arteries, axes), trees.draw_tree(airways, axes, extra=0.7) - lumen
+    )
     fine = np.clip(fine, 0, 1)
     lung_hu = _parenchyma(labels, height, front, axes)
     lung_hu = lung_hu + fine * (BLOOD_HU - lung_hu)

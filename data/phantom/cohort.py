@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.phantom import effects as phantom_effects
-from data.phantom.anatomy import Anatomy, Patient, build
-from data.phantom.effects import Effects
+from data.phantom.anatomy import Anatomy, PhantomPatient, build_anatomy
+from data.phantom.effects import PlantedEffects
 from data.phantom.rows import COLUMNS, LEVELS, NUMBERS, Row
 from util.cli import UserError, format_list
 
@@ -55,10 +55,10 @@ class PhantomCohort:
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
     patient_sd: float
-    effects: Effects
+    effects: PlantedEffects
 
     @staticmethod
-    def load(dataroot: Path | str) -> PhantomCohort:
+    def from_folder(dataroot: Path | str) -> PhantomCohort:
         """The cohort of a folder; raises `UserError` where it is none, or not finished."""
         path = Path(dataroot) / RECORD
         try:
@@ -79,7 +79,7 @@ class PhantomCohort:
             size=tuple(settings["size"]),
             spacing=tuple(settings["spacing"]),
             patient_sd=settings["patient_sd"],
-            effects=phantom_effects.parse(settings["effects"], str(path)),
+            effects=phantom_effects.parse_effects(settings["effects"], str(path)),
         )
 
     @property
@@ -113,7 +113,7 @@ class PhantomCohort:
         for column, value in (changes or {}).items():
             _check_cell(column, value)
             row[column] = value
-        return render(self.seeds[case], row, self, noise)
+        return render_scan(self.seeds[case], row, self, noise)
 
 
 def _check_cell(column: str, value: str) -> None:
@@ -136,10 +136,10 @@ def _check_cell(column: str, value: str) -> None:
 
 @lru_cache(maxsize=4)
 def _anatomy(seed: int, size: tuple[int, int, int], spacing: tuple[float, float, float]) -> Anatomy:
-    return build(Patient.draw(np.random.default_rng([seed, 0])), size, spacing)
+    return build_anatomy(PhantomPatient.random(np.random.default_rng([seed, 0])), size, spacing)
 
 
-def render(
+def render_scan(
     seed: int, row: Mapping[str, str], cohort: PhantomCohort, noise: bool = True
 ) -> PhantomScan:
     """A patient's scan, from their seed and row."""

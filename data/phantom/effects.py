@@ -37,7 +37,7 @@ FACTORS: dict[str, Callable[[Anatomy], Array]] = {
 
 
 @dataclass(frozen=True)
-class Term:
+class EffectTerm:
     """`hu` on average over the lungs' voxels, spread as `pattern`."""
 
     hu: float
@@ -53,24 +53,24 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Effects:
+class PlantedEffects:
     """Planted effects: `levels[column][value]`, `slopes[column] = (term per unit, reference)`."""
 
-    levels: Mapping[str, Mapping[str, Term]]
-    slopes: Mapping[str, tuple[Term, float]]
+    levels: Mapping[str, Mapping[str, EffectTerm]]
+    slopes: Mapping[str, tuple[EffectTerm, float]]
     null_column: str | None
     raw: Mapping[str, Any]  # the table as it was read, for the cohort's record
 
-    def terms(self, row: Mapping[str, str]) -> list[Term]:
+    def terms(self, row: Mapping[str, str]) -> list[EffectTerm]:
         """What a row adds; an empty cell adds nothing."""
         found = [by_level[row[c]] for c, by_level in self.levels.items() if row.get(c) in by_level]
         for column, (term, reference) in self.slopes.items():
             if row.get(column):
-                found.append(Term(term.hu * (float(row[column]) - reference), term.pattern))
+                found.append(EffectTerm(term.hu * (float(row[column]) - reference), term.pattern))
         return [t for t in found if t.hu]
 
 
-def load(path: Path | None = None) -> Effects:
+def load_effects(path: Path | None = None) -> PlantedEffects:
     """The effects of a YAML file, the project's own by default; raises `UserError` where it breaks
     the rules.
     """
@@ -83,10 +83,10 @@ def load(path: Path | None = None) -> Effects:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--effects {path} is not valid YAML: {error}.") from None
-    return parse(raw, str(path))
+    return parse_effects(raw, str(path))
 
 
-def parse(raw: Any, source: str) -> Effects:
+def parse_effects(raw: Any, source: str) -> PlantedEffects:
     """Effects from plain values; `source` names their file in messages.
 
     Raises:
@@ -121,7 +121,7 @@ def parse(raw: Any, source: str) -> Effects:
         )
     if null in columns:
         raise UserError(f"{source}: {null!r} is the null_column, so it must not have effects.")
-    return Effects(levels, slopes, null, raw)
+    return PlantedEffects(levels, slopes, null, raw)
 
 
 def _table(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _table(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
     return value
 
 
-def _term(value: Any, names: tuple[str, ...], where: str) -> tuple[Term, float]:
+def _term(value: Any, names: tuple[str, ...], where: str) -> tuple[EffectTerm, float]:
     entry = _table(value, names, where)
     numbers = {"reference": 0.0}
     for name in names:
@@ -162,4 +162,4 @@ def _term(value: Any, names: tuple[str, ...], where: str) -> tuple[Term, float]:
             raise UserError(
                 f"{where}: pattern is {pattern!r}; use one or several, joined by _, of: {allowed}."
             )
-    return Term(numbers["hu"], str(pattern)), numbers["reference"]
+    return EffectTerm(numbers["hu"], str(pattern)), numbers["reference"]

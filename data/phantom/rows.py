@@ -78,7 +78,7 @@ def _details(row: Row, rng: np.random.Generator) -> Row:
     return cells
 
 
-def hide(rows: dict[str, Row], share: float, seed: int) -> dict[str, Row]:
+def hide_cells(rows: dict[str, Row], share: float, seed: int) -> dict[str, Row]:
     """The rows with a share of their filled cells emptied at random; the two ids stay."""
     rng = np.random.default_rng([seed, 3])
     filled = [

@@ -60,7 +60,7 @@ def _tree(branches: list[tuple[Points, Points, float]]) -> Tree:
 
 
 @lru_cache(maxsize=1)
-def template(inside: Callable[[Points, str], NDArray[np.bool_]]) -> tuple[Tree, Tree]:
+def template_trees(inside: Callable[[Points, str], NDArray[np.bool_]]) -> tuple[Tree, Tree]:
     """The airway tree and the artery tree of the unvaried chest, the same in every run.
 
     Args:
@@ -86,7 +86,7 @@ def template(inside: Callable[[Points, str], NDArray[np.bool_]]) -> tuple[Tree, 
     return _tree(airways), _tree(arteries)
 
 
-def draw(tree: Tree, axes: tuple[Array, Array, Array], extra: float = 0.0) -> Array:
+def draw_tree(tree: Tree, axes: tuple[Array, Array, Array], extra: float = 0.0) -> Array:
     """Share of each voxel that the tubes fill, 0 to 1, shape of the grid.
 
     A thin tube's cross-section is spread as a Gaussian as wide as a voxel, keeping its area

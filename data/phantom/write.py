@@ -21,8 +21,8 @@ from tqdm import tqdm
 from data.phantom import effects as phantom_effects
 from data.phantom.anatomy import FIELD_MM, LEFT, RIGHT
 from data.phantom.cohort import RECORD, VERSION, PhantomCohort
-from data.phantom.effects import Effects
-from data.phantom.rows import COLUMNS, draw_rows, hide
+from data.phantom.effects import PlantedEffects
+from data.phantom.rows import COLUMNS, draw_rows, hide_cells
 from options.phantom_options import PhantomOptions
 from util.cli import UserError
 
@@ -32,7 +32,9 @@ UNFINISHED = "phantom.unfinished.json"
 FOLDERS = ("img", "gtlung")
 
 
-def plan(options: PhantomOptions, effects: Effects) -> tuple[PhantomCohort, dict[str, Any]]:
+def plan_phantom_cohort(
+    options: PhantomOptions, effects: PlantedEffects
+) -> tuple[PhantomCohort, dict[str, Any]]:
     """The cohort that options ask for, and its record for `phantom.json`."""
     held_out = options.test_cases + options.val_cases
     if options.cases <= held_out:
@@ -69,7 +71,7 @@ def plan(options: PhantomOptions, effects: Effects) -> tuple[PhantomCohort, dict
     return cohort, json.loads(json.dumps(record))
 
 
-def make(options: PhantomOptions) -> Path:
+def make_phantom_cohort(options: PhantomOptions) -> Path:
     """Writes a cohort (img/, gtlung/, clinical.csv, splits.json, and at last phantom.json), or
     finds it already there.
 
@@ -77,8 +79,8 @@ def make(options: PhantomOptions) -> Path:
         UserError: Settings that contradict each other, a folder that holds something else, or no
             space.
     """
-    cohort, record = plan(
-        options, phantom_effects.load(Path(options.effects) if options.effects else None)
+    cohort, record = plan_phantom_cohort(
+        options, phantom_effects.load_effects(Path(options.effects) if options.effects else None)
     )
     out = Path(options.OUT)
     if _finished(out, record, options.overwrite):
@@ -156,7 +158,7 @@ def _write(
     unfinished = out / UNFINISHED
     unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
     train = {c: dict(cohort.rows[c]) for c in cohort.splits["train"]}
-    table = {**cohort.rows, **hide(train, options.missing, options.seed)}
+    table = {**cohort.rows, **hide_cells(train, options.missing, options.seed)}
     pd.DataFrame([table[c] for c in cohort.case_ids], columns=list(COLUMNS)).to_csv(
         out / "clinical.csv", index=False
     )

@@ -10,7 +10,7 @@ from itertools import combinations
 
 from data.cohort import Case
 from data.text.prompts import Prompt, Template, split_free_text
-from data.text.template import as_number
+from data.text.template import parse_number
 from util.cli import UserError, format_list, safe_name
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ def check_intervention(
             meaning = "; the model has never seen it, so its effect means nothing"
         else:
             at, sizes = (
-                as_number(shown[value]),
-                [n for k in known if (n := as_number(k)) is not None],
+                parse_number(shown[value]),
+                [n for k in known if (n := parse_number(k)) is not None],
             )
             between = at is not None and min(sizes, default=at) < at < max(sizes, default=at)
             meaning = "; the model takes it for what lies between its neighbours" if between else ""
@@ -139,6 +139,6 @@ def counterfactual_variants(
     return made
 
 
-def pairs(arms: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+def variant_pairs(arms: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     """Every pair (from, to), in the order in which the values were given."""
     return list(combinations(arms, 2))

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.cohort import Cohort
-from data.text.template import TEMPLATES, UNKNOWN, Column, as_number, guess_role, read_columns
+from data.text.template import (
+    TEMPLATES,
+    UNKNOWN_VALUES,
+    Column,
+    parse_number,
+    guess_role,
+    read_template_columns,
+)
 from data.volumes import strip_suffix
 from util import phrasing as wording
 from util.cli import UserError, format_list
@@ -53,7 +60,7 @@ def split_free_text(text: str) -> Prompt:
 
 
 @dataclass(frozen=True)
-class Changed:
+class ChangedRow:
     """A row after a change, and the columns that lost their value because they would contradict the
     rest.
     """
@@ -70,7 +77,9 @@ class Template:
     columns: Mapping[str, Column]
 
     def __getitem__(self, column: str) -> Column:
-        return self.columns.get(column) or Column(column, role=guess_role(column), unknown=UNKNOWN)
+        return self.columns.get(column) or Column(
+            column, role=guess_role(column), unknown=UNKNOWN_VALUES
+        )
 
     def role(self, column: str) -> str:
         """What a column is in a study: exposure, demographic, mediator, outcome, acquisition or
@@ -96,7 +105,7 @@ class Template:
         ]
         return tuple(Phrase(self[c].to_phrase(value), c) for c, value in said if value)
 
-    def consistent(self, row: Row, keep: str | None = None) -> Changed:
+    def consistent(self, row: Row, keep: str | None = None) -> ChangedRow:
         """The row without the values that others make meaningless (`Never smoker` empties
         pack-years).
 
@@ -122,9 +131,9 @@ class Template:
                     dropped.append(other)
                 if other in made:
                     made[other] = ""
-        return Changed(made, tuple(dict.fromkeys(dropped)))
+        return ChangedRow(made, tuple(dict.fromkeys(dropped)))
 
-    def change(self, row: Row, column: str, value: str) -> Changed:
+    def change(self, row: Row, column: str, value: str) -> ChangedRow:
         """The row with one attribute changed, and what contradicts it emptied; an empty value
         removes the attribute.
 
@@ -153,7 +162,9 @@ class Template:
         texts.
         """
         values = {self.format_value(row, column) for row in rows} - {""}
-        return tuple(sorted(values, key=lambda v: (as_number(v) is None, as_number(v) or 0.0, v)))
+        return tuple(
+            sorted(values, key=lambda v: (parse_number(v) is None, parse_number(v) or 0.0, v))
+        )
 
 
 def load_template(
@@ -169,7 +180,7 @@ def load_template(
         hint_at_template(columns)
     else:
         path = TEMPLATES / f"{name}.yaml" if (TEMPLATES / f"{name}.yaml").is_file() else Path(name)
-        made = read_columns(path)
+        made = read_template_columns(path)
         if columns and not set(made) & set(columns):
             raise UserError(
                 f"--template {name} knows none of the table's columns ({format_list(list(columns))}); "
@@ -186,7 +197,7 @@ def hint_at_template(columns: Sequence[str]) -> None:
     was.
     """
     for path in sorted(TEMPLATES.glob("*.yaml")):
-        known = set(read_columns(path))
+        known = set(read_template_columns(path))
         if len(known & set(columns)) > len(known) / 2:
             log.warning(
                 "The table has columns of %s: --template %s words them as published, and knows "

@@ -14,7 +14,7 @@ from util.cli import UserError
 log = logging.getLogger(__name__)
 
 
-def make_prompts(options: PromptOptions) -> Path:
+def write_prompt_table(options: PromptOptions) -> Path:
     """Writes the file; raises `UserError` for a missing or bad table, template or value."""
     root, out = Path(options.dataroot), Path(options.out)
     path = find_table(root) if options.dataroot and root.is_dir() else None

@@ -34,7 +34,7 @@ from util.cli import UserError
 TEMPLATES = Path(__file__).parents[1] / "templates"
 ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
 KINDS = ("category", "number", "date", "text")
-UNKNOWN = frozenset(
+UNKNOWN_VALUES = frozenset(
     (
         "",
         "nan",
@@ -111,7 +111,7 @@ def normalise_key(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ImplicationRule:
     """Columns without meaning when a column's known value is among `when`, or is not among
     `unless`.
     """
@@ -141,7 +141,7 @@ class Column:
     unit: str = ""
     digits: int | None = None
     absolute: bool = False
-    implies: tuple[Rule, ...] = ()
+    implies: tuple[ImplicationRule, ...] = ()
 
     def format_value(self, raw: object) -> str:
         """The value as the text says it, "" where it is not known; a number that is none raises
@@ -153,7 +153,7 @@ class Column:
         text = self.values.get(normalise_key(text), text)
         if self.kind not in ("number", "date"):
             return text
-        number = as_number(text)
+        number = parse_number(text)
         if number is None:
             if self.kind == "date":
                 return text
@@ -168,7 +168,7 @@ class Column:
     def to_phrase(self, shown: str) -> str:
         """The phrase of a value as `shown` gives it."""
         automatic = f"{self.name} is {shown}"
-        if self.kind == "date" and as_number(shown) is None:
+        if self.kind == "date" and parse_number(shown) is None:
             return automatic
         pattern = self.phrases.get(normalise_key(shown), self.phrase)
         return (
@@ -176,7 +176,7 @@ class Column:
         )
 
 
-def as_number(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
     """The finite number that a text is, or None."""
     try:
         number = float(text)
@@ -198,7 +198,7 @@ def guess_role(column: str) -> str:
     )
 
 
-def read_columns(path: Path) -> dict[str, Column]:
+def read_template_columns(path: Path) -> dict[str, Column]:
     """The columns of a template file; raises `UserError` for what breaks the format above."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -214,7 +214,7 @@ def read_columns(path: Path) -> dict[str, Column]:
             f"Template {path} must be a mapping with a mapping `columns`; see "
             "data/templates/aiib23.yaml."
         )
-    unknown = UNKNOWN | _keys(f"Template {path}, unknown", raw.get("unknown", []))
+    unknown = UNKNOWN_VALUES | _keys(f"Template {path}, unknown", raw.get("unknown", []))
     return {
         str(c): _column(f"Template {path}, column {str(c)!r}", str(c), e, unknown)
         for c, e in raw["columns"].items()
@@ -264,7 +264,7 @@ def _column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Colum
     return Column(name, role=role, kind=kind, unknown=unknown, implies=rules, **simple, **maps)
 
 
-def _rule(where: str, entry: Any) -> Rule:
+def _rule(where: str, entry: Any) -> ImplicationRule:
     if not isinstance(entry, dict) or set(entry) not in ({"when", "drop"}, {"unless", "drop"}):
         raise UserError(
             f"{where}: an entry takes `drop` with `when` or with `unless`; it is {entry!r}."
@@ -272,4 +272,4 @@ def _rule(where: str, entry: Any) -> Rule:
     if not isinstance(entry["drop"], list):
         raise UserError(f"{where}: `drop` must be a list of columns, and is {entry['drop']!r}.")
     sets = {k: _keys(f"{where}, {k}", entry[k]) for k in ("when", "unless") if k in entry}
-    return Rule(tuple(map(str, entry["drop"])), **sets)
+    return ImplicationRule(tuple(map(str, entry["drop"])), **sets)

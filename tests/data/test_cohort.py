@@ -15,7 +15,7 @@ import openpyxl
 import pytest
 
 from data import checks
-from data.cohort import Cohort, natural
+from data.cohort import Cohort, natural_key
 from data.load_cohort import load_cohort
 from data.splits import make_splits, read_splits, save_splits
 from data.table import find_table, read_table
@@ -69,7 +69,7 @@ def test_a_good_cohort(root: Path) -> None:
     assert cohort["case3"].row == {"Patient": "P2", "AGE": "53", "SMOKING": "None"}
     assert cohort["case3"].image == root / "img" / "case3.nii.gz"
     assert [len(cohort.split(name)) for name in ("train", "val", "test")] == [10, 1, 1]
-    assert sorted(["b10", "b2", "a", "2", "b2c"], key=natural) == ["2", "a", "b2", "b2c", "b10"]
+    assert sorted(["b10", "b2", "a", "2", "b2c"], key=natural_key) == ["2", "a", "b2", "b2c", "b10"]
 
 
 def test_formats_may_differ_between_pairs(root: Path) -> None:

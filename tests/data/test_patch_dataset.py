@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from data import cache as cache_module
-from data.augment import turn
-from data.cache import Prepared, prepare
+from data.augment import random_affine
+from data.cache import CachedCase, cache_case
 from data.cohort import Case
 from data.geometry import coordinate_grid
-from data.patch_dataset import Batch, PatchDataset, loader
+from data.patch_dataset import PatchBatch, PatchDataset, patch_loader
 from data.volume_dataset import VolumeDataset, padded_size
-from data.volumes import load, to_unit, write_like
+from data.volumes import load_volume, to_unit, write_like
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError
 
@@ -79,7 +79,7 @@ def dataset(
 
 def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Path) -> None:
     patches = dataset(cases, tmp_path / "cache")
-    volumes = {case.id: (load(case.image or ""), load(case.mask)) for case in cases}
+    volumes = {case.id: (load_volume(case.image or ""), load_volume(case.mask)) for case in cases}
     grid = coordinate_grid(SHAPE)
     for k in range(12):
         sample = patches[k]
@@ -185,7 +185,7 @@ def test_turning_moves_scan_and_mask_alike() -> None:
     hu = np.where(mask, -800, 0).astype(np.int16)
     rng = np.random.default_rng(0)
     for _ in range(5):
-        turned, labels = turn(hu, mask, (2, 2, 2), (36, 32, 28), -1000, rng)
+        turned, labels = random_affine(hu, mask, (2, 2, 2), (36, 32, 28), -1000, rng)
         assert turned.shape == labels.shape == (36, 32, 28) and turned.dtype == np.float32
         assert ((turned < -400) == labels.astype(bool)).mean() > 0.99
         assert np.argwhere(labels).mean(0)[0] < 14 and 0.8 < labels.sum() / mask.sum() < 1.25
@@ -215,7 +215,7 @@ def test_other_prompt_is_empty_where_all_agree(tmp_path: Path) -> None:
 
 def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
     path = cases[2].mask
-    labels = load(path).array
+    labels = load_volume(path).array
     labels[0, 0, 0] = 7
     write_like(path, labels, path, np.uint8)
     message = r"label 7 in .*c2\.nii\.gz; this run knows 0, 1, 2, 3"
@@ -235,21 +235,23 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
 def test_processes_share_the_batches_of_one(cases: list[Case], tmp_path: Path) -> None:
     patches = dataset(cases, tmp_path / "cache")
     state = torch.get_rng_state()
-    whole: list[Batch] = list(loader(patches, 8, 24, 4))
+    whole: list[PatchBatch] = list(patch_loader(patches, 8, 24, 4))
     assert torch.equal(state, torch.get_rng_state())
-    parts = [list(loader(patches, 8, 24, 2, rank=rank, world=2)) for rank in range(2)]
+    parts = [list(patch_loader(patches, 8, 24, 2, rank=rank, world=2)) for rank in range(2)]
     assert len(whole) == len(parts[0]) == 4
     for batch, first, second in zip(whole, *parts, strict=True):
         assert torch.equal(batch["image"], torch.cat([first["image"], second["image"]]))
         assert batch["cases"] == first["cases"] + second["cases"]
     assert torch.equal(whole[1]["mask"][2], patches[14]["mask"])
     with pytest.raises(ValueError, match="multiple"):
-        loader(patches, 0, 7, 4)
+        patch_loader(patches, 0, 7, 4)
 
 
 def test_workers_give_the_same_batches(cases: list[Case], tmp_path: Path) -> None:
     patches = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0.5))
-    for one, two in zip(loader(patches, 0, 8, 4), loader(patches, 0, 8, 4, workers=1), strict=True):
+    for one, two in zip(
+        patch_loader(patches, 0, 8, 4), patch_loader(patches, 0, 8, 4, workers=1), strict=True
+    ):
         assert torch.equal(one["image"], two["image"]) and one["prompts"] == two["prompts"]
     assert len(pickle.dumps(patches)) < 5000  # no volume travels to a worker
 
@@ -257,9 +259,9 @@ def test_workers_give_the_same_batches(cases: list[Case], tmp_path: Path) -> Non
 def test_a_patch_costs_a_slice(tmp_path: Path) -> None:
     cases = [make_case(tmp_path / "cohort", f"c{k}", shape=(96, 96, 64)) for k in range(2)]
     patches = dataset(cases, tmp_path / "cache", (32, 32, 24))
-    next(iter(loader(patches, 0, 8, 8)))
+    next(iter(patch_loader(patches, 0, 8, 8)))
     started = time.perf_counter()
-    for _ in loader(patches, 8, 48, 8):
+    for _ in patch_loader(patches, 8, 48, 8):
         pass
     assert (time.perf_counter() - started) / 5 < 0.15  # measured: 0.013 s for eight patches
 
@@ -274,25 +276,25 @@ def test_cache_is_keyed_by_content_and_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache, options = tmp_path / "cache", DataOptions()
-    first = prepare(cases[0], options, cache)
+    first = cache_case(cases[0], options, cache)
     assert first.image().dtype == np.int16 and isinstance(first.image(), np.memmap)
-    np.testing.assert_array_equal(first.image(), load(cases[0].image or "").array)
+    np.testing.assert_array_equal(first.image(), load_volume(cases[0].image or "").array)
     with monkeypatch.context() as patched:
         patched.setattr(cache_module, "load", lambda path: pytest.fail("read again"))
-        assert prepare(cases[0], replace(options, hu_window=(-900.0, 100.0)), cache) == first
-    coarse = prepare(cases[0], DataOptions(spacing=(3, 3, 4)), cache)
+        assert cache_case(cases[0], replace(options, hu_window=(-900.0, 100.0)), cache) == first
+    coarse = cache_case(cases[0], DataOptions(spacing=(3, 3, 4)), cache)
     assert coarse != first and coarse.shape() == (12, 10, 8) == coarse.image().shape
     assert set(np.unique(coarse.mask())) <= set(LABELS)
-    write_like(cases[0].mask, load(cases[0].mask).array * 0, cases[0].mask, np.uint8)
-    assert prepare(cases[0], options, cache).labels() == [0]
+    write_like(cases[0].mask, load_volume(cases[0].mask).array * 0, cases[0].mask, np.uint8)
+    assert cache_case(cases[0], options, cache).labels() == [0]
     assert not list(cache.glob(".*"))
 
 
 def test_fractional_hu_are_kept(tmp_path: Path) -> None:
     case = make_case(tmp_path / "cohort", "f")
     assert case.image
-    write_like(case.image, load(case.image).array + np.float32(0.25), case.image, np.float32)
-    image = prepare(case, DataOptions(), tmp_path / "cache").image()
+    write_like(case.image, load_volume(case.image).array + np.float32(0.25), case.image, np.float32)
+    image = cache_case(case, DataOptions(), tmp_path / "cache").image()
     assert image.dtype == np.float32 and (image % 1 == 0.25).all()
 
 
@@ -307,7 +309,7 @@ def test_a_full_disk_leaves_nothing_half(
     with pytest.raises(
         UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"
     ):
-        prepare(cases[0], DataOptions(), tmp_path / "cache")
+        cache_case(cases[0], DataOptions(), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -317,7 +319,7 @@ def test_two_processes_may_prepare_the_same_case(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "cache"
-    made = prepare(cases[0], DataOptions(), cache)
+    made = cache_case(cases[0], DataOptions(), cache)
     monkeypatch.setattr(cache_module, "_key", lambda *_: "late")
     shutil.copytree(made.folder, tmp_path / "other")
 
@@ -327,7 +329,7 @@ def test_two_processes_may_prepare_the_same_case(
 
     real = cache_module.load_case
     monkeypatch.setattr(cache_module, "load_case", slow)
-    assert prepare(cases[0], DataOptions(), cache) == Prepared(cache / "late")
+    assert cache_case(cases[0], DataOptions(), cache) == CachedCase(cache / "late")
 
 
 # --- whole volumes
@@ -343,7 +345,7 @@ def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
     )
     torch.testing.assert_close(whole.mask.sum(0), torch.ones(32, 24, 16))
     assert cases[0].image
-    hu = load(cases[0].image).array
+    hu = load_volume(cases[0].image).array
     np.testing.assert_allclose(
         whole.restore(whole.image[0].numpy()), to_unit(hu, WINDOW), atol=1e-6
     )
@@ -366,6 +368,6 @@ def test_whole_volumes_of_masks_alone_at_another_spacing(cases: list[Case]) -> N
         and whole.mask.shape == (4, 16, 16, 16)
     )
     back = whole.restore((whole.mask[1] + whole.mask[2]).numpy())
-    lungs = np.isin(load(alone.mask).array, (1, 2))
+    lungs = np.isin(load_volume(alone.mask).array, (1, 2))
     assert back.shape == SHAPE and ((back > 0.5) == lungs).mean() > 0.85
     assert padded_size((5, 8, 9), (6, 4, 4), (4, 8, 2)) == (8, 8, 10)

@@ -13,7 +13,7 @@ import pytest
 
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
-from data.resampling import fold_cases, resample
+from data.resampling import fold_cases, bootstrap_patients
 from options.base_options import DataOptions
 from pipelines.power import detectable, smallest_effect
 from tests.commands import TINY, TrainedRun, command, refused, train
@@ -56,11 +56,11 @@ def test_permuting_needs_a_column_and_rows_that_count(cohort_copy: Path) -> None
 
 def test_resampling_draws_patients_with_all_their_cases() -> None:
     patients = {"a1": "A", "a2": "A", "b": "B", "c": "C", "d": "D"}
-    drawn = resample(list(patients), patients, 1)
+    drawn = bootstrap_patients(list(patients), patients, 1)
     counts = Counter(drawn)
     assert counts["a1"] == counts["a2"] and sum(counts[c] for c in ("a1", "b", "c", "d")) == 4
-    assert drawn == resample(list(patients), patients, 1)
-    assert len({tuple(resample(list(patients), patients, s)) for s in range(8)}) > 3
+    assert drawn == bootstrap_patients(list(patients), patients, 1)
+    assert len({tuple(bootstrap_patients(list(patients), patients, s)) for s in range(8)}) > 3
 
 
 def test_a_resampled_cohort_holds_cases_as_often_as_they_were_drawn(cohort_dir: Path) -> None:

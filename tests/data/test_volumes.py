@@ -17,13 +17,13 @@ from data.geometry import (
     corner_distance,
     crop,
     resample,
-    same_place,
-    spaced_grid,
+    grids_match,
+    grid_with_spacing,
     to_ras,
 )
 from data.volumes import (
     Volume,
-    load,
+    load_volume,
     one_hot,
     read_header,
     strip_suffix,
@@ -83,7 +83,7 @@ def ramp(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
 @pytest.mark.parametrize("name", list(affines()))
 def test_round_trip_on_the_source_grid(tmp_path: Path, name: str, suffix: str) -> None:
     source = write(tmp_path / f"case{suffix}", ramp(), affines()[name])
-    volume = load(source)
+    volume = load_volume(source)
     assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
     out = tmp_path / "out" / "case.nii.gz"
     write_like(out, volume.array.astype(np.float32) + 0.4, source)
@@ -109,7 +109,9 @@ def test_header_codes_of_a_nifti_are_kept(tmp_path: Path, codes: tuple[int, int]
     image.set_sform(affines()["LPS"], code=codes[1])
     nib.save(image, tmp_path / "mask.nii.gz")
     write_like(
-        tmp_path / "out.nii.gz", load(tmp_path / "mask.nii.gz").array, tmp_path / "mask.nii.gz"
+        tmp_path / "out.nii.gz",
+        load_volume(tmp_path / "mask.nii.gz").array,
+        tmp_path / "mask.nii.gz",
     )
     first, second = nib.load(tmp_path / "mask.nii.gz"), nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(first.affine, second.affine)
@@ -124,7 +126,7 @@ def test_header_codes_of_a_nifti_are_kept(tmp_path: Path, codes: tuple[int, int]
 def test_places_agree_with_simpleitk(tmp_path: Path) -> None:
     """A voxel's place in mm is the same by our affine (RAS) and by SimpleITK (LPS)."""
     source = write(tmp_path / "a.nrrd", ramp(), affines()["all"])
-    volume, image = load(source), sitk.ReadImage(str(source))
+    volume, image = load_volume(source), sitk.ReadImage(str(source))
     for index in ((0, 0, 0), (3, 5, 2), (8, 10, 6)):
         value = image.GetPixel(index)
         place = np.array(image.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)
@@ -135,7 +137,7 @@ def test_places_agree_with_simpleitk(tmp_path: Path) -> None:
 def test_header_needs_no_voxels(tmp_path: Path) -> None:
     for suffix in (".nii.gz", ".mha"):
         path = write(tmp_path / f"a{suffix}", ramp(), affines()["all"])
-        header, volume = read_header(path), load(path)
+        header, volume = read_header(path), load_volume(path)
         assert header.shape == volume.shape and header.source_shape == SHAPE
         np.testing.assert_allclose(header.affine, volume.affine)
         np.testing.assert_allclose(header.source_affine, affines()["all"], atol=1e-5)
@@ -144,12 +146,12 @@ def test_header_needs_no_voxels(tmp_path: Path) -> None:
 def test_types_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii.gz", ramp(), np.eye(4))
     like = write(tmp_path / "mask.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
-    assert load(path).array.dtype == np.int16
-    write_like(tmp_path / "f.nii.gz", load(path).array * 0.25, like, np.float32)
-    assert load(tmp_path / "f.nii.gz").array.dtype == np.float32
-    np.testing.assert_array_equal(load(tmp_path / "f.nii.gz").array, ramp() * 0.25)
+    assert load_volume(path).array.dtype == np.int16
+    write_like(tmp_path / "f.nii.gz", load_volume(path).array * 0.25, like, np.float32)
+    assert load_volume(tmp_path / "f.nii.gz").array.dtype == np.float32
+    np.testing.assert_array_equal(load_volume(tmp_path / "f.nii.gz").array, ramp() * 0.25)
     write_like(tmp_path / "i.nii.gz", np.full(SHAPE, 1e6), like)
-    assert load(tmp_path / "i.nii.gz").array.max() == 32767
+    assert load_volume(tmp_path / "i.nii.gz").array.max() == 32767
 
 
 def test_scaled_nifti_gives_hu(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_scaled_nifti_gives_hu(tmp_path: Path) -> None:
     image.header.set_slope_inter(2, -1024)  # nibabel then stores the numbers as they are
     nib.save(image, tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(
-        load(tmp_path / "a.nii.gz").array.ravel(), np.arange(27) * 2 - 1024
+        load_volume(tmp_path / "a.nii.gz").array.ravel(), np.arange(27) * 2 - 1024
     )
 
 
@@ -225,7 +227,7 @@ def damaged(folder: Path) -> dict[str, Path]:
 def test_every_damaged_file_is_named(tmp_path: Path) -> None:
     for what, path in damaged(tmp_path).items():
         with pytest.raises(UserError) as caught:
-            load(path)
+            load_volume(path)
         assert str(path) in str(caught.value), what
     with pytest.raises(UserError, match=r"four.nii.gz has 4 dimensions .*three"):
         read_header(tmp_path / "four.nii.gz")
@@ -312,11 +314,11 @@ def test_same_place_has_a_tolerance() -> None:
     affine = np.diag([0.7, 0.7, 1.0, 1.0])
     moved = affine.copy()
     moved[0, 3] = 0.01
-    assert same_place((512, 512, 300), affine, moved)
+    assert grids_match((512, 512, 300), affine, moved)
     moved[0, 3] = 0.5
-    assert not same_place((512, 512, 300), affine, moved)
+    assert not grids_match((512, 512, 300), affine, moved)
     assert corner_distance((512, 512, 300), affine, moved) == pytest.approx(0.5)
-    assert spaced_grid((10, 10, 10), affine, (0.7, 0.7, 2.0))[0] == (10, 10, 5)
+    assert grid_with_spacing((10, 10, 10), affine, (0.7, 0.7, 2.0))[0] == (10, 10, 5)
 
 
 def test_coordinates_and_crops_reach_beyond() -> None:
@@ -341,7 +343,7 @@ def test_coordinates_and_crops_reach_beyond() -> None:
 @pytest.mark.skipif(not REALCT.is_dir(), reason="the real scans (../shared/realct) are not here")
 def test_real_scans_come_back_as_they_were(tmp_path: Path) -> None:
     scan, mask = (REALCT / folder / "LIDC-IDRI-0001.nii.gz" for folder in ("img", "gtlung"))
-    volume, labels = load(scan), load(mask).array
+    volume, labels = load_volume(scan), load_volume(mask).array
     left, right = np.argwhere(labels == 1).mean(0), np.argwhere(labels == 2).mean(0)
     assert left[0] < right[0]  # index 0 runs to the patient's right
     write_like(tmp_path / "out.nii.gz", volume.array, mask)

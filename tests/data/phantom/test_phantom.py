@@ -22,7 +22,7 @@ from scipy import ndimage
 from data.phantom import effects as phantom_effects
 from data.phantom.cohort import NOISE_HU, PhantomCohort, PhantomScan
 from data.phantom.rows import COLUMNS, KEY, PATIENT
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.parser import parse
 from options.phantom_options import PhantomCommand, PhantomOptions
 from util.cli import UserError
@@ -33,12 +33,14 @@ SMALL = PhantomOptions(OUT="", cases=12, size=(40, 32, 28), test_cases=3, val_ca
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(replace(SMALL, OUT=str(tmp_path_factory.mktemp("phantoms") / "cohort")))
+    return make_phantom_cohort(
+        replace(SMALL, OUT=str(tmp_path_factory.mktemp("phantoms") / "cohort"))
+    )
 
 
 @pytest.fixture(scope="module")
 def cohort(folder: Path) -> PhantomCohort:
-    return PhantomCohort.load(folder)
+    return PhantomCohort.from_folder(folder)
 
 
 def lungs(scan: PhantomScan) -> NDArray[np.bool_]:
@@ -147,12 +149,15 @@ def test_files_are_what_render_makes(folder: Path, cohort: PhantomCohort) -> Non
 
 def test_made_again_it_is_the_same_and_another_seed_is_not(folder: Path, tmp_path: Path) -> None:
     few = replace(SMALL, OUT=str(tmp_path / "a"))
-    make(few)
+    make_phantom_cohort(few)
     for name in ("clinical.csv", "splits.json", "phantom.json", "img/phantom_004.nii.gz"):
         assert (tmp_path / "a" / name).read_bytes() == (folder / name).read_bytes()
-    other = PhantomCohort.load(make(replace(few, OUT=str(tmp_path / "b"), cases=7, seed=2)))
+    other = PhantomCohort.from_folder(
+        make_phantom_cohort(replace(few, OUT=str(tmp_path / "b"), cases=7, seed=2))
+    )
     assert not np.array_equal(
-        other.render("phantom_001").mask, PhantomCohort.load(folder).render("phantom_001").mask
+        other.render("phantom_001").mask,
+        PhantomCohort.from_folder(folder).render("phantom_001").mask,
     )
 
 
@@ -213,7 +218,7 @@ def test_render_refuses_impossible_cells(
 
 
 def test_default_effects_have_sources_and_no_null_effect() -> None:
-    effects = phantom_effects.load()
+    effects = phantom_effects.load_effects()
     assert effects.null_column == "RISK OCCUPATIONAL"
     assert all(entry["source"] for entry in effects.raw["effects"].values())
 
@@ -243,9 +248,9 @@ def test_effects_file_is_checked(tmp_path: Path, text: str, message: str) -> Non
     path = tmp_path / "effects.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        phantom_effects.load(path)
+        phantom_effects.load_effects(path)
     with pytest.raises(UserError, match="cannot be read"):
-        phantom_effects.load(tmp_path / "absent.yaml")
+        phantom_effects.load_effects(tmp_path / "absent.yaml")
 
 
 def test_effects_file_replaces_signs_and_sizes(tmp_path: Path) -> None:
@@ -255,8 +260,8 @@ def test_effects_file_replaces_signs_and_sizes(tmp_path: Path) -> None:
             {"effects": {"SEX": {"levels": {"Male": {"hu": -12.0, "pattern": "upper_dorsal"}}}}}
         )
     )
-    made = PhantomCohort.load(
-        make(replace(SMALL, OUT=str(tmp_path / "c"), cases=6, effects=str(path)))
+    made = PhantomCohort.from_folder(
+        make_phantom_cohort(replace(SMALL, OUT=str(tmp_path / "c"), cases=6, effects=str(path)))
     )
     path.unlink()  # the cohort keeps its own copy
     difference, scan = change(made, "phantom_001", "SEX", "Female", "Male")
@@ -268,14 +273,14 @@ def test_same_settings_are_reused_others_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = replace(SMALL, OUT=str(tmp_path / "d"), cases=6)
-    image = make(options) / "img" / "phantom_001.nii.gz"
+    image = make_phantom_cohort(options) / "img" / "phantom_001.nii.gz"
     written = image.stat().st_mtime_ns
     with caplog.at_level("INFO"):
-        make(options)
+        make_phantom_cohort(options)
     assert "already" in caplog.text and image.stat().st_mtime_ns == written
     with pytest.raises(UserError, match=r"seed 1 there, 5 now.*--overwrite"):
-        make(replace(options, seed=5))
-    make(replace(options, seed=5, overwrite=True))
+        make_phantom_cohort(replace(options, seed=5))
+    make_phantom_cohort(replace(options, seed=5, overwrite=True))
     assert image.stat().st_mtime_ns != written
 
 
@@ -292,12 +297,12 @@ def test_killed_run_is_not_taken_for_a_cohort_and_is_made_again(
 
     monkeypatch.setattr(PhantomCohort, "render", dies)
     with pytest.raises(KeyboardInterrupt):
-        make(options)
+        make_phantom_cohort(options)
     monkeypatch.undo()
     with pytest.raises(UserError, match="make_phantoms"):
-        PhantomCohort.load(options.OUT)
+        PhantomCohort.from_folder(options.OUT)
     assert (
-        len(PhantomCohort.load(make(options)).case_ids)
+        len(PhantomCohort.from_folder(make_phantom_cohort(options)).case_ids)
         == len(list((tmp_path / "e" / "img").iterdir()))
         == 6
     )
@@ -307,15 +312,15 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "precious.nii.gz").write_text("kept")
     with pytest.raises(UserError, match="holds no phantom cohort"):
-        make(replace(SMALL, OUT=str(tmp_path), overwrite=True))
+        make_phantom_cohort(replace(SMALL, OUT=str(tmp_path), overwrite=True))
     assert (tmp_path / "img" / "precious.nii.gz").read_text() == "kept"
 
 
 def test_settings_that_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 6"):
-        make(replace(SMALL, OUT=str(tmp_path / "f"), cases=5))
+        make_phantom_cohort(replace(SMALL, OUT=str(tmp_path / "f"), cases=5))
     with pytest.raises(UserError, match="miss the lungs"):
-        make(replace(SMALL, OUT=str(tmp_path / "f"), spacing=(0.2, 0.2, 0.2)))
+        make_phantom_cohort(replace(SMALL, OUT=str(tmp_path / "f"), spacing=(0.2, 0.2, 0.2)))
     with pytest.raises(UserError, match="OUT"):
         parse(PhantomCommand, "", [])
     assert not (tmp_path / "f").exists()

@@ -18,7 +18,7 @@ from data.text.prompts import (
     sentence,
     split_free_text,
 )
-from data.text.review import make_prompts
+from data.text.review import write_prompt_table
 from options.prompt_options import PromptOptions
 from util import phrasing as wording
 from util.cli import UserError
@@ -220,7 +220,7 @@ def test_make_prompts_writes_a_table(tmp_path: Path) -> None:
     (tmp_path / "clinical.csv").write_text(
         "File Name,AGE,PACK-YEARS,SMOKING HISTORY\nc1.nii.gz,55.0,9,Never smoker\nc2,,,\n"
     )
-    out = make_prompts(PromptOptions(str(tmp_path), "aiib23", out=str(tmp_path / "out.csv")))
+    out = write_prompt_table(PromptOptions(str(tmp_path), "aiib23", out=str(tmp_path / "out.csv")))
     lines = list(csv.DictReader(out.read_text().splitlines()))
     assert lines[0]["Prompt"] == "Lung CT scan : Patient age: 55. SMOKING HISTORY is Never smoker."
     assert (lines[0]["Left out"], lines[1]["Prompt"]) == ("PACK-YEARS", "")
