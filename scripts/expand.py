@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.expand_options import ExpandCommand
 from options.parser import parse
-from pipelines.synthesis.run import expand
+from pipelines.synthesis.run import synthesise_cohort
 from util import cli
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    expand(parse(ExpandCommand, (__doc__ or "").splitlines()[0]))
+    synthesise_cohort(parse(ExpandCommand, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.parser import parse
 from options.utility_options import UtilityCommand
-from pipelines.synthesis.utility import utility
+from pipelines.synthesis.utility import measure_utility
 from util import cli
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    utility(parse(UtilityCommand, (__doc__ or "").splitlines()[0]))
+    measure_utility(parse(UtilityCommand, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,18 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.checks import check_known
+from data.checks import check_labels_known
 from data.cohort import Case
-from data.geometry import Volume, resample, same_place
+from data.geometry import Volume, resample, grids_match
 from data.text.prompts import cohort_prompts, load_template, sentence
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import SUFFIXES, load, read_header, to_hu, write_like
+from data.volumes import SUFFIXES, load_volume, read_header, to_hu, write_like
 from models.inference import LoadedRun, load_run
 from options.anomaly_options import AnomalyCommand
 from options.parser import to_dict
-from pipelines.anomaly.spread import FEW, Calibration, ScanComparison, Scans
-from pipelines.anomaly.strongest import FINDING_COLUMNS, finding_rows, numbered, top_regions
-from pipelines.anomaly.strongest import sentence as finding_sentence
+from pipelines.anomaly.normal_model import MIN_CALIBRATION_SCANS, Calibration, ScanComparison, LazyScans
+from pipelines.anomaly.findings import FINDING_COLUMNS, finding_rows, label_regions, top_regions
+from pipelines.anomaly.findings import finding_sentence as finding_sentence
 from pipelines.generation import write_table
 from pipelines.run_cohort import run_cohort
 from util import cli
@@ -104,23 +104,23 @@ class ExpectationModel:
 
     def check(self, cases: Sequence[Case]) -> None:
         """Finds bad masks, texts and marks before anything long starts."""
-        check_known(self.cohort.labels, self.loaded[0].labels, [case.mask for case in cases])
+        check_labels_known(self.cohort.labels, self.loaded[0].labels, [case.mask for case in cases])
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
             for case in cases:
                 run.generator.encoder.encode([[p.text for p in prompts[case.id]]])
         for case in cases:
-            if (mark := self.mark(case)) and not _same_grid(mark, case.mask):
+            if (mark := self.annotation_file(case)) and not _same_grid(mark, case.mask):
                 raise UserError(
                     f"--annotations: {mark} lies on another grid than {case.mask}. Resample it onto the "
                     "scan's grid (nearest neighbour)."
                 )
 
-    def mark(self, case: Case) -> Path | None:
+    def annotation_file(self, case: Case) -> Path | None:
         """The file of a case's known findings, where there is one."""
         paths = (Path(self.o.scans.annotations) / f"{case.id}{suffix}" for suffix in SUFFIXES)
         return next((p for p in paths if p.is_file()), None) if self.o.scans.annotations else None
 
-    def whole(self, case: Case) -> VolumeSample:
+    def sample(self, case: Case) -> VolumeSample:
         run = self.loaded[0]
         return VolumeDataset(
             [case],
@@ -132,7 +132,7 @@ class ExpectationModel:
 
     def __call__(self, case: Case) -> ScanComparison:
         """The case beside its generated mean and SD, from disk where it is there."""
-        path, whole = self._path(case), self.whole(case)
+        path, whole = self._path(case), self.sample(case)
         if whole.image is None:
             raise UserError(f"{case.id} has no scan to look at; add it to img/.")
         if not path.is_file():
@@ -173,15 +173,15 @@ class ExpectationModel:
         return np.mean(made, 0), np.std(made, 0, ddof=1)
 
     def _marked(self, case: Case, whole: VolumeSample) -> NDArray[np.bool_] | None:
-        path = self.mark(case)
+        path = self.annotation_file(case)
         if path is None:
             return None
-        return resample(load(path), grid=(whole.labels.shape, whole.affine), order=0).array > 0
+        return resample(load_volume(path), grid=(whole.labels.shape, whole.affine), order=0).array > 0
 
 
 def _same_grid(one: Path, two: Path) -> bool:
     first, second = read_header(one), read_header(two)
-    return first.shape == second.shape and same_place(first.shape, first.affine, second.affine)
+    return first.shape == second.shape and grids_match(first.shape, first.affine, second.affine)
 
 
 def calibration_cases(o: AnomalyCommand, clean: ExpectationModel) -> tuple[list[Case], str]:
@@ -199,26 +199,26 @@ def calibration_cases(o: AnomalyCommand, clean: ExpectationModel) -> tuple[list[
     return list(clean.cohort.split("train")), "training scans of the run, which may fit too well"
 
 
-def calibrate(
+def calibrate_map(
     o: AnomalyCommand, clean: ExpectationModel, cases: Sequence[Case], what: str
 ) -> tuple[Calibration, str]:
     """The calibration, and what it is worth, in a sentence."""
     for case in tqdm(cases, "calibration scans", unit="scan", disable=not cli.main_rank()):
         clean(case)
-    found = Calibration.fit(Scans(cases, clean), o.map.size_mm, o.map.false_alarms)
+    found = Calibration.from_scans(LazyScans(cases, clean), o.map.size_mm, o.map.false_alarms)
     text = (
-        f"Calibrated on {len(cases)} {what}. Judged by fits to the others, {found.rate():.0%} of "
+        f"Calibrated on {len(cases)} {what}. Judged by fits to the others, {found.false_alarm_rate():.0%} of "
         f"them show a strong region (a peak above {found.threshold:.1f} usual spreads); asked for: "
         f"{o.map.false_alarms:.0%}."
     )
-    if len(cases) < FEW:
-        text += f" {len(cases)} scans are too few to know this rate; {FEW} are the least."
+    if len(cases) < MIN_CALIBRATION_SCANS:
+        text += f" {len(cases)} scans are too few to know this rate; {MIN_CALIBRATION_SCANS} are the least."
     if not o.scans.clean:
         text += " Whether they are free of findings was not checked."
     return found, text
 
 
-def look(
+def report_scan(
     o: AnomalyCommand,
     made: ExpectationModel,
     case: Case,
@@ -226,11 +226,11 @@ def look(
     page: ResultsPage,
 ) -> list[dict[str, Any]]:
     """One scan: its map, regions, volumes and row of the page; returns its rows of findings.csv."""
-    scan, whole = made(case), made.whole(case)
+    scan, whole = made(case), made.sample(case)
     found = calibration.map(scan)
     where = regions(whole.labels, scan.spacing, made.data.lung_labels, made.data.airway_label)
     findings = top_regions(found, where, calibration.threshold, o.map.regions)
-    labels = numbered(findings, found.shape)
+    labels = label_regions(findings, found.shape)
     rows = finding_rows(case.id, findings, scan.real - scan.mean, whole.affine, scan.marked)
     folder, name = Path(o.scans.out), safe_name(case.id)
     header = read_header(case.mask)
@@ -323,7 +323,7 @@ def find_anomalies(o: AnomalyCommand) -> Path:
     made.check(cases)
     clean.check(calibrating)
     open_record(folder, RECORD, _settings(o, loaded), o.scans.overwrite)
-    calibration, words = calibrate(o, clean, calibrating, what)
+    calibration, words = calibrate_map(o, clean, calibrating, what)
     page = ResultsPage(
         folder,
         "What is unusual in these scans",
@@ -332,7 +332,7 @@ def find_anomalies(o: AnomalyCommand) -> Path:
     )
     rows: list[dict[str, Any]] = []
     for case in tqdm(cases, "scans", unit="scan", disable=not cli.main_rank()):
-        rows += look(o, made, case, calibration, page)
+        rows += report_scan(o, made, case, calibration, page)
     write_table(folder / "findings.csv", FINDING_COLUMNS, rows)
     write_table(
         folder / "calibration.csv",

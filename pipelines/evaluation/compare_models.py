@@ -35,7 +35,7 @@ SHOWN = (
 )  # metrics of the page, where there are scans
 
 
-def measure(o: CompareCommand, name: str) -> dict[str, Any]:
+def measure_run(o: CompareCommand, name: str) -> dict[str, Any]:
     """One run's figures; its volumes stay in OUT."""
     model = replace(o.model, name=name)
     output = OutputOptions(results_dir=o.compare.OUT, overwrite=True)
@@ -56,10 +56,10 @@ def measure(o: CompareCommand, name: str) -> dict[str, Any]:
         "training steps": opened.run.state["step"],
         "weights, M": sum(p.numel() for p in network.parameters()) / 1e6,
     }
-    return record | noises(opened, o.compare.noises) | tables(folder)
+    return record | measure_generation(opened, o.compare.noises) | summarise_results(folder)
 
 
-def noises(opened: generation.GenerationPlan, count: int) -> dict[str, Any]:
+def measure_generation(opened: generation.GenerationPlan, count: int) -> dict[str, Any]:
     """Seconds a volume, memory, and the similarity of volumes of the first case under new noise."""
     sampler = opened.run.generator
     multiple = [sampler.model.size_multiple] * 3
@@ -98,7 +98,7 @@ def noises(opened: generation.GenerationPlan, count: int) -> dict[str, Any]:
     }
 
 
-def tables(folder: Path) -> dict[str, Any]:
+def summarise_results(folder: Path) -> dict[str, Any]:
     """Mean effects in the lungs and mean fidelity, from a results folder."""
     found: dict[str, Any] = {}
     effects, metrics = (
@@ -106,20 +106,20 @@ def tables(folder: Path) -> dict[str, Any]:
         for name in ("effects", "metrics")
     )
     if len(effects):
-        for row in records(effect_summary(records(effects))):
+        for row in frame_rows(effect_summary(frame_rows(effects))):
             found[f"{row['attribute']}: {row['from']} to {row['to']}, HU"] = row["mean HU"]
-    for row in records(metric_summary(records(metrics))):
+    for row in frame_rows(metric_summary(frame_rows(metrics))):
         if row["region"] == "lungs" and row["metric"].removeprefix("real_") in SHOWN:
             found[f"lungs: {row['metric']}"] = row["mean"]
     return found
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table."""
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def write_page(out: Path, frame: pd.DataFrame) -> Path:
+def write_comparison_page(out: Path, frame: pd.DataFrame) -> Path:
     """A figure a row, a run a column, with links to the runs' own pages."""
     html.copy_assets(out / "web", "page.css")
     document = html.new_document("Models side by side", "web/")

@@ -18,12 +18,12 @@ from options.parser import to_dict
 from options.test_options import TestOptions
 from pipelines import generation
 from util.cli import UserError, safe_name
-from util.training.checkpoint import read_json, write_json
+from util.records import open_record
 
 log = logging.getLogger(__name__)
 
 
-def prompts_of(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str, Prompt]:
+def control_prompts(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str, Prompt]:
     """The prompt of each case in a control; shuffled prompts go round a random ring, so that no
     case keeps its own.
     """
@@ -47,7 +47,7 @@ def make_control(
             seed=opened.seed + 1,
             run=replace(opened.run, generator=replace(sampler, seed=sampler.seed + 1)),
         )
-    prompts = prompts_of(kind, own, opened.seed)
+    prompts = control_prompts(kind, own, opened.seed)
     least, multiple = opened.run.options.patch.patch_size, [sampler.model.size_multiple] * 3
     wholes = VolumeDataset(opened.cases, opened.run.labels, opened.data, least, multiple)
     rows = []
@@ -104,15 +104,7 @@ def make_controls(o: ControlCommand) -> Path:
         "options": to_dict(options),
     }
     record["options"]["output"] = {}
-    kept = out / generation.RESULTS_FILE
-    if kept.is_file() and read_json(kept) != _plain(record):
-        raise UserError(
-            f"{out} holds controls of another run or of other flags. Choose another folder."
-        )
-    if not kept.is_file() and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no controls. Choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(kept, record)
+    open_record(out, generation.RESULTS_FILE, record, overwrite=False)
     own = {case.id: opened.arms(case)[0].prompt for case in opened.cases}
     for kind in kinds:
         make_control(kind, opened, own, out / kind)
@@ -120,10 +112,3 @@ def make_controls(o: ControlCommand) -> Path:
         "Controls in %s; give them to scripts/evaluate.py by --shuffled, --empty and --again.", out
     )
     return out
-
-
-def _plain(value: object) -> object:
-    """A value as JSON brings it back."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

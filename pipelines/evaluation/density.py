@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipelines.evaluation.floors import Index, Metric, ResamplingPlan, with_baseline
-from pipelines.evaluation.measured import HU_BINS, VolumeMeasurements
+from pipelines.evaluation.baselines import Index, Metric, ResamplingPlan, compare_with_baseline
+from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from util.metrics.fidelity import densitometry
 
 GATE_HU = (
@@ -48,7 +48,7 @@ def _shares(volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def density_figures(
+def density_metrics(
     real: Sequence[VolumeMeasurements],
     synthetic: Sequence[VolumeMeasurements],
     draws: ResamplingPlan,
@@ -68,7 +68,7 @@ def density_figures(
             else np.nan
         )
 
-    found = [with_baseline("hu", "Lung histogram, Wasserstein-1 (HU)", histogram, draws, least=0.0)]
+    found = [compare_with_baseline("hu", "Lung histogram, Wasserstein-1 (HU)", histogram, draws, least=0.0)]
     for key, name in NAMES.items():
         found.append(_difference(name, np.array([v.density.get(key, np.nan) for v in pool]), draws))
     for title, group in (("synthetic", synthetic), ("real", real)):
@@ -92,7 +92,7 @@ def density_figures(
 
 def _difference(name: str, values: NDArray[np.float64], draws: ResamplingPlan) -> Metric:
     """The difference of two means; its floor is the size of that of two halves."""
-    signed = with_baseline(
+    signed = compare_with_baseline(
         "hu", name, lambda a, b: _mean_of(values, b) - _mean_of(values, a), draws
     )
     sizes = np.abs([_mean_of(values, b) - _mean_of(values, a) for a, b in draws.halves])

@@ -11,8 +11,8 @@ import torch
 from monai.metrics import MultiScaleSSIMMetric
 from numpy.typing import NDArray
 
-from pipelines.evaluation.floors import Metric, bootstrap_mean
-from pipelines.evaluation.measured import VolumeMeasurements
+from pipelines.evaluation.baselines import Metric, bootstrap_mean
+from pipelines.evaluation.measurements import VolumeMeasurements
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 KERNEL = 4  # voxels; the usual 11 leave few scales on a coarse grid
@@ -49,7 +49,7 @@ def _pairs(n: int, seed: int) -> list[tuple[int, int]]:
     return [every[k] for k in order]
 
 
-def diversity_figures(
+def diversity_metrics(
     real: Sequence[VolumeMeasurements],
     synthetic: Sequence[VolumeMeasurements],
     again: Sequence[Sequence[VolumeMeasurements]],

@@ -17,24 +17,25 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.geometry import Volume, same_place, voxel_sizes
+from data.geometry import Volume, grids_match, voxel_sizes
 from data.preparation.masks import load_mask, threshold_lungs
-from data.volumes import atomic, load, to_unit
+from data.volumes import load_volume, to_unit
 from pipelines.evaluation.density import lung_density
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.measured import PLANES, REGION_FIGURES, REGIONS, VolumeMeasurements
+from pipelines.evaluation.measurements import PLANES, REGION_STATISTICS, REGIONS, VolumeMeasurements
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
+from util.files import atomic_path
 from util.metrics.fidelity import fidelity
 from util.metrics.regions import body_mask, regions
 
 VERSION = 1  # goes into the keys: raise it when what is measured changes
-SMALL = 48  # voxels of the longest side of the coarse copy
+MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
 Arrays = dict[str, NDArray[Any]]
 
 
-class Network(Protocol):
+class FeatureNetwork(Protocol):
     """What features come from (see `pipelines.evaluation.extractors.Extractor`)."""
 
     @property
@@ -44,7 +45,7 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
-class Grid:
+class ComparisonGrid:
     """The common grid: cubic voxels of `spacing` mm over `extent` mm, HU cut to `window`, `slices`
     slices a plane.
     """
@@ -58,14 +59,14 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Measurer:
+class VolumeMeasurer:
     """Measures volumes; what it found lies in `cache`, under a key of the file, the grid and the
     networks.
     """
 
-    grid: Grid
-    networks: Sequence[Network]
-    networks_3d: Sequence[Network]
+    grid: ComparisonGrid
+    networks: Sequence[FeatureNetwork]
+    networks_3d: Sequence[FeatureNetwork]
     cache: Path
 
     def __call__(
@@ -85,15 +86,15 @@ class Measurer:
             "volume",
             asdict(self.grid),
             [n.digest for n in (*self.networks, *self.networks_3d)],
-            list(map(stamp, parts)),
+            list(map(file_fingerprint, parts)),
             file.mask is not None,
             resegment,
         ]
-        kept = remember(self.cache, key, lambda: self._measure(file, segmented, resegment))
+        kept = load_or_compute(self.cache, key, lambda: self._measure(file, segmented, resegment))
         return _restored(file.case, kept, len(self.networks), len(self.networks_3d))
 
     def _measure(self, file: VolumeFile, segmented: Path | None, resegment: bool) -> Arrays:
-        grid, volume = self.grid, load(file.path)
+        grid, volume = self.grid, load_volume(file.path)
         if not np.isfinite(volume.array).all():
             raise UserError(f"{file.path} holds values that are not finite. Export it again.")
         hu = np.clip(volume.array.astype(np.float32), *grid.window)
@@ -118,8 +119,8 @@ class Measurer:
         )
         common = on_grid(Volume(hu, volume.affine), grid.spacing, grid.extent)
         small = (
-            on_grid(common, max(grid.extent) / SMALL, grid.extent)
-            if max(common.shape) > SMALL
+            on_grid(common, max(grid.extent) / MAX_COARSE_SIDE, grid.extent)
+            if max(common.shape) > MAX_COARSE_SIDE
             else common
         )
         arrays: Arrays = {
@@ -161,7 +162,7 @@ def _regional(
     airway_label: int,
 ) -> NDArray[np.float64]:
     where = regions(labels, spacing, lung_labels, airway_label)
-    empty = (np.nan,) * len(REGION_FIGURES)
+    empty = (np.nan,) * len(REGION_STATISTICS)
     return np.concatenate(
         [
             (h.mean(), h.std(), np.percentile(h, 15))
@@ -190,13 +191,13 @@ def _restored(case: str, kept: Arrays, networks: int, networks_3d: int) -> Volum
     )
 
 
-def stamp(path: Path) -> list[Any]:
+def file_fingerprint(path: Path) -> list[Any]:
     """What tells a file from another, or from itself after a change."""
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def remember(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays:
+def load_or_compute(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays:
     """What `make` gives for this key, from the cache where it is there; the file appears whole or
     not at all.
     """
@@ -208,13 +209,13 @@ def remember(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays:
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             path.unlink()  # cut off by a full disk; it is made again
     made = make()
-    with atomic(path) as part, part.open("wb") as file:
+    with atomic_path(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **made)  # type: ignore[arg-type]
     return made
 
 
 def pair_fidelity(
-    synthetic: VolumeSet, real: VolumeSet, grid: Grid, cache: Path
+    synthetic: VolumeSet, real: VolumeSet, grid: ComparisonGrid, cache: Path
 ) -> list[dict[str, Any]]:
     """MAE (HU), PSNR (dB) and SSIM in body and lungs of every volume whose real scan is there:
     case, region, metric, value.
@@ -227,15 +228,15 @@ def pair_fidelity(
     files = [file for file in synthetic.files if file.case in scans]
     for file in tqdm(files, desc="comparing pairs", unit="pair", leave=False):
         other = scans[file.case]
-        key = [VERSION, "pair", stamp(file.path), stamp(other.path), asdict(grid)]
-        kept = remember(cache, key, lambda one=file, two=other: _pair(one, two, grid))  # type: ignore[misc]
+        key = [VERSION, "pair", file_fingerprint(file.path), file_fingerprint(other.path), asdict(grid)]
+        kept = load_or_compute(cache, key, lambda one=file, two=other: _pair(one, two, grid))  # type: ignore[misc]
         rows += [{"case": file.case, **row} for row in json.loads(str(kept["rows"]))]
     return rows
 
 
-def _pair(file: VolumeFile, other: VolumeFile, grid: Grid) -> Arrays:
-    made, scan = load(file.path), load(other.path)
-    if made.shape != scan.shape or not same_place(scan.shape, scan.affine, made.affine):
+def _pair(file: VolumeFile, other: VolumeFile, grid: ComparisonGrid) -> Arrays:
+    made, scan = load_volume(file.path), load_volume(other.path)
+    if made.shape != scan.shape or not grids_match(scan.shape, scan.affine, made.affine):
         raise UserError(
             f"{file.path} and its real scan {other.path} are not on one grid (shapes {made.shape} "
             f"and {scan.shape}), so they cannot be compared voxel by voxel. Resample one, or give "

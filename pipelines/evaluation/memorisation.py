@@ -17,15 +17,15 @@ from util.cli import UserError
 FALSE_ALARM = (
     1e-4  # chance that a real scan of a new patient is called a copy, by the fitted distances
 )
-FEWEST = (
+MIN_REFERENCES = (
     5  # reference distances for a fit; with fewer the threshold is half of the smallest of them
 )
-BLOCK = 64  # scans compared at a time
+BLOCK_SIZE = 64  # scans compared at a time
 
 Vectors = NDArray[np.floating]
 
 
-class Near(NamedTuple):
+class NearestScan(NamedTuple):
     """The training case nearest to a volume, its distance, and what that is held against."""
 
     case: str
@@ -43,7 +43,7 @@ class Near(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CopyVerdict:
     """What the check says of one volume.
 
     Attributes:
@@ -54,14 +54,14 @@ class Verdict:
             look.
     """
 
-    image: Near
-    feature: Near | None
+    image: NearestScan
+    feature: NearestScan | None
     copy: bool
     alarm: bool
 
 
 @dataclass(frozen=True)
-class Measure:
+class ScanDistance:
     """One kind of distance to the training scans, with the distances that real scans have."""
 
     train: Vectors
@@ -90,7 +90,7 @@ class Measure:
 
 
 def _blocks(vectors: Vectors) -> Iterator[Vectors]:
-    return (vectors[i : i + BLOCK] for i in range(0, len(vectors), BLOCK))
+    return (vectors[i : i + BLOCK_SIZE] for i in range(0, len(vectors), BLOCK_SIZE))
 
 
 def _pairwise(
@@ -111,7 +111,7 @@ def copy_threshold(reference: NDArray[np.floating]) -> float:
     none.
     """
     n = len(reference)
-    if n < FEWEST:
+    if n < MIN_REFERENCES:
         return 0.5 * float(min(reference, default=0.0))
     logs = np.log(np.maximum(reference, 1e-12))
     return float(
@@ -143,7 +143,7 @@ def leave_one_out(train: Vectors) -> NDArray[np.float64]:
 
 def make_measure(
     train: Vectors, test: Vectors | None, patients: Sequence[str], angular: bool
-) -> Measure:
+) -> ScanDistance:
     """The distance of one kind; its reference are test scans, or else each training scan against
     the others.
 
@@ -157,21 +157,21 @@ def make_measure(
     centre: NDArray[np.float32] = np.asarray(np.mean(train, axis=0, dtype=np.float64), np.float32)
     # What all scans have in common is no detail of a patient; with two scans their mean is half of
     # each, so it stays.
-    centre = centre if len(train) >= FEWEST else np.zeros_like(centre)
+    centre = centre if len(train) >= MIN_REFERENCES else np.zeros_like(centre)
     spread = np.ones_like(centre)
     if not angular:
         spread = np.asarray(np.maximum(np.std(train, axis=0, dtype=np.float64), 1e-6), np.float32)
-    measure = Measure(train, centre, spread, angular, np.empty(0))
-    if test is not None and len(test) >= FEWEST:
+    measure = ScanDistance(train, centre, spread, angular, np.empty(0))
+    if test is not None and len(test) >= MIN_REFERENCES:
         reference = measure.distances(test).min(1)
     else:
         distances = (
-            leave_one_out(train) if angular and len(train) >= FEWEST else measure.distances(train)
+            leave_one_out(train) if angular and len(train) >= MIN_REFERENCES else measure.distances(train)
         )
         names = np.asarray(patients)
         distances[names[:, None] == names[None]] = np.inf
         reference = distances.min(1, initial=np.inf)
-    return Measure(train, centre, spread, angular, reference[np.isfinite(reference)])
+    return ScanDistance(train, centre, spread, angular, reference[np.isfinite(reference)])
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,11 @@ class CopyCheck:
     """Compares volumes with the training scans; made by `CopyCheck.fit`."""
 
     cases: tuple[str, ...]
-    image: Measure
-    feature: Measure | None
+    image: ScanDistance
+    feature: ScanDistance | None
 
     @staticmethod
-    def fit(
+    def from_scans(
         cases: Sequence[str],
         image: Vectors,
         features: Vectors | None = None,
@@ -217,11 +217,11 @@ class CopyCheck:
     @property
     def conclusive(self) -> bool:
         """Whether there are enough real scans to say what is too close."""
-        return len(self.image.reference) >= FEWEST
+        return len(self.image.reference) >= MIN_REFERENCES
 
     def __call__(
         self, image: Vectors, features: Vectors | None = None, sources: Sequence[str] | None = None
-    ) -> list[Verdict]:
+    ) -> list[CopyVerdict]:
         """The verdict on each of N volumes.
 
         Args:
@@ -232,11 +232,11 @@ class CopyCheck:
                 inside the lungs alone decides.
         """
         near = self._nearest(self.image, image, None)
-        by_feature: Sequence[Near | None] = [None] * len(near)
+        by_feature: Sequence[NearestScan | None] = [None] * len(near)
         if self.feature is not None and features is not None:
             by_feature = self._nearest(self.feature, features, sources)
         return [
-            Verdict(
+            CopyVerdict(
                 i,
                 f,
                 i.copied or (f is not None and f.copied),
@@ -246,13 +246,13 @@ class CopyCheck:
         ]
 
     def _nearest(
-        self, measure: Measure, vectors: Vectors, leave_out: Sequence[str] | None
-    ) -> list[Near]:
+        self, measure: ScanDistance, vectors: Vectors, leave_out: Sequence[str] | None
+    ) -> list[NearestScan]:
         threshold, closest = measure.threshold, float(min(measure.reference, default=0.0))
         distances = np.concatenate([measure.distances(block) for block in _blocks(vectors)])
         if leave_out is not None:
             distances[np.asarray(leave_out)[:, None] == np.asarray(self.cases)[None]] = np.inf
         return [
-            Near(self.cases[i], float(row[i]), threshold, closest)
+            NearestScan(self.cases[i], float(row[i]), threshold, closest)
             for row, i in zip(distances, distances.argmin(1), strict=True)
         ]

@@ -12,8 +12,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 
-from pipelines.evaluation.floors import Metric, bootstrap_mean
-from pipelines.evaluation.measured import VolumeMeasurements
+from pipelines.evaluation.baselines import Metric, bootstrap_mean
+from pipelines.evaluation.measurements import VolumeMeasurements
 
 Labels = NDArray[np.integer]
 
@@ -63,7 +63,7 @@ def _hausdorff(one: torch.Tensor, two: torch.Tensor, spacing: Sequence[float]) -
         )
 
 
-def overlap_figures(
+def overlap_metrics(
     real: Sequence[VolumeMeasurements],
     synthetic: Sequence[VolumeMeasurements],
     draws: int,

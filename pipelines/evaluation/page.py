@@ -14,12 +14,12 @@ import pandas as pd
 from dominate import tags
 from matplotlib.figure import Figure as Plot
 
-from pipelines.evaluation.floors import Metric
-from pipelines.evaluation.measured import HU_BINS, VolumeMeasurements
-from pipelines.evaluation.memorisation import CopyCheck, Verdict
+from pipelines.evaluation.baselines import Metric
+from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
+from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from util.web import html
 
-ENOUGH = 20  # scans on either side below which no conclusion is offered
+MIN_CONCLUSIVE = 20  # scans on either side below which no conclusion is offered
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "realism": (
         "Realism",
@@ -86,39 +86,39 @@ class CopyReport:
     """
 
     cases: Sequence[str]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[CopyVerdict]
     check: CopyCheck
     pictures: Sequence[tuple[str, str]]
 
 
-def reading(figure: Metric) -> str:
+def interpret_metric(figure: Metric) -> str:
     """A figure against its floor in words; empty where there is none."""
     if not np.isfinite(figure.floor):
         return ""
     if figure.better == "zero":
-        return "within the floor" if abs(figure.value) <= figure.floor_high else "beyond the floor"
+        return "within the floor" if abs(figure.value) <= figure.baseline_high else "beyond the floor"
     if figure.better == "near":
         return (
             "more alike than real pairs"
-            if figure.low > figure.floor_high
+            if figure.low > figure.baseline_high
             else "as real pairs or less alike"
         )
     if figure.group == "text":
         better = (
-            figure.value > figure.floor_high
+            figure.value > figure.baseline_high
             if figure.better == "high"
-            else figure.value < figure.floor_high
+            else figure.value < figure.baseline_high
         )
         return "text shows" if better else "no more than chance"
     size = figure.matched if np.isfinite(figure.matched) else figure.value
-    return "within the floor" if size <= figure.floor_high else "beyond the floor"
+    return "within the floor" if size <= figure.baseline_high else "beyond the floor"
 
 
-def figure_frame(figures: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
+def metric_frame(figures: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
     """The figures as a table, with their readings where there are enough scans; columns that hold
     nothing are left out.
     """
-    rows = [f.row() | {"verdict": reading(f) if conclusive else ""} for f in figures]
+    rows = [f.row() | {"verdict": interpret_metric(f) if conclusive else ""} for f in figures]
     frame = pd.DataFrame(rows)[list(COLUMNS)].rename(columns=COLUMNS)
     empty = [
         c for c in frame.columns if frame[c].isna().all() or (frame[c].astype(str) == "").all()
@@ -189,7 +189,7 @@ def write_report(
                     _section(
                         heading,
                         text,
-                        figure_frame(chosen, conclusive),
+                        metric_frame(chosen, conclusive),
                         histogram if group == "hu" else "",
                     )
             html.options_list(options, "Options of this evaluation")

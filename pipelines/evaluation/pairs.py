@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.evaluation.floors import Metric, bootstrap_mean
+from pipelines.evaluation.baselines import Metric, bootstrap_mean
 
 NAMES = {
     "mae_hu": ("Mean absolute error (HU)", "low"),
@@ -16,7 +16,7 @@ NAMES = {
 }
 
 
-def pair_figures(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> list[Metric]:
+def pair_metrics(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> list[Metric]:
     """Means over cases of rows case, region, metric, value; there is no floor without two scans of
     one patient.
     """

@@ -1,111 +1,95 @@
-"""Distances between two sets of scans in the space of a network's features, in float64.
-
-Every set is given by volumes, each with the same number of feature vectors (its slices in one
-plane, or one for the whole): volumes are what is drawn and redrawn, never slices, which come in
-families.
-"""
+"""Realism of a set of volumes: the distances of `realism` over all planes, beside their floors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import linalg
-from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel, rbf_kernel
 
-Features = NDArray[np.floating]
-Index = NDArray[np.integer]
+from pipelines.evaluation.baselines import Distance, Index, Metric, ResamplingPlan, compare_with_baseline
+from pipelines.evaluation.measurements import PLANES, VolumeMeasurements
+from pipelines.evaluation.distances import FrechetDistance, KernelDistance
+
+LEAST = {
+    "FID": 0.0,
+    "Fréchet distance": 0.0,
+    "KID": -np.inf,
+    "MMD": -np.inf,
+}  # the unbiased estimators may be below 0
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
-def frechet(one: Features, two: Features) -> float:
-    """Fréchet distance of two Gaussians fitted to feature vectors `(n, F)`, `(m, F)` (Heusel et al.
-    2017).
+def mean_distance(distances: Sequence[Distance]) -> Distance:
+    """The mean of several distances."""
+    return lambda one, two: float(np.mean([distance(one, two) for distance in distances]))
 
-    The trace of the root of the covariances' product is the sum of the singular values of the
-    product of the centred features, or of the roots of eigenvalues where there are more vectors
-    than features: no root of a singular matrix.
+
+def plane_distances(
+    pool: Sequence[VolumeMeasurements], network: int, real: Index
+) -> dict[str, list[Distance]]:
+    """FID, KID and MMD in each of `PLANES` between groups of a pool of volumes."""
+    features = np.stack([v.planes[network] for v in pool])
+    cases = [v.case for v in pool]
+    found: dict[str, list[Distance]] = {"FID": [], "KID": [], "MMD": []}
+    for plane in range(len(PLANES)):
+        part = features[:, plane]
+        found["FID"].append(FrechetDistance(part))
+        found["KID"].append(KernelDistance(part, cases, "polynomial"))
+        found["MMD"].append(KernelDistance(part, cases, "rbf", real))
+    return found
+
+
+def realism_metrics(
+    real: Sequence[VolumeMeasurements],
+    synthetic: Sequence[VolumeMeasurements],
+    draws: ResamplingPlan,
+    networks: Mapping[str, str],
+    networks_3d: Mapping[str, str],
+    progress: Progress = iter,
+) -> list[Metric]:
+    """2.5D distances (mean of three planes, and each plane's FID) by every 2D network, 3D distances
+    by every 3D one.
+
+    Networks are given by name and the digest of their weights, which becomes the figure's note.
     """
-    a, b = (np.asarray(v, np.float64) for v in (one, two))
-    if min(len(a), len(b)) < 2:
-        return float("nan")
-    means = a.mean(0) - b.mean(0)
-    a, b = ((v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (a, b))
-    total = float(means @ means + np.square(a).sum() + np.square(b).sum())
-    return max(total - 2 * _root_trace(a, b), 0.0)
-
-
-def _root_trace(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if min(len(a), len(b)) < a.shape[1]:
-        return float(linalg.svdvals(a @ b.T).sum())
-    values, vectors = linalg.eigh(a.T @ a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return float(np.sqrt(np.maximum(linalg.eigvalsh(root @ (b.T @ b) @ root), 0)).sum())
-
-
-class FrechetDistance:
-    """Fréchet distance between any two groups of a pool of volumes; `features` `(N, S, F)`."""
-
-    def __init__(self, features: Features) -> None:
-        self.features = features
-
-    def __call__(self, one: Index, two: Index) -> float:
-        width = self.features.shape[-1]
-        return frechet(self.features[one].reshape(-1, width), self.features[two].reshape(-1, width))
-
-
-class KernelDistance:
-    """Squared maximum mean discrepancy (Gretton et al. 2012) between any two groups of a pool of
-    volumes, unbiased.
-
-    The kernel is averaged over the slices of every pair of volumes once; each distance is then a
-    mean of those. A volume is not compared with itself, nor with one of the same case (a synthetic
-    one from the same mask, a scan with itself): they are no independent draws. With one vector a
-    volume and no shared case this is the usual estimator.
-
-    Args:
-        features: `(N, S, F)`.
-        cases: The case of each volume.
-        kernel: "polynomial": (x·y / F + 1)³, the kernel inception distance of Binkowski et al.
-            2018; "rbf": Gaussian as wide as the median distance between the vectors of `reference`.
-        reference: The volumes, by index, whose distances set the width of the Gaussian.
-    """
-
-    def __init__(
-        self, features: Features, cases: Sequence[str], kernel: str, reference: Index | None = None
-    ) -> None:
-        n, slices, width = features.shape
-        flat = np.asarray(features, np.float64).reshape(n * slices, width)
-        gamma = 1 / width
-        if kernel == "rbf":
-            gamma = _median_gamma(
-                flat.reshape(n, slices, width)[reference if reference is not None else slice(None)]
+    pool, found = [*real, *synthetic], list[Metric]()
+    for i, (title, digest) in enumerate(networks.items()):
+        by_kind = plane_distances(pool, i, draws.real)
+        for kind, distances in by_kind.items():
+            found.append(
+                compare_with_baseline(
+                    "realism",
+                    f"2.5D {kind}, {title}",
+                    mean_distance(distances),
+                    draws,
+                    note=digest,
+                    least=LEAST[kind],
+                    progress=progress,
+                )
             )
-        self.means = np.empty((n, n))
-        for i in range(n):  # a row of volumes at a time, for memory
-            own = flat[i * slices : (i + 1) * slices]
-            found = (
-                polynomial_kernel(own, flat, 3, gamma, 1)
-                if kernel == "polynomial"
-                else rbf_kernel(own, flat, gamma)
+        planes = zip(PLANES, by_kind["FID"], strict=True)
+        found += [
+            Metric("planes", f"FID of {plane} slices, {title}", d(draws.real, draws.synthetic))
+            for plane, d in planes
+        ]
+    for i, (title, digest) in enumerate(networks_3d.items()):
+        features = np.stack([v.whole[i] for v in pool])[:, None]
+        cases = [v.case for v in pool]
+        kinds: dict[str, Distance] = {
+            "Fréchet distance": FrechetDistance(features),
+            "MMD": KernelDistance(features, cases, "rbf", draws.real),
+        }
+        found += [
+            compare_with_baseline(
+                "realism",
+                f"3D {k}, {title}",
+                d,
+                draws,
+                note=digest,
+                least=LEAST[k],
+                progress=progress,
             )
-            self.means[i] = found.reshape(slices, n, slices).mean((0, 2))
-        names = np.asarray(cases)
-        self.apart = names[:, None] != names[None]
-
-    def __call__(self, one: Index, two: Index) -> float:
-        return self._mean(one, one) + self._mean(two, two) - 2 * self._mean(one, two)
-
-    def _mean(self, rows: Index, columns: Index) -> float:
-        place = np.ix_(rows, columns)
-        apart = self.apart[place]
-        return float(self.means[place][apart].mean()) if apart.any() else float("nan")
-
-
-def _median_gamma(features: Features, most: int = 2000) -> float:
-    """1 / (2 m²) for the median distance m of at most `most` vectors, evenly chosen."""
-    flat = features.reshape(-1, features.shape[-1])
-    chosen = flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).astype(int)]
-    distances = euclidean_distances(chosen)[np.triu_indices(len(chosen), 1)]
-    median = float(np.median(distances)) if len(distances) else 0.0
-    return 1 / (2 * median**2) if median > 0 else 1.0
+            for k, d in kinds.items()
+        ]
+    return found

@@ -12,29 +12,29 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.volumes import atomic, load
+from data.volumes import load_volume
 from options.evaluate_options import EvaluateOptions
 from options.parser import to_dict
-from pipelines.evaluation.density import density_figures
-from pipelines.evaluation.diversity import diversity_figures
+from pipelines.evaluation.baselines import Metric, ResamplingPlan
+from pipelines.evaluation.density import density_metrics
+from pipelines.evaluation.diversity import diversity_metrics
 from pipelines.evaluation.extractors import Extractor, make_extractor
-from pipelines.evaluation.floors import Metric, ResamplingPlan
 from pipelines.evaluation.inputs import find_sets, read_attributes
-from pipelines.evaluation.measure import Grid, Measurer, pair_fidelity
-from pipelines.evaluation.measured import VolumeMeasurements
+from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer, pair_fidelity
+from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
-from pipelines.evaluation.overlap import overlap_figures
+from pipelines.evaluation.overlap import overlap_metrics
 from pipelines.evaluation.page import (
-    ENOUGH,
+    MIN_CONCLUSIVE,
     CopyReport,
     copy_frame,
     draw_histogram,
-    reading,
+    interpret_metric,
     write_report,
 )
-from pipelines.evaluation.pairs import pair_figures
-from pipelines.evaluation.sets import realism_figures
-from pipelines.evaluation.text_effect import PredictedAttribute, text_figures
+from pipelines.evaluation.pairs import pair_metrics
+from pipelines.evaluation.realism import realism_metrics
+from pipelines.evaluation.text_effect import PredictedAttribute, text_metrics
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
@@ -44,7 +44,7 @@ from pipelines.evaluation.volume_sets import (
     on_grid,
 )
 from util.cli import UserError, safe_name
-from util.training.checkpoint import write_json
+from util.files import atomic_path, claim_folder, write_json
 from util.training.devices import make_device
 from util.web.figures import LUNG, Panel, save_slices_png
 
@@ -74,13 +74,13 @@ class EvaluationPlan:
     patients: Mapping[str, str]
     networks: Sequence[Extractor]
     networks_3d: Sequence[Extractor]
-    measurer: Measurer
+    measurer: VolumeMeasurer
     warnings: Sequence[str]
 
     @property
     def conclusive(self) -> bool:
         """Whether there are volumes enough to put figures into words."""
-        return min(len(self.sets[name].files) for name in ("real", "synthetic")) >= ENOUGH
+        return min(len(self.sets[name].files) for name in ("real", "synthetic")) >= MIN_CONCLUSIVE
 
 
 def make_plan(options: EvaluateOptions) -> EvaluationPlan:
@@ -98,7 +98,7 @@ def make_plan(options: EvaluateOptions) -> EvaluationPlan:
         )
     window = common_window(sets["real"], sets["synthetic"], g.hu_window, g.match)
     x, y, z = g.extent or map(float, median_extent(sets["real"]))
-    grid = Grid(g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label)
+    grid = ComparisonGrid(g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label)
     attributes, patients = read_attributes(options, sets)
     device = make_device(m.gpu_ids)
     networks, networks_3d = (
@@ -107,7 +107,7 @@ def make_plan(options: EvaluateOptions) -> EvaluationPlan:
     )
     for network in (*networks, *networks_3d):
         log.info("Features by %s, sha256 %s", network.about, network.digest)
-    measurer = Measurer(grid, networks, networks_3d, out / CACHE)
+    measurer = VolumeMeasurer(grid, networks, networks_3d, out / CACHE)
     return EvaluationPlan(
         options,
         out,
@@ -125,21 +125,16 @@ def _out_folder(name: str) -> Path:
     out = Path(name)
     if not name:
         raise UserError("--out is not given; it is the folder for the report.")
-    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not (out / RECORD).is_file() and not (out / CACHE).is_dir():
-        raise UserError(
-            f"--out {out} exists and holds no evaluation, so nothing is written there. Choose "
-            "another folder."
-        )
+    claim_folder(out, [RECORD, CACHE], overwrite=True)
     return out
 
 
 def _warnings(sets: Mapping[str, VolumeSet], networks: Sequence[Extractor]) -> list[str]:
     n, made = (len(sets[name].files) for name in ("real", "synthetic"))
     found = []
-    if min(n, made) < ENOUGH:
+    if min(n, made) < MIN_CONCLUSIVE:
         found.append(
-            f"{n} real scans and {made} synthetic volumes allow no conclusion (at least {ENOUGH} "
+            f"{n} real scans and {made} synthetic volumes allow no conclusion (at least {MIN_CONCLUSIVE} "
             "of each are needed): the figures below only show that everything runs."
         )
     if all(network.name == "random network" for network in networks):
@@ -173,31 +168,31 @@ def _segmented(folder: str, file: VolumeFile) -> Path | None:
     return path
 
 
-def digests(networks: Sequence[Extractor]) -> dict[str, str]:
+def network_digests(networks: Sequence[Extractor]) -> dict[str, str]:
     """What their figures are called, and the digest that tells which can be compared."""
     names = [n.name for n in networks]
     return {n.name if names.count(n.name) == 1 else n.about: f"sha256 {n.digest}" for n in networks}
 
 
-def all_figures(
+def compute_metrics(
     plan: EvaluationPlan, measured: Mapping[str, list[VolumeMeasurements]]
 ) -> tuple[list[Metric], list[dict[str, Any]]]:
     """All figures but those of copies, and the rows of the pairs."""
     m, real, made = plan.options.measure, measured["real"], measured["synthetic"]
-    draws = ResamplingPlan.make(len(real), len(made), m.draws, m.seed)
+    draws = ResamplingPlan.from_counts(len(real), len(made), m.draws, m.seed)
 
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return tqdm(items, desc="drawing", leave=False)
 
-    flat, deep = (digests(group) for group in (plan.networks, plan.networks_3d))
-    figures = realism_figures(real, made, draws, flat, deep, progress)
-    figures += density_figures(real, made, draws)
+    flat, deep = (network_digests(group) for group in (plan.networks, plan.networks_3d))
+    figures = realism_metrics(real, made, draws, flat, deep, progress)
+    figures += density_metrics(real, made, draws)
     grid, cache = plan.measurer.grid, plan.measurer.cache
     rows = pair_fidelity(plan.sets["synthetic"], plan.sets["real"], grid, cache) if m.pairs else []
-    figures += pair_figures(rows, m.draws, m.seed)
+    figures += pair_metrics(rows, m.draws, m.seed)
     again = [group for name, group in measured.items() if name.startswith("again")]
-    figures += diversity_figures(real, made, again, grid.window, m.seed)
-    figures += overlap_figures(real, made, m.draws, m.seed)
+    figures += diversity_metrics(real, made, again, grid.window, m.seed)
+    figures += overlap_metrics(real, made, m.draws, m.seed)
     sets = {
         "volumes": made,
         **{
@@ -207,7 +202,7 @@ def all_figures(
         },
     }
     for attribute in plan.attributes:
-        figures += text_figures(attribute, real, sets, m.draws, m.seed)
+        figures += text_metrics(attribute, real, sets, m.draws, m.seed)
     return figures, rows
 
 
@@ -230,7 +225,7 @@ def find_copies(
 
     image, features = arrays(train)
     test_image, test_features = arrays(others)
-    check = CopyCheck.fit(
+    check = CopyCheck.from_scans(
         [v.case for v in train],
         image,
         features,
@@ -262,22 +257,22 @@ def find_copies(
     return CopyReport(cases, verdicts, check, pictures)
 
 
-def _draw_pair(path: Path, made: VolumeFile, scan: VolumeFile, grid: Grid) -> None:
+def _draw_pair(path: Path, made: VolumeFile, scan: VolumeFile, grid: ComparisonGrid) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     panels = [
         Panel(
             title,
             "ct",
-            on_grid(load(file.path), grid.spacing, grid.extent).array,
+            on_grid(load_volume(file.path), grid.spacing, grid.extent).array,
             (grid.spacing,) * 3,
         )
         for title, file in (("synthetic", made), ("training scan", scan))
     ]
-    with atomic(path) as part:
+    with atomic_path(path) as part:
         save_slices_png(part, panels, window=LUNG, dpi=80)
 
 
-def write_all(
+def write_outputs(
     plan: EvaluationPlan,
     measured: Mapping[str, list[VolumeMeasurements]],
     figures: Sequence[Metric],
@@ -288,7 +283,7 @@ def write_all(
     out, grid = plan.out, plan.measurer.grid
     tables = {
         "figures": pd.DataFrame(
-            [f.row() | {"reading": reading(f) if plan.conclusive else ""} for f in figures]
+            [f.row() | {"reading": interpret_metric(f) if plan.conclusive else ""} for f in figures]
         ),
         "volumes": pd.DataFrame(
             [
@@ -302,7 +297,7 @@ def write_all(
     }
     for name, table in tables.items():
         if len(table):
-            with atomic(out / f"{name}.csv") as part:
+            with atomic_path(out / f"{name}.csv") as part:
                 table.to_csv(part, index=False)
     draw_histogram(out / "histogram.svg", measured["real"], measured["synthetic"])
     facts = {name: f"{len(s.files)} volumes, {s.root}" for name, s in plan.sets.items()} | {
@@ -322,7 +317,7 @@ def write_all(
         plan.warnings,
         figures,
         copies,
-        left_out(plan),
+        unmeasured_metrics(plan),
         options,
         "histogram.svg",
         plan.conclusive,
@@ -348,7 +343,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
 
 
-def left_out(plan: EvaluationPlan) -> list[str]:
+def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
     """What was not measured, and what it needs."""
     o, needs = plan.options.sets, []
     if not o.train:
@@ -380,8 +375,8 @@ def evaluate(options: EvaluateOptions) -> Path:
         log.warning("%s", warning)
     plan.measurer.cache.mkdir(parents=True, exist_ok=True)
     measured = measure_sets(plan)
-    figures, rows = all_figures(plan, measured)
-    page = write_all(plan, measured, figures, rows, find_copies(plan, measured))
+    figures, rows = compute_metrics(plan, measured)
+    page = write_outputs(plan, measured, figures, rows, find_copies(plan, measured))
     for figure in figures:
         floor = f" (floor {figure.floor:.4g})" if np.isfinite(figure.floor) else ""
         log.info("%s: %.4g%s", figure.name, figure.value, floor)

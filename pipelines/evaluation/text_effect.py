@@ -21,8 +21,8 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipelines.evaluation.floors import LEVELS, Metric
-from pipelines.evaluation.measured import VolumeMeasurements
+from pipelines.evaluation.baselines import INTERVAL_PERCENTILES, Metric
+from pipelines.evaluation.measurements import VolumeMeasurements
 from util.cli import UserError, format_list
 
 FOLDS = 5
@@ -30,7 +30,7 @@ MEASURES = {
     True: ("rank correlation", "mean absolute error"),
     False: ("AUC",),
 }  # of numbers, of categories
-FEWEST = 5  # scans of a class, or with a number
+MIN_SCANS = 5  # scans of a class, or with a number
 
 Row = Mapping[str, str]
 
@@ -62,11 +62,11 @@ def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Pred
             f"real scans ({format_list(kinds) or 'none'}); an effect needs two. Choose another column."
         )
     if not number:
-        known = {c: v for c, v in known.items() if list(known.values()).count(v) >= FEWEST}
+        known = {c: v for c, v in known.items() if list(known.values()).count(v) >= MIN_SCANS}
         kinds = sorted(set(known.values()))
-    if len(kinds) < 2 or len(known) < FEWEST:
+    if len(kinds) < 2 or len(known) < MIN_SCANS:
         raise UserError(
-            f"--column {column!r}: at least two values with {FEWEST} real scans each are needed, "
+            f"--column {column!r}: at least two values with {MIN_SCANS} real scans each are needed, "
             f"and {len(known)} scans with {len(kinds)} such values are there. Choose another "
             "column, or more scans."
         )
@@ -74,7 +74,7 @@ def make_attribute(column: str, values: Mapping[str, str], number: bool) -> Pred
 
 
 @dataclass(frozen=True)
-class Reader:
+class AttributePredictor:
     """Cross-fitted predictors of one attribute: `folds` of the real cases and the predictor that
     has not seen them.
     """
@@ -84,9 +84,9 @@ class Reader:
     unseen: Mapping[str, int]  # case to the model that has not seen it
 
     @staticmethod
-    def fit(
+    def from_scans(
         attribute: PredictedAttribute, scans: Sequence[VolumeMeasurements], seed: int
-    ) -> Reader:
+    ) -> AttributePredictor:
         known = [v for v in scans if v.case in attribute.values]
         cases = [v.case for v in known]
         x, y = np.array([v.regional for v in known]), attribute.target(cases)
@@ -98,9 +98,9 @@ class Reader:
         for k, (train, held) in enumerate(splitter.split(x, y)):
             models.append(_predictor(attribute.number).fit(x[train], y[train]))
             unseen |= {cases[i]: k for i in held}
-        return Reader(attribute, models, unseen)
+        return AttributePredictor(attribute, models, unseen)
 
-    def read(self, volumes: Sequence[VolumeMeasurements]) -> tuple[list[str], NDArray[np.float64]]:
+    def predict(self, volumes: Sequence[VolumeMeasurements]) -> tuple[list[str], NDArray[np.float64]]:
         """Cases, and predictions `(n, classes)` or `(n, 1)`; a case that is no real scan is read by
         all predictors.
         """
@@ -137,7 +137,7 @@ def _predictor(number: bool) -> Pipeline:
     return make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), last)
 
 
-def text_figures(
+def text_metrics(
     attribute: PredictedAttribute,
     real: Sequence[VolumeMeasurements],
     sets: Mapping[str, Sequence[VolumeMeasurements]],
@@ -155,8 +155,8 @@ def text_figures(
         draws: Shuffles and bootstraps.
         seed: Of the folds and the draws.
     """
-    reader = Reader.fit(attribute, real, seed)
-    cases, best = reader.read(real)
+    reader = AttributePredictor.from_scans(attribute, real, seed)
+    cases, best = reader.predict(real)
     found = []
     for measure in MEASURES[attribute.number]:
         ceiling = reader.score(measure, attribute.target(cases), best)
@@ -174,7 +174,7 @@ def text_figures(
 
 
 def _figure(
-    reader: Reader,
+    reader: AttributePredictor,
     measure: str,
     name: str,
     volumes: Sequence[VolumeMeasurements],
@@ -182,7 +182,7 @@ def _figure(
     rng: np.random.Generator,
     draws: int,
 ) -> list[Metric]:
-    cases, predicted = reader.read(volumes)
+    cases, predicted = reader.predict(volumes)
     if len(cases) < 2:
         return []
     truth, n = reader.attribute.target(cases), len(cases)
@@ -191,7 +191,7 @@ def _figure(
     )
     again = [rng.integers(n, size=n) for _ in range(draws)]
     low, high = _percentiles(
-        np.array([reader.score(measure, truth[i], predicted[i]) for i in again]), LEVELS
+        np.array([reader.score(measure, truth[i], predicted[i]) for i in again]), INTERVAL_PERCENTILES
     )
     error = measure == "mean absolute error"
     floor = (

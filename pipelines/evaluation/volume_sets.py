@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cohort import IMAGES, MASKS, natural
+from data.cohort import IMAGES, MASKS, natural_key
 from data.geometry import Shape, resample, voxel_sizes
 from data.splits import read_splits
-from data.volumes import Volume, has_suffix, load, read_header, strip_suffix
+from data.volumes import Volume, has_suffix, load_volume, read_header, strip_suffix
 from util.cli import UserError, format_list
 
 VOLUMES_TABLE = "volumes.csv"  # of test.py
@@ -20,7 +20,7 @@ SPACING_TOLERANCE = 0.02  # share by which voxel sizes may differ and still be c
 WINDOW_TOLERANCE = (
     0.25  # share of the HU window by which the ranges of two sets may differ at an end
 )
-SAMPLED = 4  # volumes read for a first look at the range of HU
+HU_SAMPLES = 4  # volumes read for a first look at the range of HU
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
     )
     chosen = _of_split(root, flag, split, list(found))
     files = tuple(
-        VolumeFile(case, found[case], by_mask.get(case)) for case in sorted(chosen, key=natural)
+        VolumeFile(case, found[case], by_mask.get(case)) for case in sorted(chosen, key=natural_key)
     )
     if not files:
         inside = format_list(sorted(p.name for p in root.iterdir())) or "nothing"
@@ -160,8 +160,8 @@ def median_extent(volumes: VolumeSet) -> np.ndarray:
 
 def hu_range(volumes: VolumeSet) -> tuple[float, float]:
     """Lowest and highest value of a few volumes; raises `UserError` where they cannot be HU."""
-    places = np.unique(np.linspace(0, len(volumes.files) - 1, SAMPLED).astype(int))
-    arrays = [load(volumes.files[i].path).array for i in places]
+    places = np.unique(np.linspace(0, len(volumes.files) - 1, HU_SAMPLES).astype(int))
+    arrays = [load_volume(volumes.files[i].path).array for i in places]
     low, high = float(min(a.min() for a in arrays)), float(max(a.max() for a in arrays))
     if low > -500 or high - low < 300:
         raise UserError(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from options.utility_options import ClassifierOptions
 
-SHIFT = 2  # voxels; a volume is moved by at most so many in training
+MAX_SHIFT = 2  # voxels; a volume is moved by at most so many in training
 
 
 def make_classifier(channels: int, classes: int, width: int) -> nn.Module:
@@ -67,7 +67,7 @@ def train_classifier(
         for step in tqdm(range(options.steps), name, unit="step", leave=False, disable=None):
             count = len(volumes) if step < alone else real
             chosen = torch.randint(count, (options.batch,), generator=draw)
-            moved = shifted(volumes[chosen], draw).to(device)
+            moved = random_shift(volumes[chosen], draw).to(device)
             weight = weights[count] if options.class_weights else None
             loss = F.cross_entropy(network(moved), targets[chosen].to(device), weight)
             optimizer.zero_grad()
@@ -83,11 +83,11 @@ def class_weights(targets: Tensor, classes: int) -> Tensor:
     return torch.where(counts > 0, len(targets) / (classes * counts.clamp_min(1)), 0)
 
 
-def shifted(volumes: Tensor, draw: torch.Generator) -> Tensor:
+def random_shift(volumes: Tensor, draw: torch.Generator) -> Tensor:
     """Volumes `(B,C,X,Y,Z)` moved by a random number of voxels; never flipped, for a chest has
     sides.
     """
-    x, y, z = (int(v) for v in torch.randint(-SHIFT, SHIFT + 1, (3,), generator=draw))
+    x, y, z = (int(v) for v in torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (3,), generator=draw))
     return torch.roll(volumes, (x, y, z), (2, 3, 4))
 
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from data.cohort import Case
 from data.geometry import Volume, resample
-from data.volumes import load
+from data.volumes import load_volume
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.memorisation import FEWEST, CopyCheck, copy_threshold
-from pipelines.synthesis.deform import deform
+from pipelines.evaluation.memorisation import MIN_REFERENCES, CopyCheck, copy_threshold
+from pipelines.synthesis.deform import apply_deformation
 from util.cli import main_rank
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Nearest(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Copies:
+class CopySearch:
     """Compares volumes with training scans.
 
     A volume is held against every training scan as `CopyCheck` does, and against the scan of the
@@ -63,35 +63,35 @@ class Copies:
     same_mask: float = 0.0
 
     @staticmethod
-    def of(cases: Sequence[Case], lungs: Sequence[int]) -> Copies:
+    def from_cases(cases: Sequence[Case], lungs: Sequence[int]) -> CopySearch:
         """Reads the training scans; raises `UserError` for fewer than two."""
         scans = {case.id: case for case in cases if case.image is not None}
         vectors = []
         for case in tqdm(scans.values(), "training scans", unit="scan", disable=not main_rank()):
             assert case.image is not None
-            vectors.append(_detail(load(case.image), load(case.mask).array, lungs))
-        return Copies(
-            CopyCheck.fit(list(scans), np.stack(vectors) if vectors else np.empty((0, 1))),
+            vectors.append(_detail(load_volume(case.image), load_volume(case.mask).array, lungs))
+        return CopySearch(
+            CopyCheck.from_scans(list(scans), np.stack(vectors) if vectors else np.empty((0, 1))),
             scans,
             lungs,
         )
 
-    def knowing(self, distances: Sequence[float]) -> Copies:
+    def with_same_mask_threshold(self, distances: Sequence[float]) -> CopySearch:
         """With the threshold that follows from the distances of `to_source` of cases that the
         generator never saw.
         """
-        if len(distances) < FEWEST:
+        if len(distances) < MIN_REFERENCES:
             log.warning(
                 "Only %d cases with scans lie outside the training split; %d are needed to tell a "
                 "scan that was deformed along with its mask from what the mask alone explains. "
                 "That is not looked for.",
                 len(distances),
-                FEWEST,
+                MIN_REFERENCES,
             )
             return self
         return replace(self, same_mask=copy_threshold(np.asarray(distances, float)))
 
-    def to_source(self, made: Volume, labels: Volume, source: Case, drawn: sitk.Transform) -> float:
+    def distance_to_source(self, made: Volume, labels: Volume, source: Case, drawn: sitk.Transform) -> float:
         """Distance of a volume to the scan of its mask's case, deformed by the map that deformed
         the mask.
 
@@ -102,7 +102,7 @@ class Copies:
             drawn: The map (see `pipelines.synthesis.deform.draw`).
         """
         assert source.image is not None
-        moved = Volume(deform(load(source.image), drawn, order=1), labels.affine)
+        moved = Volume(apply_deformation(load_volume(source.image), drawn, order=1), labels.affine)
         warped = _detail(moved, labels.array, self.lungs)[None]
         own = self._vector(made, labels)
         return float(replace(self.check.image, train=warped).distances(own)[0, 0])
@@ -125,7 +125,7 @@ class Copies:
             found.append(
                 Nearest(
                     f"{source.id}, deformed",
-                    self.to_source(made, labels, source, drawn),
+                    self.distance_to_source(made, labels, source, drawn),
                     self.same_mask,
                 )
             )

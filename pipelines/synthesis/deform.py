@@ -15,7 +15,7 @@ from data.geometry import Volume, voxel_sizes
 from options.expand_options import DeformOptions
 from util.cli import UserError
 
-TRIES = 20
+MAX_TRIES = 20
 # A uniform cubic B-spline folds nowhere if no node moves by more than this share of their distance
 # (Choi and Lee 2000).
 INJECTIVE = 0.4
@@ -32,7 +32,7 @@ def _image(volume: Volume) -> sitk.Image:
     return image
 
 
-def draw(mask: Volume, options: DeformOptions, rng: np.random.Generator) -> sitk.Transform:
+def random_deformation(mask: Volume, options: DeformOptions, rng: np.random.Generator) -> sitk.Transform:
     """A random smooth map over a volume's extent, in mm; its nodes move at most so far that it
     folds nowhere.
     """
@@ -56,7 +56,7 @@ def draw(mask: Volume, options: DeformOptions, rng: np.random.Generator) -> sitk
     return sitk.CompositeTransform([elastic, affine])
 
 
-def deform(volume: Volume, drawn: sitk.Transform, order: int = 0) -> np.ndarray:
+def apply_deformation(volume: Volume, drawn: sitk.Transform, order: int = 0) -> np.ndarray:
     """A volume (X, Y, Z) moved by a map of `draw`; what lies outside is its border repeated.
 
     Args:
@@ -69,7 +69,7 @@ def deform(volume: Volume, drawn: sitk.Transform, order: int = 0) -> np.ndarray:
     return np.ascontiguousarray(sitk.GetArrayFromImage(moved).T)
 
 
-def implausible(before: np.ndarray, after: np.ndarray, volume_change: float) -> list[str]:
+def plausibility_problems(before: np.ndarray, after: np.ndarray, volume_change: float) -> list[str]:
     """What makes a deformed mask unlike a chest: labels lost, of another volume, in pieces, or cut
     by the border.
 
@@ -107,7 +107,7 @@ def _largest(region: np.ndarray) -> float:
     return float(np.bincount(pieces.ravel())[1:].max() / region.sum())
 
 
-def vary(
+def deform_plausibly(
     mask: Volume, options: DeformOptions, seed: Sequence[int], source: object
 ) -> tuple[np.ndarray, sitk.Transform]:
     """A mask deformed plausibly, and the map that did it.
@@ -127,13 +127,13 @@ def vary(
             "case or mend it."
         )
     problems: list[str] = []
-    for number in range(TRIES):
-        drawn = draw(mask, options, np.random.default_rng([*seed, number]))
-        moved = deform(mask, drawn)
-        problems = implausible(mask.array, moved, options.volume_change)
+    for number in range(MAX_TRIES):
+        drawn = random_deformation(mask, options, np.random.default_rng([*seed, number]))
+        moved = apply_deformation(mask, drawn)
+        problems = plausibility_problems(mask.array, moved, options.volume_change)
         if not problems:
             return moved, drawn
     raise UserError(
-        f"{source}: none of {TRIES} deformations is plausible (the last: {'; '.join(problems)}). "
+        f"{source}: none of {MAX_TRIES} deformations is plausible (the last: {'; '.join(problems)}). "
         "Use a smaller --elastic_mm, --turn or --scale, or a larger --volume_change."
     )

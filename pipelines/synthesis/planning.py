@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from data.cohort import Case
-from data.table import Table
+from data.table import ClinicalTable
 from data.text.prompts import Template
 from util.cli import UserError, format_list
 
 # What every synthetic row says of itself. `data.text.template` keeps these out of all texts.
 SYNTHETIC, SOURCE, SEED, RUN = "SYNTHETIC", "SYNTHETIC SOURCE", "SYNTHETIC SEED", "SYNTHETIC RUN"
 PROVENANCE = (SYNTHETIC, SOURCE, SEED, RUN)
-MOST_VALUES = 20  # a column with more is a number or free text, and nothing to balance
+MAX_VALUES = 20  # a column with more is a number or free text, and nothing to balance
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedCase:
     """A case to make: its id, the real case whose mask is varied, its row, and the seed of mask and
     noise.
     """
@@ -33,7 +33,7 @@ class Planned:
     dropped: tuple[str, ...] = ()
 
 
-def known_rows(cases: Sequence[Case], template: Template, column: str) -> dict[str, list[Case]]:
+def cases_by_value(cases: Sequence[Case], template: Template, column: str) -> dict[str, list[Case]]:
     """The cases of every known value of a column, by the value as the text says it.
 
     Raises:
@@ -55,7 +55,7 @@ def known_rows(cases: Sequence[Case], template: Template, column: str) -> dict[s
             f"({format_list(sorted(found)) or 'none'}); it takes two or more to balance. Choose "
             "another column."
         )
-    if len(found) > min(MOST_VALUES, max(2, len(cases) // 2)) or template[column].kind == "number":
+    if len(found) > min(MAX_VALUES, max(2, len(cases) // 2)) or template[column].kind == "number":
         raise UserError(
             f"--balance {column}: the column has {len(found)} different values, more like a "
             "measurement than groups. Add a column of groups to the table and balance that."
@@ -63,7 +63,7 @@ def known_rows(cases: Sequence[Case], template: Template, column: str) -> dict[s
     return found
 
 
-def shares(counts: Mapping[str, int], n: int, together: bool) -> dict[str, int]:
+def balanced_counts(counts: Mapping[str, int], n: int, together: bool) -> dict[str, int]:
     """How many of `n` new cases each value gets, so that the values are as equal as `n` allows.
 
     Args:
@@ -86,7 +86,7 @@ def plan_balanced(
     together: bool,
     changed: bool,
     seed: int,
-) -> list[Planned]:
+) -> list[PlannedCase]:
     """New cases that balance a column.
 
     Args:
@@ -102,13 +102,13 @@ def plan_balanced(
     Raises:
         UserError: See `known_rows`.
     """
-    groups = known_rows(cases, template, column)
+    groups = cases_by_value(cases, template, column)
     raw = {
         value: Counter(case.row[column] for case in members).most_common(1)[0][0]
         for value, members in groups.items()
     }
     rng = np.random.default_rng([seed, 11])
-    wanted = shares({v: len(members) for v, members in groups.items()}, n, together)
+    wanted = balanced_counts({v: len(members) for v, members in groups.items()}, n, together)
     values = rng.permutation(
         [value for value, count in wanted.items() for _ in range(count)]
     ).tolist()
@@ -118,14 +118,14 @@ def plan_balanced(
         source = next(queues[value])
         new = template.change(source.row, column, raw[value])
         made.append(
-            Planned(new_id(number, n), source, new.row, _case_seed(seed, number), new.dropped)
+            PlannedCase(synthetic_id(number, n), source, new.row, _case_seed(seed, number), new.dropped)
         )
     return made
 
 
 def plan_table(
-    table: Table, cases: Sequence[Case], template: Template, n: int, seed: int
-) -> list[Planned]:
+    table: ClinicalTable, cases: Sequence[Case], template: Template, n: int, seed: int
+) -> list[PlannedCase]:
     """New cases from a table of rows; its column `SYNTHETIC SOURCE` may name the case whose mask is
     used.
 
@@ -157,13 +157,13 @@ def plan_table(
             )
         kept = template.consistent(row)
         case = by_id[source] if source else next(queue)
-        made.append(Planned(name, case, kept.row, _case_seed(seed, number), kept.dropped))
+        made.append(PlannedCase(name, case, kept.row, _case_seed(seed, number), kept.dropped))
     if not made:
         raise UserError("--table holds no rows. Give a row for every case to make.")
     return made
 
 
-def new_id(number: int, n: int) -> str:
+def synthetic_id(number: int, n: int) -> str:
     """The name of a new case; all of a cohort sort in their order."""
     return f"synthetic_{number + 1:0{max(4, len(str(n)))}d}"
 
@@ -179,7 +179,7 @@ def _endless(cases: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
             yield cases[k]
 
 
-def readme(
+def cohort_readme(
     records: Sequence[Mapping[str, Any]],
     run: str,
     step: int,

@@ -17,26 +17,32 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from data.checks import check_known
+from data.checks import check_labels_known
 from data.cohort import IMAGES, MASKS, Case, Cohort
 from data.geometry import Volume
 from data.splits import save_splits
 from data.table import read_table
 from data.text.prompts import Template, load_template, sentence
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import atomic, load, to_hu, write_like
+from data.volumes import load_volume, to_hu, write_like
 from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
 from pipelines.generation import write_table
 from pipelines.run_cohort import is_own, run_cohort
-from pipelines.synthesis.copies import Copies, Nearest
-from pipelines.synthesis.deform import vary
-from pipelines.synthesis.planning import PROVENANCE, Planned, plan_balanced, plan_table, readme
+from pipelines.synthesis.copies import CopySearch, Nearest
+from pipelines.synthesis.deform import deform_plausibly
+from pipelines.synthesis.planning import (
+    PROVENANCE,
+    PlannedCase,
+    cohort_readme,
+    plan_balanced,
+    plan_table,
+)
 from util import cli
 from util.cli import UserError, format_list
+from util.files import atomic_path, read_json, write_json
 from util.records import open_record, wait_for
 from util.training import runs
-from util.training.checkpoint import read_json, write_json
 from util.training.devices import make_device
 
 log = logging.getLogger(__name__)
@@ -45,11 +51,11 @@ RECORD = "expansion.json"  # which run and flags the cohort belongs to
 
 RECORDS = "records"  # what was done for every case
 
-SAME_MASK = (
+SAME_MASK_FILE = (
     "same_mask.json"  # how like their scans volumes of cases are that the generator never saw
 )
 
-MOST_UNSEEN = 24  # such cases that are made for it
+MAX_UNSEEN = 24  # such cases that are made for it
 
 COPY_COLUMNS = (
     "case",
@@ -63,7 +69,7 @@ COPY_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticVolume:
     """A draw: the deformed mask, the map that deformed it, and the volume in HU on the model's
     grid.
     """
@@ -75,15 +81,15 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Maker:
+class CaseSynthesiser:
     """Makes and writes single cases."""
 
     o: ExpandCommand
     run: LoadedRun
     template: Template
-    copies: Copies | None = None
+    copies: CopySearch | None = None
 
-    def __call__(self, planned: Planned) -> dict[str, Any]:
+    def __call__(self, planned: PlannedCase) -> dict[str, Any]:
         """Mask and volume of a case, on disk; returns what was done."""
         out = Path(self.o.expand.out)
         image, mask = (out / folder / f"{planned.id}.nii.gz" for folder in (IMAGES, MASKS))
@@ -103,10 +109,10 @@ class Maker:
         write_like(image, made.whole.restore(padded), mask, np.int16)
         return self._record(planned, draw, near, False)
 
-    def draw(self, planned: Planned, mask: Path, number: int) -> Made:
+    def draw(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
         """One mask, written to a file, and its volume."""
-        run, data, source = self.run, self.run.options.data, load(planned.source.mask)
-        labels, drawn = vary(source, self.o.deform, [planned.seed, number], planned.source.mask)
+        run, data, source = self.run, self.run.options.data, load_volume(planned.source.mask)
+        labels, drawn = deform_plausibly(source, self.o.deform, [planned.seed, number], planned.source.mask)
         write_like(mask, labels, planned.source.mask, np.uint8)
         whole = VolumeDataset(
             [Case(planned.id, None, mask, planned.row)],
@@ -120,31 +126,30 @@ class Maker:
             whole.mask, whole.coords, f"{planned.id}:{number}", texts
         )
         hu = to_hu(whole.unpad(made.numpy()), data.hu_window)
-        return Made(Volume(labels, source.affine), drawn, Volume(hu, whole.affine), whole)
+        return SyntheticVolume(Volume(labels, source.affine), drawn, Volume(hu, whole.affine), whole)
 
-    def learn(self, copies: Copies, unseen: Sequence[Case]) -> Copies:
+    def learn(self, copies: CopySearch, unseen: Sequence[Case]) -> CopySearch:
         """The search for copies, with what a mask alone explains; measured on cases outside the
         training split.
         """
-        path = Path(self.o.expand.out) / SAME_MASK
+        path = Path(self.o.expand.out) / SAME_MASK_FILE
         if not path.is_file():
             distances, mask = [], path.with_name(f".{os.getpid()}.nii.gz")
             for case in tqdm(
-                unseen[:MOST_UNSEEN],
+                unseen[:MAX_UNSEEN],
                 "cases outside training",
                 unit="case",
                 disable=not cli.main_rank(),
             ):
                 made = self.draw(
-                    Planned(case.id, case, dict(case.row), self.o.expand.seed), mask, 0
+                    PlannedCase(case.id, case, dict(case.row), self.o.expand.seed), mask, 0
                 )
                 distances.append(copies.to_source(made.volume, made.labels, case, made.drawn))
             mask.unlink(missing_ok=True)
-            with atomic(path) as part:
-                part.write_text(json.dumps(distances), encoding="utf-8")
+            write_json(path, distances)
         return copies.knowing(read_json(path))
 
-    def _record(self, p: Planned, redrawn: int, near: Nearest, left_out: bool) -> dict[str, Any]:
+    def _record(self, p: PlannedCase, redrawn: int, near: Nearest, left_out: bool) -> dict[str, Any]:
         return {
             "case": p.id,
             "source": p.source.id,
@@ -165,7 +170,7 @@ def open_cohort(o: ExpandCommand, run: LoadedRun) -> tuple[Cohort, list[Case]]:
         run.folder, run.options.data, o.expand.dataroot, run.options.run.seed, need_images=False
     )
     cases = list(cohort.cases if o.expand.split == "all" else cohort.split(o.expand.split))
-    check_known(cohort.labels, run.labels, [case.mask for case in cases])
+    check_labels_known(cohort.labels, run.labels, [case.mask for case in cases])
     if o.expand.split != "train":
         log.warning(
             "--split %s: patients who are not for training lend their masks, so tests on them mean "
@@ -199,9 +204,9 @@ def scans_of(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
     ]
 
 
-def plan(
+def plan_cases(
     o: ExpandCommand, run: LoadedRun, cases: Sequence[Case], template: Template
-) -> list[Planned]:
+) -> list[PlannedCase]:
     """What is to be made; raises `UserError` for a column or a table that does not serve."""
     e = o.expand
     if bool(e.balance) == bool(e.table):
@@ -237,7 +242,7 @@ def plan(
     return made
 
 
-def finish(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[Planned]) -> None:
+def write_cohort(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[PlannedCase]) -> None:
     """Table, splits and README, once every case of every process is there."""
     out, data = Path(o.expand.out), run.options.data
     paths = [out / RECORDS / f"{p.id}.json" for p in made]
@@ -277,7 +282,7 @@ def finish(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[Plan
     counts = (
         Counter(p.row.get(o.expand.balance, "") for p, _ in kept) if o.expand.balance else Counter()
     )
-    text = readme(
+    text = cohort_readme(
         records,
         run.folder.name,
         run.state["step"],
@@ -286,7 +291,7 @@ def finish(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[Plan
         counts,
         o.expand.check_copies,
     )
-    with atomic(out / "README.md") as part:
+    with atomic_path(out / "README.md") as part:
         part.write_text(text, encoding="utf-8")
     log.info(
         "%d synthetic cases in %s (%d redrawn, %d left out as copies).",
@@ -297,7 +302,7 @@ def finish(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[Plan
     )
 
 
-def expand(o: ExpandCommand) -> Path:
+def synthesise_cohort(o: ExpandCommand) -> Path:
     """Makes the cohort, or this process's share of it."""
     e, m = o.expand, o.model
     if not e.out:
@@ -316,7 +321,7 @@ def expand(o: ExpandCommand) -> Path:
     cohort, cases = open_cohort(o, run)
     data = run.options.data
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
-    made = plan(o, run, cases, template)
+    made = plan_cases(o, run, cases, template)
     settings = {
         "run": run.folder.name,
         "step": run.state["step"],
@@ -332,11 +337,11 @@ def expand(o: ExpandCommand) -> Path:
     records.mkdir(exist_ok=True)
     todo = [p for p in made[rank :: cli.world_size()] if not (records / f"{p.id}.json").is_file()]
     if todo:
-        make = Maker(o, run, template)
+        make = CaseSynthesiser(o, run, template)
         if e.check_copies:
             training, unseen = scans_of(run, cohort)
-            make = replace(make, copies=make.learn(Copies.of(training, data.lung_labels), unseen))
+            make = replace(make, copies=make.learn(CopySearch.from_cases(training, data.lung_labels), unseen))
         for planned in tqdm(todo, "synthetic cases", unit="case", disable=not cli.main_rank()):
             write_json(records / f"{planned.id}.json", make(planned))
-    finish(o, run, cohort, made)
+    write_cohort(o, run, cohort, made)
     return Path(e.out)

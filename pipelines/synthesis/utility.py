@@ -20,16 +20,16 @@ from tqdm import tqdm
 from data.cohort import Case, Cohort
 from data.load_cohort import load_cohort
 from data.text.prompts import Template, load_template
-from data.volumes import load
+from data.volumes import load_volume
 from options.utility_options import UtilityCommand
 from pipelines.generation import write_table
 from pipelines.synthesis.classifier import predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
-from pipelines.synthesis.planning import SOURCE, known_rows
+from pipelines.synthesis.planning import SOURCE, cases_by_value
 from util import cli
 from util.cli import UserError, format_list
+from util.files import read_json, write_json
 from util.records import open_record
-from util.training.checkpoint import read_json, write_json
 from util.training.devices import make_device
 
 log = logging.getLogger(__name__)
@@ -40,27 +40,27 @@ COLUMNS = ("arm", "seed", "volumes", "balanced_accuracy", "low", "high", "auc")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledVolumes:
     """Volumes as cells `(N,2,X,Y,Z)` with their classes `(N,)`."""
 
     volumes: Tensor
     targets: Tensor
 
-    def __add__(self, other: Labelled) -> Labelled:
-        return Labelled(
+    def __add__(self, other: LabelledVolumes) -> LabelledVolumes:
+        return LabelledVolumes(
             torch.cat([self.volumes, other.volumes]), torch.cat([self.targets, other.targets])
         )
 
 
-def classes_of(cases: Sequence[Case], template: Template, column: str) -> tuple[str, ...]:
+def training_classes(cases: Sequence[Case], template: Template, column: str) -> tuple[str, ...]:
     """The values of the column in the training cases; raises `UserError` where there are no two."""
     try:
-        return tuple(sorted(known_rows(cases, template, column)))
+        return tuple(sorted(cases_by_value(cases, template, column)))
     except UserError as error:
         raise UserError(str(error).replace("--balance", "--column")) from None
 
 
-def known(
+def labelled_cases(
     cases: Sequence[Case], template: Template, column: str, classes: Sequence[str], what: str
 ) -> list[tuple[Case, int]]:
     """The cases whose value is one of the classes, with the class's number."""
@@ -78,12 +78,12 @@ def known(
     return found
 
 
-def absent(pairs: Sequence[tuple[Case, int]], classes: Sequence[str]) -> list[str]:
+def missing_classes(pairs: Sequence[tuple[Case, int]], classes: Sequence[str]) -> list[str]:
     """The values that no case has."""
     return sorted(set(classes) - {classes[k] for _, k in pairs})
 
 
-def read(pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str) -> Labelled:
+def read_volumes(pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str) -> LabelledVolumes:
     """The volumes of cases as cells."""
     cells = []
     for case, _ in tqdm(pairs, name, unit="scan", disable=not cli.main_rank()):
@@ -91,39 +91,39 @@ def read(pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str) -> Lab
             raise UserError(f"{case.id} has no scan; a classifier needs one for every case.")
         cells.append(
             lung_grid(
-                load(case.image).array,
-                load(case.mask).array,
+                load_volume(case.image).array,
+                load_volume(case.mask).array,
                 o.data.lung_labels,
                 o.utility.grid,
                 o.utility.lung_window,
                 case.mask,
             )
         )
-    return Labelled(torch.stack(cells), torch.tensor([k for _, k in pairs]))
+    return LabelledVolumes(torch.stack(cells), torch.tensor([k for _, k in pairs]))
 
 
-def scores(probabilities: NDArray[np.floating], targets: NDArray[np.integer]) -> dict[str, float]:
+def classifier_scores(probabilities: NDArray[np.floating], targets: NDArray[np.integer]) -> dict[str, float]:
     """Balanced accuracy with its 95 % interval over test scans (resampled within classes), and AUC
     (one against rest).
     """
     right = (probabilities.argmax(1) == targets).astype(float)
-    low, high = interval(right, targets)
+    low, high = class_mean_interval(right, targets)
     two = probabilities.shape[1] == 2
     auc = roc_auc_score(targets, probabilities[:, 1] if two else probabilities, multi_class="ovr")
     return {
-        "balanced_accuracy": by_class(right, targets),
+        "balanced_accuracy": mean_over_classes(right, targets),
         "low": low,
         "high": high,
         "auc": float(auc),
     }
 
 
-def by_class(values: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
+def mean_over_classes(values: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
     """The mean over classes of the mean over the class's scans."""
     return float(np.mean([values[targets == k].mean() for k in np.unique(targets)]))
 
 
-def interval(values: NDArray[np.floating], targets: NDArray[np.integer]) -> tuple[float, float]:
+def class_mean_interval(values: NDArray[np.floating], targets: NDArray[np.integer]) -> tuple[float, float]:
     """95 % bootstrap interval of `by_class`; not a number where a class has fewer than two
     scans.
     """
@@ -141,7 +141,7 @@ def interval(values: NDArray[np.floating], targets: NDArray[np.integer]) -> tupl
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def summary(
+def summarise_arms(
     rows: Sequence[Mapping[str, Any]],
     predicted: Mapping[tuple[str, int], NDArray[np.floating]],
     targets: NDArray[np.integer],
@@ -155,15 +155,15 @@ def summary(
     for arm in dict.fromkeys(row["arm"] for row in rows):
         values = [row["balanced_accuracy"] for row in rows if row["arm"] == arm]
         change = np.mean([right[arm, s] - right["real", s] for s in seeds], axis=0)
-        low, high = interval(change, targets)
+        low, high = class_mean_interval(change, targets)
         at_least = sum(
-            by_class(right[arm, s], targets) >= by_class(right["real", s], targets) for s in seeds
+            mean_over_classes(right[arm, s], targets) >= mean_over_classes(right["real", s], targets) for s in seeds
         )
         spread = float(np.std(values, ddof=1)) if len(seeds) > 1 else None
         found[arm] = {
             "mean": float(np.mean(values)),
             "sd_over_seeds": spread,
-            "minus_real": by_class(change, targets),
+            "minus_real": mean_over_classes(change, targets),
             "low": low,
             "high": high,
             "seeds_at_least_as_good_as_real": f"{at_least} of {len(seeds)}",
@@ -171,7 +171,7 @@ def summary(
     return found
 
 
-def as_text(
+def markdown_report(
     rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], tests: int, classes: Sequence[str]
 ) -> str:
     """The figures in Markdown."""
@@ -204,7 +204,7 @@ def as_text(
     return "\n".join(lines) + "\n"
 
 
-def utility(o: UtilityCommand) -> dict[str, Any]:
+def measure_utility(o: UtilityCommand) -> dict[str, Any]:
     """Trains and tests; returns the figures."""
     u = o.utility
     for name, value in (("--out", u.out), ("--synthetic", u.synthetic), ("--column", u.column)):
@@ -215,14 +215,14 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
     template = load_template(
         o.data.template, real.columns, o.data.key_column, o.data.patient_column
     )
-    classes = classes_of(real.split("train"), template, u.column)
+    classes = training_classes(real.split("train"), template, u.column)
     _check_apart(real, synthetic)
     train, test = (
-        known(real.split(s), template, u.column, classes, f"real {s} scans")
+        labelled_cases(real.split(s), template, u.column, classes, f"real {s} scans")
         for s in ("train", "test")
     )
-    made = known(synthetic.cases, template, u.column, classes, "synthetic scans")
-    if gone := absent(test, classes):
+    made = labelled_cases(synthetic.cases, template, u.column, classes, "synthetic scans")
+    if gone := missing_classes(test, classes):
         raise UserError(
             f"--column {u.column}: no test scan has the value {format_list(gone)}; every value of the "
             "training scans must occur there. Draw other splits, or choose another column."
@@ -245,9 +245,9 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
         "scans": hashlib.sha256("\n".join(files).encode()).hexdigest(),
     }
     open_record(Path(u.out), RECORD, settings, u.overwrite)
-    real_cells, made_cells = read(train, o, "real"), read(made, o, "synthetic")
+    real_cells, made_cells = read_volumes(train, o, "real"), read_volumes(made, o, "synthetic")
     arms = {"real": real_cells, "both": real_cells + made_cells}
-    if gone := absent(made, classes):
+    if gone := missing_classes(made, classes):
         log.warning(
             "No synthetic scan has the value %s: nothing is trained on synthetic scans alone, and "
             "on both a classifier may learn that synthetic means the other values. Make cases of "
@@ -256,7 +256,7 @@ def utility(o: UtilityCommand) -> dict[str, Any]:
         )
     else:
         arms["synthetic"] = made_cells
-    return compare(arms, read(test, o, "test"), classes, o, device)
+    return compare_arms(arms, read_volumes(test, o, "test"), classes, o, device)
 
 
 def _check_apart(real: Cohort, synthetic: Cohort) -> None:
@@ -275,9 +275,9 @@ def _check_apart(real: Cohort, synthetic: Cohort) -> None:
         )
 
 
-def compare(
-    arms: Mapping[str, Labelled],
-    test: Labelled,
+def compare_arms(
+    arms: Mapping[str, LabelledVolumes],
+    test: LabelledVolumes,
     classes: Sequence[str],
     o: UtilityCommand,
     device: torch.device,
@@ -301,11 +301,11 @@ def compare(
                 )
                 write_json(path, predict(network, test.volumes, device).tolist())
             predicted[arm, seed] = np.array(read_json(path))
-            figures = scores(predicted[arm, seed], targets)
+            figures = classifier_scores(predicted[arm, seed], targets)
             rows.append({"arm": arm, "seed": seed, "volumes": len(arms[arm].targets), **figures})
     found: dict[str, Any] = {"classes": list(classes), "test_scans": len(targets), "rows": rows}
-    found["summary"] = summary(rows, predicted, targets)
-    text = as_text(rows, found["summary"], len(targets), classes)
+    found["summary"] = summarise_arms(rows, predicted, targets)
+    text = markdown_report(rows, found["summary"], len(targets), classes)
     write_table(out / "utility.csv", COLUMNS, rows)
     (out / "utility.md").write_text(text, encoding="utf-8")
     write_json(out / "utility.json", found)

@@ -16,16 +16,16 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.anomaly import ball
-from data.volumes import load
+from data.volumes import load_volume
 from options.anomaly_options import AnomalyCommand
 from options.parser import parse
 from pipelines.anomaly import run as anomaly
-from pipelines.anomaly.spread import Calibration, ScanComparison, Scans, conformal_threshold
-from pipelines.anomaly.strongest import (
+from pipelines.anomaly.normal_model import Calibration, ScanComparison, LazyScans, conformal_threshold
+from pipelines.anomaly.findings import (
     FINDING_COLUMNS,
     finding_rows,
-    numbered,
-    sentence,
+    label_regions,
+    finding_sentence,
     top_regions,
 )
 from tests.commands import TrainedRun, command, refused
@@ -53,11 +53,11 @@ def scan(seed: int, edge_sd: float = 60.0) -> ScanComparison:
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    return Calibration.fit([scan(k) for k in range(10)], 12.0, 0.1)
+    return Calibration.from_scans([scan(k) for k in range(10)], 12.0, 0.1)
 
 
 def labels() -> NDArray[np.uint8]:
-    found = np.where(scan(0).where, 1, 0).astype(np.uint8)
+    found = np.where(scan(0).lungs, 1, 0).astype(np.uint8)
     found[SHAPE[0] // 2 :][found[SHAPE[0] // 2 :] == 1] = 2
     return found
 
@@ -93,7 +93,7 @@ def test_differences_that_are_usual_at_their_place_are_not_strong(calibration: C
     )
     assert 0.6 < slab / rest < 1.6
     assert (
-        abs(np.mean([calibration.map(scan(k))[scan(0).where].mean() for k in range(50, 54)])) < 0.2
+        abs(np.mean([calibration.map(scan(k))[scan(0).lungs].mean() for k in range(50, 54)])) < 0.2
     )  # the 5 HU are bias
 
 
@@ -124,7 +124,7 @@ def test_marked_voxels_are_not_learnt_as_usual() -> None:
     marked[5:8, 8:11, 6:9] = True
     ill = [replace(scan(k), real=scan(k).real + np.float32(300) * marked) for k in range(4)]
     plain, told = (
-        Calibration.fit(s, 12.0, 0.1) for s in (ill, [replace(s, marked=marked) for s in ill])
+        Calibration.from_scans(s, 12.0, 0.1) for s in (ill, [replace(s, marked=marked) for s in ill])
     )
     assert (
         told.map(ill[0])[6, 9, 7] > 2 * plain.map(ill[0])[6, 9, 7]
@@ -134,7 +134,7 @@ def test_marked_voxels_are_not_learnt_as_usual() -> None:
 
 def test_one_scan_is_too_few() -> None:
     with pytest.raises(UserError, match=r"calibrated on 1 scan; it takes two.*--clean"):
-        Calibration.fit([scan(1)], 12.0, 0.1)
+        Calibration.from_scans([scan(1)], 12.0, 0.1)
 
 
 def test_scans_are_read_one_at_a_time() -> None:
@@ -144,7 +144,7 @@ def test_scans_are_read_one_at_a_time() -> None:
         seen.append(key)
         return scan(key)
 
-    Calibration.fit(Scans([1, 2, 3], read), 12.0, 0.1)
+    Calibration.from_scans(LazyScans([1, 2, 3], read), 12.0, 0.1)
     assert seen == [1, 2, 3, 1, 2, 3]
 
 
@@ -160,7 +160,7 @@ def test_regions_do_not_touch_and_are_told() -> None:
     assert made[0].voxels.sum() == 8 and len(made) == 2
     assert made[0].place == "left lung, lower third, away from the pleura"
     assert made[1].place.startswith("right lung, upper third")
-    drawn = numbered(made, SHAPE)
+    drawn = label_regions(made, SHAPE)
     assert set(np.unique(drawn)) == {0, 1, 2} and (drawn == 2).sum() == 1
     affine = np.diag([*SPACING, 1.0])
     affine[:3, 3] = 10
@@ -172,17 +172,17 @@ def test_regions_do_not_touch_and_are_told() -> None:
     )
     assert (
         "120 HU denser than expected, 1.2 ml, peak +9.0 usual spreads (strong); 100% of it marked"
-        in sentence(rows[0])
+        in finding_sentence(rows[0])
     )
-    assert "less dense" in sentence(
+    assert "less dense" in finding_sentence(
         rows[1]
-    ) and "weak: calibration scans show peaks as high" in sentence(rows[1])
+    ) and "weak: calibration scans show peaks as high" in finding_sentence(rows[1])
 
 
 def test_a_ball_has_its_volume() -> None:
     share = ball(scan(1), 20.0, np.random.default_rng(0))
     assert share.sum() * np.prod(SPACING) == pytest.approx(np.pi / 6 * 20**3, rel=0.1)
-    assert (share[~scan(1).where] == 0).all() and share.max() == 1
+    assert (share[~scan(1).lungs] == 0).all() and share.max() == 1
     with pytest.raises(UserError, match="does not fit"):
         ball(scan(1), 90.0, np.random.default_rng(0))
 
@@ -220,15 +220,15 @@ def test_what_is_written(looked: Path, trained_run: TrainedRun) -> None:
     assert list(table.columns) == list(FINDING_COLUMNS) and set(table.groupby("case").size()) == {3}
     assert len(pd.read_csv(looked / "calibration.csv")) == 9
     case = table["case"].iloc[0]
-    mask = load(trained_run.cohort / "gtlung" / f"{case}.nii.gz")
+    mask = load_volume(trained_run.cohort / "gtlung" / f"{case}.nii.gz")
     for kind, dtype in (("unusual", np.float32), ("expected", np.int16), ("regions", np.uint8)):
-        volume = load(looked / "volumes" / f"{case}__{kind}.nii.gz")
+        volume = load_volume(looked / "volumes" / f"{case}__{kind}.nii.gz")
         assert (
             volume.shape == mask.shape
             and np.allclose(volume.affine, mask.affine)
             and volume.array.dtype == dtype
         )
-    drawn = load(looked / "volumes" / f"{case}__regions.nii.gz").array
+    drawn = load_volume(looked / "volumes" / f"{case}__regions.nii.gz").array
     assert set(np.unique(drawn)) == {0, 1, 2, 3} and np.isin(mask.array[drawn > 0], (1, 2)).all()
     text = (looked / "index.html").read_text()
     assert (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import sync_playwright
 
 from data.geometry import resample
-from data.volumes import load, write_like
+from data.volumes import load_volume, write_like
 from pipelines.evaluation import controls
 from pipelines.evaluation.volume_sets import common_window, find_set
 from scripts import evaluate, make_controls
@@ -38,7 +38,7 @@ def altered(
 ) -> Path:
     """The cohort's scans with a change, as a folder of volumes."""
     for path in sorted((cohort / "img").iterdir())[:cases]:
-        write_like(out / path.name, change(load(path).array.astype(np.float32)), path, np.int16)
+        write_like(out / path.name, change(load_volume(path).array.astype(np.float32)), path, np.int16)
     return out
 
 
@@ -207,7 +207,7 @@ def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -
     assert tables["shuffled"]["prompt"].tolist() == own["prompt"].tolist()[::-1]
     assert tables["noise"]["seed"].tolist() == [1, 1]
     same, other = (
-        load(f / own["file"].iloc[0]).array for f in (results, tmp_path / "controls" / "noise")
+        load_volume(f / own["file"].iloc[0]).array for f in (results, tmp_path / "controls" / "noise")
     )
     assert same.shape == other.shape and not np.array_equal(same, other)
     assert len(find_set("--synthetic", str(results)).files) == 2  # own rows only
@@ -321,7 +321,7 @@ def test_real_scans_allow_no_conclusion(tmp_path: Path) -> None:
     for kind, order in (("img", 1), ("gtlung", 0)):  # coarser, for time
         (real / kind).mkdir(parents=True)
         for path in (REALCT / kind).glob("*.nii.gz"):
-            coarse = resample(load(path), spacing=(6, 6, 6), order=order)
+            coarse = resample(load_volume(path), spacing=(6, 6, 6), order=order)
             nib.save(
                 nib.Nifti1Image(coarse.array.astype(np.int16), coarse.affine),
                 real / kind / path.name,

@@ -12,7 +12,7 @@ from monai.networks.nets import resnet10
 
 from pipelines.evaluation.extractors import make_extractor
 from pipelines.evaluation.random_network import RandomNetwork
-from pipelines.evaluation.realism import frechet
+from pipelines.evaluation.distances import frechet
 from util.cli import UserError
 
 CPU = torch.device("cpu")

@@ -9,29 +9,29 @@ import pytest
 from numpy.typing import NDArray
 from scipy import linalg
 
-from pipelines.evaluation.density import density_figures, lung_density
+from pipelines.evaluation.density import density_metrics, lung_density
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.diversity import diversity_figures, ms_ssim
-from pipelines.evaluation.floors import (
+from pipelines.evaluation.diversity import diversity_metrics, ms_ssim
+from pipelines.evaluation.baselines import (
     Metric,
     ResamplingPlan,
     bootstrap_mean,
     centred_interval,
-    with_baseline,
+    compare_with_baseline,
 )
-from pipelines.evaluation.measured import (
+from pipelines.evaluation.measurements import (
     HU_BINS,
     PLANES,
-    REGION_FIGURES,
+    REGION_STATISTICS,
     REGIONS,
     VolumeMeasurements,
 )
 from pipelines.evaluation.memorisation import CopyCheck, copy_threshold, leave_one_out
 from pipelines.evaluation.overlap import overlap
-from pipelines.evaluation.page import reading
-from pipelines.evaluation.realism import FrechetDistance, KernelDistance, frechet
-from pipelines.evaluation.sets import realism_figures
-from pipelines.evaluation.text_effect import make_attribute, text_figures
+from pipelines.evaluation.page import interpret_metric
+from pipelines.evaluation.distances import FrechetDistance, KernelDistance, frechet
+from pipelines.evaluation.realism import realism_metrics
+from pipelines.evaluation.text_effect import make_attribute, text_metrics
 from util.cli import UserError
 
 RNG = np.random.default_rng(0)
@@ -50,8 +50,8 @@ def measured(
         rng.normal(0, 1, 50).astype(np.float16),
         histogram,
         density,
-        np.full(len(REGIONS) * len(REGION_FIGURES), mean)
-        + rng.normal(0, 5, len(REGIONS) * len(REGION_FIGURES)),
+        np.full(len(REGIONS) * len(REGION_STATISTICS), mean)
+        + rng.normal(0, 5, len(REGIONS) * len(REGION_STATISTICS)),
         rng.normal(-500, 100, (12, 12, 12)).astype(np.float16),
         {},
     )
@@ -149,11 +149,11 @@ def test_one_vector_a_volume_is_the_usual_unbiased_estimator() -> None:
 def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
     real = group(24)
     near, far = group(24, "made", 0.2, seed=1), group(24, "made", 1.0, seed=1)
-    draws = ResamplingPlan.make(24, 24, 10, 0)
+    draws = ResamplingPlan.from_counts(24, 24, 10, 0)
     found = [
         {
             f.name: f
-            for f in realism_figures(real, other, draws, {"net": "a"}, {"net3": "b"})
+            for f in realism_metrics(real, other, draws, {"net": "a"}, {"net3": "b"})
             if f.group == "realism"
         }
         for other in (real, near, far)
@@ -169,7 +169,7 @@ def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
         same, one, two = (f[name].value for f in found)
         assert abs(same) < 1e-6 and one < two
         assert (
-            reading(found[2][name]) == "beyond the floor"
+            interpret_metric(found[2][name]) == "beyond the floor"
             and found[2][name].low < two < found[2][name].high
         )
 
@@ -179,7 +179,7 @@ def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
 
 
 def test_draws_take_halves_that_share_nothing() -> None:
-    draws = ResamplingPlan.make(9, 3, 20, 1)
+    draws = ResamplingPlan.from_counts(9, 3, 20, 1)
     for one, two in draws.halves:
         assert (
             len(one) == len(two) == 4
@@ -187,8 +187,8 @@ def test_draws_take_halves_that_share_nothing() -> None:
             and set(one) | set(two) <= set(range(9))
         )
     assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in draws.matched)
-    assert draws.halves[0][0].tolist() == ResamplingPlan.make(9, 3, 20, 1).halves[0][0].tolist()
-    assert draws.halves[0][0].tolist() != ResamplingPlan.make(9, 3, 20, 2).halves[0][0].tolist()
+    assert draws.halves[0][0].tolist() == ResamplingPlan.from_counts(9, 3, 20, 1).halves[0][0].tolist()
+    assert draws.halves[0][0].tolist() != ResamplingPlan.from_counts(9, 3, 20, 2).halves[0][0].tolist()
 
 
 def test_floor_of_equal_sets_holds_their_distance() -> None:
@@ -200,15 +200,15 @@ def test_floor_of_equal_sets_holds_their_distance() -> None:
         ]
     )
     distance = FrechetDistance(values)
-    draws = ResamplingPlan.make(40, 40, 60, 0)
-    equal = with_baseline("realism", "equal", distance, draws)
+    draws = ResamplingPlan.from_counts(40, 40, 60, 0)
+    equal = compare_with_baseline("realism", "equal", distance, draws)
     assert (
-        equal.floor * 0.3 < equal.matched < equal.floor * 3 and equal.low < equal.value < equal.high
+        equal.baseline * 0.3 < equal.matched < equal.baseline * 3 and equal.low < equal.value < equal.high
     )
-    other = with_baseline(
+    other = compare_with_baseline(
         "realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), draws
     )
-    assert other.matched > other.floor_high and reading(other) == "beyond the floor"
+    assert other.matched > other.baseline_high and interpret_metric(other) == "beyond the floor"
 
 
 def test_intervals_hold_the_value() -> None:
@@ -220,19 +220,19 @@ def test_intervals_hold_the_value() -> None:
 
 def test_readings() -> None:
     assert (
-        reading(Metric("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
+        interpret_metric(Metric("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
     )
     assert (
-        reading(Metric("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
+        interpret_metric(Metric("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
     )
     assert (
-        reading(Metric("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
+        interpret_metric(Metric("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
     )
     assert (
-        reading(Metric("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low"))
+        interpret_metric(Metric("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low"))
         == "no more than chance"
     )
-    assert reading(Metric("pairs", "x", 1.0)) == ""
+    assert interpret_metric(Metric("pairs", "x", 1.0)) == ""
 
 
 # --- HU -------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_readings() -> None:
 
 def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
     real, made = group(6, seed=3), group(6, "made", mean=-820.0, seed=3)
-    found = {f.name: f for f in density_figures(real, made, ResamplingPlan.make(6, 6, 20, 0))}
+    found = {f.name: f for f in density_metrics(real, made, ResamplingPlan.from_counts(6, 6, 20, 0))}
     for name in (
         "Lung histogram, Wasserstein-1 (HU)",
         "Mean lung attenuation (HU), synthetic minus real",
@@ -253,7 +253,7 @@ def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
     assert gates == [1.0, 1.0]
     itself = {
         f.name: f.value
-        for f in density_figures(real, real, ResamplingPlan.make(6, 6, 20, 0))
+        for f in density_metrics(real, real, ResamplingPlan.from_counts(6, 6, 20, 0))
         if "lung median" not in f.name
     }
     assert set(itself.values()) == {0.0}
@@ -289,9 +289,9 @@ def test_ms_ssim_and_volumes_that_are_all_alike() -> None:
     collapsed = [
         VolumeMeasurements(**{**vars(v), "small": real[0].small}) for v in group(5, seed=5)
     ]
-    pairs, again = diversity_figures(real, collapsed, [collapsed], (-1000, 400), 0)
+    pairs, again = diversity_metrics(real, collapsed, [collapsed], (-1000, 400), 0)
     assert (
-        pairs.value == pytest.approx(1, abs=1e-3) and reading(pairs) == "more alike than real pairs"
+        pairs.value == pytest.approx(1, abs=1e-3) and interpret_metric(pairs) == "more alike than real pairs"
     )
     assert again.value == pytest.approx(1, abs=1e-3)
 
@@ -312,8 +312,8 @@ def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:
         "empty": volumes(dict.fromkeys(rows, "never"), 2),
         "shuffled": volumes(shuffled, 3),
     }
-    text, empty, other = text_figures(attribute, volumes(rows, 0), sets, 40, 0)
-    assert text.value > 0.95 and text.ceiling > 0.95 and reading(text) == "text shows"
+    text, empty, other = text_metrics(attribute, volumes(rows, 0), sets, 40, 0)
+    assert text.value > 0.95 and text.ceiling > 0.95 and interpret_metric(text) == "text shows"
     assert 0.25 < empty.value < 0.75 and 0.2 < other.value < 0.8 and 0.4 < text.floor < 0.6
 
 
@@ -321,17 +321,17 @@ def test_numbers_are_read_by_their_error() -> None:
     rows = {f"case{i}": str(40 + i) for i in range(40)}
     rng = np.random.default_rng(0)
     scans = [measured(case, rng, mean=-900 + float(age)) for case, age in rows.items()]
-    order, error = text_figures(make_attribute("AGE", rows, True), scans, {"volumes": scans}, 20, 0)
+    order, error = text_metrics(make_attribute("AGE", rows, True), scans, {"volumes": scans}, 20, 0)
     assert (
-        error.better == "low" and error.value < 5 < error.floor and reading(error) == "text shows"
+        error.better == "low" and error.value < 5 < error.floor and interpret_metric(error) == "text shows"
     )
     assert (
         order.value > 0.9 > order.floor_high
         and abs(order.floor) < 0.2
-        and reading(order) == "text shows"
+        and interpret_metric(order) == "text shows"
     )
     lighter = [measured(case, rng, mean=-1000 + float(age)) for case, age in rows.items()]
-    order, error = text_figures(
+    order, error = text_metrics(
         make_attribute("AGE", rows, True), scans, {"volumes": lighter}, 20, 0
     )
     assert (
@@ -370,7 +370,7 @@ def details(volumes: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def test_copies_are_found_and_strangers_in_the_same_mask_are_not() -> None:
     scans = [lungs_of(i) for i in range(12)]
-    check = CopyCheck.fit([f"t{i}" for i in range(12)], details(scans))
+    check = CopyCheck.from_scans([f"t{i}" for i in range(12)], details(scans))
     assert check.conclusive
     hidden = [
         scans[3],
@@ -389,13 +389,13 @@ def test_left_out_scans_are_compared_as_new_ones_are() -> None:
     found = leave_one_out(train)
     for i in range(7):
         rest = np.delete(train, i, 0)
-        fresh = CopyCheck.fit([str(k) for k in range(6)], rest).image.distances(train[i : i + 1])[0]
+        fresh = CopyCheck.from_scans([str(k) for k in range(6)], rest).image.distances(train[i : i + 1])[0]
         assert np.allclose(np.delete(found[i], i), fresh, atol=1e-5)
 
 
 def test_features_find_copies_that_lie_elsewhere_but_not_those_of_the_own_mask() -> None:
     features = RNG.normal(size=(30, 10))
-    check = CopyCheck.fit([f"t{i}" for i in range(30)], RNG.normal(size=(30, 80)), features)
+    check = CopyCheck.from_scans([f"t{i}" for i in range(30)], RNG.normal(size=(30, 80)), features)
     query, image = features[:1] + 1e-3, RNG.normal(size=(1, 80))
     (stranger,) = check(image, query)
     assert (
@@ -411,20 +411,20 @@ def test_features_find_copies_that_lie_elsewhere_but_not_those_of_the_own_mask()
 def test_the_reference_of_copies() -> None:
     train, test = RNG.normal(size=(10, 40)), RNG.normal(size=(6, 40))
     names = [f"t{i}" for i in range(10)]
-    assert len(CopyCheck.fit(names, train, test_image=test).image.reference) == 6
+    assert len(CopyCheck.from_scans(names, train, test_image=test).image.reference) == 6
     assert (
-        len(CopyCheck.fit(names, train, test_image=test[:3]).image.reference) == 10
+        len(CopyCheck.from_scans(names, train, test_image=test[:3]).image.reference) == 10
     )  # too few: leave one out
     twice = np.concatenate([train, train + 1e-6])
     patients = names * 2
-    own = CopyCheck.fit([*names, *(f"{n}b" for n in names)], twice, patients=patients)
+    own = CopyCheck.from_scans([*names, *(f"{n}b" for n in names)], twice, patients=patients)
     assert own.image.reference.min() > 0.1  # scans of one patient are no reference
-    two = CopyCheck.fit(names[:2], train[:2])
+    two = CopyCheck.from_scans(names[:2], train[:2])
     assert not two.conclusive and two.image.threshold == pytest.approx(
         two.image.reference.min() / 2
     )
     with pytest.raises(UserError, match="at least two training scans"):
-        CopyCheck.fit(names[:1], train[:1])
+        CopyCheck.from_scans(names[:1], train[:1])
 
 
 def test_the_threshold_allows_for_few_distances() -> None:

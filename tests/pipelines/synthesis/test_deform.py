@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from data.geometry import Volume
 from options.expand_options import DeformOptions
-from pipelines.synthesis.deform import deform, draw, implausible, vary
+from pipelines.synthesis.deform import apply_deformation, random_deformation, plausibility_problems, deform_plausibly
 from util.cli import UserError
 
 SPACING = (2.0, 2.0, 5.0)
@@ -29,26 +29,26 @@ def chest(spacing: tuple[float, float, float] = SPACING) -> Volume:
 
 def test_labels_stay_whole_and_the_mask_differs() -> None:
     mask = chest()
-    made = [vary(mask, DeformOptions(), [7, k], "mask")[0] for k in range(3)]
+    made = [deform_plausibly(mask, DeformOptions(), [7, k], "mask")[0] for k in range(3)]
     for labels in made:
         assert labels.dtype == np.uint8 and set(np.unique(labels)) == {0, 1, 2, 3}
-        assert implausible(mask.array, labels, 0.25) == []
+        assert plausibility_problems(mask.array, labels, 0.25) == []
         assert 0.6 < ((labels == 1) & (mask.array == 1)).sum() / (mask.array == 1).sum() < 1
     assert not np.array_equal(made[0], made[1])
-    assert np.array_equal(made[0], vary(mask, DeformOptions(), [7, 0], "mask")[0])
+    assert np.array_equal(made[0], deform_plausibly(mask, DeformOptions(), [7, 0], "mask")[0])
 
 
 def test_nothing_moves_without_deformation() -> None:
     mask = chest()
     still = DeformOptions(elastic_mm=0, turn=0, scale=0)
-    assert np.array_equal(vary(mask, still, [1], "mask")[0], mask.array)
+    assert np.array_equal(deform_plausibly(mask, still, [1], "mask")[0], mask.array)
 
 
 def test_it_is_measured_in_mm_whatever_the_voxels() -> None:
     """The same draw on voxels of other shape gives the same lungs, up to a voxel."""
     options = replace(DeformOptions(), turn=8.0)
     fine, coarse = (
-        deform(m, draw(m, options, np.random.default_rng(3)))
+        apply_deformation(m, random_deformation(m, options, np.random.default_rng(3)))
         for m in (chest((2, 2, 2)), chest((2, 2, 4)))
     )
     same = fine[:, :, ::2] == coarse
@@ -62,17 +62,17 @@ def test_the_map_folds_nowhere() -> None:
     wild = DeformOptions(elastic_mm=100, node_mm=30, turn=0, scale=0)
     ramp = np.broadcast_to(np.arange(60.0)[:, None, None] * 2, (60, 60, 60)).astype(np.float32)
     for seed in range(2):
-        moved = deform(
-            Volume(ramp, mask.affine), draw(mask, wild, np.random.default_rng(seed)), order=1
+        moved = apply_deformation(
+            Volume(ramp, mask.affine), random_deformation(mask, wild, np.random.default_rng(seed)), order=1
         )
         assert np.diff(moved[10:-10], axis=0).min() > -1e-3
 
 
 def test_the_scan_moves_with_its_mask() -> None:
     mask = chest()
-    labels, drawn = vary(mask, DeformOptions(), [5], "mask")
+    labels, drawn = deform_plausibly(mask, DeformOptions(), [5], "mask")
     hu = np.where(mask.array == 1, -800, 0).astype(np.int16)
-    moved = deform(Volume(hu, mask.affine), drawn, order=1)
+    moved = apply_deformation(Volume(hu, mask.affine), drawn, order=1)
     inside = ndimage.binary_erosion(labels == 1)
     assert moved.dtype == np.int16 and moved[inside].mean() < -780
 
@@ -95,18 +95,18 @@ def test_the_scan_moves_with_its_mask() -> None:
 def test_what_is_implausible(change: object, problem: str) -> None:
     mask = chest().array
     assert callable(change)
-    assert any(problem in text for text in implausible(mask, change(mask), 0.25))
+    assert any(problem in text for text in plausibility_problems(mask, change(mask), 0.25))
 
 
 def test_empty_masks_and_hopeless_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = chest()
     with pytest.raises(UserError, match=r"empty\.nii holds nothing but background"):
-        vary(Volume(np.zeros_like(mask.array), mask.affine), DeformOptions(), [1], "empty.nii")
+        deform_plausibly(Volume(np.zeros_like(mask.array), mask.affine), DeformOptions(), [1], "empty.nii")
     with pytest.raises(
         UserError,
         match=r"m\.nii: none of 20 deformations is plausible .*changes its volume.*--elastic_mm",
     ):
-        vary(mask, DeformOptions(volume_change=0.0), [1], "m.nii")
+        deform_plausibly(mask, DeformOptions(volume_change=0.0), [1], "m.nii")
     monkeypatch.setattr(
         "pipelines.synthesis.deform.deform", lambda volume, drawn: np.zeros_like(volume.array)
     )
@@ -114,4 +114,4 @@ def test_empty_masks_and_hopeless_ones_are_refused(monkeypatch: pytest.MonkeyPat
         UserError,
         match=r"m\.nii: none of 20 deformations is plausible .*label 1 is gone; label 2 is gone",
     ):
-        vary(mask, DeformOptions(), [1], "m.nii")
+        deform_plausibly(mask, DeformOptions(), [1], "m.nii")

@@ -15,16 +15,16 @@ import pytest
 from data.cohort import Case
 from data.geometry import Volume
 from data.load_cohort import load_cohort
-from data.table import Table
+from data.table import ClinicalTable
 from data.text.prompts import Template, load_template
-from data.volumes import load, read_header
+from data.volumes import load_volume, read_header
 from options.base_options import DataOptions
 from options.expand_options import DeformOptions, ExpandCommand
 from options.parser import parse
 from pipelines.synthesis import run as synthesis
-from pipelines.synthesis.copies import Copies, Nearest
-from pipelines.synthesis.deform import deform, draw, vary
-from pipelines.synthesis.planning import plan_balanced, plan_table, readme, shares
+from pipelines.synthesis.copies import CopySearch, Nearest
+from pipelines.synthesis.deform import apply_deformation, random_deformation, deform_plausibly
+from pipelines.synthesis.planning import plan_balanced, plan_table, cohort_readme, balanced_counts
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
 from util.records import open_record
@@ -47,9 +47,9 @@ def cases(*rows: dict[str, str]) -> list[Case]:
 
 def test_shares_are_as_equal_as_can_be() -> None:
     counts = {"a": 10, "b": 2, "c": 6}
-    assert shares(counts, 7, together=False) == {"a": 3, "b": 2, "c": 2}
-    assert shares(counts, 12, together=True) == {"a": 0, "b": 8, "c": 4}
-    assert shares(counts, 3, together=True) == {"a": 0, "b": 3, "c": 0}
+    assert balanced_counts(counts, 7, together=False) == {"a": 3, "b": 2, "c": 2}
+    assert balanced_counts(counts, 12, together=True) == {"a": 0, "b": 8, "c": 4}
+    assert balanced_counts(counts, 3, together=True) == {"a": 0, "b": 3, "c": 0}
 
 
 def test_a_changed_row_stays_possible() -> None:
@@ -114,14 +114,14 @@ def test_rows_of_a_table() -> None:
         "a": {"DIAGNOSIS": "HP", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": "case1"},
         "b": {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": ""},
     }
-    first, second = plan_table(Table(columns, rows), cases(ROW, CTD), template(), 0, 3)
+    first, second = plan_table(ClinicalTable(columns, rows), cases(ROW, CTD), template(), 0, 3)
     assert (
         first.source.id == "case1"
         and first.row == {"DIAGNOSIS": "HP", "TYPE CTD": ""}
         and first.dropped == ("TYPE CTD",)
     )
     assert second.row == {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis"}
-    assert [p.id for p in plan_table(Table(columns, rows), cases(ROW, CTD), template(), 1, 3)] == [
+    assert [p.id for p in plan_table(ClinicalTable(columns, rows), cases(ROW, CTD), template(), 1, 3)] == [
         "a"
     ]
 
@@ -136,7 +136,7 @@ def test_rows_of_a_table() -> None:
 )
 def test_bad_tables(rows: dict[str, dict[str, str]], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        plan_table(Table(("DIAGNOSIS",), rows), cases(ROW), template(), 0, 0)
+        plan_table(ClinicalTable(("DIAGNOSIS",), rows), cases(ROW), template(), 0, 0)
 
 
 def test_provenance_never_enters_a_text() -> None:
@@ -153,14 +153,14 @@ def test_provenance_never_enters_a_text() -> None:
 
 def test_readme_tells_what_was_redrawn() -> None:
     records = [{"redrawn": 2, "left_out": False}, {"redrawn": 5, "left_out": True}]
-    text = readme(records, "run1", 40, "cohort", "DIAGNOSIS", {"HP": 1}, True)
+    text = cohort_readme(records, "run1", 40, "cohort", "DIAGNOSIS", {"HP": 1}, True)
     assert (
         "1 volumes" in text and "7 draws were too close" in text and "1 cases were left out" in text
     )
     assert (
         "| HP | 1 |" in text and "Not for diagnosis" in text and "test on real scans alone" in text
     )
-    assert "not looked for" in readme(records, "run1", 40, "cohort", "", {}, False)
+    assert "not looked for" in cohort_readme(records, "run1", 40, "cohort", "", {}, False)
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def options(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None)
 @pytest.fixture(scope="module")
 def made(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("expansion") / "synthetic"
-    return synthesis.expand(
+    return synthesis.synthesise_cohort(
         options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
     )
 
@@ -213,8 +213,8 @@ def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
         assert case.row["SYNTHETIC RUN"] == "tiny step 4" and case.row["SYNTHETIC SEED"].isdigit()
         source = real[case.row["SYNTHETIC SOURCE"]].mask
         assert np.allclose(read_header(case.mask).source_affine, read_header(source).source_affine)
-        assert not np.array_equal(load(case.mask).array, load(source).array)
-        assert case.image is not None and load(case.image).array.dtype == np.int16
+        assert not np.array_equal(load_volume(case.mask).array, load_volume(source).array)
+        assert case.image is not None and load_volume(case.image).array.dtype == np.int16
     counts = Counter(case.row["DIAGNOSIS"] for case in cohort.cases)
     assert max(counts.values()) - min(counts.values()) <= 1
     assert "Research use only" in (made / "README.md").read_text()
@@ -238,13 +238,13 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
     kept = (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns
     for name in gone:
         (copy / name).unlink()
-    synthesis.expand(
+    synthesis.synthesise_cohort(
         options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
     )
     assert {name: (copy / name).read_bytes() for name in gone} == before
     assert (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns == kept
     with pytest.raises(UserError, match=r"other settings \(n\)"):
-        synthesis.expand(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5"))
+        synthesis.synthesise_cohort(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5"))
 
 
 def test_processes_share_the_cases(
@@ -257,7 +257,7 @@ def test_processes_share_the_cases(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        synthesis.expand(
+        synthesis.synthesise_cohort(
             options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
         )
         assert (out / "clinical.csv").exists() == (rank == "1")
@@ -267,7 +267,7 @@ def test_processes_share_the_cases(
 
 
 def still(mask: Volume) -> Any:
-    return draw(mask, DeformOptions(elastic_mm=0, turn=0, scale=0), np.random.default_rng(0))
+    return random_deformation(mask, DeformOptions(elastic_mm=0, turn=0, scale=0), np.random.default_rng(0))
 
 
 def test_copies_are_drawn_again_and_left_out(
@@ -277,23 +277,23 @@ def test_copies_are_drawn_again_and_left_out(
     the mask.
     """
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
-    copies = Copies.of(real.split("train"), (1, 2))
+    copies = CopySearch.from_cases(real.split("train"), (1, 2))
     case = real.split("train")[0]
     assert case.image is not None
-    hu, mask = load(case.image), load(case.mask)
-    labels, drawn = vary(mask, DeformOptions(), [1], case.mask)
-    moved = Volume(deform(hu, drawn, order=1), hu.affine)
-    assert copies.to_source(moved, Volume(labels, mask.affine), case, drawn) < 0.01
-    assert copies.knowing([0.5] * 4) is copies  # too few to tell
-    told = copies.knowing([0.4, 0.5, 0.6, 0.5, 0.45, 0.55])
+    hu, mask = load_volume(case.image), load_volume(case.mask)
+    labels, drawn = deform_plausibly(mask, DeformOptions(), [1], case.mask)
+    moved = Volume(apply_deformation(hu, drawn, order=1), hu.affine)
+    assert copies.distance_to_source(moved, Volume(labels, mask.affine), case, drawn) < 0.01
+    assert copies.with_same_mask_threshold([0.5] * 4) is copies  # too few to tell
+    told = copies.with_same_mask_threshold([0.4, 0.5, 0.6, 0.5, 0.45, 0.55])
     assert 0 < told.same_mask < 0.4
     near = told(moved, Volume(labels, mask.affine), case, drawn)
     assert near.case == f"{case.id}, deformed" and near.copied
     assert told(hu, mask, case, still(mask)).copied
     fresh = np.random.default_rng(0).normal(-850, 40, hu.shape).astype(np.float32)
     assert not told(Volume(fresh, hu.affine), Volume(labels, mask.affine), case, drawn).copied
-    monkeypatch.setattr(Copies, "__call__", lambda *_: Nearest("phantom_001", 0.0, 0.5))
-    out = synthesis.expand(
+    monkeypatch.setattr(CopySearch, "__call__", lambda *_: Nearest("phantom_001", 0.0, 0.5))
+    out = synthesis.synthesise_cohort(
         options(trained_run, tmp_path / "out", "--balance", "SEX", "--n", "2", "--redraws", "1")
     )
     records = [json.loads(p.read_text()) for p in sorted((out / "records").iterdir())]
@@ -317,7 +317,7 @@ def test_bad_flags_write_nothing(
     trained_run: TrainedRun, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        synthesis.expand(options(trained_run, tmp_path / "out", *words))
+        synthesis.synthesise_cohort(options(trained_run, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
 
 

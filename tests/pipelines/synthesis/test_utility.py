@@ -16,7 +16,7 @@ import torch
 from options.parser import parse
 from options.utility_options import ClassifierOptions, UtilityCommand
 from pipelines.synthesis import utility
-from pipelines.synthesis.classifier import class_weights, predict, shifted, train_classifier
+from pipelines.synthesis.classifier import class_weights, predict, random_shift, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
 from util.cli import UserError
 
@@ -52,7 +52,7 @@ def test_shifts_move_and_never_flip() -> None:
     volume = torch.arange(5 * 6 * 7).float().view(1, 1, 5, 6, 7)
     near = range(-2, 3)
     rolled = [torch.roll(volume, steps, (2, 3, 4)) for steps in itertools.product(near, near, near)]
-    seen = [shifted(volume, torch.Generator().manual_seed(k)) for k in range(10)]
+    seen = [random_shift(volume, torch.Generator().manual_seed(k)) for k in range(10)]
     assert all(any(torch.equal(s, r) for r in rolled) for s in seen)
     assert len({tuple(s.flatten().tolist()) for s in seen}) > 3
 
@@ -75,12 +75,12 @@ def test_cells_hold_the_mean_density_of_the_lung_alone() -> None:
 def test_scores_and_intervals() -> None:
     targets = np.array([0] * 8 + [1] * 4)
     right = np.array([1.0] * 6 + [0.0] * 2 + [1.0] * 4)
-    assert utility.by_class(right, targets) == pytest.approx((0.75 + 1) / 2)
-    low, high = utility.interval(right, targets)
+    assert utility.mean_over_classes(right, targets) == pytest.approx((0.75 + 1) / 2)
+    low, high = utility.class_mean_interval(right, targets)
     assert low < 0.875 <= high <= 1 and low >= 0.6
-    assert all(np.isnan(utility.interval(right, np.array([0] * 11 + [1]))))
+    assert all(np.isnan(utility.class_mean_interval(right, np.array([0] * 11 + [1]))))
     sure = np.stack([1 - targets, targets], 1).astype(float)
-    assert utility.scores(sure, targets) == {
+    assert utility.classifier_scores(sure, targets) == {
         "balanced_accuracy": 1.0,
         "low": 1.0,
         "high": 1.0,
@@ -92,8 +92,8 @@ def test_summary_counts_seeds_and_keeps_the_sign() -> None:
     targets = np.array([0, 0, 1, 1])
     good, bad = np.eye(2)[targets], np.eye(2)[[0, 0, 0, 0]]
     predicted = {("real", 1): bad, ("both", 1): good, ("real", 2): good, ("both", 2): bad}
-    rows = [{"arm": a, "seed": s, **utility.scores(p, targets)} for (a, s), p in predicted.items()]
-    found = utility.summary(rows, predicted, targets)
+    rows = [{"arm": a, "seed": s, **utility.classifier_scores(p, targets)} for (a, s), p in predicted.items()]
+    found = utility.summarise_arms(rows, predicted, targets)
     assert (
         found["both"]["minus_real"] == 0
         and found["both"]["seeds_at_least_as_good_as_real"] == "1 of 2"
@@ -162,7 +162,7 @@ def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_pa
     table.loc[splits["test"], "SEX"] = ["Male", "Female"]
     table.to_csv(cohort_copy / "clinical.csv")
     out = tmp_path / "out"
-    found = utility.utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
+    found = utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
     assert {(r["arm"], r["seed"]) for r in found["rows"]} == {
         (a, s) for a in ("real", "synthetic", "both") for s in (1, 2)
     }
@@ -173,7 +173,7 @@ def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_pa
         and len(pd.read_csv(out / "utility.csv")) == 6
     )
     again = (out / "real_1.json").stat().st_mtime_ns
-    utility.utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
+    utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
     assert (out / "real_1.json").stat().st_mtime_ns == again
 
 
@@ -186,7 +186,7 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
         message: str, *words: str, cohort: Path = cohort_copy, other: Path = synthetic
     ) -> None:
         with pytest.raises(UserError, match=message):
-            utility.utility(options(cohort, other, tmp_path / "out", *words))
+            utility.measure_utility(options(cohort, other, tmp_path / "out", *words))
         assert not (tmp_path / "out").exists()
 
     refused("--column is not given")

@@ -14,7 +14,7 @@ from util.metrics.regions import Mask
 Array = NDArray[np.floating]
 
 EXTENT = 0.5  # a region is what reaches this share of its peak around it ...
-LEAST = 3.0  # ... and so many usual spreads, for the voxels round a low peak are chance
+MIN_SPREADS = 3.0  # ... and so many usual spreads, for the voxels round a low peak are chance
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 # Of each group the region that holds most of a finding's voxels names its place.
 GROUPS = (("right_lung", "left_lung"), ("upper", "middle", "lower"), ("rim", "core"))
@@ -57,7 +57,7 @@ def top_regions(
     """The regions round the highest absolute values, one after the other; they do not touch.
 
     Args:
-        found: `(X, Y, Z)`, in usual spreads, see `pipelines.anomaly.spread`.
+        found: `(X, Y, Z)`, in usual spreads, see `pipelines.anomaly.normal_model`.
         regions: Masks by name, see `util.metrics.fidelity.regions.regions`.
         threshold: What a strong region's peak exceeds.
         most: How many regions.
@@ -67,7 +67,7 @@ def top_regions(
     while len(made) < most and left.any():
         at = np.unravel_index(int(np.abs(left).argmax()), left.shape)
         peak = float(left[at])
-        level = max(EXTENT * abs(peak), min(LEAST, abs(peak)))
+        level = max(EXTENT * abs(peak), min(MIN_SPREADS, abs(peak)))
         parts, _ = ndimage.label(left * np.sign(peak) >= level, NEIGHBOURS)
         voxels = parts == parts[at]
         x, y, z = (int(i) for i in at)
@@ -89,7 +89,7 @@ def _place(voxels: Mask, regions: Mapping[str, Mask]) -> str:
     return ", ".join(words) or "outside the lungs"
 
 
-def numbered(findings: Sequence[Finding], shape: Sequence[int]) -> NDArray[np.uint8]:
+def label_regions(findings: Sequence[Finding], shape: Sequence[int]) -> NDArray[np.uint8]:
     """The regions as labels 1, 2, ... `(X, Y, Z)`, the strongest first."""
     labels = np.zeros(tuple(shape), np.uint8)
     for number, finding in enumerate(findings, start=1):
@@ -134,7 +134,7 @@ def finding_rows(
     return rows
 
 
-def sentence(row: Mapping[str, str | float]) -> str:
+def finding_sentence(row: Mapping[str, str | float]) -> str:
     """A row of findings.csv for reading."""
     change = float(row["mean_diff_hu"])
     strength = "strong" if row["strong"] == "yes" else "weak: calibration scans show peaks as high"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Index = NDArray[np.integer]
 Distance = Callable[[Index, Index], float]
-LEVELS = (2.5, 97.5)
+INTERVAL_PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Metric:
     low: float = float("nan")
     high: float = float("nan")
     matched: float = float("nan")
-    floor: float = float("nan")
-    floor_high: float = float("nan")
+    baseline: float = float("nan")
+    baseline_high: float = float("nan")
     ceiling: float = float("nan")
     better: str = "low"
     note: str = ""
@@ -62,7 +62,7 @@ class ResamplingPlan:
     bootstrap: tuple[tuple[Index, Index], ...]
 
     @staticmethod
-    def make(n: int, m: int, count: int, seed: int) -> ResamplingPlan:
+    def from_counts(n: int, m: int, count: int, seed: int) -> ResamplingPlan:
         """`count` draws of each kind."""
         rng = np.random.default_rng([seed, n, m])
         real, synthetic = np.arange(n), np.arange(n, n + m)
@@ -83,11 +83,11 @@ def centred_interval(value: float, drawn: NDArray[np.floating]) -> tuple[float, 
     """
     if not np.isfinite(drawn).any():
         return float("nan"), float("nan")
-    low, high = np.nanpercentile(drawn, LEVELS) - np.nanmean(drawn)
+    low, high = np.nanpercentile(drawn, INTERVAL_PERCENTILES) - np.nanmean(drawn)
     return value + float(low), value + float(high)
 
 
-def with_baseline(
+def compare_with_baseline(
     group: str,
     name: str,
     distance: Distance,
@@ -148,5 +148,5 @@ def bootstrap_mean(values: NDArray[np.floating], draws: int, seed: int) -> tuple
         return float("nan"), float("nan")
     rng = np.random.default_rng([seed, len(finite)])
     means = finite[rng.integers(len(finite), size=(max(draws, 200), len(finite)))].mean(1)
-    low, high = np.percentile(means, LEVELS)
+    low, high = np.percentile(means, INTERVAL_PERCENTILES)
     return float(low), float(high)

@@ -27,9 +27,9 @@ Sample = tuple[NDArray[np.float32], NDArray[np.float32]]  # features (N, 8) and 
 K = TypeVar("K")
 
 FOLDS = 5
-VOXELS = 150_000  # of all calibration scans together; more change nothing
-LEAST_SPREAD_HU = 2.0
-FEW = 20  # scans below which a false-alarm rate is a guess
+MAX_VOXELS = 150_000  # of all calibration scans together; more change nothing
+MIN_SPREAD_HU = 2.0
+MIN_CALIBRATION_SCANS = 20  # scans below which a false-alarm rate is a guess
 ABSOLUTE_TO_SD = float(np.sqrt(np.pi / 2))  # of a normal distribution
 
 
@@ -51,32 +51,32 @@ class ScanComparison:
     real: Array
     mean: Array
     sd: Array
-    where: Mask
+    lungs: Mask
     spacing: tuple[float, float, float]
-    marked: Mask | None = None
+    annotated: Mask | None = None
 
     def difference(self, size_mm: float) -> Array:
         """Scan minus generated mean in HU, averaged within `where` over about `size_mm`; 0
         elsewhere.
         """
         sigma = size_mm / 4 / np.asarray(self.spacing)
-        weight = ndimage.gaussian_filter(self.where.astype(np.float32), sigma)
+        weight = ndimage.gaussian_filter(self.lungs.astype(np.float32), sigma)
         smooth = ndimage.gaussian_filter(
-            np.where(self.where, self.real - self.mean, 0).astype(np.float32), sigma
+            np.where(self.lungs, self.real - self.mean, 0).astype(np.float32), sigma
         )
-        return np.where(self.where, smooth / np.maximum(weight, 1e-3), 0).astype(np.float32)
+        return np.where(self.lungs, smooth / np.maximum(weight, 1e-3), 0).astype(np.float32)
 
-    def sample(self, size_mm: float, most: int) -> Sample:
+    def sample_voxels(self, size_mm: float, most: int) -> Sample:
         """Features and difference of at most so many judged voxels, drawn at random; marked ones
         are left out.
         """
         counts = np.flatnonzero(
-            np.ones(int(self.where.sum()), bool)
-            if self.marked is None
-            else ~self.marked[self.where]
+            np.ones(int(self.lungs.sum()), bool)
+            if self.annotated is None
+            else ~self.annotated[self.lungs]
         )
         chosen = np.random.default_rng(0).permutation(counts)[:most]
-        return self.features()[chosen], self.difference(size_mm)[self.where][chosen]
+        return self.features()[chosen], self.difference(size_mm)[self.lungs][chosen]
 
     def features(self) -> NDArray[np.float32]:
         """What is known of each judged voxel without the scan, `(N, 8)`: generated mean, the same
@@ -85,15 +85,15 @@ class ScanComparison:
         """
         smooth = ndimage.gaussian_filter(self.mean, 1.5)
         edge = ndimage.gaussian_gradient_magnitude(self.mean, 1.0)
-        depth = ndimage.distance_transform_edt(self.where, sampling=self.spacing)
-        index = np.argwhere(self.where)
+        depth = ndimage.distance_transform_edt(self.lungs, sampling=self.spacing)
+        index = np.argwhere(self.lungs)
         low, high = index.min(0), index.max(0)
         place = (index - low) / np.maximum(high - low, 1)
-        columns = [v[self.where] for v in (self.mean, smooth, edge, self.sd, depth)]
+        columns = [v[self.lungs] for v in (self.mean, smooth, edge, self.sd, depth)]
         return np.column_stack([*columns, place]).astype(np.float32)
 
 
-class Scans(Sequence[ScanComparison]):
+class LazyScans(Sequence[ScanComparison]):
     """Scans that are read when they are looked at, so that only one is in memory.
 
     Args:
@@ -122,7 +122,7 @@ class NormalModel:
     size_mm: float
 
     @staticmethod
-    def fit(samples: Sequence[Sample], size_mm: float) -> NormalModel:
+    def from_samples(samples: Sequence[Sample], size_mm: float) -> NormalModel:
         """Learns from voxels of scans without findings.
 
         Args:
@@ -137,12 +137,12 @@ class NormalModel:
         bias.fit(x, y)
         return NormalModel(bias, spread.fit(x, np.abs(y - bias.predict(x))), size_mm)
 
-    def map(self, scan: ScanComparison) -> Array:
+    def deviation_map(self, scan: ScanComparison) -> Array:
         """How many usual spreads (SD) each voxel lies above (+) or below (-) what is usual; 0 where
         nothing is judged.
         """
         known = scan.features()
-        spread = np.maximum(self.spread.predict(known) * ABSOLUTE_TO_SD, LEAST_SPREAD_HU)
+        spread = np.maximum(self.spread.predict(known) * ABSOLUTE_TO_SD, MIN_SPREAD_HU)
         found = np.zeros(scan.real.shape, np.float32)
         found[scan.where] = (
             scan.difference(self.size_mm)[scan.where] - self.bias.predict(known)
@@ -162,14 +162,14 @@ class Calibration:
         threshold: What a strong region exceeds.
     """
 
-    usual: NormalModel
+    normal_model: NormalModel
     held_out: Mapping[str, NormalModel]
     highest: Mapping[str, float]
     threshold: float
     false_alarms: float
 
     @staticmethod
-    def fit(scans: Sequence[ScanComparison], size_mm: float, false_alarms: float) -> Calibration:
+    def from_scans(scans: Sequence[ScanComparison], size_mm: float, false_alarms: float) -> Calibration:
         """Fits, and sets the threshold that the share `false_alarms` of scans exceeds, each judged
         by a fit to others.
 
@@ -178,33 +178,33 @@ class Calibration:
         """
         if len(scans) < 2:
             raise UserError(
-                f"The map is calibrated on {len(scans)} scan; it takes two at least, and {FEW} for "
+                f"The map is calibrated on {len(scans)} scan; it takes two at least, and {MIN_CALIBRATION_SCANS} for "
                 "a rate of false alarms that means something. Give more with --clean."
             )
         folds = min(FOLDS, len(scans))
-        samples = [scan.sample(size_mm, VOXELS // len(scans)) for scan in scans]
+        samples = [scan.sample(size_mm, MAX_VOXELS // len(scans)) for scan in scans]
         held_out: dict[str, NormalModel] = {}
         highest: dict[str, float] = {}
         for fold in range(folds):
-            usual = NormalModel.fit(
+            usual = NormalModel.from_samples(
                 [s for i, s in enumerate(samples) if i % folds != fold], size_mm
             )
             for scan in (scans[i] for i in range(fold, len(scans), folds)):
-                found = np.abs(usual.map(scan))
+                found = np.abs(usual.deviation_map(scan))
                 held_out[scan.case] = usual
                 highest[scan.case] = float(
                     found.max() if scan.marked is None else found[~scan.marked].max()
                 )
         threshold = conformal_threshold(list(highest.values()), false_alarms)
         return Calibration(
-            NormalModel.fit(samples, size_mm), held_out, highest, threshold, false_alarms
+            NormalModel.from_samples(samples, size_mm), held_out, highest, threshold, false_alarms
         )
 
-    def map(self, scan: ScanComparison) -> Array:
+    def deviation_map(self, scan: ScanComparison) -> Array:
         """The map of a scan, by a fit that has not seen it."""
-        return self.held_out.get(scan.case, self.usual).map(scan)
+        return self.held_out.get(scan.case, self.normal_model).map(scan)
 
-    def rate(self) -> float:
+    def false_alarm_rate(self) -> float:
         """Share of the scans with a strong region, each against a threshold set without it."""
         values = list(self.highest.values())
         others = (values[:i] + values[i + 1 :] for i in range(len(values)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 PLANES = ("sagittal", "coronal", "axial")  # slices across the first, second and third axis
 HU_BINS = np.arange(-1100, 501)  # HU of the lungs' histogram, one bin a HU
 REGIONS = ("lungs", "left_lung", "right_lung", "upper", "middle", "lower", "core", "rim")
-REGION_FIGURES = ("mean", "sd", "p15")
+REGION_STATISTICS = ("mean", "sd", "p15")
 
 
 @dataclass(frozen=True)
