@@ -26,12 +26,12 @@ from nibabel.affines import voxel_sizes
 
 import train
 from benchmarks.effects import minilm
-from benchmarks.report.atlas_proof_page import write_atlas_proof
-from benchmarks.report.proof import NULL
+from benchmarks.report.atlas_page import write_atlas_proof
+from benchmarks.report.planted_truth import NULL
 from data.phantom.cohort import PhantomCohort
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from data.resampling import apply_resampling
-from options.atlas_options import AtlasCases, AtlasOutput, DiscoverCommand, RefitOptions
+from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
 from options.benchmark_options import AtlasBenchmarkCommand, AtlasBenchmarkOptions
 from options.parser import parse
@@ -47,9 +47,9 @@ from pipelines.atlas.statistics.regional import Regions, find_vessels
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
 from pipelines.atlas.study import AtlasStudy
 from util.cli import run
+from util.files import read_json, write_json
 from util.metrics.regions import regions
 from util.training import checkpoint
-from util.training.checkpoint import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ THIRDS = ("upper", "middle", "lower")
 
 
 def make_cohort(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Path:
-    return make(
+    return make_phantom_cohort(
         PhantomOptions(
             OUT=f"{b.OUT}/cohorts/{name}",
             cases=b.cases + b.test_cases,
@@ -130,9 +130,9 @@ def command(
     columns: str = COLUMNS,
     refits: int = 0,
     permutations: int = 0,
-) -> DiscoverCommand:
+) -> AtlasCommand:
     """How the atlas of a run is made."""
-    return DiscoverCommand(
+    return AtlasCommand(
         AtlasCases(
             dataroot=str(root),
             columns=columns,
@@ -205,7 +205,7 @@ def interval_piece(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: 
         for frame in (ties, cautions)
     )
     return {
-        "rows": lung_rows(read(folder, "effects"), PhantomCohort.load(root)),
+        "rows": lung_rows(read(folder, "effects"), PhantomCohort.from_folder(root)),
         "cramers_v": float(pair["value"].max()) if len(pair) else 0.0,
         "warnings": about["text"].tolist(),
         "findings": read(folder, "findings")["column"].tolist(),

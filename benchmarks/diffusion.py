@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 import pandas as pd
 
-from benchmarks.report.proof import VARIED, effect_figures, true_effects
+from benchmarks.report.planted_truth import VARIED, effect_figures, true_effects
 from data.phantom.cohort import PhantomCohort
 from options.benchmark_options import DiffusionBenchmarkCommand
 from options.diffusion_options import EditOptions, SamplingOptions
@@ -23,7 +23,7 @@ from options.parser import parse
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
 from pipelines import generation
 from util.cli import UserError, run
-from util.training.checkpoint import write_json
+from util.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--OUT is not given; it is the folder for results and figures.")
     if unknown := sorted(set(o.proof.columns) - set(VARIED)):
         raise UserError(f"--columns is {unknown[0]!r}; it must be one of: {', '.join(VARIED)}.")
-    phantoms = PhantomCohort.load(Path(o.source.dataroot))
+    phantoms = PhantomCohort.from_folder(Path(o.source.dataroot))
     found: dict[int, Any] = {}
     for steps in o.proof.steps:
         folder = results(

@@ -19,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 import train
-from benchmarks.report.proof import NULL, VARIED, judge, text_figures
-from benchmarks.report.proof_page import write_proof_page
-from benchmarks.report.proof_tables import (
+from benchmarks.report.planted_truth import NULL, VARIED, judge, text_figures
+from benchmarks.report.effects_page import write_proof_page
+from benchmarks.report.effects_tables import (
     contrast_frame,
     control_frame,
     known_frame,
@@ -30,7 +30,7 @@ from benchmarks.report.proof_tables import (
     slope_frame,
 )
 from data.phantom.cohort import PhantomCohort
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from data.volume_dataset import VolumeDataset
 from options.benchmark_options import (
     CONFIGURATIONS,
@@ -43,7 +43,7 @@ from options.phantom_options import PhantomOptions
 from options.test_options import TestOptions
 from pipelines import clip_pretraining, generation
 from util.cli import UserError, run
-from util.training.checkpoint import read_json, write_json
+from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def make_cohort(o: EffectsBenchmarkOptions, seed: int) -> Path:
         / "cohorts"
         / f"n{o.cases}_sd{o.patient_sd:g}{tied}_{'x'.join(map(str, o.size))}_seed{seed}"
     )
-    make(
+    make_phantom_cohort(
         PhantomOptions(
             OUT=str(out),
             cases=o.cases + o.test_cases,
@@ -204,7 +204,7 @@ def text_of(options: TestOptions, cohort: Path) -> dict[str, Any]:
         [trained.generator.model.size_multiple] * 3,
     )
     return text_figures(
-        opened.generate, wholes, opened.written, opened.template, PhantomCohort.load(cohort)
+        opened.generate, wholes, opened.written, opened.template, PhantomCohort.from_folder(cohort)
     )
 
 

@@ -13,7 +13,7 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from data.cohort import Case
-from data.volumes import load
+from data.volumes import load_volume
 from pipelines.atlas import files as report
 from pipelines.atlas.pages import charts, map_voxels
 from pipelines.atlas.pages.case_voxels import CaseVoxels
@@ -33,8 +33,8 @@ from pipelines.atlas.statistics.regional import LUNG_REGIONS
 from pipelines.atlas.study import AtlasStudy
 from util import cli
 from util.cli import safe_name
-from util.training.checkpoint import read_json
-from util.web import html
+from util.files import read_json
+from util.web import page_parts
 from util.web.figures import LUNG, Panel, save_slices_png
 
 ASSETS = ("page.css", "atlas.css", "slices.js", "atlas.js", "atlas_case.js", "atlas_maps.js")
@@ -88,7 +88,7 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     index.html.
     """
     files = Files.read(folder)
-    html.copy_assets(folder / "web", *ASSETS)
+    page_parts.copy_assets(folder / "web", *ASSETS)
     (folder / "figures").mkdir(exist_ok=True)
     figures = population_figures(files)
     by_id, kept = {case.id: case for case in study.cohort.cases}, files.kept
@@ -170,7 +170,7 @@ class CaseMaker:
         self.given = study.shown_row(case)
         own, data = self.rows[self.rows["kind"] == "own"].iloc[0], study.plan.data
         self.prompt, self.links = own["prompt"], {"own": f"../{own['file']}"}
-        mask = load(case.mask)
+        mask = load_volume(case.mask)
         self.spacing = voxel_sizes(mask.affine)
         self.voxels = CaseVoxels(
             files.folder / "web" / case_file(case.id),
@@ -186,7 +186,7 @@ class CaseMaker:
         """Writes page and figures; returns the rows of pairs.csv."""
         data = self.study.plan.data
         if self.case.image is not None:
-            self.voxels.add("real", np.clip(load(self.case.image).array, *data.hu_window))
+            self.voxels.add("real", np.clip(load_volume(self.case.image).array, *data.hu_window))
         for row in self.rows[self.rows["kind"] == "control"].to_dict("records"):
             self.voxels.add("noise", self._volume(row["file"]))
             self.links["noise"] = f"../{row['file']}"
@@ -213,7 +213,7 @@ class CaseMaker:
         return pair_rows(facts, self.voxels)
 
     def _volume(self, file: str) -> np.ndarray:
-        return load(self.files.folder / file).array.astype(np.float32)
+        return load_volume(self.files.folder / file).array.astype(np.float32)
 
     def _varied(self, number: int, attribute: Any) -> Varied:
         """An attribute's values: the given one is the own row's volume, by itself where no value

@@ -21,7 +21,7 @@ from options.diffusion_options import EditOptions, SamplingOptions
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
 from pipelines import generation
 from pipelines.evaluation.diversity import ms_ssim
-from util.web import html
+from util.web import page_parts
 from util.web.tables import effect_summary, metric_summary
 
 log = logging.getLogger(__name__)
@@ -121,12 +121,12 @@ def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def write_comparison_page(out: Path, frame: pd.DataFrame) -> Path:
     """A figure a row, a run a column, with links to the runs' own pages."""
-    html.copy_assets(out / "web", "page.css")
-    document = html.new_document("Models side by side", "web/")
+    page_parts.copy_assets(out / "web", "page.css")
+    document = page_parts.new_document("Models side by side", "web/")
     with document:
         with tags.header(cls="top"):
             tags.h1("Models side by side")
-            html.cautions(
+            page_parts.cautions(
                 (
                     "All runs made the same cases. Seconds and memory are this machine's, memory "
                     "the highest so far. Where pairs under new noise are alike to 1, noise changes "
@@ -136,14 +136,14 @@ def write_comparison_page(out: Path, frame: pd.DataFrame) -> Path:
         with tags.main(), tags.section(cls="card"):
             tags.h2("Figures")
             turned = frame.set_index("run").T.reset_index().rename(columns={"index": "figure"})
-            html.frame_table(turned)
+            page_parts.frame_table(turned)
             tags.p(
                 "Volumes and pictures: ",
                 *(
-                    tags.a(f"{name} ", href=html.link(f"{name}/{folder.name}/index.html"))
+                    tags.a(f"{name} ", href=page_parts.link(f"{name}/{folder.name}/index.html"))
                     for name in frame["run"]
                     for folder in sorted((out / name).glob("*"))
                     if folder.is_dir()
                 ),
             )
-    return html.write_document(document, out / "index.html")
+    return page_parts.write_document(document, out / "index.html")

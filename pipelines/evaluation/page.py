@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Plot
 from pipelines.evaluation.baselines import Metric
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
-from util.web import html
+from util.web import page_parts
 
 MIN_CONCLUSIVE = 20  # scans on either side below which no conclusion is offered
 SECTIONS: Mapping[str, tuple[str, str]] = {
@@ -173,12 +173,12 @@ def write_report(
         histogram: Link to the picture of the lungs' histograms.
         conclusive: Whether there are scans enough to put figures into words.
     """
-    html.copy_assets(folder, "page.css")
-    document = html.new_document(title, "")
+    page_parts.copy_assets(folder, "page.css")
+    document = page_parts.new_document(title, "")
     with document.body:
         with tags.header(cls="top"):
             tags.h1(title)
-            html.cautions(warnings)
+            page_parts.cautions(warnings)
         with tags.main(), tags.div(cls="cards"):
             _facts(facts, left_out)
             if copies is not None:
@@ -192,8 +192,8 @@ def write_report(
                         metric_frame(chosen, conclusive),
                         histogram if group == "hu" else "",
                     )
-            html.options_list(options, "Options of this evaluation")
-    return html.write_document(document, folder / "report.html")
+            page_parts.options_list(options, "Options of this evaluation")
+    return page_parts.write_document(document, folder / "report.html")
 
 
 def _facts(facts: Mapping[str, str], left_out: Sequence[str]) -> None:
@@ -212,10 +212,10 @@ def _section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> None
     with tags.section(cls="card wide evidence"):
         tags.h2(heading)
         tags.p(text, cls="note")
-        html.frame_table(frame)
+        page_parts.frame_table(frame)
         if picture:
             tags.img(
-                src=html.link(picture),
+                src=page_parts.link(picture),
                 alt="Histograms of lung voxels, real and synthetic",
                 style="max-width:100%;background:#fff;border-radius:5px;margin-top:.7rem",
             )
@@ -241,11 +241,11 @@ def _copies(copies: CopyReport) -> None:
         with tags.div(style="display:flex;flex-wrap:wrap;gap:1rem"):
             for link, caption in copies.pictures:
                 with tags.figure(style="margin:0;max-width:600px"):
-                    tags.img(src=html.link(link), alt=caption, style="max-width:100%")
+                    tags.img(src=page_parts.link(link), alt=caption, style="max-width:100%")
                     tags.figcaption(caption, cls="note")
         with tags.details():
             tags.summary("Every volume")
-            html.frame_table(copy_frame(copies))
+            page_parts.frame_table(copy_frame(copies))
 
 
 def copy_frame(copies: CopyReport) -> pd.DataFrame:

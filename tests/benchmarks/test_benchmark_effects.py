@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import effects as benchmark
-from benchmarks.report.proof import effect_figures, regress
-from benchmarks.report.proof_tables import known_frame
+from benchmarks.report.planted_truth import effect_figures, regress
+from benchmarks.report.effects_tables import known_frame
 from util.cli import UserError
 
 TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"

@@ -11,7 +11,7 @@ from pathlib import Path
 from dominate import tags
 from dominate.util import raw
 
-from util.web import html
+from util.web import page_parts
 from util.web.figures import LABEL_NAMES, label_colour
 
 STYLE = """
@@ -66,8 +66,8 @@ def write_intake_page(
         remarks: What is to be said of the folder as a whole.
         options: The command's flags by group.
     """
-    html.copy_assets(folder / "report", "page.css")
-    document = html.new_document("Prepared scans", "report/")
+    page_parts.copy_assets(folder / "report", "page.css")
+    document = page_parts.new_document("Prepared scans", "report/")
     with document.head:
         tags.style(raw(STYLE))  # our own text, like the script below: as it stands
     warned = [c for c in cards if c.warnings]
@@ -82,12 +82,12 @@ def write_intake_page(
         for card in [*warned, *(c for c in cards if not c.warnings)]:
             _case(card, "")
         _columns(columns)
-        html.options_list(
+        page_parts.options_list(
             {name: {"flags": text} for name, text in options.items() if text},
             "Flags of the command",
         )
     document.body.add(tags.script(raw(SCRIPT)))
-    return html.write_document(document, folder / "report.html")
+    return page_parts.write_document(document, folder / "report.html")
 
 
 def _summary(ready: int, warned: int, failed: int) -> None:
@@ -133,7 +133,7 @@ def _toolbar() -> None:
 def _case(card: Card, cls: str) -> None:
     warned = {"data_warned": "1"} if card.warnings else {}
     with tags.section(cls=f"case card {cls}".strip(), id=card.case, **warned):
-        tags.h2(tags.a(card.case, href=f"#{html.link(card.case)}"))
+        tags.h2(tags.a(card.case, href=f"#{page_parts.link(card.case)}"))
         if card.warnings:
             with tags.ul(cls="notes"):
                 for text in card.warnings:
@@ -141,7 +141,7 @@ def _case(card: Card, cls: str) -> None:
         with tags.div(cls="row"):
             if card.picture:
                 tags.img(
-                    src=html.link(card.picture),
+                    src=page_parts.link(card.picture),
                     alt=f"Slices of {card.case} with the mask's outline",
                     loading="lazy",
                 )

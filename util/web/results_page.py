@@ -15,7 +15,7 @@ from dominate import tags
 from matplotlib.colors import to_hex
 
 from util.cli import safe_name
-from util.web import html
+from util.web import page_parts
 from util.web.figures import (
     BACKGROUND,
     DIVERGING,
@@ -76,7 +76,7 @@ class ResultsPage:
         self._rows: list[_Row] = []
         self._labels: set[int] = set()
         self._changes: list[float] = []
-        html.copy_assets(folder / "web", "page.css", "slices.js", "viewer.js")
+        page_parts.copy_assets(folder / "web", "page.css", "slices.js", "viewer.js")
         for old in (folder / "web").glob("case-*.js"):
             old.unlink()
 
@@ -138,7 +138,7 @@ class ResultsPage:
             metrics: Rows of metrics.csv.
             cautions: Sentences to add to the standing cautions.
         """
-        document = html.new_document(self.title, "web/")
+        document = page_parts.new_document(self.title, "web/")
         document.body["data-config"] = json.dumps(self._config())
         with document.head:
             tags.script(src="web/slices.js", defer=True)
@@ -146,17 +146,17 @@ class ResultsPage:
         with document:
             with tags.header(cls="top"):
                 tags.h1(self.title)
-                html.cautions(cautions)
+                page_parts.cautions(cautions)
             with tags.main():
                 with tags.div(cls="cards"):
                     effect_tables(effects)
                     metric_tables(metrics)
-                    html.options_list(options)
+                    page_parts.options_list(options)
                 tags.noscript(tags.p("The slices need JavaScript.", cls="note"))
                 self._toolbar()
                 for row in self._rows:
                     self._case(row)
-        return html.write_document(document, self.folder / "index.html")
+        return page_parts.write_document(document, self.folder / "index.html")
 
     def _limit(self) -> float:
         """The page's range of differences: the middle of the volumes' own 99.5th percentiles,
@@ -185,8 +185,8 @@ class ResultsPage:
 
     def _toolbar(self) -> None:
         with tags.div(cls="toolbar", role="toolbar", aria_label="View of all cases"):
-            html.choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, "axial")
-            html.choice(
+            page_parts.choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, "axial")
+            page_parts.choice(
                 "window",
                 "Window",
                 {"lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole window"},
@@ -198,7 +198,7 @@ class ResultsPage:
                     for value in LIMITS:
                         chosen = {"selected": True} if value == self._limit() else {}
                         tags.option(f"{value} HU", value=value, **chosen)
-            html.choice("size", "Size", {"small": "S", "medium": "M", "large": "L"}, "medium")
+            page_parts.choice("size", "Size", {"small": "S", "medium": "M", "large": "L"}, "medium")
             with tags.label(cls="group"):
                 tags.input_(type="checkbox", id="smooth", checked=True)
                 tags.span("Smooth")
@@ -249,7 +249,7 @@ def _panel(
         with tags.figcaption():
             tags.span(title, cls="title")
             if file is not None:
-                tags.a("NIfTI", href=html.link(file), cls="file", title=file)
+                tags.a("NIfTI", href=page_parts.link(file), cls="file", title=file)
             if caption:
                 tags.span(caption, cls="caption")
         with tags.div(cls="stage"):

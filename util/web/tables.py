@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from dominate import tags
 
-from util.web import html
+from util.web import page_parts
 
 
 def signed(value: float) -> str:
@@ -83,10 +83,10 @@ def effect_tables(effects: Sequence[Mapping[str, Any]]) -> None:
         return
     with tags.section(cls="card"):
         tags.h2("Effects over cases")
-        html.frame_table(effect_summary(effects), signed)
+        page_parts.frame_table(effect_summary(effects), signed)
         with tags.details():
             tags.summary("Mean change in HU, every case and region")
-            html.frame_table(effects_by_case(effects), signed)
+            page_parts.frame_table(effects_by_case(effects), signed)
 
 
 def metric_tables(metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -95,7 +95,7 @@ def metric_tables(metrics: Sequence[Mapping[str, Any]]) -> None:
         return
     with tags.section(cls="card"):
         tags.h2("Metrics over cases")
-        html.frame_table(metric_summary(metrics))
+        page_parts.frame_table(metric_summary(metrics))
         with tags.details():
             tags.summary("Every case")
-            html.frame_table(metrics_by_case(metrics))
+            page_parts.frame_table(metrics_by_case(metrics))

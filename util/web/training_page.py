@@ -15,7 +15,8 @@ import numpy as np
 from dominate import tags
 from matplotlib.figure import Figure
 
-from util.web import html
+from util.files import atomic_path
+from util.web import page_parts
 
 POINTS = 400  # more points than this along a curve are averaged in bins
 COLUMNS = 4
@@ -87,9 +88,8 @@ def draw_curves(found: Curves, colour: str, path: Path) -> None:
         axes.locator_params(axis="x", nbins=5, integer=True)
     for axes in list(figure.axes)[len(found) :]:
         axes.set_axis_off()
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="svg")
-    part.replace(path)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="svg")
 
 
 def write_training_page(
@@ -109,17 +109,17 @@ def write_training_page(
         images: Pictures in any order; the newest step comes first.
         options: The run's options, by group.
     """
-    html.copy_assets(folder, "page.css")
-    document = html.new_document(f"Training of {name}", "")
+    page_parts.copy_assets(folder, "page.css")
+    document = page_parts.new_document(f"Training of {name}", "")
     last = max((int(r["step"]) for r in log), default=0)
     with document:
         with tags.header(cls="top"):
             tags.h1(f"Training of {name}")
             tags.p(f"After step {last}. Reload the page for newer figures.", cls="note")
-            html.cautions()
+            page_parts.cautions()
         with tags.main():
             with tags.div(cls="cards"):
-                html.options_list(options)
+                page_parts.options_list(options)
                 for title, found in curves(log).items():
                     file = f"{title.lower()}.svg"
                     draw_curves(found, COLOURS[title], folder / file)
@@ -131,7 +131,7 @@ def write_training_page(
                             cls="curves",
                         )
             _pictures(images)
-    return html.write_document(document, folder / "index.html")
+    return page_parts.write_document(document, folder / "index.html")
 
 
 def _pictures(images: Sequence[TrainingImage]) -> None:
@@ -141,9 +141,9 @@ def _pictures(images: Sequence[TrainingImage]) -> None:
             tags.h2(f"Step {step}")
             for image in group:
                 tags.p(tags.b(image.case), f" {image.prompt}", cls="prompt")
-                with tags.a(href=html.link(image.file), title="Open the picture"):
+                with tags.a(href=page_parts.link(image.file), title="Open the picture"):
                     tags.img(
-                        src=html.link(image.file),
+                        src=page_parts.link(image.file),
                         alt=f"{image.case}, step {step}: mask, generated, real",
                         loading="lazy",
                     )

@@ -18,7 +18,7 @@ from pipelines.atlas.pages.case_voxels import CaseVoxels, noise_floor
 from pipelines.atlas.statistics.sentences import hu, region_name
 from pipelines.atlas.statistics.zones import strongest
 from util.cli import safe_name
-from util.web import html
+from util.web import page_parts
 from util.web.figures import Window
 
 REGIONS = (
@@ -142,7 +142,7 @@ def write_case_page(
 ) -> Path:
     """Writes `folder`/cases/CASE.html; `neighbours` are the cases before and after, if any."""
     name = case_file(facts.case)
-    document = html.new_document(f"{facts.case}: counterfactual atlas", "../web/")
+    document = page_parts.new_document(f"{facts.case}: counterfactual atlas", "../web/")
     config = parts.viewer_config(
         voxels.grid, f"../web/{name}/", voxels.written, limit, window, voxels.labels
     )
@@ -153,7 +153,7 @@ def write_case_page(
         with tags.header(cls="top"):
             _navigation(neighbours)
             tags.h1(f"{facts.case}: what the attributes change in this patient")
-            html.cautions(
+            page_parts.cautions(
                 [
                     ONE_PATIENT,
                     *(["The network was trained on this patient's scan."] if facts.seen else []),
@@ -167,7 +167,7 @@ def write_case_page(
             _differential(facts, voxels)
             _all(facts, voxels)
     (folder / "cases").mkdir(exist_ok=True)
-    return html.write_document(document, folder / "cases" / f"{name}.html")
+    return page_parts.write_document(document, folder / "cases" / f"{name}.html")
 
 
 def _floor(voxels: CaseVoxels) -> float:
@@ -209,7 +209,7 @@ def _navigation(neighbours: Sequence[str | None]) -> None:
         tags.a("← All patients", href="../index.html")
         for text, case in (("Previous case", before), ("Next case", after)):
             if case is not None:
-                tags.a(f"{text}: {case}", href=html.link(f"{case_file(case)}.html"))
+                tags.a(f"{text}: {case}", href=page_parts.link(f"{case_file(case)}.html"))
 
 
 def _about(facts: CaseFacts) -> None:

@@ -11,7 +11,7 @@ from dominate import tags
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from util.web import html
+from util.web import page_parts
 from util.web.figures import (
     BACKGROUND,
     DIVERGING,
@@ -98,8 +98,8 @@ def toolbar(limit: float, labels: Sequence[int]) -> None:
     page.
     """
     with tags.div(cls="toolbar", role="toolbar", aria_label="View of all pictures"):
-        html.choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, FIRST_PLANE)
-        html.choice(
+        page_parts.choice("plane", "Plane", {p: p.capitalize() for p in PLANES}, FIRST_PLANE)
+        page_parts.choice(
             "window",
             "Window",
             {"lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole"},
@@ -165,7 +165,7 @@ def panel(
         with tags.figcaption():
             tags.span(title, cls="title")
             if file:
-                tags.a("NIfTI", href=html.link(file), cls="file", title=file)
+                tags.a("NIfTI", href=page_parts.link(file), cls="file", title=file)
             tags.span(typeset(caption), cls="caption")
         with tags.div(cls="stage"):
             for name in ("before", "after") if kind == "wipe" else ("only",):
@@ -210,7 +210,7 @@ def reading(extra: Sequence[str] = ()) -> None:
 def figure_links(stem: str) -> None:
     """Links to a figure's files, relative to the population page."""
     for ending in ("png", "svg"):
-        tags.a(ending.upper(), href=f"figures/{html.link(stem)}.{ending}", cls="file")
+        tags.a(ending.upper(), href=f"figures/{page_parts.link(stem)}.{ending}", cls="file")
 
 
 def head(assets: str, *names: str) -> None:

@@ -18,7 +18,7 @@ from pipelines.atlas.pages.charts import contrasts_shown
 from pipelines.atlas.pages.page_case import case_file
 from pipelines.atlas.pages.page_maps import map_choices, maps_section
 from pipelines.atlas.statistics.sentences import hu, interval, region_name
-from util.web import html
+from util.web import page_parts
 from util.web.figures import Window
 
 RULES = (
@@ -72,7 +72,7 @@ class Population:
 def write_population_page(folder: Path, p: Population, window: Window) -> Path:
     """Writes `folder`/index.html and returns it."""
     title = f"Counterfactual atlas of {p.record['run']}"
-    document = html.new_document(title, "web/")
+    document = page_parts.new_document(title, "web/")
     config = parts.viewer_config(p.grid, "web/maps/", p.volumes, p.limit, window)
     document.body["data-config"] = json.dumps(
         config | {"mask": "", "zones": [], "choices": map_choices(p.record)}
@@ -86,7 +86,7 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
                 p.record["summary"],
                 cls="summary" if p.record["conclusive"] else "summary inconclusive",
             )
-            html.cautions(RULES)
+            page_parts.cautions(RULES)
         with tags.main():
             with tags.div(cls="cards"):
                 _found(p)
@@ -102,8 +102,8 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
             _patients(p)
             _cohort(p)
             _methods(p)
-            html.options_list(p.record["settings"], "Settings of this atlas")
-    return html.write_document(document, folder / "index.html")
+            page_parts.options_list(p.record["settings"], "Settings of this atlas")
+    return page_parts.write_document(document, folder / "index.html")
 
 
 def _figure(stem: str, text: str, figures: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ def _figure(stem: str, text: str, figures: Sequence[str]) -> None:
     if stem not in figures:
         return
     with tags.figure(cls="chart"):
-        tags.img(src=f"figures/{html.link(stem)}.svg", alt=text)
+        tags.img(src=f"figures/{page_parts.link(stem)}.svg", alt=text)
         with tags.figcaption():
             tags.span(text)
             parts.figure_links(stem)
@@ -212,7 +212,7 @@ def _agreement(p: Population) -> None:
         )
         tests = contrasts_shown(p.frame("tests")) if p.record["tests"] else pd.DataFrame()
         if len(tests):
-            html.frame_table(
+            page_parts.frame_table(
                 pd.DataFrame(
                     {
                         "change": tests["contrast"].map(p.labels),
@@ -231,7 +231,7 @@ def _agreement(p: Population) -> None:
             with tags.details():
                 tags.summary("Other adjustments of the real scans, both lungs")
                 shown = real[real["region"] == "lungs"]
-                html.frame_table(
+                page_parts.frame_table(
                     pd.DataFrame(
                         {
                             "change": shown["contrast"].map(p.labels),
@@ -268,7 +268,7 @@ def _controls(p: Population) -> None:
         tags.h2("Controls: what changes where nothing should")
         if len(controls):
             shown = controls[controls["region"].isin(["lungs", "outside"])]
-            html.frame_table(
+            page_parts.frame_table(
                 pd.DataFrame(
                     {
                         "changed": shown["control"].map(NULLS),
@@ -311,7 +311,7 @@ def _spike(p: Population) -> None:
         with tags.section(cls="card"):
             tags.h2("What came back of the planted effect")
             frame = p.frame("spike")
-            html.frame_table(
+            page_parts.frame_table(
                 pd.DataFrame(
                     {
                         "region": frame["region"].map(region_name),
@@ -338,7 +338,7 @@ def _patients(p: Population) -> None:
         with tags.ul(cls="patients"):
             for case, prompt in p.cases.items():
                 with tags.li():
-                    tags.a(case, href=f"cases/{html.link(case_file(case))}.html")
+                    tags.a(case, href=f"cases/{page_parts.link(case_file(case))}.html")
                     tags.span(prompt or "nothing known", cls="prompt")
 
 
@@ -346,10 +346,10 @@ def _cohort(p: Population) -> None:
     with tags.details(cls="card"):
         tags.summary("Columns of the table, and which of them go together")
         frame = p.frame("attributes")
-        html.frame_table(frame.fillna("").drop(columns=["missing_share"], errors="ignore"))
+        page_parts.frame_table(frame.fillna("").drop(columns=["missing_share"], errors="ignore"))
         ties = p.frame("ties")
         if len(ties):
-            html.frame_table(ties, "{:.2f}".format)
+            page_parts.frame_table(ties, "{:.2f}".format)
 
 
 def _methods(p: Population) -> None:
@@ -363,4 +363,4 @@ def _methods(p: Population) -> None:
         )
         with tags.ul(cls="files"):
             for name in p.files:
-                tags.li(tags.a(name, href=html.link(name)))
+                tags.li(tags.a(name, href=page_parts.link(name)))

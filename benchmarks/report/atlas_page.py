@@ -13,7 +13,7 @@ from dominate import tags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from util.web import html
+from util.web import page_parts
 
 Found = Mapping[str, Any]
 HOLDS, MISSES = "#1f77b4", "#d62728"
@@ -27,23 +27,23 @@ def write_atlas_proof(folder: Path, found: Mapping[str, Found], said: Mapping[st
         found: The figures of each finished study.
         said: Its outcome in a sentence.
     """
-    html.copy_assets(folder / "web", "page.css")
-    document = html.new_document("The atlas on planted truth", "web/")
+    page_parts.copy_assets(folder / "web", "page.css")
+    document = page_parts.new_document("The atlas on planted truth", "web/")
     with document, tags.main(cls="evidence"):
         tags.h1("The atlas on planted truth")
         for name, figures in found.items():
             tags.h2(TITLES[name])
             tags.p(said[name])
             SECTIONS[name](folder / "web", figures)
-        html.cautions()
-    return html.write_document(document, folder / "index.html")
+        page_parts.cautions()
+    return page_parts.write_document(document, folder / "index.html")
 
 
 def _coverage(web: Path, figures: Found) -> None:
     rows = pd.DataFrame(figures["rows"])
     chart = interval_chart(rows, web / "coverage.png")
     tags.img(src=f"web/{chart.name}", alt="Intervals minus the truth", style="max-width:100%")
-    html.frame_table(
+    page_parts.frame_table(
         rows.assign(holds=rows["holds"].map({True: "yes", False: "no"})), "{:.1f}".format
     )
 
@@ -76,7 +76,7 @@ def _permuted(web: Path, figures: Found) -> None:
         if places
     ]
     if declared:
-        html.frame_table(pd.DataFrame(declared))
+        page_parts.frame_table(pd.DataFrame(declared))
 
 
 def _ties(web: Path, figures: Found) -> None:
@@ -85,9 +85,9 @@ def _ties(web: Path, figures: Found) -> None:
         "Width of the 95 % interval of the lungs' effect in HU, mean over cohorts: without the tie "
         "(free), and with it (what refits alone say, and what the atlas says):"
     )
-    html.frame_table(widths, "{:.1f}".format)
+    page_parts.frame_table(widths, "{:.1f}".format)
     tags.p("The same in each cohort:")
-    html.frame_table(pd.DataFrame(figures["widths"]), "{:.1f}".format)
+    page_parts.frame_table(pd.DataFrame(figures["widths"]), "{:.1f}".format)
     tags.ul(
         *(
             tags.li(f"Cohort {cohort}: {text}")
@@ -98,12 +98,12 @@ def _ties(web: Path, figures: Found) -> None:
 
 
 def _spike(web: Path, figures: Found) -> None:
-    html.frame_table(pd.DataFrame(figures["rows"]), "{:.2f}".format)
+    page_parts.frame_table(pd.DataFrame(figures["rows"]), "{:.2f}".format)
     tags.p(
         "Each random half, beside what a regression of these very scans finds (real_hu, 95 % "
         "interval):"
     )
-    html.frame_table(pd.DataFrame(figures["draws"]), "{:.2f}".format)
+    page_parts.frame_table(pd.DataFrame(figures["draws"]), "{:.2f}".format)
 
 
 TITLES = {

@@ -15,6 +15,8 @@ import dominate
 import pandas as pd
 from dominate import tags
 
+from util.files import atomic_path
+
 ASSETS = Path(__file__).parent / "assets"
 CAUTIONS = (
     "For research only: not for diagnosis, treatment or any other clinical decision.",
@@ -47,9 +49,8 @@ def copy_assets(folder: Path, *names: str) -> None:
 
 def write_document(document: dominate.document, path: Path) -> Path:
     """Writes a page in one step, so that a browser never sees half of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(document.render(pretty=False), encoding="utf-8")
-    part.replace(path)
+    with atomic_path(path) as part:
+        part.write_text(document.render(pretty=False), encoding="utf-8")
     return path
 
 

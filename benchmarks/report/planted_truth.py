@@ -16,7 +16,7 @@ from data.phantom.cohort import PhantomCohort
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import load
+from data.volumes import load_volume
 from util.metrics.regions import regions
 
 VARIED = {
@@ -34,7 +34,7 @@ HALVES = 100
 
 def judge(cohort: Path, results: Path) -> dict[str, Any]:
     """The figures of a results folder against the phantoms' truth."""
-    phantoms = PhantomCohort.load(cohort)
+    phantoms = PhantomCohort.from_folder(cohort)
     effects = pd.read_csv(results / "effects.csv", dtype={"from": str, "to": str})
     found = effect_figures(true_effects(phantoms, effects))
     return {
@@ -145,7 +145,7 @@ def regressions(
 
 def region_means(cohort: Path, case: str) -> dict[str, float]:
     """Mean HU of a scan in each region of `REGIONS`."""
-    scan, mask = (load(cohort / kind / f"{case}.nii.gz") for kind in ("img", "gtlung"))
+    scan, mask = (load_volume(cohort / kind / f"{case}.nii.gz") for kind in ("img", "gtlung"))
     where = regions(mask.array, voxel_sizes(mask.affine))
     return {name: float(scan.array[where[name]].mean()) for name in REGIONS if name in where}
 
@@ -192,9 +192,9 @@ def texture(cohort: Path, phantoms: PhantomCohort, results: Path) -> dict[str, f
     cases = phantoms.splits["test"]
     lungs: dict[str, dict[str, NDArray[Any]]] = {"real": {}, "made": {}, "truth": {}}
     for case in cases:
-        inside = np.isin(load(cohort / "gtlung" / f"{case}.nii.gz").array, (1, 2))
-        lungs["real"][case] = load(cohort / "img" / f"{case}.nii.gz").array[inside]
-        lungs["made"][case] = load(results / "volumes" / f"{case}.nii.gz").array[inside]
+        inside = np.isin(load_volume(cohort / "gtlung" / f"{case}.nii.gz").array, (1, 2))
+        lungs["real"][case] = load_volume(cohort / "img" / f"{case}.nii.gz").array[inside]
+        lungs["made"][case] = load_volume(results / "volumes" / f"{case}.nii.gz").array[inside]
         lungs["truth"][case] = phantoms.render(case, noise=False).hu[inside]
     mae = {
         k: np.mean([np.abs(lungs[k][c] - lungs["real"][c]).mean() for c in cases])
@@ -219,8 +219,8 @@ def histogram_floor(cohort: Path, phantoms: PhantomCohort, n: int) -> float:
     everyone = [c for cases in phantoms.splits.values() for c in cases]
     rng, kept = np.random.default_rng(0), {}
     for case in everyone:
-        inside = np.isin(load(cohort / "gtlung" / f"{case}.nii.gz").array, (1, 2))
-        values = np.sort(load(cohort / "img" / f"{case}.nii.gz").array[inside])
+        inside = np.isin(load_volume(cohort / "gtlung" / f"{case}.nii.gz").array, (1, 2))
+        values = np.sort(load_volume(cohort / "img" / f"{case}.nii.gz").array[inside])
         kept[case] = values[:: max(1, len(values) // 2000)]
     half = min(n, len(everyone) // 2)
     found = []

@@ -12,7 +12,7 @@ from dominate import tags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.report.proof_tables import (
+from benchmarks.report.effects_tables import (
     KIND,
     REGIONS,
     Cell,
@@ -22,7 +22,7 @@ from benchmarks.report.proof_tables import (
     over_seeds,
     slope_frame,
 )
-from util.web import html
+from util.web import page_parts
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 GOAL = (0.8, 1.2)
@@ -84,8 +84,8 @@ def write_proof_page(folder: Path, cells: Sequence[Cell], real: Sequence[str], n
     """Writes folder/index.html: tables over seeds, a chart for each attribute that has an effect,
     and every cell.
     """
-    html.copy_assets(folder / "web", "page.css")
-    document = html.new_document("Effects on planted truth", "web/")
+    page_parts.copy_assets(folder / "web", "page.css")
+    document = page_parts.new_document("Effects on planted truth", "web/")
     slopes = slope_frame(cells, real)
     frames = {
         "Slopes": (SLOPE, slopes),
@@ -98,7 +98,7 @@ def write_proof_page(folder: Path, cells: Sequence[Cell], real: Sequence[str], n
         for title, (note, frame) in frames.items():
             tags.h2(f"{title}: mean over seeds")
             tags.p(note)
-            html.frame_table(over_seeds(frame), "{:.2f}".format)
+            page_parts.frame_table(over_seeds(frame), "{:.2f}".format)
         tags.h2("Slopes by region")
         tags.p(f"A dot is a seed; the band reaches from {GOAL[0]:g} to {GOAL[1]:g}.")
         for k, attribute in enumerate(real):
@@ -110,6 +110,6 @@ def write_proof_page(folder: Path, cells: Sequence[Cell], real: Sequence[str], n
             )
         for title, (_, frame) in frames.items():
             tags.h2(f"{title}: every cell")
-            html.frame_table(frame, "{:.2f}".format)
-        html.cautions()
-    return html.write_document(document, folder / "index.html")
+            page_parts.frame_table(frame, "{:.2f}".format)
+        page_parts.cautions()
+    return page_parts.write_document(document, folder / "index.html")
