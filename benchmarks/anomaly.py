@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.anomaly_options import AnomalyCommand as UnusualOptions
 from options.anomaly_options import ScanOptions
 from options.benchmark_options import AnomalyBenchmarkCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
+from pipelines.anomaly.findings import top_regions
+from pipelines.anomaly.normal_model import Calibration, LazyScans, ScanComparison
 from pipelines.anomaly.run import ExpectationModel, open_runs
-from pipelines.anomaly.spread import Calibration, ScanComparison, Scans
-from pipelines.anomaly.strongest import top_regions
 from util.cli import UserError, run
+from util.files import write_json
 from util.metrics.regions import regions
-from util.training.checkpoint import write_json
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,15 @@ def judge(
     other.
     """
     where = regions(np.where(scan.where, 1, 0), scan.spacing, (1,))
-    clean = top_regions(calibration.map(scan), where, calibration.threshold, o.map.regions)
+    clean = top_regions(
+        calibration.deviation_map(scan), where, calibration.threshold, o.map.regions
+    )
     planted = replace(
         scan, real=scan.real + np.float32(o.benchmark.nodule_hu) * share.astype(np.float32)
     )
-    found = top_regions(calibration.map(planted), where, calibration.threshold, o.map.regions)
+    found = top_regions(
+        calibration.deviation_map(planted), where, calibration.threshold, o.map.regions
+    )
     ranks = [number for number, f in enumerate(found, start=1) if (share[f.voxels] > 0.25).any()]
     return {
         "case": scan.case,
@@ -91,7 +95,7 @@ def judge(
 def benchmark(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
     """All figures."""
     b, out = o.benchmark, Path(o.benchmark.OUT)
-    cohort = make(
+    cohort = make_phantom_cohort(
         PhantomOptions(
             OUT=str(out / "phantoms"),
             cases=1 + b.calibration + b.phantoms,
@@ -108,7 +112,9 @@ def benchmark(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
     clean, cases = generator.cohort.split("val"), generator.cohort.split("test")
     for case in tqdm([*clean, *cases], "generating", unit="scan"):
         generator(case)
-    calibration = Calibration.fit(Scans(clean, generator), o.map.size_mm, o.map.false_alarms)
+    calibration = Calibration.from_scans(
+        LazyScans(clean, generator), o.map.size_mm, o.map.false_alarms
+    )
     rng = np.random.default_rng(b.cohort_seed)
     rows = []
     for case in tqdm(cases, "looking", unit="scan"):
@@ -130,7 +136,7 @@ def figures(
         "clean_phantoms_with_a_strong_region": sum(r["clean_strong"] > 0 for r in rows),
         "threshold_spreads": calibration.threshold,
         "calibration_scans": len(calibration.highest),
-        "false_alarm_rate_of_calibration": calibration.rate(),
+        "false_alarm_rate_of_calibration": calibration.false_alarm_rate(),
         "rows": list(rows),
     }
 

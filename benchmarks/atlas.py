@@ -39,12 +39,12 @@ from options.phantom_options import PhantomOptions
 from options.plant_options import PlantOptions
 from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run
-from pipelines.atlas.analysis import Real, read_real
-from pipelines.atlas.attributes import dependants
-from pipelines.atlas.planted_effect import plant
+from pipelines.atlas.analysis import RealCohort, read_real_scans
+from pipelines.atlas.attributes import dependent_columns
+from pipelines.atlas.planted_effect import plant_effect
 from pipelines.atlas.statistics import findings, intervals, tables
-from pipelines.atlas.statistics.regional import Regions, find_vessels
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
+from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
+from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util.cli import run
 from util.files import read_json, write_json
@@ -157,7 +157,7 @@ def truth(
         one, two = (phantoms.render(case, {column: value}) for value in (start, end))
         masks = regions(one.mask, voxel_sizes(one.affine))
         vessels = find_vessels(one.hu, masks["lungs"], vessel_hu)
-        found.append(Regions.make(masks, vessels).means(two.hu - one.hu)["lungs"])
+        found.append(RegionVoxels.from_masks(masks, vessels).means(two.hu - one.hu)["lungs"])
     return float(np.mean(found))
 
 
@@ -194,7 +194,7 @@ def interval_piece(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: 
     root = make_cohort(b, name, seed, confounding)
     train_run(b, root, name, seed)
     permutations = (
-        intervals.FEWEST_PERMUTED if confounding else 0
+        intervals.MIN_PERMUTED if confounding else 0
     )  # without them nothing could be claimed at all
     folder = atlas_run.build_atlas(
         command(b, root, name, refits=b.refits, permutations=permutations)
@@ -282,14 +282,16 @@ def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
     name = "coverage_1"
     root = make_cohort(b, name, 1)
     train_run(b, root, name, 1)
-    opened = atlas_run.open_all(command(b, root, name, permutations=b.permutations))
+    opened = atlas_run.open_atlas(command(b, root, name, permutations=b.permutations))
     with tempfile.TemporaryDirectory() as folder:
-        measured, _, _ = atlas_run.generate(opened, Path(folder), 0)
-    study, real = opened.study, read_real(opened.study)
-    effects = intervals.over_patients(tables.effect_frame(measured.effects))
+        measured, _, _ = atlas_run.generate_cases(opened, Path(folder), 0)
+    study, real = opened.study, read_real_scans(opened.study)
+    effects = intervals.effects_over_patients(tables.effect_frame(measured.effects))
     null = tables.refit_frame(measured.refits)
     null = null[null["kind"] == "permuted"]
-    hanging = frozenset(c for drops in dependants(study.plan.template).values() for c in drops)
+    hanging = frozenset(
+        c for drops in dependent_columns(study.plan.template).values() for c in drops
+    )
     roles = Roles(study.every, hanging, "DIAGNOSIS")
     of_column = {a.column: a.role for a in study.plan.attributes}
     declared: dict[str, list[str]] = {}
@@ -306,8 +308,11 @@ def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
             if (key := (row["contrast"], row["region"])) in own.index
         ]
         scans = shuffled(study, real, refit)
-        tests = findings.judge(
-            pd.DataFrame(rows), estimates(scans, study.plan.contrasts, roles), of_column, []
+        tests = findings.judge_effects(
+            pd.DataFrame(rows),
+            estimate_contrasts(scans, study.plan.contrasts, roles),
+            of_column,
+            [],
         )
         found = tests[tests["verdict"] == "finding"]
         declared[refit["name"]] = [
@@ -322,7 +327,7 @@ def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
     }
 
 
-def shuffled(study: AtlasStudy, real: Real, refit: Mapping[str, Any]) -> RealScans:
+def shuffled(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]) -> RealScans:
     """The real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     rows = {
@@ -352,7 +357,7 @@ def spike_piece(b: AtlasBenchmarkOptions, k: int) -> Row:
     name = f"spike_{k}"
     source, root = make_cohort(b, f"spike_source_{k}", k), Path(b.OUT) / "cohorts" / name
     if not (root / "plant.json").is_file():
-        plant(
+        plant_effect(
             DataOptions(dataroot=str(source)),
             PlantOptions(out=str(root), hu=b.spike_hu, region="lower", plant_seed=k),
         )

@@ -24,15 +24,15 @@ from torch import Tensor
 
 import train
 from benchmarks.check_resume import SMALL
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from models.base_model import MODELS
-from models.text.relevance import FEWEST
+from models.text.relevance import MIN_SCANS
 from options.benchmark_options import ProcessCheckCommand, ProcessCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines import training
 from util.cli import UserError, run
-from util.training.checkpoint import write_json
+from util.files import write_json
 from util.training.devices import make_accelerator, shutdown_distributed
 from util.training.trainer import Trainer
 
@@ -154,9 +154,13 @@ def measure(options: ProcessCheckOptions, work: Path, processes: int) -> dict[st
 
 def check(options: ProcessCheckOptions, work: Path) -> dict[str, float]:
     """Relative L2 difference of each vector; raises `NotEqual` above the tolerance."""
-    make(
+    make_phantom_cohort(
         PhantomOptions(
-            OUT=str(work / "cohort"), cases=FEWEST + 2, size=(24, 24, 16), test_cases=1, val_cases=1
+            OUT=str(work / "cohort"),
+            cases=MIN_SCANS + 2,
+            size=(24, 24, 16),
+            test_cases=1,
+            val_cases=1,
         )
     )
     one, several = (measure(options, work, n) for n in (1, options.processes))

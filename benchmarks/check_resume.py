@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
 import train
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.benchmark_options import ResumeCheckCommand, ResumeCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
@@ -242,7 +242,7 @@ def check(options: ResumeCheckOptions, work: Path, moments: Sequence[str] = MOME
     """Trains one run in peace and one for every moment; raises `NotEqual` if any of these ends
     elsewhere.
     """
-    make(
+    make_phantom_cohort(
         PhantomOptions(
             OUT=str(work / "cohort"), cases=6, size=(24, 24, 16), test_cases=1, val_cases=1
         )

@@ -21,7 +21,6 @@ from options.benchmark_options import DiffusionBenchmarkCommand
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import parse
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
-from pipelines import generation
 from util.cli import UserError, run
 from util.files import write_json
 
@@ -34,7 +33,7 @@ def results(
     """A folder of results, as test.py makes them."""
     varied = tuple(f"{c}={','.join(VARIED[c])}" for c in o.proof.columns or VARIED)
     output = OutputOptions(results_dir=f"{o.proof.OUT}/{name}", overwrite=True, page=edit.edit_real)
-    return generation.generate_cohort(
+    return test.generate_cohort(
         TestOptions(o.source, o.model, InterventionOptions(vary=varied), sampling, edit, output)
     )
 

@@ -19,7 +19,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 import train
-from benchmarks.report.planted_truth import NULL, VARIED, judge, text_figures
 from benchmarks.report.effects_page import write_proof_page
 from benchmarks.report.effects_tables import (
     contrast_frame,
@@ -29,6 +28,7 @@ from benchmarks.report.effects_tables import (
     over_seeds,
     slope_frame,
 )
+from benchmarks.report.planted_truth import NULL, VARIED, judge, text_figures
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from data.volume_dataset import VolumeDataset
@@ -175,7 +175,7 @@ def run_cell(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]
             *o.test_flags.split(),
         ],
     )
-    results = generation.generate_cohort(options)
+    results = test.generate_cohort(options)
     found = {
         "cell": name,
         "seed": seed,

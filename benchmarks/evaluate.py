@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from scipy import linalg, ndimage
 from tqdm import tqdm
 
-from data.phantom.write import make
-from data.volumes import load, write_like
+from data.phantom.write import make_phantom_cohort
+from data.volumes import load_volume, write_like
 from options.benchmark_options import EvaluateBenchmarkCommand, EvaluateBenchmarkOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
-from pipelines.evaluation.density import density_figures
+from pipelines.evaluation.baselines import ResamplingPlan
+from pipelines.evaluation.density import density_metrics
 from pipelines.evaluation.extractors import make_extractor
-from pipelines.evaluation.floors import ResamplingPlan
-from pipelines.evaluation.measure import Grid, Measurer
-from pipelines.evaluation.measured import VolumeMeasurements
+from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer
+from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
-from pipelines.evaluation.sets import mean_of, plane_distances, realism_figures
+from pipelines.evaluation.realism import mean_distance, plane_distances, realism_metrics
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
@@ -41,7 +41,7 @@ from pipelines.evaluation.volume_sets import (
     median_extent,
 )
 from util.cli import run
-from util.training.checkpoint import write_json
+from util.files import write_json
 from util.training.devices import make_device
 
 log = logging.getLogger(__name__)
@@ -86,16 +86,20 @@ def changed(volumes: VolumeSet, out: Path, change: Change) -> VolumeSet:
         assert file.mask is not None
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            lungs = np.isin(load(file.mask).array, LUNGS)
+            lungs = np.isin(load_volume(file.mask).array, LUNGS)
             made = change(
-                load(file.path).array.astype(np.float32), lungs, np.random.default_rng(number)
+                load_volume(file.path).array.astype(np.float32),
+                lungs,
+                np.random.default_rng(number),
             )
             write_like(path, made, file.path, np.int16)
         files.append(VolumeFile(file.case, path, file.mask))
     return VolumeSet("--synthetic", out, tuple(files))
 
 
-def measure(volumes: VolumeSet, measurer: Measurer, prefix: str = "") -> list[VolumeMeasurements]:
+def measure(
+    volumes: VolumeSet, measurer: VolumeMeasurer, prefix: str = ""
+) -> list[VolumeMeasurements]:
     """All volumes of a set in numbers; a prefix tells their cases from those of another cohort."""
     files = tqdm(volumes.files, desc=volumes.root.name, leave=False)
     return [
@@ -147,8 +151,8 @@ def distances(
     real: Sequence[VolumeMeasurements], made: Sequence[VolumeMeasurements]
 ) -> dict[str, float]:
     """The evaluation's own figures without draws: 2.5D FID, KID, MMD, and the 3D ones."""
-    draws = ResamplingPlan.make(len(real), len(made), 0, 0)
-    figures = realism_figures(real, made, draws, {"2D": ""}, {"3D": ""})
+    draws = ResamplingPlan.from_counts(len(real), len(made), 0, 0)
+    figures = realism_metrics(real, made, draws, {"2D": ""}, {"3D": ""})
     return {
         f.name.split(",")[0].removeprefix("2.5D "): f.value for f in figures if f.group == "realism"
     }
@@ -161,9 +165,9 @@ def agreement(
     itself.
     """
     one, two = real[:12], fresh[:12]  # the direct way takes long
-    draws = ResamplingPlan.make(len(one), len(two), 0, 0)
+    draws = ResamplingPlan.from_counts(len(one), len(two), 0, 0)
     ours = {
-        k: mean_of(d)(draws.real, draws.synthetic)
+        k: mean_distance(d)(draws.real, draws.synthetic)
         for k, d in plane_distances([*one, *two], 0, draws.real).items()
     }
     theirs = direct(one, two)
@@ -178,7 +182,7 @@ def ranking(
     real: Sequence[VolumeMeasurements],
     fresh: VolumeSet,
     base: Sequence[VolumeMeasurements],
-    measurer: Measurer,
+    measurer: VolumeMeasurer,
     out: Path,
 ) -> dict[str, Any]:
     """Every figure at each step of each damage to fresh phantoms; whether each step is worse than
@@ -209,7 +213,9 @@ def hu_shift(
     base: Sequence[VolumeMeasurements], shifted: Sequence[VolumeMeasurements], draws: int
 ) -> dict[str, float]:
     """What +30 HU in the lungs does to the HU figures of the same volumes."""
-    figures = density_figures(base, shifted, ResamplingPlan.make(len(base), len(shifted), draws, 0))
+    figures = density_metrics(
+        base, shifted, ResamplingPlan.from_counts(len(base), len(shifted), draws, 0)
+    )
     return {f.name: f.value for f in figures}
 
 
@@ -217,7 +223,7 @@ def planted(
     real: VolumeSet,
     train: Sequence[VolumeMeasurements],
     fresh: Sequence[VolumeMeasurements],
-    measurer: Measurer,
+    measurer: VolumeMeasurer,
     out: Path,
     count: int,
 ) -> dict[str, Any]:
@@ -228,7 +234,7 @@ def planted(
     for i, disguise in enumerate(DISGUISES):
         chosen = VolumeSet(real.flag, real.root, real.files[i : count : len(DISGUISES)])
         made += measure(changed(chosen, out / f"copies_{i}", disguise), measurer)
-    check = CopyCheck.fit([v.case for v in train], *_arrays(train))
+    check = CopyCheck.from_scans([v.case for v in train], *_arrays(train))
     sources = [f"renamed_{v.case}" for v in made]  # nothing tells where they come from
     copies, others = (
         check(*_arrays(made), sources=sources),
@@ -256,7 +262,7 @@ def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
     out = Path(o.OUT)
     sets = {}
     for name, seed in (("real", 1), ("fresh", 2)):
-        folder = make(
+        folder = make_phantom_cohort(
             PhantomOptions(
                 OUT=str(out / name),
                 cases=o.cases,
@@ -268,20 +274,22 @@ def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
         )
         sets[name] = find_set(f"--{name}", str(folder))
     x, y, z = map(float, median_extent(sets["real"]))
-    grid = Grid(common_spacing(sets["real"], sets["fresh"], False), (x, y, z), (-1000, 400), 24)
+    grid = ComparisonGrid(
+        common_spacing(sets["real"], sets["fresh"], False), (x, y, z), (-1000, 400), 24
+    )
     device = make_device("-1")
     networks = [make_extractor(o.extractor, device)], [make_extractor("random", device, 3)]
-    measurer = Measurer(grid, *networks, out / "cache")
+    measurer = VolumeMeasurer(grid, *networks, out / "cache")
     real, fresh = (
         measure(sets[name], measurer, prefix)
         for name, prefix in (("real", ""), ("fresh", "fresh_"))
     )
-    draws = ResamplingPlan.make(len(real), len(fresh), o.draws, 0)
+    draws = ResamplingPlan.from_counts(len(real), len(fresh), o.draws, 0)
     floors = {
         f.name: {
             k: getattr(f, k) for k in ("value", "low", "high", "matched", "floor", "floor_high")
         }
-        for f in realism_figures(real, fresh, draws, {"2D": ""}, {"3D": ""})
+        for f in realism_metrics(real, fresh, draws, {"2D": ""}, {"3D": ""})
         if f.group == "realism"
     }
     shifted = measure(changed(sets["fresh"], out / "lung_shift_2", shift(30)), measurer, "fresh_")

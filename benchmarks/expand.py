@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 import train
 from data.phantom.cohort import PhantomCohort
 from data.phantom.rows import DIAGNOSIS, LEVELS
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from data.splits import save_splits
 from options.base_options import DataOptions
 from options.benchmark_options import ExpandBenchmarkCommand, ExpandBenchmarkOptions
@@ -31,6 +31,7 @@ from options.utility_options import UtilityCommand, UtilityOptions
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis import utility
 from util.cli import run
+from util.files import write_json
 from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
 
@@ -42,7 +43,7 @@ RARE = "IPF"
 def imbalanced(b: ExpandBenchmarkOptions, seed: int) -> Path:
     """A phantom cohort whose training split has few cases of the rare diagnosis."""
     levels = len(LEVELS[DIAGNOSIS])
-    root = make(
+    root = make_phantom_cohort(
         PhantomOptions(
             OUT=f"{b.OUT}/cohorts/seed{seed}",
             cases=levels * (b.common + b.tests),
@@ -54,7 +55,7 @@ def imbalanced(b: ExpandBenchmarkOptions, seed: int) -> Path:
             patient_sd=b.patient_sd,
         )
     )
-    phantoms = PhantomCohort.load(root)
+    phantoms = PhantomCohort.from_folder(root)
     quota = {value: b.rare if value == RARE else b.common for value in LEVELS[DIAGNOSIS]}
     kept: list[str] = []
     for case in phantoms.splits["train"]:
@@ -113,7 +114,7 @@ def repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
     b = o.benchmark
     root = imbalanced(b, seed)
     model = generator(b, root, seed)
-    made = synthesis.expand(
+    made = synthesis.synthesise_cohort(
         ExpandCommand(
             ExpandOptions(
                 dataroot=str(root),
@@ -128,7 +129,7 @@ def repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
             DeformOptions(),
         )
     )
-    return utility.utility(
+    return utility.measure_utility(
         UtilityCommand(
             UtilityOptions(
                 synthetic=str(made),
@@ -182,9 +183,7 @@ def main() -> None:
     o = parse(ExpandBenchmarkCommand, __doc__ or "")
     found = {seed: repetition(o, seed) for seed in o.benchmark.seeds}
     text = table(found)
-    checkpoint.write_json(
-        Path(o.benchmark.OUT) / "figures.json", {"wins": wins(found), "seeds": found}
-    )
+    write_json(Path(o.benchmark.OUT) / "figures.json", {"wins": wins(found), "seeds": found})
     (Path(o.benchmark.OUT) / "table.md").write_text(text + "\n", encoding="utf-8")
     log.info("%s", text)
 

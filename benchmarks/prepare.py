@@ -30,12 +30,12 @@ from data.preparation.masks import threshold_lungs
 from data.preparation.pixels import HU, Scan, read_stack
 from data.preparation.series import stack
 from data.preparation.sources import discover
-from data.volumes import load
+from data.volumes import load_volume
 from options.benchmark_options import PrepareBenchmarkCommand
 from options.parser import parse
 from options.prepare_options import SeriesOptions
 from util.cli import UserError, run
-from util.training.checkpoint import read_json, write_json
+from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,10 @@ def mask_figures(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
     """
     found = {}
     for image in sorted((root / "img").glob("*.nii.gz"))[::every]:
-        made, asked = threshold_lungs(load(image)), load(root / "gtlung" / image.name).array
+        made, asked = (
+            threshold_lungs(load_volume(image)),
+            load_volume(root / "gtlung" / image.name).array,
+        )
         one = {
             name: dice(made == k, asked == k)
             for name, k in (("left", 1), ("right", 2), ("airway", 3))
@@ -138,7 +141,7 @@ def mask_figures(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
             "right_as_left": dice(made == 2, asked == 1),
         }
         if (nodules := root / "nodules" / image.name).is_file():
-            inside = load(nodules).array > 0
+            inside = load_volume(nodules).array > 0
             one["nodules_inside"] = float(np.isin(made, (1, 2))[inside].mean())
         found[image.name] = {k: round(v, 4) for k, v in one.items()}
         log.info("%s: %s", image.name, found[image.name])

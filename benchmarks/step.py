@@ -38,8 +38,8 @@ from options.benchmark_options import StepBenchmarkCommand, StepBenchmarkOptions
 from options.parser import parse
 from options.train_options import DiscriminatorOptions, GeneratorOptions, OptimOptions, TrainOptions
 from util.cli import run
+from util.files import write_json
 from util.training import devices
-from util.training.checkpoint import write_json
 from util.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -19,17 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 import numpy as np
 from numpy.typing import NDArray
 
-import test
-from data.text.counterfactuals import Variant, pairs
+from data.text.counterfactuals import Variant, variant_pairs
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import to_hu
 from models.inference import VolumeGenerator
 from models.sliding_window import SlidingWindow, round_up
 from options.benchmark_options import TilesBenchmarkCommand
 from options.parser import parse
 from pipelines import generation
 from util.cli import run
-from util.training.checkpoint import write_json
+from util.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +42,8 @@ def half_size(shape: Sequence[int], multiple: int) -> tuple[int, ...]:
 def lung_volume(
     sampler: VolumeGenerator, whole: VolumeSample, arm: Variant, window: tuple[float, float]
 ) -> NDArray[np.floating]:
-    made = sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in arm.prompt])
-    return to_hu(whole.unpad(made.numpy()), window)
+    made = sampler(whole, arm.prompt.texts)
+    return whole.to_hu(made)
 
 
 def compare(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str, Any]:
@@ -57,7 +55,8 @@ def compare(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str,
         for tile in ((), size)
     ]
     lungs = np.isin(whole.labels, opened.data.lung_labels)
-    own, varied = opened.arms(whole.case)
+    variants = opened.variants(whole.case)
+    own, varied = variants.factual, variants.counterfactual
     at_once, tiled = (lung_volume(way, whole, own, window) for way in ways)
     found: dict[str, Any] = {
         "tile": list(size),
@@ -69,7 +68,7 @@ def compare(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str,
             arm.value: [lung_volume(way, whole, arm, window)[lungs].mean() for way in ways]
             for arm in arms
         }
-        for first, second in pairs(arms):
+        for first, second in variant_pairs(arms):
             one, two = (
                 float(b - a) for a, b in zip(made[first.value], made[second.value], strict=True)
             )
@@ -80,7 +79,7 @@ def compare(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str,
 
 def main(argv: Sequence[str] | None = None) -> None:
     o = parse(TilesBenchmarkCommand, __doc__ or "", argv)
-    options = test.TestOptions(source=o.source, model=o.model, arms=o.arms)
+    options = TestOptions(source=o.source, model=o.model, arms=o.arms)
     opened = generation.open_plan(options, generation.open_run(options))
     multiple = opened.run.generator.model.size_multiple
     wholes = VolumeDataset(

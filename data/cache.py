@@ -5,8 +5,6 @@ costs a slice.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -24,6 +22,7 @@ from data.geometry import Shape, Volume, as_shape, resample
 from data.volumes import load_volume
 from options.base_options import DataOptions
 from util.cli import UserError, main_rank
+from util.files import file_fingerprint, json_digest
 
 VERSION = 2  # goes into the keys: raise it when what is stored changes
 MAX_LUNG_POINTS = 20_000  # enough places to centre a crop on
@@ -109,9 +108,8 @@ def _compact(hu: np.ndarray) -> np.ndarray:
 
 def _key(case: Case, options: DataOptions) -> str:
     paths = [path for path in (case.image, case.mask) if path is not None]
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    text = json.dumps([VERSION, files, options.spacing, sorted(options.lung_labels)])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    files = [file_fingerprint(path) for path in paths]
+    return json_digest([VERSION, files, options.spacing, sorted(options.lung_labels)])[:24]
 
 
 def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.geometry import corner_distance, grids_match
 from data.volumes import check_labels, load_volume, read_header
 from util.cli import UserError, format_list, main_rank
-from util.files import atomic_path
+from util.files import atomic_path, file_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,7 @@ class FactStore:
 
     def get(self, file: Path, measure: Callable[[Path], Facts]) -> Facts:
         """The facts of `file`, measured where they are not known."""
-        stat = file.stat()
-        key = f"{measure.__name__}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        key = "|".join(map(str, [measure.__name__, *file_fingerprint(file)]))
         if key not in self.facts:
             self.facts[key] = measure(file)
         return self.facts[key]

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
-from util.files import atomic_path, read_json
+from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,4 @@ def read_run_splits(path: Path, root: Path) -> Splits | None:
 
 def save_splits(path: Path, splits: Splits) -> None:
     """Writes splits as `read_splits` reads them, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps({k: list(v) for k, v in splits.items()}, indent=1), encoding="utf-8"
-        )
+    write_json(path, {k: list(v) for k, v in splits.items()})

@@ -4,8 +4,6 @@ window.
 
 from __future__ import annotations
 
-import os
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from data.geometry import Shape, Volume, as_shape, canonical_grid, from_ras, resample, to_ras
 from util.cli import UserError
+from util.files import atomic_path
 
 __all__ = [
     "SUFFIXES",
@@ -216,7 +215,7 @@ def write_like(
         info = np.iinfo(kind)
         array = np.rint(array).clip(info.min, info.max)
     image = _image_like(array.astype(kind), like, header)
-    with atomic(path_out) as temporary:
+    with atomic_path(path_out) as temporary:
         nib.save(image, temporary)
 
 
@@ -241,26 +240,6 @@ def _image_like(array: np.ndarray, like: Path, header: VolumeHeader) -> Any:
         image.set_data_dtype(array.dtype)
     image.header["descrip"] = b"Mask2CT: synthetic"
     return image
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, that replaces it once the block has ended
-    well.
-    """
-    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{path} cannot be written ({reason}). Free space or choose another folder."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _float(values: T) -> T:

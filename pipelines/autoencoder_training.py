@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
-from data.patch_dataset import PatchDataset, loader
+from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
 from models.networks.autoencoder import Autoencoder, AutoencoderConfig, build, description_file
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
 from options.base_options import TextOptions
 from util.cli import UserError, main_rank
-from util.training.checkpoint import write_json
+from util.files import atomic_path, claim_file, write_json
 from util.training.devices import make_accelerator
 
 log = logging.getLogger(__name__)
@@ -67,16 +67,11 @@ def batches(
         cases,
         {case.id: [] for case in cases},
         cohort.labels,
-        options.data,
-        options.patch,
-        TextOptions(),
+        PatchSettings(options.data, options.patch, TextOptions(), o.seed),
         cache,
-        o.seed,
     )
     count = (o.max_steps + MEASURED) * o.batch_size
-    return iter(
-        loader(dataset, 0, count, o.batch_size, workers=options.patch.num_workers, seed=o.seed)
-    )
+    return iter(patch_loader(dataset, 0, count, o.batch_size, workers=options.patch.num_workers))
 
 
 def loss_of(network: AutoencoderKL, batch: dict[str, Tensor], o: AutoencoderOptions) -> Tensor:
@@ -149,9 +144,8 @@ def save(network: AutoencoderKL, description: AutoencoderConfig, out: Path) -> N
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     write_json(description_file(out), asdict(description))
-    part = out.with_name(f".{out.name}.tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-    part.replace(out)
+    with atomic_path(out) as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
 
 
 def train(options: AutoencoderCommand) -> Path:
@@ -164,10 +158,8 @@ def train(options: AutoencoderCommand) -> Path:
     out = Path(o.OUT)
     if out.suffix != ".safetensors":
         raise UserError(f"OUT is {o.OUT!r}; it must name a file that ends in .safetensors.")
-    if (out.exists() or description_file(out).exists()) and not o.overwrite:
-        raise UserError(
-            f"OUT {out} or its .json exists. Use --overwrite to replace them, or another name."
-        )
+    for file in (out, description_file(out)):
+        claim_file(file, o.overwrite, "OUT")
     description = describe(options)
     cohort = load_cohort(options.data, seed=o.seed)
     accelerator = make_accelerator(o.precision, o.gpu_ids)

@@ -34,6 +34,8 @@ from models.text.clip import (
 from options.clip_options import ClipCommand, ClipOptions
 from util import phrasing as wording
 from util.cli import UserError, main_rank
+from util.files import claim_folder, file_fingerprint, read_json
+from util.records import same_settings
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) ->
 def judge(clip: Clip, pairs: Pairs, device: torch.device) -> dict[str, float]:
     """Retrieval among these pairs by their full prompts."""
     clip.eval()
-    texts = clip.sums([[p.text for p in prompt] for prompt in pairs.prompts])
+    texts = clip.sums([prompt.texts for prompt in pairs.prompts])
     volumes = torch.cat(
         [
             clip.volume(i[None].to(device), m[None].to(device))
@@ -177,10 +179,9 @@ def record_of(options: ClipCommand, cohort: Cohort, prompts: dict[str, Prompt]) 
     """What a CLIP was made from: settings, and a hash of cases, prompts and files."""
     made = hashlib.sha256(json.dumps([cohort.splits, cohort.labels]).encode())
     for case in cohort.cases:
-        files = [
-            (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (case.image, case.mask) if p
-        ]
-        made.update(json.dumps([case.id, [p.text for p in prompts[case.id]], files]).encode())
+        paths = [path for path in (case.image, case.mask) if path]
+        files = [[path.name, *file_fingerprint(path)[1:]] for path in paths]
+        made.update(json.dumps([case.id, prompts[case.id].texts, files]).encode())
     settings = {k: v for k, v in asdict(options.clip).items() if k not in ("out", "overwrite")}
     own = {
         **settings,
@@ -195,17 +196,15 @@ def is_finished(out: Path, record: dict[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds this very CLIP; another one, or other files, raise `UserError`
     without `--overwrite`.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if out.is_dir() and overwrite and not (out / RECORD).is_file():
+        return False  # its other files stay
+    if not claim_folder(out, [RECORD], overwrite=True):
         return False
     try:
-        if json.loads((out / RECORD).read_text())["made_from"] == record:
-            return True
-        holds = "a CLIP of another cohort or other settings"
-    except (OSError, ValueError, KeyError, TypeError):
-        holds = "other files"
-    if not overwrite or not out.is_dir():
-        raise UserError(f"--out {out} holds {holds}. Choose another folder, or give --overwrite.")
-    return False
+        made_from = read_json(out / RECORD)["made_from"]
+    except (UserError, KeyError, TypeError):
+        made_from = None  # damaged
+    return same_settings(made_from, record, out, overwrite)
 
 
 def save(clip: Clip, out: Path, report: dict[str, Any]) -> None:
@@ -255,9 +254,9 @@ def pretrain(options: ClipCommand) -> Path:
         return out
     train = load_pairs(cohort.split("train"), prompts, cohort, options)
     torch.manual_seed(options.clip.seed)
-    clip = Clip(
-        [wording.join([p.text for p in prompt]) for prompt in train.prompts], len(cohort.labels)
-    ).to(device)
+    clip = Clip([wording.join(prompt.texts) for prompt in train.prompts], len(cohort.labels)).to(
+        device
+    )
     with one_thread():
         loss = fit(clip, train, options.clip, device)
     held = {c for name in ("val", "test") for c in cohort.splits.get(name, ())} - set(

@@ -1,23 +1,20 @@
-"""Generating volumes from a trained run, with attributes changed."""
+"""Generation of volumes with a trained run: the factual row of each case, and counterfactuals.
+
+`test.py` loops over the samples of a `GenerationPlan` and writes with `pipelines.results`.
+"""
 
 from __future__ import annotations
 
-import csv
 import logging
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
 
-from data.checks import check_known
+from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
 from data.text.counterfactuals import (
     Intervention,
@@ -25,71 +22,160 @@ from data.text.counterfactuals import (
     check_intervention,
     counterfactual_variants,
     factual_variant,
-    pairs,
+    free_text_variants,
     parse_intervention,
+    variant_pairs,
 )
-from data.text.prompts import (
-    Prompt,
-    Template,
-    cohort_prompts,
-    load_template,
-    phrase_columns,
-    sentence,
-    split_free_text,
-)
+from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import atomic, has_suffix, load, to_hu, write_like
+from data.volumes import has_suffix, load_volume, write_like
 from models.editing import Editor, EditScan
 from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
-from options.diffusion_options import EditOptions
-from options.parser import to_dict
 from options.test_options import TestOptions
-from pipelines.run_cohort import is_own, run_cohort
-from util import cli
-from util.cli import UserError, format_list, safe_name
+from pipelines.results import CaseResult, CaseWriter, Hu, ResultsWriter, Row
+from pipelines.run_cohort import is_training_cohort, load_run_cohort
+from util.cli import UserError, format_list
+from util.files import claim_file
 from util.metrics.edit_metrics import edit_rows
-from util.metrics.effects import EFFECT_COLUMNS, effect_rows
-from util.metrics.fidelity import METRIC_COLUMNS, metric_rows
+from util.metrics.effects import effect_rows
+from util.metrics.fidelity import metric_rows
 from util.metrics.regions import regions
-from util.training import runs
-from util.training.checkpoint import write_json
-from util.training.devices import make_device
-from util.web.figures import Panel
-from util.web.results_page import ResultsPage
 
 log = logging.getLogger(__name__)
 
-VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
 
-RESULTS_FILE = "results.json"  # which run and flags a results folder belongs to
+@dataclass(frozen=True)
+class CaseVariants:
+    """The variants of a case: its factual one, and those of each intervention."""
 
-Row = dict[str, Any]
+    factual: Variant
+    counterfactual: Sequence[Sequence[Variant]]
 
-Hu = NDArray[np.floating]
+    def all(self) -> list[Variant]:
+        """Every variant, the factual one first."""
+        variants = [self.factual]
+        for group in self.counterfactual:
+            variants += group
+        return variants
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """The cases to generate and the interventions on them, all checked.
+
+    Attributes:
+        run: The trained run.
+        options: The flags of the test.
+        data: How the cohort is read.
+        cohort: The cohort; a single mask is a cohort of one case.
+        cases: The cases to generate.
+        template: How rows become text.
+        prompts: The prompt of each case of the cohort, from its row or prompts.csv.
+        settings: Interventions of `--set`, on every case's factual row.
+        interventions: Interventions of `--vary`.
+        editor: Regenerates the cases' real scans, with `--edit_real`.
+    """
+
+    run: LoadedRun
+    options: TestOptions
+    data: DataOptions
+    cohort: Cohort
+    cases: Sequence[Case]
+    template: Template
+    prompts: dict[str, Prompt]
+    settings: Sequence[Intervention]
+    interventions: Sequence[Intervention]
+    editor: Editor | None
+
+    @property
+    def samples(self) -> VolumeDataset:
+        """The cases as padded volumes."""
+        return run_samples(self.run, self.cases, self.data)
+
+    def variants(self, case: Case) -> CaseVariants:
+        """Return the variants of a case."""
+        free_text = self.options.arms.prompt
+        written = None if self.settings else self.prompts[case.id]
+        factual, row = factual_variant(case, self.template, self.settings, written, free_text)
+        groups = []
+        for intervention in self.interventions:
+            if self.options.source.mask and free_text:
+                group = free_text_variants(factual.prompt, row, self.template, intervention)
+            else:
+                group = counterfactual_variants(row, self.template, intervention)
+            groups.append(group)
+        return CaseVariants(factual, groups)
+
+    def scan(self, sample: VolumeSample) -> EditScan | None:
+        """Return the case's real scan, where it is to be edited."""
+        if self.editor is None or sample.image is None:
+            return None
+        return EditScan(sample, sample.image, tuple(self.prompts[sample.case.id].texts))
+
+    def generate(self, sample: VolumeSample, prompt: Prompt, scan: EditScan | None = None) -> Hu:
+        """Return `(X, Y, Z)` HU on the model's grid, without padding.
+
+        Args:
+            sample: The case.
+            prompt: The text.
+            scan: A real scan to regenerate with this text; None for a new volume.
+        """
+        if self.editor is not None and scan is not None:
+            volume = self.editor(scan, prompt.texts)
+        else:
+            volume = self.run.generator(sample, prompt.texts)
+        return sample.to_hu(volume)
 
 
 def open_run(options: TestOptions) -> LoadedRun:
-    m = options.model
-    return load_run(
-        runs.run_folder(m.checkpoints_dir, m.name),
-        m.which_epoch,
-        device=make_device(m.gpu_ids),
-        text_encoder=m.text_encoder,
-        tile=m.tile,
-        overlap=m.overlap,
-        tile_batch=m.tile_batch,
-        use_average=m.use_average,
-        seed=options.arms.seed,
-        sampling=options.sampling,
+    """Load the run that the options name."""
+    return load_run(options.model, seed=options.arms.seed, sampling=options.sampling)
+
+
+def run_samples(run: LoadedRun, cases: Sequence[Case], data: DataOptions) -> VolumeDataset:
+    """Return cases as volumes padded as the run's network needs them."""
+    multiple = [run.generator.model.size_multiple] * 3
+    return VolumeDataset(cases, run.labels, data, run.options.patch.patch_size, multiple)
+
+
+def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
+    """Check cohort, splits and interventions before anything is generated.
+
+    Raises:
+        UserError: Something that the user gave does not fit the run or the cohort.
+    """
+    source = options.source
+    data = _data_options(options, run)
+    cohort = _mask_cohort(options, run) if source.mask else _load_cohort(options, run, data)
+    cases = _selected_cases(options, cohort)
+    check_labels_known(cohort.labels, run.labels, [case.mask for case in cases])
+    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
+    plan = GenerationPlan(
+        run,
+        options,
+        data,
+        cohort,
+        cases,
+        template,
+        cohort_prompts(cohort, template),
+        [parse_intervention("--set", text, 1) for text in options.arms.set],
+        [parse_intervention("--vary", text, 2) for text in options.arms.vary],
+        _open_editor(options, run, cases),
     )
+    _check_interventions(plan)
+    encoder = run.generator.encoder
+    for case in cases:
+        encoder.validate([variant.prompt.texts for variant in plan.variants(case).all()])
+    prompts = [prompt.annotated for prompt in plan.prompts.values()]
+    warn_low_relevance(encoder, prompts, [i.column for i in plan.interventions])
+    return plan
 
 
-def data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
-    """How the run read its cohort, for the cohort of this test, whose rows are as they stand."""
+def _data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
+    """Return how the run reads a cohort whose rows are taken as they stand."""
     data, root = run.options.data, options.source.dataroot
-    splits = data.splits if is_own(data, root) else ""
     return replace(
         data,
         dataroot=root,
@@ -97,368 +183,163 @@ def data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
         permute=(),
         resample=False,
         fold="",
-        splits=splits,
+        splits=data.splits if is_training_cohort(data, root) else "",
     )
 
 
-@dataclass(frozen=True)
-class GenerationPlan:
-    """The cases to generate and the changes to make."""
-
-    run: LoadedRun
-    data: DataOptions
-    cohort: Cohort
-    cases: Sequence[Case]
-    template: Template
-    written: Mapping[str, Prompt]  # prompts of the cohort's prompts.csv or of its rows
-    settings: Sequence[Intervention]
-    variations: Sequence[Intervention]
-    free: str
-    seed: int
-    edit: EditOptions
-    editor: Editor | None  # makes the cases' own scans again, with --edit_real
-
-    def arms(self, case: Case) -> tuple[Variant, list[list[Variant]]]:
-        """The arm of the case's own row (with `--set` and `--prompt`), and those of each
-        `--vary`.
-        """
-        written = None if self.settings else self.written[case.id]
-        own, row = factual_variant(case, self.template, self.settings, written, self.free)
-        return own, [
-            counterfactual_variants(row, self.template, change) for change in self.variations
-        ]
-
-    def scan(self, whole: VolumeSample) -> EditScan | None:
-        """The case's own scan, where that is to be edited."""
-        if self.editor is None or whole.image is None:
-            return None
-        own = tuple(p.text for p in self.written[whole.case.id])
-        return EditScan(whole.case.id, whole.image, whole.mask, whole.coords, own)
-
-    def generate(self, whole: VolumeSample, prompt: Prompt, scan: EditScan | None = None) -> Hu:
-        """`(X, Y, Z)` HU on the model's grid, without padding: new, or a scan with this text."""
-        words = [p.text for p in prompt]
-        if self.editor is not None and scan is not None:
-            made = self.editor(scan, words)
-        else:
-            made = self.run.generator(whole.mask, whole.coords, whole.case.id, words)
-        return self.hu(whole, made)
-
-    def hu(self, whole: VolumeSample, made: Tensor) -> Hu:  # (X, Y, Z) in [-1, 1]
-        return to_hu(whole.unpad(made.numpy()), self.data.hu_window)
-
-
-def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
-    """Checks cohort, splits and changes before anything is generated."""
-    data, source, arms = data_options(options, run), options.source, options.arms
+def _load_cohort(options: TestOptions, run: LoadedRun, data: DataOptions) -> Cohort:
     trained_on = replace(data, dataroot=run.options.data.dataroot)
-    cohort = run_cohort(
-        run.folder, trained_on, data.dataroot, run.options.run.seed, need_images=False
-    )
+    seed = run.options.run.seed
+    return load_run_cohort(run.folder, trained_on, data.dataroot, seed, need_images=False)
+
+
+def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:
+    """Return the mask of `--mask` as a cohort of one case, whose row is empty."""
+    mask = Path(options.source.mask)
+    load_volume(mask)  # a damaged file is an error before the network works
+    columns = tuple(run.state["columns"])
+    case = Case(mask.name, None, mask, dict.fromkeys(columns, ""))
+    labels = tuple(int(label) for label in mask_facts(mask)["labels"])
+    splits = {options.source.split: [case.id]}
+    return Cohort(mask.parent, (case,), splits, labels, columns)
+
+
+def _selected_cases(options: TestOptions, cohort: Cohort) -> tuple[Case, ...]:
+    source = options.source
     cases = cohort.cases if source.split == "all" else cohort.split(source.split)
-    cases = tuple(
-        {case.id: case for case in cases}.values()
-    )  # a resampled run has drawn some twice
-    cases = cases[: source.how_many or len(cases)]
-    check_known(cohort.labels, run.labels, [case.mask for case in cases])
-    editor = open_editor(options, run, cases)
-    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
-    settings = [parse_intervention("--set", text, 1) for text in arms.set]
-    variations = [parse_intervention("--vary", text, 2) for text in arms.vary]
-    rows = [case.row for case in cohort.cases]
-    for flag, changes in (("--set", settings), ("--vary", variations)):
-        for change in changes:
-            check_intervention(flag, change, template, rows)
-            if change.column not in run.state["columns"]:
-                raise UserError(
-                    f"{flag}: the run {run.folder.name} was trained without the column "
-                    f"{change.column!r}."
-                )
-    test = GenerationPlan(
-        run,
-        data,
-        cohort,
-        cases,
-        template,
-        cohort_prompts(cohort, template),
-        settings,
-        variations,
-        arms.prompt,
-        arms.seed,
-        options.edit,
-        editor,
-    )
-    for case in cases:  # a text that cannot be made or encoded is known before anything is written
-        own, varied = test.arms(case)
-        run.generator.encoder.encode(
-            [[p.text for p in arm.prompt] for arm in (own, *chain(*varied))]
-        )
-    warn_low_relevance(
-        run.generator.encoder,
-        phrase_columns(test.written.values()),
-        [change.column for change in variations],
-    )
-    return test
+    cases = tuple({case.id: case for case in cases}.values())  # a resampled run repeats some
+    return cases[: source.how_many or len(cases)]
 
 
-def open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) -> Editor | None:
-    """What edits real scans, if it is asked for; raises `UserError` where that cannot be."""
+def _open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) -> Editor | None:
+    """Return the editor of real scans, with `--edit_real`.
+
+    Raises:
+        UserError: The model cannot edit, or a case has no scan.
+    """
     if not options.edit.edit_real:
         return None
-    if missing := [case.id for case in cases if case.image is None]:
+    missing = [case.id for case in cases if case.image is None]
+    if missing:
+        folder = Path(options.source.dataroot) / "img"
         raise UserError(
             "--edit_real changes the patients' own scans, and these cases have none: "
-            f"{format_list(missing)}. Put them into {Path(options.source.dataroot) / 'img'}, or leave "
-            "--edit_real out."
+            f"{format_list(missing)}. Put them into {folder}, or leave --edit_real out."
         )
     return Editor(run.generator, options.edit.edit_strength)
 
 
-class Writer:
-    """Writes a case's volumes and collects the rows of the tables and the panels of the page."""
-
-    def __init__(self, folder: Path, whole: VolumeSample, test: GenerationPlan) -> None:
-        self.folder, self.whole, self.test = folder, whole, test
-        self.volumes: list[Row] = []
-        self.panels: list[Panel] = []
-
-    def write(self, array: Hu, kind: str, name: str, title: str, dtype: Any, **values: str) -> None:
-        """One volume on the grid of the mask's file."""
-        file = f"volumes/{safe_name(self.whole.case.id)}{name}.nii.gz"
-        path = self.folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_like(path, self.on_source(array), self.whole.case.mask, dtype)
-        row = dict.fromkeys(VOLUME_COLUMNS, "") | {
-            "file": file,
-            "case": self.whole.case.id,
-            "kind": kind,
-            "seed": str(self.test.seed),
-            **values,
-        }
-        self.volumes.append(row)
-        self.panels.append(
-            self.panel(title, "difference" if kind == "difference" else "ct", array, file)
-        )
-
-    def on_source(self, array: Hu) -> Hu:
-        whole = self.whole
-        padded = np.zeros(whole.mask.shape[1:], np.float32)
-        padded[whole.inside] = array
-        return whole.restore(padded)
-
-    def panel(self, title: str, kind: Any, array: NDArray[Any], file: str | None = None) -> Panel:
-        return Panel(title, kind, array, voxel_sizes(self.whole.affine), file)
-
-
-def generate_case(
-    test: GenerationPlan, whole: VolumeSample, folder: Path, page: ResultsPage | None
-) -> tuple[list[Row], list[Row], list[Row]]:
-    """Generates all arms of a case; returns its rows of volumes.csv, effects.csv and
-    metrics.csv.
-    """
-    case, data = whole.case, test.data
-    own, varied = test.arms(case)
-    real = (
-        None if whole.image is None else to_hu(whole.unpad(whole.image[0].numpy()), data.hu_window)
-    )
-    writer, scan = Writer(folder, whole, test), test.scan(whole)
-    volume = test.generate(whole, own.prompt, scan)
-    writer.write(
-        volume,
-        "own",
-        "",
-        "made again" if scan else "generated",
-        np.int16,
-        prompt=sentence(own.prompt),
-        column=";".join(c.column for c in test.settings),
-        value=";".join(c.values[0] for c in test.settings),
-    )
-    where = regions(whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label)
-    effects, notes = [], _notes("--set", own)
-    for change, arms in zip(test.variations, varied, strict=True):
-        made = {arm.value: test.generate(whole, arm.prompt, scan) for arm in arms}
-        for arm in arms:
-            writer.write(
-                made[arm.value],
-                "varied",
-                f"__{safe_name(change.column)}={safe_name(arm.value)}",
-                f"{change.column} = {arm.value}",
-                np.int16,
-                column=change.column,
-                value=arm.value,
-                prompt=sentence(arm.prompt),
-            )
-            if scan is not None and real is not None:
-                writer.panels.append(
-                    writer.panel(
-                        f"{change.column} = {arm.value} minus real scan",
-                        "difference",
-                        made[arm.value] - real,
-                    )
+def _check_interventions(plan: GenerationPlan) -> None:
+    rows = [case.row for case in plan.cohort.cases]
+    for flag, interventions in (("--set", plan.settings), ("--vary", plan.interventions)):
+        for intervention in interventions:
+            check_intervention(flag, intervention, plan.template, rows)
+            if intervention.column not in plan.run.state["columns"]:
+                raise UserError(
+                    f"{flag}: the run {plan.run.folder.name} was trained without the column "
+                    f"{intervention.column!r}."
                 )
-            notes += _notes(f"{change.column} = {arm.value}", arm)
-        for first, second in pairs(arms):
-            difference = (made[second.value] - made[first.value]).astype(np.float32)
-            name = f"{safe_name(first.value)}_to_{safe_name(second.value)}"
-            writer.write(
-                difference,
-                "difference",
-                f"__{safe_name(change.column)}={name}",
-                f"{change.column}: {second.value} minus {first.value}",
-                np.float32,
-                column=change.column,
-                **{"from": first.value, "to": second.value},
-            )
+
+
+def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWriter) -> None:
+    """Generate all variants of a case, and write them with their differences and metrics."""
+    case = sample.case
+    variants = plan.variants(case)
+    writer, scan = results.case_writer(sample), plan.scan(sample)
+    real = None if sample.image is None else sample.to_hu(sample.image[0])
+    writer.add_panel("mask", "mask", sample.labels)
+    factual = plan.generate(sample, variants.factual.prompt, scan)
+    writer.write_factual(
+        factual,
+        "regenerated" if scan else "generated",
+        prompt=variants.factual.prompt.sentence,
+        column=";".join(i.column for i in plan.settings),
+        value=";".join(i.values[0] for i in plan.settings),
+    )
+    if real is not None:
+        writer.add_panel("real scan", "ct", real)
+    spacing = voxel_sizes(sample.affine)
+    masks = regions(sample.labels, spacing, plan.data.lung_labels, plan.data.airway_label)
+    effects: list[Row] = []
+    notes = _dropped_note("--set", variants.factual)
+    for group in variants.counterfactual:
+        volumes = {v.value: plan.generate(sample, v.prompt, scan) for v in group}
+        _write_variants(writer, group, volumes, real if scan else None)
+        for variant in group:
+            notes += _dropped_note(f"{variant.column} = {variant.value}", variant)
+        for first, second in variant_pairs(group):
+            difference = (volumes[second.value] - volumes[first.value]).astype(np.float32)
+            writer.write_difference(difference, first, second)
             effects += effect_rows(
-                difference, where, case.id, change.column, first.value, second.value
+                difference, masks, case.id, first.column, first.value, second.value
             )
-    metrics = metric_rows(
-        case.id, volume, real, np.isin(whole.labels, data.lung_labels), data.hu_window
-    )
+    lungs = np.isin(sample.labels, plan.data.lung_labels)
+    metrics = metric_rows(case.id, factual, real, lungs, plan.data.hu_window)
     if scan is not None and real is not None:
-        metrics += edit_metrics(test, whole, scan, real, where, chain(*varied))
-    if page is not None:
-        first_panels = [writer.panel("mask", "mask", whole.labels)]
-        generated, *others = writer.panels
-        given = [generated] if real is None else [generated, writer.panel("real scan", "ct", real)]
-        page.add_case(
-            case.id, sentence(own.prompt) or "(nothing known)", notes, first_panels + given + others
-        )
-    return writer.volumes, effects, metrics
+        metrics += _edit_metrics(plan, sample, scan, real, masks)
+    sentence = variants.factual.prompt.sentence
+    result = CaseResult(writer.rows, effects, metrics, sentence, notes, writer.panels)
+    results.add(case.id, result)
 
 
-def edit_metrics(
-    test: GenerationPlan,
-    whole: VolumeSample,
-    scan: EditScan,
-    real: Hu,
-    where: Mapping[str, NDArray[np.bool_]],
-    arms: Iterable[Variant],
+def _write_variants(
+    writer: CaseWriter, group: Sequence[Variant], volumes: dict[str, Hu], edited: Hu | None
+) -> None:
+    """Write the volumes of an intervention; an edited real scan is also shown as a difference."""
+    for variant in group:
+        volume = volumes[variant.value]
+        writer.write_variant(volume, variant)
+        if edited is not None:
+            title = f"{variant.column} = {variant.value} minus real scan"
+            writer.add_panel(title, "difference", volume - edited)
+
+
+def _dropped_note(change: str, variant: Variant) -> list[str]:
+    if not variant.dropped:
+        return []
+    return [f"{change}: {', '.join(variant.dropped)} left the text, as it would contradict."]
+
+
+def _edit_metrics(
+    plan: GenerationPlan, sample: VolumeSample, scan: EditScan, real: Hu, masks: Any
 ) -> list[Row]:
-    """Rows of metrics.csv that tell how well a scan was edited."""
-    assert test.editor is not None
-    prompts = {f"{arm.column}={arm.value}": [p.text for p in arm.prompt] for arm in arms}
-    kinds = test.editor.proofs(scan, prompts, test.edit.edit_cycles)
+    """Return rows of metrics.csv on how well a scan was edited."""
+    assert plan.editor is not None
+    prompts = {}
+    for group in plan.variants(sample.case).counterfactual:
+        for variant in group:
+            prompts[f"{variant.column}={variant.value}"] = variant.prompt.texts
+    proofs = plan.editor.proofs(scan, prompts, plan.options.edit.edit_cycles)
     return edit_rows(
-        whole.case.id,
+        sample.case.id,
         real,
-        where,
-        *({k: test.hu(whole, v) for k, v in made.items()} for made in kinds),
+        masks,
+        {name: sample.to_hu(volume) for name, volume in proofs.cycles.items()},
+        {name: sample.to_hu(volume) for name, volume in proofs.edited.items()},
+        {name: sample.to_hu(volume) for name, volume in proofs.returned.items()},
     )
 
 
-def _notes(what: str, arm: Variant) -> list[str]:
-    return (
-        [f"{what}: {', '.join(arm.dropped)} left the text, as it would contradict."]
-        if arm.dropped
-        else []
-    )
-
-
-def results_folder(options: TestOptions) -> Path:
-    """The folder of these results; raises `UserError` where something lies there that must not be
-    replaced.
-    """
-    m, source = options.model, options.source
-    runs.run_folder(m.checkpoints_dir, m.name)
-    if safe_name(m.which_epoch) != m.which_epoch or m.which_epoch.startswith("."):
+def check_single_file(options: TestOptions) -> Path:
+    """Return the file of `--out`; raise `UserError` where it cannot be written."""
+    out = Path(options.source.out)
+    if not has_suffix(out.name) or not out.name.endswith((".nii", ".nii.gz")):
         raise UserError(
-            f"--which_epoch is {m.which_epoch!r}; it must be latest, or the number of an epoch."
+            f"--out is {options.source.out!r}; with --mask it names the volume to write, ending "
+            "in .nii.gz."
         )
-    folder = Path(options.output.results_dir) / m.name / f"{source.split}_{m.which_epoch}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / RESULTS_FILE).is_file():
-            raise UserError(
-                f"{folder} exists, but holds no {RESULTS_FILE}, so these are no results and are "
-                "not replaced. Use another --results_dir, or remove it by hand."
-            )
-        if not options.output.overwrite:
-            raise UserError(
-                f"{folder} holds results already. Use --overwrite to replace them, or another "
-                "--results_dir."
-            )
-    return folder
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """A CSV file, whole or not at all."""
-    with atomic(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _each(wholes: VolumeDataset) -> Iterator[VolumeSample]:
-    return (wholes[i] for i in range(len(wholes)))
-
-
-def generate_cohort(options: TestOptions) -> Path:
-    """Generates every case of a split; returns the results folder."""
-    folder = results_folder(options)
-    run = open_run(options)
-    test = open_plan(options, run)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    flags = {group: {k: v for k, v in values.items()} for group, values in to_dict(options).items()}
-    write_json(
-        folder / RESULTS_FILE, {"run": run.folder.name, "step": run.state["step"], "options": flags}
-    )
-    title = f"{run.folder.name}: {options.source.split}, {options.model.which_epoch} (step {run.state['step']})"
-    page = ResultsPage(folder, title, run.options.data.hu_window) if options.output.page else None
-    least, multiple = run.options.patch.patch_size, [run.generator.model.size_multiple] * 3
-    wholes = VolumeDataset(test.cases, run.labels, test.data, least, multiple)
-    tables: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
-    for whole in tqdm(
-        _each(wholes),
-        total=len(wholes),
-        desc="generating",
-        unit="case",
-        disable=not cli.main_rank(),
-    ):
-        for table, rows in zip(tables, generate_case(test, whole, folder, page), strict=True):
-            table += rows
-    names = (
-        ("volumes.csv", VOLUME_COLUMNS),
-        ("effects.csv", EFFECT_COLUMNS),
-        ("metrics.csv", METRIC_COLUMNS),
-    )
-    for (name, columns), rows in zip(names, tables, strict=True):
-        write_table(folder / name, columns, rows)
-    if page is not None:
-        shown = {
-            "test.py": {k: v for g in flags.values() for k, v in g.items()},
-            **to_dict(run.options),
-        }
-        page.save(shown, tables[1], tables[2])
-    log.info("%d cases in %s", len(wholes), folder / ("index.html" if page else "volumes.csv"))
-    return folder
-
-
-def generate_from_mask(options: TestOptions) -> Path:
-    """One volume from one mask and a text; returns the file."""
-    source, out = options.source, Path(options.source.out)
-    if not source.out or not has_suffix(out.name) or not out.name.endswith((".nii", ".nii.gz")):
+    if options.arms.vary:
         raise UserError(
-            f"--out is {source.out!r}; with --mask it names the volume to write, ending in .nii.gz."
+            "--out names one volume, and --vary makes several. Leave --out out: the results then "
+            "go to a folder below --results_dir."
         )
-    if options.arms.vary or options.arms.set:
-        raise UserError(
-            "--set and --vary change a table's row; with --mask say everything in --prompt."
-        )
-    if out.exists() and not options.output.overwrite:
-        raise UserError(f"--out {out} exists. Use --overwrite to replace it, or another name.")
-    run = open_run(options)
-    load(source.mask)  # its errors come before the network's work
-    case = Case(Path(source.mask).name, None, Path(source.mask), {})
-    least, multiple = run.options.patch.patch_size, [run.generator.model.size_multiple] * 3
-    whole = VolumeDataset([case], run.labels, data_options(options, run), least, multiple)[0]
-    made = run.generator(
-        whole.mask, whole.coords, case.id, [p.text for p in split_free_text(options.arms.prompt)]
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_like(
-        out, whole.restore(to_hu(made.numpy(), run.options.data.hu_window)), case.mask, np.int16
-    )
-    log.info("Wrote %s", out)
+    claim_file(out, options.output.overwrite)
     return out
+
+
+def generate_file(plan: GenerationPlan, out: Path) -> None:
+    """Generate the factual volume of the plan's only case into one file."""
+    sample = plan.samples[0]
+    volume = plan.generate(sample, plan.variants(sample.case).factual.prompt)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_like(out, sample.to_source_grid(volume), sample.case.mask, np.int16)

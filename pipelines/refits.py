@@ -23,11 +23,11 @@ from data.text.prompts import load_template
 from options.atlas_options import RefitOptions
 from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
-from pipelines.atlas.attributes import dependants
+from pipelines.atlas.attributes import dependent_columns
 from util import cli
 from util.cli import UserError, format_list, safe_name
+from util.files import read_json, write_json
 from util.training import checkpoint, runs
-from util.training.checkpoint import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,7 +37,7 @@ REFITS = "refits"  # folder below the run's
 
 CLIP_RECORD = "clip.json"  # marks an encoder that was trained on a cohort
 
-SEEDS = 1000  # refit k of a run of seed s trains with the seed s + 1000 + k
+SEED_OFFSET = 1000  # refit k of a run of seed s trains with the seed s + 1000 + k
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Refit:
 
 
 @dataclass(frozen=True)
-class Origin:
+class OriginRun:
     """The run that is trained again."""
 
     folder: Path
@@ -65,7 +65,7 @@ class Origin:
     columns: tuple[str, ...]
 
     @staticmethod
-    def load(folder: Path, dataroot: str = "") -> Origin:
+    def load(folder: Path, dataroot: str = "") -> OriginRun:
         """Reads a run; raises `UserError` where it is none, or started from another run's
         weights.
         """
@@ -80,19 +80,19 @@ class Origin:
                 "global run itself."
             )
         data = replace(options.data, dataroot=dataroot or options.data.dataroot)
-        return Origin(
+        return OriginRun(
             folder, replace(options, data=data), int(state["step"]), tuple(state["columns"])
         )
 
 
-def wanted(origin: Origin, o: RefitOptions, folds: Sequence[str] = ()) -> list[Refit]:
+def planned_refits(origin: OriginRun, o: RefitOptions, folds: Sequence[str] = ()) -> list[Refit]:
     """The refits that the options ask for.
 
     Raises:
         UserError: A column to shuffle that the run does not know, or prompts that do not follow the
             rows.
     """
-    seed, made = origin.options.run.seed + SEEDS, []
+    seed, made = origin.options.run.seed + SEED_OFFSET, []
     made += [Refit(f"resampled_{k:03d}", "resampled", seed + k) for k in range(1, o.refits + 1)]
     if o.permutations:
         columns = permuted_columns(origin, o.permute)
@@ -107,7 +107,7 @@ def wanted(origin: Origin, o: RefitOptions, folds: Sequence[str] = ()) -> list[R
     return made
 
 
-def permuted_columns(origin: Origin, named: Sequence[str]) -> tuple[str, ...]:
+def permuted_columns(origin: OriginRun, named: Sequence[str]) -> tuple[str, ...]:
     """The columns to shuffle: those named with what hangs on them, else every column that the text
     can tell.
     """
@@ -125,18 +125,18 @@ def permuted_columns(origin: Origin, named: Sequence[str]) -> tuple[str, ...]:
             "the table's rows, so shuffling columns changes nothing. Use a cohort without that "
             "file."
         )
-    hanging = dependants(template)
+    hanging = dependent_columns(template)
     chosen = [c for name in named for c in (name, *hanging.get(name, ())) if c in there]
     return tuple(dict.fromkeys(chosen)) if named else tuple(there)
 
 
-def finished(origin: Origin, refit: Refit, steps: int) -> bool:
+def is_finished(origin: OriginRun, refit: Refit, steps: int) -> bool:
     """Whether a refit of this very run is there."""
     path = refit.record(origin.folder)
-    return path.is_file() and read_json(path) == _record(origin, refit, steps)
+    return path.is_file() and read_json(path) == refit_record(origin, refit, steps)
 
 
-def _record(origin: Origin, refit: Refit, steps: int) -> dict[str, Any]:
+def refit_record(origin: OriginRun, refit: Refit, steps: int) -> dict[str, Any]:
     return {
         "name": refit.name,
         "kind": refit.kind,
@@ -148,7 +148,7 @@ def _record(origin: Origin, refit: Refit, steps: int) -> dict[str, Any]:
     }
 
 
-def words(origin: Origin, refit: Refit, o: RefitOptions, gpu: str) -> list[str]:
+def train_arguments(origin: OriginRun, refit: Refit, o: RefitOptions, gpu: str) -> list[str]:
     """The command line of train.py for a refit."""
     options, home = origin.options, origin.folder / REFITS
     cache = options.data.cache_dir or str(cache_folder(options.data, origin.folder))
@@ -203,7 +203,7 @@ def _begun(folder: Path) -> bool:
         return False
 
 
-def _splits(origin: Origin) -> str:
+def _splits(origin: OriginRun) -> str:
     """The run's own splits, where the dataroot has none and they are not simply everyone in all of
     them.
     """
@@ -218,11 +218,11 @@ def _splits(origin: Origin) -> str:
     return str(own) if len(set(every)) == len(every) else ""
 
 
-def train_refits(origin: Origin, o: RefitOptions, refits: Sequence[Refit]) -> None:
+def train_refits(origin: OriginRun, o: RefitOptions, refits: Sequence[Refit]) -> None:
     """Trains what is not finished, side by side on `--gpus`; raises `UserError` with the message of
     one that fails.
     """
-    missing = [refit for refit in refits if not finished(origin, refit, o.refit_steps)]
+    missing = [refit for refit in refits if not is_finished(origin, refit, o.refit_steps)]
     if not missing:
         return
     (origin.folder / REFITS).mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def train_refits(origin: Origin, o: RefitOptions, refits: Sequence[Refit]) -> No
     def job(refit: Refit) -> None:
         gpu = gpus.get()
         try:
-            train_one(origin, refit, o, gpu, places)
+            train_refit(origin, refit, o, gpu, places)
         finally:
             gpus.put(gpu)
 
@@ -249,7 +249,7 @@ def train_refits(origin: Origin, o: RefitOptions, refits: Sequence[Refit]) -> No
             raise
 
 
-def train_one(origin: Origin, refit: Refit, o: RefitOptions, gpu: str, places: int) -> None:
+def train_refit(origin: OriginRun, refit: Refit, o: RefitOptions, gpu: str, places: int) -> None:
     """One refit, in a process of its own; its messages go to NAME.log beside it."""
     path = origin.folder / REFITS / f"{refit.name}.log"
     log.info("Training %s (%s, seed %d); messages in %s", refit.name, refit.kind, refit.seed, path)
@@ -258,7 +258,7 @@ def train_one(origin: Origin, refit: Refit, o: RefitOptions, gpu: str, places: i
     ).is_file():  # finished for another state of the run, or with other steps
         shutil.rmtree(origin.folder / REFITS / refit.name, ignore_errors=True)
         refit.record(origin.folder).unlink()
-    command = [sys.executable, str(ROOT / "train.py"), *words(origin, refit, o, gpu)]
+    command = [sys.executable, str(ROOT / "train.py"), *train_arguments(origin, refit, o, gpu)]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // places))
     with path.open("w") as file:
         code = subprocess.run(
@@ -276,10 +276,10 @@ def train_one(origin: Origin, refit: Refit, o: RefitOptions, gpu: str, places: i
             f"{' '.join(said)[-400:] or 'it said nothing'} (see {path}). What is finished is kept; "
             "run the command again to go on."
         )
-    write_json(refit.record(origin.folder), _record(origin, refit, o.refit_steps))
+    write_json(refit.record(origin.folder), refit_record(origin, refit, o.refit_steps))
 
 
-def records(folder: Path) -> list[Mapping[str, Any]]:
+def finished_refits(folder: Path) -> list[Mapping[str, Any]]:
     """The finished refits of a run, by name; those of another state of the run are left out with a
     warning.
     """

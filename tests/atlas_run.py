@@ -12,7 +12,7 @@ import pandas as pd
 from options.atlas_options import RefitOptions
 from pipelines import refits
 from tests.commands import Outcome, TrainedRun, command
-from util.training.checkpoint import write_json
+from util.files import write_json
 
 
 def discover(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> Outcome:
@@ -38,10 +38,10 @@ def record(atlas: Path) -> dict[str, Any]:
     return found
 
 
-def in_this_process(origin: refits.Origin, o: RefitOptions, wanted: Sequence[refits.Refit]) -> None:
+def in_this_process(origin: refits.OriginRun, o: RefitOptions, wanted: Sequence[refits.Refit]) -> None:
     """What `train_refits` does, without starting programs."""
     for one in wanted:
-        if not refits.finished(origin, one, o.refit_steps):
-            done = command("train.py", *refits.words(origin, one, o, ""))
+        if not refits.is_finished(origin, one, o.refit_steps):
+            done = command("train.py", *refits.train_arguments(origin, one, o, ""))
             assert done.code == 0, done.text
-            write_json(one.record(origin.folder), refits._record(origin, one, o.refit_steps))
+            write_json(one.record(origin.folder), refits.refit_record(origin, one, o.refit_steps))

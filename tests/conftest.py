@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.phantom_options import PhantomOptions
 from tests.commands import TINY, TrainedRun, command
 
@@ -20,7 +20,7 @@ def cohort_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changed; copy it.
     """
     out = tmp_path_factory.mktemp("phantoms") / "cohort"
-    return make(
+    return make_phantom_cohort(
         PhantomOptions(
             OUT=str(out),
             cases=12,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data.text.prompts import load_template, sentence
+from data.text.prompts import load_template
 from options.anomaly_options import AnomalyCommand as UnusualOptions
-from options.atlas_options import DiscoverCommand, RefitCommand
+from options.atlas_options import AtlasCommand, RefitCommand
 from options.autoencoder_options import AutoencoderCommand as AutoencoderOptions
 from options.benchmark_options import AtlasBenchmarkCommand as AtlasBenchmarkOptions
 from options.benchmark_options import EffectsBenchmarkCommand as BenchmarkOptions
@@ -41,7 +41,7 @@ COMMANDS = (
     PhantomOptions,
     PromptOptions,
     ClipOptions,
-    DiscoverCommand,
+    AtlasCommand,
     RefitCommand,
     PlantOptions,
     PrepareOptions,

@@ -1,6 +1,4 @@
-"""Folders that a stopped command goes on in: a record says which settings their content belongs
-to.
-"""
+"""Folders in which a stopped command resumes: a record holds the settings of their content."""
 
 from __future__ import annotations
 
@@ -12,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from util.cli import UserError, format_list
-from util.training.checkpoint import read_json, write_json
+from util.files import claim_folder, read_json, write_json
 
-PATIENCE_S = 600.0
+MAX_WAIT_S = 600.0
 
 
-def wait_for(folder: Path, record: str, settings: Mapping[str, Any]) -> None:
-    """Waits until another process has opened a folder with these settings; raises `UserError` when
-    it never does.
-    """
-    wanted, end = json.loads(json.dumps(settings)), time.monotonic() + PATIENCE_S
+def wait_for_record(folder: Path, record: str, settings: Mapping[str, Any]) -> None:
+    """Wait until another process has opened a folder; raise `UserError` when it never does."""
+    wanted = json.loads(json.dumps(settings))
+    end = time.monotonic() + MAX_WAIT_S
     while not (folder / record).is_file() or read_json(folder / record) != wanted:
         if time.monotonic() > end:
             raise UserError(
@@ -31,40 +28,71 @@ def wait_for(folder: Path, record: str, settings: Mapping[str, Any]) -> None:
 
 
 def open_record(
-    folder: Path, record: str, settings: Mapping[str, Any], overwrite: bool, flag: str = "--out"
+    folder: Path,
+    record: str,
+    settings: Mapping[str, Any],
+    overwrite: bool | None,
+    flag: str = "--out",
 ) -> bool:
-    """Makes a folder with a record of its settings, or finds it made with the same ones.
+    """Make a folder with a record of its settings, or check that it was made with the same ones.
 
     Args:
         folder: The folder.
         record: Name of the record in it.
-        settings: What decides the folder's content; plain values.
-        overwrite: Empty a folder whose record holds other settings.
-        flag: The flag that names the folder, for messages.
+        settings: Plain values that decide the folder's content.
+        overwrite: Empty a folder whose record holds other settings; None where the command has no
+            such flag.
+        flag: Flag that names the folder, for messages.
 
     Returns:
-        Whether work done before is there.
+        Whether earlier work is there.
 
     Raises:
         UserError: It holds something else, or was made with other settings and `overwrite` is off.
     """
-    path, wanted = folder / record, json.loads(json.dumps(settings))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not path.is_file():
-            raise UserError(
-                f"{flag} {folder} is not empty and holds no {record}, so it is not replaced. Give "
-                "another one."
-            )
-        kept = read_json(path)
-        if kept == wanted:
+    wanted = json.loads(json.dumps(settings))
+    if claim_folder(folder, [record], overwrite=True, flag=flag):
+        if same_settings(read_json(folder / record), wanted, folder, overwrite, flag):
             return True
-        if not overwrite:
-            differ = [k for k in wanted if not isinstance(kept, dict) or kept.get(k) != wanted[k]]
-            raise UserError(
-                f"{flag} {folder} was made with other settings ({format_list(differ)}). Use "
-                "--overwrite to replace it, or give another folder."
-            )
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    write_json(folder / record, wanted)
     return False
+
+
+def same_settings(
+    stored: Any,
+    wanted: Mapping[str, Any],
+    folder: Path,
+    overwrite: bool | None,
+    flag: str = "--out",
+) -> bool:
+    """Compare the settings that a folder was made with; raise `UserError` unless it may be replaced.
+
+    Args:
+        stored: Settings of the folder.
+        wanted: Settings of this call.
+        folder: The folder, for messages.
+        overwrite: Return False for other settings, instead of raising; None where the command has
+            no such flag.
+        flag: Flag that names the folder, for messages.
+    """
+    if stored == wanted:
+        return True
+    if overwrite:
+        return False
+    known = stored if isinstance(stored, dict) else {}
+    differences = [
+        _difference(name, known.get(name), value)
+        for name, value in wanted.items()
+        if name not in known or known[name] != value
+    ]
+    fix = "Choose" if overwrite is None else "Use --overwrite to replace it, or choose"
+    raise UserError(
+        f"{flag}: {folder} was made with other settings ({format_list(differences)}). {fix} "
+        "another folder."
+    )
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    plain = all(isinstance(value, bool | int | float | str) for value in (before, now))
+    return f"{name} {before} there, {now} now" if plain else name

@@ -25,6 +25,8 @@ from data.phantom.effects import PlantedEffects
 from data.phantom.rows import COLUMNS, draw_rows, hide_cells
 from options.phantom_options import PhantomOptions
 from util.cli import UserError
+from util.files import claim_folder
+from util.records import same_settings
 
 log = logging.getLogger(__name__)
 
@@ -106,18 +108,14 @@ def _finished(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether `out` holds this very cohort; raises `UserError` where it holds something that must
     not be replaced.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"OUT is {out}, which is a file; give a folder.")
-    if not out.exists() or not any(out.iterdir()):
+    if not claim_folder(out, [RECORD, UNFINISHED], overwrite=True, flag="OUT"):
         return False
-    kept = next((out / name for name in (RECORD, UNFINISHED) if (out / name).is_file()), None)
-    if kept is None:
-        raise UserError(f"{out} is not empty and holds no phantom cohort; choose another folder.")
+    kept = next(out / name for name in (RECORD, UNFINISHED) if (out / name).is_file())
     try:
-        there = json.loads(kept.read_text(encoding="utf-8"))
+        stored = json.loads(kept.read_text(encoding="utf-8"))
     except ValueError:
-        there = {}
-    same = there == record
+        stored = {}
+    same = stored == record
     files = [out / folder / f"{case}.nii.gz" for folder in FOLDERS for case in record["rows"]]
     if (
         same
@@ -125,19 +123,11 @@ def _finished(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
         and all(f.is_file() for f in [*files, out / "clinical.csv", out / "splits.json"])
     ):
         return True
-    if not same and not overwrite:
-        old, new = there.get("settings", {}), record["settings"]
-        differ = [
-            f"{k} {old.get(k)} there, {v} now"
-            for k, v in new.items()
-            if old.get(k) != v and k != "effects"
-        ]
-        differ += ["another table of effects"] if old.get("effects") != new["effects"] else []
-        text = "; ".join(differ) or "another version"
-        raise UserError(
-            f"{out} holds a phantom cohort of other settings ({text}). Give another folder or "
-            "--overwrite."
+    if not same:
+        before, now = (
+            {"version": r.get("version"), **r.get("settings", {})} for r in (stored, record)
         )
+        same_settings(before, now, out, overwrite, "OUT")
     return False
 
 

@@ -5,7 +5,6 @@ comes last.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import resource
 import time
@@ -29,9 +28,9 @@ from data.preparation.pixels import Scan, as_scanned, clipped, read_stack
 from data.preparation.quality import measure, warnings
 from data.preparation.series import stack
 from data.preparation.sources import Source
-from data.volumes import atomic, load, read_header
+from data.volumes import load_volume, read_header
 from util.cli import UserError
-from util.training.checkpoint import write_json
+from util.files import atomic_path, file_fingerprint, json_digest, write_json
 from util.web.outlines import outlined
 
 VERSION = 1  # raised where a case would be made otherwise than before, so that it is made again
@@ -74,11 +73,10 @@ class Task:
         """Changes where a source file or a setting does, without reading voxels."""
         plan = (self.plan.kind, self.plan.tool_args, str(self.plan.given), str(self.plan.airway))
         files = [
-            (str(p), (s := p.stat()).st_size, s.st_mtime_ns)
-            for p in [*self.source.files(), *self._masks()]
+            [str(path), *file_fingerprint(path)[1:]]
+            for path in [*self.source.files(), *self._masks()]
         ]
-        text = json.dumps([VERSION, self.spacing, self.uneven, self.columns, plan, files])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return json_digest([VERSION, self.spacing, self.uneven, self.columns, plan, files])
 
     def _masks(self) -> list[Path]:
         return [p for p in (self.plan.given, self.plan.airway) if p is not None]
@@ -107,6 +105,9 @@ def prepare(task: Task) -> Record:
     start = time.monotonic()
     try:
         record = _prepare(task)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        record |= {"seconds": round(time.monotonic() - start, 1), "peak_mb": round(peak)}
+        write_json(task.paths()[3], record)
     except BaseException as error:
         for path in task.paths():
             path.unlink(missing_ok=True)
@@ -114,9 +115,6 @@ def prepare(task: Task) -> Record:
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             raise DiskRefuses(str(error)) from None
         raise
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    record |= {"seconds": round(time.monotonic() - start, 1), "peak_mb": round(peak)}
-    write_json(task.paths()[3], record)
     return record
 
 
@@ -136,7 +134,7 @@ def _prepare(task: Task) -> Record:
     image, labels, picture, _ = task.paths()
     write_volume(image, grid, scan.source_affine)
     write_volume(labels, Volume(mask, grid.affine), scan.source_affine)
-    with atomic(picture) as temporary:
+    with atomic_path(picture) as temporary:
         temporary.write_bytes(outlined(grid.array, mask, found["spacing_mm"]))
     header = dict(task.source.series.first.row) if task.source.series else {}
     row = {name: header.get(name, "") for name in task.columns}
@@ -163,7 +161,7 @@ def _read(task: Task) -> Scan:
     assert path is not None
     if problems := image_problems(path, image_facts(path)):
         raise UserError(problems[0])
-    volume = load(path)
+    volume = load_volume(path)
     array, said = clipped(volume.array)
     return Scan(Volume(array, volume.affine), read_header(path).source_affine, tuple(said))
 
@@ -209,5 +207,5 @@ def write_volume(path: Path, volume: Volume, source_affine: NDArray[np.float64])
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    with atomic(path) as temporary:
+    with atomic_path(path) as temporary:
         nib.save(image, temporary)

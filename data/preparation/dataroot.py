@@ -4,7 +4,6 @@ one.
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
@@ -15,19 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from data.cohort import IMAGES, MASKS, natural
+from data.cohort import IMAGES, MASKS, natural_key
 from data.preparation.case import PAGES, RECORDS, Record
 from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
 from data.preparation.join import Joined
-from data.splits import FEWEST, NAMES, Splits, make_splits, save_splits
-from data.volumes import atomic
+from data.splits import MIN_CASES, SPLIT_NAMES, Splits, make_splits, save_splits
 from util.cli import UserError
-from util.training.checkpoint import read_json
+from util.files import claim_folder, read_json, write_csv
 
 log = logging.getLogger(__name__)
 
 KEY, PATIENT = "File Name", "Patient"
-TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp\..*")
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 FOLDERS = (IMAGES, MASKS, PAGES, RECORDS)
 
 
@@ -44,13 +42,7 @@ def open_out(out: Path, source: Path) -> None:
             f"OUT {out} and IN {source} lie within each other. Give a folder apart: no scan is "
             "read twice."
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"OUT {out} is a file; give a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORDS).is_dir():
-        raise UserError(
-            f"OUT {out} holds something else than an earlier run of this command. Give a new or "
-            "empty folder."
-        )
+    claim_folder(out, [RECORDS], overwrite=True, flag="OUT")
     try:
         for name in (RECORDS, *FOLDERS):
             (out / name).mkdir(parents=True, exist_ok=True)
@@ -71,7 +63,7 @@ def records(out: Path) -> dict[str, Record]:
     """What is known of every finished case."""
     return {
         path.stem: read_json(path)
-        for path in sorted((out / RECORDS).glob("*.json"), key=lambda p: natural(p.name))
+        for path in sorted((out / RECORDS).glob("*.json"), key=lambda p: natural_key(p.name))
     }
 
 
@@ -112,12 +104,9 @@ def table_rows(
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = ()) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = ()) -> None:
     """A table, whole or not at all; the columns are those of the first row where none are named."""
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fields or list(rows[0] if rows else {KEY: ""}), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, fields or list(rows[0] if rows else {KEY: ""}), rows)
 
 
 def splits(path: Path, patients: Mapping[str, str], seed: int) -> Splits | None:
@@ -134,7 +123,7 @@ def splits(path: Path, patients: Mapping[str, str], seed: int) -> Splits | None:
     """
     if path.is_file():
         made = _extended(read_json(path), patients, seed)
-    elif len(patients) < FEWEST or len(set(patients.values())) < len(NAMES):
+    elif len(patients) < MIN_CASES or len(set(patients.values())) < len(SPLIT_NAMES):
         log.warning(
             "There are too few cases or patients to split (%d, %d); no splits.json was written.",
             len(patients),
@@ -151,7 +140,7 @@ def _extended(
     before: Mapping[str, Sequence[str]], patients: Mapping[str, str], seed: int
 ) -> Splits:
     """The earlier splits with the new cases, each patient in one of them."""
-    lists = {name: [c for c in before.get(name, ()) if c in patients] for name in NAMES}
+    lists = {name: [c for c in before.get(name, ()) if c in patients] for name in SPLIT_NAMES}
     home = {patients[c]: name for name, cases in lists.items() for c in cases}
     for case, patient in patients.items():
         if case not in {c for cases in lists.values() for c in cases}:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from data.preparation.sources import Source
 from data.table import read_lines
-from data.text.template import UNKNOWN, as_number, clean_cell, normalise_key
+from data.text.template import UNKNOWN_VALUES, clean_cell, normalise_key, parse_number
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
 
-BLANK = UNKNOWN | {"-", "--", ".", "?", "#value!", "#ref!", "#div/0!", "#name?"}
+BLANK = UNKNOWN_VALUES | {"-", "--", ".", "?", "#value!", "#ref!", "#div/0!", "#name?"}
 IDENTITY = re.compile(
     r"\b(name|surname|birth|birthdate|birthday|dob|mrn|ssn|address|phone|e-?mail|accession|insurance)\b"
 )
@@ -156,7 +156,7 @@ def _one(rows: list[dict[str, str]]) -> dict[str, str] | None:
         return min(
             rows,
             key=lambda row: abs(
-                as_number(row[VISIT]) if as_number(row[VISIT]) is not None else 1e9
+                parse_number(row[VISIT]) if parse_number(row[VISIT]) is not None else 1e9
             ),
         )  # type: ignore[arg-type]
     return rows[0] if all(row == rows[0] for row in rows) else None

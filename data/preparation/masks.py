@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.checks import label_problems
-from data.geometry import Volume, resample, same_place, voxel_sizes
+from data.geometry import Volume, grids_match, resample, voxel_sizes
 from data.preparation import lungs, tools
-from data.volumes import load
+from data.volumes import load_volume
 from util.cli import UserError
 from util.web.web_data import shrink
 
@@ -40,8 +40,8 @@ def load_mask(path: Path, scan: Volume) -> Volume:
     """A mask file as uint8 on the grid of its scan; raises `UserError` for another grid or values
     that are no labels.
     """
-    mask = load(path)
-    if mask.shape != scan.shape or not same_place(scan.shape, scan.affine, mask.affine):
+    mask = load_volume(path)
+    if mask.shape != scan.shape or not grids_match(scan.shape, scan.affine, mask.affine):
         raise UserError(
             f"{path} does not lie on the grid of its scan: shape {mask.shape} and {scan.shape} (in "
             "RAS). Resample the mask onto the scan's grid (nearest neighbour)."

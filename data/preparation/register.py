@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.preparation.sources import Source
-from data.volumes import atomic
 from util.cli import UserError, safe_name
+from util.files import atomic_path
 
 FIELDS = ("File Name", "Patient", "source", "source patient", "source name")
 LONGEST = 60
@@ -115,7 +115,7 @@ class Register:
         return f"{case[:LONGEST]}-{hashlib.sha256(source.key.encode()).hexdigest()[:8]}"
 
     def _write(self) -> None:
-        with atomic(self.path) as temporary:
+        with atomic_path(self.path) as temporary:
             temporary.touch(mode=0o600)  # for nobody else's eyes
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS)

@@ -104,7 +104,7 @@ def write(report: Report) -> Path:
     rows: list[dict[str, Any]] = [csv_row(case, record) for case, record in report.done.items()]
     rows += [csv_row(case, None, reason) for case, reason in report.failed.items()]
     fields = list(dict.fromkeys(name for row in rows for name in row))
-    dataroot.write_csv(report.out / "report.csv", rows, fields or ["case"])
+    dataroot.write_rows(report.out / "report.csv", rows, fields or ["case"])
     failed = [
         Card(case, "", {}, (reason,), (), report.sources[case].left_out)
         for case, reason in report.failed.items()

@@ -243,7 +243,7 @@ def _finish(
     )
     rows = dataroot.table_rows(done, patients, rows_by_case, columns)
     if done:
-        dataroot.write_csv(out / "clinical.csv", rows)
+        dataroot.write_rows(out / "clinical.csv", rows)
         dataroot.splits(out / "splits.json", patients, options.table.seed)
     remarks = [*found.remarks, *(joined.remarks if joined else ())]
     for text in remarks:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.cohort import natural
+from data.cohort import natural_key
 from data.preparation.choice import choose
 from data.preparation.headers import Damaged, NotDicom, SliceHeader, read_header
 from data.preparation.series import Series, group
@@ -77,9 +77,11 @@ def walk(root: Path, found: Found) -> list[Path]:
         )
 
     for folder, folders, names in os.walk(root, onerror=refused):
-        folders.sort(key=natural)
+        folders.sort(key=natural_key)
         paths += [
-            Path(folder) / name for name in sorted(names, key=natural) if not name.startswith(".")
+            Path(folder) / name
+            for name in sorted(names, key=natural_key)
+            if not name.startswith(".")
         ]
     archives = [p for p in paths if p.name.lower().endswith(ARCHIVES)]
     if archives:
@@ -207,7 +209,7 @@ def _osic(root: Path, options: SeriesOptions, found: Found) -> None:
         raise UserError(f"{root} has no folder train/ with a folder a patient, as OSIC has it.")
     found.table = root / "train.csv" if (root / "train.csv").is_file() else None
     for folder in sorted(
-        (p for p in (root / "train").iterdir() if p.is_dir()), key=lambda p: natural(p.name)
+        (p for p in (root / "train").iterdir() if p.is_dir()), key=lambda p: natural_key(p.name)
     ):
         headers, damaged = read_headers(walk(folder, found), found)
         found.sources.append(

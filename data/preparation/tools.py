@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.preparation.lungs import AIRWAY, LEFT, RIGHT
-from data.volumes import load
+from data.volumes import load_volume
 from util.cli import UserError
 
 PROGRAMS = {"lungmask": "lungmask", "totalsegmentator": "TotalSegmentator"}
@@ -106,7 +106,7 @@ def _read(tool: str, path: Path) -> NDArray[np.integer]:
             f"{PROGRAMS[tool]} ended well, but wrote no {path.name}. Is its version too old or too "
             "new?"
         )
-    return load(path).array
+    return load_volume(path).array
 
 
 def _sides(found: NDArray[np.integer]) -> NDArray[np.uint8]:

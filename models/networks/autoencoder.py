@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.networks.layers import ChannelNorm
 from util.cli import UserError
-from util.training.checkpoint import read_json
+from util.files import read_json
 
 NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
 

@@ -16,24 +16,29 @@ from tqdm import tqdm
 
 from data.checks import check_labels_known
 from data.cohort import Case
-from data.geometry import Volume, resample, grids_match
-from data.text.prompts import cohort_prompts, load_template, sentence
-from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import SUFFIXES, load_volume, read_header, to_hu, write_like
+from data.geometry import Volume, grids_match, resample
+from data.text.prompts import cohort_prompts, load_template
+from data.volume_dataset import VolumeSample
+from data.volumes import SUFFIXES, load_volume, read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.anomaly_options import AnomalyCommand
 from options.parser import to_dict
-from pipelines.anomaly.normal_model import MIN_CALIBRATION_SCANS, Calibration, ScanComparison, LazyScans
+from options.test_options import ModelOptions
 from pipelines.anomaly.findings import FINDING_COLUMNS, finding_rows, label_regions, top_regions
 from pipelines.anomaly.findings import finding_sentence as finding_sentence
-from pipelines.generation import write_table
-from pipelines.run_cohort import run_cohort
+from pipelines.anomaly.normal_model import (
+    MIN_CALIBRATION_SCANS,
+    Calibration,
+    LazyScans,
+    ScanComparison,
+)
+from pipelines.generation import run_samples
+from pipelines.run_cohort import load_run_cohort
 from util import cli
 from util.cli import UserError, safe_name
+from util.files import atomic_path, file_fingerprint, write_csv
 from util.metrics.regions import regions
 from util.records import open_record
-from util.training import runs
-from util.training.devices import make_device
 from util.web.figures import Panel
 from util.web.results_page import ResultsPage
 from util.web.web_data import block
@@ -55,17 +60,17 @@ def open_runs(o: AnomalyCommand) -> list[LoadedRun]:
     """The runs, which must know the same labels, HU window and voxel size."""
     if not o.runs.name:
         raise UserError("--name is not given; it names the run that generates.")
-    device, folder = make_device(o.runs.gpu_ids), o.runs.checkpoints_dir
-    loaded = [
-        load_run(
-            runs.run_folder(folder, name),
-            o.runs.which_epoch,
-            device=device,
+    loaded = []
+    for name in o.runs.name:
+        options = ModelOptions(
+            name=name,
+            checkpoints_dir=o.runs.checkpoints_dir,
+            which_epoch=o.runs.which_epoch,
+            gpu_ids=o.runs.gpu_ids,
             tile=o.runs.tile,
             tile_batch=o.runs.tile_batch,
         )
-        for name in o.runs.name
-    ]
+        loaded.append(load_run(options))
     for run in loaded[1:]:
         for what, one, two in (
             ("mask labels", loaded[0].labels, run.labels),
@@ -91,7 +96,7 @@ class ExpectationModel:
         self.o, self.loaded, self.kept = o, loaded, kept
         first = loaded[0]
         self.data = replace(first.options.data, dataroot=root)
-        self.cohort = run_cohort(
+        self.cohort = load_run_cohort(
             first.folder, first.options.data, root, first.options.run.seed, need_images=True
         )
         self.prompts = []
@@ -107,7 +112,7 @@ class ExpectationModel:
         check_labels_known(self.cohort.labels, self.loaded[0].labels, [case.mask for case in cases])
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
             for case in cases:
-                run.generator.encoder.encode([[p.text for p in prompts[case.id]]])
+                run.generator.encoder.validate([prompts[case.id].texts])
         for case in cases:
             if (mark := self.annotation_file(case)) and not _same_grid(mark, case.mask):
                 raise UserError(
@@ -121,14 +126,7 @@ class ExpectationModel:
         return next((p for p in paths if p.is_file()), None) if self.o.scans.annotations else None
 
     def sample(self, case: Case) -> VolumeSample:
-        run = self.loaded[0]
-        return VolumeDataset(
-            [case],
-            run.labels,
-            self.data,
-            run.options.patch.patch_size,
-            [run.generator.model.size_multiple] * 3,
-        )[0]
+        return run_samples(self.loaded[0], [case], self.data)[0]
 
     def __call__(self, case: Case) -> ScanComparison:
         """The case beside its generated mean and SD, from disk where it is there."""
@@ -137,10 +135,8 @@ class ExpectationModel:
             raise UserError(f"{case.id} has no scan to look at; add it to img/.")
         if not path.is_file():
             mean, sd = self._generate(whole)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}")
-            np.savez_compressed(part, mean=mean, sd=sd)
-            part.replace(path)
+            with atomic_path(path) as part:
+                np.savez_compressed(part, mean=mean, sd=sd)
         with np.load(path, allow_pickle=False) as kept:
             mean, sd = kept["mean"], kept["sd"]
         lungs = np.isin(whole.labels, self.data.lung_labels)
@@ -150,33 +146,32 @@ class ExpectationModel:
                 "judged. Correct it, or train with --lung_labels."
             )
         x, y, z = (float(s) for s in voxel_sizes(whole.affine))
-        real = to_hu(whole.unpad(whole.image[0].numpy()), self.data.hu_window)
+        real = whole.to_hu(whole.image[0])
         return ScanComparison(case.id, real, mean, sd, lungs, (x, y, z), self._marked(case, whole))
 
     def _path(self, case: Case) -> Path:
         """Where the comparison is kept; another mask or text makes it another file."""
-        stat = case.mask.stat()
-        texts = [[p.text for p in prompts[case.id]] for prompts in self.prompts]
-        digest = hashlib.sha256(
-            repr((str(case.mask.resolve()), stat.st_size, stat.st_mtime_ns, texts)).encode()
-        ).hexdigest()
+        texts = [prompts[case.id].texts for prompts in self.prompts]
+        digest = hashlib.sha256(repr((*file_fingerprint(case.mask), texts)).encode()).hexdigest()
         return self.kept / f"{safe_name(case.id)}_{digest[:12]}.npz"
 
     def _generate(self, whole: VolumeSample) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         made = []
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
-            texts = [p.text for p in prompts[whole.case.id]]
+            texts = prompts[whole.case.id].texts
             for number in range(self.o.map.samples):
                 sampler = replace(run.generator, seed=self.o.map.seed + number)
-                volume = sampler(whole.mask, whole.coords, whole.case.id, texts).numpy()
-                made.append(to_hu(whole.unpad(volume), self.data.hu_window))
+                volume = sampler(whole, texts)
+                made.append(whole.to_hu(volume))
         return np.mean(made, 0), np.std(made, 0, ddof=1)
 
     def _marked(self, case: Case, whole: VolumeSample) -> NDArray[np.bool_] | None:
         path = self.annotation_file(case)
         if path is None:
             return None
-        return resample(load_volume(path), grid=(whole.labels.shape, whole.affine), order=0).array > 0
+        return (
+            resample(load_volume(path), grid=(whole.labels.shape, whole.affine), order=0).array > 0
+        )
 
 
 def _same_grid(one: Path, two: Path) -> bool:
@@ -252,7 +247,7 @@ def report_scan(
     ]
     page.add_case(
         case.id,
-        sentence(made.prompts[0][case.id]),
+        made.prompts[0][case.id].sentence,
         notes,
         panels,
         findings[0].at if findings else None,
@@ -333,8 +328,8 @@ def find_anomalies(o: AnomalyCommand) -> Path:
     rows: list[dict[str, Any]] = []
     for case in tqdm(cases, "scans", unit="scan", disable=not cli.main_rank()):
         rows += report_scan(o, made, case, calibration, page)
-    write_table(folder / "findings.csv", FINDING_COLUMNS, rows)
-    write_table(
+    write_csv(folder / "findings.csv", FINDING_COLUMNS, rows)
+    write_csv(
         folder / "calibration.csv",
         ("case", "highest_spreads"),
         [{"case": k, "highest_spreads": round(v, 3)} for k, v in calibration.highest.items()],

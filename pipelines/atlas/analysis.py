@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
-from pipelines.atlas.attributes import dependants
-from pipelines.atlas.measure import AtlasMeasurements, real_regions
-from pipelines.atlas.statistics import cautions, findings, intervals, tables, ties
+from pipelines.atlas.attributes import dependent_columns
+from pipelines.atlas.measure import AtlasMeasurements, measure_real_scan
+from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
 from pipelines.atlas.statistics.cautions import Caution
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
+from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util import cli
 
@@ -28,21 +28,21 @@ Refits = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Real:
+class RealCohort:
     """The real scans, with the share of their lungs that counts as vessels."""
 
     scans: RealScans
     vessels: Mapping[str, float]
 
 
-def read_real(study: AtlasStudy) -> Real:
+def read_real_scans(study: AtlasStudy) -> RealCohort:
     """Regional means of the real scans with their rows; those without lungs are left out."""
     data = study.plan.data
     wholes = VolumeDataset(study.real_cases, study.labels, data)
     density, vessels, volume, rows = {}, {}, {}, {}
     for i in tqdm(range(len(wholes)), "real scans", unit="case", disable=not cli.main_rank()):
         whole = wholes[i]
-        found = real_regions(whole, data, study.plan.vessel_hu)
+        found = measure_real_scan(whole, data, study.plan.vessel_hu)
         if found is None:
             continue
         density[whole.case.id], vessels[whole.case.id] = found
@@ -59,13 +59,13 @@ def read_real(study: AtlasStudy) -> Real:
         pd.Series(volume, index=index, dtype=float),
         pd.Series([patients[c] for c in index], index=index, dtype=object),
     )
-    return Real(scans, vessels)
+    return RealCohort(scans, vessels)
 
 
-def analyse(
+def atlas_tables(
     study: AtlasStudy,
     measured: AtlasMeasurements,
-    real: Real,
+    real: RealCohort,
     refits: Refits,
     steps: int,
     diagnosis: str,
@@ -75,27 +75,29 @@ def analyse(
     `steps` its steps.
     """
     plan = study.plan
-    effects = intervals.with_refits(
-        intervals.over_patients(tables.effect_frame(measured.effects)),
+    effects = intervals.add_refits(
+        intervals.effects_over_patients(tables.effect_frame(measured.effects)),
         tables.refit_frame(measured.refits),
     )
-    pairs = study_ties(study)
+    pairs = study_associations(study)
     of_column = {c: a.role for c, a in study.every.items()}
-    effects = ties.widen_intervals(
+    effects = associations.widen_intervals(
         effects, pairs, study.training_rows(), plan.attributes, of_column
     )
-    hanging = frozenset(c for drops in dependants(plan.template).values() for c in drops)
+    hanging = frozenset(c for drops in dependent_columns(plan.template).values() for c in drops)
     roles = Roles(study.every, hanging, diagnosis)
-    estimated = estimates(real.scans, plan.contrasts, roles)
+    estimated = estimate_contrasts(real.scans, plan.contrasts, roles)
     warned = [
-        *all_cautions(study, real, roles, estimated, pairs),
+        *cohort_cautions(study, real, roles, estimated, pairs),
         *cautions.refit_cautions(refits, steps),
         *of_run,
     ]
     warned.sort(key=lambda c: not c.forbids)
     controls = tables.control_frame(measured.controls)
-    tests = findings.judge(effects, estimated, {a.column: a.role for a in plan.attributes}, warned)
-    found, others = findings.summarise(tests, {c.id: c.label for c in plan.contrasts}, controls)
+    tests = findings.judge_effects(
+        effects, estimated, {a.column: a.role for a in plan.attributes}, warned
+    )
+    found, others = findings.rank_findings(tests, {c.id: c.label for c in plan.contrasts}, controls)
     tried = (
         pd.DataFrame(measured.arms, columns=["case", "column"])
         .groupby("column")["case"]
@@ -113,7 +115,7 @@ def analyse(
         "tests": tests,
         "doses": tables.dose_frame(measured.doses),
         "controls": controls,
-        "cautions": pd.DataFrame([c.row() for c in warned], columns=list(cautions.COLUMNS)),
+        "cautions": pd.DataFrame([c.row() for c in warned], columns=list(cautions.CAUTION_COLUMNS)),
         "findings": pd.DataFrame(found, columns=list(findings.FINDING_COLUMNS)),
         "not_found": pd.DataFrame(others, columns=list(findings.FINDING_COLUMNS)),
         "ties": pd.DataFrame(pairs, columns=["column", "other", "measure", "value", "cases"]),
@@ -124,16 +126,16 @@ def analyse(
     }
 
 
-def study_ties(study: AtlasStudy) -> list[dict[str, Any]]:
+def study_associations(study: AtlasStudy) -> list[dict[str, Any]]:
     """How closely each studied column goes with every other, over the training cases."""
     studied = {a.column for a in study.plan.attributes}
-    pairs = ties.associations(study.training_rows(), list(study.every.values()))
+    pairs = associations.pairwise_associations(study.training_rows(), list(study.every.values()))
     return [p for p in pairs if p["column"] in studied or p["other"] in studied]
 
 
-def all_cautions(
+def cohort_cautions(
     study: AtlasStudy,
-    real: Real,
+    real: RealCohort,
     roles: Roles,
     estimated: pd.DataFrame,
     pairs: Sequence[Mapping[str, Any]],
@@ -160,7 +162,7 @@ def all_cautions(
                 "refits behind intervals and permuted nulls may have.",
             )
         )
-    made += cautions.tie_cautions(pairs, {c: a.role for c, a in study.every.items()})
+    made += cautions.association_cautions(pairs, {c: a.role for c, a in study.every.items()})
     made += cautions.count_cautions(attributes, study.training_rows(), patient)
     made += cautions.pooled_cautions({c: study.every[c] for c in study.pooled})
     made += cautions.guessed_cautions(

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from util.training.checkpoint import write_json
+from util.files import write_json
 
-VERSION = 1  # of the files' layout, see docs/atlas.md
-RECORD = "atlas.json"
+FORMAT_VERSION = 1  # of the files' layout, see docs/atlas.md
+ATLAS_RECORD = "atlas.json"
 
 
 def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
@@ -22,14 +22,14 @@ def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
     frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A value as JSON takes it: frames as lists of rows, NaN as null."""
     if isinstance(value, pd.DataFrame):
-        return [plain(row) for row in value.to_dict("records")]
+        return [to_json(row) for row in value.to_dict("records")]
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_json(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 
 def write_record(folder: Path, values: Mapping[str, Any]) -> None:
     """`atlas.json`."""
-    write_json(folder / RECORD, {"version": VERSION, **plain(values)})
+    write_json(folder / ATLAS_RECORD, {"version": FORMAT_VERSION, **to_json(values)})
 
 
 def write_maps(

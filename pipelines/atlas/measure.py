@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from data.text.counterfactuals import Variant
 from data.text.paraphrase import reordered, reworded
-from data.text.prompts import Prompt, Template, sentence
+from data.text.prompts import Prompt, Template
 from data.volume_dataset import VolumeSample
-from data.volumes import to_hu
 from options.base_options import DataOptions
-from pipelines.atlas.attributes import attribute_arms
+from pipelines.atlas.attributes import attribute_variants
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
-from pipelines.atlas.statistics.regional import Regions, find_vessels
+from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
 from util.metrics.regions import regions
 
 Hu = NDArray[np.floating]
@@ -96,30 +95,30 @@ class CaseCounterfactuals:
         self.masks = regions(
             whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label
         )
-        self.regions = Regions.make(self.masks, vessels)
+        self.regions = RegionVoxels.from_masks(self.masks, vessels)
         self.frame = (
             LungFrame(whole.labels, data.lung_labels, lungs & ~vessels) if lungs.any() else None
         )
 
-    def run(self, keep: Callable[[Variant, Hu], None] | None = None) -> None:
+    def measure(self, keep: Callable[[Variant, Hu], None] | None = None) -> None:
         """Generates and measures everything; `keep` is given each varied arm with its volume."""
         self._map("generated", "", self.own)
         if self.whole.image is not None:
             self._map(
                 "real",
                 "",
-                to_hu(self.whole.unpad(self.whole.image[0].numpy()), self.plan.data.hu_window),
+                self.whole.to_hu(self.whole.image[0]),
             )
         self._controls()
         for attribute in self.plan.attributes:
-            arms = attribute_arms(self.plan.template, self.whole.case.row, attribute)
+            arms = attribute_variants(self.plan.template, self.whole.case.row, attribute)
             for arm in arms:
                 self.out.arms.append(
                     {
                         "case": self.case,
                         "column": arm.column,
                         "value": arm.value,
-                        "prompt": sentence(arm.prompt),
+                        "prompt": arm.prompt.sentence,
                         "dropped": " | ".join(arm.dropped),
                         "file": "",
                     }
@@ -190,7 +189,7 @@ class CaseCounterfactuals:
         self._doses(attribute, volumes)
         single = [{v: self.regions.means(made[v]) for v in made} for made in each]
         for contrast in self.plan.contrasts_of(attribute):
-            difference = combined(volumes, contrast)
+            difference = contrast_difference(volumes, contrast)
             self._map("effect", contrast.id, difference)
             self._effect_rows(contrast, difference, single)
         for name, kind, permuted, paint in self.painters.refits:
@@ -198,7 +197,7 @@ class CaseCounterfactuals:
                 continue
             made = self._volumes(paint, arms)
             for contrast in self.plan.contrasts_of(attribute):
-                difference = combined(made, contrast)
+                difference = contrast_difference(made, contrast)
                 self._map(kind, contrast.id, difference, name)
                 common = {"refit": name, "kind": kind, "contrast": contrast.id, "case": self.case}
                 self.out.refits += [
@@ -253,7 +252,7 @@ class CaseCounterfactuals:
             )
 
 
-def combined(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
+def contrast_difference(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
     """The difference that a contrast makes of an attribute's volumes, float32 HU (for slopes HU per
     unit).
     """
@@ -261,7 +260,7 @@ def combined(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
     return np.sum(parts, axis=0, dtype=np.float32)
 
 
-def real_regions(
+def measure_real_scan(
     whole: VolumeSample, data: DataOptions, vessel_hu: float
 ) -> tuple[dict[str, float], float] | None:
     """Regional means of a real scan without its vessels, and the vessels' share; None without scan
@@ -270,7 +269,7 @@ def real_regions(
     lungs = np.isin(whole.labels, data.lung_labels)
     if whole.image is None or not lungs.any():
         return None
-    scan = to_hu(whole.unpad(whole.image[0].numpy()), data.hu_window)
+    scan = whole.to_hu(whole.image[0])
     vessels = find_vessels(scan, lungs, vessel_hu)
     masks = regions(whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label)
-    return Regions.make(masks, vessels).means(scan), float(vessels.sum() / lungs.sum())
+    return RegionVoxels.from_masks(masks, vessels).means(scan), float(vessels.sum() / lungs.sum())

@@ -5,7 +5,6 @@ added to the scans.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import shutil
@@ -19,22 +18,23 @@ from tqdm import tqdm
 
 from data.cohort import IMAGES, MASKS, Case, Cohort
 from data.load_cohort import load_cohort
-from data.resampling import by_patient, patients_of
+from data.resampling import group_by_patient, patients_of
 from data.text.prompts import PROMPTS_FILE
-from data.volumes import atomic, load, strip_suffix, write_like
+from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
 from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
+from util.files import atomic_folder, atomic_path, claim_folder, write_json
 from util.metrics.regions import regions
 
 log = logging.getLogger(__name__)
 
-RECORD = "plant.json"
+PLANT_RECORD = "plant.json"
 YES, NO = "Yes", "No"
 
 
-def plant(data: DataOptions, o: PlantOptions) -> Path:
+def plant_effect(data: DataOptions, o: PlantOptions) -> Path:
     """Writes the copy, its record last; unchanged files are linked where the disk allows.
 
     Raises:
@@ -48,10 +48,8 @@ def plant(data: DataOptions, o: PlantOptions) -> Path:
             f"--column is {o.column!r}; it must be the name of a new column. The table has: "
             f"{format_list(list(cohort.columns), 30)}."
         )
-    given = draw(cohort, data.patient_column, o.share, o.plant_seed)
-    part = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    given = draw_values(cohort, data.patient_column, o.share, o.plant_seed)
+    with atomic_folder(out) as part:
         for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.main_rank()):
             _copy_case(case, part, given[case.id] == YES, data, o)
         _copy_table(cohort, part, data.key_column, o.column, given)
@@ -66,12 +64,7 @@ def plant(data: DataOptions, o: PlantOptions) -> Path:
             "source": str(cohort.root.resolve()),
             "cases": given,
         }
-        (part / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(part / PLANT_RECORD, record)
     log.info(
         "Planted %+g HU in the region %s of %d of %d cases: %s",
         o.hu,
@@ -87,10 +80,7 @@ def _checked_out(name: str, cohort: Cohort) -> Path:
     if not name:
         raise UserError("--out is not given; it is the folder for the copy.")
     out = Path(name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"--out {out} exists and is not empty. Choose another folder, or remove it by hand."
-        )
+    claim_folder(out, [], overwrite=False)
     if cohort.root.resolve() in [out.resolve(), *out.resolve().parents]:
         raise UserError(
             f"--out {out} lies within --dataroot {cohort.root}. Choose a folder elsewhere."
@@ -102,10 +92,12 @@ def _checked_out(name: str, cohort: Cohort) -> Path:
     return out
 
 
-def draw(cohort: Cohort, patient_column: str, share: float, seed: int) -> dict[str, str]:
+def draw_values(cohort: Cohort, patient_column: str, share: float, seed: int) -> dict[str, str]:
     """Case to Yes or No: a random share of the patients, at least one of each."""
     groups = list(
-        by_patient([case.id for case in cohort.cases], patients_of(cohort, patient_column)).values()
+        group_by_patient(
+            [case.id for case in cohort.cases], patients_of(cohort, patient_column)
+        ).values()
     )
     if len(groups) < 2:
         raise UserError(
@@ -119,7 +111,7 @@ def draw(cohort: Cohort, patient_column: str, share: float, seed: int) -> dict[s
 def _copy_case(case: Case, part: Path, has_it: bool, data: DataOptions, o: PlantOptions) -> None:
     assert case.image is not None
     _link(case.mask, part / MASKS / case.mask.name)
-    mask = load(case.mask)
+    mask = load_volume(case.mask)
     where = regions(mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label).get(
         o.region
     )
@@ -131,7 +123,7 @@ def _copy_case(case: Case, part: Path, has_it: bool, data: DataOptions, o: Plant
     if not has_it:
         _link(case.image, part / IMAGES / case.image.name)
         return
-    scan = load(case.image).array
+    scan = load_volume(case.image).array
     changed = scan + np.asarray(o.hu * where, np.float32)
     dtype = (
         scan.dtype
@@ -160,7 +152,7 @@ def _copy_table(
     cohort: Cohort, part: Path, key: str, column: str, given: Mapping[str, str]
 ) -> None:
     with (
-        atomic(part / "clinical.csv") as temporary,
+        atomic_path(part / "clinical.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)

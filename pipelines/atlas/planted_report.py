@@ -8,16 +8,16 @@ from nibabel.affines import voxel_sizes
 
 from data.cache import load_case
 from pipelines.atlas.measure import AtlasMeasurements
-from pipelines.atlas.planted_effect import RECORD
-from pipelines.atlas.statistics.planted import ELSEWHERE, planted_share, spike_rows
+from pipelines.atlas.planted_effect import PLANT_RECORD
+from pipelines.atlas.statistics.planted import ELSEWHERE, planted_effect_rows, planted_share
 from pipelines.atlas.study import AtlasStudy
+from util.files import read_json
 from util.metrics.regions import regions
-from util.training.checkpoint import read_json
 
 
-def spike_frame(study: AtlasStudy, measured: AtlasMeasurements) -> pd.DataFrame | None:
+def planted_effect_frame(study: AtlasStudy, measured: AtlasMeasurements) -> pd.DataFrame | None:
     """spike.csv, or None where nothing was planted or the column is not looked at."""
-    path = study.cohort.root / RECORD
+    path = study.cohort.root / PLANT_RECORD
     if not path.is_file():
         return None
     record, data = read_json(path), study.plan.data
@@ -45,6 +45,6 @@ def spike_frame(study: AtlasStudy, measured: AtlasMeasurements) -> pd.DataFrame 
         rest = (generated["lungs"] - inside * generated[record["region"]]) / (1 - inside)
         planted[ELSEWHERE], generated[ELSEWHERE] = 0.0, float(np.asarray(rest))
     return pd.DataFrame(
-        spike_rows(planted, generated),
+        planted_effect_rows(planted, generated),
         columns=["region", "planted_hu", "generated_hu", "recovered", "leaked_hu"],
     )

@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Files:
+class AtlasFiles:
     """What an atlas' folder holds: atlas.json, the tables with rows by case (all cells text), and
     the tests.
     """
@@ -57,13 +57,13 @@ class Files:
     tests: pd.DataFrame
 
     @staticmethod
-    def read(folder: Path) -> Files:
-        record = read_json(folder / report.RECORD)
+    def from_folder(folder: Path) -> AtlasFiles:
+        record = read_json(folder / report.ATLAS_RECORD)
         tables = {
             name: pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
             for name in ("cases", "arms", "volumes")
         }
-        return Files(
+        return AtlasFiles(
             folder,
             record,
             **tables,
@@ -87,7 +87,7 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     """Writes index.html, cases/, figures/, web/ and pairs.csv into the folder of an atlas; returns
     index.html.
     """
-    files = Files.read(folder)
+    files = AtlasFiles.from_folder(folder)
     page_parts.copy_assets(folder / "web", *ASSETS)
     (folder / "figures").mkdir(exist_ok=True)
     figures = population_figures(files)
@@ -95,12 +95,12 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     rows: list[Row] = []
     for i, name in enumerate(tqdm(kept, "pages", unit="case", disable=not cli.main_rank())):
         neighbours = [kept[i - 1] if i else None, kept[i + 1] if i + 1 < len(kept) else None]
-        rows += CaseMaker(files, study, by_id[name]).write(neighbours)
+        rows += CasePageWriter(files, study, by_id[name]).write(neighbours)
     report.write_table(folder, "pairs", pd.DataFrame(rows, columns=PAIR_COLUMNS))
-    return population(files, study, figures)
+    return write_population(files, study, figures)
 
 
-def population_figures(files: Files) -> list[str]:
+def population_figures(files: AtlasFiles) -> list[str]:
     """Draws the charts and maps into figures/; returns their stems."""
     folder, record = files.folder / "figures", files.record
     labels = {c["contrast"]: c["label"] for c in record["contrasts"]}
@@ -128,13 +128,13 @@ def population_figures(files: Files) -> list[str]:
     return drawn
 
 
-def read_maps(files: Files) -> dict[str, np.ndarray]:
+def read_maps(files: AtlasFiles) -> dict[str, np.ndarray]:
     """The population maps by key, float32."""
     with np.load(files.folder / "maps.npz", allow_pickle=False) as maps:
         return {key: maps[key].astype(np.float32) for key in maps.files}
 
 
-def population(files: Files, study: AtlasStudy, figures: list[str]) -> Path:
+def write_population(files: AtlasFiles, study: AtlasStudy, figures: list[str]) -> Path:
     """Writes the population page."""
     volumes, grid = map_voxels.write_map_voxels(
         files.folder / "web" / "maps",
@@ -160,10 +160,10 @@ def population(files: Files, study: AtlasStudy, figures: list[str]) -> Path:
     )
 
 
-class CaseMaker:
+class CasePageWriter:
     """Makes the page of one case from its volumes."""
 
-    def __init__(self, files: Files, study: AtlasStudy, case: Case) -> None:
+    def __init__(self, files: AtlasFiles, study: AtlasStudy, case: Case) -> None:
         self.files, self.study, self.case = files, study, case
         self.rows = files.volumes[files.volumes["case"] == case.id]
         self.arms = files.arms[files.arms["case"] == case.id]

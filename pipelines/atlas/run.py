@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,16 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from data.cohort import Case, Cohort
-from data.text.counterfactuals import Variant
-from data.text.prompts import Prompt, phrase_columns, sentence
-from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import to_hu
+from data.text.prompts import Prompt, phrase_columns
+from data.volume_dataset import VolumeSample
 from models.inference import LoadedRun, VolumeGenerator, load_run
 from models.text.relevance import column_relevance
-from options.atlas_options import AtlasOutput, DiscoverCommand
+from options.atlas_options import AtlasCommand
 from options.parser import to_dict
 from options.test_options import CaseOptions, InterventionOptions, TestOptions
-from pipelines import generation, refits
+from pipelines import refits
 from pipelines.atlas import files as report
-from pipelines.atlas.analysis import Frames, Real, analyse, read_real
+from pipelines.atlas.analysis import Frames, RealCohort, atlas_tables, read_real_scans
 from pipelines.atlas.measure import (
     AtlasMeasurements,
     CaseCounterfactuals,
@@ -36,16 +32,18 @@ from pipelines.atlas.measure import (
     Hu,
 )
 from pipelines.atlas.pages.plots import agreement_plot
-from pipelines.atlas.planted_report import spike_frame
+from pipelines.atlas.planted_report import planted_effect_frame
 from pipelines.atlas.report import write_pages
-from pipelines.atlas.statistics.cautions import Caution, built_in, silent_cautions
-from pipelines.atlas.statistics.methods import methods
+from pipelines.atlas.statistics.cautions import Caution, built_in_cautions, low_relevance_cautions
+from pipelines.atlas.statistics.methods import methods_paragraph
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import AtlasStudy, make_study
-from pipelines.run_cohort import is_copy, is_own, run_cohort
+from pipelines.generation import GenerationPlan, open_plan, open_run, run_samples
+from pipelines.results import VOLUME_COLUMNS, CaseWriter
+from pipelines.run_cohort import is_training_cohort, is_training_copy, load_run_cohort
 from util import cli
 from util.cli import UserError
-from util.training.devices import make_device
+from util.files import atomic_folder, claim_folder
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +51,24 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenAtlas:
     """The run with its cohort, what is looked at, who generates which case, and the refits."""
 
-    test: generation.GenerationPlan
+    test: GenerationPlan
     study: AtlasStudy
     painters: Callable[[Case], Generators]
     refits: Sequence[Mapping[str, Any]]
 
 
-def open_all(o: DiscoverCommand) -> Opened:
+def open_atlas(o: AtlasCommand) -> OpenAtlas:
     """Checks run, cohort, columns and refits, and trains the refits that are missing."""
     source = CaseOptions(dataroot=o.cases.dataroot, split="all")
     options = TestOptions(
         source=source, model=o.model, arms=InterventionOptions(seed=o.output.seed)
     )
-    run = generation.open_run(options)
-    opened = generation.open_plan(options, run)
-    trained_on = own_cohort(run, opened.cohort)
+    run = open_run(options)
+    opened = open_plan(options, run)
+    trained_on = training_cohort(run, opened.cohort)
     study = make_study(
         o.cases,
         opened.cohort,
@@ -81,26 +79,26 @@ def open_all(o: DiscoverCommand) -> Opened:
         run.state["columns"],
     )
     if study.folds or o.refit.refits or o.refit.permutations:
-        origin = refits.Origin.load(run.folder, str(trained_on.root))
-        refits.train_refits(origin, o.refit, refits.wanted(origin, o.refit, study.folds))
-    return Opened(opened, study, *networks(o, run, study))
+        origin = refits.OriginRun.load(run.folder, str(trained_on.root))
+        refits.train_refits(origin, o.refit, refits.planned_refits(origin, o.refit, study.folds))
+    return OpenAtlas(opened, study, *load_generators(o, run, study))
 
 
-def own_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
+def training_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
     """The cohort that the run was trained on: the one given, unless that holds others and the run's
     own is still there.
     """
     own = replace(run.options.data, permute=(), resample=False, fold="")
-    if is_own(own, cohort.root) or not Path(own.dataroot).is_dir():
+    if is_training_cohort(own, cohort.root) or not Path(own.dataroot).is_dir():
         return cohort
-    found = run_cohort(run.folder, own, own.dataroot, run.options.run.seed, need_images=False)
-    return cohort if is_copy(cohort, found) else found
+    found = load_run_cohort(run.folder, own, own.dataroot, run.options.run.seed, need_images=False)
+    return cohort if is_training_copy(cohort, found) else found
 
 
-def networks(
-    o: DiscoverCommand, run: LoadedRun, study: AtlasStudy
+def load_generators(
+    o: AtlasCommand, run: LoadedRun, study: AtlasStudy
 ) -> tuple[Callable[[Case], Generators], list[Mapping[str, Any]]]:
-    """Who generates a case (the run, or that of its fold), and the refits that are there."""
+    """Who generates a case (the run, or that of its fold), anfinished_refitsefits that are there."""
     there = refits.records(run.folder)
     used = [r for r in there if r["kind"] in ("resampled", "permuted")]
     kinds = [r["kind"] for r in used]
@@ -140,18 +138,16 @@ def networks(
     return lambda case: made[study.fold_of.get(case.id, "")], used
 
 
-def load_refit(o: DiscoverCommand, run: LoadedRun, name: str) -> VolumeGenerator:
+def load_refit(o: AtlasCommand, run: LoadedRun, name: str) -> VolumeGenerator:
     """A refit ready to generate; raises `UserError` where its labels are not those of the run."""
-    m = o.model
-    made = load_run(
-        run.folder / refits.REFITS / name,
-        device=make_device(m.gpu_ids),
-        tile=m.tile,
-        overlap=m.overlap,
-        tile_batch=m.tile_batch,
-        use_average=m.use_average,
-        seed=o.output.seed,
+    options = replace(
+        o.model,
+        name=name,
+        checkpoints_dir=str(run.folder / refits.REFITS),
+        which_epoch="latest",
+        text_encoder="",
     )
+    made = load_run(options, seed=o.output.seed)
     if made.labels != run.labels:
         raise UserError(
             f"The refit {name} knows other labels than the run {run.folder.name}; train the refits "
@@ -164,43 +160,33 @@ def make_generate_fn(sampler: VolumeGenerator, window: tuple[float, float]) -> G
     """A sampler as a function of a case and a prompt."""
 
     def paint(whole: VolumeSample, prompt: Prompt) -> Hu:
-        made = sampler(whole.mask, whole.coords, whole.case.id, [p.text for p in prompt])
-        return to_hu(whole.unpad(made.numpy()), window)
+        made = sampler(whole, prompt.texts)
+        return whole.to_hu(made)
 
     return paint
 
 
-def generate(
-    opened: Opened, folder: Path, kept: int
+def generate_cases(
+    opened: OpenAtlas, folder: Path, kept: int
 ) -> tuple[AtlasMeasurements, list[Row], list[Row]]:
     """Generates and measures every case; returns what was measured, and rows of cases.csv and
     volumes.csv.
     """
-    study, run = opened.study, opened.test.run
+    study, plan = opened.study, opened.test
     measured, cases, volumes = AtlasMeasurements(), list[Row](), list[Row]()
-    multiple = [run.generator.model.size_multiple] * 3
-    wholes = VolumeDataset(
-        study.cases, run.labels, study.plan.data, run.options.patch.patch_size, multiple
-    )
-    for i in tqdm(range(len(wholes)), "generating", unit="case", disable=not cli.main_rank()):
-        whole, painters = wholes[i], opened.painters(study.cases[i])
-        own = opened.test.written[whole.case.id]
+    samples = run_samples(plan.run, study.cases, study.plan.data)
+    progress = tqdm(samples, "generating", unit="case", disable=not cli.main_rank())
+    for i, whole in enumerate(progress):
+        painters = opened.painters(whole.case)
+        own = plan.prompts[whole.case.id]
         case = CaseCounterfactuals(study.plan, whole, own, painters, measured)
-        writer = generation.Writer(folder, whole, opened.test)
+        writer = CaseWriter(folder, whole, plan.options.arms.seed)
         if i < kept:
-            writer.write(case.own, "own", "", "generated", np.int16, prompt=sentence(own))
+            writer.write_factual(case.own, "generated", prompt=own.sentence)
             if painters.other_noise is not None:
-                writer.write(
-                    painters.other_noise(whole, own),
-                    "control",
-                    "__other_noise",
-                    "other noise",
-                    np.int16,
-                    value="other noise",
-                    prompt=sentence(own),
-                )
-        case.run(make_writer(writer) if i < kept else None)
-        volumes += writer.volumes
+                writer.write_control(painters.other_noise(whole, own), "other noise", own.sentence)
+        case.measure(writer.write_variant if i < kept else None)
+        volumes += writer.rows
         ml = float(
             np.isin(whole.labels, study.plan.data.lung_labels).sum()
             * np.prod(voxel_sizes(whole.affine))
@@ -213,7 +199,7 @@ def generate(
                 "generated": "yes",
                 "lung_ml": ml,
                 "vessel_share_generated": case.vessel_share,
-                "prompt": sentence(own),
+                "prompt": own.sentence,
             }
         )
     files = {
@@ -224,26 +210,7 @@ def generate(
     return measured, cases, volumes
 
 
-def make_writer(writer: generation.Writer) -> Callable[[Variant, Hu], None]:
-    """A function that writes each varied arm."""
-
-    def keep(arm: Variant, volume: Hu) -> None:
-        name = f"__{cli.safe_name(arm.column)}={cli.safe_name(arm.value)}"
-        writer.write(
-            volume,
-            "varied",
-            name,
-            arm.value,
-            np.int16,
-            column=arm.column,
-            value=arm.value,
-            prompt=sentence(arm.prompt),
-        )
-
-    return keep
-
-
-def case_frame(opened: Opened, generated: Sequence[Row], real: Real) -> pd.DataFrame:
+def case_frame(opened: OpenAtlas, generated: Sequence[Row], real: RealCohort) -> pd.DataFrame:
     """cases.csv: every case that was generated or compared with."""
     study = opened.study
     rows = {row["case"]: row for row in generated}
@@ -256,7 +223,7 @@ def case_frame(opened: Opened, generated: Sequence[Row], real: Real) -> pd.DataF
             continue
         own = rows.get(
             case.id,
-            {"run": "", "generated": "no", "prompt": sentence(opened.test.written[case.id])},
+            {"run": "", "generated": "no", "prompt": opened.test.written[case.id].sentence},
         )
         made.append(
             {
@@ -284,7 +251,7 @@ def case_frame(opened: Opened, generated: Sequence[Row], real: Real) -> pd.DataF
     return pd.DataFrame(made, columns=columns)
 
 
-def method_facts(o: DiscoverCommand, opened: Opened, frames: Frames, real: Real) -> Row:
+def method_facts(o: AtlasCommand, opened: OpenAtlas, frames: Frames, real: RealCohort) -> Row:
     """What the methods paragraph says."""
     run, study = opened.test.run, opened.study
     kinds = [r["kind"] for r in opened.refits]
@@ -319,7 +286,7 @@ def method_facts(o: DiscoverCommand, opened: Opened, frames: Frames, real: Real)
     }
 
 
-def summary(frames: Frames) -> tuple[str, bool]:
+def summarise_atlas(frames: Frames) -> tuple[str, bool]:
     """A sentence on what came out, and whether anything can be concluded at all."""
     small = frames["cautions"][frames["cautions"]["kind"] == "cohort too small"]
     if len(small):
@@ -334,24 +301,24 @@ def summary(frames: Frames) -> tuple[str, bool]:
     return f"{found} of {looked} contrasts that were looked at are findings.", True
 
 
-def silent(run: LoadedRun, study: AtlasStudy) -> list[Caution]:
+def relevance_cautions(run: LoadedRun, study: AtlasStudy) -> list[Caution]:
     """Warnings of studied columns that the run hardly listens to."""
     said = phrase_columns(study.plan.template.phrases(case.row) for case in study.training)
-    return silent_cautions(
+    return low_relevance_cautions(
         column_relevance(run.generator.encoder, said), [a.column for a in study.plan.attributes]
     )
 
 
-def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
+def write_atlas(o: AtlasCommand, opened: OpenAtlas, folder: Path) -> None:
     """Generates, compares and writes everything into `folder`."""
-    real = read_real(opened.study)
-    measured, generated, volumes = generate(opened, folder, o.output.volumes)
+    real = read_real_scans(opened.study)
+    measured, generated, volumes = generate_cases(opened, folder, o.output.volumes)
     run = opened.test.run
     of_run = [
-        *built_in(run.options.generator.text_region, run.options.text.text_mode),
-        *silent(run, opened.study),
+        *built_in_cautions(run.options.generator.text_region, run.options.text.text_mode),
+        *relevance_cautions(run, opened.study),
     ]
-    frames = analyse(
+    frames = atlas_tables(
         opened.study,
         measured,
         real,
@@ -367,13 +334,13 @@ def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
     frames["effects_by_case"] = effect_frame(measured.effects).drop(
         columns=["kind", "noise_change_hu"]
     )
-    frames["volumes"] = pd.DataFrame(volumes, columns=list(generation.VOLUME_COLUMNS))
-    frames["maps"] = report.write_maps(folder, measured.maps.finished())
+    frames["volumes"] = pd.DataFrame(volumes, columns=list(VOLUME_COLUMNS))
+    frames["maps"] = report.write_maps(folder, measured.maps.summary_maps())
     lungs = frames["tests"][
         (frames["tests"]["region"] == "lungs") & (frames["tests"]["kind"] != "slope")
     ]
     frames["agreement"] = lungs
-    if (spike := spike_frame(opened.study, measured)) is not None:
+    if (spike := planted_effect_frame(opened.study, measured)) is not None:
         frames["spike"] = spike
     agreement_plot(
         lungs, {c.id: c.label for c in opened.study.plan.contrasts}, folder / "agreement"
@@ -381,7 +348,7 @@ def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
     for name, frame in frames.items():
         report.write_table(folder, name, frame)
     facts = method_facts(o, opened, frames, real)
-    text, (said, conclusive) = methods(facts), summary(frames)
+    text, (said, conclusive) = methods_paragraph(facts), summarise_atlas(frames)
     (folder / "methods.txt").write_text(text + "\n", encoding="utf-8")
     inside = {
         k: v
@@ -405,50 +372,18 @@ def write_all(o: DiscoverCommand, opened: Opened, folder: Path) -> None:
     log.info("%s", said)
 
 
-@contextmanager
-def new_folder(o: AtlasOutput) -> Iterator[Path]:
-    """A folder beside `--out` that takes its name once everything is written; what was there is
-    replaced then.
+def build_atlas(o: AtlasCommand) -> Path:
+    """Make the atlas; return its folder, which appears whole or not at all.
 
     Raises:
-        UserError: Something lies there that must not be replaced.
+        UserError: `out` holds something that must not be replaced, or the run or cohort is bad.
     """
-    out = Path(o.out)
-    if not o.out:
+    if not o.output.out:
         raise UserError("--out is not given; it is the folder for the atlas.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / report.RECORD).is_file():
-            raise UserError(
-                f"--out {out} exists, but is no atlas and is not replaced. Choose another folder."
-            )
-        if not o.overwrite:
-            raise UserError(
-                f"--out {out} holds an atlas already. Use --overwrite to replace it, or another "
-                "folder."
-            )
-    part, aside = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.previous")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        yield part
-        shutil.rmtree(aside, ignore_errors=True)
-        if out.exists():
-            out.rename(aside)
-        try:
-            part.rename(out)
-        except OSError:
-            if aside.exists():
-                aside.rename(out)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def build_atlas(o: DiscoverCommand) -> Path:
-    """Makes the atlas; returns its folder, which appears whole or not at all."""
-    with new_folder(o.output) as folder:
-        opened = open_all(o)
-        folder.mkdir(parents=True)
-        write_all(o, opened, folder)
-    log.info("The atlas is in %s", o.output.out)
-    return Path(o.output.out)
+    out = Path(o.output.out)
+    claim_folder(out, [report.ATLAS_RECORD], o.output.overwrite)
+    with atomic_folder(out) as folder:
+        opened = open_atlas(o)
+        write_atlas(o, opened, folder)
+    log.info("The atlas is in %s", out)
+    return out

@@ -15,7 +15,12 @@ from data.resampling import fold_cases, parse_fold, patients_of
 from data.text.prompts import Template
 from options.atlas_options import AtlasCases
 from options.base_options import DataOptions
-from pipelines.atlas.attributes import attribute_arms, choose, classify, covariate
+from pipelines.atlas.attributes import (
+    attribute_variants,
+    choose_attributes,
+    classify_column,
+    pooled_covariate,
+)
 from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from util.cli import UserError
@@ -105,24 +110,30 @@ def make_study(
         c.strip() for c in next(csv.reader([o.columns], skipinitialspace=True), []) if c.strip()
     ]
     columns = list(cohort.columns)
-    attributes, left_out = choose(template, rows, columns, wanted, known, references(o))
+    attributes, left_out = choose_attributes(
+        template, rows, columns, wanted, known, parse_references(o)
+    )
     there = template.attributes(columns)
-    every = {c: a for c in there if isinstance(a := classify(template, rows, c), AtlasAttribute)}
+    every = {
+        c: a for c in there if isinstance(a := classify_column(template, rows, c), AtlasAttribute)
+    }
     every |= {a.column: a for a in attributes}
     pooled = {
-        c: p for c in there if c not in every and (p := covariate(template, rows, c)) is not None
+        c: p
+        for c in there
+        if c not in every and (p := pooled_covariate(template, rows, c)) is not None
     }
     if o.null_column and o.null_column not in [a.column for a in attributes]:
         raise UserError(
             f"--null_column {o.null_column!r} is not among the attributes that are looked at."
         )
-    fold_of = chosen_folds(o, training, patients_of(cohort, data.patient_column))
+    fold_of = folds_of_cases(o, training, patients_of(cohort, data.patient_column))
     if fold_of:
         cases = [case for case in training if case.id in fold_of]
     else:
         cases = list(cohort.cases if o.split == "all" else cohort.split(o.split))
     cases = cases[: o.how_many or len(cases)]
-    attributes, never = tried_somewhere(template, attributes, cases, wanted)
+    attributes, never = drop_impossible(template, attributes, cases, wanted)
     left_out |= never
     real_split = o.real_split or ("" if fold_of else "all")
     real = (
@@ -151,7 +162,7 @@ def make_study(
     )
 
 
-def tried_somewhere(
+def drop_impossible(
     template: Template,
     attributes: Sequence[AtlasAttribute],
     cases: Sequence[Case],
@@ -160,7 +171,9 @@ def tried_somewhere(
     """The attributes that a case at least can have, and why others are left out; raises `UserError`
     for those asked for.
     """
-    kept = [a for a in attributes if any(attribute_arms(template, case.row, a) for case in cases)]
+    kept = [
+        a for a in attributes if any(attribute_variants(template, case.row, a) for case in cases)
+    ]
     never = {
         a.column: "the rest of the row rules it out in every case looked at"
         for a in attributes
@@ -178,7 +191,7 @@ def tried_somewhere(
     return kept, never
 
 
-def references(o: AtlasCases) -> dict[str, str]:
+def parse_references(o: AtlasCases) -> dict[str, str]:
     """Column to value of `--reference`."""
     found = {}
     for text in o.reference:
@@ -189,7 +202,7 @@ def references(o: AtlasCases) -> dict[str, str]:
     return found
 
 
-def chosen_folds(
+def folds_of_cases(
     o: AtlasCases, training: Sequence[Case], patients: Mapping[str, str]
 ) -> dict[str, str]:
     """The fold of each case in the folds of `--fold`."""

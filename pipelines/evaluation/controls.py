@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.text.prompts import Prompt, sentence
-from data.volume_dataset import VolumeDataset
+from data.text.prompts import Prompt
 from options.control_options import CONTROL_KINDS as KINDS
 from options.control_options import ControlCommand
 from options.parser import to_dict
 from options.test_options import TestOptions
-from pipelines import generation
+from pipelines.generation import GenerationPlan, open_plan, open_run
+from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, CaseWriter
 from util.cli import UserError, safe_name
+from util.files import write_csv
 from util.records import open_record
 
 log = logging.getLogger(__name__)
@@ -36,47 +37,27 @@ def control_prompts(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str
     return dict(own)
 
 
-def make_control(
-    kind: str, opened: generation.GenerationPlan, own: Mapping[str, Prompt], folder: Path
-) -> None:
-    """Generates the volumes of one control that are not there yet, and their table at the end."""
-    sampler = opened.run.generator
+def make_control(kind: str, plan: GenerationPlan, own: Mapping[str, Prompt], folder: Path) -> None:
+    """Generate the volumes of one control that are not there yet, and then their table."""
+    generator = plan.run.generator
     if kind == "noise":
-        opened = replace(
-            opened,
-            seed=opened.seed + 1,
-            run=replace(opened.run, generator=replace(sampler, seed=sampler.seed + 1)),
-        )
-    prompts = control_prompts(kind, own, opened.seed)
-    least, multiple = opened.run.options.patch.patch_size, [sampler.model.size_multiple] * 3
-    wholes = VolumeDataset(opened.cases, opened.run.labels, opened.data, least, multiple)
+        generator = replace(generator, seed=generator.seed + 1)
+        plan = replace(plan, run=replace(plan.run, generator=generator))
+    prompts = control_prompts(kind, own, plan.options.arms.seed)
+    samples = plan.samples
     rows = []
-    for i in tqdm(range(len(wholes)), desc=kind, unit="case"):
-        case = opened.cases[i]
+    for number, case in enumerate(tqdm(plan.cases, desc=kind, unit="case")):
         prompt = prompts[case.id]
         file = f"volumes/{safe_name(case.id)}.nii.gz"
         if not (folder / file).is_file():
-            whole = wholes[i]
-            writer = generation.Writer(folder, whole, opened)
-            writer.write(
-                opened.generate(whole, prompt),
-                "own",
-                "",
-                "generated",
-                np.int16,
-                prompt=sentence(prompt),
-            )
-        rows.append(
-            dict.fromkeys(generation.VOLUME_COLUMNS, "")
-            | {
-                "file": file,
-                "case": case.id,
-                "kind": "own",
-                "prompt": sentence(prompt),
-                "seed": str(opened.seed),
-            }
-        )
-    generation.write_table(folder / "volumes.csv", generation.VOLUME_COLUMNS, rows)
+            sample = samples[number]
+            writer = CaseWriter(folder, sample, generator.seed)
+            writer.write_factual(plan.generate(sample, prompt), "generated")
+        row = dict.fromkeys(VOLUME_COLUMNS, "")
+        row.update(file=file, case=case.id, kind="own", prompt=prompt.sentence)
+        row["seed"] = str(generator.seed)
+        rows.append(row)
+    write_csv(folder / "volumes.csv", VOLUME_COLUMNS, rows)
 
 
 def make_controls(o: ControlCommand) -> Path:
@@ -92,7 +73,7 @@ def make_controls(o: ControlCommand) -> Path:
         raise UserError(
             "--dataroot is not given; it is the folder of the cohort whose masks and rows are used."
         )
-    opened = generation.open_plan(options, generation.open_run(options))
+    opened = open_plan(options, open_run(options))
     if len(opened.cases) < 2:
         raise UserError(
             f"--split {o.source.split} has {len(opened.cases)} case; to shuffle prompts, two are "
@@ -104,8 +85,8 @@ def make_controls(o: ControlCommand) -> Path:
         "options": to_dict(options),
     }
     record["options"]["output"] = {}
-    open_record(out, generation.RESULTS_FILE, record, overwrite=False)
-    own = {case.id: opened.arms(case)[0].prompt for case in opened.cases}
+    open_record(out, RESULTS_FILE, record, overwrite=None)
+    own = {case.id: opened.variants(case).factual.prompt for case in opened.cases}
     for kind in kinds:
         make_control(kind, opened, own, out / kind)
     log.info(

@@ -4,7 +4,6 @@ evaluation goes on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from pipelines.evaluation.measurements import PLANES, REGION_STATISTICS, REGIONS
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
-from util.files import atomic_path
+from util.files import atomic_path, file_fingerprint, json_digest
 from util.metrics.fidelity import fidelity
 from util.metrics.regions import body_mask, regions
 
@@ -191,17 +190,11 @@ def _restored(case: str, kept: Arrays, networks: int, networks_3d: int) -> Volum
     )
 
 
-def file_fingerprint(path: Path) -> list[Any]:
-    """What tells a file from another, or from itself after a change."""
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
 def load_or_compute(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays:
     """What `make` gives for this key, from the cache where it is there; the file appears whole or
     not at all.
     """
-    path = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.npz"
+    path = cache / f"{json_digest(key)[:24]}.npz"
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -228,7 +221,13 @@ def pair_fidelity(
     files = [file for file in synthetic.files if file.case in scans]
     for file in tqdm(files, desc="comparing pairs", unit="pair", leave=False):
         other = scans[file.case]
-        key = [VERSION, "pair", file_fingerprint(file.path), file_fingerprint(other.path), asdict(grid)]
+        key = [
+            VERSION,
+            "pair",
+            file_fingerprint(file.path),
+            file_fingerprint(other.path),
+            asdict(grid),
+        ]
         kept = load_or_compute(cache, key, lambda one=file, two=other: _pair(one, two, grid))  # type: ignore[misc]
         rows += [{"case": file.case, **row} for row in json.loads(str(kept["rows"]))]
     return rows

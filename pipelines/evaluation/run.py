@@ -98,7 +98,9 @@ def make_plan(options: EvaluateOptions) -> EvaluationPlan:
         )
     window = common_window(sets["real"], sets["synthetic"], g.hu_window, g.match)
     x, y, z = g.extent or map(float, median_extent(sets["real"]))
-    grid = ComparisonGrid(g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label)
+    grid = ComparisonGrid(
+        g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label
+    )
     attributes, patients = read_attributes(options, sets)
     device = make_device(m.gpu_ids)
     networks, networks_3d = (

@@ -91,7 +91,9 @@ class CopySearch:
             return self
         return replace(self, same_mask=copy_threshold(np.asarray(distances, float)))
 
-    def distance_to_source(self, made: Volume, labels: Volume, source: Case, drawn: sitk.Transform) -> float:
+    def distance_to_source(
+        self, made: Volume, labels: Volume, source: Case, drawn: sitk.Transform
+    ) -> float:
         """Distance of a volume to the scan of its mask's case, deformed by the map that deformed
         the mask.
 

@@ -32,7 +32,9 @@ def _image(volume: Volume) -> sitk.Image:
     return image
 
 
-def random_deformation(mask: Volume, options: DeformOptions, rng: np.random.Generator) -> sitk.Transform:
+def random_deformation(
+    mask: Volume, options: DeformOptions, rng: np.random.Generator
+) -> sitk.Transform:
     """A random smooth map over a volume's extent, in mm; its nodes move at most so far that it
     folds nowhere.
     """

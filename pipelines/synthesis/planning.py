@@ -118,7 +118,9 @@ def plan_balanced(
         source = next(queues[value])
         new = template.change(source.row, column, raw[value])
         made.append(
-            PlannedCase(synthetic_id(number, n), source, new.row, _case_seed(seed, number), new.dropped)
+            PlannedCase(
+                synthetic_id(number, n), source, new.row, _case_seed(seed, number), new.dropped
+            )
         )
     return made
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -22,13 +21,13 @@ from data.cohort import IMAGES, MASKS, Case, Cohort
 from data.geometry import Volume
 from data.splits import save_splits
 from data.table import read_table
-from data.text.prompts import Template, load_template, sentence
-from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import load_volume, to_hu, write_like
+from data.text.prompts import Template, load_template
+from data.volume_dataset import VolumeSample
+from data.volumes import load_volume, write_like
 from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
-from pipelines.generation import write_table
-from pipelines.run_cohort import is_own, run_cohort
+from pipelines.generation import run_samples
+from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from pipelines.synthesis.copies import CopySearch, Nearest
 from pipelines.synthesis.deform import deform_plausibly
 from pipelines.synthesis.planning import (
@@ -40,10 +39,9 @@ from pipelines.synthesis.planning import (
 )
 from util import cli
 from util.cli import UserError, format_list
-from util.files import atomic_path, read_json, write_json
-from util.records import open_record, wait_for
+from util.files import atomic_path, read_json, write_csv, write_json
+from util.records import open_record, wait_for_record
 from util.training import runs
-from util.training.devices import make_device
 
 log = logging.getLogger(__name__)
 
@@ -104,29 +102,25 @@ class CaseSynthesiser:
         else:
             mask.unlink()
             return self._record(planned, draw, near, True)
-        padded = np.zeros(made.whole.mask.shape[1:], np.float32)
-        padded[made.whole.inside] = made.volume.array
-        write_like(image, made.whole.restore(padded), mask, np.int16)
+        write_like(image, made.whole.to_source_grid(made.volume.array), mask, np.int16)
         return self._record(planned, draw, near, False)
 
     def draw(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
         """One mask, written to a file, and its volume."""
         run, data, source = self.run, self.run.options.data, load_volume(planned.source.mask)
-        labels, drawn = deform_plausibly(source, self.o.deform, [planned.seed, number], planned.source.mask)
-        write_like(mask, labels, planned.source.mask, np.uint8)
-        whole = VolumeDataset(
-            [Case(planned.id, None, mask, planned.row)],
-            run.labels,
-            data,
-            run.options.patch.patch_size,
-            [run.generator.model.size_multiple] * 3,
-        )[0]
-        texts = [p.text for p in self.template.phrases(planned.row)]
-        made = replace(run.generator, seed=planned.seed)(
-            whole.mask, whole.coords, f"{planned.id}:{number}", texts
+        labels, drawn = deform_plausibly(
+            source, self.o.deform, [planned.seed, number], planned.source.mask
         )
-        hu = to_hu(whole.unpad(made.numpy()), data.hu_window)
-        return SyntheticVolume(Volume(labels, source.affine), drawn, Volume(hu, whole.affine), whole)
+        write_like(mask, labels, planned.source.mask, np.uint8)
+        whole = run_samples(run, [Case(planned.id, None, mask, planned.row)], data)[0]
+        texts = self.template.phrases(planned.row).texts
+        made = replace(run.generator, seed=planned.seed)(
+            whole, texts, noise_key=f"{planned.id}:{number}"
+        )
+        hu = whole.to_hu(made)
+        return SyntheticVolume(
+            Volume(labels, source.affine), drawn, Volume(hu, whole.affine), whole
+        )
 
     def learn(self, copies: CopySearch, unseen: Sequence[Case]) -> CopySearch:
         """The search for copies, with what a mask alone explains; measured on cases outside the
@@ -149,7 +143,9 @@ class CaseSynthesiser:
             write_json(path, distances)
         return copies.knowing(read_json(path))
 
-    def _record(self, p: PlannedCase, redrawn: int, near: Nearest, left_out: bool) -> dict[str, Any]:
+    def _record(
+        self, p: PlannedCase, redrawn: int, near: Nearest, left_out: bool
+    ) -> dict[str, Any]:
         return {
             "case": p.id,
             "source": p.source.id,
@@ -160,13 +156,13 @@ class CaseSynthesiser:
             "distance": round(near.distance, 5),
             "threshold": round(near.threshold, 5),
             "emptied": list(p.dropped),
-            "prompt": sentence(self.template.phrases(p.row)),
+            "prompt": self.template.phrases(p.row).sentence,
         }
 
 
 def open_cohort(o: ExpandCommand, run: LoadedRun) -> tuple[Cohort, list[Case]]:
     """The real cohort and the cases used."""
-    cohort = run_cohort(
+    cohort = load_run_cohort(
         run.folder, run.options.data, o.expand.dataroot, run.options.run.seed, need_images=False
     )
     cases = list(cohort.cases if o.expand.split == "all" else cohort.split(o.expand.split))
@@ -183,7 +179,7 @@ def open_cohort(o: ExpandCommand, run: LoadedRun) -> tuple[Cohort, list[Case]]:
 def scans_of(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
     """The scans that the run was trained on, and those of its cohort that it was not."""
     own = run.options.data.dataroot
-    if not is_own(run.options.data, cohort.root):
+    if not is_training_cohort(run.options.data, cohort.root):
         if not Path(own).is_dir():
             log.warning(
                 "The run's training cohort %s is not there: copies are looked for among the scans "
@@ -192,7 +188,7 @@ def scans_of(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
                 cohort.root,
             )
             return [case for case in cohort.cases if case.image is not None], []
-        cohort = run_cohort(
+        cohort = load_run_cohort(
             run.folder, run.options.data, own, run.options.run.seed, need_images=True
         )
     seen, scans = (
@@ -238,11 +234,13 @@ def plan_cases(
                 f"{e.balance!r}."
             )
     for planned in made:
-        run.generator.encoder.encode([[p.text for p in template.phrases(planned.row)]])
+        run.generator.encoder.validate([template.phrases(planned.row).texts])
     return made
 
 
-def write_cohort(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[PlannedCase]) -> None:
+def write_cohort(
+    o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[PlannedCase]
+) -> None:
     """Table, splits and README, once every case of every process is there."""
     out, data = Path(o.expand.out), run.options.data
     paths = [out / RECORDS / f"{p.id}.json" for p in made]
@@ -270,15 +268,11 @@ def write_cohort(o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequenc
         }
         for p, _ in kept
     ]
-    write_table(
-        out / "clinical.csv", columns, [{c: row.get(c, "") for c in columns} for row in rows]
-    )
+    write_csv(out / "clinical.csv", columns, [{c: row.get(c, "") for c in columns} for row in rows])
     save_splits(
         out / runs.SPLITS_FILE, {"train": tuple(p.id for p, _ in kept), "val": (), "test": ()}
     )
-    write_table(
-        out / "copies.csv", COPY_COLUMNS, [{c: r[c] for c in COPY_COLUMNS} for r in records]
-    )
+    write_csv(out / "copies.csv", COPY_COLUMNS, [{c: r[c] for c in COPY_COLUMNS} for r in records])
     counts = (
         Counter(p.row.get(o.expand.balance, "") for p, _ in kept) if o.expand.balance else Counter()
     )
@@ -308,16 +302,7 @@ def synthesise_cohort(o: ExpandCommand) -> Path:
     if not e.out:
         raise UserError("--out is not given; it is the folder of the new cohort.")
     everyone = ",".join(map(str, range(torch.cuda.device_count()))) if cli.world_size() > 1 else ""
-    run = load_run(
-        runs.run_folder(m.checkpoints_dir, m.name),
-        m.which_epoch,
-        device=make_device(m.gpu_ids or everyone),
-        text_encoder=m.text_encoder,
-        tile=m.tile,
-        overlap=m.overlap,
-        tile_batch=m.tile_batch,
-        use_average=m.use_average,
-    )
+    run = load_run(replace(m, gpu_ids=m.gpu_ids or everyone))
     cohort, cases = open_cohort(o, run)
     data = run.options.data
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
@@ -332,7 +317,7 @@ def synthesise_cohort(o: ExpandCommand) -> Path:
     if cli.main_rank():
         open_record(Path(e.out), RECORD, settings, e.overwrite)
     else:
-        wait_for(Path(e.out), RECORD, settings)
+        wait_for_record(Path(e.out), RECORD, settings)
     records, rank = Path(e.out) / RECORDS, int(os.environ.get("RANK", "0"))
     records.mkdir(exist_ok=True)
     todo = [p for p in made[rank :: cli.world_size()] if not (records / f"{p.id}.json").is_file()]
@@ -340,7 +325,9 @@ def synthesise_cohort(o: ExpandCommand) -> Path:
         make = CaseSynthesiser(o, run, template)
         if e.check_copies:
             training, unseen = scans_of(run, cohort)
-            make = replace(make, copies=make.learn(CopySearch.from_cases(training, data.lung_labels), unseen))
+            make = replace(
+                make, copies=make.learn(CopySearch.from_cases(training, data.lung_labels), unseen)
+            )
         for planned in tqdm(todo, "synthetic cases", unit="case", disable=not cli.main_rank()):
             write_json(records / f"{planned.id}.json", make(planned))
     write_cohort(o, run, cohort, made)

@@ -22,13 +22,12 @@ from data.load_cohort import load_cohort
 from data.text.prompts import Template, load_template
 from data.volumes import load_volume
 from options.utility_options import UtilityCommand
-from pipelines.generation import write_table
 from pipelines.synthesis.classifier import predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning import SOURCE, cases_by_value
 from util import cli
 from util.cli import UserError, format_list
-from util.files import read_json, write_json
+from util.files import read_json, write_csv, write_json
 from util.records import open_record
 from util.training.devices import make_device
 
@@ -83,7 +82,9 @@ def missing_classes(pairs: Sequence[tuple[Case, int]], classes: Sequence[str]) -
     return sorted(set(classes) - {classes[k] for _, k in pairs})
 
 
-def read_volumes(pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str) -> LabelledVolumes:
+def read_volumes(
+    pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str
+) -> LabelledVolumes:
     """The volumes of cases as cells."""
     cells = []
     for case, _ in tqdm(pairs, name, unit="scan", disable=not cli.main_rank()):
@@ -102,7 +103,9 @@ def read_volumes(pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str
     return LabelledVolumes(torch.stack(cells), torch.tensor([k for _, k in pairs]))
 
 
-def classifier_scores(probabilities: NDArray[np.floating], targets: NDArray[np.integer]) -> dict[str, float]:
+def classifier_scores(
+    probabilities: NDArray[np.floating], targets: NDArray[np.integer]
+) -> dict[str, float]:
     """Balanced accuracy with its 95 % interval over test scans (resampled within classes), and AUC
     (one against rest).
     """
@@ -123,7 +126,9 @@ def mean_over_classes(values: NDArray[np.floating], targets: NDArray[np.integer]
     return float(np.mean([values[targets == k].mean() for k in np.unique(targets)]))
 
 
-def class_mean_interval(values: NDArray[np.floating], targets: NDArray[np.integer]) -> tuple[float, float]:
+def class_mean_interval(
+    values: NDArray[np.floating], targets: NDArray[np.integer]
+) -> tuple[float, float]:
     """95 % bootstrap interval of `by_class`; not a number where a class has fewer than two
     scans.
     """
@@ -157,7 +162,9 @@ def summarise_arms(
         change = np.mean([right[arm, s] - right["real", s] for s in seeds], axis=0)
         low, high = class_mean_interval(change, targets)
         at_least = sum(
-            mean_over_classes(right[arm, s], targets) >= mean_over_classes(right["real", s], targets) for s in seeds
+            mean_over_classes(right[arm, s], targets)
+            >= mean_over_classes(right["real", s], targets)
+            for s in seeds
         )
         spread = float(np.std(values, ddof=1)) if len(seeds) > 1 else None
         found[arm] = {
@@ -306,7 +313,7 @@ def compare_arms(
     found: dict[str, Any] = {"classes": list(classes), "test_scans": len(targets), "rows": rows}
     found["summary"] = summarise_arms(rows, predicted, targets)
     text = markdown_report(rows, found["summary"], len(targets), classes)
-    write_table(out / "utility.csv", COLUMNS, rows)
+    write_csv(out / "utility.csv", COLUMNS, rows)
     (out / "utility.md").write_text(text, encoding="utf-8")
     write_json(out / "utility.json", found)
     log.info("%s", text)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import atlas as benchmark
 from data.phantom.cohort import PhantomCohort
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.benchmark_options import AtlasBenchmarkOptions
 from options.phantom_options import PhantomOptions
 from scripts import refit
@@ -44,7 +44,7 @@ SMALL = [
 
 
 def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> None:
-    root = make(
+    root = make_phantom_cohort(
         PhantomOptions(OUT=str(tmp_path), cases=4, size=(24, 24, 16), test_cases=2, val_cases=0)
     )
     rows = []
@@ -66,7 +66,7 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
                 "tied_high_hu": 2.0,
             }
         )
-    found = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.load(root))
+    found = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.from_folder(root))
     assert [row["holds"] for row in found] == [True, False, True]  # truth: +41, +27 and -33 HU
     assert found[0]["true_hu"] == pytest.approx(41, abs=2)
 

@@ -13,9 +13,9 @@ import pytest
 
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
-from data.resampling import fold_cases, bootstrap_patients
+from data.resampling import bootstrap_patients, fold_cases
 from options.base_options import DataOptions
-from pipelines.power import detectable, smallest_effect
+from pipelines.power import describe_smallest_effect, detectable_difference
 from tests.commands import TINY, TrainedRun, command, refused, train
 from util.cli import UserError
 
@@ -121,9 +121,9 @@ def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(
 
 
 def test_power_is_that_of_a_t_test() -> None:
-    assert detectable(20, 96, 0.1) == pytest.approx(19.3, abs=0.1)  # 120 cases, of which 96 train
-    assert detectable(20, 120, 0.5) == pytest.approx(10.3, abs=0.1)
-    assert detectable(40, 96, 0.1) == pytest.approx(2 * detectable(20, 96, 0.1))
+    assert detectable_difference(20, 96, 0.1) == pytest.approx(19.3, abs=0.1)  # 120 cases, of which 96 train
+    assert detectable_difference(20, 120, 0.5) == pytest.approx(10.3, abs=0.1)
+    assert detectable_difference(40, 96, 0.1) == pytest.approx(2 * detectable_difference(20, 96, 0.1))
 
 
 def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -
         "Smallest effect on mean lung density that 9 training cases can detect (80 % power"
         in done.text
     )
-    text = smallest_effect(load(cohort_dir).split("train")[:2], DataOptions())
+    text = describe_smallest_effect(load(cohort_dir).split("train")[:2], DataOptions())
     assert "2 training scans with lungs are too few" in text
 
 

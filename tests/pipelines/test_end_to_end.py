@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 from safetensors.torch import load_file
 
-from data.volumes import load
+from data.volumes import load_volume
 from tests.commands import TINY, TrainedRun, command, refused, train
 
 SMOKING = "SMOKING HISTORY=Never smoker,Ex smoker,Current smoker"
@@ -243,8 +243,8 @@ def test_effects_are_the_means_of_the_differences(results: Path, cohort_dir: Pat
         if r["from"]
     }
     for row in rows(results / "effects.csv"):
-        mask = load(cohort_dir / "gtlung" / f"{row['case']}.nii.gz").array
-        difference = load(results / files[row["case"], row["from"], row["to"]]).array
+        mask = load_volume(cohort_dir / "gtlung" / f"{row['case']}.nii.gz").array
+        difference = load_volume(results / files[row["case"], row["from"], row["to"]]).array
         where = {"lungs": (mask == 1) | (mask == 2), "left_lung": mask == 1}.get(row["region"])
         if where is not None:
             assert int(row["voxels"]) == where.sum()
@@ -253,9 +253,9 @@ def test_effects_are_the_means_of_the_differences(results: Path, cohort_dir: Pat
 
 def test_metrics_compare_with_the_real_scan(results: Path, cohort_dir: Path) -> None:
     case = own_cases(cohort_dir)[0]
-    made = load(results / "volumes" / f"{case}.nii.gz").array.astype(float)
-    real = load(cohort_dir / "img" / f"{case}.nii.gz").array.clip(*WINDOW)
-    lungs = np.isin(load(cohort_dir / "gtlung" / f"{case}.nii.gz").array, (1, 2))
+    made = load_volume(results / "volumes" / f"{case}.nii.gz").array.astype(float)
+    real = load_volume(cohort_dir / "img" / f"{case}.nii.gz").array.clip(*WINDOW)
+    lungs = np.isin(load_volume(cohort_dir / "gtlung" / f"{case}.nii.gz").array, (1, 2))
     found = {
         (r["region"], r["metric"]): float(r["value"])
         for r in rows(results / "metrics.csv")
@@ -283,7 +283,7 @@ def test_the_same_text_gives_the_same_bytes(
     made = volumes(folder)
     for case in own_cases(cohort_dir):
         assert made[f"{case}__SEX=M.nii.gz"] == made[f"{case}__SEX=Male.nii.gz"]
-        assert not load(folder / "volumes" / f"{case}__SEX=M_to_Male.nii.gz").array.any()
+        assert not load_volume(folder / "volumes" / f"{case}__SEX=M_to_Male.nii.gz").array.any()
     table = {row["File Name"]: row for row in rows(cohort_dir / "clinical.csv")}
     written = volumes(results)
     for case in own_cases(cohort_dir):
@@ -426,7 +426,7 @@ def test_other_formats_give_the_same_volumes(
     change(cohort_copy)
     folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, cohort=cohort_copy)
     for name in volumes(results):
-        made, expected = load(folder / "volumes" / name), load(results / "volumes" / name)
+        made, expected = load_volume(folder / "volumes" / name), load_volume(results / "volumes" / name)
         assert np.array_equal(made.array, expected.array), name
         assert np.allclose(made.affine, expected.affine, atol=1e-4)
     if change is as_lps:

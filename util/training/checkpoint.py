@@ -5,10 +5,8 @@ can run code.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,38 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from util import __version__
 from util.cli import UserError
+from util.files import atomic_folder, previous_folder, read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 Tensors = Mapping[str, Tensor]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is the old one or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON; raises `UserError` naming a file that is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing. Check the folder, or train the run again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Restore it from a copy or train the run again."
-        ) from None
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
 
 
 def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
@@ -64,45 +39,32 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
         UserError: No space is left, or the folder cannot be written; the previous checkpoint is
             untouched.
     """
-    temporary = folder.with_name(f".{folder.name}.writing")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tensors in parts.items():
-            # safetensors takes neither channels-last nor shared memory.
-            path = temporary / f"{name}.safetensors"
-            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())  # on the disk before the folder gets its name
-        write_json(temporary / STATE_FILE, {**state, "parts": sorted(parts)})
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        full = getattr(error, "errno", None) in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-        ) or "No space left" in str(error)
+        with atomic_folder(folder) as temporary:
+            for name, tensors in parts.items():
+                # safetensors takes neither channels-last nor shared memory.
+                plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+                path = temporary / f"{name}.safetensors"
+                save_file(plain, path)
+                sync(path)  # on the disk before the folder gets its name
+            values = {**state, "parts": sorted(parts), "version": __version__}
+            write_json(temporary / STATE_FILE, values)
+    except (OSError, SafetensorError, UserError) as error:
+        full = getattr(error, "errno", None) in NO_SPACE or any(
+            os.strerror(code) in str(error) for code in NO_SPACE
+        )
         reason = "no space is left on the disk" if full else str(error)
         raise UserError(
             f"Checkpoint {folder} could not be written: {reason}. The previous one is untouched; "
-            "make room and go on with --continue_train."
+            "make room and resume with --continue_train."
         ) from None
-    # A non-empty folder cannot be replaced in one step: the old one steps aside, where `find` still
-    # sees it. What lies
-    # aside already, of a save that was killed there, is the only checkpoint until the new one has
-    # its name.
-    aside = _aside(folder)
-    if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    temporary.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def find(folder: Path) -> Path:
     """The checkpoint of that name, also when a save was killed between its two renames; `UserError`
     if there is none.
     """
-    for place in (folder, _aside(folder)):
+    for place in (folder, previous_folder(folder)):
         if (place / STATE_FILE).is_file():
             return place
     there = sorted(p.name for p in folder.parent.glob("*") if (p / STATE_FILE).is_file())

@@ -1,16 +1,16 @@
-"""What happens beside the steps of training: log, checkpoints, validation, the run's page."""
+"""What happens between training steps: log, checkpoints, validation, the run's page."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from util.training.checkpoint import read_json, write_json
+from util.files import read_json, write_json
 from util.training.runs import RunLog, read_log
 from util.training.trainer import Trainer
 from util.web.training_page import TrainingImage, write_training_page
@@ -20,23 +20,46 @@ log = logging.getLogger(__name__)
 WEB = "web"
 IMAGES_FILE = "images.json"
 
-Validate = Callable[[int], tuple[dict[str, float], list[TrainingImage]]]
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Metrics by name, and one picture per case."""
+
+    metrics: dict[str, float]
+    images: list[TrainingImage]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Steps between lines of the log, saves of latest/, validations, and numbered checkpoints.
+
+    `checkpoint` 0 writes no numbered checkpoints.
+    """
+
+    log: int
+    save: int
+    validate: int
+    checkpoint: int
+
+
+@dataclass(frozen=True)
+class CheckpointExtra:
+    """Plain values and tensors that every checkpoint holds beside the trainer's own."""
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
 
 
 class Monitor:
-    """Called after every step.
+    """Called after every step with its losses.
 
     Args:
         folder: The run's folder.
-        trainer: Saves and knows which process speaks.
+        trainer: Saves, and knows the main process.
         options: The run's options by group, for its page.
-        state: Plain values saved with every checkpoint.
-        extra: Tensors saved with every checkpoint.
-        validate: Measures and pictures at a step; None where nothing can be validated.
-        log_freq, save_freq, val_freq: Steps between lines of the log, saves of latest/,
-            validations.
-        epoch_steps: Steps between saves of a numbered checkpoint; 0 for none.
-        steps_per_epoch: For their numbers.
+        extra: Stored in every checkpoint.
+        validate: Returns metrics and pictures at a step; None where nothing can be validated.
+        intervals: How often each thing happens.
     """
 
     def __init__(
@@ -44,66 +67,65 @@ class Monitor:
         folder: Path,
         trainer: Trainer,
         options: Mapping[str, Any],
-        *,
-        state: Mapping[str, Any],
-        extra: Mapping[str, Mapping[str, Tensor]],
-        validate: Validate | None,
-        log_freq: int,
-        save_freq: int,
-        val_freq: int,
-        epoch_steps: int,
-        steps_per_epoch: int,
+        extra: CheckpointExtra,
+        validate: Callable[[int], ValidationResult] | None,
+        intervals: Intervals,
     ) -> None:
-        self.folder, self.trainer, self.options = folder, trainer, options
-        self.state, self.extra, self.validate = state, extra, validate
-        self.log_freq, self.save_freq, self.val_freq = log_freq, save_freq, val_freq
-        self.epoch_steps, self.steps_per_epoch = epoch_steps, steps_per_epoch
-        self.speaks = trainer.accelerator.is_main_process
-        self.log = RunLog(folder, trainer.step) if self.speaks else None
-        self.images = self._earlier_images(trainer.step)
+        self.folder = folder
+        self.trainer = trainer
+        self.options = options
+        self.extra = extra
+        self.validate = validate
+        self.intervals = intervals
+        main = trainer.accelerator.is_main_process
+        self.log = RunLog(folder, trainer.steps_done) if main else None
+        self.images = self._earlier_images(trainer.steps_done)
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
-    def __call__(self, step: int, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
+    def __call__(self, losses: Mapping[str, Tensor]) -> None:
+        """Log, validate and save where the trainer's step asks for it."""
+        for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0) + value
         self._count += 1
-        last = step == self.trainer.steps
-        if step % self.log_freq == 0 or last:
+        step, config = self.trainer.steps_done, self.trainer.config
+        last = step == config.steps
+        if step % self.intervals.log == 0 or last:
             self._write_log(step)
-        if step % self.val_freq == 0 or last:
+        if step % self.intervals.validate == 0 or last:
             self._validate(step)
-        if step % self.save_freq == 0 or last:
+        if step % self.intervals.save == 0 or last:
             self.save("latest")
-        if self.epoch_steps and step % self.epoch_steps == 0:
-            self.save(str(step // self.steps_per_epoch))
+        if self.intervals.checkpoint and step % self.intervals.checkpoint == 0:
+            self.save(str(step // config.steps_per_epoch))
 
     def _earlier_images(self, step: int) -> list[TrainingImage]:
-        """The pictures of a run that goes on."""
+        """Return the pictures of a resumed run."""
         path = self.folder / WEB / IMAGES_FILE
         stored = read_json(path) if step and path.is_file() else []
         return [TrainingImage(**image) for image in stored if image["step"] <= step]
 
     def save(self, name: str) -> None:
-        self.trainer.save(self.folder / name, self.state, self.extra)
+        """Write the checkpoint `name`."""
+        self.trainer.save(self.folder / name, self.extra.state, self.extra.tensors)
 
     def _write_log(self, step: int) -> None:
         if self.log is not None and self._count:
-            self.log.write(
-                step, {f"loss_{k}": v.item() / self._count for k, v in self._sums.items()}
-            )
-        self._sums, self._count = {}, 0
+            means = {f"loss_{k}": v.item() / self._count for k, v in self._sums.items()}
+            self.log.write(step, means)
+        self._sums = {}
+        self._count = 0
 
     def _validate(self, step: int) -> None:
         if self.log is not None:
             if self.validate is not None:
-                figures, images = self.validate(step)
-                self.log.write(step, {f"val_{k}": v for k, v in figures.items()})
-                log.info("Step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-                self.images += images
-                write_json(
-                    self.folder / WEB / IMAGES_FILE, [asdict(image) for image in self.images]
-                )
+                result = self.validate(step)
+                self.log.write(step, {f"val_{k}": v for k, v in result.metrics.items()})
+                texts = [f"{name} {value:.4g}" for name, value in result.metrics.items()]
+                log.info("Step %d: %s", step, ", ".join(texts))
+                self.images += result.images
+                stored = [asdict(image) for image in self.images]
+                write_json(self.folder / WEB / IMAGES_FILE, stored)
             write_training_page(
                 self.folder / WEB,
                 self.folder.name,
@@ -114,5 +136,6 @@ class Monitor:
         self.trainer.accelerator.wait_for_everyone()
 
     def close(self) -> None:
+        """Close the log."""
         if self.log is not None:
             self.log.close()

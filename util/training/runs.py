@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from util.cli import UserError
-from util.training.checkpoint import read_json, write_json
+from util.files import claim_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +34,8 @@ def run_folder(checkpoints_dir: str, name: str) -> Path:
 
 def check_new(folder: Path, overwrite: bool) -> None:
     """Raises `UserError` if something is there that must not be replaced."""
-    if (folder / OPTIONS_FILE).exists() and not overwrite:
-        raise UserError(
-            f"--name: the run {folder} exists. Use --continue_train to go on, --overwrite to "
-            "replace it, or another name."
-        )
-    if (
-        folder.exists()
-        and not (folder / OPTIONS_FILE).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise UserError(
-            f"--name: {folder} exists, but holds no {OPTIONS_FILE}, so it is no run and is not "
-            "replaced. Use another --name or --checkpoints_dir, or remove it by hand."
-        )
+    advice = "--continue_train to resume it, or choose another name"
+    claim_folder(folder, [OPTIONS_FILE], overwrite, "--name", advice)
 
 
 def open_new(folder: Path, overwrite: bool, options: Mapping[str, Any]) -> None:

@@ -1,6 +1,4 @@
-"""The training loop: steps, precision, processes, averaging, saving, stopping. It knows no GAN, no
-CT and no text.
-"""
+"""Training steps: precision, processes, averaging, saving, stopping; independent of model and data."""
 
 from __future__ import annotations
 
@@ -8,7 +6,8 @@ import contextlib
 import itertools
 import logging
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -34,7 +33,7 @@ class RunStopped(UserError):
 
 
 class Trainable(Protocol):
-    """What the trainer asks of a model, see models/base_model.py."""
+    """The part of a model that the trainer uses, see `models.base_model.GenerativeModel`."""
 
     networks: dict[str, nn.Module]
     raw: dict[str, nn.Module]
@@ -43,18 +42,41 @@ class Trainable(Protocol):
     def param_groups(self) -> dict[str, list[dict[str, Any]]]: ...
 
     def training_step(
-        self,
-        batch: Batch,
-        text: Any,
-        other: Any,
-        update: Callable[[str, Tensor, Mapping[str, Tensor]], None],
-    ) -> dict[str, Tensor]: ...
+        self, batch: Batch, text: Any
+    ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]: ...
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of a training.
+
+    Attributes:
+        steps: Number of steps in all.
+        constant_steps: Steps before the learning rate falls linearly to zero.
+        steps_per_epoch: Steps of an epoch, for parameter groups that start at a later epoch.
+        betas: Adam's decay rates.
+        grad_clip: Largest gradient norm; 0 switches clipping off.
+        ema: Decay of the moving average of the weights; 0 switches it off.
+        gradient_accumulation: Number of parts of a step's batch.
+        seed: Seed of all random numbers, together with the step.
+        channels_last: Whether networks and batches use the channels-last memory format.
+        compiled: Whether to `torch.compile` the networks.
+    """
+
+    steps: int
+    constant_steps: int
+    steps_per_epoch: int
+    betas: tuple[float, float] = (0.5, 0.999)
+    grad_clip: float = 0.0
+    ema: float = 0.999
+    gradient_accumulation: int = 1
+    seed: int = 0
+    channels_last: bool = True
+    compiled: bool = False
 
 
 class StopSignal:
-    """Notes Ctrl-C and SIGTERM, so that a step is finished and saved before leaving; a second
-    Ctrl-C leaves at once.
-    """
+    """Handler of Ctrl-C and SIGTERM that lets a step finish; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -71,8 +93,9 @@ class StopSignal:
 
 
 def average_of(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average whose memory grows with the steps, so that short runs are not
-    held back.
+    """Return an exponential moving average whose memory grows with the steps.
+
+    The decay of step n is min(`decay`, (1 + n) / (10 + n)), so that short runs are not held back.
     """
 
     def blend(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
@@ -83,224 +106,206 @@ def average_of(network: nn.Module, decay: float) -> AveragedModel:
 
 
 class Trainer:
-    """Trains a model's networks, each with its own Adam.
+    """Optimisation of a model's networks, each with its own Adam.
+
+    The loop is the caller's::
+
+        for parts in trainer.iterate(batches):
+            losses = trainer.step([(part, embed(part)) for part in parts])
 
     Args:
-        model: The model.
+        model: Its networks are moved to the device and wrapped.
         accelerator: Devices, precision and processes.
-        steps: Steps in all.
-        constant_steps: Steps before the learning rate falls linearly to zero.
-        steps_per_epoch: For parameter groups that start at a later epoch.
-        betas: Adam's decay rates.
-        grad_clip: Largest gradient norm; 0 for none.
-        ema: Decay of the moving average; 0 for none.
-        gradient_accumulation: Parts of a step's batch.
-        seed: What random numbers follow from, with the step.
-        channels_last: Memory format of networks and batches.
-        compiled: Whether to `torch.compile`.
+        config: Settings of the training.
+
+    Attributes:
+        steps_done: Number of steps taken so far.
+        stop_signal: Number of the signal that ended `iterate` early, or None.
     """
 
-    def __init__(
-        self,
-        model: Trainable,
-        accelerator: Accelerator,
-        *,
-        steps: int,
-        constant_steps: int,
-        steps_per_epoch: int,
-        betas: tuple[float, float] = (0.5, 0.999),
-        grad_clip: float = 0.0,
-        ema: float = 0.999,
-        gradient_accumulation: int = 1,
-        seed: int = 0,
-        channels_last: bool = True,
-        compiled: bool = False,
-    ) -> None:
-        self.model, self.accelerator = model, accelerator
-        self.steps, self.constant_steps, self.steps_per_epoch = (
-            steps,
-            constant_steps,
-            steps_per_epoch,
-        )
-        self.grad_clip, self.gradient_accumulation, self.seed = (
-            grad_clip,
-            gradient_accumulation,
-            seed,
-        )
-        self.format = torch.channels_last_3d if channels_last else torch.contiguous_format
-        self.step = 0
+    def __init__(self, model: Trainable, accelerator: Accelerator, config: TrainerConfig) -> None:
+        self.model = model
+        self.accelerator = accelerator
+        self.config = config
+        self.format = torch.channels_last_3d if config.channels_last else torch.contiguous_format
+        self.steps_done = 0
+        self.stop_signal: int | None = None
+        self._losses: dict[str, Tensor] = {}
         self.optimizers: dict[str, Any] = {}
         groups = model.param_groups()
         for name, network in model.raw.items():
-            network.to(accelerator.device)
-            network.to(memory_format=self.format)  # type: ignore[call-overload]
-            fused = accelerator.device.type in ("cpu", "cuda")
-            optimizer = torch.optim.Adam(
-                [{**g, "base_lr": g["lr"]} for g in groups[name]], betas=betas, fused=fused
-            )
-            wrapped, self.optimizers[name] = accelerator.prepare(network, optimizer)
-            # Accelerate turns every output to fp32; the discriminator's features are better left as
-            # they are.
-            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-            model.networks[name] = cast(nn.Module, torch.compile(wrapped)) if compiled else wrapped
-        self.average = average_of(model.raw[model.ema_network], ema) if ema else None
+            model.networks[name] = self._prepare(name, network, groups[name])
+        averaged = model.raw[model.ema_network]
+        self.average = average_of(averaged, config.ema) if config.ema else None
 
-    def _learning_rate(self, optimizer: Any) -> None:
-        """Constant, then linear to zero; zero before a group's first epoch. A pure function of the
-        step.
-        """
-        left = (self.steps - self.step) / max(1, self.steps - self.constant_steps)
-        for g in optimizer.param_groups:
-            g["lr"] = (
-                g["base_lr"]
-                * min(1.0, left)
-                * (self.step >= g["from_epoch"] * self.steps_per_epoch)
-            )
-
-    def _train_on(self, parts: list[tuple[Batch, Any, Any]]) -> dict[str, Tensor]:
-        """One step over the parts of a batch; gradients add up and are applied with the last
-        part.
-        """
-        terms: dict[str, Tensor] = {}
-        torch.manual_seed(self.seed * 1_000_003 + self.step)
-        for i, (batch, text, other) in enumerate(parts):
-            last = i == len(parts) - 1
-
-            def update(
-                name: str, loss: Tensor, of: Mapping[str, Tensor], last: bool = last
-            ) -> None:
-                self._check_finite(name, loss, of)
-                self._update(name, loss, last)
-
-            with contextlib.ExitStack() as context:
-                if not last:  # processes exchange gradients once, with the last part
-                    for network in self.model.networks.values():
-                        context.enter_context(self.accelerator.no_sync(network))
-                context.enter_context(self.accelerator.autocast())
-                found = self.model.training_step(batch, text, other, update)
-            for name, value in found.items():
-                terms[name] = terms.get(name, 0) + value / len(parts)
-        if self.average is not None:
-            self.average.update_parameters(self.model.raw[self.model.ema_network])
-        return terms
-
-    def _check_finite(self, name: str, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(loss):
-            found = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
-            raise RunStopped(
-                f"The loss of {name} is {loss.item()} in step {self.step + 1} ({found}). The last "
-                "checkpoint is kept; go on from it with --continue_train and a lower --lr, with "
-                "--grad_clip 1, or with --precision fp32."
-            )
-
-    def _update(self, name: str, loss: Tensor, last: bool) -> None:
-        optimizer = self.optimizers[name]
-        self.accelerator.backward(loss / self.gradient_accumulation)
-        if not last:
-            return
-        if self.grad_clip:
-            # Accelerate's own clipping would also unscale what the other network has gathered so
-            # far (fp16).
-            self.accelerator.unscale_gradients(optimizer)
-            nn.utils.clip_grad_norm_(self.model.raw[name].parameters(), self.grad_clip)
-        self._learning_rate(optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def to_device(self, batch: Mapping[str, Any]) -> Batch:
-        """Tensors of a batch on the device, volumes in the networks' memory format."""
+    def _prepare(self, name: str, network: nn.Module, groups: list[dict[str, Any]]) -> nn.Module:
+        """Move a network to the device, make its optimiser, and return the network to train."""
         device = self.accelerator.device
-        return {
-            k: v.to(
-                device,
-                non_blocking=True,
-                memory_format=self.format if v.ndim == 5 else torch.preserve_format,
-            )
-            if isinstance(v, Tensor)
-            else v
-            for k, v in batch.items()
-        }
+        network.to(device)
+        network.to(memory_format=self.format)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(
+            [{**group, "base_lr": group["lr"]} for group in groups],
+            betas=self.config.betas,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        wrapped, self.optimizers[name] = self.accelerator.prepare(network, optimizer)
+        # Accelerate turns every output to fp32; the discriminator's features are better left as
+        # they are.
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        return cast(nn.Module, torch.compile(wrapped) if self.config.compiled else wrapped)
 
-    def fit(
-        self,
-        batches: Iterable[Mapping[str, Any]],
-        embed: Callable[[Mapping[str, Any]], tuple[Any, Any]],
-        after_step: Callable[[int, dict[str, Tensor]], None],
-        until: int | None = None,
-    ) -> int | None:
-        """Trains to the last step, or until a signal comes.
+    def iterate(
+        self, batches: Iterable[Mapping[str, Any]], until: int | None = None
+    ) -> Iterator[list[Batch]]:
+        """Iterate over the batches of the remaining steps, with a progress bar.
+
+        Ends after the last step, or after the step in which a signal arrived (`stop_signal`); all
+        processes end after the same step.
 
         Args:
-            batches: This process's batches from the current step on, `gradient_accumulation` of them a step.
-            embed: Gives the text embeddings of a batch, of its own and of other prompts.
-            after_step: Called with the steps done and the loss terms (logging, saving, validation).
-            until: Stop before this step already, for a measurement.
+            batches: This process's batches from the current step on, `gradient_accumulation` of
+                them per step.
+            until: End before this step, for a measurement; without a progress bar.
 
-        Returns:
-            The number of the signal that ended training early, or None.
-
-        Raises:
-            RunStopped: A loss is not finite.
+        Yields:
+            The parts of one step's batch, on the device.
         """
-        stop, feed = StopSignal(), iter(batches)
-        end = min(self.steps, until or self.steps)
+        signals, feed = StopSignal(), iter(batches)
+        end = min(self.config.steps, until or self.config.steps)
         bar = tqdm(
             total=end,
-            initial=self.step,
+            initial=self.steps_done,
             desc="training",
             unit="step",
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process or until is not None,
         )
         try:
-            while self.step < end:
-                parts = [
-                    (self.to_device(b), *embed(b))
-                    for b in itertools.islice(feed, self.gradient_accumulation)
-                ]
-                terms = self._train_on(parts)
-                self.step += 1
+            while self.steps_done < end:
+                parts = itertools.islice(feed, self.config.gradient_accumulation)
+                yield [self.to_device(part) for part in parts]
                 bar.update()
-                if self.step % 5 == 1:
-                    bar.set_postfix({k: f"{v.item():.3f}" for k, v in terms.items()}, refresh=False)
-                after_step(self.step, terms)
-                if self._someone_asks_to_stop(stop):
-                    return stop.received or signal.SIGTERM
+                if self.steps_done % 5 == 1:
+                    values = {name: f"{v.item():.3f}" for name, v in self._losses.items()}
+                    bar.set_postfix(values, refresh=False)
+                if self._stop_requested(signals):
+                    self.stop_signal = signals.received or signal.SIGTERM
+                    return
         finally:
             bar.close()
-            stop.restore()
-        return None
+            signals.restore()
 
-    def _someone_asks_to_stop(self, stop: StopSignal) -> bool:
-        """All processes leave after the same step."""
-        asked = torch.tensor(float(stop.received is not None), device=self.accelerator.device)
+    def step(self, parts: Sequence[tuple[Batch, Any]]) -> dict[str, Tensor]:
+        """Take one optimisation step.
+
+        Args:
+            parts: The parts of the step's batch, each with its text embeddings; their gradients
+                add up and are applied with the last part.
+
+        Returns:
+            Loss terms by name, detached, averaged over the parts.
+
+        Raises:
+            RunStopped: A loss is not finite.
+        """
+        losses: dict[str, Tensor] = {}
+        torch.manual_seed(self.config.seed * 1_000_003 + self.steps_done)
+        for number, (batch, text) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with contextlib.ExitStack() as context:
+                if not last:  # processes exchange gradients once, with the last part
+                    for network in self.model.networks.values():
+                        context.enter_context(self.accelerator.no_sync(network))
+                context.enter_context(self.accelerator.autocast())
+                for name, loss, terms in self.model.training_step(batch, text):
+                    self._check_finite(name, loss, terms)
+                    self._update(name, loss, last)
+                    for term, value in terms.items():
+                        losses[term] = losses.get(term, 0) + value.detach() / len(parts)
+        if self.average is not None:
+            self.average.update_parameters(self.model.raw[self.model.ema_network])
+        self.steps_done += 1
+        self._losses = losses
+        return losses
+
+    def _check_finite(self, name: str, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{term} {v.item():.4g}" for term, v in terms.items())
+            raise RunStopped(
+                f"The loss of {name} is {loss.item()} in step {self.steps_done + 1} ({values}). "
+                "The last checkpoint is kept; continue from it with --continue_train and a lower "
+                "--lr, with --grad_clip 1, or with --precision fp32."
+            )
+
+    def _update(self, name: str, loss: Tensor, last: bool) -> None:
+        """Back-propagate a network's loss; with the last part, step its optimiser."""
+        optimizer = self.optimizers[name]
+        self.accelerator.backward(loss / self.config.gradient_accumulation)
+        if not last:
+            return
+        if self.config.grad_clip:
+            # Accelerate's own clipping would also unscale what the other network has gathered so
+            # far (fp16).
+            self.accelerator.unscale_gradients(optimizer)
+            nn.utils.clip_grad_norm_(self.model.raw[name].parameters(), self.config.grad_clip)
+        self._set_learning_rate(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _set_learning_rate(self, optimizer: Any) -> None:
+        """Set the rate of the step: constant, then linear to zero; zero before a group's first
+        epoch.
+        """
+        config = self.config
+        falling = max(1, config.steps - config.constant_steps)
+        left = (config.steps - self.steps_done) / falling
+        for group in optimizer.param_groups:
+            started = self.steps_done >= group["from_epoch"] * config.steps_per_epoch
+            group["lr"] = group["base_lr"] * min(1.0, left) * started
+
+    def to_device(self, batch: Mapping[str, Any]) -> Batch:
+        """Move a batch's tensors to the device, volumes in the networks' memory format."""
+        moved: Batch = dict(batch)
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                layout = self.format if value.ndim == 5 else torch.preserve_format
+                moved[name] = value.to(
+                    self.accelerator.device, non_blocking=True, memory_format=layout
+                )
+        return moved
+
+    def _stop_requested(self, signals: StopSignal) -> bool:
+        """Whether any process received a signal; all processes get the same answer."""
+        asked = torch.tensor(float(signals.received is not None), device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
             asked = self.accelerator.reduce(asked, reduction="sum")
         return bool(asked.item())
 
     def generating_network(self) -> nn.Module:
-        """The averaged network, or the trained one where nothing is averaged."""
-        return (
-            self.average.module
-            if self.average is not None
-            else self.model.raw[self.model.ema_network]
-        )
+        """Return the averaged network, or the trained one where nothing is averaged."""
+        if self.average is not None:
+            return self.average.module
+        return self.model.raw[self.model.ema_network]
 
     def _check_weights(self) -> None:
         for name, network in self.model.raw.items():
             bad = [k for k, p in network.named_parameters() if not torch.isfinite(p).all()]
             if bad:
                 raise RunStopped(
-                    f"After step {self.step} weights of {name} are not finite ({bad[0]} and "
-                    f"{len(bad) - 1} more), so they are not saved. The last checkpoint is kept; go "
-                    "on from it with --continue_train and --grad_clip 1, or with a lower --lr."
+                    f"After step {self.steps_done} weights of {name} are not finite ({bad[0]} and "
+                    f"{len(bad) - 1} more), so they are not saved. The last checkpoint is kept; "
+                    "continue from it with --continue_train and --grad_clip 1, or with a lower --lr."
                 )
 
     def save(
         self, folder: Path, state: Mapping[str, Any], extra: Mapping[str, checkpoint.Tensors]
     ) -> None:
-        """Writes networks, average, optimisers, step and the `extra` parts; only the main process
-        writes.
+        """Write a checkpoint; only the main process writes.
+
+        Args:
+            folder: Folder of the checkpoint.
+            state: Plain values, to which the step and the gradient scaler are added.
+            extra: Tensors to store beside networks, average and optimisers.
 
         Raises:
             RunStopped: Weights are not finite; what was saved before stays.
@@ -308,41 +313,35 @@ class Trainer:
         """
         self._check_weights()
         if self.accelerator.is_main_process:
-            parts = {**extra, **{n: net.state_dict() for n, net in self.model.raw.items()}}
-            parts.update(
-                {
-                    f"optimizer_{n}": checkpoint.optimizer_tensors(o)
-                    for n, o in self.optimizers.items()
-                }
-            )
+            parts: dict[str, checkpoint.Tensors] = dict(extra)
+            for name, network in self.model.raw.items():
+                parts[name] = network.state_dict()
+            for name, optimizer in self.optimizers.items():
+                parts[f"optimizer_{name}"] = checkpoint.optimizer_tensors(optimizer)
             if self.average is not None:
                 parts["average"] = self.average.module.state_dict()
             scaler = self.accelerator.scaler
+            scaler_state = scaler.state_dict() if scaler is not None else None
             checkpoint.save(
-                folder,
-                parts,
-                {
-                    **state,
-                    "step": self.step,
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                },
+                folder, parts, {**state, "step": self.steps_done, "scaler": scaler_state}
             )
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> None:
-        """Goes back to a checkpoint; raises `UserError` if it is damaged or of another
-        architecture.
+        """Return to a checkpoint.
+
+        Raises:
+            UserError: The checkpoint is damaged or of another architecture.
         """
         state = checkpoint.load_state(folder)
         for name, network in self.model.raw.items():
             checkpoint.load_network(network, folder, name)
             part = f"optimizer_{name}"
-            checkpoint.load_optimizer(
-                self.optimizers[name].optimizer, checkpoint.load_part(folder, part), folder / part
-            )
+            tensors = checkpoint.load_part(folder, part)
+            checkpoint.load_optimizer(self.optimizers[name].optimizer, tensors, folder / part)
         if self.average is not None:
             checkpoint.load_network(self.average.module, folder, "average")
             self.average.n_averaged.fill_(state["step"])
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.steps_done = state["step"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.atlas.statistics.regional import Regions, find_vessels
-from pipelines.atlas.statistics.zones import numbered, zones
+from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
+from pipelines.atlas.statistics.zones import label_zones, zone_masks
 from util.metrics.regions import regions
 from util.web.figures import fullest_slices
 from util.web.web_data import block, shrink, write_volume
@@ -45,15 +45,17 @@ class CaseVoxels:
         self.folder, self.shape = folder, labels.shape
         folder.mkdir(parents=True, exist_ok=True)
         masks = regions(labels, spacing, lung_labels, airway_label)
-        self.zones = zones(masks)
+        self.zones = zone_masks(masks)
         lungs = np.isin(labels, lung_labels)
-        self.measured = Regions.make({**masks, **self.zones}, find_vessels(own, lungs, vessel_hu))
+        self.measured = RegionVoxels.from_masks(
+            {**masks, **self.zones}, find_vessels(own, lungs, vessel_hu)
+        )
         self.factors = block(self.shape, MAX_SIZE)
         self.labels = sorted(int(v) for v in np.unique(labels) if v)
         self.means: dict[str, dict[str, float]] = {}
         self.written: dict[str, dict[str, Any]] = {}
         shown = shrink(labels, self.factors, average=False)
-        zoned = shrink(numbered(self.zones, self.shape), self.factors, average=False)
+        zoned = shrink(label_zones(self.zones, self.shape), self.factors, average=False)
         self._write("mask", shown, "mask")
         self._write("zones", zoned, "mask")
         self.grid = {

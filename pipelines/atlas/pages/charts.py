@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from pipelines.atlas.statistics.sentences import hu, interval
+from pipelines.atlas.statistics.sentences import format_hu, format_interval
 from util.web.figures import DIVERGING
 
 GENERATED, REAL, RANGE, PERMUTED = "#1f4e79", "#d1701f", "#a9b4c2", "#e7e2d3"
@@ -112,9 +112,9 @@ def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
             markerfacecolor="white",
             markeredgewidth=1.6,
         )
-        said = f"{hu(row['real_hu'])} {interval(row['real_low_hu'], row['real_high_hu'])}"
+        said = f"{format_hu(row['real_hu'])} {format_interval(row['real_low_hu'], row['real_high_hu'])}"
     for x, text in (
-        (1.03, hu(made)),
+        (1.03, format_hu(made)),
         (1.2, said),
         (1.5, "finding" if row["verdict"] == "finding" else ""),
     ):
@@ -187,7 +187,7 @@ def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> N
             axes.text(
                 x,
                 y,
-                hu(value).replace("-", "−"),
+                format_hu(value).replace("-", "−"),
                 ha="center",
                 va="center",
                 fontsize=9,

@@ -15,8 +15,8 @@ from dominate import tags
 
 from pipelines.atlas.pages import page_parts as parts
 from pipelines.atlas.pages.case_voxels import CaseVoxels, noise_floor
-from pipelines.atlas.statistics.sentences import hu, region_name
-from pipelines.atlas.statistics.zones import strongest
+from pipelines.atlas.statistics.sentences import format_hu, region_name
+from pipelines.atlas.statistics.zones import top_zones
 from util.cli import safe_name
 from util.web import page_parts
 from util.web.figures import Window
@@ -116,7 +116,7 @@ def pair_rows(facts: CaseFacts, voxels: CaseVoxels) -> list[dict[str, Any]]:
     for attribute in facts.varied:
         for first, second in pairs(attribute):
             change = voxels.zone_change(first.key, second.key)
-            ranks = {name: rank for rank, name in enumerate(strongest(change, floor), 1)}
+            ranks = {name: rank for rank, name in enumerate(top_zones(change, floor), 1)}
             rows += [
                 {
                     "case": facts.case,
@@ -178,7 +178,7 @@ def _case_config(facts: CaseFacts, voxels: CaseVoxels) -> dict[str, Any]:
     floor, names = _floor(voxels), list(voxels.zones)
     named = {
         pair_key(a.key, b.key): [
-            names.index(z) + 1 for z in strongest(voxels.zone_change(a.key, b.key), floor)
+            names.index(z) + 1 for z in top_zones(voxels.zone_change(a.key, b.key), floor)
         ]
         for attribute in facts.varied
         for a, b in pairs(attribute)
@@ -320,7 +320,7 @@ def _differential(facts: CaseFacts, voxels: CaseVoxels) -> None:
 
 def _pair(voxels: CaseVoxels, first: Value, second: Value) -> None:
     change = voxels.zone_change(first.key, second.key)
-    zones, names = strongest(change, _floor(voxels)), list(voxels.zones)
+    zones, names = top_zones(change, _floor(voxels)), list(voxels.zones)
     numbers = [names.index(zone) + 1 for zone in zones]
     figure = parts.panel(
         f"{second.plain} minus {first.plain}",
@@ -340,14 +340,14 @@ def _pair(voxels: CaseVoxels, first: Value, second: Value) -> None:
                     data_go=json.dumps(voxels.centres[number - 1]),
                     title="Go to the slices through it",
                 )
-                tags.span(parts.typeset(f" {hu(change[zone])} HU"))
+                tags.span(parts.typeset(f" {format_hu(change[zone])} HU"))
         if not zones:
             tags.li(_none(voxels), cls="none")
 
 
 def _lungs(voxels: CaseVoxels, start: str, end: str) -> str:
     change = voxels.change(start, end)
-    return f"{hu(change['lungs'])} HU in both lungs" if "lungs" in change else ""
+    return f"{format_hu(change['lungs'])} HU in both lungs" if "lungs" in change else ""
 
 
 def _all(facts: CaseFacts, voxels: CaseVoxels) -> None:

@@ -17,7 +17,7 @@ from pipelines.atlas.pages import page_parts as parts
 from pipelines.atlas.pages.charts import contrasts_shown
 from pipelines.atlas.pages.page_case import case_file
 from pipelines.atlas.pages.page_maps import map_choices, maps_section
-from pipelines.atlas.statistics.sentences import hu, interval, region_name
+from pipelines.atlas.statistics.sentences import format_hu, format_interval, region_name
 from util.web import page_parts
 from util.web.figures import Window
 
@@ -254,12 +254,12 @@ def _real(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["real_hu"]):
         return "no estimate"
     return parts.typeset(
-        f"{hu(row['real_hu'])} {interval(row['real_low_hu'], row['real_high_hu'])}"
+        f"{format_hu(row['real_hu'])} {format_interval(row['real_low_hu'], row['real_high_hu'])}"
     )
 
 
 def _hu(value: float) -> str:
-    return parts.typeset(hu(value))
+    return parts.typeset(format_hu(value))
 
 
 def _controls(p: Population) -> None:

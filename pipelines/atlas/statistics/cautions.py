@@ -9,21 +9,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.atlas.statistics.associations import (
+    LATER_ROLES,
+    MIN_ASSOCIATION_CASES,
+    ambiguous_columns,
+)
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
-from pipelines.atlas.statistics.intervals import FEWEST_PERMUTED, FEWEST_REFITS
-from pipelines.atlas.statistics.regression import FEWEST, INSEPARABLE, Design, RealScans, Roles
-from pipelines.atlas.statistics.ties import LATER, TIE_CASES, ambiguous
+from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
+from pipelines.atlas.statistics.regression import (
+    INSEPARABLE,
+    MIN_LEVEL_CASES,
+    Design,
+    RealScans,
+    Roles,
+)
 from util.phrasing import LOW_RELEVANCE
 
-FEW_LEVEL = 10  # training cases of a value
-SMALL_COHORT = 20  # training patients or patients with a real scan
-WEAK_TIE = 0.3
-HIGH_VIF = 5.0
-MANY_MISSING = 0.3
+MIN_LEVEL_PATIENTS = 10  # training cases of a value
+MIN_PATIENTS = 20  # training patients or patients with a real scan
+MIN_ASSOCIATION = 0.3
+MAX_VIF = 5.0
+MAX_MISSING = 0.3
 THROUGH_MASK_P = 0.01
 
 
-COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
+CAUTION_COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
 
 
 @dataclass(frozen=True)
@@ -48,16 +58,18 @@ class Caution:
         }
 
 
-def tie_cautions(pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> list[Caution]:
+def association_cautions(
+    pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]
+) -> list[Caution]:
     """Warnings of attributes that go together; both are named, and a strong tie forbids claims (see
-    `pipelines.atlas.statistics.ties`).
+    `pipelines.atlas.statistics.associations`).
     """
     made = []
     for row in pairs:
-        if row["value"] < WEAK_TIE or row["cases"] < TIE_CASES:
+        if row["value"] < MIN_ASSOCIATION or row["cases"] < MIN_ASSOCIATION_CASES:
             continue
         pair, what = (row["column"], row["other"]), "part of one's effect may be the other's"
-        doubtful = ambiguous(row, roles)
+        doubtful = ambiguous_columns(row, roles)
         if len(doubtful) == 2:
             what = "their effects cannot be told apart, neither is claimed, and intervals reach as far as the tie allows"
         elif doubtful:
@@ -91,7 +103,7 @@ def count_cautions(
     for a in attributes:
         if a.kind == "category":
             have = patient.groupby(table[a.column]).nunique()
-            few = {v: int(have.get(v, 0)) for v in a.counts if have.get(v, 0) < FEW_LEVEL}
+            few = {v: int(have.get(v, 0)) for v in a.counts if have.get(v, 0) < MIN_LEVEL_PATIENTS}
             made += [
                 Caution(
                     "few cases",
@@ -117,7 +129,7 @@ def count_cautions(
                 if len(same) > 1
             ]
         missing = 1 - sum(a.counts.values()) / max(len(table), 1)
-        if missing >= MANY_MISSING:
+        if missing >= MAX_MISSING:
             made.append(
                 Caution(
                     "missing",
@@ -148,7 +160,7 @@ def role_cautions(attributes: Sequence[AtlasAttribute]) -> list[Caution]:
     return [
         Caution(a.role, ROLE_TEXTS[a.role].format(c=a.column), a.column)
         for a in attributes
-        if a.role in LATER
+        if a.role in LATER_ROLES
     ]
 
 
@@ -162,12 +174,12 @@ def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
         seen: Those that are both.
     """
     made = []
-    if training < SMALL_COHORT or real < SMALL_COHORT:
+    if training < MIN_PATIENTS or real < MIN_PATIENTS:
         made.append(
             Caution(
                 "cohort too small",
                 f"The cohort is too small to conclude anything: {training} training patients and "
-                f"{real} patients with a scan to compare with; at least {SMALL_COHORT} of each are "
+                f"{real} patients with a scan to compare with; at least {MIN_PATIENTS} of each are "
                 "needed.",
                 value=min(training, real),
                 forbids=True,
@@ -206,29 +218,29 @@ def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caut
                 forbids=True,
             )
         )
-    if kinds.count("resampled") < FEWEST_REFITS:
+    if kinds.count("resampled") < MIN_REFITS:
         made.append(
             Caution(
                 "no refits",
                 f"There are {kinds.count('resampled')} refits on resampled patients, too few for "
-                f"intervals (at least {FEWEST_REFITS}; scripts/refit.py --refits 20): the spread "
+                f"intervals (at least {MIN_REFITS}; scripts/refit.py --refits 20): the spread "
                 "over patients is not the uncertainty.",
                 value=kinds.count("resampled"),
             )
         )
-    if kinds.count("permuted") < FEWEST_PERMUTED:
+    if kinds.count("permuted") < MIN_PERMUTED:
         made.append(
             Caution(
                 "no permuted refits",
                 f"There are {kinds.count('permuted')} permuted refits, too few to call anything a "
-                f"finding (at least {FEWEST_PERMUTED}; scripts/refit.py --permutations 20).",
+                f"finding (at least {MIN_PERMUTED}; scripts/refit.py --permutations 20).",
                 value=kinds.count("permuted"),
             )
         )
     return made
 
 
-def built_in(text_region: str, text_mode: str) -> list[Caution]:
+def built_in_cautions(text_region: str, text_mode: str) -> list[Caution]:
     """Warnings of controls that the way of training passes by itself: they prove nothing."""
     made = []
     if text_region == "labels":
@@ -252,7 +264,7 @@ def built_in(text_region: str, text_mode: str) -> list[Caution]:
     return made
 
 
-def silent_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> list[Caution]:
+def low_relevance_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> list[Caution]:
     """Warnings of columns that the run hardly listens to; `loudness` by column, 0 to 1 (see
     `--text_relevance`).
     """
@@ -280,7 +292,7 @@ def pooled_cautions(pooled: Mapping[str, AtlasAttribute]) -> list[Caution]:
         Caution(
             "pooled",
             f"{c} ({a.role}) holds {len(a.counts)} different values; the real scans are adjusted "
-            f"for those that at least {FEWEST} cases have, all others taken together.",
+            f"for those that at least {MIN_LEVEL_CASES} cases have, all others taken together.",
             c,
         )
         for c, a in pooled.items()
@@ -311,7 +323,7 @@ def mask_cautions(
     logged = np.log(scans.volume.clip(lower=1e-6))
     for a in attributes:
         base = roles.adjustments(a.column)["base"]
-        design = Design.make(scans, a, base, volume=False)
+        design = Design.from_scans(scans, a, base, volume=False)
         fit = design.fit(logged, scans.patient) if design.terms else None
         if fit is None:
             continue
@@ -354,7 +366,7 @@ def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[C
     for contrast, factor in zip(main["contrast"], main["vif"].fillna(0), strict=True):
         largest[columns[contrast]] = max(largest.get(columns[contrast], 0.0), float(factor))
     for column, factor in largest.items():
-        if factor >= HIGH_VIF:
+        if factor >= MAX_VIF:
             made.append(
                 Caution(
                     "collinear",

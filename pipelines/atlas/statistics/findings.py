@@ -12,13 +12,13 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from pipelines.atlas.statistics.cautions import Caution
-from pipelines.atlas.statistics.intervals import FEWEST_PERMUTED
-from pipelines.atlas.statistics.regional import LUNG_REGIONS, PLACES
+from pipelines.atlas.statistics.intervals import MIN_PERMUTED
+from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05
 # HU; a real interval that lies between minus and plus this shows that there is next to nothing
-LITTLE = 10.0
+NEGLIGIBLE_HU = 10.0
 
 TEST_COLUMNS = (
     "contrast",
@@ -64,7 +64,7 @@ FINDING_COLUMNS = (
 Row = dict[str, Any]
 
 
-def agreement(generated: float, low: float, high: float) -> str:
+def classify_agreement(generated: float, low: float, high: float) -> str:
     """How a generated effect stands to the interval of the real one.
 
     That neither shows an effect needs an interval that is narrow: one that is wide says nothing,
@@ -74,14 +74,14 @@ def agreement(generated: float, low: float, high: float) -> str:
         return "cannot tell"
     inside, excludes = low <= generated <= high, low > 0 or high < 0
     if not excludes:
-        neither = inside and abs(generated) <= (high - low) / 4 and max(-low, high) <= LITTLE
+        neither = inside and abs(generated) <= (high - low) / 4 and max(-low, high) <= NEGLIGIBLE_HU
         return "no effect in either" if neither else "cannot tell"
     if np.sign(generated) != np.sign(low + high):
         return "opposite sign"
     return "agrees" if inside else "same sign"
 
 
-def judge(
+def judge_effects(
     effects: pd.DataFrame, real: pd.DataFrame, roles: Mapping[str, str], cautions: Sequence[Caution]
 ) -> pd.DataFrame:
     """tests.csv: every contrast and region with its verdict.
@@ -124,8 +124,8 @@ def judge(
         tests["real_high_hu"].astype(float),
         strict=True,
     )
-    tests["agreement"] = [agreement(*values) for values in bounds]
-    verdicts = [verdict(row, cautions) for row in tests.to_dict("records")]
+    tests["agreement"] = [classify_agreement(*values) for values in bounds]
+    verdicts = [reach_verdict(row, cautions) for row in tests.to_dict("records")]
     tests["verdict"], tests["why"] = [v for v, _ in verdicts], [why for _, why in verdicts]
     return tests.reindex(columns=list(TEST_COLUMNS))
 
@@ -139,7 +139,7 @@ def false_discovery(p: pd.Series) -> pd.Series:
     return q
 
 
-def verdict(row: Mapping[str, Any], cautions: Sequence[Caution]) -> tuple[str, str]:
+def reach_verdict(row: Mapping[str, Any], cautions: Sequence[Caution]) -> tuple[str, str]:
     """finding, not found or not judged, and why it is none."""
     if row["tested"] == "no":
         return "not judged", "a control region" if row[
@@ -151,11 +151,11 @@ def verdict(row: Mapping[str, Any], cautions: Sequence[Caution]) -> tuple[str, s
         return "not judged", forbidding[0].text
     if pd.isna(row["real_p"]):
         return "not judged", "the real scans give no estimate"
-    if row["permuted"] < FEWEST_PERMUTED:
+    if row["permuted"] < MIN_PERMUTED:
         return (
             "not judged",
             f"{row['permuted']:.0f} permuted refits are too few to judge by (at least "
-            f"{FEWEST_PERMUTED})",
+            f"{MIN_PERMUTED})",
         )
     if not row["real_q"] <= FDR:
         return (
@@ -169,7 +169,7 @@ def verdict(row: Mapping[str, Any], cautions: Sequence[Caution]) -> tuple[str, s
     return "finding", ""
 
 
-def summarise(
+def rank_findings(
     tests: pd.DataFrame,
     labels: Mapping[str, str],
     controls: pd.DataFrame,
@@ -182,7 +182,7 @@ def summarise(
     for contrast, part in tests[tests["tested"] == "yes"].groupby("contrast", sort=False):
         rows = {row["region"]: row for row in part.to_dict("records")}
         claimed = [name for name, row in rows.items() if row["verdict"] == "finding"]
-        places = [name for name in PLACES if name in (claimed or rows)] or claimed or list(rows)
+        places = [name for name in SUBREGIONS if name in (claimed or rows)] or claimed or list(rows)
         strongest = max(places, key=lambda name: abs(rows[name]["generated_hu"]))
         first = rows.get("lungs") or next(iter(rows.values()))
         made: Row = {

@@ -12,11 +12,11 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95
-FEWEST_REFITS = 3  # below this an SD over refits says nothing
-FEWEST_PERMUTED = 5  # below this nothing is judged
+MIN_REFITS = 3  # below this an SD over refits says nothing
+MIN_PERMUTED = 5  # below this nothing is judged
 
 
-def over_patients(rows: pd.DataFrame) -> pd.DataFrame:
+def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
     """The generated effect of each contrast and region over cases, from rows of
     effects_by_case.csv.
     """
@@ -39,7 +39,7 @@ def refit_interval(effect: float, refits: Sequence[float]) -> dict[str, Any]:
     fewer than three.
     """
     found: dict[str, Any] = {"refits": len(refits)}
-    if len(refits) < FEWEST_REFITS:
+    if len(refits) < MIN_REFITS:
         return found
     sd = float(np.std(refits, ddof=1))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(refits) - 1)) * sd
@@ -66,7 +66,7 @@ def permuted_null(effect: float, permuted: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def with_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
+def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
     """effects.csv with what refits say.
 
     Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.atlas.statistics.associations import STRONG_ASSOCIATION
 from pipelines.atlas.statistics.findings import FDR
-from pipelines.atlas.statistics.intervals import FEWEST_PERMUTED, FEWEST_REFITS
-from pipelines.atlas.statistics.ties import STRONG_TIE
+from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
 
 GENERATED = """
 Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps} training steps on
@@ -42,12 +42,12 @@ over {tests} tests (contrasts and lung regions; Benjamini and Hochberg). Differe
 data, not effects of an intervention."""
 
 
-def methods(facts: Mapping[str, Any]) -> str:
+def methods_paragraph(facts: Mapping[str, Any]) -> str:
     """A paragraph from the facts of an atlas (the names in braces above)."""
-    refitted = REFITTED if facts["refits"] >= FEWEST_REFITS else NOT_REFITTED
+    refitted = REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED
     vessels, permuted = VESSELS if facts["vessel_hu"] else "", PERMUTED if facts["permuted"] else ""
     parts = [GENERATED, vessels, refitted, permuted, REAL, FINDINGS]
     text = "\n".join(parts).format(
-        **facts, least=FEWEST_PERMUTED, fewest=FEWEST_REFITS, fdr=FDR, strong=STRONG_TIE
+        **facts, least=MIN_PERMUTED, fewest=MIN_REFITS, fdr=FDR, strong=STRONG_ASSOCIATION
     )
     return " ".join(text.split())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ELSEWHERE = "elsewhere"  # the lungs without the planted region
-SMALL_HU = 1.0  # of the planted effect in a region, below which a share of it means nothing
+MIN_PLANTED_HU = 1.0  # of the planted effect in a region, below which a share of it means nothing
 
 Mask = NDArray[np.bool_]
 
@@ -22,7 +22,7 @@ def planted_share(masks: Mapping[str, Mask], planted: str) -> dict[str, float]:
     return {name: float((mask & where).sum() / mask.sum()) for name, mask in masks.items()}
 
 
-def spike_rows(
+def planted_effect_rows(
     planted: Mapping[str, float], generated: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Rows of spike.csv from the planted and the generated effect by region, HU."""
@@ -36,7 +36,7 @@ def spike_rows(
                 "region": region,
                 "planted_hu": true,
                 "generated_hu": made,
-                "recovered": made / true if abs(true) >= SMALL_HU else None,
+                "recovered": made / true if abs(true) >= MIN_PLANTED_HU else None,
                 "leaked_hu": made - true,
             }
         )

@@ -13,8 +13,8 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 FRAME = (80, 64, 72)  # voxels: two lungs of 40 side by side, back to front, bottom to top
-TISSUE = 0.5  # share of lung that a voxel of the frame needs in a patient to count
-COVERAGE = 0.5  # share of patients that must have lung in a voxel of the frame
+MIN_TISSUE = 0.5  # share of lung that a voxel of the frame needs in a patient to count
+MIN_COVERAGE = 0.5  # share of patients that must have lung in a voxel of the frame
 
 
 class LungFrame:
@@ -46,7 +46,9 @@ class LungFrame:
             [_sample(np.where(part, volume, 0).astype(np.float32), at) for part, at in self.parts]
         )
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self.weight >= TISSUE, found / self.weight, np.nan).astype(np.float32)
+            return np.where(self.weight >= MIN_TISSUE, found / self.weight, np.nan).astype(
+                np.float32
+            )
 
 
 def _places(side: Mask, size: Sequence[int]) -> NDArray[np.float32]:
@@ -64,7 +66,7 @@ def _sample(volume: Array, at: NDArray[np.float32]) -> Array:
 
 
 @dataclass
-class Average:
+class RunningAverage:
     """A running mean over patients."""
 
     total: Array = field(default_factory=lambda: np.zeros(FRAME, np.float32))
@@ -89,7 +91,7 @@ class Average:
         """Mean over the patients that have lung there; NaN where fewer than `COVERAGE` of them
         have.
         """
-        enough = self.coverage >= COVERAGE
+        enough = self.coverage >= MIN_COVERAGE
         return np.where(enough, self.total / np.maximum(self.count, 1), np.nan).astype(np.float32)
 
     def sd(self) -> Array:
@@ -108,19 +110,19 @@ class PopulationMaps:
     """Every averaged map by (kind, contrast, refit)."""
 
     def __init__(self) -> None:
-        self.averages: dict[Key, Average] = {}
+        self.averages: dict[Key, RunningAverage] = {}
 
     def add(self, key: Key, mapped: Array) -> None:
-        self.averages.setdefault(key, Average()).add(mapped)
+        self.averages.setdefault(key, RunningAverage()).add(mapped)
 
-    def finished(self) -> list[tuple[str, str, int, Array]]:
+    def summary_maps(self) -> list[tuple[str, str, int, Array]]:
         """(kind, contrast, cases, array) of every map.
 
         Of resampled refits it is their spread; of permuted ones the first, for a mean over them
         would look smaller than what chance does in one network.
         """
         made: list[tuple[str, str, int, Array]] = []
-        refits: dict[tuple[str, str], list[Average]] = {}
+        refits: dict[tuple[str, str], list[RunningAverage]] = {}
         for (kind, contrast, refit), average in self.averages.items():
             if refit:
                 refits.setdefault((kind, contrast), []).append(average)

@@ -21,7 +21,7 @@ LUNG_REGIONS = (
     "core",
     "rim",
 )  # where effects are tested
-PLACES = (
+SUBREGIONS = (
     "upper",
     "middle",
     "lower",
@@ -38,7 +38,7 @@ def find_vessels(hu: Hu, lungs: Mask, above: float) -> Mask:
 
 
 @dataclass(frozen=True)
-class Regions:
+class RegionVoxels:
     """Flat indices of each region's voxels: `kept` without vessels, `all` with them; regions that
     lose all keep all.
     """
@@ -47,10 +47,10 @@ class Regions:
     all: Mapping[str, NDArray[np.integer]]
 
     @staticmethod
-    def make(masks: Mapping[str, Mask], vessels: Mask) -> Regions:
+    def from_masks(masks: Mapping[str, Mask], vessels: Mask) -> RegionVoxels:
         every = {name: np.flatnonzero(mask) for name, mask in masks.items()}
         less = {name: np.flatnonzero(mask & ~vessels) for name, mask in masks.items()}
-        return Regions(
+        return RegionVoxels(
             {name: less[name] if len(less[name]) else every[name] for name in masks}, every
         )
 

@@ -13,17 +13,19 @@ import statsmodels.api as sm
 
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 
-FEWEST = 3  # cases of a level; rarer ones of a covariate are taken together
-FREE = 8  # patients that must remain beyond the terms, below which nothing is estimated
-PRIMARY = (
+MIN_LEVEL_CASES = 3  # cases of a level; rarer ones of a covariate are taken together
+MIN_RESIDUAL_PATIENTS = (
+    8  # patients that must remain beyond the terms, below which nothing is estimated
+)
+ADJUSTMENT_ORDER = (
     "all+volume",
     "base+diagnosis+volume",
     "base+volume",
     "base",
 )  # the first that the cases suffice for
 UNKNOWN, OTHER = "(not known)", "(other)"
-TIED = 1e-3  # share of an attribute's variance that covariates must leave over
-EXACT = 1e-9  # a share so small is rounding
+MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates must leave over
+ROUNDING_TOLERANCE = 1e-9  # a share so small is rounding
 INSEPARABLE = "cannot be told apart from the columns adjusted for"
 
 REAL_COLUMNS = (
@@ -91,7 +93,9 @@ class Roles:
         return sets
 
 
-def estimates(scans: RealScans, contrasts: Sequence[Contrast], roles: Roles) -> pd.DataFrame:
+def estimate_contrasts(
+    scans: RealScans, contrasts: Sequence[Contrast], roles: Roles
+) -> pd.DataFrame:
     """Every contrast in every region with every set of covariates; a row says why where there is no
     estimate.
     """
@@ -123,7 +127,7 @@ def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
         feasible = set(
             part.loc[part["real_hu"].notna() | (part["reason"] == INSEPARABLE), "adjustment"]
         )
-        chosen = next((name for name in PRIMARY if name in feasible), PRIMARY[0])
+        chosen = next((name for name in ADJUSTMENT_ORDER if name in feasible), ADJUSTMENT_ORDER[0])
         real.loc[part.index[part["adjustment"] == chosen], "primary"] = "yes"
     return real
 
@@ -140,7 +144,7 @@ def _adjusted(
         "adjustment": adjustment,
         "adjusted_for": " | ".join([*covariates, *(["log lung volume"] if volume else [])]),
     }
-    design = Design.make(scans, attribute, covariates, volume)
+    design = Design.from_scans(scans, attribute, covariates, volume)
     rows = []
     for region in scans.density.columns:
         fit = design.fit(scans.density[region], scans.patient)
@@ -161,7 +165,7 @@ class Design:
     attribute: AtlasAttribute
 
     @staticmethod
-    def make(
+    def from_scans(
         scans: RealScans, attribute: AtlasAttribute, covariates: Sequence[str], volume: bool
     ) -> Design:
         values = scans.table[attribute.column]
@@ -171,7 +175,7 @@ class Design:
         parts = [_own_terms(values, attribute)]
         terms = tuple(parts[0].columns)
         table = scans.table.loc[values.index]
-        parts += [covariate_terms(table[c]) for c in covariates]
+        parts += [covariate_columns(table[c]) for c in covariates]
         if volume:
             logged = np.log(scans.volume.loc[values.index].clip(lower=1e-6))
             parts.append((logged - logged.mean()).to_frame("log lung volume"))
@@ -187,7 +191,7 @@ class Design:
         x = self.x.loc[y.index]
         groups = patient.loc[y.index]
         if (
-            groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < FREE
+            groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < MIN_RESIDUAL_PATIENTS
         ):  # scans of one patient do not count twice
             return None
         repeats = groups.duplicated().any()
@@ -208,11 +212,11 @@ class Design:
         found: dict[str, Any] = {"cases": int(fit.nobs)}
         if name not in self.terms:
             rare = contrast.start if self.attribute.kind == "category" and not self.terms else name
-            return found | {"reason": f"fewer than {FEWEST} cases have {rare}"}
+            return found | {"reason": f"fewer than {MIN_LEVEL_CASES} cases have {rare}"}
         own = [list(fit.model.exog_names).index(term) for term in self.terms]
-        factor = inflation(fit.model.exog, own)
+        factor = variance_inflation(fit.model.exog, own)
         found["vif"] = round(factor, 2) if np.isfinite(factor) else None
-        if not factor < 1 / TIED:
+        if not factor < 1 / MIN_UNIQUE_VARIANCE:
             return found | {"reason": INSEPARABLE}
         scale = 1.0 if contrast.kind != "quantiles" else float(contrast.end) - float(contrast.start)
         low, high = sorted(scale * v for v in fit.conf_int().loc[name])
@@ -232,7 +236,7 @@ class Design:
 
 def _levels(values: pd.Series) -> list[str]:
     counts = values[values != ""].value_counts()
-    return [str(v) for v in counts.index[counts >= FEWEST]]
+    return [str(v) for v in counts.index[counts >= MIN_LEVEL_CASES]]
 
 
 def _own_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
@@ -244,7 +248,7 @@ def _own_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
     return pd.get_dummies(values).drop(columns=attribute.reference)
 
 
-def covariate_terms(values: pd.Series) -> pd.DataFrame:
+def covariate_columns(values: pd.Series) -> pd.DataFrame:
     """A covariate as terms: what is not known is a level of its own; rare levels are taken
     together.
     """
@@ -254,20 +258,20 @@ def covariate_terms(values: pd.Series) -> pd.DataFrame:
     known = values != ""
     if numbers[known].notna().all() and numbers.nunique() > 6:
         centred = (numbers - numbers.mean()).fillna(0).to_frame(values.name)
-        if (~known).sum() >= FEWEST:
+        if (~known).sum() >= MIN_LEVEL_CASES:
             centred[f"{values.name} {UNKNOWN}"] = ~known
         return centred
     said = values.where(known, UNKNOWN)
-    said = said.where(said.map(said.value_counts()) >= FEWEST, OTHER)
+    said = said.where(said.map(said.value_counts()) >= MIN_LEVEL_CASES, OTHER)
     counts = said.value_counts()
-    if counts.get(OTHER, FEWEST) < FEWEST:
+    if counts.get(OTHER, MIN_LEVEL_CASES) < MIN_LEVEL_CASES:
         said = said.replace(OTHER, counts.index[0])
     return pd.get_dummies(said, prefix=str(values.name)).drop(
         columns=f"{values.name}_{said.value_counts().index[0]}"
     )
 
 
-def inflation(x: np.ndarray, own: Sequence[int]) -> float:
+def variance_inflation(x: np.ndarray, own: Sequence[int]) -> float:
     """Variance inflation of an attribute's terms, taken together, by all other columns of a design;
     1 without others.
 
@@ -285,4 +289,4 @@ def inflation(x: np.ndarray, own: Sequence[int]) -> float:
     terms, others = centred[:, own], np.delete(centred, own, axis=1)
     left = terms - others @ np.linalg.lstsq(others, terms, rcond=None)[0]
     share = np.linalg.det(left.T @ left) / np.linalg.det(terms.T @ terms)
-    return float(share ** (-1 / len(own))) if share > EXACT else float("inf")
+    return float(share ** (-1 / len(own))) if share > ROUNDING_TOLERANCE else float("inf")

@@ -35,16 +35,16 @@ def region_name(region: str) -> str:
     return REGION_NAMES.get(region, region.replace("_", " "))
 
 
-def hu(value: float) -> str:
+def format_hu(value: float) -> str:
     """A change with its sign, whole from 10 HU on."""
     if round(abs(value), 1) == 0:
         return "0"
     return f"{value:+.0f}" if abs(value) >= 9.95 else f"{value:+.1f}"
 
 
-def interval(low: float, high: float) -> str:
+def format_interval(low: float, high: float) -> str:
     """`[36, 46]`, with signs where one is negative."""
-    shown = [hu(v) for v in (low, high)]
+    shown = [format_hu(v) for v in (low, high)]
     return f"[{', '.join(s.lstrip('+') if min(low, high) >= 0 else s for s in shown)}]"
 
 
@@ -54,8 +54,8 @@ def generated_part(label: str, row: Row) -> str:
     """
     bounds = ""
     if pd.notna(row["refit_low_hu"]):
-        bounds = f" {interval(row['refit_low_hu'], row['refit_high_hu'])}"
-    return f"{label}: {hu(row['generated_hu'])} HU{bounds} in {region_name(row['region'])}"
+        bounds = f" {format_interval(row['refit_low_hu'], row['refit_high_hu'])}"
+    return f"{label}: {format_hu(row['generated_hu'])} HU{bounds} in {region_name(row['region'])}"
 
 
 def real_part(row: Row) -> str:
@@ -63,8 +63,8 @@ def real_part(row: Row) -> str:
     if pd.isna(row["real_hu"]):
         return "the real scans give no estimate"
     return (
-        f"the real scans {AGREEING[row['agreement']]} ({hu(row['real_hu'])} "
-        f"{interval(row['real_low_hu'], row['real_high_hu'])}, adjusted)"
+        f"the real scans {AGREEING[row['agreement']]} ({format_hu(row['real_hu'])} "
+        f"{format_interval(row['real_low_hu'], row['real_high_hu'])}, adjusted)"
     )
 
 
@@ -74,9 +74,7 @@ def finding_sentence(label: str, row: Row, strongest: Row, controls: pd.DataFram
     if strongest["region"] != row["region"] and abs(strongest["generated_hu"]) > abs(
         row["generated_hu"]
     ):
-        place = (
-            f", strongest in {region_name(strongest['region'])} ({hu(strongest['generated_hu'])})"
-        )
+        place = f", strongest in {region_name(strongest['region'])} ({format_hu(strongest['generated_hu'])})"
     text = f"{generated_part(label, row)}{place}; {real_part(row)}."
     said = controls[(controls["control"] == "re-worded") & (controls["region"] == row["region"])]
     if len(said):

@@ -14,12 +14,12 @@ Mask = NDArray[np.bool_]
 SIDES = {"left_lung": "left ", "right_lung": "right ", "lungs": ""}
 DEPTHS = {"rim": "subpleural", "core": "core"}
 THIRDS = ("upper", "middle", "lower")
-MOST = 3  # zones that are named
-SHARE = 0.5  # of the strongest zone's change, which a zone needs to be named beside it
-LEAST_HU = 1.0  # generated volumes are stored in whole HU
+MAX_ZONES = 3  # zones that are named
+MIN_SHARE = 0.5  # of the strongest zone's change, which a zone needs to be named beside it
+MIN_CHANGE_HU = 1.0  # generated volumes are stored in whole HU
 
 
-def zones(masks: Mapping[str, Mask]) -> dict[str, Mask]:
+def zone_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     """Side by third by depth, as far as they are there: "right lower third, subpleural".
 
     Args:
@@ -38,22 +38,24 @@ def zones(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     return found
 
 
-def strongest(means: Mapping[str, float], floor: float) -> list[str]:
+def top_zones(means: Mapping[str, float], floor: float) -> list[str]:
     """The zones that change most, the strongest first.
 
     Args:
         means: Mean change of each zone, HU.
         floor: What chance alone changes, HU; zones at or below it are not named.
     """
-    floor = max(floor, LEAST_HU)
+    floor = max(floor, MIN_CHANGE_HU)
     most = max(map(abs, means.values()), default=0.0)
     named = [
-        name for name, value in means.items() if abs(value) > floor and abs(value) >= SHARE * most
+        name
+        for name, value in means.items()
+        if abs(value) > floor and abs(value) >= MIN_SHARE * most
     ]
-    return sorted(named, key=lambda name: -abs(means[name]))[:MOST]
+    return sorted(named, key=lambda name: -abs(means[name]))[:MAX_ZONES]
 
 
-def numbered(masks: Mapping[str, Mask], shape: Sequence[int]) -> NDArray[np.uint8]:
+def label_zones(masks: Mapping[str, Mask], shape: Sequence[int]) -> NDArray[np.uint8]:
     """The zones as labels 1, 2, ... in their order, `shape`; 0 elsewhere."""
     labels = np.zeros(tuple(shape), np.uint8)
     for number, mask in enumerate(masks.values(), 1):

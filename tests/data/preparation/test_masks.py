@@ -16,7 +16,7 @@ from data.geometry import Volume
 from data.preparation import jobs, lungs, tools
 from data.preparation.masks import MaskPlan, make, threshold_lungs
 from data.preparation.quality import measure, warnings
-from data.volumes import load
+from data.volumes import load_volume
 from tests.chests import SPACING, chest
 from tests.jobs_to_do import act
 from util.cli import UserError
@@ -232,7 +232,7 @@ def test_tasks_in_this_process() -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans at {REAL}")
 def test_a_real_chest() -> None:
     image, asked, nodules = (
-        load(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules")
+        load_volume(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules")
     )
     made = threshold_lungs(image)
     assert all(dice(made == side, asked.array == side) >= 0.95 for side in (1, 2))

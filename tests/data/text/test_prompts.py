@@ -15,7 +15,6 @@ from data.text.prompts import (
     cohort_prompts,
     load_template,
     read_prompts,
-    sentence,
     split_free_text,
 )
 from data.text.review import write_prompt_table
@@ -62,7 +61,7 @@ def test_published_wording(aiib23: Template) -> None:
         RISK_OCCUPATIONAL="Yes",
         RISK_PRECIPITINS="No",
     )
-    assert sentence(aiib23.phrases(full)) == (
+    assert aiib23.phrases(full).sentence == (
         "Lung CT scan : DIAGNOSIS is IPF, State of (Dead/Alive) within one year is Alive, Patient "
         "age: 76. Gender: Female. SMOKING HISTORY is Never smoker, Occupational exposure present. "
         "RISK PRECIPITINS is No."
@@ -76,7 +75,7 @@ def test_missing_values_leave_the_text(aiib23: Template, value: str) -> None:
     assert aiib23.phrases(dict.fromkeys(COLUMNS, value)) == ()
     assert sentence(()) == ""
     known = aiib23.phrases({**dict.fromkeys(COLUMNS, value), "DIAGNOSIS": "IPF"})
-    assert [p.text for p in known] == ["DIAGNOSIS is IPF"]
+    assert known.texts == ["DIAGNOSIS is IPF"]
 
 
 def test_automatic_template_says_every_column_but_ids() -> None:
@@ -184,17 +183,17 @@ def test_osic_template() -> None:
             "SmokingStatus": "Ex-smoker",
         }
     )
-    assert "Patient age: 79." in [p.text for p in prompt] and "58.3" in sentence(prompt)
-    assert "ID1" not in sentence(prompt)
+    assert "Patient age: 79." in prompt.texts and "58.3" in prompt.sentence
+    assert "ID1" not in prompt.sentence
 
 
 def test_free_text_is_split_into_phrases_and_back(aiib23: Template) -> None:
     own = aiib23.phrases(row(DIAGNOSIS="IPF", AGE="76", SEX="F", label="1"))
-    again = split_free_text(sentence(own))
+    again = split_free_text(own.sentence)
     assert [wording.strip_phrase(p.text) for p in again] == [
         wording.strip_phrase(p.text) for p in own
     ]
-    assert sentence(again) == sentence(own)
+    assert again.sentence == own.sentence
     pieces = [
         p.text
         for p in split_free_text(
@@ -209,8 +208,8 @@ def test_prompts_csv_stands_instead_of_the_template(tmp_path: Path, aiib23: Temp
     (tmp_path / "prompts.csv").write_text('File Name,Prompt\na.nii.gz,"Old man, smoker"\n')
     cases = tuple(Case(c, None, tmp_path / c, row(AGE="60")) for c in "ab")
     made = cohort_prompts(Cohort(tmp_path, cases, {}, (0, 1), COLUMNS), aiib23)
-    assert [p.text for p in made["a"]] == ["Old man", "smoker"] and made["a"][0].column is None
-    assert [p.text for p in made["b"]] == ["Patient age: 60."]
+    assert made["a"].texts == ["Old man", "smoker"] and made["a"][0].column is None
+    assert made["b"].texts == ["Patient age: 60."]
     (tmp_path / "prompts.csv").write_text("File,Prompt\na,b\n")
     with pytest.raises(UserError, match="File Name"):
         read_prompts(tmp_path / "prompts.csv")

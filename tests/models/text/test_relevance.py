@@ -13,8 +13,8 @@ import torch
 
 from data.load_cohort import load_cohort
 from data.lung_density import PARTS, lung_means
-from data.phantom.write import make
-from data.volumes import load
+from data.phantom.write import make_phantom_cohort
+from data.volumes import load_volume
 from models.networks.generator import Generator
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.phrase_encoder import PhraseEncoder
@@ -245,7 +245,7 @@ def test_text_learns_from_a_scan_by_its_weight() -> None:
 
 
 def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
-    cohort = make(
+    cohort = make_phantom_cohort(
         PhantomOptions(
             OUT=str(tmp_path / "cohort"),
             cases=26,
@@ -297,7 +297,7 @@ def test_lung_means_are_those_of_the_files(
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
     (found,) = lung_means([case], data, tmp_path if prepared else None)
-    hu, mask = load(cohort_dir / "img" / f"{case.id}.nii.gz").array, load(case.mask).array
+    hu, mask = load_volume(cohort_dir / "img" / f"{case.id}.nii.gz").array, load_volume(case.mask).array
     assert set(found) == set(PARTS)
     assert found["lungs"] == pytest.approx(
         float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean()), abs=0.5

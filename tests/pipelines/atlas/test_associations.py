@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from pipelines.atlas.statistics import cautions, intervals
+from pipelines.atlas.statistics.associations import measure_association, widen_intervals
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
-from pipelines.atlas.statistics.ties import association, widen_intervals
 
 A = AtlasAttribute("A", "exposure", "category", ("no", "yes"), {"no": 50, "yes": 50})
 B = AtlasAttribute(
@@ -73,25 +73,25 @@ def test_ties_are_measured_for_every_kind_of_pair() -> None:
     a = pd.Series(rng.choice(["x", "y", "z"], 300))
     b = a.where(rng.random(300) < 0.7, rng.choice(["x", "y", "z"], 300))
     number = pd.Series(rng.normal(size=300) + 3 * (a == "x")).astype(str)
-    assert association(a, b, ("category", "category"))[:2] == (
+    assert measure_association(a, b, ("category", "category"))[:2] == (
         "Cramer's V",
         pytest.approx(0.7, abs=0.08),
     )
-    assert association(a, pd.Series(rng.permutation(a)), ("category", "category"))[1] < 0.12
-    assert association(a, number, ("category", "number"))[:2] == (
+    assert measure_association(a, pd.Series(rng.permutation(a)), ("category", "category"))[1] < 0.12
+    assert measure_association(a, number, ("category", "number"))[:2] == (
         "correlation ratio",
         pytest.approx(0.82, abs=0.06),
     )
-    assert association(number, number, ("number", "number"))[:2] == ("Spearman", pytest.approx(1))
-    assert association(a, pd.Series([""] * 300), ("category", "category"))[1:] == (0.0, 0)
+    assert measure_association(number, number, ("number", "number"))[:2] == ("Spearman", pytest.approx(1))
+    assert measure_association(a, pd.Series([""] * 300), ("category", "category"))[1:] == (0.0, 0)
 
 
 def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
     rows = [{**STRONG, "value": v} for v in (0.7, 0.4, 0.1)]
-    strong, weak = cautions.tie_cautions(rows, {})
+    strong, weak = cautions.association_cautions(rows, {})
     assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
-    assert not cautions.tie_cautions([{**rows[0], "cases": 5}], {})
-    outcome = cautions.tie_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
+    assert not cautions.association_cautions([{**rows[0], "cases": 5}], {})
+    outcome = cautions.association_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
     assert (
         outcome.forbids
         and (outcome.column, outcome.other) == ("B", "")
@@ -144,7 +144,7 @@ def test_only_effects_in_doubt_are_widened() -> None:
 def test_without_refits_there_is_still_no_interval() -> None:
     none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect_hu"])
     found = widen_intervals(
-        intervals.with_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
+        intervals.add_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
         [STRONG],
         TABLE,
         [A, B],

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.atlas_options import RefitOptions
 from options.phantom_options import PhantomOptions
 from pipelines import refits
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     added.
     """
     place = tmp_path_factory.mktemp("atlas")
-    cohort = make(
+    cohort = make_phantom_cohort(
         PhantomOptions(
             OUT=str(place / "cohort"),
             cases=34,
@@ -286,43 +286,43 @@ def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None
     before = {n: (folder / f"{n}.json").stat().st_mtime_ns for n in ("resampled_004",)}
     assert command(*words).code == 0
     assert all((folder / f"{n}.json").stat().st_mtime_ns == t for n, t in before.items())
-    origin = refits.Origin.load(run.folder)
-    one = refits.wanted(origin, RefitOptions(refits=4))[-1]
+    origin = refits.OriginRun.load(run.folder)
+    one = refits.planned_refits(origin, RefitOptions(refits=4))[-1]
     (folder / "resampled_004.json").unlink()  # as if it had been stopped before its end
-    assert "--continue_train" in refits.words(origin, one, RefitOptions(), "")
+    assert "--continue_train" in refits.train_arguments(origin, one, RefitOptions(), "")
     shutil.rmtree(folder / "resampled_004")
-    assert "--resample" in refits.words(
+    assert "--resample" in refits.train_arguments(
         origin, one, RefitOptions(), "1"
-    ) and "--gpu_ids" in refits.words(origin, one, RefitOptions(), "1")
+    ) and "--gpu_ids" in refits.train_arguments(origin, one, RefitOptions(), "1")
 
 
 def test_a_refit_that_fails_says_why(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = refits.Origin.load(run.folder)
+    origin = refits.OriginRun.load(run.folder)
     one = refits.Refit("resampled_009", "resampled", 1009)
     monkeypatch.setattr(refit, "words", lambda *_: ["--dataroot", "no/such", "--name", "x"])
     with pytest.raises(
         UserError, match=r"resampled_009 ended with exit code 2: .*no/such.*resampled_009\.log"
     ):
-        refits.train_one(origin, one, RefitOptions(), "", 1)
+        refits.train_refit(origin, one, RefitOptions(), "", 1)
     assert not one.record(run.folder).exists()
 
 
 def test_a_column_is_shuffled_with_what_hangs_on_it_and_a_clip_trained_again(
     run: TrainedRun, tmp_path: Path
 ) -> None:
-    origin = refits.Origin.load(run.folder)
-    one = refits.wanted(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[0]
+    origin = refits.OriginRun.load(run.folder)
+    one = refits.planned_refits(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[0]
     assert one.permuted == ("SMOKING HISTORY", "PACK-YEARS", "SMOKING HISTORY STOP DATE")
     assert one.name == "permuted_SMOKING_HISTORY_001"
     (tmp_path / "clip.json").write_text("{}")
     text = replace(origin.options.text, text_encoder=str(tmp_path))
     own = replace(origin, options=replace(origin.options, text=text))
-    words = refits.words(own, one, RefitOptions(), "")
+    words = refits.train_arguments(own, one, RefitOptions(), "")
     assert words[words.index("--text_encoder") + 1] == "cohort"
-    words = refits.words(own, one, RefitOptions(reuse_encoder=True), "")
+    words = refits.train_arguments(own, one, RefitOptions(reuse_encoder=True), "")
     assert words[words.index("--text_encoder") + 1] == str(tmp_path)
     with pytest.raises(UserError, match="knows no column 'HEIGHT'"):
-        refits.wanted(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
+        refits.planned_refits(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
 
 
 def test_refits_of_a_run_that_went_on_are_not_used(
@@ -331,7 +331,7 @@ def test_refits_of_a_run_that_went_on_are_not_used(
     path = run.folder / "refits" / "resampled_001.json"
     before = path.read_text()
     path.write_text(json.dumps({**json.loads(before), "run_step": 1}))
-    assert "resampled_001" not in [r["name"] for r in refits.records(run.folder)]
+    assert "resampled_001" not in [r["name"] for r in refits.finished_refits(run.folder)]
     assert "resampled_001" in caplog.text
     path.write_text(before)
 
@@ -375,13 +375,13 @@ def test_an_atlas_is_replaced_only_when_asked_for(
 ) -> None:
     before = files(atlas)
     refused(
-        discover(trained_run, atlas, "--columns", "SEX"), "holds an atlas already", "--overwrite"
+        discover(trained_run, atlas, "--columns", "SEX"), "exists already", "--overwrite"
     )
     assert files(atlas) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     refused(
-        discover(trained_run, tmp_path / "mine", "--columns", "SEX", "--overwrite"), "is no atlas"
+        discover(trained_run, tmp_path / "mine", "--columns", "SEX", "--overwrite"), "holds no atlas.json"
     )
     copy = Path(shutil.copytree(atlas, tmp_path / "copy"))
     done = discover(

@@ -6,7 +6,7 @@ import pytest
 
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Phrase, load_template
-from pipelines.atlas.attributes import attribute_arms, choose, classify, covariate, quantiles
+from pipelines.atlas.attributes import attribute_variants, choose_attributes, classify_column, pooled_covariate, quantile_values
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from util.cli import UserError
 
@@ -25,7 +25,7 @@ def test_kinds_and_references() -> None:
         C=["1.25", "2.5"] * 6,
         D=["x", "y"] * 6,
     )
-    a, b, c = (classify(template, made, name) for name in "ABC")
+    a, b, c = (classify_column(template, made, name) for name in "ABC")
     assert isinstance(a, AtlasAttribute) and a.kind == "category" and a.values == ("No", "Yes")
     assert (
         isinstance(b, AtlasAttribute)
@@ -33,13 +33,13 @@ def test_kinds_and_references() -> None:
         and b.values == ("1", "3", "6", "8", "10")
     )
     assert isinstance(c, AtlasAttribute) and c.kind == "category"
-    d = classify(template, made, "D", "y")
+    d = classify_column(template, made, "D", "y")
     assert isinstance(d, AtlasAttribute) and d.reference == "y"
-    assert quantiles(["1", "2"], {"1": 5, "2": 5}) == ("1", "2")
-    chosen, left = choose(template, made, list("ABCD"), ["A"], list("ABCD"), {})
+    assert quantile_values(["1", "2"], {"1": 5, "2": 5}) == ("1", "2")
+    chosen, left = choose_attributes(template, made, list("ABCD"), ["A"], list("ABCD"), {})
     assert [x.column for x in chosen] == ["A"] and left == dict.fromkeys("BCD", "not asked for")
     with pytest.raises(UserError, match="No column of the table can be studied"):
-        choose(template, rows(A=["x"] * 9), ["A"], [], ["A"], {})
+        choose_attributes(template, rows(A=["x"] * 9), ["A"], [], ["A"], {})
 
 
 def test_columns_that_cannot_be_compared_say_why() -> None:
@@ -56,13 +56,13 @@ def test_columns_that_cannot_be_compared_say_why() -> None:
         "COMMA": "numbers written as texts",
         "SIZE": "'<3 cm' and '>3 cm' would have the same file name",
     }.items():
-        found = classify(template, made, column)
+        found = classify_column(template, made, column)
         assert isinstance(found, str) and why in found, (column, found)
     numbers = rows(**{"A b": [str(k) for k in range(20)], "A_b": [str(k) for k in range(20)]})
-    chosen, left = choose(template, numbers, ["A b", "A_b"], [], ["A b", "A_b"], {})
+    chosen, left = choose_attributes(template, numbers, ["A b", "A_b"], [], ["A b", "A_b"], {})
     assert [a.column for a in chosen] == ["A b"] and "same names as those of 'A b'" in left["A_b"]
     with pytest.raises(UserError, match="--reference: 'A b' holds numbers"):
-        choose(template, numbers, ["A b"], [], ["A b"], {"A b": "3"})
+        choose_attributes(template, numbers, ["A b"], [], ["A b"], {"A b": "3"})
 
 
 def test_many_scanners_are_still_adjusted_for() -> None:
@@ -70,10 +70,10 @@ def test_many_scanners_are_still_adjusted_for() -> None:
     made = rows(
         Scanner=[f"type {k % 12}" for k in range(60)], Note=[f"note {k}" for k in range(60)]
     )
-    assert isinstance(classify(template, made, "Scanner"), str)
-    pooled = covariate(template, made, "Scanner")
+    assert isinstance(classify_column(template, made, "Scanner"), str)
+    pooled = pooled_covariate(template, made, "Scanner")
     assert pooled is not None and pooled.role == "acquisition" and len(pooled.counts) == 12
-    assert covariate(template, made, "Note") is None
+    assert pooled_covariate(template, made, "Note") is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_roles_by_name(column: str, role: str) -> None:
 
 def test_what_was_not_reported_is_not_known() -> None:
     template = load_template("auto")
-    found = classify(template, rows(A=["Not reported"] * 9 + ["Yes", "No"] * 9), "A")
+    found = classify_column(template, rows(A=["Not reported"] * 9 + ["Yes", "No"] * 9), "A")
     assert isinstance(found, AtlasAttribute) and found.values == ("No", "Yes")
 
 
@@ -106,13 +106,13 @@ def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
     template = load_template("aiib23")
     packs = AtlasAttribute("PACK-YEARS", "exposure", "number", ("10", "40"), {"10": 5, "40": 5})
     row = {"SMOKING HISTORY": "Never smoker", "PACK-YEARS": "", "AGE": "60"}
-    assert attribute_arms(template, row, packs) == []
-    arms = attribute_arms(template, {**row, "SMOKING HISTORY": "Ex smoker"}, packs)
+    assert attribute_variants(template, row, packs) == []
+    arms = attribute_variants(template, {**row, "SMOKING HISTORY": "Ex smoker"}, packs)
     assert [arm.value for arm in arms] == ["10", "40"]
     smoking = AtlasAttribute(
         "SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {}
     )
-    arms = attribute_arms(template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking)
+    arms = attribute_variants(template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking)
     assert arms[0].dropped == ("PACK-YEARS",) and arms[1].dropped == ()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.phantom_options import PhantomOptions
 from tests.atlas_run import discover, record, table
 from tests.commands import TrainedRun, refused
@@ -16,7 +16,7 @@ from tests.commands import TrainedRun, refused
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other patients by the same names."""
     root = tmp_path_factory.mktemp("others") / "cohort"
-    return make(
+    return make_phantom_cohort(
         PhantomOptions(
             OUT=str(root), cases=4, size=(24, 24, 16), seed=77, test_cases=2, val_cases=0
         )

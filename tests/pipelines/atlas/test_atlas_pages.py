@@ -24,7 +24,7 @@ from PIL import Image
 from pipelines.atlas.pages import charts
 from pipelines.atlas.pages.page_parts import RANKS, nice_range, typeset
 from pipelines.atlas.report import write_pages
-from pipelines.atlas.statistics.zones import numbered, strongest, zones
+from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder as made
 from tests.util.web.test_html import browser, visit  # noqa: F401
 from util.metrics.regions import regions
@@ -41,28 +41,28 @@ Visit = Callable[[Path], Any]
 
 def test_zones_share_out_the_lungs() -> None:
     labels = made.lungs()
-    found = zones(regions(labels, made.SPACING))
+    found = zone_masks(regions(labels, made.SPACING))
     assert len(found) == 12 and "right lower third, subpleural" in found
     assert np.array_equal(np.sum([m for m in found.values()], axis=0) == 1, labels > 0)
     assert (
         found["left upper third, core"].sum()
-        == (numbered(found, labels.shape) == 1 + list(found).index("left upper third, core")).sum()
+        == (label_zones(found, labels.shape) == 1 + list(found).index("left upper third, core")).sum()
         > 0
     )
-    one = zones(regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
+    one = zone_masks(regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
     assert all(
         name.startswith("left ") for name in one
     )  # the only lung label is called the left lung
-    assert zones(regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
+    assert zone_masks(regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
 
 
 def test_strongest_zones() -> None:
     means = {"a": -40.0, "b": 25.0, "c": 19.0, "d": 39.0, "e": 30.0}
-    assert strongest(means, 0) == ["a", "d", "e"]  # three at most, by size whatever the sign
-    assert strongest(means, 39.5) == ["a"]  # chance alone reaches the others
-    assert strongest({"a": 40.0, "b": 19.0}, 0) == ["a"]  # less than half of the strongest
+    assert top_zones(means, 0) == ["a", "d", "e"]  # three at most, by size whatever the sign
+    assert top_zones(means, 39.5) == ["a"]  # chance alone reaches the others
+    assert top_zones({"a": 40.0, "b": 19.0}, 0) == ["a"]  # less than half of the strongest
     assert (
-        strongest({"a": 0.9}, 0) == [] and strongest({}, 0) == []
+        top_zones({"a": 0.9}, 0) == [] and top_zones({}, 0) == []
     )  # below the rounding of volumes
 
 

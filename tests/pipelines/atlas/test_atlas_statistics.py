@@ -17,8 +17,8 @@ from pipelines.atlas.pages.plots import agreement_plot
 from pipelines.atlas.statistics import cautions, findings, intervals, sentences
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
-from pipelines.atlas.statistics.findings import agreement, false_discovery, judge, summarise
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimates
+from pipelines.atlas.statistics.findings import classify_agreement, false_discovery, judge_effects, rank_findings
+from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 
 LEVELS = ("Never", "Ex", "Current")
 SMOKING = AtlasAttribute("SMOKING", "exposure", "category", LEVELS, dict.fromkeys(LEVELS, 50))
@@ -91,7 +91,7 @@ def primary(real: pd.DataFrame, contrast: str) -> pd.Series:
 
 
 def test_regression_finds_what_was_put_in() -> None:
-    real = estimates(scans(), CONTRASTS, ROLES)
+    real = estimate_contrasts(scans(), CONTRASTS, ROLES)
     for contrast, truth in (
         (NEVER_CURRENT, 40),
         ("SMOKING=Never_to_Ex", 20),
@@ -119,14 +119,14 @@ def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> 
         "all": ["AGE", "KERNEL", "DIAGNOSIS"],
     }
     assert "base+diagnosis" not in roles.adjustments("DIAGNOSIS")
-    said = set(estimates(scans(), CONTRASTS, roles)["adjusted_for"])
+    said = set(estimate_contrasts(scans(), CONTRASTS, roles)["adjusted_for"])
     assert any("log lung volume" in s for s in said) and any("log" not in s for s in said)
     assert not any("DEAD" in s or "PACKS" in s for s in said)
 
 
 def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
     loose, tight = (
-        primary(estimates(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT) for t in (0.0, 0.9)
+        primary(estimate_contrasts(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT) for t in (0.0, 0.9)
     )
     assert (
         tight["high_hu"] - tight["low_hu"] > 1.3 * (loose["high_hu"] - loose["low_hu"])
@@ -135,11 +135,11 @@ def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
 
 
 def test_too_few_cases_give_no_estimate_but_a_reason() -> None:
-    real = estimates(scans(6), CONTRASTS, ROLES)
+    real = estimate_contrasts(scans(6), CONTRASTS, ROLES)
     assert real["real_hu"].isna().all() and real["reason"].str.contains("few").all()
     one = scans(60)
     one.table["SMOKING"] = "Never"
-    real = estimates(one, contrasts_of(SMOKING), ROLES)
+    real = estimate_contrasts(one, contrasts_of(SMOKING), ROLES)
     assert (
         real["real_hu"].isna().all()
         and real["reason"].str.contains("fewer than 3 cases have").all()
@@ -150,7 +150,7 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     same = scans(80)
     same.table["KERNEL"] = np.where(same.table["SMOKING"] == "Current", "sharp", "soft")
     same.table["SMOKING"] = np.where(same.table["SMOKING"] == "Current", "Current", "Never")
-    row = primary(estimates(same, contrasts_of(SMOKING), ROLES), NEVER_CURRENT)
+    row = primary(estimate_contrasts(same, contrasts_of(SMOKING), ROLES), NEVER_CURRENT)
     assert pd.isna(row["real_hu"]) and "told apart" in row["reason"]
 
 
@@ -167,7 +167,7 @@ def test_a_thinner_adjustment_does_not_save_what_cannot_be_told_apart() -> None:
         for n in parts
     }
     roles = Roles({"AGE": AGE, "SUM": attribute, **risks}, frozenset(), "DIAGNOSIS")
-    real = estimates(data, contrasts_of(attribute), roles)
+    real = estimate_contrasts(data, contrasts_of(attribute), roles)
     row = primary(real, "SUM=0_to_3")
     assert (
         row["adjustment"] == "all+volume"
@@ -182,13 +182,13 @@ def test_rare_levels_of_the_attribute_do_not_inflate_it() -> None:
     data = scans(200)
     rng = np.random.default_rng(5)
     data.table["SMOKING"] = rng.choice(LEVELS, 200, p=(0.05, 0.5, 0.45))
-    assert primary(estimates(data, CONTRASTS, ROLES), NEVER_CURRENT)["vif"] < 2
+    assert primary(estimate_contrasts(data, CONTRASTS, ROLES), NEVER_CURRENT)["vif"] < 2
 
 
 def test_scans_of_few_patients_are_too_few_however_many() -> None:
     data = scans(120)
     data.patient[:] = np.resize([f"p{k}" for k in range(6)], 120)
-    real = estimates(data, CONTRASTS, ROLES)
+    real = estimate_contrasts(data, CONTRASTS, ROLES)
     assert real["real_hu"].isna().all() and real["reason"].str.contains("too few").all()
 
 
@@ -200,14 +200,14 @@ def test_refits_of_other_steps_forbid_a_claim() -> None:
 
 
 def test_controls_that_pass_by_themselves_are_named() -> None:
-    assert len(cautions.built_in("labels", "phrases")) == 2 and not cautions.built_in(
+    assert len(cautions.built_in_cautions("labels", "phrases")) == 2 and not cautions.built_in_cautions(
         "everywhere", "sentence"
     )
 
 
 def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
     loudness = {"AGE": 0.9, "SEX": 0.1, "BLOOD": 0.0}
-    warned = cautions.silent_cautions(loudness, ["AGE", "SEX", "HEIGHT"])
+    warned = cautions.low_relevance_cautions(loudness, ["AGE", "SEX", "HEIGHT"])
     assert [(c.kind, c.column, c.value) for c in warned] == [("silent", "SEX", 0.1)]
 
 
@@ -224,7 +224,7 @@ def test_scans_of_one_patient_are_clustered() -> None:
     doubled = RealScans(
         twice(once.density), twice(once.table), twice(once.volume), twice(once.patient)
     )  # type: ignore[arg-type]
-    a, b = (primary(estimates(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled))
+    a, b = (primary(estimate_contrasts(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled))
     assert b["real_hu"] == pytest.approx(a["real_hu"]) and b["se_hu"] > 0.8 * a["se_hu"]
 
 
@@ -281,15 +281,15 @@ def test_permuted_refits_give_a_p_value() -> None:
 
 
 def test_agreement() -> None:
-    assert agreement(41, 21, 55) == "agrees" and agreement(60, 21, 55) == "same sign"
+    assert classify_agreement(41, 21, 55) == "agrees" and classify_agreement(60, 21, 55) == "same sign"
     assert (
-        agreement(-5, 21, 55) == "opposite sign" and agreement(0.5, -6, 5) == "no effect in either"
+        classify_agreement(-5, 21, 55) == "opposite sign" and classify_agreement(0.5, -6, 5) == "no effect in either"
     )
     assert (
-        agreement(-7.6, -58, 22) == "cannot tell" and agreement(1, -22, 25) == "cannot tell"
+        classify_agreement(-7.6, -58, 22) == "cannot tell" and classify_agreement(1, -22, 25) == "cannot tell"
     )  # too wide to say none
-    assert agreement(4.9, -6, 5) == "cannot tell"
-    assert agreement(30, -6, 5) == "cannot tell" and agreement(30, np.nan, np.nan) == "cannot tell"
+    assert classify_agreement(4.9, -6, 5) == "cannot tell"
+    assert classify_agreement(30, -6, 5) == "cannot tell" and classify_agreement(30, np.nan, np.nan) == "cannot tell"
 
 
 def test_false_discoveries_are_controlled() -> None:
@@ -324,7 +324,7 @@ def effects(permuted: int = 19, largest: float = 6.0, **generated: float) -> pd.
     return pd.DataFrame(rows)
 
 
-REAL = estimates(scans(), CONTRASTS, ROLES)
+REAL = estimate_contrasts(scans(), CONTRASTS, ROLES)
 ROLE_OF = {a.column: a.role for a in EVERY.values()}
 
 
@@ -334,33 +334,33 @@ def verdicts(tests: pd.DataFrame, contrast: str = NEVER_CURRENT) -> dict[str, st
 
 
 def test_a_finding_exceeds_permuted_refits_and_holds_in_the_real_scans() -> None:
-    assert verdicts(judge(effects(), REAL, ROLE_OF, [])) == {
+    assert verdicts(judge_effects(effects(), REAL, ROLE_OF, [])) == {
         "lungs": "finding",
         "upper": "finding",
         "outside": "not judged",
     }
-    assert verdicts(judge(effects(largest=45), REAL, ROLE_OF, []))["lungs"] == "not found"
-    assert verdicts(judge(effects(permuted=0), REAL, ROLE_OF, []))["lungs"] == "not judged"
-    assert verdicts(judge(effects(Current=-40), REAL, ROLE_OF, []))["lungs"] == "not found"
+    assert verdicts(judge_effects(effects(largest=45), REAL, ROLE_OF, []))["lungs"] == "not found"
+    assert verdicts(judge_effects(effects(permuted=0), REAL, ROLE_OF, []))["lungs"] == "not judged"
+    assert verdicts(judge_effects(effects(Current=-40), REAL, ROLE_OF, []))["lungs"] == "not found"
     nothing = scans(seed=3)
     nothing.density["lungs"] = np.random.default_rng(1).normal(-850, 20, len(nothing.density))
     assert (
-        verdicts(judge(effects(), estimates(nothing, CONTRASTS, ROLES), ROLE_OF, []))["lungs"]
+        verdicts(judge_effects(effects(), estimate_contrasts(nothing, CONTRASTS, ROLES), ROLE_OF, []))["lungs"]
         == "not found"
     )
     assert (
-        verdicts(judge(effects(), REAL, ROLE_OF, []), SLOPE)["lungs"] == "not judged"
+        verdicts(judge_effects(effects(), REAL, ROLE_OF, []), SLOPE)["lungs"] == "not judged"
     )  # its quantiles are
 
 
 def test_a_caution_that_forbids_decides_first() -> None:
     tied = Caution("tied", "A and B go together.", "AGE", "SMOKING", 0.7, forbids=True)
-    tests = judge(effects(), REAL, ROLE_OF, [tied])
+    tests = judge_effects(effects(), REAL, ROLE_OF, [tied])
     assert set(tests[tests["tested"] == "yes"]["verdict"]) == {"not judged"}
     small = Caution(
         "cohort too small", "The cohort is too small to conclude anything.", forbids=True
     )
-    tests = judge(effects(), REAL, ROLE_OF, [small])
+    tests = judge_effects(effects(), REAL, ROLE_OF, [small])
     assert not (tests["verdict"] == "finding").any()
     assert tests.loc[tests["tested"] == "yes", "why"].str.contains("too small to conclude").all()
 
@@ -368,7 +368,7 @@ def test_a_caution_that_forbids_decides_first() -> None:
 def test_findings_are_ranked_and_told_with_their_figures() -> None:
     controls = pd.DataFrame({"control": ["re-worded"], "region": ["lungs"], "mean_abs_hu": [0.44]})
     labels = {c.id: c.label for c in CONTRASTS}
-    found, others = summarise(judge(effects(), REAL, ROLE_OF, []), labels, controls)
+    found, others = rank_findings(judge_effects(effects(), REAL, ROLE_OF, []), labels, controls)
     first = next(row for row in found if row["contrast"] == NEVER_CURRENT)
     assert first["sentence"].startswith(
         "SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the upper "
@@ -377,7 +377,7 @@ def test_findings_are_ranked_and_told_with_their_figures() -> None:
     assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
     assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
     assert all(row["contrast"] != SLOPE for row in found + others)
-    looked_for = summarise(judge(effects(permuted=0), REAL, ROLE_OF, []), labels, controls)
+    looked_for = rank_findings(judge_effects(effects(permuted=0), REAL, ROLE_OF, []), labels, controls)
     assert (
         not looked_for[0]
         and "Not judged: 0 permuted refits are too few" in looked_for[1][0]["sentence"]
@@ -385,9 +385,9 @@ def test_findings_are_ranked_and_told_with_their_figures() -> None:
 
 
 def test_numbers_in_sentences() -> None:
-    assert [sentences.hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == ["+41", "-3.1", "0", "-13"]
+    assert [sentences.format_hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == ["+41", "-3.1", "0", "-13"]
     assert (
-        sentences.interval(21.2, 55) == "[21, 55]" and sentences.interval(-6, 5.4) == "[-6.0, +5.4]"
+        sentences.format_interval(21.2, 55) == "[21, 55]" and sentences.format_interval(-6, 5.4) == "[-6.0, +5.4]"
     )
 
 
@@ -398,12 +398,12 @@ def test_numbers_in_sentences() -> None:
 def test_json_holds_no_nan(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
     report.write_record(tmp_path, {"rows": frame, "n": np.int64(3), "f": np.float32(0.1)})
-    text = (tmp_path / report.RECORD).read_text()
+    text = (tmp_path / report.ATLAS_RECORD).read_text()
     assert "NaN" not in text and '"n": 3' in text and '"f": 0.1' in text
 
 
 def test_agreement_plot(tmp_path: Path) -> None:
-    tests = judge(effects(), REAL, ROLE_OF, [])
+    tests = judge_effects(effects(), REAL, ROLE_OF, [])
     points = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
     agreement_plot(points, {c.id: c.label for c in CONTRASTS}, tmp_path / "agreement")
     assert "SMOKING Current against Never" in (tmp_path / "agreement.svg").read_text()

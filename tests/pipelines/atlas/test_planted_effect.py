@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.volumes import load
+from data.volumes import load_volume
 from tests.commands import TrainedRun, command, files, refused, train
 from util.metrics.regions import regions
 
@@ -37,9 +37,9 @@ def test_scans_of_those_with_it_change_in_the_region_alone(planted: Path, cohort
     for case, value in given.items():
         name = f"{case}.nii.gz"
         assert (planted / "gtlung" / name).samefile(cohort_dir / "gtlung" / name)
-        before, after = load(cohort_dir / "img" / name), load(planted / "img" / name)
+        before, after = load_volume(cohort_dir / "img" / name), load_volume(planted / "img" / name)
         assert np.allclose(before.affine, after.affine)
-        where = regions(load(planted / "gtlung" / name).array, (1, 1, 1))["lower"]
+        where = regions(load_volume(planted / "gtlung" / name).array, (1, 1, 1))["lower"]
         expected = 20.0 * where if value == "Yes" else np.zeros(where.shape)
         assert np.array_equal(after.array.astype(float) - before.array, expected)
         assert (planted / "img" / name).samefile(cohort_dir / "img" / name) == (value == "No")
@@ -65,7 +65,7 @@ def test_prompts_tell_it_too_and_fractions_are_kept(cohort_copy: Path, tmp_path:
     case = next(
         c for c, v in json.loads((out / "plant.json").read_text())["cases"].items() if v == "Yes"
     )
-    before, after = (load(p / "img" / f"{case}.nii.gz").array for p in (cohort_copy, out))
+    before, after = (load_volume(p / "img" / f"{case}.nii.gz").array for p in (cohort_copy, out))
     assert np.unique(after - before).tolist() == [-2.5, 0]
 
 

@@ -213,7 +213,7 @@ def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -
     assert len(find_set("--synthetic", str(results)).files) == 2  # own rows only
     refused(
         command("scripts/make_controls.py", tmp_path / "controls", *words, "--seed", "5"),
-        "other flags",
+        "other settings",
     )
     refused(
         command("scripts/make_controls.py", tmp_path / "x", *words, "--controls", "random"),
@@ -269,7 +269,7 @@ def test_bad_sets_are_refused(cohort_dir: Path, made: Path, tmp_path: Path) -> N
     refused(run_evaluate(cohort_dir, made, out, "--train", one), "--train", "at least two")
     refused(run_evaluate(cohort_dir, made, out, "--extractor", "inception"), "needs its weights")
     refused(run_evaluate(made, made, out, "--real_split", "test"), "no splits.json")
-    refused(run_evaluate(cohort_dir, made, tmp_path), "holds no evaluation")
+    refused(run_evaluate(cohort_dir, made, tmp_path), "holds no evaluation.json")
     refused(
         command("scripts/evaluate.py", "--real", cohort_dir, "--synthetic", made),
         "--out is not given",

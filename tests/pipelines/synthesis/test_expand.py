@@ -23,8 +23,8 @@ from options.expand_options import DeformOptions, ExpandCommand
 from options.parser import parse
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, Nearest
-from pipelines.synthesis.deform import apply_deformation, random_deformation, deform_plausibly
-from pipelines.synthesis.planning import plan_balanced, plan_table, cohort_readme, balanced_counts
+from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
+from pipelines.synthesis.planning import balanced_counts, cohort_readme, plan_balanced, plan_table
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
 from util.records import open_record
@@ -243,7 +243,7 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
     )
     assert {name: (copy / name).read_bytes() for name in gone} == before
     assert (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns == kept
-    with pytest.raises(UserError, match=r"other settings \(n\)"):
+    with pytest.raises(UserError, match=r"other settings \(n "):
         synthesis.synthesise_cohort(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5"))
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from util.cli import UserError
+from util.files import read_json, write_json
 from util.training import checkpoint
 
 STATE = {"step": 3, "scaler": None}
@@ -208,12 +209,12 @@ def test_the_only_checkpoint_is_never_taken_away(tmp_path: Path) -> None:
 
 def test_json_is_the_old_or_the_new(tmp_path: Path) -> None:
     path = tmp_path / "options.json"
-    checkpoint.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
-            checkpoint.write_json(path, {"a": 2})
-    assert checkpoint.read_json(path) == {"a": 1}
+            write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
 
 
 # --- what must not be loaded

@@ -13,12 +13,12 @@ from scipy import stats
 
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 
-STRONG_TIE = 0.5
-TIE_CASES = 15  # in which both are known, below which a tie counts for nothing
-LATER = ("outcome", "mediator")  # what comes after an exposure
+STRONG_ASSOCIATION = 0.5
+MIN_ASSOCIATION_CASES = 15  # in which both are known, below which a tie counts for nothing
+LATER_ROLES = ("outcome", "mediator")  # what comes after an exposure
 
 
-def association(
+def measure_association(
     first: pd.Series, second: pd.Series, kinds: tuple[str, str]
 ) -> tuple[str, float, int]:
     """How closely two columns go together, 0 to 1, in the cases where both are known: measure,
@@ -56,11 +56,15 @@ def association(
     return "Cramer's V", float(min(1.0, np.sqrt(less / smaller))) if smaller > 0 else 0.0, n
 
 
-def associations(table: pd.DataFrame, attributes: Sequence[AtlasAttribute]) -> list[dict[str, Any]]:
+def pairwise_associations(
+    table: pd.DataFrame, attributes: Sequence[AtlasAttribute]
+) -> list[dict[str, Any]]:
     """Every pair of attributes with how closely they go together, the closest first."""
     rows = []
     for a, b in combinations(attributes, 2):
-        measure, value, cases = association(table[a.column], table[b.column], (a.kind, b.kind))
+        measure, value, cases = measure_association(
+            table[a.column], table[b.column], (a.kind, b.kind)
+        )
         rows.append(
             {
                 "column": a.column,
@@ -73,16 +77,16 @@ def associations(table: pd.DataFrame, attributes: Sequence[AtlasAttribute]) -> l
     return sorted(rows, key=lambda row: -row["value"])
 
 
-def ambiguous(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ...]:
+def ambiguous_columns(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ...]:
     """The columns of a strong tie whose effect may be the other's: both, or the one that comes
     after; none of a weak tie.
 
     What comes after an exposure (an outcome, a mediator) takes nothing from it.
     """
-    if pair["value"] < STRONG_TIE or pair["cases"] < TIE_CASES:
+    if pair["value"] < STRONG_ASSOCIATION or pair["cases"] < MIN_ASSOCIATION_CASES:
         return ()
     columns = (pair["column"], pair["other"])
-    after = tuple(c for c in columns if roles.get(c) in LATER)
+    after = tuple(c for c in columns if roles.get(c) in LATER_ROLES)
     return after if len(after) == 1 else columns
 
 
@@ -117,7 +121,7 @@ def widen_intervals(
     effects = effects.assign(tied_low_hu=0.0, tied_high_hu=0.0)
     partners: dict[str, list[AtlasAttribute]] = {}
     for pair in pairs:
-        for column in ambiguous(pair, roles):
+        for column in ambiguous_columns(pair, roles):
             other = pair["other"] if column == pair["column"] else pair["column"]
             if {column, other} <= known.keys():
                 partners.setdefault(column, []).append(known[other])
