@@ -37,7 +37,7 @@ class RefitOptions:
 
 
 @dataclass(frozen=True)
-class WhichRun:
+class RefitRun:
     """The run that is trained again."""
 
     name: str = flag("", "Name of the run.")
@@ -52,7 +52,7 @@ class WhichRun:
 class RefitCommand:
     """All flags of scripts/refit.py."""
 
-    run: WhichRun = group(WhichRun, "Run")
+    run: RefitRun = group(RefitRun, "Run")
     refit: RefitOptions = group(RefitOptions, "Refits")
 
 
@@ -100,7 +100,7 @@ class AtlasOutput:
 
 
 @dataclass(frozen=True)
-class DiscoverCommand:
+class AtlasCommand:
     """All flags of scripts/build_atlas.py."""
 
     cases: AtlasCases = group(AtlasCases, "Cases and attributes")

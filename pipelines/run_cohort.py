@@ -10,17 +10,17 @@ from pathlib import Path
 
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
-from data.splits import run_splits
+from data.splits import read_run_splits
 from options.base_options import DataOptions
 from util.training.runs import SPLITS_FILE
 
 
-def is_own(options: DataOptions, root: str | Path) -> bool:
+def is_training_cohort(options: DataOptions, root: str | Path) -> bool:
     """Whether a folder is the cohort that the run was trained on."""
     return Path(root).resolve() == Path(options.dataroot).resolve()
 
 
-def is_copy(cohort: Cohort, own: Cohort) -> bool:
+def is_training_copy(cohort: Cohort, own: Cohort) -> bool:
     """Whether a cohort is the run's own in another place: it has all training cases, and the first
     one's mask.
     """
@@ -33,7 +33,7 @@ def is_copy(cohort: Cohort, own: Cohort) -> bool:
     )
 
 
-def run_cohort(
+def load_run_cohort(
     folder: Path, options: DataOptions, root: str, seed: int, *, need_images: bool
 ) -> Cohort:
     """Loads a cohort for a run.
@@ -49,8 +49,8 @@ def run_cohort(
         UserError: See `load_cohort`.
     """
     cohort = load_cohort(replace(options, dataroot=root), need_images=need_images, seed=seed)
-    if root and is_own(options, root):
+    if root and is_training_cohort(options, root):
         return replace(
-            cohort, splits=run_splits(folder / SPLITS_FILE, cohort.root) or cohort.splits
+            cohort, splits=read_run_splits(folder / SPLITS_FILE, cohort.root) or cohort.splits
         )
     return cohort

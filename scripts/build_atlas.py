@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 
-from options.atlas_options import DiscoverCommand
+from options.atlas_options import AtlasCommand
 from options.parser import parse
 from pipelines.atlas.run import build_atlas
 from util import cli
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parses the command line and makes the atlas."""
-    build_atlas(parse(DiscoverCommand, (__doc__ or "").splitlines()[0]))
+    build_atlas(parse(AtlasCommand, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.parser import parse
 from options.plant_options import PlantCommand
-from pipelines.atlas.planted_effect import plant
+from pipelines.atlas.planted_effect import plant_effect
 from util.cli import run
 
 
 def main() -> None:
     """Parses the command line and plants."""
     o = parse(PlantCommand, (__doc__ or "").splitlines()[0])
-    plant(o.data, o.plant)
+    plant_effect(o.data, o.plant)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.atlas_options import RefitCommand
 from options.parser import parse
-from pipelines.refits import Origin, train_refits, wanted
+from pipelines.refits import OriginRun, planned_refits, train_refits
 from util import cli
 from util.cli import UserError
 from util.training import runs
@@ -30,9 +30,9 @@ def main() -> None:
         raise UserError("Nothing to train: give --refits, --permutations or --folds.")
     if o.run.folds == 1:
         raise UserError("--folds is 1; leaving one part of one out leaves nobody. Give at least 2.")
-    origin = Origin.load(runs.run_folder(o.run.checkpoints_dir, o.run.name), o.run.dataroot)
+    origin = OriginRun.load(runs.run_folder(o.run.checkpoints_dir, o.run.name), o.run.dataroot)
     folds = [f"{k}/{o.run.folds}" for k in range(1, o.run.folds + 1)]
-    refits = wanted(origin, o.refit, folds)
+    refits = planned_refits(origin, o.refit, folds)
     if o.refit.refit_steps not in (0, origin.step):
         log.warning(
             "--refit_steps is %d, the run was trained for %d: their intervals are not those of the "

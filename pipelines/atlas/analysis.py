@@ -40,8 +40,7 @@ def read_real_scans(study: AtlasStudy) -> RealCohort:
     data = study.plan.data
     wholes = VolumeDataset(study.real_cases, study.labels, data)
     density, vessels, volume, rows = {}, {}, {}, {}
-    for i in tqdm(range(len(wholes)), "real scans", unit="case", disable=not cli.main_rank()):
-        whole = wholes[i]
+    for whole in tqdm(wholes, "real scans", unit="case", disable=not cli.main_rank()):
         found = measure_real_scan(whole, data, study.plan.vessel_hu)
         if found is None:
             continue

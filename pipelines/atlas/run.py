@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from data.cohort import Case, Cohort
-from data.text.prompts import Prompt, phrase_columns
+from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
 from models.inference import LoadedRun, VolumeGenerator, load_run
 from models.text.relevance import column_relevance
@@ -303,7 +303,7 @@ def summarise_atlas(frames: Frames) -> tuple[str, bool]:
 
 def relevance_cautions(run: LoadedRun, study: AtlasStudy) -> list[Caution]:
     """Warnings of studied columns that the run hardly listens to."""
-    said = phrase_columns(study.plan.template.phrases(case.row) for case in study.training)
+    said = [study.plan.template.phrases(case.row).annotated for case in study.training]
     return low_relevance_cautions(
         column_relevance(run.generator.encoder, said), [a.column for a in study.plan.attributes]
     )

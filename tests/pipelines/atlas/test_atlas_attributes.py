@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.text.paraphrase import reordered, reworded
-from data.text.prompts import Phrase, load_template
+from data.text.prompts import Phrase, Prompt, load_template
 from pipelines.atlas.attributes import attribute_variants, choose_attributes, classify_column, pooled_covariate, quantile_values
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from util.cli import UserError
@@ -117,16 +117,16 @@ def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
 
 
 def test_other_words_and_other_order_say_the_same() -> None:
-    prompt = tuple(
+    prompt = Prompt(
         Phrase(text, None)
         for text in ("DIAGNOSIS is IPF", "Patient age: 63.", "No occupational exposure.")
     )
-    assert [p.text for p in reordered(prompt)] == [
+    assert reordered(prompt).texts == [
         "No occupational exposure.",
         "Patient age: 63.",
         "DIAGNOSIS is IPF",
     ]
-    assert [p.text for p in reworded(prompt)] == [
+    assert reworded(prompt).texts == [
         "DIAGNOSIS: IPF.",
         "Patient age is 63",
         "no occupational exposure.",
