@@ -1,8 +1,8 @@
-"""What every text encoder gives, and the registry of encoders.
+"""Interface and registry of text encoders.
 
-A new encoder is one file with a `TextEncoder`, `@ENCODERS.register("name")` on a function of
-`TextOptions` that makes it, and one import line in `models/text/encoders.py`. Users choose it by
-`--text_encoder name` or `name:ARGUMENT`.
+To add an encoder, copy `models/text/template_encoder.py`, register a function of `TextOptions`
+under `@ENCODERS.register("name")`, and import the file in `models/text/encoders.py`. Users choose
+it with `--text_encoder name` or `name:ARGUMENT`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from models.registry import Registry
 from options.base_options import TextOptions
 from util.cli import UserError
 
-Prompts = Sequence[Sequence[str]]  # of each prompt the texts of its phrases
-Values = dict[str, Any]  # what JSON can hold
+Prompts = Sequence[Sequence[str]]  # the phrases of each prompt
+Values = dict[str, Any]  # plain values that JSON can hold
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TextEmbedding:
     """A batch of embedded prompts.
 
     Attributes:
-        tokens: `(B,L,C)` float32, L at least 1; zero where not valid.
-        valid: `(B,L)` bool; a prompt without phrases has no valid token.
-        pooled: `(B,C)` float32; zero for a prompt without phrases.
-        weight: `(B,)` float32, how much text may learn from each scan (see
-            `models.text.relevance`); None for wholly.
+        tokens: `(B, L, C)` float32, L at least 1; zero where not valid.
+        valid: `(B, L)` bool; a prompt without phrases has no valid token.
+        pooled: `(B, C)` float32; zero for a prompt without phrases.
+        weight: `(B,)` float32, factor of the text unit's gradient per case (see
+            `models.text.relevance`); None for 1.
     """
 
     tokens: Tensor
@@ -42,19 +42,31 @@ class TextEmbedding:
     weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TextEmbedding:
-        moved = (
-            t if t is None else t.to(device, non_blocking=True)
-            for t in (self.tokens, self.valid, self.pooled, self.weight)
+        """Return the embedding on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def expand(self, batch: int) -> TextEmbedding:
+        """Return one prompt's embedding for each of `batch` tiles, without a copy."""
+        return self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TextEmbedding:
+        return TextEmbedding(
+            tokens=function(self.tokens),
+            valid=function(self.valid),
+            pooled=function(self.pooled),
+            weight=None if self.weight is None else function(self.weight),
         )
-        return TextEmbedding(*moved)  # type: ignore[arg-type]
 
 
 class TextEncoder(ABC):
-    """Turns prompts into embeddings; frozen, on the CPU, in float32.
+    """Prompts to embeddings; frozen, on the CPU, in float32.
 
-    `fit` learns from the training prompts what is needed to standardise; `state` and `load_state`
-    carry that into a run's checkpoint and back. `identity` tells which encoder it is, for
-    `check_identity`.
+    `fit` learns standardisation from the training prompts. `state` and `load_state` carry the
+    result into a run's checkpoint and back.
+
+    Attributes:
+        identity: Kind, settings and hash of the weights, for `check_identity`. The entry `source`
+            is the path or name, which may change.
     """
 
     identity: dict[str, str]
@@ -62,48 +74,47 @@ class TextEncoder(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """Channels C of a token; fixed from `fit` or `load_state` on."""
+        """Channels C of a token; fixed after `fit` or `load_state`."""
 
     @abstractmethod
     def fit(self, prompts: Prompts) -> None:
-        """Learns statistics from the training prompts."""
+        """Learn statistics from the training prompts."""
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], Values]:
-        """What `fit` learned: tensors, and plain values for JSON."""
+        """Return the learned statistics: tensors, and plain values for JSON."""
 
     @abstractmethod
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Restore the result of `state`."""
 
     @abstractmethod
     def encode(self, prompts: Prompts) -> TextEmbedding:
-        """Embeds a batch of prompts; raises `UserError` for a text longer than the encoder
-        takes.
-        """
+        """Embed a batch of prompts; raise `UserError` for a text that is too long."""
 
-    def attach_cache(self, folder: Path) -> None:  # noqa: B027  (not every encoder has something to keep)
-        """Re-uses and keeps embedded phrases in this folder, where the encoder has something worth
-        keeping.
-        """
+    @abstractmethod
+    def validate(self, prompts: Prompts) -> None:
+        """Raise `UserError` for a prompt that `encode` would refuse."""
+
+    def attach_cache(self, folder: Path) -> None:  # noqa: B027  (optional)
+        """Reuse the embedded phrases stored in this folder, and store new ones there."""
 
     def check_identity(self, saved: Mapping[str, str]) -> None:
-        """Raises `UserError` unless this is the encoder that a run was trained with, wherever it
-        lies now.
+        """Compare with the identity of the encoder that a run was trained with.
+
+        Raises:
+            UserError: Another kind, other settings or other weights.
         """
-        differ = [
-            k
-            for k in {**saved, **self.identity}
-            if k != "source" and saved.get(k) != self.identity.get(k)
+        differences = [
+            f"{key} was {saved.get(key)}, is {self.identity.get(key)}"
+            for key in {**saved, **self.identity}
+            if key != "source" and saved.get(key) != self.identity.get(key)
         ]
-        if differ:
-            details = "; ".join(
-                f"{k} was {saved.get(k)}, is {self.identity.get(k)}" for k in differ
-            )
+        if differences:
             raise UserError(
                 f"--text_encoder {self.identity.get('source')} is not the encoder that the run was "
-                f"trained with ({saved.get('source')}): {details}. Give the one it was trained "
-                "with, or train a new run."
+                f"trained with ({saved.get('source')}): {'; '.join(differences)}. Give the one it "
+                "was trained with, or train a new run."
             )
 
 

@@ -1,14 +1,13 @@
-"""Prompts as sets of phrases: one token a phrase, no order, numbers by their size.
+"""Prompts as sets of phrases: one token per phrase, no order, numbers by their size.
 
-A token is `[e ; z e / rms(e)]`. For most phrases e is the phrase's own standardised embedding and z
-= 0. A phrase that holds exactly one number, in a wording that training has seen with several
-numbers ("Patient age: #"), has the e of that wording, and z is the number standardised over the
-training prompts: what depends on size is linear in it, and 63 lies between 60 and 66 whether or not
-training has seen it (after xVal, Golkar et al. 2023, arXiv 2310.02989).
+A token is `[e ; z e / rms(e)]`. For most phrases, e is the standardised embedding of the phrase
+and z = 0. Some phrases hold exactly one number, in a wording that the training prompts hold with
+several numbers ("Patient age: #"). They have the e of that wording, and z is the number
+standardised over the training prompts. So the token is linear in the number, and 63 lies between
+60 and 66 even if training has not seen it (after xVal, Golkar et al. 2023, arXiv 2310.02989).
 
-A phrase that differs from one of training in nothing but capitals, punctuation or "is" is that
-phrase ("AGE is 63" and "Age: 63."), whatever the language model would make of it; other wordings
-are left to the language model.
+A phrase that differs from a training phrase only in capitals, punctuation or "is" is treated as
+that phrase ("AGE is 63" and "Age: 63."). The language model embeds all other wordings.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,77 +25,120 @@ from torch import Tensor
 from models.text.base_encoder import Prompts, TextEmbedding, TextEncoder, Values
 from util.phrasing import normalise_phrase, strip_phrase
 
-# A number that stands alone: no part of a word (T2, COVID-19), of a date, or of a list joined by
-# commas without space.
+# A number that stands alone: not part of a word (T2, COVID-19), of a date, or of a list joined by
+# commas without a space.
 NUMBER = re.compile(r"(?<![\w.,/:-])[-+]?\d+(?:\.\d+)?(?![\w/:]|[-.,]\w)")
-SEVERAL = 3  # fewer different numbers than this are codes, not sizes
+MIN_NUMBERS = 3  # a wording with fewer different numbers holds codes, not sizes
+MIN_RMS = 1e-6
 
 
 class Wordings:
-    """Texts of training by what they say, where that tells them apart."""
+    """Training texts, looked up by their normalised wording where that is unambiguous."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self.texts = sorted(set(texts))
-        counts = Counter(map(normalise_phrase, self.texts))
-        self._known = {
-            normalise_phrase(text): text
-            for text in self.texts
-            if counts[normalise_phrase(text)] == 1
-        }
-        self._own = frozenset(self.texts)
+        self._texts = frozenset(self.texts)
+        counts = Counter(normalise_phrase(text) for text in self.texts)
+        self._by_wording: dict[str, str] = {}
+        for text in self.texts:
+            wording = normalise_phrase(text)
+            if counts[wording] == 1:
+                self._by_wording[wording] = text
 
     def __call__(self, text: str) -> str:
-        """The text of training that says the same; the text itself where there is none."""
-        return text if text in self._own else self._known.get(normalise_phrase(text), text)
+        """Return the training text of the same wording; the text itself if there is none."""
+        return text if text in self._texts else self._by_wording.get(normalise_phrase(text), text)
 
 
 class Numbers:
-    """The wordings with a number that training has seen, each with mean, SD and its most central
-    phrase.
+    """Wordings of the training prompts that hold a number.
+
+    Attributes:
+        stems: By wording ("Patient age: #"): `mean` and `sd` of its numbers, and the `phrase` whose
+            number is nearest to the mean.
     """
 
-    def __init__(self) -> None:
-        self._stems: dict[str, dict[str, Any]] = {}
-        self._wordings = Wordings()
+    def __init__(self, stems: Mapping[str, dict[str, Any]] | None = None) -> None:
+        self.stems = dict(stems or {})
+        self._wordings = Wordings(self.stems)
 
-    @property
-    def stems(self) -> dict[str, dict[str, Any]]:
-        return self._stems
-
-    @stems.setter
-    def stems(self, stems: dict[str, dict[str, Any]]) -> None:
-        self._stems, self._wordings = stems, Wordings(stems)
-
-    def fit(self, prompts: Prompts) -> None:
-        seen: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        for phrase in (strip_phrase(p) for prompt in prompts for p in prompt):
-            if parsed := parse_number(phrase):
-                seen[parsed[0]].append((parsed[1], phrase))
+    @classmethod
+    def from_prompts(cls, prompts: Prompts) -> Numbers:
+        """Collect the wordings that occur with at least `MIN_NUMBERS` different numbers."""
+        occurrences: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        for prompt in prompts:
+            for phrase in map(strip_phrase, prompt):
+                if parsed := parse_number(phrase):
+                    stem, value = parsed
+                    occurrences[stem].append((value, phrase))
         stems = {}
-        for stem, pairs in sorted(seen.items()):
-            if len({value for value, _ in pairs}) >= SEVERAL:
-                values = torch.tensor([v for v, _ in pairs], dtype=torch.float64)
-                mean, sd = values.mean().item(), values.std(correction=0).item()
-                central = min(pairs, key=lambda pair: (abs(pair[0] - mean), pair[1]))[1]
-                stems[stem] = {"mean": mean, "sd": sd, "phrase": central}
-        self.stems = stems
+        for stem, pairs in sorted(occurrences.items()):
+            values = torch.tensor([value for value, _ in pairs], dtype=torch.float64)
+            if len(values.unique()) < MIN_NUMBERS:
+                continue
+            mean = values.mean().item()
+            central = min(pairs, key=lambda pair: (abs(pair[0] - mean), pair[1]))[1]
+            sd = values.std(correction=0).item()
+            stems[stem] = {"mean": mean, "sd": sd, "phrase": central}
+        return cls(stems)
 
     def locate(self, phrase: str) -> tuple[str, float]:
-        """The phrase whose embedding stands for this one, and z."""
+        """Return the phrase whose embedding e is used for this one, and z."""
         parsed = parse_number(phrase)
-        known = self.stems.get(self._wordings(parsed[0])) if parsed else None
-        if parsed is None or known is None:
+        if parsed is None:
             return phrase, 0.0
-        return known["phrase"], (parsed[1] - known["mean"]) / known["sd"]
+        stem, value = parsed
+        known = self.stems.get(self._wordings(stem))
+        if known is None:
+            return phrase, 0.0
+        return known["phrase"], (value - known["mean"]) / known["sd"]
 
 
 def parse_number(phrase: str) -> tuple[str, float] | None:
-    """The phrase with `#` for its number, and the number; None unless it holds exactly one."""
-    found = list(NUMBER.finditer(phrase))
-    if len(found) != 1:
+    """Return the phrase with `#` for its number, and the number; None unless it holds just one."""
+    matches = list(NUMBER.finditer(phrase))
+    if len(matches) != 1:
         return None
-    start, end = found[0].span()
-    return f"{phrase[:start]}#{phrase[end:]}", float(found[0].group())
+    start, end = matches[0].span()
+    return f"{phrase[:start]}#{phrase[end:]}", float(matches[0].group())
+
+
+class PhraseTable:
+    """Embeddings and weights of phrases, each computed once.
+
+    Args:
+        width: Channels C of an embedding.
+        embed: Embeds N distinct phrases, `(N, C)`.
+        weigh: Weighs N phrases, given with their embeddings, `(N,)`.
+
+    Attributes:
+        embeddings: `(P, C)`, a row for each phrase looked up so far.
+        weights: `(P,)`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        embed: Callable[[Sequence[str]], Tensor],
+        weigh: Callable[[Sequence[str], Tensor], Tensor],
+    ) -> None:
+        self._embed = embed
+        self._weigh = weigh
+        self._rows: dict[str, int] = {}
+        self.embeddings = torch.zeros(0, width)
+        self.weights = torch.zeros(0)
+
+    def lookup(self, phrases: Sequence[str]) -> Tensor:
+        """Return the row of each phrase, `(N,)`; new phrases get one."""
+        new = [p for p in dict.fromkeys(phrases) if p not in self._rows]
+        if new:
+            embeddings = self._embed(new)
+            weights = self._weigh(new, embeddings)
+            self.embeddings = torch.cat([self.embeddings, embeddings])
+            self.weights = torch.cat([self.weights, weights])
+            for phrase in new:
+                self._rows[phrase] = len(self._rows)
+        return torch.tensor([self._rows[p] for p in phrases], dtype=torch.long)
 
 
 class PhraseEncoder(TextEncoder):
@@ -104,31 +146,33 @@ class PhraseEncoder(TextEncoder):
 
     Args:
         numbers: Whether sizes of numbers get channels of their own (doubles the width).
+
+    Attributes:
+        phrase_weights: Factor of the token of each training phrase; empty for 1.
     """
 
     def __init__(self, numbers: bool) -> None:
         self.numbers = Numbers() if numbers else None
-        self.phrase_weights: Mapping[str, float] = {}
         self._wordings = Wordings()
-        self.forget()
+        self.set_phrase_weights({})
 
     @property
     def phrases(self) -> list[str]:
-        """The distinct phrases of training; a wording with a number stands once."""
+        """Distinct phrases of the training prompts; a wording with a number counts once."""
         return self._wordings.texts
 
     @property
     @abstractmethod
     def base(self) -> int:
-        """Channels of a phrase's own embedding."""
+        """Channels of a phrase's embedding e."""
 
     @abstractmethod
     def embed(self, phrases: Sequence[str]) -> Tensor:
-        """Standardised embeddings `(N, base)` of distinct phrases."""
+        """Return standardised embeddings `(N, base)` of distinct phrases."""
 
     @abstractmethod
     def learn(self, phrases: Sequence[str]) -> None:
-        """Learns how to standardise from the distinct phrases of training."""
+        """Learn the standardisation from the distinct phrases of the training prompts."""
 
     @property
     def width(self) -> int:
@@ -136,100 +180,72 @@ class PhraseEncoder(TextEncoder):
 
     def fit(self, prompts: Prompts) -> None:
         if self.numbers is not None:
-            self.numbers.fit(prompts)
+            self.numbers = Numbers.from_prompts(prompts)
         self._wordings = Wordings(
-            self._sized(p)[0] for prompt in prompts for p in prompt if strip_phrase(p)
+            self._locate_number(p)[0] for prompt in prompts for p in prompt if strip_phrase(p)
         )
         self.learn(self.phrases)
         self.set_phrase_weights({})
 
     def set_phrase_weights(self, weights: Mapping[str, float]) -> None:
-        """Makes phrases of training as loud as this says (see `models.text.relevance`); all count
-        whole where it is empty.
-        """
+        """Set the factors of the training phrases' tokens (see `models.text.relevance`)."""
         self.phrase_weights = weights
-        self.forget()
+        self._table = PhraseTable(self.base, self.embed, self._weights_of)
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
         numbers = {} if self.numbers is None else self.numbers.stems
-        return {}, {
-            "numbers": numbers,
-            "phrases": self.phrases,
-            "shares": dict(self.phrase_weights),
-        }
+        shares = dict(self.phrase_weights)
+        return {}, {"numbers": numbers, "phrases": self.phrases, "shares": shares}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if self.numbers is not None:
-            self.numbers.stems = dict(values["numbers"])
+            self.numbers = Numbers(values["numbers"])
         self._wordings = Wordings(values.get("phrases", ()))
         self.set_phrase_weights(values.get("shares", {}))
 
-    def forget(self) -> None:
-        """Empties the table of embedded phrases, after what they are standardised by has
-        changed.
-        """
-        self._index: dict[str, int] = {}
-        self._rows, self._token_weights = torch.zeros(0, self.base), torch.zeros(0)
-
     def encode(self, prompts: Prompts) -> TextEmbedding:
-        located = [[self.locate(p) for p in prompt if strip_phrase(p)] for prompt in prompts]
-        new = [
-            p
-            for p in dict.fromkeys(p for prompt in located for p, _ in prompt)
-            if p not in self._index
-        ]
-        if new:
-            self._index.update({p: len(self._index) + i for i, p in enumerate(new)})
-            rows = self.embed(new)
-            self._rows, self._token_weights = (
-                torch.cat([self._rows, rows]),
-                torch.cat([self._token_weights, self._weights_of(new, rows)]),
-            )
-        size = len(located), max([1, *map(len, located)])
-        index, z = torch.zeros(size, dtype=torch.long), torch.zeros(*size, 1)
-        valid = torch.zeros(size, dtype=torch.bool)
-        for i, prompt in enumerate(located):
-            index[i, : len(prompt)] = torch.tensor(
-                [self._index[p] for p, _ in prompt], dtype=torch.long
-            )
-            z[i, : len(prompt), 0] = torch.tensor([size for _, size in prompt])
-            valid[i, : len(prompt)] = True
-        if not valid.any():
-            return TextEmbedding(
-                torch.zeros(*size, self.width), valid, torch.zeros(size[0], self.width)
-            )
-        tokens = self._rows[index] * valid[..., None]
+        located = self._locate_all(prompts)
+        lengths = torch.tensor([len(prompt) for prompt in located], dtype=torch.long)
+        longest = max([1, *map(len, located)])
+        valid = torch.arange(longest) < lengths[:, None]  # (B, L)
+        phrases = [phrase for prompt in located for phrase, _ in prompt]
+        z = torch.tensor([z for prompt in located for _, z in prompt])
+        rows = self._table.lookup(phrases)
+        e = self._table.embeddings[rows]  # (V, base), for V valid tokens
         if self.numbers is not None:
-            rms = tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
-            tokens = torch.cat([tokens, z * tokens / rms], -1)
-        tokens = tokens * self._token_weights[index][..., None]
+            rms = e.square().mean(-1, keepdim=True).sqrt().clamp_min(MIN_RMS)
+            e = torch.cat([e, z[:, None] * e / rms], -1)
+        tokens = torch.zeros(*valid.shape, self.width)
+        tokens[valid] = e * self._table.weights[rows][:, None]
         return TextEmbedding(tokens, valid, tokens.sum(1))
 
-    def _sized(self, phrase: str) -> tuple[str, float]:
-        return (
-            (strip_phrase(phrase), 0.0)
-            if self.numbers is None
-            else self.numbers.locate(strip_phrase(phrase))
-        )
+    def validate(self, prompts: Prompts) -> None:
+        # The embeddings are needed later anyhow, and embedding raises the errors.
+        located = self._locate_all(prompts)
+        self._table.lookup([phrase for prompt in located for phrase, _ in prompt])
 
     def locate(self, phrase: str) -> tuple[str, float]:
-        """The phrase of training that stands for this one, if there is one, and z."""
-        text, z = self._sized(phrase)
+        """Return the training phrase used for this one (itself if there is none), and z."""
+        text, z = self._locate_number(phrase)
         return self._wordings(text), z
 
-    def _weights_of(self, phrases: Sequence[str], rows: Tensor) -> Tensor:
-        """The share of each phrase; one that training has not seen has that of the phrase nearest
-        to it.
-        """
+    def _locate_all(self, prompts: Prompts) -> list[list[tuple[str, float]]]:
+        return [[self.locate(p) for p in prompt if strip_phrase(p)] for prompt in prompts]
+
+    def _locate_number(self, phrase: str) -> tuple[str, float]:
+        text = strip_phrase(phrase)
+        return (text, 0.0) if self.numbers is None else self.numbers.locate(text)
+
+    def _weights_of(self, phrases: Sequence[str], embeddings: Tensor) -> Tensor:
+        """Return the weights `(N,)`; an unseen phrase has that of the nearest training phrase."""
         if not self.phrase_weights:
             return torch.ones(len(phrases))
-        near = (
-            F.normalize(rows, dim=-1) @ F.normalize(self.embed(list(self.phrase_weights)), dim=-1).T
-        )
-        shares = list(self.phrase_weights.values())
+        known = F.normalize(self.embed(list(self.phrase_weights)), dim=-1)
+        nearest = (F.normalize(embeddings, dim=-1) @ known.T).argmax(1)
+        weights = list(self.phrase_weights.values())
         return torch.tensor(
             [
-                self.phrase_weights.get(p, shares[int(n)])
-                for p, n in zip(phrases, near.argmax(1), strict=True)
+                self.phrase_weights.get(phrase, weights[int(n)])
+                for phrase, n in zip(phrases, nearest, strict=True)
             ]
         )

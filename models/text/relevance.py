@@ -1,25 +1,25 @@
-"""What the training scans can tell of each column of the table, and each scan of the columns,
-before a network is trained.
+"""Relevance of each column of the table: how far the training scans determine its effect.
 
-From few patients a network learns effects of every column of their table, also of those without
-any, and pays for it with the effects that are there. A regression with automatic relevance
-determination (MacKay 1992, Neural Computation 4:415; Tipping 2001, JMLR 1:211) of the scans'
-regional lung densities tells which columns carry something: each has a prior variance of its own,
-chosen such that the scans become most probable. What is kept of it is one figure a column, without
-sign, size or place: how far the scans determine the best determined contrast of its values. So loud
-its phrases enter the network.
+With few patients, a network learns effects of every column of their table, including those without
+an effect. This costs accuracy for the real effects. A regression with automatic relevance
+determination (ARD; MacKay 1992, Neural Computation 4:415; Tipping 2001, JMLR 1:211) of regional
+lung densities, before any network is trained, tells these columns apart. Each column has a prior
+variance, chosen by the evidence of the scans. One number per column is kept, without sign, size or
+region: how far the scans determine the best determined contrast of its values. The tokens of the
+column's phrases are multiplied by it.
 
-Where a cell is empty, what it hides is still in the scan. Left alone, it is laid to what the row
-does tell. In a regression such a row counts by the inverse of its variance, what the empty cell
-hides with it (generalised least squares); so much the text's unit learns from its scan. The rest of
-the network learns from all scans alike.
+A scan still shows the effect of a value that is missing in its row. The network would attribute
+that effect to the other values of the row. In the regression, such a row is weighted by the inverse
+of its variance, which includes the variance of the missing values (generalised least squares). The
+gradient that the text unit receives from the scan has the same weight. The rest of the network
+learns equally from all scans.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,75 +30,86 @@ from util.phrasing import LOW_RELEVANCE, strip_phrase
 
 log = logging.getLogger(__name__)
 
-FEWEST, MOST = (
-    20,
-    400,
-)  # scans: fewer tell nothing apart, and of more a network finds every column's effect by itself
-ITERATIONS, ROUNDS = 200, 4
-# of the rows; in a column that fewer fill, an empty cell is the rule (type of CTD) and no gap
-MOSTLY = 0.6
-NEARLY = 0.9  # of 1; a row that counts less lacks something that matters
-LEAST_NOISE = 1e-3  # of the variance between scans
-SMALLEST = 1e-9  # of a prior variance, over that of the residuals
+MIN_SCANS = 20  # fewer cannot tell columns apart
+MAX_SCANS = 400  # with more, a network finds the columns with an effect by itself
+EM_ITERATIONS = 200
+WEIGHT_ITERATIONS = 4  # of the weights of rows and the regression in turn
+# Filled share of a column from which an empty cell is a missing value; in columns below, such as
+# the type of CTD, empty cells are the rule.
+MIN_FILLED = 0.6
+COMPLETE_WEIGHT = 0.9  # a row with a smaller weight lacks a value that matters
+MIN_NOISE = 1e-3  # of the variance between scans
+MIN_PRIOR = 1e-9  # of a prior variance, relative to that of the residuals
 
 Array = NDArray[np.float64]
-Feature = tuple[
-    str, bool
-]  # a phrase, and whether it is there (False) or the size of its number (True)
-AnnotatedPrompt = Sequence[
-    tuple[str, str]
-]  # the phrases of a prompt, each with its column ("": free text)
+# A phrase, and the kind of feature: its presence (False) or the size of its number (True).
+Feature = tuple[str, bool]
+# The phrases of a prompt, each with its column ("": free text).
+AnnotatedPrompt = Sequence[tuple[str, str]]
 
 
-def apply_relevance(
-    encoder: PhraseEncoder, told: Sequence[AnnotatedPrompt], means: Sequence[Mapping[str, float]]
-) -> list[float]:
-    """Makes the encoder's phrases as loud as the scans determine what their columns do.
+@dataclass(frozen=True)
+class RelevanceWeights:
+    """Weights of phrases and cases in training.
 
-    Nothing is done below `FEWEST` scans.
+    Attributes:
+        case_weights: Factor of the text unit's gradient for each case, 0 to 1.
+        phrase_weights: Factor of the token of each training phrase, 0 to 1; empty for 1.
+    """
+
+    case_weights: list[float]
+    phrase_weights: dict[str, float] = field(default_factory=dict)
+
+
+def estimate_relevance(
+    encoder: PhraseEncoder,
+    prompts: Sequence[AnnotatedPrompt],
+    densities: Sequence[Mapping[str, float]],
+) -> RelevanceWeights:
+    """Estimate weights from the training scans; all are 1 with fewer than `MIN_SCANS` scans.
 
     Args:
         encoder: Fitted to the training prompts.
-        told: Of each training scan its prompt.
-        means: Of each its mean HU by region; scans that lack a region, such as a lung's third, are
-            left out.
-
-    Returns:
-        How much text may learn from each scan, at most 1.
+        prompts: The prompt of each training scan.
+        densities: Mean HU by region of each scan; scans that lack a region, such as a third of the
+            lungs, are left out.
     """
-    regions = sorted({region for of_scan in means for region in of_scan})
-    kept = [i for i, of_scan in enumerate(means) if len(of_scan) == len(regions)]
-    if len(kept) < FEWEST or not regions:
-        return [1.0] * len(told)
-    rows, columns = features(encoder, [told[i] for i in kept])
-    found = regress(
-        rows, columns, np.array([[means[i][region] for region in regions] for i in kept])
-    )
-    encoder.set_phrase_weights(
-        {phrase: found.shares[column] for (phrase, _), column in columns.items()}
-    )
-    ranked = sorted(found.shares.items(), key=lambda share: -share[1])
-    log.info(
-        "How far the training scans determine what a column does to the lungs (0: not at all, 1: "
-        "wholly), and how loud its phrases are for it: %s.",
-        ", ".join(f"{column or 'free text'} {share:.2f}" for column, share in ranked),
-    )
-    log.info(
-        "Empty cells hide what matters in %d of %d rows; text learns from a scan by %.2f on "
-        "average (1: wholly).",
-        int((found.weights < NEARLY).sum()),
-        len(kept),
-        float(found.weights.mean()),
-    )
-    weights = dict(zip(kept, found.weights.tolist(), strict=True))
-    return [weights.get(i, 1.0) for i in range(len(told))]
+    regions = sorted({region for density in densities for region in density})
+    complete = [i for i, density in enumerate(densities) if len(density) == len(regions)]
+    case_weights = [1.0] * len(prompts)
+    if len(complete) < MIN_SCANS or not regions:
+        return RelevanceWeights(case_weights)
+    rows, columns = prompt_features(encoder, [prompts[i] for i in complete])
+    responses = np.array([[densities[i][region] for region in regions] for i in complete])
+    relevance = regress(rows, columns, responses)
+    for i, weight in zip(complete, relevance.row_weights.tolist(), strict=True):
+        case_weights[i] = weight
+    _log_relevance(relevance)
+    phrase_weights = {phrase: relevance.by_group[column] for (phrase, _), column in columns.items()}
+    return RelevanceWeights(case_weights, phrase_weights)
 
 
-def column_relevance(encoder: TextEncoder, told: Sequence[AnnotatedPrompt]) -> dict[str, float]:
-    """How loud each column's phrases are in a trained encoder; empty where all are alike."""
+def _log_relevance(relevance: Relevance) -> None:
+    ranked = sorted(relevance.by_group.items(), key=lambda item: -item[1])
+    log.info(
+        "Relevance of columns (how far the training scans determine their effects on the lungs; 0: "
+        "not at all, 1: completely), the factor of their phrases: %s.",
+        ", ".join(f"{column or 'free text'} {value:.2f}" for column, value in ranked),
+    )
+    log.info(
+        "Values that matter are missing in %d of %d rows; the mean weight of a scan for the text "
+        "unit is %.2f (of 1).",
+        int((relevance.row_weights < COMPLETE_WEIGHT).sum()),
+        len(relevance.row_weights),
+        float(relevance.row_weights.mean()),
+    )
+
+
+def column_relevance(encoder: TextEncoder, prompts: Sequence[AnnotatedPrompt]) -> dict[str, float]:
+    """Return the relevance of each column in a trained encoder; empty if it was not estimated."""
     if not isinstance(encoder, PhraseEncoder):
         return {}
-    columns = features(encoder, told)[1]
+    columns = prompt_features(encoder, prompts)[1]
     return {
         column: encoder.phrase_weights[phrase]
         for (phrase, _), column in columns.items()
@@ -107,133 +118,149 @@ def column_relevance(encoder: TextEncoder, told: Sequence[AnnotatedPrompt]) -> d
 
 
 def warn_low_relevance(
-    encoder: TextEncoder, told: Sequence[AnnotatedPrompt], columns: Iterable[str]
+    encoder: TextEncoder, prompts: Sequence[AnnotatedPrompt], columns: Iterable[str]
 ) -> None:
-    """Warns of columns that a trained run hardly listens to."""
-    heard = column_relevance(encoder, told)
+    """Warn of columns whose phrases have nearly no effect in a trained run."""
+    relevance = column_relevance(encoder, prompts)
     for column in columns:
-        if heard.get(column, 1.0) < LOW_RELEVANCE:
+        if relevance.get(column, 1.0) < LOW_RELEVANCE:
             log.warning(
-                "The training scans hardly told what %s does to the lungs, so the run hardly "
-                "listens to it (%.2f of 1; --text_relevance): that its values look alike is no "
-                "evidence of no effect.",
+                "The training scans hardly determine the effect of %s, so its phrases have little "
+                "weight in the run (%.2f of 1; --text_relevance). Equal volumes for its values are "
+                "not evidence that it has no effect.",
                 column,
-                heard[column],
+                relevance[column],
             )
 
 
-def features(
-    encoder: PhraseEncoder, told: Sequence[AnnotatedPrompt]
+def prompt_features(
+    encoder: PhraseEncoder, prompts: Sequence[AnnotatedPrompt]
 ) -> tuple[list[dict[Feature, float]], dict[Feature, str]]:
-    """Prompts as the encoder takes them, by feature, and the column of every feature."""
+    """Return each prompt's features as the encoder sees them, and the column of every feature."""
+    rows: list[dict[Feature, float]] = []
     columns: dict[Feature, str] = {}
-    rows = []
-    for prompt in told:
+    for prompt in prompts:
         row: dict[Feature, float] = {}
         for text, column in prompt:
-            if strip_phrase(text):
-                phrase, size = encoder.locate(text)
-                row[phrase, False] = 1.0
-                if size:
-                    row[phrase, True] = size
-                columns |= {
-                    (phrase, sized): columns.get((phrase, False), column) for sized in (False, True)
-                }
+            if not strip_phrase(text):
+                continue
+            phrase, z = encoder.locate(text)
+            row[phrase, False] = 1.0
+            if z:
+                row[phrase, True] = z
+            first = columns.get((phrase, False), column)
+            columns[phrase, False] = first
+            columns[phrase, True] = first
         rows.append(row)
-    return rows, {
-        feature: column
-        for feature, column in columns.items()
-        if any(feature in row for row in rows)
-    }
+    present = {feature for row in rows for feature in row}
+    return rows, {feature: c for feature, c in columns.items() if feature in present}
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """What a regression found.
+    """Result of `regress`.
 
     Attributes:
-        shares: How far the responses determine the best determined contrast of each group's
+        by_group: How far the responses determine the best determined contrast of each group's
             parameters, 0 to 1.
-        weights: `(N,)` how much each row counts, 1 where nothing that matters is empty.
+        row_weights: `(N,)`, 1 for rows without missing values that matter.
     """
 
-    shares: dict[str, float]
-    weights: Array
+    by_group: dict[str, float]
+    row_weights: Array
+
+
+@dataclass(frozen=True)
+class ArdFit:
+    """Result of `ard_regression`.
+
+    Attributes:
+        relevance: Of each group, see `Relevance.by_group`.
+        parameters: `(P, R)`.
+        noise: `(R,)` variance of each response's residuals, for a row of weight 1.
+    """
+
+    relevance: dict[str, float]
+    parameters: Array
+    noise: Array
 
 
 def regress(
     rows: Sequence[Mapping[Feature, float]], groups: Mapping[Feature, str], responses: Array
 ) -> Relevance:
-    """Responses on features, with a prior variance for each group, and rows counted by what their
-    empty cells hide.
+    """Regress responses on features by ARD, with rows weighted by what their missing values hide.
 
     Args:
-        rows: Features of N patients; one that a row lacks is 0.
+        rows: Features of N patients; absent features are 0.
         groups: The group of each feature; a group shares one prior variance, over all responses.
         responses: `(N, R)`, such as mean HU by region.
     """
-    names = sorted(groups)
-    x = np.array([[row.get(name, 0.0) for name in names] for row in rows])
-    of = [groups[name] for name in names]
-    places = {group: [i for i, one in enumerate(of) if one == group] for group in sorted(set(of))}
+    features = sorted(groups)
+    x = np.array([[row.get(feature, 0.0) for feature in features] for row in rows])
+    members: dict[str, list[int]] = {group: [] for group in sorted(set(groups.values()))}
+    for i, feature in enumerate(features):
+        members[groups[feature]].append(i)
     weights = np.ones(len(x))
-    for _ in range(ROUNDS):
-        shares, parameters, noise = relevance_regression(x, responses, places, weights)
-        hidden = np.zeros(len(x))
-        for at in places.values():
-            known = x[:, at].any(1)
-            if MOSTLY <= known.mean() < 1:
-                hidden[~known] += ((x[known][:, at] @ parameters[at]).var(0) / noise).mean()
+    for _ in range(WEIGHT_ITERATIONS):
+        fit = ard_regression(x, responses, members, weights)
+        hidden = np.zeros(len(x))  # variance that missing values add, relative to the noise
+        for at in members.values():
+            filled = x[:, at].any(1)
+            if MIN_FILLED <= filled.mean() < 1:
+                effects = x[filled][:, at] @ fit.parameters[at]
+                hidden[~filled] += (effects.var(0) / fit.noise).mean()
         weights = 1 / (1 + hidden)
-    return Relevance(shares, weights)
+    return Relevance(fit.relevance, weights)
 
 
-def relevance_regression(
-    x: Array,
-    responses: Array,
-    places: Mapping[str, Sequence[int]],
-    weights: Array,
-) -> tuple[dict[str, float], Array, Array]:
-    """Automatic relevance determination by expectation and maximisation, in N by N matrices, for
-    features may be many.
+def ard_regression(
+    x: Array, responses: Array, members: Mapping[str, Sequence[int]], weights: Array
+) -> ArdFit:
+    """Automatic relevance determination by expectation maximisation.
+
+    Matrices are N by N, because P may be larger than N.
+
+    Notation:
+        `x`, `y` -> Phi, t (Tipping 2001), rows scaled by the square root of their weights
+        `prior` -> 1 / (alpha sigma^2), the prior variance of a group's parameters
+        `parameters` -> mu, the posterior mean
+        `noise` -> sigma^2
+        `determined` -> gamma = 1 - alpha Sigma_ii, how far a parameter is determined (MacKay 1992)
+        `inverse` -> (I + Phi A^-1 Phi^T)^-1, with A^-1 = diag(`variance`)
 
     Args:
         x: `(N, P)` features.
         responses: `(N, R)`.
-        places: The columns of `x` that share a prior variance.
-        weights: `(N,)` inverse variances of rows, relative to one another.
-
-    Returns:
-        How far the best determined contrast of each group's parameters is determined (1 - posterior
-        over prior variance, of MacKay's gamma the largest part), the parameters `(P, R)`, and the
-        variance of a response that they leave `(R,)`, of a row of weight 1.
+        members: Columns of `x` in each group, which share a prior variance.
+        weights: `(N,)` inverse variances of rows, up to a common factor.
     """
-    x, y = (np.sqrt(weights)[:, None] * (v - np.average(v, 0, weights)) for v in (x, responses))
-    prior = {
-        group: 1.0 / len(places) for group in places
-    }  # variance of parameters over that of residuals
-    least = np.maximum(
-        LEAST_NOISE * y.var(0), SMALLEST
-    )  # else few scans with many phrases are explained without rest
-    noise = np.maximum(y.var(0) / 2, least)
+    root_weights = np.sqrt(weights)[:, None]
+    x = root_weights * (x - np.average(x, 0, weights))
+    y = root_weights * (responses - np.average(responses, 0, weights))
+    # Without a minimum, few scans with many phrases are explained without residuals.
+    min_noise = np.maximum(MIN_NOISE * y.var(0), MIN_PRIOR)
+    noise = np.maximum(y.var(0) / 2, min_noise)
+    prior = {group: 1.0 / len(members) for group in members}
     variance = np.zeros(x.shape[1])
-    for _ in range(ITERATIONS):
-        for group, at in places.items():
+    for _ in range(EM_ITERATIONS):
+        for group, at in members.items():
             variance[at] = prior[group]
-        inner = np.linalg.inv(np.eye(len(x)) + (x * variance) @ x.T)
-        parameters = variance[:, None] * (x.T @ (inner @ y))
-        determined = variance * (x * (inner @ x)).sum(
-            0
-        )  # 1 - posterior over prior variance, of each parameter
-        rest = ((y - x @ parameters) ** 2).sum(0)
-        noise = np.maximum((rest + noise * (len(x) - np.trace(inner))) / len(x), least)
-        for group, at in places.items():
+        inverse = np.linalg.inv(np.eye(len(x)) + (x * variance) @ x.T)
+        parameters = variance[:, None] * (x.T @ (inverse @ y))
+        determined = variance * (x * (inverse @ x)).sum(0)
+        residual = ((y - x @ parameters) ** 2).sum(0)
+        noise = (residual + noise * (len(x) - np.trace(inverse))) / len(x)
+        noise = np.maximum(noise, min_noise)
+        for group, at in members.items():
             uncertain = prior[group] * (1 - determined[at]).mean()
-            prior[group] = max(float((parameters[at] ** 2 / noise).mean() + uncertain), SMALLEST)
-    sizes, directions = np.linalg.eigh((inner + inner.T) / 2)
-    root = np.sqrt(np.clip(sizes, 0, None))[:, None] * directions.T
-    shares = {
-        group: float(min(1.0, np.linalg.norm(root @ (x[:, at] * np.sqrt(variance[at])), 2) ** 2))
-        for group, at in places.items()
-    }
-    return shares, parameters, noise
+            square = float((parameters[at] ** 2 / noise).mean() + uncertain)
+            prior[group] = max(square, MIN_PRIOR)
+    # The best determined contrast of a group is the largest eigenvalue of the matrix whose diagonal
+    # is gamma: the squared norm of inverse^(1/2) Phi A^(-1/2).
+    eigenvalues, eigenvectors = np.linalg.eigh((inverse + inverse.T) / 2)
+    root = np.sqrt(np.clip(eigenvalues, 0, None))[:, None] * eigenvectors.T
+    relevance = {}
+    for group, at in members.items():
+        norm = np.linalg.norm(root @ (x[:, at] * np.sqrt(variance[at])), 2)
+        relevance[group] = float(min(1.0, norm**2))
+    return ArdFit(relevance, parameters, noise)

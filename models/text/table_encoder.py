@@ -1,8 +1,7 @@
-"""`--text_encoder table`: the clinical table without language, the yardstick for every language
-model.
+"""`--text_encoder table`: the clinical table without language, a baseline for language models.
 
-Each phrase of the training prompts has a channel of its own (one-hot), each wording with a number
-one channel that tells that it is there and one for its standardised size; what is missing is zero.
+Each phrase of the training prompts has a channel of its own (one-hot). A wording with a number has
+one channel for its presence and one for its standardised size. Missing values are zero.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class TableEncoder(PhraseEncoder):
-    """One channel a phrase, scaled so that a phrase has RMS 1 as in the other encoders; unknown
-    phrases are zero.
-    """
+    """One channel per phrase, with RMS 1 per phrase as in other encoders; unseen phrases are 0."""
 
     def __init__(self) -> None:
         super().__init__(numbers=True)
@@ -35,24 +32,26 @@ class TableEncoder(PhraseEncoder):
         return max(1, len(self.phrases))
 
     def learn(self, phrases: Sequence[str]) -> None:
-        """Nothing: to know the phrases is all."""
+        """Learn nothing: the list of phrases is enough."""
 
     def embed(self, phrases: Sequence[str]) -> Tensor:
-        place = {p: i for i, p in enumerate(self.phrases)}
-        if unknown := [p for p in phrases if p not in place]:
+        channels = {phrase: i for i, phrase in enumerate(self.phrases)}
+        if unseen := [phrase for phrase in phrases if phrase not in channels]:
             log.warning(
-                "Without effect, for training has not seen them (--text_encoder table): %s.",
-                format_list(unknown),
+                "Phrases without effect, because the training prompts do not contain them "
+                "(--text_encoder table): %s.",
+                format_list(unseen),
             )
-        rows = torch.zeros(len(phrases), self.base)
+        embeddings = torch.zeros(len(phrases), self.base)
         for i, phrase in enumerate(phrases):
-            if phrase in place:
-                rows[i, place[phrase]] = self.base**0.5
-        return rows
+            if phrase in channels:
+                embeddings[i, channels[phrase]] = self.base**0.5
+        return embeddings
 
 
 @ENCODERS.register("table")
-def make(options: TextOptions) -> TextEncoder:
+def build_table_encoder(options: TextOptions) -> TextEncoder:
+    """Build the encoder; raise `UserError` for sentences."""
     if options.text_mode != "phrases":
-        raise UserError("--text_encoder table knows no sentences; use --text_mode phrases.")
+        raise UserError("--text_encoder table cannot read sentences; use --text_mode phrases.")
     return TableEncoder()

@@ -1,4 +1,4 @@
-"""How far scans determine what columns do, and how loud phrases are for it."""
+"""Relevance of columns, and the weights of phrases and cases that follow from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data.volumes import load_volume
 from models.networks.generator import Generator
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.phrase_encoder import PhraseEncoder
-from models.text.relevance import Relevance, apply_relevance, features, regress
+from models.text.relevance import Relevance, estimate_relevance, prompt_features, regress
 from models.text.table_encoder import TableEncoder
 from options.base_options import DataOptions
 from options.phantom_options import PhantomOptions
@@ -83,13 +83,13 @@ def encoder(told: Told) -> PhraseEncoder:
     return made
 
 
-def relevance(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> Relevance:
-    rows, columns = features(encoder, told)
+def relevance_of(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> Relevance:
+    rows, columns = prompt_features(encoder, told)
     return regress(rows, columns, np.array([[m["upper"], m["lower"]] for m in found]))
 
 
 def shares(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> dict[str, float]:
-    return relevance(encoder, told, found).shares
+    return relevance_of(encoder, told, found).by_group
 
 
 def test_columns_with_an_effect_are_told_from_one_without(
@@ -104,7 +104,7 @@ def test_rows_count_by_what_their_empty_cells_hide(encoder: PhraseEncoder, told:
         (2.0, 0.0, 0.1),
         (60.0, 0.7, 1.0),
     ):  # beside much noise, little is hidden
-        weights = relevance(encoder, told, means(noise)).weights
+        weights = relevance_of(encoder, told, means(noise)).row_weights
         lacking = [{"AGE", "SMOKING", "BLOOD"} - {column for _, column in said} for said in told]
         for one, missing in zip(weights, lacking, strict=True):
             assert (least <= one <= most) if missing & {"AGE", "SMOKING"} else one > 0.95, (
@@ -132,10 +132,9 @@ def test_more_phrases_than_scans_stay_finite() -> None:
         np.ones((20, 3)),
     ):
         found = regress(rows, groups, responses)
-        assert all(0 <= share <= 1 for share in found.shares.values()) and set(found.shares) == set(
-            "ABCDEFGH"
-        )
-        assert np.isfinite(found.weights).all() and (found.weights > 0).all()
+        assert set(found.by_group) == set("ABCDEFGH")
+        assert all(0 <= value <= 1 for value in found.by_group.values())
+        assert np.isfinite(found.row_weights).all() and (found.row_weights > 0).all()
 
 
 def test_a_cell_that_is_mostly_empty_is_no_gap(told: Told) -> None:
@@ -148,8 +147,8 @@ def test_a_cell_that_is_mostly_empty_is_no_gap(told: Told) -> None:
     found = means(noise=2.0)
     for k in range(0, PATIENTS, 3):
         found[k] = {region: value + 50 for region, value in found[k].items()}
-    one = relevance(encoder, rare, found)
-    assert one.shares["DEVICE"] > 0.9 and one.weights.min() > 0.95
+    relevance = relevance_of(encoder, rare, found)
+    assert relevance.by_group["DEVICE"] > 0.9 and relevance.row_weights.min() > 0.95
 
 
 def test_more_noise_determines_less(encoder: PhraseEncoder, told: Told) -> None:
@@ -169,7 +168,7 @@ def test_neither_unit_nor_level_of_density_matters(encoder: PhraseEncoder, told:
     assert shares(encoder, told, found) == pytest.approx(shares(encoder, told, other), abs=1e-6)
 
 
-def test_phrases_are_as_loud_as_their_columns(
+def test_phrases_have_the_weight_of_their_columns(
     encoder: PhraseEncoder,
     told: Told,
     caplog: pytest.LogCaptureFixture,
@@ -178,9 +177,11 @@ def test_phrases_are_as_loud_as_their_columns(
     before = encoder.encode(said)
     found = means(noise=10.0)
     with caplog.at_level(logging.INFO):
-        apply_relevance(encoder, told, found)
+        weights = estimate_relevance(encoder, told, found)
+    assert not encoder.phrase_weights
+    encoder.set_phrase_weights(weights.phrase_weights)
     after, known = encoder.encode(said), shares(encoder, told, found)
-    assert "loud its phrases are for it: SMOKING 0.9" in caplog.text
+    assert "the factor of their phrases: SMOKING 0.9" in caplog.text
     expected = torch.tensor([[known["AGE"], known["SMOKING"]], [known["BLOOD"], 0.0]])
     torch.testing.assert_close(after.tokens, before.tokens * expected[..., None])
     torch.testing.assert_close(after.pooled, after.tokens.sum(1))
@@ -189,7 +190,7 @@ def test_phrases_are_as_loud_as_their_columns(
     torch.testing.assert_close(again.encode(said).tokens, after.tokens)
 
 
-def test_a_phrase_never_seen_is_as_loud_as_the_nearest(told: Told) -> None:
+def test_an_unseen_phrase_has_the_weight_of_the_nearest(told: Told) -> None:
     class Letters(TableEncoder):
         """Embeds by first letter, so that nearness is plain."""
 
@@ -211,14 +212,12 @@ def test_few_scans_or_scans_without_lungs_change_nothing(
     encoder: PhraseEncoder, told: Told
 ) -> None:
     found = means(noise=10.0)
-    assert (
-        apply_relevance(encoder, told[:19], found[:19]) == [1.0] * 19 and not encoder.phrase_weights
-    )
-    assert (
-        apply_relevance(encoder, told, [{} for _ in found]) == [1.0] * PATIENTS
-        and not encoder.phrase_weights
-    )
-    assert apply_relevance(encoder, told, [{}, *found[1:]])[0] == 1.0 and encoder.phrase_weights
+    few = estimate_relevance(encoder, told[:19], found[:19])
+    assert few.case_weights == [1.0] * 19 and not few.phrase_weights
+    without_lungs = estimate_relevance(encoder, told, [{} for _ in found])
+    assert without_lungs.case_weights == [1.0] * PATIENTS and not without_lungs.phrase_weights
+    one_left_out = estimate_relevance(encoder, told, [{}, *found[1:]])
+    assert one_left_out.case_weights[0] == 1.0 and one_left_out.phrase_weights
 
 
 def test_text_learns_from_a_scan_by_its_weight() -> None:
@@ -261,33 +260,29 @@ def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
     for name, flags in (("own", ()), ("alike", ("--no-text_relevance",))):
         done = command("train.py", "--name", name, *words, *flags)
         assert done.code == 0, done.text
-        said = re.search("how loud its phrases are for it: (.*)\\.\n", done.text)
-        loud = (
-            {}
-            if said is None
-            else {c: float(v) for c, v in (one.rsplit(" ", 1) for one in said[1].split(", "))}
-        )
+        logged = re.search("the factor of their phrases: (.*)\\.\n", done.text)
+        relevance: dict[str, float] = {}
+        for entry in [] if logged is None else logged[1].split(", "):
+            column, value = entry.rsplit(" ", 1)
+            relevance[column] = float(value)
         state = load_state(find(tmp_path / "ck" / name / "latest"))
         assert (
-            bool(loud)
+            bool(relevance)
             == bool(state["encoder_values"]["shares"])
             == bool(state["weights"])
             == (not flags)
         )
         assert all(0 < w <= 1 for w in state["weights"].values())
-        run, silent = (
-            TrainedRun(tmp_path / "ck", name, cohort),
-            {c for c, v in loud.items() if v < 0.195},
-        )
+        run = TrainedRun(tmp_path / "ck", name, cohort)
+        irrelevant = {column for column, value in relevance.items() if value < 0.195}
         done = run.test(tmp_path / "results", *(f"--vary={c}={v}" for c, v in VARIED.items()))
         assert done.code == 0, done.text
-        assert {c for c in VARIED if f"hardly told what {c} does" in done.text} == silent & set(
-            VARIED
-        )
+        warned_of = {c for c in VARIED if f"hardly determine the effect of {c}" in done.text}
+        assert warned_of == irrelevant & set(VARIED)
         done = discover(run, tmp_path / name, "--columns", ",".join(VARIED))
         assert done.code == 0, done.text
         warned = set(table(tmp_path / name, "cautions").query("kind == 'silent'")["column"])
-        assert warned == silent & set(VARIED) and bool(warned) == (not flags)
+        assert warned == irrelevant & set(VARIED) and bool(warned) == (not flags)
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -297,7 +292,10 @@ def test_lung_means_are_those_of_the_files(
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
     (found,) = lung_means([case], data, tmp_path if prepared else None)
-    hu, mask = load_volume(cohort_dir / "img" / f"{case.id}.nii.gz").array, load_volume(case.mask).array
+    hu, mask = (
+        load_volume(cohort_dir / "img" / f"{case.id}.nii.gz").array,
+        load_volume(case.mask).array,
+    )
     assert set(found) == set(PARTS)
     assert found["lungs"] == pytest.approx(
         float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean()), abs=0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.text import encoders as text_encoder
-from models.text import language_model as text_language
+from models.text import encoders, language_model
 from models.text.clip import make_tokenizer
-from models.text.encoders import TextEncoder, build_text_encoder
-from models.text.phrase_encoder import Wordings, parse_number
+from models.text.encoders import TextEmbedding, TextEncoder, build_text_encoder
+from models.text.phrase_encoder import PhraseTable, Wordings, parse_number
 from options.base_options import TextOptions
 from util.cli import UserError
 
@@ -157,6 +157,30 @@ def test_phrases_that_say_the_same_in_training_stay_apart() -> None:
     ]
 
 
+def test_the_phrase_table_embeds_each_phrase_once() -> None:
+    calls: list[list[str]] = []
+
+    def embed(phrases: Sequence[str]) -> torch.Tensor:
+        calls.append(list(phrases))
+        return torch.tensor([[float(len(p))] for p in phrases])
+
+    table = PhraseTable(1, embed, lambda phrases, embeddings: torch.ones(len(phrases)))
+    assert table.lookup(["a", "bb", "a"]).tolist() == [0, 1, 0]
+    assert table.lookup(["ccc", "bb"]).tolist() == [2, 1]
+    assert table.lookup([]).tolist() == []
+    assert calls == [["a", "bb"], ["ccc"]]
+    assert table.embeddings[table.lookup(["ccc", "a"])].tolist() == [[3.0], [1.0]]
+
+
+def test_an_embedding_expands_to_tiles() -> None:
+    one = TextEmbedding(torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 3))
+    tiles = one.expand(4)
+    assert tiles.tokens.shape == (4, 2, 3) and tiles.valid.shape == (4, 2)
+    assert tiles.pooled.shape == (4, 3) and tiles.weight is None
+    weighted = replace(one, weight=torch.ones(1)).expand(4)
+    assert weighted.weight is not None and weighted.weight.shape == (4,)
+
+
 def test_without_number_tokens_a_number_is_text() -> None:
     made = build_text_encoder(TextOptions(text_encoder=MINILM, number_tokens=False))
     assert made.width == 384
@@ -193,10 +217,10 @@ def test_sentences(minilm: TextEncoder) -> None:
 
 
 def test_cache_of_sentences_is_bounded(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_encoder, "SENTENCES", 3)
+    monkeypatch.setattr(encoders, "MAX_SENTENCES", 3)
     encoder = build_text_encoder(TextOptions(text_encoder=clip_folder, text_mode="sentence"))
     encoder.encode([[f"age {i}"] for i in range(10)])
-    assert len(encoder._kept) == 3  # type: ignore[attr-defined]
+    assert len(encoder._encoded) == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mode", ["phrases", "sentence"])
@@ -204,19 +228,24 @@ def test_too_long_a_text_is_an_error_with_the_count(clip_folder: str, mode: str)
     encoder = build_text_encoder(TextOptions(text_encoder=clip_folder, text_mode=mode))
     with pytest.raises(UserError, match=r"\d\d+ tokens.* at most 40"):
         encoder.encode([["a phrase far too long " * 20]])
+    with pytest.raises(UserError, match=r"\d\d+ tokens.* at most 40"):
+        encoder.validate([["short"], ["a phrase far too long " * 20]])
+    encoder.validate([["short"], []])
 
 
 def test_phrases_are_embedded_once_and_kept(
     clip_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    original = text_language.LanguageModel.__call__
+    original = language_model.LanguageModel.__call__
 
-    def counted(model: text_language.LanguageModel, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(
+        model: language_model.LanguageModel, text: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(text)
         return original(model, text)
 
-    monkeypatch.setattr(text_language.LanguageModel, "__call__", counted)
+    monkeypatch.setattr(language_model.LanguageModel, "__call__", counted)
     made = []
     for _ in range(2):
         encoder = build_text_encoder(TextOptions(text_encoder=clip_folder))
@@ -267,18 +296,18 @@ def test_every_kind_of_clip_folder(
     whole.save_pretrained(tmp_path / "whole")
     for name, width in (("plain", 32), ("whole", 24)):
         tokenizer.save_pretrained(tmp_path / name)
-        model = text_language.load_folder(tmp_path / name)
+        model = language_model.load_folder(tmp_path / name)
         hidden, pooled = model("Patient age: 71.")
         assert hidden.shape[1] == model.width == width == len(pooled)
     expected = whole.eval().get_text_features(**tokenizer("Patient age: 71.", return_tensors="pt"))
     expected = getattr(expected, "pooler_output", expected)[0]
     assert torch.allclose(
-        text_language.load_folder(tmp_path / "whole")("Patient age: 71.")[1], expected, atol=1e-5
+        language_model.load_folder(tmp_path / "whole")("Patient age: 71.")[1], expected, atol=1e-5
     )
 
 
 def test_clip_pools_at_the_end_token(clip_folder: str) -> None:
-    model = text_language.load_folder(Path(clip_folder))
+    model = language_model.load_folder(Path(clip_folder))
     hidden, pooled = model("Patient age: 71.")
     assert torch.allclose(pooled, hidden[-1], atol=1e-6)
 
@@ -315,7 +344,7 @@ def test_medclip_checkpoint(medclip: Path) -> None:
         encoder.width == 512 and torch.isfinite(encoder.encode([["Patient age: 71."]]).pooled).all()
     )
     weights = torch.load(medclip, weights_only=True)
-    model = text_language.load_medclip(medclip, "")
+    model = language_model.load_medclip(medclip, "")
     ids = model.tokenizer("age", return_tensors="pt")
     states = model.model(
         ids["input_ids"], attention_mask=ids["attention_mask"], output_hidden_states=True
@@ -385,7 +414,7 @@ def test_words_that_training_never_had_are_warned_of(
     assert not caplog.text
     minilm.encode([["The patient smokes.", "DIAGNOSIS is IPF"]])
     assert (
-        "Training has not seen these wordings" in caplog.text
+        "The training prompts do not contain these phrases" in caplog.text
         and "The patient smokes" in caplog.text
     )
     assert "IPF" not in caplog.text

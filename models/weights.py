@@ -1,0 +1,56 @@
+"""Files of network weights: one reader, in which nothing can run code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from util.cli import UserError, format_list
+
+WRAPPERS = ("state_dict", "model", "net")  # keys under which training programs store the weights
+
+
+def read_weights(file: Path, source: str) -> dict[str, Tensor]:
+    """Read the tensors of a state dict by name, on the CPU.
+
+    Args:
+        file: A `.safetensors` file, or a file of `torch.save` with a state dict. The state dict
+            may lie under one of `WRAPPERS`.
+        source: The option and its value, which begin the messages.
+
+    Raises:
+        UserError: The file is missing, is damaged, or holds no tensors by name.
+    """
+    if not file.is_file():
+        raise UserError(f"{source}: {file} is not there. Give the path of a file of weights.")
+    try:
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise errors of theirs
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{source}: {file} cannot be read as weights ({reason}). Save a plain state dictionary."
+        ) from None
+    return _unwrap(content, f"{source}: {file}")
+
+
+def _unwrap(content: object, source: str) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+        wrapped = [content[key] for key in WRAPPERS if key in content]
+        if not wrapped:
+            keys = format_list([str(key) for key in content])
+            raise UserError(
+                f"{source} holds no weights by name; it holds: {keys}. Save the network's "
+                "state_dict()."
+            )
+        content = wrapped[0]
+    raise UserError(f"{source} holds no weights by name. Save the network's state_dict().")
