@@ -1,6 +1,4 @@
-"""Small turns and scalings of a patch; a chest is never flipped left to right, for its organs have
-sides.
-"""
+"""Small rotations and scalings of a patch; never a flip, because left and right lungs differ."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from data.geometry import crop
 
-MAX_DEGREES, SCALE = 5.0, 0.05
+MAX_DEGREES = 5.0
+MAX_SCALING = 0.05
 
 
 def random_affine(
@@ -23,7 +22,7 @@ def random_affine(
     air: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A patch of CT and mask, turned and scaled alike about its centre.
+    """Cut a patch of CT and mask, rotated and scaled alike about its centre.
 
     Args:
         image: CT in HU (X, Y, Z).
@@ -35,25 +34,21 @@ def random_affine(
             along each).
 
     Returns:
-        CT float32 (cubic splines, which keep the noise better than lines) and labels (nearest), (x,
-        y, z) each.
+        CT float32 and labels, (x, y, z) each. The CT is interpolated by cubic splines, which keep
+        its noise better than linear interpolation; labels take the nearest voxel.
     """
-    turned = Rotation.from_euler(
-        "xyz", rng.uniform(-MAX_DEGREES, MAX_DEGREES, 3), degrees=True
-    ).as_matrix()
-    matrix = turned * (1 + rng.uniform(-SCALE, SCALE, 3))
+    angles = rng.uniform(-MAX_DEGREES, MAX_DEGREES, 3)
+    scales = 1 + rng.uniform(-MAX_SCALING, MAX_SCALING, 3)
+    matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
     half = (np.array(size) - 1) / 2
-    reach = (
-        np.ceil(np.abs(matrix) @ half - half).clip(0).astype(int) + 2
-    )  # what the turned patch needs around it
-    first, wide = np.array(start) - reach, np.array(size) + 2 * reach
-    offset = half + reach - matrix @ half
-    hu = crop(image, first, wide, air).astype(np.float32)
-    labels = crop(mask, first, wide, 0)
-    low, high = hu.min(), hu.max()
-    hu = affine_transform(
-        hu, matrix, offset, output_shape=tuple(size), order=3, mode="nearest"
-    ).clip(low, high)
-    return hu, affine_transform(
-        labels, matrix, offset, output_shape=tuple(size), order=0, mode="nearest"
-    )
+    margin = np.ceil(np.abs(matrix) @ half - half).clip(0).astype(int) + 2
+    box_start = np.array(start) - margin
+    box_size = np.array(size) + 2 * margin
+    offset = half + margin - matrix @ half
+    hu = crop(image, box_start, box_size, air).astype(np.float32)
+    labels = crop(mask, box_start, box_size, 0)
+    low, high = hu.min(), hu.max()  # splines overshoot
+    shape = tuple(size)
+    hu = affine_transform(hu, matrix, offset, output_shape=shape, order=3, mode="nearest")
+    labels = affine_transform(labels, matrix, offset, output_shape=shape, order=0, mode="nearest")
+    return hu.clip(low, high), labels

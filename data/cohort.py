@@ -1,8 +1,7 @@
-"""A cohort: files paired by name, clinical rows, splits and labels (layout in the README)."""
+"""A cohort of scans: files paired by name, clinical rows, splits and labels."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,14 +10,21 @@ from pathlib import Path
 from data.splits import Splits
 from util.cli import UserError
 
-log = logging.getLogger(__name__)
-
-IMAGES, MASKS = "img", "gtlung"
+IMAGES = "img"  # folders of a dataroot
+MASKS = "gtlung"
+PROMPTS_FILE = "prompts.csv"  # optional file of a dataroot with prompts that replace the rows
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its files and its clinical row of raw strings, where "" is not known."""
+    """One scan.
+
+    Attributes:
+        id: Name of its files without the suffix.
+        image: CT, None where only the mask exists.
+        mask: Integer labels on the grid of the CT.
+        row: Clinical row of raw strings by column, "" where a value is not known.
+    """
 
     id: str
     image: Path | None
@@ -28,8 +34,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All cases in natural order, with `splits` (train, val, test) of their ids and the `labels` of
-    their masks.
+    """The cases of a dataroot.
+
+    Attributes:
+        root: The dataroot.
+        cases: All cases in natural order.
+        splits: Ids of the cases by split.
+        labels: Labels that occur in the masks, empty where the volumes were not read.
+        columns: Columns of the clinical table.
     """
 
     root: Path
@@ -42,16 +54,22 @@ class Cohort:
         return {case.id: case for case in self.cases}[case_id]
 
     def split(self, name: str) -> tuple[Case, ...]:
-        """The cases of a split, one that was drawn twice twice; a split without cases raises
-        `UserError`.
+        """Return the cases of a split; a resampled case occurs as often as it was drawn.
+
+        Raises:
+            UserError: The split has no cases.
         """
-        members = Counter(self.splits.get(name, ()))
-        if not members:
-            sizes = ", ".join(f"{k} {len(v)}" for k, v in self.splits.items())
+        counts = Counter(self.splits.get(name, ()))
+        if not counts:
+            sizes = ", ".join(f"{split} {len(ids)}" for split, ids in self.splits.items())
             raise UserError(f"The split {name!r} of {self.root} has no cases ({sizes}).")
-        return tuple(case for case in self.cases for _ in range(members[case.id]))
+        members: list[Case] = []
+        for case in self.cases:
+            members += [case] * counts[case.id]
+        return tuple(members)
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts case2 before case10."""
-    return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in re.split(r"([0-9]+)", text) if p]
+    parts = [part for part in re.split(r"([0-9]+)", text) if part]
+    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import load_case, cache_case
+from data.cache import cache_case, load_case
 from data.cohort import Case
 from data.geometry import Volume, voxel_sizes
 from options.base_options import DataOptions

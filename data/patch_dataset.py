@@ -1,4 +1,4 @@
-"""Patches for training; sample i is a function of (seed, i) and of nothing else."""
+"""Patches for training; sample i depends on the seed and on i alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,51 +21,60 @@ from data.cohort import Case
 from data.geometry import coordinate_grid, crop
 from data.volumes import check_labels, to_unit
 from options.base_options import DataOptions, PatchOptions, TextOptions
-from util import seeding as noise
+from util import seeding
 
 log = logging.getLogger(__name__)
 
 Phrases = Sequence[str]
 BACKGROUND = 0
+N_DRAWS = 4  # uniform numbers per sample
 
 
 class PatchSample(TypedDict):
-    """One patch, float32: `image` (1, x, y, z) in [-1, 1], one-hot `mask` (K, ...), `coords` (3,
-    ...), `noise` (N, ...).
+    """One patch; tensors are float32.
+
+    Attributes:
+        image: CT (1, x, y, z) in [-1, 1].
+        mask: One-hot labels (K, x, y, z).
+        coords: Position in the volume (3, x, y, z), see `coordinate_grid`.
+        noise: Standard normal (N, x, y, z).
+        draws: Uniform numbers (4,) in [0, 1], for a diffusion model's time and dropout.
+        prompt: Phrases of the case, after dropout.
+        other_prompt: Phrases of another case, at least one of which is wrong for this one.
+        case: Id of the case.
     """
 
     image: torch.Tensor
     mask: torch.Tensor
     coords: torch.Tensor
     noise: torch.Tensor
+    draws: torch.Tensor
     prompt: list[str]
     other_prompt: list[str]
     case: str
 
 
 class PatchBatch(TypedDict):
-    """Samples stacked: `image` (B, 1, x, y, z), `mask` (B, K, ...), `coords` (B, 3, ...), `noise`
-    (B, N, ...), and B lists.
-
-    `other_prompts` say something that is not true of their case (for mismatched pairs).
-    """
+    """B samples: stacked tensors (B, ...) and lists of B entries, see `PatchSample`."""
 
     image: torch.Tensor
     mask: torch.Tensor
     coords: torch.Tensor
     noise: torch.Tensor
+    draws: torch.Tensor
     prompts: list[list[str]]
     other_prompts: list[list[str]]
     cases: list[str]
 
 
 def collate_patches(samples: Sequence[PatchSample]) -> PatchBatch:
-    """Samples to a batch."""
+    """Stack samples to a batch."""
     return PatchBatch(
         image=torch.stack([s["image"] for s in samples]),
         mask=torch.stack([s["mask"] for s in samples]),
         coords=torch.stack([s["coords"] for s in samples]),
         noise=torch.stack([s["noise"] for s in samples]),
+        draws=torch.stack([s["draws"] for s in samples]),
         prompts=[s["prompt"] for s in samples],
         other_prompts=[s["other_prompt"] for s in samples],
         cases=[s["case"] for s in samples],
@@ -71,27 +82,43 @@ def collate_patches(samples: Sequence[PatchSample]) -> PatchBatch:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, 1, epoch]).permutation(count)
 
 
+@dataclass(frozen=True)
+class PatchSettings:
+    """All that decides how patches are drawn.
+
+    Attributes:
+        data: HU window, spacing, lung labels.
+        patch: Size, share on the lungs, augmentation.
+        text: Dropout and shuffling of phrases.
+        seed: Decides every draw, together with the sample's number.
+        noise_channels: N, channels of the generator's noise.
+    """
+
+    data: DataOptions
+    patch: PatchOptions
+    text: TextOptions
+    seed: int = 0
+    noise_channels: int = 0
+
+
 class PatchDataset(Dataset[PatchSample]):
-    """Random patches, indexed by the global number of the sample since training began; `len` is one
-    pass over cases.
+    """Random patches, indexed by the global number of the sample since training began.
+
+    Its length is one pass over the cases.
 
     Args:
         cases: Training cases; each needs an image.
         prompts: The phrases of each case by id, in full.
         labels: The run's labels, background first.
-        data: HU window, spacing, lung labels.
-        patch: Size, share on the lungs, augmentation.
-        text: Dropout and shuffling of phrases.
+        settings: How patches are drawn.
         cache: Folder of prepared volumes; filled here.
-        seed: Decides every draw, together with the sample's number.
-        noise_channels: N, channels of the generator's noise.
 
     Raises:
-        UserError: A mask with a label that is not among `labels`, or a full disk.
+        UserError: A mask has a label that is not among `labels`, or the disk is full.
     """
 
     def __init__(
@@ -99,27 +126,29 @@ class PatchDataset(Dataset[PatchSample]):
         cases: Sequence[Case],
         prompts: Mapping[str, Phrases],
         labels: Sequence[int],
-        data: DataOptions,
-        patch: PatchOptions,
-        text: TextOptions,
+        settings: PatchSettings,
         cache: Path,
-        seed: int = 0,
-        noise_channels: int = 0,
     ) -> None:
-        self.noise_channels = noise_channels
         self.ids = [case.id for case in cases]
         self.prompts = [list(prompts[case.id]) for case in cases]
         self.labels = np.array(labels, np.uint8)
-        self.window, self.patch, self.text, self.seed = data.hu_window, patch, text, seed
-        self.prepared = cache_cases(cases, data, cache)
-        for case, prepared in zip(cases, self.prepared, strict=True):
-            check_labels(prepared.labels(), labels, case.mask)
-        largest = np.max([prepared.shape() for prepared in self.prepared], axis=0)
-        if (largest < patch.patch_size).any():
+        self.window = settings.data.hu_window
+        self.patch = settings.patch
+        self.text = settings.text
+        self.seed = settings.seed
+        self.noise_shape = (settings.noise_channels, *settings.patch.patch_size)
+        self.volumes = cache_cases(cases, settings.data, cache)
+        for case, volume in zip(cases, self.volumes, strict=True):
+            check_labels(volume.labels(), labels, case.mask)
+        self._warn_large_patches()
+
+    def _warn_large_patches(self) -> None:
+        largest = np.max([volume.shape() for volume in self.volumes], axis=0)
+        if (largest < self.patch.patch_size).any():
             log.warning(
-                "--patch_size %s is larger than every volume (at most %s voxels), and each patch "
+                "--patch_size %s is larger than every volume (at most %s voxels), so each patch is "
                 "partly empty; a smaller one takes less time and memory.",
-                ",".join(map(str, patch.patch_size)),
+                ",".join(map(str, self.patch.patch_size)),
                 ",".join(map(str, largest)),
             )
 
@@ -128,88 +157,95 @@ class PatchDataset(Dataset[PatchSample]):
 
     def __getitem__(self, index: int) -> PatchSample:
         epoch, position = divmod(index, len(self.ids))
-        k = int(_order(self.seed, epoch, len(self.ids))[position])
+        k = int(_epoch_order(self.seed, epoch, len(self.ids))[position])
         rng = np.random.default_rng([self.seed, 2, index])
-        start = self._start(k, rng)
+        start = self._draw_start(k, rng)
         hu, mask = self._cut(k, start, rng)
+        noise = seeding.field(self.seed, f"sample {index}", self.noise_shape)
         return PatchSample(
             image=torch.from_numpy(to_unit(hu, self.window))[None],
             mask=torch.from_numpy((mask == self.labels[:, None, None, None]).astype(np.float32)),
-            coords=coordinate_grid(self.prepared[k].shape(), start, self.patch.patch_size),
-            noise=noise.field(
-                self.seed, f"sample {index}", (self.noise_channels, *self.patch.patch_size)
-            ),
-            prompt=self._dropped(self.prompts[k], rng),
-            other_prompt=self._other(k, rng),
+            coords=coordinate_grid(self.volumes[k].shape(), start, self.patch.patch_size),
+            noise=noise,
+            draws=seeding.uniform_draws(noise, N_DRAWS),
+            prompt=self._drop_phrases(self.prompts[k], rng),
+            other_prompt=self._draw_other_prompt(k, rng),
             case=self.ids[k],
         )
 
-    def _start(self, k: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """First voxel of a crop: around a lung voxel with probability `lung_patch_prob`, else
-        anywhere.
+    def _draw_start(self, k: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw the first voxel of a patch, which may be negative.
+
+        The patch is centred on a lung voxel with probability `lung_patch_prob`, else it lies
+        anywhere. A volume smaller than the patch lies in its middle.
         """
-        shape, size = np.array(self.prepared[k].shape()), np.array(self.patch.patch_size)
-        points = self.prepared[k].lung_points()
+        shape = np.array(self.volumes[k].shape())
+        size = np.array(self.patch.patch_size)
+        last = np.maximum(shape - size, 0)
+        points = self.volumes[k].lung_points()
         if len(points) and rng.random() < self.patch.lung_patch_prob:
             start = points[rng.integers(len(points))] - size // 2
         else:
-            start = rng.integers(0, np.maximum(shape - size, 0) + 1)
-        start = np.clip(start, 0, np.maximum(shape - size, 0))
-        start = np.where(
-            shape < size, -((size - shape) // 2), start
-        )  # a small volume lies in the middle of its patch
+            start = rng.integers(0, last + 1)
+        start = np.clip(start, 0, last)
+        start = np.where(shape < size, -((size - shape) // 2), start)
         return tuple(int(v) for v in start)
 
     def _cut(
         self, k: int, start: Sequence[int], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """CT in HU and labels of a patch, (x, y, z) each; outside the volume there is air and
-        background.
-        """
-        prepared, size, air = self.prepared[k], self.patch.patch_size, self.window[0]
+        """Return CT in HU and labels of a patch (x, y, z); air and background lie outside."""
+        image = self.volumes[k].image()
+        mask = self.volumes[k].mask()
+        size = self.patch.patch_size
+        air = self.window[0]
         if self.patch.augment and rng.random() < self.patch.augment:
-            return random_affine(prepared.image(), prepared.mask(), start, size, air, rng)
-        return crop(prepared.image(), start, size, air), crop(
-            prepared.mask(), start, size, BACKGROUND
-        )
+            return random_affine(image, mask, start, size, air, rng)
+        return crop(image, start, size, air), crop(mask, start, size, BACKGROUND)
 
-    def _dropped(self, phrases: Phrases, rng: np.random.Generator) -> list[str]:
-        """The phrases with each left out with probability `attribute_dropout`, shuffled where the
-        options say so.
-        """
-        keep = rng.random(len(phrases)) >= self.text.attribute_dropout
-        kept = [phrase for phrase, stays in zip(phrases, keep, strict=True) if stays]
-        return [kept[j] for j in rng.permutation(len(kept))] if self.text.shuffle_phrases else kept
+    def _drop_phrases(self, phrases: Phrases, rng: np.random.Generator) -> list[str]:
+        """Leave out each phrase with probability `attribute_dropout`, and shuffle them if asked."""
+        stays = rng.random(len(phrases)) >= self.text.attribute_dropout
+        remaining = list(compress(phrases, stays))
+        if self.text.shuffle_phrases:
+            return [remaining[j] for j in rng.permutation(len(remaining))]
+        return remaining
 
-    def _other(self, k: int, rng: np.random.Generator) -> list[str]:
-        """Another case's phrases, of which one at least is not true of case k; none where all cases
-        agree.
+    def _draw_other_prompt(self, k: int, rng: np.random.Generator) -> list[str]:
+        """Draw another case's phrases, at least one of which is not among those of case k.
+
+        Returns:
+            The phrases; none where all cases agree.
         """
-        own = set(self.prompts[k])
+        factual = set(self.prompts[k])
         first = int(rng.integers(len(self.ids)))
-        for step in range(len(self.ids)):
-            other = self.prompts[(first + step) % len(self.ids)]
-            if not own.issuperset(other):
-                dropped = self._dropped(other, rng)
-                return list(other) if own.issuperset(dropped) else dropped
+        for prompt in [*self.prompts[first:], *self.prompts[:first]]:
+            if not factual.issuperset(prompt):
+                remaining = self._drop_phrases(prompt, rng)
+                return list(prompt) if factual.issuperset(remaining) else remaining
         return []
 
 
-class _Steps(Sampler[list[int]]):
+class _GlobalBatches(Sampler[list[int]]):
+    """Sample numbers of this process's batches, see `patch_loader`."""
+
     def __init__(self, start: int, stop: int, batch_size: int, rank: int, world: int) -> None:
         self.firsts = range(start + rank * batch_size, stop, batch_size * world)
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(first, first + self.batch_size)) for first in self.firsts)
+        for first in self.firsts:
+            yield list(range(first, first + self.batch_size))
 
     def __len__(self) -> int:
         return len(self.firsts)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach every process; a worker that died of them would end
-    training unsaved.
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the trainer.
+
+    Ctrl-C and a batch system's SIGTERM reach every process; a worker that died of them would end
+    training without a checkpoint.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -222,37 +258,35 @@ def patch_loader(
     batch_size: int,
     *,
     workers: int = 0,
-    seed: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Any]:
-    """Batches of the samples `start` to `stop`, in order; N processes together see the batches that
-    one would see.
+    """Load batches of the samples `start` to `stop`, in order.
 
     A global batch is `world * batch_size` consecutive samples, of which each process takes its
-    consecutive share.
+    consecutive share. So several processes together see the batches that one would see. The global
+    random state is left alone.
 
     Args:
         dataset: The patches.
-        start: Global number of the first sample; going on after a stop means to start there.
+        start: Global number of the first sample; a resumed run starts where it stopped.
         stop: Global number after the last; `stop - start` is a multiple of the global batch.
         batch_size: Samples of this process in a batch.
         workers: Processes that prepare batches.
-        seed: Seeds the workers (no sample depends on it); the global random state is left alone.
         rank: Number of this process.
         world: Number of processes.
     """
     if (stop - start) % (batch_size * world):
         raise ValueError(
-            f"{stop - start} samples are no multiple of the global batch, {batch_size * world}"
+            f"{stop - start} samples are not a multiple of the global batch, {batch_size * world}"
         )
     return DataLoader(
         dataset,
-        batch_sampler=_Steps(start, stop, batch_size, rank, world),
+        batch_sampler=_GlobalBatches(start, stop, batch_size, rank, world),
         num_workers=workers,
         collate_fn=collate_patches,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(dataset.seed),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_ignore_signals,
     )

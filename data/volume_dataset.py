@@ -1,10 +1,8 @@
-"""Whole volumes for generation, and the way back from the model's grid to that of the source
-file.
-"""
+"""Whole volumes for generation, and the way back to the grid of the source file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +12,23 @@ from torch.utils.data import Dataset
 from data.cache import load_case
 from data.cohort import Case
 from data.geometry import Shape, Volume, coordinate_grid, crop, resample
-from data.volumes import one_hot, read_header, to_unit
+from data.volumes import one_hot, read_header, to_hu, to_unit
 from options.base_options import DataOptions
 
 
 @dataclass(frozen=True)
 class VolumeSample:
-    """One case, padded: `image` (1, X, Y, Z) in [-1, 1] or None, `mask` (K, X, Y, Z) one-hot,
-    `coords` (3, X, Y, Z).
+    """One case as a whole volume, padded for the network.
 
-    `inside` takes the case out of the padding; `affine` and `labels` (X', Y', Z') belong to what is
-    inside.
+    Attributes:
+        case: The case.
+        image: `(1, X, Y, Z)` in [-1, 1], or None where the case has no scan.
+        mask: `(K, X, Y, Z)` one-hot.
+        coords: `(3, X, Y, Z)` position in the unpadded volume, -1 to 1.
+        inside: Slices of the padded grid that hold the case.
+        labels: `(X', Y', Z')` mask labels without the padding.
+        affine: `(4, 4)` of the grid without the padding, voxel index to RAS mm.
+        window: HU at -1 and 1.
     """
 
     case: Case
@@ -34,26 +38,30 @@ class VolumeSample:
     inside: tuple[slice, slice, slice]
     labels: np.ndarray
     affine: np.ndarray
+    window: tuple[float, float]
 
-    def unpad(self, array: np.ndarray) -> np.ndarray:
-        """What lies inside the padding of an array (..., X, Y, Z)."""
-        index = (..., *self.inside)
-        return array[index]
+    @property
+    def name(self) -> str:
+        """The case's id."""
+        return self.case.id
 
-    def restore(self, array: np.ndarray) -> np.ndarray:
-        """A padded array (X, Y, Z) on the canonicalised grid of the mask file, as `write_like`
-        takes it.
-        """
+    def to_hu(self, volume: torch.Tensor | np.ndarray) -> np.ndarray:
+        """Return a padded volume `(X, Y, Z)` in [-1, 1] as HU without the padding."""
+        return to_hu(np.asarray(volume)[self.inside], self.window)
+
+    def to_source_grid(self, hu: np.ndarray) -> np.ndarray:
+        """Resample `(X', Y', Z')` onto the mask file's grid in RAS, as `write_like` takes it."""
         header = read_header(self.case.mask)
-        volume = Volume(np.ascontiguousarray(self.unpad(array)), self.affine)
+        volume = Volume(np.ascontiguousarray(hu, dtype=np.float32), self.affine)
         return resample(volume, grid=(header.shape, header.affine), order=1).array
 
 
-def padded_size(shape: Sequence[int], least: Sequence[int], multiple: Sequence[int]) -> Shape:
-    """The smallest size that holds `shape` and `least` and is a multiple of `multiple` along each
-    axis.
-    """
-    x, y, z = (-(-max(n, low) // m) * m for n, low, m in zip(shape, least, multiple, strict=True))
+def padded_size(shape: Sequence[int], minimum: Sequence[int], multiple: Sequence[int]) -> Shape:
+    """Return the smallest multiple of `multiple` that holds `shape` and `minimum`, per axis."""
+    sizes = []
+    for length, low, step in zip(shape, minimum, multiple, strict=True):
+        sizes.append(-(-max(length, low) // step) * step)
+    x, y, z = sizes
     return x, y, z
 
 
@@ -61,15 +69,15 @@ class VolumeDataset(Dataset[VolumeSample]):
     """Cases as whole volumes, padded on all sides with air and background.
 
     Args:
-        cases: Which ones; images may be absent.
+        cases: Cases, with or without a CT.
         labels: The run's labels, background first.
         options: HU window and spacing.
-        least: Each axis is padded to this size at least (the patch the network was trained on).
-        multiple: ... and to a multiple of this (the network's downsampling).
+        minimum: Smallest padded size (the patch the network was trained on).
+        multiple: The padded size is a multiple of this (the network's downsampling).
 
     Raises:
-        UserError: On access: a file that cannot be read, or a mask with a label that the run does
-            not know.
+        UserError: On access: a file cannot be read, or a mask has a label that the run does not
+            know.
     """
 
     def __init__(
@@ -77,32 +85,39 @@ class VolumeDataset(Dataset[VolumeSample]):
         cases: Sequence[Case],
         labels: Sequence[int],
         options: DataOptions,
-        least: Sequence[int] = (1, 1, 1),
+        minimum: Sequence[int] = (1, 1, 1),
         multiple: Sequence[int] = (1, 1, 1),
     ) -> None:
-        self.cases, self.labels, self.options = list(cases), tuple(labels), options
-        self.least, self.multiple = least, multiple
+        self.cases = list(cases)
+        self.labels = tuple(labels)
+        self.options = options
+        self.minimum = minimum
+        self.multiple = multiple
 
     def __len__(self) -> int:
         return len(self.cases)
 
+    def __iter__(self) -> Iterator[VolumeSample]:
+        for index in range(len(self)):
+            yield self[index]
+
     def __getitem__(self, index: int) -> VolumeSample:
         case = self.cases[index]
-        image, mask = load_case(case, self.options.spacing)
-        size = padded_size(mask.shape, self.least, self.multiple)
+        scan, mask = load_case(case, self.options.spacing)
+        size = padded_size(mask.shape, self.minimum, self.multiple)
         start = tuple(-((wide - n) // 2) for wide, n in zip(size, mask.shape, strict=True))
         x, y, z = (slice(-s, -s + n) for s, n in zip(start, mask.shape, strict=True))
-        unit = None
-        if image is not None:
-            unit = torch.from_numpy(
-                crop(to_unit(image.array, self.options.hu_window), start, size, -1)
-            )[None]
+        image = None
+        if scan is not None:
+            unit = to_unit(scan.array, self.options.hu_window)
+            image = torch.from_numpy(crop(unit, start, size, -1))[None]
         return VolumeSample(
             case=case,
-            image=unit,
+            image=image,
             mask=one_hot(crop(mask.array, start, size, 0), self.labels, case.mask),
             coords=coordinate_grid(mask.shape, start, size),
             inside=(x, y, z),
             labels=mask.array,
             affine=mask.affine,
+            window=self.options.hu_window,
         )

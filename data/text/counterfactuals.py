@@ -1,4 +1,4 @@
-"""The arms of a counterfactual: a case's own row, and the same row with one attribute changed."""
+"""Variants of a case: its factual row, and the same row with one attribute changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from data.cohort import Case
-from data.text.prompts import Prompt, Template, split_free_text
+from data.text.prompts import Prompt, Template
 from data.text.template import parse_number
 from util.cli import UserError, format_list, safe_name
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Intervention:
-    """One attribute and the values it is given, from a flag such as `--vary "COLUMN=A,B"`."""
+    """One attribute and the values to set it to, from a flag such as `--vary "COLUMN=A,B"`."""
 
     column: str
     values: tuple[str, ...]
@@ -26,9 +26,7 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Variant:
-    """One volume to generate: its text, and what was changed for it (`column` is "" for the own
-    row).
-    """
+    """One volume to generate: its text, and the changed attribute ("" for the factual row)."""
 
     prompt: Prompt
     column: str = ""
@@ -36,109 +34,139 @@ class Variant:
     dropped: tuple[str, ...] = ()
 
 
-def parse_intervention(flag: str, text: str, least: int) -> Intervention:
-    """`COLUMN=A,B` with at least so many values; raises `UserError`. Values with commas stand in
-    double quotes.
+def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
+    """Parse `COLUMN=A,B`; values with commas stand in double quotes.
+
+    Args:
+        flag: Name of the flag, for messages.
+        text: Its value.
+        min_values: Fewest values that the flag takes.
+
+    Raises:
+        UserError: The text has another form, or two values share a file name.
     """
-    column, equals, values = text.partition("=")
-    found = tuple(v.strip() for v in next(csv.reader([values], skipinitialspace=True), []))
-    if not equals or not column.strip() or len(found) < least or (least > 1 and "" in found):
-        form = "COLUMN=A,B[,C...]" if least > 1 else "COLUMN=VALUE"
+    column, equals, listed = text.partition("=")
+    fields = next(csv.reader([listed], skipinitialspace=True), [])
+    values = tuple(field.strip() for field in fields)
+    has_gap = min_values > 1 and "" in values
+    if not equals or not column.strip() or len(values) < min_values or has_gap:
+        form = "COLUMN=A,B[,C...]" if min_values > 1 else "COLUMN=VALUE"
         raise UserError(f'{flag} is {text!r}; it must be of the form "{form}".')
-    if len({safe_name(v) for v in found}) < len(found):
+    if len({safe_name(value) for value in values}) < len(values):
         raise UserError(
             f"{flag} is {text!r}; two of its values are the same, or would give the same file name."
         )
-    return Intervention(column.strip(), found)
+    return Intervention(column.strip(), values)
 
 
 def check_intervention(
     flag: str,
-    change: Intervention,
+    intervention: Intervention,
     template: Template,
     rows: Sequence[dict[str, str]],
-    seen: bool = False,
+    must_occur: bool = False,
 ) -> None:
-    """Raises `UserError` for a column that is not there; warns of a value that no row has.
+    """Check an intervention against a table, and warn of values that no row has.
 
-    With `seen` a category that no row has is an error: nothing can be learnt of it.
+    Args:
+        flag: Name of the flag, for messages.
+        intervention: The attribute and its values.
+        template: Wording of the table.
+        rows: Rows of the table.
+        must_occur: Whether a category that no row has is an error, because nothing can be learnt
+            of it.
+
+    Raises:
+        UserError: The table does not have the column or, with `must_occur`, a category.
     """
+    column = intervention.column
     columns = list(rows[0]) if rows else []
-    if change.column not in columns:
+    if column not in columns:
         raise UserError(
-            f"{flag}: the table has no column {change.column!r}; it has: "
+            f"{flag}: the table has no column {column!r}; it has: "
             f"{format_list(template.attributes(columns), 40)}."
         )
-    known = template.known_values(rows, change.column)
+    known = template.known_values(rows, column)
     try:
         shown = {
-            v: template.format_value(template.change(rows[0], change.column, v).row, change.column)
-            for v in change.values
+            value: template.format_value(template.change(rows[0], column, value).row, column)
+            for value in intervention.values
         }
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
-    for value in (v for v in change.values if v and shown[v] not in known):
-        number = template[change.column].kind == "number" or all(
-            k.replace(".", "", 1).isdigit() for k in known
-        )
-        if not number and seen:
+    is_numeric = template[column].kind == "number" or all(
+        value.replace(".", "", 1).isdigit() for value in known
+    )
+    for value in intervention.values:
+        if not value or shown[value] in known:
+            continue
+        if is_numeric:
+            meaning = (
+                "; the model interpolates between its neighbours"
+                if _lies_between(shown[value], known)
+                else ""
+            )
+            occurring = f"{known[0]} to {known[-1]}" if known else "none"
+        elif must_occur:
             raise UserError(
-                f"{flag}: no case has {change.column}={value}; there are: "
+                f"{flag}: no case has {column}={value}; there are: "
                 f"{format_list(list(known), 20) or 'none'}."
             )
-        if not number:
-            meaning = "; the model has never seen it, so its effect means nothing"
         else:
-            at, sizes = (
-                parse_number(shown[value]),
-                [n for k in known if (n := parse_number(k)) is not None],
-            )
-            between = at is not None and min(sizes, default=at) < at < max(sizes, default=at)
-            meaning = "; the model takes it for what lies between its neighbours" if between else ""
-        log.warning(
-            "%s: no case has %s=%s%s. Known: %s.",
-            flag,
-            change.column,
-            value,
-            meaning,
-            f"{known[0]} to {known[-1]}"
-            if number and known
-            else format_list(list(known), 20) or "none",
-        )
+            meaning = "; the model has never seen it, so its effect means nothing"
+            occurring = format_list(list(known), 20) or "none"
+        log.warning("%s: no case has %s=%s%s. Known: %s.", flag, column, value, meaning, occurring)
+
+
+def _lies_between(value: str, known: Sequence[str]) -> bool:
+    """Return whether a number lies between the smallest and the largest of the known ones."""
+    number = parse_number(value)
+    numbers = [n for n in map(parse_number, known) if n is not None]
+    return number is not None and bool(numbers) and min(numbers) < number < max(numbers)
 
 
 def factual_variant(
-    case: Case, template: Template, settings: Sequence[Intervention], own: Prompt | None, free: str
+    case: Case,
+    template: Template,
+    settings: Sequence[Intervention],
+    written: Prompt | None,
+    free_text: str,
 ) -> tuple[Variant, dict[str, str]]:
-    """The case's own row as text, and the row as changed by `--set`.
+    """Return the factual row of a case as a variant, and the row as changed by `--set`.
 
     Args:
         case: The case.
         template: How rows become text.
-        settings: Changes of `--set`, made one after the other.
-        own: The case's prompt of `prompts.csv`, if there is one.
-        free: Text of `--prompt`, which replaces everything.
+        settings: Interventions of `--set`, made one after the other.
+        written: The case's prompt in `prompts.csv`, if there is one.
+        free_text: Text of `--prompt`, which replaces everything.
     """
-    row, dropped = template.consistent(case.row).row, list[str]()
+    row = template.consistent(case.row).row
+    dropped: list[str] = []
     for setting in settings:
         changed = template.change(row, setting.column, setting.values[0])
         row = changed.row
         dropped += changed.dropped
-    prompt = split_free_text(free) if free else own if own is not None else template.phrases(row)
+    if free_text:
+        prompt = Prompt.from_free_text(free_text)
+    else:
+        prompt = template.phrases(row) if written is None else written
     return Variant(prompt, dropped=tuple(dropped)), row
 
 
 def counterfactual_variants(
-    row: dict[str, str], template: Template, change: Intervention
+    row: dict[str, str], template: Template, intervention: Intervention
 ) -> list[Variant]:
-    """An arm a value of one `--vary`."""
-    made = []
-    for value in change.values:
-        changed = template.change(row, change.column, value)
-        made.append(Variant(template.phrases(changed.row), change.column, value, changed.dropped))
-    return made
+    """Return one variant per value of an intervention."""
+    column = intervention.column
+    variants = []
+    for value in intervention.values:
+        changed = template.change(row, column, value)
+        prompt = template.phrases(changed.row)
+        variants.append(Variant(prompt, column, value, changed.dropped))
+    return variants
 
 
-def variant_pairs(arms: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
-    """Every pair (from, to), in the order in which the values were given."""
-    return list(combinations(arms, 2))
+def variant_pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+    """Return every pair (from, to), in the order in which the values were given."""
+    return list(combinations(variants, 2))

@@ -1,6 +1,4 @@
-"""The same facts in other words: a control, for what a prompt says must matter and not how it says
-it.
-"""
+"""Paraphrases of a prompt: controls that must not change what is generated."""
 
 from __future__ import annotations
 
@@ -8,24 +6,26 @@ import re
 
 from data.text.prompts import Phrase, Prompt
 
-_IS = re.compile(r"^(?P<name>.+?)(?: is |: )(?P<value>[^:]+?)(?P<end>[.]?)$")
+_STATEMENT = re.compile(r"^(?P<name>.+?)(?: is |: )(?P<value>[^:]+?)(?P<end>[.]?)$")
 
 
 def reordered(prompt: Prompt) -> Prompt:
-    """The phrases in the opposite order."""
-    return tuple(reversed(prompt))
+    """Return the phrases in the opposite order."""
+    return Prompt(reversed(prompt))
 
 
 def reworded(prompt: Prompt) -> Prompt:
-    """ "NAME is VALUE" as "NAME: VALUE." and the other way round; a phrase of another form in small
-    letters.
+    """Return "NAME is VALUE" as "NAME: VALUE." and the other way round.
+
+    A phrase of another form begins with a small letter instead.
     """
-    return tuple(Phrase(_reword(phrase.text), phrase.column) for phrase in prompt)
+    return Prompt(Phrase(_reword(phrase.text), phrase.column) for phrase in prompt)
 
 
 def _reword(text: str) -> str:
-    found = _IS.match(text.strip())
-    if found is None:
+    statement = _STATEMENT.match(text.strip())
+    if statement is None:
         return text[:1].lower() + text[1:]
-    link = ": " if " is " in text else " is "
-    return f"{found['name']}{link}{found['value']}{'.' if link == ': ' else ''}"
+    if " is " in text:
+        return f"{statement['name']}: {statement['value']}."
+    return f"{statement['name']} is {statement['value']}"

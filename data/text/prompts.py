@@ -1,6 +1,4 @@
-"""Clinical rows to text: phrases, sentences, and what changing one attribute implies for the
-others.
-"""
+"""Clinical rows to text: phrases, sentences, and the consequences of a changed attribute."""
 
 from __future__ import annotations
 
@@ -11,59 +9,61 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.cohort import Cohort
+from data.cohort import PROMPTS_FILE, Cohort
 from data.text.template import (
     TEMPLATES,
     UNKNOWN_VALUES,
     Column,
-    parse_number,
     guess_role,
+    parse_number,
     read_template_columns,
 )
 from data.volumes import strip_suffix
-from util import phrasing as wording
+from util import phrasing
 from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
-PROMPTS_FILE = "prompts.csv"  # in the dataroot
-
-Row = Mapping[str, str]  # raw texts by column, "" where nothing is known
+Row = Mapping[str, str]  # raw texts by column, "" where the value is not known
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A piece of a prompt, and the table column that it tells (None in free text)."""
+    """A piece of a prompt, and the table column it comes from (None for free text)."""
 
     text: str
     column: str | None
 
 
-Prompt = tuple[Phrase, ...]
+class Prompt(tuple[Phrase, ...]):
+    """The phrases of one prompt, in order."""
 
+    __slots__ = ()
 
-def phrase_columns(prompts: Iterable[Prompt]) -> list[list[tuple[str, str]]]:
-    """Of each prompt the phrases' texts, each with its column ("" for free text)."""
-    return [[(phrase.text, phrase.column or "") for phrase in prompt] for prompt in prompts]
+    @classmethod
+    def from_free_text(cls, text: str) -> Prompt:
+        """Split a text written by a person into phrases without columns."""
+        return cls(Phrase(piece, None) for piece in phrasing.split(text))
 
+    @property
+    def texts(self) -> list[str]:
+        """The text of each phrase, as text encoders take a prompt."""
+        return [phrase.text for phrase in self]
 
-def sentence(prompt: Prompt) -> str:
-    """The prompt as one sentence in the published wording; the empty text for the empty prompt."""
-    return wording.join([p.text for p in prompt])
+    @property
+    def annotated(self) -> list[tuple[str, str]]:
+        """The text of each phrase with its column ("" for free text)."""
+        return [(phrase.text, phrase.column or "") for phrase in self]
 
-
-def split_free_text(text: str) -> Prompt:
-    """A text written by a person as phrases (without columns), so that it can be encoded phrase by
-    phrase.
-    """
-    return tuple(Phrase(piece, None) for piece in wording.split(text))
+    @property
+    def sentence(self) -> str:
+        """One sentence in the published wording; "" for the empty prompt."""
+        return phrasing.join(self.texts)
 
 
 @dataclass(frozen=True)
 class ChangedRow:
-    """A row after a change, and the columns that lost their value because they would contradict the
-    rest.
-    """
+    """A row after a change, and the columns emptied because they would contradict it."""
 
     row: dict[str, str]
     dropped: tuple[str, ...]
@@ -71,79 +71,75 @@ class ChangedRow:
 
 @dataclass(frozen=True)
 class Template:
-    """How the rows of one table become text."""
+    """Wording and rules that turn the rows of one table into prompts."""
 
     name: str
     columns: Mapping[str, Column]
 
     def __getitem__(self, column: str) -> Column:
-        return self.columns.get(column) or Column(
-            column, role=guess_role(column), unknown=UNKNOWN_VALUES
-        )
+        known = self.columns.get(column)
+        return known or Column(column, role=guess_role(column), unknown=UNKNOWN_VALUES)
 
     def role(self, column: str) -> str:
-        """What a column is in a study: exposure, demographic, mediator, outcome, acquisition or
-        id.
-        """
+        """Return exposure, demographic, mediator, outcome, acquisition or id."""
         return self[column].role
 
     def format_value(self, row: Row, column: str) -> str:
-        """The value of a column as the text says it, "" where it is not known."""
+        """Return the value of a column as the text shows it, "" where it is not known."""
         return self[column].format_value(row.get(column, ""))
 
     def phrases(self, row: Row) -> Prompt:
-        """The prompt of a row: known values in the template's order, without what contradicts (see
-        `consistent`).
+        """Return the prompt of a row: its known, consistent values in the template's order.
 
         Raises:
-            UserError: A value that is no number where one is needed.
+            UserError: A value is not a number where one is needed.
         """
-        kept = self.consistent(row).row
-        order = [*self.columns, *(c for c in row if c not in self.columns)]
-        said = [
-            (c, self.format_value(kept, c)) for c in order if c in kept and self.role(c) != "id"
-        ]
-        return tuple(Phrase(self[c].to_phrase(value), c) for c, value in said if value)
+        consistent = self.consistent(row).row
+        columns = [*self.columns, *(c for c in row if c not in self.columns)]
+        phrases = []
+        for column in columns:
+            if column not in consistent or self.role(column) == "id":
+                continue
+            value = self.format_value(consistent, column)
+            if value:
+                phrases.append(Phrase(self[column].to_phrase(value), column))
+        return Prompt(phrases)
 
     def consistent(self, row: Row, keep: str | None = None) -> ChangedRow:
-        """The row without the values that others make meaningless (`Never smoker` empties
-        pack-years).
+        """Empty the values that others make meaningless (`Never smoker` empties pack-years).
 
         Args:
             row: Raw values.
-            keep: A column that wins against every rule: the column whose rule would empty it is
-                emptied instead.
+            keep: Column that no rule may empty. A column whose rule would empty it is emptied
+                instead.
         """
-        made, dropped = dict(row), []
+        values = dict(row)
+        dropped: dict[str, None] = {}  # an ordered set
         for column, known in self.columns.items():
-            if not known.implies or not self.format_value(made, column):
+            value = self.format_value(values, column) if known.implies else ""
+            if not value:
                 continue
-            drop = [
-                d
-                for rule in known.implies
-                if rule.applies(self.format_value(made, column))
-                for d in rule.drop
-            ]
-            if keep in drop and keep != column and self.format_value(made, keep):
-                drop = [column]
-            for other in drop:
-                if made.get(other, "") and self.format_value(made, other):
-                    dropped.append(other)
-                if other in made:
-                    made[other] = ""
-        return ChangedRow(made, tuple(dict.fromkeys(dropped)))
+            excluded = known.excluded_columns(value)
+            if keep in excluded and keep != column and self.format_value(values, keep):
+                excluded = [column]
+            for name in excluded:
+                if self.format_value(values, name):
+                    dropped[name] = None
+                if name in values:
+                    values[name] = ""
+        return ChangedRow(values, tuple(dropped))
 
     def change(self, row: Row, column: str, value: str) -> ChangedRow:
-        """The row with one attribute changed, and what contradicts it emptied; an empty value
-        removes the attribute.
+        """Change one attribute of a row and empty what contradicts it; "" removes the attribute.
 
         Raises:
-            UserError: The table has no such column, it is an identifier, or the value is no number
-                where one is needed.
+            UserError: The table does not have the column, it is an identifier, or the value is not
+                a number where one is needed.
         """
         if column not in row:
             raise UserError(
-                f"The table has no column {column!r}; it has: {format_list(self.attributes(row), 40)}."
+                f"The table has no column {column!r}; it has: "
+                f"{format_list(self.attributes(row), 40)}."
             )
         if self.role(column) == "id":
             raise UserError(
@@ -153,49 +149,56 @@ class Template:
         self[column].format_value(value)
         return self.consistent({**row, column: value}, keep=column)
 
-    def attributes(self, row: Iterable[str]) -> list[str]:
-        """The columns that the text can tell."""
-        return [c for c in row if self.role(c) != "id"]
+    def attributes(self, columns: Iterable[str]) -> list[str]:
+        """Return the columns that can occur in the text."""
+        return [column for column in columns if self.role(column) != "id"]
 
     def known_values(self, rows: Iterable[Row], column: str) -> tuple[str, ...]:
-        """The distinct values of a column as the text says them, numbers in order of size, then
-        texts.
-        """
+        """Return the distinct values of a column as shown: numbers by size, then texts."""
         values = {self.format_value(row, column) for row in rows} - {""}
-        return tuple(
-            sorted(values, key=lambda v: (parse_number(v) is None, parse_number(v) or 0.0, v))
-        )
+        return tuple(sorted(values, key=_value_order))
+
+
+def _value_order(value: str) -> tuple[bool, float, str]:
+    number = parse_number(value)
+    return number is None, number or 0.0, value
 
 
 def load_template(
     name: str, columns: Sequence[str] = (), key_column: str = "", patient_column: str = ""
 ) -> Template:
-    """The template `aiib23`, `osic`, `auto`, or of a YAML file, for a table with these columns.
+    """Load the template `aiib23`, `osic`, `auto`, or of a YAML file, for a table.
+
+    Args:
+        name: Name of a template, or the path of a YAML file.
+        columns: Columns of the table.
+        key_column: Column that names the case; never in the text.
+        patient_column: Column that names the patient; never in the text.
 
     Raises:
-        UserError: No such template, or one that breaks the format (see `data/text/template.py`).
+        UserError: There is no such template, or it breaks the format (see
+            `data/text/template.py`).
     """
-    made: dict[str, Column] = {}
+    known: dict[str, Column] = {}
     if name == "auto":
-        hint_at_template(columns)
+        suggest_template(columns)
     else:
-        path = TEMPLATES / f"{name}.yaml" if (TEMPLATES / f"{name}.yaml").is_file() else Path(name)
-        made = read_template_columns(path)
-        if columns and not set(made) & set(columns):
+        path = TEMPLATES / f"{name}.yaml"
+        known = read_template_columns(path if path.is_file() else Path(name))
+        if columns and not set(known) & set(columns):
             raise UserError(
-                f"--template {name} knows none of the table's columns ({format_list(list(columns))}); "
-                f"it knows {format_list(list(made))}. Use --template auto, or write a template."
+                f"--template {name} knows none of the table's columns "
+                f"({format_list(list(columns))}); it knows {format_list(list(known))}. Use "
+                "--template auto, or write a template."
             )
     for column in (key_column, patient_column):
         if column:
-            made[column] = Column(column, role="id")
-    return Template(name, made)
+            known[column] = Column(column, role="id")
+    return Template(name, known)
 
 
-def hint_at_template(columns: Sequence[str]) -> None:
-    """Says which of the project's templates was written for a table with these columns, where one
-    was.
-    """
+def suggest_template(columns: Sequence[str]) -> None:
+    """Log which of the project's templates was written for a table with these columns."""
     for path in sorted(TEMPLATES.glob("*.yaml")):
         known = set(read_template_columns(path))
         if len(known & set(columns)) > len(known) / 2:
@@ -208,11 +211,12 @@ def hint_at_template(columns: Sequence[str]) -> None:
 
 
 def read_prompts(path: Path) -> dict[str, Prompt]:
-    """The prompts of a `prompts.csv` (columns `File Name`, `Prompt`) by case id.
+    """Read the prompts of a `prompts.csv` (columns `File Name`, `Prompt`) by case id.
 
     Raises:
-        UserError: A missing column, or a file named twice.
+        UserError: A column is missing, or a file is named twice.
     """
+    prompts: dict[str, Prompt] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"File Name", "Prompt"} <= set(rows.fieldnames or ()):
@@ -220,42 +224,41 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
                 f"{path} must have the columns 'File Name' and 'Prompt'; it has: "
                 f"{format_list(list(rows.fieldnames or ()))}."
             )
-        made: dict[str, Prompt] = {}
         for row in rows:
             name = strip_suffix(row["File Name"].strip())
-            if name in made:
-                raise UserError(f"{path} names {name!r} twice; keep one row a file.")
-            made[name] = split_free_text(row["Prompt"] or "")
-    return made
+            if name in prompts:
+                raise UserError(f"{path} names {name!r} twice; keep one row per file.")
+            prompts[name] = Prompt.from_free_text(row["Prompt"] or "")
+    return prompts
 
 
 def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
-    """The prompt of every case: that of `prompts.csv` where it names the case, else its row by the
-    template.
+    """Return the prompt of every case: from `prompts.csv` where it names the case, else its row.
 
     Raises:
-        UserError: A bad `prompts.csv`, or a value that is no number where one is needed.
+        UserError: `prompts.csv` is malformed, or a value is not a number where one is needed.
     """
     path = cohort.root / PROMPTS_FILE
-    given = read_prompts(path) if path.is_file() else {}
-    if strangers := sorted(set(given) - {case.id for case in cohort.cases}):
+    written = read_prompts(path) if path.is_file() else {}
+    if strangers := sorted(set(written) - {case.id for case in cohort.cases}):
         log.warning(
-            "%s has prompts of %d cases that are not there: %s.",
+            "%s has prompts of %d cases that are not in the cohort: %s.",
             path,
             len(strangers),
             format_list(strangers),
         )
-    made: dict[str, Prompt] = {}
-    emptied: Counter[str] = Counter()
+    prompts: dict[str, Prompt] = {}
+    dropped: Counter[str] = Counter()
     for case in cohort.cases:
         try:
-            emptied.update(template.consistent(case.row).dropped)
-            made[case.id] = given[case.id] if case.id in given else template.phrases(case.row)
+            dropped.update(template.consistent(case.row).dropped)
+            prompt = written.get(case.id)
+            prompts[case.id] = template.phrases(case.row) if prompt is None else prompt
         except UserError as error:
             raise UserError(f"Case {case.id}: {error}") from None
-    if emptied:
+    if dropped:
         log.warning(
-            "Left out of the text, for other values of the same row contradict them: %s.",
-            format_list([f"{column} ({count} rows)" for column, count in emptied.items()]),
+            "Left out of the text because other values of the same row contradict them: %s.",
+            format_list([f"{column} ({count} rows)" for column, count in dropped.items()]),
         )
-    return made
+    return prompts

@@ -1,4 +1,4 @@
-"""A table of prompts for reading."""
+"""A table of prompts to read through before training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import csv
 import logging
 from pathlib import Path
 
+from data.cohort import PROMPTS_FILE
 from data.table import find_table, read_table
-from data.text.prompts import PROMPTS_FILE, load_template, sentence
+from data.text.prompts import load_template
 from options.prompt_options import PromptOptions
 from util.cli import UserError
 
@@ -15,8 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def write_prompt_table(options: PromptOptions) -> Path:
-    """Writes the file; raises `UserError` for a missing or bad table, template or value."""
-    root, out = Path(options.dataroot), Path(options.out)
+    """Write the prompt of every row of a clinical table to a CSV file.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: The table, the template or a value is missing or malformed.
+    """
+    root = Path(options.dataroot)
+    out = Path(options.out)
     path = find_table(root) if options.dataroot and root.is_dir() else None
     if path is None:
         raise UserError(
@@ -33,14 +42,8 @@ def write_prompt_table(options: PromptOptions) -> Path:
             prompt = template.phrases(row)
         except UserError as error:
             raise UserError(f"{path}, case {case}: {error}") from None
-        lines.append(
-            [
-                case,
-                sentence(prompt),
-                " | ".join(p.text for p in prompt),
-                " | ".join(template.consistent(row).dropped),
-            ]
-        )
+        dropped = template.consistent(row).dropped
+        lines.append([case, prompt.sentence, " | ".join(prompt.texts), " | ".join(dropped)])
     if not out.parent.is_dir():
         raise UserError(
             f"--out {out}: the folder {out.parent} does not exist. Make it, or choose another."
@@ -49,5 +52,5 @@ def write_prompt_table(options: PromptOptions) -> Path:
         csv.writer(file).writerows([["File Name", "Prompt", "Phrases", "Left out"], *lines])
     log.info("%d prompts in %s; the first: %s", len(lines), out, lines[0][1] if lines else "none")
     if (root / PROMPTS_FILE).is_file():
-        log.warning("%s stands instead of these for the cases that it names.", root / PROMPTS_FILE)
+        log.warning("%s replaces these prompts for the cases that it names.", root / PROMPTS_FILE)
     return out

@@ -1,21 +1,20 @@
-"""What is known of a table's columns: how a value is said, what is no value, its role, and what it
-implies for others.
+"""The columns of a clinical table: wording of values, unknown values, roles and implications.
 
-A template (YAML in `data/templates/`) has `columns`, and `unknown` values for all of them. It may
-say of a column:
+A template (YAML in `data/templates/`) has `columns`, and `unknown` values for all of them. A column
+may have:
 
-    phrase:   "Patient age: {value}."          how it is said (default "COLUMN is {value}")
+    phrase:   "Patient age: {value}."          wording (default "COLUMN is {value}")
     phrases:  {"Yes": "Exposure present."}     wording for single values, before `phrase`
-    values:   {"1": Alive}                     what codes mean
+    values:   {"1": Alive}                     meaning of codes
     unknown:  [99999]                          further values that mean "not known"
-    kind:     category, number, date, text     number is checked; date: days for `phrase`, or said
-        as it is
-    role:     exposure, demographic, mediator, outcome, acquisition, id (never said)
-    unit, digits, absolute                     the unit shown, digits after the point, a number
-    without its sign
+    kind:     category, number, date, text     a number is checked; a date in days is worded by
+                                               `phrase`, any other date as it stands
+    role:     exposure, demographic, mediator, outcome, acquisition, id (never in the text)
+    unit, digits, absolute                     unit shown, digits after the point, number without
+                                               its sign
     implies:  [{when: [Never smoker], drop: [PACK-YEARS]}, {unless: [CTD-ILD], drop: [TYPE CTD]}]
 
-Columns it does not name are said as "COLUMN is VALUE".
+Columns it does not name are worded "COLUMN is VALUE".
 """
 
 from __future__ import annotations
@@ -23,97 +22,67 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from util.cli import UserError
+from util.phrasing import normalise_phrase
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
 KINDS = ("category", "number", "date", "text")
-UNKNOWN_VALUES = frozenset(
-    (
-        "",
-        "nan",
-        "na",
-        "n/a",
-        "#n/a",
-        "<na>",
-        "null",
-        "nat",
-        "not available",
-        "unknown",
-        "not known",
-        "not reported",
-        "not recorded",
-        "not applicable",
-        "missing",
-    )
-)
-_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+UNKNOWN_VALUES = frozenset((
+    "", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "not available", "unknown", "not known",
+    "not reported", "not recorded", "not applicable", "missing",
+))  # fmt: skip
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
 _ID = re.compile(
-    r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index|synthetic( "
-    r".*)?|"
+    r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index"
+    r"|synthetic( .*)?|"
 )
-_ROLE_NAMES = {  # whole names
+# Roles by the whole name of a column.
+_ROLE_NAMES = {
     "demographic": ("height", "weight", "race"),
     "acquisition": ("contrast", "contrast agent", "dose", "site", "center", "centre"),
     "outcome": ("label", "status", "vital status", "event"),
 }
-_ROLE_WORDS = {  # words that a name holds somewhere; an outcome first, for "age at death" is one
+# Roles by a word of the name; outcomes come first because "age at death" is one.
+_ROLE_WORDS = {
     "outcome": (
-        "outcome",
-        "survival",
-        "survived",
-        "death",
-        "dead",
-        "died",
-        "deceased",
-        "alive",
-        "mortality",
-        "follow-up",
-        "followup",
-        "decline",
-        "progression",
-        "relapse",
-        "recurrence",
+        "outcome", "survival", "survived", "death", "dead", "died", "deceased", "alive",
+        "mortality", "follow-up", "followup", "decline", "progression", "relapse", "recurrence",
     ),
     "acquisition": (
-        "kernel",
-        "kvp",
-        "tube",
-        "scanner",
-        "manufacturer",
-        "thickness",
-        "spacing",
-        "ctdivol",
+        "kernel", "kvp", "tube", "scanner", "manufacturer", "thickness", "spacing", "ctdivol",
         "mas",
     ),
     "demographic": ("age", "sex", "gender", "ethnicity", "bmi"),
-}
+}  # fmt: skip
 
 
 def clean_cell(value: object) -> str:
-    """A raw table value as text: stripped, and a whole number without ".0"."""
+    """Return a raw table value as text: stripped, a whole number without ".0"."""
     text = " ".join(str(value).split())
-    whole = _WHOLE.fullmatch(text)
+    whole = _WHOLE_NUMBER.fullmatch(text)
     return whole.group(1) if whole else text
 
 
 def normalise_key(value: object) -> str:
-    """What two ways of writing a value have in common: `Never-smoker` is `never smoker`; a sign
-    stays.
+    """Return the form that spellings of a value share: `Never-smoker` is `never smoker`.
+
+    The sign of a number stays.
     """
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", clean_cell(value)).casefold()
 
 
 @dataclass(frozen=True)
 class ImplicationRule:
-    """Columns without meaning when a column's known value is among `when`, or is not among
-    `unless`.
+    """Columns without meaning for some values of a column.
+
+    They are dropped for the values in `when`, or for all known values but those in `unless`.
     """
 
     drop: tuple[str, ...]
@@ -121,15 +90,16 @@ class ImplicationRule:
     unless: frozenset[str] | None = None
 
     def applies(self, value: str) -> bool:
+        """Return whether the columns have no meaning for this value."""
         key = normalise_key(value)
-        return (
-            key in self.when if self.when is not None else key not in (self.unless or frozenset())
-        )
+        if self.when is not None:
+            return key in self.when
+        return key not in (self.unless or frozenset())
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a template knows of one column; values are looked up by `same_key`."""
+    """One column of a template; values are looked up by `normalise_key`."""
 
     name: str
     role: str = "exposure"
@@ -144,8 +114,10 @@ class Column:
     implies: tuple[ImplicationRule, ...] = ()
 
     def format_value(self, raw: object) -> str:
-        """The value as the text says it, "" where it is not known; a number that is none raises
-        `UserError`.
+        """Return the value as the text shows it, "" where it is not known.
+
+        Raises:
+            UserError: The column is numeric and the value is not a number.
         """
         text = clean_cell(raw)
         if normalise_key(text) in self.unknown:
@@ -162,22 +134,39 @@ class Column:
                 "leave it empty where it is not known."
             )
         if self.absolute:
-            number, text = abs(number), text.lstrip("+-")
+            number = abs(number)
+            text = text.lstrip("+-")
         return text if self.digits is None else clean_cell(f"{number:.{self.digits}f}")
 
-    def to_phrase(self, shown: str) -> str:
-        """The phrase of a value as `shown` gives it."""
-        automatic = f"{self.name} is {shown}"
-        if self.kind == "date" and parse_number(shown) is None:
-            return automatic
-        pattern = self.phrases.get(normalise_key(shown), self.phrase)
-        return (
-            pattern.replace("{value}", shown).replace("{unit}", self.unit) if pattern else automatic
-        )
+    def to_phrase(self, value: str) -> str:
+        """Return the phrase of a value formatted by `format_value`."""
+        pattern = self.phrases.get(normalise_key(value), self.phrase)
+        is_calendar_date = self.kind == "date" and parse_number(value) is None
+        if not pattern or is_calendar_date:
+            return f"{self.name} is {value}"
+        return pattern.replace("{value}", value).replace("{unit}", self.unit)
+
+    def words(self, phrase: str) -> bool:
+        """Whether a phrase of a free text is a wording of this column, whatever its value."""
+        patterns = [f"{self.name} is {{value}}", self.phrase, *self.phrases.values()]
+        text = normalise_phrase(phrase)
+        for pattern in patterns:
+            beginning = normalise_phrase((pattern or "").partition("{value}")[0])
+            if beginning and text.startswith(beginning):
+                return True
+        return False
+
+    def excluded_columns(self, value: str) -> list[str]:
+        """Return the columns that have no meaning for a known value of this one."""
+        excluded: list[str] = []
+        for rule in self.implies:
+            if rule.applies(value):
+                excluded += rule.drop
+        return excluded
 
 
 def parse_number(text: str) -> float | None:
-    """The finite number that a text is, or None."""
+    """Return the finite number that a text holds, or None."""
     try:
         number = float(text)
     except ValueError:
@@ -186,20 +175,29 @@ def parse_number(text: str) -> float | None:
 
 
 def guess_role(column: str) -> str:
-    """The role of a column that no template knows, by its name; an exposure where the name tells
-    nothing.
+    """Return the role of a column that no template names, guessed from its name.
+
+    A column whose name matches nothing is an exposure.
     """
     name = normalise_key(column)
     if _ID.fullmatch(name):
         return "id"
+    for role, names in _ROLE_NAMES.items():
+        if name in names:
+            return role
     words = set(re.findall(r"[a-z]+(?:-[a-z]+)*", name))
-    return next((role for role, names in _ROLE_NAMES.items() if name in names), "") or next(
-        (role for role, known in _ROLE_WORDS.items() if words & set(known)), "exposure"
-    )
+    for role, known in _ROLE_WORDS.items():
+        if words & set(known):
+            return role
+    return "exposure"
 
 
 def read_template_columns(path: Path) -> dict[str, Column]:
-    """The columns of a template file; raises `UserError` for what breaks the format above."""
+    """Read the columns of a template file.
+
+    Raises:
+        UserError: The file cannot be read or breaks the format above.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
@@ -214,14 +212,15 @@ def read_template_columns(path: Path) -> dict[str, Column]:
             f"Template {path} must be a mapping with a mapping `columns`; see "
             "data/templates/aiib23.yaml."
         )
-    unknown = UNKNOWN_VALUES | _keys(f"Template {path}, unknown", raw.get("unknown", []))
-    return {
-        str(c): _column(f"Template {path}, column {str(c)!r}", str(c), e, unknown)
-        for c, e in raw["columns"].items()
-    }
+    unknown = UNKNOWN_VALUES | _parse_keys(f"Template {path}, unknown", raw.get("unknown", []))
+    columns = {}
+    for key, entry in raw["columns"].items():
+        name = str(key)
+        columns[name] = _parse_column(f"Template {path}, column {name!r}", name, entry, unknown)
+    return columns
 
 
-def _keys(where: str, values: Any) -> frozenset[str]:
+def _parse_keys(where: str, values: Any) -> frozenset[str]:
     if not isinstance(values, list | dict):
         raise UserError(f"{where} must be a list such as [a, b], and is {values!r}.")
     if any(isinstance(v, bool) for v in values):
@@ -231,45 +230,38 @@ def _keys(where: str, values: Any) -> frozenset[str]:
     return frozenset(map(normalise_key, values))
 
 
-def _column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Column:
-    allowed = {
-        "phrase",
-        "phrases",
-        "values",
-        "unknown",
-        "kind",
-        "role",
-        "unit",
-        "digits",
-        "absolute",
-        "implies",
-    }
+def _parse_column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Column:
     if not isinstance(entry, dict):
         raise UserError(f"{where} must be a mapping such as {{kind: number}}, and is {entry!r}.")
+    allowed = {f.name for f in fields(Column)} - {"name"}
     if wrong := sorted(map(str, set(entry) - allowed)):
         raise UserError(
             f"{where}: unknown entries {', '.join(wrong)}; known are {', '.join(sorted(allowed))}."
         )
-    kind, role = entry.get("kind", "text"), entry.get("role", "exposure")
-    for key, value, choices in (("kind", kind, KINDS), ("role", role, ROLES)):
-        if value not in choices:
-            raise UserError(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}.")
-    simple = {k: entry[k] for k in ("phrase", "unit", "digits", "absolute") if k in entry}
-    maps: dict[str, Any] = {}
+    for key, choices in (("kind", KINDS), ("role", ROLES)):
+        if key in entry and entry[key] not in choices:
+            raise UserError(
+                f"{where}: {key} is {entry[key]!r}; it must be one of {', '.join(choices)}."
+            )
+    settings = dict(entry)
     for key in ("phrases", "values"):
-        _keys(f"{where}, {key}", entry.get(key, {}))
-        maps[key] = {normalise_key(code): str(text) for code, text in entry.get(key, {}).items()}
-    unknown |= _keys(f"{where}, unknown", entry.get("unknown", []))
-    rules = tuple(_rule(f"{where}, implies", rule) for rule in entry.get("implies", []))
-    return Column(name, role=role, kind=kind, unknown=unknown, implies=rules, **simple, **maps)
+        if key in entry:
+            _parse_keys(f"{where}, {key}", entry[key])
+            settings[key] = {normalise_key(code): str(text) for code, text in entry[key].items()}
+    settings["unknown"] = unknown | _parse_keys(f"{where}, unknown", entry.get("unknown", []))
+    settings["implies"] = tuple(
+        _parse_rule(f"{where}, implies", rule) for rule in entry.get("implies", [])
+    )
+    return Column(name, **settings)
 
 
-def _rule(where: str, entry: Any) -> ImplicationRule:
+def _parse_rule(where: str, entry: Any) -> ImplicationRule:
     if not isinstance(entry, dict) or set(entry) not in ({"when", "drop"}, {"unless", "drop"}):
         raise UserError(
             f"{where}: an entry takes `drop` with `when` or with `unless`; it is {entry!r}."
         )
     if not isinstance(entry["drop"], list):
         raise UserError(f"{where}: `drop` must be a list of columns, and is {entry['drop']!r}.")
-    sets = {k: _keys(f"{where}, {k}", entry[k]) for k in ("when", "unless") if k in entry}
-    return ImplicationRule(tuple(map(str, entry["drop"])), **sets)
+    condition = "when" if "when" in entry else "unless"
+    values = _parse_keys(f"{where}, {condition}", entry[condition])
+    return ImplicationRule(tuple(map(str, entry["drop"])), **{condition: values})

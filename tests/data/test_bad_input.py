@@ -273,8 +273,7 @@ def test_a_value_never_seen_is_a_warning_with_the_known_ones(
     )
     assert "no case has AGE=120. Known: " in done.text
     assert (
-        "no case has AGE=64.5; the model interpolates between its neighbours. Known: "
-        in done.text
+        "no case has AGE=64.5; the model interpolates between its neighbours. Known: " in done.text
     )
 
 

@@ -18,7 +18,7 @@ from data.augment import random_affine
 from data.cache import CachedCase, cache_case
 from data.cohort import Case
 from data.geometry import coordinate_grid
-from data.patch_dataset import PatchBatch, PatchDataset, patch_loader
+from data.patch_dataset import PatchBatch, PatchDataset, PatchSettings, patch_loader
 from data.volume_dataset import VolumeDataset, padded_size
 from data.volumes import load_volume, to_unit, write_like
 from options.base_options import DataOptions, PatchOptions, TextOptions
@@ -70,11 +70,14 @@ def dataset(
 ) -> PatchDataset:
     """A dataset of the cases, small patches, without dropout unless said."""
     prompts = {case.id: PROMPTS.get(case.id, ["age"]) for case in cases}
-    patch = PatchOptions(patch_size=size, lung_patch_prob=lung_patch_prob, augment=augment)
-    text = text or TextOptions(attribute_dropout=0)
-    return PatchDataset(
-        cases, prompts, LABELS, data or DataOptions(), patch, text, cache, seed, noise_channels=2
+    settings = PatchSettings(
+        data or DataOptions(),
+        PatchOptions(patch_size=size, lung_patch_prob=lung_patch_prob, augment=augment),
+        text or TextOptions(attribute_dropout=0),
+        seed,
+        noise_channels=2,
     )
+    return PatchDataset(cases, prompts, LABELS, settings, cache)
 
 
 def test_a_patch_lies_where_its_coordinates_say(cases: list[Case], tmp_path: Path) -> None:
@@ -102,10 +105,12 @@ def test_sample_depends_on_seed_and_number_alone(cases: list[Case], tmp_path: Pa
     one = dataset(cases, tmp_path / "cache", text=text, augment=0.5)
     two = dataset(cases, tmp_path / "cache", text=text, augment=0.5)
     for k in (17, 3, 4):
-        [two[j] for j in (9, 1)]  # what came before does not matter
+        for before in (9, 1):  # earlier samples do not matter
+            two[before]
         first, second = one[k], two[k]
         assert all(
-            torch.equal(first[key], second[key]) for key in ("image", "mask", "coords", "noise")
+            torch.equal(first[key], second[key])
+            for key in ("image", "mask", "coords", "noise", "draws")
         )
         assert (first["prompt"], first["other_prompt"], first["case"]) == (
             second["prompt"],
@@ -228,8 +233,15 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
         VolumeDataset(cases, LABELS, DataOptions())[2]
 
 
+def test_draws_are_the_later_digits_of_the_first_noise_values(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    sample = dataset(cases, tmp_path / "cache")[3]
+    first = sample["noise"].flatten()[:4].double().abs() * 4096
+    torch.testing.assert_close(sample["draws"], (first - first.floor()).float(), atol=0, rtol=0)
+
+
 # --- loader ---------------------------------------------------------------------------------------
-# ------------------
 
 
 def test_processes_share_the_batches_of_one(cases: list[Case], tmp_path: Path) -> None:
@@ -267,7 +279,6 @@ def test_a_patch_costs_a_slice(tmp_path: Path) -> None:
 
 
 # --- cache ----------------------------------------------------------------------------------------
-# ------------------
 
 
 def test_cache_is_keyed_by_content_and_options(
@@ -280,7 +291,7 @@ def test_cache_is_keyed_by_content_and_options(
     assert first.image().dtype == np.int16 and isinstance(first.image(), np.memmap)
     np.testing.assert_array_equal(first.image(), load_volume(cases[0].image or "").array)
     with monkeypatch.context() as patched:
-        patched.setattr(cache_module, "load", lambda path: pytest.fail("read again"))
+        patched.setattr(cache_module, "load_volume", lambda path: pytest.fail("read again"))
         assert cache_case(cases[0], replace(options, hu_window=(-900.0, 100.0)), cache) == first
     coarse = cache_case(cases[0], DataOptions(spacing=(3, 3, 4)), cache)
     assert coarse != first and coarse.shape() == (12, 10, 8) == coarse.image().shape
@@ -332,12 +343,13 @@ def test_two_processes_may_prepare_the_same_case(
     assert cache_case(cases[0], DataOptions(), cache) == CachedCase(cache / "late")
 
 
-# --- whole volumes
-# --------------------------------------------------------------------------------------------------
+# --- whole volumes --------------------------------------------------------------------------------
 
 
 def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
-    whole = VolumeDataset(cases, LABELS, DataOptions(), least=(32, 8, 8), multiple=(8, 8, 8))[0]
+    dataset = VolumeDataset(cases, LABELS, DataOptions(), (32, 8, 8), multiple=(8, 8, 8))
+    assert [sample.name for sample in dataset] == [case.id for case in cases]
+    whole = dataset[0]
     assert whole.image is not None
     assert whole.image.shape == (1, 32, 24, 16) and whole.mask.shape == (4, 32, 24, 16) == (
         4,
@@ -346,14 +358,12 @@ def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
     torch.testing.assert_close(whole.mask.sum(0), torch.ones(32, 24, 16))
     assert cases[0].image
     hu = load_volume(cases[0].image).array
-    np.testing.assert_allclose(
-        whole.restore(whole.image[0].numpy()), to_unit(hu, WINDOW), atol=1e-6
-    )
-    torch.testing.assert_close(
-        torch.from_numpy(whole.unpad(whole.coords.numpy())), coordinate_grid(SHAPE)
-    )
-    np.testing.assert_array_equal(whole.unpad(whole.mask.numpy()).argmax(0), whole.labels)
-    write_like(tmp_path / "out.nii.gz", whole.restore(whole.mask.argmax(0).numpy()), cases[0].mask)
+    np.testing.assert_allclose(whole.to_hu(whole.image[0]), hu, atol=1e-3)
+    np.testing.assert_array_equal(whole.to_source_grid(hu), hu)
+    inside = (slice(None), *whole.inside)
+    torch.testing.assert_close(whole.coords[inside], coordinate_grid(SHAPE))
+    np.testing.assert_array_equal(whole.mask[inside].argmax(0).numpy(), whole.labels)
+    write_like(tmp_path / "out.nii.gz", whole.to_source_grid(whole.labels), cases[0].mask)
     np.testing.assert_array_equal(
         nib.load(tmp_path / "out.nii.gz").dataobj, nib.load(cases[0].mask).dataobj
     )
@@ -367,7 +377,7 @@ def test_whole_volumes_of_masks_alone_at_another_spacing(cases: list[Case]) -> N
         and whole.labels.shape == (12, 10, 8)
         and whole.mask.shape == (4, 16, 16, 16)
     )
-    back = whole.restore((whole.mask[1] + whole.mask[2]).numpy())
+    back = whole.to_source_grid((whole.mask[1] + whole.mask[2]).numpy()[whole.inside])
     lungs = np.isin(load_volume(alone.mask).array, (1, 2))
     assert back.shape == SHAPE and ((back > 0.5) == lungs).mean() > 0.85
     assert padded_size((5, 8, 9), (6, 4, 4), (4, 8, 2)) == (8, 8, 10)

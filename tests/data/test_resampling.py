@@ -121,9 +121,13 @@ def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(
 
 
 def test_power_is_that_of_a_t_test() -> None:
-    assert detectable_difference(20, 96, 0.1) == pytest.approx(19.3, abs=0.1)  # 120 cases, of which 96 train
+    assert detectable_difference(20, 96, 0.1) == pytest.approx(
+        19.3, abs=0.1
+    )  # 120 cases, of which 96 train
     assert detectable_difference(20, 120, 0.5) == pytest.approx(10.3, abs=0.1)
-    assert detectable_difference(40, 96, 0.1) == pytest.approx(2 * detectable_difference(20, 96, 0.1))
+    assert detectable_difference(40, 96, 0.1) == pytest.approx(
+        2 * detectable_difference(20, 96, 0.1)
+    )
 
 
 def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -> None:

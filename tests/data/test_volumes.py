@@ -16,9 +16,9 @@ from data.geometry import (
     coordinate_grid,
     corner_distance,
     crop,
-    resample,
-    grids_match,
     grid_with_spacing,
+    grids_match,
+    resample,
     to_ras,
 )
 from data.volumes import (

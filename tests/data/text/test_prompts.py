@@ -10,17 +10,11 @@ from pathlib import Path
 import pytest
 
 from data.cohort import Case, Cohort
-from data.text.prompts import (
-    Template,
-    cohort_prompts,
-    load_template,
-    read_prompts,
-    split_free_text,
-)
+from data.text.prompts import Prompt, Template, cohort_prompts, load_template, read_prompts
 from data.text.review import write_prompt_table
 from options.prompt_options import PromptOptions
-from util import phrasing as wording
 from util.cli import UserError
+from util.phrasing import strip_phrase
 
 COLUMNS = (
     "Mapping ID",
@@ -73,7 +67,7 @@ def test_published_wording(aiib23: Template) -> None:
 )
 def test_missing_values_leave_the_text(aiib23: Template, value: str) -> None:
     assert aiib23.phrases(dict.fromkeys(COLUMNS, value)) == ()
-    assert sentence(()) == ""
+    assert Prompt().sentence == ""
     known = aiib23.phrases({**dict.fromkeys(COLUMNS, value), "DIAGNOSIS": "IPF"})
     assert known.texts == ["DIAGNOSIS is IPF"]
 
@@ -85,7 +79,7 @@ def test_automatic_template_says_every_column_but_ids() -> None:
     prompt = template.phrases(
         {"File Name": "a", "Pat": "p1", "SCANNER": "GE", "Drug": "None", "n": "3.0", "id": "7"}
     )
-    assert [(p.text, p.column) for p in prompt] == [
+    assert prompt.annotated == [
         ("SCANNER is GE", "SCANNER"),
         ("Drug is None", "Drug"),
         ("n is 3", "n"),
@@ -98,10 +92,8 @@ def test_automatic_template_says_every_column_but_ids() -> None:
 
 
 def test_unknown_columns_follow_the_template(aiib23: Template) -> None:
-    assert [p.text for p in aiib23.phrases({"Kernel": "B30f", "AGE": "60"})] == [
-        "Patient age: 60.",
-        "Kernel is B30f",
-    ]
+    prompt = aiib23.phrases({"Kernel": "B30f", "AGE": "60"})
+    assert prompt.texts == ["Patient age: 60.", "Kernel is B30f"]
 
 
 def test_a_change_drops_what_it_contradicts(aiib23: Template) -> None:
@@ -111,7 +103,7 @@ def test_a_change_drops_what_it_contradicts(aiib23: Template) -> None:
     smoker |= {"PACK-YEARS": "20", "SMOKING HISTORY STOP DATE": "-900"}
     never = aiib23.change(smoker, "SMOKING HISTORY", "Never smoker")
     assert never.dropped == ("PACK-YEARS", "SMOKING HISTORY STOP DATE")
-    assert not any("smoking 9" in p.text or "PACK" in p.text for p in aiib23.phrases(never.row))
+    assert not any("smoking 9" in p or "PACK" in p for p in aiib23.phrases(never.row).texts)
     current = aiib23.change(smoker, "SMOKING HISTORY", "Current smoker")
     assert current.dropped == ("SMOKING HISTORY STOP DATE",) and current.row["PACK-YEARS"] == "20"
     ipf = aiib23.change(smoker, "DIAGNOSIS", "IPF")
@@ -120,8 +112,8 @@ def test_a_change_drops_what_it_contradicts(aiib23: Template) -> None:
 
 
 def test_the_changed_column_wins(aiib23: Template) -> None:
-    made = aiib23.change(row(SMOKING_HISTORY="Never smoker"), "PACK-YEARS", "20")
-    assert made.dropped == ("SMOKING HISTORY",) and made.row["PACK-YEARS"] == "20"
+    changed = aiib23.change(row(SMOKING_HISTORY="Never smoker"), "PACK-YEARS", "20")
+    assert changed.dropped == ("SMOKING HISTORY",) and changed.row["PACK-YEARS"] == "20"
 
 
 def test_a_null_edit_changes_nothing_even_in_a_contradictory_row(aiib23: Template) -> None:
@@ -132,8 +124,8 @@ def test_a_null_edit_changes_nothing_even_in_a_contradictory_row(aiib23: Templat
 
 
 def test_an_empty_value_removes_the_attribute(aiib23: Template) -> None:
-    made = aiib23.change(row(AGE="60", SEX="M"), "AGE", "")
-    assert [p.text for p in aiib23.phrases(made.row)] == ["Gender: Male."] and made.dropped == ()
+    changed = aiib23.change(row(AGE="60", SEX="M"), "AGE", "")
+    assert aiib23.phrases(changed.row).texts == ["Gender: Male."] and changed.dropped == ()
 
 
 def test_codes_and_their_meaning_say_the_same(aiib23: Template) -> None:
@@ -188,20 +180,14 @@ def test_osic_template() -> None:
 
 
 def test_free_text_is_split_into_phrases_and_back(aiib23: Template) -> None:
-    own = aiib23.phrases(row(DIAGNOSIS="IPF", AGE="76", SEX="F", label="1"))
-    again = split_free_text(own.sentence)
-    assert [wording.strip_phrase(p.text) for p in again] == [
-        wording.strip_phrase(p.text) for p in own
-    ]
-    assert again.sentence == own.sentence
-    pieces = [
-        p.text
-        for p in split_free_text(
-            "Nodule of 1.5 mm, approx. 3 cm from hilum; no effusion\nFVC 2,5 l."
-        )
-    ]
-    assert pieces == ["Nodule of 1.5 mm", "approx. 3 cm from hilum", "no effusion", "FVC 2,5 l."]
-    assert split_free_text("  ") == ()
+    prompt = aiib23.phrases(row(DIAGNOSIS="IPF", AGE="76", SEX="F", label="1"))
+    again = Prompt.from_free_text(prompt.sentence)
+    assert list(map(strip_phrase, again.texts)) == list(map(strip_phrase, prompt.texts))
+    assert again.sentence == prompt.sentence
+    text = "Nodule of 1.5 mm, approx. 3 cm from hilum; no effusion\nFVC 2,5 l."
+    pieces = ["Nodule of 1.5 mm", "approx. 3 cm from hilum", "no effusion", "FVC 2,5 l."]
+    assert Prompt.from_free_text(text).texts == pieces
+    assert Prompt.from_free_text("  ") == ()
 
 
 def test_prompts_csv_stands_instead_of_the_template(tmp_path: Path, aiib23: Template) -> None:
