@@ -1,25 +1,61 @@
-"""Makes synthetic CT volumes with a trained run: masks and rows in, volumes, effects, metrics and a
-page out.
-"""
+"""Generate synthetic CT volumes with a trained run: masks and rows in, volumes and a page out."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
 from options.parser import parse
 from options.test_options import TestOptions
-from pipelines.generation import generate_cohort, generate_from_mask
+from pipelines.generation import (
+    check_single_file,
+    generate_case,
+    generate_file,
+    open_plan,
+    open_run,
+)
+from pipelines.results import ResultsWriter, results_folder
 from util import cli
 from util.cli import UserError
 
+log = logging.getLogger(__name__)
+
+
+def generate_cohort(options: TestOptions) -> Path:
+    """Generate every case of a split, or one mask; return the results folder."""
+    folder = results_folder(options)
+    run = open_run(options)
+    plan = open_plan(options, run)
+    results = ResultsWriter(folder, options, run.options, run.state["step"])
+    samples = plan.samples
+    for sample in tqdm(samples, desc="generating", unit="case", disable=not cli.main_rank()):
+        generate_case(plan, sample, results)
+    log.info("%d cases in %s", len(samples), results.save())
+    return folder
+
+
+def generate_volume(options: TestOptions) -> Path:
+    """Generate one volume from one mask and a text; return the file."""
+    out = check_single_file(options)
+    generate_file(open_plan(options, open_run(options)), out)
+    log.info("Wrote %s", out)
+    return out
+
 
 def main() -> None:
+    """Parse the command line and generate."""
     options = parse(TestOptions, __doc__ or "")
     source = options.source
     if bool(source.mask) == bool(source.dataroot) or (source.mask and options.edit.edit_real):
         raise UserError(
-            "Give either --dataroot, for a cohort (and for --edit_real), or --mask with --out, for "
-            "one volume."
+            "Give either --dataroot, for a cohort (and for --edit_real), or --mask, for one volume."
         )
-    (generate_from_mask if source.mask else generate_cohort)(options)
+    if source.mask and source.out:
+        generate_volume(options)
+    else:
+        generate_cohort(options)
 
 
 if __name__ == "__main__":

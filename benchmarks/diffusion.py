@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 import pandas as pd
 
+import test
 from benchmarks.report.planted_truth import VARIED, effect_figures, true_effects
 from data.phantom.cohort import PhantomCohort
 from options.benchmark_options import DiffusionBenchmarkCommand

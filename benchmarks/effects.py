@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+import test
 import train
 from benchmarks.report.effects_page import write_proof_page
 from benchmarks.report.effects_tables import (
@@ -31,7 +32,6 @@ from benchmarks.report.effects_tables import (
 from benchmarks.report.planted_truth import NULL, VARIED, judge, text_figures
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
-from data.volume_dataset import VolumeDataset
 from options.benchmark_options import (
     CONFIGURATIONS,
     EffectsBenchmarkCommand,
@@ -196,15 +196,12 @@ def text_of(options: TestOptions, cohort: Path) -> dict[str, Any]:
     """What order, wording and ages never seen do to the volumes of a trained run."""
     trained = generation.open_run(options)
     opened = generation.open_plan(options, trained)
-    wholes = VolumeDataset(
-        opened.cases,
-        trained.labels,
-        opened.data,
-        trained.options.patch.patch_size,
-        [trained.generator.model.size_multiple] * 3,
-    )
     return text_figures(
-        opened.generate, wholes, opened.written, opened.template, PhantomCohort.from_folder(cohort)
+        opened.generate,
+        opened.samples,
+        opened.prompts,
+        opened.template,
+        PhantomCohort.from_folder(cohort),
     )
 
 

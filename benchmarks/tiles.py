@@ -25,6 +25,7 @@ from models.inference import VolumeGenerator
 from models.sliding_window import SlidingWindow, round_up
 from options.benchmark_options import TilesBenchmarkCommand
 from options.parser import parse
+from options.test_options import TestOptions
 from pipelines import generation
 from util.cli import run
 from util.files import write_json
@@ -86,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         opened.cases, opened.run.labels, opened.data, (2 * multiple,) * 3, (multiple,) * 3
     )
     found = {}
-    for i in range(len(wholes)):
-        whole = wholes[i]
+    for whole in wholes:
         found[whole.case.id] = one = compare(opened, whole)
         effects = ", ".join(f"{k} {v['difference_hu']:+.2f}" for k, v in one["effects"].items())
         log.info(

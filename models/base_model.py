@@ -1,12 +1,14 @@
-"""What a generative model offers to the trainer and to test.py; the trainer knows no GAN, no CT and
-no text.
+"""The interface of a generative model: what the trainer and the generation of volumes use.
+
+To add a model, copy `models/template_model.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,122 +19,135 @@ from options.train_options import TrainOptions
 from util.cli import UserError
 
 Batch = Mapping[str, Any]
-# (network, loss, its terms by name): backward pass and optimiser step of that network; the terms
-# are for messages.
-Update = Callable[[str, Tensor, Mapping[str, Tensor]], None]
-Tiler = Callable[
-    ..., Tensor
-]  # (function of tiles, whole tensors) -> whole tensor, see models/sliding_window.py
+# (function of tiles, whole tensors) -> whole tensor, see models/sliding_window.py
+Tiler = Callable[..., Tensor]
 
 MODELS: Registry[type[GenerativeModel]] = Registry("--model")
 
 
-class GenerativeModel(ABC):
-    """Base of all models.
+@dataclass(frozen=True)
+class Condition:
+    """What a whole volume is generated from.
 
-    `networks` are the trained ones by name. The trainer may replace them by wrapped ones (several
-    processes, compiled); `raw` always holds the networks themselves.
+    Attributes:
+        mask: `(1, K, X, Y, Z)` one-hot labels, background first.
+        coords: `(1, 3, X, Y, Z)` position in the whole volume, -1 to 1.
+        text: Embedding of one prompt.
+    """
+
+    mask: Tensor
+    coords: Tensor
+    text: TextEmbedding
+
+
+@dataclass(frozen=True)
+class BatchText:
+    """Embeddings of a batch's prompts.
+
+    Attributes:
+        matched: The prompts of the batch's cases.
+        mismatched: Prompts of other cases, which are wrong for the images.
+    """
+
+    matched: TextEmbedding
+    mismatched: TextEmbedding
+
+
+class NetworkLoss(NamedTuple):
+    """The loss of one network, and its terms by name for the log."""
+
+    network: str
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+
+
+class GenerativeModel(ABC):
+    """Base class of all models.
+
+    Attributes:
+        networks: The trained networks by name. The trainer replaces them by wrapped ones (several
+            processes, compiled).
+        raw: The networks themselves, never wrapped.
+        ema_network: Name of the network that is averaged over steps, and generates.
+        inference_network: The network that generates: `raw[ema_network]`, or its moving average.
+        size_multiple: Every side of a patch or tile is a multiple of this.
+        noise_channels: N, channels of the noise field.
     """
 
     networks: dict[str, nn.Module]
     raw: dict[str, nn.Module]
-    ema_network: str  # the network that is averaged over steps, and generates
-    size_multiple: int  # every side of a patch or tile is a multiple of this
+    ema_network: str
+    inference_network: nn.Module
+    size_multiple: int
     noise_channels: int
 
     @abstractmethod
     def __init__(
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
     ) -> None:
-        """Builds the networks; K = `n_labels` channels of the one-hot mask, `training` for what
-        only training needs.
+        """Build the networks.
+
+        Args:
+            options: The run's options.
+            n_labels: K, channels of the one-hot mask.
+            text_width: C, channels of the text embedding.
+            training: Whether to build what only training needs.
         """
 
     @abstractmethod
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Per network the optimiser's groups: `params`, `lr`, and `from_epoch` where learning
-        starts later.
+        """Return the optimiser's groups per network: `params`, `lr`, and the epoch `from_epoch` in
+        which learning starts.
         """
 
     @abstractmethod
-    def training_step(
-        self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update
-    ) -> dict[str, Tensor]:
-        """One step.
+    def training_step(self, batch: Batch, text: BatchText) -> Iterator[NetworkLoss]:
+        """Yield one loss per network; the trainer steps its optimiser before the next is computed.
 
         Args:
             batch: `image` `(B,1,X,Y,Z)`, `mask` `(B,K,X,Y,Z)`, `coords` `(B,3,X,Y,Z)`, `noise`
-                `(B,N,X,Y,Z)`.
-            text: Embedding of the batch's prompts.
-            other: Embedding of other cases' prompts, that do not belong to the images.
-            update: Called once a network with its loss and the terms of it.
-
-        Returns:
-            Loss terms by name, detached.
+                `(B,N,X,Y,Z)`, `draws` `(B,4)` uniform numbers.
+            text: Embeddings of the batch's prompts.
         """
 
     @abstractmethod
-    def generate(
-        self,
-        network: nn.Module,
-        mask: Tensor,
-        coords: Tensor,
-        noise: Tensor,
-        text: TextEmbedding,
-        tiler: Tiler,
-    ) -> Tensor:
-        """A whole volume `(1,1,X,Y,Z)` in [-1, 1], float32.
+    def generate(self, condition: Condition, noise: Tensor, tiler: Tiler) -> Tensor:
+        """Generate a whole volume `(1,1,X,Y,Z)` in [-1, 1], float32.
 
         Args:
-            network: The generating network (its moving average, usually).
-            mask: `(1,K,X,Y,Z)` one-hot; `coords`: `(1,3,X,Y,Z)`; `noise`: `(1,N,X,Y,Z)`.
-            text: Embedding of one prompt.
+            condition: Mask, coordinates and text.
+            noise: `(1,N,X,Y,Z)` standard normal.
             tiler: Runs a function of tiles over the volume.
         """
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
-        """Takes these settings of sampling for those of the run; raises `UserError` if they do not
-        fit.
-        """
+        """Replace the run's settings of sampling; raises `UserError` if they do not fit."""
         if sampling.given:
             raise UserError(
-                f"{', '.join(sampling.given)}: the run is no diffusion model and generates in one "
-                "step. Leave the flag out, or use a run of --model diffusion."
+                f"{', '.join(sampling.given)}: the run is not a diffusion model and generates in "
+                "one step. Leave the flag out, or use a run of --model diffusion."
             )
 
     def check_editing(self) -> None:
-        """Raises `UserError` where real scans cannot be edited; else there are `invert` and
-        `regenerate`.
-        """
+        """Raise `UserError` unless the model can `invert` and `regenerate` real scans."""
         raise UserError(
-            "--edit_real: the run is no diffusion model, so it cannot find the noise that gives a "
-            "real scan. Use a run of --model diffusion or latent_diffusion."
+            "--edit_real: the run is not a diffusion model, so it cannot find the noise that gives "
+            "a real scan. Use a run of --model diffusion or latent_diffusion."
         )
 
-    def invert(
-        self,
-        network: nn.Module,
-        image: Tensor,
-        mask: Tensor,
-        coords: Tensor,
-        text: TextEmbedding,
-        strength: float,
-        tiler: Tiler,
-    ) -> Tensor:
-        """The state from which `regenerate` makes `image` `(1,1,X,Y,Z)` again, at the noise level
-        `strength` (1: noise).
+    def invert(self, image: Tensor, condition: Condition, strength: float, tiler: Tiler) -> Tensor:
+        """Return the state from which `regenerate` makes `image` `(1,1,X,Y,Z)` again.
+
+        Args:
+            image: A volume in [-1, 1].
+            condition: Its mask, coordinates and text.
+            strength: Noise level of the state; 1 is pure noise.
+            tiler: Runs a function of tiles over the volume.
         """
         raise NotImplementedError
 
     def regenerate(
-        self,
-        network: nn.Module,
-        state: Tensor,
-        mask: Tensor,
-        coords: Tensor,
-        text: TextEmbedding,
-        strength: float,
-        tiler: Tiler,
+        self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
     ) -> Tensor:
-        """A whole volume `(1,1,X,Y,Z)` in [-1, 1] from what `invert` gave, with this text."""
+        """Generate a whole volume `(1,1,X,Y,Z)` in [-1, 1] from a state of `invert`."""
         raise NotImplementedError

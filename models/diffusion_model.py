@@ -1,18 +1,27 @@
-"""Diffusion models: the image is reached from noise in many small steps, and a real scan can be led
-back to its noise.
+"""Diffusion models: an image is reached from noise in many small steps, and a real scan can be
+inverted to its noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.base_model import MODELS, Batch, GenerativeModel, Tiler, Update
+from models.base_model import (
+    MODELS,
+    Batch,
+    BatchText,
+    Condition,
+    GenerativeModel,
+    NetworkLoss,
+    Tiler,
+)
 from models.diffusion.latent_space import LatentSpace, PixelSpace
 from models.diffusion.noise_schedule import FLOWS, SCHEDULES, DiffusionSampler, NoiseSchedule
 from models.networks.denoiser import Denoiser
@@ -35,22 +44,15 @@ def uniform(noise: Tensor, count: int) -> Tensor:
 
 
 def mask_text(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
-    """The prompts where `kept` `(B,)` is true, empty ones elsewhere."""
+    """Return the prompts where `kept` `(B,)` is true, empty ones elsewhere."""
     return TextEmbedding(
         text.tokens * kept[:, None, None], text.valid & kept[:, None], text.pooled * kept[:, None]
     )
 
 
-def repeat(text: TextEmbedding, batch: int) -> TextEmbedding:
-    """One prompt for each of `batch` tiles."""
-    return TextEmbedding(
-        *(t.expand(batch, *t.shape[1:]) for t in (text.tokens, text.valid, text.pooled))
-    )
-
-
-def append_dims(*values: Tensor) -> tuple[Tensor, ...]:
-    """Each `(B,)` as `(B, 1, 1, 1, 1)`."""
-    return tuple(v[:, None, None, None, None] for v in values)
+def append_dims(values: Tensor) -> Tensor:
+    """`(B,)` as `(B, 1, 1, 1, 1)`."""
+    return values[:, None, None, None, None]
 
 
 @MODELS.register("diffusion")
@@ -73,7 +75,7 @@ class DiffusionModel(GenerativeModel):
         self.ema_network = "G"
         self.size_multiple = size_multiple(options.generator) * self.space.factor
         self.noise_channels = self.space.channels
-        self.process = NoiseSchedule(diffusion, diffusion.sigma_data or self.space.sigma)
+        self.schedule = NoiseSchedule(diffusion, diffusion.sigma_data or self.space.sigma)
         self.raw = {
             "G": Denoiser(
                 options.generator, self.space.channels, n_labels, text_width, diffusion.time_width
@@ -81,6 +83,7 @@ class DiffusionModel(GenerativeModel):
         }
         self.space.attach_fingerprint(self.raw["G"])
         self.networks = dict(self.raw)
+        self.inference_network = self.raw["G"]
         self.set_sampling(SamplingOptions())
 
     def make_space(self, options: TrainOptions) -> PixelSpace:
@@ -92,13 +95,13 @@ class DiffusionModel(GenerativeModel):
         return PixelSpace()
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
-        default = replace(DEFAULT, sampler="euler" if self.process.flow else "ddim")
+        default = replace(DEFAULT, sampler="euler" if self.schedule.flow else "ddim")
         self.sampling = sampling.over(self.options.sampling.over(default))
         self._check(self.sampling)
 
     def _check(self, sampling: SamplingOptions) -> None:
         diffusion = self.options.diffusion
-        fitting = FLOWS if self.process.flow else SCHEDULES
+        fitting = FLOWS if self.schedule.flow else SCHEDULES
         if sampling.sampler not in fitting:
             raise UserError(
                 f"--sampler is {sampling.sampler}; with --diffusion_target "
@@ -118,108 +121,85 @@ class DiffusionModel(GenerativeModel):
                 )
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
-        return {
-            "G": [
-                {
-                    "params": list(self.raw["G"].parameters()),
-                    "lr": self.options.optim.lr,
-                    "from_epoch": 0,
-                }
-            ]
-        }
+        parameters = list(self.raw["G"].parameters())
+        return {"G": [{"params": parameters, "lr": self.options.optim.lr, "from_epoch": 0}]}
 
-    def training_step(
-        self, batch: Batch, text: TextEmbedding, other: TextEmbedding, update: Update
-    ) -> dict[str, Tensor]:
-        diffusion, process = self.options.diffusion, self.process
-        image, noise = self.space.encode(batch["image"]), self.space.noise(batch["noise"])
-        mask, coords = self.space.reduce(batch["mask"]), self.space.reduce(batch["coords"])
-        drawn = uniform(batch["noise"], 4).unbind(1)
-        t = process.time(drawn[0], drawn[1])
-        (a, s), (skip, blend) = (
-            append_dims(*pair) for pair in (process.alpha_sigma(t), process.preconditioning(t))
-        )
-        noisy = a * image + s * noise
-        told = mask_text(text, drawn[2] >= diffusion.text_dropout)
-        shown = mask * append_dims(drawn[3] >= diffusion.mask_dropout)[0]
-        found = skip * noisy + blend * self.networks["G"](
-            noisy, process.log_noise(t), shown, coords, told
-        )
-        loss = self._loss(found, image, mask[:, :1], process.weight(t))
-        update("G", loss, {"G_image": loss})
-        return {"G_image": loss.detach()}
+    def training_step(self, batch: Batch, text: BatchText) -> Iterator[NetworkLoss]:
+        diffusion, schedule = self.options.diffusion, self.schedule
+        x0 = self.space.encode(batch["image"])
+        eps = self.space.noise(batch["noise"])
+        mask = self.space.reduce(batch["mask"])
+        coords = self.space.reduce(batch["coords"])
+        time, terminal, text_drop, mask_drop = uniform(batch["noise"], 4).unbind(1)
+        t = schedule.time(time, terminal)
+        alpha, sigma = schedule.alpha_sigma(t)
+        c_skip, c_out = schedule.preconditioning(t)
+        x_t = append_dims(alpha) * x0 + append_dims(sigma) * eps
+        kept_text = mask_text(text.matched, text_drop >= diffusion.text_dropout)
+        kept_mask = mask * append_dims(mask_drop >= diffusion.mask_dropout)
+        output = self.networks["G"](x_t, schedule.log_noise(t), kept_mask, coords, kept_text)
+        estimate = append_dims(c_skip) * x_t + append_dims(c_out) * output
+        loss = self._loss(estimate, x0, mask[:, :1], schedule.weight(t))
+        yield NetworkLoss("G", loss, {"G_image": loss})
 
-    def _loss(self, found: Tensor, image: Tensor, background: Tensor, weight: Tensor) -> Tensor:
-        """Squared error, linear where it is large, labelled voxels weighted as in the GAN's voxel
-        loss.
+    def _loss(self, estimate: Tensor, x0: Tensor, background: Tensor, weight: Tensor) -> Tensor:
+        """Return the squared error, linear where it is large; labelled voxels weigh as in the GAN's
+        voxel loss.
         """
-        weights = self.options.loss
-        smooth = weights.smooth_l1_beta / PixelSpace.sigma * self.space.sigma
-        errors = (
-            F.smooth_l1_loss(found, image, beta=smooth, reduction="none")
-            if smooth
-            else (found - image).abs()
-        )
-        return torch.mean(
-            errors * (1 + (weights.label_weight - 1) * (1 - background)) * append_dims(weight)[0]
-        )
+        options = self.options.loss
+        beta = options.smooth_l1_beta / PixelSpace.sigma * self.space.sigma
+        if beta:
+            errors = F.smooth_l1_loss(estimate, x0, beta=beta, reduction="none")
+        else:
+            errors = (estimate - x0).abs()
+        by_label = 1 + (options.label_weight - 1) * (1 - background)
+        return torch.mean(errors * by_label * append_dims(weight))
 
-    def _solver(
-        self, network: nn.Module, mask: Tensor, coords: Tensor, text: TextEmbedding, tiler: Tiler
-    ) -> DiffusionSampler:
-        """Runs the network over the whole volume in each of its steps, tile by tile."""
-        mask, coords = self.space.reduce(mask), self.space.reduce(coords)
-        tiler = tiler if self.space.factor == 1 else tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
+    def _sampler(self, condition: Condition, tiler: Tiler) -> DiffusionSampler:
+        """Return a sampler that runs the network over the whole volume in each of its steps."""
+        mask, coords = self.space.reduce(condition.mask), self.space.reduce(condition.coords)
+        if self.space.factor > 1:
+            tiler = tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
 
-        def whole(x: Tensor, t: float) -> Tensor:
-            level = self.process.log_noise(torch.tensor([t], device=x.device))
+        def denoise(x: Tensor, t: float) -> Tensor:
+            level = self.schedule.log_noise(torch.tensor([t], device=x.device))
 
-            def tile(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
-                return self._guided(
-                    network, x, level.expand(len(x)), mask, coords, repeat(text, len(x))
-                )
+            def denoise_tiles(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
+                tiles = Condition(mask, coords, condition.text.expand(len(x)))
+                return self._guided(x, level.expand(len(x)), tiles)
 
-            return tiler(tile, x, mask, coords)
+            return tiler(denoise_tiles, x, mask, coords)
 
-        return DiffusionSampler(self.process, whole, str(self.sampling.sampler))
+        return DiffusionSampler(self.schedule, denoise, str(self.sampling.sampler))
 
-    def _guided(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        level: Tensor,
-        mask: Tensor,
-        coords: Tensor,
-        text: TextEmbedding,
-    ) -> Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022) of the text, and of the mask (Brooks et al.
-        2023, eq. 3).
+    def _guided(self, x: Tensor, level: Tensor, tiles: Condition) -> Tensor:
+        """Return the network's output for tiles `(B, C, X, Y, Z)` with classifier-free guidance of
+        the text (Ho & Salimans 2022) and of the mask (Brooks et al. 2023, eq. 3).
         """
-        told = network(x, level, mask, coords, text)
-        by_text, by_mask = (
-            float(self.sampling.guidance or 0),
-            float(self.sampling.guidance_mask or 0),
-        )
-        if by_text == by_mask == 1:
-            return told
-        nothing = mask_text(text, torch.zeros(len(x), dtype=torch.bool, device=x.device))
-        silent = network(x, level, mask, coords, nothing)
-        guided = silent + by_text * (told - silent)
-        if by_mask != 1:
-            blind = network(x, level, torch.zeros_like(mask), coords, nothing)
-            guided = guided + (by_mask - 1) * (silent - blind)
+        network, mask, coords = self.inference_network, tiles.mask, tiles.coords
+        with_text = network(x, level, mask, coords, tiles.text)
+        text_scale = float(self.sampling.guidance or 0)
+        mask_scale = float(self.sampling.guidance_mask or 0)
+        if text_scale == mask_scale == 1:
+            return with_text
+        nobody = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        no_text = mask_text(tiles.text, nobody)
+        without_text = network(x, level, mask, coords, no_text)
+        guided = without_text + text_scale * (with_text - without_text)
+        if mask_scale != 1:
+            without_mask = network(x, level, torch.zeros_like(mask), coords, no_text)
+            guided = guided + (mask_scale - 1) * (without_text - without_mask)
         return guided
 
     def _times(self, start: float = 1.0) -> list[float]:
-        return self.process.times(
+        return self.schedule.times(
             int(self.sampling.sampling_steps or 1), float(self.sampling.time_shift or 1), start
         )
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        """Latents repeated on the voxels' grid, on which tiles are laid."""
-        return (
-            F.interpolate(x, scale_factor=float(self.space.factor)) if self.space.factor > 1 else x
-        )
+        """Repeat latents on the grid of the voxels, on which tiles are laid."""
+        factor = self.space.factor
+        return F.interpolate(x, scale_factor=float(factor)) if factor > 1 else x
 
     def _decode(self, x: Tensor, tiler: Tiler) -> Tensor:
         f = self.space.factor
@@ -227,18 +207,12 @@ class DiffusionModel(GenerativeModel):
             x = tiler(lambda z: self.space.decode(z[..., ::f, ::f, ::f]), self._enlarge(x))
         return x.clamp(-1, 1)
 
-    def generate(
-        self,
-        network: nn.Module,
-        mask: Tensor,
-        coords: Tensor,
-        noise: Tensor,
-        text: TextEmbedding,
-        tiler: Tiler,
-    ) -> Tensor:
-        fresh = torch.Generator().manual_seed(int(noise.flatten()[0].view(torch.int32)) % 2**31)
-        solver = self._solver(network, mask, coords, text, tiler)
-        return self._decode(solver.sample(self.space.noise(noise), self._times(), fresh), tiler)
+    def generate(self, condition: Condition, noise: Tensor, tiler: Tiler) -> Tensor:
+        # DDPM draws new noise in every step, from a seed that follows from the volume's own noise.
+        seed = int(noise.flatten()[0].view(torch.int32)) % 2**31
+        fresh = torch.Generator().manual_seed(seed)
+        sampler = self._sampler(condition, tiler)
+        return self._decode(sampler.sample(self.space.noise(noise), self._times(), fresh), tiler)
 
     def check_editing(self) -> None:
         if self.sampling.sampler == "ddpm":
@@ -247,36 +221,19 @@ class DiffusionModel(GenerativeModel):
                 "step. Use --sampler ddim."
             )
 
-    def invert(
-        self,
-        network: nn.Module,
-        image: Tensor,
-        mask: Tensor,
-        coords: Tensor,
-        text: TextEmbedding,
-        strength: float,
-        tiler: Tiler,
-    ) -> Tensor:
+    def invert(self, image: Tensor, condition: Condition, strength: float, tiler: Tiler) -> Tensor:
         f = self.space.factor
         x = image
         if f > 1:
-            x = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)[
-                ..., ::f, ::f, ::f
-            ]
-        return self._solver(network, mask, coords, text, tiler).invert(x, self._times(strength))
+            latents = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)
+            x = latents[..., ::f, ::f, ::f]
+        return self._sampler(condition, tiler).invert(x, self._times(strength))
 
     def regenerate(
-        self,
-        network: nn.Module,
-        state: Tensor,
-        mask: Tensor,
-        coords: Tensor,
-        text: TextEmbedding,
-        strength: float,
-        tiler: Tiler,
+        self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
     ) -> Tensor:
-        solver = self._solver(network, mask, coords, text, tiler)
-        return self._decode(solver.sample(state, self._times(strength)), tiler)
+        sampler = self._sampler(condition, tiler)
+        return self._decode(sampler.sample(state, self._times(strength)), tiler)
 
 
 @MODELS.register("latent_diffusion")

@@ -1,6 +1,4 @@
-"""Counterfactuals of real scans: a scan is led back to the noise that gives it, and made again with
-another text.
-"""
+"""Counterfactuals of real scans: inversion to noise, and regeneration with another text."""
 
 from __future__ import annotations
 
@@ -10,28 +8,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.inference import VolumeGenerator
+from models.inference import Sample, VolumeGenerator
+
+Prompt = Sequence[str]  # the texts of its phrases
 
 
 @dataclass(frozen=True)
 class EditScan:
-    """A real scan: `image` `(1, X, Y, Z)` in [-1, 1], `mask` `(K, X, Y, Z)`, `coords` `(3, X, Y,
-    Z)`, and its own text.
-    """
+    """A real scan: its sample, `image` `(1, X, Y, Z)` in [-1, 1], and its factual prompt."""
 
-    case: str
+    sample: Sample
     image: Tensor
-    mask: Tensor
-    coords: Tensor
     prompt: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class EditProofs:
+    """Volumes `(X, Y, Z)` in [-1, 1] that show how well a scan is edited.
+
+    Attributes:
+        cycles: The scan inverted and regenerated without change, by the number of cycles.
+        edited: The scan with another text, by the text's name.
+        returned: The edited scans edited back to the factual prompt, by the same names.
+    """
+
+    cycles: dict[str, Tensor]
+    edited: dict[str, Tensor]
+    returned: dict[str, Tensor]
+
+
 class Editor:
-    """Makes scans again with a text changed.
+    """Regeneration of real scans with another text.
+
+    All texts of a scan start from one inversion; the inversion of the latest scan is kept.
 
     Args:
         generator: Generates and inverts.
-        strength: Noise level up to which a scan is taken back.
+        strength: Noise level up to which a scan is inverted.
 
     Raises:
         UserError: The model cannot invert.
@@ -39,64 +52,53 @@ class Editor:
 
     def __init__(self, generator: VolumeGenerator, strength: float) -> None:
         generator.model.check_editing()
-        self.generator, self.strength = generator, strength
-        self._scan: EditScan | None = (
-            None  # the one at hand, with its inversion and what was made of it
-        )
-        self._state, self._made = torch.empty(0), dict[tuple[str, ...], Tensor]()
+        self.generator = generator
+        self.strength = strength
+        self._scan: EditScan | None = None
+        self._state = torch.empty(0)
+        self._edits: dict[tuple[str, ...], Tensor] = {}
 
-    def __call__(self, scan: EditScan, prompt: Sequence[str]) -> Tensor:
-        """The scan with another text, `(X, Y, Z)` in [-1, 1]; all texts of a scan start from one
-        inversion.
-        """
+    def __call__(self, scan: EditScan, prompt: Prompt) -> Tensor:
+        """Return the scan with another text, `(X, Y, Z)` in [-1, 1]."""
         if self._scan is not scan:
-            self._scan, self._state, self._made = (
-                scan,
-                self._invert(scan, scan.image, scan.prompt),
-                {},
-            )
-        if tuple(prompt) not in self._made:
-            self._made[tuple(prompt)] = self._make(scan, self._state, prompt)
-        return self._made[tuple(prompt)]
+            self._scan = scan
+            self._state = self._invert(scan, scan.image, scan.prompt)
+            self._edits = {}
+        key = tuple(prompt)
+        if key not in self._edits:
+            self._edits[key] = self._regenerate(scan, self._state, prompt)
+        return self._edits[key]
 
-    def proofs(
-        self, scan: EditScan, prompts: Mapping[str, Sequence[str]], cycles: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """What tells how well a scan is edited.
+    def proofs(self, scan: EditScan, prompts: Mapping[str, Prompt], cycles: int) -> EditProofs:
+        """Return the volumes that tell how well a scan is edited.
 
         Args:
             scan: The scan.
             prompts: The texts it is edited to, by name.
             cycles: Largest number of cycles without change; 0 leaves out all but the edits.
-
-        Returns:
-            The scan after 1 and after `cycles` cycles without change; edited; edited and edited
-            back.
         """
-        same = {str(n): self.cycles(scan, n) for n in sorted({1, cycles})} if cycles else {}
-        edited = {name: self(scan, words) for name, words in prompts.items()}
-        returned = {
-            name: self.back(scan, edited[name], prompts[name]) for name in prompts if cycles
-        }
-        return same, edited, returned
+        counts = sorted({1, cycles}) if cycles else []
+        unchanged = {str(count): self.cycle(scan, count) for count in counts}
+        edited = {name: self(scan, prompt) for name, prompt in prompts.items()}
+        returned = {}
+        if cycles:
+            returned = {name: self.edit_back(scan, edited[name], prompts[name]) for name in prompts}
+        return EditProofs(unchanged, edited, returned)
 
-    def cycles(self, scan: EditScan, count: int) -> Tensor:
-        """The scan inverted and made again without change so many times."""
-        made = self(scan, scan.prompt)
+    def cycle(self, scan: EditScan, count: int) -> Tensor:
+        """Return the scan inverted and regenerated without change `count` times."""
+        volume = self(scan, scan.prompt)
         for _ in range(count - 1):
-            made = self._make(scan, self._invert(scan, made[None], scan.prompt), scan.prompt)
-        return made
+            state = self._invert(scan, volume[None], scan.prompt)
+            volume = self._regenerate(scan, state, scan.prompt)
+        return volume
 
-    def back(self, scan: EditScan, edited: Tensor, prompt: Sequence[str]) -> Tensor:
-        """An edited scan `(X, Y, Z)`, whose text is `prompt`, edited to what it was."""
-        return self._make(scan, self._invert(scan, edited[None], prompt), scan.prompt)
+    def edit_back(self, scan: EditScan, edited: Tensor, prompt: Prompt) -> Tensor:
+        """Return an edited scan `(X, Y, Z)`, whose text is `prompt`, with its factual prompt."""
+        return self._regenerate(scan, self._invert(scan, edited[None], prompt), scan.prompt)
 
-    def _invert(self, scan: EditScan, image: Tensor, prompt: Sequence[str]) -> Tensor:
-        return self.generator.invert(
-            image, scan.mask, scan.coords, scan.case, prompt, self.strength
-        )
+    def _invert(self, scan: EditScan, image: Tensor, prompt: Prompt) -> Tensor:
+        return self.generator.invert(image, scan.sample, prompt, self.strength)
 
-    def _make(self, scan: EditScan, state: Tensor, prompt: Sequence[str]) -> Tensor:
-        return self.generator.regenerate(
-            state, scan.mask, scan.coords, scan.case, prompt, self.strength
-        )
+    def _regenerate(self, scan: EditScan, state: Tensor, prompt: Prompt) -> Tensor:
+        return self.generator.regenerate(state, scan.sample, prompt, self.strength)

@@ -16,6 +16,7 @@ import pandas as pd
 from options.compare_options import CompareCommand
 from options.parser import parse
 from pipelines.evaluation.compare_models import measure_run, write_comparison_page
+from test import generate_cohort
 from util.cli import UserError, run
 from util.training import runs
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for name in o.compare.run:
         runs.saved_options(runs.run_folder(o.model.checkpoints_dir, name))  # or say which are there
-    frame = pd.DataFrame([measure_run(o, name) for name in o.compare.run])
+    frame = pd.DataFrame([measure_run(o, name, generate_cohort) for name in o.compare.run])
     out = Path(o.compare.OUT)
     frame.to_csv(out / "models.csv", index=False)
     log.info("\n%s\n%s", frame.set_index("run").T.to_string(), write_comparison_page(out, frame))

@@ -169,7 +169,9 @@ class Calibration:
     false_alarms: float
 
     @staticmethod
-    def from_scans(scans: Sequence[ScanComparison], size_mm: float, false_alarms: float) -> Calibration:
+    def from_scans(
+        scans: Sequence[ScanComparison], size_mm: float, false_alarms: float
+    ) -> Calibration:
         """Fits, and sets the threshold that the share `false_alarms` of scans exceeds, each judged
         by a fit to others.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -15,12 +16,11 @@ import pandas as pd
 import torch
 from dominate import tags
 
-from data.volume_dataset import VolumeDataset
 from options.compare_options import CompareCommand
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
-from pipelines import generation
 from pipelines.evaluation.diversity import ms_ssim
+from pipelines.generation import GenerationPlan, open_plan, open_run
 from util.web import page_parts
 from util.web.tables import effect_summary, metric_summary
 
@@ -35,7 +35,9 @@ SHOWN = (
 )  # metrics of the page, where there are scans
 
 
-def measure_run(o: CompareCommand, name: str) -> dict[str, Any]:
+def measure_run(
+    o: CompareCommand, name: str, generate: Callable[[TestOptions], Path]
+) -> dict[str, Any]:
     """One run's figures; its volumes stay in OUT."""
     model = replace(o.model, name=name)
     output = OutputOptions(results_dir=o.compare.OUT, overwrite=True)
@@ -47,9 +49,9 @@ def measure_run(o: CompareCommand, name: str) -> dict[str, Any]:
         EditOptions(),
         output,
     )
-    folder = generation.generate_cohort(options)
-    opened = generation.open_plan(options, generation.open_run(options))
-    network = opened.run.generator.network
+    folder = generate(options)
+    opened = open_plan(options, open_run(options))
+    network = opened.run.network
     record = {
         "run": name,
         "model": opened.run.options.generator.model,
@@ -59,24 +61,14 @@ def measure_run(o: CompareCommand, name: str) -> dict[str, Any]:
     return record | measure_generation(opened, o.compare.noises) | summarise_results(folder)
 
 
-def measure_generation(opened: generation.GenerationPlan, count: int) -> dict[str, Any]:
+def measure_generation(opened: GenerationPlan, count: int) -> dict[str, Any]:
     """Seconds a volume, memory, and the similarity of volumes of the first case under new noise."""
     sampler = opened.run.generator
-    multiple = [sampler.model.size_multiple] * 3
-    whole = VolumeDataset(
-        opened.cases[:1],
-        opened.run.labels,
-        opened.data,
-        opened.run.options.patch.patch_size,
-        multiple,
-    )[0]
-    own, _ = opened.arms(whole.case)
+    whole = opened.samples[0]
+    prompt = opened.variants(whole.case).factual.prompt
     made, start = [], time.perf_counter()
     for seed in range(count):
-        volume = replace(sampler, seed=seed)(
-            whole.mask, whole.coords, whole.case.id, [p.text for p in own.prompt]
-        )
-        made.append(opened.hu(whole, volume))
+        made.append(whole.to_hu(replace(sampler, seed=seed)(whole, prompt.texts)))
     seconds = (time.perf_counter() - start) / count
     pairs = list(combinations(made, 2))
     lungs = np.isin(whole.labels, opened.data.lung_labels)

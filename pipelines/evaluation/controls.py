@@ -30,7 +30,7 @@ def control_prompts(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str
     """
     cases = list(own)
     if kind == "empty":
-        return dict.fromkeys(cases, ())
+        return dict.fromkeys(cases, Prompt())
     if kind == "shuffled":
         ring = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))]
         return {case: own[ring[(ring.index(case) + 1) % len(ring)]] for case in cases}

@@ -1,0 +1,220 @@
+"""The results folder of test.py: volumes, tables and the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from data.text.counterfactuals import Variant
+from data.volume_dataset import VolumeSample
+from data.volumes import strip_suffix, write_like
+from options.parser import to_dict
+from options.test_options import TestOptions
+from options.train_options import TrainOptions
+from util.cli import UserError, safe_name
+from util.files import claim_folder, write_csv, write_json
+from util.metrics.effects import EFFECT_COLUMNS
+from util.metrics.fidelity import METRIC_COLUMNS
+from util.training import runs
+from util.web.figures import Kind, Panel
+from util.web.results_page import ResultsPage
+
+VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
+RESULTS_FILE = "results.json"  # the run and the flags that a results folder belongs to
+
+Row = dict[str, Any]
+Hu = NDArray[np.floating]
+
+
+def results_folder(options: TestOptions) -> Path:
+    """Return the folder of these results.
+
+    Raises:
+        UserError: The names lead elsewhere, or the folder holds something that must not be
+            replaced.
+    """
+    model, source = options.model, options.source
+    runs.run_folder(model.checkpoints_dir, model.name)
+    if safe_name(model.which_epoch) != model.which_epoch or model.which_epoch.startswith("."):
+        raise UserError(
+            f"--which_epoch is {model.which_epoch!r}; it must be latest, or the number of an epoch."
+        )
+    cases = safe_name(strip_suffix(Path(source.mask).name)) if source.mask else source.split
+    folder = Path(options.output.results_dir) / model.name / f"{cases}_{model.which_epoch}"
+    claim_folder(
+        folder,
+        [RESULTS_FILE],
+        options.output.overwrite,
+        "--results_dir",
+        "choose another --results_dir",
+    )
+    return folder
+
+
+class CaseWriter:
+    """Writer of one case's volumes, on the grid of the mask's file.
+
+    Args:
+        folder: The results folder; volumes go to `folder/volumes/`.
+        sample: The case.
+        seed: Seed of the noise, for the table.
+
+    Attributes:
+        rows: Rows of volumes.csv, one per volume written.
+        panels: The volumes as panels of a page.
+    """
+
+    def __init__(self, folder: Path, sample: VolumeSample, seed: int) -> None:
+        self.folder = folder
+        self.sample = sample
+        self.seed = seed
+        self.rows: list[Row] = []
+        self.panels: list[Panel] = []
+
+    def write_factual(self, hu: Hu, title: str, **values: str) -> None:
+        """Write the volume of the factual prompt; `values` are columns of its row."""
+        self._write(hu, "", {"kind": "own", **values}, np.int16)
+        self.add_panel(title, "ct", hu, self.rows[-1]["file"])
+
+    def write_variant(self, hu: Hu, variant: Variant, title: str = "") -> None:
+        """Write the volume of a counterfactual variant."""
+        name = f"__{safe_name(variant.column)}={safe_name(variant.value)}"
+        values = {
+            "kind": "varied",
+            "column": variant.column,
+            "value": variant.value,
+            "prompt": variant.prompt.sentence,
+        }
+        self._write(hu, name, values, np.int16)
+        title = title or f"{variant.column} = {variant.value}"
+        self.add_panel(title, "ct", hu, self.rows[-1]["file"])
+
+    def write_control(self, hu: Hu, value: str, prompt: str) -> None:
+        """Write the factual volume under another condition, such as other noise."""
+        name = f"__{safe_name(value)}"
+        self._write(hu, name, {"kind": "control", "value": value, "prompt": prompt}, np.int16)
+        self.add_panel(value, "ct", hu, self.rows[-1]["file"])
+
+    def write_difference(self, hu: Hu, first: Variant, second: Variant) -> None:
+        """Write the difference of two variants, `second` minus `first`."""
+        pair = f"{safe_name(first.value)}_to_{safe_name(second.value)}"
+        values = {
+            "kind": "difference",
+            "column": first.column,
+            "from": first.value,
+            "to": second.value,
+        }
+        self._write(hu, f"__{safe_name(first.column)}={pair}", values, np.float32)
+        title = f"{first.column}: {second.value} minus {first.value}"
+        self.add_panel(title, "difference", hu, self.rows[-1]["file"])
+
+    def add_panel(
+        self, title: str, kind: Kind, array: NDArray[Any], file: str | None = None
+    ) -> Panel:
+        """Add a panel for the page, and return it."""
+        panel = Panel(title, kind, array, voxel_sizes(self.sample.affine), file)
+        self.panels.append(panel)
+        return panel
+
+    def _write(self, hu: Hu, name: str, values: Mapping[str, str], dtype: Any) -> None:
+        case = self.sample.case
+        file = f"volumes/{safe_name(strip_suffix(case.id))}{name}.nii.gz"
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_like(path, self.sample.to_source_grid(hu), case.mask, dtype)
+        row = dict.fromkeys(VOLUME_COLUMNS, "")
+        row.update(file=file, case=case.id, seed=str(self.seed))
+        row.update(values)
+        self.rows.append(row)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Everything that one case adds to the tables and the page.
+
+    Attributes:
+        volumes: Rows of volumes.csv.
+        effects: Rows of effects.csv.
+        metrics: Rows of metrics.csv.
+        prompt: The factual prompt as a sentence.
+        notes: Sentences for the page, such as columns that left the text.
+        panels: Panels of the page, in order.
+    """
+
+    volumes: Sequence[Row]
+    effects: Sequence[Row]
+    metrics: Sequence[Row]
+    prompt: str
+    notes: Sequence[str]
+    panels: Sequence[Panel]
+
+
+class ResultsWriter:
+    """Writer of a results folder.
+
+    An existing folder, which `results_folder` has checked, is replaced.
+
+    Args:
+        folder: The results folder.
+        options: The flags of the test.
+        run_options: The options of the run, for the page.
+        step: The step of the run's checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, options: TestOptions, run_options: TrainOptions, step: int
+    ) -> None:
+        self.folder = folder
+        self.options = options
+        self.run_options = run_options
+        self.results: list[CaseResult] = []
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        model = options.model
+        record = {"run": model.name, "step": step, "options": to_dict(options)}
+        write_json(folder / RESULTS_FILE, record)
+        cases = Path(options.source.mask).name or options.source.split
+        title = f"{model.name}: {cases}, {model.which_epoch} (step {step})"
+        self.page = None
+        if options.output.page:
+            self.page = ResultsPage(folder, title, run_options.data.hu_window)
+
+    def case_writer(self, sample: VolumeSample) -> CaseWriter:
+        """Return the writer of a case's volumes."""
+        return CaseWriter(self.folder, sample, self.options.arms.seed)
+
+    def add(self, case: str, result: CaseResult) -> None:
+        """Add a case to the tables and the page."""
+        self.results.append(result)
+        if self.page is not None:
+            self.page.add_case(
+                case, result.prompt or "(nothing known)", result.notes, result.panels
+            )
+
+    def save(self) -> Path:
+        """Write tables and page, and return the file to look at."""
+        volumes: list[Row] = []
+        effects: list[Row] = []
+        metrics: list[Row] = []
+        for result in self.results:
+            volumes += result.volumes
+            effects += result.effects
+            metrics += result.metrics
+        write_csv(self.folder / "volumes.csv", VOLUME_COLUMNS, volumes)
+        write_csv(self.folder / "effects.csv", EFFECT_COLUMNS, effects)
+        write_csv(self.folder / "metrics.csv", METRIC_COLUMNS, metrics)
+        if self.page is None:
+            return self.folder / "volumes.csv"
+        flags: Row = {}
+        for group in to_dict(self.options).values():
+            flags.update(group)
+        shown = {"test.py": flags, **to_dict(self.run_options)}
+        return self.page.save(shown, effects, metrics)

@@ -1,0 +1,97 @@
+"""Validation of a run in training: metrics and pictures of a few cases, so that a user knows when
+to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from data.text.prompts import Prompt
+from data.volume_dataset import VolumeSample
+from models.inference import VolumeGenerator
+from options.base_options import DataOptions
+from util.cli import safe_name
+from util.metrics.fidelity import fidelity
+from util.training.monitor import ValidationResult
+from util.web.figures import slice_row
+from util.web.training_page import TrainingImage
+
+
+@dataclass(frozen=True)
+class ValidationCase:
+    """A case that is generated again and again.
+
+    Attributes:
+        sample: The case with its scan.
+        prompt: Its factual prompt.
+        pair: The prompts of the two values of the tracked intervention; empty without one.
+    """
+
+    sample: VolumeSample
+    prompt: Prompt
+    pair: Sequence[Prompt] = ()
+
+
+class Validation:
+    """Mean metrics over the cases, and a picture of each.
+
+    Args:
+        cases: The cases.
+        generator: Generates with the network in training.
+        data: HU window and lung labels.
+        folder: Folder of the pictures.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[ValidationCase],
+        generator: VolumeGenerator,
+        data: DataOptions,
+        folder: Path,
+    ) -> None:
+        self.cases = cases
+        self.generator = generator
+        self.data = data
+        self.folder = folder
+
+    def __call__(self, step: int) -> ValidationResult:
+        """Return lung MAE (HU), lung SSIM, the mean lung HU against the real one, and the tracked
+        effect (HU in the lungs), each a mean over the cases.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        values: dict[str, list[float]] = {}
+        images = []
+        for case in self.cases:
+            volume = self._generate(case, case.prompt)
+            for name, value in self._metrics(case, volume).items():
+                values.setdefault(f"lung_{name}", []).append(value)
+            images.append(self._picture(case, volume, step))
+        return ValidationResult({k: float(np.mean(v)) for k, v in values.items()}, images)
+
+    def _generate(self, case: ValidationCase, prompt: Prompt) -> np.ndarray:
+        return case.sample.to_hu(self.generator(case.sample, prompt.texts))
+
+    def _metrics(self, case: ValidationCase, volume: np.ndarray) -> dict[str, float]:
+        assert case.sample.image is not None
+        real = case.sample.to_hu(case.sample.image[0])
+        lungs = np.isin(case.sample.labels, self.data.lung_labels)
+        metrics = fidelity(volume, real, {"lungs": lungs}, self.data.hu_window)["lungs"]
+        metrics["mean_error_hu"] = float((volume - real)[lungs].mean())
+        if case.pair:
+            first, second = (self._generate(case, prompt) for prompt in case.pair)
+            metrics["effect_hu"] = float((second - first)[lungs].mean())
+        return metrics
+
+    def _picture(self, case: ValidationCase, volume: np.ndarray, step: int) -> TrainingImage:
+        sample = case.sample
+        assert sample.image is not None
+        real = sample.to_hu(sample.image[0])
+        file = f"{step:08d}_{safe_name(sample.name)}.png"
+        picture = slice_row(sample.labels, volume, real, voxel_sizes(sample.affine))
+        (self.folder / file).write_bytes(picture)
+        return TrainingImage(step, sample.name, case.prompt.sentence, file)
