@@ -200,7 +200,7 @@ def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:
     columns = tuple(run.state["columns"])
     case = Case(mask.name, None, mask, dict.fromkeys(columns, ""))
     labels = tuple(int(label) for label in mask_facts(mask)["labels"])
-    splits = {options.source.split: [case.id]}
+    splits = {options.source.split: (case.id,)}
     return Cohort(mask.parent, (case,), splits, labels, columns)
 
 

@@ -46,7 +46,7 @@ from options.clip_options import ClipCommand, ClipOptions
 from options.parser import command_line, to_dict
 from options.train_options import TrainOptions
 from pipelines.clip_pretraining import pretrain
-from pipelines.power import smallest_effect
+from pipelines.power import describe_smallest_effect
 from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list
 from util.training import checkpoint, runs
@@ -140,7 +140,7 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     rows = [case.row for case in cohort.cases]
     study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
     for intervention in tracked_interventions(options):
-        check_intervention("--val_effect", intervention, template, rows, seen=True)
+        check_intervention("--val_effect", intervention, template, rows, must_occur=True)
     encoder.fit([study.phrases[case.id] for case in study.training_cases])
     return study
 
@@ -322,7 +322,7 @@ def dry_run(options: TrainOptions, study: Study, model: GenerativeModel, trainer
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         log.info("Network %s: %.2f M parameters.", name, millions)
     cases, device = study.training_cases, trainer.accelerator.device
-    log.info("%s", smallest_effect(cases, options.data))
+    log.info("%s", describe_smallest_effect(cases, options.data))
     with tempfile.TemporaryDirectory() as cache:
         dataset = make_dataset(
             options, study, cases[:DRY_RUN_CASES], Path(cache), model.noise_channels

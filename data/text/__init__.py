@@ -1,1 +1,1 @@
-"""data/text"""
+"""Clinical rows to prompts, and prompts with one attribute changed."""

@@ -167,6 +167,32 @@ def counterfactual_variants(
     return variants
 
 
+def free_text_variants(
+    prompt: Prompt, row: dict[str, str], template: Template, intervention: Intervention
+) -> list[Variant]:
+    """Return one variant per value of an intervention on a free text, which has no table row.
+
+    The phrase of the intervention's column is replaced in the text, or added at its end.
+
+    Args:
+        prompt: The free text.
+        row: A row in which every column of the run is empty, but for those of `--set`.
+        template: Words the new phrase.
+        intervention: The column and its values.
+    """
+    column = template[intervention.column]
+    stays = [not column.words(phrase.text) for phrase in prompt]
+    first = stays.index(False) if False in stays else len(prompt)
+    before = [phrase for phrase, keep in zip(prompt[:first], stays[:first], strict=True) if keep]
+    after = [phrase for phrase, keep in zip(prompt[first:], stays[first:], strict=True) if keep]
+    variants = []
+    for value in intervention.values:
+        changed = template.change(row, intervention.column, value)
+        phrases = [p for p in template.phrases(changed.row) if p.column == intervention.column]
+        variants.append(Variant(Prompt([*before, *phrases, *after]), intervention.column, value))
+    return variants
+
+
 def variant_pairs(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
     """Return every pair (from, to), in the order in which the values were given."""
     return list(combinations(variants, 2))
