@@ -12,7 +12,7 @@ from data.preparation.case import PAGES, Record
 from data.preparation.quality import PERCENTILES
 from data.preparation.sources import Source
 from options.parser import command_line
-from util.web.intake_page import Card, write_intake_page
+from util.web.preparation_page import CaseCard, write_preparation_page
 
 SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that identify people
 
@@ -67,7 +67,7 @@ def csv_row(case: str, record: Record | None, reason: str = "") -> dict[str, Any
     }
 
 
-def card(case: str, record: Record) -> Card:
+def card(case: str, record: Record) -> CaseCard:
     """A case as the page shows it."""
     m = record["measures"]
     by = " × ".join
@@ -87,7 +87,7 @@ def card(case: str, record: Record) -> Card:
         else "–",
         "Mask": record["masks"],
     }
-    return Card(
+    return CaseCard(
         case,
         f"{PAGES}/{case}.png",
         facts,
@@ -106,7 +106,7 @@ def write(report: Report) -> Path:
     fields = list(dict.fromkeys(name for row in rows for name in row))
     dataroot.write_rows(report.out / "report.csv", rows, fields or ["case"])
     failed = [
-        Card(case, "", {}, (reason,), (), report.sources[case].left_out)
+        CaseCard(case, "", {}, (reason,), (), report.sources[case].left_out)
         for case, reason in report.failed.items()
     ]
     cards = [card(case, record) for case, record in report.done.items()]
@@ -120,4 +120,4 @@ def write(report: Report) -> Path:
             f"{len(report.unreadable)} files or folders could not be read; the command's messages "
             "name them"
         )
-    return write_intake_page(report.out, failed, cards, report.columns, remarks, lines)
+    return write_preparation_page(report.out, failed, cards, report.columns, remarks, lines)

@@ -20,7 +20,7 @@ from data.preparation.sources import Source
 from tests.chests import SPACING, chest
 from tests.util.web.test_html import browser, visit  # noqa: F401
 from util.cli import UserError
-from util.web.intake_page import Card, write_intake_page
+from util.web.preparation_page import CaseCard, write_preparation_page
 from util.web.outlines import outlined
 
 
@@ -117,12 +117,12 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "a.png").write_bytes(outlined(*chest(), SPACING))
     page = visit(
-        write_intake_page(
+        write_preparation_page(
             tmp_path,
-            [Card("broken", "", {}, ("It is cut off",))],
+            [CaseCard("broken", "", {}, ("It is cut off",))],
             [
-                Card("a", "report/a.png", facts, (), (), (("series 2 (MR)", evil),)),
-                Card("b", "report/a.png", facts, (evil,)),
+                CaseCard("a", "report/a.png", facts, (), (), (("series 2 (MR)", evil),)),
+                CaseCard("b", "report/a.png", facts, (evil,)),
             ],
             {"KVP": "DICOM header"},
             [evil],
