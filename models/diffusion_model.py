@@ -34,15 +34,6 @@ from util.cli import UserError
 DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 
 
-def uniform(noise: Tensor, count: int) -> Tensor:
-    """`(B, count)` uniform numbers that follow from each sample's noise `(B, N, X, Y, Z)`.
-
-    They are the later digits of its first values, which are uniform and independent of the rest. So
-    a sample's time is a function of its number alone, whichever process draws it.
-    """
-    return (noise.flatten(1)[:, :count].abs().double() * 4096).frac().float()
-
-
 def mask_text(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
     """Return the prompts where `kept` `(B,)` is true, empty ones elsewhere."""
     return TextEmbedding(
@@ -130,7 +121,7 @@ class DiffusionModel(GenerativeModel):
         eps = self.space.noise(batch["noise"])
         mask = self.space.reduce(batch["mask"])
         coords = self.space.reduce(batch["coords"])
-        time, terminal, text_drop, mask_drop = uniform(batch["noise"], 4).unbind(1)
+        time, terminal, text_drop, mask_drop = batch["draws"].unbind(1)
         t = schedule.time(time, terminal)
         alpha, sigma = schedule.alpha_sigma(t)
         c_skip, c_out = schedule.preconditioning(t)

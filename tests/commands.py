@@ -5,6 +5,7 @@ their own.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -16,28 +17,9 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-import test as test_command
-import train as train_command
-from scripts import build_atlas as discover
-from scripts import expand, plant, prepare_data, pretrain_clip, refit, train_autoencoder, utility
-from scripts import find_anomalies as unusual
 from util import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-MAINS: dict[str, Callable[[], None]] = {
-    "train.py": train_command.main,
-    "test.py": test_command.main,
-    "scripts/pretrain_clip.py": pretrain_clip.main,
-    "scripts/build_atlas.py": discover.main,
-    "scripts/refit.py": refit.main,
-    "scripts/plant.py": plant.main,
-    "scripts/prepare_data.py": prepare_data.main,
-    "scripts/train_autoencoder.py": train_autoencoder.main,
-    "scripts/expand.py": expand.main,
-    "scripts/utility.py": utility.main,
-    "scripts/find_anomalies.py": unusual.main,
-}
-
 # The smallest network that is one, and a training of a second.
 TINY = (
     "--template",
@@ -88,6 +70,13 @@ def program(*words: str | Path, timeout: float = 300, **environment: str) -> Out
     return Outcome(done.returncode, done.stdout + done.stderr)
 
 
+def main_of(name: str) -> Callable[[], None]:
+    """Return the `main` of a command, such as scripts/refit.py."""
+    module = importlib.import_module(".".join(Path(name).with_suffix("").parts))
+    main: Callable[[], None] = module.main
+    return main
+
+
 def command(name: str, *words: str | Path) -> Outcome:
     """Runs a command with these words in this process, as `util.cli.run` runs it."""
     # Accelerate keeps its settings for the life of a process; here each command is to begin anew.
@@ -95,7 +84,7 @@ def command(name: str, *words: str | Path) -> Outcome:
     said = io.StringIO()
     with _own_logging(), _arguments(name, *words), contextlib.redirect_stderr(said):
         try:
-            cli.run(MAINS[name])
+            cli.run(main_of(name))
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

@@ -18,6 +18,7 @@ from options.train_options import (
     OptimOptions,
     TrainOptions,
 )
+from util.seeding import uniform_draws
 
 LABELS, WIDTH, SIZE = 4, 6, (8, 8, 8)
 
@@ -65,11 +66,15 @@ def batch(
     """Random volumes, masks of all labels, coordinates and noise."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, LABELS, (count, *size), generator=draw)
+    image = torch.rand(count, 1, *size, generator=draw) * 2 - 1
+    coords = torch.rand(count, 3, *size, generator=draw) * 2 - 1
+    noise = torch.randn(count, options.generator.noise_channels, *size, generator=draw)
     return {
-        "image": torch.rand(count, 1, *size, generator=draw) * 2 - 1,
+        "image": image,
         "mask": torch.nn.functional.one_hot(labels, LABELS).movedim(-1, 1).float(),
-        "coords": torch.rand(count, 3, *size, generator=draw) * 2 - 1,
-        "noise": torch.randn(count, options.generator.noise_channels, *size, generator=draw),
+        "coords": coords,
+        "noise": noise,
+        "draws": torch.stack([uniform_draws(one, 4) for one in noise]),
     }
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.base_model import MODELS
-from models.diffusion_model import DiffusionModel, mask_text, repeat, uniform
+from models.base_model import MODELS, BatchText, Condition
+from models.diffusion_model import DiffusionModel, mask_text
 from models.networks.denoiser import Denoiser
 from models.sliding_window import SlidingWindow
 from options.diffusion_options import DiffusionOptions, SamplingOptions
@@ -18,6 +18,7 @@ from options.parser import from_dict, to_dict
 from options.train_options import TrainOptions
 from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options, wake
 from util.cli import UserError
+from util.seeding import uniform_draws
 
 TARGETS = ("flow", "v", "noise")
 
@@ -41,8 +42,7 @@ def model(**changes: Any) -> DiffusionModel:
 
 def test_draws_follow_from_the_sample_and_are_uniform() -> None:
     noise = torch.randn(4000, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    drawn = uniform(noise, 4)
-    assert torch.equal(drawn[7], uniform(noise[7:8], 4)[0])
+    drawn = torch.stack([uniform_draws(one, 4) for one in noise])
     assert drawn.min() >= 0 and drawn.max() < 1
     assert torch.allclose(drawn.mean(0), torch.full((4,), 0.5), atol=0.02)
     assert torch.allclose(drawn.var(0), torch.full((4,), 1 / 12), atol=0.005)
@@ -143,11 +143,8 @@ def generate(built: DiffusionModel, tiler: Any = None, said: Any = None) -> Tens
     made = batch(options(), 1, (16, 16, 16))
     with torch.no_grad():
         return built.generate(
-            built.raw["G"],
-            made["mask"],
-            made["coords"],
+            Condition(made["mask"], made["coords"], said or text(1, seed=3)),
             made["noise"],
-            said or text(1, seed=3),
             tiler or SlidingWindow((), built.size_multiple),
         )
 
@@ -208,9 +205,8 @@ def test_guidance_exaggerates_what_text_does() -> None:
     )
     for text_scale, mask_scale in ((1.0, 1.0), (3.0, 1.0), (0.0, 1.0), (2.0, 1.5)):
         built.set_sampling(SamplingOptions(guidance=text_scale, guidance_mask=mask_scale))
-        found = built._guided(
-            built.raw["G"], made["noise"], level, made["mask"], made["coords"], said
-        )
+        tiles = Condition(made["mask"], made["coords"], said)
+        found = built._guided(made["noise"], level, tiles)
         expected = blind + mask_scale * (silent - blind) + text_scale * (told - silent)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -222,7 +218,7 @@ def test_windows_inside_each_step_agree_with_the_whole() -> None:
     window = SlidingWindow((16, 8, 8), built.size_multiple)
 
     def whole(tiler: Any, mask: Tensor, coords: Tensor, noise: Tensor) -> Tensor:
-        return built.generate(built.raw["G"], mask, coords, noise, text(1, seed=3), tiler)
+        return built.generate(Condition(mask, coords, text(1, seed=3)), noise, tiler)
 
     def apart(*tiles: Tensor) -> Tensor:
         mask, coords, noise = tiles
@@ -247,19 +243,17 @@ def test_windows_inside_each_step_agree_with_the_whole() -> None:
 def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() -> None:
     built = model(text_region="everywhere")
     built.set_sampling(SamplingOptions(sampling_steps=10))
-    network, tiler = wake(built.raw["G"]), SlidingWindow((), built.size_multiple)
+    wake(built.raw["G"])
+    tiler = SlidingWindow((), built.size_multiple)
     made = batch(options(), 1)
-    image, where, own, other = (
-        made["image"],
-        (made["mask"], made["coords"]),
-        text(1),
-        text(1, seed=9),
-    )
+    image = made["image"]
+    own = Condition(made["mask"], made["coords"], text(1))
+    other = replace(own, text=text(1, seed=9))
     with torch.no_grad():
         for strength in (1.0, 0.4):
-            state = built.invert(network, image, *where, own, strength, tiler)
-            again = built.regenerate(network, state, *where, own, strength, tiler)
-            edited = built.regenerate(network, state, *where, other, strength, tiler)
+            state = built.invert(image, own, strength, tiler)
+            again = built.regenerate(state, own, strength, tiler)
+            edited = built.regenerate(state, other, strength, tiler)
             assert (again - image).abs().mean() < 0.01
             assert (edited - image).abs().mean() > 3 * (again - image).abs().mean()
     built = model(diffusion_target="v")
@@ -277,11 +271,6 @@ def test_training_finds_an_effect_of_text() -> None:
     network, draw = built.raw["G"], torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
 
-    def update(name: str, loss: Tensor, terms: Any) -> None:
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
     def of(sign: Tensor) -> Any:
         return replace(text(len(sign), tokens=1), pooled=sign[:, None].expand(-1, WIDTH).clone())
 
@@ -289,12 +278,11 @@ def test_training_finds_an_effect_of_text() -> None:
         made = batch(options(), 4, seed=int(torch.randint(10**6, (1,), generator=draw)))
         sign = torch.randint(2, (4,), generator=draw).float() * 2 - 1
         noise = 0.03 * torch.randn(made["image"].shape, generator=draw)
-        built.training_step(
-            made | {"image": 0.2 * sign[:, None, None, None, None] + noise},
-            of(sign),
-            of(sign),
-            update,
-        )
+        images = made | {"image": 0.2 * sign[:, None, None, None, None] + noise}
+        for _, loss, _ in built.training_step(images, BatchText(of(sign), of(sign))):
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
     built.set_sampling(SamplingOptions(sampling_steps=10))
     effect = (
         generate(built, said=of(torch.ones(1))) - generate(built, said=of(-torch.ones(1)))
@@ -302,8 +290,8 @@ def test_training_finds_an_effect_of_text() -> None:
     assert float(effect) == pytest.approx(0.4, rel=0.4)
 
 
-def test_repeat_gives_every_tile_the_prompt() -> None:
-    said = repeat(text(1), 3)
+def test_expand_gives_every_tile_the_prompt() -> None:
+    said = text(1).expand(3)
     assert said.tokens.shape[0] == 3 and torch.equal(said.pooled[0], said.pooled[2])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.base_model import Condition
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.sliding_window import SlidingWindow, pad_edge
 from tests.networks import LABELS, WIDTH, batch, text, train_options
@@ -113,7 +114,7 @@ def whole_against_tiles(**changes: Any) -> float:
                 parameter.normal_(std=0.1)
         whole, tiled = (
             model.generate(
-                network, made["mask"], made["coords"], made["noise"], said, SlidingWindow(tile, 2)
+                Condition(made["mask"], made["coords"], said), made["noise"], SlidingWindow(tile, 2)
             )
             for tile in ((), (32, 16, 16))
         )

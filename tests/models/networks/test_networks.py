@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.base_model import MODELS
+from models.base_model import MODELS, BatchText
 from models.networks.fusion import FUSIONS, AttentionFusion, FusionUnit
 from models.networks.generator import Generator, TextResidualHead, size_multiple
 from models.networks.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
@@ -248,18 +248,15 @@ def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
     }
     largest: dict[str, float] = {}
 
-    def update(name: str, loss: Tensor, terms: Any) -> None:
-        optimizers[name].zero_grad()
-        loss.backward()
-        for key, parameter in model.raw[name].named_parameters():
-            found = 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
-            largest[f"{name}.{key}"] = max(largest.get(f"{name}.{key}", 0.0), found)
-        optimizers[name].step()
-
     for step in range(2):
-        model.training_step(
-            batch(options, 2, (16, 16, 16), step), text(seed=step), text(seed=step + 9), update
-        )
+        texts = BatchText(text(seed=step), text(seed=step + 9))
+        for name, loss, _ in model.training_step(batch(options, 2, (16, 16, 16), step), texts):
+            optimizers[name].zero_grad()
+            loss.backward()
+            for key, parameter in model.raw[name].named_parameters():
+                gradient = 0.0 if parameter.grad is None else float(parameter.grad.abs().max())
+                largest[f"{name}.{key}"] = max(largest.get(f"{name}.{key}", 0.0), gradient)
+            optimizers[name].step()
     idle = {key: value for key, value in largest.items() if value < 1e-6}
     assert not idle and len(largest) == sum(
         len(list(network.parameters())) for network in model.raw.values()

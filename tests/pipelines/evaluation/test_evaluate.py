@@ -20,13 +20,11 @@ from playwright.sync_api import sync_playwright
 
 from data.geometry import resample
 from data.volumes import load_volume, write_like
-from pipelines.evaluation import controls
+from options.control_options import CONTROL_KINDS
 from pipelines.evaluation.volume_sets import common_window, find_set
-from scripts import evaluate, make_controls
-from tests.commands import MAINS, Outcome, TrainedRun, command, refused
+from tests.commands import Outcome, TrainedRun, command, refused
 from tests.util.web.test_html import ARGUMENTS, CHROMIUM
 
-MAINS |= {"scripts/evaluate.py": evaluate.main, "scripts/make_controls.py": make_controls.main}
 REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
 FEW = ("--draws", "10", "--slices", "6", "--no-resegment")
 
@@ -199,7 +197,7 @@ def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -
     assert done.code == 0, done.text
     tables = {
         k: pd.read_csv(tmp_path / "controls" / k / "volumes.csv", keep_default_na=False)
-        for k in controls.KINDS
+        for k in CONTROL_KINDS
     }
     assert (tables["empty"]["prompt"] == "").all() and len(tables["noise"]) == 2
     results = next((tmp_path / "results").rglob("volumes.csv")).parent

@@ -17,12 +17,13 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from models.base_model import BatchText
 from models.pix2pixhd_model import Pix2PixHDModel
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
 from util.training import checkpoint
 from util.training.devices import make_accelerator, make_device
-from util.training.trainer import RunStopped, Trainer
+from util.training.trainer import RunStopped, Trainer, TrainerConfig
 
 Feed = Iterator[dict[str, Any]]
 
@@ -40,7 +41,7 @@ def make(
         "steps_per_epoch": 2,
         **(settings or {}),
     }
-    return Trainer(model, make_accelerator(precision, "-1"), **values)
+    return Trainer(model, make_accelerator(precision, "-1"), TrainerConfig(**values))
 
 
 def batches(trainer: Trainer, parts: int = 1) -> Feed:
@@ -48,7 +49,7 @@ def batches(trainer: Trainer, parts: int = 1) -> Feed:
     they come.
     """
     assert isinstance(trainer.model, Pix2PixHDModel)
-    for step in itertools.count(trainer.step):
+    for step in itertools.count(trainer.steps_done):
         made, said, other = (
             batch(trainer.model.options, 2, seed=step),
             text(seed=step),
@@ -64,18 +65,18 @@ def batches(trainer: Trainer, parts: int = 1) -> Feed:
             }
 
 
-def embed(made: Any) -> tuple[Any, Any]:
-    said, other = made["texts"]
-    return said, other
-
-
 def fit(
     trainer: Trainer,
     until: int | None = None,
-    after: Callable[[int, dict[str, Tensor]], None] = lambda step, terms: None,
+    after: Callable[[int], None] = lambda step: None,
     feed: Feed | None = None,
 ) -> int | None:
-    return trainer.fit(feed or batches(trainer, trainer.gradient_accumulation), embed, after, until)
+    """The loop of train.py; returns the signal that ended it."""
+    feed = feed or batches(trainer, trainer.config.gradient_accumulation)
+    for parts in trainer.iterate(feed, until):
+        trainer.step([(part, BatchText(*part["texts"])) for part in parts])
+        after(trainer.steps_done)
+    return trainer.stop_signal
 
 
 def weights(trainer: Trainer, name: str = "G") -> dict[str, Tensor]:
@@ -100,7 +101,7 @@ def test_learning_rate_is_constant_then_falls_to_zero() -> None:
     trainer, rates = make(lr=1e-3, lr_D=4e-3), list[float]()
     fit(
         trainer,
-        after=lambda step, terms: rates.append(trainer.optimizers["G"].param_groups[0]["lr"]),
+        after=lambda step: rates.append(trainer.optimizers["G"].param_groups[0]["lr"]),
     )
     assert rates == pytest.approx([1e-3 * share for share in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)])
     assert trainer.optimizers["D"].param_groups[0]["lr"] == pytest.approx(1e-3)
@@ -119,7 +120,7 @@ def test_average_follows_its_formula() -> None:
     trainer = make(settings={"ema": 0.5})
     own, expected = trainer.model.raw["G"], list[Tensor]()
 
-    def follow(step: int, terms: dict[str, Tensor]) -> None:
+    def follow(step: int) -> None:
         now = own.state_dict()["head.weight"]
         # The first average is the network itself; then the memory grows with the steps, up to the
         # decay.
@@ -143,7 +144,7 @@ def test_no_average_on_demand() -> None:
 
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, norms = make(settings={"clip": 0.01}), list[float]()
+    trainer, norms = make(settings={"grad_clip": 0.01}), list[float]()
     for name, optimizer in trainer.optimizers.items():
         original = optimizer.step
 
@@ -187,7 +188,7 @@ def test_global_generator_waits_for_its_epoch() -> None:
     begun_average = {k: v.clone() for k, v in average.items()}
     seen: list[tuple[bool, bool]] = []
 
-    def look(step: int, terms: dict[str, Tensor]) -> None:
+    def look(step: int) -> None:
         changed = {k for k, v in weights(trainer).items() if not torch.equal(v, begin[k])}
         seen.append(
             (
@@ -225,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_before_weights_change() -> None:
         RunStopped, match=r"The loss of D is nan in step 3 \(D nan\).*--continue_train"
     ) as error:
         fit(trainer, 4, feed=spoiled())
-    assert error.value.code == 1 and trainer.step == 2
+    assert error.value.code == 1 and trainer.steps_done == 2
     assert all(equal(before[name], weights(trainer, name)) for name in before)
 
 
@@ -253,17 +254,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_its_step(number: signal.Signals) -> None:
     trainer, handlers = make(), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-    received = fit(
-        trainer, after=lambda step, terms: os.kill(os.getpid(), number) if step == 3 else None
-    )
-    assert received == number and trainer.step == 3
+    received = fit(trainer, after=lambda step: os.kill(os.getpid(), number) if step == 3 else None)
+    assert received == number and trainer.steps_done == 3
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
 def test_a_second_ctrl_c_leaves_at_once() -> None:
     trainer = make()
 
-    def twice(step: int, terms: dict[str, Tensor]) -> None:
+    def twice(step: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -278,7 +277,7 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_run_that_goes_on_is_the_run(precision: str, channels_last: bool, tmp_path: Path) -> None:
-    settings = {"channels_last": channels_last, "clip": 1.0}
+    settings = {"channels_last": channels_last, "grad_clip": 1.0}
     straight = make(precision, settings, n_local_enhancers=1, niter_fix_global=2)
     fit(straight, 6)
     first = make(precision, settings, n_local_enhancers=1, niter_fix_global=2)
@@ -287,7 +286,7 @@ def test_a_run_that_goes_on_is_the_run(precision: str, channels_last: bool, tmp_
     second = make(precision, settings, n_local_enhancers=1, niter_fix_global=2)
     torch.manual_seed(77)  # whatever happened before must not matter
     second.load(tmp_path / "latest")
-    assert second.step == 3 and checkpoint.load_state(tmp_path / "latest")["labels"] == [0]
+    assert second.steps_done == 3 and checkpoint.load_state(tmp_path / "latest")["labels"] == [0]
     fit(second, 6)
     assert all(equal(weights(straight, name), weights(second, name)) for name in straight.model.raw)
     assert equal(
