@@ -1,3 +1,1 @@
-"""Figures that say how good generated volumes are: arrays in, numbers out; nothing here reads a
-volume's file.
-"""
+"""Evaluation of generated volumes against real scans: metrics with intervals and baselines."""

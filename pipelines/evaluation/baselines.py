@@ -1,10 +1,8 @@
-"""What a distance would be between equals, and how sure it is: random halves of the real scans, and
-resampled volumes.
-"""
+"""Baselines and intervals of metrics: random halves of the real scans and resampled volumes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,26 +11,30 @@ from numpy.typing import NDArray
 
 Index = NDArray[np.integer]
 Distance = Callable[[Index, Index], float]
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
 INTERVAL_PERCENTILES = (2.5, 97.5)
+MIN_BOOTSTRAPS = 200  # resamples of a mean, which cost little
+COLUMN_NAMES = {"baseline": "floor", "baseline_high": "floor_high"}  # in tables, where they differ
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of the report beside its floor.
+    """One metric of the report beside its baseline.
 
     Attributes:
         group: The section it belongs to.
-        name: What was measured, with its unit.
+        name: The measured quantity with its unit.
         value: Over all volumes.
-        low: Lower end of the 95 % bootstrap interval over volumes; `high` its upper end.
+        low: Lower end of the 95 % bootstrap interval over volumes; `high` is its upper end.
         matched: The same between as many volumes as a half of the real scans holds, so that it can
-            be set beside the floor.
-        floor: What equals would give, such as the mean between two random halves of the real scans;
-            `floor_high` is the draws' 95th percentile.
-        ceiling: What real scans reach, where more is better.
-        better: "low" (the smaller the better), "high", or "near" (the nearer to the floor the
-            better).
-        note: What a reader must know.
+            be compared with the baseline.
+        baseline: The value of equal sets, such as the mean between two random halves of the real
+            scans; `baseline_high` is the 95th percentile over the random halves.
+        ceiling: The value of real scans, where more is better.
+        better: "low" (the smaller the better), "high", "near" (the nearer to the baseline the
+            better), or "zero".
+        note: A remark for the reader.
     """
 
     group: str
@@ -48,12 +50,21 @@ class Metric:
     note: str = ""
 
     def row(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the metric as a row of figures.csv."""
+        return {COLUMN_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class ResamplingPlan:
-    """Which volumes each draw takes: real scans are 0 to n - 1, synthetic ones n to n + m - 1."""
+    """The volumes of every resample: real scans are 0 to n - 1, synthetic ones n to n + m - 1.
+
+    Attributes:
+        real: Indices of all real scans.
+        synthetic: Indices of all synthetic volumes.
+        halves: Pairs of random halves of the real scans.
+        matched: Pairs of half of the real scans and as many synthetic volumes.
+        bootstrap: Pairs of bootstrap resamples of both sets.
+    """
 
     real: Index
     synthetic: Index
@@ -61,29 +72,33 @@ class ResamplingPlan:
     matched: tuple[tuple[Index, Index], ...]
     bootstrap: tuple[tuple[Index, Index], ...]
 
-    @staticmethod
-    def from_counts(n: int, m: int, count: int, seed: int) -> ResamplingPlan:
-        """`count` draws of each kind."""
+    @classmethod
+    def from_counts(cls, n: int, m: int, resamples: int, seed: int) -> ResamplingPlan:
+        """Draw `resamples` pairs of each kind for `n` real scans and `m` synthetic volumes."""
         rng = np.random.default_rng([seed, n, m])
-        real, synthetic = np.arange(n), np.arange(n, n + m)
-        half, halves, matched, bootstrap = n // 2, [], [], []
-        for _ in range(count):
+        real = np.arange(n)
+        synthetic = np.arange(n, n + m)
+        half = n // 2
+        halves = []
+        matched = []
+        bootstrap = []
+        for _ in range(resamples):
             order = rng.permutation(real)
             halves.append((order[:half], order[half : 2 * half]))
             matched.append((order[:half], rng.choice(synthetic, min(half, m), replace=False)))
             bootstrap.append((rng.choice(real, n), rng.choice(synthetic, m)))
-        return ResamplingPlan(real, synthetic, tuple(halves), tuple(matched), tuple(bootstrap))
+        return cls(real, synthetic, tuple(halves), tuple(matched), tuple(bootstrap))
 
 
-def centred_interval(value: float, drawn: NDArray[np.floating]) -> tuple[float, float]:
-    """The bootstrap's 2.5th to 97.5th percentile, moved so that its mean lies on the value.
+def centred_interval(value: float, resampled: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the bootstrap's 2.5th to 97.5th percentile, moved so that its mean lies on the value.
 
-    Drawing with repeats raises a distance between distributions by itself; only the spread of the
-    draws is used.
+    Drawing with replacement raises a distance between distributions by itself, so only the spread
+    of the resamples is used.
     """
-    if not np.isfinite(drawn).any():
+    if not np.isfinite(resampled).any():
         return float("nan"), float("nan")
-    low, high = np.nanpercentile(drawn, INTERVAL_PERCENTILES) - np.nanmean(drawn)
+    low, high = np.nanpercentile(resampled, INTERVAL_PERCENTILES) - np.nanmean(resampled)
     return value + float(low), value + float(high)
 
 
@@ -91,62 +106,66 @@ def compare_with_baseline(
     group: str,
     name: str,
     distance: Distance,
-    draws: ResamplingPlan,
-    better: str = "low",
+    plan: ResamplingPlan,
     note: str = "",
-    least: float = float("-inf"),
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    lower_bound: float = float("-inf"),
+    progress: Progress = iter,
 ) -> Metric:
-    """A distance between all real and all synthetic volumes, its interval, and its floor.
+    """Return a distance between all real and all synthetic volumes with interval and baseline.
 
     Args:
         group: Section of the report.
-        name: What it is.
-        distance: Takes two groups of indices into real and then synthetic volumes.
-        draws: What to draw.
-        better: See `Figure`.
-        note: See `Figure`.
-        least: What the distance cannot fall below; the interval is cut there.
-        progress: Wraps the draws, for a progress bar.
+        name: The metric's name.
+        distance: A function of two groups of indices into real and then synthetic volumes.
+        plan: The resamples.
+        note: See `Metric`.
+        lower_bound: Smallest possible distance; the interval is cut there.
+        progress: Wraps the loop over resamples, for a progress bar.
     """
-    value = distance(draws.real, draws.synthetic)
-    kinds = (draws.halves, draws.matched, draws.bootstrap)
-    found = np.full((3, max(len(draws.halves), 1)), np.nan)
-    for i in progress(range(len(draws.halves))):
-        for j, kind in enumerate(kinds):
-            found[j, i] = distance(*kind[i]) if all(len(part) for part in kind[i]) else np.nan
-    halves, matched, bootstrap = found
+    value = distance(plan.real, plan.synthetic)
+    kinds = (plan.halves, plan.matched, plan.bootstrap)
+    distances = np.full((3, max(len(plan.halves), 1)), np.nan)
+    for i in progress(range(len(plan.halves))):
+        for row, kind in zip(distances, kinds, strict=True):
+            first, second = kind[i]
+            if len(first) and len(second):
+                row[i] = distance(first, second)
+    halves, matched, bootstrap = distances
     low, high = centred_interval(value, bootstrap)
     return Metric(
         group,
         name,
         value,
-        max(low, least),
+        max(low, lower_bound),
         high,
-        matched=_mean(matched),
-        floor=_mean(halves),
-        floor_high=_percentile(halves, 95),
-        better=better,
+        matched=finite_mean(matched),
+        baseline=finite_mean(halves),
+        baseline_high=finite_percentiles(halves, (95,))[0],
         note=note,
     )
 
 
-def _mean(values: NDArray[np.floating]) -> float:
+def finite_mean(values: NDArray[np.floating]) -> float:
+    """Return the mean of the finite values, NaN where there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def _percentile(values: NDArray[np.floating], level: float) -> float:
+def finite_percentiles(values: NDArray[np.floating], levels: Sequence[float]) -> list[float]:
+    """Return percentiles of the finite values, NaN where there are none."""
     finite = values[np.isfinite(values)]
-    return float(np.percentile(finite, level)) if finite.size else float("nan")
+    if not finite.size:
+        return [float("nan")] * len(levels)
+    return [float(value) for value in np.percentile(finite, levels)]
 
 
-def bootstrap_mean(values: NDArray[np.floating], draws: int, seed: int) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of values `(n,)`, absent ones left out."""
+def bootstrap_mean(values: NDArray[np.floating], resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of the finite ones of values `(n,)`."""
     finite = values[np.isfinite(values)]
     if len(finite) < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng([seed, len(finite)])
-    means = finite[rng.integers(len(finite), size=(max(draws, 200), len(finite)))].mean(1)
+    size = (max(resamples, MIN_BOOTSTRAPS), len(finite))
+    means = finite[rng.integers(len(finite), size=size)].mean(1)
     low, high = np.percentile(means, INTERVAL_PERCENTILES)
     return float(low), float(high)

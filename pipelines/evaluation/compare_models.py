@@ -16,126 +16,147 @@ import pandas as pd
 import torch
 from dominate import tags
 
+from models.inference import VolumeGenerator
 from options.compare_options import CompareCommand
-from options.diffusion_options import EditOptions, SamplingOptions
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
 from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation import GenerationPlan, open_plan, open_run
+from util.cli import UserError
+from util.training import runs
 from util.web import page_parts
 from util.web.tables import effect_summary, metric_summary
 
 log = logging.getLogger(__name__)
 
-SHOWN = (
-    "mae_hu",
-    "psnr_db",
-    "ssim",
-    "mean_lung_attenuation_hu",
-    "sd_hu",
-)  # metrics of the page, where there are scans
+TITLE = "Models side by side"
+CAUTION = (
+    "All runs made the same cases. Seconds and memory are this machine's, memory the highest so "
+    "far. Where the similarity of pairs under new noise is 1, noise changes nothing."
+)
+# Metrics of the page, where there are scans.
+SHOWN = ("mae_hu", "psnr_db", "ssim", "mean_lung_attenuation_hu", "sd_hu")
+
+GenerateCohort = Callable[[TestOptions], Path]
+
+
+def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> Path:
+    """Generate the same cases by every run, and write a table and a page; return the page.
+
+    Args:
+        command: The command's options.
+        generate_cohort: Generates a cohort as test.py does, and returns the results folder.
+
+    Raises:
+        UserError: Fewer than two runs, or one that is not there.
+    """
+    names = command.compare.run
+    if len(names) < 2:
+        raise UserError(
+            f"--run names {len(names)} runs; give it twice at least, once for each run to compare."
+        )
+    for name in names:  # a run that is not there is an error before anything long
+        runs.saved_options(runs.run_folder(command.model.checkpoints_dir, name))
+    frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
+    out = Path(command.compare.OUT)
+    frame.to_csv(out / "models.csv", index=False)
+    page = write_comparison_page(out, frame)
+    log.info("\n%s\n%s", frame.set_index("run").T.to_string(), page)
+    return page
 
 
 def measure_run(
-    o: CompareCommand, name: str, generate: Callable[[TestOptions], Path]
+    command: CompareCommand, name: str, generate_cohort: GenerateCohort
 ) -> dict[str, Any]:
-    """One run's figures; its volumes stay in OUT."""
-    model = replace(o.model, name=name)
-    output = OutputOptions(results_dir=o.compare.OUT, overwrite=True)
+    """Return the metrics of one run; its volumes stay in OUT."""
     options = TestOptions(
-        o.source,
-        model,
-        InterventionOptions(vary=o.compare.vary),
-        SamplingOptions(),
-        EditOptions(),
-        output,
+        source=command.source,
+        model=replace(command.model, name=name),
+        arms=InterventionOptions(vary=command.compare.vary),
+        output=OutputOptions(results_dir=command.compare.OUT, overwrite=True),
     )
-    folder = generate(options)
-    opened = open_plan(options, open_run(options))
-    network = opened.run.network
+    folder = generate_cohort(options)
+    plan = open_plan(options, open_run(options))
     record = {
         "run": name,
-        "model": opened.run.options.generator.model,
-        "training steps": opened.run.state["step"],
-        "weights, M": sum(p.numel() for p in network.parameters()) / 1e6,
+        "model": plan.run.options.generator.model,
+        "training steps": plan.run.state["step"],
+        "weights, M": sum(p.numel() for p in plan.run.network.parameters()) / 1e6,
     }
-    return record | measure_generation(opened, o.compare.noises) | summarise_results(folder)
+    return record | measure_generation(plan, command.compare.noises) | summarise_results(folder)
 
 
-def measure_generation(opened: GenerationPlan, count: int) -> dict[str, Any]:
-    """Seconds a volume, memory, and the similarity of volumes of the first case under new noise."""
-    sampler = opened.run.generator
-    whole = opened.samples[0]
-    prompt = opened.variants(whole.case).factual.prompt
-    made, start = [], time.perf_counter()
+def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
+    """Measure `count` volumes of the first case, each with new noise.
+
+    Returns:
+        Seconds per volume, memory, and similarity of the volumes.
+    """
+    generator = plan.run.generator
+    sample = plan.samples[0]
+    prompt = plan.variants(sample.case).factual.prompt
+    volumes = []
+    start = time.perf_counter()
     for seed in range(count):
-        made.append(whole.to_hu(replace(sampler, seed=seed)(whole, prompt.texts)))
+        volumes.append(sample.to_hu(replace(generator, seed=seed)(sample, prompt.texts)))
     seconds = (time.perf_counter() - start) / count
-    pairs = list(combinations(made, 2))
-    lungs = np.isin(whole.labels, opened.data.lung_labels)
-    on_gpu = sampler.device.type == "cuda"
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    lungs = np.isin(sample.labels, plan.data.lung_labels)
+    similarities = []
+    differences = []
+    for one, two in combinations(volumes, 2):
+        similarities.append(ms_ssim(one, two, plan.data.hu_window))
+        differences.append(np.abs(one - two)[lungs].mean())
     return {
         "seconds a volume": seconds,
-        "peak GiB so far": memory / 2**30,
-        "MS-SSIM of pairs, new noise": float(
-            np.mean([ms_ssim(a, b, opened.data.hu_window) for a, b in pairs])
-        ),
-        "lung difference of pairs, HU": float(
-            np.mean([np.abs(a - b)[lungs].mean() for a, b in pairs])
-        ),
+        "peak GiB so far": _peak_memory(generator) / 2**30,
+        "MS-SSIM of pairs, new noise": float(np.mean(similarities)),
+        "lung difference of pairs, HU": float(np.mean(differences)),
     }
+
+
+def _peak_memory(generator: VolumeGenerator) -> int:
+    """Return the highest memory so far in bytes, of the GPU or of the process."""
+    if generator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def summarise_results(folder: Path) -> dict[str, Any]:
-    """Mean effects in the lungs and mean fidelity, from a results folder."""
-    found: dict[str, Any] = {}
-    effects, metrics = (
-        pd.read_csv(folder / f"{name}.csv", dtype={"from": str, "to": str})
-        for name in ("effects", "metrics")
-    )
-    if len(effects):
-        for row in frame_rows(effect_summary(frame_rows(effects))):
-            found[f"{row['attribute']}: {row['from']} to {row['to']}, HU"] = row["mean HU"]
-    for row in frame_rows(metric_summary(frame_rows(metrics))):
+    """Return mean effects in the lungs and mean fidelity of a results folder."""
+    summary: dict[str, Any] = {}
+    effects = _read_rows(folder / "effects.csv")
+    metrics = _read_rows(folder / "metrics.csv")
+    if effects:
+        for row in effect_summary(effects).to_dict("records"):
+            summary[f"{row['attribute']}: {row['from']} to {row['to']}, HU"] = row["mean HU"]
+    for row in metric_summary(metrics).to_dict("records"):
         if row["region"] == "lungs" and row["metric"].removeprefix("real_") in SHOWN:
-            found[f"lungs: {row['metric']}"] = row["mean"]
-    return found
+            summary[f"lungs: {row['metric']}"] = row["mean"]
+    return summary
 
 
-def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table."""
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+def _read_rows(table: Path) -> list[dict[str, Any]]:
+    frame = pd.read_csv(table, dtype={"from": str, "to": str})
+    return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
 
 
 def write_comparison_page(out: Path, frame: pd.DataFrame) -> Path:
-    """A figure a row, a run a column, with links to the runs' own pages."""
+    """Write a page with one row per metric and one column per run; return it.
+
+    Args:
+        out: Folder of the page, which holds the runs' results.
+        frame: One row per run.
+    """
     page_parts.copy_assets(out / "web", "page.css")
-    document = page_parts.new_document("Models side by side", "web/")
+    document = page_parts.new_document(TITLE, "web/")
     with document:
-        with tags.header(cls="top"):
-            tags.h1("Models side by side")
-            page_parts.cautions(
-                (
-                    "All runs made the same cases. Seconds and memory are this machine's, memory "
-                    "the highest so far. Where pairs under new noise are alike to 1, noise changes "
-                    "nothing.",
-                )
-            )
-        with tags.main(), tags.section(cls="card"):
-            tags.h2("Figures")
-            turned = frame.set_index("run").T.reset_index().rename(columns={"index": "figure"})
-            page_parts.frame_table(turned)
-            tags.p(
-                "Volumes and pictures: ",
-                *(
-                    tags.a(f"{name} ", href=page_parts.link(f"{name}/{folder.name}/index.html"))
-                    for name in frame["run"]
-                    for folder in sorted((out / name).glob("*"))
-                    if folder.is_dir()
-                ),
-            )
+        page_parts.page_header(TITLE, cautions=(*page_parts.CAUTIONS, CAUTION))
+        with tags.main(), page_parts.card("Metrics"):
+            by_metric = frame.set_index("run").T.reset_index()
+            page_parts.frame_table(by_metric.rename(columns={"index": "metric"}))
+            links = []
+            for name in frame["run"]:
+                for page in sorted((out / name).glob("*/index.html")):
+                    address = page_parts.link(f"{name}/{page.parent.name}/index.html")
+                    links.append(tags.a(f"{name} ", href=address))
+            tags.p("Volumes and pictures: ", *links)
     return page_parts.write_document(document, out / "index.html")

@@ -1,4 +1,4 @@
-"""Control sets: shuffled prompts, empty prompts, noise."""
+"""Control sets: volumes of shuffled prompts, of empty prompts, and of other noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.text.prompts import Prompt
-from options.control_options import CONTROL_KINDS as KINDS
-from options.control_options import ControlCommand
+from options.control_options import CONTROL_KINDS, ControlCommand
 from options.parser import to_dict
-from options.test_options import TestOptions
+from options.test_options import InterventionOptions, TestOptions
 from pipelines.generation import GenerationPlan, open_plan, open_run
 from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, CaseWriter
 from util.cli import UserError, safe_name
@@ -24,26 +23,35 @@ from util.records import open_record
 log = logging.getLogger(__name__)
 
 
-def control_prompts(kind: str, own: Mapping[str, Prompt], seed: int) -> dict[str, Prompt]:
-    """The prompt of each case in a control; shuffled prompts go round a random ring, so that no
-    case keeps its own.
+def control_prompts(kind: str, factual: Mapping[str, Prompt], seed: int) -> dict[str, Prompt]:
+    """Return the prompt of each case in a control.
+
+    Shuffled prompts go round a random ring, so that no case keeps its own.
+
+    Args:
+        kind: One of `CONTROL_KINDS`.
+        factual: The factual prompt of each case.
+        seed: Seed of the ring.
     """
-    cases = list(own)
+    cases = list(factual)
     if kind == "empty":
         return dict.fromkeys(cases, Prompt())
     if kind == "shuffled":
         ring = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))]
-        return {case: own[ring[(ring.index(case) + 1) % len(ring)]] for case in cases}
-    return dict(own)
+        successor = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+        return {case: factual[successor[case]] for case in cases}
+    return dict(factual)
 
 
-def make_control(kind: str, plan: GenerationPlan, own: Mapping[str, Prompt], folder: Path) -> None:
+def make_control(
+    kind: str, plan: GenerationPlan, factual: Mapping[str, Prompt], folder: Path
+) -> None:
     """Generate the volumes of one control that are not there yet, and then their table."""
     generator = plan.run.generator
     if kind == "noise":
         generator = replace(generator, seed=generator.seed + 1)
         plan = replace(plan, run=replace(plan.run, generator=generator))
-    prompts = control_prompts(kind, own, plan.options.arms.seed)
+    prompts = control_prompts(kind, factual, plan.options.arms.seed)
     samples = plan.samples
     rows = []
     for number, case in enumerate(tqdm(plan.cases, desc=kind, unit="case")):
@@ -60,35 +68,39 @@ def make_control(kind: str, plan: GenerationPlan, own: Mapping[str, Prompt], fol
     write_csv(folder / "volumes.csv", VOLUME_COLUMNS, rows)
 
 
-def make_controls(o: ControlCommand) -> Path:
-    """Makes the controls asked for; raises `UserError` for an unknown one, or a folder of another
-    run or other flags.
+def make_controls(command: ControlCommand) -> Path:
+    """Make the controls; return their folder.
+
+    Raises:
+        UserError: An unknown control, or a folder of another run or other flags.
     """
-    kinds, out = o.controls.controls or KINDS, Path(o.controls.OUT)
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise UserError(f"--controls is {unknown[0]!r}; it must be one of: {', '.join(KINDS)}.")
-    options = TestOptions(source=o.source, model=o.model)
-    options = replace(options, arms=replace(options.arms, seed=o.controls.seed))
-    if not o.source.dataroot:
+    kinds = command.controls.controls or CONTROL_KINDS
+    out = Path(command.controls.OUT)
+    if unknown := [kind for kind in kinds if kind not in CONTROL_KINDS]:
+        raise UserError(
+            f"--controls is {unknown[0]!r}; it must be one of: {', '.join(CONTROL_KINDS)}."
+        )
+    if not command.source.dataroot:
         raise UserError(
             "--dataroot is not given; it is the folder of the cohort whose masks and rows are used."
         )
-    opened = open_plan(options, open_run(options))
-    if len(opened.cases) < 2:
+    arms = InterventionOptions(seed=command.controls.seed)
+    options = TestOptions(source=command.source, model=command.model, arms=arms)
+    plan = open_plan(options, open_run(options))
+    if len(plan.cases) < 2:
         raise UserError(
-            f"--split {o.source.split} has {len(opened.cases)} case; to shuffle prompts, two are "
-            "needed."
+            f"--split {command.source.split} has {len(plan.cases)} case; to shuffle prompts, two "
+            "are needed. Choose another split."
         )
     record = {
-        "run": str(opened.run.folder.resolve()),
-        "step": opened.run.state["step"],
-        "options": to_dict(options),
+        "run": str(plan.run.folder.resolve()),
+        "step": plan.run.state["step"],
+        "options": to_dict(options) | {"output": {}},
     }
-    record["options"]["output"] = {}
     open_record(out, RESULTS_FILE, record, overwrite=None)
-    own = {case.id: opened.variants(case).factual.prompt for case in opened.cases}
+    factual = {case.id: plan.variants(case).factual.prompt for case in plan.cases}
     for kind in kinds:
-        make_control(kind, opened, own, out / kind)
+        make_control(kind, plan, factual, out / kind)
     log.info(
         "Controls in %s; give them to scripts/evaluate.py by --shuffled, --empty and --again.", out
     )

@@ -1,6 +1,4 @@
-"""Whether the lungs' HU are right: histogram, mean, 15th percentile, shares of very thin and of
-dense lung, MAISI's gate.
-"""
+"""Density of the lungs in HU: histogram, mean, 15th percentile, shares of thin and dense lung."""
 
 from __future__ import annotations
 
@@ -10,14 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipelines.evaluation.baselines import Index, Metric, ResamplingPlan, compare_with_baseline
+from pipelines.evaluation.baselines import (
+    Index,
+    Metric,
+    ResamplingPlan,
+    compare_with_baseline,
+    finite_mean,
+    finite_percentiles,
+)
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from util.metrics.fidelity import densitometry
 
-GATE_HU = (
-    -937.0,
-    -367.0,
-)  # MAISI (Guo et al. 2024, arXiv 2409.11169): 0.5 to 99.5 percentile of the lungs' median
+# 0.5 to 99.5 percentile of the lungs' median in MAISI (Guo et al. 2024, arXiv 2409.11169).
+GATE_HU = (-937.0, -367.0)
 NAMES = {
     "mean_lung_attenuation_hu": "Mean lung attenuation (HU)",
     "percentile_15_hu": "15th percentile of the lungs (HU)",
@@ -30,92 +33,82 @@ NAMES = {
 def lung_density(
     hu: NDArray[np.floating], lungs: NDArray[np.bool_]
 ) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """Densitometry with the median, and the histogram over `HU_BINS`; empty and zeros where there
-    are no lungs.
+    """Return densitometry with the median, and the histogram over `HU_BINS`.
+
+    Without lung voxels the densitometry is empty and the histogram zero.
     """
     if not lungs.any():
         return {}, np.zeros(len(HU_BINS), np.int64)
-    whole = np.clip(np.rint(hu[lungs]), HU_BINS[0], HU_BINS[-1]).astype(np.int64)
-    histogram = np.bincount(whole - HU_BINS[0], minlength=len(HU_BINS))
+    rounded = np.clip(np.rint(hu[lungs]), HU_BINS[0], HU_BINS[-1]).astype(np.int64)
+    histogram = np.bincount(rounded - HU_BINS[0], minlength=len(HU_BINS))
     return densitometry(hu, lungs) | {"median_hu": float(np.median(hu[lungs]))}, histogram
-
-
-def _shares(volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
-    """Each volume's histogram as shares of its lung, so that large lungs count no more than small
-    ones.
-    """
-    counts = np.array([v.histogram for v in volumes], float)
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
 def density_metrics(
     real: Sequence[VolumeMeasurements],
     synthetic: Sequence[VolumeMeasurements],
-    draws: ResamplingPlan,
+    plan: ResamplingPlan,
 ) -> list[Metric]:
-    """Differences of the means, synthetic minus real, and the histograms' distance; volumes without
-    lungs are left out.
+    """Return differences of means, synthetic minus real, and the distance of the histograms.
+
+    Volumes without lungs are left out.
     """
     pool = [*real, *synthetic]
-    seen = np.array([bool(v.density) for v in pool])
-    shares = _shares(pool)
+    with_lungs = np.array([bool(v.density) for v in pool])
+    shares = _histogram_shares(pool)
 
-    def histogram(one: Index, two: Index) -> float:
-        first, second = (shares[g[seen[g]]].sum(0) for g in (one, two))
-        return (
-            float(wasserstein_distance(HU_BINS, HU_BINS, first, second))
-            if first.any() and second.any()
-            else np.nan
-        )
+    def histogram_distance(one: Index, two: Index) -> float:
+        first = shares[one[with_lungs[one]]].sum(0)
+        second = shares[two[with_lungs[two]]].sum(0)
+        if not (first.any() and second.any()):
+            return float("nan")
+        return float(wasserstein_distance(HU_BINS, HU_BINS, first, second))
 
-    found = [compare_with_baseline("hu", "Lung histogram, Wasserstein-1 (HU)", histogram, draws, least=0.0)]
+    name = "Lung histogram, Wasserstein-1 (HU)"
+    metrics = [compare_with_baseline("hu", name, histogram_distance, plan, lower_bound=0.0)]
     for key, name in NAMES.items():
-        found.append(_difference(name, np.array([v.density.get(key, np.nan) for v in pool]), draws))
-    for title, group in (("synthetic", synthetic), ("real", real)):
-        medians = np.array([v.density["median_hu"] for v in group if v.density])
-        inside = (
-            float(((medians >= GATE_HU[0]) & (medians <= GATE_HU[1])).mean())
-            if len(medians)
-            else float("nan")
-        )
-        found.append(
-            Metric(
-                "hu",
-                f"Share of {title} volumes whose lung median lies in {GATE_HU[0]:g} to "
-                f"{GATE_HU[1]:g} HU",
-                inside,
-                better="high",
-            )
-        )
-    return found
+        values = np.array([v.density.get(key, np.nan) for v in pool])
+        metrics.append(_mean_difference(name, values, plan))
+    metrics.append(_gate_share("synthetic", synthetic))
+    metrics.append(_gate_share("real", real))
+    return metrics
 
 
-def _difference(name: str, values: NDArray[np.float64], draws: ResamplingPlan) -> Metric:
-    """The difference of two means; its floor is the size of that of two halves."""
-    signed = compare_with_baseline(
-        "hu", name, lambda a, b: _mean_of(values, b) - _mean_of(values, a), draws
-    )
-    sizes = np.abs([_mean_of(values, b) - _mean_of(values, a) for a, b in draws.halves])
-    finite = sizes[np.isfinite(sizes)]
-    floor, high = (
-        (float(finite.mean()), float(np.percentile(finite, 95)))
-        if finite.size
-        else (np.nan, np.nan)
-    )
-    note = f"real {_mean_of(values, draws.real):.4g}, synthetic {_mean_of(values, draws.synthetic):.4g}"
+def _histogram_shares(volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
+    """Return each histogram as shares of its lung, so that all volumes have the same weight."""
+    counts = np.array([v.histogram for v in volumes], float)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def _mean_difference(name: str, values: NDArray[np.float64], plan: ResamplingPlan) -> Metric:
+    """Return the difference of two means; its baseline is the absolute one of two halves."""
+
+    def difference(one: Index, two: Index) -> float:
+        return finite_mean(values[two]) - finite_mean(values[one])
+
+    signed = compare_with_baseline("hu", name, difference, plan)
+    sizes = np.abs([difference(one, two) for one, two in plan.halves])
+    real = finite_mean(values[plan.real])
+    synthetic = finite_mean(values[plan.synthetic])
     return Metric(
         "hu",
         f"{name}, synthetic minus real",
         signed.value,
         signed.low,
         signed.high,
-        floor=floor,
-        floor_high=high,
+        baseline=finite_mean(sizes),
+        baseline_high=finite_percentiles(sizes, (95,))[0],
         better="zero",
-        note=note,
+        note=f"real {real:.4g}, synthetic {synthetic:.4g}",
     )
 
 
-def _mean_of(values: NDArray[np.float64], index: Index) -> float:
-    finite = values[index][np.isfinite(values[index])]
-    return float(finite.mean()) if finite.size else float("nan")
+def _gate_share(title: str, volumes: Sequence[VolumeMeasurements]) -> Metric:
+    """Return the share of volumes whose lung median lies within `GATE_HU`."""
+    low, high = GATE_HU
+    medians = np.array([v.density["median_hu"] for v in volumes if v.density])
+    inside = float("nan")
+    if len(medians):
+        inside = float(((medians >= low) & (medians <= high)).mean())
+    name = f"Share of {title} volumes whose lung median lies in {low:g} to {high:g} HU"
+    return Metric("hu", name, inside, better="high")

@@ -1,6 +1,4 @@
-"""What is a patient's own inside the lungs: vessels, bronchi, lesions, texture, apart from the
-shape of the lungs.
-"""
+"""Detail inside the lungs (vessels, bronchi, lesions, texture) that identifies a patient."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ from scipy import ndimage
 
 GRID_MM = 6.0  # voxel of the common grid
 FIELD_MM = 384.0  # its side, around the lungs' centre
-COARSE_MM = 15.0  # what varies more slowly than this is density, not detail
+COARSE_MM = 15.0  # slower variation is density, not detail
 EDGE_MM = 6.0  # depth below the pleura from which on voxels count
 
 
 def _smooth(values: NDArray[Any], weight: NDArray[Any], sigma: NDArray[np.float64]) -> NDArray[Any]:
-    """Gaussian mean of the voxels with weight alone (normalised convolution)."""
+    """Return the Gaussian mean of the weighted voxels (normalised convolution)."""
     share = ndimage.gaussian_filter(weight, sigma)
     return ndimage.gaussian_filter(values * weight, sigma) / np.maximum(share, 1e-6)
 
@@ -26,12 +24,11 @@ def _smooth(values: NDArray[Any], weight: NDArray[Any], sigma: NDArray[np.float6
 def detail_vector(
     hu: NDArray[np.floating], spacing: Sequence[float], lungs: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """The detail inside the lungs as a vector of length 1: the dot product of two is their
-    correlation.
+    """Return the detail inside the lungs as a vector of length 1.
 
-    Density below `COARSE_MM` is taken out and the pleura left out, so that neither a shift in HU
-    nor the lungs' outline makes two scans alike: a volume generated from a patient's own mask is no
-    copy for that.
+    The dot product of two vectors is their correlation. Density coarser than `COARSE_MM` is
+    subtracted and the pleura left out, so that neither a shift in HU nor the outline of the lungs
+    makes two scans alike. A volume generated from a patient's mask is not a copy for that alone.
 
     Args:
         hu: `(X, Y, Z)` HU in RAS.
@@ -40,7 +37,7 @@ def detail_vector(
 
     Returns:
         float32 `(n,)` on a common grid around the lungs' centre, n the same for every scan; zeros
-        where no lungs are.
+        where there are no lungs.
     """
     sides = np.asarray(spacing, float)
     count = round(FIELD_MM / GRID_MM)
@@ -52,11 +49,10 @@ def detail_vector(
     values = np.clip(hu, -1000, 0).astype(np.float32)
     fine = _smooth(values, weight, GRID_MM / 3 / sides)
     detail = (fine - _smooth(values, weight, COARSE_MM / sides)) * weight
-    centre = np.asarray(ndimage.center_of_mass(lungs))
+    centre = ndimage.center_of_mass(lungs)
     steps = (np.arange(count) - (count - 1) / 2) * GRID_MM
-    places = np.meshgrid(
-        *(c + steps / s for c, s in zip(centre, sides, strict=True)), indexing="ij"
-    )
-    vector = ndimage.map_coordinates(detail, places, order=1, mode="constant").ravel()
+    axes = [c + steps / side for c, side in zip(centre, sides, strict=True)]
+    positions = np.meshgrid(*axes, indexing="ij")
+    vector = ndimage.map_coordinates(detail, positions, order=1, mode="constant").ravel()
     length = float(np.linalg.norm(vector))
     return (vector / length if length > 0 else vector).astype(np.float32)

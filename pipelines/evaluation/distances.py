@@ -1,8 +1,8 @@
 """Distances between two sets of scans in the space of a network's features, in float64.
 
-Every set is given by volumes, each with the same number of feature vectors (its slices in one
-plane, or one for the whole): volumes are what is drawn and redrawn, never slices, which come in
-families.
+Every set consists of volumes, each with the same number of feature vectors (its slices in one
+plane, or one for the whole volume). Volumes are resampled, never slices, because the slices of one
+volume are not independent.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel, rbf
 Features = NDArray[np.floating]
 Index = NDArray[np.integer]
 
+MAX_WIDTH_VECTORS = 2000  # that set the width of the Gaussian kernel
+
 
 def frechet(one: Features, two: Features) -> float:
-    """Fréchet distance of two Gaussians fitted to feature vectors `(n, F)`, `(m, F)` (Heusel et al.
-    2017).
+    """Return the Fréchet distance of Gaussians fitted to vectors `(n, F)`, `(m, F)`.
 
-    The trace of the root of the covariances' product is the sum of the singular values of the
-    product of the centred features, or of the roots of eigenvalues where there are more vectors
-    than features: no root of a singular matrix.
+    See Heusel et al. 2017. The trace of the root of the covariances' product is the sum of the
+    singular values of the product of the centred features, or of the roots of eigenvalues where
+    there are more vectors than features. No root of a singular matrix is needed.
     """
-    a, b = (np.asarray(v, np.float64) for v in (one, two))
+    a = np.asarray(one, np.float64)
+    b = np.asarray(two, np.float64)
     if min(len(a), len(b)) < 2:
         return float("nan")
     means = a.mean(0) - b.mean(0)
-    a, b = ((v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (a, b))
+    a = (a - a.mean(0)) / np.sqrt(len(a) - 1)
+    b = (b - b.mean(0)) / np.sqrt(len(b) - 1)
     total = float(means @ means + np.square(a).sum() + np.square(b).sum())
     return max(total - 2 * _root_trace(a, b), 0.0)
 
@@ -44,24 +47,28 @@ def _root_trace(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 class FrechetDistance:
-    """Fréchet distance between any two groups of a pool of volumes; `features` `(N, S, F)`."""
+    """Fréchet distance between any two groups of a pool of volumes.
+
+    Args:
+        features: `(N, S, F)`.
+    """
 
     def __init__(self, features: Features) -> None:
         self.features = features
 
     def __call__(self, one: Index, two: Index) -> float:
+        """Return the distance of two groups, given by their indices."""
         width = self.features.shape[-1]
         return frechet(self.features[one].reshape(-1, width), self.features[two].reshape(-1, width))
 
 
 class KernelDistance:
-    """Squared maximum mean discrepancy (Gretton et al. 2012) between any two groups of a pool of
-    volumes, unbiased.
+    """Squared maximum mean discrepancy between any two groups of a pool of volumes, unbiased.
 
-    The kernel is averaged over the slices of every pair of volumes once; each distance is then a
-    mean of those. A volume is not compared with itself, nor with one of the same case (a synthetic
-    one from the same mask, a scan with itself): they are no independent draws. With one vector a
-    volume and no shared case this is the usual estimator.
+    See Gretton et al. 2012. The kernel is averaged over the slices of every pair of volumes once;
+    each distance is then a mean of those. A volume is not compared with itself, nor with one of the
+    same case (a synthetic one from the same mask, a scan with itself), because they are not
+    independent. With one vector per volume and no shared case this is the usual estimator.
 
     Args:
         features: `(N, S, F)`.
@@ -75,37 +82,37 @@ class KernelDistance:
         self, features: Features, cases: Sequence[str], kernel: str, reference: Index | None = None
     ) -> None:
         n, slices, width = features.shape
-        flat = np.asarray(features, np.float64).reshape(n * slices, width)
+        vectors = np.asarray(features, np.float64)
+        flat = vectors.reshape(n * slices, width)
         gamma = 1 / width
         if kernel == "rbf":
-            gamma = _median_gamma(
-                flat.reshape(n, slices, width)[reference if reference is not None else slice(None)]
-            )
+            gamma = _median_gamma(vectors if reference is None else vectors[reference])
         self.means = np.empty((n, n))
-        for i in range(n):  # a row of volumes at a time, for memory
-            own = flat[i * slices : (i + 1) * slices]
-            found = (
-                polynomial_kernel(own, flat, 3, gamma, 1)
-                if kernel == "polynomial"
-                else rbf_kernel(own, flat, gamma)
-            )
-            self.means[i] = found.reshape(slices, n, slices).mean((0, 2))
+        for i in range(n):  # one row of volumes at a time, for memory
+            rows = flat[i * slices : (i + 1) * slices]
+            if kernel == "polynomial":
+                values = polynomial_kernel(rows, flat, 3, gamma, 1)
+            else:
+                values = rbf_kernel(rows, flat, gamma)
+            self.means[i] = values.reshape(slices, n, slices).mean((0, 2))
         names = np.asarray(cases)
-        self.apart = names[:, None] != names[None]
+        self.comparable = names[:, None] != names[None]
 
     def __call__(self, one: Index, two: Index) -> float:
+        """Return the distance of two groups, given by their indices."""
         return self._mean(one, one) + self._mean(two, two) - 2 * self._mean(one, two)
 
     def _mean(self, rows: Index, columns: Index) -> float:
-        place = np.ix_(rows, columns)
-        apart = self.apart[place]
-        return float(self.means[place][apart].mean()) if apart.any() else float("nan")
+        block = np.ix_(rows, columns)
+        comparable = self.comparable[block]
+        return float(self.means[block][comparable].mean()) if comparable.any() else float("nan")
 
 
-def _median_gamma(features: Features, most: int = 2000) -> float:
-    """1 / (2 m²) for the median distance m of at most `most` vectors, evenly chosen."""
+def _median_gamma(features: Features) -> float:
+    """Return 1 / (2 m²) for the median distance m of at most `MAX_WIDTH_VECTORS` vectors."""
     flat = features.reshape(-1, features.shape[-1])
-    chosen = flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).astype(int)]
-    distances = euclidean_distances(chosen)[np.triu_indices(len(chosen), 1)]
+    count = min(MAX_WIDTH_VECTORS, len(flat))
+    evenly = flat[np.linspace(0, len(flat) - 1, count).astype(int)]
+    distances = euclidean_distances(evenly)[np.triu_indices(count, 1)]
     median = float(np.median(distances)) if len(distances) else 0.0
     return 1 / (2 * median**2) if median > 0 else 1.0

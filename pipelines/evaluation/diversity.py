@@ -1,6 +1,4 @@
-"""Whether volumes differ as real ones do: multi-scale structural similarity of pairs (MS-SSIM, Wang
-et al. 2003).
-"""
+"""Diversity of volumes: multi-scale structural similarity of pairs (Wang et al. 2003)."""
 
 from __future__ import annotations
 
@@ -10,20 +8,23 @@ import numpy as np
 import torch
 from monai.metrics import MultiScaleSSIMMetric
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipelines.evaluation.baselines import Metric, bootstrap_mean
+from pipelines.evaluation.baselines import Metric, bootstrap_mean, finite_mean, finite_percentiles
 from pipelines.evaluation.measurements import VolumeMeasurements
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 KERNEL = 4  # voxels; the usual 11 leave few scales on a coarse grid
-PAIRS = 60
+MAX_PAIRS = 60
+BOOTSTRAPS = 500
 
 
 def ms_ssim(
     one: NDArray[np.floating], two: NDArray[np.floating], window: tuple[float, float]
 ) -> float:
-    """MS-SSIM of two volumes `(X, Y, Z)`, with as many of the five scales as the smallest side
-    allows.
+    """Return the MS-SSIM of two volumes `(X, Y, Z)` in HU.
+
+    It has as many of the five scales as the smallest side allows.
     """
     scales = max(1, min(len(WEIGHTS), int(np.log2(max(min(one.shape) / KERNEL, 1))) + 1))
     while scales > 1 and min(one.shape) // 2 ** (scales - 1) < KERNEL:
@@ -36,17 +37,13 @@ def ms_ssim(
         kernel_size=KERNEL,
         weights=tuple(weights / weights.sum()),
     )
-    x, y = (
-        torch.from_numpy(np.clip(v.astype(np.float32), *window) - window[0])[None, None]
-        for v in (one, two)
-    )
-    return float(metric(x, y))
+    value = metric(_to_tensor(one, window), _to_tensor(two, window))
+    return float(value)  # type: ignore[arg-type]  # a tensor, or lists of them for lists
 
 
-def _pairs(n: int, seed: int) -> list[tuple[int, int]]:
-    every = [(i, j) for i in range(n) for j in range(i)]
-    order = np.random.default_rng([seed, n]).permutation(len(every))[:PAIRS]
-    return [every[k] for k in order]
+def _to_tensor(volume: NDArray[np.floating], window: tuple[float, float]) -> Tensor:
+    clipped = np.clip(volume.astype(np.float32), *window)
+    return torch.from_numpy(clipped - window[0])[None, None]
 
 
 def diversity_metrics(
@@ -56,41 +53,83 @@ def diversity_metrics(
     window: tuple[float, float],
     seed: int,
 ) -> list[Metric]:
-    """MS-SSIM of pairs of different cases, and of the same condition with new noise where there are
-    such volumes.
+    """Return the MS-SSIM of pairs of different cases, and of one condition with new noise.
+
+    Args:
+        real: Real scans.
+        synthetic: Synthetic volumes.
+        again: Sets of synthetic volumes of the same cases with other noise; may be empty.
+        window: HU compared.
+        seed: Seed of the pairs and of the resamples.
     """
-
-    def between(group: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
-        return np.array(
-            [ms_ssim(group[i].small, group[j].small, window) for i, j in _pairs(len(group), seed)]
+    between_real = _similarities(real, window, seed)
+    between_synthetic = _similarities(synthetic, window, seed)
+    metrics = [
+        _similarity_metric(
+            "MS-SSIM of pairs of different cases",
+            between_synthetic,
+            between_real,
+            seed,
+            "near the real pairs is right; higher means volumes that are too much alike",
         )
-
-    made, scans = between(synthetic), between(real)
-    note = "near the real pairs is right; higher means volumes that are too much alike"
-    found = [_figure("MS-SSIM of pairs of different cases", made, scans, seed, note)]
-    first = {v.case: v for v in synthetic}
-    same = np.array(
-        [
-            ms_ssim(first[v.case].small, v.small, window)
-            for group in again
-            for v in group
-            if v.case in first
-        ]
-    )
+    ]
     if again:
-        note = "mask and text equal: near 1 means that noise changes nothing; the real pairs are of different patients"
-        found.append(
-            _figure("MS-SSIM of pairs of one condition, new noise", same, scans, seed, note)
+        metrics.append(
+            _similarity_metric(
+                "MS-SSIM of pairs of one condition, new noise",
+                _similarities_under_new_noise(synthetic, again, window),
+                between_real,
+                seed,
+                "mask and text equal: near 1 means that noise changes nothing; the real pairs are "
+                "of different patients",
+            )
         )
-    return found
+    return metrics
 
 
-def _figure(
-    name: str, made: NDArray[np.float64], scans: NDArray[np.float64], seed: int, note: str
+def _similarities(
+    volumes: Sequence[VolumeMeasurements], window: tuple[float, float], seed: int
+) -> NDArray[np.float64]:
+    """Return the MS-SSIM of at most `MAX_PAIRS` random pairs."""
+    pairs = [(i, j) for i in range(len(volumes)) for j in range(i)]
+    order = np.random.default_rng([seed, len(volumes)]).permutation(len(pairs))[:MAX_PAIRS]
+    values = []
+    for k in order:
+        i, j = pairs[k]
+        values.append(ms_ssim(volumes[i].small, volumes[j].small, window))
+    return np.array(values)
+
+
+def _similarities_under_new_noise(
+    synthetic: Sequence[VolumeMeasurements],
+    again: Sequence[Sequence[VolumeMeasurements]],
+    window: tuple[float, float],
+) -> NDArray[np.float64]:
+    first = {v.case: v.small for v in synthetic}
+    values = []
+    for volumes in again:
+        for v in volumes:
+            if v.case in first:
+                values.append(ms_ssim(first[v.case], v.small, window))
+    return np.array(values)
+
+
+def _similarity_metric(
+    name: str,
+    synthetic: NDArray[np.float64],
+    real: NDArray[np.float64],
+    seed: int,
+    note: str,
 ) -> Metric:
-    low, high = bootstrap_mean(made, 500, seed)
-    value, floor = (float(v.mean()) if len(v) else float("nan") for v in (made, scans))
-    top = float(np.percentile(scans, 95)) if len(scans) else float("nan")
+    low, high = bootstrap_mean(synthetic, BOOTSTRAPS, seed)
     return Metric(
-        "diversity", name, value, low, high, floor=floor, floor_high=top, better="near", note=note
+        "diversity",
+        name,
+        finite_mean(synthetic),
+        low,
+        high,
+        baseline=finite_mean(real),
+        baseline_high=finite_percentiles(real, (95,))[0],
+        better="near",
+        note=note,
     )

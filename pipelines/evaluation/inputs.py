@@ -1,10 +1,9 @@
-"""The sets of an evaluation and the attributes read from them, checked before anything is
-measured.
-"""
+"""Inputs of an evaluation: sets of volumes and predicted attributes, checked before measuring."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -12,14 +11,18 @@ import pandas as pd
 from data.table import find_table, read_table
 from data.text.prompts import load_template
 from options.evaluate_options import EvaluateOptions
-from pipelines.evaluation.text_effect import PredictedAttribute, make_attribute
+from pipelines.evaluation.text_effect import PredictedAttribute
 from pipelines.evaluation.volume_sets import VolumeSet, find_set, with_masks
 from util.cli import UserError, format_list
 
+MIN_NUMBERS = 6  # distinct numbers of a column that is predicted as a number
+
 
 def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
-    """The sets named by the flags: real, synthetic, and where given train, shuffled, empty,
-    again_<i>.
+    """Return the sets that the flags name.
+
+    Returns:
+        Sets by name: real, synthetic, and where the flag is used train, shuffled, empty, again_<i>.
 
     Raises:
         UserError: A folder without volumes, fewer than two volumes, or no case in common where one
@@ -33,7 +36,7 @@ def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
         if len(volumes.files) < 2:
             raise UserError(
                 f"{volumes.flag} {volumes.root} holds {len(volumes.files)} volume; a set needs at "
-                "least two."
+                "least two. Give a folder with more."
             )
     if o.train:
         split = o.train_split if (Path(o.train) / "splits.json").is_file() else "all"
@@ -41,66 +44,85 @@ def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
         if len(sets["train"].files) < 2:
             raise UserError(
                 f"--train {o.train} holds {len(sets['train'].files)} scan; the check for copies "
-                "needs at least two."
+                "needs at least two. Give all training scans, or leave --train out."
             )
-    given = {
-        "shuffled": o.shuffled,
-        "empty": o.empty,
-        **{f"again_{i}": folder for i, folder in enumerate(o.again)},
-    }
-    for name, folder in given.items():
+    controls = {"shuffled": ("--shuffled", o.shuffled), "empty": ("--empty", o.empty)}
+    for i, folder in enumerate(o.again):
+        controls[f"again_{i}"] = ("--again", folder)
+    for name, (flag, folder) in controls.items():
         if folder:
-            sets[name] = with_masks(find_set(f"--{name.split('_')[0]}", folder, o.masks), synthetic)
-            if not set(sets[name].cases) & set(synthetic.cases):
-                raise UserError(
-                    f"--{name.split('_')[0]} {folder} and --synthetic have no case in common "
-                    f"(there: {format_list(sets[name].cases, 3)}; synthetic: "
-                    f"{format_list(synthetic.cases, 3)}). Name files by case."
-                )
+            sets[name] = _control_set(flag, folder, o.masks, synthetic)
     return sets
 
 
-def read_attributes(
-    options: EvaluateOptions, sets: Mapping[str, VolumeSet]
-) -> tuple[list[PredictedAttribute], dict[str, str]]:
-    """The attributes to read, and each case's patient."""
-    m, root = options.measure, sets["real"].root
+def _control_set(flag: str, folder: str, masks: str, synthetic: VolumeSet) -> VolumeSet:
+    volumes = with_masks(find_set(flag, folder, masks), synthetic)
+    if not set(volumes.cases) & set(synthetic.cases):
+        raise UserError(
+            f"{flag} {folder} and --synthetic have no case in common (there: "
+            f"{format_list(volumes.cases, 3)}; synthetic: {format_list(synthetic.cases, 3)}). Name "
+            "files by case."
+        )
+    return volumes
+
+
+@dataclass(frozen=True)
+class TableValues:
+    """Values of the real scans' table.
+
+    Attributes:
+        attributes: The attributes to predict.
+        patients: The patient of each case; empty where they are not known.
+    """
+
+    attributes: list[PredictedAttribute] = field(default_factory=list)
+    patients: dict[str, str] = field(default_factory=dict)
+
+
+def read_table_values(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> TableValues:
+    """Read the attributes to predict, and each case's patient, from the real scans' table.
+
+    Raises:
+        UserError: No table or column, no case in common, or too few values.
+    """
+    m = options.measure
+    root = sets["real"].root
     path = find_table(root)
     if path is None:
         if m.column:
             raise UserError(
-                f"--column needs a clinical.csv or clinical.xlsx in --real {root}; there is none."
+                f"--column needs a clinical.csv or clinical.xlsx in --real {root}; there is none. "
+                "Add it, or leave --column out."
             )
-        return [], {}
+        return TableValues()
     table = read_table(path, m.key_column)
-    for column in (*m.column, *filter(None, [m.patient_column])):
+    columns = [*m.column, m.patient_column] if m.patient_column else list(m.column)
+    for column in columns:
         if column not in table.columns:
             raise UserError(
-                f"{path} has no column {column!r}; it has: {format_list(list(table.columns), 30)}."
+                f"{path} has no column {column!r}; it has: {format_list(list(table.columns), 30)}. "
+                "Choose one of them."
             )
-    template = load_template(m.template, table.columns, m.key_column, m.patient_column)
-    found, cases = [], sets["real"].cases
+    cases = sets["real"].cases
     if m.column and not set(cases) & set(sets["synthetic"].cases):
-        made = format_list(sets["synthetic"].cases, 3)
         raise UserError(
             "--column reads the attribute of a case's row from its synthetic volume, but --real "
             f"and --synthetic have no case in common (real: {format_list(cases, 3)}; synthetic: "
-            f"{made}). Name files by case."
+            f"{format_list(sets['synthetic'].cases, 3)}). Name files by case."
         )
+    template = load_template(m.template, table.columns, m.key_column, m.patient_column)
+    rows = {case: table.rows[case] for case in cases if case in table.rows}
+    attributes = []
     for column in m.column:
-        values = {
-            case: template.format_value(table.rows[case], column)
-            for case in cases
-            if case in table.rows
-        }
-        numbers = pd.to_numeric(
-            pd.Series([v for v in values.values() if v], dtype=object), errors="coerce"
-        )
-        number = bool(len(numbers) and numbers.notna().all() and numbers.nunique() > 5)
-        found.append(make_attribute(column, values, number))
-    patients = (
-        {case: row[m.patient_column] for case, row in table.rows.items()}
-        if m.patient_column
-        else {}
-    )
-    return found, patients
+        values = {case: template.format_value(row, column) for case, row in rows.items()}
+        attributes.append(PredictedAttribute.from_values(column, values, _are_numbers(values)))
+    patients = {}
+    if m.patient_column:
+        patients = {case: row[m.patient_column] for case, row in table.rows.items()}
+    return TableValues(attributes, patients)
+
+
+def _are_numbers(values: Mapping[str, str]) -> bool:
+    known = pd.Series([value for value in values.values() if value], dtype=object)
+    numbers = pd.to_numeric(known, errors="coerce")
+    return bool(len(numbers) and numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS)

@@ -1,6 +1,4 @@
-"""Reads volumes one at a time and keeps what the figures need, on disk, so that a stopped
-evaluation goes on.
-"""
+"""Measurement of volumes one at a time, with a cache on disk from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -8,20 +6,27 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.geometry import Volume, grids_match, voxel_sizes
+from data.geometry import Volume, grids_match
 from data.preparation.masks import load_mask, threshold_lungs
 from data.volumes import load_volume, to_unit
 from pipelines.evaluation.density import lung_density
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.measurements import PLANES, REGION_STATISTICS, REGIONS, VolumeMeasurements
+from pipelines.evaluation.measurements import (
+    PLANES,
+    REGION_STATISTICS,
+    REGIONS,
+    VolumeMeasurements,
+)
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
@@ -29,24 +34,37 @@ from util.files import atomic_path, file_fingerprint, json_digest
 from util.metrics.fidelity import fidelity
 from util.metrics.regions import body_mask, regions
 
-VERSION = 1  # goes into the keys: raise it when what is measured changes
+VERSION = 1  # part of the cache keys: raise it when the measurements change
 MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
+SEGMENTED_LABELS = (1, 2)  # left and right lung of a segmentation
+
 Arrays = dict[str, NDArray[Any]]
 
 
 class FeatureNetwork(Protocol):
-    """What features come from (see `pipelines.evaluation.extractors.Extractor`)."""
+    """A network that makes features (see `pipelines.evaluation.extractors.Extractor`)."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of its weights."""
+        ...
 
-    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]: ...
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Return features `(N, F)`."""
+        ...
 
 
 @dataclass(frozen=True)
 class ComparisonGrid:
-    """The common grid: cubic voxels of `spacing` mm over `extent` mm, HU cut to `window`, `slices`
-    slices a plane.
+    """The common grid of all volumes.
+
+    Attributes:
+        spacing: Side of the cubic voxels in mm.
+        extent: Size of the compared box in mm.
+        window: Lowest and highest HU; values outside are clipped.
+        slices: Slices per plane.
+        lung_labels: Mask labels of the left and the right lung.
+        airway_label: Mask label of the airways.
     """
 
     spacing: float
@@ -59,8 +77,13 @@ class ComparisonGrid:
 
 @dataclass(frozen=True)
 class VolumeMeasurer:
-    """Measures volumes; what it found lies in `cache`, under a key of the file, the grid and the
-    networks.
+    """Measures volumes, and keeps the measurements in a cache.
+
+    Attributes:
+        grid: The common grid.
+        networks: 2D networks.
+        networks_3d: 3D networks.
+        cache: Folder of the measurements, by a key of the file, the grid and the networks.
     """
 
     grid: ComparisonGrid
@@ -71,128 +94,118 @@ class VolumeMeasurer:
     def __call__(
         self, file: VolumeFile, segmented: Path | None = None, resegment: bool = True
     ) -> VolumeMeasurements:
-        """One volume.
+        """Measure one volume, or read its measurements from the cache.
 
         Args:
-            file: Its file and mask; without a mask the lungs are found by the classic segmentation.
-            segmented: A mask of the volume found by another tool, in place of the classic
-                segmentation.
-            resegment: Compare the mask with lungs found again.
+            file: Its file and mask; without a mask the lungs are segmented by a threshold.
+            segmented: A mask of the volume from another tool, instead of the threshold.
+            resegment: Compare the mask with segmented lungs.
         """
-        parts = [p for p in (file.path, file.mask, segmented) if p is not None]
+        paths = [path for path in (file.path, file.mask, segmented) if path is not None]
         key = [
             VERSION,
             "volume",
             asdict(self.grid),
-            [n.digest for n in (*self.networks, *self.networks_3d)],
-            list(map(file_fingerprint, parts)),
+            [network.digest for network in (*self.networks, *self.networks_3d)],
+            [file_fingerprint(path) for path in paths],
             file.mask is not None,
             resegment,
         ]
-        kept = load_or_compute(self.cache, key, lambda: self._measure(file, segmented, resegment))
-        return _restored(file.case, kept, len(self.networks), len(self.networks_3d))
+        arrays = load_or_compute(self.cache, key, lambda: self._measure(file, segmented, resegment))
+        return VolumeMeasurements(
+            case=file.case,
+            planes=[arrays[f"planes_{i}"] for i in range(len(self.networks))],
+            whole=[arrays[f"whole_{i}"] for i in range(len(self.networks_3d))],
+            detail=arrays["detail"],
+            histogram=arrays["histogram"],
+            density=json.loads(str(arrays["density"])),
+            regional=arrays["regional"],
+            small=arrays["small"],
+            overlap=json.loads(str(arrays["overlap"])),
+        )
 
     def _measure(self, file: VolumeFile, segmented: Path | None, resegment: bool) -> Arrays:
-        grid, volume = self.grid, load_volume(file.path)
+        grid = self.grid
+        volume = load_volume(file.path)
         if not np.isfinite(volume.array).all():
             raise UserError(f"{file.path} holds values that are not finite. Export it again.")
         hu = np.clip(volume.array.astype(np.float32), *grid.window)
         spacing = [float(side) for side in voxel_sizes(volume.affine)]
-        found = None
-        if file.mask is None or resegment:
-            found = (
-                threshold_lungs(volume) if segmented is None else load_mask(segmented, volume).array
-            )
-        labels, lung_labels = (
-            (found, (1, 2))
-            if file.mask is None
-            else (load_mask(file.mask, volume).array, grid.lung_labels)
-        )
-        assert labels is not None
+        overlaps: dict[str, float] = {}
+        if file.mask is None:
+            labels = _segment(volume, segmented)
+            lung_labels: tuple[int, ...] = SEGMENTED_LABELS
+        else:
+            labels = load_mask(file.mask, volume).array
+            lung_labels = grid.lung_labels
+            if resegment:
+                overlaps = overlap(labels, _segment(volume, segmented), spacing, lung_labels)
         lungs = np.isin(labels, lung_labels)
         density, histogram = lung_density(hu, lungs)
-        again: dict[str, float] = (
-            {}
-            if file.mask is None or found is None
-            else overlap(labels, found, spacing, lung_labels)
-        )
         common = on_grid(Volume(hu, volume.affine), grid.spacing, grid.extent)
-        small = (
-            on_grid(common, max(grid.extent) / MAX_COARSE_SIDE, grid.extent)
-            if max(common.shape) > MAX_COARSE_SIDE
-            else common
-        )
+        small = common
+        if max(common.shape) > MAX_COARSE_SIDE:
+            small = on_grid(common, max(grid.extent) / MAX_COARSE_SIDE, grid.extent)
         arrays: Arrays = {
             "detail": detail_vector(hu, spacing, lungs).astype(np.float16),
             "histogram": histogram,
             "small": small.array.astype(np.float16),
-            "density": _packed(density),
-            "overlap": _packed(again),
-            "regional": _regional(hu, labels, spacing, lung_labels, grid.airway_label),
+            "density": np.array(json.dumps(density)),
+            "overlap": np.array(json.dumps(overlaps)),
+            "regional": _regional_statistics(hu, labels, spacing, lung_labels, grid.airway_label),
         }
         return arrays | self._features(common.array)
 
     def _features(self, hu: NDArray[np.floating]) -> Arrays:
         unit = torch.from_numpy(np.ascontiguousarray(to_unit(hu, self.grid.window)))
-        found: Arrays = {}
+        features: Arrays = {}
         for i, network in enumerate(self.networks):
-            found[f"planes_{i}"] = np.stack(
-                [network(_slices(unit, axis, self.grid.slices)) for axis in range(len(PLANES))]
-            )
+            planes = [network(_slices(unit, axis, self.grid.slices)) for axis in range(len(PLANES))]
+            features[f"planes_{i}"] = np.stack(planes)
         for i, network in enumerate(self.networks_3d):
-            found[f"whole_{i}"] = network(unit[None, None])[0]
-        return found
+            features[f"whole_{i}"] = network(unit[None, None])[0]
+        return features
+
+
+def _segment(volume: Volume, segmented: Path | None) -> NDArray[Any]:
+    """Return lung labels of a volume, from a file where there is one."""
+    return threshold_lungs(volume) if segmented is None else load_mask(segmented, volume).array
 
 
 def _slices(unit: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """`(S, 1, H, W)`: slices across an axis, evenly spaced, without the outermost tenth at either
-    end.
+    """Return evenly spaced slices `(S, 1, H, W)` across an axis.
+
+    The outermost tenth at either end is left out.
     """
     n = unit.shape[axis]
     places = torch.linspace(0.1 * (n - 1), 0.9 * (n - 1), count).round().long()
     return unit.index_select(axis, places).movedim(axis, 0)[:, None].contiguous()
 
 
-def _regional(
+def _regional_statistics(
     hu: NDArray[np.floating],
     labels: NDArray[Any],
     spacing: Sequence[float],
     lung_labels: Sequence[int],
     airway_label: int,
 ) -> NDArray[np.float64]:
+    """Return mean, SD and 15th percentile of HU in each of `REGIONS`."""
     where = regions(labels, spacing, lung_labels, airway_label)
-    empty = (np.nan,) * len(REGION_STATISTICS)
-    return np.concatenate(
-        [
-            (h.mean(), h.std(), np.percentile(h, 15))
-            if name in where and (h := hu[where[name]].astype(float)).size
-            else empty
-            for name in REGIONS
-        ]
-    )
+    statistics = np.full((len(REGIONS), len(REGION_STATISTICS)), np.nan)
+    for row, name in zip(statistics, REGIONS, strict=True):
+        if name in where and where[name].any():
+            values = hu[where[name]].astype(float)
+            row[:] = values.mean(), values.std(), np.percentile(values, 15)
+    return statistics.ravel()
 
 
-def _packed(values: dict[str, float]) -> NDArray[Any]:
-    return np.array(json.dumps(values))
+def load_or_compute(cache: Path, key: Any, compute: Callable[[], Arrays]) -> Arrays:
+    """Return arrays from the cache, or compute them and write them there in one step.
 
-
-def _restored(case: str, kept: Arrays, networks: int, networks_3d: int) -> VolumeMeasurements:
-    return VolumeMeasurements(
-        case,
-        [kept[f"planes_{i}"] for i in range(networks)],
-        [kept[f"whole_{i}"] for i in range(networks_3d)],
-        kept["detail"],
-        kept["histogram"],
-        json.loads(str(kept["density"])),
-        kept["regional"],
-        kept["small"],
-        json.loads(str(kept["overlap"])),
-    )
-
-
-def load_or_compute(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` gives for this key, from the cache where it is there; the file appears whole or
-    not at all.
+    Args:
+        cache: Folder of the cache.
+        key: Plain values that decide the arrays.
+        compute: Computes the arrays.
     """
     path = cache / f"{json_digest(key)[:24]}.npz"
     if path.is_file():
@@ -200,54 +213,61 @@ def load_or_compute(cache: Path, key: Any, make: Callable[[], Arrays]) -> Arrays
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-            path.unlink()  # cut off by a full disk; it is made again
-    made = make()
+            path.unlink()  # cut off by a full disk; computed again below
+    arrays = compute()
     with atomic_path(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **made)  # type: ignore[arg-type]
-    return made
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return arrays
 
 
 def pair_fidelity(
     synthetic: VolumeSet, real: VolumeSet, grid: ComparisonGrid, cache: Path
 ) -> list[dict[str, Any]]:
-    """MAE (HU), PSNR (dB) and SSIM in body and lungs of every volume whose real scan is there:
-    case, region, metric, value.
+    """Compare every synthetic volume with the real scan of its case, where there is one.
+
+    Returns:
+        Rows with case, region, metric and value: MAE (HU), PSNR (dB) and SSIM in body and lungs.
 
     Raises:
         UserError: A pair that is not on one grid.
     """
     scans = {file.case: file for file in real.files}
-    rows = []
     files = [file for file in synthetic.files if file.case in scans]
+    rows = []
     for file in tqdm(files, desc="comparing pairs", unit="pair", leave=False):
-        other = scans[file.case]
+        scan = scans[file.case]
         key = [
             VERSION,
             "pair",
             file_fingerprint(file.path),
-            file_fingerprint(other.path),
+            file_fingerprint(scan.path),
             asdict(grid),
         ]
-        kept = load_or_compute(cache, key, lambda one=file, two=other: _pair(one, two, grid))  # type: ignore[misc]
-        rows += [{"case": file.case, **row} for row in json.loads(str(kept["rows"]))]
+        arrays = load_or_compute(cache, key, partial(_compare_pair, file, scan, grid))
+        rows += [{"case": file.case, **row} for row in json.loads(str(arrays["rows"]))]
     return rows
 
 
-def _pair(file: VolumeFile, other: VolumeFile, grid: ComparisonGrid) -> Arrays:
-    made, scan = load_volume(file.path), load_volume(other.path)
-    if made.shape != scan.shape or not grids_match(scan.shape, scan.affine, made.affine):
+def _compare_pair(file: VolumeFile, scan_file: VolumeFile, grid: ComparisonGrid) -> Arrays:
+    volume = load_volume(file.path)
+    scan = load_volume(scan_file.path)
+    if volume.shape != scan.shape or not grids_match(scan.shape, scan.affine, volume.affine):
         raise UserError(
-            f"{file.path} and its real scan {other.path} are not on one grid (shapes {made.shape} "
-            f"and {scan.shape}), so they cannot be compared voxel by voxel. Resample one, or give "
-            "--no-pairs."
+            f"{file.path} and its real scan {scan_file.path} are not on one grid (shapes "
+            f"{volume.shape} and {scan.shape}), so they cannot be compared voxel by voxel. "
+            "Resample one, or give --no-pairs."
         )
     hu = scan.array.astype(np.float32)
-    lungs = (
-        np.isin(load_mask(other.mask, scan).array, grid.lung_labels)
-        if other.mask
-        else np.isin(threshold_lungs(scan), (1, 2))
-    )
-    masks = {"body": body_mask(hu) | lungs} | ({"lungs": lungs} if lungs.any() else {})
-    found = fidelity(np.clip(made.array.astype(np.float32), *grid.window), hu, masks, grid.window)
-    rows = [{"region": r, "metric": m, "value": v} for r, d in found.items() for m, v in d.items()]
+    if scan_file.mask:
+        lungs = np.isin(load_mask(scan_file.mask, scan).array, grid.lung_labels)
+    else:
+        lungs = np.isin(threshold_lungs(scan), SEGMENTED_LABELS)
+    masks = {"body": body_mask(hu) | lungs}
+    if lungs.any():
+        masks["lungs"] = lungs
+    clipped = np.clip(volume.array.astype(np.float32), *grid.window)
+    rows = []
+    for region, values in fidelity(clipped, hu, masks, grid.window).items():
+        for metric, value in values.items():
+            rows.append({"region": region, "metric": metric, "value": value})
     return {"rows": np.array(json.dumps(rows))}

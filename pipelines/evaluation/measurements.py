@@ -1,36 +1,33 @@
-"""What is kept of a volume once it has been read: everything that the figures of a report are made
-from.
-"""
+"""Measurements of one volume, from which all metrics of a report are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 PLANES = ("sagittal", "coronal", "axial")  # slices across the first, second and third axis
-HU_BINS = np.arange(-1100, 501)  # HU of the lungs' histogram, one bin a HU
+HU_BINS = np.arange(-1100, 501)  # HU of the lungs' histogram, one bin per HU
 REGIONS = ("lungs", "left_lung", "right_lung", "upper", "middle", "lower", "core", "rim")
 REGION_STATISTICS = ("mean", "sd", "p15")
 
 
 @dataclass(frozen=True)
 class VolumeMeasurements:
-    """One volume in numbers.
+    """Measurements of one volume.
 
     Attributes:
-        case: Its name.
-        planes: By 2D network, `(3, S, F)` features of S slices in each of `PLANES`.
-        whole: By 3D network, `(F,)` features of the whole volume.
+        case: Name of the case.
+        planes: Per 2D network, `(3, S, F)` features of S slices in each of `PLANES`.
+        whole: Per 3D network, `(F,)` features of the whole volume.
         detail: `(D,)` of `pipelines.evaluation.detail.detail_vector`.
         histogram: `(B,)` lung voxels in each of `HU_BINS`.
         density: Densitometry of the lungs, and their median, by name.
         regional: `(R,)` mean, SD and 15th percentile of HU in each of `REGIONS`; NaN where a region
             is empty.
         small: `(x, y, z)` the volume on a coarse grid, HU.
-        overlap: Dice and distance of the lungs found again to the mask, by name; empty without a
+        overlap: Dice and distance of the segmented lungs to the mask, by name; empty without a
             mask.
     """
 
@@ -43,7 +40,3 @@ class VolumeMeasurements:
     regional: NDArray[np.float64]
     small: NDArray[np.float16]
     overlap: dict[str, float]
-
-
-def cases_of(volumes: Sequence[VolumeMeasurements]) -> list[str]:
-    return [v.case for v in volumes]

@@ -1,12 +1,9 @@
-"""Whether a synthetic volume is a copy of a training scan: nearest neighbours against what real
-scans give.
-"""
+"""Check for copies: distances to the training scans beside those between real scans."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,55 +11,75 @@ from scipy import stats
 
 from util.cli import UserError
 
-FALSE_ALARM = (
-    1e-4  # chance that a real scan of a new patient is called a copy, by the fitted distances
-)
-MIN_REFERENCES = (
-    5  # reference distances for a fit; with fewer the threshold is half of the smallest of them
-)
+FALSE_ALARM = 1e-4  # chance that a real scan of a new patient is called a copy
+MIN_REFERENCES = 5  # for a fit; with fewer the threshold is half of the smallest distance
 BLOCK_SIZE = 64  # scans compared at a time
 
 Vectors = NDArray[np.floating]
 
 
-class NearestScan(NamedTuple):
-    """The training case nearest to a volume, its distance, and what that is held against."""
+@dataclass(frozen=True)
+class NearestScan:
+    """The training scan nearest to a volume.
 
-    case: str
-    distance: float
-    threshold: float  # closer than this is called a copy
-    closest_real: float  # the smallest distance of any real scan
+    Attributes:
+        case: Case of the scan.
+        distance: Distance of the volume to it.
+        threshold: Distance below which a volume is called a copy.
+        closest_real: Smallest distance of any real scan.
+    """
+
+    case: str = ""
+    distance: float = 0.0
+    threshold: float = 0.0
+    closest_real: float = 0.0
 
     @property
     def copied(self) -> bool:
+        """Whether the volume is called a copy."""
         return self.distance < self.threshold
 
     @property
     def closer_than_real(self) -> bool:
+        """Whether the volume is closer than any real scan."""
         return self.distance < self.closest_real
 
 
 @dataclass(frozen=True)
 class CopyVerdict:
-    """What the check says of one volume.
+    """The verdict on one volume.
 
     Attributes:
         image: Nearest by the detail inside the lungs (1 - correlation).
         feature: Nearest by features (standardised Euclidean), or `None` where there are none.
-        copy: Whether the volume is called a copy.
-        alarm: Whether it is closer to a training scan than any real scan is; a copy, or worth a
-            look.
     """
 
     image: NearestScan
     feature: NearestScan | None
-    copy: bool
-    alarm: bool
+
+    @property
+    def copy(self) -> bool:
+        """Whether the volume is called a copy."""
+        return self.image.copied or (self.feature is not None and self.feature.copied)
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the volume is closer to a training scan than any real scan is."""
+        by_feature = self.feature is not None and self.feature.closer_than_real
+        return self.image.closer_than_real or by_feature
 
 
 @dataclass(frozen=True)
 class ScanDistance:
-    """One kind of distance to the training scans, with the distances that real scans have."""
+    """One kind of distance to the training scans, with the distances of real scans.
+
+    Attributes:
+        train: `(M, D)` vectors of the training scans.
+        centre: `(D,)` subtracted from every vector.
+        scale: `(D,)` by which every vector is divided.
+        angular: 1 - correlation, instead of Euclidean distance.
+        reference: Distances of real scans to the nearest other scan.
+    """
 
     train: Vectors
     centre: NDArray[np.float32]
@@ -70,19 +87,60 @@ class ScanDistance:
     angular: bool
     reference: NDArray[np.float64]
 
+    @classmethod
+    def from_scans(
+        cls, train: Vectors, test: Vectors | None, patients: Sequence[str], angular: bool
+    ) -> ScanDistance:
+        """Fit a distance; its reference is test scans, or each training scan against the others.
+
+        Args:
+            train: `(M, D)`, may be memory-mapped.
+            test: `(T, D)` of real scans outside the training set; fewer than `MIN_REFERENCES` are
+                not used.
+            patients: The patient of each training scan: scans of one patient are not a reference
+                for each other.
+            angular: 1 - correlation, instead of Euclidean distance in units of the training scans'
+                SD.
+        """
+        centre: NDArray[np.float32] = np.asarray(
+            np.mean(train, axis=0, dtype=np.float64), np.float32
+        )
+        # The mean of all scans is not a detail of a patient. With two scans it is half of each, so
+        # it stays.
+        if len(train) < MIN_REFERENCES:
+            centre = np.zeros_like(centre)
+        scale = np.ones_like(centre)
+        if not angular:
+            sd = np.std(train, axis=0, dtype=np.float64)
+            scale = np.asarray(np.maximum(sd, 1e-6), np.float32)
+        fitted = cls(train, centre, scale, angular, np.empty(0))
+        if test is not None and len(test) >= MIN_REFERENCES:
+            reference = fitted.distances(test).min(1)
+        else:
+            if angular and len(train) >= MIN_REFERENCES:
+                distances = leave_one_out(train)
+            else:
+                distances = fitted.distances(train)
+            names = np.asarray(patients)
+            distances[names[:, None] == names[None]] = np.inf
+            reference = distances.min(1, initial=np.inf)
+        return replace(fitted, reference=reference[np.isfinite(reference)])
+
     @property
     def threshold(self) -> float:
-        """The distance below which a volume is called a copy (see `copy_threshold`)."""
+        """Distance below which a volume is called a copy (see `copy_threshold`)."""
         return copy_threshold(self.reference)
 
     def distances(self, query: Vectors) -> NDArray[np.float64]:
-        """`(N, M)` from N volumes to the M training scans."""
-        own = self._prepare(query)
-        return np.concatenate(
-            [_pairwise(own, self._prepare(block), self.angular) for block in _blocks(self.train)], 1
-        )
+        """Return distances `(N, M)` from N volumes to the M training scans."""
+        vectors = self._standardise(query)
+        blocks = [
+            _pairwise(vectors, self._standardise(block), self.angular)
+            for block in _blocks(self.train)
+        ]
+        return np.concatenate(blocks, 1)
 
-    def _prepare(self, vectors: Vectors) -> NDArray[np.float32]:
+    def _standardise(self, vectors: Vectors) -> NDArray[np.float32]:
         moved = (np.asarray(vectors, np.float32) - self.centre) / self.scale
         if not self.angular:
             return moved
@@ -99,41 +157,38 @@ def _pairwise(
     product = one.astype(np.float64) @ two.astype(np.float64).T
     if angular:
         return np.maximum(1 - product, 0)
-    squares = (np.square(v, dtype=np.float64).sum(1) for v in (one, two))
-    return np.sqrt(np.maximum(np.add.outer(*squares) - 2 * product, 0))
+    one_squared = np.square(one, dtype=np.float64).sum(1)
+    two_squared = np.square(two, dtype=np.float64).sum(1)
+    return np.sqrt(np.maximum(np.add.outer(one_squared, two_squared) - 2 * product, 0))
 
 
 def copy_threshold(reference: NDArray[np.floating]) -> float:
-    """The distance that a new real scan falls below with chance `FALSE_ALARM`.
+    """Return the distance that a new real scan falls below with chance `FALSE_ALARM`.
 
-    A prediction bound (Student's t) for the logarithm of nearest-neighbour distances, which allows
-    for few of them; half of the smallest where there are fewer than `FEWEST`, 0 where there is
-    none.
+    It is a prediction bound (Student's t) for the logarithm of nearest-neighbour distances, which
+    allows for few of them. With fewer than `MIN_REFERENCES` it is half of the smallest distance,
+    and 0 without any.
     """
     n = len(reference)
     if n < MIN_REFERENCES:
         return 0.5 * float(min(reference, default=0.0))
     logs = np.log(np.maximum(reference, 1e-12))
-    return float(
-        np.exp(
-            logs.mean() + stats.t.ppf(FALSE_ALARM, n - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / n)
-        )
-    )
+    width = stats.t.ppf(FALSE_ALARM, n - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / n)
+    return float(np.exp(logs.mean() + width))
 
 
 def leave_one_out(train: Vectors) -> NDArray[np.float64]:
-    """1 - correlation `(M, M)` of each training scan (row) with the others, about the mean of those
-    others.
+    """Return 1 - correlation `(M, M)` of each training scan (row) with the others.
 
-    Were the scan itself part of the mean, it would seem further from the others than a new scan
-    does.
+    The correlation is taken about the mean of those others. If the scan itself were part of the
+    mean, it would seem further from the others than a new scan does.
     """
     vectors = np.asarray(train, np.float32)
     n = len(vectors)
-    products = np.concatenate(
-        [block.astype(np.float64) @ vectors.astype(np.float64).T for block in _blocks(vectors)]
-    )
-    squares, sums = products.diagonal(), products.sum(1)
+    transposed = vectors.astype(np.float64).T
+    products = np.concatenate([block.astype(np.float64) @ transposed for block in _blocks(vectors)])
+    squares = products.diagonal()
+    sums = products.sum(1)
     to_mean = (sums[None] - products) / (n - 1)  # row i: products with the mean without scan i
     mean_square = ((sums.sum() - 2 * sums + squares) / (n - 1) ** 2)[:, None]
     lengths = np.sqrt(np.maximum(squares[None] - 2 * to_mean + mean_square, 1e-24))
@@ -141,49 +196,23 @@ def leave_one_out(train: Vectors) -> NDArray[np.float64]:
     return np.maximum(1 - moved / (lengths * lengths.diagonal()[:, None]), 0)
 
 
-def make_measure(
-    train: Vectors, test: Vectors | None, patients: Sequence[str], angular: bool
-) -> ScanDistance:
-    """The distance of one kind; its reference are test scans, or else each training scan against
-    the others.
-
-    Args:
-        train: `(M, D)`, may be memory-mapped.
-        test: `(T, D)` of real scans that are no training scans; fewer than `FEWEST` are not enough.
-        patients: The patient of each training scan: scans of one patient are no reference for each
-            other.
-        angular: 1 - correlation, instead of Euclidean distance in units of the training scans' SD.
-    """
-    centre: NDArray[np.float32] = np.asarray(np.mean(train, axis=0, dtype=np.float64), np.float32)
-    # What all scans have in common is no detail of a patient; with two scans their mean is half of
-    # each, so it stays.
-    centre = centre if len(train) >= MIN_REFERENCES else np.zeros_like(centre)
-    spread = np.ones_like(centre)
-    if not angular:
-        spread = np.asarray(np.maximum(np.std(train, axis=0, dtype=np.float64), 1e-6), np.float32)
-    measure = ScanDistance(train, centre, spread, angular, np.empty(0))
-    if test is not None and len(test) >= MIN_REFERENCES:
-        reference = measure.distances(test).min(1)
-    else:
-        distances = (
-            leave_one_out(train) if angular and len(train) >= MIN_REFERENCES else measure.distances(train)
-        )
-        names = np.asarray(patients)
-        distances[names[:, None] == names[None]] = np.inf
-        reference = distances.min(1, initial=np.inf)
-    return ScanDistance(train, centre, spread, angular, reference[np.isfinite(reference)])
-
-
 @dataclass(frozen=True)
 class CopyCheck:
-    """Compares volumes with the training scans; made by `CopyCheck.fit`."""
+    """Comparison of volumes with the training scans.
+
+    Attributes:
+        cases: Names of the training scans.
+        image: Distance by the detail inside the lungs.
+        feature: Distance by features, or `None`.
+    """
 
     cases: tuple[str, ...]
     image: ScanDistance
     feature: ScanDistance | None
 
-    @staticmethod
+    @classmethod
     def from_scans(
+        cls,
         cases: Sequence[str],
         image: Vectors,
         features: Vectors | None = None,
@@ -192,14 +221,14 @@ class CopyCheck:
         test_features: Vectors | None = None,
         patients: Sequence[str] | None = None,
     ) -> CopyCheck:
-        """Learns how close real scans are to the training scans.
+        """Learn how close real scans are to the training scans.
 
         Args:
             cases: Names of the M training scans.
             image: `(M, D)` of `pipelines.evaluation.detail.detail_vector`.
             features: `(M, F)` of a 3D network (see `pipelines.evaluation.extractors`).
-            test_image: `(T, D)` of real scans outside the training set; without at least `FEWEST`
-                of them, every training scan is compared with the others.
+            test_image: `(T, D)` of real scans outside the training set; without at least
+                `MIN_REFERENCES` of them, every training scan is compared with the others.
             test_features: `(T, F)`.
             patients: Patient of each training scan, where some have several.
 
@@ -210,49 +239,46 @@ class CopyCheck:
             raise UserError(
                 f"A check for copies needs at least two training scans, and there are {len(cases)}."
             )
-        owners = cases if patients is None else patients
-        feature = None if features is None else make_measure(features, test_features, owners, False)
-        return CopyCheck(tuple(cases), make_measure(image, test_image, owners, True), feature)
+        patients = cases if patients is None else patients
+        feature = None
+        if features is not None:
+            feature = ScanDistance.from_scans(features, test_features, patients, angular=False)
+        by_image = ScanDistance.from_scans(image, test_image, patients, angular=True)
+        return cls(tuple(cases), by_image, feature)
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are enough real scans to say what is too close."""
+        """Whether there are enough real scans to say how close is too close."""
         return len(self.image.reference) >= MIN_REFERENCES
 
     def __call__(
         self, image: Vectors, features: Vectors | None = None, sources: Sequence[str] | None = None
     ) -> list[CopyVerdict]:
-        """The verdict on each of N volumes.
+        """Return the verdict on each of N volumes.
 
         Args:
             image: `(N, D)`.
             features: `(N, F)`.
             sources: The case whose mask each was made from, "" where none. A volume has the shape
-                of that case's lungs by design, so for this pair features say nothing and the detail
-                inside the lungs alone decides.
+                of that case's lungs by design. For this pair features are not compared, and the
+                detail inside the lungs alone decides.
         """
-        near = self._nearest(self.image, image, None)
-        by_feature: Sequence[NearestScan | None] = [None] * len(near)
+        nearest = self._nearest(self.image, image, None)
+        by_feature: Sequence[NearestScan | None] = [None] * len(nearest)
         if self.feature is not None and features is not None:
             by_feature = self._nearest(self.feature, features, sources)
-        return [
-            CopyVerdict(
-                i,
-                f,
-                i.copied or (f is not None and f.copied),
-                i.closer_than_real or (f is not None and f.closer_than_real),
-            )
-            for i, f in zip(near, by_feature, strict=True)
-        ]
+        return [CopyVerdict(*pair) for pair in zip(nearest, by_feature, strict=True)]
 
     def _nearest(
-        self, measure: ScanDistance, vectors: Vectors, leave_out: Sequence[str] | None
+        self, kind: ScanDistance, vectors: Vectors, left_out: Sequence[str] | None
     ) -> list[NearestScan]:
-        threshold, closest = measure.threshold, float(min(measure.reference, default=0.0))
-        distances = np.concatenate([measure.distances(block) for block in _blocks(vectors)])
-        if leave_out is not None:
-            distances[np.asarray(leave_out)[:, None] == np.asarray(self.cases)[None]] = np.inf
-        return [
-            NearestScan(self.cases[i], float(row[i]), threshold, closest)
-            for row, i in zip(distances, distances.argmin(1), strict=True)
-        ]
+        threshold = kind.threshold
+        closest_real = float(min(kind.reference, default=0.0))
+        distances = np.concatenate([kind.distances(block) for block in _blocks(vectors)])
+        if left_out is not None:
+            distances[np.asarray(left_out)[:, None] == np.asarray(self.cases)[None]] = np.inf
+        nearest = []
+        for row in distances:
+            i = row.argmin()
+            nearest.append(NearestScan(self.cases[i], float(row[i]), threshold, closest_real))
+        return nearest

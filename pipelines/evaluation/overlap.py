@@ -1,6 +1,4 @@
-"""Whether a volume has its lungs where the mask asked for them: overlap with lungs found again by a
-segmentation.
-"""
+"""Overlap of the requested mask with the lungs that a segmentation finds in the volume."""
 
 from __future__ import annotations
 
@@ -19,34 +17,40 @@ Labels = NDArray[np.integer]
 
 
 def overlap(
-    mask: Labels, found: Labels, spacing: Sequence[float], lung_labels: Sequence[int] = (1, 2)
+    mask: Labels,
+    segmented: Labels,
+    spacing: Sequence[float],
+    lung_labels: Sequence[int] = (1, 2),
 ) -> dict[str, float]:
-    """Dice and 95th-percentile Hausdorff distance (mm) of both lungs together and of each side.
+    """Return Dice and 95th-percentile Hausdorff distance (mm) of both lungs and of each side.
 
     Args:
-        mask: `(X, Y, Z)` labels that were asked for.
-        found: Labels found in the volume, left lung 1 and right lung 2.
+        mask: Requested labels `(X, Y, Z)`.
+        segmented: Labels segmented from the volume, left lung 1 and right lung 2.
         spacing: Voxel size in mm.
         lung_labels: The mask's labels of the left and the right lung.
 
     Returns:
         `dice_<region>` and `hd95_mm_<region>`; NaN where one of the two has no voxel there.
     """
-    parts = {"lungs": (np.isin(mask, lung_labels), np.isin(found, (1, 2)))}
+    parts = {"lungs": (np.isin(mask, lung_labels), np.isin(segmented, (1, 2)))}
     if len(lung_labels) == 2:
-        parts |= {
-            name: (mask == k, found == i)
-            for name, k, i in zip(("left_lung", "right_lung"), lung_labels, (1, 2), strict=True)
-        }
-    made = {}
-    for name, (asked, got) in parts.items():
-        both = asked.any() and got.any()
-        one, two = (torch.from_numpy(m)[None, None] for m in (got, asked))
-        made[f"dice_{name}"] = (
-            float(compute_dice(one, two)) if both else 0.0 if asked.any() else float("nan")
-        )
-        made[f"hd95_mm_{name}"] = _hausdorff(one, two, spacing) if both else float("nan")
-    return made
+        left, right = lung_labels
+        parts["left_lung"] = (mask == left, segmented == 1)
+        parts["right_lung"] = (mask == right, segmented == 2)
+    values = {}
+    for name, (requested, present) in parts.items():
+        dice = hausdorff = float("nan")
+        if requested.any():
+            dice = 0.0
+            if present.any():
+                one = torch.from_numpy(present)[None, None]
+                two = torch.from_numpy(requested)[None, None]
+                dice = float(compute_dice(one, two))
+                hausdorff = _hausdorff(one, two, spacing)
+        values[f"dice_{name}"] = dice
+        values[f"hd95_mm_{name}"] = hausdorff
+    return values
 
 
 def _hausdorff(one: torch.Tensor, two: torch.Tensor, spacing: Sequence[float]) -> float:
@@ -66,33 +70,37 @@ def _hausdorff(one: torch.Tensor, two: torch.Tensor, spacing: Sequence[float]) -
 def overlap_metrics(
     real: Sequence[VolumeMeasurements],
     synthetic: Sequence[VolumeMeasurements],
-    draws: int,
+    resamples: int,
     seed: int,
 ) -> list[Metric]:
-    """Mean overlap of the synthetic volumes, with that of the real scans as ceiling; empty where no
-    volume has a mask.
+    """Return the mean overlap of the synthetic volumes, with that of the real scans as ceiling.
+
+    The list is empty where no volume has a mask.
     """
-    names = list(dict.fromkeys(k for v in synthetic for k in v.overlap))
-    found = []
+    names = dict.fromkeys(name for v in synthetic for name in v.overlap)
+    metrics = []
     for name in names:
-        made, scans = (
-            np.array([v.overlap.get(name, np.nan) for v in group]) for group in (synthetic, real)
-        )
-        if not np.isfinite(made).any():
+        values = _values(synthetic, name)
+        scans = _values(real, name)
+        if not np.isfinite(values).any():
             continue
-        low, high = bootstrap_mean(made, draws, seed)
-        ceiling = float(np.nanmean(scans)) if np.isfinite(scans).any() else float("nan")
-        kind, _, region = name.partition("_mm_" if "_mm_" in name else "_")
-        title = f"{'Dice' if kind == 'dice' else '95th percentile Hausdorff distance (mm)'}, {region.replace('_', ' ')}"
-        found.append(
+        low, high = bootstrap_mean(values, resamples, seed)
+        is_dice = name.startswith("dice_")
+        measure = "Dice" if is_dice else "95th percentile Hausdorff distance (mm)"
+        region = name.removeprefix("dice_").removeprefix("hd95_mm_").replace("_", " ")
+        metrics.append(
             Metric(
                 "mask",
-                title,
-                float(np.nanmean(made)),
+                f"{measure}, {region}",
+                float(np.nanmean(values)),
                 low,
                 high,
-                ceiling=ceiling,
-                better="high" if kind == "dice" else "low",
+                ceiling=float(np.nanmean(scans)) if np.isfinite(scans).any() else float("nan"),
+                better="high" if is_dice else "low",
             )
         )
-    return found
+    return metrics
+
+
+def _values(volumes: Sequence[VolumeMeasurements], name: str) -> NDArray[np.float64]:
+    return np.array([v.overlap.get(name, np.nan) for v in volumes])

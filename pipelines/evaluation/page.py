@@ -1,6 +1,4 @@
-"""The page of an evaluation: every figure beside its floor, what it means, and pictures of the
-closest pairs.
-"""
+"""Page of an evaluation: every metric beside its baseline, and pictures of the closest pairs."""
 
 from __future__ import annotations
 
@@ -12,49 +10,49 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from dominate import tags
-from matplotlib.figure import Figure as Plot
+from matplotlib.figure import Figure
 
 from pipelines.evaluation.baselines import Metric
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from util.web import page_parts
 
-MIN_CONCLUSIVE = 20  # scans on either side below which no conclusion is offered
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "realism": (
         "Realism",
-        "Distances between the real and the synthetic set, in what a network sees of them. Smaller "
-        "is better, and no set can be expected below the floor: the distance between two random "
-        "halves of the real scans. Set the column “at the floor's size” beside the floor, for both "
-        "are of equally many volumes; FID falls with their number. Only figures of the same "
-        "network, grid and number of volumes can be compared.",
+        "Distances between the real and the synthetic set, in the features of a network. Smaller "
+        "is better. No set can be expected below the baseline, the distance between two random "
+        "halves of the real scans. Compare the column “at the baseline's size” with the baseline, "
+        "because both are of equally many volumes and FID falls with their number. Only metrics "
+        "of the same network, grid and number of volumes can be compared.",
     ),
     "hu": (
         "Density in HU",
-        "What the lungs' HU say, within the masks. A difference of 0 is right; one within the "
-        "floor is what chance gives between two halves of the real scans.",
+        "Density of the lungs within the masks. A difference of 0 is right. A difference within "
+        "the baseline is as large as chance makes it between two halves of the real scans.",
     ),
     "mask": (
         "Faithful to the mask",
-        "The lungs are found again in the volume and compared with the mask it was made from. What "
-        "a segmentation reaches on real scans is the ceiling.",
+        "The lungs are segmented in the volume and compared with the mask it was made from. The "
+        "ceiling is the overlap that a segmentation reaches on real scans.",
     ),
     "text": (
         "Text shows in the picture",
-        "A predictor that learned on real scans reads the attribute from synthetic ones. An AUC of "
-        "0.5, a correlation of 0, or the floor with shuffled rows means that the text does not "
-        "show; more than real scans reach means an effect drawn too cleanly. Controls from "
-        "shuffled or empty prompts should be at the floor; what they keep comes from the mask.",
+        "A predictor fitted to real scans reads the attribute from synthetic ones. An AUC of 0.5, "
+        "a correlation of 0, or the baseline with shuffled rows means that the text does not "
+        "show. More than real scans reach means an effect that is too clean. Controls from "
+        "shuffled or empty prompts should be at the baseline; an effect left there comes from the "
+        "mask.",
     ),
     "diversity": (
         "Diversity",
-        "How much volumes are alike (1: equal). Synthetic pairs should be about as alike as real "
+        "Similarity of volumes (1: equal). Synthetic pairs should be about as similar as real "
         "ones.",
     ),
     "pairs": (
         "Closeness to the case's own scan",
-        "A volume from a case's mask and text need not be the scan: noise and what the table does "
-        "not tell differ. These figures compare models, no more.",
+        "A volume from a case's mask and text need not be the scan, because noise and whatever is "
+        "not in the table differ. These metrics only compare models.",
     ),
     "planes": ("Realism, plane by plane", "The three parts of the 2.5D FID."),
 }
@@ -66,23 +64,31 @@ COPIES_TEXT = (
     "compared."
 )
 COLUMNS = {
-    "name": "figure",
+    "name": "metric",
     "value": "value",
     "low": "95 % from",
     "high": "to",
-    "matched": "at the floor's size",
-    "floor": "floor",
-    "floor_high": "floor, 95 %",
+    "matched": "at the baseline's size",
+    "floor": "baseline",
+    "floor_high": "baseline, 95 %",
     "ceiling": "real scans reach",
     "verdict": "reading",
     "note": "note",
 }
+BIN_HU = 10  # width of the bins in the picture of the histograms
+WITHIN = "within the baseline"
+BEYOND = "beyond the baseline"
 
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What the check for copies found: verdicts by volume, and pictures of the closest pairs
-    (links) with their captions.
+    """Results of the check for copies.
+
+    Attributes:
+        cases: The volumes.
+        verdicts: The verdict on each.
+        check: The check.
+        pictures: Link and caption of each picture of a closest pair.
     """
 
     cases: Sequence[str]
@@ -91,127 +97,120 @@ class CopyReport:
     pictures: Sequence[tuple[str, str]]
 
 
-def interpret_metric(figure: Metric) -> str:
-    """A figure against its floor in words; empty where there is none."""
-    if not np.isfinite(figure.floor):
-        return ""
-    if figure.better == "zero":
-        return "within the floor" if abs(figure.value) <= figure.baseline_high else "beyond the floor"
-    if figure.better == "near":
-        return (
-            "more alike than real pairs"
-            if figure.low > figure.baseline_high
-            else "as real pairs or less alike"
-        )
-    if figure.group == "text":
-        better = (
-            figure.value > figure.baseline_high
-            if figure.better == "high"
-            else figure.value < figure.baseline_high
-        )
-        return "text shows" if better else "no more than chance"
-    size = figure.matched if np.isfinite(figure.matched) else figure.value
-    return "within the floor" if size <= figure.baseline_high else "beyond the floor"
+@dataclass(frozen=True)
+class ReportContent:
+    """Content of the page.
 
-
-def metric_frame(figures: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
-    """The figures as a table, with their readings where there are enough scans; columns that hold
-    nothing are left out.
+    Attributes:
+        facts: The sets, grid and networks compared, by name.
+        warnings: Warnings at the top of the page.
+        metrics: All metrics, in the order of `SECTIONS` by their groups.
+        copies: The check for copies, where there were training scans.
+        left_out: Metrics that were not computed, and what they need.
+        options: The command's options.
+        conclusive: Whether there are enough scans to interpret the metrics.
     """
-    rows = [f.row() | {"verdict": interpret_metric(f) if conclusive else ""} for f in figures]
+
+    facts: Mapping[str, str]
+    warnings: Sequence[str]
+    metrics: Sequence[Metric]
+    copies: CopyReport | None
+    left_out: Sequence[str]
+    options: Mapping[str, Mapping[str, Any]]
+    conclusive: bool = True
+
+
+def interpret_metric(metric: Metric) -> str:
+    """Return a metric's relation to its baseline in words; empty where it has none."""
+    if not np.isfinite(metric.baseline):
+        return ""
+    if metric.better == "zero":
+        return WITHIN if abs(metric.value) <= metric.baseline_high else BEYOND
+    if metric.better == "near":
+        more_alike = metric.low > metric.baseline_high
+        return "more alike than real pairs" if more_alike else "as real pairs or less alike"
+    if metric.group == "text":
+        shows = metric.value < metric.baseline_high
+        if metric.better == "high":
+            shows = metric.value > metric.baseline_high
+        return "text shows" if shows else "no more than chance"
+    size = metric.matched if np.isfinite(metric.matched) else metric.value
+    return WITHIN if size <= metric.baseline_high else BEYOND
+
+
+def metric_frame(metrics: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
+    """Return metrics as a table, interpreted where there are enough scans.
+
+    Columns without content are left out.
+    """
+    rows = []
+    for metric in metrics:
+        verdict = interpret_metric(metric) if conclusive else ""
+        rows.append(metric.row() | {"verdict": verdict})
     frame = pd.DataFrame(rows)[list(COLUMNS)].rename(columns=COLUMNS)
-    empty = [
-        c for c in frame.columns if frame[c].isna().all() or (frame[c].astype(str) == "").all()
-    ]
-    return frame.drop(columns=empty)
+    is_empty = frame.isna().all() | (frame.astype(str) == "").all()
+    return frame.loc[:, ~is_empty]
 
 
 def draw_histogram(
     path: Path, real: Sequence[VolumeMeasurements], synthetic: Sequence[VolumeMeasurements]
 ) -> None:
-    """The lungs' histograms, a mean over volumes, as SVG."""
-    plot = Plot(figsize=(7, 2.6))
-    axes = plot.add_subplot()
-    for name, group, colour in (("real", real, "#5c6878"), ("synthetic", synthetic, "#2563a8")):
-        shares = np.mean([v.histogram / max(v.histogram.sum(), 1) for v in group], 0)
-        wide = shares[: len(shares) // 10 * 10].reshape(-1, 10).sum(1)  # 10 HU a bin, for the eye
+    """Draw the lungs' histograms, a mean over volumes, as SVG."""
+    figure = Figure(figsize=(7, 2.6))
+    axes = figure.add_subplot()
+    for name, volumes, colour in (("real", real, "#5c6878"), ("synthetic", synthetic, "#2563a8")):
+        shares = np.mean([v.histogram / max(v.histogram.sum(), 1) for v in volumes], 0)
+        end = len(shares) // BIN_HU * BIN_HU
+        wide = shares[:end].reshape(-1, BIN_HU).sum(1)
         axes.plot(
-            HU_BINS[: len(wide) * 10 : 10] + 4.5,
+            HU_BINS[:end:BIN_HU] + 4.5,
             100 * wide,
-            label=f"{name} ({len(group)})",
+            label=f"{name} ({len(volumes)})",
             color=colour,
         )
     axes.set(xlim=(-1050, -300), xlabel="HU", ylabel="% of lung per 10 HU")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    plot.savefig(path, format="svg", bbox_inches="tight")
+    figure.savefig(path, format="svg", bbox_inches="tight")
 
 
-def write_report(
-    folder: Path,
-    title: str,
-    facts: Mapping[str, str],
-    warnings: Sequence[str],
-    figures: Sequence[Metric],
-    copies: CopyReport | None,
-    left_out: Sequence[str],
-    options: Mapping[str, Mapping[str, Any]],
-    histogram: str = "",
-    conclusive: bool = True,
-) -> Path:
-    """Writes report.html; returns it.
+def write_report(folder: Path, title: str, content: ReportContent, histogram: str = "") -> Path:
+    """Write report.html; return it.
 
     Args:
-        folder: Where it lies, with `page.css`.
-        title: Its heading.
-        facts: What was compared and how, for the first table.
-        warnings: What a reader must know before any figure.
-        figures: All figures, in the order of `SECTIONS` by their groups.
-        copies: The check for copies, where there were training scans.
-        left_out: What was not measured, and what it needs.
-        options: The command's options.
+        folder: Folder of the page and of `page.css`.
+        title: Heading.
+        content: Content of the page.
         histogram: Link to the picture of the lungs' histograms.
-        conclusive: Whether there are scans enough to put figures into words.
     """
     page_parts.copy_assets(folder, "page.css")
-    document = page_parts.new_document(title, "")
+    document = page_parts.new_document(title)
     with document.body:
-        with tags.header(cls="top"):
-            tags.h1(title)
-            page_parts.cautions(warnings)
+        page_parts.page_header(title, cautions=(*page_parts.CAUTIONS, *content.warnings))
         with tags.main(), tags.div(cls="cards"):
-            _facts(facts, left_out)
-            if copies is not None:
-                _copies(copies)
+            _add_facts(content.facts, content.left_out)
+            if content.copies is not None:
+                _add_copies(content.copies)
             for group, (heading, text) in SECTIONS.items():
-                chosen = [f for f in figures if f.group == group]
-                if chosen:
-                    _section(
-                        heading,
-                        text,
-                        metric_frame(chosen, conclusive),
-                        histogram if group == "hu" else "",
-                    )
-            page_parts.options_list(options, "Options of this evaluation")
+                metrics = [m for m in content.metrics if m.group == group]
+                if metrics:
+                    frame = metric_frame(metrics, content.conclusive)
+                    _add_section(heading, text, frame, histogram if group == "hu" else "")
+            page_parts.option_tables(content.options, "Options of this evaluation")
     return page_parts.write_document(document, folder / "report.html")
 
 
-def _facts(facts: Mapping[str, str], left_out: Sequence[str]) -> None:
-    with tags.section(cls="card wide"):
-        tags.h2("What was compared")
-        with tags.table(), tags.tbody():
-            for name, value in facts.items():
-                tags.tr(tags.th(name, scope="row"), tags.td(value))
+def _add_facts(facts: Mapping[str, str], left_out: Sequence[str]) -> None:
+    with page_parts.card("What was compared", "wide"):
+        page_parts.key_table(facts)
         if left_out:
-            with tags.details():
-                tags.summary("Not measured, and what it needs")
-                tags.ul(*(tags.li(text) for text in left_out))
+            with page_parts.fold("Not measured, and what it needs"):
+                page_parts.bullet_list(left_out)
 
 
-def _section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> None:
-    with tags.section(cls="card wide evidence"):
-        tags.h2(heading)
-        tags.p(text, cls="note")
+def _add_section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> None:
+    with page_parts.card(heading, "wide evidence"):
+        page_parts.note(text)
         page_parts.frame_table(frame)
         if picture:
             tags.img(
@@ -221,53 +220,52 @@ def _section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> None
             )
 
 
-def _copies(copies: CopyReport) -> None:
-    called, alarms = (sum(getattr(v, k) for v in copies.verdicts) for k in ("copy", "alarm"))
-    with tags.section(cls="card wide"):
-        tags.h2("Memorisation")
+def _add_copies(copies: CopyReport) -> None:
+    copied = sum(verdict.copy for verdict in copies.verdicts)
+    alarms = sum(verdict.alarm for verdict in copies.verdicts)
+    with page_parts.card("Memorisation", "wide"):
         tags.p(
-            f"{called} of {len(copies.verdicts)} volumes are called copies of a training scan; "
+            f"{copied} of {len(copies.verdicts)} volumes are called copies of a training scan; "
             f"{alarms} are closer to one than any real scan is.",
-            cls="cautions" if called else "",
-            style="padding-left:1rem" if called else "",
+            cls="cautions" if copied else "",
+            style="padding-left:1rem" if copied else "",
         )
-        tags.p(COPIES_TEXT, cls="note")
+        page_parts.note(COPIES_TEXT)
         if not copies.check.conclusive:
-            tags.p(
+            page_parts.note(
                 "Too few real scans to say what is too close: the threshold is only half of the "
-                "smallest distance among them.",
-                cls="note",
+                "smallest distance among them."
             )
         with tags.div(style="display:flex;flex-wrap:wrap;gap:1rem"):
             for link, caption in copies.pictures:
                 with tags.figure(style="margin:0;max-width:600px"):
                     tags.img(src=page_parts.link(link), alt=caption, style="max-width:100%")
                     tags.figcaption(caption, cls="note")
-        with tags.details():
-            tags.summary("Every volume")
+        with page_parts.fold("Every volume"):
             page_parts.frame_table(copy_frame(copies))
 
 
 def copy_frame(copies: CopyReport) -> pd.DataFrame:
-    """A row a volume, the closest first: nearest training scan by detail and by features,
-    thresholds, verdict.
+    """Return one row per volume, the closest first.
+
+    A row holds the verdict, and by detail and by features the nearest training scan, its distance
+    and the thresholds.
     """
-    rows = []
-    for case, v in sorted(
+    pairs = sorted(
         zip(copies.cases, copies.verdicts, strict=True), key=lambda pair: pair[1].image.distance
-    ):
-        said = {
-            name: "yes" if true else "no"
-            for name, true in (("copy", v.copy), ("closer than real", v.alarm))
+    )
+    rows = []
+    for case, verdict in pairs:
+        row: dict[str, Any] = {
+            "case": case,
+            "copy": "yes" if verdict.copy else "no",
+            "closer than real": "yes" if verdict.alarm else "no",
         }
-        row: dict[str, Any] = {"case": case, **said}
-        for name, near in (("detail", v.image), ("features", v.feature)):
-            if near is not None:
-                row |= {
-                    f"nearest by {name}": near.case,
-                    f"distance, {name}": near.distance,
-                    f"threshold, {name}": near.threshold,
-                    f"closest real, {name}": near.closest_real,
-                }
+        for name, nearest in (("detail", verdict.image), ("features", verdict.feature)):
+            if nearest is not None:
+                row[f"nearest by {name}"] = nearest.case
+                row[f"distance, {name}"] = nearest.distance
+                row[f"threshold, {name}"] = nearest.threshold
+                row[f"closest real, {name}"] = nearest.closest_real
         rows.append(row)
     return pd.DataFrame(rows)

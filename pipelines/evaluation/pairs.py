@@ -16,18 +16,19 @@ NAMES = {
 }
 
 
-def pair_metrics(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> list[Metric]:
-    """Means over cases of rows case, region, metric, value; there is no floor without two scans of
-    one patient.
+def pair_metrics(rows: Sequence[Mapping[str, Any]], resamples: int, seed: int) -> list[Metric]:
+    """Return means over cases of rows with case, region, metric and value.
+
+    There is no baseline, because that would need two scans of one patient.
     """
-    found: list[Metric] = []
     if not rows:
-        return found
-    for (metric, region), part in pd.DataFrame(rows).groupby(["metric", "region"], sort=False):
+        return []
+    metrics = []
+    for (key, region), part in pd.DataFrame(rows).groupby(["metric", "region"], sort=False):
         values = part["value"].to_numpy(float)
-        name, better = NAMES[str(metric)]
-        low, high = bootstrap_mean(values, draws, seed)
-        found.append(
+        name, better = NAMES[str(key)]
+        low, high = bootstrap_mean(values, resamples, seed)
+        metrics.append(
             Metric(
                 "pairs",
                 f"{name}, {region}",
@@ -38,4 +39,4 @@ def pair_metrics(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> li
                 note=f"{len(values)} cases",
             )
         )
-    return found
+    return metrics

@@ -1,6 +1,4 @@
-"""A fixed random convolutional network: features without learned weights, the same on every
-machine.
-"""
+"""Fixed random convolutional network: features without learned weights, equal on all machines."""
 
 from __future__ import annotations
 
@@ -13,16 +11,14 @@ CHANNELS = (16, 24, 32)
 
 
 class RandomNetwork(nn.Module):
-    """Three random convolutions, each followed by halving; the mean and the SD of every channel are
-    the features.
+    """Three random convolutions, each followed by pooling; features are mean and SD of channels.
 
-    Random filters keep what tells textures and densities apart (Saxe et al. 2011); they know
-    nothing of anatomy. Biases are spread over the range of values, so that every part of the HU
-    scale moves some feature.
+    Random filters separate textures and densities (Saxe et al. 2011), but not anatomy. Biases are
+    spread over the range of values, so that every part of the HU scale moves some feature.
 
     Args:
         dimensions: 2 for slices `(N, 1, H, W)`, 3 for volumes `(N, 1, X, Y, Z)`, in [-1, 1].
-        seed: Of the weights; figures of other seeds are not comparable.
+        seed: Seed of the weights; metrics of different seeds cannot be compared.
     """
 
     def __init__(self, dimensions: int, seed: int = SEED) -> None:
@@ -44,12 +40,13 @@ class RandomNetwork(nn.Module):
             width = channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(N, 144)`."""
-        found, axes = [], tuple(range(2, 2 + self.dimensions))
+        """Return features `(N, 144)`."""
+        features = []
+        axes = tuple(range(2, 2 + self.dimensions))
         pool = F.avg_pool2d if self.dimensions == 2 else F.avg_pool3d
         for layer in self.layers:
             images = F.relu(layer(images))
-            found += [images.mean(axes), images.std(axes, correction=0)]
+            features += [images.mean(axes), images.std(axes, correction=0)]
             if min(images.shape[2:]) > 1:
                 images = pool(images, 2)
-        return torch.cat(found, 1)
+        return torch.cat(features, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,14 @@ from pipelines.evaluation.baselines import Metric, ResamplingPlan
 from pipelines.evaluation.density import density_metrics
 from pipelines.evaluation.diversity import diversity_metrics
 from pipelines.evaluation.extractors import Extractor, make_extractor
-from pipelines.evaluation.inputs import find_sets, read_attributes
+from pipelines.evaluation.inputs import TableValues, find_sets, read_table_values
 from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer, pair_fidelity
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.overlap import overlap_metrics
 from pipelines.evaluation.page import (
-    MIN_CONCLUSIVE,
     CopyReport,
+    ReportContent,
     copy_frame,
     draw_histogram,
     interpret_metric,
@@ -34,7 +35,7 @@ from pipelines.evaluation.page import (
 )
 from pipelines.evaluation.pairs import pair_metrics
 from pipelines.evaluation.realism import realism_metrics
-from pipelines.evaluation.text_effect import PredictedAttribute, text_metrics
+from pipelines.evaluation.text_effect import text_metrics
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
@@ -51,306 +52,318 @@ from util.web.figures import LUNG, Panel, save_slices_png
 log = logging.getLogger(__name__)
 
 RECORD = "evaluation.json"
-
 CACHE = "cache"
-
 PICTURES = "pictures"
-
-CLOSEST = 4  # pairs shown
-
+HISTOGRAM = "histogram.svg"
+MIN_CONCLUSIVE = 20  # volumes per set below which metrics are not interpreted
+PICTURED_PAIRS = 4  # the closest ones
 CONTROLS = {"shuffled": "shuffled prompts", "empty": "empty prompts"}
+
+Measurements = Mapping[str, Sequence[VolumeMeasurements]]  # by set
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Everything checked before volumes are measured."""
+    """Everything that is checked before volumes are measured.
+
+    Attributes:
+        options: The command's options.
+        out: Folder of the report.
+        sets: Sets by name, see `pipelines.evaluation.inputs.find_sets`.
+        table: Values of the real scans' table.
+        networks: 2D networks.
+        networks_3d: 3D networks.
+        measurer: Measures a volume.
+    """
 
     options: EvaluateOptions
     out: Path
-    sets: Mapping[
-        str, VolumeSet
-    ]  # real, synthetic, and where given train, shuffled, empty, again_<i>
-    attributes: Sequence[PredictedAttribute]
-    patients: Mapping[str, str]
+    sets: Mapping[str, VolumeSet]
+    table: TableValues
     networks: Sequence[Extractor]
     networks_3d: Sequence[Extractor]
     measurer: VolumeMeasurer
-    warnings: Sequence[str]
+
+    @classmethod
+    def from_options(cls, options: EvaluateOptions) -> EvaluationPlan:
+        """Find the sets and check that they can be compared.
+
+        Raises:
+            UserError: Something that the user gave does not fit.
+        """
+        m = options.measure
+        if not options.sets.out:
+            raise UserError("--out is not given; it is the folder for the report.")
+        out = Path(options.sets.out)
+        claim_folder(out, [RECORD, CACHE], overwrite=True)
+        sets = find_sets(options)
+        grid = _common_grid(options, sets)
+        table = read_table_values(options, sets)
+        device = make_device(m.gpu_ids)
+        networks = [make_extractor(c, device, 2) for c in m.extractor or ("random",)]
+        networks_3d = [make_extractor(c, device, 3) for c in m.extractor_3d or ("random",)]
+        for network in (*networks, *networks_3d):
+            log.info("Features by %s, sha256 %s", network.about, network.digest)
+        measurer = VolumeMeasurer(grid, networks, networks_3d, out / CACHE)
+        return cls(options, out, sets, table, networks, networks_3d, measurer)
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are volumes enough to put figures into words."""
-        return min(len(self.sets[name].files) for name in ("real", "synthetic")) >= MIN_CONCLUSIVE
+        """Whether there are enough volumes to interpret the metrics."""
+        smaller = min(len(self.sets["real"].files), len(self.sets["synthetic"].files))
+        return smaller >= MIN_CONCLUSIVE
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings for the page and the log."""
+        warnings = []
+        if not self.conclusive:
+            warnings.append(
+                f"{len(self.sets['real'].files)} real scans and "
+                f"{len(self.sets['synthetic'].files)} synthetic volumes allow no conclusion (at "
+                f"least {MIN_CONCLUSIVE} of each are needed): the metrics below only show that "
+                "everything runs."
+            )
+        if all(network.name == "random network" for network in self.networks):
+            warnings.append(
+                "The distances come from a network without learned weights. They rank models on "
+                "the same data, and cannot be compared with published values."
+            )
+        return warnings
 
 
-def make_plan(options: EvaluateOptions) -> EvaluationPlan:
-    """Finds the sets and checks that they can be compared; raises `UserError` before anything
-    long.
-    """
-    o, g, m = options.sets, options.grid, options.measure
-    out = _out_folder(o.out)
-    sets = find_sets(options)
-    spacing = common_spacing(sets["real"], sets["synthetic"], g.match)
+def _common_grid(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> ComparisonGrid:
+    """Return the grid and window that both sets are compared in."""
+    g = options.grid
+    real = sets["real"]
+    synthetic = sets["synthetic"]
+    spacing = common_spacing(real, synthetic, g.match)
     if g.hu_window[0] >= g.hu_window[1]:
         raise UserError(
             f"--hu_window is {g.hu_window[0]:g},{g.hu_window[1]:g}; the first must be below the "
             "second."
         )
-    window = common_window(sets["real"], sets["synthetic"], g.hu_window, g.match)
-    x, y, z = g.extent or map(float, median_extent(sets["real"]))
-    grid = ComparisonGrid(
+    window = common_window(real, synthetic, g.hu_window, g.match)
+    x, y, z = g.extent or map(float, median_extent(real))
+    return ComparisonGrid(
         g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label
     )
-    attributes, patients = read_attributes(options, sets)
-    device = make_device(m.gpu_ids)
-    networks, networks_3d = (
-        [make_extractor(c, device, d) for c in chosen or ("random",)]
-        for chosen, d in ((m.extractor, 2), (m.extractor_3d, 3))
-    )
-    for network in (*networks, *networks_3d):
-        log.info("Features by %s, sha256 %s", network.about, network.digest)
-    measurer = VolumeMeasurer(grid, networks, networks_3d, out / CACHE)
-    return EvaluationPlan(
-        options,
-        out,
-        sets,
-        attributes,
-        patients,
-        networks,
-        networks_3d,
-        measurer,
-        _warnings(sets, networks),
-    )
 
 
-def _out_folder(name: str) -> Path:
-    out = Path(name)
-    if not name:
-        raise UserError("--out is not given; it is the folder for the report.")
-    claim_folder(out, [RECORD, CACHE], overwrite=True)
-    return out
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Results of an evaluation.
 
+    Attributes:
+        measurements: Measurements of every volume by set.
+        metrics: All metrics but those of copies.
+        pair_rows: Rows of pairs.csv.
+        copies: The check for copies, where there are training scans.
+    """
 
-def _warnings(sets: Mapping[str, VolumeSet], networks: Sequence[Extractor]) -> list[str]:
-    n, made = (len(sets[name].files) for name in ("real", "synthetic"))
-    found = []
-    if min(n, made) < MIN_CONCLUSIVE:
-        found.append(
-            f"{n} real scans and {made} synthetic volumes allow no conclusion (at least {MIN_CONCLUSIVE} "
-            "of each are needed): the figures below only show that everything runs."
-        )
-    if all(network.name == "random network" for network in networks):
-        found.append(
-            "The distances come from a network without learned weights: they rank models on the "
-            "same data, and compare with no published figure."
-        )
-    return found
+    measurements: Measurements
+    metrics: Sequence[Metric]
+    pair_rows: Sequence[Mapping[str, Any]]
+    copies: CopyReport | None
 
 
 def measure_sets(plan: EvaluationPlan) -> dict[str, list[VolumeMeasurements]]:
-    """Every volume of every set in numbers; those measured before come from the cache."""
-    o = plan.options.sets
-    again = {"synthetic": o.segmented, "real": o.segmented_real}
+    """Measure every volume of every set; those measured before come from the cache."""
+    segmented = {
+        "synthetic": plan.options.sets.segmented,
+        "real": plan.options.sets.segmented_real,
+    }
     jobs = [(name, file) for name, volumes in plan.sets.items() for file in volumes.files]
-    found: dict[str, list[VolumeMeasurements]] = {name: [] for name in plan.sets}
+    measurements: dict[str, list[VolumeMeasurements]] = {name: [] for name in plan.sets}
     for name, file in tqdm(jobs, desc="measuring", unit="volume"):
-        segmented = _segmented(again.get(name, ""), file)
-        found[name].append(plan.measurer(file, segmented, plan.options.measure.resegment))
-    return found
+        mask = _segmented_file(segmented.get(name, ""), file)
+        measured = plan.measurer(file, mask, plan.options.measure.resegment)
+        measurements[name].append(measured)
+    return measurements
 
 
-def _segmented(folder: str, file: VolumeFile) -> Path | None:
+def _segmented_file(folder: str, file: VolumeFile) -> Path | None:
     if not folder:
         return None
-    path = next((p for p in sorted(Path(folder).glob(f"{file.case}.*")) if p.is_file()), None)
-    if path is None:
-        raise UserError(
-            f"--segmented: {folder} holds no mask of {file.case}. Add it, or leave the flag out."
-        )
-    return path
+    for path in sorted(Path(folder).glob(f"{file.case}.*")):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"--segmented: {folder} holds no mask of {file.case}. Add it, or leave the flag out."
+    )
 
 
 def network_digests(networks: Sequence[Extractor]) -> dict[str, str]:
-    """What their figures are called, and the digest that tells which can be compared."""
-    names = [n.name for n in networks]
-    return {n.name if names.count(n.name) == 1 else n.about: f"sha256 {n.digest}" for n in networks}
+    """Return the digest of each network by the name that its metrics carry."""
+    counts = Counter(network.name for network in networks)
+    digests = {}
+    for network in networks:
+        name = network.name if counts[network.name] == 1 else network.about
+        digests[name] = f"sha256 {network.digest}"
+    return digests
+
+
+def _show_progress(items: Iterable[Any]) -> Iterable[Any]:
+    return tqdm(items, desc="resampling", leave=False)
 
 
 def compute_metrics(
-    plan: EvaluationPlan, measured: Mapping[str, list[VolumeMeasurements]]
-) -> tuple[list[Metric], list[dict[str, Any]]]:
-    """All figures but those of copies, and the rows of the pairs."""
-    m, real, made = plan.options.measure, measured["real"], measured["synthetic"]
-    draws = ResamplingPlan.from_counts(len(real), len(made), m.draws, m.seed)
-
-    def progress(items: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(items, desc="drawing", leave=False)
-
-    flat, deep = (network_digests(group) for group in (plan.networks, plan.networks_3d))
-    figures = realism_metrics(real, made, draws, flat, deep, progress)
-    figures += density_metrics(real, made, draws)
-    grid, cache = plan.measurer.grid, plan.measurer.cache
-    rows = pair_fidelity(plan.sets["synthetic"], plan.sets["real"], grid, cache) if m.pairs else []
-    figures += pair_metrics(rows, m.draws, m.seed)
-    again = [group for name, group in measured.items() if name.startswith("again")]
-    figures += diversity_metrics(real, made, again, grid.window, m.seed)
-    figures += overlap_metrics(real, made, m.draws, m.seed)
-    sets = {
-        "volumes": made,
-        **{
-            f"volumes of {text}": measured[name]
-            for name, text in CONTROLS.items()
-            if name in measured
-        },
-    }
-    for attribute in plan.attributes:
-        figures += text_metrics(attribute, real, sets, m.draws, m.seed)
-    return figures, rows
+    plan: EvaluationPlan, measurements: Measurements, pair_rows: Sequence[Mapping[str, Any]]
+) -> list[Metric]:
+    """Return all metrics but those of copies."""
+    m = plan.options.measure
+    real = measurements["real"]
+    synthetic = measurements["synthetic"]
+    again = [volumes for name, volumes in measurements.items() if name.startswith("again")]
+    resampling = ResamplingPlan.from_counts(len(real), len(synthetic), m.draws, m.seed)
+    digests = network_digests(plan.networks)
+    digests_3d = network_digests(plan.networks_3d)
+    metrics = realism_metrics(real, synthetic, resampling, digests, digests_3d, _show_progress)
+    metrics += density_metrics(real, synthetic, resampling)
+    metrics += pair_metrics(pair_rows, m.draws, m.seed)
+    metrics += diversity_metrics(real, synthetic, again, plan.measurer.grid.window, m.seed)
+    metrics += overlap_metrics(real, synthetic, m.draws, m.seed)
+    sets = {"volumes": synthetic}
+    for name, text in CONTROLS.items():
+        if name in measurements:
+            sets[f"volumes of {text}"] = measurements[name]
+    for attribute in plan.table.attributes:
+        metrics += text_metrics(attribute, real, sets, m.draws, m.seed)
+    return metrics
 
 
-def find_copies(
-    plan: EvaluationPlan, measured: Mapping[str, list[VolumeMeasurements]]
-) -> CopyReport | None:
-    """The check for copies against the training scans, with pictures of the closest pairs."""
-    if "train" not in measured:
+def find_copies(plan: EvaluationPlan, measurements: Measurements) -> CopyReport | None:
+    """Check for copies of the training scans, and draw the closest pairs."""
+    if "train" not in measurements:
         return None
-    train, made = measured["train"], measured["synthetic"]
-    names = {v.case for v in train}
-    others = [v for v in measured["real"] if v.case not in names]
-
-    def arrays(group: Sequence[VolumeMeasurements]) -> tuple[Any, Any]:
-        return (
-            (np.stack([v.detail for v in group]), np.stack([v.whole[0] for v in group]))
-            if group
-            else (None, None)
-        )
-
-    image, features = arrays(train)
-    test_image, test_features = arrays(others)
+    train = measurements["train"]
+    synthetic = measurements["synthetic"]
+    training_cases = {v.case for v in train}
+    test = [v for v in measurements["real"] if v.case not in training_cases]
     check = CopyCheck.from_scans(
         [v.case for v in train],
-        image,
-        features,
-        test_image=test_image,
-        test_features=test_features,
-        patients=[plan.patients.get(v.case, v.case) for v in train],
+        _details(train),
+        _features(train),
+        test_image=_details(test) if test else None,
+        test_features=_features(test) if test else None,
+        patients=[plan.table.patients.get(v.case, v.case) for v in train],
     )
-    cases = [v.case for v in made]
-    verdicts = check(*arrays(made), sources=cases)
-    order = np.argsort([v.image.distance for v in verdicts])[:CLOSEST]
-    files = {name: {f.case: f for f in plan.sets[name].files} for name in ("synthetic", "train")}
+    cases = [v.case for v in synthetic]
+    verdicts = check(_details(synthetic), _features(synthetic), sources=cases)
+    synthetic_files = {file.case: file for file in plan.sets["synthetic"].files}
+    train_files = {file.case: file for file in plan.sets["train"].files}
     pictures = []
-    for i in order:
-        near = verdicts[i].image
+    for i in np.argsort([v.image.distance for v in verdicts])[:PICTURED_PAIRS]:
+        nearest = verdicts[i].image
         link = f"{PICTURES}/{safe_name(cases[i])}.png"
-        _draw_pair(
-            plan.out / link,
-            files["synthetic"][cases[i]],
-            files["train"][near.case],
-            plan.measurer.grid,
+        pair = {
+            "synthetic": synthetic_files[cases[i]],
+            "training scan": train_files[nearest.case],
+        }
+        _draw_pair(plan.out / link, pair, plan.measurer.grid)
+        caption = (
+            f"{cases[i]} and training scan {nearest.case}: distance {nearest.distance:.2f}, copy "
+            f"below {nearest.threshold:.2f}, closest real {nearest.closest_real:.2f}"
         )
-        pictures.append(
-            (
-                link,
-                f"{cases[i]} and training scan {near.case}: distance {near.distance:.2f}, copy "
-                f"below {near.threshold:.2f}, closest real {near.closest_real:.2f}",
-            )
-        )
+        pictures.append((link, caption))
     return CopyReport(cases, verdicts, check, pictures)
 
 
-def _draw_pair(path: Path, made: VolumeFile, scan: VolumeFile, grid: ComparisonGrid) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    panels = [
-        Panel(
-            title,
-            "ct",
-            on_grid(load_volume(file.path), grid.spacing, grid.extent).array,
-            (grid.spacing,) * 3,
-        )
-        for title, file in (("synthetic", made), ("training scan", scan))
-    ]
+def _details(volumes: Sequence[VolumeMeasurements]) -> np.ndarray:
+    return np.stack([v.detail for v in volumes])
+
+
+def _features(volumes: Sequence[VolumeMeasurements]) -> np.ndarray:
+    return np.stack([v.whole[0] for v in volumes])
+
+
+def _draw_pair(path: Path, files: Mapping[str, VolumeFile], grid: ComparisonGrid) -> None:
+    panels = []
+    for title, file in files.items():
+        volume = on_grid(load_volume(file.path), grid.spacing, grid.extent)
+        panels.append(Panel(title, "ct", volume.array, (grid.spacing,) * 3))
     with atomic_path(path) as part:
         save_slices_png(part, panels, window=LUNG, dpi=80)
 
 
-def write_outputs(
-    plan: EvaluationPlan,
-    measured: Mapping[str, list[VolumeMeasurements]],
-    figures: Sequence[Metric],
-    rows: Sequence[Mapping[str, Any]],
-    copies: CopyReport | None,
-) -> Path:
-    """figures.csv, volumes.csv, pairs.csv, memorisation.csv, evaluation.json and report.html."""
-    out, grid = plan.out, plan.measurer.grid
-    tables = {
-        "figures": pd.DataFrame(
-            [f.row() | {"reading": interpret_metric(f) if plan.conclusive else ""} for f in figures]
-        ),
-        "volumes": pd.DataFrame(
-            [
-                {"set": name, "case": v.case, **v.density, **v.overlap}
-                for name, group in measured.items()
-                for v in group
-            ]
-        ),
-        "pairs": pd.DataFrame(rows),
-        "memorisation": pd.DataFrame() if copies is None else copy_frame(copies),
-    }
-    for name, table in tables.items():
+def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
+    """Write figures.csv, volumes.csv, pairs.csv, memorisation.csv, evaluation.json and the page."""
+    out = plan.out
+    for name, table in _result_tables(plan, result).items():
         if len(table):
             with atomic_path(out / f"{name}.csv") as part:
                 table.to_csv(part, index=False)
-    draw_histogram(out / "histogram.svg", measured["real"], measured["synthetic"])
-    facts = {name: f"{len(s.files)} volumes, {s.root}" for name, s in plan.sets.items()} | {
-        "grid": f"{grid.spacing:.3g} mm, {' x '.join(f'{e:.0f}' for e in grid.extent)} mm, "
-        f"{grid.slices} slices a plane, "
-        f"{grid.window[0]:g} to {grid.window[1]:g} HU",
-        **{
-            f"network {i + 1}": f"{n.about}, sha256 {n.digest}"
-            for i, n in enumerate((*plan.networks, *plan.networks_3d))
-        },
-    }
-    options = to_dict(plan.options)
-    page = write_report(
-        out,
-        "Synthetic against real",
-        facts,
+    measurements = result.measurements
+    draw_histogram(out / HISTOGRAM, measurements["real"], measurements["synthetic"])
+    content = ReportContent(
+        _describe_inputs(plan),
         plan.warnings,
-        figures,
-        copies,
+        result.metrics,
+        result.copies,
         unmeasured_metrics(plan),
-        options,
-        "histogram.svg",
+        to_dict(plan.options),
         plan.conclusive,
     )
-    record = {
-        "facts": facts,
-        "warnings": list(plan.warnings),
-        "options": options,
-        "figures": [_plain(f.row()) for f in figures],
+    page = write_report(out, "Synthetic against real", content, HISTOGRAM)
+    record: dict[str, Any] = {
+        "facts": content.facts,
+        "warnings": content.warnings,
+        "options": content.options,
+        "figures": [_replace_nan(metric.row()) for metric in result.metrics],
     }
-    if copies is not None:
-        verdicts = dict(zip(copies.cases, copies.verdicts, strict=True))
+    if result.copies is not None:
+        verdicts = dict(zip(result.copies.cases, result.copies.verdicts, strict=True))
         record["memorisation"] = {
-            "copies": [c for c, v in verdicts.items() if v.copy],
-            "closer_than_real": [c for c, v in verdicts.items() if v.alarm],
+            "copies": [case for case, verdict in verdicts.items() if verdict.copy],
+            "closer_than_real": [case for case, verdict in verdicts.items() if verdict.alarm],
         }
     write_json(out / RECORD, record)
     return page
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for JSON, which knows no NaN."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+def _result_tables(plan: EvaluationPlan, result: EvaluationResult) -> dict[str, pd.DataFrame]:
+    figures = []
+    for metric in result.metrics:
+        reading = interpret_metric(metric) if plan.conclusive else ""
+        figures.append(metric.row() | {"reading": reading})
+    volumes = []
+    for name, measured in result.measurements.items():
+        for v in measured:
+            volumes.append({"set": name, "case": v.case, **v.density, **v.overlap})
+    return {
+        "figures": pd.DataFrame(figures),
+        "volumes": pd.DataFrame(volumes),
+        "pairs": pd.DataFrame(result.pair_rows),
+        "memorisation": pd.DataFrame() if result.copies is None else copy_frame(result.copies),
+    }
+
+
+def _describe_inputs(plan: EvaluationPlan) -> dict[str, str]:
+    """Return sets, grid and networks in words, for the page."""
+    grid = plan.measurer.grid
+    facts = {name: f"{len(s.files)} volumes, {s.root}" for name, s in plan.sets.items()}
+    facts["grid"] = (
+        f"{grid.spacing:.3g} mm, {' x '.join(f'{e:.0f}' for e in grid.extent)} mm, "
+        f"{grid.slices} slices per plane, {grid.window[0]:g} to {grid.window[1]:g} HU"
+    )
+    for number, network in enumerate((*plan.networks, *plan.networks_3d), start=1):
+        facts[f"network {number}"] = f"{network.about}, sha256 {network.digest}"
+    return facts
+
+
+def _replace_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row for JSON, which has no NaN."""
+    is_nan = {k: isinstance(v, float) and not np.isfinite(v) for k, v in row.items()}
+    return {k: None if is_nan[k] else v for k, v in row.items()}
 
 
 def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
-    """What was not measured, and what it needs."""
-    o, needs = plan.options.sets, []
+    """Return the metrics that are not computed, each with the input that it needs."""
+    o = plan.options.sets
+    needs = []
     if not o.train:
         needs.append("Memorisation: --train with the scans that the generator was trained on.")
-    if not plan.attributes:
+    if not plan.table.attributes:
         needs.append("Text effect: --column with a column of the real scans' table.")
     elif not (o.shuffled and o.empty):
         needs.append(
@@ -359,11 +372,10 @@ def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
         )
     if not o.again:
         needs.append("Diversity under new noise: --again with volumes of scripts/make_controls.py.")
-    if not plan.options.measure.pairs or not set(plan.sets["real"].cases) & set(
-        plan.sets["synthetic"].cases
-    ):
+    common_cases = set(plan.sets["real"].cases) & set(plan.sets["synthetic"].cases)
+    if not (plan.options.measure.pairs and common_cases):
         needs.append("Closeness to the own scan: real and synthetic volumes of the same names.")
-    if not any(f.mask for f in plan.sets["synthetic"].files):
+    if not any(file.mask for file in plan.sets["synthetic"].files):
         needs.append(
             "Faithfulness to the mask: --masks with the masks that the volumes were made from."
         )
@@ -371,16 +383,22 @@ def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
 
 
 def evaluate(options: EvaluateOptions) -> Path:
-    """Measures, compares and writes; returns the report."""
-    plan = make_plan(options)
+    """Measure and compare the sets, and write the report; return its page."""
+    plan = EvaluationPlan.from_options(options)
     for warning in plan.warnings:
         log.warning("%s", warning)
-    plan.measurer.cache.mkdir(parents=True, exist_ok=True)
-    measured = measure_sets(plan)
-    figures, rows = compute_metrics(plan, measured)
-    page = write_outputs(plan, measured, figures, rows, find_copies(plan, measured))
-    for figure in figures:
-        floor = f" (floor {figure.floor:.4g})" if np.isfinite(figure.floor) else ""
-        log.info("%s: %.4g%s", figure.name, figure.value, floor)
+    cache = plan.measurer.cache
+    cache.mkdir(parents=True, exist_ok=True)
+    measurements = measure_sets(plan)
+    pair_rows: list[dict[str, Any]] = []
+    if options.measure.pairs:
+        grid = plan.measurer.grid
+        pair_rows = pair_fidelity(plan.sets["synthetic"], plan.sets["real"], grid, cache)
+    metrics = compute_metrics(plan, measurements, pair_rows)
+    copies = find_copies(plan, measurements)
+    page = write_outputs(plan, EvaluationResult(measurements, metrics, pair_rows, copies))
+    for metric in metrics:
+        baseline = f" (baseline {metric.baseline:.4g})" if np.isfinite(metric.baseline) else ""
+        log.info("%s: %.4g%s", metric.name, metric.value, baseline)
     log.info("Report: %s", page)
     return page

@@ -1,14 +1,14 @@
-"""Whether the text shows in the picture: a predictor trained on real scans reads an attribute from
-synthetic ones.
+"""Effect of the text: attributes predicted from synthetic volumes by a model of real scans.
 
-The predictor is a linear one of regional HU figures (scikit-learn), cross-fitted: a scan, and
-whatever was made from its mask, is read by a predictor that has not seen that scan.
+The predictor is a linear one of regional HU statistics (scikit-learn). It is cross-fitted: a scan,
+and whatever was generated from its mask, is predicted by a model that was not fitted to that scan.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,107 +21,145 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipelines.evaluation.baselines import INTERVAL_PERCENTILES, Metric
+from pipelines.evaluation.baselines import (
+    INTERVAL_PERCENTILES,
+    Metric,
+    finite_mean,
+    finite_percentiles,
+)
 from pipelines.evaluation.measurements import VolumeMeasurements
 from util.cli import UserError, format_list
 
 FOLDS = 5
-MEASURES = {
-    True: ("rank correlation", "mean absolute error"),
-    False: ("AUC",),
-}  # of numbers, of categories
-MIN_SCANS = 5  # scans of a class, or with a number
-
-Row = Mapping[str, str]
+MIN_SCANS = 5  # of a class, or with a number
+RANK_CORRELATION = "rank correlation"
+ABSOLUTE_ERROR = "mean absolute error"
+AUC = "AUC"
 
 
 @dataclass(frozen=True)
 class PredictedAttribute:
-    """A column of the table: its values by case, and whether they are numbers."""
+    """A column of the table that is predicted from volumes.
+
+    Attributes:
+        column: Name of the column.
+        values: Its known values by case.
+        number: Whether they are numbers.
+    """
 
     column: str
     values: Mapping[str, str]
     number: bool
 
+    @classmethod
+    def from_values(
+        cls, column: str, values: Mapping[str, str], number: bool
+    ) -> PredictedAttribute:
+        """Take the known values of a column, without rare classes.
+
+        Raises:
+            UserError: Fewer than two values, or too few scans of them.
+        """
+        known = {case: value for case, value in values.items() if value}
+        distinct = sorted(set(known.values()))
+        if len(distinct) < 2:
+            raise UserError(
+                f"--column {column!r} has {len(distinct)} value{'s' if len(distinct) != 1 else ''} "
+                f"among the real scans ({format_list(distinct) or 'none'}); an effect needs two. "
+                "Choose another column."
+            )
+        if not number:
+            counts = Counter(known.values())
+            known = {case: v for case, v in known.items() if counts[v] >= MIN_SCANS}
+            distinct = sorted(set(known.values()))
+        if len(distinct) < 2 or len(known) < MIN_SCANS:
+            raise UserError(
+                f"--column {column!r}: at least two values with {MIN_SCANS} real scans each are "
+                f"needed, and {len(known)} scans with {len(distinct)} such values are there. "
+                "Choose another column, or more scans."
+            )
+        return cls(column, known, number)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Measures of how well the attribute is predicted."""
+        return (RANK_CORRELATION, ABSOLUTE_ERROR) if self.number else (AUC,)
+
     def target(self, cases: Sequence[str]) -> NDArray[Any]:
-        found = [self.values[case] for case in cases]
-        return np.array(found, float) if self.number else np.array(found)
+        """Return the values of cases `(n,)` as numbers or as classes."""
+        values = [self.values[case] for case in cases]
+        return np.array(values, float) if self.number else np.array(values)
 
 
-def make_attribute(column: str, values: Mapping[str, str], number: bool) -> PredictedAttribute:
-    """Known values of a column, rare classes left out.
+@dataclass(frozen=True)
+class Prediction:
+    """Predictions `(n, classes)` or `(n, 1)` for n cases and their true values `(n,)`."""
 
-    Raises:
-        UserError: Fewer than two values, or too few scans of them.
-    """
-    known = {case: v for case, v in values.items() if v}
-    kinds = sorted(set(known.values()))
-    if len(kinds) < 2:
-        raise UserError(
-            f"--column {column!r} has {len(kinds)} value{'s' if len(kinds) != 1 else ''} among the "
-            f"real scans ({format_list(kinds) or 'none'}); an effect needs two. Choose another column."
-        )
-    if not number:
-        known = {c: v for c, v in known.items() if list(known.values()).count(v) >= MIN_SCANS}
-        kinds = sorted(set(known.values()))
-    if len(kinds) < 2 or len(known) < MIN_SCANS:
-        raise UserError(
-            f"--column {column!r}: at least two values with {MIN_SCANS} real scans each are needed, "
-            f"and {len(known)} scans with {len(kinds)} such values are there. Choose another "
-            "column, or more scans."
-        )
-    return PredictedAttribute(column, known, number)
+    values: NDArray[np.float64]
+    truth: NDArray[Any]
 
 
 @dataclass(frozen=True)
 class AttributePredictor:
-    """Cross-fitted predictors of one attribute: `folds` of the real cases and the predictor that
-    has not seen them.
+    """Cross-fitted predictors of one attribute.
+
+    Attributes:
+        attribute: The attribute.
+        models: A predictor per fold.
+        unseen: The index of the model that was not fitted to a case, by case.
     """
 
     attribute: PredictedAttribute
     models: Sequence[Pipeline]
-    unseen: Mapping[str, int]  # case to the model that has not seen it
+    unseen: Mapping[str, int]
 
-    @staticmethod
+    @classmethod
     def from_scans(
-        attribute: PredictedAttribute, scans: Sequence[VolumeMeasurements], seed: int
+        cls, attribute: PredictedAttribute, scans: Sequence[VolumeMeasurements], seed: int
     ) -> AttributePredictor:
+        """Fit a predictor per fold of the real scans whose value is known."""
         known = [v for v in scans if v.case in attribute.values]
         cases = [v.case for v in known]
-        x, y = np.array([v.regional for v in known]), attribute.target(cases)
-        splitter = (KFold if attribute.number else StratifiedKFold)(
-            FOLDS, shuffle=True, random_state=seed
-        )
+        x = np.array([v.regional for v in known])
+        y = attribute.target(cases)
+        kind = KFold if attribute.number else StratifiedKFold
         models: list[Pipeline] = []
         unseen: dict[str, int] = {}
-        for k, (train, held) in enumerate(splitter.split(x, y)):
-            models.append(_predictor(attribute.number).fit(x[train], y[train]))
-            unseen |= {cases[i]: k for i in held}
-        return AttributePredictor(attribute, models, unseen)
+        splits = kind(FOLDS, shuffle=True, random_state=seed).split(x, y)
+        for fold, (train, held_out) in enumerate(splits):
+            models.append(_make_pipeline(attribute.number).fit(x[train], y[train]))
+            for i in held_out:
+                unseen[cases[i]] = fold
+        return cls(attribute, models, unseen)
 
-    def predict(self, volumes: Sequence[VolumeMeasurements]) -> tuple[list[str], NDArray[np.float64]]:
-        """Cases, and predictions `(n, classes)` or `(n, 1)`; a case that is no real scan is read by
-        all predictors.
+    def predict(self, volumes: Sequence[VolumeMeasurements]) -> Prediction:
+        """Predict the attribute of the volumes whose value is known.
+
+        A case that is not a real scan is predicted by the mean of all models.
         """
-        cases, made = [], []
-        for v in (v for v in volumes if v.case in self.attribute.values):
-            models = [self.models[self.unseen[v.case]]] if v.case in self.unseen else self.models
-            x = v.regional[None]
-            numbers = self.attribute.number
-            made.append(
-                np.mean(
-                    [m.predict(x)[:, None] if numbers else m.predict_proba(x) for m in models], 0
-                )[0]
-            )
-            cases.append(v.case)
-        return cases, np.array(made)
+        cases = []
+        values = []
+        for volume in volumes:
+            if volume.case not in self.attribute.values:
+                continue
+            models = self.models
+            if volume.case in self.unseen:
+                models = [self.models[self.unseen[volume.case]]]
+            by_model = [self._predict_one(model, volume.regional[None]) for model in models]
+            cases.append(volume.case)
+            values.append(np.mean(by_model, 0)[0])
+        return Prediction(np.array(values), self.attribute.target(cases))
+
+    def _predict_one(self, model: Pipeline, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.attribute.number:
+            return np.asarray(model.predict(x)[:, None])
+        return np.asarray(model.predict_proba(x))
 
     def score(self, measure: str, truth: NDArray[Any], predicted: NDArray[np.float64]) -> float:
-        """One of `MEASURES` of predictions against the truth; NaN where it is not defined."""
-        if measure == "mean absolute error":
+        """Return a measure of predictions against the truth; NaN where it is not defined."""
+        if measure == ABSOLUTE_ERROR:
             return float(mean_absolute_error(truth, predicted[:, 0]))
-        if measure == "rank correlation":
+        if measure == RANK_CORRELATION:
             varied = np.ptp(truth) > 0 and np.ptp(predicted) > 0
             return float(spearmanr(truth, predicted[:, 0]).statistic) if varied else float("nan")
         classes = self.models[0].classes_
@@ -132,7 +170,7 @@ class AttributePredictor:
         return float(roc_auc_score(truth, predicted, multi_class="ovo", labels=classes))
 
 
-def _predictor(number: bool) -> Pipeline:
+def _make_pipeline(number: bool) -> Pipeline:
     last = RidgeCV(np.logspace(-2, 4, 13)) if number else LogisticRegression(C=0.1, max_iter=2000)
     return make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), last)
 
@@ -141,89 +179,68 @@ def text_metrics(
     attribute: PredictedAttribute,
     real: Sequence[VolumeMeasurements],
     sets: Mapping[str, Sequence[VolumeMeasurements]],
-    draws: int,
+    resamples: int,
     seed: int,
 ) -> list[Metric]:
-    """How well an attribute is read from each set of synthetic volumes, beside real scans and
-    shuffled rows.
+    """Return how well an attribute is predicted from each set of synthetic volumes.
+
+    The ceiling is the prediction from real scans, the baseline that with shuffled rows.
 
     Args:
-        attribute: Of the cases' own rows.
-        real: Scans that the predictor learns from.
-        sets: Synthetic volumes by name: those of the own rows, and controls (shuffled prompts,
+        attribute: The attribute with the values of the cases' rows.
+        real: Scans that the predictor is fitted to.
+        sets: Synthetic volumes by name: those of the factual rows, and controls (shuffled prompts,
             empty prompts).
-        draws: Shuffles and bootstraps.
-        seed: Of the folds and the draws.
+        resamples: Number of shuffles and of bootstrap resamples.
+        seed: Seed of the folds and the resamples.
     """
-    reader = AttributePredictor.from_scans(attribute, real, seed)
-    cases, best = reader.predict(real)
-    found = []
-    for measure in MEASURES[attribute.number]:
-        ceiling = reader.score(measure, attribute.target(cases), best)
+    predictor = AttributePredictor.from_scans(attribute, real, seed)
+    best = predictor.predict(real)
+    metrics = []
+    for measure in attribute.measures:
+        ceiling = predictor.score(measure, best.truth, best.values)
         for name, volumes in sets.items():
-            found += _figure(
-                reader,
-                measure,
-                name,
-                volumes,
-                ceiling,
-                np.random.default_rng([seed, len(volumes)]),
-                draws,
-            )
-    return found
+            prediction = predictor.predict(volumes)
+            if len(prediction.truth) < 2:
+                continue
+            rng = np.random.default_rng([seed, len(volumes)])
+            title = f"{attribute.column} read from {name} ({measure})"
+            metric = _text_metric(predictor, measure, prediction, rng, resamples)
+            metrics.append(replace(metric, name=title, ceiling=ceiling))
+    return metrics
 
 
-def _figure(
-    reader: AttributePredictor,
+def _text_metric(
+    predictor: AttributePredictor,
     measure: str,
-    name: str,
-    volumes: Sequence[VolumeMeasurements],
-    ceiling: float,
+    prediction: Prediction,
     rng: np.random.Generator,
-    draws: int,
-) -> list[Metric]:
-    cases, predicted = reader.predict(volumes)
-    if len(cases) < 2:
-        return []
-    truth, n = reader.attribute.target(cases), len(cases)
-    shuffled = np.array(
-        [reader.score(measure, rng.permutation(truth), predicted) for _ in range(draws)]
-    )
-    again = [rng.integers(n, size=n) for _ in range(draws)]
-    low, high = _percentiles(
-        np.array([reader.score(measure, truth[i], predicted[i]) for i in again]), INTERVAL_PERCENTILES
-    )
-    error = measure == "mean absolute error"
-    floor = (
-        float(shuffled[np.isfinite(shuffled)].mean())
-        if np.isfinite(shuffled).any()
-        else float("nan")
-    )
-    note = f"{n} volumes" + (
-        "; density or texture that is off in all volumes alike counts here" if error else ""
-    )
-    title = f"{reader.attribute.column} read from {name} ({measure})"
-    edge = _percentiles(shuffled, (5 if error else 95,))[0]
-    return [
-        Metric(
-            "text",
-            title,
-            reader.score(measure, truth, predicted),
-            low,
-            high,
-            floor=floor,
-            floor_high=edge,
-            ceiling=ceiling,
-            better="low" if error else "high",
-            note=note,
-        )
-    ]
-
-
-def _percentiles(values: NDArray[np.float64], levels: Sequence[float]) -> list[float]:
-    finite = values[np.isfinite(values)]
-    return (
-        [float(v) for v in np.percentile(finite, levels)]
-        if finite.size
-        else [float("nan")] * len(levels)
+    resamples: int,
+) -> Metric:
+    """Return a measure of a prediction with its interval, and shuffled rows as baseline."""
+    truth = prediction.truth
+    predicted = prediction.values
+    n = len(truth)
+    shuffled = np.empty(resamples)
+    for i in range(resamples):
+        shuffled[i] = predictor.score(measure, rng.permutation(truth), predicted)
+    bootstrap = np.empty(resamples)
+    for i in range(resamples):
+        index = rng.integers(n, size=n)
+        bootstrap[i] = predictor.score(measure, truth[index], predicted[index])
+    low, high = finite_percentiles(bootstrap, INTERVAL_PERCENTILES)
+    is_error = measure == ABSOLUTE_ERROR
+    note = f"{n} volumes"
+    if is_error:
+        note += "; density or texture that is off in all volumes alike counts here"
+    return Metric(
+        "text",
+        measure,
+        predictor.score(measure, truth, predicted),
+        low,
+        high,
+        baseline=finite_mean(shuffled),
+        baseline_high=finite_percentiles(shuffled, (5 if is_error else 95,))[0],
+        better="low" if is_error else "high",
+        note=note,
     )

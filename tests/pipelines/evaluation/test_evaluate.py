@@ -1,6 +1,4 @@
-"""scripts/evaluate.py and scripts/make_controls.py as a user starts them: reports, restart, bad
-input.
-"""
+"""scripts/evaluate.py and scripts/make_controls.py as a user starts them."""
 
 from __future__ import annotations
 
@@ -36,7 +34,8 @@ def altered(
 ) -> Path:
     """The cohort's scans with a change, as a folder of volumes."""
     for path in sorted((cohort / "img").iterdir())[:cases]:
-        write_like(out / path.name, change(load_volume(path).array.astype(np.float32)), path, np.int16)
+        hu = load_volume(path).array.astype(np.float32)
+        write_like(out / path.name, change(hu), path, np.int16)
     return out
 
 
@@ -91,12 +90,12 @@ def report(cohort_dir: Path, made: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def figures(folder: Path) -> Any:
+def read_metrics(folder: Path) -> Any:
     return pd.read_csv(folder / "figures.csv").set_index("name")
 
 
 def test_a_report_holds_every_part(report: Path) -> None:
-    table = figures(report)
+    table = read_metrics(report)
     assert set(table["group"]) == {"realism", "planes", "hu", "pairs", "diversity", "mask", "text"}
     assert {f.name for f in report.iterdir()} >= {
         "report.html",
@@ -155,7 +154,7 @@ def test_a_set_against_itself_is_zero_and_training_scans_are_optional(
 ) -> None:
     done = run_evaluate(cohort_dir, cohort_dir / "img", tmp_path / "out")
     assert done.code == 0, done.text
-    table = figures(tmp_path / "out")
+    table = read_metrics(tmp_path / "out")
     zero = table[
         table["group"].isin(["realism", "planes"])
         | table.index.str.contains("minus real|Wasserstein")
@@ -204,10 +203,9 @@ def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -
     own = pd.read_csv(results / "volumes.csv", keep_default_na=False).query("kind == 'own'")
     assert tables["shuffled"]["prompt"].tolist() == own["prompt"].tolist()[::-1]
     assert tables["noise"]["seed"].tolist() == [1, 1]
-    same, other = (
-        load_volume(f / own["file"].iloc[0]).array for f in (results, tmp_path / "controls" / "noise")
-    )
-    assert same.shape == other.shape and not np.array_equal(same, other)
+    factual = load_volume(results / own["file"].iloc[0]).array
+    renewed = load_volume(tmp_path / "controls" / "noise" / own["file"].iloc[0]).array
+    assert factual.shape == renewed.shape and not np.array_equal(factual, renewed)
     assert len(find_set("--synthetic", str(results)).files) == 2  # own rows only
     refused(
         command("scripts/make_controls.py", tmp_path / "controls", *words, "--seed", "5"),
@@ -219,8 +217,7 @@ def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -
     )
 
 
-# --- bad input ------------------------------------------------------------------------------------
-# --------------------
+# --- bad input
 
 
 def test_other_spacing_is_refused_or_matched(cohort_dir: Path, tmp_path: Path) -> None:

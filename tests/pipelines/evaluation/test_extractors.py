@@ -10,9 +10,9 @@ import torch
 import torchvision.models as tv
 from monai.networks.nets import resnet10
 
+from pipelines.evaluation.distances import frechet
 from pipelines.evaluation.extractors import make_extractor
 from pipelines.evaluation.random_network import RandomNetwork
-from pipelines.evaluation.distances import frechet
 from util.cli import UserError
 
 CPU = torch.device("cpu")

@@ -1,17 +1,14 @@
-"""Figures of an evaluation against values known beforehand: distances, floors, HU, masks, text,
-copies.
-"""
+"""Metrics of an evaluation against known values: distances, baselines, HU, masks, text, copies."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import linalg
 
-from pipelines.evaluation.density import density_metrics, lung_density
-from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.diversity import diversity_metrics, ms_ssim
 from pipelines.evaluation.baselines import (
     Metric,
     ResamplingPlan,
@@ -19,6 +16,10 @@ from pipelines.evaluation.baselines import (
     centred_interval,
     compare_with_baseline,
 )
+from pipelines.evaluation.density import density_metrics, lung_density
+from pipelines.evaluation.detail import detail_vector
+from pipelines.evaluation.distances import FrechetDistance, KernelDistance, frechet
+from pipelines.evaluation.diversity import diversity_metrics, ms_ssim
 from pipelines.evaluation.measurements import (
     HU_BINS,
     PLANES,
@@ -29,9 +30,8 @@ from pipelines.evaluation.measurements import (
 from pipelines.evaluation.memorisation import CopyCheck, copy_threshold, leave_one_out
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.page import interpret_metric
-from pipelines.evaluation.distances import FrechetDistance, KernelDistance, frechet
 from pipelines.evaluation.realism import realism_metrics
-from pipelines.evaluation.text_effect import make_attribute, text_metrics
+from pipelines.evaluation.text_effect import PredictedAttribute, text_metrics
 from util.cli import UserError
 
 RNG = np.random.default_rng(0)
@@ -64,8 +64,7 @@ def group(
     return [measured(f"{prefix}{i}", rng, move, mean) for i in range(n)]
 
 
-# --- distances ------------------------------------------------------------------------------------
-# --------------------
+# --- distances
 
 
 @pytest.mark.parametrize("n, width", [(200, 8), (20, 40)])  # by eigenvalues, and by singular values
@@ -146,14 +145,14 @@ def test_one_vector_a_volume_is_the_usual_unbiased_estimator() -> None:
     assert distance(np.arange(12), np.arange(12, 21)) == pytest.approx(usual, rel=1e-9)
 
 
-def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
+def test_distances_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
     real = group(24)
     near, far = group(24, "made", 0.2, seed=1), group(24, "made", 1.0, seed=1)
-    draws = ResamplingPlan.from_counts(24, 24, 10, 0)
+    plan = ResamplingPlan.from_counts(24, 24, 10, 0)
     found = [
         {
             f.name: f
-            for f in realism_metrics(real, other, draws, {"net": "a"}, {"net3": "b"})
+            for f in realism_metrics(real, other, plan, {"net": "a"}, {"net3": "b"})
             if f.group == "realism"
         }
         for other in (real, near, far)
@@ -169,29 +168,29 @@ def test_figures_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
         same, one, two = (f[name].value for f in found)
         assert abs(same) < 1e-6 and one < two
         assert (
-            interpret_metric(found[2][name]) == "beyond the floor"
+            interpret_metric(found[2][name]) == "beyond the baseline"
             and found[2][name].low < two < found[2][name].high
         )
 
 
-# --- floors ---------------------------------------------------------------------------------------
-# --------------------
+# --- baselines
 
 
 def test_draws_take_halves_that_share_nothing() -> None:
-    draws = ResamplingPlan.from_counts(9, 3, 20, 1)
-    for one, two in draws.halves:
+    plan = ResamplingPlan.from_counts(9, 3, 20, 1)
+    for one, two in plan.halves:
         assert (
             len(one) == len(two) == 4
             and not set(one) & set(two)
             and set(one) | set(two) <= set(range(9))
         )
-    assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in draws.matched)
-    assert draws.halves[0][0].tolist() == ResamplingPlan.from_counts(9, 3, 20, 1).halves[0][0].tolist()
-    assert draws.halves[0][0].tolist() != ResamplingPlan.from_counts(9, 3, 20, 2).halves[0][0].tolist()
+    assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in plan.matched)
+    again, other = (ResamplingPlan.from_counts(9, 3, 20, seed) for seed in (1, 2))
+    assert plan.halves[0][0].tolist() == again.halves[0][0].tolist()
+    assert plan.halves[0][0].tolist() != other.halves[0][0].tolist()
 
 
-def test_floor_of_equal_sets_holds_their_distance() -> None:
+def test_baseline_of_equal_sets_holds_their_distance() -> None:
     values = np.concatenate(
         [
             RNG.normal(size=(40, 1, 3)),
@@ -200,15 +199,14 @@ def test_floor_of_equal_sets_holds_their_distance() -> None:
         ]
     )
     distance = FrechetDistance(values)
-    draws = ResamplingPlan.from_counts(40, 40, 60, 0)
-    equal = compare_with_baseline("realism", "equal", distance, draws)
-    assert (
-        equal.baseline * 0.3 < equal.matched < equal.baseline * 3 and equal.low < equal.value < equal.high
-    )
+    plan = ResamplingPlan.from_counts(40, 40, 60, 0)
+    equal = compare_with_baseline("realism", "equal", distance, plan)
+    assert equal.baseline * 0.3 < equal.matched < equal.baseline * 3
+    assert equal.low < equal.value < equal.high
     other = compare_with_baseline(
-        "realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), draws
+        "realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), plan
     )
-    assert other.matched > other.baseline_high and interpret_metric(other) == "beyond the floor"
+    assert other.matched > other.baseline_high and interpret_metric(other) == "beyond the baseline"
 
 
 def test_intervals_hold_the_value() -> None:
@@ -218,30 +216,32 @@ def test_intervals_hold_the_value() -> None:
     assert 1 <= low < 2 < high <= 3 and np.isnan(bootstrap_mean(np.array([1.0]), 100, 0)[0])
 
 
-def test_readings() -> None:
-    assert (
-        interpret_metric(Metric("hu", "x", -3.0, floor=2, floor_high=4, better="zero")) == "within the floor"
-    )
-    assert (
-        interpret_metric(Metric("hu", "x", -5.0, floor=2, floor_high=4, better="zero")) == "beyond the floor"
-    )
-    assert (
-        interpret_metric(Metric("text", "x", 0.7, floor=0.5, floor_high=0.6, better="high")) == "text shows"
-    )
-    assert (
-        interpret_metric(Metric("text", "x", 9.0, floor=9.5, floor_high=8.5, better="low"))
-        == "no more than chance"
-    )
-    assert interpret_metric(Metric("pairs", "x", 1.0)) == ""
+@pytest.mark.parametrize(
+    ("metric", "reading"),
+    [
+        (Metric("hu", "x", -3.0, baseline_high=4, better="zero"), "within the baseline"),
+        (Metric("hu", "x", -5.0, baseline_high=4, better="zero"), "beyond the baseline"),
+        (Metric("text", "x", 0.7, baseline_high=0.6, better="high"), "text shows"),
+        (Metric("text", "x", 9.0, baseline_high=8.5, better="low"), "no more than chance"),
+    ],
+)
+def test_readings(metric: Metric, reading: str) -> None:
+    assert interpret_metric(replace(metric, baseline=2.0)) == reading
+    assert interpret_metric(metric) == ""
 
 
-# --- HU -------------------------------------------------------------------------------------------
-# --------------------
+def test_tables_keep_their_column_names() -> None:
+    row = Metric("hu", "x", 1.0, baseline=2.0, baseline_high=3.0).row()
+    assert row["floor"] == 2.0 and row["floor_high"] == 3.0 and "baseline" not in row
 
 
-def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
+# --- HU
+
+
+def test_a_shift_of_30_hu_moves_the_metrics_by_30() -> None:
     real, made = group(6, seed=3), group(6, "made", mean=-820.0, seed=3)
-    found = {f.name: f for f in density_metrics(real, made, ResamplingPlan.from_counts(6, 6, 20, 0))}
+    plan = ResamplingPlan.from_counts(6, 6, 20, 0)
+    found = {f.name: f for f in density_metrics(real, made, plan)}
     for name in (
         "Lung histogram, Wasserstein-1 (HU)",
         "Mean lung attenuation (HU), synthetic minus real",
@@ -252,9 +252,7 @@ def test_a_shift_of_30_hu_moves_the_figures_by_30() -> None:
     gates = [f.value for name, f in found.items() if "lung median" in name]
     assert gates == [1.0, 1.0]
     itself = {
-        f.name: f.value
-        for f in density_metrics(real, real, ResamplingPlan.from_counts(6, 6, 20, 0))
-        if "lung median" not in f.name
+        f.name: f.value for f in density_metrics(real, real, plan) if "lung median" not in f.name
     }
     assert set(itself.values()) == {0.0}
 
@@ -265,7 +263,6 @@ def test_volumes_without_lungs_are_left_out() -> None:
 
 
 # --- masks, diversity, text
-# -------------------------------------------------------------------------------------------
 
 
 def test_overlap_of_shifted_lungs() -> None:
@@ -290,9 +287,8 @@ def test_ms_ssim_and_volumes_that_are_all_alike() -> None:
         VolumeMeasurements(**{**vars(v), "small": real[0].small}) for v in group(5, seed=5)
     ]
     pairs, again = diversity_metrics(real, collapsed, [collapsed], (-1000, 400), 0)
-    assert (
-        pairs.value == pytest.approx(1, abs=1e-3) and interpret_metric(pairs) == "more alike than real pairs"
-    )
+    assert pairs.value == pytest.approx(1, abs=1e-3)
+    assert interpret_metric(pairs) == "more alike than real pairs"
     assert again.value == pytest.approx(1, abs=1e-3)
 
 
@@ -304,7 +300,7 @@ def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:
         rng = np.random.default_rng(seed)
         return [measured(case, rng, mean=means[v]) for case, v in values.items()]
 
-    attribute = make_attribute("SMOKING", rows, False)
+    attribute = PredictedAttribute.from_values("SMOKING", rows, False)
     rng = np.random.default_rng(9)
     shuffled = dict(zip(rows, rng.permutation(list(rows.values())), strict=True))
     sets = {
@@ -314,40 +310,32 @@ def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:
     }
     text, empty, other = text_metrics(attribute, volumes(rows, 0), sets, 40, 0)
     assert text.value > 0.95 and text.ceiling > 0.95 and interpret_metric(text) == "text shows"
-    assert 0.25 < empty.value < 0.75 and 0.2 < other.value < 0.8 and 0.4 < text.floor < 0.6
+    assert 0.25 < empty.value < 0.75 and 0.2 < other.value < 0.8 and 0.4 < text.baseline < 0.6
 
 
 def test_numbers_are_read_by_their_error() -> None:
-    rows = {f"case{i}": str(40 + i) for i in range(40)}
+    ages = {f"case{i}": str(40 + i) for i in range(40)}
+    attribute = PredictedAttribute.from_values("AGE", ages, True)
     rng = np.random.default_rng(0)
-    scans = [measured(case, rng, mean=-900 + float(age)) for case, age in rows.items()]
-    order, error = text_metrics(make_attribute("AGE", rows, True), scans, {"volumes": scans}, 20, 0)
-    assert (
-        error.better == "low" and error.value < 5 < error.floor and interpret_metric(error) == "text shows"
-    )
-    assert (
-        order.value > 0.9 > order.floor_high
-        and abs(order.floor) < 0.2
-        and interpret_metric(order) == "text shows"
-    )
-    lighter = [measured(case, rng, mean=-1000 + float(age)) for case, age in rows.items()]
-    order, error = text_metrics(
-        make_attribute("AGE", rows, True), scans, {"volumes": lighter}, 20, 0
-    )
-    assert (
-        order.value > 0.9 and error.value > 20
-    )  # what is off in all volumes alike moves the error alone
+    scans = [measured(case, rng, mean=-900 + float(age)) for case, age in ages.items()]
+    order, error = text_metrics(attribute, scans, {"volumes": scans}, 20, 0)
+    assert error.better == "low" and error.value < 5 < error.baseline
+    assert order.value > 0.9 > order.baseline_high and abs(order.baseline) < 0.2
+    assert interpret_metric(error) == interpret_metric(order) == "text shows"
+    lighter = [measured(case, rng, mean=-1000 + float(age)) for case, age in ages.items()]
+    order, error = text_metrics(attribute, scans, {"volumes": lighter}, 20, 0)
+    # An offset of all volumes moves the error alone.
+    assert order.value > 0.9 and error.value > 20
 
 
 def test_columns_without_two_values_are_refused() -> None:
     with pytest.raises(UserError, match=r"'SEX' has 1 value .*needs two"):
-        make_attribute("SEX", {"a": "F", "b": "F", "c": ""}, False)
+        PredictedAttribute.from_values("SEX", {"a": "F", "b": "F", "c": ""}, False)
     with pytest.raises(UserError, match=r"'SEX': at least two values with 5"):
-        make_attribute("SEX", {**{f"a{i}": "F" for i in range(9)}, "b": "M"}, False)
+        PredictedAttribute.from_values("SEX", {**{f"a{i}": "F" for i in range(9)}, "b": "M"}, False)
 
 
-# --- copies ---------------------------------------------------------------------------------------
-# --------------------
+# --- copies
 
 
 def lungs_of(seed: int) -> NDArray[np.float32]:
@@ -386,11 +374,12 @@ def test_copies_are_found_and_strangers_in_the_same_mask_are_not() -> None:
 
 def test_left_out_scans_are_compared_as_new_ones_are() -> None:
     train = RNG.normal(size=(7, 30)) + 1
-    found = leave_one_out(train)
+    distances = leave_one_out(train)
     for i in range(7):
         rest = np.delete(train, i, 0)
-        fresh = CopyCheck.from_scans([str(k) for k in range(6)], rest).image.distances(train[i : i + 1])[0]
-        assert np.allclose(np.delete(found[i], i), fresh, atol=1e-5)
+        check = CopyCheck.from_scans([str(k) for k in range(6)], rest)
+        fresh = check.image.distances(train[i : i + 1])[0]
+        assert np.allclose(np.delete(distances[i], i), fresh, atol=1e-5)
 
 
 def test_features_find_copies_that_lie_elsewhere_but_not_those_of_the_own_mask() -> None:
