@@ -32,8 +32,8 @@ def results(
     o: DiffusionBenchmarkCommand, name: str, sampling: SamplingOptions, edit: EditOptions
 ) -> Path:
     """A folder of results, as test.py makes them."""
-    varied = tuple(f"{c}={','.join(VARIED[c])}" for c in o.proof.columns or VARIED)
-    output = OutputOptions(results_dir=f"{o.proof.OUT}/{name}", overwrite=True, page=edit.edit_real)
+    varied = tuple(f"{c}={','.join(VARIED[c])}" for c in o.benchmark.columns or VARIED)
+    output = OutputOptions(results_dir=f"{o.benchmark.OUT}/{name}", overwrite=True, page=edit.edit_real)
     return test.generate_cohort(
         TestOptions(o.source, o.model, InterventionOptions(vary=varied), sampling, edit, output)
     )
@@ -76,25 +76,25 @@ def edit_figures(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     o = parse(DiffusionBenchmarkCommand, __doc__ or "", argv)
-    if not o.proof.OUT:
+    if not o.benchmark.OUT:
         raise UserError("--OUT is not given; it is the folder for results and figures.")
-    if unknown := sorted(set(o.proof.columns) - set(VARIED)):
+    if unknown := sorted(set(o.benchmark.columns) - set(VARIED)):
         raise UserError(f"--columns is {unknown[0]!r}; it must be one of: {', '.join(VARIED)}.")
     phantoms = PhantomCohort.from_folder(Path(o.source.dataroot))
     found: dict[int, Any] = {}
-    for steps in o.proof.steps:
+    for steps in o.benchmark.steps:
         folder = results(
             o, f"steps_{steps}", replace(o.sampling, sampling_steps=steps), EditOptions()
         )
         found[steps] = effects_of(folder, phantoms)
     edits = edit_figures(results(o, "edits", o.sampling, replace(o.edit, edit_real=True)), phantoms)
     figures: dict[str, Any] = {"effects": found, "steps": compare_steps(found), "edits": edits}
-    write_json(Path(o.proof.OUT) / "figures.json", figures)
+    write_json(Path(o.benchmark.OUT) / "figures.json", figures)
     for column, by_steps in figures["steps"].items():
         log.info(
             "%s: lung effects differ from those of %d steps by %s.",
             column,
-            o.proof.steps[-1],
+            o.benchmark.steps[-1],
             ", ".join(f"{100 * v:.0f} %% (%s)" % k for k, v in by_steps.items()),
         )
     for what, effects in (

@@ -23,10 +23,11 @@ from models.base_model import (
     Tiler,
 )
 from models.diffusion.latent_space import LatentSpace, PixelSpace
-from models.diffusion.noise_schedule import FLOWS, SCHEDULES, DiffusionSampler, NoiseSchedule
+from models.diffusion.noise_schedule import DiffusionSampler, NoiseSchedule
 from models.networks.denoiser import Denoiser
 from models.networks.generator import size_multiple
 from models.text.base_encoder import TextEmbedding
+from options.checks import check_patch_size, check_sampling
 from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
@@ -78,38 +79,13 @@ class DiffusionModel(GenerativeModel):
         self.set_sampling(SamplingOptions())
 
     def make_space(self, options: TrainOptions) -> PixelSpace:
-        if options.diffusion.autoencoder:
-            raise UserError(
-                "--autoencoder is for --model latent_diffusion; --model diffusion works on voxels. "
-                "Leave the flag out, or choose the other model."
-            )
+        """Return the space that noise is added in."""
         return PixelSpace()
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         default = replace(DEFAULT, sampler="euler" if self.schedule.flow else "ddim")
         self.sampling = sampling.over(self.options.sampling.over(default))
-        self._check(self.sampling)
-
-    def _check(self, sampling: SamplingOptions) -> None:
-        diffusion = self.options.diffusion
-        fitting = FLOWS if self.schedule.flow else SCHEDULES
-        if sampling.sampler not in fitting:
-            raise UserError(
-                f"--sampler is {sampling.sampler}; with --diffusion_target "
-                f"{diffusion.diffusion_target} it must be one of: {', '.join(fitting)}."
-            )
-        if (sampling.sampling_steps or 0) > diffusion.diffusion_steps:
-            raise UserError(
-                f"--sampling_steps is {sampling.sampling_steps}; the run's schedule has "
-                f"{diffusion.diffusion_steps} (--diffusion_steps). Use at most so many."
-            )
-        for name, dropout in (("guidance", "text_dropout"), ("guidance_mask", "mask_dropout")):
-            if getattr(sampling, name) != 1 and not getattr(diffusion, dropout):
-                raise UserError(
-                    f"--{name} is {getattr(sampling, name):g}, but training had --{dropout} 0, so "
-                    f"the model does not know how to do without. Use --{name} 1, or train with "
-                    f"--{dropout} 0.1."
-                )
+        check_sampling(self.options.diffusion, self.sampling)
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
         parameters = list(self.raw["G"].parameters())
@@ -122,7 +98,7 @@ class DiffusionModel(GenerativeModel):
         mask = self.space.reduce(batch["mask"])
         coords = self.space.reduce(batch["coords"])
         time, terminal, text_drop, mask_drop = batch["draws"].unbind(1)
-        t = schedule.time(time, terminal)
+        t = schedule.training_times(time, terminal)
         alpha, sigma = schedule.alpha_sigma(t)
         c_skip, c_out = schedule.preconditioning(t)
         x_t = append_dims(alpha) * x0 + append_dims(sigma) * eps
@@ -183,7 +159,7 @@ class DiffusionModel(GenerativeModel):
         return guided
 
     def _times(self, start: float = 1.0) -> list[float]:
-        return self.schedule.times(
+        return self.schedule.sampling_times(
             int(self.sampling.sampling_steps or 1), float(self.sampling.time_shift or 1), start
         )
 
@@ -233,21 +209,5 @@ class LatentDiffusionModel(DiffusionModel):
 
     def make_space(self, options: TrainOptions) -> PixelSpace:
         space = LatentSpace(Path(options.diffusion.autoencoder), options.data.hu_window)
-        multiple = 2 * size_multiple(options.generator) * space.factor  # tiles overlap by half
-        if any(s % multiple for s in options.patch.patch_size):
-            size, good = (
-                ",".join(map(str, v))
-                for v in (
-                    options.patch.patch_size,
-                    [
-                        max(multiple, round(s / multiple) * multiple)
-                        for s in options.patch.patch_size
-                    ],
-                )
-            )
-            raise UserError(
-                f"--patch_size is {size}; the autoencoder makes {space.factor} voxels one, and "
-                f"with {options.generator.n_downsample_global} halvings every side must be a "
-                f"multiple of {multiple}. The nearest that works: --patch_size {good}."
-            )
+        check_patch_size(options, space.factor)
         return space

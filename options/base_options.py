@@ -9,24 +9,22 @@ from options.parser import flag
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the cohort is and how it is read."""
+    """The cohort and how it is read."""
 
     dataroot: str = flag(
         "",
-        "Folder with img/, gtlung/, clinical.csv or .xlsx, and optionally splits.json, prompts.csv.",
+        "Folder with img/, gtlung/, clinical.csv or .xlsx; optionally splits.json, prompts.csv.",
     )
     template: str = flag(
-        "auto", "How rows become text: aiib23, osic, auto (COLUMN is VALUE), or a YAML file."
+        "auto", "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file."
     )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag(
-        "", "Table column that names the patient, so that one patient never is in two splits."
+        "", "Table column that names the patient; all scans of a patient go into one split."
     )
     lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
     airway_label: int = flag(3, "Mask label of the airways.")
-    max_labels: int = flag(
-        16, "More different mask labels than this are an error.", low=2, high=255
-    )
+    max_labels: int = flag(16, "Most different labels that a mask may hold.", low=2, high=255)
     spacing: tuple[float, float, float] | None = flag(
         None,
         "Voxel size in mm to resample to (linear for CT, nearest for masks).",
@@ -36,18 +34,18 @@ class DataOptions:
     hu_window: tuple[float, float] = flag(
         (-1000.0, 400.0), "HU mapped linearly to -1 and 1.", low=-4000, high=8000
     )
-    strict: bool = flag(False, "Make scans without a row, and rows without a scan, an error.")
-    cache_dir: str = flag("", "Where prepared volumes are kept (empty: cache/ beside the run).")
-    splits: str = flag("", "File of splits to obey instead of the dataroot's splits.json.")
+    strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
+    cache_dir: str = flag("", "Folder of prepared volumes (empty: cache/ in the run's folder).")
+    splits: str = flag("", "File of splits to use instead of the dataroot's splits.json.")
     permute: tuple[str, ...] = flag(
         (),
-        "Shuffle this column over the training cases by --seed, as a negative control; may be "
-        "repeated: the columns then move together.",
+        "Shuffle this column over the training cases by --seed, as a negative control. May be "
+        "repeated; the columns are then shuffled together.",
     )
     resample: bool = flag(
         False, "Draw the training patients with replacement (bootstrap) by --seed."
     )
-    fold: str = flag("", "Leave fold k of K training patients out, as k/K (cross-fitting).")
+    fold: str = flag("", "Leave out fold k of K training patients, given as k/K (cross-fitting).")
 
 
 @dataclass(frozen=True)
@@ -61,20 +59,20 @@ class PatchOptions:
     )
     lung_patch_prob: float = flag(
         0.8,
-        "Share of patches centred on a lung voxel; the others lie anywhere.",
+        "Probability that a patch is centred on a lung voxel; others lie anywhere.",
         low=0,
         high=1,
         old_names=("lung_share",),
     )
     augment: float = flag(
         0.0,
-        "Share of patches turned and scaled by at most 5 degrees and 5 %; never flipped. It "
-        "smooths noise a little.",
+        "Probability that a patch is rotated by up to 5 degrees and scaled by up to 5 %; "
+        "patches are never flipped. Interpolation smooths noise a little.",
         low=0,
         high=1,
     )
     num_workers: int = flag(
-        0, "Processes that prepare patches, beside each training process.", low=0, high=64
+        0, "Worker processes that load patches, per training process.", low=0, high=64
     )
 
 
@@ -90,7 +88,7 @@ class TextOptions:
     text_revision: str = flag("", "Revision of a hub model.")
     text_mode: str = flag(
         "phrases",
-        "One token a phrase, or the encoder's own tokens.",
+        "phrases: one token per phrase; sentence: the encoder's own tokens.",
         choices=("phrases", "sentence"),
     )
     medclip_bert: str = flag(
@@ -98,23 +96,23 @@ class TextOptions:
     )
     whitening: float = flag(
         0.25,
-        "How far the spread of the training phrases is evened out (0: not, 0.5: equal in all "
-        "directions).",
+        "Exponent of the whitening of phrase embeddings (0: none, 0.5: the training phrases "
+        "spread equally in all directions).",
         low=0,
         high=0.5,
     )
     number_tokens: bool = flag(
         True,
-        "Give a number's size beside the text of its phrase, so that unseen values lie between "
-        "seen ones.",
+        "Embed a number's size beside the text of its phrase, so that unseen values lie "
+        "between seen ones.",
     )
     text_relevance: bool = flag(
         True,
-        "Weigh columns by how far the training scans determine what they do, and scans by how much "
-        "their rows tell.",
+        "Down-weight columns with little evidence in the training scans, and scans whose rows "
+        "explain little.",
     )
     attribute_dropout: float = flag(
-        0.0, "Probability with which training leaves out each phrase.", low=0, high=0.9
+        0.0, "Probability of leaving out each phrase in training.", low=0, high=0.9
     )
     shuffle_phrases: bool = flag(
         False, "Shuffle the order of phrases in training (matters for sentences only)."

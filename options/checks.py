@@ -1,30 +1,62 @@
-"""Rules between flags, checked before any long work starts."""
+"""Rules between flags, checked once, before any long work starts."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from options.diffusion_options import (
+    FLOW_SAMPLERS,
+    SCHEDULE_SAMPLERS,
+    DiffusionOptions,
+    SamplingOptions,
+)
 from options.train_options import TrainOptions
 from util.cli import UserError, world_size
 
 
 def check_train_options(options: TrainOptions) -> None:
-    """Raises `UserError` where flags do not go together."""
-    check_diffusion(options)
-    g, optim, low_high = options.generator, options.optim, options.data.hu_window
-    stride = 2 ** (g.n_downsample_global + g.n_local_enhancers)
-    multiple = 2 * stride  # tiles overlap by half, and each must start on a multiple of the stride
+    """Raise `UserError` where flags of train.py do not go together."""
+    if "diffusion" in options.generator.model:
+        check_diffusion(options)
+    check_patch_size(options)
+    low, high = options.data.hu_window
+    if low >= high:
+        raise UserError(f"--hu_window is {low:g},{high:g}; the first must be below the second.")
+    _check_optimisation(options)
+    if len(options.run.val_effect) > 1:
+        raise UserError(
+            f"--val_effect is given {len(options.run.val_effect)} times; the effect of one "
+            "attribute can be tracked. Give it once."
+        )
+    _check_losses(options)
+
+
+def check_patch_size(options: TrainOptions, factor: int = 1) -> None:
+    """Raise `UserError` where the network cannot halve patches, or tiles half a patch apart.
+
+    Args:
+        options: Patch size and number of halvings.
+        factor: Voxels along one side of a latent of the autoencoder.
+    """
+    g = options.generator
     size = options.patch.patch_size
-    if any(s % multiple for s in size):
-        good = ",".join(str(max(multiple, round(s / multiple) * multiple)) for s in size)
-        raise UserError(
-            f"--patch_size is {','.join(map(str, size))}; with {g.n_downsample_global} halvings "
-            f"and {g.n_local_enhancers} local enhancers every side must be a multiple of "
-            f"{multiple}, so that half of it can be halved as often. The nearest that works: "
-            f"--patch_size {good}."
-        )
-    if low_high[0] >= low_high[1]:
-        raise UserError(
-            f"--hu_window is {low_high[0]:g},{low_high[1]:g}; the first must be below the second."
-        )
+    # Tiles overlap by half, and each must start on a multiple of the network's stride.
+    multiple = 2 * factor * 2 ** (g.n_downsample_global + g.n_local_enhancers)
+    if all(side % multiple == 0 for side in size):
+        return
+    good = ",".join(str(max(multiple, round(side / multiple) * multiple)) for side in size)
+    causes = [f"{g.n_downsample_global} halvings", f"{g.n_local_enhancers} local enhancers"]
+    if factor > 1:
+        causes[1] = f"an autoencoder that makes {factor} voxels one"
+    raise UserError(
+        f"--patch_size is {','.join(map(str, size))}; with {causes[0]} and {causes[1]} every side "
+        f"must be a multiple of {multiple}, so that half of it can be halved as often. The nearest "
+        f"that works: --patch_size {good}."
+    )
+
+
+def _check_optimisation(options: TrainOptions) -> None:
+    optim = options.optim
     world = world_size()
     if optim.batch_size % (world * optim.gradient_accumulation):
         raise UserError(
@@ -33,31 +65,30 @@ def check_train_options(options: TrainOptions) -> None:
         )
     if optim.max_steps == 0 and optim.niter + optim.niter_decay == 0:
         raise UserError("--niter, --niter_decay and --max_steps are all 0; give one of them.")
-    if optim.load_global and not g.n_local_enhancers:
+    if optim.load_global and not options.generator.n_local_enhancers:
         raise UserError(
             "--load_global is for local enhancers; give --n_local_enhancers 1 or more with it."
         )
-    if len(options.run.val_effect) > 1:
-        raise UserError(
-            f"--val_effect is given {len(options.run.val_effect)} times; one attribute can be "
-            "followed."
-        )
-    weights = options.loss
-    if not (
-        weights.lambda_gan or weights.lambda_feat or weights.lambda_l1 or weights.lambda_perceptual
-    ):
+
+
+def _check_losses(options: TrainOptions) -> None:
+    loss = options.loss
+    if not (loss.lambda_gan or loss.lambda_feat or loss.lambda_l1 or loss.lambda_perceptual):
         raise UserError(
             "All loss weights (--lambda_gan, _feat, _l1, _perceptual) are 0; give one of them."
+        )
+    file = loss.perceptual_weights
+    if loss.lambda_perceptual and file and not Path(file).is_file():
+        raise UserError(
+            f"--perceptual_weights is {file}, which is not there. Give the file of torchvision's "
+            "VGG19 weights, or set --lambda_perceptual 0."
         )
 
 
 def check_diffusion(options: TrainOptions) -> None:
-    """Raises `UserError` where flags of a diffusion model do not go together; what a run samples
-    with is checked by it.
-    """
-    g, d = options.generator, options.diffusion
-    if "diffusion" not in g.model:
-        return
+    """Raise `UserError` where flags of a diffusion model do not go together."""
+    g = options.generator
+    d = options.diffusion
     if g.n_local_enhancers:
         raise UserError(
             f"--n_local_enhancers is {g.n_local_enhancers}; they belong to --model pix2pixhd. Use "
@@ -69,3 +100,46 @@ def check_diffusion(options: TrainOptions) -> None:
             "--zero_snr lets the schedule end there. Use --diffusion_target v or flow, or "
             "--no-zero_snr."
         )
+    if g.model == "diffusion" and d.autoencoder:
+        raise UserError(
+            "--autoencoder is for --model latent_diffusion; --model diffusion works on voxels. "
+            "Leave the flag out, or choose the other model."
+        )
+    if g.model == "latent_diffusion" and not Path(d.autoencoder).is_file():
+        problem = f"{d.autoencoder}, which is not there" if d.autoencoder else "not given"
+        raise UserError(
+            f"--autoencoder is {problem}; --model latent_diffusion needs the file of weights that "
+            "scripts/train_autoencoder.py wrote, or one of your own."
+        )
+    check_sampling(d, options.sampling)
+
+
+def check_sampling(diffusion: DiffusionOptions, sampling: SamplingOptions) -> None:
+    """Raise `UserError` where a diffusion model cannot sample with these settings.
+
+    Args:
+        diffusion: The run's training; its model decides which settings work.
+        sampling: The settings; None stands for a default, which always works.
+    """
+    flow = diffusion.diffusion_target == "flow"
+    samplers = FLOW_SAMPLERS if flow else SCHEDULE_SAMPLERS
+    if sampling.sampler is not None and sampling.sampler not in samplers:
+        raise UserError(
+            f"--sampler is {sampling.sampler}; with --diffusion_target "
+            f"{diffusion.diffusion_target} it must be one of: {', '.join(samplers)}."
+        )
+    if (sampling.sampling_steps or 0) > diffusion.diffusion_steps:
+        raise UserError(
+            f"--sampling_steps is {sampling.sampling_steps}; the run's schedule has "
+            f"{diffusion.diffusion_steps} (--diffusion_steps). Use at most so many."
+        )
+    for option, scale, part, dropout in (
+        ("guidance", sampling.guidance, "text", diffusion.text_dropout),
+        ("guidance_mask", sampling.guidance_mask, "mask", diffusion.mask_dropout),
+    ):
+        if scale is not None and scale != 1 and not dropout:
+            raise UserError(
+                f"--{option} is {scale:g}, but training had --{part}_dropout 0, so the model has "
+                f"not learnt to work without the {part}. Use --{option} 1, or train with "
+                f"--{part}_dropout 0.1."
+            )

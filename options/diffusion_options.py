@@ -7,6 +7,9 @@ from typing import Literal
 
 from options.parser import flag
 
+FLOW_SAMPLERS = ("euler", "heun")
+SCHEDULE_SAMPLERS = ("ddim", "ddpm")
+
 
 @dataclass(frozen=True)
 class DiffusionOptions:
@@ -69,7 +72,7 @@ class SamplingOptions:
     sampler: str | None = flag(
         None,
         "Euler or Heun for flows, DDIM or DDPM for noise schedules (none: Euler or DDIM).",
-        choices=("euler", "heun", "ddim", "ddpm"),
+        choices=(*FLOW_SAMPLERS, *SCHEDULE_SAMPLERS),
     )
     sampling_steps: int | None = flag(None, "Steps from noise to image (none: 30).", low=1)
     time_shift: float | None = flag(

@@ -1,6 +1,4 @@
-"""Frozen dataclasses as the only declaration of a flag, and the one pass that turns them into
-`argparse`.
-"""
+"""Flags declared as fields of frozen dataclasses, and their conversion to `argparse` and JSON."""
 
 from __future__ import annotations
 
@@ -30,17 +28,17 @@ def flag(
     old_names: Sequence[str] = (),
     old_values: Mapping[str, str] | None = None,
 ) -> Any:
-    """A field that is a flag.
+    """Declare a field that is a flag.
 
     Args:
-        default: Its default; a `tuple[str, ...]` field is given by repeating the flag, other tuples
-            by commas.
+        default: Default value. The flag of a `tuple[str, ...]` field is repeated; other tuples are
+            written with commas.
         help: One sentence for `--help`; the default is added to it.
-        choices: The values allowed.
+        choices: Values allowed.
         low: Smallest value allowed (of every element of a tuple).
         high: Largest value allowed.
         old_names: Earlier spellings: hidden flags, and names in the options of earlier runs.
-        old_values: Earlier spellings of its values, with today's.
+        old_values: Earlier spellings of values, with today's.
     """
     return dataclasses.field(
         default=default,
@@ -56,24 +54,24 @@ def flag(
 
 
 def argument(help: str) -> Any:
-    """A field that is a required word without a flag, shown in `--help` by its name."""
+    """Declare a field that is a required word without a flag."""
     metadata = {"help": help, "choices": None, "low": None, "high": None, "positional": True}
     return dataclasses.field(metadata=metadata)
 
 
 def group(cls: type[T], title: str) -> Any:
-    """A field that holds a whole group of flags, shown under `title` in `--help`."""
+    """Declare a field that holds a group of flags, shown under `title` in `--help`."""
     return dataclasses.field(default_factory=cls, metadata={"title": title})
 
 
 def groups_of(cls: type) -> list[tuple[dataclasses.Field[Any], type]]:
-    """The nested groups of an option class, with their types."""
+    """Return the groups of an option class, with their types."""
     hints = typing.get_type_hints(cls)
     return [(f, hints[f.name]) for f in dataclasses.fields(cls)]
 
 
 def _unwrap(hint: Any) -> Any:
-    """`X` of `X | None`."""
+    """Return `X` of `X | None`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(a for a in typing.get_args(hint) if a is not type(None))
     return hint
@@ -84,7 +82,11 @@ def _repeats(hint: Any) -> bool:
 
 
 def convert(hint: Any, text: str) -> Any:
-    """One command-line word as a value of the annotated type; raises `ValueError` with the rule."""
+    """Return a command-line word as a value of the annotated type.
+
+    Raises:
+        ValueError: The word does not fit; the message holds the rule.
+    """
     hint = _unwrap(hint)
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
@@ -105,8 +107,9 @@ def convert(hint: Any, text: str) -> Any:
 
 
 def check(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises `UserError` where a value breaks the choices or bounds of its flag."""
-    meta, name = field.metadata, f"--{field.name}"
+    """Raise `UserError` where a value breaks the choices or bounds of its flag."""
+    meta = field.metadata
+    name = f"--{field.name}"
     if value is None:
         return
     for v in value if isinstance(value, tuple) else (value,):
@@ -135,9 +138,7 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 def build(cls: type, description: str, presets: Presets | None = None) -> argparse.ArgumentParser:
-    """The `argparse` parser of an option class of groups; absent flags stay absent in its
-    result.
-    """
+    """Return the `argparse` parser of an option class; its result holds only flags that were given."""
     parser = _Parser(
         description=description,
         allow_abbrev=False,
@@ -155,8 +156,8 @@ def build(cls: type, description: str, presets: Presets | None = None) -> argpar
             if meta.get("positional"):
                 section.add_argument(field.name, help=meta["help"])
                 continue
-            extra = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
-            text = f"{meta['help']}{extra} [{_shown(field.default)}]".replace("%", "%%")
+            choices = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
+            text = f"{meta['help']}{choices} [{_shown(field.default)}]".replace("%", "%%")
             settings: dict[str, Any] = {"metavar": _metavar(hint)}
             if _unwrap(hint) is bool:
                 settings = {"action": argparse.BooleanOptionalAction}
@@ -180,9 +181,7 @@ def _metavar(hint: Any) -> str:
 
 
 def join_negative(argv: Sequence[str]) -> list[str]:
-    """Joins `--flag -1000,400` to `--flag=-1000,400`, which argparse would take for another
-    flag.
-    """
+    """Join `--flag -1000,400` to `--flag=-1000,400`; argparse would read two flags."""
     joined: list[str] = []
     for word in argv:
         if (
@@ -204,36 +203,36 @@ def parse(
     presets: Presets | None = None,
     start: T | None = None,
 ) -> T:
-    """Parses a command line into an option class: defaults, then the preset, then the flags given.
+    """Parse a command line into an option class: defaults, then the preset, then the flags.
 
     Args:
         cls: A frozen dataclass whose fields are groups (see `group`), each a frozen dataclass of
             flags (see `flag`).
-        description: What the command does, for `--help`.
-        argv: The words after the command's name; `None` reads `sys.argv`.
+        description: Purpose of the command, for `--help`.
+        argv: Words after the command's name; None reads `sys.argv`.
         presets: Named sets of flag values for `--preset`.
-        start: Values in place of the defaults, such as those of a run that goes on.
+        start: Values in place of the defaults, such as those of a run that is resumed.
 
     Raises:
         UserError: An unknown flag, or a value of the wrong type or outside its bounds.
     """
     parser = build(cls, description, presets)
-    given = vars(parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv)))
-    preset = (presets or {}).get(given.pop("preset", ""), {})
-    made = {}
+    words = vars(parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv)))
+    preset = (presets or {}).get(words.pop("preset", ""), {})
+    groups = {}
     for outer, group_cls in groups_of(cls):
         hints = typing.get_type_hints(group_cls)
         values = vars(getattr(start, outer.name)).copy() if start is not None else {}
         for field in dataclasses.fields(group_cls):
-            if field.name in given:
-                value = _from_word(field.name, hints[field.name], given[field.name])
+            if field.name in words:
+                value = _from_word(field.name, hints[field.name], words[field.name])
                 values[field.name] = _current_value(field, value)
             elif field.name in preset:
                 values[field.name] = preset[field.name]
             if field.name in values:
                 check(field, values[field.name])
-        made[outer.name] = group_cls(**values)
-    return cls(**made)
+        groups[outer.name] = group_cls(**values)
+    return cls(**groups)
 
 
 def _from_word(name: str, hint: Any, word: Any) -> Any:
@@ -248,20 +247,18 @@ def _from_word(name: str, hint: Any, word: Any) -> Any:
 
 
 def _current_value(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Today's spelling of a value."""
+    """Return today's spelling of a value."""
     old_values = field.metadata.get("old_values", {})
     return old_values.get(value, value) if isinstance(value, str) else value
 
 
 def to_dict(options: Any) -> dict[str, Any]:
-    """An option class as nested plain values, for JSON."""
+    """Return an option class as nested plain values, for JSON."""
     return dataclasses.asdict(options)
 
 
 def command_line(options: Any) -> dict[str, str]:
-    """The flags of an option class as one would type them, by group; those whose default is "none"
-    only where given.
-    """
+    """Return the flags of an option class as one would type them, by group; None is left out."""
     lines = {}
     for outer, group_cls in groups_of(type(options)):
         words: list[str] = []
@@ -283,20 +280,22 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         UserError: `source` holds an option that is unknown, also among earlier spellings.
     """
-    made = {}
+    groups = {}
     for outer, group_cls in groups_of(cls):
         fields = {f.name: f for f in dataclasses.fields(group_cls)}
-        renamed = {old: f.name for f in fields.values() for old in f.metadata.get("old_names", ())}
+        renamed = {
+            old: name for name, f in fields.items() for old in f.metadata.get("old_names", ())
+        }
         stored = {renamed.get(k, k): v for k, v in values.get(outer.name, {}).items()}
-        if unknown := sorted(set(stored) - set(fields)):
+        unknown = sorted(set(stored) - set(fields))
+        if unknown:
             raise UserError(
                 f"{source} holds options this version does not know: {', '.join(unknown)}. Use the "
                 "version that wrote it."
             )
-        made[outer.name] = group_cls(
-            **{
-                k: tuple(v) if isinstance(v, list) else _current_value(fields[k], v)
-                for k, v in stored.items()
-            }
-        )
-    return cls(**made)
+        for name, value in stored.items():
+            stored[name] = (
+                tuple(value) if isinstance(value, list) else _current_value(fields[name], value)
+            )
+        groups[outer.name] = group_cls(**stored)
+    return cls(**groups)

@@ -1,4 +1,4 @@
-"""Flags of phantom."""
+"""Flags of scripts/make_phantoms.py."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from options.parser import argument, flag, group
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """What `scripts/make_phantoms.py` makes."""
+    """The phantom cohort that `scripts/make_phantoms.py` makes."""
 
-    OUT: str = argument("Folder for the cohort; one made with the same settings is used again.")
+    OUT: str = argument(
+        "Folder for the cohort; an existing one with the same settings is used again."
+    )
     cases: int = flag(96, "Number of patients, test and validation cases included.", low=1)
     size: tuple[int, int, int] = flag(
         (64, 64, 48), "Voxels from left to right, back to front, bottom to top.", low=16
     )
     spacing: tuple[float, float, float] | None = flag(
-        None, "Voxel size in mm; by default such that the chest fills the volume.", low=0.1
+        None, "Voxel size in mm (none: the chest fills the volume).", low=0.1
     )
-    seed: int = flag(1, "Seed of everything that is random.", low=0)
+    seed: int = flag(1, "Seed of all random choices.", low=0)
     test_cases: int = flag(6, "Cases of the test split.", low=0)
     val_cases: int = flag(4, "Cases of the validation split.", low=0)
-    missing: float = flag(0.12, "Share of the training rows' cells left empty.", low=0, high=0.9)
+    missing: float = flag(
+        0.12, "Share of cells of the training rows that are left empty.", low=0, high=0.9
+    )
     patient_sd: float = flag(
         20.0,
         "SD in HU of the lungs' density between patients for reasons outside the table.",
@@ -38,6 +42,6 @@ class PhantomOptions:
 
 @dataclass(frozen=True)
 class PhantomCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     cohort: PhantomOptions = group(PhantomOptions, "Cohort")

@@ -1,4 +1,4 @@
-"""Flags of picture."""
+"""Flags of scripts/make_picture.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from options.parser import argument, flag, group
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What is shown."""
+    """What the picture shows."""
 
     RESULTS: str = argument("Folder that test.py wrote.")
-    dataroot: str = flag("", "The cohort, for mask and real scan.")
-    case: str = flag("", "The case (empty: the first).")
+    dataroot: str = flag("", "The cohort, for masks and real scans.")
+    case: str = flag("", "The case to show (empty: the first).")
     column: str = flag(
         "", "Attribute whose volumes and differences are shown (empty: the first varied)."
     )
@@ -25,6 +25,6 @@ class PictureOptions:
 
 @dataclass(frozen=True)
 class PictureCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     picture: PictureOptions = group(PictureOptions, "Picture")

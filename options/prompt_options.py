@@ -1,4 +1,4 @@
-"""Flags of prompt."""
+"""Flags of scripts/make_prompts.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from options.parser import flag, group
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """Which table, which template, where to."""
+    """Table, template and output file."""
 
     dataroot: str = flag("", "Folder with clinical.csv or clinical.xlsx.")
-    template: str = flag("auto", "aiib23, osic, auto (COLUMN is VALUE), or a YAML file.")
+    template: str = flag(
+        "auto", "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file."
+    )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag("", "Table column that names the patient; it stays out of the text.")
     out: str = flag("prompts_made.csv", "File to write.")
@@ -20,6 +22,6 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class PromptCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     prompts: PromptOptions = group(PromptOptions, "Prompts")

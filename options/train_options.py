@@ -12,26 +12,28 @@ from options.parser import flag, group
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which run this is and what it writes when."""
+    """The run's folder and what it writes when."""
 
     name: str = flag("", "Name of the run: its folder below --checkpoints_dir.")
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
-    continue_train: bool = flag(False, "Go on where the run stopped.")
+    continue_train: bool = flag(False, "Resume the run from its latest checkpoint.")
     overwrite: bool = flag(False, "Replace a run of this name.")
     dry_run: bool = flag(
-        False, "Check everything, print options, sizes, memory and time a step, and stop."
+        False, "Check all input, print options, sizes, memory and time per step, and stop."
     )
     gpu_ids: str = flag(
-        "", "GPUs to use, such as 0 or 0,1 (under torchrun); -1 for the CPU; empty: what is there."
+        "",
+        "GPUs to use, such as 0 or 0,1 (under torchrun); -1 for the CPU; default: a GPU if "
+        "available.",
     )
     seed: int = flag(0, "Seed of weights, data order, crops and noise.", low=0)
     log_freq: int = flag(10, "Steps between lines of log.jsonl.", low=1)
     save_latest_freq: int = flag(500, "Steps between saves of latest/.", low=1)
     save_epoch_freq: int = flag(0, "Epochs between saves of <epoch>/ (0: never).", low=0)
-    val_freq: int = flag(0, "Steps between validations and pictures (0: ten times a run).", low=0)
-    val_cases: int = flag(2, "Cases of the validation split looked at each time.", low=0)
+    val_freq: int = flag(0, "Steps between validations and pictures (0: ten times per run).", low=0)
+    val_cases: int = flag(2, "Cases of the validation split that each validation generates.", low=0)
     val_effect: tuple[str, ...] = flag(
-        (), 'Attribute whose effect is followed in validation, as "COLUMN=A,B".'
+        (), 'Attribute whose effect is tracked in validation, as "COLUMN=A,B".'
     )
 
 
@@ -43,8 +45,12 @@ class GeneratorOptions:
         "pix2pixhd", "Kind of generative model: pix2pixhd, diffusion or latent_diffusion."
     )
     ngf: int = flag(32, "Channels at full resolution.", low=1)
-    n_downsample_global: int = flag(2, "Halvings in the global generator.", low=1, high=6)
-    n_blocks_global: int = flag(4, "Residual blocks at its coarsest scale.", low=0)
+    n_downsample_global: int = flag(
+        2, "Halvings of the resolution in the global generator.", low=1, high=6
+    )
+    n_blocks_global: int = flag(
+        4, "Residual blocks at the coarsest scale of the global generator.", low=0
+    )
     n_local_enhancers: int = flag(
         0,
         "Local enhancers around the global generator, each doubling the resolution.",
@@ -55,65 +61,65 @@ class GeneratorOptions:
     skip: bool = flag(True, "U-Net connections from the encoder's scales to the decoder's.")
     norm: str = flag(
         "layer",
-        "Normalisation; layer and rms act on the channels of one voxel, so that tiles agree.",
+        "Normalisation; layer and rms normalise the channels of each voxel, so that tiles agree.",
         choices=("layer", "rms", "group", "instance", "batch", "none"),
     )
     padding: Literal["zeros", "reflect", "replicate"] = flag(
         "zeros",
-        "What convolutions see beyond the border.",
+        "Padding of convolutions at the border.",
         choices=("zeros", "reflect", "replicate"),
     )
-    noise_channels: int = flag(1, "Channels of noise that give texture (0: none).", low=0, high=16)
-    coord_channels: bool = flag(
-        True, "Tell the generator where in the whole volume each voxel lies."
+    noise_channels: int = flag(
+        1, "Channels of input noise, which give texture (0: none).", low=0, high=16
     )
+    coord_channels: bool = flag(True, "Add each voxel's position in the whole volume to the input.")
     fusion: str = flag(
         "additive",
-        "How text enters: none, concat, affine, additive, attention, both (attention, affine).",
+        "Fusion units: none, concat, affine, additive, attention, or both (attention and affine).",
     )
     fusion_at: str = flag(
         "output",
-        "Where text enters: at the coarsest features, at all, or at the volume itself, as what is "
-        "added to it.",
+        "Place of the fusion units: the coarsest features, all scales, or the output, where "
+        "the text adds a residual to the volume.",
         choices=("bottleneck", "all", "output"),
     )
     text_region: Literal["labels", "everywhere"] = flag(
         "labels",
-        "Where text may change the picture: in labelled voxels of the mask, or also in the "
+        "Where text may change the volume: in labelled voxels of the mask, or also in the "
         "background.",
         choices=("labels", "everywhere"),
     )
     text_position: bool = flag(
         True,
-        "With --fusion_at output, tell the text's unit each voxel's label, place in the volume and "
-        "depth in the mask.",
+        "With --fusion_at output, condition the text's residual on each voxel's label, "
+        "position in the volume and depth in the mask.",
         old_names=("text_place",),
     )
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(
-        0, "Hidden width of the text's perceptrons (0 in affine units: linear in the text).", low=0
+        0, "Hidden width of the text's perceptrons (0: affine units are linear in the text).", low=0
     )
     checkpoint_activations: bool = flag(
-        False, "Recompute activations in the backward pass: less memory, more time."
+        False, "Recompute activations in the backward pass, which saves memory and costs time."
     )
 
 
 @dataclass(frozen=True)
 class DiscriminatorOptions:
-    """PatchGANs at several scales of the input, shown the mask and the text."""
+    """PatchGANs at several scales of the input, conditioned on mask and text."""
 
     ndf: int = flag(32, "Channels of the first layer.", low=1)
     num_D: int = flag(
-        2, "Discriminators, each at half the resolution of the one before.", low=1, high=4
+        2, "Discriminators; each works at half the resolution of the one before.", low=1, high=4
     )
-    n_layers_D: int = flag(3, "Strided layers in each.", low=1, high=6)
+    n_layers_D: int = flag(3, "Strided layers of each discriminator.", low=1, high=6)
     norm_D: str = flag(
         "layer",
         "Normalisation in the discriminators.",
         choices=("layer", "rms", "group", "instance", "none"),
     )
     text_D: bool = flag(
-        True, "Show the text to the discriminators, with mismatched text as negatives."
+        True, "Condition the discriminators on the text, with mismatched text as negatives."
     )
 
 
@@ -127,15 +133,13 @@ class LossOptions:
     lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
     smooth_l1_beta: float = flag(
         0.1,
-        "Errors smaller than this (in [-1, 1]) count quadratically in that loss: 0 is the pure "
-        "absolute error.",
+        "Voxel-wise errors below this (in [-1, 1]) count quadratically (0: pure absolute error).",
         low=0,
         old_names=("l1_smooth",),
     )
     label_weight: float = flag(
         8.0,
-        "How many times an error counts in that loss where the mask has a label; 1 treats all "
-        "voxels alike.",
+        "Weight of voxel-wise errors where the mask has a label; 1 weighs all voxels alike.",
         low=1,
         old_names=("l1_labels",),
     )
@@ -143,7 +147,8 @@ class LossOptions:
         0.0, "Weight of the perceptual loss on slices of three planes.", low=0
     )
     perceptual_weights: str = flag(
-        "", "File of torchvision VGG19 weights for it (empty: torch's own cache)."
+        "",
+        "File of torchvision's VGG19 weights for the perceptual loss (empty: torch's own cache).",
     )
 
 
@@ -151,17 +156,19 @@ class LossOptions:
 class OptimOptions:
     """Optimisers, schedule, precision."""
 
-    batch_size: int = flag(1, "Patches a step, over all processes.", low=1)
+    batch_size: int = flag(1, "Patches per step, over all processes.", low=1)
     gradient_accumulation: int = flag(
         1,
-        "Parts that a step's batch is worked off in (gradient accumulation).",
+        "Gradient-accumulation steps.",
         low=1,
         old_names=("accumulate",),
     )
     lr: float = flag(2e-4, "Learning rate of the generator.", low=0)
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
     lr_text: float = flag(
-        3.0, "Times --lr that the text's unit at the volume (--fusion_at output) learns by.", low=0
+        3.0,
+        "Learning rate of the text's residual (--fusion_at output), as a multiple of --lr.",
+        low=0,
     )
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
     beta2: float = flag(0.999, "Adam's second decay rate.", low=0, high=1)
@@ -170,22 +177,24 @@ class OptimOptions:
     )
     ema: float = flag(
         0.999,
-        "Decay of the moving average of the generator that is tested (0: none).",
+        "Decay of the moving average of the generator's weights, which test.py uses (0: none).",
         low=0,
         high=1,
     )
     niter: int = flag(100, "Epochs at the full learning rate.", low=0)
-    niter_decay: int = flag(100, "Epochs of linear decay to zero after them.", low=0)
+    niter_decay: int = flag(100, "Epochs of linear decay to zero after those.", low=0)
     max_steps: int = flag(
-        0, "Steps in all, instead of epochs; the share of decay stays (0: by epochs).", low=0
+        0,
+        "Total number of steps, instead of epochs; the share of decay stays (0: by epochs).",
+        low=0,
     )
-    niter_fix_global: int = flag(0, "Epochs in which only the local enhancers learn.", low=0)
+    niter_fix_global: int = flag(0, "Epochs in which only the local enhancers are trained.", low=0)
     load_global: str = flag(
-        "", "Run whose trained global generator the local enhancers start from."
+        "", "Run whose trained global generator initialises that of the local enhancers."
     )
     precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16", "fp16"))
-    channels_last: bool = flag(True, "Memory format that convolutions are fastest in.")
-    compile: bool = flag(False, "torch.compile the networks.")
+    channels_last: bool = flag(True, "Use the memory format in which convolutions are fastest.")
+    compile: bool = flag(False, "Compile the networks with torch.compile.")
 
 
 @dataclass(frozen=True)

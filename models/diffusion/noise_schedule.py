@@ -1,11 +1,16 @@
-"""Noising and its reversal: noise levels, and the steps of samplers forth and back. Pure functions
-of tensors.
+"""Noise schedules and samplers: pure functions of tensors.
 
-A noisy image is x_t = a(t) x + s(t) e, with e standard normal; t runs from 0 (the image) to 1
-(noise). A network is asked for F, and the estimate of the image is `skip(t) x_t + blend(t) F`: what
-a Gaussian of SD `sigma_data` around F would give (Karras et al. 2022, section 5, with F as the
-image's mean). Noise prediction, v-prediction and flows are affine in this estimate, and differ in
-the weight of its squared error.
+A noisy image is x_t = alpha_t x_0 + sigma_t eps, with eps standard normal. The time t runs from 0
+(the image) to 1 (noise). A network predicts F, and the estimate of the image is c_skip(t) x_t +
+c_out(t) F. This is the posterior mean of x_0 ~ N(F, sigma_data^2) given x_t (Karras et al. 2022,
+section 5, with F as the mean of the image). Predictions of noise, v and velocity (flows) are affine
+in this estimate; they differ in the weight of its squared error.
+
+Notation:
+    `alpha`, `sigma` -> alpha_t, sigma_t (signal and noise, Salimans & Ho 2022)
+    `c_skip`, `c_out` -> factors of x_t and F (Karras et al. 2022, eq. 7)
+    `prediction` -> F(x_t, t)
+    `sd` -> sqrt(alpha_t^2 sigma_data^2 + sigma_t^2), the SD of x_t around alpha_t F
 """
 
 from __future__ import annotations
@@ -25,182 +30,219 @@ from options.diffusion_options import DiffusionOptions
 from util.cli import main_rank
 
 Network = Callable[[Tensor, float], Tensor]  # (x_t, t) -> F
-FLOWS, SCHEDULES = (
-    ("euler", "heun"),
-    ("ddim", "ddpm"),
-)  # samplers that belong to flows and to noise schedules
-ROUNDS, CLOSE = (
-    10,
-    1e-4,
-)  # of inverting one step: at most so many, until the step gives the state within this
+FLOW_SAMPLERS = ("euler", "heun")
+SCHEDULE_SAMPLERS = ("ddim", "ddpm")
+MAX_INVERSIONS = 10  # fixed-point iterations per step
+INVERSION_TOLERANCE = 1e-4  # largest error of a step that starts from the inverted state
 
 
 def schedule_levels(options: DiffusionOptions) -> Tensor:
-    """`(T + 1, 2)`: a and s at t = 0, 1/T, ..., 1 of MONAI's noise schedule, with zero terminal
-    signal if asked.
+    """Return alpha and sigma of MONAI's noise schedule at t = 0, 1/T, ..., 1, as `(T + 1, 2)`.
 
-    Lin et al. 2024 (arXiv 2305.08891), algorithm 1: without it training never sees pure noise,
-    where sampling starts, and means such as a lung's density drift.
+    With `zero_snr`, the schedule is shifted and scaled to end without signal (Lin et al. 2024,
+    arXiv 2305.08891, algorithm 1). Otherwise training never includes pure noise, where sampling
+    starts, and means such as a lung's density drift.
     """
-    products = DDPMScheduler(
+    scheduler = DDPMScheduler(
         num_train_timesteps=options.diffusion_steps, schedule=options.schedule
-    ).alphas_cumprod
-    signal = products.double().sqrt()
+    )
+    alpha = scheduler.alphas_cumprod.double().sqrt()
     if options.zero_snr:
-        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    signal = torch.cat([torch.ones(1, dtype=torch.float64), signal])
-    return torch.stack([signal, (1 - signal.square()).clamp_min(0).sqrt()], 1).float()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
+    sigma = (1 - alpha.square()).clamp_min(0).sqrt()
+    return torch.stack([alpha, sigma], 1).float()
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Noise levels and weights of one training target.
+    """Noise levels and loss weights of one training target.
 
     Args:
         options: Target, schedule and weights.
-        sigma_data: SD of what mask and text leave open.
+        sigma_data: SD of the image given mask and text.
     """
 
     options: DiffusionOptions
     sigma_data: float
 
     @cached_property
-    def _table(self) -> Tensor:
+    def _levels(self) -> Tensor:
         return schedule_levels(self.options)
 
     @property
     def flow(self) -> bool:
+        """Whether the target is a rectified flow, with alpha_t = 1 - t and sigma_t = t."""
         return self.options.diffusion_target == "flow"
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a and s at times `(B,)`."""
+        """Return alpha_t and sigma_t at times `(B,)`."""
         if self.flow:
             return 1 - t, t
-        table = self._table.to(t.device)
-        signal, noise = table[(t * (len(table) - 1)).round().long()].unbind(-1)
-        return signal, noise
+        levels = self._levels.to(t.device)
+        alpha, sigma = levels[(t * (len(levels) - 1)).round().long()].unbind(-1)
+        return alpha, sigma
 
     def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares of x_t and of F in the estimated image, at times `(B,)`."""
-        a, s = self.alpha_sigma(t)
-        total = (a * self.sigma_data).square() + s.square()
-        return a * self.sigma_data**2 / total, s.square() / total
+        """Return c_skip and c_out at times `(B,)`."""
+        alpha, sigma = self.alpha_sigma(t)
+        variance = (alpha * self.sigma_data).square() + sigma.square()
+        c_skip = alpha * self.sigma_data**2 / variance
+        c_out = sigma.square() / variance
+        return c_skip, c_out
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight of the image's squared error at times `(B,)`, limited by `--snr_gamma` (Hang et
-        al. 2023).
+        """Return the weight of the image's squared error at times `(B,)`.
+
+        It is the weight that the target implies, at most `snr_gamma` (Hang et al. 2023, eq. 6).
         """
-        a, s = self.alpha_sigma(t)
-        top = a if self.options.diffusion_target == "noise" else torch.ones_like(a)
-        weight = (top / s.clamp_min(1e-4)).square()
+        alpha, sigma = self.alpha_sigma(t)
+        top = alpha if self.options.diffusion_target == "noise" else torch.ones_like(alpha)
+        weight = (top / sigma.clamp_min(1e-4)).square()
         return weight.clamp_max(self.options.snr_gamma) if self.options.snr_gamma else weight
 
-    def time(self, uniform: Tensor, whether: Tensor) -> Tensor:
-        """Times of training samples from two uniform numbers each: `--terminal_prob` of them at t =
-        1.
+    def training_times(self, uniform: Tensor, terminal: Tensor) -> Tensor:
+        """Return times `(B,)` of training samples: a share of `terminal_prob` at t = 1.
+
+        Args:
+            uniform: `(B,)` uniform numbers, for the time.
+            terminal: `(B,)` uniform numbers, for the choice of t = 1.
         """
         return torch.where(
-            whether < self.options.terminal_prob, torch.ones_like(uniform), 1 - uniform
+            terminal < self.options.terminal_prob, torch.ones_like(uniform), 1 - uniform
         )
 
     def log_noise(self, t: Tensor) -> Tensor:
-        """log(s / a), what networks are told of the time; finite."""
-        a, s = self.alpha_sigma(t)
-        return (s.clamp_min(1e-4) / a.clamp_min(1e-3)).log().clamp(-7.0, 5.0)
+        """Return log(sigma_t / alpha_t), the time as the network receives it; finite."""
+        alpha, sigma = self.alpha_sigma(t)
+        return (sigma.clamp_min(1e-4) / alpha.clamp_min(1e-3)).log().clamp(-7.0, 5.0)
 
-    def times(self, steps: int, shift: float, start: float = 1.0) -> list[float]:
-        """`steps` + 1 times from `start` to 0; a shift below 1 puts more of them near 0 (Esser et
-        al. 2024).
+    def sampling_times(self, steps: int, shift: float, start: float = 1.0) -> list[float]:
+        """Return `steps` + 1 times from `start` to 0.
+
+        A shift below 1 puts more of them near 0 (Esser et al. 2024, eq. 23).
         """
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         shifted = timestep_transform(even, 1, 1, scale=shift, num_train_timesteps=1)
-        return [min(1.0, float(v)) * start for v in shifted]
+        return [min(1.0, float(t)) * start for t in shifted]
 
 
-def _bar(
-    steps: Iterable[tuple[float, float]], count: int, what: str
+def _progress(
+    steps: Iterable[tuple[float, float]], count: int, title: str
 ) -> Iterable[tuple[float, float]]:
-    """A progress bar over the steps of one volume, on a terminal."""
-    return tqdm(
-        steps,
-        total=count,
-        desc=what,
-        unit="step",
-        leave=False,
-        disable=None if main_rank() else True,
-    )
+    """Show a progress bar over the steps of one volume, on a terminal."""
+    disable = None if main_rank() else True
+    return tqdm(steps, total=count, desc=title, unit="step", leave=False, disable=disable)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Noise level at a time: alpha_t, sigma_t, and the SD of x_t around alpha_t F."""
+
+    alpha: float
+    sigma: float
+    sd: float
 
 
 @dataclass(frozen=True)
 class DiffusionSampler:
-    """One way from noise to image, and back.
+    """Sampler from noise to image, and back.
 
-    `euler` and `ddim` follow the exact path of a Gaussian of SD `sigma_data` around F, with F kept
-    over a step: so texture has its full contrast after few steps, where a straight step loses a
-    quarter. With `sigma_data` 0 they are the methods known by these names. `heun` asks again at the
-    end of a step and takes the mean of both answers.
+    `euler` and `ddim` follow the exact path of N(F, sigma_data^2), with F constant over a step. So
+    few steps give texture with its full contrast, of which a straight step loses a quarter. With
+    `sigma_data` 0 they are the methods known by these names. `heun` evaluates the network again at
+    the end of a step and uses the mean of both predictions (Karras et al. 2022, algorithm 1).
 
     Args:
-        process: The noise levels.
-        network: Gives F of a noisy image at a time.
+        schedule: The noise levels.
+        network: Predicts F of a noisy image at a time.
         kind: `euler`, `heun`, `ddim` or `ddpm`.
     """
 
-    process: NoiseSchedule
+    schedule: NoiseSchedule
     network: Network
     kind: str
 
-    def _at(self, t: float) -> tuple[float, float, float]:
-        """a, s, and the SD of x_t around a F."""
-        a, s = (float(v) for v in self.process.alpha_sigma(torch.tensor([t])))
-        return a, s, float(((a * self.process.sigma_data) ** 2 + s**2) ** 0.5)
+    def _level(self, t: float) -> Level:
+        alpha, sigma = (float(v) for v in self.schedule.alpha_sigma(torch.tensor([t])))
+        sd = float(((alpha * self.schedule.sigma_data) ** 2 + sigma**2) ** 0.5)
+        return Level(alpha, sigma, sd)
 
-    def step(self, x: Tensor, t: float, to: float, fresh: torch.Generator | None = None) -> Tensor:
-        """From time `t` to the earlier time `to`; `fresh` gives the noise of `ddpm`."""
-        (a, s, spread), (b, q, narrower) = self._at(t), self._at(to)
-        found = self.network(x, t)
-        if self.kind == "ddpm":  # Ho et al. 2020, as eta = 1 of Song et al. 2021, eq. 16
-            image = found + a * self.process.sigma_data**2 / spread**2 * (x - a * found)
-            new = q / s * max(0.0, 1 - (a / b) ** 2) ** 0.5
-            noise = torch.randn(x.shape, generator=fresh).to(x)
-            return b * image + max(0.0, q**2 - new**2) ** 0.5 * (x - a * image) / s + new * noise
-        moved = b * found + narrower / spread * (x - a * found)
+    def step(
+        self, x: Tensor, t: float, to: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the state at the earlier time `to`.
+
+        Args:
+            x: State x_t.
+            t: Its time.
+            to: The earlier time.
+            generator: Source of the noise of `ddpm`.
+        """
+        now = self._level(t)
+        then = self._level(to)
+        prediction = self.network(x, t)
+        if self.kind == "ddpm":
+            return self._ddpm_step(x, prediction, now, then, generator)
+        moved = _move(x, prediction, now, then)
         if self.kind == "heun" and to > 0:
-            found = (found + self.network(moved, to)) / 2
-            moved = b * found + narrower / spread * (x - a * found)
+            prediction = (prediction + self.network(moved, to)) / 2
+            moved = _move(x, prediction, now, then)
         return moved
 
-    def invert_step(self, x: Tensor, t: float, to: float) -> Tensor:
-        """The state at `t` from which `step` gives `x` at `to`, found by fixed-point rounds.
+    def _ddpm_step(
+        self,
+        x: Tensor,
+        prediction: Tensor,
+        now: Level,
+        then: Level,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Step of Ho et al. 2020: Song et al. 2021 (DDIM), eq. 12 and 16 with eta = 1."""
+        gain = now.alpha * self.schedule.sigma_data**2 / now.sd**2
+        image = prediction + gain * (x - now.alpha * prediction)
+        eta_sigma = then.sigma / now.sigma * max(0.0, 1 - (now.alpha / then.alpha) ** 2) ** 0.5
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        direction = max(0.0, then.sigma**2 - eta_sigma**2) ** 0.5 * (x - now.alpha * image)
+        return then.alpha * image + direction / now.sigma + eta_sigma * noise
 
-        The usual inversion takes the network's answer at the wrong end of the step; its errors add
+    def invert_step(self, x: Tensor, t: float, to: float) -> Tensor:
+        """Return the state at `t` from which `step` gives `x` at `to`, by fixed-point iteration.
+
+        The usual inversion (DDIM) uses the prediction at the wrong end of the step. Its errors add
         up to tens of HU.
         """
-        gain = self._at(to)[-1] / self._at(t)[-1]  # of a step, but for the network
-        found, off, rate = x, x - self.step(x, t, to), 1.0
-        for _ in range(ROUNDS):
-            tried = found + rate * off / gain
-            left = x - self.step(tried, t, to)
-            if left.norm() < off.norm():
-                found, off = tried, left
-            else:
-                rate /= (
-                    2  # a long step, in which the network's answer changes faster than its input
-                )
-            if off.abs().max() < CLOSE:
+        gain = self._level(to).sd / self._level(t).sd  # of a step with constant prediction
+        state = x
+        error = x - self.step(x, t, to)
+        rate = 1.0
+        for _ in range(MAX_INVERSIONS):
+            next_state = state + rate * error / gain
+            next_error = x - self.step(next_state, t, to)
+            if next_error.norm() < error.norm():
+                state = next_state
+                error = next_error
+            else:  # in a long step, the prediction changes faster than its input
+                rate /= 2
+            if error.abs().max() < INVERSION_TOLERANCE:
                 break
-        return found
+        return state
 
     def sample(
-        self, x: Tensor, times: Sequence[float], fresh: torch.Generator | None = None
+        self, x: Tensor, times: Sequence[float], generator: torch.Generator | None = None
     ) -> Tensor:
-        """From `times[0]` to `times[-1]`."""
-        for t, to in _bar(pairwise(times), len(times) - 1, "sampling"):
-            x = self.step(x, t, to, fresh)
+        """Return the state at `times[-1]` from `x` at `times[0]`."""
+        for t, to in _progress(pairwise(times), len(times) - 1, "sampling"):
+            x = self.step(x, t, to, generator)
         return x
 
     def invert(self, x: Tensor, times: Sequence[float]) -> Tensor:
-        """From `times[-1]` back to `times[0]`, so that `sample` gives `x` again."""
-        for t, to in _bar(reversed(list(pairwise(times))), len(times) - 1, "inverting"):
+        """Return the state at `times[0]` from which `sample` gives `x` at `times[-1]`."""
+        for t, to in _progress(reversed(list(pairwise(times))), len(times) - 1, "inverting"):
             x = self.invert_step(x, t, to)
         return x
+
+
+def _move(x: Tensor, prediction: Tensor, now: Level, then: Level) -> Tensor:
+    """Follow the exact path of N(F, sigma_data^2) with a constant prediction F."""
+    return then.alpha * prediction + then.sd / now.sd * (x - now.alpha * prediction)
