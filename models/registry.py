@@ -1,4 +1,4 @@
-"""Named building blocks: an explicit decorator and an import; an unknown name lists the choices."""
+"""Registries of components that users choose by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A mapping from names to classes or functions that users choose by a flag.
+    """Mapping from names to classes or functions that users choose by a flag.
+
+    A component is registered by a decorator, and its file must be imported.
 
     Args:
         flag: The flag that takes the name, for the error message.
@@ -22,15 +24,15 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files its class or function under `name`."""
+        """Return a decorator that registers its class or function under `name`."""
 
-        def file(entry: T) -> T:
+        def add(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{name!r} is registered twice for {self.flag}")
             self._entries[name] = entry
             return entry
 
-        return file
+        return add
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
@@ -43,4 +45,5 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def names(self) -> list[str]:
+        """Return the registered names in alphabetical order."""
         return sorted(self._entries)

@@ -1,1 +1,1 @@
-"""models/diffusion"""
+"""Noise schedules, samplers, and the spaces in which diffusion runs."""

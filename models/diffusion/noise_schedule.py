@@ -27,11 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from options.diffusion_options import DiffusionOptions
-from util.cli import main_rank
+from util.cli import is_main_process
 
 Network = Callable[[Tensor, float], Tensor]  # (x_t, t) -> F
-FLOW_SAMPLERS = ("euler", "heun")
-SCHEDULE_SAMPLERS = ("ddim", "ddpm")
 MAX_INVERSIONS = 10  # fixed-point iterations per step
 INVERSION_TOLERANCE = 1e-4  # largest error of a step that starts from the inverted state
 
@@ -131,7 +129,7 @@ def _progress(
     steps: Iterable[tuple[float, float]], count: int, title: str
 ) -> Iterable[tuple[float, float]]:
     """Show a progress bar over the steps of one volume, on a terminal."""
-    disable = None if main_rank() else True
+    disable = None if is_main_process() else True
     return tqdm(steps, total=count, desc=title, unit="step", leave=False, disable=disable)
 
 

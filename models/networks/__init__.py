@@ -1,1 +1,1 @@
-"""models/networks"""
+"""Generator, denoiser, discriminator, autoencoder, fusion units and losses."""

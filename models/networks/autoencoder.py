@@ -1,6 +1,4 @@
-"""The autoencoder of latent diffusion: MONAI's AutoencoderKL or MAISI's, described by a .json
-beside its weights.
-"""
+"""Autoencoder of latent diffusion: MONAI's AutoencoderKL or MAISI's, with a .json beside it."""
 
 from __future__ import annotations
 
@@ -12,29 +10,30 @@ from typing import Any, Literal
 
 import torch
 from monai.networks.nets import AutoencoderKL
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.networks.layers import ChannelNorm
+from models.weights import read_weights
 from util.cli import UserError
 from util.files import read_json
 
-NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
+REPLACED_NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
+GUIDE = "docs/howto/diffusion.md"
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The .json beside the weights.
+    """Content of the .json beside the weights.
 
     Attributes:
-        kind: MONAI's AutoencoderKL, or AutoencoderKlMaisi.
+        kind: Class of the network, MONAI's AutoencoderKL or AutoencoderKlMaisi.
         config: Arguments of its constructor.
-        hu_window: HU that it was trained on.
-        input_range: What it takes the lowest and the highest of them as.
-        channel_norm: Whether its group norms were replaced by norms of each voxel's channels, so
-            that tiles agree.
-        mean, std: Of its latents, a channel each, by which they are standardised; empty for 0 and
-            1.
+        hu_window: HU window that it was trained on.
+        input_range: Inputs that stand for the ends of `hu_window`.
+        channel_norm: Whether its group norms are replaced by norms over the channels of each voxel,
+            so that tiles agree.
+        mean: Mean of each latent channel, for standardisation; empty for 0.
+        std: SD of each latent channel; empty for 1.
     """
 
     kind: Literal["AutoencoderKL", "AutoencoderKlMaisi"]
@@ -46,37 +45,41 @@ class AutoencoderConfig:
     std: tuple[float, ...] = ()
 
 
-def description_file(file: Path) -> Path:
-    return file.with_suffix(".json")
+def config_file(weights: Path) -> Path:
+    """Return the path of the .json beside the weights."""
+    return weights.with_suffix(".json")
 
 
-def per_voxel(network: nn.Module) -> nn.Module:
-    """The network with every group norm replaced by one over the channels of each voxel."""
+def use_channel_norms(network: nn.Module) -> None:
+    """Replace every group norm of a network by a norm over the channels of each voxel."""
     for name, child in network.named_children():
-        if isinstance(child, NORMS):
+        if isinstance(child, REPLACED_NORMS):
             channels = child.num_channels if isinstance(child, nn.GroupNorm) else child.num_features
             setattr(network, name, ChannelNorm(channels))
         else:
-            per_voxel(child)
-    return network
+            use_channel_norms(child)
 
 
-def build(description: AutoencoderConfig) -> AutoencoderKL:
-    """The network without weights; raises `UserError` for a configuration that MONAI refuses."""
+def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
+    """Build the network with random weights.
+
+    Raises:
+        UserError: MONAI refuses the arguments.
+    """
     try:
-        if description.kind == "AutoencoderKlMaisi":
+        if config.kind == "AutoencoderKlMaisi":
             from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
-            network: AutoencoderKL = AutoencoderKlMaisi(**description.config)
+            network: AutoencoderKL = AutoencoderKlMaisi(**config.config)
         else:
-            network = AutoencoderKL(**description.config)
+            network = AutoencoderKL(**config.config)
     except (TypeError, ValueError, ImportError) as error:  # ImportError: attention needs einops
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--autoencoder: MONAI's {description.kind} refuses the .json's config ({reason})."
+            f"--autoencoder: MONAI's {config.kind} refuses the .json's config ({reason})."
         ) from None
-    if description.channel_norm:
-        per_voxel(network)
+    if config.channel_norm:
+        use_channel_norms(network)
     return network
 
 
@@ -84,10 +87,14 @@ class Autoencoder(nn.Module):
     """Images in [-1, 1] to standardised latents and back; frozen.
 
     Args:
-        network: MONAI's.
-        description: Ranges and statistics.
-        window: HU that -1 and 1 stand for here.
-        digest: sha256 of weights and description.
+        network: MONAI's network.
+        config: Ranges and statistics.
+        window: HU that -1 and 1 stand for in the images.
+        digest: sha256 of weights and config.
+
+    Attributes:
+        channels: Channels C of the latents.
+        factor: Voxels f of the image along one side of a latent.
     """
 
     mean: Tensor
@@ -96,87 +103,84 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         network: AutoencoderKL,
-        description: AutoencoderConfig,
+        config: AutoencoderConfig,
         window: tuple[float, float],
         digest: bytes = b"",
     ) -> None:
         super().__init__()
-        self.network, self.digest = network.eval().requires_grad_(False), digest
+        self.network = network.eval().requires_grad_(False)
+        self.digest = digest
         self.channels: int = network.latent_channels
-        levels = description.config.get("channels") or description.config["num_channels"]
+        levels = config.config.get("channels") or config.config["num_channels"]
         self.factor = 2 ** (len(levels) - 1)
-        self.window, self.own_window, self.range = (
-            window,
-            description.hu_window,
-            description.input_range,
-        )
+        self.window = window
+        self.trained_window = config.hu_window
+        self.input_range = config.input_range
         shape = (1, self.channels, 1, 1, 1)
-        self.register_buffer(
-            "mean", torch.tensor(description.mean or (0.0,) * self.channels).view(shape)
-        )
-        self.register_buffer(
-            "std", torch.tensor(description.std or (1.0,) * self.channels).view(shape)
-        )
+        mean = torch.tensor(config.mean or (0.0,) * self.channels)
+        std = torch.tensor(config.std or (1.0,) * self.channels)
+        self.register_buffer("mean", mean.view(shape))
+        self.register_buffer("std", std.view(shape))
 
     def encode(self, image: Tensor) -> Tensor:
-        """`(B, 1, X, Y, Z)` in [-1, 1] to `(B, C, X/f, Y/f, Z/f)`: the means of the latents."""
-        (low, high), (first, last) = self.own_window, self.range
+        """`(B, 1, X, Y, Z)` in [-1, 1] to `(B, C, X/f, Y/f, Z/f)`, the means of the latents."""
+        low, high = self.trained_window
+        first, last = self.input_range
         hu = (image + 1) / 2 * (self.window[1] - self.window[0]) + self.window[0]
         z, _ = self.network.encode(((hu - low) / (high - low)).clamp(0, 1) * (last - first) + first)
         return (z - self.mean) / self.std
 
     def decode(self, z: Tensor) -> Tensor:
-        """The way back."""
-        (low, high), (first, last) = self.own_window, self.range
-        hu = (self.network.decode(z * self.std + self.mean) - first) / (last - first) * (
-            high - low
-        ) + low
+        """`(B, C, X/f, Y/f, Z/f)` to `(B, 1, X, Y, Z)`."""
+        low, high = self.trained_window
+        first, last = self.input_range
+        image = self.network.decode(z * self.std + self.mean)
+        hu = (image - first) / (last - first) * (high - low) + low
         return (hu - self.window[0]) / (self.window[1] - self.window[0]) * 2 - 1
 
 
 def load_autoencoder(file: Path, window: tuple[float, float]) -> Autoencoder:
-    """Reads weights and description; raises `UserError` for files that are missing, damaged or do
-    not fit each other.
+    """Load weights and config.
+
+    Args:
+        file: The weights, with the .json beside them.
+        window: HU that -1 and 1 stand for in the images.
+
+    Raises:
+        UserError: Files that are missing, are damaged or do not belong together.
     """
-    if not str(file) or str(file) == "." or not file.is_file():
+    if file == Path() or not file.is_file():
+        problem = "not given" if file == Path() else f"{file}, which is not there"
         raise UserError(
-            "--autoencoder is "
-            f"{'not given' if str(file) == '.' else f'{file}, which is not there'}; --model "
-            "latent_diffusion needs the file of weights that scripts/train_autoencoder.py wrote, "
-            "or one of your own."
+            f"--autoencoder is {problem}; --model latent_diffusion needs the file of weights that "
+            "scripts/train_autoencoder.py wrote, or one of your own."
         )
-    description = _describe(description_file(file))
-    network = build(description)
+    config = _read_config(config_file(file))
+    network = build_autoencoder(config)
     try:
-        tensors = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, "cpu", weights_only=True)
-        )
-        tensors = tensors.get("state_dict", tensors)
-        network.load_state_dict(tensors)
-    except Exception as error:
+        network.load_state_dict(read_weights(file, "--autoencoder"))
+    except RuntimeError as error:
         raise UserError(
             f"--autoencoder {file} does not hold the weights that its .json describes "
             f"({str(error).splitlines()[0][:200]}). Give the file and the .json that belong "
             "together."
         ) from None
-    digest = hashlib.sha256(file.read_bytes() + description_file(file).read_bytes()).digest()
-    return Autoencoder(network, description, window, digest)
+    digest = hashlib.sha256(file.read_bytes() + config_file(file).read_bytes()).digest()
+    return Autoencoder(network, config, window, digest)
 
 
-def _describe(file: Path) -> AutoencoderConfig:
+def _read_config(file: Path) -> AutoencoderConfig:
     values = read_json(file)
     known = {f.name for f in dataclasses.fields(AutoencoderConfig)}
     if not isinstance(values, dict) or not {"kind", "config"} <= set(values) <= known:
         raise UserError(
             f"--autoencoder: {file} must be an object with kind, config and at most these: "
-            f"{', '.join(sorted(known))}. See docs/models.md."
+            f"{', '.join(sorted(known))}. See {GUIDE}."
         )
     if values["kind"] not in ("AutoencoderKL", "AutoencoderKlMaisi"):
         raise UserError(
             f"--autoencoder: {file} names the kind {values['kind']!r}; it must be AutoencoderKL or "
-            "AutoencoderKlMaisi."
+            f"AutoencoderKlMaisi. See {GUIDE}."
         )
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return AutoencoderConfig(**found)
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return AutoencoderConfig(**arguments)

@@ -1,7 +1,7 @@
-"""The network of the diffusion models: a U-Net that is told mask, place, noise level and text.
+"""Network of the diffusion models: a U-Net conditioned on mask, position, noise level and text.
 
-It is made of the generator's parts rather than MONAI's U-Net, whose group normalisation depends on
-the tile and whose cross-attention attends to padding; see docs/models.md. Shapes in comments leave
+It uses the generator's parts. MONAI's U-Net has group norms, which depend on the tile, and a
+cross-attention that attends to padding; see docs/explanation/diffusion.md. Shapes in comments leave
 out the batch: `(channels, size)`.
 """
 
@@ -25,19 +25,29 @@ from models.networks.layers import (
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
 
-PERIODS = (
-    40.0  # the logarithm of the noise level, -7 to 5, is stretched by this before it becomes sines
-)
+# The logarithm of the noise level lies in -7 to 5; its sinusoidal embedding takes it as a timestep
+# 0 to 480.
+LOG_NOISE_SHIFT = 7
+LOG_NOISE_SCALE = 40.0
 
 
 class TimeConv(nn.Module):
-    """A 3x3x3 convolution, its normalisation, scale and shift by the noise level, SiLU."""
+    """A 3x3x3 convolution, normalisation, scale and shift by the noise level, SiLU.
+
+    Args:
+        c_in: Channels before.
+        c_out: Channels after.
+        time: Width of the embedding of the noise level.
+        norm: Kind of normalisation.
+        padding: Padding mode.
+        stride: Stride of the convolution.
+    """
 
     def __init__(
         self, c_in: int, c_out: int, time: int, norm: str, padding: Padding, stride: int = 1
     ) -> None:
         super().__init__()
-        bias = norm in ("none", "rms")  # else the normalisation takes it away
+        bias = norm in ("none", "rms")  # other norms subtract it again
         self.conv = Conv3d(
             c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias
         )
@@ -47,13 +57,14 @@ class TimeConv(nn.Module):
         nn.init.zeros_(self.time.bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`(B, c_in, X, Y, Z)` and `(B, time)` to `(B, c_out, X/stride, ...)`."""
         x = self.norm(self.conv(x))
         scale, shift = self.time(time).chunk(2, 1)
         return F.silu(x * broadcast_channels(1 + scale, x) + broadcast_channels(shift, x))
 
 
 class TimeResBlock(nn.Module):
-    """Two convolutions around which the input passes unchanged; shape stays."""
+    """Residual block of two convolutions; the shape stays the same."""
 
     def __init__(self, channels: int, time: int, norm: str, padding: Padding) -> None:
         super().__init__()
@@ -61,11 +72,12 @@ class TimeResBlock(nn.Module):
         self.second = Conv3d(channels, channels, 3, padding=1, padding_mode=padding)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`(B, C, X, Y, Z)` and `(B, time)` to `(B, C, X, Y, Z)`."""
         return x + self.second(self.first(x, time))
 
 
 class TimeUpBlock(nn.Module):
-    """One doubling of resolution: upsample, add the skip connection, convolve, fuse text."""
+    """Doubling of resolution: upsampling, skip connection, convolution, text fusion."""
 
     def __init__(
         self, c_in: int, c_out: int, time: int, text_width: int, options: GeneratorOptions
@@ -73,10 +85,9 @@ class TimeUpBlock(nn.Module):
         super().__init__()
         self.up = Upsample(c_in, c_out)
         self.merge = TimeConv(c_out, c_out, time, options.norm, options.padding)
-        name = (
-            "none" if options.fusion_at == "bottleneck" else options.fusion
-        )  # a denoiser has no place for "output"
-        self.fusion: FusionUnit = FUSIONS[name](c_out, text_width, options)
+        # A denoiser has no residual head, so `output` is treated as `all`.
+        unit = FUSIONS["none" if options.fusion_at == "bottleneck" else options.fusion]
+        self.fusion: FusionUnit = unit(c_out, text_width, options)
 
     def forward(
         self,
@@ -86,17 +97,18 @@ class TimeUpBlock(nn.Module):
         text: TextEmbedding,
         region: Tensor | None,
     ) -> Tensor:
+        """`(B, c_in, X, Y, Z)` to `(B, c_out, 2X, 2Y, 2Z)`; skip and region are of that size."""
         x = self.up(x)
         x = self.merge(x if skip is None else x + skip, time)
         return fuse(self.fusion, x, text, region)
 
 
 class Denoiser(nn.Module):
-    """From a noisy image, mask, coordinates, noise level and text to an image.
+    """Network from a noisy image, mask, coordinates, noise level and text to an image.
 
     Args:
-        options: Architecture; noise enters with the noisy image alone.
-        channels: C of the image (1 for voxels, else latents).
+        options: Architecture; noise enters with the noisy image only.
+        channels: C of the image: 1 for voxels, more for latents.
         n_labels: K, channels of the mask.
         text_width: Width of the text embedding.
         time_width: Width of the embedding of the noise level.
@@ -111,7 +123,8 @@ class Denoiser(nn.Module):
         time_width: int,
     ) -> None:
         super().__init__()
-        self.options, self.time_width = options, time_width
+        self.options = options
+        self.time_width = time_width
         norm, padding, depth = options.norm, options.padding, options.n_downsample_global
         widths = [options.ngf * 2**i for i in range(depth + 1)]
         self.time = nn.Sequential(
@@ -145,27 +158,27 @@ class Denoiser(nn.Module):
     def forward(
         self, x: Tensor, log_noise: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding
     ) -> Tensor:
-        """What is left when the noise is gone.
+        """Predict the image's mean F (see `models.diffusion.noise_schedule`).
 
         Args:
-            x: `(B, C, X, Y, Z)` noisy image.
-            log_noise: `(B,)` logarithm of its noise-to-signal ratio.
-            mask: `(B, K, X, Y, Z)` one-hot, or shares of labels; zero where no mask is given.
-            coords: `(B, 3, X, Y, Z)` place in the whole volume; not read without
-                `--coord_channels`.
+            x: `(B, C, X, Y, Z)` noisy image x_t.
+            log_noise: `(B,)` log(sigma_t / alpha_t).
+            mask: `(B, K, X, Y, Z)` one-hot, or shares of labels; zero for no mask.
+            coords: `(B, 3, X, Y, Z)` position in the whole volume; not used without
+                `coord_channels`.
             text: Embedding of B prompts.
 
         Returns:
             `(B, C, X, Y, Z)` float32.
         """
         recompute = self.options.checkpoint_activations
-        time = self.time(get_timestep_embedding(PERIODS * (log_noise + 7), self.time_width))
-        region = (
-            1 - mask[:, :1] if self.options.text_region == "labels" else None
-        )  # background is the first label
+        timesteps = LOG_NOISE_SCALE * (log_noise + LOG_NOISE_SHIFT)
+        time = self.time(get_timestep_embedding(timesteps, self.time_width))
+        region = 1 - mask[:, :1] if self.options.text_region == "labels" else None
         inputs = [x, mask, coords] if self.options.coord_channels else [x, mask]
         h = maybe_checkpoint(self.stem, recompute, torch.cat(inputs, 1), time)  # (ngf, 1)
-        skips, regions = [], [region]
+        skips: list[Tensor | None] = []
+        regions = [region]
         for down in self.down:
             skips.append(h if self.options.skip else None)
             regions.append(halve_region(regions[-1]))
@@ -175,6 +188,6 @@ class Denoiser(nn.Module):
         h = fuse(self.fusion, h, text, regions.pop())
         for rise in self.rises:
             h = maybe_checkpoint(rise, recompute, h, skips.pop(), time, text, regions.pop())
-        # bf16 resolves 2.7 HU near -860 HU, so the last step is always taken in full precision.
+        # The last step is always in full precision, because bf16 resolves 2.7 HU near -860 HU.
         with torch.autocast(h.device.type, enabled=False):
             return self.head(h.float())

@@ -1,8 +1,8 @@
-"""Fusion units: how a text embedding changes the features of the generator.
+"""Fusion units: text embeddings change the features of the generator.
 
-Every unit takes `(x, text)` and returns features of the shape of `x`, and is the identity at
-initialisation, so that training starts from the unconditional network. To add one: write it,
-register it, and name it with `--fusion`.
+Every unit takes `(x, text)` and returns features of the shape of `x`. It is the identity at
+initialisation, so that training starts from the unconditional network. To add a unit, write it and
+register it; `--fusion` selects it by its name.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ class FusionUnit(nn.Module):
     Args:
         channels: C of the features `(B, C, X, Y, Z)`.
         text_width: Width of the text embedding.
-        options: Hidden width and heads.
+        options: Hidden width and number of attention heads.
     """
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features `(B, C, X, Y, Z)` that depend on the text."""
         raise NotImplementedError
 
 
 @FUSIONS.register("none")
 class NoFusion(FusionUnit):
-    """Leaves the features alone."""
+    """The identity: no text."""
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         return x
 
 
 def zero_module(layer: nn.Module) -> nn.Module:
-    """The layer with its parameters at zero, so that a residual branch starts silent."""
+    """Set the parameters of a layer to zero, so that a residual branch starts at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -51,7 +53,7 @@ def zero_module(layer: nn.Module) -> nn.Module:
 
 @FUSIONS.register("concat")
 class ConcatFusion(FusionUnit):
-    """Repeats the pooled text at every voxel, concatenates it, and adds a projection of both."""
+    """Concatenation of the pooled text at every voxel, and a projection of both."""
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
@@ -60,22 +62,25 @@ class ConcatFusion(FusionUnit):
         self.project = zero_module(nn.Conv3d(channels + hidden, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         repeated = self.text(text.pooled)[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
         return x + self.project(torch.cat([x, repeated.to(x.dtype)], 1))
 
 
 def broadcast_channels(values: Tensor, x: Tensor) -> Tensor:
-    """`(B, C)` as `(B, C, 1, 1, Z)` in the type of `x` `(B, C, X, Y, Z)`.
+    """Return `(B, C)` as `(B, C, 1, 1, Z)` in the type of `x` `(B, C, X, Y, Z)`.
 
-    Along one axis the repetition is written out: with channels innermost, a CPU works five times
-    slower on 16 values at a time than on whole lines.
+    The last axis is written out: with channels innermost, a CPU is five times slower on 16 values
+    at a time than on whole lines.
     """
     lines = values.to(x.dtype)[:, :, None, None, None].expand(-1, -1, 1, 1, x.shape[-1])
     return lines.contiguous(memory_format=torch.channels_last_3d)
 
 
 class Affine(nn.Module):
-    """Scale and shift of channels from the pooled text (DF-GAN, Tao et al. 2022, eq. 2).
+    """Scale and shift of channels by the pooled text (DF-GAN, Tao et al. 2022, eq. 2).
+
+    AFF(x_i | e) = gamma_i x_i + theta_i, where here gamma is 1 + `scale` and theta is `shift`.
 
     Args:
         channels: C of the features.
@@ -85,27 +90,25 @@ class Affine(nn.Module):
 
     def __init__(self, channels: int, text_width: int, hidden: int) -> None:
         super().__init__()
-        # Adam's step is as large for each of `text_width` weights: unscaled, their sum would run
-        # ahead of all else.
+        # Adam's step is equally large for each of `text_width` weights. Without scaling, their sum
+        # would change faster than the rest of the network.
         self.scale = text_width**-0.5
         last = nn.Linear(hidden or text_width, 2 * channels)
-        # Text tells from the first step on, but softly: both halves start near zero.
+        # The text has a small effect from the first step: both halves start near zero.
         nn.init.normal_(last.weight, std=0.02)
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), last) if hidden else last
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
-        scale, shift = (
-            self.mlp(text.pooled * self.scale)[:, :, None, None, None].to(x.dtype).chunk(2, 1)
-        )
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
+        values = self.mlp(text.pooled * self.scale)[:, :, None, None, None].to(x.dtype)
+        scale, shift = values.chunk(2, 1)
         return x * (1 + scale) + shift
 
 
 @FUSIONS.register("affine")
 class AffineFusion(FusionUnit):
-    """Two affine layers with a non-linearity after each, on a residual branch that starts silent
-    (DF-GAN's block).
-    """
+    """Two affine layers, each with a non-linearity, on a residual branch (block of DF-GAN)."""
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
@@ -114,6 +117,7 @@ class AffineFusion(FusionUnit):
         self.project = zero_module(nn.Conv3d(channels, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         h = F.silu(self.first(x, text))
         h = F.silu(self.second(h, text))
         return x + self.project(h)
@@ -121,13 +125,13 @@ class AffineFusion(FusionUnit):
 
 @FUSIONS.register("additive")
 class AdditiveFusion(FusionUnit):
-    """One affine layer on fields that the text does not shape, and nothing bent after it: what
-    phrases do adds up.
+    """One affine layer on features without text, and no non-linearity after it.
 
-    Needs `--text_hidden 0`, the default, to be linear in the text.
+    So the effects of phrases add up. This needs `--text_hidden 0`, the default, where scale and
+    shift are linear in the text.
     """
 
-    FIELDS = 2  # for each channel
+    FIELDS = 2  # per channel
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
@@ -136,14 +140,13 @@ class AdditiveFusion(FusionUnit):
         self.project = zero_module(nn.Conv3d(self.FIELDS * channels, channels, 1))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         return x + self.project(self.affine(F.silu(self.fields(x)), text))
 
 
 @FUSIONS.register("attention")
 class AttentionFusion(FusionUnit):
-    """Voxels attend to text tokens: queries from voxels, keys and values from tokens, padding
-    masked.
-    """
+    """Cross-attention: queries from voxels, keys and values from text tokens, padding masked."""
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
@@ -151,29 +154,29 @@ class AttentionFusion(FusionUnit):
         width = -(-channels // self.heads) * self.heads
         self.norm = nn.LayerNorm(channels)
         self.query = nn.Linear(channels, width)
-        self.key = nn.Linear(
-            text_width, width, bias=False
-        )  # softmax takes away what is common to all keys
+        self.key = nn.Linear(text_width, width, bias=False)  # softmax ignores a common bias
         self.value = nn.Linear(text_width, width)
         self.project = zero_module(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         b, c, *size = x.shape
         voxels = x.movedim(1, -1).reshape(b, -1, c)  # (B, V, C)
-        q = self._split(self.query(self.norm(voxels)))
-        # A null token (zeros) beside the text's: an empty prompt stays finite, and a voxel may look
-        # away from all.
+        q = self._split_heads(self.query(self.norm(voxels)))
+        # A null token (zeros) before the text's tokens: the softmax of an empty prompt is finite,
+        # and a voxel can attend to no phrase.
         tokens = F.pad(text.tokens, (0, 0, 1, 0)).to(voxels.dtype)
         valid = F.pad(text.valid, (1, 0), value=True)
-        k, v = self._split(self.key(tokens)), self._split(self.value(tokens))
+        k = self._split_heads(self.key(tokens))
+        v = self._split_heads(self.value(tokens))
         attended = F.scaled_dot_product_attention(
             q, k.to(q.dtype), v.to(q.dtype), attn_mask=valid[:, None, None, :]
         )
         out = self.project(attended.transpose(1, 2).flatten(2))  # (B, V, C)
         return x + out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
 
-    def _split(self, t: Tensor) -> Tensor:
-        """`(B, N, W)` to heads `(B, H, N, W/H)`."""
+    def _split_heads(self, t: Tensor) -> Tensor:
+        """Return `(B, N, W)` as heads `(B, H, N, W/H)`."""
         return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -187,4 +190,5 @@ class BothFusion(FusionUnit):
         self.affine = AffineFusion(channels, text_width, options)
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         return self.affine(self.attention(x, text), text)

@@ -1,4 +1,4 @@
-"""Normalisation, convolutions and residual blocks in 3D that the networks are made of."""
+"""Normalisation, convolutions and residual blocks in 3D."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ Padding = Literal["zeros", "reflect", "replicate"]
 
 
 class ChannelNorm(nn.Module):
-    """Normalises the channels of each voxel on their own, so that a tile sees what the whole volume
-    sees.
+    """Normalisation over the channels of each voxel, which gives tile and volume the same result.
 
     Args:
         channels: C of the input `(B, C, X, Y, Z)`.
@@ -25,15 +24,15 @@ class ChannelNorm(nn.Module):
     def __init__(self, channels: int, kind: str = "layer") -> None:
         super().__init__()
         self.kind = kind
-        # Scales stay 1-D: 4-D parameters cannot be turned to channels-last.
+        # Scales stay 1-D: 4-D parameters cannot have the memory format channels-last.
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if kind == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # In fp32, which takes no longer: on a CPU bf16 sums the gradients of scale and shift in
-        # bf16 too, and as soon as a
-        # sum is 256 times larger than what is added, it stands still (half the gradient of a
-        # 64x64x48 volume is lost).
+        """`(B, C, X, Y, Z)` to the same shape."""
+        # In fp32, which is as fast. With bf16, a CPU sums the gradients of scale and shift in bf16
+        # too. A sum that is 256 times larger than the next term then no longer changes (half of the
+        # gradient of a 64x64x48 volume is lost).
         voxels = x.float().movedim(1, -1)
         if self.kind == "layer":
             voxels = F.layer_norm(voxels, self.weight.shape, self.weight, self.bias)
@@ -43,16 +42,14 @@ class ChannelNorm(nn.Module):
 
 
 def maybe_checkpoint(part: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
-    """`part(*inputs)`; with `recompute` its activations are computed again in the backward pass,
-    and not kept.
-    """
+    """Return `part(*inputs)`; with `recompute`, the backward pass computes activations again."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(part, *inputs, use_reentrant=False)
     return part(*inputs)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """The normalisation named by `--norm` for `(B, C, X, Y, Z)`."""
+    """Build the normalisation that `--norm` names, for `(B, C, X, Y, Z)`."""
     if kind in ("layer", "rms"):
         return ChannelNorm(channels, kind)
     if kind == "group":
@@ -69,12 +66,12 @@ def make_norm(kind: str, channels: int) -> nn.Module:
 class Conv3d(nn.Conv3d):
     """A convolution that is safe in bf16 on a CPU.
 
-    Where an input is smaller than the kernel, oneDNN's gradient of bf16 weights is garbage: memory
-    that nobody has written (seen with torch 2.12, AVX-512). Such inputs are small, and work in fp32
-    costs nothing.
+    If an input is smaller than the kernel, oneDNN's gradient of bf16 weights is uninitialised
+    memory (torch 2.12, AVX-512). Such small inputs are computed in fp32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """`(B, c_in, X, Y, Z)` to `(B, c_out, ...)`."""
         small = any(n < k for n, k in zip(input.shape[2:], self.kernel_size, strict=True))
         if small and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
@@ -82,15 +79,16 @@ class Conv3d(nn.Conv3d):
         return self.compute(input)
 
     def compute(self, input: Tensor) -> Tensor:
+        """Convolve; subclasses may choose another algorithm."""
         return super().forward(input)
 
 
 def conv(c_in: int, c_out: int, norm: str, padding: Padding, stride: int = 1) -> nn.Sequential:
-    """A 3x3x3 convolution, its normalisation and SiLU; `(B, c_in, X, Y, Z)` to `(B, c_out,
-    X/stride, ...)`.
+    """Build a 3x3x3 convolution, normalisation and SiLU.
+
+    The block maps `(B, c_in, X, Y, Z)` to `(B, c_out, X/stride, Y/stride, Z/stride)`.
     """
-    # A bias before a normalisation that takes the mean away has no gradient worth the name.
-    bias = norm in ("none", "rms")
+    bias = norm in ("none", "rms")  # other norms subtract it again
     return nn.Sequential(
         Conv3d(c_in, c_out, 3, stride=stride, padding=1, padding_mode=padding, bias=bias),
         make_norm(norm, c_out),
@@ -101,8 +99,9 @@ def conv(c_in: int, c_out: int, norm: str, padding: Padding, stride: int = 1) ->
 class ScalarConv3d(Conv3d):
     """A convolution to one channel.
 
-    On a CPU it runs as the transposed convolution with the flipped kernel: the same sum, and a
-    backward pass five times faster, as a convolution's own works on 16 output channels at least.
+    On a CPU it runs as a transposed convolution with the flipped kernel. The sum is the same, and
+    the backward pass is five times faster, because that of a convolution uses blocks of at least 16
+    output channels.
     """
 
     def __init__(self, channels: int, size: int, padding: int, mode: Padding = "zeros") -> None:
@@ -110,6 +109,7 @@ class ScalarConv3d(Conv3d):
         self.margin = size - 1 - padding
 
     def compute(self, input: Tensor) -> Tensor:
+        """Convolve with the algorithm of the device."""
         if input.device.type != "cpu" or self.padding_mode != "zeros":
             return super().compute(input)
         return F.conv_transpose3d(
@@ -118,7 +118,7 @@ class ScalarConv3d(Conv3d):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around which the input passes unchanged (He et al. 2016); shape stays."""
+    """Residual block of two convolutions (He et al. 2016); the shape stays the same."""
 
     def __init__(self, channels: int, norm: str, padding: Padding) -> None:
         super().__init__()
@@ -128,28 +128,27 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, X, Y, Z)` to the same shape."""
         return x + self.body(x)
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution: 1x1x1 convolution to `c_out` channels first, as it is cheaper there,
-    then repetition.
-    """
+    """Doubling of resolution by repetition, after a 1x1x1 convolution at the lower resolution."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.project = nn.Conv3d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, c_in, X, Y, Z)` to `(B, c_out, 2X, 2Y, 2Z)`."""
         return F.interpolate(self.project(x), scale_factor=2.0, mode="nearest")
 
 
 class NoiseInjection(nn.Module):
-    """Adds noise to features, with a learned strength a channel that starts at zero (StyleGAN,
-    Karras et al. 2019).
+    """Noise added to features, with a learned strength per channel (StyleGAN, Karras et al. 2019).
 
-    Kept out of the first layers: where mask and coordinates hardly change, a per-voxel norm would
-    blow the noise up.
+    The strength starts at zero. The first layers get no noise: where mask and coordinates hardly
+    change, a per-voxel norm would amplify it.
     """
 
     def __init__(self, channels: int, noise_channels: int) -> None:
@@ -163,8 +162,9 @@ class NoiseInjection(nn.Module):
 
 
 def halve_noise(noise: Tensor) -> Tensor:
-    """Noise at half the resolution that is standard normal again: the mean of eight values has SD
-    1/sqrt(8).
+    """Return noise at half the resolution, standard normal again.
+
+    The mean of eight values has SD 1/sqrt(8).
     """
-    # Pooling refuses a tensor without channels, which is what --noise_channels 0 gives.
+    # Pooling refuses a tensor without channels, as with `noise_channels` 0.
     return F.avg_pool3d(noise, 2) * 8**0.5 if noise.shape[1] else noise[..., ::2, ::2, ::2]

@@ -1,6 +1,4 @@
-"""Loss terms of the GAN: adversarial, feature matching, voxel-wise, perceptual. Each is a function
-or a small module.
-"""
+"""Loss terms of the GAN: adversarial, feature matching, voxel-wise and perceptual."""
 
 from __future__ import annotations
 
@@ -13,12 +11,21 @@ import torchvision
 from torch import Tensor, nn
 
 from models.networks.discriminator import DiscriminatorOutput
+from models.weights import read_weights
 from util.cli import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_SD = (0.229, 0.224, 0.225)
+LAYER_WEIGHTS = {3: 1 / 16, 8: 1 / 8, 17: 1 / 4}  # weight of the features after a VGG19 layer
 
 
 def discriminator_loss(mode: str, scores: list[Tensor], real: bool) -> Tensor:
-    """How wrong scores are, averaged over scales: LSGAN (Mao et al. 2017, eq. 2) or hinge (Lim & Ye
-    2017).
+    """Discriminator loss of real or generated volumes, averaged over scales.
+
+    Args:
+        mode: `lsgan` (Mao et al. 2017, eq. 2 with a = 0, b = 1) or `hinge` (Lim & Ye 2017).
+        scores: `(B, 1, ...)` of each scale.
+        real: Whether the volumes are real.
     """
     if mode == "lsgan":
         terms = [(s - float(real)).square().mean() for s in scores]
@@ -28,7 +35,7 @@ def discriminator_loss(mode: str, scores: list[Tensor], real: bool) -> Tensor:
 
 
 def generator_loss(mode: str, scores: list[Tensor]) -> Tensor:
-    """How little generated volumes are taken for real, averaged over scales."""
+    """Generator loss of the scores of generated volumes, averaged over scales."""
     if mode == "lsgan":
         return discriminator_loss(mode, scores, real=True)
     return torch.stack([-s.mean() for s in scores]).mean()
@@ -37,31 +44,30 @@ def generator_loss(mode: str, scores: list[Tensor]) -> Tensor:
 def feature_matching_loss(
     fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
 ) -> Tensor:
-    """Mean absolute difference of discriminator features, over layers and scales (Wang et al. 2018,
-    eq. 4).
+    """Mean absolute difference of discriminator features over layers and scales.
+
+    This is eq. 4 of Wang et al. 2018 (pix2pixHD), with a mean in place of the sum over layers.
     """
-    terms = [
-        F.l1_loss(f.float(), r.detach().float())
-        for on_fake, on_real in zip(fake, real, strict=True)
-        for f, r in zip(on_fake.features, on_real.features, strict=True)
-    ]
+    terms = []
+    for pred_fake, pred_real in zip(fake, real, strict=True):
+        for f, r in zip(pred_fake.features, pred_real.features, strict=True):
+            terms.append(F.l1_loss(f.float(), r.detach().float()))
     return torch.stack(terms).mean()
 
 
 def voxel_loss(
-    fake: Tensor, real: Tensor, background: Tensor, smooth: float, label_weight: float
+    fake: Tensor, real: Tensor, background: Tensor, beta: float, label_weight: float
 ) -> Tensor:
-    """Mean absolute error, quadratic below `smooth` (Girshick 2015, eq. 3), labelled voxels
-    weighted.
+    """Smooth L1 loss (Girshick 2015, eq. 3), with labelled voxels weighted.
 
     Args:
-        fake, real: `(B, 1, X, Y, Z)` in [-1, 1].
-        background: `(B, 1, X, Y, Z)`, 1 where the mask has no label; elsewhere an error counts
-            `label_weight` times.
-        smooth: In units of [-1, 1]; 0 is the pure absolute error.
-        label_weight: 1 treats all voxels alike.
+        fake: `(B, 1, X, Y, Z)` in [-1, 1].
+        real: `(B, 1, X, Y, Z)` in [-1, 1].
+        background: `(B, 1, X, Y, Z)`, 1 where the mask has no label.
+        beta: Absolute error, in units of [-1, 1], below which the loss is quadratic; 0 for L1.
+        label_weight: Weight of labelled voxels relative to the background.
     """
-    errors = F.smooth_l1_loss(fake, real, beta=smooth, reduction="none")
+    errors = F.smooth_l1_loss(fake, real, beta=beta, reduction="none")
     return torch.mean(errors * (1 + (label_weight - 1) * (1 - background)))
 
 
@@ -69,69 +75,61 @@ class PerceptualLoss(nn.Module):
     """Difference of VGG19 features on slices of three planes (Johnson et al. 2016).
 
     Args:
-        weights: File with torchvision's VGG19 state dict; empty looks into torch's hub cache.
+        weights: File with torchvision's VGG19 state dict; empty for the file in torch's hub cache.
 
     Raises:
-        UserError: The weights are not there or do not fit.
+        UserError: The weights are missing or do not fit.
     """
 
-    SHARES = (
-        (3, 1 / 16),
-        (8, 1 / 8),
-        (17, 1 / 4),
-    )  # layer after which features are compared, weight
-    SLICES = 4  # slices a plane and step
+    SLICES = 4  # per plane and step
     mean: Tensor
     std: Tensor
 
     def __init__(self, weights: str = "") -> None:
         super().__init__()
-        url = torchvision.models.VGG19_Weights.IMAGENET1K_V1.url
-        path = (
-            Path(weights)
-            if weights
-            else Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-        )
+        path = Path(weights) if weights else _vgg_cache_file()
         if not path.is_file():
             raise UserError(
                 f"--lambda_perceptual needs VGG19 weights, and {path} is not there. Download "
                 f"{path.name} as named in torchvision's VGG19_Weights on another machine and give "
-                "its place by --perceptual_weights, or set --lambda_perceptual 0."
+                "its path by --perceptual_weights, or set --lambda_perceptual 0."
             )
         vgg = torchvision.models.vgg19()
         try:
-            vgg.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:
+            vgg.load_state_dict(read_weights(path, "--perceptual_weights"))
+        except RuntimeError as error:
             raise UserError(
                 f"--perceptual_weights: {path} does not hold torchvision's VGG19 weights ({error})."
             ) from None
-        self.layers = vgg.features[: self.SHARES[-1][0] + 1].eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+        last = max(LAYER_WEIGHTS)
+        self.layers = vgg.features[: last + 1].eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(IMAGENET_SD)[:, None, None])
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         """`fake`, `real`: `(B, 1, X, Y, Z)` in [-1, 1]."""
-        return torch.stack([self._plane(fake, real, axis) for axis in (2, 3, 4)]).mean()
+        return torch.stack([self._compare(fake, real, axis) for axis in (2, 3, 4)]).mean()
 
-    def _plane(self, fake: Tensor, real: Tensor, axis: int) -> Tensor:
-        # Evenly spaced slices, not drawn ones: a step stays a pure function of its batch.
-        at = torch.linspace(0, fake.shape[axis] - 1, self.SLICES + 2, device=fake.device)[
-            1:-1
-        ].long()
-        x, y = (
-            self._prepare(v.index_select(axis, at).movedim(axis, 1).flatten(0, 1))
-            for v in (fake, real)
-        )
+    def _compare(self, fake: Tensor, real: Tensor, axis: int) -> Tensor:
+        # Evenly spaced slices, not random ones: a step is a pure function of its batch.
+        size = fake.shape[axis]
+        positions = torch.linspace(0, size - 1, self.SLICES + 2, device=fake.device)[1:-1].long()
+        x = self._prepare_slices(fake, positions, axis)
+        y = self._prepare_slices(real, positions, axis)
         loss = fake.new_zeros(())
-        shares = dict(self.SHARES)
         for i, layer in enumerate(self.layers):
-            x, y = layer(x), layer(y)
-            if i in shares:
-                loss = loss + shares[i] * F.l1_loss(x.float(), y.float())
+            x = layer(x)
+            y = layer(y)
+            if i in LAYER_WEIGHTS:
+                loss = loss + LAYER_WEIGHTS[i] * F.l1_loss(x.float(), y.float())
         return loss
 
-    def _prepare(self, slices: Tensor) -> Tensor:
-        """`(N, 1, H, W)` in [-1, 1] as VGG takes it: three channels, ImageNet's mean and
-        deviation.
-        """
+    def _prepare_slices(self, volume: Tensor, positions: Tensor, axis: int) -> Tensor:
+        """Return slices of `(B, 1, X, Y, Z)` as VGG's input: `(N, 3, H, W)`, as for ImageNet."""
+        slices = volume.index_select(axis, positions).movedim(axis, 1).flatten(0, 1)
         return ((slices + 1) / 2).expand(-1, 3, -1, -1).sub(self.mean).div(self.std)
+
+
+def _vgg_cache_file() -> Path:
+    url = torchvision.models.VGG19_Weights.IMAGENET1K_V1.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name

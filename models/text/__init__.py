@@ -1,1 +1,1 @@
-"""models/text"""
+"""Text encoders, their registry, and the relevance of columns."""

@@ -1,6 +1,4 @@
-"""The cohort's own CLIP (Radford et al. 2021, arXiv 2103.00020): volume encoder, text encoder,
-tokenizer, loss.
-"""
+"""Parts of the cohort's CLIP (Radford et al. 2021, arXiv 2103.00020)."""
 
 from __future__ import annotations
 
@@ -16,57 +14,58 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 WIDTH = 64
-# transformers pools at the largest id instead of at the end when the end token is number 2, so
-# <unk> takes that number.
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unk>", "eos_token": "<end>"}
+# If the end token has the id 2, transformers pools at the largest id instead of at the end. So
+# <unk> has the id 2.
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<start>",
+    "unk_token": "<unk>",
+    "eos_token": "<end>",
+}
+MIN_SHARE = 1e-3  # of a label in a cell of the grid
+MIN_VOXELS = 1e-6
+RANK_TOLERANCE = 1e-5  # of cosine similarities that count as equal
 
 
 def make_tokenizer(
     texts: Sequence[str], limit: int, vocabulary: int = 2000
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of these texts, for which no character is unknown and a number is
-    its digits.
+    """Train a byte-level BPE tokenizer, which knows every character and splits numbers into digits.
 
     Args:
         texts: The training prompts.
-        limit: Most tokens that the model takes.
-        vocabulary: Most entries.
+        limit: Largest number of tokens that the model takes.
+        vocabulary: Largest number of entries.
     """
-    special = list(SPECIAL.values())
-    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=SPECIAL["unk_token"]))
-    tokenizer.normalizer = normalizers.Prepend(
-        " "
-    )  # a word is the same token at the start and within
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
+    # So a word has the same token at the start of a text and within it.
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts,
-        BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=special,
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
+    trainer = BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    start, end = (
-        (SPECIAL[k], tokenizer.token_to_id(SPECIAL[k])) for k in ("bos_token", "eos_token")
-    )
+    tokenizer.train_from_iterator(texts, trainer)
+    start = SPECIAL_TOKENS["bos_token"]
+    end = SPECIAL_TOKENS["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start[0]} $A {end[0]}", special_tokens=[start, end]
+        single=f"{start} $A {end}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=limit, **SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=limit, **SPECIAL_TOKENS
+    )
 
 
 def make_text_model(
     tokenizer: PreTrainedTokenizerFast, layers: int = 2
 ) -> CLIPTextModelWithProjection:
-    """A small CLIP text model, untrained, for this tokenizer."""
+    """Build a small CLIP text model with random weights for a tokenizer."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -84,16 +83,15 @@ def make_text_model(
 
 
 class VolumeEncoder(nn.Module):
-    """A small 3D network, made to see density: intensities and features are averaged over each
-    label of the mask.
+    """Small 3D network that embeds density: means of intensities and features over each label.
 
-    The averages are standardised over the batch, for patients differ in them by little beside what
-    all have in common.
+    The means are standardised over the batch, because patients differ little compared with what
+    they have in common.
 
     Args:
-        labels: Channels of the one-hot mask.
+        labels: K, channels of the one-hot mask.
         channels: Features of the two levels.
-        grid: Places of the chest in which intensities are averaged apart, along the three axes.
+        grid: Cells along the three axes, in each of which intensities are averaged.
     """
 
     def __init__(
@@ -120,43 +118,56 @@ class VolumeEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """`(B,C)` of `image` `(B,1,X,Y,Z)` in [-1, 1] and `mask` `(B,K,X,Y,Z)`."""
-        local = F.adaptive_avg_pool3d(image * mask, self.grid) / F.adaptive_avg_pool3d(
-            mask, self.grid
-        ).clamp_min(1e-3)
+        """Embed volumes.
+
+        Args:
+            image: `(B, 1, X, Y, Z)` in [-1, 1].
+            mask: `(B, K, X, Y, Z)` one-hot, or shares of labels.
+
+        Returns:
+            `(B, WIDTH)`.
+        """
+        share = F.adaptive_avg_pool3d(mask, self.grid).clamp_min(MIN_SHARE)
+        intensity = F.adaptive_avg_pool3d(image * mask, self.grid) / share  # (B, K, *grid)
         features = self.features(torch.cat([image, mask], 1))
-        share = F.adaptive_avg_pool3d(mask, features.shape[2:])
-        return self.head(torch.cat([local.flatten(1), average(features, share)], 1))
+        coarse_mask = F.adaptive_avg_pool3d(mask, features.shape[2:])
+        means = average_by_label(features, coarse_mask)
+        return self.head(torch.cat([intensity.flatten(1), means], 1))
 
 
-def average(features: Tensor, mask: Tensor) -> Tensor:
-    """The mean of each of C features over each of K labels, `(B,K*C)`; zero for an absent label."""
+def average_by_label(features: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of C features over each of K labels, `(B, K*C)`; zero for an absent label."""
     weight = mask.flatten(2)
     total = torch.einsum("bcv,bkv->bkc", features.flatten(2), weight)
-    return (total / weight.sum(-1, keepdim=True).clamp_min(1e-6)).flatten(1)
+    return (total / weight.sum(-1, keepdim=True).clamp_min(MIN_VOXELS)).flatten(1)
 
 
-def contrastive_loss(volumes: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of paired embeddings `(B,C)`; `scale` is the logarithm of the inverse
-    temperature.
+def contrastive_loss(volumes: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (Radford et al. 2021, figure 3).
+
+    Args:
+        volumes: Embeddings `(B, C)`.
+        texts: Embeddings of the same cases, `(B, C)`.
+        log_scale: Logarithm of the inverse temperature.
     """
-    logits = scale.exp() * F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    logits = log_scale.exp() * F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def retrieval(volumes: Tensor, texts: Tensor) -> dict[str, float]:
-    """Share of pairs `(N,C)` whose partner is the best, or among the five best, of all N (both ways
-    averaged).
+    """Return top-1 and top-5 accuracy of retrieval, as the mean of both directions.
+
+    Args:
+        volumes: Embeddings `(N, C)`.
+        texts: Embeddings of the same cases, `(N, C)`.
+
+    Returns:
+        `pairs`, `top1`, `top5`, and their values by chance, `chance_top1` and `chance_top5`.
     """
-    similar = F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
-    own = similar.diagonal()[:, None]
-    n = len(similar)
-    # Equal prompts share their ranks: half of those as good as the own one (up to rounding) stand
-    # before it.
-    ranks = torch.cat(
-        [((s > own + 1e-5).sum(1) + (s >= own - 1e-5).sum(1) - 1) / 2 for s in (similar, similar.T)]
-    )
+    similarity = F.normalize(volumes, dim=1) @ F.normalize(texts, dim=1).T
+    n = len(similarity)
+    ranks = torch.cat([_ranks(similarity), _ranks(similarity.T)])
     return {
         "pairs": n,
         "top1": (ranks < 1).float().mean().item(),
@@ -164,3 +175,11 @@ def retrieval(volumes: Tensor, texts: Tensor) -> dict[str, float]:
         "chance_top1": 1 / n,
         "chance_top5": min(1.0, 5 / n),
     }
+
+
+def _ranks(similarity: Tensor) -> Tensor:
+    """Return the rank of each row's partner, on the diagonal; equal prompts share their ranks."""
+    partner = similarity.diagonal()[:, None]
+    better = (similarity > partner + RANK_TOLERANCE).sum(1)
+    not_worse = (similarity >= partner - RANK_TOLERANCE).sum(1)  # with the partner itself
+    return (better + not_worse - 1) / 2

@@ -108,13 +108,16 @@ class LanguagePhrases(PhraseEncoder):
 
     @property
     def base(self) -> int:
+        """Channels of the model's pooled vector."""
         return self.model.width
 
     def learn(self, phrases: Sequence[str]) -> None:
+        """Fit the whitening."""
         if len(phrases) > 1:
             self.whitening.fit(self._embed_raw(phrases))
 
     def embed(self, phrases: Sequence[str]) -> Tensor:
+        """Return whitened embeddings `(N, base)`; warn of unseen phrases."""
         unseen = sorted(set(phrases) - set(self.phrases))
         if self.phrases and unseen:
             log.warning(
@@ -125,14 +128,17 @@ class LanguagePhrases(PhraseEncoder):
         return self.whitening(self._embed_raw(phrases))
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
+        """Return the whitening, and the values of the base class."""
         tensors, values = super().state()
         return {**tensors, **self.whitening.state("phrases")}, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restore the result of `state`."""
         self.whitening.load("phrases", tensors)
         super().load_state(tensors, values)
 
     def attach_cache(self, folder: Path) -> None:
+        """Reuse the embeddings in `phrases.safetensors` of a folder, and store new ones there."""
         self._cache = folder / "phrases.safetensors"
         try:
             with safe_open(self._cache, "pt") as file:
@@ -183,10 +189,12 @@ class LanguageSentences(TextEncoder):
 
     @property
     def width(self) -> int:
+        """Channels C of a token."""
         return self.model.width
 
     def fit(self, prompts: Prompts) -> None:
-        sentences = {phrasing.join(prompt) for prompt in prompts} - {""}
+        """Fit one whitening of tokens and one of pooled vectors."""
+        sentences = {phrasing.join_phrases(prompt) for prompt in prompts} - {""}
         raw = [self.model(sentence) for sentence in sorted(sentences)]
         if len(raw) > 1:
             self.tokens.fit(torch.cat([tokens for tokens, _ in raw]))
@@ -194,15 +202,18 @@ class LanguageSentences(TextEncoder):
         self._encoded.clear()
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
+        """Return both whitenings."""
         return {**self.tokens.state("tokens"), **self.pooled.state("pooled")}, {}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restore the result of `state`."""
         self.tokens.load("tokens", tensors)
         self.pooled.load("pooled", tensors)
         self._encoded.clear()
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
-        encoded = [self._encode_sentence(phrasing.join(prompt)) for prompt in prompts]
+        """Embed a batch of prompts by the model's tokens and pooled vectors."""
+        encoded = [self._encode_sentence(phrasing.join_phrases(prompt)) for prompt in prompts]
         longest = max([1, *(len(tokens) for tokens, _ in encoded)])
         padded = torch.zeros(len(encoded), longest, self.width)
         valid = torch.zeros(len(encoded), longest, dtype=torch.bool)
@@ -212,8 +223,9 @@ class LanguageSentences(TextEncoder):
         return TextEmbedding(padded, valid, torch.stack([pooled for _, pooled in encoded]))
 
     def validate(self, prompts: Prompts) -> None:
+        """Raise `UserError` for a sentence that is too long."""
         for prompt in prompts:
-            if sentence := phrasing.join(prompt):
+            if sentence := phrasing.join_phrases(prompt):
                 self.model.check_length(sentence)
 
     def _encode_sentence(self, text: str) -> tuple[Tensor, Tensor]:

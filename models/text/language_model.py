@@ -1,6 +1,4 @@
-"""Frozen language models (CLIP's text side, BERT-type models, MedCLIP): a text to its tokens and
-pooled vector.
-"""
+"""Frozen language models: CLIP's text side, BERT-type models, MedCLIP."""
 
 from __future__ import annotations
 

@@ -176,9 +176,11 @@ class PhraseEncoder(TextEncoder):
 
     @property
     def width(self) -> int:
+        """Channels C of a token."""
         return self.base if self.numbers is None else 2 * self.base
 
     def fit(self, prompts: Prompts) -> None:
+        """Learn phrases, numbers and standardisation; reset the phrase weights."""
         if self.numbers is not None:
             self.numbers = Numbers.from_prompts(prompts)
         self._wordings = Wordings(
@@ -193,17 +195,20 @@ class PhraseEncoder(TextEncoder):
         self._table = PhraseTable(self.base, self.embed, self._weights_of)
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
+        """Return no tensors; phrases, numbers and phrase weights as values."""
         numbers = {} if self.numbers is None else self.numbers.stems
         shares = dict(self.phrase_weights)
         return {}, {"numbers": numbers, "phrases": self.phrases, "shares": shares}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restore the result of `state`."""
         if self.numbers is not None:
             self.numbers = Numbers(values["numbers"])
         self._wordings = Wordings(values.get("phrases", ()))
         self.set_phrase_weights(values.get("shares", {}))
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
+        """Embed a batch of prompts, one token per phrase."""
         located = self._locate_all(prompts)
         lengths = torch.tensor([len(prompt) for prompt in located], dtype=torch.long)
         longest = max([1, *map(len, located)])
@@ -220,6 +225,7 @@ class PhraseEncoder(TextEncoder):
         return TextEmbedding(tokens, valid, tokens.sum(1))
 
     def validate(self, prompts: Prompts) -> None:
+        """Raise `UserError` for a phrase that is too long."""
         # The embeddings are needed later anyhow, and embedding raises the errors.
         located = self._locate_all(prompts)
         self._table.lookup([phrase for prompt in located for phrase, _ in prompt])

@@ -29,12 +29,14 @@ class TableEncoder(PhraseEncoder):
 
     @property
     def base(self) -> int:
+        """Number of phrases, at least 1."""
         return max(1, len(self.phrases))
 
     def learn(self, phrases: Sequence[str]) -> None:
         """Learn nothing: the list of phrases is enough."""
 
     def embed(self, phrases: Sequence[str]) -> Tensor:
+        """Return scaled one-hot vectors `(N, base)`; warn of unseen phrases."""
         channels = {phrase: i for i, phrase in enumerate(self.phrases)}
         if unseen := [phrase for phrase in phrases if phrase not in channels]:
             log.warning(

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.text.clip import VolumeEncoder, average, contrastive_loss, make_tokenizer, retrieval
+from models.text.clip import (
+    VolumeEncoder,
+    average_by_label,
+    contrastive_loss,
+    make_tokenizer,
+    retrieval,
+)
 from models.text.encoders import build_text_encoder
 from options.base_options import DataOptions, TextOptions
 from options.clip_options import ClipCommand, ClipOptions
@@ -146,7 +152,7 @@ def test_retrieval_of_equal_texts_is_no_success() -> None:
 def test_volumes() -> None:
     features, mask = torch.ones(2, 3, 4, 4, 4), torch.zeros(2, 2, 4, 4, 4)
     mask[:, 0] = 1
-    assert average(features, mask).tolist() == [[1, 1, 1, 0, 0, 0]] * 2
+    assert average_by_label(features, mask).tolist() == [[1, 1, 1, 0, 0, 0]] * 2
     assert VolumeEncoder(2).eval()(
         torch.zeros(1, 1, 9, 8, 8), torch.zeros(1, 2, 9, 8, 8)
     ).shape == (1, 64)

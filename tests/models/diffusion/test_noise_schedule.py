@@ -1,4 +1,4 @@
-"""Noise levels, and the steps of samplers forth and back."""
+"""Noise schedules, and steps of samplers in both directions."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ TARGETS = ("flow", "v", "noise")
 SD = 0.1
 
 
-def process(target: str = "flow", **changes: Any) -> NoiseSchedule:
+def make_schedule(target: str = "flow", **changes: Any) -> NoiseSchedule:
     options = DiffusionOptions(diffusion_target=target, zero_snr=target != "noise")  # type: ignore[arg-type]
     return NoiseSchedule(replace(options, **changes), SD)
 
 
 # --- noise levels ---------------------------------------------------------------------------------
-# --------------------
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_levels_run_from_the_image_to_noise(target: str) -> None:
-    p, t = process(target), torch.linspace(0, 1, 101)
+    p, t = make_schedule(target), torch.linspace(0, 1, 101)
     a, s = p.alpha_sigma(t)
     assert a[0] == 1 and s[0] == 0 and (a.diff() <= 0).all() and (s.diff() >= 0).all()
     assert s[-1] == pytest.approx(1, abs=1e-3)
@@ -44,7 +43,7 @@ def test_the_estimate_is_the_best_one_for_a_gaussian(target: str) -> None:
     """Of images N(F, sigma_data^2) the mean given x_t is a linear blend of both; checked against
     least squares.
     """
-    p, draw, mean = process(target), torch.Generator().manual_seed(0), 0.4
+    p, draw, mean = make_schedule(target), torch.Generator().manual_seed(0), 0.4
     image, noise = (torch.randn(200_000, generator=draw, dtype=torch.float64) for _ in range(2))
     image = mean + SD * image
     for time in (0.05, 0.3, 0.7):
@@ -63,34 +62,31 @@ def test_weights_are_those_of_the_targets() -> None:
     """
     t = torch.tensor([0.2, 0.5, 0.9])
     for target in TARGETS:
-        p = process(target, snr_gamma=0.0)
+        p = make_schedule(target, snr_gamma=0.0)
         a, s = p.alpha_sigma(t)
         torch.testing.assert_close(p.weight(t), (a / s if target == "noise" else 1 / s).square())
-    assert process("flow", snr_gamma=5.0).weight(t).max() == 5.0
+    assert make_schedule("flow", snr_gamma=5.0).weight(t).max() == 5.0
 
 
 def test_some_training_samples_are_pure_noise() -> None:
-    p, drawn = (
-        process("flow", terminal_prob=0.25),
-        torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0)),
-    )
-    times = p.time(drawn[0], drawn[1])
+    p = make_schedule("flow", terminal_prob=0.25)
+    uniform, terminal = torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0))
+    times = p.training_times(uniform, terminal)
     assert float((times == 1).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert times.min() > 0 and float(times[times < 1].mean()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_times_of_sampling() -> None:
-    p = process()
-    assert p.times(4, 1.0) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
-    shifted = p.times(4, 0.2, 0.8)
+    p = make_schedule()
+    assert p.sampling_times(4, 1.0) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    shifted = p.sampling_times(4, 0.2, 0.8)
     assert shifted[0] == 0.8 and shifted[-1] == 0 and shifted[2] < 0.4
 
 
 # --- steps ----------------------------------------------------------------------------------------
-# --------------------
 
 
-def gaussian_solver(p: NoiseSchedule, kind: str) -> DiffusionSampler:
+def gaussian_sampler(p: NoiseSchedule, kind: str) -> DiffusionSampler:
     """For images N(0.4, SD^2), voxel by voxel."""
     return DiffusionSampler(p, lambda x, t: torch.full_like(x, 0.4), kind)
 
@@ -99,9 +95,11 @@ def gaussian_solver(p: NoiseSchedule, kind: str) -> DiffusionSampler:
     ("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim"), ("v", "ddpm")]
 )
 def test_sampling_gives_the_distribution(target: str, kind: str) -> None:
-    p, draw = process(target), torch.Generator().manual_seed(0)
+    p, draw = make_schedule(target), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 32, 32, 32, generator=draw)
-    made = gaussian_solver(p, kind).sample(noise, p.times(200 if kind == "ddpm" else 5, 0.2), draw)
+    made = gaussian_sampler(p, kind).sample(
+        noise, p.sampling_times(200 if kind == "ddpm" else 5, 0.2), draw
+    )
     assert float(made.mean()) == pytest.approx(0.4, abs=0.004)
     assert float(made.std()) == pytest.approx(SD, rel=0.04)
 
@@ -114,31 +112,32 @@ def wavy(x: Tensor, t: float) -> Tensor:
 @pytest.mark.parametrize(("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim")])
 @pytest.mark.parametrize("start", [1.0, 0.5])
 def test_an_inverted_image_comes_back(target: str, kind: str, start: float) -> None:
-    p = process(target)
-    solver, times = (
-        DiffusionSampler(p, wavy, kind),
-        p.times(20, 0.2 if target == "flow" else 1.0, start),
-    )
+    p = make_schedule(target)
+    sampler = DiffusionSampler(p, wavy, kind)
+    times = p.sampling_times(20, 0.2 if target == "flow" else 1.0, start)
     image = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
-    back = solver.sample(solver.invert(image, times), times)
+    back = sampler.sample(sampler.invert(image, times), times)
     assert (back - image).abs().max() < 2e-3
 
 
 def test_heun_needs_fewer_steps_than_euler() -> None:
-    p, noise = process(), torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    exact = DiffusionSampler(p, wavy, "heun").sample(noise, p.times(300, 0.2))
+    p, noise = (
+        make_schedule(),
+        torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)),
+    )
+    exact = DiffusionSampler(p, wavy, "heun").sample(noise, p.sampling_times(300, 0.2))
     off = {
-        k: (DiffusionSampler(p, wavy, k).sample(noise, p.times(15, 0.2)) - exact).abs().mean()
+        k: (DiffusionSampler(p, wavy, k).sample(noise, p.sampling_times(15, 0.2)) - exact)
+        .abs()
+        .mean()
         for k in ("euler", "heun")
     }
     assert off["heun"] < off["euler"] / 3
 
 
 def test_ddim_of_v_is_that_of_monai() -> None:
-    p, draw = (
-        NoiseSchedule(process("v", zero_snr=False).options, 1e-6),
-        torch.Generator().manual_seed(0),
-    )
+    p = NoiseSchedule(make_schedule("v", zero_snr=False).options, 1e-6)
+    draw = torch.Generator().manual_seed(0)
     theirs = DDIMScheduler(
         1000, schedule="scaled_linear_beta", clip_sample=False, prediction_type="v_prediction"
     )

@@ -205,13 +205,13 @@ def test_an_error_counts_more_where_the_mask_has_a_label() -> None:
     real, background = torch.zeros(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
     background[..., 0] = 0
     fake = torch.full_like(real, 0.5)
-    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=1.0).item() == pytest.approx(
+    assert voxel_loss(fake, real, background, beta=0.0, label_weight=1.0).item() == pytest.approx(
         0.5
     )
-    assert voxel_loss(fake, real, background, smooth=0.0, label_weight=5.0).item() == pytest.approx(
+    assert voxel_loss(fake, real, background, beta=0.0, label_weight=5.0).item() == pytest.approx(
         0.5 * (5 + 1) / 2
     )
-    small = voxel_loss(fake / 10, real, background, smooth=0.1, label_weight=1.0).item()
+    small = voxel_loss(fake / 10, real, background, beta=0.1, label_weight=1.0).item()
     assert small == pytest.approx(0.05**2 / 2 / 0.1)
 
 

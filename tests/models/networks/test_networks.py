@@ -82,7 +82,9 @@ def test_channels_follow_ngf() -> None:
             for name, layer in network.named_modules()
             if isinstance(layer, nn.Conv3d)
         }
-        assert widths.pop("effect.place.0") == TextResidualHead.WIDTH  # the one layer that does not
+        assert (
+            widths.pop("effect.place.0") == TextResidualHead.HIDDEN
+        )  # the one layer that does not
         assert (
             max(widths.values()) == ngf * 2**3
         )  # an enhancer and two halvings double it three times
@@ -304,7 +306,7 @@ def test_half_precision_keeps_the_gradients_of_norms(kind: str) -> None:
 )
 @pytest.mark.parametrize("size", [(2, 2, 2), (2, 8, 3), (3, 3, 1), (8, 8, 1), (4, 4, 4)])
 def test_half_precision_is_safe_with_few_voxels(layer: Conv3d, size: tuple[int, ...]) -> None:
-    """oneDNN's gradient of bf16 weights is garbage where the input is smaller than the kernel."""
+    """The oneDNN gradient of bf16 weights is garbage where the input is smaller than the kernel."""
     x = torch.randn(2, 8, *size)
     expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
     for dirt in (1e5, -1e5):
