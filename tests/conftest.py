@@ -1,17 +1,32 @@
-"""What tests share: a small phantom cohort and a run trained on it. Commands are started by
-`tests/commands.py`.
+"""Fixtures of all tests: a small phantom cohort, a run trained on it, and a browser.
+
+Commands are started by `tests/commands.py`.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.phantom.write import make_phantom_cohort
 from options.phantom_options import PhantomOptions
 from tests.commands import TINY, TrainedRun, command
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +69,44 @@ def run_copy(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
     """A copy of the trained run, to be changed."""
     copy = shutil.copytree(trained_run.checkpoints, tmp_path / "checkpoints")
     return TrainedRun(Path(copy), trained_run.name, trained_run.cohort)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; tests that need one are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=list(CHROMIUM_ARGUMENTS)
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture()
+def visit(browser: Any) -> Iterator[Callable[[Path], Any]]:
+    """A function that opens a file as a page.
+
+    Messages on the console, failed requests, errors, and requests to the network fail the test at
+    its end.
+    """
+    complaints: list[str] = []
+    requests: list[str] = []
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+
+    def open_page(path: Path) -> Any:
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.requests = requests
+        return page
+
+    yield open_page
+    context.close()
+    assert complaints == []
+    assert all(url.startswith(("file:", "data:")) for url in requests)

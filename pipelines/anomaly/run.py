@@ -41,7 +41,7 @@ from util.metrics.regions import regions
 from util.records import open_record
 from util.web.figures import Panel
 from util.web.results_page import ResultsPage
-from util.web.web_data import block
+from util.web.web_data import block_shape
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def calibrate_map(
     o: AnomalyCommand, clean: ExpectationModel, cases: Sequence[Case], what: str
 ) -> tuple[Calibration, str]:
     """The calibration, and what it is worth, in a sentence."""
-    for case in tqdm(cases, "calibration scans", unit="scan", disable=not cli.main_rank()):
+    for case in tqdm(cases, "calibration scans", unit="scan", disable=not cli.is_main_process()):
         clean(case)
     found = Calibration.from_scans(LazyScans(cases, clean), o.map.size_mm, o.map.false_alarms)
     text = (
@@ -240,7 +240,7 @@ def report_scan(
         )
         write_like(path, on_file.array, case.mask, dtype)
     panels = _panels(scan, whole, found, labels, f"volumes/{name}")
-    step = block(found.shape, page.max_size)[2]
+    step = block_shape(found.shape, page.max_size)[2]
     notes = [
         f"{finding_sentence(r)} Axial slice {f.at[2] // step + 1}."
         for r, f in zip(rows, findings, strict=True)
@@ -326,7 +326,7 @@ def find_anomalies(o: AnomalyCommand) -> Path:
         score_limit=float(np.ceil(1.5 * calibration.threshold)),
     )
     rows: list[dict[str, Any]] = []
-    for case in tqdm(cases, "scans", unit="scan", disable=not cli.main_rank()):
+    for case in tqdm(cases, "scans", unit="scan", disable=not cli.is_main_process()):
         rows += report_scan(o, made, case, calibration, page)
     write_csv(folder / "findings.csv", FINDING_COLUMNS, rows)
     write_csv(

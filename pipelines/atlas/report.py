@@ -16,17 +16,16 @@ from data.cohort import Case
 from data.volumes import load_volume
 from pipelines.atlas import files as report
 from pipelines.atlas.pages import charts, map_voxels
-from pipelines.atlas.pages.case_voxels import CaseVoxels
+from pipelines.atlas.pages.case_voxels import FACTUAL, NOISE, REAL, CaseVoxels
 from pipelines.atlas.pages.page_case import (
     CaseFacts,
-    Value,
-    Varied,
+    ShownAttribute,
+    ShownValue,
     case_file,
     pair_key,
     pair_rows,
     write_case_page,
 )
-from pipelines.atlas.pages.page_parts import nice_range, typeset
 from pipelines.atlas.pages.page_population import Population, write_population_page
 from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.regional import LUNG_REGIONS
@@ -34,10 +33,11 @@ from pipelines.atlas.study import AtlasStudy
 from util import cli
 from util.cli import safe_name
 from util.files import read_json
-from util.web import page_parts
+from util.web import page_parts, viewer_parts
 from util.web.figures import LUNG, Panel, save_slices_png
+from util.web.page_parts import typeset
 
-ASSETS = ("page.css", "atlas.css", "slices.js", "atlas.js", "atlas_case.js", "atlas_maps.js")
+ASSETS = ("page.css", "atlas.css", *viewer_parts.SCRIPTS, "atlas_case.js", "atlas_maps.js")
 PAIR_COLUMNS = ["case", "column", "from", "to", "zone", "mean_diff_hu", "rank"]
 
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ class AtlasFiles:
         """One range of colours for the whole atlas: it holds the largest change of a region of the
         lungs.
         """
-        return nice_range(max(1.0, charts.largest_change(self.tests, LUNG_REGIONS)))
+        return viewer_parts.fitting_limit(max(1.0, charts.largest_change(self.tests, LUNG_REGIONS)))
 
     @property
     def kept(self) -> list[str]:
@@ -93,7 +93,7 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     figures = population_figures(files)
     by_id, kept = {case.id: case for case in study.cohort.cases}, files.kept
     rows: list[Row] = []
-    for i, name in enumerate(tqdm(kept, "pages", unit="case", disable=not cli.main_rank())):
+    for i, name in enumerate(tqdm(kept, "pages", unit="case", disable=not cli.is_main_process())):
         neighbours = [kept[i - 1] if i else None, kept[i + 1] if i + 1 < len(kept) else None]
         rows += CasePageWriter(files, study, by_id[name]).write(neighbours)
     report.write_table(folder, "pairs", pd.DataFrame(rows, columns=PAIR_COLUMNS))
@@ -122,7 +122,7 @@ def population_figures(files: AtlasFiles) -> list[str]:
     table = pd.DataFrame(record["maps"])
     shown = {c["contrast"]: c["label"] for c in record["contrasts"] if c["kind"] != "slope"}
     if len(table):
-        drawn += map_voxels.map_pictures(
+        drawn += map_voxels.draw_maps(
             folder, table, read_maps(files), shown, files.limit, map_voxels.null_contrast(record)
         )
     return drawn
@@ -169,7 +169,7 @@ class CasePageWriter:
         self.arms = files.arms[files.arms["case"] == case.id]
         self.given = study.shown_row(case)
         own, data = self.rows[self.rows["kind"] == "own"].iloc[0], study.plan.data
-        self.prompt, self.links = own["prompt"], {"own": f"../{own['file']}"}
+        self.prompt, self.links = own["prompt"], {FACTUAL: f"../{own['file']}"}
         mask = load_volume(case.mask)
         self.spacing = voxel_sizes(mask.affine)
         self.voxels = CaseVoxels(
@@ -186,10 +186,10 @@ class CasePageWriter:
         """Writes page and figures; returns the rows of pairs.csv."""
         data = self.study.plan.data
         if self.case.image is not None:
-            self.voxels.add("real", np.clip(load_volume(self.case.image).array, *data.hu_window))
+            self.voxels.add(REAL, np.clip(load_volume(self.case.image).array, *data.hu_window))
         for row in self.rows[self.rows["kind"] == "control"].to_dict("records"):
-            self.voxels.add("noise", self._volume(row["file"]))
-            self.links["noise"] = f"../{row['file']}"
+            self.voxels.add(NOISE, self._volume(row["file"]))
+            self.links[NOISE] = f"../{row['file']}"
         varied = [
             self._varied(number, a)
             for number, a in enumerate(self.study.plan.attributes)
@@ -215,16 +215,16 @@ class CasePageWriter:
     def _volume(self, file: str) -> np.ndarray:
         return load_volume(self.files.folder / file).array.astype(np.float32)
 
-    def _varied(self, number: int, attribute: Any) -> Varied:
+    def _varied(self, number: int, attribute: Any) -> ShownAttribute:
         """An attribute's values: the given one is the own row's volume, by itself where no value
         generated is it.
         """
-        unit, values = f" {attribute.unit}" if attribute.unit else "", list[Value]()
+        unit, values = f" {attribute.unit}" if attribute.unit else "", list[ShownValue]()
         arms = self.arms[self.arms["column"] == attribute.column].to_dict("records")
         if all(arm["prompt"] != self.prompt for arm in arms):
             known = self.given.get(attribute.column, "")
             said = f"{known}{unit}" if known else "not known"
-            values.append(Value("own", f"{said} (as given)", said))
+            values.append(ShownValue(FACTUAL, f"{said} (factual)", said))
         for k, arm in enumerate(arms):
             said, is_own, key = (
                 f"{arm['value']}{unit}",
@@ -241,15 +241,15 @@ class CasePageWriter:
                 else ""
             )
             values.append(
-                Value(
-                    "own" if is_own else key,
-                    f"{said} (as given)" if is_own else said,
+                ShownValue(
+                    FACTUAL if is_own else key,
+                    f"{said} (factual)" if is_own else said,
                     said,
                     dropped,
                 )
             )
-        start = next(i for i, v in enumerate(values) if v.key == "own")
-        change = [abs(self.voxels.change("own", v.key).get("lungs", 0.0)) for v in values]
+        start = next(i for i, v in enumerate(values) if v.key == FACTUAL)
+        change = [abs(self.voxels.change(FACTUAL, v.key).get("lungs", 0.0)) for v in values]
         made = {v.plain: v for v in values}
         there = [
             made[said]
@@ -261,9 +261,9 @@ class CasePageWriter:
             for v in (there[1:] if attribute.kind == "category" else there[-1:])
             if v is not there[0]
         ]
-        return Varied(attribute.column, values, start, int(np.argmax(change)), compared)
+        return ShownAttribute(attribute.column, values, start, int(np.argmax(change)), compared)
 
-    def _sentences(self, varied: list[Varied]) -> dict[str, str]:
+    def _sentences(self, varied: list[ShownAttribute]) -> dict[str, str]:
         """What is said of each contrast over all patients, by the keys of this case's volumes."""
         units = {a.column: f" {a.unit}" if a.unit else "" for a in self.study.plan.attributes}
         ends = {
@@ -278,22 +278,22 @@ class CasePageWriter:
                 made[pair_key(str(pair[0]), str(pair[1]))] = typeset(row["sentence"])
         return made
 
-    def _figure(self, attribute: Varied) -> None:
+    def _figure(self, attribute: ShownAttribute) -> None:
         """`figures/CASE__COLUMN.png` and .svg: given, changed and difference in three planes."""
         first, second = attribute.values[attribute.start], attribute.values[attribute.end]
         before, after = (
             self._volume(self.links[v.key].removeprefix("../")) for v in (first, second)
         )
         panels = [
-            Panel(f"Given:\n{first.plain}", "ct", before, self.spacing),
+            Panel(f"Factual:\n{first.plain}", "ct", before, self.spacing),
             Panel(f"Changed:\n{second.plain}", "ct", after, self.spacing),
             Panel(
-                "Difference", "difference", after - before, self.spacing, caption="changed − given"
+                "Difference", "difference", after - before, self.spacing, caption="changed − factual"
             ),
         ]
-        if "noise" in self.links:
+        if NOISE in self.links:
             own, noise = (
-                self._volume(self.links[key].removeprefix("../")) for key in ("own", "noise")
+                self._volume(self.links[key].removeprefix("../")) for key in (FACTUAL, NOISE)
             )
             panels.append(
                 Panel(
@@ -306,7 +306,7 @@ class CasePageWriter:
             )
         stem = f"{case_file(self.case.id)}__{safe_name(attribute.label)}"
         at = tuple(
-            k * f for k, f in zip(self.voxels.grid["start"], self.voxels.factors, strict=True)
+            k * f for k, f in zip(self.voxels.grid.start, self.voxels.block, strict=True)
         )
         for ending in ("png", "svg"):
             save_slices_png(

@@ -1,10 +1,9 @@
-"""What every page is made of: the document with its style sheet, tables, and collapsible lists of
-options.
-"""
+"""Parts of every page: document, header, cautions, cards, lists, tables, charts and options."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +17,26 @@ from dominate import tags
 from util.files import atomic_path
 
 ASSETS = Path(__file__).parent / "assets"
+RESEARCH_ONLY = "For research only: not for diagnosis, treatment or any other clinical decision."
 CAUTIONS = (
-    "For research only: not for diagnosis, treatment or any other clinical decision.",
+    RESEARCH_ONLY,
     "Pictures are generated. A change shows what the model associates with an attribute in its "
     "training cohort; it is not the effect of an intervention on a patient.",
 )
+EMPTY_PROMPT = "Nothing is known of this patient: the prompt is empty."
 
 
-def new_document(title: str, assets: str) -> dominate.document:
-    """An empty page whose style sheet lies in the folder `assets`, a link relative to the page."""
+def new_document(
+    title: str, assets: str = "", styles: Sequence[str] = (), scripts: Sequence[str] = ()
+) -> dominate.document:
+    """Return an empty page with the base style sheet.
+
+    Args:
+        title: Title of the page.
+        assets: Folder of style sheets and scripts, relative to the page ("web/").
+        styles: Further style sheets, for what is special to the page.
+        scripts: Scripts, run in their order once the page is read.
+    """
     document = dominate.document(title=title)
     document["lang"] = "en"
     with document.head:
@@ -34,67 +44,111 @@ def new_document(title: str, assets: str) -> dominate.document:
         tags.meta(name="viewport", content="width=device-width, initial-scale=1")
         tags.meta(name="color-scheme", content="light dark")
         tags.link(rel="icon", href="data:,")
-        tags.link(rel="stylesheet", href=f"{assets}page.css")
+        for name in ("page.css", *styles):
+            tags.link(rel="stylesheet", href=f"{assets}{name}")
+        for name in scripts:
+            tags.script(src=f"{assets}{name}", defer=True)
     return document
 
 
 def copy_assets(folder: Path, *names: str) -> None:
-    """Copies files of util/assets into a page's folder, so that the page travels with its
-    folder.
-    """
+    """Copy style sheets and scripts into a page's folder, so that the page travels with it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(ASSETS / name, folder / name)
 
 
 def write_document(document: dominate.document, path: Path) -> Path:
-    """Writes a page in one step, so that a browser never sees half of it."""
-    with atomic_path(path) as part:
-        part.write_text(document.render(pretty=False), encoding="utf-8")
+    """Write a page in one step, so that a browser never sees half of it; return its path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(document.render(pretty=False), encoding="utf-8")
     return path
 
 
 def link(file: str) -> str:
-    """A relative path as the address of a link; spaces and the like are escaped."""
+    """Return a relative path as the address of a link; spaces and the like are escaped."""
     return quote(file.replace(os.sep, "/"))
 
 
-def cautions(extra: Sequence[str] = ()) -> None:
-    """Adds the list of cautions that every page of generated pictures carries, and further ones."""
-    with tags.ul(cls="cautions"):
-        for text in (*CAUTIONS, *extra):
-            tags.li(text)
+def typeset(text: str) -> str:
+    """Return a text whose negative numbers have minus signs."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
-def value_text(value: Any) -> str:
-    """An option's value for reading."""
-    if value is None or value == "" or value == ():
-        return "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {value_text(v)}" for k, v in value.items())
-    return str(value)
+# The parts below add themselves to the element whose `with` block they stand in.
 
 
-def options_list(
-    options: Mapping[str, Mapping[str, Any]], summary: str = "Options of the run"
+def page_header(
+    title: str,
+    *lines: Any,
+    cautions: Sequence[str] = CAUTIONS,
+    links: Mapping[str, str] | None = None,
 ) -> None:
-    """Adds a collapsible table of options, a group after the other."""
-    if not options:
-        return
-    with tags.details(cls="card"):
+    """Add the top of a page.
+
+    Args:
+        title: Its heading.
+        lines: Elements below the heading.
+        cautions: Sentences that a reader has to know.
+        links: Address of other pages by their text.
+    """
+    header = tags.header(cls="top")
+    if links:
+        header.add(tags.nav(*(tags.a(text, href=address) for text, address in links.items())))
+    header.add(tags.h1(title), *lines)
+    with header:
+        bullet_list(cautions, "cautions")
+
+
+def card(title: str, cls: str = "", **attributes: Any) -> tags.section:
+    """Add a card with its heading, to be filled in a `with` block."""
+    section = tags.section(cls=f"card {cls}".strip(), **attributes)
+    with section:
+        tags.h2(title)
+    return section
+
+
+def fold(summary: str, cls: str = "", **attributes: Any) -> tags.details:
+    """Add a part that a click unfolds, to be filled in a `with` block."""
+    details = tags.details(cls=cls, **attributes)
+    with details:
         tags.summary(summary)
-        with tags.div(cls="option-groups"):
-            for group, values in options.items():
-                with tags.table(), tags.tbody():
-                    tags.tr(tags.th(group, colspan=2, scope="colgroup"))
-                    for name, value in values.items():
-                        tags.tr(tags.td(name), tags.td(value_text(value)))
+    return details
 
 
-def choice(name: str, label: str, values: Mapping[str, str], chosen: str) -> None:
-    """A row of buttons that sets `name` for all panels."""
+def note(*content: Any) -> None:
+    """Add a short explanation in small letters."""
+    tags.p(*content, cls="note")
+
+
+def bullet_list(texts: Sequence[str], cls: str = "") -> None:
+    """Add a list of texts; nothing where there are none."""
+    if texts:
+        tags.ul(*(tags.li(text) for text in texts), cls=cls)
+
+
+def prompt_line(prompt: str, empty: str = EMPTY_PROMPT) -> None:
+    """Add the text that a volume was generated from, or the text for an empty one."""
+    tags.p(prompt or empty, cls="prompt" if prompt else "prompt empty")
+
+
+def chart(address: str, text: str, caption: Sequence[Any] = (), cls: str = "") -> None:
+    """Add a picture.
+
+    Args:
+        address: Its file, relative to the page.
+        text: What it shows, for readers who do not see it.
+        caption: Texts and elements below it.
+        cls: Class of its size; see page.css.
+    """
+    with tags.figure(cls=f"chart {cls}".strip()):
+        tags.img(src=address, alt=text)
+        if caption:
+            tags.figcaption(*caption)
+
+
+def choice_buttons(name: str, label: str, values: Mapping[str, str], chosen: str) -> None:
+    """Add a row of buttons that set `name` for all pictures of a page."""
     with tags.div(cls="group", role="group", aria_label=label):
         tags.span(label)
         with tags.div(cls="buttons"):
@@ -108,10 +162,27 @@ def choice(name: str, label: str, values: Mapping[str, str], chosen: str) -> Non
                 )
 
 
+def check_box(name: str, label: str, checked: bool = False) -> None:
+    """Add a box to tick, with its label."""
+    with tags.label(cls="group"):
+        tags.input_(type="checkbox", id=name, **({"checked": True} if checked else {}))
+        tags.span(label)
+
+
+def search_field(text: str, label: str) -> None:
+    """Add a field that hides the cases that do not contain its text; needs cases.js."""
+    tags.input_(type="search", id="filter", placeholder=text, aria_label=label)
+
+
+def legend(colours: Mapping[str, str]) -> None:
+    """Add the colours of names."""
+    with tags.div(cls="legend"):
+        for name, colour in colours.items():
+            tags.span(tags.i(style=f"background:{colour}"), name)
+
+
 def frame_table(frame: pd.DataFrame, number: Callable[[float], str] = "{:.4g}".format) -> None:
-    """Adds a data frame as a table; numbers are right-aligned and formatted by `number`, absent
-    ones are a dash.
-    """
+    """Add a data frame; numbers are formatted by `number`, absent ones are a dash."""
     with tags.div(cls="scroll"), tags.table():
         tags.thead(tags.tr(*(tags.th(str(c), scope="col") for c in frame.columns)))
         with tags.tbody():
@@ -126,3 +197,35 @@ def _cell(value: Any, number: Callable[[float], str]) -> tags.td:
         return tags.td("–", cls="number")
     text = str(value) if isinstance(value, int) else number(value)
     return tags.td(text.replace("-", "−"), cls="number")
+
+
+def key_table(values: Mapping[str, str], cls: str = "") -> None:
+    """Add a table of names and their values; `cls` is the class of the values."""
+    with tags.table(), tags.tbody():
+        for name, value in values.items():
+            tags.tr(tags.th(name, scope="row"), tags.td(value, cls=cls))
+
+
+def option_text(value: Any) -> str:
+    """Return the value of an option for reading."""
+    if value is None or value == "" or value == ():
+        return "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(option_text, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {option_text(v)}" for k, v in value.items())
+    return str(value)
+
+
+def option_tables(
+    options: Mapping[str, Mapping[str, Any]], summary: str = "Options of the run"
+) -> None:
+    """Add the options of a command, a table for each group, folded away."""
+    if not options:
+        return
+    with fold(summary, "card"), tags.div(cls="option-groups"):
+        for group, values in options.items():
+            with tags.table(), tags.tbody():
+                tags.tr(tags.th(group, colspan=2, scope="colgroup"))
+                for name, value in values.items():
+                    tags.tr(tags.td(name), tags.td(option_text(value)))

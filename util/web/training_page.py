@@ -1,5 +1,6 @@
-"""The page of a training run: curves of losses and validation, and pictures made on the way, newest
-first.
+"""The page of a training run: curves, and pictures of validation cases, newest first.
+
+TensorBoard draws the same numbers while it runs; this page can be opened from disk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from util.files import atomic_path
 from util.web import page_parts
 
-POINTS = 400  # more points than this along a curve are averaged in bins
+MAX_POINTS = 400  # more points than this along a curve are averaged in bins
 COLUMNS = 4
 COLOURS = {"Losses": "#2563a8", "Validation": "#b4552d", "Other": "#5c6878"}
 
@@ -44,52 +45,48 @@ Curves = dict[str, tuple[list[float], list[float]]]
 
 
 def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, Curves]:
-    """The log's numbers as (steps, values) a name, by figure: `loss...`, `val_...`, and the
-    others.
-    """
-    figures: dict[str, Curves] = {name: {} for name in COLOURS}
+    """Return the log's numbers as (steps, values) by name, for each chart of `COLOURS`."""
+    charts: dict[str, Curves] = {name: {} for name in COLOURS}
     for record in log:
         for name, value in record.items():
             if name == "step" or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            figure = (
-                "Validation"
-                if name.startswith("val")
-                else "Losses"
-                if name.startswith("loss")
-                else "Other"
-            )
-            steps, values = figures[figure].setdefault(name, ([], []))
+            steps, values = charts[_chart_of(name)].setdefault(name, ([], []))
             steps.append(float(record["step"]))
             values.append(float(value))
-    return {name: found for name, found in figures.items() if found}
+    return {name: chart for name, chart in charts.items() if chart}
 
 
-def thinned(values: Sequence[float], points: int = POINTS) -> list[float]:
-    """At most `points` values: the means of bins of one size (the last may be smaller)."""
+def _chart_of(name: str) -> str:
+    if name.startswith("val"):
+        return "Validation"
+    return "Losses" if name.startswith("loss") else "Other"
+
+
+def binned(values: Sequence[float], points: int = MAX_POINTS) -> list[float]:
+    """Return at most `points` values: the means of bins of one size (the last may be smaller)."""
     size = math.ceil(len(values) / points)
     return [float(np.mean(values[i : i + size])) for i in range(0, len(values), size)]
 
 
-def draw_curves(found: Curves, colour: str, path: Path) -> None:
-    """Draws every curve into its own small axes and saves them as an SVG file."""
-    rows = math.ceil(len(found) / COLUMNS)
+def draw_curves(chart: Curves, colour: str, path: Path) -> None:
+    """Draw every curve into its own small axes and save them as an SVG file."""
+    rows = math.ceil(len(chart) / COLUMNS)
     figure = Figure(figsize=(3.3 * COLUMNS, 2.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for axes, (name, (steps, values)) in zip(grid, found.items(), strict=False):
-        x, y = thinned(steps), thinned(values)
-        axes.plot(
-            x, y, color=colour, linewidth=1.2, marker="o" if len(x) < 25 else "", markersize=3
-        )
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes, (name, (steps, values)) in zip(grid, chart.items(), strict=False):
+        x = binned(steps)
+        marker = "o" if len(x) < 25 else ""
+        axes.plot(x, binned(values), color=colour, linewidth=1.2, marker=marker, markersize=3)
         axes.set_title(f"{name}   {values[-1]:.4g}", fontsize=9, loc="left")
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.locator_params(axis="x", nbins=5, integer=True)
-    for axes in list(figure.axes)[len(found) :]:
+    for axes in grid[len(chart) :]:
         axes.set_axis_off()
-    with atomic_path(path) as part:
-        figure.savefig(part, format="svg")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg")
 
 
 def write_training_page(
@@ -99,8 +96,7 @@ def write_training_page(
     images: Sequence[TrainingImage],
     options: Mapping[str, Mapping[str, Any]],
 ) -> Path:
-    """Writes `folder`/index.html with its curves and returns its path; it may be called again as
-    the run goes on.
+    """Write `folder`/index.html with its curves and return its path; a later call replaces it.
 
     Args:
         folder: The page's folder; the pictures lie in it.
@@ -110,26 +106,21 @@ def write_training_page(
         options: The run's options, by group.
     """
     page_parts.copy_assets(folder, "page.css")
-    document = page_parts.new_document(f"Training of {name}", "")
-    last = max((int(r["step"]) for r in log), default=0)
+    title = f"Training of {name}"
+    document = page_parts.new_document(title)
+    last = max((int(record["step"]) for record in log), default=0)
     with document:
-        with tags.header(cls="top"):
-            tags.h1(f"Training of {name}")
-            tags.p(f"After step {last}. Reload the page for newer figures.", cls="note")
-            page_parts.cautions()
+        state = f"After step {last}. Reload the page for newer numbers."
+        page_parts.page_header(title, tags.p(state, cls="note"))
         with tags.main():
             with tags.div(cls="cards"):
-                page_parts.options_list(options)
-                for title, found in curves(log).items():
-                    file = f"{title.lower()}.svg"
-                    draw_curves(found, COLOURS[title], folder / file)
-                    with tags.section(cls="card wide"):
-                        tags.h2(title)
-                        tags.img(
-                            src=f"{file}?step={last}",
-                            alt=f"{title} over steps: {', '.join(found)}",
-                            cls="curves",
-                        )
+                page_parts.option_tables(options)
+                for kind, chart in curves(log).items():
+                    file = f"{kind.lower()}.svg"
+                    draw_curves(chart, COLOURS[kind], folder / file)
+                    with page_parts.card(kind, "wide"):
+                        text = f"{kind} over steps: {', '.join(chart)}"
+                        page_parts.chart(f"{file}?step={last}", text)
             _pictures(images)
     return page_parts.write_document(document, folder / "index.html")
 
@@ -137,8 +128,7 @@ def write_training_page(
 def _pictures(images: Sequence[TrainingImage]) -> None:
     newest = sorted(images, key=lambda image: -image.step)
     for step, group in groupby(newest, key=lambda image: image.step):
-        with tags.section(cls="step card"):
-            tags.h2(f"Step {step}")
+        with page_parts.card(f"Step {step}", "step"):
             for image in group:
                 tags.p(tags.b(image.case), f" {image.prompt}", cls="prompt")
                 with tags.a(href=page_parts.link(image.file), title="Open the picture"):

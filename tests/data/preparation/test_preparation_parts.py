@@ -18,7 +18,6 @@ from data.preparation.join import join
 from data.preparation.register import LONGEST, Register, plain_id
 from data.preparation.sources import Source
 from tests.chests import SPACING, chest
-from tests.util.web.test_html import browser, visit  # noqa: F401
 from util.cli import UserError
 from util.web.preparation_page import CaseCard, write_preparation_page
 from util.web.outlines import outlined
@@ -111,7 +110,7 @@ def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
 # --------------------
 
 
-def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:  # noqa: F811
+def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
     evil = "<script>window.evil = 1</script>"
     facts = {"Left lung": "2.1 l"}
     (tmp_path / "report").mkdir()
@@ -136,12 +135,12 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
         "getComputedStyle(document.querySelector('#broken h2'), '::after').content"
     )
     assert mark == '"not prepared"'
-    page.check("#only")
+    page.check("#warned")
     assert page.locator(".case:visible").count() == 2
-    page.uncheck("#only")
-    page.fill("#find", "cut off")
+    page.uncheck("#warned")
+    page.fill("#filter", "cut off")
     assert page.locator(".case:visible").evaluate_all("all => all.map(c => c.id)") == ["broken"]
-    page.fill("#find", "")
+    page.fill("#filter", "")
     page.locator("#a").scroll_into_view_if_needed()
     page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 300)")
 

@@ -5,9 +5,10 @@ says what it is not.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -324,28 +325,13 @@ def test_the_program_ends_with_one_message(tmp_path: Path) -> None:
 # --------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Callable[[Path], object]]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = Path("/usr/bin/chromium")
-    if not chromium.exists():
-        pytest.skip(f"no browser at {chromium}")
-    with sync_api.sync_playwright() as playwright:
-        words = ["--headless", "--no-sandbox", "--disable-gpu"]
-        started = playwright.chromium.launch(executable_path=str(chromium), args=words)
-        yield lambda path: started.new_page()
-        started.close()
-
-
-def test_outlines_are_drawn(looked: Path, browser: Callable[[Path], object]) -> None:
-    page = browser(looked)
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))  # type: ignore[attr-defined]
-    page.goto((looked / "index.html").as_uri())  # type: ignore[attr-defined]
-    page.wait_for_selector(".case[data-state=ready]")  # type: ignore[attr-defined]
-    painted = page.evaluate(  # type: ignore[attr-defined]
-        "[...document.querySelectorAll('.case')[0].querySelectorAll('canvas.outline')].map(c => "
+def test_outlines_are_drawn(looked: Path, visit: Callable[[Path], Any]) -> None:
+    page = visit(looked / "index.html")
+    first = page.locator(".case").first
+    first.locator(".panel[data-state=ready]").nth(4).wait_for()
+    painted = first.locator("canvas.lines").evaluate_all(
+        "all => all.map(c => c.width > 0 && "
         "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))"
     )
-    assert painted[:2] == [True, True] and len(painted) == 3
-    assert "spreads" in page.inner_text(".bar.score") and not complaints  # type: ignore[attr-defined]
+    assert [bool(p) for p in painted[:5]] == [False, True, False, False, True]
+    assert "spreads" in page.inner_text(".score .bar")

@@ -14,14 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import sync_playwright
 
 from data.geometry import resample
 from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
 from pipelines.evaluation.volume_sets import common_window, find_set
 from tests.commands import Outcome, TrainedRun, command, refused
-from tests.util.web.test_html import ARGUMENTS, CHROMIUM
 
 REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
 FEW = ("--draws", "10", "--slices", "6", "--no-resegment")
@@ -132,21 +130,12 @@ def test_planted_copies_raise_the_alarm(report: Path) -> None:
     assert len(list((report / "pictures").glob("*.png"))) == 4 and page.count("<figure") == 4
 
 
-@pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs chromium")
-def test_the_report_opens_from_disk(report: Path) -> None:
-    complaints: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
-        page = browser.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-        page.goto((report / "report.html").as_uri())
-        page.wait_for_load_state("load")
-        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
-        assert page.evaluate("document.images.length") == 5
-        assert "Memorisation" in page.locator("h2").all_inner_texts()
-        browser.close()
-    assert complaints == []
+def test_the_report_opens_from_disk(report: Path, visit: Callable[[Path], Any]) -> None:
+    page = visit(report / "report.html")
+    page.wait_for_load_state("load")
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
+    assert page.evaluate("document.images.length") == 5
+    assert "Memorisation" in page.locator("h2").all_inner_texts()
 
 
 def test_a_set_against_itself_is_zero_and_training_scans_are_optional(

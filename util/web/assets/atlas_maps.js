@@ -1,37 +1,30 @@
-// The chooser of the population maps: a change, and what stands beside it.
+/** The chooser of the population maps: a contrast, and what stands beside its map. */
 "use strict";
 (() => {
-  const { config } = window.Slices;
-  const { panels, show, $ } = window.Atlas;
-  const contrast = $("contrast"), other = $("beside");
+  const { config, viewers: [viewer] } = Mask2CT;
+  const contrast = document.getElementById("contrast"), beside = document.getElementById("beside");
   if (!contrast) return;
-  const part = (role) => document.querySelector(`[data-part=${role}]`);
 
   function put(role, title, key) {
-    const block = part(role);
-    if (!block) return;
-    block.hidden = !key;
+    const part = document.querySelector(`[data-part=${role}]`);
+    if (!part) return;
+    part.hidden = !key;
     if (!key) return;
-    block.querySelector("h3").textContent = title;
-    const kind = config.volumes[key].kind;
-    for (const panel of panels.filter((p) => p.figure.dataset.role === role)) {
-      panel.figure.className = `panel ${kind}`;
-      const bar = panel.figure.querySelector(".bar");
-      if (bar) { bar.className = `bar ${kind}`; bar.hidden = kind === "ct"; }
-      show(panel, [key]);
+    part.querySelector("h3").textContent = title;
+    for (const panel of viewer.panels.filter((each) => each.role === role)) {
+      viewer.show(panel, [key], { kind: viewer.volumes[key].kind });
     }
   }
 
   function update() {
     const chosen = config.choices[contrast.value];
-    for (const option of other.options) option.disabled = !(option.value in chosen.beside);
-    if (other.selectedOptions[0]?.disabled) other.value = Object.keys(chosen.beside)[0] || "";
+    for (const option of beside.options) option.disabled = !(option.value in chosen.beside);
+    if (beside.selectedOptions[0]?.disabled) beside.value = Object.keys(chosen.beside)[0] || "";
     put("effect", chosen.label, chosen.effect);
-    put("beside", other.selectedOptions[0]?.text || "", chosen.beside[other.value]);
-    window.Atlas.bars();
+    put("beside", beside.selectedOptions[0]?.text || "", chosen.beside[beside.value]);
   }
 
   contrast.addEventListener("change", update);
-  other.addEventListener("change", update);
+  beside.addEventListener("change", update);
   update();
 })();

@@ -1,0 +1,14 @@
+/** Search among the cases of a page, and the choice of those with warnings alone. */
+"use strict";
+(() => {
+  const search = document.getElementById("filter"), warned = document.getElementById("warned");
+  function update() {
+    const wanted = search?.value.toLowerCase() || "";
+    for (const element of document.querySelectorAll(".case")) {
+      const text = (element.querySelector(".about") || element).textContent.toLowerCase();
+      element.hidden = !text.includes(wanted) || Boolean(warned?.checked && !("warned" in element.dataset));
+    }
+  }
+  search?.addEventListener("input", update);
+  warned?.addEventListener("change", update);
+})();

@@ -1,0 +1,267 @@
+"""The slice viewer's HTML and settings, for assets/slices.js and assets/viewer.js."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dominate import tags
+from matplotlib import colormaps
+from matplotlib.colors import Colormap, to_hex
+
+from util.web import page_parts
+from util.web.figures import (
+    BACKGROUND,
+    DIVERGING,
+    LABEL_NAMES,
+    LUNG,
+    MEDIASTINUM,
+    PLANES,
+    Window,
+    label_colour,
+)
+from util.web.web_data import PageGrid, VolumeEntry
+
+SCRIPTS = ("slices.js", "viewer.js")
+LIMITS = (5, 10, 20, 50, 100, 200, 500, 1000)  # ranges of differences to choose from, HU
+SIZES = {"small": 170, "medium": 250, "large": 400}  # width of a picture, pixels
+RANK_COLOURS = ("#000000", "#7b2fbe", "#0a7d3c")  # outlines of the strongest zones, in order
+SEQUENTIAL = colormaps["YlOrBr"]  # sizes without sign
+FRAMES_PER_SECOND = 8
+BAR_KINDS = ("difference", "score", "spread")
+READING = (
+    "The patient's right is on the left of axial and coronal pictures (letters R, L). The front is "
+    "on the left of sagittal ones (A: front, P: back, S: head, I: feet).",
+    "Differences are in Hounsfield units (HU): red is denser, blue is less dense, white is no "
+    "change. The colour bar runs from minus to plus the same value in every picture; choose it at "
+    "the top.",
+    "Point at a picture to read the value of that voxel in all of them. Shift and the mouse wheel "
+    "go through the slices.",
+)
+
+
+def fitting_limit(largest: float) -> float:
+    """Return the first of `LIMITS` that holds a change of so many HU."""
+    return next((float(v) for v in LIMITS if v >= largest), float(LIMITS[-1]))
+
+
+def viewer_config(
+    window: Window,
+    limit: float,
+    labels: Sequence[int] = (),
+    *,
+    voxels: str = "web/",
+    plane: str = "axial",
+    score_limit: float = 10.0,
+    label_names: Mapping[int, str] = LABEL_NAMES,
+) -> dict[str, Any]:
+    """Return the settings that all viewers of a page share, for `data-config` of its body.
+
+    Args:
+        window: The model's window, HU.
+        limit: Range of the differences, HU.
+        labels: Labels of the masks.
+        voxels: Folder of the volumes' scripts, relative to the page.
+        plane: Plane shown first.
+        score_limit: Scores are coloured from minus to plus this.
+        label_names: Names of mask labels; others are called "label 7".
+    """
+    return {
+        "windows": {"lung": LUNG, "mediastinum": MEDIASTINUM, "model": window},
+        "limit": limit,
+        "score_limit": int(score_limit) if float(score_limit).is_integer() else score_limit,
+        "voxels": voxels,
+        "plane": plane,
+        "planes": PLANES,
+        "sizes": SIZES,
+        "frames_per_second": FRAMES_PER_SECOND,
+        "background": BACKGROUND,
+        "labels": {k: [label_colour(k), label_name(k, label_names)] for k in labels if k},
+        "ranks": RANK_COLOURS,
+        "diverging": _palette(DIVERGING),
+        "sequential": _palette(SEQUENTIAL),
+    }
+
+
+def _palette(colours: Colormap) -> list[str]:
+    return [to_hex(colours(i / 255)) for i in range(256)]
+
+
+def viewer_data(
+    grid: PageGrid,
+    volumes: Mapping[str, VolumeEntry],
+    *,
+    mask: str = "",
+    zones: str = "",
+    zone_names: Sequence[str] = (),
+) -> str:
+    """Return `data-viewer` of an element whose pictures move together.
+
+    Args:
+        grid: Grid of the volumes as shown.
+        volumes: Kind and step of each volume by its key.
+        mask: Key of the labels to outline in every picture.
+        zones: Key of numbered zones, which panels may outline.
+        zone_names: Names of the zones.
+    """
+    return json.dumps(
+        {
+            "grid": asdict(grid),
+            "volumes": volumes,
+            "mask": mask,
+            "zones": zones,
+            "zone_names": list(zone_names),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class SlicePanel:
+    """One picture of a slice viewer.
+
+    Attributes:
+        title: What it shows.
+        layers: Keys of volumes, or pairs of them (the second minus the first); two layers make a
+            before-and-after.
+        kind: "mask", "ct", "difference", "score", "spread" or "wipe" (a before-and-after).
+        caption: A line below the title.
+        file: Link to the volume's file.
+        plane: Plane that is always shown; empty for the toolbar's.
+        role: Name by which a page's script changes it.
+        outline: Key of numbered regions to outline.
+        zones: Numbers of the zones to outline, the strongest first.
+    """
+
+    title: str
+    layers: Sequence[Any] = ()
+    kind: str = "ct"
+    caption: str = ""
+    file: str | None = None
+    plane: str = ""
+    role: str = ""
+    outline: str = ""
+    zones: Sequence[int] = ()
+
+    def add(self) -> tags.figure:
+        """Add the picture to the element whose `with` block this stands in."""
+        settings = {
+            "kind": self.kind,
+            "layers": list(self.layers),
+            "plane": self.plane,
+            "role": self.role,
+            "outline": self.outline,
+            "zones": list(self.zones),
+        }
+        figure = tags.figure(
+            cls=f"panel {self.kind}",
+            data_panel=json.dumps(settings),
+            data_role=self.role,
+            data_plane=self.plane,
+        )
+        with figure:
+            self._caption()
+            self._stage()
+            if self.kind == "wipe":
+                _cut_slider()
+            if self.kind in BAR_KINDS:
+                _colour_bar()
+            tags.output(cls="value")
+        return figure
+
+    def _caption(self) -> None:
+        with tags.figcaption():
+            tags.span(self.title, cls="title")
+            if self.file:
+                tags.a("NIfTI", href=page_parts.link(self.file), cls="file", title=self.file)
+            if self.caption:
+                tags.span(page_parts.typeset(self.caption), cls="caption")
+
+    def _stage(self) -> None:
+        with tags.div(cls="stage"):
+            for name in ("before", "after") if self.kind == "wipe" else ("only",):
+                tags.canvas(cls=f"voxels {name}", role="img", aria_label=self.title)
+            tags.canvas(cls="lines", aria_hidden="true")
+            for edge in ("left", "right", "up", "down"):
+                tags.span(cls=f"edge {edge}")
+            tags.i(cls="cross")
+
+
+def _cut_slider() -> None:
+    tags.input_(
+        type="range",
+        cls="cut",
+        min=0,
+        max=100,
+        value=50,
+        aria_label="Left of the line before, right of it after",
+    )
+
+
+def _colour_bar() -> None:
+    with tags.div(cls="bar"):
+        tags.span(cls="low")
+        with tags.span(cls="scale"):
+            tags.i()
+            tags.b(hidden=True)
+        tags.span(cls="high")
+
+
+def toolbar(label: str, cls: str = "") -> tags.div:
+    """Add a toolbar, to be filled in a `with` block."""
+    return tags.div(cls=f"toolbar {cls}".strip(), role="toolbar", aria_label=label)
+
+
+def plane_and_window(plane: str) -> None:
+    """Add the choices of the plane and of the HU window."""
+    planes = {name: name.capitalize() for name in PLANES}
+    windows = {"lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole window"}
+    page_parts.choice_buttons("plane", "Plane", planes, plane)
+    page_parts.choice_buttons("window", "Window", windows, "lung")
+    tags.output(id="window-range")
+
+
+def limit_choice(limit: float) -> None:
+    """Add the choice of the range of the differences."""
+    with tags.label("Differences ±", cls="group"), tags.select(id="limit"):
+        for value in LIMITS:
+            chosen = {"selected": True} if value == limit else {}
+            tags.option(f"{value} HU", value=value, **chosen)
+
+
+def size_choice() -> None:
+    """Add the choices of the pictures' size and smoothing."""
+    page_parts.choice_buttons("size", "Size", {"small": "S", "medium": "M", "large": "L"}, "medium")
+    page_parts.check_box("smooth", "Smooth", checked=True)
+
+
+def play_button() -> None:
+    """Add the button that goes to and fro through the slices."""
+    tags.button("▶ Play through the slices", type="button", cls="play", aria_pressed="false")
+
+
+def slice_slider(label: str, play: bool = False) -> None:
+    """Add the slider through the slices; `label` names it for readers who do not see it."""
+    with tags.div(cls="slices"):
+        if play:
+            play_button()
+        tags.span("Slice", cls="name")
+        tags.input_(type="range", min=0, max=0, value=0, step=1, aria_label=label)
+        tags.output()
+
+
+def label_name(label: int, names: Mapping[int, str] = LABEL_NAMES) -> str:
+    """Return the name of a mask's label."""
+    return names.get(label, f"label {label}")
+
+
+def label_legend(labels: Sequence[int], names: Mapping[int, str] = LABEL_NAMES) -> None:
+    """Add the colours of a mask's labels."""
+    page_parts.legend({label_name(k, names): label_colour(k) for k in labels if k})
+
+
+def reading_help(extra: Sequence[str] = ()) -> None:
+    """Add a card that explains the pictures, with further sentences."""
+    with page_parts.fold("How to read the pictures", "card reading", open=True):
+        page_parts.bullet_list((*READING, *extra))
