@@ -30,7 +30,7 @@ def generate_cohort(options: TestOptions) -> Path:
     plan = open_plan(options, run)
     results = ResultsWriter(folder, options, run.options, run.state["step"])
     samples = plan.samples
-    for sample in tqdm(samples, desc="generating", unit="case", disable=not cli.main_rank()):
+    for sample in tqdm(samples, desc="generating", unit="case", disable=not cli.is_main_process()):
         generate_case(plan, sample, results)
     log.info("%d cases in %s", len(samples), results.save())
     return folder
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)

@@ -32,7 +32,7 @@ from options.phantom_options import PhantomOptions
 from pipelines.anomaly.findings import top_regions
 from pipelines.anomaly.normal_model import Calibration, LazyScans, ScanComparison
 from pipelines.anomaly.run import ExpectationModel, open_runs
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.files import write_json
 from util.metrics.regions import regions
 
@@ -42,7 +42,7 @@ INSIDE_MM = 2.0  # the ball lies at least so far from everything that is no lung
 FINE = 5  # points along each side of a voxel that decide which share of it the ball fills
 
 
-def ball(scan: ScanComparison, diameter: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def nodule_share(scan: ScanComparison, diameter: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """The share of each voxel `(X, Y, Z)` that a ball somewhere inside the lungs fills."""
     spacing = np.asarray(scan.spacing)
     depth = ndimage.distance_transform_edt(scan.where, sampling=scan.spacing)
@@ -62,7 +62,7 @@ def ball(scan: ScanComparison, diameter: float, rng: np.random.Generator) -> NDA
     return share
 
 
-def judge(
+def rank_nodule(
     scan: ScanComparison,
     calibration: Calibration,
     share: NDArray[np.float64],
@@ -92,7 +92,7 @@ def judge(
     }
 
 
-def benchmark(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
+def measure_detection(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
     """All figures."""
     b, out = o.benchmark, Path(o.benchmark.OUT)
     cohort = make_phantom_cohort(
@@ -119,11 +119,11 @@ def benchmark(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
     rows = []
     for case in tqdm(cases, "looking", unit="scan"):
         scan = generator(case)
-        rows.append(judge(scan, calibration, ball(scan, b.nodule_mm, rng), o))
-    return figures(rows, calibration, o.map.regions)
+        rows.append(rank_nodule(scan, calibration, nodule_share(scan, b.nodule_mm, rng), o))
+    return summarise(rows, calibration, o.map.regions)
 
 
-def figures(
+def summarise(
     rows: Sequence[dict[str, Any]], calibration: Calibration, regions_shown: int
 ) -> dict[str, Any]:
     """The figures of a benchmark's rows."""
@@ -143,10 +143,10 @@ def figures(
 
 def main() -> None:
     o = parse(AnomalyBenchmarkCommand, __doc__ or "")
-    found = benchmark(o)
+    found = measure_detection(o)
     write_json(Path(o.benchmark.OUT) / "figures.json", found)
     log.info("%s", "\n".join(f"{k}: {v}" for k, v in found.items() if k != "rows"))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

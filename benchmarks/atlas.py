@@ -25,7 +25,7 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 
 import train
-from benchmarks.effects import minilm
+from benchmarks.effects import minilm_folder
 from benchmarks.report.atlas_page import write_atlas_proof
 from benchmarks.report.planted_truth import NULL
 from data.phantom.cohort import PhantomCohort
@@ -46,7 +46,7 @@ from pipelines.atlas.statistics import findings, intervals, tables
 from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
-from util.cli import run
+from util.cli import run_command
 from util.files import read_json, write_json
 from util.metrics.regions import regions
 from util.training import checkpoint
@@ -96,7 +96,7 @@ def train_run(b: AtlasBenchmarkOptions, root: Path, name: str, seed: int) -> Non
     if (folder / "latest" / checkpoint.STATE_FILE).is_file():
         train.train(train.read_options([*words, "--continue_train"]))
     else:
-        encoder = minilm() if b.text_encoder == "minilm" else b.text_encoder
+        encoder = minilm_folder() if b.text_encoder == "minilm" else b.text_encoder
         train.train(
             train.read_options(
                 [
@@ -123,7 +123,7 @@ def train_run(b: AtlasBenchmarkOptions, root: Path, name: str, seed: int) -> Non
     (folder / "finished").touch()
 
 
-def command(
+def atlas_command(
     b: AtlasBenchmarkOptions,
     root: Path,
     name: str,
@@ -144,11 +144,11 @@ def command(
     )
 
 
-def read(folder: Path, table: str) -> pd.DataFrame:
+def read_table(folder: Path, table: str) -> pd.DataFrame:
     return pd.read_csv(folder / f"{table}.csv", dtype={"from": str, "to": str, "contrast": str})
 
 
-def truth(
+def true_effect(
     phantoms: PhantomCohort, column: str, start: str, end: str, vessel_hu: float = 150.0
 ) -> float:
     """The planted change of the lungs without vessels, mean over test cases; HU."""
@@ -170,7 +170,7 @@ def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
         if start:
             part = part[(part["from"] == start) & (part["to"] == end)]
         row = part.iloc[0]
-        true = truth(phantoms, column, row["from"], row["to"])
+        true = true_effect(phantoms, column, row["from"], row["to"])
         low, high = float(row["refit_low_hu"]), float(row["refit_high_hu"])
         rows.append(
             {
@@ -189,7 +189,7 @@ def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
     return rows
 
 
-def interval_piece(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Row:
+def interval_coverage(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Row:
     """One cohort with a run, its refits and its atlas."""
     root = make_cohort(b, name, seed, confounding)
     train_run(b, root, name, seed)
@@ -197,42 +197,42 @@ def interval_piece(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: 
         intervals.MIN_PERMUTED if confounding else 0
     )  # without them nothing could be claimed at all
     folder = atlas_run.build_atlas(
-        command(b, root, name, refits=b.refits, permutations=permutations)
+        atlas_command(b, root, name, refits=b.refits, permutations=permutations)
     )
-    ties, cautions = read(folder, "ties"), read(folder, "cautions")
+    ties, cautions = read_table(folder, "ties"), read_table(folder, "cautions")
     pair, about = (
         frame[frame[["column", "other"]].isin(TIED_COLUMNS).all(axis=1)]
         for frame in (ties, cautions)
     )
     return {
-        "rows": lung_rows(read(folder, "effects"), PhantomCohort.from_folder(root)),
+        "rows": lung_rows(read_table(folder, "effects"), PhantomCohort.from_folder(root)),
         "cramers_v": float(pair["value"].max()) if len(pair) else 0.0,
         "warnings": about["text"].tolist(),
-        "findings": read(folder, "findings")["column"].tolist(),
+        "findings": read_table(folder, "findings")["column"].tolist(),
     }
 
 
-def coverage(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
+def coverage_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
     """In how many attribute-cohort pairs the 95 % interval of the lungs' effect holds the truth."""
     found = [
-        keep(f"coverage_{k}", partial(interval_piece, b, f"coverage_{k}", k))
+        keep(f"coverage_{k}", partial(interval_coverage, b, f"coverage_{k}", k))
         for k in range(1, b.cohorts + 1)
     ]
     rows = [row for f in found for row in f["rows"]]
     return {"pairs": len(rows), "held": sum(row["holds"] for row in rows), "rows": rows}
 
 
-def ties(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
+def associations_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
     """Widths of the intervals with the two attributes tied, against the same cohorts' without;
     means over the cohorts.
     """
     seeds = range(1, b.cohorts + 1)
     found = {
         "free": [
-            keep(f"coverage_{k}", partial(interval_piece, b, f"coverage_{k}", k)) for k in seeds
+            keep(f"coverage_{k}", partial(interval_coverage, b, f"coverage_{k}", k)) for k in seeds
         ],
         "tied": [
-            keep(f"tied_{k}", partial(interval_piece, b, f"tied_{k}", k, TIED)) for k in seeds
+            keep(f"tied_{k}", partial(interval_coverage, b, f"tied_{k}", k, TIED)) for k in seeds
         ],
     }
     free, tied = (
@@ -262,7 +262,7 @@ def ties(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
         "cramers_v": float(np.mean([piece["cramers_v"] for piece in found["tied"]])),
         "widths_hu": mean.to_dict(),
         "held": held.to_dict(),
-        "widths": plain(wide),
+        "widths": plain_rows(wide),
         "warnings": {
             str(k): piece["warnings"] for k, piece in zip(seeds, found["tied"], strict=True)
         },
@@ -275,14 +275,14 @@ def ties(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
     }
 
 
-def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
+def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     """How often a fit that can know nothing is declared a finding, judged against all others by the
     atlas's own rule.
     """
     name = "coverage_1"
     root = make_cohort(b, name, 1)
     train_run(b, root, name, 1)
-    opened = atlas_run.open_atlas(command(b, root, name, permutations=b.permutations))
+    opened = atlas_run.open_atlas(atlas_command(b, root, name, permutations=b.permutations))
     with tempfile.TemporaryDirectory() as folder:
         measured, _, _ = atlas_run.generate_cases(opened, Path(folder), 0)
     study, real = opened.study, read_real_scans(opened.study)
@@ -307,7 +307,7 @@ def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
             for row in effects.to_dict("records")
             if (key := (row["contrast"], row["region"])) in own.index
         ]
-        scans = shuffled(study, real, refit)
+        scans = shuffle_column(study, real, refit)
         tests = findings.judge_effects(
             pd.DataFrame(rows),
             estimate_contrasts(scans, study.plan.contrasts, roles),
@@ -327,7 +327,7 @@ def permuted_piece(b: AtlasBenchmarkOptions) -> Row:
     }
 
 
-def shuffled(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]) -> RealScans:
+def shuffle_column(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]) -> RealScans:
     """The real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     rows = {
@@ -346,11 +346,11 @@ def shuffled(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]) -> R
     )
 
 
-def permuted(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
-    return keep("permuted", partial(permuted_piece, b))
+def permutation_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
+    return keep("permuted", partial(permutation_tests, b))
 
 
-def spike_piece(b: AtlasBenchmarkOptions, k: int) -> Row:
+def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
     """What comes back of an effect planted in the lower thirds of the scans of the k-th random half
     of the k-th cohort.
     """
@@ -362,17 +362,17 @@ def spike_piece(b: AtlasBenchmarkOptions, k: int) -> Row:
             PlantOptions(out=str(root), hu=b.spike_hu, region="lower", plant_seed=k),
         )
     train_run(b, root, name, k)
-    atlas = atlas_run.build_atlas(command(b, root, name, "PLANTED"))
-    rows = read(atlas, "spike")
-    real = read(atlas, "real").query("primary == 'yes'")[["region", "real_hu", "low_hu", "high_hu"]]
+    atlas = atlas_run.build_atlas(atlas_command(b, root, name, "PLANTED"))
+    rows = read_table(atlas, "spike")
+    real = read_table(atlas, "real").query("primary == 'yes'")[["region", "real_hu", "low_hu", "high_hu"]]
     rows = rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].merge(
         real, how="left", on="region"
     )
-    return {"rows": plain(rows)}
+    return {"rows": plain_rows(rows)}
 
 
-def spike(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
-    draws = [keep(f"spike_{k}", partial(spike_piece, b, k))["rows"] for k in range(1, b.spikes + 1)]
+def planted_effect_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
+    draws = [keep(f"spike_{k}", partial(planted_effect_atlas, b, k))["rows"] for k in range(1, b.spikes + 1)]
     frame = pd.DataFrame([{"draw": k, **row} for k, rows in enumerate(draws, 1) for row in rows])
     mean = (
         frame.astype({"recovered": float})
@@ -380,18 +380,18 @@ def spike(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
         .mean()
         .reset_index()
     )
-    return {"rows": plain(mean), "draws": plain(frame)}
+    return {"rows": plain_rows(mean), "draws": plain_rows(frame)}
 
 
-def plain(frame: pd.DataFrame) -> list[Row]:
+def plain_rows(frame: pd.DataFrame) -> list[Row]:
     """Rows as JSON knows them, null where there is no number."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-STUDIES = {"coverage": coverage, "permuted": permuted, "ties": ties, "spike": spike}
+STUDIES = {"coverage": coverage_study, "permuted": permutation_study, "ties": associations_study, "spike": planted_effect_study}
 
 
-def said(name: str, found: Mapping[str, Any]) -> str:
+def summary_sentence(name: str, found: Mapping[str, Any]) -> str:
     """A study's outcome in a sentence."""
     if name == "coverage":
         return f"The 95 % interval holds the truth in {found['held']} of {found['pairs']} attribute-cohort pairs."
@@ -437,10 +437,10 @@ def main() -> None:
         found[name] = STUDIES[name](b, piece)
         write_json(figures, found)
         page = write_atlas_proof(
-            Path(b.OUT), found, {study: said(study, of) for study, of in found.items()}
+            Path(b.OUT), found, {study: summary_sentence(study, of) for study, of in found.items()}
         )
-        log.info("%s: %s (%s)", name, said(name, found[name]), page)
+        log.info("%s: %s (%s)", name, summary_sentence(name, found[name]), page)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -31,7 +31,7 @@ from options.benchmark_options import ProcessCheckCommand, ProcessCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines import training
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.files import write_json
 from util.training.devices import make_accelerator, shutdown_distributed
 from util.training.trainer import Trainer
@@ -39,7 +39,7 @@ from util.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-class NotEqual(UserError):
+class DifferentWeights(UserError):
     """Several processes ended elsewhere than one."""
 
     code = 1
@@ -74,7 +74,7 @@ class Recorder:
                 self.found[f"step {step}: {name} weights"] = torch.cat(weights).clone()
 
 
-def words(options: ProcessCheckOptions, work: Path) -> list[str]:
+def train_words(options: ProcessCheckOptions, work: Path) -> list[str]:
     """The flags of training."""
     return [
         "--dataroot",
@@ -99,11 +99,11 @@ def words(options: ProcessCheckOptions, work: Path) -> list[str]:
     ]
 
 
-def record(options: ProcessCheckOptions, work: Path) -> None:
+def record_training(options: ProcessCheckOptions, work: Path) -> None:
     """Trains as `train.py` does, without writing a run; the main process writes what was
     measured.
     """
-    settings = train.read_options(words(options, work))
+    settings = train.read_options(train_words(options, work))
     accelerator = make_accelerator(settings.optim.precision, settings.run.gpu_ids)
     torch.manual_seed(settings.run.seed)
     study = training.open_study(settings, None)
@@ -129,7 +129,7 @@ def record(options: ProcessCheckOptions, work: Path) -> None:
     shutdown_distributed(accelerator)
 
 
-def measure(options: ProcessCheckOptions, work: Path, processes: int) -> dict[str, Tensor]:
+def measure_processes(options: ProcessCheckOptions, work: Path, processes: int) -> dict[str, Tensor]:
     """What so many processes find; raises `UserError` with what they said if they fail."""
     file = work / f"{processes}.safetensors"
     launcher = (
@@ -152,7 +152,7 @@ def measure(options: ProcessCheckOptions, work: Path, processes: int) -> dict[st
     return load_file(file)
 
 
-def check(options: ProcessCheckOptions, work: Path) -> dict[str, float]:
+def check_processes(options: ProcessCheckOptions, work: Path) -> dict[str, float]:
     """Relative L2 difference of each vector; raises `NotEqual` above the tolerance."""
     make_phantom_cohort(
         PhantomOptions(
@@ -163,7 +163,7 @@ def check(options: ProcessCheckOptions, work: Path) -> dict[str, float]:
             val_cases=1,
         )
     )
-    one, several = (measure(options, work, n) for n in (1, options.processes))
+    one, several = (measure_processes(options, work, n) for n in (1, options.processes))
     order = sorted(one, key=lambda k: int(k.split()[1].rstrip(":")))
     found = {k: float((one[k] - several[k]).norm() / one[k].norm()) for k in order}
     for what, difference in found.items():
@@ -172,7 +172,7 @@ def check(options: ProcessCheckOptions, work: Path) -> dict[str, float]:
         write_json(Path(options.out), {"processes": options.processes, "relative_l2": found})
     worst = max(found, key=lambda k: found[k])
     if found.keys() != several.keys() or not found[worst] <= options.tolerance:
-        raise NotEqual(
+        raise DifferentWeights(
             f"{options.processes} processes differ from one by {found[worst]:.1e} ({worst}); "
             f"allowed is {options.tolerance:g}."
         )
@@ -193,10 +193,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="processes_"))
         )
         if options.record:
-            record(options, work)
+            record_training(options, work)
         else:
-            check(options, work)
+            check_processes(options, work)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

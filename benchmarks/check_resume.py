@@ -25,7 +25,7 @@ from data.phantom.write import make_phantom_cohort
 from options.benchmark_options import ResumeCheckCommand, ResumeCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.training import checkpoint, runs
 from util.training.monitor import Monitor
 from util.training.trainer import Trainer
@@ -72,13 +72,13 @@ MOMENTS = (
 )
 
 
-class NotEqual(UserError):
+class DifferentCheckpoints(UserError):
     """The run that was killed ended elsewhere."""
 
     code = 1
 
 
-def die(*_: Any) -> None:
+def kill_self(*_: Any) -> None:
     """No handler, no clean-up, no flushing."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -89,16 +89,16 @@ def _after(owner: Any, name: str, condition: Callable[..., bool], before: bool =
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
         if before and condition(*args):
-            die()
+            kill_self()
         result = original(*args, **kwargs)
         if condition(*args):
-            die()
+            kill_self()
         return result
 
     setattr(owner, name, deadly)
 
 
-def arm(moment: str, step: int) -> None:
+def arm_kill(moment: str, step: int) -> None:
     """Arranges that this process kills itself at a moment: two steps after `step`, or within the
     save of `step`.
     """
@@ -135,11 +135,11 @@ def arm(moment: str, step: int) -> None:
 
 def train_until_killed(moment: str, step: int) -> None:
     """`train.py` with the words of this command line, armed; in a process of its own."""
-    arm(moment, step)
-    run(train.main)
+    arm_kill(moment, step)
+    run_command(train.main)
 
 
-def words(work: Path, name: str, options: ResumeCheckOptions) -> list[str]:
+def train_words(work: Path, name: str, options: ResumeCheckOptions) -> list[str]:
     """The flags of `train.py` for one run."""
     return [
         "--dataroot",
@@ -160,7 +160,7 @@ def words(work: Path, name: str, options: ResumeCheckOptions) -> list[str]:
     ]
 
 
-def start(flags: Sequence[str], program: Sequence[str] = ("train.py",)) -> subprocess.Popen[str]:
+def start_training(flags: Sequence[str], program: Sequence[str] = ("train.py",)) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *program, *flags],
         cwd=ROOT,
@@ -170,9 +170,9 @@ def start(flags: Sequence[str], program: Sequence[str] = ("train.py",)) -> subpr
     )
 
 
-def finish(flags: Sequence[str]) -> None:
+def finish_training(flags: Sequence[str]) -> None:
     """Trains to the end; raises `UserError` with what the run said if it fails."""
-    process = start(flags)
+    process = start_training(flags)
     _, said = process.communicate()
     if process.returncode:
         raise UserError(f"train.py ended with code {process.returncode}:\n{said[-2000:]}")
@@ -181,7 +181,7 @@ def finish(flags: Sequence[str]) -> None:
 def kill_at(moment: str, flags: Sequence[str], step: int) -> None:
     """Trains until the moment; raises `UserError` if the run did not die there."""
     code = f"from benchmarks.check_resume import train_until_killed; train_until_killed({moment!r}, {step})"
-    process = start(flags, ("-c", code))
+    process = start_training(flags, ("-c", code))
     _, said = process.communicate()
     if process.returncode != -signal.SIGKILL:
         raise UserError(
@@ -192,10 +192,10 @@ def kill_at(moment: str, flags: Sequence[str], step: int) -> None:
 def kill_at_random(flags: Sequence[str], folder: Path, kills: int, seed: int) -> None:
     """Trains to the end, killed and started anew so many times."""
     draw = random.Random(seed)
-    finish([*flags, "--overwrite", "--max_steps", "1"])
+    finish_training([*flags, "--overwrite", "--max_steps", "1"])
     for _ in range(kills):
         before = (folder / runs.LOG_FILE).stat().st_mtime_ns
-        process = start([*flags, "--continue_train"])
+        process = start_training([*flags, "--continue_train"])
         while (folder / runs.LOG_FILE).stat().st_mtime_ns == before and process.poll() is None:
             time.sleep(0.001)  # until it trains
         time.sleep(draw.uniform(0, 0.5))
@@ -207,10 +207,10 @@ def kill_at_random(flags: Sequence[str], folder: Path, kills: int, seed: int) ->
             step,
             sorted(p.name for p in folder.glob("*latest*")),
         )
-    finish([*flags, "--continue_train"])
+    finish_training([*flags, "--continue_train"])
 
 
-def compare(one: Path, other: Path) -> dict[str, float]:
+def compare_checkpoints(one: Path, other: Path) -> dict[str, float]:
     """Largest absolute difference of each part of two checkpoints; infinity where tensors are
     missing.
     """
@@ -227,9 +227,9 @@ def compare(one: Path, other: Path) -> dict[str, float]:
     return found
 
 
-def report(what: str, one: Path, other: Path) -> bool:
+def report_difference(what: str, one: Path, other: Path) -> bool:
     """Says how two runs differ; whether they are equal."""
-    found = compare(one / "latest", other / "latest")
+    found = compare_checkpoints(one / "latest", other / "latest")
     log.info(
         "Killed %s: largest difference %s.",
         what,
@@ -238,7 +238,7 @@ def report(what: str, one: Path, other: Path) -> bool:
     return not any(found.values())
 
 
-def check(options: ResumeCheckOptions, work: Path, moments: Sequence[str] = MOMENTS) -> None:
+def check_resume(options: ResumeCheckOptions, work: Path, moments: Sequence[str] = MOMENTS) -> None:
     """Trains one run in peace and one for every moment; raises `NotEqual` if any of these ends
     elsewhere.
     """
@@ -248,19 +248,19 @@ def check(options: ResumeCheckOptions, work: Path, moments: Sequence[str] = MOME
         )
     )
     peace, equal = work / "runs" / "peace", True
-    finish([*words(work, "peace", options), "--overwrite"])
+    finish_training([*train_words(work, "peace", options), "--overwrite"])
     for moment in moments:
         name = moment.replace(" ", "_")
-        flags = words(work, name, options)
+        flags = train_words(work, name, options)
         kill_at(moment, [*flags, "--overwrite"], options.kill_step)
-        finish([*flags, "--continue_train"])
-        equal &= report(moment, peace, work / "runs" / name)
+        finish_training([*flags, "--continue_train"])
+        equal &= report_difference(moment, peace, work / "runs" / name)
     if options.random_kills:
-        flags = [*words(work, "random", options), "--save_latest_freq", "1"]
+        flags = [*train_words(work, "random", options), "--save_latest_freq", "1"]
         kill_at_random(flags, work / "runs" / "random", options.random_kills, options.seed)
-        equal &= report(f"{options.random_kills} times at random", peace, work / "runs" / "random")
+        equal &= report_difference(f"{options.random_kills} times at random", peace, work / "runs" / "random")
     if not equal:
-        raise NotEqual("A run that was killed and went on is not the run that nobody killed.")
+        raise DifferentCheckpoints("A run that was killed and went on is not the run that nobody killed.")
     log.info(
         "Every run that was killed and went on equals the one that nobody killed, to the last bit."
     )
@@ -279,8 +279,8 @@ def main() -> None:
         work = Path(
             options.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="resume_"))
         )
-        check(options, work)
+        check_resume(options, work)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -22,13 +22,13 @@ from options.benchmark_options import DiffusionBenchmarkCommand
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import parse
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.files import write_json
 
 log = logging.getLogger(__name__)
 
 
-def results(
+def generate_results(
     o: DiffusionBenchmarkCommand, name: str, sampling: SamplingOptions, edit: EditOptions
 ) -> Path:
     """A folder of results, as test.py makes them."""
@@ -39,7 +39,7 @@ def results(
     )
 
 
-def effects_of(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
+def measured_effects(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
     """Figures of each column's effect, by region, against the same patient rendered again."""
     return effect_figures(
         true_effects(phantoms, pd.read_csv(folder / "effects.csv", dtype={"from": str, "to": str}))
@@ -61,7 +61,7 @@ def compare_steps(found: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str,
     return differences
 
 
-def edit_figures(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
+def edit_metrics(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
     """Effects of edits against the truth, and means over cases of the rest, HU."""
     metrics = pd.read_csv(folder / "metrics.csv")
     mine = metrics[
@@ -69,7 +69,7 @@ def edit_figures(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
     ]
     means = mine.groupby(["region", "metric"])["value"].mean()
     return {
-        "effects": effects_of(folder, phantoms),
+        "effects": measured_effects(folder, phantoms),
         "means": {f"{region}: {metric}": float(value) for (region, metric), value in means.items()},
     }
 
@@ -83,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     phantoms = PhantomCohort.from_folder(Path(o.source.dataroot))
     found: dict[int, Any] = {}
     for steps in o.benchmark.steps:
-        folder = results(
+        folder = generate_results(
             o, f"steps_{steps}", replace(o.sampling, sampling_steps=steps), EditOptions()
         )
-        found[steps] = effects_of(folder, phantoms)
-    edits = edit_figures(results(o, "edits", o.sampling, replace(o.edit, edit_real=True)), phantoms)
+        found[steps] = measured_effects(folder, phantoms)
+    edits = edit_metrics(generate_results(o, "edits", o.sampling, replace(o.edit, edit_real=True)), phantoms)
     figures: dict[str, Any] = {"effects": found, "steps": compare_steps(found), "edits": edits}
     write_json(Path(o.benchmark.OUT) / "figures.json", figures)
     for column, by_steps in figures["steps"].items():
@@ -116,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

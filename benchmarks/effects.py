@@ -42,7 +42,7 @@ from options.parser import parse
 from options.phantom_options import PhantomOptions
 from options.test_options import TestOptions
 from pipelines import clip_pretraining, generation
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def make_cohort(o: EffectsBenchmarkOptions, seed: int) -> Path:
     return out
 
 
-def minilm() -> str:
+def minilm_folder() -> str:
     """The folder of a small pre-trained language model (MiniLM), from a package of
     requirements-dev.txt.
     """
@@ -100,7 +100,7 @@ def make_encoder(
     if kind == "table":
         return kind, 0.0
     if kind == "minilm":
-        return minilm(), 0.0
+        return minilm_folder(), 0.0
     out = Path(o.OUT) / "clip" / cohort.name
     words = [
         "--dataroot",
@@ -121,12 +121,12 @@ def make_encoder(
     return str(out), float(read_json(timing))
 
 
-def run_cell(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]:
+def run_configuration(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]:
     """Cohort, CLIP, training, test and figures of one cell."""
     kind, flags = CONFIGURATIONS[name]
     cohort = make_cohort(o, seed)
     encoder, encoder_seconds = make_encoder(kind, o, cohort, seed)
-    run_name = cell_key(name, o, seed)
+    run_name = configuration_key(name, o, seed)
     words = [
         "--dataroot",
         str(cohort),
@@ -189,10 +189,10 @@ def run_cell(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]
         "encoder_seconds": encoder_seconds,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    return found | judge(cohort, results) | ({"text": text_of(options, cohort)} if o.text else {})
+    return found | judge(cohort, results) | ({"text": text_metrics(options, cohort)} if o.text else {})
 
 
-def text_of(options: TestOptions, cohort: Path) -> dict[str, Any]:
+def text_metrics(options: TestOptions, cohort: Path) -> dict[str, Any]:
     """What order, wording and ages never seen do to the volumes of a trained run."""
     trained = generation.open_run(options)
     opened = generation.open_plan(options, trained)
@@ -205,12 +205,12 @@ def text_of(options: TestOptions, cohort: Path) -> dict[str, Any]:
     )
 
 
-def cell_key(name: str, o: EffectsBenchmarkOptions, seed: int) -> str:
+def configuration_key(name: str, o: EffectsBenchmarkOptions, seed: int) -> str:
     tied = f"_tied{o.confounding:g}" if o.confounding else ""
     return f"{name}_n{o.cases}_sd{o.patient_sd:g}{tied}_seed{seed}{o.tag}".replace(" ", "-")
 
 
-def tables(cells: Sequence[Mapping[str, Any]]) -> str:
+def summary_tables(cells: Sequence[Mapping[str, Any]]) -> str:
     """The figures of cells, mean over seeds, as Markdown."""
     frames = (
         slope_frame(cells, REAL),
@@ -232,18 +232,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in o.seeds:
         for name in o.configurations or ("default",):
-            path = folder / f"{cell_key(name, o, seed)}.json"
+            path = folder / f"{configuration_key(name, o, seed)}.json"
             if path.exists():
                 log.info("%s is finished; it is kept.", path)
                 continue
-            write_json(path, run_cell(name, o, seed))
-            log.info("%s\n%s", path, tables([read_json(path)]))
+            write_json(path, run_configuration(name, o, seed))
+            log.info("%s\n%s", path, summary_tables([read_json(path)]))
     cells = [read_json(p) for p in sorted(folder.glob("*.json"))]
-    text = tables(cells)
+    text = summary_tables(cells)
     (Path(o.OUT) / "tables.md").write_text(text + "\n")
     page = write_proof_page(Path(o.OUT), cells, REAL, NULL)
     log.info("All finished cells (%s):\n\n%s", page, text)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

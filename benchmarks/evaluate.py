@@ -40,7 +40,7 @@ from pipelines.evaluation.volume_sets import (
     find_set,
     median_extent,
 )
-from util.cli import run
+from util.cli import run_command
 from util.files import write_json
 from util.training.devices import make_device
 
@@ -50,35 +50,35 @@ Hu = NDArray[np.floating]
 LUNGS = (1, 2)
 
 
-Change = Callable[[Hu, NDArray[np.bool_], np.random.Generator], Hu]
+Transform = Callable[[Hu, NDArray[np.bool_], np.random.Generator], Hu]
 
 
-def blur(sigma: float) -> Change:
+def blur(sigma: float) -> Transform:
     """Gaussian blur, sigma in voxels."""
     return lambda hu, lungs, rng: ndimage.gaussian_filter(hu, sigma)
 
 
-def noise(sd: float) -> Change:
+def noise(sd: float) -> Transform:
     """White noise, SD in HU."""
     return lambda hu, lungs, rng: hu + rng.normal(0, sd, hu.shape)
 
 
-def shift(by: float) -> Change:
+def shift(by: float) -> Transform:
     """A shift of the lungs, HU."""
     return lambda hu, lungs, rng: hu + by * lungs
 
 
 # Each damage in three steps, each worse than the last.
-DAMAGE: dict[str, Sequence[tuple[str, Change]]] = {
+DAMAGE: dict[str, Sequence[tuple[str, Transform]]] = {
     "blur": [(f"{s:g} voxels", blur(s)) for s in (0.4, 0.7, 1.0)],
     "noise": [(f"{s:g} HU", noise(s)) for s in (10, 20, 40)],
     "lung shift": [(f"{s:+g} HU", shift(s)) for s in (10, 20, 30)],
 }
 # How planted copies are hidden.
-DISGUISES: Sequence[Change] = (shift(0), noise(20), shift(30), blur(0.5))
+DISGUISES: Sequence[Transform] = (shift(0), noise(20), shift(30), blur(0.5))
 
 
-def changed(volumes: VolumeSet, out: Path, change: Change) -> VolumeSet:
+def transform_set(volumes: VolumeSet, out: Path, change: Transform) -> VolumeSet:
     """The volumes with a change, written once."""
     files = []
     for number, file in enumerate(volumes.files):
@@ -97,7 +97,7 @@ def changed(volumes: VolumeSet, out: Path, change: Change) -> VolumeSet:
     return VolumeSet("--synthetic", out, tuple(files))
 
 
-def measure(
+def measure_set(
     volumes: VolumeSet, measurer: VolumeMeasurer, prefix: str = ""
 ) -> list[VolumeMeasurements]:
     """All volumes of a set in numbers; a prefix tells their cases from those of another cohort."""
@@ -108,7 +108,7 @@ def measure(
     ]
 
 
-def direct(
+def direct_distances(
     one: Sequence[VolumeMeasurements], two: Sequence[VolumeMeasurements]
 ) -> dict[str, float]:
     """FID, KID and MMD written out in float64, pair by pair, means over the planes."""
@@ -147,7 +147,7 @@ def _discrepancy(a: Hu, b: Hu, kernel: Callable[[Hu, Hu], Hu]) -> float:
     return float(own[0] + own[1] - 2 * np.mean([kernel(p, q).mean() for p in a for q in b]))
 
 
-def distances(
+def distances_by_size(
     real: Sequence[VolumeMeasurements], made: Sequence[VolumeMeasurements]
 ) -> dict[str, float]:
     """The evaluation's own figures without draws: 2.5D FID, KID, MMD, and the 3D ones."""
@@ -158,7 +158,7 @@ def distances(
     }
 
 
-def agreement(
+def compare_with_direct(
     real: Sequence[VolumeMeasurements], fresh: Sequence[VolumeMeasurements]
 ) -> dict[str, Any]:
     """Largest relative difference from the direct computation, and the distance of the real set to
@@ -170,15 +170,15 @@ def agreement(
         k: mean_distance(d)(draws.real, draws.synthetic)
         for k, d in plane_distances([*one, *two], 0, draws.real).items()
     }
-    theirs = direct(one, two)
+    theirs = direct_distances(one, two)
     return {
         "direct": theirs,
         "relative": {k: abs(ours[k] / theirs[k] - 1) for k in theirs},
-        "itself": distances(real, real),
+        "itself": distances_by_size(real, real),
     }
 
 
-def ranking(
+def rank_sets(
     real: Sequence[VolumeMeasurements],
     fresh: VolumeSet,
     base: Sequence[VolumeMeasurements],
@@ -189,13 +189,13 @@ def ranking(
     the last.
     """
     found: dict[str, Any] = {}
-    undamaged = distances(real, base)
+    undamaged = distances_by_size(real, base)
     for kind, steps in DAMAGE.items():
         folders = [out / f"{kind}_{i}".replace(" ", "_") for i in range(len(steps))]
         rows = [
             undamaged,
             *(
-                distances(real, measure(changed(fresh, f, c), measurer, "fresh_"))
+                distances_by_size(real, measure_set(transform_set(fresh, f, c), measurer, "fresh_"))
                 for f, (_, c) in zip(folders, steps, strict=True)
             ),
         ]
@@ -209,7 +209,7 @@ def ranking(
     return found
 
 
-def hu_shift(
+def measured_shift(
     base: Sequence[VolumeMeasurements], shifted: Sequence[VolumeMeasurements], draws: int
 ) -> dict[str, float]:
     """What +30 HU in the lungs does to the HU figures of the same volumes."""
@@ -219,7 +219,7 @@ def hu_shift(
     return {f.name: f.value for f in figures}
 
 
-def planted(
+def find_planted_copies(
     real: VolumeSet,
     train: Sequence[VolumeMeasurements],
     fresh: Sequence[VolumeMeasurements],
@@ -233,7 +233,7 @@ def planted(
     made: list[VolumeMeasurements] = []
     for i, disguise in enumerate(DISGUISES):
         chosen = VolumeSet(real.flag, real.root, real.files[i : count : len(DISGUISES)])
-        made += measure(changed(chosen, out / f"copies_{i}", disguise), measurer)
+        made += measure_set(transform_set(chosen, out / f"copies_{i}", disguise), measurer)
     check = CopyCheck.from_scans([v.case for v in train], *_arrays(train))
     sources = [f"renamed_{v.case}" for v in made]  # nothing tells where they come from
     copies, others = (
@@ -257,7 +257,7 @@ def _arrays(group: Sequence[VolumeMeasurements]) -> tuple[Any, Any]:
     return np.stack([v.detail for v in group]), np.stack([v.whole[0] for v in group])
 
 
-def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
+def run_benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
     """Phantoms, measures and figures."""
     out = Path(o.OUT)
     sets = {}
@@ -281,7 +281,7 @@ def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
     networks = [make_extractor(o.extractor, device)], [make_extractor("random", device, 3)]
     measurer = VolumeMeasurer(grid, *networks, out / "cache")
     real, fresh = (
-        measure(sets[name], measurer, prefix)
+        measure_set(sets[name], measurer, prefix)
         for name, prefix in (("real", ""), ("fresh", "fresh_"))
     )
     draws = ResamplingPlan.from_counts(len(real), len(fresh), o.draws, 0)
@@ -292,21 +292,21 @@ def benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
         for f in realism_metrics(real, fresh, draws, {"2D": ""}, {"3D": ""})
         if f.group == "realism"
     }
-    shifted = measure(changed(sets["fresh"], out / "lung_shift_2", shift(30)), measurer, "fresh_")
+    shifted = measure_set(transform_set(sets["fresh"], out / "lung_shift_2", shift(30)), measurer, "fresh_")
     return {
         "network": networks[0][0].about,
         "digest": networks[0][0].digest,
         "floors": floors,
-        "agreement": agreement(real, fresh),
-        "ranking": ranking(real, sets["fresh"], fresh, measurer, out),
-        "hu_shift": hu_shift(fresh, shifted, o.draws),
-        "memorisation": planted(sets["real"], real, fresh, measurer, out, o.copies),
+        "agreement": compare_with_direct(real, fresh),
+        "ranking": rank_sets(real, sets["fresh"], fresh, measurer, out),
+        "hu_shift": measured_shift(fresh, shifted, o.draws),
+        "memorisation": find_planted_copies(sets["real"], real, fresh, measurer, out, o.copies),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     o = parse(EvaluateBenchmarkCommand, __doc__ or "", argv).benchmark
-    found = benchmark(o)
+    found = run_benchmark(o)
     log.info(
         "Against direct computation (asked: 1e-3 relative): %s", found["agreement"]["relative"]
     )
@@ -317,4 +317,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

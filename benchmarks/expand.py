@@ -30,7 +30,7 @@ from options.test_options import ModelOptions
 from options.utility_options import UtilityCommand, UtilityOptions
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis import utility
-from util.cli import run
+from util.cli import run_command
 from util.files import write_json
 from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 RARE = "IPF"
 
 
-def imbalanced(b: ExpandBenchmarkOptions, seed: int) -> Path:
+def imbalanced_cohort(b: ExpandBenchmarkOptions, seed: int) -> Path:
     """A phantom cohort whose training split has few cases of the rare diagnosis."""
     levels = len(LEVELS[DIAGNOSIS])
     root = make_phantom_cohort(
@@ -69,7 +69,7 @@ def imbalanced(b: ExpandBenchmarkOptions, seed: int) -> Path:
     return root
 
 
-def generator(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
+def train_generator(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
     """A generator trained on the cohort; one that is there is used, or goes on where it stopped."""
     model = ModelOptions(name=f"seed{seed}", checkpoints_dir=f"{b.OUT}/runs")
     folder = Path(model.checkpoints_dir) / model.name
@@ -109,11 +109,11 @@ def generator(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
     return model
 
 
-def repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
+def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
     """One seed: cohort, generator, expansion, classifiers."""
     b = o.benchmark
-    root = imbalanced(b, seed)
-    model = generator(b, root, seed)
+    root = imbalanced_cohort(b, seed)
+    model = train_generator(b, root, seed)
     made = synthesis.synthesise_cohort(
         ExpandCommand(
             ExpandOptions(
@@ -143,7 +143,7 @@ def repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
     )
 
 
-def table(found: Mapping[int, Mapping[str, Any]]) -> str:
+def accuracy_table(found: Mapping[int, Mapping[str, Any]]) -> str:
     """All repetitions in Markdown."""
     lines = [
         "| seed | trained on | volumes | balanced accuracy (95 % interval over test scans) | AUC |",
@@ -168,25 +168,25 @@ def table(found: Mapping[int, Mapping[str, Any]]) -> str:
     ]
     lines += [
         "",
-        f"Real plus synthetic at least as good as real alone in {wins(found)} of {len(found)} "
+        f"Real plus synthetic at least as good as real alone in {count_wins(found)} of {len(found)} "
         "seeds.",
     ]
     return "\n".join(lines)
 
 
-def wins(found: Mapping[int, Mapping[str, Any]]) -> int:
+def count_wins(found: Mapping[int, Mapping[str, Any]]) -> int:
     """In how many repetitions real plus synthetic is at least as good as real alone."""
     return sum(f["summary"]["both"]["minus_real"] >= 0 for f in found.values())
 
 
 def main() -> None:
     o = parse(ExpandBenchmarkCommand, __doc__ or "")
-    found = {seed: repetition(o, seed) for seed in o.benchmark.seeds}
-    text = table(found)
-    write_json(Path(o.benchmark.OUT) / "figures.json", {"wins": wins(found), "seeds": found})
+    found = {seed: run_repetition(o, seed) for seed in o.benchmark.seeds}
+    text = accuracy_table(found)
+    write_json(Path(o.benchmark.OUT) / "figures.json", {"wins": count_wins(found), "seeds": found})
     (Path(o.benchmark.OUT) / "table.md").write_text(text + "\n", encoding="utf-8")
     log.info("%s", text)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

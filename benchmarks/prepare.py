@@ -34,7 +34,7 @@ from data.volumes import load_volume
 from options.benchmark_options import PrepareBenchmarkCommand
 from options.parser import parse
 from options.prepare_options import SeriesOptions
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def read_folder(folder: Path) -> Scan:
     return read_stack(stack(source.series))
 
 
-def reference(folder: Path) -> NDArray[np.integer]:
+def reference_voxels(folder: Path) -> NDArray[np.integer]:
     """SimpleITK's own series reader, padding clamped, (Z, Y, X)."""
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     voxels: NDArray[np.integer] = sitk.GetArrayFromImage(sitk.ReadImage(files))
@@ -64,7 +64,7 @@ def same_voxels(scan: Scan, voxels: NDArray[np.integer]) -> bool:
     return bool(np.array_equal(scan.volume.array[::-1, ::-1].T, voxels))
 
 
-def series_figures(folder: Path, scratch: Path) -> dict[str, Any]:
+def series_metrics(folder: Path, scratch: Path) -> dict[str, Any]:
     """Reading: the same as SimpleITK, in any order, gaps seen, two series told apart."""
     files = sorted(folder.glob("*.dcm"))
     scan = read_folder(folder)
@@ -73,7 +73,7 @@ def series_figures(folder: Path, scratch: Path) -> dict[str, Any]:
         "spacing_mm": [
             round(float(s), 4) for s in np.linalg.norm(scan.source_affine[:3, :3], axis=0)
         ],
-        "equal_to_simpleitk": same_voxels(scan, reference(folder)),
+        "equal_to_simpleitk": same_voxels(scan, reference_voxels(folder)),
     }
     order = random.Random(1).sample(files, len(files))
     for i, file in enumerate(order):
@@ -122,7 +122,7 @@ def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float(2 * (first & second).sum() / max(1, first.sum() + second.sum()))
 
 
-def mask_figures(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
+def mask_metrics(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
     """The classic segmentation of every case of a dataroot against its masks, and against
     `nodules/` where they are.
     """
@@ -148,7 +148,7 @@ def mask_figures(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
     return found
 
 
-def command_figures(folder: Path, scratch: Path, *words: str) -> dict[str, Any]:
+def command_metrics(folder: Path, scratch: Path, *words: str) -> dict[str, Any]:
     """Seconds and peak memory of a case prepared by the command, in a process of its own."""
     out = scratch / f"out{len(list(scratch.glob('out*')))}"
     command = [
@@ -172,7 +172,7 @@ def command_figures(folder: Path, scratch: Path, *words: str) -> dict[str, Any]:
     }
 
 
-def synthetic(folder: Path, like: Path, count: int) -> None:
+def write_synthetic_series(folder: Path, like: Path, count: int) -> None:
     """Writes a series of `count` slices 512x512: the given one, resampled along the body."""
     files = sorted(like.glob("*.dcm"))
     scan = read_folder(like)
@@ -195,20 +195,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="mask2ct_") as name:
         scratch = Path(name)
         if o.dicom:
-            found["series"] = series_figures(Path(o.dicom), scratch)
+            found["series"] = series_metrics(Path(o.dicom), scratch)
             log.info("Reading: %s", found["series"])
-            found["case"] = command_figures(Path(o.dicom), scratch)
+            found["case"] = command_metrics(Path(o.dicom), scratch)
             log.info("A case: %s", found["case"])
         if o.slices:
             if not o.dicom:
                 raise UserError("--slices makes a long series from that of --dicom. Give both.")
-            synthetic(scratch / "long", Path(o.dicom), o.slices)
-            found["long"] = command_figures(scratch / "long", scratch)
+            write_synthetic_series(scratch / "long", Path(o.dicom), o.slices)
+            found["long"] = command_metrics(scratch / "long", scratch)
             log.info("%d slices: %s", o.slices, found["long"])
     if o.real:
-        found["real"] = mask_figures(Path(o.real))
+        found["real"] = mask_metrics(Path(o.real))
     if o.phantoms:
-        found["phantoms"] = mask_figures(Path(o.phantoms), o.every)
+        found["phantoms"] = mask_metrics(Path(o.phantoms), o.every)
         for name in ("left", "right"):
             values = [one[name] for one in found["phantoms"].values()]
             log.info(
@@ -223,4 +223,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

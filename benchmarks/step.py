@@ -37,7 +37,7 @@ from options.base_options import TextOptions
 from options.benchmark_options import StepBenchmarkCommand, StepBenchmarkOptions
 from options.parser import parse
 from options.train_options import DiscriminatorOptions, GeneratorOptions, OptimOptions, TrainOptions
-from util.cli import run
+from util.cli import run_command
 from util.files import write_json
 from util.training import devices
 from util.training.trainer import Trainer
@@ -88,7 +88,7 @@ def language_model(folder: Path) -> str:
     return str(folder)
 
 
-def measure(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str, Any]:
+def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str, Any]:
     """Median seconds and peak GiB of a step in this process."""
     encoder = build_text_encoder(TextOptions(text_encoder=o.text_encoder or language_model(folder)))
     assert isinstance(encoder, LanguagePhrases)
@@ -155,7 +155,7 @@ def measure(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str, Any]
     }
 
 
-def in_own_process(words: Sequence[str], mode: str, folder: Path) -> dict[str, Any]:
+def measure_in_process(words: Sequence[str], mode: str, folder: Path) -> dict[str, Any]:
     out = folder / f"{mode}.json"
     subprocess.run(
         [sys.executable, __file__, *words, "--mode", mode, "--out", str(out)], check=True
@@ -169,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if o.mode != "both":
-            found = measure(o, o.mode == "fast", folder)
+            found = measure_step(o, o.mode == "fast", folder)
             log.info(
                 "%s: median %.2f s a step, %.1f GiB.", o.mode, found["median_s"], found["peak_gib"]
             )
@@ -177,7 +177,7 @@ def main() -> None:
             words = [
                 w for i, w in enumerate(sys.argv[1:]) if "--out" not in (w, *sys.argv[i : i + 1])
             ]
-            modes = {mode: in_own_process(words, mode, folder) for mode in ("plain", "fast")}
+            modes = {mode: measure_in_process(words, mode, folder) for mode in ("plain", "fast")}
             ratio = modes["plain"]["median_s"] / modes["fast"]["median_s"]
             found = {**modes, "times_faster": ratio, "settings": vars(replace(o, out=""))}
             log.info(
@@ -191,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -27,7 +27,7 @@ from options.benchmark_options import TilesBenchmarkCommand
 from options.parser import parse
 from options.test_options import TestOptions
 from pipelines import generation
-from util.cli import run
+from util.cli import run_command
 from util.files import write_json
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def lung_volume(
     return whole.to_hu(made)
 
 
-def compare(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str, Any]:
+def compare_tiles(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str, Any]:
     """The figures of one case; HU in the lungs."""
     sampler, window = opened.run.generator, opened.data.hu_window
     size = half_size(whole.mask.shape[1:], sampler.model.size_multiple)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     found = {}
     for whole in wholes:
-        found[whole.case.id] = one = compare(opened, whole)
+        found[whole.case.id] = one = compare_tiles(opened, whole)
         effects = ", ".join(f"{k} {v['difference_hu']:+.2f}" for k, v in one["effects"].items())
         log.info(
             "%s, tiles of %s: %.2f HU in the lungs; effects differ by (HU): %s",
@@ -115,4 +115,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -161,7 +161,7 @@ class PatchDataset(Dataset[PatchSample]):
         rng = np.random.default_rng([self.seed, 2, index])
         start = self._draw_start(k, rng)
         hu, mask = self._cut(k, start, rng)
-        noise = seeding.field(self.seed, f"sample {index}", self.noise_shape)
+        noise = seeding.noise_field(self.seed, f"sample {index}", self.noise_shape)
         return PatchSample(
             image=torch.from_numpy(to_unit(hu, self.window))[None],
             mask=torch.from_numpy((mask == self.labels[:, None, None, None]).astype(np.float32)),

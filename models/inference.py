@@ -76,7 +76,7 @@ class VolumeGenerator:
             `(X, Y, Z)` in [-1, 1], float32, on the CPU.
         """
         shape = (self.model.noise_channels, *sample.mask.shape[1:])
-        noise = self._batched(seeding.field(self.seed, noise_key or sample.name, shape))
+        noise = self._batched(seeding.noise_field(self.seed, noise_key or sample.name, shape))
         condition = self._condition(sample, prompt)
         with self._inference(sample.name):
             volume = self.model.generate(condition, noise, self.window)

@@ -81,7 +81,7 @@ def _repeats(hint: Any) -> bool:
     return _unwrap(hint) == tuple[str, ...]
 
 
-def convert(hint: Any, text: str) -> Any:
+def convert_word(hint: Any, text: str) -> Any:
     """Return a command-line word as a value of the annotated type.
 
     Raises:
@@ -92,10 +92,10 @@ def convert(hint: Any, text: str) -> Any:
         kinds = typing.get_args(hint)
         parts = [p.strip() for p in text.split(",")]
         if kinds[-1] is Ellipsis:
-            return tuple(convert(kinds[0], p) for p in parts)
+            return tuple(convert_word(kinds[0], p) for p in parts)
         if len(parts) != len(kinds):
             raise ValueError(f"takes {len(kinds)} values separated by commas, got {text!r}")
-        return tuple(convert(k, p) for k, p in zip(kinds, parts, strict=True))
+        return tuple(convert_word(k, p) for k, p in zip(kinds, parts, strict=True))
     if hint in (int, float):
         try:
             return hint(text)
@@ -106,7 +106,7 @@ def convert(hint: Any, text: str) -> Any:
     return text
 
 
-def check(field: dataclasses.Field[Any], value: Any) -> None:
+def check_value(field: dataclasses.Field[Any], value: Any) -> None:
     """Raise `UserError` where a value breaks the choices or bounds of its flag."""
     meta = field.metadata
     name = f"--{field.name}"
@@ -137,8 +137,8 @@ class _Parser(argparse.ArgumentParser):
 Presets = Mapping[str, Mapping[str, Any]]
 
 
-def build(cls: type, description: str, presets: Presets | None = None) -> argparse.ArgumentParser:
-    """Return the `argparse` parser of an option class; its result holds only flags that were given."""
+def build_parser(cls: type, description: str, presets: Presets | None = None) -> argparse.ArgumentParser:
+    """Return the `argparse` parser of an option class; its result holds only given flags."""
     parser = _Parser(
         description=description,
         allow_abbrev=False,
@@ -216,7 +216,7 @@ def parse(
     Raises:
         UserError: An unknown flag, or a value of the wrong type or outside its bounds.
     """
-    parser = build(cls, description, presets)
+    parser = build_parser(cls, description, presets)
     words = vars(parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv)))
     preset = (presets or {}).get(words.pop("preset", ""), {})
     groups = {}
@@ -230,7 +230,7 @@ def parse(
             elif field.name in preset:
                 values[field.name] = preset[field.name]
             if field.name in values:
-                check(field, values[field.name])
+                check_value(field, values[field.name])
         groups[outer.name] = group_cls(**values)
     return cls(**groups)
 
@@ -241,7 +241,7 @@ def _from_word(name: str, hint: Any, word: Any) -> Any:
     if isinstance(word, list):
         return tuple(word)
     try:
-        return convert(hint, word)
+        return convert_word(hint, word)
     except ValueError as error:
         raise UserError(f"--{name} {error}.") from None
 

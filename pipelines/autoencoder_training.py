@@ -19,10 +19,10 @@ from tqdm import tqdm
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
-from models.networks.autoencoder import Autoencoder, AutoencoderConfig, build, description_file
+from models.networks.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder, config_file
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
 from options.base_options import TextOptions
-from util.cli import UserError, main_rank
+from util.cli import UserError, is_main_process
 from util.files import atomic_path, claim_file, write_json
 from util.training.devices import make_accelerator
 
@@ -96,7 +96,7 @@ def fit(
         optimiser, o.lr, total_steps=o.max_steps, pct_start=0.1
     )
     for step in (
-        bar := tqdm(range(o.max_steps), desc="Training autoencoder", disable=not main_rank())
+        bar := tqdm(range(o.max_steps), desc="Training autoencoder", disable=not is_main_process())
     ):
         batch = {
             k: v.to(accelerator.device) for k, v in next(feed).items() if isinstance(v, Tensor)
@@ -143,7 +143,7 @@ def save(network: AutoencoderKL, description: AutoencoderConfig, out: Path) -> N
     """Writes both files, each whole or not at all; the weights come last."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    write_json(description_file(out), asdict(description))
+    write_json(config_file(out), asdict(description))
     with atomic_path(out) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
 
@@ -158,13 +158,13 @@ def train(options: AutoencoderCommand) -> Path:
     out = Path(o.OUT)
     if out.suffix != ".safetensors":
         raise UserError(f"OUT is {o.OUT!r}; it must name a file that ends in .safetensors.")
-    for file in (out, description_file(out)):
+    for file in (out, config_file(out)):
         claim_file(file, o.overwrite, "OUT")
     description = describe(options)
     cohort = load_cohort(options.data, seed=o.seed)
     accelerator = make_accelerator(o.precision, o.gpu_ids)
     torch.manual_seed(o.seed)
-    network = build(description).to(accelerator.device)
+    network = build_autoencoder(description).to(accelerator.device)
     with ExitStack() as stack:
         cache = options.data.cache_dir or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="autoencoder_")

@@ -33,7 +33,7 @@ from models.text.clip import (
 )
 from options.clip_options import ClipCommand, ClipOptions
 from util import phrasing as wording
-from util.cli import UserError, main_rank
+from util.cli import UserError, is_main_process
 from util.files import claim_folder, file_fingerprint, read_json
 from util.records import same_settings
 
@@ -60,7 +60,7 @@ def load_pairs(
 ) -> Pairs:
     """The cases of which something is known, averaged down to `--clip_size` on reading."""
     images, masks, known = [], [], [c for c in cases if prompts[c.id]]
-    for case in tqdm(known, desc="Reading volumes", disable=not main_rank()):
+    for case in tqdm(known, desc="Reading volumes", disable=not is_main_process()):
         image, mask = load_case(case, None)
         if image is None:
             raise UserError(f"Case {case.id} has no scan; CLIP learns from scans and prompts.")
@@ -136,7 +136,7 @@ def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) ->
     )
     size, losses = min(options.clip_batch, len(pairs.prompts)), []
     for step in (
-        bar := tqdm(range(options.clip_steps), desc="Training CLIP", disable=not main_rank())
+        bar := tqdm(range(options.clip_steps), desc="Training CLIP", disable=not is_main_process())
     ):
         chosen = rng.permutation(len(pairs.prompts))[:size].tolist()
         prompts = [pick(pairs.prompts[i], rng) for i in chosen]
@@ -145,7 +145,7 @@ def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) ->
         texts = (
             clip.sums(prompts)
             if step % SENTENCE_EVERY
-            else clip.texts([wording.join(p) for p in prompts])
+            else clip.texts([wording.join_phrases(p) for p in prompts])
         )
         volumes = clip.volume(pairs.image[chosen].to(device), pairs.mask[chosen].to(device))
         loss = contrastive_loss(volumes, texts, clip.scale.clamp(max=np.log(100.0)))
@@ -254,7 +254,7 @@ def pretrain(options: ClipCommand) -> Path:
         return out
     train = load_pairs(cohort.split("train"), prompts, cohort, options)
     torch.manual_seed(options.clip.seed)
-    clip = Clip([wording.join(prompt.texts) for prompt in train.prompts], len(cohort.labels)).to(
+    clip = Clip([wording.join_phrases(prompt.texts) for prompt in train.prompts], len(cohort.labels)).to(
         device
     )
     with one_thread():

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.cache import cache_folder
-from data.resampling import PROMPTS_FILE
+from data.cohort import PROMPTS_FILE
 from data.text.prompts import load_template
 from options.atlas_options import RefitOptions
 from options.parser import command_line, from_dict
@@ -240,7 +240,7 @@ def train_refits(origin: OriginRun, o: RefitOptions, refits: Sequence[Refit]) ->
 
     with ThreadPoolExecutor(places) as pool:
         jobs = [pool.submit(job, refit) for refit in missing]
-        bar = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.main_rank())
+        bar = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.is_main_process())
         try:
             for done in bar:
                 done.result()

@@ -17,7 +17,7 @@ from options.compare_options import CompareCommand
 from options.parser import parse
 from pipelines.evaluation.compare_models import measure_run, write_comparison_page
 from test import generate_cohort
-from util.cli import UserError, run
+from util.cli import UserError, run_command
 from util.training import runs
 
 log = logging.getLogger(__name__)
@@ -39,4 +39,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 from options.evaluate_options import EvaluateOptions
 from options.parser import parse
 from pipelines.evaluation.run import evaluate
-from util.cli import run
+from util.cli import run_command
 
 log = logging.getLogger(__name__)
 
@@ -26,4 +26,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

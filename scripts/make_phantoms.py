@@ -10,17 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.phantom.write import make
+from data.phantom.write import make_phantom_cohort
 from options.parser import parse
 from options.phantom_options import PhantomCommand
-from util.cli import run
+from util.cli import run_command
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Parses the command line and makes the cohort."""
-    out = make(parse(PhantomCommand, __doc__ or "").cohort)
+    out = make_phantom_cohort(parse(PhantomCommand, __doc__ or "").cohort)
     log.info(
         "Phantom cohort in %s; train with: python train.py --dataroot %s --template aiib23 --name "
         "RUN",
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

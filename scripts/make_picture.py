@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from nibabel.affines import voxel_sizes
 
-from data.volumes import load
+from data.volumes import load_volume
 from options.parser import parse
 from options.picture_options import PictureCommand
-from util.cli import UserError, format_list, run
+from util.cli import UserError, format_list, run_command
 from util.web.figures import Panel, save_slices_png
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def make_panel(path: Path, kind: str, title: str) -> Panel:
-    volume = load(path)
+    volume = load_volume(path)
     return Panel(title, kind, volume.array, voxel_sizes(volume.affine))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -13,18 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.text.review import make_prompts
+from data.text.review import write_prompt_table
 from options.parser import parse
 from options.prompt_options import PromptCommand
-from util.cli import run
+from util.cli import run_command
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Parses the command line and writes."""
-    make_prompts(parse(PromptCommand, (__doc__ or "").splitlines()[0]).prompts)
+    write_prompt_table(parse(PromptCommand, (__doc__ or "").splitlines()[0]).prompts)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

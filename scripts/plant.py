@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 from options.parser import parse
 from options.plant_options import PlantCommand
 from pipelines.atlas.planted_effect import plant_effect
-from util.cli import run
+from util.cli import run_command
 
 
 def main() -> None:
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

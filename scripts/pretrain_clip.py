@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 from options.clip_options import ClipCommand
 from options.parser import parse
 from pipelines.clip_pretraining import pretrain
-from util.cli import run
+from util.cli import run_command
 
 log = logging.getLogger(__name__)
 
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -84,7 +84,7 @@ def command(name: str, *words: str | Path) -> Outcome:
     said = io.StringIO()
     with _own_logging(), _arguments(name, *words), contextlib.redirect_stderr(said):
         try:
-            cli.run(main_of(name))
+            cli.run_command(main_of(name))
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

@@ -53,7 +53,7 @@ def setup_logging(level: int = logging.INFO) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def main_rank() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that speaks (rank 0, or the only one)."""
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -65,13 +65,13 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("PLANNED_WORLD_SIZE") or "1")
 
 
-def run(command: Callable[[], None]) -> None:
+def run_command(command: Callable[[], None]) -> None:
     """Runs a command's `main`; a `UserError` becomes one message and exit code 2, Ctrl-C exit code
     130.
 
     So does what a disk refuses (no space, no permission), wherever it happens.
     """
-    setup_logging(logging.INFO if main_rank() else logging.ERROR)
+    setup_logging(logging.INFO if is_main_process() else logging.ERROR)
     try:
         command()
     except UserError as error:

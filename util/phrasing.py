@@ -17,7 +17,7 @@ _BREAK = re.compile(
 LOW_RELEVANCE = 0.2  # a phrase less loud than this (1: wholly heard) has next to no effect
 
 
-def join(phrases: Sequence[str]) -> str:
+def join_phrases(phrases: Sequence[str]) -> str:
     """One sentence of all phrases in the published punctuation; the empty text where nothing is
     known.
 
@@ -32,7 +32,7 @@ def join(phrases: Sequence[str]) -> str:
     return f"{PREFIX} {body}" if body.endswith((".", "!", "?")) else f"{PREFIX} {body}."
 
 
-def split(text: str) -> list[str]:
+def split_phrases(text: str) -> list[str]:
     """The phrases of a free text: broken after full stops, commas, semicolons and line ends, never
     within a number.
     """

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 
-def generator(seed: int, key: str) -> torch.Generator:
+def seeded_generator(seed: int, key: str) -> torch.Generator:
     """Return a CPU generator seeded from sha256 of the seed and the key."""
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=False) % 2**63)
 
 
-def field(seed: int, key: str, shape: Sequence[int]) -> Tensor:
+def noise_field(seed: int, key: str, shape: Sequence[int]) -> Tensor:
     """Return standard normal noise of `shape`, float32, on the CPU."""
-    return torch.randn(tuple(shape), generator=generator(seed, key))
+    return torch.randn(tuple(shape), generator=seeded_generator(seed, key))
 
 
 def uniform_draws(noise: Tensor, count: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""benchmarks/report"""
+"""Metrics of the benchmarks on planted truth, their tables and pages."""

@@ -255,8 +255,7 @@ def text_figures(
     ages = [str(age) for age in UNSEEN if str(age) not in seen]
     changes: dict[str, list[float]] = {"re-ordered": [], "re-worded": []}
     made, true = ([], [])  # type: tuple[list[NDArray[Any]], list[NDArray[Any]]]
-    for i in range(len(wholes)):
-        whole = wholes[i]
+    for whole in wholes:
         case, own = whole.case.id, written[whole.case.id]
         lungs = np.isin(whole.labels, wholes.options.lung_labels)
         base = generate(whole, own)[lungs].mean()

@@ -43,7 +43,7 @@ class Prompt(tuple[Phrase, ...]):
     @classmethod
     def from_free_text(cls, text: str) -> Prompt:
         """Split a text written by a person into phrases without columns."""
-        return cls(Phrase(piece, None) for piece in phrasing.split(text))
+        return cls(Phrase(piece, None) for piece in phrasing.split_phrases(text))
 
     @property
     def texts(self) -> list[str]:
@@ -58,7 +58,7 @@ class Prompt(tuple[Phrase, ...]):
     @property
     def sentence(self) -> str:
         """One sentence in the published wording; "" for the empty prompt."""
-        return phrasing.join(self.texts)
+        return phrasing.join_phrases(self.texts)
 
 
 @dataclass(frozen=True)

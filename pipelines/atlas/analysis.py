@@ -1,178 +1,204 @@
-"""From what was measured to the tables of an atlas: intervals, the real scans, cautions,
-findings.
-"""
+"""From measurements to the tables of an atlas: intervals, real scans, cautions and findings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
-from pipelines.atlas.measure import AtlasMeasurements, measure_real_scan
+from pipelines.atlas.measure import AtlasMeasurements, RealScan, lung_volume_ml
 from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
+from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util import cli
 
 Frames = dict[str, pd.DataFrame]
-Refits = Sequence[Mapping[str, Any]]
+
+ASSOCIATION_COLUMNS = ["column", "other", "measure", "value", "cases"]
+REFIT_COLUMNS = ["name", "kind", "seed", "steps", "permuted"]
 
 
 @dataclass(frozen=True)
 class RealCohort:
-    """The real scans, with the share of their lungs that counts as vessels."""
+    """The real scans, and the share of vessels in the lungs by case."""
 
     scans: RealScans
     vessels: Mapping[str, float]
 
+    @classmethod
+    def from_study(cls, study: AtlasStudy) -> RealCohort:
+        """Measure the real scans; those without lungs are left out."""
+        density = {}
+        vessels = {}
+        volume = {}
+        rows = {}
+        samples = VolumeDataset(study.real_cases, study.labels, study.plan.data)
+        for sample in tqdm(samples, "real scans", unit="case", disable=not cli.is_main_process()):
+            scan = RealScan.from_sample(sample, study.plan)
+            if scan is None:
+                continue
+            case = sample.case
+            density[case.id] = scan.means
+            vessels[case.id] = scan.vessel_share
+            volume[case.id] = lung_volume_ml(sample, study.plan.data.lung_labels)
+            rows[case.id] = study.formatted_row(case)
+        index = pd.Index(list(density), dtype=object)
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        patients = patients_of(study.cohort, study.plan.data.patient_column)
+        scans = RealScans(
+            pd.DataFrame.from_dict(density, orient="index").reindex(index),
+            table.reindex(index=index, columns=list(study.every)),
+            pd.Series(volume, index=index, dtype=float),
+            pd.Series([patients[case] for case in index], index=index, dtype=object),
+        )
+        return cls(scans, vessels)
 
-def read_real_scans(study: AtlasStudy) -> RealCohort:
-    """Regional means of the real scans with their rows; those without lungs are left out."""
-    data = study.plan.data
-    wholes = VolumeDataset(study.real_cases, study.labels, data)
-    density, vessels, volume, rows = {}, {}, {}, {}
-    for whole in tqdm(wholes, "real scans", unit="case", disable=not cli.main_rank()):
-        found = measure_real_scan(whole, data, study.plan.vessel_hu)
-        if found is None:
-            continue
-        density[whole.case.id], vessels[whole.case.id] = found
-        lungs = np.isin(whole.labels, data.lung_labels)
-        volume[whole.case.id] = float(lungs.sum() * np.prod(voxel_sizes(whole.affine)) / 1000)
-        rows[whole.case.id] = study.shown_row(whole.case)
-    index = pd.Index(list(density), dtype=object)
-    patients = patients_of(study.cohort, data.patient_column)
-    scans = RealScans(
-        pd.DataFrame.from_dict(density, orient="index").reindex(index),
-        pd.DataFrame.from_dict(rows, orient="index").reindex(
-            index=index, columns=list(study.every)
-        ),
-        pd.Series(volume, index=index, dtype=float),
-        pd.Series([patients[c] for c in index], index=index, dtype=object),
-    )
-    return RealCohort(scans, vessels)
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The run behind an atlas.
+
+    Attributes:
+        steps: Its training steps.
+        refits: Records of the refits that are used.
+        cautions: Cautions that its options call for.
+        diagnosis: Column of the diagnosis.
+    """
+
+    steps: int
+    refits: Sequence[Mapping[str, Any]]
+    cautions: Sequence[Caution]
+    diagnosis: str
 
 
 def atlas_tables(
-    study: AtlasStudy,
-    measured: AtlasMeasurements,
-    real: RealCohort,
-    refits: Refits,
-    steps: int,
-    diagnosis: str,
-    of_run: Sequence[Caution],
+    study: AtlasStudy, measurements: AtlasMeasurements, real: RealCohort, run: RunFacts
 ) -> Frames:
-    """Every table over cases, by its name; `of_run` are cautions that the run's options call for,
-    `steps` its steps.
-    """
+    """Return every table over cases by name."""
     plan = study.plan
-    effects = intervals.add_refits(
-        intervals.effects_over_patients(tables.effect_frame(measured.effects)),
-        tables.refit_frame(measured.refits),
-    )
+    roles = {column: attribute.role for column, attribute in study.every.items()}
     pairs = study_associations(study)
-    of_column = {c: a.role for c, a in study.every.items()}
+    effects = intervals.add_refits(
+        intervals.effects_over_patients(tables.effect_frame(measurements.effects)),
+        tables.refit_frame(measurements.refits),
+    )
     effects = associations.widen_intervals(
-        effects, pairs, study.training_rows(), plan.attributes, of_column
+        effects, pairs, study.training_rows(), plan.attributes, roles
     )
-    hanging = frozenset(c for drops in dependent_columns(plan.template).values() for c in drops)
-    roles = Roles(study.every, hanging, diagnosis)
-    estimated = estimate_contrasts(real.scans, plan.contrasts, roles)
+    dependants: set[str] = set()
+    for columns in dependent_columns(plan.template).values():
+        dependants.update(columns)
+    adjustable = Roles(study.every, frozenset(dependants), run.diagnosis)
+    estimated = estimate_contrasts(real.scans, plan.contrasts, adjustable)
     warned = [
-        *cohort_cautions(study, real, roles, estimated, pairs),
-        *cautions.refit_cautions(refits, steps),
-        *of_run,
+        *cohort_cautions(study, real, adjustable, estimated, pairs),
+        *cautions.refit_cautions(run.refits, run.steps),
+        *run.cautions,
     ]
-    warned.sort(key=lambda c: not c.forbids)
-    controls = tables.control_frame(measured.controls)
-    tests = findings.judge_effects(
-        effects, estimated, {a.column: a.role for a in plan.attributes}, warned
-    )
-    found, others = findings.rank_findings(tests, {c.id: c.label for c in plan.contrasts}, controls)
-    tried = (
-        pd.DataFrame(measured.arms, columns=["case", "column"])
-        .groupby("column")["case"]
-        .nunique()
-        .to_dict()
-    )
-    left_roles = {c: plan.template.role(c) for c in study.left_out}
+    warned.sort(key=lambda caution: not caution.forbids)
+    controls = tables.control_frame(measurements.controls)
+    studied_roles = {attribute.column: attribute.role for attribute in plan.attributes}
+    tests = findings.judge_effects(effects, estimated, studied_roles, warned)
+    labels = {contrast.id: contrast.label for contrast in plan.contrasts}
+    ranked = findings.rank_findings(tests, labels, controls)
     return {
-        "attributes": tables.attribute_frame(
-            plan.attributes, study.left_out, left_roles, len(study.training), tried
-        ),
+        "attributes": _attribute_frame(study, measurements),
         "contrasts": tables.contrast_frame(plan.contrasts),
         "effects": effects,
         "real": estimated,
         "tests": tests,
-        "doses": tables.dose_frame(measured.doses),
+        "doses": tables.dose_frame(measurements.doses),
         "controls": controls,
-        "cautions": pd.DataFrame([c.row() for c in warned], columns=list(cautions.CAUTION_COLUMNS)),
-        "findings": pd.DataFrame(found, columns=list(findings.FINDING_COLUMNS)),
-        "not_found": pd.DataFrame(others, columns=list(findings.FINDING_COLUMNS)),
-        "ties": pd.DataFrame(pairs, columns=["column", "other", "measure", "value", "cases"]),
-        "refits": pd.DataFrame(
-            [{**r, "permuted": " | ".join(r["permuted"])} for r in refits],
-            columns=["name", "kind", "seed", "steps", "permuted"],
+        "cautions": _frame([caution.to_row() for caution in warned], cautions.CAUTION_COLUMNS),
+        "findings": _frame(ranked.found, findings.FINDING_COLUMNS),
+        "not_found": _frame(ranked.not_found, findings.FINDING_COLUMNS),
+        "ties": _frame([asdict(pair) for pair in pairs], ASSOCIATION_COLUMNS),
+        "refits": _frame(
+            [{**refit, "permuted": " | ".join(refit["permuted"])} for refit in run.refits],
+            REFIT_COLUMNS,
         ),
     }
 
 
-def study_associations(study: AtlasStudy) -> list[dict[str, Any]]:
-    """How closely each studied column goes with every other, over the training cases."""
-    studied = {a.column for a in study.plan.attributes}
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def _attribute_frame(study: AtlasStudy, measurements: AtlasMeasurements) -> pd.DataFrame:
+    """Return attributes.csv: every column that can stand in the text, studied or left out."""
+    variants = pd.DataFrame(measurements.arms, columns=["case", "column"])
+    cases = variants.groupby("column")["case"].nunique().to_dict()
+    rows = []
+    for attribute in study.plan.attributes:
+        varied = cases.get(attribute.column, 0)
+        rows.append(tables.studied_row(attribute, len(study.training), varied))
+    for column, reason in study.left_out.items():
+        rows.append(tables.left_out_row(column, study.plan.template.role(column), reason))
+    return pd.DataFrame(rows)
+
+
+def study_associations(study: AtlasStudy) -> list[Association]:
+    """Return the associations of each studied column with every other, over training cases."""
+    studied = {attribute.column for attribute in study.plan.attributes}
     pairs = associations.pairwise_associations(study.training_rows(), list(study.every.values()))
-    return [p for p in pairs if p["column"] in studied or p["other"] in studied]
+    return [pair for pair in pairs if pair.column in studied or pair.other in studied]
 
 
 def cohort_cautions(
     study: AtlasStudy,
     real: RealCohort,
-    roles: Roles,
+    adjustable: Roles,
     estimated: pd.DataFrame,
-    pairs: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Association],
 ) -> list[Caution]:
-    """Every warning that the cohort calls for."""
-    attributes, scans, plan = study.plan.attributes, real.scans, study.plan
-    owners = patients_of(study.trained_on, plan.data.patient_column)
-    patient = pd.Series([owners[case.id] for case in study.training], dtype=object)
+    """Return the cautions that the cohort calls for.
+
+    Args:
+        study: The study.
+        real: The real scans.
+        adjustable: Columns that the real scans may be adjusted for.
+        estimated: Table real.csv.
+        pairs: Associations of the studied columns.
+    """
+    plan = study.plan
+    scans = real.scans
+    roles = {column: attribute.role for column, attribute in study.every.items()}
+    patients = patients_of(study.trained_on, plan.data.patient_column)
+    patient = pd.Series([patients[case.id] for case in study.training], dtype=object)
     seen = scans.patient[scans.patient.index.isin(study.seen)].nunique()
-    made = cautions.size_cautions(patient.nunique(), scans.patient.nunique(), seen)
+    found = cautions.size_cautions(patient.nunique(), scans.patient.nunique(), seen)
     if study.trained_on is not study.cohort:
-        made.append(
-            Caution(
-                "other cohort",
-                f"The run was trained on {len(study.training)} cases of {study.trained_on.root}; "
-                "the volumes here are of other patients, with values of those cases.",
-            )
+        text = (
+            f"The run was trained on {len(study.training)} cases of {study.trained_on.root}; "
+            "the volumes here are of other patients, with values of those cases."
         )
+        found.append(Caution("other cohort", text))
     if study.fold_of:
-        made.append(
-            Caution(
-                "refits have seen",
-                "Each patient is generated by a network that has not seen the patient, but the "
-                "refits behind intervals and permuted nulls may have.",
-            )
+        text = (
+            "Each patient is generated by a network that has not seen the patient, but the "
+            "refits behind intervals and permuted nulls may have."
         )
-    made += cautions.association_cautions(pairs, {c: a.role for c, a in study.every.items()})
-    made += cautions.count_cautions(attributes, study.training_rows(), patient)
-    made += cautions.pooled_cautions({c: study.every[c] for c in study.pooled})
-    made += cautions.guessed_cautions(
-        {c: a.role for c, a in study.every.items() if c not in plan.template.columns}
-    )
-    made += cautions.collinear_cautions(estimated, {c.id: c.column for c in study.plan.contrasts})
+        found.append(Caution("refits have seen", text))
+    found += cautions.association_cautions(pairs, roles)
+    found += cautions.count_cautions(plan.attributes, study.training_rows(), patient)
+    found += cautions.pooled_cautions({column: study.every[column] for column in study.pooled})
+    in_template = plan.template.columns
+    guessed = {column: role for column, role in roles.items() if column not in in_template}
+    found += cautions.guessed_cautions(guessed)
+    columns = {contrast.id: contrast.column for contrast in plan.contrasts}
+    found += cautions.collinear_cautions(estimated, columns)
     if len(scans.density):
-        made += cautions.mask_cautions(scans, attributes, roles)
-    made += cautions.role_cautions(attributes)
-    return made + [
-        Caution("left out", f"{c} was not looked at: {why}.", c)
-        for c, why in study.left_out.items()
-        if why != "not asked for"
-    ]
+        found += cautions.mask_cautions(scans, plan.attributes, adjustable)
+    found += cautions.role_cautions(plan.attributes)
+    for column, reason in study.left_out.items():
+        if reason != "not asked for":
+            found.append(Caution("left out", f"{column} was not looked at: {reason}.", column))
+    return found

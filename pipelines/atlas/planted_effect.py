@@ -1,14 +1,14 @@
-"""A spike test on a user's own scans: a copy of a cohort with a random yes/no column and its effect
-added to the scans.
-"""
+"""Planted effects: a copy of a cohort with a random yes/no column whose effect is in its scans."""
 
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from data.cohort import IMAGES, MASKS, Case, Cohort
+from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
 from data.load_cohort import load_cohort
 from data.resampling import group_by_patient, patients_of
-from data.text.prompts import PROMPTS_FILE
 from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
 from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
-from util.files import atomic_folder, atomic_path, claim_folder, write_json
+from util.files import atomic_folder, claim_folder, write_csv
 from util.metrics.regions import regions
+from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -34,49 +34,46 @@ PLANT_RECORD = "plant.json"
 YES, NO = "Yes", "No"
 
 
-def plant_effect(data: DataOptions, o: PlantOptions) -> Path:
-    """Writes the copy, its record last; unchanged files are linked where the disk allows.
+def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
+    """Write a copy of a cohort with a planted effect; unchanged files are linked where possible.
+
+    Args:
+        data: The cohort and how to read it.
+        options: The column, its effect and the folder of the copy.
 
     Raises:
-        UserError: A bad cohort, a column that is there, a folder that is not empty, or a region
-            without a voxel.
+        UserError: The cohort is damaged, the column exists already, the folder is not empty, or a
+            case has no voxel in the region.
     """
     cohort = load_cohort(data)
-    out = _checked_out(o.out, cohort)
-    if o.column in cohort.columns or o.column == data.key_column or not o.column.strip():
+    out = _check_out(options.out, cohort)
+    column = options.column
+    if column in cohort.columns or column == data.key_column or not column.strip():
         raise UserError(
-            f"--column is {o.column!r}; it must be the name of a new column. The table has: "
+            f"--column is {column!r}; it must be the name of a new column. The table has: "
             f"{format_list(list(cohort.columns), 30)}."
         )
-    given = draw_values(cohort, data.patient_column, o.share, o.plant_seed)
+    values = draw_values(cohort, data.patient_column, options.share, options.plant_seed)
     with atomic_folder(out) as part:
-        for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.main_rank()):
-            _copy_case(case, part, given[case.id] == YES, data, o)
-        _copy_table(cohort, part, data.key_column, o.column, given)
-        _copy_texts(cohort, part, o.column, given)
-        record = {
-            "column": o.column,
-            "from": NO,
-            "to": YES,
-            "hu": o.hu,
-            "region": o.region,
-            "seed": o.plant_seed,
-            "source": str(cohort.root.resolve()),
-            "cases": given,
-        }
-        write_json(part / PLANT_RECORD, record)
+        copy = _CohortCopy(cohort, part, data, options, values)
+        for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.is_main_process()):
+            copy.write_case(case)
+        copy.write_table()
+        copy.write_splits()
+        copy.write_prompts()
+        copy.write_record()
     log.info(
         "Planted %+g HU in the region %s of %d of %d cases: %s",
-        o.hu,
-        o.region,
-        list(given.values()).count(YES),
-        len(given),
+        options.hu,
+        options.region,
+        list(values.values()).count(YES),
+        len(values),
         out,
     )
     return out
 
 
-def _checked_out(name: str, cohort: Cohort) -> Path:
+def _check_out(name: str, cohort: Cohort) -> Path:
     if not name:
         raise UserError("--out is not given; it is the folder for the copy.")
     out = Path(name)
@@ -93,92 +90,127 @@ def _checked_out(name: str, cohort: Cohort) -> Path:
 
 
 def draw_values(cohort: Cohort, patient_column: str, share: float, seed: int) -> dict[str, str]:
-    """Case to Yes or No: a random share of the patients, at least one of each."""
-    groups = list(
-        group_by_patient(
-            [case.id for case in cohort.cases], patients_of(cohort, patient_column)
-        ).values()
-    )
+    """Return Yes or No by case: Yes for a random share of the patients, at least one of each.
+
+    Args:
+        cohort: The cohort.
+        patient_column: Column that names the patient.
+        share: Share of the patients with Yes.
+        seed: Seed of the choice.
+    """
+    case_ids = [case.id for case in cohort.cases]
+    groups = list(group_by_patient(case_ids, patients_of(cohort, patient_column)).values())
     if len(groups) < 2:
         raise UserError(
             f"{cohort.root} has a single patient; an effect is planted in some of several."
         )
     count = min(max(1, round(share * len(groups))), len(groups) - 1)
     chosen = set(np.random.default_rng([seed, 21]).permutation(len(groups))[:count].tolist())
-    return {case: YES if k in chosen else NO for k, group in enumerate(groups) for case in group}
+    values = {}
+    for index, group in enumerate(groups):
+        values.update(dict.fromkeys(group, YES if index in chosen else NO))
+    return values
 
 
-def _copy_case(case: Case, part: Path, has_it: bool, data: DataOptions, o: PlantOptions) -> None:
-    assert case.image is not None
-    _link(case.mask, part / MASKS / case.mask.name)
-    mask = load_volume(case.mask)
-    where = regions(mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label).get(
-        o.region
-    )
-    if where is None:
-        raise UserError(
-            f"{case.mask} has no voxel in --region {o.region}. Choose another region, or check "
-            "--lung_labels."
-        )
-    if not has_it:
-        _link(case.image, part / IMAGES / case.image.name)
-        return
-    scan = load_volume(case.image).array
-    changed = scan + np.asarray(o.hu * where, np.float32)
-    dtype = (
-        scan.dtype
-        if float(o.hu).is_integer() and scan.dtype.kind == "i" and scan.dtype.itemsize > 1
-        else np.float32
-    )
-    write_like(
-        part / IMAGES / f"{strip_suffix(case.image.name)}.nii.gz", changed, case.image, dtype
-    )
+@dataclass(frozen=True)
+class _CohortCopy:
+    """Writer of the copy.
+
+    Attributes:
+        cohort: The cohort.
+        folder: The folder that is written.
+        data: How the cohort is read.
+        options: The planted effect.
+        values: Yes or No by case.
+    """
+
+    cohort: Cohort
+    folder: Path
+    data: DataOptions
+    options: PlantOptions
+    values: Mapping[str, str]
+
+    def write_case(self, case: Case) -> None:
+        """Link the mask and an unchanged scan, or write the changed one."""
+        assert case.image is not None
+        _link(case.mask, self.folder / MASKS / case.mask.name)
+        where = self._region(case)
+        if self.values[case.id] == NO:
+            _link(case.image, self.folder / IMAGES / case.image.name)
+            return
+        hu = self.options.hu
+        scan = load_volume(case.image).array
+        changed = scan + np.asarray(hu * where, np.float32)
+        fits = float(hu).is_integer() and scan.dtype.kind == "i" and scan.dtype.itemsize > 1
+        path = self.folder / IMAGES / f"{strip_suffix(case.image.name)}.nii.gz"
+        write_like(path, changed, case.image, scan.dtype if fits else np.float32)
+
+    def _region(self, case: Case) -> np.ndarray:
+        data, mask = self.data, load_volume(case.mask)
+        masks = regions(mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label)
+        if self.options.region not in masks:
+            raise UserError(
+                f"{case.mask} has no voxel in --region {self.options.region}. Choose another "
+                "region, or check --lung_labels."
+            )
+        return masks[self.options.region]
+
+    def write_table(self) -> None:
+        """Write the clinical table with the new column."""
+        key, column = self.data.key_column, self.options.column
+        known = self.cohort.columns
+        rows = []
+        for case in self.cohort.cases:
+            cells = {name: case.row.get(name, "") for name in known}
+            rows.append({**cells, key: case.id, column: self.values[case.id]})
+        write_csv(self.folder / "clinical.csv", [key, *known, column], rows)
+
+    def write_splits(self) -> None:
+        """Copy the splits as they are."""
+        if (self.cohort.root / SPLITS_FILE).is_file():
+            shutil.copy2(self.cohort.root / SPLITS_FILE, self.folder / SPLITS_FILE)
+
+    def write_prompts(self) -> None:
+        """Copy the prompts, and add the new column to them."""
+        source = self.cohort.root / PROMPTS_FILE
+        if not source.is_file():
+            return
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        columns = ["File Name", "Prompt"]
+        for row in rows:
+            value = self.values.get(strip_suffix(row["File Name"].strip()))
+            if value is not None:
+                text = row["Prompt"].strip().rstrip(".,;")
+                row["Prompt"] = f"{text}, {self.options.column} is {value}."
+        kept = [{column: row[column] for column in columns} for row in rows]
+        write_csv(self.folder / PROMPTS_FILE, columns, kept)
+
+    def write_record(self) -> None:
+        """Write the planted truth."""
+        options = self.options
+        record = {
+            "column": options.column,
+            "from": NO,
+            "to": YES,
+            "hu": options.hu,
+            "region": options.region,
+            "seed": options.plant_seed,
+            "source": str(self.cohort.root.resolve()),
+            "cases": self.values,
+        }
+        (self.folder / PLANT_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link, which outlives the source; a copy across disks."""
+    """Make a hard link, which outlives the source, or a copy across disks."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sources = [source]
     if source.suffix.lower() == ".mhd":  # its voxels lie in a file beside it
-        sources += [p for p in (source.with_suffix(s) for s in (".raw", ".zraw")) if p.is_file()]
+        voxels = [source.with_suffix(suffix) for suffix in (".raw", ".zraw")]
+        sources += [path for path in voxels if path.is_file()]
     for path in sources:
         try:
             os.link(path.resolve(), target.with_name(path.name))
         except OSError:
             shutil.copy2(path, target.with_name(path.name))
-
-
-def _copy_table(
-    cohort: Cohort, part: Path, key: str, column: str, given: Mapping[str, str]
-) -> None:
-    with (
-        atomic_path(part / "clinical.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow([key, *cohort.columns, column])
-        writer.writerows(
-            [
-                [c.id, *(c.row.get(name, "") for name in cohort.columns), given[c.id]]
-                for c in cohort.cases
-            ]
-        )
-
-
-def _copy_texts(cohort: Cohort, part: Path, column: str, given: Mapping[str, str]) -> None:
-    """Splits as they are, and prompts that also tell the new column."""
-    if (cohort.root / "splits.json").is_file():
-        shutil.copy2(cohort.root / "splits.json", part / "splits.json")
-    source = cohort.root / PROMPTS_FILE
-    if not source.is_file():
-        return
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        case = strip_suffix(row["File Name"].strip())
-        if case in given:
-            row["Prompt"] = f"{row['Prompt'].strip().rstrip('.,;')}, {column} is {given[case]}."
-    with (part / PROMPTS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["File Name", "Prompt"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,1 +1,1 @@
-"""pipelines/synthesis"""
+"""Synthetic cohorts: planning, generation, the check for copies, and their use for a classifier."""

@@ -1,21 +1,41 @@
-"""A small classifier of volumes, to see what a cohort is good for: MONAI's DenseNet in 3D."""
+"""A small 3D DenseNet that classifies volumes, to measure the utility of a cohort."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from monai.networks.nets import DenseNet
+from monai.networks.nets.densenet import DenseNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from options.utility_options import ClassifierOptions
 
-MAX_SHIFT = 2  # voxels; a volume is moved by at most so many in training
+MAX_SHIFT = 2  # voxels by which a volume is moved in training
+
+
+@dataclass(frozen=True)
+class LabelledVolumes:
+    """Volumes as cells `(N, 2, X, Y, Z)` with their classes `(N,)`."""
+
+    volumes: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __add__(self, other: LabelledVolumes) -> LabelledVolumes:
+        """Return both, `self` first."""
+        volumes = torch.cat([self.volumes, other.volumes])
+        return LabelledVolumes(volumes, torch.cat([self.targets, other.targets]))
 
 
 def make_classifier(channels: int, classes: int, width: int) -> nn.Module:
-    """A DenseNet (Huang et al. 2017, arXiv 1608.06993) of two blocks; `(B,C,X,Y,Z)` to
-    `(B,classes)` logits.
+    """Build a DenseNet (Huang et al. 2017, arXiv 1608.06993) of two blocks.
+
+    Returns:
+        A network of `(B, C, X, Y, Z)` with logits `(B, classes)`.
     """
     return DenseNet(
         3,
@@ -30,8 +50,7 @@ def make_classifier(channels: int, classes: int, width: int) -> nn.Module:
 
 
 def train_classifier(
-    volumes: Tensor,
-    targets: Tensor,
+    data: LabelledVolumes,
     classes: int,
     options: ClassifierOptions,
     seed: int,
@@ -39,37 +58,34 @@ def train_classifier(
     name: str,
     real: int = 0,
 ) -> nn.Module:
-    """A trained classifier.
+    """Train a classifier.
 
     Args:
-        volumes: `(N,C,X,Y,Z)`.
-        targets: `(N,)`, 0 to `classes` - 1.
+        data: The training volumes; targets are 0 to `classes` - 1.
         classes: Number of classes.
         options: How it is trained.
         seed: Decides weights, order and shifts.
-        device: Where.
-        name: For the progress bar.
-        real: So many volumes, the first ones, are real scans: the last steps see them alone
-            (`options.finish`), so that the scans that count decide where classes part, whatever
-            sets synthetic ones apart. 0 where there are no others.
+        device: The device it is trained on.
+        name: Title of the progress bar.
+        real: Number of real scans, which come first, where there are synthetic ones, too. The last
+            steps see them alone (`options.finish`), so that they decide the boundary between
+            classes, whatever distinguishes synthetic volumes. 0 otherwise.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        network = make_classifier(volumes.shape[1], classes, options.width).to(device)
+        network = make_classifier(data.volumes.shape[1], classes, options.width).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), options.lr, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps)
-        alone = round(options.steps * (1 - options.finish)) if real else options.steps
-        weights = {
-            n: class_weights(targets[:n], classes).to(device)
-            for n in (len(volumes), real or len(volumes))
-        }
+        mixed_steps = round(options.steps * (1 - options.finish)) if real else options.steps
         for step in tqdm(range(options.steps), name, unit="step", leave=False, disable=None):
-            count = len(volumes) if step < alone else real
-            chosen = torch.randint(count, (options.batch,), generator=draw)
-            moved = random_shift(volumes[chosen], draw).to(device)
-            weight = weights[count] if options.class_weights else None
-            loss = F.cross_entropy(network(moved), targets[chosen].to(device), weight)
+            count = len(data) if step < mixed_steps else real
+            chosen = torch.randint(count, (options.batch,), generator=generator)
+            volumes = random_shift(data.volumes[chosen], generator).to(device)
+            weight = None
+            if options.class_weights:
+                weight = class_weights(data.targets[:count], classes).to(device)
+            loss = F.cross_entropy(network(volumes), data.targets[chosen].to(device), weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -78,21 +94,23 @@ def train_classifier(
 
 
 def class_weights(targets: Tensor, classes: int) -> Tensor:
-    """Weights `(classes,)` that make classes count alike; a class without a volume gets none."""
+    """Return weights `(classes,)` that balance the classes; 0 for a class without a volume."""
     counts = torch.bincount(targets, minlength=classes).float()
     return torch.where(counts > 0, len(targets) / (classes * counts.clamp_min(1)), 0)
 
 
-def random_shift(volumes: Tensor, draw: torch.Generator) -> Tensor:
-    """Volumes `(B,C,X,Y,Z)` moved by a random number of voxels; never flipped, for a chest has
-    sides.
+def random_shift(volumes: Tensor, generator: torch.Generator) -> Tensor:
+    """Move volumes `(B, C, X, Y, Z)` by a random number of voxels.
+
+    They are never flipped, because the sides of a chest differ.
     """
-    x, y, z = (int(v) for v in torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (3,), generator=draw))
+    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (3,), generator=generator)
+    x, y, z = (int(shift) for shift in shifts)
     return torch.roll(volumes, (x, y, z), (2, 3, 4))
 
 
 def predict(network: nn.Module, volumes: Tensor, device: torch.device, batch: int = 16) -> Tensor:
-    """Probabilities `(N,classes)` on the CPU."""
+    """Return probabilities `(N, classes)` on the CPU."""
     with torch.inference_mode():
         parts = [network(part.to(device)).softmax(1).cpu() for part in volumes.split(batch)]
     return torch.cat(parts)

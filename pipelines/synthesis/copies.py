@@ -1,13 +1,10 @@
-"""Whether a volume made from a deformed mask repeats a training scan, as it is or deformed along
-with the mask.
-"""
+"""Search for copies of training scans among volumes made from deformed masks."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,125 +16,123 @@ from data.cohort import Case
 from data.geometry import Volume, resample
 from data.volumes import load_volume
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.memorisation import MIN_REFERENCES, CopyCheck, copy_threshold
+from pipelines.evaluation.memorisation import (
+    MIN_REFERENCES,
+    CopyCheck,
+    NearestScan,
+    copy_threshold,
+)
 from pipelines.synthesis.deform import apply_deformation
-from util.cli import main_rank
+from util.cli import is_main_process
 
 log = logging.getLogger(__name__)
 
 
-class Nearest(NamedTuple):
-    """The training scan nearest to a volume, its distance, and the distance below which the volume
-    is a copy.
+@dataclass(frozen=True)
+class SyntheticVolume:
+    """A volume and the deformed mask that it was generated from.
+
+    Attributes:
+        hu: The volume in HU, on the model's grid.
+        labels: The deformed mask, on the grid of the source case's file.
+        source: The case whose mask was deformed.
+        deformation: The map that deformed it.
     """
 
-    case: str = ""
-    distance: float = 0.0
-    threshold: float = 0.0
-
-    @property
-    def copied(self) -> bool:
-        return self.distance < self.threshold
+    hu: Volume
+    labels: Volume
+    source: Case
+    deformation: sitk.Transform
 
 
 @dataclass(frozen=True)
 class CopySearch:
-    """Compares volumes with training scans.
+    """Comparison of volumes with training scans.
 
-    A volume is held against every training scan as `CopyCheck` does, and against the scan of the
-    case whose mask it was made from, as it is and deformed with that mask. A mask tells much of its
-    scan's detail by itself, so that this scan needs a threshold of its own: from cases that the
-    generator never saw, whose volumes are like their scans for the mask alone.
+    A volume is compared with every training scan as `CopyCheck` does, and with the scan of the case
+    whose mask it was made from, as it is and deformed with that mask. A mask alone determines much
+    of its scan's detail, so this scan needs its own threshold. It comes from cases outside the
+    training split: their volumes are like their scans only because of the mask.
 
     Attributes:
         check: The training scans.
         scans: Their cases, by id.
         lungs: Labels of the lungs.
-        same_mask: Below this distance to the scan of its mask a volume is a copy; 0 where that
-            cannot be told.
+        same_mask_threshold: Below this distance to the scan of its mask a volume is a copy; 0 where
+            the threshold is not known.
     """
 
     check: CopyCheck
     scans: Mapping[str, Case]
     lungs: Sequence[int]
-    same_mask: float = 0.0
+    same_mask_threshold: float = 0.0
 
-    @staticmethod
-    def from_cases(cases: Sequence[Case], lungs: Sequence[int]) -> CopySearch:
-        """Reads the training scans; raises `UserError` for fewer than two."""
+    @classmethod
+    def from_cases(cls, cases: Sequence[Case], lungs: Sequence[int]) -> CopySearch:
+        """Read the training scans.
+
+        Raises:
+            UserError: Fewer than two scans.
+        """
         scans = {case.id: case for case in cases if case.image is not None}
         vectors = []
-        for case in tqdm(scans.values(), "training scans", unit="scan", disable=not main_rank()):
+        for case in tqdm(
+            scans.values(), "training scans", unit="scan", disable=not is_main_process()
+        ):
             assert case.image is not None
-            vectors.append(_detail(load_volume(case.image), load_volume(case.mask).array, lungs))
-        return CopySearch(
-            CopyCheck.from_scans(list(scans), np.stack(vectors) if vectors else np.empty((0, 1))),
-            scans,
-            lungs,
-        )
+            hu = load_volume(case.image)
+            vectors.append(_detail(hu, load_volume(case.mask).array, lungs))
+        details = np.stack(vectors) if vectors else np.empty((0, 1))
+        return cls(CopyCheck.from_scans(list(scans), details), scans, lungs)
 
     def with_same_mask_threshold(self, distances: Sequence[float]) -> CopySearch:
-        """With the threshold that follows from the distances of `to_source` of cases that the
-        generator never saw.
+        """Return the search with the threshold for the scan of a volume's own mask.
+
+        Args:
+            distances: `distance_to_source` of cases outside the training split.
         """
         if len(distances) < MIN_REFERENCES:
             log.warning(
-                "Only %d cases with scans lie outside the training split; %d are needed to tell a "
-                "scan that was deformed along with its mask from what the mask alone explains. "
-                "That is not looked for.",
+                "Only %d cases with scans lie outside the training split. %d are needed to "
+                "distinguish a scan that was deformed along with its mask from the effect of the "
+                "mask alone. Such copies are not searched for.",
                 len(distances),
                 MIN_REFERENCES,
             )
             return self
-        return replace(self, same_mask=copy_threshold(np.asarray(distances, float)))
+        threshold = copy_threshold(np.asarray(distances, float))
+        return replace(self, same_mask_threshold=threshold)
 
-    def distance_to_source(
-        self, made: Volume, labels: Volume, source: Case, drawn: sitk.Transform
-    ) -> float:
-        """Distance of a volume to the scan of its mask's case, deformed by the map that deformed
-        the mask.
+    def distance_to_source(self, volume: SyntheticVolume) -> float:
+        """Return the distance to the scan of the mask's case, deformed as the mask was."""
+        scan = volume.source.image
+        assert scan is not None
+        deformed = apply_deformation(load_volume(scan), volume.deformation, order=1)
+        moved = Volume(deformed, volume.labels.affine)
+        warped = _detail(moved, volume.labels.array, self.lungs)[None]
+        distance = replace(self.check.image, train=warped)
+        return float(distance.distances(self._vector(volume))[0, 0])
 
-        Args:
-            made: The volume, HU.
-            labels: The deformed mask, on the grid of the case's file.
-            source: The case, which has a scan.
-            drawn: The map (see `pipelines.synthesis.deform.draw`).
-        """
-        assert source.image is not None
-        moved = Volume(apply_deformation(load_volume(source.image), drawn, order=1), labels.affine)
-        warped = _detail(moved, labels.array, self.lungs)[None]
-        own = self._vector(made, labels)
-        return float(replace(self.check.image, train=warped).distances(own)[0, 0])
+    def __call__(self, volume: SyntheticVolume) -> NearestScan:
+        """Return the training scan nearest to a volume, in proportion to its threshold."""
+        source = volume.source.id
+        usual = self.check.image.threshold
+        same_mask = self.same_mask_threshold
+        candidates = []
+        distances = self.check.image.distances(self._vector(volume))[0]
+        for case, distance in zip(self.check.cases, distances, strict=True):
+            threshold = same_mask if same_mask and case == source else usual
+            candidates.append(NearestScan(case, float(distance), threshold))
+        if same_mask and source in self.scans:
+            distance = self.distance_to_source(volume)
+            candidates.append(NearestScan(f"{source}, deformed", distance, same_mask))
+        return max(candidates, key=lambda scan: scan.threshold / max(scan.distance, 1e-9))
 
-    def __call__(
-        self, made: Volume, labels: Volume, source: Case, drawn: sitk.Transform
-    ) -> Nearest:
-        """The training scan that a volume is nearest to, in proportion to what makes a copy; see
-        `to_source`.
-        """
-        distances, usual = (
-            self.check.image.distances(self._vector(made, labels))[0],
-            self.check.image.threshold,
-        )
-        found = [
-            Nearest(case, float(distance), self.same_mask or usual if case == source.id else usual)
-            for case, distance in zip(self.check.cases, distances, strict=True)
-        ]
-        if self.same_mask and source.id in self.scans:
-            found.append(
-                Nearest(
-                    f"{source.id}, deformed",
-                    self.distance_to_source(made, labels, source, drawn),
-                    self.same_mask,
-                )
-            )
-        return max(found, key=lambda n: n.threshold / max(n.distance, 1e-9))
-
-    def _vector(self, made: Volume, labels: Volume) -> NDArray[np.float32]:
-        # On the mask's grid, which the model's may differ from.
-        return _detail(
-            resample(made, grid=(labels.shape, labels.affine)), labels.array, self.lungs
-        )[None]
+    def _vector(self, volume: SyntheticVolume) -> NDArray[np.float32]:
+        """Return `(1, D)` the detail on the mask's grid, which the model's may differ from."""
+        labels = volume.labels
+        hu = resample(volume.hu, grid=(labels.shape, labels.affine))
+        return _detail(hu, labels.array, self.lungs)[None]
 
 
 def _detail(hu: Volume, labels: NDArray[np.integer], lungs: Sequence[int]) -> NDArray[np.float32]:

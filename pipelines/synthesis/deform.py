@@ -1,32 +1,38 @@
-"""Masks varied smoothly, by an affine map and a B-spline in mm, and checks that what comes out is
-still a chest.
-"""
+"""Smooth random deformations of masks (affine map and B-spline), with checks of plausibility."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data.geometry import Volume, voxel_sizes
+from data.geometry import Volume
 from options.expand_options import DeformOptions
 from util.cli import UserError
 
 MAX_TRIES = 20
 # A uniform cubic B-spline folds nowhere if no node moves by more than this share of their distance
 # (Choi and Lee 2000).
-INJECTIVE = 0.4
-BORDER, PIECES = (
-    0.01,
-    0.05,
-)  # shares of a label's voxels that may newly lie at the border, or away from its largest piece
+MAX_NODE_SHIFT = 0.4
+BORDER_TOLERANCE = 0.01  # share of a label's voxels that may newly lie at the border
+PIECES_TOLERANCE = 0.05  # share that may newly lie away from its largest piece
 
 
-def _image(volume: Volume) -> sitk.Image:
-    """A volume in its own frame of mm, whichever way it lies in the world."""
+@dataclass(frozen=True)
+class DeformedMask:
+    """Deformed labels `(X, Y, Z)` and the map that deformed them."""
+
+    labels: np.ndarray
+    deformation: sitk.Transform
+
+
+def _to_image(volume: Volume) -> sitk.Image:
+    """Return a volume in its own frame of mm, whatever its orientation in the world."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
     image.SetSpacing(voxel_sizes(volume.affine).tolist())
     return image
@@ -35,93 +41,89 @@ def _image(volume: Volume) -> sitk.Image:
 def random_deformation(
     mask: Volume, options: DeformOptions, rng: np.random.Generator
 ) -> sitk.Transform:
-    """A random smooth map over a volume's extent, in mm; its nodes move at most so far that it
-    folds nowhere.
-    """
-    image = _image(mask)
+    """Return a random smooth map over a volume's extent, in mm, that folds nowhere."""
+    image = _to_image(mask)
     extent = np.array(mask.shape) * voxel_sizes(mask.affine)
     mesh = np.maximum(1, extent // options.node_mm).astype(int)
     elastic = sitk.BSplineTransformInitializer(image, mesh.tolist())
-    reach = np.minimum(options.elastic_mm, INJECTIVE * extent / mesh)
+    reach = np.minimum(options.elastic_mm, MAX_NODE_SHIFT * extent / mesh)
     nodes = int(np.prod(mesh + 3))
     elastic.SetParameters(np.concatenate([rng.uniform(-r, r, nodes) for r in reach]).tolist())
     affine = sitk.AffineTransform(3)
-    turned = Rotation.from_euler(
-        "xyz", rng.uniform(-options.turn, options.turn, 3), degrees=True
-    ).as_matrix()
-    affine.SetMatrix(
-        (turned * (1 + rng.uniform(-options.scale, options.scale, 3))).ravel().tolist()
-    )
-    affine.SetCenter(
-        image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in mask.shape])
-    )
+    angles = rng.uniform(-options.turn, options.turn, 3)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    scales = 1 + rng.uniform(-options.scale, options.scale, 3)
+    affine.SetMatrix((rotation * scales).ravel().tolist())
+    centre = [(n - 1) / 2 for n in mask.shape]
+    affine.SetCenter(image.TransformContinuousIndexToPhysicalPoint(centre))
     return sitk.CompositeTransform([elastic, affine])
 
 
-def apply_deformation(volume: Volume, drawn: sitk.Transform, order: int = 0) -> np.ndarray:
-    """A volume (X, Y, Z) moved by a map of `draw`; what lies outside is its border repeated.
+def apply_deformation(volume: Volume, deformation: sitk.Transform, order: int = 0) -> np.ndarray:
+    """Return a deformed volume `(X, Y, Z)`; beyond its border its last voxel is repeated.
 
     Args:
         volume: Labels or CT.
-        drawn: The map.
-        order: 0 for labels (nearest neighbour, so that no label is invented), 1 for CT (linear).
+        deformation: A map of `random_deformation`.
+        order: 0 for labels (nearest neighbour, so that no new label arises), 1 for CT (linear).
     """
-    image, how = _image(volume), sitk.sitkLinear if order else sitk.sitkNearestNeighbor
-    moved = sitk.Resample(image, image, drawn, how, 0, image.GetPixelID(), True)
+    image = _to_image(volume)
+    interpolator = sitk.sitkLinear if order else sitk.sitkNearestNeighbor
+    moved = sitk.Resample(image, image, deformation, interpolator, 0, image.GetPixelID(), True)
     return np.ascontiguousarray(sitk.GetArrayFromImage(moved).T)
 
 
 def plausibility_problems(before: np.ndarray, after: np.ndarray, volume_change: float) -> list[str]:
-    """What makes a deformed mask unlike a chest: labels lost, of another volume, in pieces, or cut
-    by the border.
+    """Return what is implausible about a deformed mask.
+
+    Labels may be lost, of another volume, in pieces, or cut by the border.
 
     Args:
-        before: Labels (X, Y, Z) of the source.
-        after: Labels (X, Y, Z) deformed.
+        before: Labels `(X, Y, Z)` of the source.
+        after: Labels `(X, Y, Z)` deformed.
         volume_change: Largest change of a label's volume, as a share.
     """
-    found = []
-    for label in (int(v) for v in np.unique(before) if v):
-        old, new = before == label, after == label
+    problems = []
+    for label in np.unique(before[before != 0]):
+        old = before == label
+        new = after == label
         if not new.any():
-            found.append(f"label {label} is gone")
+            problems.append(f"label {label} is gone")
             continue
         change = new.sum() / old.sum() - 1
         if abs(change) > volume_change:
-            found.append(f"label {label} changes its volume by {change:+.0%}")
-        if _at_border(new) > _at_border(old) + BORDER:
-            found.append(f"label {label} is cut by the border of the volume")
-        if _largest(new) < _largest(old) - PIECES:
-            found.append(f"label {label} falls into pieces")
-    return found
+            problems.append(f"label {label} changes its volume by {change:+.0%}")
+        if _share_at_border(new) > _share_at_border(old) + BORDER_TOLERANCE:
+            problems.append(f"label {label} is cut by the border of the volume")
+        if _share_of_largest_piece(new) < _share_of_largest_piece(old) - PIECES_TOLERANCE:
+            problems.append(f"label {label} falls into pieces")
+    return problems
 
 
-def _at_border(region: np.ndarray) -> float:
-    """Share of a region's voxels that lie at the border of the volume."""
+def _share_at_border(region: np.ndarray) -> float:
+    """Return the share of a region's voxels that lie at the border of the volume."""
     return 1 - region[1:-1, 1:-1, 1:-1].sum() / region.sum()
 
 
-def _largest(region: np.ndarray) -> float:
-    """Share of a region's voxels that belong to its largest piece (neighbours by faces, edges or
-    corners).
-    """
+def _share_of_largest_piece(region: np.ndarray) -> float:
+    """Return the share of a region's voxels in its largest piece (26 neighbours)."""
     pieces, _ = ndimage.label(region, np.ones((3, 3, 3)))
     return float(np.bincount(pieces.ravel())[1:].max() / region.sum())
 
 
 def deform_plausibly(
     mask: Volume, options: DeformOptions, seed: Sequence[int], source: object
-) -> tuple[np.ndarray, sitk.Transform]:
-    """A mask deformed plausibly, and the map that did it.
+) -> DeformedMask:
+    """Deform a mask so that it stays plausible.
 
     Args:
         mask: Labels.
-        options: Size of the deformation, and what is plausible.
-        seed: Decides the draws.
+        options: Size of the deformation, and limits of plausibility.
+        seed: Decides the deformation.
         source: The mask's file, for messages.
 
     Raises:
-        UserError: The mask is empty, or none of `TRIES` draws is plausible.
+        UserError: The mask is empty, or none of `MAX_TRIES` deformations is plausible.
     """
     if not mask.array.any():
         raise UserError(
@@ -130,12 +132,13 @@ def deform_plausibly(
         )
     problems: list[str] = []
     for number in range(MAX_TRIES):
-        drawn = random_deformation(mask, options, np.random.default_rng([*seed, number]))
-        moved = apply_deformation(mask, drawn)
-        problems = plausibility_problems(mask.array, moved, options.volume_change)
+        deformation = random_deformation(mask, options, np.random.default_rng([*seed, number]))
+        labels = apply_deformation(mask, deformation)
+        problems = plausibility_problems(mask.array, labels, options.volume_change)
         if not problems:
-            return moved, drawn
+            return DeformedMask(labels, deformation)
     raise UserError(
-        f"{source}: none of {MAX_TRIES} deformations is plausible (the last: {'; '.join(problems)}). "
-        "Use a smaller --elastic_mm, --turn or --scale, or a larger --volume_change."
+        f"{source}: none of {MAX_TRIES} deformations is plausible (the last: "
+        f"{'; '.join(problems)}). Use a smaller --elastic_mm, --turn or --scale, or a larger "
+        "--volume_change."
     )

@@ -1,4 +1,4 @@
-"""Lungs on a small common grid: the mean density of each cell, and how much of the cell is lung."""
+"""Lungs on a small common grid: mean density and share of lung of each cell."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def lung_grid(
     window: tuple[float, float],
     source: object,
 ) -> torch.Tensor:
-    """The box round the lungs as cells, float32 `(2, *size)`: mean density in [-1, 1] (0 without
-    lung), share of lung.
+    """Return the box around the lungs as cells, float32 `(2, *size)`.
+
+    The first channel is the mean density in [-1, 1] (0 without lung), the second the share of lung.
 
     Args:
-        hu: CT (X, Y, Z) in HU.
+        hu: CT `(X, Y, Z)` in HU.
         labels: Mask of the same shape.
         lungs: Labels of the lungs.
         size: Cells along each axis, so that every volume has one shape.
@@ -46,4 +47,5 @@ def lung_grid(
     share = torch.from_numpy(inside[box].astype(np.float32))[None]
     unit = torch.from_numpy(to_unit(hu[box].astype(np.float32), window))[None]
     weight = F.adaptive_avg_pool3d(share, size)
-    return torch.cat([F.adaptive_avg_pool3d(unit * share, size) / weight.clamp_min(1e-3), weight])
+    density = F.adaptive_avg_pool3d(unit * share, size) / weight.clamp_min(1e-3)
+    return torch.cat([density, weight])

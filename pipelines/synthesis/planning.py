@@ -1,4 +1,4 @@
-"""The plan of a synthetic cohort: which mask, which row and which seed every new case gets."""
+"""Plan of a synthetic cohort: mask, row and seed of every new case."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ from data.table import ClinicalTable
 from data.text.prompts import Template
 from util.cli import UserError, format_list
 
-# What every synthetic row says of itself. `data.text.template` keeps these out of all texts.
-SYNTHETIC, SOURCE, SEED, RUN = "SYNTHETIC", "SYNTHETIC SOURCE", "SYNTHETIC SEED", "SYNTHETIC RUN"
+# Columns of every synthetic row. `data.text.template` keeps these out of all texts.
+SYNTHETIC = "SYNTHETIC"
+SOURCE = "SYNTHETIC SOURCE"
+SEED = "SYNTHETIC SEED"
+RUN = "SYNTHETIC RUN"
 PROVENANCE = (SYNTHETIC, SOURCE, SEED, RUN)
-MAX_VALUES = 20  # a column with more is a number or free text, and nothing to balance
+MAX_VALUES = 20  # a column with more is a number or free text, and cannot be balanced
+
+# Streams of random numbers, so that no two uses of a seed share one.
+BALANCE_STREAM = 11
+TABLE_STREAM = 12
+CASE_STREAM = 13
 
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case to make: its id, the real case whose mask is varied, its row, and the seed of mask and
-    noise.
+    """A case to generate.
+
+    Attributes:
+        id: Its name.
+        source: The real case whose mask is deformed.
+        row: Its clinical row.
+        seed: Seed of mask and noise.
+        dropped: Columns that were emptied because they would contradict the row.
     """
 
     id: str
@@ -33,8 +47,16 @@ class PlannedCase:
     dropped: tuple[str, ...] = ()
 
 
-def cases_by_value(cases: Sequence[Case], template: Template, column: str) -> dict[str, list[Case]]:
-    """The cases of every known value of a column, by the value as the text says it.
+def cases_by_value(
+    cases: Sequence[Case], template: Template, column: str, flag: str = "--balance"
+) -> dict[str, list[Case]]:
+    """Return the cases of every known value of a column, by the value as in the text.
+
+    Args:
+        cases: The cases.
+        template: How rows become text.
+        column: The column.
+        flag: The flag that names the column, for messages.
 
     Raises:
         UserError: The table has no such column, or it has fewer than two values or too many to
@@ -43,38 +65,41 @@ def cases_by_value(cases: Sequence[Case], template: Template, column: str) -> di
     if column not in (cases[0].row if cases else ()):
         columns = template.attributes(cases[0].row) if cases else []
         raise UserError(
-            f"--balance: the table has no column {column!r}; it has: {format_list(columns, 40)}."
+            f"{flag}: the table has no column {column!r}; it has: {format_list(columns, 40)}."
         )
-    found: dict[str, list[Case]] = {}
+    groups: dict[str, list[Case]] = {}
     for case in cases:
         if value := template.format_value(template.consistent(case.row).row, column):
-            found.setdefault(value, []).append(case)
-    if len(found) < 2:
+            groups.setdefault(value, []).append(case)
+    if len(groups) < 2:
         raise UserError(
-            f"--balance {column}: {len(cases)} cases have {len(found)} known values "
-            f"({format_list(sorted(found)) or 'none'}); it takes two or more to balance. Choose "
+            f"{flag} {column}: {len(cases)} cases have {len(groups)} known values "
+            f"({format_list(sorted(groups)) or 'none'}); two or more are needed. Choose "
             "another column."
         )
-    if len(found) > min(MAX_VALUES, max(2, len(cases) // 2)) or template[column].kind == "number":
+    max_values = min(MAX_VALUES, max(2, len(cases) // 2))
+    if len(groups) > max_values or template[column].kind == "number":
         raise UserError(
-            f"--balance {column}: the column has {len(found)} different values, more like a "
-            "measurement than groups. Add a column of groups to the table and balance that."
+            f"{flag} {column}: the column has {len(groups)} different values, more like a "
+            "measurement than groups. Add a column of groups to the table and choose that."
         )
-    return found
+    return groups
 
 
 def balanced_counts(counts: Mapping[str, int], n: int, together: bool) -> dict[str, int]:
-    """How many of `n` new cases each value gets, so that the values are as equal as `n` allows.
+    """Return how many of `n` new cases each value gets, so that values are as equal as possible.
 
     Args:
         counts: How many real cases have each value.
         n: New cases.
-        together: Make real and new cases together equal; else the new cases alone.
+        together: Balance real and new cases together; else the new cases alone.
     """
-    total = Counter({value: count if together else 0 for value, count in sorted(counts.items())})
+    start = {value: counts[value] if together else 0 for value in sorted(counts)}
+    total = dict(start)
     for _ in range(n):
-        total[min(total, key=lambda v: total[v])] += 1
-    return {value: total[value] - (counts[value] if together else 0) for value in total}
+        rarest = min(total, key=lambda value: total[value])
+        total[rarest] += 1
+    return {value: total[value] - start[value] for value in total}
 
 
 def plan_balanced(
@@ -87,66 +112,66 @@ def plan_balanced(
     changed: bool,
     seed: int,
 ) -> list[PlannedCase]:
-    """New cases that balance a column.
+    """Plan new cases that balance a column.
 
     Args:
         cases: Real cases whose masks and rows are used.
-        template: What a value implies for the others of its row.
+        template: What a value implies for the other values of its row.
         column: The column to balance.
-        n: How many new cases.
+        n: Number of new cases.
         together: Balance real and new cases together; else the new ones alone.
         changed: Take any patient, and change the value and what it implies; else only patients who
             have the value.
         seed: Decides which patients come first.
 
     Raises:
-        UserError: See `known_rows`.
+        UserError: See `cases_by_value`.
     """
     groups = cases_by_value(cases, template, column)
-    raw = {
-        value: Counter(case.row[column] for case in members).most_common(1)[0][0]
-        for value, members in groups.items()
-    }
-    rng = np.random.default_rng([seed, 11])
-    wanted = balanced_counts({v: len(members) for v, members in groups.items()}, n, together)
-    values = rng.permutation(
-        [value for value, count in wanted.items() for _ in range(count)]
-    ).tolist()
-    queues = {value: _endless(cases if changed else groups[value], rng) for value in groups}
-    made = []
+    cells = {}  # the most common spelling of each value in the table
+    for value, members in groups.items():
+        spellings = Counter(case.row[column] for case in members)
+        cells[value] = spellings.most_common(1)[0][0]
+    counts = balanced_counts({v: len(members) for v, members in groups.items()}, n, together)
+    rng = np.random.default_rng([seed, BALANCE_STREAM])
+    values = rng.permutation(np.repeat(list(counts), list(counts.values()))).tolist()
+    queues = {}
+    for value, members in groups.items():
+        queues[value] = _cycle_randomly(cases if changed else members, rng)
+    planned = []
     for number, value in enumerate(values):
         source = next(queues[value])
-        new = template.change(source.row, column, raw[value])
-        made.append(
-            PlannedCase(
-                synthetic_id(number, n), source, new.row, _case_seed(seed, number), new.dropped
-            )
+        new = template.change(source.row, column, cells[value])
+        case_seed = _case_seed(seed, number)
+        planned.append(
+            PlannedCase(synthetic_id(number, n), source, new.row, case_seed, new.dropped)
         )
-    return made
+    return planned
 
 
 def plan_table(
     table: ClinicalTable, cases: Sequence[Case], template: Template, n: int, seed: int
 ) -> list[PlannedCase]:
-    """New cases from a table of rows; its column `SYNTHETIC SOURCE` may name the case whose mask is
-    used.
+    """Plan new cases from a table of rows.
+
+    Its column `SYNTHETIC SOURCE` may name the case whose mask is used.
 
     Args:
         table: Rows by the new cases' ids.
         cases: Real cases whose masks are used.
         template: What values imply; contradicting cells are emptied.
-        n: Only the first so many rows (0: all).
+        n: Only the first `n` rows (0: all).
         seed: Decides the masks of rows that name none.
 
     Raises:
-        UserError: A source that is no case, or an id that a real case has.
+        UserError: A source that is not a case, or an id that a real case has.
     """
     by_id = {case.id: case for case in cases}
-    queue = _endless(cases, np.random.default_rng([seed, 12]))
-    made = []
-    for number, (name, given) in enumerate(list(table.rows.items())[: n or None]):
-        row = {k: v for k, v in given.items() if k not in PROVENANCE}
-        source = given.get(SOURCE, "").strip()
+    queue = _cycle_randomly(cases, np.random.default_rng([seed, TABLE_STREAM]))
+    planned = []
+    for number, (name, cells) in enumerate(list(table.rows.items())[: n or None]):
+        row = {column: value for column, value in cells.items() if column not in PROVENANCE}
+        source = cells.get(SOURCE, "").strip()
         if source and source not in by_id:
             raise UserError(
                 f"--table, row {name}: {SOURCE} is {source!r}, which is no case of the split; it "
@@ -154,28 +179,27 @@ def plan_table(
             )
         if name in by_id:
             raise UserError(
-                f"--table: {name!r} is the name of a real case. Give synthetic cases names of "
-                "their own."
+                f"--table: {name!r} is the name of a real case. Give synthetic cases other names."
             )
-        kept = template.consistent(row)
+        new = template.consistent(row)
         case = by_id[source] if source else next(queue)
-        made.append(PlannedCase(name, case, kept.row, _case_seed(seed, number), kept.dropped))
-    if not made:
+        planned.append(PlannedCase(name, case, new.row, _case_seed(seed, number), new.dropped))
+    if not planned:
         raise UserError("--table holds no rows. Give a row for every case to make.")
-    return made
+    return planned
 
 
 def synthetic_id(number: int, n: int) -> str:
-    """The name of a new case; all of a cohort sort in their order."""
+    """Return the name of a new case; all names of a cohort sort in their order."""
     return f"synthetic_{number + 1:0{max(4, len(str(n)))}d}"
 
 
 def _case_seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, 13, number]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, CASE_STREAM, number]).generate_state(1)[0])
 
 
-def _endless(cases: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
-    """The cases in random order, again and again."""
+def _cycle_randomly(cases: Sequence[Case], rng: np.random.Generator) -> Iterator[Case]:
+    """Yield the cases in random order, again and again."""
     while True:
         for k in rng.permutation(len(cases)):
             yield cases[k]
@@ -190,41 +214,48 @@ def cohort_readme(
     counts: Mapping[str, int],
     checked: bool,
 ) -> str:
-    """The README.md of a synthetic cohort: what it is, how it was made, and what it may be used
-    for.
+    """Return the README.md of a synthetic cohort: its origin and its limits.
 
     Args:
-        records: What was done for every case (`case`, `redrawn`, `left_out`).
-        run, step: The generator.
+        records: Records of every case (`redrawn`, `left_out`).
+        run: Name of the generator's run.
+        step: Step of its checkpoint.
         source: Folder of the real cohort.
         column: The balanced column, or "".
-        counts: Cases kept by its raw value.
-        checked: Whether copies of training scans were looked for.
+        counts: Number of cases by value of that column.
+        checked: Whether copies of training scans were searched for.
     """
-    left = sum(bool(r["left_out"]) for r in records)
-    lines = [f"| {value or '(not known)'} | {n} |" for value, n in sorted(counts.items())]
-    table = [f"| {column} | cases |", "|---|---|", *lines, ""] if column else []
-    again = sum(int(r["redrawn"]) for r in records)
-    found = f"Copies: {again} draws were too close to a training scan and made again; {left} cases were left out."
-    return "\n".join(
-        [
-            "# Synthetic chest CT",
-            "",
-            f"{len(records) - left} volumes generated by Mask2CT (run `{run}`, step {step}). "
-            "**Nobody's scans.**",
-            "",
-            f"Masks are those of cases of `{source}`, varied by smooth deformation. In "
-            f"`clinical.csv` the column `{SOURCE}`",
-            f"names the case, `{SEED}` the seed and `{RUN}` the generator; `copies.csv` holds the "
-            "nearest training scan.",
-            "",
-            *table,
-            found if checked else "Copies: **not looked for** (`--no-check_copies`).",
-            "",
-            *CAUTIONS,
-            "",
-        ]
-    )
+    left_out = sum(bool(record["left_out"]) for record in records)
+    table = []
+    if column:
+        table = [f"| {column} | cases |", "|---|---|"]
+        table += [f"| {value or '(not known)'} | {n} |" for value, n in sorted(counts.items())]
+        table.append("")
+    copies = "Copies: **not searched for** (`--no-check_copies`)."
+    if checked:
+        redrawn = sum(int(record["redrawn"]) for record in records)
+        copies = (
+            f"Copies: {redrawn} draws were too close to a training scan and made again; "
+            f"{left_out} cases were left out."
+        )
+    lines = [
+        "# Synthetic chest CT",
+        "",
+        f"{len(records) - left_out} volumes generated by Mask2CT (run `{run}`, step {step}). "
+        "**Nobody's scans.**",
+        "",
+        f"Masks are those of cases of `{source}`, varied by smooth deformation. In "
+        f"`clinical.csv` the column `{SOURCE}`",
+        f"names the case, `{SEED}` the seed and `{RUN}` the generator; `copies.csv` holds the "
+        "nearest training scan.",
+        "",
+        *table,
+        copies,
+        "",
+        *CAUTIONS,
+        "",
+    ]
+    return "\n".join(lines)
 
 
 CAUTIONS = (
@@ -234,13 +265,12 @@ CAUTIONS = (
     "the clinic.",
     "- Train with these volumes if you like; **test on real scans alone**. All are in the split "
     "`train` for that reason.",
-    "- They hold what the generator learnt, with its errors and the biases of its training cohort. "
-    "What it says of a rare",
-    "  group rests on the few real patients of that group; many volumes of few patients are no new "
-    "patients.",
+    "- They hold what the generator learned, with its errors and the biases of its training "
+    "cohort. A rare group rests",
+    "  on the few real patients of that group; many volumes of few patients are not new patients.",
     "- A mask comes from a real patient. Keep volumes made from test patients' masks out of "
     "training: the source is named.",
-    "- The search for copies finds close ones; it is no proof of privacy. Treat the volumes as you "
-    "treat the scans.",
+    "- The search for copies finds close ones; it is not a proof of privacy. Treat the volumes as "
+    "you treat the scans.",
     "- Say in every publication that the data are synthetic, and how they were made.",
 )

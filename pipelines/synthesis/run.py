@@ -1,4 +1,4 @@
-"""A synthetic cohort in the layout of a dataroot."""
+"""Generation of a synthetic cohort in the layout of a dataroot."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
 from data.checks import check_labels_known
 from data.cohort import IMAGES, MASKS, Case, Cohort
-from data.geometry import Volume
+from data.geometry import Volume, resample
 from data.splits import save_splits
 from data.table import read_table
 from data.text.prompts import Template, load_template
-from data.volume_dataset import VolumeSample
-from data.volumes import load_volume, write_like
+from data.volumes import load_volume, read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
+from options.test_options import ModelOptions
+from pipelines.evaluation.memorisation import NearestScan
 from pipelines.generation import run_samples
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
-from pipelines.synthesis.copies import CopySearch, Nearest
+from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import deform_plausibly
 from pipelines.synthesis.planning import (
     PROVENANCE,
+    RUN,
+    SEED,
+    SOURCE,
+    SYNTHETIC,
     PlannedCase,
     cohort_readme,
     plan_balanced,
@@ -45,16 +49,10 @@ from util.training import runs
 
 log = logging.getLogger(__name__)
 
-RECORD = "expansion.json"  # which run and flags the cohort belongs to
-
-RECORDS = "records"  # what was done for every case
-
-SAME_MASK_FILE = (
-    "same_mask.json"  # how like their scans volumes of cases are that the generator never saw
-)
-
-MAX_UNSEEN = 24  # such cases that are made for it
-
+RECORD = "expansion.json"  # the run and the flags that the cohort belongs to
+RECORDS = "records"  # folder with a record of every case
+SAME_MASK_FILE = "same_mask.json"  # distances of unseen cases to the scans of their masks
+MAX_UNSEEN = 24  # cases outside the training split that are generated for it
 COPY_COLUMNS = (
     "case",
     "source",
@@ -67,159 +65,168 @@ COPY_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class SyntheticVolume:
-    """A draw: the deformed mask, the map that deformed it, and the volume in HU on the model's
-    grid.
+class CaseSynthesiser:
+    """Generates and writes single cases.
+
+    Attributes:
+        command: The command's options.
+        run: The trained run.
+        template: How rows become text.
+        copies: The search for copies, or None where copies are not searched for.
     """
 
-    labels: Volume
-    drawn: sitk.Transform
-    volume: Volume
-    whole: VolumeSample
-
-
-@dataclass(frozen=True)
-class CaseSynthesiser:
-    """Makes and writes single cases."""
-
-    o: ExpandCommand
+    command: ExpandCommand
     run: LoadedRun
     template: Template
     copies: CopySearch | None = None
 
     def __call__(self, planned: PlannedCase) -> dict[str, Any]:
-        """Mask and volume of a case, on disk; returns what was done."""
-        out = Path(self.o.expand.out)
-        image, mask = (out / folder / f"{planned.id}.nii.gz" for folder in (IMAGES, MASKS))
-        near = Nearest()
-        for draw in range(self.o.expand.redraws + 1):
-            made = self.draw(planned, mask, draw)
-            if self.copies is None:
-                break
-            near = self.copies(made.volume, made.labels, planned.source, made.drawn)
-            if not near.copied:
-                break
-        else:
-            mask.unlink()
-            return self._record(planned, draw, near, True)
-        write_like(image, made.whole.to_source_grid(made.volume.array), mask, np.int16)
-        return self._record(planned, draw, near, False)
+        """Write mask and volume of a case; return its record.
 
-    def draw(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
-        """One mask, written to a file, and its volume."""
-        run, data, source = self.run, self.run.options.data, load_volume(planned.source.mask)
-        labels, drawn = deform_plausibly(
-            source, self.o.deform, [planned.seed, number], planned.source.mask
-        )
-        write_like(mask, labels, planned.source.mask, np.uint8)
-        whole = run_samples(run, [Case(planned.id, None, mask, planned.row)], data)[0]
-        texts = self.template.phrases(planned.row).texts
-        made = replace(run.generator, seed=planned.seed)(
-            whole, texts, noise_key=f"{planned.id}:{number}"
-        )
-        hu = whole.to_hu(made)
-        return SyntheticVolume(
-            Volume(labels, source.affine), drawn, Volume(hu, whole.affine), whole
-        )
-
-    def learn(self, copies: CopySearch, unseen: Sequence[Case]) -> CopySearch:
-        """The search for copies, with what a mask alone explains; measured on cases outside the
-        training split.
+        A volume that is too close to a training scan is redrawn up to `redraws` times, then
+        dropped.
         """
-        path = Path(self.o.expand.out) / SAME_MASK_FILE
+        out = Path(self.command.expand.out)
+        mask = out / MASKS / f"{planned.id}.nii.gz"
+        nearest = NearestScan()
+        for number in range(self.command.expand.redraws + 1):
+            volume = self.draw_volume(planned, mask, number)
+            if self.copies is not None:
+                nearest = self.copies(volume)
+            if not nearest.copied:
+                header = read_header(mask)
+                hu = resample(volume.hu, grid=(header.shape, header.affine))
+                write_like(out / IMAGES / mask.name, hu.array, mask, np.int16)
+                return self._record(planned, number, nearest, left_out=False)
+        mask.unlink()
+        return self._record(planned, number, nearest, left_out=True)
+
+    def draw_volume(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
+        """Deform the mask, write it to the file `mask`, and generate its volume.
+
+        Args:
+            planned: The case.
+            mask: File of the deformed mask.
+            number: Number of the draw, which decides deformation and noise.
+        """
+        source = load_volume(planned.source.mask)
+        deformed = deform_plausibly(
+            source, self.command.deform, [planned.seed, number], planned.source.mask
+        )
+        write_like(mask, deformed.labels, planned.source.mask, np.uint8)
+        case = Case(planned.id, None, mask, planned.row)
+        sample = run_samples(self.run, [case], self.run.options.data)[0]
+        generator = replace(self.run.generator, seed=planned.seed)
+        texts = self.template.phrases(planned.row).texts
+        volume = generator(sample, texts, noise_key=f"{planned.id}:{number}")
+        return SyntheticVolume(
+            Volume(sample.to_hu(volume), sample.affine),
+            Volume(deformed.labels, source.affine),
+            planned.source,
+            deformed.deformation,
+        )
+
+    def with_copy_search(self, copies: CopySearch, unseen: Sequence[Case]) -> CaseSynthesiser:
+        """Return a synthesiser that searches for copies.
+
+        The effect of a mask alone is measured on cases outside the training split.
+
+        Args:
+            copies: The search.
+            unseen: Cases outside the training split.
+        """
+        out = Path(self.command.expand.out)
+        path = out / SAME_MASK_FILE
         if not path.is_file():
-            distances, mask = [], path.with_name(f".{os.getpid()}.nii.gz")
+            mask = out / f".{os.getpid()}.nii.gz"
+            cases = unseen[:MAX_UNSEEN]
+            distances = []
             for case in tqdm(
-                unseen[:MAX_UNSEEN],
-                "cases outside training",
-                unit="case",
-                disable=not cli.main_rank(),
+                cases, "cases outside training", unit="case", disable=not cli.is_main_process()
             ):
-                made = self.draw(
-                    PlannedCase(case.id, case, dict(case.row), self.o.expand.seed), mask, 0
-                )
-                distances.append(copies.to_source(made.volume, made.labels, case, made.drawn))
+                planned = PlannedCase(case.id, case, dict(case.row), self.command.expand.seed)
+                distances.append(copies.distance_to_source(self.draw_volume(planned, mask, 0)))
             mask.unlink(missing_ok=True)
             write_json(path, distances)
-        return copies.knowing(read_json(path))
+        return replace(self, copies=copies.with_same_mask_threshold(read_json(path)))
 
     def _record(
-        self, p: PlannedCase, redrawn: int, near: Nearest, left_out: bool
+        self, planned: PlannedCase, redrawn: int, nearest: NearestScan, left_out: bool
     ) -> dict[str, Any]:
         return {
-            "case": p.id,
-            "source": p.source.id,
-            "seed": p.seed,
+            "case": planned.id,
+            "source": planned.source.id,
+            "seed": planned.seed,
             "redrawn": redrawn,
             "left_out": left_out,
-            "nearest_training_case": near.case,
-            "distance": round(near.distance, 5),
-            "threshold": round(near.threshold, 5),
-            "emptied": list(p.dropped),
-            "prompt": self.template.phrases(p.row).sentence,
+            "nearest_training_case": nearest.case,
+            "distance": round(nearest.distance, 5),
+            "threshold": round(nearest.threshold, 5),
+            "emptied": list(planned.dropped),
+            "prompt": self.template.phrases(planned.row).sentence,
         }
 
 
-def open_cohort(o: ExpandCommand, run: LoadedRun) -> tuple[Cohort, list[Case]]:
-    """The real cohort and the cases used."""
-    cohort = load_run_cohort(
-        run.folder, run.options.data, o.expand.dataroot, run.options.run.seed, need_images=False
-    )
-    cases = list(cohort.cases if o.expand.split == "all" else cohort.split(o.expand.split))
+def select_source_cases(command: ExpandCommand, run: LoadedRun, cohort: Cohort) -> list[Case]:
+    """Return the real cases whose masks and rows are used."""
+    split = command.expand.split
+    cases = list(cohort.cases if split == "all" else cohort.split(split))
     check_labels_known(cohort.labels, run.labels, [case.mask for case in cases])
-    if o.expand.split != "train":
+    if split != "train":
         log.warning(
-            "--split %s: patients who are not for training lend their masks, so tests on them mean "
-            "less.",
-            o.expand.split,
+            "--split %s: masks of patients who are not for training are used, so tests on these "
+            "patients mean less.",
+            split,
         )
-    return cohort, cases
+    return cases
 
 
-def scans_of(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
-    """The scans that the run was trained on, and those of its cohort that it was not."""
-    own = run.options.data.dataroot
+def scans_by_training(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
+    """Return the scans that the run was trained on, and the other scans of its cohort."""
+    root = run.options.data.dataroot
     if not is_training_cohort(run.options.data, cohort.root):
-        if not Path(own).is_dir():
+        if not Path(root).is_dir():
             log.warning(
-                "The run's training cohort %s is not there: copies are looked for among the scans "
-                "of %s alone.",
-                own,
+                "The run's training cohort %s is not there: copies are searched for among the "
+                "scans of %s alone.",
+                root,
                 cohort.root,
             )
             return [case for case in cohort.cases if case.image is not None], []
-        cohort = load_run_cohort(
-            run.folder, run.options.data, own, run.options.run.seed, need_images=True
-        )
-    seen, scans = (
-        set(cohort.splits["train"]),
-        [case for case in cohort.cases if case.image is not None],
-    )
-    return [case for case in scans if case.id in seen], [
-        case for case in scans if case.id not in seen
-    ]
+        seed = run.options.run.seed
+        cohort = load_run_cohort(run.folder, run.options.data, root, seed, need_images=True)
+    training_ids = set(cohort.splits["train"])
+    training: list[Case] = []
+    unseen: list[Case] = []
+    for case in cohort.cases:
+        if case.image is not None:
+            (training if case.id in training_ids else unseen).append(case)
+    return training, unseen
 
 
 def plan_cases(
-    o: ExpandCommand, run: LoadedRun, cases: Sequence[Case], template: Template
+    command: ExpandCommand, run: LoadedRun, cases: Sequence[Case], template: Template
 ) -> list[PlannedCase]:
-    """What is to be made; raises `UserError` for a column or a table that does not serve."""
-    e = o.expand
+    """Plan the new cases from `--balance` or `--table`.
+
+    Raises:
+        UserError: A column or a table that cannot be used.
+    """
+    e = command.expand
     if bool(e.balance) == bool(e.table):
         raise UserError("Give either --balance COLUMN, or --table FILE with the rows to make.")
     if e.table:
         table = read_table(Path(e.table), run.options.data.key_column)
         if unknown := sorted(set(table.columns) - set(run.state["columns"]) - set(PROVENANCE)):
             log.warning(
-                "--table: the run was trained without %s; what they say changes nothing that it "
-                "learnt.",
+                "--table: the run was trained without %s, so these columns change nothing.",
                 format_list(unknown),
             )
-        made = plan_table(table, cases, template, e.n, e.seed)
+        planned = plan_table(table, cases, template, e.n, e.seed)
     else:
         if not e.n:
             raise UserError("--n is 0; with --balance it says how many cases to make.")
-        made = plan_balanced(
+        planned = plan_balanced(
             cases,
             template,
             e.balance,
@@ -231,104 +238,132 @@ def plan_cases(
         if e.balance not in run.state["columns"]:
             raise UserError(
                 f"--balance: the run {run.folder.name} was trained without the column "
-                f"{e.balance!r}."
+                f"{e.balance!r}. Choose another column."
             )
-    for planned in made:
-        run.generator.encoder.validate([template.phrases(planned.row).texts])
-    return made
+    run.generator.encoder.validate([template.phrases(case.row).texts for case in planned])
+    return planned
 
 
 def write_cohort(
-    o: ExpandCommand, run: LoadedRun, cohort: Cohort, made: Sequence[PlannedCase]
+    command: ExpandCommand, run: LoadedRun, cohort: Cohort, planned: Sequence[PlannedCase]
 ) -> None:
-    """Table, splits and README, once every case of every process is there."""
-    out, data = Path(o.expand.out), run.options.data
-    paths = [out / RECORDS / f"{p.id}.json" for p in made]
+    """Write table, splits and README, once every case of every process is there.
+
+    Args:
+        command: The command's options.
+        run: The trained run.
+        cohort: The real cohort.
+        planned: The new cases.
+    """
+    e = command.expand
+    out = Path(e.out)
+    paths = [out / RECORDS / f"{case.id}.json" for case in planned]
     if not all(path.is_file() for path in paths):
         log.info("Other processes are still at work; the last one writes the table.")
         return
     records = [read_json(path) for path in paths]
-    kept = [(p, r) for p, r in zip(made, records, strict=True) if not r["left_out"]]
-    columns = list(
-        dict.fromkeys(
-            [data.key_column, *cohort.columns, *(c for p in made for c in p.row), *PROVENANCE]
-        )
-    )
-    rows = [
-        {
-            **p.row,
-            data.key_column: p.id,
-            **dict(
-                zip(
-                    PROVENANCE,
-                    ("yes", p.source.id, p.seed, f"{run.folder.name} step {run.state['step']}"),
-                    strict=True,
-                )
-            ),
-        }
-        for p, _ in kept
-    ]
-    write_csv(out / "clinical.csv", columns, [{c: row.get(c, "") for c in columns} for row in rows])
-    save_splits(
-        out / runs.SPLITS_FILE, {"train": tuple(p.id for p, _ in kept), "val": (), "test": ()}
-    )
-    write_csv(out / "copies.csv", COPY_COLUMNS, [{c: r[c] for c in COPY_COLUMNS} for r in records])
-    counts = (
-        Counter(p.row.get(o.expand.balance, "") for p, _ in kept) if o.expand.balance else Counter()
-    )
+    left_out = {record["case"] for record in records if record["left_out"]}
+    written = [case for case in planned if case.id not in left_out]
+    _write_table(out / "clinical.csv", run, cohort, planned, written)
+    splits = {"train": tuple(case.id for case in written), "val": (), "test": ()}
+    save_splits(out / runs.SPLITS_FILE, splits)
+    rows = [{column: record[column] for column in COPY_COLUMNS} for record in records]
+    write_csv(out / "copies.csv", COPY_COLUMNS, rows)
+    counts: Counter[str] = Counter()
+    if e.balance:
+        counts.update(case.row.get(e.balance, "") for case in written)
+    step = run.state["step"]
     text = cohort_readme(
-        records,
-        run.folder.name,
-        run.state["step"],
-        cohort.root.name,
-        o.expand.balance,
-        counts,
-        o.expand.check_copies,
+        records, run.folder.name, step, cohort.root.name, e.balance, counts, e.check_copies
     )
     with atomic_path(out / "README.md") as part:
         part.write_text(text, encoding="utf-8")
     log.info(
         "%d synthetic cases in %s (%d redrawn, %d left out as copies).",
-        len(kept),
+        len(written),
         out,
-        sum(r["redrawn"] for r in records),
-        len(records) - len(kept),
+        sum(record["redrawn"] for record in records),
+        len(left_out),
     )
 
 
-def synthesise_cohort(o: ExpandCommand) -> Path:
-    """Makes the cohort, or this process's share of it."""
-    e, m = o.expand, o.model
-    if not e.out:
-        raise UserError("--out is not given; it is the folder of the new cohort.")
-    everyone = ",".join(map(str, range(torch.cuda.device_count()))) if cli.world_size() > 1 else ""
-    run = load_run(replace(m, gpu_ids=m.gpu_ids or everyone))
-    cohort, cases = open_cohort(o, run)
-    data = run.options.data
-    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
-    made = plan_cases(o, run, cases, template)
-    settings = {
+def _write_table(
+    path: Path,
+    run: LoadedRun,
+    cohort: Cohort,
+    planned: Sequence[PlannedCase],
+    written: Sequence[PlannedCase],
+) -> None:
+    """Write the clinical table of the written cases, with the columns of all planned ones."""
+    key_column = run.options.data.key_column
+    columns = dict.fromkeys([key_column, *cohort.columns])
+    for case in planned:
+        columns.update(dict.fromkeys(case.row))
+    columns.update(dict.fromkeys(PROVENANCE))
+    rows = []
+    for case in written:
+        row: dict[str, Any] = {**case.row, key_column: case.id}
+        row[SYNTHETIC] = "yes"
+        row[SOURCE] = case.source.id
+        row[SEED] = case.seed
+        row[RUN] = f"{run.folder.name} step {run.state['step']}"
+        rows.append(row)
+    write_csv(path, list(columns), rows)
+
+
+def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
+    """Return everything that decides the cohort."""
+    settings = asdict(command.expand)
+    for name in ("out", "overwrite"):
+        del settings[name]
+    table = settings.pop("table")
+    return {
         "run": run.folder.name,
         "step": run.state["step"],
-        "deform": asdict(o.deform),
-        "table": hashlib.sha256(Path(e.table).read_bytes()).hexdigest() if e.table else "",
-        **{k: v for k, v in asdict(e).items() if k not in ("out", "overwrite", "table")},
+        "deform": asdict(command.deform),
+        "table": hashlib.sha256(Path(table).read_bytes()).hexdigest() if table else "",
+        **settings,
     }
-    if cli.main_rank():
-        open_record(Path(e.out), RECORD, settings, e.overwrite)
+
+
+def synthesise_cohort(command: ExpandCommand) -> Path:
+    """Generate a synthetic cohort, or this process's share of it; return its folder."""
+    e = command.expand
+    if not e.out:
+        raise UserError("--out is not given; it is the folder of the new cohort.")
+    out = Path(e.out)
+    run = load_run(_with_all_gpus(command.model))
+    data = run.options.data
+    cohort = load_run_cohort(run.folder, data, e.dataroot, run.options.run.seed, need_images=False)
+    cases = select_source_cases(command, run, cohort)
+    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
+    planned = plan_cases(command, run, cases, template)
+    settings = _record_settings(command, run)
+    if cli.is_main_process():
+        open_record(out, RECORD, settings, e.overwrite)
     else:
-        wait_for_record(Path(e.out), RECORD, settings)
-    records, rank = Path(e.out) / RECORDS, int(os.environ.get("RANK", "0"))
+        wait_for_record(out, RECORD, settings)
+    records = out / RECORDS
     records.mkdir(exist_ok=True)
-    todo = [p for p in made[rank :: cli.world_size()] if not (records / f"{p.id}.json").is_file()]
-    if todo:
-        make = CaseSynthesiser(o, run, template)
+    rank = int(os.environ.get("RANK", "0"))
+    share = planned[rank :: cli.world_size()]
+    remaining = [case for case in share if not (records / f"{case.id}.json").is_file()]
+    if remaining:
+        synthesise = CaseSynthesiser(command, run, template)
         if e.check_copies:
-            training, unseen = scans_of(run, cohort)
-            make = replace(
-                make, copies=make.learn(CopySearch.from_cases(training, data.lung_labels), unseen)
-            )
-        for planned in tqdm(todo, "synthetic cases", unit="case", disable=not cli.main_rank()):
-            write_json(records / f"{planned.id}.json", make(planned))
-    write_cohort(o, run, cohort, made)
-    return Path(e.out)
+            training, unseen = scans_by_training(run, cohort)
+            copies = CopySearch.from_cases(training, data.lung_labels)
+            synthesise = synthesise.with_copy_search(copies, unseen)
+        for case in tqdm(
+            remaining, "synthetic cases", unit="case", disable=not cli.is_main_process()
+        ):
+            write_json(records / f"{case.id}.json", synthesise(case))
+    write_cohort(command, run, cohort, planned)
+    return out
+
+
+def _with_all_gpus(model: ModelOptions) -> ModelOptions:
+    """Return the options with a GPU per process, where several processes share the work."""
+    if model.gpu_ids or cli.world_size() == 1:
+        return model
+    return replace(model, gpu_ids=",".join(map(str, range(torch.cuda.device_count()))))

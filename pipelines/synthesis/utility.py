@@ -1,11 +1,11 @@
-"""Use of synthetic volumes: a classifier trained on real, synthetic and both."""
+"""Utility of synthetic volumes: a classifier trained on real, synthetic and both."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from tqdm import tqdm
 
 from data.cohort import Case, Cohort
@@ -22,7 +21,7 @@ from data.load_cohort import load_cohort
 from data.text.prompts import Template, load_template
 from data.volumes import load_volume
 from options.utility_options import UtilityCommand
-from pipelines.synthesis.classifier import predict, train_classifier
+from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning import SOURCE, cases_by_value
 from util import cli
@@ -34,116 +33,113 @@ from util.training.devices import make_device
 log = logging.getLogger(__name__)
 
 RECORD = "utility.settings.json"
-
 COLUMNS = ("arm", "seed", "volumes", "balanced_accuracy", "low", "high", "auc")
+BOOTSTRAPS = 2000
 
-
-@dataclass(frozen=True)
-class LabelledVolumes:
-    """Volumes as cells `(N,2,X,Y,Z)` with their classes `(N,)`."""
-
-    volumes: Tensor
-    targets: Tensor
-
-    def __add__(self, other: LabelledVolumes) -> LabelledVolumes:
-        return LabelledVolumes(
-            torch.cat([self.volumes, other.volumes]), torch.cat([self.targets, other.targets])
-        )
-
-
-def training_classes(cases: Sequence[Case], template: Template, column: str) -> tuple[str, ...]:
-    """The values of the column in the training cases; raises `UserError` where there are no two."""
-    try:
-        return tuple(sorted(cases_by_value(cases, template, column)))
-    except UserError as error:
-        raise UserError(str(error).replace("--balance", "--column")) from None
+LabelledCases = list[tuple[Case, int]]  # with the number of the class
 
 
 def labelled_cases(
-    cases: Sequence[Case], template: Template, column: str, classes: Sequence[str], what: str
-) -> list[tuple[Case, int]]:
-    """The cases whose value is one of the classes, with the class's number."""
-    values = [
-        (case, template.format_value(template.consistent(case.row).row, column)) for case in cases
-    ]
-    if strangers := sorted({v for _, v in values if v and v not in classes}):
+    cases: Sequence[Case], template: Template, column: str, classes: Sequence[str], title: str
+) -> LabelledCases:
+    """Return the cases whose value is one of the classes, with the number of the class.
+
+    Args:
+        cases: The cases.
+        template: How rows become text.
+        column: The column.
+        classes: Values of the column.
+        title: The cases in words, for a warning.
+    """
+    labelled = []
+    unknown = set()
+    for case in cases:
+        value = template.format_value(template.consistent(case.row).row, column)
+        if value in classes:
+            labelled.append((case, classes.index(value)))
+        elif value:
+            unknown.add(value)
+    if unknown:
         log.warning(
-            "%s have values of %s that the real training scans have not; they are left out: %s.",
-            what,
+            "%s have values of %s that the real training scans do not have; they are left out: %s.",
+            title,
             column,
-            format_list(strangers),
+            format_list(sorted(unknown)),
         )
-    found = [(case, classes.index(value)) for case, value in values if value in classes]
-    return found
+    return labelled
 
 
-def missing_classes(pairs: Sequence[tuple[Case, int]], classes: Sequence[str]) -> list[str]:
-    """The values that no case has."""
-    return sorted(set(classes) - {classes[k] for _, k in pairs})
+def missing_classes(cases: LabelledCases, classes: Sequence[str]) -> list[str]:
+    """Return the values that no case has."""
+    return sorted(set(classes) - {classes[number] for _, number in cases})
 
 
-def read_volumes(
-    pairs: Sequence[tuple[Case, int]], o: UtilityCommand, name: str
-) -> LabelledVolumes:
-    """The volumes of cases as cells."""
+def read_volumes(cases: LabelledCases, command: UtilityCommand, name: str) -> LabelledVolumes:
+    """Read the volumes of cases as cells."""
     cells = []
-    for case, _ in tqdm(pairs, name, unit="scan", disable=not cli.main_rank()):
+    for case, _ in tqdm(cases, name, unit="scan", disable=not cli.is_main_process()):
         if case.image is None:
-            raise UserError(f"{case.id} has no scan; a classifier needs one for every case.")
+            raise UserError(
+                f"{case.id} has no scan; a classifier needs one for every case. Add it to img/."
+            )
         cells.append(
             lung_grid(
                 load_volume(case.image).array,
                 load_volume(case.mask).array,
-                o.data.lung_labels,
-                o.utility.grid,
-                o.utility.lung_window,
+                command.data.lung_labels,
+                command.utility.grid,
+                command.utility.lung_window,
                 case.mask,
             )
         )
-    return LabelledVolumes(torch.stack(cells), torch.tensor([k for _, k in pairs]))
+    return LabelledVolumes(torch.stack(cells), torch.tensor([number for _, number in cases]))
 
 
 def classifier_scores(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer]
 ) -> dict[str, float]:
-    """Balanced accuracy with its 95 % interval over test scans (resampled within classes), and AUC
-    (one against rest).
+    """Return balanced accuracy with its 95 % interval over test scans, and AUC (one against rest).
+
+    Args:
+        probabilities: `(N, classes)`.
+        targets: `(N,)`.
     """
-    right = (probabilities.argmax(1) == targets).astype(float)
-    low, high = class_mean_interval(right, targets)
-    two = probabilities.shape[1] == 2
-    auc = roc_auc_score(targets, probabilities[:, 1] if two else probabilities, multi_class="ovr")
+    correct = (probabilities.argmax(1) == targets).astype(float)
+    low, high = class_mean_interval(correct, targets)
+    is_binary = probabilities.shape[1] == 2
+    scores = probabilities[:, 1] if is_binary else probabilities
     return {
-        "balanced_accuracy": mean_over_classes(right, targets),
+        "balanced_accuracy": mean_over_classes(correct, targets),
         "low": low,
         "high": high,
-        "auc": float(auc),
+        "auc": float(roc_auc_score(targets, scores, multi_class="ovr")),
     }
 
 
 def mean_over_classes(values: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
-    """The mean over classes of the mean over the class's scans."""
+    """Return the mean over classes of the mean over the class's scans."""
     return float(np.mean([values[targets == k].mean() for k in np.unique(targets)]))
 
 
 def class_mean_interval(
     values: NDArray[np.floating], targets: NDArray[np.integer]
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of `by_class`; not a number where a class has fewer than two
-    scans.
+    """Return the 95 % bootstrap interval of `mean_over_classes`.
+
+    Scans are resampled within classes. The interval is NaN where a class has fewer than two scans.
     """
     parts = [values[targets == k] for k in np.unique(targets)]
     if min(map(len, parts)) < 2:
         return float("nan"), float("nan")
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         parts,
-        lambda *s, axis: np.mean([p.mean(axis) for p in s], axis=0),
+        lambda *samples, axis: np.mean([part.mean(axis) for part in samples], axis=0),
         method="percentile",
-        n_resamples=2000,
+        n_resamples=BOOTSTRAPS,
         rng=np.random.default_rng(0),
         vectorized=True,
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def summarise_arms(
@@ -151,129 +147,142 @@ def summarise_arms(
     predicted: Mapping[tuple[str, int], NDArray[np.floating]],
     targets: NDArray[np.integer],
 ) -> dict[str, Any]:
-    """Over seeds: every arm's mean, and its difference from real alone with an interval over test
-    scans.
+    """Return every arm's mean over seeds, and its difference from real scans alone.
+
+    Args:
+        rows: Rows of utility.csv.
+        predicted: Probabilities `(N, classes)` by arm and seed.
+        targets: `(N,)` classes of the test scans.
     """
     seeds = sorted({row["seed"] for row in rows})
-    right = {key: (p.argmax(1) == targets).astype(float) for key, p in predicted.items()}
-    found: dict[str, Any] = {}
+    correct = {key: (p.argmax(1) == targets).astype(float) for key, p in predicted.items()}
+    summary: dict[str, Any] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         values = [row["balanced_accuracy"] for row in rows if row["arm"] == arm]
-        change = np.mean([right[arm, s] - right["real", s] for s in seeds], axis=0)
+        change = np.mean([correct[arm, s] - correct["real", s] for s in seeds], axis=0)
         low, high = class_mean_interval(change, targets)
-        at_least = sum(
-            mean_over_classes(right[arm, s], targets)
-            >= mean_over_classes(right["real", s], targets)
-            for s in seeds
-        )
-        spread = float(np.std(values, ddof=1)) if len(seeds) > 1 else None
-        found[arm] = {
+        at_least = 0
+        for seed in seeds:
+            accuracy = mean_over_classes(correct[arm, seed], targets)
+            at_least += accuracy >= mean_over_classes(correct["real", seed], targets)
+        summary[arm] = {
             "mean": float(np.mean(values)),
-            "sd_over_seeds": spread,
+            "sd_over_seeds": float(np.std(values, ddof=1)) if len(seeds) > 1 else None,
             "minus_real": mean_over_classes(change, targets),
             "low": low,
             "high": high,
             "seeds_at_least_as_good_as_real": f"{at_least} of {len(seeds)}",
         }
-    return found
+    return summary
 
 
-def markdown_report(
-    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], tests: int, classes: Sequence[str]
-) -> str:
-    """The figures in Markdown."""
+def markdown_report(results: Mapping[str, Any]) -> str:
+    """Return the results of `compare_arms` in Markdown."""
+    classes = results["classes"]
     lines = [
         "| trained on | volumes | seed | balanced accuracy (95 % interval over test scans) | AUC |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {r['arm']} | {r['volumes']} | {r['seed']} | {r['balanced_accuracy']:.3f} "
-        f"({r['low']:.3f} to {r['high']:.3f}) | {r['auc']:.3f} |"
-        for r in rows
-    ]
+    for row in results["rows"]:
+        lines.append(
+            f"| {row['arm']} | {row['volumes']} | {row['seed']} | {row['balanced_accuracy']:.3f} "
+            f"({row['low']:.3f} to {row['high']:.3f}) | {row['auc']:.3f} |"
+        )
     lines += [
         "",
         "| trained on | mean over seeds | minus real alone (95 % interval) | at least as good as "
         "real alone |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {arm} | {f['mean']:.3f} | {f['minus_real']:+.3f} ({f['low']:+.3f} to {f['high']:+.3f}) "
-        f"| {f['seeds_at_least_as_good_as_real']} seeds |"
-        for arm, f in found.items()
-    ]
+    for arm, values in results["summary"].items():
+        lines.append(
+            f"| {arm} | {values['mean']:.3f} | {values['minus_real']:+.3f} ({values['low']:+.3f} "
+            f"to {values['high']:+.3f}) | {values['seeds_at_least_as_good_as_real']} seeds |"
+        )
     lines += [
         "",
-        f"{tests} real test scans, {len(classes)} classes ({', '.join(classes)}): chance is "
-        f"{1 / len(classes):.3f}. One generator made all synthetic volumes: the intervals hold no "
-        "uncertainty of its training.",
+        f"{results['test_scans']} real test scans, {len(classes)} classes ({', '.join(classes)}): "
+        f"chance is {1 / len(classes):.3f}. One generator made all synthetic volumes: the "
+        "intervals do not contain the uncertainty of its training.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def measure_utility(o: UtilityCommand) -> dict[str, Any]:
-    """Trains and tests; returns the figures."""
-    u = o.utility
-    for name, value in (("--out", u.out), ("--synthetic", u.synthetic), ("--column", u.column)):
+def measure_utility(command: UtilityCommand) -> dict[str, Any]:
+    """Train and test the classifiers, and write the results; return them.
+
+    Raises:
+        UserError: Something that the user gave does not fit.
+    """
+    u = command.utility
+    for flag, value in (("--out", u.out), ("--synthetic", u.synthetic), ("--column", u.column)):
         if not value:
-            raise UserError(f"{name} is not given. See --help.")
+            raise UserError(f"{flag} is not given. See --help.")
     device = make_device(u.gpu_ids)
-    real, synthetic = load_cohort(o.data), load_cohort(replace(o.data, dataroot=u.synthetic))
-    template = load_template(
-        o.data.template, real.columns, o.data.key_column, o.data.patient_column
-    )
-    classes = training_classes(real.split("train"), template, u.column)
+    data = command.data
+    real = load_cohort(data)
+    synthetic = load_cohort(replace(data, dataroot=u.synthetic))
+    template = load_template(data.template, real.columns, data.key_column, data.patient_column)
+    by_value = cases_by_value(real.split("train"), template, u.column, "--column")
+    classes = tuple(sorted(by_value))
     _check_apart(real, synthetic)
-    train, test = (
-        labelled_cases(real.split(s), template, u.column, classes, f"real {s} scans")
-        for s in ("train", "test")
-    )
-    made = labelled_cases(synthetic.cases, template, u.column, classes, "synthetic scans")
-    if gone := missing_classes(test, classes):
+    cases = {
+        "real": labelled_cases(
+            real.split("train"), template, u.column, classes, "real train scans"
+        ),
+        "synthetic": labelled_cases(
+            synthetic.cases, template, u.column, classes, "synthetic scans"
+        ),
+        "test": labelled_cases(real.split("test"), template, u.column, classes, "real test scans"),
+    }
+    if missing := missing_classes(cases["test"], classes):
         raise UserError(
-            f"--column {u.column}: no test scan has the value {format_list(gone)}; every value of the "
-            "training scans must occur there. Draw other splits, or choose another column."
+            f"--column {u.column}: no test scan has the value {format_list(missing)}; every value "
+            "of the training scans must occur there. Draw other splits, or choose another column."
         )
-    if not made:
+    if not cases["synthetic"]:
         raise UserError(
             f"--synthetic {u.synthetic}: no case has a value of {u.column} that the training scans "
-            "have."
+            "have. Choose another column, or another cohort."
         )
-    files = sorted(
-        f"{case.image}:{case.image.stat().st_size}:{k}"
-        for case, k in [*train, *test, *made]
-        if case.image
-    )
     settings = {
         "column": u.column,
         "grid": u.grid,
         "lung_window": u.lung_window,
-        "classifier": asdict(o.classifier),
-        "scans": hashlib.sha256("\n".join(files).encode()).hexdigest(),
+        "classifier": asdict(command.classifier),
+        "scans": _scans_digest([case for group in cases.values() for case in group]),
     }
     open_record(Path(u.out), RECORD, settings, u.overwrite)
-    real_cells, made_cells = read_volumes(train, o, "real"), read_volumes(made, o, "synthetic")
-    arms = {"real": real_cells, "both": real_cells + made_cells}
-    if gone := missing_classes(made, classes):
+    volumes = {name: read_volumes(group, command, name) for name, group in cases.items()}
+    arms = {"real": volumes["real"], "both": volumes["real"] + volumes["synthetic"]}
+    if missing := missing_classes(cases["synthetic"], classes):
         log.warning(
-            "No synthetic scan has the value %s: nothing is trained on synthetic scans alone, and "
+            "No synthetic scan has the value %s. Nothing is trained on synthetic scans alone, and "
             "on both a classifier may learn that synthetic means the other values. Make cases of "
             "every value.",
-            format_list(gone),
+            format_list(missing),
         )
     else:
-        arms["synthetic"] = made_cells
-    return compare_arms(arms, read_volumes(test, o, "test"), classes, o, device)
+        arms["synthetic"] = volumes["synthetic"]
+    return compare_arms(arms, volumes["test"], classes, command, device)
+
+
+def _scans_digest(cases: LabelledCases) -> str:
+    files = []
+    for case, number in cases:
+        if case.image:
+            files.append(f"{case.image}:{case.image.stat().st_size}:{number}")
+    return hashlib.sha256("\n".join(sorted(files)).encode()).hexdigest()
 
 
 def _check_apart(real: Cohort, synthetic: Cohort) -> None:
-    """Raises `UserError` where test patients lent their masks to synthetic cases."""
+    """Raise `UserError` where test patients are part of the training."""
     tests = set(real.splits["test"])
     if leaks := sorted(c.row[SOURCE] for c in synthetic.cases if c.row.get(SOURCE, "") in tests):
         raise UserError(
             f"--synthetic {synthetic.root}: volumes were made from masks of test cases "
-            f"({format_list(leaks)}), so the test would know them. Make the cohort from the training "
-            "split."
+            f"({format_list(leaks)}), so the test would not be independent. Make the cohort from "
+            "the training split."
         )
     if tests & set(real.splits["train"]):
         raise UserError(
@@ -286,35 +295,48 @@ def compare_arms(
     arms: Mapping[str, LabelledVolumes],
     test: LabelledVolumes,
     classes: Sequence[str],
-    o: UtilityCommand,
+    command: UtilityCommand,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Every arm with every seed; writes the figures."""
-    out, targets = Path(o.utility.out), test.targets.numpy()
-    rows, predicted = [], {}
-    for seed in o.utility.seeds:
-        for arm in arms:
+    """Train a classifier per arm and seed, and write the results.
+
+    Args:
+        arms: Training volumes by arm: real, both, and synthetic.
+        test: Test scans.
+        classes: Values of the column.
+        command: The command's options.
+        device: The device of the classifiers.
+    """
+    out = Path(command.utility.out)
+    targets = test.targets.numpy()
+    rows = []
+    predicted = {}
+    for seed in command.utility.seeds:
+        for arm, volumes in arms.items():
             path = out / f"{arm}_{seed}.json"
             if not path.is_file():
                 network = train_classifier(
-                    arms[arm].volumes,
-                    arms[arm].targets,
+                    volumes,
                     len(classes),
-                    o.classifier,
+                    command.classifier,
                     seed,
                     device,
                     f"{arm}, seed {seed}",
-                    real=len(arms["real"].targets) if arm == "both" else 0,
+                    real=len(arms["real"]) if arm == "both" else 0,
                 )
                 write_json(path, predict(network, test.volumes, device).tolist())
             predicted[arm, seed] = np.array(read_json(path))
-            figures = classifier_scores(predicted[arm, seed], targets)
-            rows.append({"arm": arm, "seed": seed, "volumes": len(arms[arm].targets), **figures})
-    found: dict[str, Any] = {"classes": list(classes), "test_scans": len(targets), "rows": rows}
-    found["summary"] = summarise_arms(rows, predicted, targets)
-    text = markdown_report(rows, found["summary"], len(targets), classes)
+            scores = classifier_scores(predicted[arm, seed], targets)
+            rows.append({"arm": arm, "seed": seed, "volumes": len(volumes), **scores})
+    results: dict[str, Any] = {
+        "classes": list(classes),
+        "test_scans": len(targets),
+        "rows": rows,
+        "summary": summarise_arms(rows, predicted, targets),
+    }
+    report = markdown_report(results)
     write_csv(out / "utility.csv", COLUMNS, rows)
-    (out / "utility.md").write_text(text, encoding="utf-8")
-    write_json(out / "utility.json", found)
-    log.info("%s", text)
-    return found
+    (out / "utility.md").write_text(report, encoding="utf-8")
+    write_json(out / "utility.json", results)
+    log.info("%s", report)
+    return results
