@@ -1,4 +1,4 @@
-"""Masks varied: smooth, whole and plausible, or refused."""
+"""Deformed masks: smooth, whole and plausible, or refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from scipy import ndimage
 
 from data.geometry import Volume
 from options.expand_options import DeformOptions
-from pipelines.synthesis.deform import apply_deformation, random_deformation, plausibility_problems, deform_plausibly
+from pipelines.synthesis.deform import (
+    apply_deformation,
+    deform_plausibly,
+    plausibility_problems,
+    random_deformation,
+)
 from util.cli import UserError
 
 SPACING = (2.0, 2.0, 5.0)
@@ -29,19 +34,20 @@ def chest(spacing: tuple[float, float, float] = SPACING) -> Volume:
 
 def test_labels_stay_whole_and_the_mask_differs() -> None:
     mask = chest()
-    made = [deform_plausibly(mask, DeformOptions(), [7, k], "mask")[0] for k in range(3)]
-    for labels in made:
+    masks = [deform_plausibly(mask, DeformOptions(), [7, k], "mask").labels for k in range(3)]
+    for labels in masks:
         assert labels.dtype == np.uint8 and set(np.unique(labels)) == {0, 1, 2, 3}
         assert plausibility_problems(mask.array, labels, 0.25) == []
         assert 0.6 < ((labels == 1) & (mask.array == 1)).sum() / (mask.array == 1).sum() < 1
-    assert not np.array_equal(made[0], made[1])
-    assert np.array_equal(made[0], deform_plausibly(mask, DeformOptions(), [7, 0], "mask")[0])
+    assert not np.array_equal(masks[0], masks[1])
+    again = deform_plausibly(mask, DeformOptions(), [7, 0], "mask")
+    assert np.array_equal(masks[0], again.labels)
 
 
 def test_nothing_moves_without_deformation() -> None:
     mask = chest()
     still = DeformOptions(elastic_mm=0, turn=0, scale=0)
-    assert np.array_equal(deform_plausibly(mask, still, [1], "mask")[0], mask.array)
+    assert np.array_equal(deform_plausibly(mask, still, [1], "mask").labels, mask.array)
 
 
 def test_it_is_measured_in_mm_whatever_the_voxels() -> None:
@@ -62,18 +68,17 @@ def test_the_map_folds_nowhere() -> None:
     wild = DeformOptions(elastic_mm=100, node_mm=30, turn=0, scale=0)
     ramp = np.broadcast_to(np.arange(60.0)[:, None, None] * 2, (60, 60, 60)).astype(np.float32)
     for seed in range(2):
-        moved = apply_deformation(
-            Volume(ramp, mask.affine), random_deformation(mask, wild, np.random.default_rng(seed)), order=1
-        )
+        deformation = random_deformation(mask, wild, np.random.default_rng(seed))
+        moved = apply_deformation(Volume(ramp, mask.affine), deformation, order=1)
         assert np.diff(moved[10:-10], axis=0).min() > -1e-3
 
 
 def test_the_scan_moves_with_its_mask() -> None:
     mask = chest()
-    labels, drawn = deform_plausibly(mask, DeformOptions(), [5], "mask")
+    deformed = deform_plausibly(mask, DeformOptions(), [5], "mask")
     hu = np.where(mask.array == 1, -800, 0).astype(np.int16)
-    moved = apply_deformation(Volume(hu, mask.affine), drawn, order=1)
-    inside = ndimage.binary_erosion(labels == 1)
+    moved = apply_deformation(Volume(hu, mask.affine), deformed.deformation, order=1)
+    inside = ndimage.binary_erosion(deformed.labels == 1)
     assert moved.dtype == np.int16 and moved[inside].mean() < -780
 
 
@@ -101,14 +106,16 @@ def test_what_is_implausible(change: object, problem: str) -> None:
 def test_empty_masks_and_hopeless_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = chest()
     with pytest.raises(UserError, match=r"empty\.nii holds nothing but background"):
-        deform_plausibly(Volume(np.zeros_like(mask.array), mask.affine), DeformOptions(), [1], "empty.nii")
+        empty = Volume(np.zeros_like(mask.array), mask.affine)
+        deform_plausibly(empty, DeformOptions(), [1], "empty.nii")
     with pytest.raises(
         UserError,
         match=r"m\.nii: none of 20 deformations is plausible .*changes its volume.*--elastic_mm",
     ):
         deform_plausibly(mask, DeformOptions(volume_change=0.0), [1], "m.nii")
     monkeypatch.setattr(
-        "pipelines.synthesis.deform.deform", lambda volume, drawn: np.zeros_like(volume.array)
+        "pipelines.synthesis.deform.apply_deformation",
+        lambda volume, deformation: np.zeros_like(volume.array),
     )
     with pytest.raises(
         UserError,

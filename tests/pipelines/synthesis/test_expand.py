@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,9 @@ from data.volumes import load_volume, read_header
 from options.base_options import DataOptions
 from options.expand_options import DeformOptions, ExpandCommand
 from options.parser import parse
+from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis import run as synthesis
-from pipelines.synthesis.copies import CopySearch, Nearest
+from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
 from pipelines.synthesis.planning import balanced_counts, cohort_readme, plan_balanced, plan_table
 from tests.commands import TrainedRun, command, refused
@@ -41,8 +42,7 @@ def cases(*rows: dict[str, str]) -> list[Case]:
     return [Case(f"case{k}", None, Path(f"case{k}.nii.gz"), row) for k, row in enumerate(rows)]
 
 
-# --- the plan -------------------------------------------------------------------------------------
-# --------------------
+# --- the plan
 
 
 def test_shares_are_as_equal_as_can_be() -> None:
@@ -121,9 +121,9 @@ def test_rows_of_a_table() -> None:
         and first.dropped == ("TYPE CTD",)
     )
     assert second.row == {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis"}
-    assert [p.id for p in plan_table(ClinicalTable(columns, rows), cases(ROW, CTD), template(), 1, 3)] == [
-        "a"
-    ]
+    assert [
+        p.id for p in plan_table(ClinicalTable(columns, rows), cases(ROW, CTD), template(), 1, 3)
+    ] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,10 @@ def test_readme_tells_what_was_redrawn() -> None:
     assert (
         "| HP | 1 |" in text and "Not for diagnosis" in text and "test on real scans alone" in text
     )
-    assert "not looked for" in cohort_readme(records, "run1", 40, "cohort", "", {}, False)
+    assert "not searched for" in cohort_readme(records, "run1", 40, "cohort", "", {}, False)
 
 
-# --- the folder -----------------------------------------------------------------------------------
-# --------------------
+# --- the folder
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
@@ -181,8 +180,7 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
         open_record(tmp_path / "mine", "r.json", {}, True)
 
 
-# --- the command ----------------------------------------------------------------------------------
-# --------------------
+# --- the command
 
 
 def options(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> ExpandCommand:
@@ -244,7 +242,9 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
     assert {name: (copy / name).read_bytes() for name in gone} == before
     assert (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns == kept
     with pytest.raises(UserError, match=r"other settings \(n "):
-        synthesis.synthesise_cohort(options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5"))
+        synthesis.synthesise_cohort(
+            options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5")
+        )
 
 
 def test_processes_share_the_cases(
@@ -266,42 +266,40 @@ def test_processes_share_the_cases(
     assert (made / "clinical.csv").read_bytes() == (out / "clinical.csv").read_bytes()
 
 
-def still(mask: Volume) -> Any:
-    return random_deformation(mask, DeformOptions(elastic_mm=0, turn=0, scale=0), np.random.default_rng(0))
-
-
-def test_copies_are_drawn_again_and_left_out(
-    trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A generator that hands back the training scan is caught, also when the scan went along with
-    the mask.
-    """
+def test_copies_of_the_own_scan_are_found_whether_deformed_or_not(trained_run: TrainedRun) -> None:
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
     copies = CopySearch.from_cases(real.split("train"), (1, 2))
     case = real.split("train")[0]
     assert case.image is not None
     hu, mask = load_volume(case.image), load_volume(case.mask)
-    labels, drawn = deform_plausibly(mask, DeformOptions(), [1], case.mask)
-    moved = Volume(apply_deformation(hu, drawn, order=1), hu.affine)
-    assert copies.distance_to_source(moved, Volume(labels, mask.affine), case, drawn) < 0.01
+    deformed = deform_plausibly(mask, DeformOptions(), [1], case.mask)
+    labels = Volume(deformed.labels, mask.affine)
+    moved = Volume(apply_deformation(hu, deformed.deformation, order=1), hu.affine)
+    copy = SyntheticVolume(moved, labels, case, deformed.deformation)
+    assert copies.distance_to_source(copy) < 0.01
     assert copies.with_same_mask_threshold([0.5] * 4) is copies  # too few to tell
-    told = copies.with_same_mask_threshold([0.4, 0.5, 0.6, 0.5, 0.45, 0.55])
-    assert 0 < told.same_mask < 0.4
-    near = told(moved, Volume(labels, mask.affine), case, drawn)
-    assert near.case == f"{case.id}, deformed" and near.copied
-    assert told(hu, mask, case, still(mask)).copied
-    fresh = np.random.default_rng(0).normal(-850, 40, hu.shape).astype(np.float32)
-    assert not told(Volume(fresh, hu.affine), Volume(labels, mask.affine), case, drawn).copied
-    monkeypatch.setattr(CopySearch, "__call__", lambda *_: Nearest("phantom_001", 0.0, 0.5))
+    search = copies.with_same_mask_threshold([0.4, 0.5, 0.6, 0.5, 0.45, 0.55])
+    assert 0 < search.same_mask_threshold < 0.4
+    assert search(copy).case == f"{case.id}, deformed" and search(copy).copied
+    still = DeformOptions(elastic_mm=0, turn=0, scale=0)
+    identity = random_deformation(mask, still, np.random.default_rng(0))
+    assert search(SyntheticVolume(hu, mask, case, identity)).copied
+    noise = np.random.default_rng(0).normal(-850, 40, hu.shape).astype(np.float32)
+    assert not search(replace(copy, hu=Volume(noise, hu.affine))).copied
+
+
+def test_copies_are_drawn_again_and_left_out(
+    trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearest = NearestScan("phantom_001", 0.0, 0.5)
+    monkeypatch.setattr(CopySearch, "__call__", lambda *_: nearest)
     out = synthesis.synthesise_cohort(
         options(trained_run, tmp_path / "out", "--balance", "SEX", "--n", "2", "--redraws", "1")
     )
     records = [json.loads(p.read_text()) for p in sorted((out / "records").iterdir())]
     assert [(r["left_out"], r["redrawn"]) for r in records] == [(True, 1), (True, 1)]
-    assert (
-        not list((out / "gtlung").glob("*.nii.gz"))
-        and "2 cases were left out" in (out / "README.md").read_text()
-    )
+    assert not list((out / "gtlung").glob("*.nii.gz"))
+    assert "2 cases were left out" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
