@@ -10,7 +10,7 @@ from pathlib import Path
 from data.checks import check_volumes
 from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
-from data.splits import Splits, make_splits, read_splits
+from data.splits import Splits, draw_splits, read_splits
 from data.table import ClinicalTable, find_table, read_table
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
 from options.base_options import DataOptions
@@ -27,85 +27,80 @@ def load_cohort(
     cache: Path | None = None,
     check: bool = True,
 ) -> Cohort:
-    """Finds, pairs and checks everything in `options.dataroot`.
+    """Find, pair and check everything in `options.dataroot`.
 
     Args:
         options: `--dataroot` and how it is read.
-        need_images: Whether a scan must stand beside every mask (training); else masks alone do.
+        need_images: Require a scan for every mask (training); else masks alone suffice.
         seed: Decides the splits where there is no `splits.json`.
-        cache: Folder that remembers what the checks found.
+        cache: Folder that stores the results of the checks.
         check: Read every volume (see `data.checks.check_volumes`); without it `labels` is empty.
 
     Raises:
-        UserError: A missing or empty folder, missing pairs, duplicate ids, a bad table, bad splits
-            or bad volumes.
+        UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, or
+            the table, the splits or a volume are malformed.
     """
-    root = _root(options)
-    masks = _files(root / MASKS)
-    images = _files(root / IMAGES) if (root / IMAGES).is_dir() else {}
+    root = _check_root(options)
+    masks = _files_by_case(root / MASKS)
+    images = _files_by_case(root / IMAGES) if (root / IMAGES).is_dir() else {}
     if need_images and not images:
         raise UserError(
             f"{root / IMAGES} does not exist; training needs the scan of every mask there."
         )
     _check_pairs(root, images, masks, need_images)
-    path = find_table(root)
-    table = ClinicalTable((), {}) if path is None else read_table(path, options.key_column)
-    if path is None:
-        log.warning("%s has no clinical.csv or clinical.xlsx: nothing is known of any case.", root)
-    else:
-        _check_rows(path, list(masks), list(table.rows), options.strict)
-    empty = dict.fromkeys(table.columns, "")
-    cases = tuple(
-        Case(key, images.get(key), masks[key], {**empty, **table.rows.get(key, {})})
-        for key in sorted(masks, key=natural_key)
-    )
-    splits = _splits(root, cases, table.columns, options, seed)
-    cohort = apply_resampling(Cohort(root, cases, splits, (), table.columns), options, seed)
+    table = _read_clinical_table(root, list(masks), options)
+    empty_row = dict.fromkeys(table.columns, "")
+    cases = []
+    for case_id in sorted(masks, key=natural_key):
+        row = {**empty_row, **table.rows.get(case_id, {})}
+        cases.append(Case(case_id, images.get(case_id), masks[case_id], row))
+    splits = _load_splits(root, cases, table.columns, options, seed)
+    cohort = Cohort(root, tuple(cases), splits, (), table.columns)
+    cohort = apply_resampling(cohort, options, seed)
     if not check:
         return cohort
-    return replace(
-        cohort, labels=check_volumes([(c.image, c.mask) for c in cases], options.max_labels, cache)
-    )
+    files = [(case.image, case.mask) for case in cases]
+    return replace(cohort, labels=check_volumes(files, options.max_labels, cache))
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:
-    """Raises `UserError` where no mask of the cohort holds a label of the lungs."""
+    """Raise `UserError` where no mask of the cohort holds a label of the lungs."""
     if cohort.labels and not set(options.lung_labels) & set(cohort.labels):
         raise UserError(
             f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in "
-            f"{cohort.root} hold {format_list([str(v) for v in cohort.labels])} only; give the labels "
-            "that are lungs."
+            f"{cohort.root} hold {format_list([str(v) for v in cohort.labels])} only; give the "
+            "labels that are lungs."
         )
 
 
-def _root(options: DataOptions) -> Path:
+def _check_root(options: DataOptions) -> Path:
     if not options.dataroot:
         raise UserError(
             f"--dataroot is not given; it is the folder that holds {IMAGES}/ and {MASKS}/."
         )
     root = Path(options.dataroot)
     if not root.is_dir():
-        raise UserError(f"--dataroot {root} does not exist or is no folder.")
+        raise UserError(f"--dataroot {root} does not exist or is not a folder.")
     if not (root / MASKS).is_dir():
-        inside = format_list(sorted(p.name for p in root.iterdir())) or "nothing"
+        inside = format_list(sorted(path.name for path in root.iterdir())) or "nothing"
         raise UserError(f"--dataroot {root} has no folder {MASKS}/ with masks; it holds: {inside}.")
     return root
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The volume files of a folder by case id."""
-    found: dict[str, Path] = {}
+def _files_by_case(folder: Path) -> dict[str, Path]:
+    """Return the volume files of a folder by case id."""
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not has_suffix(path.name):
             continue
-        case = strip_suffix(path.name)
-        if case in found:
-            both = f"{found[case].name} and {path.name}"
-            raise UserError(f"{folder} holds case {case!r} twice: {both}. Keep one of them.")
-        found[case] = path
-    if not found:
+        case_id = strip_suffix(path.name)
+        if case_id in files:
+            both = f"{files[case_id].name} and {path.name}"
+            raise UserError(f"{folder} holds case {case_id!r} twice: {both}. Keep one of them.")
+        files[case_id] = path
+    if not files:
         raise UserError(f"{folder} is empty: it has no file that ends in {', '.join(SUFFIXES)}.")
-    return found
+    return files
 
 
 def _check_pairs(
@@ -127,21 +122,31 @@ def _check_pairs(
         log.warning("%d masks have no scan: %s.", len(no_image), format_list(no_image))
 
 
-def _check_rows(path: Path, cases: Sequence[str], rows: Sequence[str], strict: bool) -> None:
-    no_row = sorted(set(cases) - set(rows), key=natural_key)
-    no_scan = sorted(set(rows) - set(cases), key=natural_key)
-    texts = []
+def _read_clinical_table(root: Path, cases: Sequence[str], options: DataOptions) -> ClinicalTable:
+    path = find_table(root)
+    if path is None:
+        log.warning("%s has no clinical.csv or clinical.xlsx, so all prompts are empty.", root)
+        return ClinicalTable((), {})
+    table = read_table(path, options.key_column)
+    no_row = sorted(set(cases) - set(table.rows), key=natural_key)
+    no_scan = sorted(set(table.rows) - set(cases), key=natural_key)
+    problems = []
     if no_row:
-        texts.append(f"{len(no_row)} of {len(cases)} scans have no row: {format_list(no_row)}")
+        problems.append(f"{len(no_row)} of {len(cases)} scans have no row: {format_list(no_row)}")
     if no_scan:
-        texts.append(f"{len(no_scan)} of {len(rows)} rows have no scan: {format_list(no_scan)}")
-    if texts and strict:
-        raise UserError(f"{path}: {'; '.join(texts)}. Complete the table, or leave out --strict.")
-    for text in texts:
-        log.warning("%s: %s.", path, text)
+        problems.append(
+            f"{len(no_scan)} of {len(table.rows)} rows have no scan: {format_list(no_scan)}"
+        )
+    if problems and options.strict:
+        raise UserError(
+            f"{path}: {'; '.join(problems)}. Complete the table, or leave out --strict."
+        )
+    for problem in problems:
+        log.warning("%s: %s.", path, problem)
+    return table
 
 
-def _splits(
+def _load_splits(
     root: Path,
     cases: Sequence[Case],
     columns: Sequence[str],
@@ -151,7 +156,7 @@ def _splits(
     column = options.patient_column
     if column and column != options.key_column and column not in columns:
         raise UserError(
-            f"--patient_column {column!r} is no column of the table; it has: "
+            f"--patient_column {column!r} is not a column of the table; it has: "
             f"{format_list(list(columns), 30)}."
         )
     patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
@@ -159,4 +164,4 @@ def _splits(
     path = Path(options.splits) if options.splits else root / "splits.json"
     if options.splits or path.is_file():
         return read_splits(path, ids, patients)
-    return make_splits(ids, seed, patients, images=any(case.image for case in cases))
+    return draw_splits(ids, seed, patients, images=any(case.image for case in cases))

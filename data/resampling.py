@@ -1,8 +1,7 @@
-"""Which training cases a run sees, and with which rows: resampled patients, folds, and shuffled
-columns.
+"""Resampled training cases of a run: bootstrapped patients, folds, and permuted columns.
 
-All three only touch the training split, and depend on nothing but the seed and the cohort, so that
-a run that goes on, its text encoder and its report see the same cases.
+All three change the training split only, and depend on the seed and the cohort alone. So a resumed
+run, its text encoder and its report see the same cases.
 """
 
 from __future__ import annotations
@@ -11,31 +10,26 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.cohort import PROMPTS_FILE, Cohort
 from options.base_options import DataOptions
 from util.cli import UserError, format_list
 
-if TYPE_CHECKING:
-    from data.cohort import Cohort
-
-PROMPTS_FILE = "prompts.csv"  # in the dataroot: texts that stand as they are, whatever the rows say
-
 
 def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
-    """The cohort as `--fold`, `--resample` and `--permute` change its training cases.
+    """Return the cohort as `--fold`, `--resample` and `--permute` change its training cases.
 
     Raises:
-        UserError: A fold that is none, a column that is not there, or prompts that do not follow
-            the rows.
+        UserError: The fold is malformed, a column does not exist, or prompts do not follow the
+            rows.
     """
     patients = patients_of(cohort, options.patient_column)
     train = list(cohort.splits.get("train", ()))
     if options.fold:
-        out = set(fold_cases(train, patients, options.fold))
-        train = [case for case in train if case not in out]
+        left_out = set(fold_cases(train, patients, options.fold))
+        train = [case for case in train if case not in left_out]
     if options.permute:
         cohort = _permute_columns(cohort, train, patients, options.permute, seed)
     if options.resample:
@@ -44,15 +38,16 @@ def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
 
 
 def patients_of(cohort: Cohort, column: str) -> dict[str, str]:
-    """Case to patient; a case without one counts as its own patient."""
-    return {
-        case.id: (case.row.get(column, "").strip() if column else "") or case.id
-        for case in cohort.cases
-    }
+    """Return case to patient; a case without one counts as a patient."""
+    patients = {}
+    for case in cohort.cases:
+        patient = case.row.get(column, "").strip() if column else ""
+        patients[case.id] = patient or case.id
+    return patients
 
 
 def group_by_patient(cases: Sequence[str], patients: Mapping[str, str]) -> dict[str, list[str]]:
-    """The cases of each patient, in the order of the cases."""
+    """Return the cases of each patient, in the order of the cases."""
     groups: dict[str, list[str]] = defaultdict(list)
     for case in dict.fromkeys(cases):
         groups[patients[case]].append(case)
@@ -60,21 +55,21 @@ def group_by_patient(cases: Sequence[str], patients: Mapping[str, str]) -> dict[
 
 
 def parse_fold(text: str, flag: str = "--fold") -> tuple[int, int]:
-    """`k/K` as two numbers, 1 <= k <= K; raises `UserError`."""
+    """Return k and K of `k/K` with 1 <= k <= K and K >= 2; raise `UserError` for another text."""
     number, _, count = text.partition("/")
-    if not (
-        number.isdigit() and count.isdigit() and int(count) >= 2 and 1 <= int(number) <= int(count)
-    ):
-        raise UserError(
-            f"{flag} is {text!r}; it must be k/K with 1 <= k <= K and at least two folds, such as "
-            "1/5."
-        )
-    return int(number), int(count)
+    if number.isdigit() and count.isdigit() and int(count) >= 2:
+        k = int(number)
+        if 1 <= k <= int(count):
+            return k, int(count)
+    raise UserError(
+        f"{flag} is {text!r}; it must be k/K with 1 <= k <= K and at least two folds, such as 1/5."
+    )
 
 
 def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> list[str]:
-    """The cases of fold k of K; patients are spread over the folds by a hash of their names,
-    whatever the seed.
+    """Return the cases of fold k of K.
+
+    Patients are assigned to folds by a hash of their names, whatever the seed.
     """
     number, count = parse_fold(fold)
     groups = group_by_patient(cases, patients)
@@ -84,17 +79,18 @@ def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> 
             "fewer folds."
         )
     order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    chosen = {case for name in order[number - 1 :: count] for case in groups[name]}
-    return [case for case in dict.fromkeys(cases) if case in chosen]
+    chosen = set(order[number - 1 :: count])
+    return [case for case in dict.fromkeys(cases) if patients[case] in chosen]
 
 
 def bootstrap_patients(cases: Sequence[str], patients: Mapping[str, str], seed: int) -> list[str]:
-    """As many patients as there are, drawn with replacement, with all their cases (bootstrap; Efron
-    1979).
-    """
+    """Draw as many patients as there are, with replacement, with all their cases (Efron 1979)."""
     groups = list(group_by_patient(cases, patients).values())
     chosen = np.random.default_rng([seed, 11]).integers(len(groups), size=len(groups))
-    return [case for k in sorted(chosen.tolist()) for case in groups[k]]
+    drawn: list[str] = []
+    for k in sorted(chosen.tolist()):
+        drawn += groups[k]
+    return drawn
 
 
 def _permute_columns(
@@ -104,26 +100,25 @@ def _permute_columns(
     columns: Sequence[str],
     seed: int,
 ) -> Cohort:
-    """The named columns of the training rows, moved together to another patient's cases."""
-    if unknown := [c for c in columns if c not in cohort.columns]:
+    """Move columns of the training rows, together, to another patient's cases."""
+    if unknown := [column for column in columns if column not in cohort.columns]:
         raise UserError(
             f"--permute: the table has no column {unknown[0]!r}; it has: "
             f"{format_list(list(cohort.columns), 40)}."
         )
     if (cohort.root / PROMPTS_FILE).is_file():
         raise UserError(
-            f"--permute shuffles the table, but {cohort.root / PROMPTS_FILE} gives texts that "
-            "stand as they are. Move that file away for this run and for the one that it is "
-            "compared with."
+            f"--permute shuffles the table, but the texts of {cohort.root / PROMPTS_FILE} do not "
+            "follow it. Move that file away for this run and for the one that it is compared with."
         )
     rows = {case.id: case.row for case in cohort.cases}
     groups = list(group_by_patient(train, patients).values())
     order = np.random.default_rng([seed, 12]).permutation(len(groups))
-    given = {}
-    for own, k in zip(groups, order.tolist(), strict=True):
-        for i, case in enumerate(own):
-            donor = rows[groups[k][i % len(groups[k])]]
-            given[case] = {**rows[case], **{c: donor[c] for c in columns}}
-    return replace(
-        cohort, cases=tuple(replace(c, row=given.get(c.id, c.row)) for c in cohort.cases)
-    )
+    permuted = {}
+    for recipients, k in zip(groups, order.tolist(), strict=True):
+        donors = groups[k]
+        for i, case in enumerate(recipients):
+            donor_row = rows[donors[i % len(donors)]]
+            permuted[case] = {**rows[case], **{column: donor_row[column] for column in columns}}
+    cases = [replace(case, row=permuted.get(case.id, case.row)) for case in cohort.cases]
+    return replace(cohort, cases=tuple(cases))

@@ -1,12 +1,10 @@
-"""Which case is for training, validation or testing: obeyed from `splits.json`, else drawn by
-patient.
-"""
+"""Cases for training, validation and testing: from `splits.json`, else drawn by patient."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +25,7 @@ Splits = dict[str, tuple[str, ...]]
 def read_splits(
     path: Path, cases: Sequence[str], patients: Mapping[str, str] | None = None
 ) -> Splits:
-    """Reads `{"train": [case, ...], "val": [...], "test": [...]}`; an absent list is empty.
+    """Read `{"train": [case, ...], "val": [...], "test": [...]}`; an absent list is empty.
 
     Args:
         path: The JSON file; its cases may carry a volume suffix.
@@ -35,26 +33,27 @@ def read_splits(
         patients: Case to patient, where the table names patients.
 
     Raises:
-        UserError: Bad JSON, an unknown list or case, a case twice, or a patient in two splits.
+        UserError: The JSON is malformed, a list or case is unknown, a case occurs twice, or a
+            patient is in two splits.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}).") from None
-    lists = list(stored.values()) if isinstance(stored, dict) else [None]
-    if not all(isinstance(v, list) and all(isinstance(case, str) for case in v) for v in lists):
+    if not isinstance(stored, dict) or not all(map(_is_list_of_strings, stored.values())):
         raise UserError(
             f'{path} must look like {{"train": ["case1", ...], "val": [...], "test": [...]}}.'
         )
     if unknown := sorted(set(stored) - set(SPLIT_NAMES)):
         raise UserError(
-            f"{path} has the lists {format_list(unknown)}; it may have only {', '.join(SPLIT_NAMES)}."
+            f"{path} has the lists {format_list(unknown)}; it may have only "
+            f"{', '.join(SPLIT_NAMES)}."
         )
-    splits = {
-        name: tuple(strip_suffix(case) for case in stored.get(name, [])) for name in SPLIT_NAMES
-    }
+    splits = {}
+    for name in SPLIT_NAMES:
+        splits[name] = tuple(strip_suffix(case) for case in stored.get(name, []))
     _check_splits(path, splits, cases, patients or {})
-    left_out = len(set(cases) - {case for names in splits.values() for case in names})
+    left_out = len(set(cases).difference(*splits.values()))
     if left_out:
         log.info(
             "%s names no split for %d of %d cases; they are not used.", path, left_out, len(cases)
@@ -62,76 +61,86 @@ def read_splits(
     return splits
 
 
+def _is_list_of_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def _check_splits(
     path: Path, splits: Splits, cases: Sequence[str], patients: Mapping[str, str]
 ) -> None:
-    named = [case for names in splits.values() for case in names]
-    if unknown := [case for case in dict.fromkeys(named) if case not in set(cases)]:
+    counts: Counter[str] = Counter()
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for name, members in splits.items():
+        counts.update(members)
+        for case in members:
+            splits_of[patients.get(case, "") or case].add(name)
+    known = set(cases)
+    if unknown := [case for case in counts if case not in known]:
         raise UserError(
             f"{path} names cases that have no files: {format_list(unknown)}. Correct the names or "
             "remove them."
         )
-    if twice := [case for case in dict.fromkeys(named) if named.count(case) > 1]:
+    if repeated := [case for case, count in counts.items() if count > 1]:
         raise UserError(
-            f"{path} names these cases more than once: {format_list(twice)}. A case belongs to one "
-            "split."
+            f"{path} names these cases more than once: {format_list(repeated)}. A case belongs to "
+            "one split."
         )
-    owners: dict[str, set[str]] = defaultdict(set)
-    for name, members in splits.items():
-        for case in members:
-            owners[patients.get(case, "") or case].add(name)
-    if torn := [patient for patient, names in owners.items() if len(names) > 1]:
+    if torn := [patient for patient, names in splits_of.items() if len(names) > 1]:
         raise UserError(
-            f"{path} puts scans of one patient into different splits: {format_list(torn)}. Move all "
-            "scans of a patient to one split, or give no --patient_column."
+            f"{path} puts scans of one patient into different splits: {format_list(torn)}. Move "
+            "all scans of a patient to one split, or give no --patient_column."
         )
 
 
-def make_splits(
+def draw_splits(
     cases: Sequence[str],
     seed: int,
     patients: Mapping[str, str] | None = None,
     *,
     images: bool = True,
 ) -> Splits:
-    """Draws 80/10/10 by patient; with fewer than ten cases or without images every case is in every
-    split, and is said.
+    """Draw 80/10/10 by patient.
+
+    With fewer than ten cases or without images every case is in every split, with a warning.
 
     Args:
         cases: Every case of the cohort.
         seed: Decides the draw.
-        patients: Case to patient; a case without one counts as its own patient.
+        patients: Case to patient; a case without one counts as a patient.
         images: Whether the cohort has scans at all.
     """
     if not images or len(cases) < MIN_CASES:
-        why = f"There are fewer than {MIN_CASES} cases" if images else "There are no images"
+        reason = f"There are fewer than {MIN_CASES} cases" if images else "There are no images"
         log.warning(
-            "%s and no splits.json: every case is in every split, so tests are no tests of unseen "
+            "%s and no splits.json: every case is in every split, so tests are not tests of unseen "
             "cases.",
-            why,
+            reason,
         )
         return {name: tuple(cases) for name in SPLIT_NAMES}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
-        groups[(patients or {}).get(case, "") or case].append(case)
-    names = list(groups)
+    patient_of = {case: (patients or {}).get(case, "") or case for case in cases}
+    names = list(dict.fromkeys(patient_of.values()))
     if len(names) < len(SPLIT_NAMES):
         raise UserError(
             f"There are only {len(names)} patients, too few to split. Write a splits.json."
         )
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     tenth = max(1, round(len(order) / 10))
-    parts = {"train": order[2 * tenth :], "val": order[:tenth], "test": order[tenth : 2 * tenth]}
-    rank = {case: k for k, case in enumerate(cases)}
-    return {
-        name: tuple(sorted((c for p in part for c in groups[p]), key=rank.__getitem__))
-        for name, part in parts.items()
-    }
+    drawn = {"train": order[2 * tenth :], "val": order[:tenth], "test": order[tenth : 2 * tenth]}
+    splits = {}
+    for split, members in drawn.items():
+        splits[split] = tuple(case for case in cases if patient_of[case] in set(members))
+    return splits
 
 
 def read_run_splits(path: Path, root: Path) -> Splits | None:
-    """The splits that `save_splits` kept in a run's folder; None where there are none or `root` has
-    its own splits.
+    """Read the splits that `save_splits` wrote to a run's folder.
+
+    Args:
+        path: The file.
+        root: The dataroot.
+
+    Returns:
+        The splits; None where the file is missing or the dataroot has its own splits.
     """
     if (root / path.name).is_file() or not path.is_file():
         return None
@@ -140,5 +149,5 @@ def read_run_splits(path: Path, root: Path) -> Splits | None:
 
 
 def save_splits(path: Path, splits: Splits) -> None:
-    """Writes splits as `read_splits` reads them, whole or not at all."""
-    write_json(path, {k: list(v) for k, v in splits.items()})
+    """Write splits as `read_splits` reads them, in one step."""
+    write_json(path, {name: list(cases) for name, cases in splits.items()})

@@ -1,5 +1,3 @@
-"""Tools that know nothing of chest CT cohorts or networks; `util` imports nothing of the project
-but `util`.
-"""
+"""Tools without chest CT cohorts or networks; `util` imports nothing of the project but itself."""
 
 __version__ = "0.2.0"

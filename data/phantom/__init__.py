@@ -1,1 +1,1 @@
-"""data/phantom"""
+"""A synthetic cohort with planted effects, for tests of what a model reveals."""

@@ -1,8 +1,7 @@
-"""Anatomy of the phantom chest: one patient's shapes on a voxel grid, in HU, before effects, offset
-and noise.
+"""Anatomy of the phantom chest: one patient's shapes on a voxel grid, in HU, without effects.
 
-Shapes are written once in a frame of their own (mm, x to the patient's right, y to the front, z to
-the head, origin in the middle of the chest) and bent to the patient by scales, a shift and smooth
+Shapes are written once in a template frame (mm, x to the patient's right, y to the front, z to the
+head, origin in the middle of the chest) and bent to the patient by scales, a shift and smooth
 waves.
 """
 
@@ -17,34 +16,58 @@ from scipy import ndimage
 from data.phantom import trees
 
 Array = NDArray[np.float32]
-Grid = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]
+Axes = tuple[Array, Array, Array]
+Points = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]
 
-LEFT, RIGHT, AIRWAY = 1, 2, 3
-AIR_HU, FAT_HU, SOFT_HU, BLOOD_HU, LUNG_HU = -1000.0, -95.0, 45.0, 40.0, -860.0
+LEFT = 1  # labels of the mask
+RIGHT = 2
+AIRWAY = 3
+AIR_HU = -1000.0
+FAT_HU = -95.0
+SOFT_HU = 45.0
+BLOOD_HU = 40.0
+LUNG_HU = -860.0
 FIELD_MM = (360.0, 270.0, 288.0)  # the default field of view, filled by the chest
 BLUR = 0.45  # the scanner's point spread, in voxels (sigma)
-LARGE_MM = 2.2  # arteries thicker than this are left out of the lung mask, as segmentations do
+MAX_MASKED_ARTERY_MM = 2.2  # thicker arteries are left out of the lung mask, as segmentations do
 
 
 @dataclass(frozen=True)
 class PhantomPatient:
-    """What differs in shape between patients; the defaults are the unvaried chest."""
+    """Shape of one patient.
+
+    Attributes:
+        scale: Factors along x, y, z.
+        shift: Along x, y, z, mm.
+        phase: (3, 3) phases of the waves, radians.
+        bend: Amplitude of the waves, mm.
+        heart: Factor of the heart's size.
+        domes: Top of the left and right diaphragm, mm.
+        fat: Thickness below the skin, mm.
+        tree_seed: Seed of the trees' jitter.
+        jitter: SD of the trees' nodes, mm.
+    """
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
     phase: NDArray[np.float64]
     bend: float = 0.0
     heart: float = 1.0
-    domes: tuple[float, float] = (-70.0, -60.0)  # top of the left and right diaphragm, mm
+    domes: tuple[float, float] = (-70.0, -60.0)
     fat: float = 15.0
-    nodes: int = 0  # seed of the trees' jitter
+    tree_seed: int = 0
     jitter: float = 0.0
 
-    @staticmethod
-    def random(rng: np.random.Generator) -> PhantomPatient:
-        """A patient drawn at random."""
+    @classmethod
+    def template(cls) -> PhantomPatient:
+        """Return the unvaried chest."""
+        return cls(np.ones(3), np.zeros(3), np.zeros((3, 3)))
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> PhantomPatient:
+        """Draw a patient."""
         dome = rng.uniform(-79, -65)
-        return PhantomPatient(
+        return cls(
             scale=rng.uniform((0.90, 0.88, 0.88), (1.05, 1.06, 1.06)),
             shift=rng.uniform(-5, 5, 3),
             phase=rng.uniform(0, 2 * np.pi, (3, 3)),
@@ -52,45 +75,58 @@ class PhantomPatient:
             heart=rng.uniform(0.88, 1.12),
             domes=(dome, dome + rng.uniform(1, 8)),
             fat=rng.uniform(7, 19),
-            nodes=int(rng.integers(2**31)),
+            tree_seed=int(rng.integers(2**31)),
             jitter=0.8,
         )
 
-    def waves(self, points: Grid) -> Grid:
-        """The bend at points of the world, mm."""
-        waves = [
-            self.bend
-            * sum(np.sin(2 * np.pi * p / 300 + f) for p, f in zip(points, phase, strict=True))
-            / 1.5
-            for phase in self.phase
-        ]
-        return waves[0], waves[1], waves[2]
+    def waves(self, points: Points) -> Points:
+        """Return the bend at points of the patient's frame, mm."""
+        x, y, z = points
 
-    def to_template_frame(self, world: Grid) -> Grid:
-        """Points of the world in the frame of the unvaried chest."""
-        parts = [
-            (p - s) / c + w
-            for p, s, c, w in zip(world, self.shift, self.scale, self.waves(world), strict=True)
-        ]
-        return parts[0], parts[1], parts[2]
+        def wave(phase: NDArray[np.float64]) -> NDArray[np.floating]:
+            total = _wave(x, phase[0]) + _wave(y, phase[1]) + _wave(z, phase[2])
+            return self.bend * total / 1.5
+
+        return wave(self.phase[0]), wave(self.phase[1]), wave(self.phase[2])
+
+    def to_template_frame(self, points: Points) -> Points:
+        """Map points of the patient's frame to the template frame."""
+        x, y, z = (
+            (point - shift) / scale + wave
+            for point, shift, scale, wave in zip(
+                points, self.shift, self.scale, self.waves(points), strict=True
+            )
+        )
+        return x, y, z
 
     def place(self, tree: trees.Tree, part: int) -> trees.Tree:
-        """A template tree in this patient's world, its nodes moved a little at random."""
-        jitter = np.random.default_rng([self.nodes, part]).normal(0, self.jitter, tree.nodes.shape)
-        own, world = tree.nodes + jitter, tree.nodes.copy()
-        for _ in range(4):  # inverts to_own, whose waves are gentle
-            bend = np.stack(self.waves((world[:, 0], world[:, 1], world[:, 2])), 1)
-            world = self.shift + self.scale * (own - bend)
-        return replace(tree, nodes=world)
+        """Map a template tree to the patient's frame, its nodes moved a little at random."""
+        jitter = np.random.default_rng([self.tree_seed, part]).normal(
+            0, self.jitter, tree.nodes.shape
+        )
+        template = tree.nodes + jitter
+        nodes = tree.nodes.copy()
+        for _ in range(4):  # inverts `to_template_frame`, whose waves are gentle
+            bend = np.stack(self.waves((nodes[:, 0], nodes[:, 1], nodes[:, 2])), 1)
+            nodes = self.shift + self.scale * (template - bend)
+        return replace(tree, nodes=nodes)
+
+
+def _wave(points: NDArray[np.floating], phase: float) -> NDArray[np.floating]:
+    return np.asarray(np.sin(2 * np.pi * points / 300 + phase))
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient on one grid, everything of shape (X,Y,Z).
+    """One patient on one grid; every array is (X, Y, Z).
 
-    `hu` is without effects; `share` is the parenchyma's of a voxel, 0 outside labels 1 and 2;
-    `height` and `front` go from 0 to 1 over the lungs' own extent; `depth` is the distance to the
-    pleura in mm.
+    Attributes:
+        labels: 0 background, 1 left lung, 2 right lung, 3 airway.
+        hu: CT without effects, offset and noise.
+        share: Share of lung parenchyma in each voxel, 0 outside labels 1 and 2.
+        height: 0 to 1 from the bottom to the top of the lungs.
+        front: 0 to 1 from the back to the front of the lungs.
+        depth: Distance to the pleura, mm.
     """
 
     labels: NDArray[np.uint8]
@@ -101,78 +137,81 @@ class Anatomy:
     depth: Array
 
 
-def voxel_axes(
-    size: tuple[int, int, int], spacing: tuple[float, float, float]
-) -> tuple[Array, Array, Array]:
-    """Voxel centres in mm, the origin in the middle of the field of view."""
+def voxel_axes(size: tuple[int, int, int], spacing: tuple[float, float, float]) -> Axes:
+    """Return voxel centres along each axis in mm, the origin in the middle of the field of view."""
     x, y, z = (
-        ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32)
-        for n, s in zip(size, spacing, strict=True)
+        ((np.arange(n) - (n - 1) / 2) * side).astype(np.float32)
+        for n, side in zip(size, spacing, strict=True)
     )
     return x, y, z
 
 
 def _radial(x: Array, y: Array, a: Array | float, b: Array | float, power: float = 2.0) -> Array:
-    """Distance in mm, along the ray from the middle, to a superellipse with half axes a, b;
-    negative inside.
+    """Return the distance along the ray from the origin to a superellipse with half axes a, b.
+
+    In mm, negative inside.
     """
     norm = (np.abs(x / a) ** power + np.abs(y / b) ** power) ** (1 / power)
     return np.hypot(x, y) * (1 - 1 / np.maximum(norm, 1e-3))
 
 
 def _thorax(x: Array, y: Array, z: Array) -> Array:
-    """Distance to the inner wall of the rib cage."""
-    wide = np.sqrt(np.clip(1 - ((z + 48) / 170) ** 2, 0.004, 1))
-    return _radial(x, y + 4, 128 * wide, np.asarray(94 * wide**0.8, np.float32), 2.2)
+    """Return the distance to the inner wall of the rib cage, mm, negative inside."""
+    width = np.sqrt(np.clip(1 - ((z + 48) / 170) ** 2, 0.004, 1))
+    return _radial(x, y + 4, 128 * width, np.asarray(94 * width**0.8, np.float32), 2.2)
 
 
-def _ball(
-    x: Array, y: Array, z: Array, centre: tuple[float, ...], radii: tuple[float, ...]
+def _ellipsoid(
+    points: Axes, centre: tuple[float, float, float], radii: tuple[float, float, float]
 ) -> Array:
-    """Distance to an ellipsoid, approximately, mm; negative inside."""
-    norm = np.sqrt(
-        sum(((p - c) / r) ** 2 for p, c, r in zip((x, y, z), centre, radii, strict=True))
-    )
-    return np.asarray((norm - 1) * min(radii))
+    """Return the approximate distance to an ellipsoid, mm, negative inside."""
+    squares = (((p - c) / r) ** 2 for p, c, r in zip(points, centre, radii, strict=True))
+    return np.asarray((np.sqrt(sum(squares)) - 1) * min(radii))
 
 
-def _organs(patient: PhantomPatient, x: Array, y: Array, z: Array) -> dict[str, Array]:
-    """Distances to what the lungs leave free, mm; negative inside."""
-    h = patient.heart
+def _organs(patient: PhantomPatient, points: Axes) -> dict[str, Array]:
+    """Return the distance to each organ that the lungs leave free, mm, negative inside."""
+    x, y, z = points
+    size = patient.heart
     left, right = patient.domes
     top = np.where(x > 0, right, left)
     fall = ((np.abs(x) - 66) / 75) ** 2 + ((y - 12) / 95) ** 2
-    arch = _ball(x, y, z, (-12, -16, 62), (20, 40, 15))
-    aorta = np.where(z < 62, np.hypot(x + 20, y + 46) - 13, 99)
+    arch = _ellipsoid(points, (-12, -16, 62), (20, 40, 15))
+    descending = np.where(z < 62, np.hypot(x + 20, y + 46) - 13, 99)
     return {
-        "heart": _ball(x, y, z, (-31, 24, -50), (62 * h, 50 * h, 58 * h)),
-        "aorta": np.minimum(arch, aorta),
+        "heart": _ellipsoid(points, (-31, 24, -50), (62 * size, 50 * size, 58 * size)),
+        "aorta": np.minimum(arch, descending),
         "middle": _radial(x, y, 23 + 6 * np.exp(-(((z - 15) / 45) ** 2)), 112),
         "spine": _radial(x, y + 76, 25, 30),
         "belly": z - np.maximum(top - 60 * fall, -128),
     }
 
 
-def _lungs(patient: PhantomPatient, x: Array, y: Array, z: Array) -> NDArray[np.bool_]:
-    free = np.minimum.reduce(list(_organs(patient, x, y, z).values()))
-    return (_thorax(x, y, z) < 0) & (free > 2)
+def _lungs(patient: PhantomPatient, points: Axes) -> NDArray[np.bool_]:
+    free = np.minimum.reduce(list(_organs(patient, points).values()))
+    return (_thorax(*points) < 0) & (free > 2)
 
 
 def _well_inside(points: NDArray[np.float64], side: str) -> NDArray[np.bool_]:
-    """Whether points (N,3) lie some mm inside a lung of the unvaried chest."""
-    chest = PhantomPatient(np.ones(3), np.zeros(3), np.zeros((3, 3)))
+    """Return whether points (N, 3) lie some mm inside a lung of the unvaried chest."""
+    chest = PhantomPatient.template()
     inside = (points[:, 0] < 0) == (side == "left")
     for step in np.concatenate([np.eye(3), -np.eye(3)]) * 9:
         x, y, z = (points + step).T
-        inside &= _lungs(chest, x, y, z)
+        inside &= _lungs(chest, (x, y, z))
     return inside
 
 
-def _body(
-    patient: PhantomPatient, own: tuple[Array, Array, Array], organs: dict[str, Array], voxel: float
-) -> Array:
-    """The chest without lungs, HU."""
-    x, y, z = own
+def _body(patient: PhantomPatient, points: Axes, organs: dict[str, Array], voxel: float) -> Array:
+    """Return the chest without lungs, HU.
+
+    Args:
+        patient: The patient.
+        points: Voxel centres in the template frame.
+        organs: Distances of `_organs`.
+        voxel: Mean voxel side in mm, over which edges are spread.
+    """
+    x, y, z = points
     wall = _thorax(x, y, z)
     hu = np.full(np.broadcast_shapes(x.shape, y.shape), AIR_HU, np.float32)
 
@@ -198,35 +237,33 @@ def _body(
 
 
 def _ribs(x: Array, y: Array, z: Array) -> Array:
-    """Distance to the slanted bands in which the ribs run, mm."""
+    """Return the distance to the slanted bands in which the ribs run, mm, negative inside."""
     return np.where(np.abs(x) > 18, np.abs(np.mod(z + 0.5 * y, 27) - 13.5) - 5, 99)
 
 
-def _unit(axis: Array, lungs: NDArray[np.bool_], number: int) -> Array:
-    """Voxel centres along an axis as 0 to 1 over the lungs' own extent, broadcastable to the
-    grid.
+def _relative_position(centres: Array, lungs: NDArray[np.bool_], axis: int) -> Array:
+    """Return voxel centres along an axis as 0 to 1 over the extent of the lungs.
+
+    The result can be broadcast to the grid.
     """
-    found = np.flatnonzero(lungs.any(tuple(i for i in range(3) if i != number)))
-    low, high = axis[found[0]], axis[found[-1]]
+    occupied = np.flatnonzero(lungs.any(tuple({0, 1, 2} - {axis})))
+    low = centres[occupied[0]]
+    high = centres[occupied[-1]]
+    position = np.clip((centres - low) / max(float(high - low), 1.0), 0, 1)
     shape = [1, 1, 1]
-    shape[number] = -1
-    return np.asarray(
-        np.clip((axis - low) / max(float(high - low), 1.0), 0, 1), np.float32
-    ).reshape(shape)
+    shape[axis] = -1
+    return np.asarray(position, np.float32).reshape(shape)
 
 
-def _parenchyma(
-    labels: NDArray[np.uint8], height: Array, front: Array, axes: tuple[Array, Array, Array]
-) -> Array:
-    """HU of lung tissue at every place: gravity, the haze round the hila, and broad differences
-    between zones.
-    """
+def _parenchyma(labels: NDArray[np.uint8], height: Array, front: Array, axes: Axes) -> Array:
+    """Return HU of lung tissue: gravity, the haze round the hila, and differences of zones."""
     hu = np.zeros(labels.shape, np.float32)
     for label, sign in ((LEFT, -1), (RIGHT, 1)):
         lung = labels == label
         if not lung.any():
             continue
-        across = _unit(axes[0] * sign, lung, 0)  # 0 beside the heart, 1 at the chest wall
+        # 0 beside the heart, 1 at the chest wall
+        across = _relative_position(axes[0] * sign, lung, 0)
         wave = np.sin(2 * np.pi * (1.6 * height + 0.5 * across)) * np.cos(
             2 * np.pi * (1.3 * front - 0.4 * across)
         )
@@ -240,46 +277,42 @@ def _parenchyma(
 def build_anatomy(
     patient: PhantomPatient, size: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> Anatomy:
-    """One patient's chest on a grid; the lungs may be empty where the field of view misses them."""
+    """Return one patient's chest on a grid.
+
+    The lungs may be empty, where the field of view misses them.
+    """
     axes = voxel_axes(size, spacing)
-    own = patient.to_template_frame(np.meshgrid(*axes, indexing="ij", sparse=True))
-    organs = _organs(patient, *own)
-    airways, arteries = (
-        patient.place(t, i) for i, t in enumerate(trees.template_trees(_well_inside))
-    )
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    points = patient.to_template_frame((x, y, z))
+    organs = _organs(patient, points)
+    template_airways, template_arteries = trees.template_trees(_well_inside)
+    airways = patient.place(template_airways, 0)
+    arteries = patient.place(template_arteries, 1)
     lumen = trees.draw_tree(airways, axes)
-    thick = arteries.radius > LARGE_MM
-    trunk = trees.draw_tree(
-        replace(arteries, pairs=arteries.pairs[thick], radius=arteries.radius[thick]), axes
-    )
-    lungs = _lungs(patient, *own)
-    labels = np.where(lungs & (trunk < 0.5), np.where(own[0] < 0, LEFT, RIGHT), 0).astype(np.uint8)
+    trunk = trees.draw_tree(arteries.thicker_than(MAX_MASKED_ARTERY_MM), axes)
+    lungs = _lungs(patient, points)
+    side = np.where(points[0] < 0, LEFT, RIGHT)
+    labels = np.where(lungs & (trunk < 0.5), side, 0).astype(np.uint8)
     labels[lumen > 0.5] = AIRWAY
     tissue = (labels == LEFT) | (labels == RIGHT)
     if not tissue.any():
-        return _empty(labels)
-    height, front = _unit(axes[2], tissue, 2), _unit(axes[1], tissue, 1)
+        nothing = np.zeros(labels.shape, np.float32)
+        return Anatomy(labels, nothing, nothing, nothing, nothing, nothing)
+    height = _relative_position(axes[2], tissue, 2)
+    front = _relative_position(axes[1], tissue, 1)
 
-    fine = np.maximum(
-        trees.draw_tree(arteries, axes), trees.draw_tree(airways, axes, extra=0.7) - lumen
-    )
-    fine = np.clip(fine, 0, 1)
+    bronchial_walls = trees.draw_tree(airways, axes, wall=0.7) - lumen
+    fine = np.clip(np.maximum(trees.draw_tree(arteries, axes), bronchial_walls), 0, 1)
     lung_hu = _parenchyma(labels, height, front, axes)
     lung_hu = lung_hu + fine * (BLOOD_HU - lung_hu)
     filled = ndimage.gaussian_filter((tissue | (lumen > 0.5)).astype(np.float32), BLUR)
-    voxel = float(np.mean(spacing))
-    hu = _body(patient, own, organs, voxel)
+    hu = _body(patient, points, organs, float(np.mean(spacing)))
     hu += filled * (lung_hu - hu)
     hu += np.where(tissue, np.minimum(lumen, 0.5), lumen) * (AIR_HU - hu)
     share = np.where(tissue, filled * (1 - fine) * (1 - lumen), 0)
     depth = ndimage.distance_transform_edt(lungs, spacing)
-    full = [
-        np.ascontiguousarray(np.broadcast_to(a, size), np.float32)
-        for a in (hu, share, height, front, depth)
-    ]
-    return Anatomy(labels, *full)
-
-
-def _empty(labels: NDArray[np.uint8]) -> Anatomy:
-    nothing = np.zeros(labels.shape, np.float32)
-    return Anatomy(labels, nothing, nothing, nothing, nothing, nothing)
+    maps = (
+        np.ascontiguousarray(np.broadcast_to(values, size), np.float32)
+        for values in (hu, share, height, front, depth)
+    )
+    return Anatomy(labels, *maps)

@@ -1,4 +1,4 @@
-"""The table of planted effects: what a clinical row adds to lung parenchyma, in HU and where."""
+"""The table of planted effects: change of lung parenchyma in HU, and its place, by attribute."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from util.cli import UserError, format_list
 
 Array = NDArray[np.float32]
 DEFAULT_FILE = Path(__file__).parents[1] / "effects" / "phantom.yaml"
-LIMIT_HU = 500.0  # of a mean; far larger ones are typing errors
+MAX_EFFECT_HU = 500.0  # of a mean; far larger ones are typing errors
 
 
-def _step(at: Array, middle: float, width: float) -> Array:
-    return np.asarray(1 / (1 + np.exp((middle - at) / width)), np.float32)
+def _step(position: Array, middle: float, width: float) -> Array:
+    return np.asarray(1 / (1 + np.exp((middle - position) / width)), np.float32)
 
 
 FACTORS: dict[str, Callable[[Anatomy], Array]] = {
@@ -38,41 +38,74 @@ FACTORS: dict[str, Callable[[Anatomy], Array]] = {
 
 @dataclass(frozen=True)
 class EffectTerm:
-    """`hu` on average over the lungs' voxels, spread as `pattern`."""
+    """One effect.
+
+    Attributes:
+        hu: Mean over the lungs' voxels.
+        pattern: Names of `FACTORS` that are multiplied, joined by "_".
+    """
 
     hu: float
     pattern: str
 
     def field(self, anatomy: Anatomy) -> Array:
-        """The change in HU, shape (X,Y,Z); 0 outside the parenchyma."""
-        spread = (
-            np.prod([FACTORS[f](anatomy) for f in self.pattern.split("_")], axis=0) * anatomy.share
-        )
-        mean = float(spread.sum()) / max(int((anatomy.share > 0).sum()), 1)
-        return np.asarray(spread * (self.hu / mean if mean > 0 else 0.0), np.float32)
+        """Return the change in HU (X, Y, Z); 0 outside the parenchyma."""
+        factors = [FACTORS[name](anatomy) for name in self.pattern.split("_")]
+        weights = np.prod(factors, axis=0) * anatomy.share
+        mean = float(weights.sum()) / max(int((anatomy.share > 0).sum()), 1)
+        return np.asarray(weights * (self.hu / mean if mean > 0 else 0.0), np.float32)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The effect of a number.
+
+    Attributes:
+        term: Effect per unit.
+        reference: Number without an effect.
+    """
+
+    term: EffectTerm
+    reference: float = 0.0
+
+    def at(self, number: float) -> EffectTerm:
+        """Return the effect of a number."""
+        return EffectTerm(self.term.hu * (number - self.reference), self.term.pattern)
 
 
 @dataclass(frozen=True)
 class PlantedEffects:
-    """Planted effects: `levels[column][value]`, `slopes[column] = (term per unit, reference)`."""
+    """All planted effects.
+
+    Attributes:
+        levels: Effects by column and value.
+        slopes: Effects of numbers by column.
+        null_column: A column meant to have no effect.
+        raw: The table as it was read, for the cohort's record.
+    """
 
     levels: Mapping[str, Mapping[str, EffectTerm]]
-    slopes: Mapping[str, tuple[EffectTerm, float]]
+    slopes: Mapping[str, Slope]
     null_column: str | None
-    raw: Mapping[str, Any]  # the table as it was read, for the cohort's record
+    raw: Mapping[str, Any]
 
     def terms(self, row: Mapping[str, str]) -> list[EffectTerm]:
-        """What a row adds; an empty cell adds nothing."""
-        found = [by_level[row[c]] for c, by_level in self.levels.items() if row.get(c) in by_level]
-        for column, (term, reference) in self.slopes.items():
+        """Return the effects of a row; an empty cell has none."""
+        terms = []
+        for column, by_level in self.levels.items():
+            if row.get(column) in by_level:
+                terms.append(by_level[row[column]])
+        for column, slope in self.slopes.items():
             if row.get(column):
-                found.append(EffectTerm(term.hu * (float(row[column]) - reference), term.pattern))
-        return [t for t in found if t.hu]
+                terms.append(slope.at(float(row[column])))
+        return [term for term in terms if term.hu]
 
 
 def load_effects(path: Path | None = None) -> PlantedEffects:
-    """The effects of a YAML file, the project's own by default; raises `UserError` where it breaks
-    the rules.
+    """Read the effects of a YAML file, the project's own by default.
+
+    Raises:
+        UserError: The file cannot be read, or breaks the rules of `parse_effects`.
     """
     path = path or DEFAULT_FILE
     try:
@@ -87,45 +120,53 @@ def load_effects(path: Path | None = None) -> PlantedEffects:
 
 
 def parse_effects(raw: Any, source: str) -> PlantedEffects:
-    """Effects from plain values; `source` names their file in messages.
+    """Build effects from plain values; `source` names their file in messages.
 
     Raises:
-        UserError: An unknown column, level or pattern, a number that is none, or an effect on
-            `null_column`.
+        UserError: A column, level or pattern is unknown, a number is malformed, or `null_column`
+            has an effect.
     """
-    known = _table(raw, ("effects", "null_column"), source)
-    columns = _table(known.get("effects", {}), COLUMNS, f"{source}: effects")
-    levels, slopes = {}, {}
-    for column, entry in columns.items():
+    table = _check_mapping(raw, ("effects", "null_column"), source)
+    columns = _check_mapping(table.get("effects", {}), COLUMNS, f"{source}: effects")
+    levels: dict[str, dict[str, EffectTerm]] = {}
+    slopes = {}
+    for column, value in columns.items():
         where = f"{source}: effects of {column!r}"
-        entry = _table(entry, ("source", "levels", "per_unit"), where)
+        entry = _check_mapping(value, ("source", "levels", "per_unit"), where)
         if ("levels" in entry) == ("per_unit" in entry):
             has = format_list(list(entry)) or "nothing"
             raise UserError(f"{where} must have either `levels` or `per_unit`; it has {has}.")
         if "levels" in entry:
-            values = _table(entry["levels"], LEVELS.get(column, ()), f"{where}: levels")
-            levels[column] = {
-                v: _term(t, ("hu", "pattern"), f"{where}, level {v!r}")[0]
-                for v, t in values.items()
-            }
+            terms = _check_mapping(entry["levels"], LEVELS.get(column, ()), f"{where}: levels")
+            levels[column] = {}
+            for level, term in terms.items():
+                here = f"{where}, level {level!r}"
+                term = _check_mapping(term, ("hu", "pattern"), here)
+                levels[column][level] = _parse_term(term, here)
         elif column in NUMBERS:
-            slopes[column] = _term(entry["per_unit"], ("hu", "pattern", "reference"), where)
+            term = _check_mapping(entry["per_unit"], ("hu", "pattern", "reference"), where)
+            slopes[column] = Slope(
+                _parse_term(term, where), _parse_number(term, "reference", where)
+            )
         else:
             raise UserError(
                 f"{where}: `per_unit` is for numbers ({', '.join(NUMBERS)}); use `levels`."
             )
-    null = known.get("null_column")
-    if null is not None and null not in COLUMNS:
+    null_column = table.get("null_column")
+    if null_column is not None and null_column not in COLUMNS:
         raise UserError(
-            f"{source}: null_column is {null!r}; it must be one of: {format_list(list(COLUMNS), 20)}."
+            f"{source}: null_column is {null_column!r}; it must be one of: "
+            f"{format_list(list(COLUMNS), 20)}."
         )
-    if null in columns:
-        raise UserError(f"{source}: {null!r} is the null_column, so it must not have effects.")
-    return PlantedEffects(levels, slopes, null, raw)
+    if null_column in columns:
+        raise UserError(
+            f"{source}: {null_column!r} is the null_column, so it must not have effects."
+        )
+    return PlantedEffects(levels, slopes, null_column, raw)
 
 
-def _table(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
-    """A mapping whose names are all allowed."""
+def _check_mapping(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
+    """Return a mapping whose names are all allowed; raise `UserError` for another value."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a table of names and values; it is {value!r}.")
     for name in value:
@@ -136,30 +177,24 @@ def _table(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
     return value
 
 
-def _term(value: Any, names: tuple[str, ...], where: str) -> tuple[EffectTerm, float]:
-    entry = _table(value, names, where)
-    numbers = {"reference": 0.0}
-    for name in names:
-        if name == "pattern":
-            continue
-        number = entry.get(name)
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, (int, float))
-            or not np.isfinite(number)
-        ):
-            raise UserError(f"{where}: `{name}` must be a number; it is {number!r}.")
-        numbers[name] = float(number)
-    if abs(numbers["hu"]) > LIMIT_HU:
+def _parse_number(entry: Mapping[str, Any], name: str, where: str) -> float:
+    number = entry.get(name)
+    if isinstance(number, int | float) and not isinstance(number, bool) and np.isfinite(number):
+        return float(number)
+    raise UserError(f"{where}: `{name}` must be a number; it is {number!r}.")
+
+
+def _parse_term(entry: Mapping[str, Any], where: str) -> EffectTerm:
+    hu = _parse_number(entry, "hu", where)
+    if abs(hu) > MAX_EFFECT_HU:
         raise UserError(
-            f"{where}: `hu` must lie between -{LIMIT_HU:g} and {LIMIT_HU:g}; it is "
-            f"{numbers['hu']:g}."
+            f"{where}: `hu` must lie between -{MAX_EFFECT_HU:g} and {MAX_EFFECT_HU:g}; it is "
+            f"{hu:g}."
         )
     pattern = entry.get("pattern", "uniform")
-    for factor in str(pattern).split("_"):
-        if factor not in FACTORS:
-            allowed = ", ".join(FACTORS)
-            raise UserError(
-                f"{where}: pattern is {pattern!r}; use one or several, joined by _, of: {allowed}."
-            )
-    return EffectTerm(numbers["hu"], str(pattern)), numbers["reference"]
+    if not set(str(pattern).split("_")) <= set(FACTORS):
+        raise UserError(
+            f"{where}: pattern is {pattern!r}; use one or several, joined by _, of: "
+            f"{', '.join(FACTORS)}."
+        )
+    return EffectTerm(hu, str(pattern))

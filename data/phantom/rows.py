@@ -8,14 +8,16 @@ import numpy as np
 
 Row = dict[str, str]
 
-KEY, PATIENT = "File Name", "Mapping ID"
+KEY = "File Name"
+PATIENT = "Mapping ID"
 COLUMNS = (
-    KEY, PATIENT, "DIAGNOSIS", "label", "AGE", "SEX", "TYPE CTD", "SMOKING HISTORY", "CTD DIAG DATE", "PACK-YEARS",
-    "SMOKING HISTORY STOP DATE", "RISK OCCUPATIONAL", "RISK ENVIRONMENTAL", "RISK PRECIPITINS",
-    "FAMILIAL PF AND/OR RARE VARIANT", "TYPE CTD OTHER",
+    KEY, PATIENT, "DIAGNOSIS", "label", "AGE", "SEX", "TYPE CTD", "SMOKING HISTORY",
+    "CTD DIAG DATE", "PACK-YEARS", "SMOKING HISTORY STOP DATE", "RISK OCCUPATIONAL",
+    "RISK ENVIRONMENTAL", "RISK PRECIPITINS", "FAMILIAL PF AND/OR RARE VARIANT", "TYPE CTD OTHER",
 )  # fmt: skip
 YES_NO = ("No", "Yes")
-SMOKING, DIAGNOSIS = "SMOKING HISTORY", "DIAGNOSIS"
+SMOKING = "SMOKING HISTORY"
+DIAGNOSIS = "DIAGNOSIS"
 LEVELS: dict[str, tuple[str, ...]] = {
     SMOKING: ("Never smoker", "Ex smoker", "Current smoker"),
     DIAGNOSIS: ("HP", "CTD-ILD", "IPF"),
@@ -31,13 +33,12 @@ NUMBERS = ("AGE", "PACK-YEARS")
 OTHER_CTD = ("Sjogren syndrome", "Mixed connective tissue disease")
 AGES = (40, 90)
 YEAR = 365  # days; dates are days relative to the scan, as in AIIB23
-PARTNER = dict(
-    zip(LEVELS[SMOKING], LEVELS[DIAGNOSIS], strict=True)
-)  # the diagnosis that confounding gives a smoker
+# The diagnosis that confounding gives to a smoking history.
+CONFOUNDED_DIAGNOSIS = dict(zip(LEVELS[SMOKING], LEVELS[DIAGNOSIS], strict=True))
 
 
 def draw_rows(cases: Sequence[str], seed: int, confounding: float) -> dict[str, Row]:
-    """Complete rows; every attribute is drawn by itself, its levels equally often.
+    """Draw complete rows; attributes are independent, and their levels equally frequent.
 
     Args:
         cases: Ids, one row each.
@@ -47,23 +48,28 @@ def draw_rows(cases: Sequence[str], seed: int, confounding: float) -> dict[str, 
             number.
     """
     rng = np.random.default_rng([seed, 1])
-    drawn = {
-        c: rng.permutation(np.resize(v, len(cases))) for c, v in LEVELS.items() if c != "TYPE CTD"
-    }
+    drawn = {}
+    for column, levels in LEVELS.items():
+        if column != "TYPE CTD":
+            drawn[column] = rng.permutation(np.resize(levels, len(cases)))
     ages = rng.integers(AGES[0], AGES[1] + 1, len(cases))
-    coupled = rng.random(len(cases)) < confounding
+    confounded = rng.random(len(cases)) < confounding
     rows = {}
     for i, case in enumerate(cases):
-        row = dict.fromkeys(COLUMNS, "") | {c: str(v[i]) for c, v in drawn.items()}
-        row |= {KEY: case, PATIENT: f"P{i + 1:04d}", "AGE": str(ages[i])}
-        if coupled[i]:
-            row[DIAGNOSIS] = PARTNER[row[SMOKING]]
-        rows[case] = row | _details(row, np.random.default_rng([seed, 2, i]))
+        row = dict.fromkeys(COLUMNS, "")
+        row.update({column: str(values[i]) for column, values in drawn.items()})
+        row[KEY] = case
+        row[PATIENT] = f"P{i + 1:04d}"
+        row["AGE"] = str(ages[i])
+        if confounded[i]:
+            row[DIAGNOSIS] = CONFOUNDED_DIAGNOSIS[row[SMOKING]]
+        row.update(_draw_details(row, np.random.default_rng([seed, 2, i])))
+        rows[case] = row
     return rows
 
 
-def _details(row: Row, rng: np.random.Generator) -> Row:
-    """The cells that exist only for some patients."""
+def _draw_details(row: Row, rng: np.random.Generator) -> Row:
+    """Draw the cells that exist only for some patients."""
     cells: Row = {}
     age = int(row["AGE"])
     if row[SMOKING] != "Never smoker":
@@ -79,17 +85,13 @@ def _details(row: Row, rng: np.random.Generator) -> Row:
 
 
 def hide_cells(rows: dict[str, Row], share: float, seed: int) -> dict[str, Row]:
-    """The rows with a share of their filled cells emptied at random; the two ids stay."""
+    """Return the rows with a share of their filled cells emptied at random; the ids stay."""
     rng = np.random.default_rng([seed, 3])
-    filled = [
-        (case, c)
-        for case, row in rows.items()
-        for c in COLUMNS
-        if c not in (KEY, PATIENT) and row[c]
-    ]
-    gone = rng.permutation(len(filled))[: round(share * len(filled))]
+    filled = []
+    for case, row in rows.items():
+        filled += [(case, c) for c in COLUMNS if c not in (KEY, PATIENT) and row[c]]
     hidden = {case: dict(row) for case, row in rows.items()}
-    for i in gone:
+    for i in rng.permutation(len(filled))[: round(share * len(filled))]:
         case, column = filled[i]
         hidden[case][column] = ""
     return hidden

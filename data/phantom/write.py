@@ -1,6 +1,4 @@
-"""Makes a phantom cohort's folder: scans, masks, table, splits, and the record to render cases
-again.
-"""
+"""Writing of a phantom cohort: scans, masks, table, splits, and the record to render it again."""
 
 from __future__ import annotations
 
@@ -18,74 +16,88 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.phantom import effects as phantom_effects
+from data.cohort import IMAGES, MASKS
+from data.geometry import as_shape
 from data.phantom.anatomy import FIELD_MM, LEFT, RIGHT
 from data.phantom.cohort import RECORD, VERSION, PhantomCohort
-from data.phantom.effects import PlantedEffects
+from data.phantom.effects import PlantedEffects, load_effects
 from data.phantom.rows import COLUMNS, draw_rows, hide_cells
 from options.phantom_options import PhantomOptions
 from util.cli import UserError
-from util.files import claim_folder
+from util.files import claim_folder, write_json
 from util.records import same_settings
 
 log = logging.getLogger(__name__)
 
 UNFINISHED = "phantom.unfinished.json"
-FOLDERS = ("img", "gtlung")
+TABLE_FILE = "clinical.csv"
+SPLITS_FILE = "splits.json"
 
 
-def plan_phantom_cohort(
-    options: PhantomOptions, effects: PlantedEffects
-) -> tuple[PhantomCohort, dict[str, Any]]:
-    """The cohort that options ask for, and its record for `phantom.json`."""
+def plan_phantom_cohort(options: PhantomOptions, effects: PlantedEffects) -> PhantomCohort:
+    """Draw patients, rows and splits; raise `UserError` where no case is left to train on."""
     held_out = options.test_cases + options.val_cases
     if options.cases <= held_out:
         raise UserError(
             f"--cases is {options.cases}, but --test_cases and --val_cases take {held_out} of "
             f"them; none is left to train on. Give at least {held_out + 1}."
         )
-    cases = [f"phantom_{i + 1:03d}" for i in range(options.cases)]
-    train, test = options.cases - held_out, options.cases - options.val_cases
-    splits = {"train": cases[:train], "val": cases[test:], "test": cases[train:test]}
-    spacing = options.spacing or tuple(
-        round(f / n, 4) for f, n in zip(FIELD_MM, options.size, strict=True)
-    )
+    cases = tuple(f"phantom_{i + 1:03d}" for i in range(options.cases))
+    first_test = options.cases - held_out
+    first_val = options.cases - options.val_cases
+    spacing = options.spacing
+    if spacing is None:
+        x, y, z = (round(mm / n, 4) for mm, n in zip(FIELD_MM, options.size, strict=True))
+        spacing = (x, y, z)
     seeds = np.random.default_rng([options.seed, 0]).integers(2**53, size=len(cases))
-    settings = asdict(options) | {"spacing": spacing, "effects": effects.raw}
-    for not_a_setting in ("OUT", "overwrite"):
-        del settings[not_a_setting]
-    cohort = PhantomCohort(
+    return PhantomCohort(
         rows=draw_rows(cases, options.seed, options.confounding),
-        seeds=dict(zip(cases, map(int, seeds), strict=True)),
-        splits={k: tuple(v) for k, v in splits.items()},
-        size=options.size,
-        spacing=spacing,  # type: ignore[arg-type]
+        seeds=dict(zip(cases, seeds.tolist(), strict=True)),
+        splits={
+            "train": cases[:first_test],
+            "val": cases[first_val:],
+            "test": cases[first_test:first_val],
+        },
+        size=as_shape(options.size),
+        spacing=spacing,
         patient_sd=options.patient_sd,
         effects=effects,
     )
+
+
+def _cohort_record(cohort: PhantomCohort, options: PhantomOptions) -> dict[str, Any]:
+    """Return the content of `phantom.json`, as JSON brings it back."""
+    settings = asdict(options) | {"spacing": cohort.spacing, "effects": cohort.effects.raw}
+    for name in ("OUT", "overwrite"):  # they do not change the cohort
+        del settings[name]
     record = {
         "version": VERSION,
         "settings": settings,
-        "splits": splits,
+        "splits": cohort.splits,
         "seeds": cohort.seeds,
         "rows": cohort.rows,
     }
-    return cohort, json.loads(json.dumps(record))
+    plain: dict[str, Any] = json.loads(json.dumps(record))
+    return plain
 
 
 def make_phantom_cohort(options: PhantomOptions) -> Path:
-    """Writes a cohort (img/, gtlung/, clinical.csv, splits.json, and at last phantom.json), or
-    finds it already there.
+    """Write a cohort (img/, gtlung/, clinical.csv, splits.json, and at last phantom.json).
+
+    A folder that holds this very cohort already is left as it is.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: Settings that contradict each other, a folder that holds something else, or no
-            space.
+        UserError: Settings contradict each other, the folder holds something else, or the disk is
+            full.
     """
-    cohort, record = plan_phantom_cohort(
-        options, phantom_effects.load_effects(Path(options.effects) if options.effects else None)
-    )
+    effects = load_effects(Path(options.effects) if options.effects else None)
+    cohort = plan_phantom_cohort(options, effects)
+    record = _cohort_record(cohort, options)
     out = Path(options.OUT)
-    if _finished(out, record, options.overwrite):
+    if _is_finished(out, record, options.overwrite):
         log.info("%s already holds this cohort: nothing to do.", out)
         return out
     if not {LEFT, RIGHT} <= set(np.unique(cohort.render(cohort.case_ids[0]).mask).tolist()):
@@ -93,71 +105,74 @@ def make_phantom_cohort(options: PhantomOptions) -> Path:
             f"--spacing {cohort.spacing} mm and --size {cohort.size} miss the lungs. Leave "
             "--spacing out."
         )
+    train = {case: cohort.rows[case] for case in cohort.splits["train"]}
+    rows = {**cohort.rows, **hide_cells(train, options.missing, options.seed)}
     try:
         _clear(out)
-        _write(cohort, record, out, options)
+        _write(cohort, rows, record, out)
     except OSError as error:
-        where = error.filename or out
         raise UserError(
-            f"{where} cannot be written: {error.strerror}. Make room, or choose another OUT."
+            f"{error.filename or out} cannot be written: {error.strerror}. Make room, or choose "
+            "another OUT."
         ) from None
     return out
 
 
-def _finished(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether `out` holds this very cohort; raises `UserError` where it holds something that must
-    not be replaced.
+def _is_finished(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
+    """Return whether `out` holds this very cohort.
+
+    Raises:
+        UserError: It holds something that must not be replaced.
     """
     if not claim_folder(out, [RECORD, UNFINISHED], overwrite=True, flag="OUT"):
         return False
-    kept = next(out / name for name in (RECORD, UNFINISHED) if (out / name).is_file())
+    path = out / RECORD
+    is_complete = path.is_file()
+    if not is_complete:
+        path = out / UNFINISHED
     try:
-        stored = json.loads(kept.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         stored = {}
-    same = stored == record
-    files = [out / folder / f"{case}.nii.gz" for folder in FOLDERS for case in record["rows"]]
-    if (
-        same
-        and kept.name == RECORD
-        and all(f.is_file() for f in [*files, out / "clinical.csv", out / "splits.json"])
-    ):
-        return True
-    if not same:
-        before, now = (
-            {"version": r.get("version"), **r.get("settings", {})} for r in (stored, record)
-        )
+    if stored != record:
+        before = {"version": stored.get("version"), **stored.get("settings", {})}
+        now = {"version": VERSION, **record["settings"]}
         same_settings(before, now, out, overwrite, "OUT")
-    return False
+        return False
+    files = [out / TABLE_FILE, out / SPLITS_FILE]
+    for case in record["rows"]:
+        files += [out / IMAGES / f"{case}.nii.gz", out / MASKS / f"{case}.nii.gz"]
+    return is_complete and all(file.is_file() for file in files)
 
 
 def _clear(out: Path) -> None:
-    """Takes away what an earlier `make` wrote, its record first."""
-    for name in (RECORD, UNFINISHED, "clinical.csv", "splits.json"):
+    """Remove the files of an earlier cohort, its record first."""
+    for name in (RECORD, UNFINISHED, TABLE_FILE, SPLITS_FILE):
         (out / name).unlink(missing_ok=True)
-    for name in FOLDERS:
+    for name in (IMAGES, MASKS):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
 
 
 def _write(
-    cohort: PhantomCohort, record: Mapping[str, Any], out: Path, options: PhantomOptions
+    cohort: PhantomCohort,
+    rows: Mapping[str, Mapping[str, str]],
+    record: Mapping[str, Any],
+    out: Path,
 ) -> None:
-    for name in FOLDERS:
+    """Write all files; the record gets its name last, so that a killed run is not taken for one."""
+    for name in (IMAGES, MASKS):
         (out / name).mkdir(parents=True)
-    unfinished = out / UNFINISHED
-    unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    train = {c: dict(cohort.rows[c]) for c in cohort.splits["train"]}
-    table = {**cohort.rows, **hide_cells(train, options.missing, options.seed)}
-    pd.DataFrame([table[c] for c in cohort.case_ids], columns=list(COLUMNS)).to_csv(
-        out / "clinical.csv", index=False
-    )
-    (out / "splits.json").write_text(json.dumps(cohort.splits, indent=1), encoding="utf-8")
+    write_json(out / UNFINISHED, record)
+    table = pd.DataFrame([rows[case] for case in cohort.case_ids], columns=list(COLUMNS))
+    table.to_csv(out / TABLE_FILE, index=False)
+    write_json(out / SPLITS_FILE, cohort.splits)
     for case in tqdm(cohort.case_ids, "phantoms", unit="case"):
         scan = cohort.render(case)
-        _save(np.rint(scan.hu).astype(np.int16), scan.affine, out / "img" / f"{case}.nii.gz")
-        _save(scan.mask, scan.affine, out / "gtlung" / f"{case}.nii.gz")
-    unfinished.replace(out / RECORD)
+        hu = np.rint(scan.hu).astype(np.int16)
+        _save(hu, scan.affine, out / IMAGES / f"{case}.nii.gz")
+        _save(scan.mask, scan.affine, out / MASKS / f"{case}.nii.gz")
+    (out / UNFINISHED).replace(out / RECORD)
 
 
 def _save(array: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:

@@ -181,7 +181,7 @@ def free_text_variants(
         intervention: The column and its values.
     """
     column = template[intervention.column]
-    stays = [not column.words(phrase.text) for phrase in prompt]
+    stays = [not column.matches_phrase(phrase.text) for phrase in prompt]
     first = stays.index(False) if False in stays else len(prompt)
     before = [phrase for phrase, keep in zip(prompt[:first], stays[:first], strict=True) if keep]
     after = [phrase for phrase, keep in zip(prompt[first:], stays[first:], strict=True) if keep]

@@ -146,7 +146,7 @@ class Column:
             return f"{self.name} is {value}"
         return pattern.replace("{value}", value).replace("{unit}", self.unit)
 
-    def words(self, phrase: str) -> bool:
+    def matches_phrase(self, phrase: str) -> bool:
         """Whether a phrase of a free text is a wording of this column, whatever its value."""
         patterns = [f"{self.name} is {{value}}", self.phrase, *self.phrases.values()]
         text = normalise_phrase(phrase)

@@ -17,7 +17,7 @@ import pytest
 from data import checks
 from data.cohort import Cohort, natural_key
 from data.load_cohort import load_cohort
-from data.splits import make_splits, read_splits, save_splits
+from data.splits import draw_splits, read_splits, save_splits
 from data.table import find_table, read_table
 from options.base_options import DataOptions
 from util.cli import UserError
@@ -88,9 +88,9 @@ def test_masks_alone(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "every case is in every split" in caplog.text
 
 
-def test_without_a_table_nothing_is_known(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_table_rows_are_empty(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "clinical.csv").unlink()
-    assert loaded(root).cases[0].row == {} and "nothing is known" in caplog.text
+    assert loaded(root).cases[0].row == {} and "all prompts are empty" in caplog.text
 
 
 # --- bad input: what is done to the folder, and what the message must say
@@ -159,7 +159,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "half labels": (
         _put(MASK, labels() * np.float32(0.5)),
-        r"case2\.nii\.gz holds .* no whole labels.*0\.5",
+        r"case2\.nii\.gz holds labels that are not integers.*0\.5",
     ),
     "negative label": (
         _put(MASK, labels().astype(np.int16) - 1),
@@ -274,18 +274,11 @@ def test_rows_and_scans_that_do_not_meet(root: Path, caplog: pytest.LogCaptureFi
 def test_checks_are_remembered(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, cache = DataOptions(dataroot=str(root)), tmp_path / "cache"
     first = load_cohort(options, cache=cache)
-    monkeypatch.setattr(checks, "load", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(checks, "load_volume", lambda path: pytest.fail(f"{path} is read again"))
     assert load_cohort(options, cache=cache) == first
     monkeypatch.undo()
     save(root / "gtlung" / "case1.nii.gz", labels() * np.uint8(2))
-    assert load_cohort(options, cache=cache).labels == (
-        0,
-        1,
-        2,
-        3,
-        4,
-        6,
-    )  # a changed file is read anew
+    assert load_cohort(options, cache=cache).labels == (0, 1, 2, 3, 4, 6)  # the file changed
     (cache / "checks.json").write_text("{broken")
     assert load_cohort(options, cache=cache).labels == (0, 1, 2, 3, 4, 6)
 
@@ -293,7 +286,7 @@ def test_checks_are_remembered(root: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_an_empty_mask_is_only_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(root / "gtlung" / "case4.nii.gz", labels() * np.uint8(0))
     assert loaded(root).labels == (0, 1, 2, 3)
-    assert "1 masks hold nothing but background: case4.nii.gz" in caplog.text
+    assert "1 masks hold only background: case4.nii.gz" in caplog.text
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -338,12 +331,12 @@ def test_spreadsheets_read_as_they_look(tmp_path: Path) -> None:
 def test_splits_by_patient() -> None:
     cases = [f"c{k}" for k in range(100)]
     patients = {case: f"p{k // 4}" for k, case in enumerate(cases)}
-    splits = make_splits(cases, 3, patients)
+    splits = draw_splits(cases, 3, patients)
     owners = [{patients[case] for case in members} for members in splits.values()]
     assert not owners[0] & owners[1] and not owners[0] & owners[2] and not owners[1] & owners[2]
     assert sorted(case for members in splits.values() for case in members) == sorted(cases)
     assert [len(members) for members in splits.values()] == [84, 8, 8]
-    assert splits == make_splits(cases, 3, patients) != make_splits(cases, 4, patients)
+    assert splits == draw_splits(cases, 3, patients) != draw_splits(cases, 4, patients)
 
 
 def test_splits_file_is_obeyed(
@@ -365,13 +358,13 @@ def test_splits_file_is_obeyed(
         loaded(root, patient_column="Patient")
     assert loaded(root).splits["test"] == ("case2",)
     with pytest.raises(
-        UserError, match=r"--patient_column 'Nobody' is no column.*Patient, AGE, SMOKING"
+        UserError, match=r"--patient_column 'Nobody' is not a column.*Patient, AGE, SMOKING"
     ):
         loaded(root, patient_column="Nobody")
 
 
 def test_few_cases_are_in_every_split(caplog: pytest.LogCaptureFixture) -> None:
-    assert make_splits(["a", "b"], 0) == {
+    assert draw_splits(["a", "b"], 0) == {
         "train": ("a", "b"),
         "val": ("a", "b"),
         "test": ("a", "b"),

@@ -229,7 +229,7 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         VolumeDataset(cases, LABELS, DataOptions())[2]
     write_like(path, labels * 0.5, path, np.float32)
-    with pytest.raises(UserError, match=r"c2\.nii\.gz holds values that are no whole labels"):
+    with pytest.raises(UserError, match=r"c2\.nii\.gz holds labels that are not integers"):
         VolumeDataset(cases, LABELS, DataOptions())[2]
 
 
@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_nothing_half(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.np, "save", full)
+    monkeypatch.setattr(np, "save", full)
     with pytest.raises(
         UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"
     ):

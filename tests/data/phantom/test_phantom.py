@@ -204,7 +204,7 @@ def test_patient_sd_moves_whole_lungs(cohort: PhantomCohort) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("Smoking", "Yes", "no column"),
+        ("Smoking", "Yes", "not a column"),
         ("DIAGNOSIS", "COPD", "IPF"),
         ("AGE", "old", "number"),
         ("AGE", "nan", "number"),
