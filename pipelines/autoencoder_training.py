@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +20,12 @@ from tqdm import tqdm
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
-from models.networks.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder, config_file
+from models.networks.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    build_autoencoder,
+    config_file,
+)
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
 from options.base_options import TextOptions
 from util.cli import UserError, is_main_process
@@ -28,14 +34,21 @@ from util.training.devices import make_accelerator
 
 log = logging.getLogger(__name__)
 
-MEASURED = 16  # batches from which the latents' mean and SD, and the error, are taken
+EVALUATION_BATCHES = 16  # for mean and SD of the latents, and for the error
+MIN_STD = 1e-6
+
+Batch = Mapping[str, Any]
 
 
-def describe(options: AutoencoderCommand) -> AutoencoderConfig:
-    """What is built; raises `UserError` for patches that it cannot halve often enough."""
+def make_config(options: AutoencoderCommand) -> AutoencoderConfig:
+    """Describe the network that the options ask for.
+
+    Raises:
+        UserError: The sides of a patch are not multiples of the downsampling factor.
+    """
     o = options.autoencoder
     factor = 2 ** (len(o.channels) - 1)
-    if any(s % factor for s in options.patch.patch_size):
+    if any(side % factor for side in options.patch.patch_size):
         size = ",".join(map(str, options.patch.patch_size))
         raise UserError(
             f"--patch_size is {size}; with {len(o.channels)} resolutions (--channels) every side "
@@ -56,103 +69,128 @@ def describe(options: AutoencoderCommand) -> AutoencoderConfig:
     return AutoencoderConfig("AutoencoderKL", config, options.data.hu_window, channel_norm=True)
 
 
-def batches(
-    options: AutoencoderCommand, cohort: Cohort, cache: Path
-) -> Iterator[dict[str, Tensor]]:
-    """Training patches for all steps and the measurement after them."""
-    o, cases = options.autoencoder, cohort.split("train")
+def load_batches(options: AutoencoderCommand, cohort: Cohort, cache: Path) -> Iterator[Batch]:
+    """Return training patches for all steps, and for the evaluation after them.
+
+    Raises:
+        UserError: A training case without a scan.
+    """
+    o = options.autoencoder
+    cases = cohort.split("train")
     if missing := [case.id for case in cases if case.image is None]:
         raise UserError(f"Case {missing[0]} has no scan; an autoencoder learns from scans.")
-    dataset = PatchDataset(
-        cases,
-        {case.id: [] for case in cases},
-        cohort.labels,
-        PatchSettings(options.data, options.patch, TextOptions(), o.seed),
-        cache,
-    )
-    count = (o.max_steps + MEASURED) * o.batch_size
+    prompts: dict[str, list[str]] = {case.id: [] for case in cases}
+    settings = PatchSettings(options.data, options.patch, TextOptions(), o.seed)
+    dataset = PatchDataset(cases, prompts, cohort.labels, settings, cache)
+    count = (o.max_steps + EVALUATION_BATCHES) * o.batch_size
     return iter(patch_loader(dataset, 0, count, o.batch_size, workers=options.patch.num_workers))
 
 
-def loss_of(network: AutoencoderKL, batch: dict[str, Tensor], o: AutoencoderOptions) -> Tensor:
-    """Absolute error, labelled voxels weighted, and the Kullback-Leibler term."""
-    made, mean, sd = network(batch["image"])
-    weight = 1 + (o.label_weight - 1) * (1 - batch["mask"][:, :1])  # background is the first label
-    divergence = (
-        0.5 * (mean.square() + sd.square() - 2 * sd.clamp_min(1e-6).log() - 1).sum(1).mean()
-    )
-    return ((made - batch["image"]).abs() * weight).mean() + o.kl * divergence
+def autoencoder_loss(
+    network: AutoencoderKL, image: Tensor, mask: Tensor, options: AutoencoderOptions
+) -> Tensor:
+    """Absolute error, with labelled voxels weighted, and the Kullback-Leibler term.
+
+    Args:
+        network: Returns the reconstruction, and mean mu and SD sigma of the latents.
+        image: `(B, 1, X, Y, Z)` in [-1, 1].
+        mask: `(B, K, X, Y, Z)` one-hot, background first.
+        options: Weights of labels and of the Kullback-Leibler term.
+    """
+    reconstruction, mu, sigma = network(image)
+    weight = 1 + (options.label_weight - 1) * (1 - mask[:, :1])
+    error = ((reconstruction - image).abs() * weight).mean()
+    # KL(N(mu, sigma^2) || N(0, 1)), Kingma & Welling 2014, appendix B.
+    kl = 0.5 * (mu.square() + sigma.square() - 2 * sigma.clamp_min(1e-6).log() - 1)
+    return error + options.kl * kl.sum(1).mean()
 
 
-def fit(
+def fit_autoencoder(
     network: AutoencoderKL,
-    feed: Iterator[dict[str, Tensor]],
-    o: AutoencoderOptions,
+    batches: Iterator[Batch],
+    options: AutoencoderOptions,
     accelerator: Accelerator,
 ) -> None:
-    """Trains in place."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=o.lr)
+    """Train in place.
+
+    Raises:
+        UserError: The loss is not finite.
+    """
+    device = accelerator.device
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, o.lr, total_steps=o.max_steps, pct_start=0.1
+        optimizer, options.lr, total_steps=options.max_steps, pct_start=0.1
     )
-    for step in (
-        bar := tqdm(range(o.max_steps), desc="Training autoencoder", disable=not is_main_process())
-    ):
-        batch = {
-            k: v.to(accelerator.device) for k, v in next(feed).items() if isinstance(v, Tensor)
-        }
+    steps = tqdm(
+        range(options.max_steps), desc="Training autoencoder", disable=not is_main_process()
+    )
+    for step in steps:
+        batch = next(batches)
+        image = batch["image"].to(device)
+        mask = batch["mask"].to(device)
         with accelerator.autocast():
-            loss = loss_of(network, batch, o)
+            loss = autoencoder_loss(network, image, mask, options)
         if not torch.isfinite(loss):
             raise UserError(
                 f"The loss is {loss.item()} in step {step + 1}; lower --lr, or use --precision "
                 "fp32."
             )
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        steps.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
 
 
 @torch.no_grad()
-def measure(
+def evaluate_autoencoder(
     network: AutoencoderKL,
-    description: AutoencoderConfig,
-    feed: Iterator[dict[str, Tensor]],
+    config: AutoencoderConfig,
+    batches: Iterator[Batch],
     device: torch.device,
 ) -> tuple[AutoencoderConfig, float]:
-    """The description with the latents' mean and SD, and the mean absolute error in labelled
-    voxels, HU.
+    """Measure the latents and the error of the reconstruction.
+
+    Returns:
+        The config with mean and SD of each latent channel, and the mean absolute error in labelled
+        voxels, in HU.
     """
-    plain = Autoencoder(network, description, description.hu_window).to(device)
-    latents, errors = [], []
-    for batch in feed:
-        image, labelled = batch["image"].to(device), batch["mask"].to(device)[:, :1] == 0
-        latents.append(plain.encode(image))
-        errors.append((plain.decode(latents[-1]) - image)[labelled].abs())
-    found = torch.cat(latents).float()
-    low, high = description.hu_window
-    mean, std = found.mean((0, 2, 3, 4)).tolist(), found.std((0, 2, 3, 4)).clamp_min(1e-6).tolist()
-    whole = AutoencoderConfig(**{**asdict(description), "mean": tuple(mean), "std": tuple(std)})
-    return whole, float(torch.cat(errors).mean()) * (high - low) / 2
+    autoencoder = Autoencoder(network, config, config.hu_window).to(device)
+    latents = []
+    errors = []
+    for batch in batches:
+        image = batch["image"].to(device)
+        labelled = batch["mask"].to(device)[:, :1] == 0
+        z = autoencoder.encode(image)
+        latents.append(z)
+        errors.append((autoencoder.decode(z) - image)[labelled].abs())
+    z = torch.cat(latents).float()
+    mean = z.mean((0, 2, 3, 4)).tolist()
+    std = z.std((0, 2, 3, 4)).clamp_min(MIN_STD).tolist()
+    low, high = config.hu_window
+    error_hu = float(torch.cat(errors).mean()) * (high - low) / 2
+    return replace(config, mean=tuple(mean), std=tuple(std)), error_hu
 
 
-def save(network: AutoencoderKL, description: AutoencoderConfig, out: Path) -> None:
-    """Writes both files, each whole or not at all; the weights come last."""
+def save_autoencoder(network: AutoencoderKL, config: AutoencoderConfig, out: Path) -> None:
+    """Write both files; the weights come last."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    write_json(config_file(out), asdict(description))
-    with atomic_path(out) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
+    write_json(config_file(out), asdict(config))
+    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    with atomic_path(out) as temporary:
+        save_file(weights, temporary)
 
 
-def train(options: AutoencoderCommand) -> Path:
-    """Trains and saves what the options describe; returns the file, for `--autoencoder`.
+def train_autoencoder(options: AutoencoderCommand) -> Path:
+    """Train and save the autoencoder that the options describe.
+
+    Returns:
+        The file of weights, for `--autoencoder`.
 
     Raises:
-        UserError: A bad cohort, a file that is there already, sizes that do not fit.
+        UserError: A bad cohort, a file that exists already, or sizes that do not fit.
     """
     o = options.autoencoder
     out = Path(o.OUT)
@@ -160,23 +198,23 @@ def train(options: AutoencoderCommand) -> Path:
         raise UserError(f"OUT is {o.OUT!r}; it must name a file that ends in .safetensors.")
     for file in (out, config_file(out)):
         claim_file(file, o.overwrite, "OUT")
-    description = describe(options)
+    config = make_config(options)
     cohort = load_cohort(options.data, seed=o.seed)
     accelerator = make_accelerator(o.precision, o.gpu_ids)
     torch.manual_seed(o.seed)
-    network = build_autoencoder(description).to(accelerator.device)
+    network = build_autoencoder(config).to(accelerator.device)
     with ExitStack() as stack:
         cache = options.data.cache_dir or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="autoencoder_")
         )
-        feed = batches(options, cohort, Path(cache))
-        fit(network, feed, o, accelerator)
-        description, error = measure(network, description, feed, accelerator.device)
-    save(network, description, out)
+        batches = load_batches(options, cohort, Path(cache))
+        fit_autoencoder(network, batches, o, accelerator)
+        config, error_hu = evaluate_autoencoder(network, config, batches, accelerator.device)
+    save_autoencoder(network, config, out)
     log.info(
-        "Lungs and airways of training patches come back within %.1f HU (mean absolute error); "
-        "saved %s. Use it with --model latent_diffusion --autoencoder %s",
-        error,
+        "The mean absolute error in labelled voxels of training patches is %.1f HU. Saved %s; use "
+        "it with --model latent_diffusion --autoencoder %s",
+        error_hu,
         out,
         out,
     )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,30 @@ from models.text.clip import (
     retrieval,
 )
 from options.clip_options import ClipCommand, ClipOptions
-from util import phrasing as wording
 from util.cli import UserError, is_main_process
 from util.files import claim_folder, file_fingerprint, read_json
+from util.phrasing import join_phrases, strip_phrase
 from util.records import same_settings
 
 log = logging.getLogger(__name__)
 
 RECORD = "clip.json"
-
+VERSION = 1  # of the method; a CLIP of another version is trained again
 SENTENCE_EVERY = 4  # steps
-
-VERSION = 1  # of the method: a folder of another version is not used again
+MIN_PAIRS = 2
+MIN_TEXT_LENGTH = 128  # tokens that the text model takes at least
+MAX_SCALE = 100.0  # largest inverse temperature (Radford et al. 2021, section 2.5)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Volumes `image` `(N,1,X,Y,Z)`, `mask` `(N,K,X,Y,Z)`, and their prompts."""
+    """Volumes with their prompts.
+
+    Attributes:
+        image: `(N, 1, X, Y, Z)` in [-1, 1].
+        mask: `(N, K, X, Y, Z)`, shares of labels.
+        prompts: N prompts, none of them empty.
+    """
 
     image: Tensor
     mask: Tensor
@@ -56,69 +63,74 @@ class Pairs:
 
 
 def load_pairs(
-    cases: Sequence[Case], prompts: dict[str, Prompt], cohort: Cohort, options: ClipCommand
+    cases: Sequence[Case], prompts: Mapping[str, Prompt], cohort: Cohort, options: ClipCommand
 ) -> Pairs:
-    """The cases of which something is known, averaged down to `--clip_size` on reading."""
-    images, masks, known = [], [], [c for c in cases if prompts[c.id]]
-    for case in tqdm(known, desc="Reading volumes", disable=not is_main_process()):
+    """Read the cases that have a prompt, averaged down to `clip_size`.
+
+    Raises:
+        UserError: A case without a scan, or fewer than `MIN_PAIRS` cases.
+    """
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    described = [case for case in cases if prompts[case.id]]
+    for case in tqdm(described, desc="Reading volumes", disable=not is_main_process()):
         image, mask = load_case(case, None)
         if image is None:
             raise UserError(f"Case {case.id} has no scan; CLIP learns from scans and prompts.")
         unit = torch.from_numpy(to_unit(image.array, options.data.hu_window))[None].float()
-        masks.append(
-            F.adaptive_avg_pool3d(
-                one_hot(mask.array, cohort.labels, case.mask), options.clip.clip_size
-            )
-        )
+        labels = one_hot(mask.array, cohort.labels, case.mask)
         images.append(F.adaptive_avg_pool3d(unit, options.clip.clip_size))
-    if len(images) < 2:
+        masks.append(F.adaptive_avg_pool3d(labels, options.clip.clip_size))
+    if len(images) < MIN_PAIRS:
         raise UserError(
-            f"Only {len(images)} cases of {cohort.root} have a prompt; CLIP needs two at least."
+            f"Only {len(images)} cases of {cohort.root} have a prompt; CLIP needs at least "
+            f"{MIN_PAIRS}."
         )
-    return Pairs(torch.stack(images), torch.stack(masks), [prompts[c.id] for c in known])
+    return Pairs(torch.stack(images), torch.stack(masks), [prompts[c.id] for c in described])
 
 
-def pick(prompt: Prompt, rng: np.random.Generator) -> list[str]:
-    """The phrases of a prompt for one step: all, or as often some of them, in any order."""
+def draw_phrases(prompt: Prompt, rng: np.random.Generator) -> list[str]:
+    """Draw the phrases of a prompt for one step, in random order: in half of the steps all."""
     count = len(prompt) if rng.random() < 0.5 else rng.integers(1, len(prompt) + 1)
     return [prompt[i].text for i in rng.permutation(len(prompt))[:count]]
 
 
 class Clip(nn.Module):
-    """Both encoders and the temperature."""
+    """Volume encoder, text encoder and temperature.
+
+    Args:
+        texts: Sentences of the training prompts, for the tokenizer.
+        labels: K, channels of the one-hot mask.
+    """
 
     def __init__(self, texts: Sequence[str], labels: int) -> None:
         super().__init__()
-        longest = len(make_tokenizer(texts, 10**6)(max(texts, key=len))["input_ids"])
-        self.tokenizer = make_tokenizer(texts, max(128, 2 * longest))
+        unlimited = make_tokenizer(texts, 10**6)
+        longest = len(unlimited(max(texts, key=len))["input_ids"])
+        self.tokenizer = make_tokenizer(texts, max(MIN_TEXT_LENGTH, 2 * longest))
         self.text = make_text_model(self.tokenizer)
         self.volume = VolumeEncoder(labels)
+        # Logarithm of the inverse temperature.
         self.scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings `(N,C)`."""
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return embeddings `(N, C)` of N texts."""
         batch = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.scale.device)
-        return self.text(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).text_embeds
+        output = self.text(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return output.text_embeds
 
-    def sums(self, prompts: Sequence[Sequence[str]]) -> Tensor:
-        """Embeddings `(N,C)` as `--text_mode phrases` makes them: the sum over phrases, each
-        embedded by itself.
-        """
-        bare = [[wording.strip_phrase(p) for p in prompt] for prompt in prompts]
-        distinct = sorted({p for prompt in bare for p in prompt})
-        holds = torch.tensor(
-            [[prompt.count(p) for p in distinct] for prompt in bare], dtype=torch.float32
-        )
-        return holds.to(self.scale.device) @ self.texts(distinct)
+    def embed_phrases(self, prompts: Sequence[Sequence[str]]) -> Tensor:
+        """Return embeddings `(N, C)` of N prompts: the sum over phrases, as in mode `phrases`."""
+        stripped = [[strip_phrase(phrase) for phrase in prompt] for prompt in prompts]
+        distinct = sorted({phrase for prompt in stripped for phrase in prompt})
+        counts = [[prompt.count(phrase) for phrase in distinct] for prompt in stripped]
+        weights = torch.tensor(counts, dtype=torch.float32).to(self.scale.device)
+        return weights @ self.embed_texts(distinct)
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs on one thread: the tensors are so small that a second one costs more than it brings (up
-    to ten times).
-    """
+def single_thread() -> Iterator[None]:
+    """Limit torch to one thread: for tensors this small, a second one slows it up to ten times."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -127,108 +139,109 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def fit(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) -> float:
-    """Trains in place; the mean loss of the last tenth of the steps."""
+def fit_clip(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) -> float:
+    """Train in place; return the mean loss of the last tenth of the steps.
+
+    Raises:
+        UserError: The loss is not finite.
+    """
     rng = np.random.default_rng([options.seed, 1])
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=options.clip_lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=options.clip_lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, options.clip_lr, total_steps=options.clip_steps, pct_start=0.1
+        optimizer, options.clip_lr, total_steps=options.clip_steps, pct_start=0.1
     )
-    size, losses = min(options.clip_batch, len(pairs.prompts)), []
-    for step in (
-        bar := tqdm(range(options.clip_steps), desc="Training CLIP", disable=not is_main_process())
-    ):
-        chosen = rng.permutation(len(pairs.prompts))[:size].tolist()
-        prompts = [pick(pairs.prompts[i], rng) for i in chosen]
-        # Mostly as phrases, which is what the generator sees by default, and sometimes as
-        # sentences.
-        texts = (
-            clip.sums(prompts)
-            if step % SENTENCE_EVERY
-            else clip.texts([wording.join_phrases(p) for p in prompts])
-        )
+    batch_size = min(options.clip_batch, len(pairs.prompts))
+    losses: list[float] = []
+    steps = tqdm(range(options.clip_steps), desc="Training CLIP", disable=not is_main_process())
+    for step in steps:
+        chosen = rng.permutation(len(pairs.prompts))[:batch_size].tolist()
+        prompts = [draw_phrases(pairs.prompts[i], rng) for i in chosen]
+        # Phrases are the default of the generator's text encoder; some steps use sentences.
+        if step % SENTENCE_EVERY:
+            texts = clip.embed_phrases(prompts)
+        else:
+            texts = clip.embed_texts([join_phrases(prompt) for prompt in prompts])
         volumes = clip.volume(pairs.image[chosen].to(device), pairs.mask[chosen].to(device))
-        loss = contrastive_loss(volumes, texts, clip.scale.clamp(max=np.log(100.0)))
-        optimiser.zero_grad(set_to_none=True)
+        loss = contrastive_loss(volumes, texts, clip.scale.clamp(max=np.log(MAX_SCALE)))
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        bar.set_postfix(loss=f"{np.mean(losses[-20:]):.2f}")
+        steps.set_postfix(loss=f"{np.mean(losses[-20:]):.2f}")
         if not np.isfinite(losses[-1]):
             raise UserError(f"The loss is {losses[-1]} at step {step}; lower --clip_lr.")
     return float(np.mean(losses[-max(1, options.clip_steps // 10) :]))
 
 
 @torch.no_grad()
-def judge(clip: Clip, pairs: Pairs, device: torch.device) -> dict[str, float]:
-    """Retrieval among these pairs by their full prompts."""
+def evaluate_retrieval(clip: Clip, pairs: Pairs, device: torch.device) -> dict[str, float]:
+    """Return the accuracy of retrieval among pairs by their complete prompts."""
     clip.eval()
-    texts = clip.sums([prompt.texts for prompt in pairs.prompts])
-    volumes = torch.cat(
-        [
-            clip.volume(i[None].to(device), m[None].to(device))
-            for i, m in zip(pairs.image, pairs.mask, strict=True)
-        ]
-    )
-    return retrieval(volumes, texts)
+    texts = clip.embed_phrases([prompt.texts for prompt in pairs.prompts])
+    volumes = [
+        clip.volume(image[None].to(device), mask[None].to(device))
+        for image, mask in zip(pairs.image, pairs.mask, strict=True)
+    ]
+    return retrieval(torch.cat(volumes), texts)
 
 
-def record_of(options: ClipCommand, cohort: Cohort, prompts: dict[str, Prompt]) -> dict[str, Any]:
-    """What a CLIP was made from: settings, and a hash of cases, prompts and files."""
-    made = hashlib.sha256(json.dumps([cohort.splits, cohort.labels]).encode())
+def clip_settings(
+    options: ClipCommand, cohort: Cohort, prompts: Mapping[str, Prompt]
+) -> dict[str, Any]:
+    """Return everything that determines a CLIP: options, and a hash of cases, prompts and files."""
+    digest = hashlib.sha256(json.dumps([cohort.splits, cohort.labels]).encode())
     for case in cohort.cases:
         paths = [path for path in (case.image, case.mask) if path]
         files = [[path.name, *file_fingerprint(path)[1:]] for path in paths]
-        made.update(json.dumps([case.id, prompts[case.id].texts, files]).encode())
-    settings = {k: v for k, v in asdict(options.clip).items() if k not in ("out", "overwrite")}
-    own = {
-        **settings,
-        "hu_window": options.data.hu_window,
-        "cohort": made.hexdigest(),
-        "version": VERSION,
-    }
-    return json.loads(json.dumps(own))
+        digest.update(json.dumps([case.id, prompts[case.id].texts, files]).encode())
+    settings = asdict(options.clip)
+    del settings["out"]
+    del settings["overwrite"]
+    settings["hu_window"] = options.data.hu_window
+    settings["cohort"] = digest.hexdigest()
+    settings["version"] = VERSION
+    return json.loads(json.dumps(settings))  # with lists for tuples, as in the file
 
 
-def is_finished(out: Path, record: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the folder holds this very CLIP; another one, or other files, raise `UserError`
-    without `--overwrite`.
+def is_trained(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
+    """Return whether a folder holds the CLIP of these settings.
+
+    Raises:
+        UserError: The folder holds another CLIP or other files, without `overwrite`.
     """
     if out.is_dir() and overwrite and not (out / RECORD).is_file():
         return False  # its other files stay
     if not claim_folder(out, [RECORD], overwrite=True):
         return False
     try:
-        made_from = read_json(out / RECORD)["made_from"]
+        stored = read_json(out / RECORD)["made_from"]
     except (UserError, KeyError, TypeError):
-        made_from = None  # damaged
-    return same_settings(made_from, record, out, overwrite)
+        stored = None  # damaged
+    return same_settings(stored, settings, out, overwrite)
 
 
-def save(clip: Clip, out: Path, report: dict[str, Any]) -> None:
-    """Writes all files beside the folder first; the record comes last, so that a folder with a
-    record is whole.
-    """
+def save_clip(clip: Clip, out: Path, record: Mapping[str, Any]) -> None:
+    """Write the CLIP's files; the record comes last, so that a folder with one is complete."""
     out.mkdir(parents=True, exist_ok=True)
     (out / RECORD).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        made = Path(folder)
-        clip.text.cpu().save_pretrained(made)
-        clip.tokenizer.save_pretrained(made)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        folder = Path(name)
+        clip.text.cpu().save_pretrained(folder)
+        clip.tokenizer.save_pretrained(folder)
         weights = {**clip.volume.state_dict(), "scale": clip.scale.detach()}
         save_file(
-            {k: v.cpu().contiguous() for k, v in weights.items()},
-            made / "volume_encoder.safetensors",
+            {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
+            folder / "volume_encoder.safetensors",
         )
-        (made / RECORD).write_text(json.dumps(report, indent=2) + "\n")
-        for path in sorted(made.iterdir(), key=lambda p: p.name == RECORD):
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):
             path.replace(out / path.name)
 
 
-def pretrain(options: ClipCommand) -> Path:
-    """Trains and saves the CLIP that the options describe, or finds it done.
+def pretrain_clip(options: ClipCommand) -> Path:
+    """Train and save the CLIP that the options describe, unless the folder holds it already.
 
     Returns:
         The folder, for `--text_encoder`.
@@ -238,46 +251,45 @@ def pretrain(options: ClipCommand) -> Path:
     """
     if not options.clip.out:
         raise UserError("--out is not given; it is the folder for the CLIP.")
-    out, device = (
-        Path(options.clip.out),
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    cohort = load_cohort(options.data, seed=options.clip.seed)
-    check_lungs(cohort, options.data)
-    template = load_template(
-        options.data.template, cohort.columns, options.data.key_column, options.data.patient_column
-    )
+    out = Path(options.clip.out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = options.data
+    cohort = load_cohort(data, seed=options.clip.seed)
+    check_lungs(cohort, data)
+    template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
     prompts = cohort_prompts(cohort, template)
-    record = record_of(options, cohort, prompts)
-    if is_finished(out, record, options.clip.overwrite):
+    settings = clip_settings(options, cohort, prompts)
+    if is_trained(out, settings, options.clip.overwrite):
         log.info("%s holds this CLIP already.", out)
         return out
-    train = load_pairs(cohort.split("train"), prompts, cohort, options)
+    pairs = load_pairs(cohort.split("train"), prompts, cohort, options)
     torch.manual_seed(options.clip.seed)
-    clip = Clip([wording.join_phrases(prompt.texts) for prompt in train.prompts], len(cohort.labels)).to(
-        device
-    )
-    with one_thread():
-        loss = fit(clip, train, options.clip, device)
-    held = {c for name in ("val", "test") for c in cohort.splits.get(name, ())} - set(
-        cohort.splits["train"]
-    )
-    others = [c for c in cohort.cases if c.id in held and prompts[c.id]]
-    if len(others) < 2:
+    sentences = [prompt.sentence for prompt in pairs.prompts]
+    clip = Clip(sentences, len(cohort.labels)).to(device)
+    with single_thread():
+        loss = fit_clip(clip, pairs, options.clip, device)
+    held_out = [case for case in held_out_cases(cohort) if prompts[case.id]]
+    if len(held_out) < MIN_PAIRS:
         log.warning("No held-out pairs (val, test): the retrieval below is of the training pairs.")
-    pairs = train if len(others) < 2 else load_pairs(others, prompts, cohort, options)
-    found: dict[str, Any] = {
-        "of": "training" if pairs is train else "held-out",
-        **judge(clip, pairs, device),
-    }
-    save(clip, out, {"made_from": record, "loss": loss, "retrieval": found})
-    percent = [100 * found[k] for k in ("top1", "chance_top1", "top5", "chance_top5")]
+    else:
+        pairs = load_pairs(held_out, prompts, cohort, options)
+    accuracy = evaluate_retrieval(clip, pairs, device)
+    split = "training" if len(held_out) < MIN_PAIRS else "held-out"
+    record = {"made_from": settings, "loss": loss, "retrieval": {"of": split, **accuracy}}
+    save_clip(clip, out, record)
     log.info(
         "Retrieval among %d %s pairs: top-1 %.0f %% (chance %.0f %%), top-5 %.0f %% (chance %.0f "
         "%%).",
-        found["pairs"],
-        found["of"],
-        *percent,
+        accuracy["pairs"],
+        split,
+        *(100 * accuracy[key] for key in ("top1", "chance_top1", "top5", "chance_top5")),
     )
     log.info("Saved; use it with --text_encoder %s", out)
     return out
+
+
+def held_out_cases(cohort: Cohort) -> list[Case]:
+    """Return the validation and test cases that are not training cases, in the cohort's order."""
+    held_out = {*cohort.splits.get("val", ()), *cohort.splits.get("test", ())}
+    held_out -= set(cohort.splits["train"])
+    return [case for case in cohort.cases if case.id in held_out]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.clip_options import ClipCommand
 from options.parser import parse
-from pipelines.clip_pretraining import pretrain
+from pipelines.clip_pretraining import pretrain_clip
 from util.cli import run_command
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parses the command line and trains."""
-    pretrain(parse(ClipCommand, __doc__ or ""))
+    pretrain_clip(parse(ClipCommand, __doc__ or ""))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 
 from options.autoencoder_options import AutoencoderCommand
 from options.parser import parse
-from pipelines.autoencoder_training import train
+from pipelines.autoencoder_training import train_autoencoder
 from util.cli import run_command
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parses the command line and trains."""
-    train(parse(AutoencoderCommand, __doc__ or ""))
+    train_autoencoder(parse(AutoencoderCommand, __doc__ or ""))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from models.text.clip import (
 from models.text.encoders import build_text_encoder
 from options.base_options import DataOptions, TextOptions
 from options.clip_options import ClipCommand, ClipOptions
-from pipelines.clip_pretraining import pretrain
+from pipelines.clip_pretraining import pretrain_clip
 from util.cli import UserError
 
 HABITS = ("Never smoker", "Ex-smoker", "Current smoker")
@@ -68,7 +68,7 @@ def options(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> ClipComma
 
 @pytest.fixture(scope="module")
 def made(options: ClipCommand) -> Path:
-    return pretrain(options)
+    return pretrain_clip(options)
 
 
 def test_learns_what_held_out_pairs_have_in_common(made: Path) -> None:
@@ -95,15 +95,15 @@ def test_is_used_again_and_never_silently_replaced(
     options: ClipCommand, made: Path, cohort: Path, tmp_path: Path
 ) -> None:
     before = (made / "model.safetensors").stat().st_mtime_ns
-    pretrain(options)
+    pretrain_clip(options)
     assert (made / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="other settings"):
-        pretrain(replace(options, clip=replace(options.clip, seed=1)))
+        pretrain_clip(replace(options, clip=replace(options.clip, seed=1)))
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds no clip\.json"):
-        pretrain(replace(options, clip=replace(options.clip, out=str(tmp_path))))
+        pretrain_clip(replace(options, clip=replace(options.clip, out=str(tmp_path))))
     short = replace(options.clip, out=str(tmp_path), overwrite=True, clip_steps=2)
-    assert (pretrain(replace(options, clip=short)) / "clip.json").is_file()
+    assert (pretrain_clip(replace(options, clip=short)) / "clip.json").is_file()
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -120,7 +120,7 @@ def test_without_held_out_cases_it_says_so(
     (root / "splits.json").write_text(json.dumps({"train": [f"c{i}" for i in range(60)]}))
     clip = replace(options.clip, out=str(tmp_path / "clip"), clip_steps=2)
     with caplog.at_level(logging.WARNING):
-        out = pretrain(ClipCommand(clip, replace(options.data, dataroot=str(root))))
+        out = pretrain_clip(ClipCommand(clip, replace(options.data, dataroot=str(root))))
     assert "No held-out pairs" in caplog.text
     assert json.loads((out / "clip.json").read_text())["retrieval"]["of"] == "training"
 
