@@ -1,5 +1,6 @@
-"""One case from its source to its files: read, resample, mask, measure, write; the record of it
-comes last.
+"""One case from its source to its files: read, resample, mask, measure, write.
+
+Its record is written last, so that a case without one is not finished.
 """
 
 from __future__ import annotations
@@ -9,200 +10,244 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.checks import image_facts, image_problems
 from data.cohort import IMAGES, MASKS
-from data.geometry import Volume, resample, voxel_sizes
+from data.geometry import Volume, resample
 from data.preparation.headers import ACQUISITION
 from data.preparation.lungs import LEFT, RIGHT
-from data.preparation.masks import MaskPlan, make
-from data.preparation.pixels import Scan, as_scanned, clipped, read_stack
-from data.preparation.quality import measure, warnings
-from data.preparation.series import stack
+from data.preparation.masks import MaskPlan, make_mask
+from data.preparation.pixels import AIR_HU, Scan, clip_to_hu, read_stack, to_source_orientation
+from data.preparation.quality import measure_case, quality_warnings
+from data.preparation.series import stack_slices
 from data.preparation.sources import Source
 from data.volumes import load_volume, read_header
+from options.prepare_options import OLD_MASK_KINDS
 from util.cli import UserError
 from util.files import atomic_path, file_fingerprint, json_digest, write_json
-from util.web.outlines import outlined
+from util.web.outlines import outlined_slices
 
-VERSION = 1  # raised where a case would be made otherwise than before, so that it is made again
-RECORDS, PAGES = ".prepared", "report"
+VERSION = 1  # raised where a case would come out differently, so that it is prepared again
+RECORDS = ".prepared"  # folders of a dataroot
+REPORT_FOLDER = "report"
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+SLAB = 32  # planes that are smoothed at a time
+MIN_COARSENING = 1.01  # smaller ones are not smoothed
+FWHM_PER_SIGMA = 2.355
 
 Record = dict[str, Any]
 
 
-class DiskRefuses(UserError):
-    """The disk takes no more: no further case can be written either."""
+class DiskFullError(UserError):
+    """The disk takes no more, so that no further case can be written either."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """A case to make: its id, its source, and all that decides what its files look like.
+class CaseFiles:
+    """The files of a case in a dataroot."""
 
-    `columns` are the header's facts that may be kept; nothing else of a header is written.
+    image: Path
+    mask: Path
+    picture: Path
+    record: Path
+
+    @classmethod
+    def in_dataroot(cls, root: Path, case: str) -> CaseFiles:
+        """Name the files of a case."""
+        return cls(
+            image=root / IMAGES / f"{case}.nii.gz",
+            mask=root / MASKS / f"{case}.nii.gz",
+            picture=root / REPORT_FOLDER / f"{case}.png",
+            record=root / RECORDS / f"{case}.json",
+        )
+
+    def sizes(self) -> list[int]:
+        """Return the sizes in bytes of all files but the record."""
+        return [path.stat().st_size for path in (self.image, self.mask, self.picture)]
+
+    def remove(self) -> None:
+        """Remove the case from the dataroot, its record first."""
+        for path in reversed(astuple(self)):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """A case to prepare, with everything that decides what its files look like.
+
+    Attributes:
+        case: Id of the case.
+        source: Where it comes from.
+        out: The dataroot.
+        masks: Where its mask comes from.
+        spacing: Voxel size in mm, None as scanned.
+        uneven: "error" or "resample" for slices at uneven steps.
+        columns: Columns that may be taken from its header; nothing else of a header is written.
     """
 
     case: str
     source: Source
     out: Path
-    plan: MaskPlan
+    masks: MaskPlan
     spacing: tuple[float, float, float] | None = None
     uneven: str = "error"
     columns: tuple[str, ...] = ACQUISITION
 
-    def paths(self) -> tuple[Path, Path, Path, Path]:
-        """Scan, mask, picture and record."""
-        return (
-            self.out / IMAGES / f"{self.case}.nii.gz",
-            self.out / MASKS / f"{self.case}.nii.gz",
-            self.out / PAGES / f"{self.case}.png",
-            self.out / RECORDS / f"{self.case}.json",
-        )
+    @property
+    def files(self) -> CaseFiles:
+        """Its files."""
+        return CaseFiles.in_dataroot(self.out, self.case)
 
     def fingerprint(self) -> str:
-        """Changes where a source file or a setting does, without reading voxels."""
-        plan = (self.plan.kind, self.plan.tool_args, str(self.plan.given), str(self.plan.airway))
+        """Return a digest that changes with the source files and settings; voxels are not read."""
+        # Records hold the kind of mask as it was called first, so that they stay valid.
+        first_names = {new: old for old, new in OLD_MASK_KINDS.items()}
+        plan = (
+            first_names.get(self.masks.kind, self.masks.kind),
+            self.masks.tool_args,
+            str(self.masks.mask_file),
+            str(self.masks.airway_file),
+        )
+        masks = [p for p in (self.masks.mask_file, self.masks.airway_file) if p is not None]
         files = [
-            [str(path), *file_fingerprint(path)[1:]]
-            for path in [*self.source.files(), *self._masks()]
+            [str(path), *file_fingerprint(path)[1:]] for path in [*self.source.files(), *masks]
         ]
         return json_digest([VERSION, self.spacing, self.uneven, self.columns, plan, files])
 
-    def _masks(self) -> list[Path]:
-        return [p for p in (self.plan.given, self.plan.airway) if p is not None]
 
-
-def finished(task: Task) -> Record | None:
-    """The record of a case that is there already and would be made the same; else None."""
-    *files, kept = task.paths()
+def read_finished_record(task: CaseTask) -> Record | None:
+    """Return the record of a case that exists and would come out the same, else None."""
     try:
-        record: Record = json.loads(kept.read_text(encoding="utf-8"))
-        same = record["fingerprint"] == task.fingerprint() and record["sizes"] == [
-            f.stat().st_size for f in files
-        ]
+        record: Record = json.loads(task.files.record.read_text(encoding="utf-8"))
+        is_same = record["fingerprint"] == task.fingerprint()
+        is_complete = record["sizes"] == task.files.sizes()
     except (OSError, ValueError, KeyError):
         return None
-    return record if same else None
+    return record if is_same and is_complete else None
 
 
-def prepare(task: Task) -> Record:
-    """Makes the files of a case and returns its record.
+def prepare_case(task: CaseTask) -> Record:
+    """Write the files of a case and return its record.
 
     Raises:
-        UserError: What makes the source no case; nothing of it is left behind.
-        DiskRefuses: The disk is full or read-only.
+        UserError: The source cannot become a case; nothing of it is left behind.
+        DiskFullError: The disk is full or read-only.
     """
     start = time.monotonic()
     try:
-        record = _prepare(task)
+        record = _write_case(task)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         record |= {"seconds": round(time.monotonic() - start, 1), "peak_mb": round(peak)}
-        write_json(task.paths()[3], record)
+        write_json(task.files.record, record)
     except BaseException as error:
-        for path in task.paths():
-            path.unlink(missing_ok=True)
+        task.files.remove()
         cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            raise DiskRefuses(str(error)) from None
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            raise DiskFullError(str(error)) from None
         raise
     return record
 
 
-def _prepare(task: Task) -> Record:
-    scan = _read(task)
-    grid = _regrid(scan.volume, task.spacing)
-    mask = make(task.plan, scan.volume, grid)
+def _write_case(task: CaseTask) -> Record:
+    scan = _read_scan(task)
+    grid = _resample_scan(scan.volume, task.spacing)
+    mask = make_mask(task.masks, scan.volume, grid)
+    loaded = task.masks.kind == "load"
     if not mask.any():
         raise UserError(
             "Its mask is empty. Correct the mask or remove the scan."
-            if task.plan.kind == "given"
+            if loaded
             else "No lungs were found: it shows no chest, is not in HU, or the lungs are filled. "
             "Look at it, or give a mask."
         )
-    found = measure(grid, mask)
-    ours = task.plan.kind != "given" or {LEFT, RIGHT} <= set(found["labels"]) <= {0, 1, 2, 3}
-    image, labels, picture, _ = task.paths()
-    write_volume(image, grid, scan.source_affine)
-    write_volume(labels, Volume(mask, grid.affine), scan.source_affine)
-    with atomic_path(picture) as temporary:
-        temporary.write_bytes(outlined(grid.array, mask, found["spacing_mm"]))
-    header = dict(task.source.series.first.row) if task.source.series else {}
-    row = {name: header.get(name, "") for name in task.columns}
+    measures = measure_case(grid, mask)
+    labels = set(measures["labels"])
+    lungs_labelled = not loaded or {LEFT, RIGHT} <= labels <= {0, 1, 2, 3}
+    write_volume(task.files.image, grid, scan.source_affine)
+    write_volume(task.files.mask, Volume(mask, grid.affine), scan.source_affine)
+    with atomic_path(task.files.picture) as temporary:
+        temporary.write_bytes(outlined_slices(grid.array, mask, measures["spacing_mm"]))
+    series = task.source.series
+    header = dict(series.first.row) if series else {}
     return {
         "case": task.case,
         "fingerprint": task.fingerprint(),
-        "sizes": [p.stat().st_size for p in (image, labels, picture)],
-        "masks": task.plan.kind,
-        "row": row,
-        "measures": found,
-        "warnings": [*scan.warnings, *warnings(found, ours)],
+        "sizes": task.files.sizes(),
+        "masks": task.masks.kind,
+        "row": {name: header.get(name, "") for name in task.columns},
+        "measures": measures,
+        "warnings": [*scan.warnings, *quality_warnings(measures, lungs_labelled)],
         "notes": list(task.source.notes),
         "left_out": [list(pair) for pair in task.source.left_out],
-        "slices": len(task.source.series.headers) if task.source.series else 0,
+        "slices": len(series.headers) if series else 0,
     }
 
 
-def _read(task: Task) -> Scan:
+def _read_scan(task: CaseTask) -> Scan:
     if task.source.problem:
         raise UserError(task.source.problem)
     if task.source.series is not None:
-        return read_stack(stack(task.source.series, task.uneven))
+        return read_stack(stack_slices(task.source.series, task.uneven))
     path = task.source.volume
     assert path is not None
     if problems := image_problems(path, image_facts(path)):
         raise UserError(problems[0])
     volume = load_volume(path)
-    array, said = clipped(volume.array)
-    return Scan(Volume(array, volume.affine), read_header(path).source_affine, tuple(said))
+    array, lowest = clip_to_hu(volume.array)
+    warnings = ()
+    if lowest < AIR_HU:
+        warnings = (f"values down to {lowest:.0f} HU were padding and became {AIR_HU}",)
+    return Scan(Volume(array, volume.affine), read_header(path).source_affine, warnings)
 
 
-def _regrid(volume: Volume, spacing: Sequence[float] | None) -> Volume:
-    """Int16 HU on another voxel size; axes that become coarser are smoothed first, so that noise
-    does not alias.
+def _resample_scan(volume: Volume, spacing: Sequence[float] | None) -> Volume:
+    """Return int16 HU on another voxel size.
+
+    Axes that become coarser are smoothed first, so that noise does not alias.
     """
     if spacing is None:
         return volume
     array = volume.array
     for axis, factor in enumerate(np.asarray(spacing) / voxel_sizes(volume.affine)):
-        if factor > 1.01:
-            array = _smoothed(
-                array, axis, float(np.sqrt(factor**2 - 1) / 2.355)
-            )  # half width: a new voxel
-    made = resample(Volume(array, volume.affine), spacing=spacing)
-    if made.array.dtype == np.int16:
-        return made
-    return Volume(clipped(made.array)[0], made.affine)
+        if factor > MIN_COARSENING:
+            # As wide at half its height as a new voxel, together with the old voxel.
+            array = _smooth(array, axis, float(np.sqrt(factor**2 - 1) / FWHM_PER_SIGMA))
+    resampled = resample(Volume(array, volume.affine), spacing=spacing)
+    if resampled.array.dtype == np.int16:
+        return resampled
+    return Volume(clip_to_hu(resampled.array)[0], resampled.affine)
 
 
-def _smoothed(array: NDArray[np.int16], axis: int, sigma: float) -> NDArray[np.int16]:
-    """Slab by slab, which needs little memory."""
-    out = np.empty_like(array)
-    other = 0 if axis else 1
-    for slab in np.array_split(np.arange(array.shape[other]), max(1, array.shape[other] // 32)):
-        at = (slice(None),) * other + (slice(slab[0], slab[-1] + 1),)
-        out[at] = np.rint(
-            ndimage.gaussian_filter1d(
-                array[at].astype(np.float32), sigma, axis=axis, mode="nearest"
-            )
-        )
-    return out
+def _smooth(array: NDArray[np.int16], axis: int, sigma: float) -> NDArray[np.int16]:
+    """Smooth along one axis with a Gaussian, slab by slab, which needs little memory."""
+    smoothed = np.empty_like(array)
+    slab_axis = 0 if axis else 1
+    slabs = max(1, array.shape[slab_axis] // SLAB)
+    sources = np.array_split(array, slabs, slab_axis)
+    targets = np.array_split(smoothed, slabs, slab_axis)
+    for source, target in zip(sources, targets, strict=True):
+        floats = source.astype(np.float32)
+        target[:] = np.rint(ndimage.gaussian_filter1d(floats, sigma, axis, mode="nearest"))
+    return smoothed
 
 
 def write_volume(path: Path, volume: Volume, source_affine: NDArray[np.float64]) -> None:
-    """Writes a RAS volume as NIfTI in the orientation of its source; the header holds the grid and
-    nothing else.
+    """Write a RAS volume as NIfTI in the orientation of its source.
+
+    The header holds the grid and nothing else.
     """
-    array, affine = as_scanned(volume, source_affine)
+    array, affine = to_source_orientation(volume, source_affine)
     image = nib.Nifti1Image(array, affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)

@@ -213,10 +213,8 @@ def _add_section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> 
         page_parts.note(text)
         page_parts.frame_table(frame)
         if picture:
-            tags.img(
-                src=page_parts.link(picture),
-                alt="Histograms of lung voxels, real and synthetic",
-                style="max-width:100%;background:#fff;border-radius:5px;margin-top:.7rem",
+            page_parts.chart(
+                page_parts.link(picture), "Histograms of lung voxels, real and synthetic"
             )
 
 
@@ -228,7 +226,6 @@ def _add_copies(copies: CopyReport) -> None:
             f"{copied} of {len(copies.verdicts)} volumes are called copies of a training scan; "
             f"{alarms} are closer to one than any real scan is.",
             cls="cautions" if copied else "",
-            style="padding-left:1rem" if copied else "",
         )
         page_parts.note(COPIES_TEXT)
         if not copies.check.conclusive:
@@ -236,11 +233,9 @@ def _add_copies(copies: CopyReport) -> None:
                 "Too few real scans to say what is too close: the threshold is only half of the "
                 "smallest distance among them."
             )
-        with tags.div(style="display:flex;flex-wrap:wrap;gap:1rem"):
+        with tags.div(cls="charts"):
             for link, caption in copies.pictures:
-                with tags.figure(style="margin:0;max-width:600px"):
-                    tags.img(src=page_parts.link(link), alt=caption, style="max-width:100%")
-                    tags.figcaption(caption, cls="note")
+                page_parts.chart(page_parts.link(link), caption, [caption], "small")
         with page_parts.fold("Every volume"):
             page_parts.frame_table(copy_frame(copies))
 

@@ -1,8 +1,8 @@
-"""Slices of volumes as pictures: the radiological way round, true to the voxels' shape, in stated
-HU windows.
+"""Slices of volumes as pictures in stated HU windows, true to the voxels' shape.
 
-Axial and coronal slices show the patient's right on the left; sagittal ones have the front on the
-left; front or head is up. For RAS arrays this is every axis reversed.
+Pictures are in radiological display: axial and coronal slices show the patient's right on the
+left; sagittal ones have the front on the left; front or head is up. For RAS arrays this is every
+axis reversed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 Window = tuple[float, float]
-Kind = Literal["mask", "ct", "difference", "score"]
+Kind = Literal["mask", "ct", "difference", "spread", "score"]
 
 LUNG: Window = (-1350.0, 150.0)  # centre -600, width 1500
 MEDIASTINUM: Window = (-160.0, 240.0)  # centre 40, width 400
@@ -41,13 +41,13 @@ LABEL_COLOURS = (
 )
 LABEL_NAMES: Mapping[int, str] = {0: "background", 1: "left lung", 2: "right lung", 3: "airway"}
 BACKGROUND = "#0b0d11"
-# Axis across the picture, axis down it, axis through it; the letters at its left, right, top and
-# bottom edges.
+# Axis across the picture, axis down it, axis through it; letters at its left, right, top, bottom.
 PLANES: Mapping[str, tuple[int, int, int, tuple[str, str, str, str]]] = {
     "axial": (0, 1, 2, ("R", "L", "A", "P")),
     "coronal": (0, 2, 1, ("R", "L", "S", "I")),
     "sagittal": (1, 2, 0, ("A", "P", "S", "I")),
 }
+COLUMN_INCHES = 2.2  # width of the widest plane in a file
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Panel:
     """One volume to show.
 
     Attributes:
-        title: What it is ("generated", "SMOKING HISTORY = Never smoker").
-        kind: "mask" (integer labels), "ct" (HU), "difference" (HU) or "score" (usual spreads).
+        title: Its name ("generated", "SMOKING HISTORY = Never smoker").
+        kind: "mask" (integer labels), "ct" (HU), "difference" (HU), "spread" (HU, without sign) or
+            "score" (usual spreads).
         array: (X, Y, Z), RAS.
         spacing: Voxel size along the array's axes in mm.
         file: Link to the volume's file, relative to the page; `None` for no link.
         caption: A short line below the title.
-        outline: Numbered regions (X, Y, Z) drawn as outlines over the slice (on pages alone), 0 for
-            none.
+        outline: Numbered regions (X, Y, Z) that pages outline, 0 for none.
     """
 
     title: str
@@ -73,41 +73,63 @@ class Panel:
     caption: str = ""
     outline: NDArray[Any] | None = None
 
+    def size_mm(self, plane: str) -> tuple[float, float]:
+        """Return width and height of a plane in mm."""
+        across, down, *_ = PLANES[plane]
+        size = [n * float(s) for n, s in zip(self.array.shape, self.spacing, strict=True)]
+        return size[across], size[down]
 
-def picture(array: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
-    """The slice `index` of an RAS array (X, Y, Z) as rows and columns of a radiological picture."""
+
+@dataclass(frozen=True)
+class Display:
+    """Which slices are drawn, and how.
+
+    Attributes:
+        at: Slice along each axis.
+        window: Lowest and highest HU shown.
+        limit: Differences run from -limit to +limit HU.
+    """
+
+    at: tuple[int, int, int]
+    window: Window = LUNG
+    limit: float = 1.0
+
+
+def radiological_slice(array: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
+    """Return the slice `index` of an RAS array (X, Y, Z) as rows and columns of a picture."""
     across, down, through, _ = PLANES[plane]
     slice_ = np.take(array, index, axis=through)
     return (slice_ if across > down else slice_.T)[::-1, ::-1]
 
 
 def label_colour(label: int) -> str:
-    """The colour of a mask label above 0."""
+    """Return the colour of a mask label above 0."""
     return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
 
 
 def mask_rgb(labels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Integer labels (...) as colours (..., 3), uint8."""
+    """Return integer labels (...) as colours (..., 3), uint8."""
     values, inverse = np.unique(labels, return_inverse=True)
     colours = [to_rgb(BACKGROUND if v == 0 else label_colour(int(v))) for v in values]
     return np.round(np.array(colours) * 255).astype(np.uint8)[inverse].reshape(*labels.shape, 3)
 
 
 def ct_gray(hu: NDArray[Any], window: Window) -> NDArray[np.uint8]:
-    """HU (...) as grey values (...), uint8; `window` is (lowest, highest) HU."""
+    """Return HU (...) as grey values (...), uint8; `window` is (lowest, highest) HU."""
     low, high = window
     return np.round(np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
 def difference_rgb(diff_hu: NDArray[Any], limit: float) -> NDArray[np.uint8]:
-    """Differences in HU (...) as colours (..., 3), uint8: blue at -limit, white at 0, red at
-    +limit.
+    """Return differences in HU (...) as colours (..., 3), uint8.
+
+    Blue is -limit, white is 0, red is +limit.
     """
     return DIVERGING(Normalize(-limit, limit)(diff_hu), bytes=True)[..., :3]
 
 
 def nice_limit(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, ... HU that is not below `value`."""
+    """Return the next of 1, 2, 5, 10, 20, 50, ... HU that is not below `value`."""
     if not value > 0:
         return 1.0
     step = 10.0 ** np.floor(np.log10(value))
@@ -115,38 +137,28 @@ def nice_limit(value: float) -> float:
 
 
 def fullest_slices(mask: NDArray[Any]) -> tuple[int, int, int]:
-    """For each axis the slice that holds most of the mask's foreground; the middle where the mask
-    is empty.
-    """
+    """Return the slice along each axis that holds most of the mask; the middle if it is empty."""
     foreground = mask > 0
-    found = []
+    slices = []
     for axis in range(3):
         counts = foreground.sum(axis=tuple(a for a in range(3) if a != axis))
-        found.append(int(counts.argmax()) if counts.any() else mask.shape[axis] // 2)
-    return found[0], found[1], found[2]
+        slices.append(int(counts.argmax()) if counts.any() else mask.shape[axis] // 2)
+    return slices[0], slices[1], slices[2]
 
 
-def _colours(
-    panel: Panel, plane: str, index: int, window: Window, limit: float
-) -> NDArray[np.uint8]:
-    values = picture(panel.array, plane, index)
+def _colours(panel: Panel, plane: str, display: Display) -> NDArray[np.uint8]:
+    values = radiological_slice(panel.array, plane, display.at[PLANES[plane][2]])
     if panel.kind == "mask":
         return mask_rgb(values)
-    if panel.kind in ("difference", "score"):
-        return difference_rgb(values, limit)
-    return np.repeat(ct_gray(values, window)[..., None], 3, axis=-1)
+    if panel.kind == "ct":
+        return np.repeat(ct_gray(values, display.window)[..., None], 3, axis=-1)
+    return difference_rgb(values, display.limit)
 
 
-def _size_mm(panel: Panel, plane: str) -> tuple[float, float]:
-    across, down, *_ = PLANES[plane]
-    size = [n * float(s) for n, s in zip(panel.array.shape, panel.spacing, strict=True)]
-    return size[across], size[down]
-
-
-def _draw(axes: Axes, panel: Panel, plane: str, index: int, window: Window, limit: float) -> None:
-    width, height = _size_mm(panel, plane)
+def _draw(axes: Axes, panel: Panel, plane: str, display: Display) -> None:
+    width, height = panel.size_mm(plane)
     axes.imshow(
-        _colours(panel, plane, index, window, limit),
+        _colours(panel, plane, display),
         extent=(0, width, height, 0),
         interpolation="nearest" if panel.kind == "mask" else "bilinear",
     )
@@ -154,23 +166,14 @@ def _draw(axes: Axes, panel: Panel, plane: str, index: int, window: Window, limi
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     left, right, top, _ = PLANES[plane][3]
-    edge = [Stroke(linewidth=1.6, foreground="#0b0d11"), Normal()]
     for x, y, side, letter in (
         (0.03, 0.5, "left", left),
         (0.97, 0.5, "right", right),
         (0.5, 0.95, "center", top),
     ):
-        axes.text(
-            x,
-            y,
-            letter,
-            color="white",
-            fontsize=7,
-            ha=side,
-            va="center",
-            path_effects=edge,
-            transform=axes.transAxes,
-        )
+        text = axes.text(x, y, letter, color="white", fontsize=7, transform=axes.transAxes)
+        text.set(ha=side, va="center")
+        text.set_path_effects([Stroke(linewidth=1.6, foreground=BACKGROUND), Normal()])
 
 
 def slice_row(
@@ -180,8 +183,7 @@ def slice_row(
     spacing: Sequence[float],
     window: Window = LUNG,
 ) -> bytes:
-    """Mask, generated and (where there is one) real slices side by side, in three planes, as a PNG
-    file's bytes.
+    """Return a PNG file: mask, generated and (if there is one) real slices in three planes.
 
     Args:
         mask: Integer labels (X, Y, Z), RAS; the slices shown are those that hold most of it.
@@ -193,23 +195,22 @@ def slice_row(
     panels = [Panel("mask", "mask", mask, spacing), Panel("generated", "ct", generated, spacing)]
     if real is not None:
         panels.append(Panel("real", "ct", real, spacing))
-    at = fullest_slices(mask)
+    display = Display(fullest_slices(mask), window)
     cells = [(plane, panel) for plane in PLANES for panel in panels]
-    tall = max(_size_mm(panel, plane)[1] for plane, panel in cells)
-    widths = [_size_mm(panel, plane)[0] / tall for plane, panel in cells]
-    figure = Figure(
-        figsize=(2.2 * sum(widths) + 0.05 * len(cells), 2.5), dpi=130, facecolor="white"
-    )
+    sizes = [panel.size_mm(plane) for plane, panel in cells]
+    tall = max(height for _, height in sizes)
+    widths = [width / tall for width, _ in sizes]
+    size = (COLUMN_INCHES * sum(widths) + 0.05 * len(cells), 2.5)
+    figure = Figure(figsize=size, dpi=130, facecolor="white")
     grid = GridSpec(
         1, len(cells), figure, width_ratios=widths, left=0, right=1, bottom=0, top=0.89, wspace=0.03
     )
-    for i, (plane, panel) in enumerate(cells):
-        axes = figure.add_subplot(grid[i])
-        _draw(axes, panel, plane, at[PLANES[plane][2]], window, 1.0)
+    for place, (plane, panel) in zip(grid, cells, strict=True):
+        axes = figure.add_subplot(place)
+        _draw(axes, panel, plane, display)
         axes.set_anchor("N")
-        axes.set_title(
-            f"{plane}: {panel.title}" if i % len(panels) == 0 else panel.title, fontsize=8, pad=3
-        )
+        title = f"{plane}: {panel.title}" if panel is panels[0] else panel.title
+        axes.set_title(title, fontsize=8, pad=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -223,7 +224,7 @@ def save_slices_png(
     limit: float | None = None,
     dpi: int = 120,
 ) -> None:
-    """A picture with a row a volume and a column a plane, with a colour bar for differences.
+    """Save a picture with a row per volume, a column per plane, a colour bar for differences.
 
     Args:
         path: The file to write: SVG if it ends so, else PNG.
@@ -233,47 +234,43 @@ def save_slices_png(
         window: Lowest and highest HU shown.
         limit: Differences run from -limit to +limit HU; by default their 99.5th percentile, rounded
             up.
-        dpi: Pixels an inch; a column is about 2.2 inches wide.
+        dpi: Pixels per inch; a column is about 2.2 inches wide.
     """
-    masks = [p.array for p in panels if p.kind == "mask"]
-    at = at or fullest_slices(masks[0] if masks else np.zeros(panels[0].array.shape))
-    changes = [p for p in panels if p.kind == "difference"]
+    if at is None:
+        masks = [panel.array for panel in panels if panel.kind == "mask"]
+        at = fullest_slices(masks[0] if masks else np.zeros(panels[0].array.shape))
+    rows = [row for row, panel in enumerate(panels) if panel.kind == "difference"]
     if limit is None:
-        limit = nice_limit(
-            max((float(np.quantile(np.abs(p.array), 0.995)) for p in changes), default=1.0)
-        )
-    figure, grid = _sheet(panels[0], len(panels), 0.9 if changes else 0.05, dpi)
+        sizes = [float(np.quantile(np.abs(panels[row].array), 0.995)) for row in rows]
+        limit = nice_limit(max(sizes, default=1.0))
+    display = Display(at, window, limit)
+    figure = Figure(dpi=dpi, facecolor="white")
+    grid = _sheet(figure, panels[0], len(panels), 0.9 if rows else 0.05)
     for row, panel in enumerate(panels):
         for column, plane in enumerate(PLANES):
             axes = figure.add_subplot(grid[row, column])
-            _draw(axes, panel, plane, at[PLANES[plane][2]], window, limit)
+            _draw(axes, panel, plane, display)
             if column == 0:
-                label = "\n".join(filter(None, (panel.title, panel.caption)))
-                axes.text(
-                    -0.06, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes
-                )
-    if changes:
-        _colour_bar(
-            figure, grid, [i for i, p in enumerate(panels) if p.kind == "difference"], limit
-        )
-    figure.savefig(
-        path, format="svg" if path.suffix == ".svg" else "png", bbox_inches="tight", pad_inches=0.08
-    )
+                label = f"{panel.title}\n{panel.caption}".rstrip()
+                text = axes.text(-0.06, 0.5, label, fontsize=9, transform=axes.transAxes)
+                text.set(ha="right", va="center")
+    if rows:
+        _colour_bar(figure, grid, rows, limit)
+    ending = "svg" if path.suffix == ".svg" else "png"
+    figure.savefig(path, format=ending, bbox_inches="tight", pad_inches=0.08)
 
 
-def _sheet(panel: Panel, rows: int, right: float, dpi: int) -> tuple[Figure, GridSpec]:
-    """An empty figure with places for `rows` volumes like `panel`, planes named above, `right`
-    inches free.
-    """
-    sizes = [_size_mm(panel, plane) for plane in PLANES]
-    scale = 2.2 / max(width for width, _ in sizes)
-    widths, height = (
-        [width * scale for width, _ in sizes],
-        max(height for _, height in sizes) * scale,
-    )
-    left, top = 1.35, 0.3
-    total = (left + sum(widths) + right, rows * height + top)
-    figure = Figure(figsize=total, dpi=dpi, facecolor="white")
+def _sheet(figure: Figure, panel: Panel, rows: int, right: float) -> GridSpec:
+    """Size a figure for `rows` volumes like `panel`, with `right` inches free, and name planes."""
+    sizes = [panel.size_mm(plane) for plane in PLANES]
+    scale = COLUMN_INCHES / max(width for width, _ in sizes)
+    widths = [width * scale for width, _ in sizes]
+    row_height = max(height for _, height in sizes) * scale
+    left = 1.35
+    top = 0.3
+    width = left + sum(widths) + right
+    height = rows * row_height + top
+    figure.set_size_inches(width, height)
     grid = GridSpec(
         rows,
         len(PLANES),
@@ -281,23 +278,22 @@ def _sheet(panel: Panel, rows: int, right: float, dpi: int) -> tuple[Figure, Gri
         width_ratios=widths,
         wspace=0.03,
         hspace=0.03,
-        left=left / total[0],
-        right=1 - right / total[0],
+        left=left / width,
+        right=1 - right / width,
         bottom=0.01,
-        top=1 - top / total[1],
+        top=1 - top / height,
     )
     for column, plane in enumerate(PLANES):
         place = grid[0, column].get_position(figure)
         middle = (place.x0 + place.x1) / 2
-        figure.text(middle, 1 - 0.5 * top / total[1], plane, ha="center", va="center", fontsize=10)
-    return figure, grid
+        figure.text(middle, 1 - 0.5 * top / height, plane, ha="center", va="center", fontsize=10)
+    return grid
 
 
 def _colour_bar(figure: Figure, grid: GridSpec, rows: Sequence[int], limit: float) -> None:
     place = grid[rows[0] : rows[-1] + 1, -1].get_position(figure)
-    axes = figure.add_axes(
-        (place.x1 + 0.015, place.y0 + 0.1 * place.height, 0.015, 0.8 * place.height)
-    )
+    bottom = place.y0 + 0.1 * place.height
+    axes = figure.add_axes((place.x1 + 0.015, bottom, 0.015, 0.8 * place.height))
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), DIVERGING), cax=axes)
     bar.set_ticks([-limit, 0, limit], labels=[f"−{limit:g}", "0", f"+{limit:g}"])
     bar.set_label("HU", fontsize=8)

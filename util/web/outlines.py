@@ -13,17 +13,25 @@ from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
-from util.web.figures import LUNG, PLANES, Window, ct_gray, fullest_slices, label_colour, picture
+from util.web.figures import (
+    BACKGROUND,
+    LUNG,
+    PLANES,
+    Window,
+    ct_gray,
+    fullest_slices,
+    label_colour,
+    radiological_slice,
+)
 
 HEIGHT = 190  # pixels
 GAP = 6
 
 
-def outlined(
+def outlined_slices(
     hu: NDArray[Any], mask: NDArray[Any], spacing: Sequence[float], window: Window = LUNG
 ) -> bytes:
-    """Axial, coronal and sagittal slices through the fullest part of the mask, as a PNG file's
-    bytes.
+    """Return a PNG file: slices in three planes through the fullest part of the mask.
 
     Args:
         hu: (X, Y, Z) in RAS.
@@ -32,10 +40,16 @@ def outlined(
         window: Lowest and highest HU shown.
     """
     at = fullest_slices(mask)
-    tiles = [_tile(hu, mask, spacing, plane, at[PLANES[plane][2]], window) for plane in PLANES]
-    sheet = Image.new(
-        "RGB", (sum(t.width for t in tiles) + GAP * (len(tiles) - 1), HEIGHT), "#0b0d11"
-    )
+    tiles = []
+    for plane, (across, down, through, _) in PLANES.items():
+        width = hu.shape[across] * spacing[across]
+        height = hu.shape[down] * spacing[down]
+        size = (max(1, round(HEIGHT * width / height)), HEIGHT)
+        gray = ct_gray(radiological_slice(hu, plane, at[through]), window)
+        labels = radiological_slice(mask, plane, at[through]).astype(np.uint8)
+        tiles.append(_tile(gray, labels, size))
+    sheet_width = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
+    sheet = Image.new("RGB", (sheet_width, HEIGHT), BACKGROUND)
     x = 0
     for tile in tiles:
         sheet.paste(tile, (x, 0))
@@ -45,29 +59,14 @@ def outlined(
     return buffer.getvalue()
 
 
-def _tile(
-    hu: NDArray[Any],
-    mask: NDArray[Any],
-    spacing: Sequence[float],
-    plane: str,
-    index: int,
-    window: Window,
-) -> Image.Image:
-    across, down, *_ = PLANES[plane]
-    wide, high = hu.shape[across] * spacing[across], hu.shape[down] * spacing[down]
-    size = (max(1, round(HEIGHT * wide / high)), HEIGHT)
-    gray = Image.fromarray(ct_gray(picture(hu, plane, index), window)).resize(
-        size, Image.Resampling.BILINEAR
-    )
-    labels = np.asarray(
-        Image.fromarray(picture(mask, plane, index).astype(np.uint8)).resize(
-            size, Image.Resampling.NEAREST
-        )
-    )
-    rgb = np.repeat(np.asarray(gray)[..., None], 3, axis=-1)
+def _tile(gray: NDArray[np.uint8], labels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """Return a slice of this size (width and height in pixels) with outlines of its labels."""
+    picture = Image.fromarray(gray).resize(size, Image.Resampling.BILINEAR)
+    rgb = np.repeat(np.asarray(picture)[..., None], 3, axis=-1)
+    large = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
     # Where two labels meet, one line: that of the higher one, so that an airway within a lung keeps
     # its colour.
-    edges = find_boundaries(labels, mode="inner") & (ndimage.maximum_filter(labels, 3) == labels)
-    for label in np.unique(labels[edges]):
-        rgb[edges & (labels == label)] = np.round(np.array(to_rgb(label_colour(int(label)))) * 255)
+    edges = find_boundaries(large, mode="inner") & (ndimage.maximum_filter(large, 3) == large)
+    for label in np.unique(large[edges]):
+        rgb[edges & (large == label)] = np.round(np.array(to_rgb(label_colour(int(label)))) * 255)
     return Image.fromarray(rgb)

@@ -333,7 +333,8 @@ def _methods(p: Population) -> None:
         tags.p(p.record["methods"], cls="methods", id="methods")
     with page_parts.card("Files"):
         page_parts.note(
-            "Everything on these pages as numbers; docs/reference/atlas_tables.md explains every column."
+            "Everything on these pages as numbers; docs/reference/atlas_tables.md explains every "
+            "column."
         )
         with tags.ul(cls="files"):
             for name in p.files:

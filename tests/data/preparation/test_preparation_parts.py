@@ -20,7 +20,7 @@ from data.preparation.sources import Source
 from tests.chests import SPACING, chest
 from util.cli import UserError
 from util.web.preparation_page import CaseCard, write_preparation_page
-from util.web.outlines import outlined
+from util.web.outlines import outlined_slices
 
 
 def sources(*names: str) -> list[Source]:
@@ -114,7 +114,7 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
     evil = "<script>window.evil = 1</script>"
     facts = {"Left lung": "2.1 l"}
     (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "a.png").write_bytes(outlined(*chest(), SPACING))
+    (tmp_path / "report" / "a.png").write_bytes(outlined_slices(*chest(), SPACING))
     page = visit(
         write_preparation_page(
             tmp_path,
@@ -147,8 +147,8 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
 
 def test_pictures_show_the_outline() -> None:
     hu, labels = chest()
-    shown = np.asarray(Image.open(io.BytesIO(outlined(hu, labels, SPACING))).convert("RGB"))
-    bare = np.asarray(Image.open(io.BytesIO(outlined(hu, labels * 0, SPACING))).convert("RGB"))
+    shown = np.asarray(Image.open(io.BytesIO(outlined_slices(hu, labels, SPACING))).convert("RGB"))
+    bare = np.asarray(Image.open(io.BytesIO(outlined_slices(hu, labels * 0, SPACING))).convert("RGB"))
     assert (bare.max(-1) == bare.min(-1)).mean() > 0.98 and (
         shown.max(-1) - shown.min(-1) > 60
     ).sum() > 500

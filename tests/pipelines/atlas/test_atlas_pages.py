@@ -28,7 +28,7 @@ from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder as made
 from tests.util.web.test_html import browser, visit  # noqa: F401
 from util.metrics.regions import regions
-from util.web.figures import difference_rgb, picture
+from util.web.figures import difference_rgb, radiological_slice
 from util.web.web_data import INT16, pack
 
 LABELS = {c.id: c.label for c in made.CONTRASTS}
@@ -46,7 +46,9 @@ def test_zones_share_out_the_lungs() -> None:
     assert np.array_equal(np.sum([m for m in found.values()], axis=0) == 1, labels > 0)
     assert (
         found["left upper third, core"].sum()
-        == (label_zones(found, labels.shape) == 1 + list(found).index("left upper third, core")).sum()
+        == (
+            label_zones(found, labels.shape) == 1 + list(found).index("left upper third, core")
+        ).sum()
         > 0
     )
     one = zone_masks(regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
@@ -227,7 +229,7 @@ def pixels(page: Any, selector: str) -> NDArray[Any]:
 
 
 def coronal(array: NDArray[Any], page: Any) -> NDArray[Any]:
-    return picture(array, "coronal", int(page.evaluate("window.Atlas.state.at[1]")))
+    return radiological_slice(array, "coronal", int(page.evaluate("window.Atlas.state.at[1]")))
 
 
 def assert_difference(page: Any, expected: NDArray[Any]) -> None:

@@ -127,7 +127,7 @@ def test_planted_copies_raise_the_alarm(report: Path) -> None:
     )
     page = (report / "report.html").read_text()
     assert "12 of 12 volumes are called copies" in page
-    assert len(list((report / "pictures").glob("*.png"))) == 4 and page.count("<figure") == 4
+    assert len(list((report / "pictures").glob("*.png"))) == 4 and page.count("<figcaption") == 4
 
 
 def test_the_report_opens_from_disk(report: Path, visit: Callable[[Path], Any]) -> None:

@@ -18,7 +18,7 @@ from util.web.figures import (
     fullest_slices,
     mask_rgb,
     nice_limit,
-    picture,
+    radiological_slice,
     save_slices_png,
     slice_row,
 )
@@ -37,7 +37,7 @@ def test_picture_is_the_radiological_way_round(plane: str, through: int) -> None
     x, y, z = np.indices(shape)
     place = np.stack([x, y, z], -1)
     index = 1
-    shown = [picture(place[..., axis], plane, index) for axis in range(3)]
+    shown = [radiological_slice(place[..., axis], plane, index) for axis in range(3)]
     assert np.all(shown[through] == index)
     across, down = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}[plane]
     # Left edge: the patient's right (high x) or front (high y); top: front (high y) or head (high

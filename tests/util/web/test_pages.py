@@ -23,12 +23,12 @@ from util.web.figures import (
     difference_rgb,
     fullest_slices,
     mask_rgb,
-    picture,
+    radiological_slice,
     slice_row,
 )
 from util.web.results_page import ResultsPage
 from util.web.tables import effect_summary, effects_by_case, metric_summary
-from util.web.training_page import TrainingImage, curves, binned, write_training_page
+from util.web.training_page import TrainingImage, binned, curves, write_training_page
 from util.web.web_data import block_shape, shrink
 
 SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
@@ -201,27 +201,29 @@ def test_results_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any])
 
     i, j, k = fullest_slices(v["mask"])
     hu = np.rint(v["hu"])
-    assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], "axial", k)))
+    assert np.array_equal(pixels(page, 0), mask_rgb(radiological_slice(v["mask"], "axial", k)))
     # (javascript rounds halves up, numpy to even)
-    expected = ct_gray(picture(hu, "axial", k), LUNG)
+    expected = ct_gray(radiological_slice(hu, "axial", k), LUNG)
     np.testing.assert_allclose(pixels(page, 1)[..., 0].astype(int), expected, atol=1, rtol=0)
     limit = float(page.input_value("#limit"))
     assert limit == 20  # the next step above 12.3 HU
-    shown = difference_rgb(picture(v["diff"], "axial", k), limit)
+    shown = difference_rgb(radiological_slice(v["diff"], "axial", k), limit)
     np.testing.assert_allclose(pixels(page, 2).astype(int), shown, atol=4, rtol=0)
 
     slider = page.locator(".slices input")
     slider.focus()
     page.keyboard.press("ArrowRight")
-    assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], "axial", k + 1)))
+    assert np.array_equal(pixels(page, 0), mask_rgb(radiological_slice(v["mask"], "axial", k + 1)))
     assert f"{k + 2} of {SHAPE[2]}" in page.inner_text(".slices output")
     for name, window in (("mediastinum", (-160, 240)), ("model", WINDOW), ("lung", LUNG)):
         press(page, name)
-        expected = ct_gray(picture(hu, "axial", k + 1), window)
+        expected = ct_gray(radiological_slice(hu, "axial", k + 1), window)
         np.testing.assert_allclose(pixels(page, 1)[..., 0].astype(int), expected, atol=1, rtol=0)
     for plane, index in (("coronal", j), ("sagittal", i)):
         press(page, plane)
-        assert np.array_equal(pixels(page, 0), mask_rgb(picture(v["mask"], plane, index)))
+        assert np.array_equal(
+            pixels(page, 0), mask_rgb(radiological_slice(v["mask"], plane, index))
+        )
     box = page.locator(".stage").nth(0).bounding_box()
     assert box["width"] / box["height"] == pytest.approx(
         SHAPE[1] * SPACING[1] / (SHAPE[2] * SPACING[2]), rel=0.02
@@ -244,7 +246,9 @@ def test_value_under_the_cursor(tmp_path: Path, visit: Callable[[Path], Any]) ->
     for row, column in ((3, 5), (9, 17), (10, 6)):
         x, y = (column + 0.5) / SHAPE[0] * box["width"], (row + 0.5) / SHAPE[1] * box["height"]
         page.mouse.move(box["x"] + x, box["y"] + y)
-        label, hu, change = (picture(v[n], "axial", k)[row, column] for n in ("mask", "hu", "diff"))
+        label, hu, change = (
+            radiological_slice(v[n], "axial", k)[row, column] for n in ("mask", "hu", "diff")
+        )
         shown = [text.replace("−", "-") for text in page.locator(".value").all_inner_texts()]
         assert shown[0] == ("background", "left lung", "right lung")[label]
         assert float(shown[1].removesuffix(" HU")) == pytest.approx(hu, abs=0.501)
