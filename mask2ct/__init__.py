@@ -1,5 +1,12 @@
-"""Mask2CT as a library."""
+"""Mask2CT as a library: load a trained run, generate volumes, compare two prompts.
 
+run = mask2ct.load("checkpoints/run1")
+volume = run.generate("lung.nii.gz", "Patient age: 60. SMOKING HISTORY is Ex smoker.", seed=0)
+volume.save("generated.nii.gz")
+"""
+
+from mask2ct.run import Comparison, Run, load
+from mask2ct.volume import Volume
 from util import __version__
 
-__all__ = ["__version__"]
+__all__ = ["Comparison", "Run", "Volume", "__version__", "load"]
