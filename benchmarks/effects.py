@@ -115,7 +115,7 @@ def make_encoder(
     words += ["--clip_steps", str(o.clip_steps)] if o.clip_steps else []
     timing = out.with_name(f"{out.name}.seconds.json")
     start = time.perf_counter()
-    clip_pretraining.pretrain(parse(ClipCommand, "", words))
+    clip_pretraining.pretrain_clip(parse(ClipCommand, "", words))
     if not timing.exists():
         write_json(timing, time.perf_counter() - start)
     return str(out), float(read_json(timing))

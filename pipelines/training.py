@@ -45,7 +45,7 @@ from models.text.phrase_encoder import PhraseEncoder
 from options.clip_options import ClipCommand, ClipOptions
 from options.parser import command_line, to_dict
 from options.train_options import TrainOptions
-from pipelines.clip_pretraining import pretrain
+from pipelines.clip_pretraining import pretrain_clip
 from pipelines.power import describe_smallest_effect
 from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list
@@ -112,7 +112,7 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
     study = open_study(stand_in, None, check=False)
     MODELS[options.generator.model](stand_in, 2, study.encoder.width)
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
-    encoder = pretrain(ClipCommand(clip, options.data))
+    encoder = pretrain_clip(ClipCommand(clip, options.data))
     return replace(options, text=replace(options.text, text_encoder=str(encoder)))
 
 
@@ -310,7 +310,7 @@ def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
     if options.run.continue_train:
         runs.save_options(folder, to_dict(options))
     else:
-        runs.open_new(folder, options.run.overwrite, to_dict(options))
+        runs.create_run_folder(folder, options.run.overwrite, to_dict(options))
     save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
 
 

@@ -63,7 +63,7 @@ def diffusion_run(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def autoencoder(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of three steps, that makes four voxels one."""
-    return autoencoder_training.train(
+    return autoencoder_training.train_autoencoder(
         parse(
             AutoencoderCommand,
             "",
@@ -186,7 +186,9 @@ def test_going_on_gives_what_training_without_a_stop_gives(
     )
     assert done.code == 0, done.text
     assert not any(
-        check_resume.compare(tmp_path / "whole" / "latest", tmp_path / "halves" / "latest").values()
+        check_resume.compare_checkpoints(
+            tmp_path / "whole" / "latest", tmp_path / "halves" / "latest"
+        ).values()
     )
     assert checkpoint.load_state(diffusion_run.folder / "latest")["step"] == 4
 
