@@ -40,7 +40,7 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
     options = parse(TrainOptions, __doc__ or "", argv, PRESETS)
     if options.run.continue_train:
         folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
-        saved = from_dict(TrainOptions, runs.saved_options(folder), str(folder / runs.OPTIONS_FILE))
+        saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
     check_train_options(options)
     return options
@@ -51,7 +51,7 @@ def train(options: TrainOptions) -> Path:
     run = options.run
     folder = runs.run_folder(run.checkpoints_dir, run.name)
     if not run.continue_train:
-        runs.check_new(folder, run.overwrite)
+        runs.check_new_run(folder, run.overwrite)
     accelerator = make_accelerator(options.optim.precision, run.gpu_ids)
     with accelerator.main_process_first():
         options = ensure_cohort_clip(options, folder)

@@ -34,7 +34,7 @@ from pipelines.anomaly.normal_model import Calibration, LazyScans, ScanCompariso
 from pipelines.anomaly.run import ExpectationModel, open_runs
 from util.cli import UserError, run_command
 from util.files import write_json
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +42,18 @@ INSIDE_MM = 2.0  # the ball lies at least so far from everything that is no lung
 FINE = 5  # points along each side of a voxel that decide which share of it the ball fills
 
 
-def nodule_share(scan: ScanComparison, diameter: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def nodule_share(
+    scan: ScanComparison, diameter: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
     """The share of each voxel `(X, Y, Z)` that a ball somewhere inside the lungs fills."""
     spacing = np.asarray(scan.spacing)
-    depth = ndimage.distance_transform_edt(scan.where, sampling=scan.spacing)
+    depth = ndimage.distance_transform_edt(scan.lungs, sampling=scan.spacing)
     places = np.argwhere(depth > diameter / 2 + INSIDE_MM)
     if not len(places):
         raise UserError(f"--nodule_mm {diameter:g} does not fit into the lungs of {scan.case}.")
     centre = places[rng.integers(len(places))] + rng.uniform(-0.5, 0.5, 3)
     offsets = (np.arange(FINE) + 0.5) / FINE - 0.5
-    share = np.zeros(scan.where.shape)
+    share = np.zeros(scan.lungs.shape)
     for index in np.argwhere(np.ones([2 * int(np.ceil(diameter / s)) + 1 for s in spacing])):
         voxel = np.rint(centre).astype(int) + index - [int(np.ceil(diameter / s)) for s in spacing]
         if (voxel < 0).any() or (voxel >= share.shape).any():
@@ -71,7 +73,7 @@ def rank_nodule(
     """One phantom without and with its nodule: strong regions of the one, the nodule's rank in the
     other.
     """
-    where = regions(np.where(scan.where, 1, 0), scan.spacing, (1,))
+    where = chest_regions(np.where(scan.lungs, 1, 0), scan.spacing, (1,))
     clean = top_regions(
         calibration.deviation_map(scan), where, calibration.threshold, o.map.regions
     )

@@ -39,16 +39,15 @@ from options.phantom_options import PhantomOptions
 from options.plant_options import PlantOptions
 from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run
-from pipelines.atlas.analysis import RealCohort, read_real_scans
-from pipelines.atlas.attributes import dependent_columns
+from pipelines.atlas.analysis import RealCohort, adjustable_columns
 from pipelines.atlas.planted_effect import plant_effect
 from pipelines.atlas.statistics import findings, intervals, tables
 from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
+from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util.cli import run_command
 from util.files import read_json, write_json
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 from util.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ def true_effect(
     found = []
     for case in phantoms.splits["test"]:
         one, two = (phantoms.render(case, {column: value}) for value in (start, end))
-        masks = regions(one.mask, voxel_sizes(one.affine))
+        masks = chest_regions(one.mask, voxel_sizes(one.affine))
         vessels = find_vessels(one.hu, masks["lungs"], vessel_hu)
         found.append(RegionVoxels.from_masks(masks, vessels).means(two.hu - one.hu)["lungs"])
     return float(np.mean(found))
@@ -284,18 +283,15 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     train_run(b, root, name, 1)
     opened = atlas_run.open_atlas(atlas_command(b, root, name, permutations=b.permutations))
     with tempfile.TemporaryDirectory() as folder:
-        measured, _, _ = atlas_run.generate_cases(opened, Path(folder), 0)
-    study, real = opened.study, read_real_scans(opened.study)
+        measured = opened.generate(Path(folder), 0).measurements
+    study, real = opened.study, RealCohort.from_study(opened.study)
     effects = intervals.effects_over_patients(tables.effect_frame(measured.effects))
     null = tables.refit_frame(measured.refits)
     null = null[null["kind"] == "permuted"]
-    hanging = frozenset(
-        c for drops in dependent_columns(study.plan.template).values() for c in drops
-    )
-    roles = Roles(study.every, hanging, "DIAGNOSIS")
+    roles = adjustable_columns(study, "DIAGNOSIS")
     of_column = {a.column: a.role for a in study.plan.attributes}
     declared: dict[str, list[str]] = {}
-    for refit in (r for r in opened.refits if r["kind"] == "permuted"):
+    for refit in (r for r in opened.networks.refits if r["kind"] == "permuted"):
         own = null[null["refit"] == refit["name"]].set_index(["contrast", "region"])["effect_hu"]
         others = (
             null[null["refit"] != refit["name"]]
@@ -331,7 +327,7 @@ def shuffle_column(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]
     """The real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     rows = {
-        case.id: study.shown_row(case)
+        case.id: study.formatted_row(case)
         for case in apply_resampling(study.cohort, options, refit["seed"]).cases
     }
     kept = [case.id for case in study.training if case.id in real.scans.density.index]

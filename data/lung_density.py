@@ -13,7 +13,7 @@ from data.cache import cache_case, load_case
 from data.cohort import Case
 from data.geometry import Volume
 from options.base_options import DataOptions
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 from util.parallel import map_threads
 
 PARTS = ("lungs", "upper", "middle", "lower", "rim", "core")
@@ -45,7 +45,7 @@ def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, fl
     strides = [max(1, round(COARSE_MM / side)) for side in sides]
     sparse = tuple(slice(None, None, stride) for stride in strides)
     spacing = [side * stride for side, stride in zip(sides, strides, strict=True)]
-    parts = regions(mask.array[sparse], spacing, options.lung_labels, options.airway_label)
+    parts = chest_regions(mask.array[sparse], spacing, options.lung_labels, options.airway_label)
     hu = image.array[sparse].astype(np.float64).clip(*options.hu_window)
     return {part: float(hu[parts[part]].mean()) for part in PARTS if part in parts}
 

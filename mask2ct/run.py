@@ -24,7 +24,7 @@ from options.test_options import ModelOptions
 from pipelines.generation import run_samples
 from util.cli import UserError
 from util.metrics.effects import EFFECT_COLUMNS, effect_rows
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 Mask = Any  # a path, a nibabel or SimpleITK image, or (array, affine)
 
@@ -106,7 +106,7 @@ class Run:
         first, second = (self._hu(sample, prompt, seed) for prompt in (prompt_a, prompt_b))
         difference = second - first
         data = self._loaded.options.data
-        masks = regions(
+        masks = chest_regions(
             sample.labels, voxel_sizes(sample.affine), data.lung_labels, data.airway_label
         )
         rows = effect_rows(difference, masks, sample.name, "prompt", "a", "b")

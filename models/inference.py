@@ -177,7 +177,7 @@ def load_run(
         UserError: No such run or checkpoint, damaged files, another architecture or text encoder.
     """
     folder = runs.run_folder(model_options.checkpoints_dir, model_options.name)
-    options = from_dict(TrainOptions, runs.saved_options(folder), str(folder / runs.OPTIONS_FILE))
+    options = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
     state = checkpoint.load_state(checkpoint_dir)

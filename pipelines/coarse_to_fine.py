@@ -14,7 +14,7 @@ def load_global_generator(options: TrainOptions, model: GenerativeModel) -> None
     folder = runs.run_folder(options.run.checkpoints_dir, options.optim.load_global)
     try:
         saved = from_dict(
-            TrainOptions, runs.saved_options(folder), str(folder / runs.OPTIONS_FILE)
+            TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE)
         ).generator
         place = checkpoint.find(folder / "latest")
     except UserError as error:

@@ -41,7 +41,7 @@ from util.files import claim_file
 from util.metrics.edit_metrics import edit_rows
 from util.metrics.effects import effect_rows
 from util.metrics.fidelity import metric_rows
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +195,11 @@ def _load_cohort(options: TestOptions, run: LoadedRun, data: DataOptions) -> Coh
 
 def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:
     """Return the mask of `--mask` as a cohort of one case, whose row is empty."""
+    if options.arms.prompt and options.arms.set:
+        raise UserError(
+            "--set changes a row, and with --mask --prompt takes its place. Say everything in "
+            "--prompt, or use --set alone."
+        )
     mask = Path(options.source.mask)
     load_volume(mask)  # a damaged file is an error before the network works
     columns = tuple(run.state["columns"])
@@ -259,7 +264,7 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     if real is not None:
         writer.add_panel("real scan", "ct", real)
     spacing = voxel_sizes(sample.affine)
-    masks = regions(sample.labels, spacing, plan.data.lung_labels, plan.data.airway_label)
+    masks = chest_regions(sample.labels, spacing, plan.data.lung_labels, plan.data.airway_label)
     effects: list[Row] = []
     notes = _dropped_note("--set", variants.factual)
     for group in variants.counterfactual:

@@ -1,4 +1,8 @@
-"""Refits of a run on resampled patients, permuted columns or folds."""
+"""Refits: retraining a run on resampled patients, on permuted columns, or without a fold.
+
+Every refit is a process of `train.py` in `checkpoints/RUN/refits/`. A finished refit has a record
+beside its folder.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from tqdm import tqdm
 from data.cache import cache_folder
 from data.cohort import PROMPTS_FILE
 from data.text.prompts import load_template
-from options.atlas_options import RefitOptions
+from options.atlas_options import RefitCommand, RefitOptions
 from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
 from pipelines.atlas.attributes import dependent_columns
@@ -30,19 +34,25 @@ from util.files import read_json, write_json
 from util.training import checkpoint, runs
 
 ROOT = Path(__file__).resolve().parents[1]
+REFITS = "refits"  # folder below the run's
+CLIP_RECORD = "clip.json"  # marks an encoder that was trained on a cohort
+SEED_OFFSET = 1000  # refit k of a run of seed s trains with the seed s + 1000 + k
+MAX_MESSAGE = 400  # characters of a failed process's messages that are shown
 
 log = logging.getLogger(__name__)
-
-REFITS = "refits"  # folder below the run's
-
-CLIP_RECORD = "clip.json"  # marks an encoder that was trained on a cohort
-
-SEED_OFFSET = 1000  # refit k of a run of seed s trains with the seed s + 1000 + k
 
 
 @dataclass(frozen=True)
 class Refit:
-    """One run to train: `kind` is resampled, permuted or fold."""
+    """One run to train.
+
+    Attributes:
+        name: Its name.
+        kind: `resampled`, `permuted` or `fold`.
+        seed: Seed of its training.
+        permuted: Columns that are shuffled.
+        fold: Fold k/K whose patients are left out.
+    """
 
     name: str
     kind: str
@@ -50,28 +60,40 @@ class Refit:
     permuted: tuple[str, ...] = ()
     fold: str = ""
 
-    def record(self, folder: Path) -> Path:
-        """The file that says that it is finished."""
+    def record_path(self, folder: Path) -> Path:
+        """Return the file that marks it as finished, for a run's folder."""
         return folder / REFITS / f"{self.name}.json"
 
 
 @dataclass(frozen=True)
 class OriginRun:
-    """The run that is trained again."""
+    """The run that is trained again.
+
+    Attributes:
+        folder: Its folder.
+        options: Its options.
+        step: The step it was trained to.
+        columns: Columns of its clinical table.
+    """
 
     folder: Path
     options: TrainOptions
     step: int
     columns: tuple[str, ...]
 
-    @staticmethod
-    def load(folder: Path, dataroot: str = "") -> OriginRun:
-        """Reads a run; raises `UserError` where it is none, or started from another run's
-        weights.
+    @classmethod
+    def load(cls, folder: Path, dataroot: str = "") -> OriginRun:
+        """Read a run.
+
+        Args:
+            folder: The run's folder.
+            dataroot: The cohort, if it was moved since training.
+
+        Raises:
+            UserError: There is no run, or it started from another run's weights.
         """
-        options = from_dict(
-            TrainOptions, runs.saved_options(folder), str(folder / runs.OPTIONS_FILE)
-        )
+        saved = runs.read_options(folder)
+        options = from_dict(TrainOptions, saved, str(folder / runs.OPTIONS_FILE))
         state = checkpoint.load_state(checkpoint.find(folder / "latest"))
         if options.optim.load_global:
             raise UserError(
@@ -80,63 +102,120 @@ class OriginRun:
                 "global run itself."
             )
         data = replace(options.data, dataroot=dataroot or options.data.dataroot)
-        return OriginRun(
-            folder, replace(options, data=data), int(state["step"]), tuple(state["columns"])
-        )
+        options = replace(options, data=data)
+        return cls(folder, options, int(state["step"]), tuple(state["columns"]))
 
 
-def planned_refits(origin: OriginRun, o: RefitOptions, folds: Sequence[str] = ()) -> list[Refit]:
-    """The refits that the options ask for.
+def refit_run(options: RefitCommand) -> None:
+    """Train the refits that `scripts/refit.py` asks for.
 
     Raises:
-        UserError: A column to shuffle that the run does not know, or prompts that do not follow the
+        UserError: Nothing is asked for, the run cannot be refitted, or a refit fails.
+    """
+    wanted, name = options.refit, options.run.name
+    folds = options.run.folds
+    if not (wanted.refits or wanted.permutations or folds):
+        raise UserError("Nothing to train: give --refits, --permutations or --folds.")
+    if folds == 1:
+        raise UserError("--folds is 1; leaving one part of one out leaves nobody. Give at least 2.")
+    folder = runs.run_folder(options.run.checkpoints_dir, name)
+    origin = OriginRun.load(folder, options.run.dataroot)
+    refits = planned_refits(origin, wanted, [f"{k}/{folds}" for k in range(1, folds + 1)])
+    if wanted.refit_steps not in (0, origin.step):
+        log.warning(
+            "--refit_steps is %d, the run was trained for %d: their intervals are not those of the "
+            "run, and the atlas will claim nothing.",
+            wanted.refit_steps,
+            origin.step,
+        )
+    train_refits(origin, wanted, refits)
+    log.info(
+        "%d refits of %s are finished; use them with scripts/build_atlas.py --name %s.",
+        len(refits),
+        name,
+        name,
+    )
+
+
+def planned_refits(
+    origin: OriginRun, options: RefitOptions, folds: Sequence[str] = ()
+) -> list[Refit]:
+    """Return the refits that the options ask for.
+
+    Args:
+        origin: The run.
+        options: Numbers of refits, and the columns to permute.
+        folds: Folds k/K to leave out.
+
+    Raises:
+        UserError: A column to shuffle is not known to the run, or its prompts do not follow the
             rows.
     """
-    seed, made = origin.options.run.seed + SEED_OFFSET, []
-    made += [Refit(f"resampled_{k:03d}", "resampled", seed + k) for k in range(1, o.refits + 1)]
-    if o.permutations:
-        columns = permuted_columns(origin, o.permute)
-        name = "_".join(["permuted", *(safe_name(c) for c in o.permute)])
-        made += [
-            Refit(f"{name}_{k:03d}", "permuted", seed + k, columns)
-            for k in range(1, o.permutations + 1)
-        ]
+    run_seed = origin.options.run.seed
+    seed = run_seed + SEED_OFFSET
+    refits = []
+    for k in range(1, options.refits + 1):
+        refits.append(Refit(f"resampled_{k:03d}", "resampled", seed + k))
+    if options.permutations:
+        columns = permuted_columns(origin, options.permute)
+        name = "_".join(["permuted", *map(safe_name, options.permute)])
+        for k in range(1, options.permutations + 1):
+            refits.append(Refit(f"{name}_{k:03d}", "permuted", seed + k, columns))
     for fold in folds:
         number, _, count = fold.partition("/")
-        made.append(Refit(f"fold_{number}_of_{count}", "fold", origin.options.run.seed, fold=fold))
-    return made
+        refits.append(Refit(f"fold_{number}_of_{count}", "fold", run_seed, fold=fold))
+    return refits
 
 
 def permuted_columns(origin: OriginRun, named: Sequence[str]) -> tuple[str, ...]:
-    """The columns to shuffle: those named with what hangs on them, else every column that the text
-    can tell.
+    """Return the columns to shuffle.
+
+    Args:
+        origin: The run.
+        named: Columns asked for, which are shuffled with those that depend on them; all columns
+            of the text where empty.
+
+    Raises:
+        UserError: See `planned_refits`.
     """
     data = origin.options.data
     template = load_template(data.template, origin.columns, data.key_column, data.patient_column)
-    there = template.attributes(origin.columns)
-    if strange := [c for c in named if c not in there]:
+    available = template.attributes(origin.columns)
+    unknown = [column for column in named if column not in available]
+    if unknown:
         raise UserError(
-            f"--permute: the run {origin.folder.name} knows no column {strange[0]!r}; it has: "
-            f"{format_list(there, 40)}."
+            f"--permute: the run {origin.folder.name} knows no column {unknown[0]!r}; it has: "
+            f"{format_list(available, 40)}."
         )
-    if (Path(data.dataroot) / PROMPTS_FILE).is_file():
+    prompts = Path(data.dataroot) / PROMPTS_FILE
+    if prompts.is_file():
         raise UserError(
-            f"--permutations: {Path(data.dataroot) / PROMPTS_FILE} gives texts that do not follow "
-            "the table's rows, so shuffling columns changes nothing. Use a cohort without that "
-            "file."
+            f"--permutations: {prompts} gives texts that do not follow the table's rows, so "
+            "shuffling columns changes nothing. Use a cohort without that file."
         )
-    hanging = dependent_columns(template)
-    chosen = [c for name in named for c in (name, *hanging.get(name, ())) if c in there]
-    return tuple(dict.fromkeys(chosen)) if named else tuple(there)
+    if not named:
+        return tuple(available)
+    dependent = dependent_columns(template)
+    chosen: list[str] = []
+    for name in named:
+        chosen += [name, *(column for column in dependent.get(name, ()) if column in available)]
+    return tuple(dict.fromkeys(chosen))
 
 
 def is_finished(origin: OriginRun, refit: Refit, steps: int) -> bool:
-    """Whether a refit of this very run is there."""
-    path = refit.record(origin.folder)
+    """Return whether a refit of this state of the run is finished.
+
+    Args:
+        origin: The run.
+        refit: The refit.
+        steps: Steps of the refit (0: those of the run).
+    """
+    path = refit.record_path(origin.folder)
     return path.is_file() and read_json(path) == refit_record(origin, refit, steps)
 
 
 def refit_record(origin: OriginRun, refit: Refit, steps: int) -> dict[str, Any]:
+    """Return the record of a finished refit; for the arguments see `is_finished`."""
     return {
         "name": refit.name,
         "kind": refit.kind,
@@ -148,35 +227,31 @@ def refit_record(origin: OriginRun, refit: Refit, steps: int) -> dict[str, Any]:
     }
 
 
-def train_arguments(origin: OriginRun, refit: Refit, o: RefitOptions, gpu: str) -> list[str]:
-    """The command line of train.py for a refit."""
-    options, home = origin.options, origin.folder / REFITS
-    cache = options.data.cache_dir or str(cache_folder(options.data, origin.folder))
-    data = replace(
-        options.data,
-        cache_dir=cache,
-        permute=refit.permuted,
-        resample=refit.kind == "resampled",
-        fold=refit.fold,
-        splits=_splits(origin),
-    )
-    steps = (
-        o.refit_steps or origin.step
-    )  # a run that was made longer has more steps than its options say
-    gpu = gpu or options.run.gpu_ids
-    if _begun(home / refit.name):
+def train_arguments(origin: OriginRun, refit: Refit, options: RefitOptions, gpu: str) -> list[str]:
+    """Return the command line of train.py for a refit, new or resumed.
+
+    Args:
+        origin: The run.
+        refit: The refit.
+        options: How refits are trained.
+        gpu: The GPU; "" for that of the run.
+    """
+    trained, home = origin.options, origin.folder / REFITS
+    steps = options.refit_steps or origin.step  # a continued run has more than its options say
+    gpu = gpu or trained.run.gpu_ids
+    if _has_checkpoint(home / refit.name):
         return [
-            "--name",
-            refit.name,
-            "--checkpoints_dir",
-            str(home),
             "--continue_train",
-            "--max_steps",
-            str(steps),
+            f"--name={refit.name}",
+            f"--checkpoints_dir={home}",
+            f"--max_steps={steps}",
             f"--gpu_ids={gpu}",
         ]
+    text = trained.text
+    if not options.reuse_encoder and (Path(text.text_encoder) / CLIP_RECORD).is_file():
+        text = replace(text, text_encoder="cohort")
     run = replace(
-        options.run,
+        trained.run,
         name=refit.name,
         checkpoints_dir=str(home),
         seed=refit.seed,
@@ -187,107 +262,135 @@ def train_arguments(origin: OriginRun, refit: Refit, o: RefitOptions, gpu: str) 
         val_cases=0,
         save_epoch_freq=0,
     )
-    optim = replace(options.optim, max_steps=steps)
-    text = options.text
-    if not o.reuse_encoder and (Path(text.text_encoder) / CLIP_RECORD).is_file():
-        text = replace(text, text_encoder="cohort")
-    lines = command_line(replace(options, run=run, data=data, optim=optim, text=text))
-    return [word for line in lines.values() for word in shlex.split(line)]
+    data = replace(
+        trained.data,
+        cache_dir=trained.data.cache_dir or str(cache_folder(trained.data, origin.folder)),
+        permute=refit.permuted,
+        resample=refit.kind == "resampled",
+        fold=refit.fold,
+        splits=_splits_file(origin),
+    )
+    optim = replace(trained.optim, max_steps=steps)
+    words = []
+    for line in command_line(replace(trained, run=run, data=data, optim=optim, text=text)).values():
+        words += shlex.split(line)
+    return words
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a stopped refit has a checkpoint to go on from."""
+def _has_checkpoint(folder: Path) -> bool:
+    """Return whether a stopped refit has a checkpoint to resume from."""
     try:
         return checkpoint.find(folder / "latest").is_dir()
     except UserError:
         return False
 
 
-def _splits(origin: OriginRun) -> str:
-    """The run's own splits, where the dataroot has none and they are not simply everyone in all of
-    them.
-    """
-    own = origin.folder / runs.SPLITS_FILE
-    if (
-        origin.options.data.splits
-        or (Path(origin.options.data.dataroot) / runs.SPLITS_FILE).is_file()
-        or not own.is_file()
-    ):
-        return origin.options.data.splits
-    every = [case for cases in read_json(own).values() for case in cases]
-    return str(own) if len(set(every)) == len(every) else ""
+def _splits_file(origin: OriginRun) -> str:
+    """Return the run's own splits, if the dataroot has none and they are disjoint."""
+    data = origin.options.data
+    saved = origin.folder / runs.SPLITS_FILE
+    if data.splits or (Path(data.dataroot) / runs.SPLITS_FILE).is_file() or not saved.is_file():
+        return data.splits
+    case_ids: list[str] = []
+    for split in read_json(saved).values():
+        case_ids += split
+    return str(saved) if len(set(case_ids)) == len(case_ids) else ""
 
 
-def train_refits(origin: OriginRun, o: RefitOptions, refits: Sequence[Refit]) -> None:
-    """Trains what is not finished, side by side on `--gpus`; raises `UserError` with the message of
-    one that fails.
+def train_refits(origin: OriginRun, options: RefitOptions, refits: Sequence[Refit]) -> None:
+    """Train the refits that are not finished, side by side on `--gpus`.
+
+    Raises:
+        UserError: A refit failed; the message contains that of its process.
     """
-    missing = [refit for refit in refits if not is_finished(origin, refit, o.refit_steps)]
+    missing = [refit for refit in refits if not is_finished(origin, refit, options.refit_steps)]
     if not missing:
         return
     (origin.folder / REFITS).mkdir(parents=True, exist_ok=True)
     gpus: queue.Queue[str] = queue.Queue()
-    for gpu in [g.strip() for g in o.gpus.split(",")]:
-        gpus.put(gpu)
-    places = gpus.qsize()
+    for gpu in options.gpus.split(","):
+        gpus.put(gpu.strip())
+    num_workers = gpus.qsize()
+    cores = max(1, (os.cpu_count() or 1) // num_workers)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(cores)
 
-    def job(refit: Refit) -> None:
+    def train_on_free_gpu(refit: Refit) -> None:
         gpu = gpus.get()
         try:
-            train_refit(origin, refit, o, gpu, places)
+            train_refit(origin, refit, options, gpu, threads)
         finally:
             gpus.put(gpu)
 
-    with ThreadPoolExecutor(places) as pool:
-        jobs = [pool.submit(job, refit) for refit in missing]
-        bar = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.is_main_process())
+    with ThreadPoolExecutor(num_workers) as pool:
+        jobs = [pool.submit(train_on_free_gpu, refit) for refit in missing]
+        progress = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.is_main_process())
         try:
-            for done in bar:
-                done.result()
+            for job in progress:
+                job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def train_refit(origin: OriginRun, refit: Refit, o: RefitOptions, gpu: str, places: int) -> None:
-    """One refit, in a process of its own; its messages go to NAME.log beside it."""
-    path = origin.folder / REFITS / f"{refit.name}.log"
-    log.info("Training %s (%s, seed %d); messages in %s", refit.name, refit.kind, refit.seed, path)
-    if refit.record(
-        origin.folder
-    ).is_file():  # finished for another state of the run, or with other steps
-        shutil.rmtree(origin.folder / REFITS / refit.name, ignore_errors=True)
-        refit.record(origin.folder).unlink()
-    command = [sys.executable, str(ROOT / "train.py"), *train_arguments(origin, refit, o, gpu)]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // places))
-    with path.open("w") as file:
+def train_refit(
+    origin: OriginRun, refit: Refit, options: RefitOptions, gpu: str, threads: str
+) -> None:
+    """Train one refit in its own process, whose messages go to NAME.log beside it.
+
+    Args:
+        origin: The run.
+        refit: The refit.
+        options: How refits are trained.
+        gpu: The GPU; "" for that of the run.
+        threads: Threads of the process.
+
+    Raises:
+        UserError: The process failed.
+    """
+    home = origin.folder / REFITS
+    log_path = home / f"{refit.name}.log"
+    record_path = refit.record_path(origin.folder)
+    log.info(
+        "Training %s (%s, seed %d); messages in %s", refit.name, refit.kind, refit.seed, log_path
+    )
+    if record_path.is_file():  # of another state of the run, or with other steps
+        shutil.rmtree(home / refit.name, ignore_errors=True)
+        record_path.unlink()
+    words = train_arguments(origin, refit, options, gpu)
+    with log_path.open("w") as file:
         code = subprocess.run(
-            command,
+            [sys.executable, str(ROOT / "train.py"), *words],
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,
             env={**os.environ, "OMP_NUM_THREADS": threads},
         ).returncode
     if code:
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        said = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line] or lines[-1:]
         raise UserError(
-            f"The refit {refit.name} ended with exit code {code}: "
-            f"{' '.join(said)[-400:] or 'it said nothing'} (see {path}). What is finished is kept; "
-            "run the command again to go on."
+            f"The refit {refit.name} ended with exit code {code}: {_last_messages(log_path)} (see "
+            f"{log_path}). Finished refits are kept; run the command again to resume."
         )
-    write_json(refit.record(origin.folder), refit_record(origin, refit, o.refit_steps))
+    write_json(record_path, refit_record(origin, refit, options.refit_steps))
+
+
+def _last_messages(log_path: Path) -> str:
+    """Return the error messages of a process, or its last line."""
+    lines = [line for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line]
+    return " ".join(errors or lines[-1:])[-MAX_MESSAGE:] or "it wrote no message"
 
 
 def finished_refits(folder: Path) -> list[Mapping[str, Any]]:
-    """The finished refits of a run, by name; those of another state of the run are left out with a
-    warning.
+    """Return the records of a run's finished refits, by name.
+
+    Those of another state of the run are left out with a warning.
     """
-    found = [read_json(path) for path in sorted((folder / REFITS).glob("*.json"))]
+    records = [read_json(path) for path in sorted((folder / REFITS).glob("*.json"))]
     step = int(checkpoint.load_state(checkpoint.find(folder / "latest"))["step"])
-    if stale := [r["name"] for r in found if r["run_step"] != step]:
+    stale = [record["name"] for record in records if record["run_step"] != step]
+    if stale:
         log.warning(
             "Refits of another state of the run are not used: %s. Run scripts/refit.py again.",
             format_list(stale),
         )
-    return [r for r in found if r["run_step"] == step]
+    return [record for record in records if record["run_step"] == step]

@@ -16,7 +16,7 @@ from data.volume_dataset import VolumeSample
 from models.inference import VolumeGenerator
 from options.base_options import DataOptions
 from util.cli import safe_name
-from util.metrics.fidelity import fidelity
+from util.metrics.fidelity import fidelity_by_region
 from util.training.monitor import ValidationResult
 from util.web.figures import slice_row
 from util.web.training_page import TrainingImage
@@ -80,7 +80,7 @@ class Validation:
         assert case.sample.image is not None
         real = case.sample.to_hu(case.sample.image[0])
         lungs = np.isin(case.sample.labels, self.data.lung_labels)
-        metrics = fidelity(volume, real, {"lungs": lungs}, self.data.hu_window)["lungs"]
+        metrics = fidelity_by_region(volume, real, {"lungs": lungs}, self.data.hu_window)["lungs"]
         metrics["mean_error_hu"] = float((volume - real)[lungs].mean())
         if case.pair:
             first, second = (self._generate(case, prompt) for prompt in case.pair)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "compare."
         )
     for name in o.compare.run:
-        runs.saved_options(runs.run_folder(o.model.checkpoints_dir, name))  # or say which are there
+        runs.read_options(runs.run_folder(o.model.checkpoints_dir, name))  # or say which are there
     frame = pd.DataFrame([measure_run(o, name, generate_cohort) for name in o.compare.run])
     out = Path(o.compare.OUT)
     frame.to_csv(out / "models.csv", index=False)

@@ -78,7 +78,7 @@ def main_of(name: str) -> Callable[[], None]:
 
 
 def command(name: str, *words: str | Path) -> Outcome:
-    """Runs a command with these words in this process, as `util.cli.run` runs it."""
+    """Runs a command with these words in this process, as `util.cli.run_command` runs it."""
     # Accelerate keeps its settings for the life of a process; here each command is to begin anew.
     AcceleratorState._reset_state(reset_partial_state=True)
     said = io.StringIO()

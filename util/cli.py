@@ -1,4 +1,4 @@
-"""Errors meant for people, exit codes, log set-up and file names: what every command shares."""
+"""Shared parts of all commands: errors for users, exit codes, logging and safe names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
 
-# What a disk refuses for reasons that a user can mend.
-REFUSED = {
+# Errors of the file system that a user can fix, and how.
+FIXES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
@@ -29,9 +29,7 @@ REFUSED = {
 
 
 class UserError(Exception):
-    """Bad input: the message names the file or flag, the rule, the value that came and what to
-    do.
-    """
+    """Bad input; the message names the file or flag, the rule, the value and the fix."""
 
     code = 2  # the command's exit code
 
@@ -42,7 +40,7 @@ class _AboveProgressBar(logging.Handler):
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Sends log records to standard error, without breaking progress bars."""
+    """Send log records to standard error, without breaking progress bars."""
     handler = _AboveProgressBar()
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -54,22 +52,22 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that speaks (rank 0, or the only one)."""
+    """Return whether this process has rank 0 or is the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def world_size() -> int:
-    """Processes of this run; in a dry run those that the launch script is going to start
-    (PLANNED_WORLD_SIZE).
+    """Return the number of processes of this run.
+
+    In a dry run, the launch script sets PLANNED_WORLD_SIZE to the number that it is going to start.
     """
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("PLANNED_WORLD_SIZE") or "1")
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs a command's `main`; a `UserError` becomes one message and exit code 2, Ctrl-C exit code
-    130.
+    """Run a command's `main` and turn errors into messages and exit codes.
 
-    So does what a disk refuses (no space, no permission), wherever it happens.
+    A `UserError`, or a full or read-only disk, ends with exit code 2, Ctrl-C with 130.
     """
     setup_logging(logging.INFO if is_main_process() else logging.ERROR)
     try:
@@ -78,17 +76,13 @@ def run_command(command: Callable[[], None]) -> None:
         log.error("%s", error)
         sys.exit(error.code)
     except OSError as error:
-        if error.errno not in REFUSED:
+        if error.errno not in FIXES:
             raise
-        what = (
-            f"{error.filename} cannot be used" if error.filename else "A file could not be written"
+        problem = (
+            f"{error.filename} cannot be used" if error.filename else "A file cannot be written"
         )
-        log.error(
-            "%s: %s. What was finished before is kept; %s, and run the command again.",
-            what,
-            error.strerror,
-            REFUSED[error.errno],
-        )
+        message = "%s: %s. Finished parts are kept; %s, and run the command again."
+        log.error(message, problem, error.strerror, FIXES[error.errno])
         sys.exit(UserError.code)
     except KeyboardInterrupt:
         log.error("Interrupted.")
@@ -96,13 +90,14 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def safe_name(text: str) -> str:
-    """`text` as part of a file name: every character outside letters, digits, `.`, `+`, `-` becomes
-    `_`.
+    """Return `text` as part of a file name.
+
+    Every character but letters, digits, `.`, `+` and `-` becomes `_`.
     """
     return UNSAFE.sub("_", text)
 
 
 def format_list(items: list[str], limit: int = 8) -> str:
-    """The items as "a, b, c, ... (12 in all)", for messages."""
+    """Return the items as "a, b, c, ... (12 in all)", for messages."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

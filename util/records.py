@@ -66,7 +66,7 @@ def same_settings(
     overwrite: bool | None,
     flag: str = "--out",
 ) -> bool:
-    """Compare the settings that a folder was made with; raise `UserError` unless it may be replaced.
+    """Compare the settings that a folder was made with; raise `UserError` for others.
 
     Args:
         stored: Settings of the folder.

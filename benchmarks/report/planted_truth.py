@@ -17,7 +17,7 @@ from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template
 from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import load_volume
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 VARIED = {
     "SMOKING HISTORY": ("Never smoker", "Current smoker"),
@@ -52,7 +52,7 @@ def true_effects(phantoms: PhantomCohort, effects: pd.DataFrame) -> pd.DataFrame
     for keys, part in effects.groupby(["case", "column", "from", "to"]):
         case, column, first, second = map(str, keys)
         one, two = (phantoms.render(case, {column: value}) for value in (first, second))
-        where = regions(one.mask, voxel_sizes(one.affine))
+        where = chest_regions(one.mask, voxel_sizes(one.affine))
         for row in part.to_dict("records"):
             if row["region"] in REGIONS and row["region"] in where:
                 difference = (two.hu - one.hu)[where[row["region"]]]
@@ -146,7 +146,7 @@ def regressions(
 def region_means(cohort: Path, case: str) -> dict[str, float]:
     """Mean HU of a scan in each region of `REGIONS`."""
     scan, mask = (load_volume(cohort / kind / f"{case}.nii.gz") for kind in ("img", "gtlung"))
-    where = regions(mask.array, voxel_sizes(mask.affine))
+    where = chest_regions(mask.array, voxel_sizes(mask.affine))
     return {name: float(scan.array[where[name]].mean()) for name in REGIONS if name in where}
 
 

@@ -1,4 +1,4 @@
-"""The strongest regions of a map, with their place in words."""
+"""The strongest regions of a map, with their location in words."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from scipy import ndimage
 from util.metrics.regions import Mask
 
 Array = NDArray[np.floating]
+Row = dict[str, str | float]
 
-EXTENT = 0.5  # a region is what reaches this share of its peak around it ...
-MIN_SPREADS = 3.0  # ... and so many usual spreads, for the voxels round a low peak are chance
+# A region is every voxel around a peak that reaches this share of the peak ...
+MIN_SHARE_OF_PEAK = 0.5
+# ... and this many spreads, because the voxels around a low peak are chance.
+MIN_SPREADS = 3.0
 NEIGHBOURS = np.ones((3, 3, 3), bool)
-# Of each group the region that holds most of a finding's voxels names its place.
+# Of each group, the region that holds most of a finding's voxels names its place.
 GROUPS = (("right_lung", "left_lung"), ("upper", "middle", "lower"), ("rim", "core"))
 SPOKEN = {
     "rim": "near the pleura",
@@ -42,7 +45,15 @@ FINDING_COLUMNS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One region: its voxels, the voxel and the value of its peak, and its place in words."""
+    """One region of a map.
+
+    Attributes:
+        voxels: `(X, Y, Z)` its voxels.
+        at: Voxel of its peak.
+        peak: Value of the map there.
+        place: Its location in words.
+        strong: Whether the peak exceeds the threshold.
+    """
 
     voxels: Mask
     at: tuple[int, int, int]
@@ -52,45 +63,44 @@ class Finding:
 
 
 def top_regions(
-    found: Array, regions: Mapping[str, Mask], threshold: float, most: int
+    deviation: Array, regions: Mapping[str, Mask], threshold: float, count: int
 ) -> list[Finding]:
-    """The regions round the highest absolute values, one after the other; they do not touch.
+    """Return the regions around the highest absolute values of a map, which do not touch.
 
     Args:
-        found: `(X, Y, Z)`, in usual spreads, see `pipelines.anomaly.normal_model`.
-        regions: Masks by name, see `util.metrics.fidelity.regions.regions`.
-        threshold: What a strong region's peak exceeds.
-        most: How many regions.
+        deviation: `(X, Y, Z)`, in normal spreads, see `pipelines.anomaly.normal_model`.
+        regions: Masks by name, see `util.metrics.regions.chest_regions`.
+        threshold: The peak of a strong region exceeds it.
+        count: Largest number of regions.
     """
-    left = found.copy()
-    made: list[Finding] = []
-    while len(made) < most and left.any():
-        at = np.unravel_index(int(np.abs(left).argmax()), left.shape)
-        peak = float(left[at])
-        level = max(EXTENT * abs(peak), min(MIN_SPREADS, abs(peak)))
-        parts, _ = ndimage.label(left * np.sign(peak) >= level, NEIGHBOURS)
+    remaining = deviation.copy()
+    findings: list[Finding] = []
+    while len(findings) < count and remaining.any():
+        at = np.unravel_index(int(np.abs(remaining).argmax()), remaining.shape)
+        peak = float(remaining[at])
+        level = max(MIN_SHARE_OF_PEAK * abs(peak), min(MIN_SPREADS, abs(peak)))
+        parts, _ = ndimage.label(remaining * np.sign(peak) >= level, NEIGHBOURS)
         voxels = parts == parts[at]
         x, y, z = (int(i) for i in at)
-        made.append(
-            Finding(voxels, (x, y, z), peak, _place(voxels, regions), abs(peak) > threshold)
-        )
-        left[ndimage.binary_dilation(voxels, NEIGHBOURS)] = 0
-    return made
+        place = _describe_place(voxels, regions)
+        findings.append(Finding(voxels, (x, y, z), peak, place, abs(peak) > threshold))
+        remaining[ndimage.binary_dilation(voxels, NEIGHBOURS)] = 0
+    return findings
 
 
-def _place(voxels: Mask, regions: Mapping[str, Mask]) -> str:
-    """Where voxels lie: lung, third, rim or core."""
+def _describe_place(voxels: Mask, regions: Mapping[str, Mask]) -> str:
+    """Return the location of voxels: lung, third, near or away from the pleura."""
     words = []
     for group in GROUPS:
-        shares = {name: (regions[name] & voxels).sum() for name in group if name in regions}
-        if shares and max(shares.values()):
-            name = max(shares, key=lambda n: shares[n])
+        counts = {name: (regions[name] & voxels).sum() for name in group if name in regions}
+        if counts and max(counts.values()):
+            name = max(counts, key=lambda n: counts[n])
             words.append(SPOKEN.get(name, name.replace("_", " ")))
     return ", ".join(words) or "outside the lungs"
 
 
 def label_regions(findings: Sequence[Finding], shape: Sequence[int]) -> NDArray[np.uint8]:
-    """The regions as labels 1, 2, ... `(X, Y, Z)`, the strongest first."""
+    """Return the regions as labels 1, 2, ... `(X, Y, Z)`, the strongest first."""
     labels = np.zeros(tuple(shape), np.uint8)
     for number, finding in enumerate(findings, start=1):
         labels[finding.voxels] = number
@@ -102,49 +112,52 @@ def finding_rows(
     findings: Sequence[Finding],
     difference: Array,
     affine: NDArray[np.floating],
-    marked: Mask | None = None,
-) -> list[dict[str, str | float]]:
-    """Rows of findings.csv.
+    annotated: Mask | None = None,
+) -> list[Row]:
+    """Return rows of findings.csv.
 
     Args:
-        case: The scan.
+        case: Name of the case.
         findings: Its regions.
         difference: Scan minus generated mean, HU.
-        affine: Voxel index to RAS mm; the peak's place is given in it.
-        marked: Voxels of known findings; the share of each region's voxels among them is told.
+        affine: Voxel index to RAS mm, for the location of the peak.
+        annotated: Voxels of known findings, for their share of each region.
     """
-    millilitre = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    rows: list[dict[str, str | float]] = []
-    for number, f in enumerate(findings, start=1):
-        x, y, z = (affine @ [*f.at, 1])[:3]
-        share = "" if marked is None else round(float(marked[f.voxels].mean()), 3)
-        change, volume = float(difference[f.voxels].mean()), float(f.voxels.sum() * millilitre)
-        values = (
-            case,
-            number,
-            "yes" if f.strong else "no",
-            f.place,
-            round(f.peak, 2),
-            round(change, 1),
-            round(volume, 2),
-            *(round(float(v), 1) for v in (x, y, z)),
-            share,
-        )
-        rows.append(dict(zip(FINDING_COLUMNS, values, strict=True)))
+    millilitres = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    rows = []
+    for number, finding in enumerate(findings, start=1):
+        x, y, z = (round(float(v), 1) for v in (affine @ [*finding.at, 1])[:3])
+        share: str | float = ""
+        if annotated is not None:
+            share = round(float(annotated[finding.voxels].mean()), 3)
+        row: Row = {
+            "case": case,
+            "number": number,
+            "strong": "yes" if finding.strong else "no",
+            "place": finding.place,
+            "peak_spreads": round(finding.peak, 2),
+            "mean_diff_hu": round(float(difference[finding.voxels].mean()), 1),
+            "volume_ml": round(float(finding.voxels.sum() * millilitres), 2),
+            "x_mm": x,
+            "y_mm": y,
+            "z_mm": z,
+            "marked_share": share,
+        }
+        rows.append(row)
     return rows
 
 
 def finding_sentence(row: Mapping[str, str | float]) -> str:
-    """A row of findings.csv for reading."""
+    """Return a row of findings.csv as a sentence."""
     change = float(row["mean_diff_hu"])
+    direction = "denser" if change > 0 else "less dense"
     strength = "strong" if row["strong"] == "yes" else "weak: calibration scans show peaks as high"
-    marked = (
-        f"; {float(row['marked_share']):.0%} of it marked as known"
-        if row["marked_share"] not in ("", 0.0)
-        else ""
+    annotated = ""
+    if row["marked_share"] not in ("", 0.0):
+        annotated = f"; {float(row['marked_share']):.0%} of it marked as known"
+    text = (
+        f"Region {row['number']}: {row['place']}, {abs(change):.0f} HU {direction} than expected, "
+        f"{row['volume_ml']} ml, peak {float(row['peak_spreads']):+.1f} usual spreads "
+        f"({strength}){annotated}."
     )
-    return (
-        f"Region {row['number']}: {row['place']}, {abs(change):.0f} HU "
-        f"{'denser' if change > 0 else 'less dense'} than expected, {row['volume_ml']} ml, peak "
-        f"{float(row['peak_spreads']):+.1f} usual spreads ({strength}){marked}.".replace("-", "−")
-    )
+    return text.replace("-", "−")

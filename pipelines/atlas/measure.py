@@ -1,6 +1,4 @@
-"""The walk over cases of an atlas: counterfactual volumes of every attribute, measured by region
-and mapped.
-"""
+"""Measurements of an atlas: counterfactual volumes of each case, by region and as maps."""
 
 from __future__ import annotations
 
@@ -21,31 +19,62 @@ from pipelines.atlas.attributes import attribute_variants
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
 from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 Hu = NDArray[np.floating]
-GenerateFn = Callable[
-    [VolumeSample, Prompt], Hu
-]  # a case and a prompt to `(X, Y, Z)` HU on the model's grid, without padding
+# Maps a case and a prompt to `(X, Y, Z)` HU on the model's grid, without padding.
+GenerateFn = Callable[[VolumeSample, Prompt], Hu]
+KeepFn = Callable[[Hu, Variant], None]
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Replicate:
+    """A refit that generates.
+
+    Attributes:
+        name: Name of the refit.
+        kind: `resampled` or `permuted`.
+        permuted: Columns that were shuffled in its training.
+        generate: Generates with its network.
+    """
+
+    name: str
+    kind: str
+    permuted: frozenset[str]
+    generate: GenerateFn
+
+
+@dataclass(frozen=True)
 class Generators:
-    """The networks that generate one case: the run itself, the run with other noise, and its refits
-    by name and kind.
+    """The networks that generate a case.
+
+    Attributes:
+        run: Name of the run, or of the refit of the case's fold.
+        generate: Generates with that run.
+        noises: The same with further noise fields, over which effects are averaged.
+        other_noise: The same with other noise, as a control; None for a model without noise.
+        replicates: The refits.
     """
 
     run: str
-    paint: GenerateFn
+    generate: GenerateFn
     noises: Sequence[GenerateFn]
     other_noise: GenerateFn | None
-    refits: Sequence[tuple[str, str, frozenset[str], GenerateFn]]  # name, kind, permuted columns
+    replicates: Sequence[Replicate]
 
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """What is looked at, and how."""
+    """The measurements of each case.
+
+    Attributes:
+        template: How rows become text.
+        data: How the cohort is read.
+        attributes: Attributes to vary.
+        contrasts: Contrasts between their values.
+        vessel_hu: HU above the lungs' median from which lung voxels count as vessels (0: none).
+    """
 
     template: Template
     data: DataOptions
@@ -54,12 +83,18 @@ class MeasurementPlan:
     vessel_hu: float
 
     def contrasts_of(self, attribute: AtlasAttribute) -> list[Contrast]:
-        return [c for c in self.contrasts if c.column == attribute.column]
+        """Return the contrasts of an attribute."""
+        return [contrast for contrast in self.contrasts if contrast.column == attribute.column]
+
+    def regions(self, sample: VolumeSample) -> dict[str, NDArray[np.bool_]]:
+        """Return the regions of a case, each `(X, Y, Z)`."""
+        spacing = voxel_sizes(sample.affine)
+        return chest_regions(sample.labels, spacing, self.data.lung_labels, self.data.airway_label)
 
 
 @dataclass
 class AtlasMeasurements:
-    """All rows, over cases: tables by name, and the population maps."""
+    """All rows over cases by table, and the population maps."""
 
     effects: list[Row] = field(default_factory=list)
     doses: list[Row] = field(default_factory=list)
@@ -70,87 +105,88 @@ class AtlasMeasurements:
 
 
 class CaseCounterfactuals:
-    """One case: its regions, its own volume, and every change of it."""
+    """The factual volume of one case and its counterfactuals, added to the measurements.
+
+    Args:
+        plan: The measurements to make.
+        sample: The case.
+        prompt: Its factual prompt.
+        generators: The networks that generate it.
+        measurements: Receives rows and maps.
+    """
 
     def __init__(
         self,
         plan: MeasurementPlan,
-        whole: VolumeSample,
-        own: Prompt,
-        painters: Generators,
-        measured: AtlasMeasurements,
+        sample: VolumeSample,
+        prompt: Prompt,
+        generators: Generators,
+        measurements: AtlasMeasurements,
     ) -> None:
-        self.plan, self.whole, self.own_prompt, self.painters, self.out = (
-            plan,
-            whole,
-            own,
-            painters,
-            measured,
-        )
-        data, self.case = plan.data, whole.case.id
-        self.own = painters.paint(whole, own)
-        lungs = np.isin(whole.labels, data.lung_labels)
-        vessels = find_vessels(self.own, lungs, plan.vessel_hu)
+        self.plan = plan
+        self.sample = sample
+        self.prompt = prompt
+        self.generators = generators
+        self.measurements = measurements
+        self.case = sample.case.id
+        self.factual = generators.generate(sample, prompt)
+        lungs = np.isin(sample.labels, plan.data.lung_labels)
+        vessels = find_vessels(self.factual, lungs, plan.vessel_hu)
         self.vessel_share = float(vessels.sum() / max(1, lungs.sum()))
-        self.masks = regions(
-            whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label
-        )
-        self.regions = RegionVoxels.from_masks(self.masks, vessels)
-        self.frame = (
-            LungFrame(whole.labels, data.lung_labels, lungs & ~vessels) if lungs.any() else None
-        )
+        self.regions = RegionVoxels.from_masks(plan.regions(sample), vessels)
+        self.frame = None
+        if lungs.any():
+            self.frame = LungFrame(sample.labels, plan.data.lung_labels, lungs & ~vessels)
 
-    def measure(self, keep: Callable[[Variant, Hu], None] | None = None) -> None:
-        """Generates and measures everything; `keep` is given each varied arm with its volume."""
-        self._map("generated", "", self.own)
-        if self.whole.image is not None:
-            self._map(
-                "real",
-                "",
-                self.whole.to_hu(self.whole.image[0]),
-            )
-        self._controls()
+    def measure(self, keep: KeepFn | None = None) -> None:
+        """Generate and measure everything.
+
+        Args:
+            keep: Called with each counterfactual volume and its variant.
+        """
+        self._add_map("generated", "", self.factual)
+        if self.sample.image is not None:
+            self._add_map("real", "", self.sample.to_hu(self.sample.image[0]))
+        self._measure_controls()
         for attribute in self.plan.attributes:
-            arms = attribute_variants(self.plan.template, self.whole.case.row, attribute)
-            for arm in arms:
-                self.out.arms.append(
+            variants = attribute_variants(self.plan.template, self.sample.case.row, attribute)
+            for variant in variants:
+                self.measurements.arms.append(
                     {
                         "case": self.case,
-                        "column": arm.column,
-                        "value": arm.value,
-                        "prompt": arm.prompt.sentence,
-                        "dropped": " | ".join(arm.dropped),
+                        "column": variant.column,
+                        "value": variant.value,
+                        "prompt": variant.prompt.sentence,
+                        "dropped": " | ".join(variant.dropped),
                         "file": "",
                     }
                 )
-            if arms:
-                self._attribute(attribute, arms, keep)
+            if variants:
+                self._measure_run(attribute, variants, keep)
+                self._measure_replicates(attribute, variants)
 
-    def _map(self, kind: str, contrast: str, volume: Hu, refit: str = "") -> None:
+    def _add_map(self, kind: str, contrast: str, volume: Hu, refit: str = "") -> None:
         if self.frame is not None:
-            self.out.maps.add((kind, contrast, refit), self.frame(volume))
+            self.measurements.maps.add((kind, contrast, refit), self.frame(volume))
 
-    def _controls(self) -> None:
-        """What changes where nothing should: other noise, another refit, other order, other
-        words.
-        """
-        paint, other = self.painters.paint, self.painters.other_noise
-        made = {
-            "re-ordered": lambda: paint(self.whole, reordered(self.own_prompt)),
-            "re-worded": lambda: paint(self.whole, reworded(self.own_prompt)),
-        }
-        refit = next(
-            (paint for _, kind, _, paint in self.painters.refits if kind == "resampled"), None
-        )
-        if refit is not None:
-            made = {"other refit": lambda: refit(self.whole, self.own_prompt), **made}
-        if other is not None:
-            made = {"other noise": lambda: other(self.whole, self.own_prompt), **made}
-        for name, generate in made.items():
-            difference = generate() - self.own
-            self._map(name, "", difference)
-            sizes = self.regions.means(np.abs(difference))
-            self.out.controls += [
+    def _measure_controls(self) -> None:
+        """Measure changes where nothing should change: other noise, refit, order and wording."""
+        if self.generators.other_noise is not None:
+            self._measure_control("other noise", self.generators.other_noise, self.prompt)
+        for replicate in self.generators.replicates:
+            if replicate.kind == "resampled":
+                self._measure_control("other refit", replicate.generate, self.prompt)
+                break
+        generate = self.generators.generate
+        self._measure_control("re-ordered", generate, reordered(self.prompt))
+        self._measure_control("re-worded", generate, reworded(self.prompt))
+
+    def _measure_control(self, name: str, generate: GenerateFn, prompt: Prompt) -> None:
+        difference = generate(self.sample, prompt) - self.factual
+        self._add_map(name, "", difference)
+        sizes = self.regions.means(np.abs(difference))
+        for region, mean in self.regions.means(difference).items():
+            self.measurements.controls.append(
                 {
                     "control": name,
                     "case": self.case,
@@ -158,81 +194,98 @@ class CaseCounterfactuals:
                     "mean_hu": mean,
                     "voxel_abs_hu": sizes[region],
                 }
-                for region, mean in self.regions.means(difference).items()
-            ]
+            )
 
-    def _volumes(self, paint: GenerateFn, arms: Sequence[Variant]) -> dict[str, Hu]:
-        same = self.painters.paint is paint
-        return {
-            arm.value: self.own
-            if same and arm.prompt == self.own_prompt
-            else paint(self.whole, arm.prompt)
-            for arm in arms
-        }
+    def _volumes(self, generate: GenerateFn, variants: Sequence[Variant]) -> dict[str, Hu]:
+        """Return the volume of each value."""
+        is_run = generate is self.generators.generate
+        volumes = {}
+        for variant in variants:
+            if is_run and variant.prompt == self.prompt:
+                volumes[variant.value] = self.factual
+            else:
+                volumes[variant.value] = generate(self.sample, variant.prompt)
+        return volumes
 
-    def _attribute(
-        self,
-        attribute: AtlasAttribute,
-        arms: Sequence[Variant],
-        keep: Callable[[Variant, Hu], None] | None,
+    def _measure_run(
+        self, attribute: AtlasAttribute, variants: Sequence[Variant], keep: KeepFn | None
     ) -> None:
-        each = [
-            self._volumes(paint, arms) for paint in (self.painters.paint, *self.painters.noises)
-        ]
-        volumes = {
-            v: np.mean([made[v] for made in each], axis=0) if len(each) > 1 else each[0][v]
-            for v in each[0]
-        }
+        """Measure an attribute's effect in the run, averaged over noise fields."""
+        first = self._volumes(self.generators.generate, variants)
+        by_noise = [first]
+        for generate in self.generators.noises:
+            by_noise.append(self._volumes(generate, variants))
+        volumes = first
+        if len(by_noise) > 1:
+            volumes = {v: np.mean([each[v] for each in by_noise], axis=0) for v in first}
         if keep is not None:
-            for arm in arms:
-                keep(arm, each[0][arm.value])
-        self._doses(attribute, volumes)
-        single = [{v: self.regions.means(made[v]) for v in made} for made in each]
+            for variant in variants:
+                keep(first[variant.value], variant)
+        self._add_doses(attribute, volumes)
+        noise_means = []
+        for each in by_noise:
+            noise_means.append({value: self.regions.means(hu) for value, hu in each.items()})
         for contrast in self.plan.contrasts_of(attribute):
             difference = contrast_difference(volumes, contrast)
-            self._map("effect", contrast.id, difference)
-            self._effect_rows(contrast, difference, single)
-        for name, kind, permuted, paint in self.painters.refits:
-            if kind == "permuted" and attribute.column not in permuted:
+            self._add_map("effect", contrast.id, difference)
+            self._add_effects(contrast, difference, noise_means)
+
+    def _measure_replicates(self, attribute: AtlasAttribute, variants: Sequence[Variant]) -> None:
+        """Measure an attribute's effect in each refit; permuted ones must have shuffled it."""
+        for replicate in self.generators.replicates:
+            if replicate.kind == "permuted" and attribute.column not in replicate.permuted:
                 continue
-            made = self._volumes(paint, arms)
+            volumes = self._volumes(replicate.generate, variants)
             for contrast in self.plan.contrasts_of(attribute):
-                difference = contrast_difference(made, contrast)
-                self._map(kind, contrast.id, difference, name)
-                common = {"refit": name, "kind": kind, "contrast": contrast.id, "case": self.case}
-                self.out.refits += [
-                    {**common, "region": region, "effect_hu": mean}
-                    for region, mean in self.regions.means(difference).items()
-                ]
+                difference = contrast_difference(volumes, contrast)
+                self._add_map(replicate.kind, contrast.id, difference, replicate.name)
+                for region, mean in self.regions.means(difference).items():
+                    self.measurements.refits.append(
+                        {
+                            "refit": replicate.name,
+                            "kind": replicate.kind,
+                            "contrast": contrast.id,
+                            "case": self.case,
+                            "region": region,
+                            "effect_hu": mean,
+                        }
+                    )
 
-    def _doses(self, attribute: AtlasAttribute, volumes: Mapping[str, Hu]) -> None:
-        means = {value: self.regions.means(volume) for value, volume in volumes.items()}
-        first = means[attribute.values[0]]
-        self.out.doses += [
-            {
-                "column": attribute.column,
-                "value": value,
-                "case": self.case,
-                "region": region,
-                "change_hu": mean - first[region],
-            }
-            for value, found in means.items()
-            for region, mean in found.items()
-        ]
+    def _add_doses(self, attribute: AtlasAttribute, volumes: Mapping[str, Hu]) -> None:
+        first = self.regions.means(volumes[attribute.values[0]])
+        for value, volume in volumes.items():
+            for region, mean in self.regions.means(volume).items():
+                self.measurements.doses.append(
+                    {
+                        "column": attribute.column,
+                        "value": value,
+                        "case": self.case,
+                        "region": region,
+                        "change_hu": mean - first[region],
+                    }
+                )
 
-    def _effect_rows(
+    def _add_effects(
         self,
         contrast: Contrast,
         difference: Hu,
-        single: Sequence[Mapping[str, Mapping[str, float]]],
+        noise_means: Sequence[Mapping[str, Mapping[str, float]]],
     ) -> None:
-        kept, every = self.regions.means(difference), self.regions.all_means(difference)
+        """Add a contrast's rows of effects_by_case.csv.
+
+        Args:
+            contrast: The contrast.
+            difference: Its effect, averaged over noise fields.
+            noise_means: Regional means by noise field, value and region.
+        """
+        all_means = self.regions.all_means(difference)
         sizes = self.regions.means(np.abs(difference))
-        for region, mean in kept.items():
-            with_noise = [
-                sum(w * made[v][region] for v, w in contrast.weights.items()) for made in single
-            ]
-            self.out.effects.append(
+        for region, mean in self.regions.means(difference).items():
+            noise_change = None
+            if len(noise_means) > 1:
+                effects = [_weighted_sum(means, contrast, region) for means in noise_means]
+                noise_change = max(abs(effect - mean) for effect in effects)
+            self.measurements.effects.append(
                 {
                     "contrast": contrast.id,
                     "column": contrast.column,
@@ -241,35 +294,47 @@ class CaseCounterfactuals:
                     "to": contrast.end,
                     "case": self.case,
                     "region": region,
-                    "voxels": len(self.regions.kept[region]),
+                    "voxels": len(self.regions.without_vessels[region]),
                     "mean_diff_hu": mean,
-                    "mean_diff_all_hu": every[region],
+                    "mean_diff_all_hu": all_means[region],
                     "mean_abs_hu": sizes[region],
-                    "noise_change_hu": max(abs(v - mean) for v in with_noise)
-                    if len(single) > 1
-                    else None,
+                    "noise_change_hu": noise_change,
                 }
             )
 
 
+def _weighted_sum(
+    means: Mapping[str, Mapping[str, float]], contrast: Contrast, region: str
+) -> float:
+    return sum(weight * means[value][region] for value, weight in contrast.weights.items())
+
+
 def contrast_difference(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
-    """The difference that a contrast makes of an attribute's volumes, float32 HU (for slopes HU per
-    unit).
-    """
+    """Return the effect of a contrast from an attribute's volumes, float32 HU (slopes per unit)."""
     parts = [np.float32(weight) * volumes[value] for value, weight in contrast.weights.items()]
     return np.sum(parts, axis=0, dtype=np.float32)
 
 
-def measure_real_scan(
-    whole: VolumeSample, data: DataOptions, vessel_hu: float
-) -> tuple[dict[str, float], float] | None:
-    """Regional means of a real scan without its vessels, and the vessels' share; None without scan
-    or lungs.
-    """
-    lungs = np.isin(whole.labels, data.lung_labels)
-    if whole.image is None or not lungs.any():
-        return None
-    scan = whole.to_hu(whole.image[0])
-    vessels = find_vessels(scan, lungs, vessel_hu)
-    masks = regions(whole.labels, voxel_sizes(whole.affine), data.lung_labels, data.airway_label)
-    return RegionVoxels.from_masks(masks, vessels).means(scan), float(vessels.sum() / lungs.sum())
+@dataclass(frozen=True)
+class RealScan:
+    """A real scan: regional means without vessels (HU), and the vessels' share of the lungs."""
+
+    means: Mapping[str, float]
+    vessel_share: float
+
+    @classmethod
+    def from_sample(cls, sample: VolumeSample, plan: MeasurementPlan) -> RealScan | None:
+        """Measure a case's scan; None where it has no scan or no lungs."""
+        lungs = np.isin(sample.labels, plan.data.lung_labels)
+        if sample.image is None or not lungs.any():
+            return None
+        scan = sample.to_hu(sample.image[0])
+        vessels = find_vessels(scan, lungs, plan.vessel_hu)
+        means = RegionVoxels.from_masks(plan.regions(sample), vessels).means(scan)
+        return cls(means, float(vessels.sum() / lungs.sum()))
+
+
+def lung_volume_ml(sample: VolumeSample, lung_labels: Sequence[int]) -> float:
+    """Return the volume of the lungs, ml."""
+    voxels = np.isin(sample.labels, lung_labels).sum()
+    return float(voxels * np.prod(voxel_sizes(sample.affine)) / 1000)

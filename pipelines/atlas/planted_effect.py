@@ -25,7 +25,7 @@ from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder, write_csv
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,9 @@ class _CohortCopy:
 
     def _region(self, case: Case) -> np.ndarray:
         data, mask = self.data, load_volume(case.mask)
-        masks = regions(mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label)
+        masks = chest_regions(
+            mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label
+        )
         if self.options.region not in masks:
             raise UserError(
                 f"{case.mask} has no voxel in --region {self.options.region}. Choose another "

@@ -17,7 +17,7 @@ from pipelines.evaluation.baselines import (
     finite_percentiles,
 )
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
-from util.metrics.fidelity import densitometry
+from util.metrics.fidelity import lung_densitometry
 
 # 0.5 to 99.5 percentile of the lungs' median in MAISI (Guo et al. 2024, arXiv 2409.11169).
 GATE_HU = (-937.0, -367.0)
@@ -41,7 +41,7 @@ def lung_density(
         return {}, np.zeros(len(HU_BINS), np.int64)
     rounded = np.clip(np.rint(hu[lungs]), HU_BINS[0], HU_BINS[-1]).astype(np.int64)
     histogram = np.bincount(rounded - HU_BINS[0], minlength=len(HU_BINS))
-    return densitometry(hu, lungs) | {"median_hu": float(np.median(hu[lungs]))}, histogram
+    return lung_densitometry(hu, lungs) | {"median_hu": float(np.median(hu[lungs]))}, histogram
 
 
 def density_metrics(

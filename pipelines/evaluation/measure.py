@@ -31,8 +31,8 @@ from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
 from util.files import atomic_path, file_fingerprint, json_digest
-from util.metrics.fidelity import fidelity
-from util.metrics.regions import body_mask, regions
+from util.metrics.fidelity import fidelity_by_region
+from util.metrics.regions import body_mask, chest_regions
 
 VERSION = 1  # part of the cache keys: raise it when the measurements change
 MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
@@ -190,7 +190,7 @@ def _regional_statistics(
     airway_label: int,
 ) -> NDArray[np.float64]:
     """Return mean, SD and 15th percentile of HU in each of `REGIONS`."""
-    where = regions(labels, spacing, lung_labels, airway_label)
+    where = chest_regions(labels, spacing, lung_labels, airway_label)
     statistics = np.full((len(REGIONS), len(REGION_STATISTICS)), np.nan)
     for row, name in zip(statistics, REGIONS, strict=True):
         if name in where and where[name].any():
@@ -267,7 +267,7 @@ def _compare_pair(file: VolumeFile, scan_file: VolumeFile, grid: ComparisonGrid)
         masks["lungs"] = lungs
     clipped = np.clip(volume.array.astype(np.float32), *grid.window)
     rows = []
-    for region, values in fidelity(clipped, hu, masks, grid.window).items():
+    for region, values in fidelity_by_region(clipped, hu, masks, grid.window).items():
         for metric, value in values.items():
             rows.append({"region": region, "metric": metric, "value": value})
     return {"rows": np.array(json.dumps(rows))}

@@ -165,8 +165,6 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
     with pytest.raises(UserError, match="--text_dropout 0"):
         model(text_dropout=0.0).set_sampling(SamplingOptions(guidance=2.0))
     assert model(diffusion_target="v").sampling.sampler == "ddim"
-    with pytest.raises(UserError, match="--autoencoder"):
-        model(autoencoder="file")
 
 
 def test_the_gan_takes_neither_sampling_nor_editing() -> None:

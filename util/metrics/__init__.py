@@ -1,1 +1,1 @@
-"""util/metrics"""
+"""Metrics of generated volumes, by region of the chest."""

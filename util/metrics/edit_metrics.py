@@ -1,5 +1,6 @@
-"""How well real scans were edited: composition, reversibility, minimality, effectiveness (Monteiro
-et al. 2023).
+"""Metrics of edited real scans.
+
+Composition, reversibility, minimality and effectiveness as defined by Monteiro et al. 2023.
 """
 
 from __future__ import annotations
@@ -13,39 +14,40 @@ from util.metrics.fidelity import METRIC_COLUMNS
 
 Volume = NDArray[np.floating]
 Masks = Mapping[str, NDArray[np.bool_]]
-SHOWN = ("lungs", "outside")
+REGIONS = ("lungs", "outside")
 
 
 def edit_rows(
     case: str,
     real: Volume,
-    where: Masks,
+    masks: Masks,
     cycles: Mapping[str, Volume],
     edited: Mapping[str, Volume],
     returned: Mapping[str, Volume],
 ) -> list[dict[str, str | float]]:
-    """Rows of metrics.csv for one edited scan.
+    """Return the rows of metrics.csv for one edited scan.
 
     Args:
-        case: Its id.
-        real: `(X, Y, Z)` HU, clipped to the model's window.
-        where: Regions; of these `lungs` and `outside` are looked at.
-        cycles: The scan inverted and made again without change, by the number of cycles: its
-            distance is composition.
-        edited: The scan with an attribute changed, by "COLUMN=VALUE": its signed change is the
-            effect, and its absolute change outside the lungs should be small (minimality).
-        returned: The edited scans edited back: their distance from the scan is reversibility.
+        case: Id of the case.
+        real: The scan, `(X, Y, Z)` in HU, clipped to the model's window.
+        masks: Masks of the regions; `lungs` and `outside` are used.
+        cycles: The scan inverted and regenerated without change, by the number of cycles. Its
+            distance from the scan is the composition.
+        edited: The scan with one attribute changed, by "COLUMN=VALUE". Its signed change is the
+            effect; its absolute change outside the lungs should be small (minimality).
+        returned: The edited scans edited back. Their distance from the scan is the reversibility.
     """
     rows: list[dict[str, str | float]] = []
-    for region in (r for r in SHOWN if r in where):
+    for region in REGIONS:
+        if region not in masks:
+            continue
         changes = [(f"composition_{n}_mae_hu", v, True) for n, v in cycles.items()]
         changes += [(f"edit_change_mean_hu {name}", v, False) for name, v in edited.items()]
         changes += [(f"edit_change_mae_hu {name}", v, True) for name, v in edited.items()]
         changes += [(f"reversibility_mae_hu {name}", v, True) for name, v in returned.items()]
         for name, volume, absolute in changes:
-            change = (volume - real)[where[region]].astype(np.float64)
+            change = (volume - real)[masks[region]].astype(np.float64)
             value = float((np.abs(change) if absolute else change).mean())
-            rows.append(
-                dict(zip(METRIC_COLUMNS, (case, region, name, round(value, 4)), strict=True))
-            )
+            cells = (case, region, name, round(value, 4))
+            rows.append(dict(zip(METRIC_COLUMNS, cells, strict=True)))
     return rows

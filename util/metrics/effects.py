@@ -1,4 +1,4 @@
-"""What a changed attribute did to the picture: differences in HU by region."""
+"""Effects of a changed attribute: differences in HU by region."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ def effect_rows(
     from_value: str,
     to_value: str,
 ) -> list[dict[str, str | float]]:
-    """Rows of effects.csv for one pair.
+    """Return the rows of effects.csv for one pair of volumes.
 
     Args:
-        difference: `(X, Y, Z)` HU, volume of `to_value` minus volume of `from_value`.
-        regions: Masks by name, see `util.metrics.fidelity.regions.regions`.
-        case, column, from_value, to_value: What was changed.
+        difference: Volume of `to_value` minus volume of `from_value`, `(X, Y, Z)` in HU.
+        regions: Masks by name, see `util.metrics.regions.chest_regions`.
+        case: Id of the case.
+        column: Column whose value was changed.
+        from_value: Value of the first volume.
+        to_value: Value of the second volume.
     """
     rows: list[dict[str, str | float]] = []
     for region, mask in regions.items():
         inside = difference[mask].astype(np.float64)
-        values = (
+        cells = (
             case,
             column,
             from_value,
@@ -47,5 +50,5 @@ def effect_rows(
             round(float(inside.mean()), 4),
             round(float(inside.std()), 4),
         )
-        rows.append(dict(zip(EFFECT_COLUMNS, values, strict=True)))
+        rows.append(dict(zip(EFFECT_COLUMNS, cells, strict=True)))
     return rows

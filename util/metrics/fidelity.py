@@ -1,6 +1,4 @@
-"""Figures of one generated volume: densitometry of the lungs, and the distance to the real scan
-where there is one.
-"""
+"""Metrics of one generated volume: densitometry of the lungs, and distance to the real scan."""
 
 from __future__ import annotations
 
@@ -19,10 +17,8 @@ SSIM_WINDOW = 7  # voxels
 Volume = NDArray[np.floating]
 
 
-def densitometry(hu: Volume, lungs: NDArray[np.bool_]) -> dict[str, float]:
-    """Mean lung attenuation (HU), 15th percentile (HU), share of lung voxels below -950 HU and
-    above -700 HU.
-    """
+def lung_densitometry(hu: Volume, lungs: NDArray[np.bool_]) -> dict[str, float]:
+    """Return densitometric measures of the lungs, in HU or as shares of lung voxels."""
     inside = hu[lungs].astype(np.float64)
     return {
         "mean_lung_attenuation_hu": float(inside.mean()),
@@ -34,8 +30,9 @@ def densitometry(hu: Volume, lungs: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def ssim_map(a: Volume, b: Volume, data_range: float) -> Volume:
-    """Structural similarity of each voxel (Wang et al. 2004), `(X, Y, Z)`; MONAI's with a uniform
-    window.
+    """Return the structural similarity (Wang et al. 2004) of each voxel, `(X, Y, Z)`.
+
+    MONAI computes it with a uniform window.
     """
     half = SSIM_WINDOW // 2
     pads = [(half, half)] * 3
@@ -55,33 +52,33 @@ def ssim_map(a: Volume, b: Volume, data_range: float) -> Volume:
     return full[0, 0].numpy()
 
 
-def fidelity(
+def fidelity_by_region(
     generated: Volume,
     real: Volume,
     masks: Mapping[str, NDArray[np.bool_]],
     window: tuple[float, float],
 ) -> dict[str, dict[str, float]]:
-    """MAE (HU), PSNR (dB over the window's width) and SSIM of a generated volume, by region.
+    """Return MAE (HU), PSNR (dB over the window's width) and SSIM of a volume, by region.
 
     Args:
-        generated: `(X, Y, Z)` HU.
-        real: The scan itself, clipped to the window, as the generator cannot leave it.
-        masks: Regions by name.
+        generated: Generated volume, `(X, Y, Z)` in HU.
+        real: Real scan, clipped here to the window, which the generator cannot leave.
+        masks: Masks of the regions.
         window: Lowest and highest HU.
     """
     width = window[1] - window[0]
     real = np.clip(real, *window)
     similarity = ssim_map(generated, real, width)
-    found = {}
+    by_region = {}
     for name, mask in masks.items():
         error = (generated[mask] - real[mask]).astype(np.float64)
         mse = max(float(np.square(error).mean()), 1e-12)
-        found[name] = {
+        by_region[name] = {
             "mae_hu": float(np.abs(error).mean()),
             "psnr_db": float(10 * np.log10(width**2 / mse)),
             "ssim": float(similarity[mask].mean()),
         }
-    return found
+    return by_region
 
 
 def metric_rows(
@@ -91,22 +88,32 @@ def metric_rows(
     lungs: NDArray[np.bool_],
     window: tuple[float, float],
 ) -> list[dict[str, str | float]]:
-    """Rows of metrics.csv for one case; the real scan's densitometry stands beside the generated
-    one's.
+    """Return the rows of metrics.csv for one case.
+
+    Args:
+        case: Id of the case.
+        generated: Generated volume, `(X, Y, Z)` in HU.
+        real: Real scan, if there is one. Its densitometry and its distance from the generated
+            volume are added.
+        lungs: Mask of the lungs.
+        window: Lowest and highest HU.
     """
-    found: list[tuple[str, str, float]] = []
-    if lungs.any():
-        found += [("lungs", k, v) for k, v in densitometry(generated, lungs).items()]
-    if real is not None:
-        if lungs.any():
-            found += [("lungs", f"real_{k}", v) for k, v in densitometry(real, lungs).items()]
-        masks = {"body": body_mask(real) | lungs} | ({"lungs": lungs} if lungs.any() else {})
-        found += [
-            (region, k, v)
-            for region, d in fidelity(generated, real, masks, window).items()
-            for k, v in d.items()
-        ]
-    return [
-        dict(zip(METRIC_COLUMNS, (case, region, k, round(v, 5)), strict=True))
-        for region, k, v in found
-    ]
+    rows: list[dict[str, str | float]] = []
+
+    def add(region: str, metrics: Mapping[str, float], prefix: str = "") -> None:
+        for name, value in metrics.items():
+            cells = (case, region, f"{prefix}{name}", round(value, 5))
+            rows.append(dict(zip(METRIC_COLUMNS, cells, strict=True)))
+
+    has_lungs = bool(lungs.any())
+    if has_lungs:
+        add("lungs", lung_densitometry(generated, lungs))
+    if real is None:
+        return rows
+    masks = {"body": body_mask(real) | lungs}
+    if has_lungs:
+        add("lungs", lung_densitometry(real, lungs), "real_")
+        masks["lungs"] = lungs
+    for region, metrics in fidelity_by_region(generated, real, masks, window).items():
+        add(region, metrics)
+    return rows

@@ -1,6 +1,4 @@
-"""Regions of the chest from a label mask: lungs, sides, thirds, core and rim, airway, outside,
-every label.
-"""
+"""Regions of the chest from a label mask: lungs, sides, thirds, rim and core, airway, labels."""
 
 from __future__ import annotations
 
@@ -12,41 +10,42 @@ from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
-# the rim is what lies at most this far from the pleura (or one voxel, where voxels are larger)
-RIM_MM = 10.0
+RIM_MM = 10.0  # depth of the subpleural rim; one voxel where voxels are larger
 
 
-def regions(
+def chest_regions(
     labels: NDArray[np.integer],
     spacing: Sequence[float],
     lung_labels: Sequence[int] = (1, 2),
     airway_label: int = 3,
 ) -> dict[str, Mask]:
-    """The regions that effects and metrics are measured in; those without a voxel are left out.
+    """Return the regions that effects and metrics are measured in.
 
     Args:
-        labels: `(X, Y, Z)` in RAS: the last axis runs from foot to head.
+        labels: Label mask `(X, Y, Z)` in RAS; the last axis runs from foot to head.
         spacing: Voxel size in mm.
         lung_labels: Labels of the left and the right lung.
         airway_label: Label of the airways.
 
     Returns:
-        `lungs`, `left_lung`, `right_lung`, `upper`, `middle`, `lower` (thirds of the lungs' own
-        extent), `rim` (at most `RIM_MM` from the pleura), `core` (the rest), `airway`, `outside`
-        (neither lung nor airway), `label_<k>`; each `(X, Y, Z)` bool.
+        Masks `(X, Y, Z)` by name; those without a voxel are left out. `lungs`, `left_lung`,
+        `right_lung`, `upper`, `middle`, `lower` (thirds of the lungs' own extent), `rim` (at most
+        `RIM_MM` from the pleura), `core` (the rest), `airway`, `outside` (neither lung nor
+        airway), `label_<k>`.
     """
     lungs = np.isin(labels, lung_labels)
     airway = labels == airway_label
-    found: dict[str, Mask] = {"lungs": lungs}
-    found |= {
-        side: labels == k for side, k in zip(("left_lung", "right_lung"), lung_labels, strict=False)
-    }
+    masks: dict[str, Mask] = {"lungs": lungs}
+    for side, label in zip(("left_lung", "right_lung"), lung_labels, strict=False):
+        masks[side] = labels == label
     if lungs.any():
-        found |= _thirds(lungs)
-        found |= _rim_and_core(lungs, airway, spacing)
-    found |= {"airway": airway, "outside": ~lungs & ~airway}
-    found |= {f"label_{k}": labels == k for k in np.unique(labels)}
-    return {name: mask for name, mask in found.items() if mask.any()}
+        masks |= _thirds(lungs)
+        masks |= _split_by_depth(lungs, airway, spacing)
+    masks["airway"] = airway
+    masks["outside"] = ~lungs & ~airway
+    for label in np.unique(labels):
+        masks[f"label_{label}"] = labels == label
+    return {name: mask for name, mask in masks.items() if mask.any()}
 
 
 def _thirds(lungs: Mask) -> dict[str, Mask]:
@@ -59,9 +58,8 @@ def _thirds(lungs: Mask) -> dict[str, Mask]:
     }
 
 
-def _rim_and_core(lungs: Mask, airway: Mask, spacing: Sequence[float]) -> dict[str, Mask]:
-    # Airways inside the lungs are no pleura; padding gives lungs cut by the border of the volume a
-    # pleura there.
+def _split_by_depth(lungs: Mask, airway: Mask, spacing: Sequence[float]) -> dict[str, Mask]:
+    # Airways inside the lungs are not pleura; the padding makes the volume's border pleura.
     filled = np.pad(lungs | airway, 1)
     depth = ndimage.distance_transform_edt(filled, sampling=spacing)[1:-1, 1:-1, 1:-1]
     rim = lungs & (depth <= max(RIM_MM, *spacing))
@@ -69,8 +67,9 @@ def _rim_and_core(lungs: Mask, airway: Mask, spacing: Sequence[float]) -> dict[s
 
 
 def body_mask(hu: NDArray[np.floating]) -> Mask:
-    """The patient without table and surrounding air: above -400 HU, opened, largest part, filled
-    slice by slice.
+    """Return the patient's voxels, without table and surrounding air.
+
+    Voxels above -400 HU are opened; the largest part is filled slice by slice.
     """
     dense = ndimage.binary_opening(np.pad(hu > -400.0, ((1, 1), (1, 1), (0, 0))))
     parts, count = ndimage.label(dense)

@@ -1,5 +1,6 @@
-"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all; nothing loaded
-can run code.
+"""Checkpoints: a folder of safetensors and JSON that appears whole or not at all.
+
+Nothing that is loaded can run code.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ Tensors = Mapping[str, Tensor]
 
 
 def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; the one that was there stays until the new one is complete.
+    """Write a checkpoint; the previous one stays until the new one is complete.
 
     Args:
-        folder: Where it appears, such as `checkpoints/RUN/latest`.
+        folder: Folder of the checkpoint, such as `checkpoints/RUN/latest`.
         parts: Tensors by part (network, optimiser, average); each becomes `<part>.safetensors`.
-        state: Plain values, for `state.json`.
+        state: Plain values for `state.json`, which also holds the version of the project.
 
     Raises:
-        UserError: No space is left, or the folder cannot be written; the previous checkpoint is
-            untouched.
+        UserError: The disk is full or cannot be written; the previous checkpoint is untouched.
     """
     try:
         with atomic_folder(folder) as temporary:
@@ -61,46 +61,43 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
 
 
 def find(folder: Path) -> Path:
-    """The checkpoint of that name, also when a save was killed between its two renames; `UserError`
-    if there is none.
+    """Return the checkpoint of that name, also when a save was killed between its two renames.
+
+    Raises:
+        UserError: There is none; the message lists the others.
     """
     for place in (folder, previous_folder(folder)):
         if (place / STATE_FILE).is_file():
             return place
-    there = sorted(p.name for p in folder.parent.glob("*") if (p / STATE_FILE).is_file())
-    todo = (
-        "Choose one of them by --which_epoch."
-        if there
-        else "Train the run, from its start by --overwrite."
+    names = sorted(p.name for p in folder.parent.glob("*") if (p / STATE_FILE).is_file())
+    fix = (
+        "Choose one of them by --which_epoch." if names else "Train it from the start: --overwrite."
     )
     raise UserError(
         f"{folder} holds no checkpoint. Checkpoints in {folder.parent}: "
-        f"{', '.join(there) or 'none'}. {todo}"
+        f"{', '.join(names) or 'none'}. {fix}"
     )
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint; raises `UserError` if the file is damaged or none of
-    ours.
-    """
+    """Return the plain values of a checkpoint; raise `UserError` if the file is damaged."""
     state = read_json(folder / STATE_FILE)
     if not isinstance(state, dict) or not {"step", "parts"} <= set(state):
         raise UserError(
-            f"{folder / STATE_FILE} is damaged: it does not say what the checkpoint holds. Use "
-            "another checkpoint (--which_epoch), or train again."
+            f"{folder / STATE_FILE} is damaged: step or parts are missing. Use another checkpoint "
+            "(--which_epoch), or train again."
         )
     return state
 
 
 def load_part(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part; raises `UserError` if the file is missing or damaged."""
+    """Return the tensors of one part; raise `UserError` if the file is missing or damaged."""
     path = folder / f"{part}.safetensors"
     try:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing, so the checkpoint is not complete. Use another one "
-            "(--which_epoch)."
+            f"{path} is missing, so the checkpoint is incomplete. Use another one (--which_epoch)."
         ) from None
     except (SafetensorError, OSError) as error:
         raise UserError(
@@ -109,51 +106,57 @@ def load_part(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") -> None:
-    """Loads weights that must fit exactly (those below `prefix`); raises `UserError` that says what
-    does not.
+    """Load weights that must fit exactly.
+
+    Args:
+        network: Network to fill.
+        folder: Folder of the checkpoint.
+        part: Part that holds the weights.
+        prefix: Load only tensors whose names begin with this, without it.
+
+    Raises:
+        UserError: The weights belong to another architecture; the message names the differences.
     """
-    own = network.state_dict()
-    tensors = {
-        k.removeprefix(prefix): t
-        for k, t in load_part(folder, part).items()
-        if k.startswith(prefix)
-    }
-    missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-    shapes = [
-        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
-    if missing or surplus or shapes:
-        problems = [
-            f"missing {missing[0]} and {len(missing) - 1} more" if missing else "",
-            f"not known {surplus[0]} and {len(surplus) - 1} more" if surplus else "",
-            f"other shape {shapes[0]} and {len(shapes) - 1} more" if shapes else "",
-        ]
+    tensors = {}
+    for name, tensor in load_part(folder, part).items():
+        if name.startswith(prefix):
+            tensors[name.removeprefix(prefix)] = tensor
+    problems = _differences(network.state_dict(), tensors)
+    if problems:
         raise UserError(
-            f"{folder / part}.safetensors is of another architecture "
-            f"({'; '.join(p for p in problems if p)}). Use the options of the run that wrote it: "
-            "they are in its options.json."
+            f"{folder / part}.safetensors is of another architecture ({'; '.join(problems)}). Use "
+            "the options of the run that wrote it: they are in its options.json."
         )
     network.load_state_dict(tensors)
 
 
+def _differences(expected: Tensors, tensors: Tensors) -> list[str]:
+    missing = sorted(set(expected) - set(tensors))
+    surplus = sorted(set(tensors) - set(expected))
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    kinds = (("missing", missing), ("not known", surplus), ("other shape", shapes))
+    return [f"{kind} {names[0]} and {len(names) - 1} more" for kind, names in kinds if names]
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as tensors named `<parameter index>.<name>`."""
-    return {
-        f"{i}.{k}": torch.as_tensor(v)
-        for i, s in optimizer.state_dict()["state"].items()
-        for k, v in s.items()
-    }
+    """Return an optimiser's state as tensors named `<parameter index>.<name>`."""
+    tensors = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"{index}.{name}"] = torch.as_tensor(value)
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, source: Path) -> None:
-    """Puts back what `optimizer_tensors` took; raises `UserError` if it belongs to other
-    parameters.
-    """
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    shapes = {f"{i}.exp_avg": p.shape for i, p in enumerate(parameters)}
-    if tensors and {k: t.shape for k, t in tensors.items() if k.endswith(".exp_avg")} != shapes:
+    """Restore what `optimizer_tensors` returned; raise `UserError` for other parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = {f"{i}.exp_avg": p.shape for i, p in enumerate(parameters)}
+    stored = {name: t.shape for name, t in tensors.items() if name.endswith(".exp_avg")}
+    if tensors and stored != expected:
         raise UserError(
             f"{source}: the optimiser's state belongs to another architecture. Start a new run."
         )
@@ -161,13 +164,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, source: P
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if (
-            tensor.shape == parameter.shape
-        ):  # in the memory format of the parameter, which fused optimisers count on
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(
-                tensor
-            )
+        if tensor.shape == parameter.shape:
+            # Fused optimisers count on the memory format of the parameter.
+            aligned = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False)
+            tensor = aligned.copy_(tensor)
         state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""Which processor computes, with which precision, in how many processes."""
+"""Device, precision and processes of a training."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from util.cli import UserError, world_size
 
 log = logging.getLogger(__name__)
 
-# Parameters of glibc's mallopt, see malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+# Parameters of glibc's mallopt (malloc.h) and their values here.
+MALLOC_SETTINGS = {
+    -3: 2**30,  # M_MMAP_THRESHOLD
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD
+    -2: 2**28,  # M_TOP_PAD
+}
 
 
 def tune_malloc() -> None:
-    """Lets the C library keep memory that was freed: a step on the CPU takes a tenth less time.
+    """Let the C library keep freed memory, which makes a step on the CPU a tenth faster.
 
-    By default every large tensor is fetched from the system anew, page by page. Nothing happens
-    without glibc.
+    By default every large tensor is fetched from the system anew, page by page. Without glibc
+    nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         log.debug("no mallopt here")
         return
-    for parameter, size in (
-        (M_MMAP_THRESHOLD, 2**30),
-        (M_TRIM_THRESHOLD, 2**31 - 1),
-        (M_TOP_PAD, 2**28),
-    ):
+    for parameter, size in MALLOC_SETTINGS.items():
         mallopt(parameter, size)
 
 
 def select_gpus(gpu_ids: str) -> bool:
-    """Checks `--gpu_ids` and makes its first GPU the current one; returns whether the CPU is to be
-    used.
+    """Check `--gpu_ids` and make the GPU of this process the current one.
+
+    Returns:
+        Whether the CPU is to be used.
 
     Raises:
-        UserError: An id that is no number, or a GPU that is not there.
+        UserError: An id is not a number, or a GPU is not there.
     """
     if not gpu_ids:
         return not torch.cuda.is_available()
@@ -56,10 +58,10 @@ def select_gpus(gpu_ids: str) -> bool:
     count = torch.cuda.device_count()
     absent = [i for i in ids if not 0 <= i < count]
     if absent:
-        there = f"GPUs 0 to {count - 1}" if count else "no GPU"
+        present = f"GPUs 0 to {count - 1}" if count else "no GPU"
         raise UserError(
-            f"--gpu_ids names GPU {absent[0]}, but this machine has {there}. Use --gpu_ids -1 for "
-            "the CPU."
+            f"--gpu_ids names GPU {absent[0]}, but this machine has {present}. Use "
+            "--gpu_ids -1 for the CPU."
         )
     if len(ids) > 1 and world_size() == 1:
         raise UserError(
@@ -71,16 +73,15 @@ def select_gpus(gpu_ids: str) -> bool:
 
 
 def make_device(gpu_ids: str) -> torch.device:
-    """The device for a single process."""
+    """Return the device of a single process."""
     return torch.device("cpu" if select_gpus(gpu_ids) else f"cuda:{torch.cuda.current_device()}")
 
 
 def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
-    """Accelerate's handle on devices and processes, for plain `python`, `torchrun` and `accelerate
-    launch`.
+    """Return Accelerate's handle on devices and processes, also under `torchrun`.
 
     Raises:
-        UserError: A GPU that is not there, or a precision that the processor has not.
+        UserError: A GPU is not there, or the processor does not support the precision.
     """
     cpu = select_gpus(gpu_ids)
     if precision == "fp16" and cpu:
@@ -96,12 +97,10 @@ def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
 
 
 def shutdown_distributed(accelerator: Accelerator) -> None:
-    """Ends the work of several processes together, as the last thing that each does; nothing
-    happens in a single one.
+    """End the work of several processes together; this is the last call of each.
 
-    A process that goes while one of gloo's threads still holds a tensor of the last step is aborted
-    by Python's own end (https://github.com/pytorch/pytorch/pull/179291), and the launcher then ends
-    the others.
+    Python aborts a process that exits while one of gloo's threads still holds a tensor
+    (https://github.com/pytorch/pytorch/pull/179291), and the launcher then ends the others.
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()

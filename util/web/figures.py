@@ -205,8 +205,8 @@ def slice_row(
     grid = GridSpec(
         1, len(cells), figure, width_ratios=widths, left=0, right=1, bottom=0, top=0.89, wspace=0.03
     )
-    for place, (plane, panel) in zip(grid, cells, strict=True):
-        axes = figure.add_subplot(place)
+    for number, (plane, panel) in enumerate(cells):
+        axes = figure.add_subplot(grid[number])
         _draw(axes, panel, plane, display)
         axes.set_anchor("N")
         title = f"{plane}: {panel.title}" if panel is panels[0] else panel.title

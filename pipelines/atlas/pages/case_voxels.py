@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
 from pipelines.atlas.statistics.zones import label_zones, zone_masks
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 from util.web.figures import fullest_slices
 from util.web.web_data import PageGrid, VolumeEntry, block_shape, shrink, write_volume
 
@@ -49,7 +49,7 @@ class CaseVoxels:
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        masks = regions(labels, spacing, lung_labels, airway_label)
+        masks = chest_regions(labels, spacing, lung_labels, airway_label)
         self.zones = zone_masks(masks)
         vessels = find_vessels(factual, np.isin(labels, lung_labels), vessel_hu)
         self._regions = RegionVoxels.from_masks({**masks, **self.zones}, vessels)

@@ -1,6 +1,4 @@
-"""What is unusual in a scan: the map finds what was planted, its alarms are counted, and the page
-says what it is not.
-"""
+"""Anomalies: planted ones are detected, false alarms are counted, and the page says its limits."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.anomaly import ball
+from benchmarks.anomaly import nodule_share
 from data.volumes import load_volume
 from options.anomaly_options import AnomalyCommand
 from options.parser import parse
@@ -36,7 +34,7 @@ from pipelines.anomaly.normal_model import (
 )
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 SHAPE, SPACING = (24, 20, 18), (5.0, 5.0, 6.0)
 
@@ -74,7 +72,10 @@ def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> N
     share[5:7, 8:10, 6:8] = 1
     planted = replace(fresh, real=fresh.real + np.float32(150) * share.astype(np.float32))
     found = top_regions(
-        calibration.map(planted), regions(labels(), SPACING), calibration.threshold, 3
+        calibration.deviation_map(planted),
+        chest_regions(labels(), SPACING),
+        calibration.threshold,
+        3,
     )
     assert (
         found[0].strong
@@ -85,30 +86,36 @@ def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> N
     assert abs(found[1].peak) < found[0].peak / 1.5
     less = replace(fresh, real=fresh.real - np.float32(150) * share.astype(np.float32))
     assert (
-        top_regions(calibration.map(less), {}, calibration.threshold, 1)[0].peak
+        top_regions(calibration.deviation_map(less), {}, calibration.threshold, 1)[0].peak
         < -calibration.threshold
     )
 
 
 def test_differences_that_are_usual_at_their_place_are_not_strong(calibration: Calibration) -> None:
     """The slab varies six times as much as the rest; its peaks in the map are no higher."""
-    maps = [np.abs(calibration.map(scan(k))) for k in range(50, 54)]
+    maps = [np.abs(calibration.deviation_map(scan(k))) for k in range(50, 54)]
     slab, rest = (
         np.mean([m[where].mean() for m in maps])
         for where in (np.s_[10:13, 3:-3, 3:-3], np.s_[4:9, 3:-3, 3:-3])
     )
     assert 0.6 < slab / rest < 1.6
     assert (
-        abs(np.mean([calibration.map(scan(k))[scan(0).lungs].mean() for k in range(50, 54)])) < 0.2
+        abs(
+            np.mean(
+                [calibration.deviation_map(scan(k))[scan(0).lungs].mean() for k in range(50, 54)]
+            )
+        )
+        < 0.2
     )  # the 5 HU are bias
 
 
 def test_false_alarms_are_held_and_told(calibration: Calibration) -> None:
     alarms = [
-        np.abs(calibration.map(scan(k))).max() > calibration.threshold for k in range(100, 130)
+        np.abs(calibration.deviation_map(scan(k))).max() > calibration.threshold
+        for k in range(100, 130)
     ]
     assert np.mean(alarms) < 0.35
-    assert 0 <= calibration.rate() <= 0.3 and set(calibration.highest) == {
+    assert 0 <= calibration.false_alarm_rate() <= 0.3 and set(calibration.highest) == {
         f"s{k}" for k in range(10)
     }
     values = [float(v) for v in range(1, 20)]
@@ -121,21 +128,22 @@ def test_false_alarms_are_held_and_told(calibration: Calibration) -> None:
 
 
 def test_a_scan_is_never_judged_by_a_fit_to_itself(calibration: Calibration) -> None:
-    assert calibration.held_out["s3"] is not calibration.usual
-    assert np.array_equal(calibration.map(scan(3)), calibration.held_out["s3"].map(scan(3)))
+    assert calibration.held_out["s3"] is not calibration.normal_model
+    assert np.array_equal(
+        calibration.deviation_map(scan(3)), calibration.held_out["s3"].deviation_map(scan(3))
+    )
 
 
 def test_marked_voxels_are_not_learnt_as_usual() -> None:
     marked = np.zeros(SHAPE, bool)
     marked[5:8, 8:11, 6:9] = True
     ill = [replace(scan(k), real=scan(k).real + np.float32(300) * marked) for k in range(4)]
-    plain, told = (
-        Calibration.from_scans(s, 12.0, 0.1) for s in (ill, [replace(s, marked=marked) for s in ill])
-    )
-    assert (
-        told.map(ill[0])[6, 9, 7] > 2 * plain.map(ill[0])[6, 9, 7]
-        and told.threshold < told.map(ill[0])[6, 9, 7]
-    )
+    annotated = [replace(s, annotated=marked) for s in ill]
+    without = Calibration.from_scans(ill, 12.0, 0.1)
+    with_marks = Calibration.from_scans(annotated, 12.0, 0.1)
+    deviation = with_marks.deviation_map(ill[0])[6, 9, 7]
+    assert deviation > 2 * without.deviation_map(ill[0])[6, 9, 7]
+    assert deviation > with_marks.threshold
 
 
 def test_one_scan_is_too_few() -> None:
@@ -154,11 +162,11 @@ def test_scans_are_read_one_at_a_time() -> None:
     assert seen == [1, 2, 3, 1, 2, 3]
 
 
-def test_regions_do_not_touch_and_are_told() -> None:
+def test_regions_do_not_touch_and_are_described() -> None:
     found = np.zeros(SHAPE, np.float32)
     found[4:6, 4:6, 4:6], found[4, 4, 4] = 5, 9
     found[18, 15, 14] = -7
-    made = top_regions(found, regions(labels(), SPACING), 8.0, 5)
+    made = top_regions(found, chest_regions(labels(), SPACING), 8.0, 5)
     assert [(f.at, f.peak, f.strong) for f in made[:2]] == [
         ((4, 4, 4), 9, True),
         ((18, 15, 14), -7, False),
@@ -186,15 +194,14 @@ def test_regions_do_not_touch_and_are_told() -> None:
 
 
 def test_a_ball_has_its_volume() -> None:
-    share = ball(scan(1), 20.0, np.random.default_rng(0))
+    share = nodule_share(scan(1), 20.0, np.random.default_rng(0))
     assert share.sum() * np.prod(SPACING) == pytest.approx(np.pi / 6 * 20**3, rel=0.1)
     assert (share[~scan(1).lungs] == 0).all() and share.max() == 1
     with pytest.raises(UserError, match="does not fit"):
-        ball(scan(1), 90.0, np.random.default_rng(0))
+        nodule_share(scan(1), 90.0, np.random.default_rng(0))
 
 
-# --- the command ----------------------------------------------------------------------------------
-# --------------------
+# --- the command
 
 
 def options(run: TrainedRun, out: Path, *words: str) -> AnomalyCommand:
@@ -321,8 +328,7 @@ def test_the_program_ends_with_one_message(tmp_path: Path) -> None:
     )
 
 
-# --- in a browser ---------------------------------------------------------------------------------
-# --------------------
+# --- in a browser
 
 
 def test_outlines_are_drawn(looked: Path, visit: Callable[[Path], Any]) -> None:

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.atlas.pages import charts
-from pipelines.atlas.pages.page_parts import RANKS, nice_range, typeset
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder as made
-from tests.util.web.test_html import browser, visit  # noqa: F401
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 from util.web.figures import difference_rgb, radiological_slice
+from util.web.page_parts import typeset
+from util.web.viewer_parts import RANK_COLOURS, fitting_limit
 from util.web.web_data import INT16, pack
 
 LABELS = {c.id: c.label for c in made.CONTRASTS}
@@ -41,7 +41,7 @@ Visit = Callable[[Path], Any]
 
 def test_zones_share_out_the_lungs() -> None:
     labels = made.lungs()
-    found = zone_masks(regions(labels, made.SPACING))
+    found = zone_masks(chest_regions(labels, made.SPACING))
     assert len(found) == 12 and "right lower third, subpleural" in found
     assert np.array_equal(np.sum([m for m in found.values()], axis=0) == 1, labels > 0)
     assert (
@@ -51,11 +51,11 @@ def test_zones_share_out_the_lungs() -> None:
         ).sum()
         > 0
     )
-    one = zone_masks(regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
+    one = zone_masks(chest_regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
     assert all(
         name.startswith("left ") for name in one
     )  # the only lung label is called the left lung
-    assert zone_masks(regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
+    assert zone_masks(chest_regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
 
 
 def test_strongest_zones() -> None:
@@ -73,7 +73,7 @@ def test_small_helpers() -> None:
         typeset("CTD-ILD: -4 HU [-9, +1], 45-80, --fold")
         == "CTD-ILD: −4 HU [−9, +1], 45-80, --fold"
     )
-    assert (nice_range(82), nice_range(5), nice_range(5000)) == (100, 5, 1000)
+    assert (fitting_limit(82), fitting_limit(5), fitting_limit(5000)) == (100, 5, 1000)
     stored = np.frombuffer(
         gzip.decompress(base64.b64decode(pack(np.array([np.nan, -1e9, 1.0]), 1.0))), "<i2"
     )
@@ -88,7 +88,7 @@ def test_small_helpers() -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures that were saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(charts, "save", lambda figure, stem: figures.append(figure))
+    monkeypatch.setattr(charts, "save_chart", lambda figure, stem: figures.append(figure))
     return figures
 
 
@@ -229,7 +229,7 @@ def pixels(page: Any, selector: str) -> NDArray[Any]:
 
 
 def coronal(array: NDArray[Any], page: Any) -> NDArray[Any]:
-    return radiological_slice(array, "coronal", int(page.evaluate("window.Atlas.state.at[1]")))
+    return radiological_slice(array, "coronal", int(page.evaluate("Mask2CT.viewers[0].at[1]")))
 
 
 def assert_difference(page: Any, expected: NDArray[Any]) -> None:
@@ -244,7 +244,7 @@ def press(page: Any, group: str, text: str) -> None:
     page.locator(f"#{group} button", has_text=re.compile(rf"^{re.escape(text)}")).click()
 
 
-def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F811
+def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     v, page = {k: a.astype(float) for k, a in made.volumes().items()}, visit(case_page(atlas))
     page.wait_for_selector("[data-role=difference][data-state=ready]")
     assert page.input_value("#limit") == "50"  # holds the largest change of a region
@@ -252,7 +252,7 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F81
     assert (
         page.inner_text("#dropped") == "IPF: TYPE CTD, DATE left the text, as it would contradict."
     )
-    assert page.inner_text("[data-role=before] .title") == "Given: HP"
+    assert page.inner_text("[data-role=before] .title") == "Factual: HP"
     assert "lower third" in page.inner_text("#strongest") and "+50.0 HU" in page.inner_text(
         "#strongest"
     )
@@ -268,11 +268,11 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F81
     assert page.is_visible("#same") and "both lungs\t0.0" in page.inner_text("#regions")
 
 
-def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:  # noqa: F811
+def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:
     page = visit(case_page(atlas))
     page.wait_for_selector("[data-role=difference][data-state=ready]")
     heavy = pixels(page, "#one [data-role=difference] canvas.lines")
-    black = np.array([int(RANKS[0][i : i + 2], 16) for i in (1, 3, 5)])
+    black = np.array([int(RANK_COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)])
     assert (
         (heavy[..., 3] == 255) & (heavy[..., :3] == black).all(-1)
     ).sum() > 100  # the strongest zone is outlined
@@ -280,24 +280,24 @@ def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:  # 
     page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.8 * box["height"])
     assert page.inner_text("[data-role=difference] .value") == "+50 HU"
     assert page.inner_text("[data-role=wipe] .value") == "before −850 HU, after −800 HU"
-    assert page.inner_text("#place").startswith("right lung: right lower third")
+    assert page.inner_text(".place").startswith("right lung: right lower third")
     assert page.is_visible("[data-role=difference] .bar b")
     page.uncheck("#lines")
     fewer = pixels(page, "#one [data-role=before] canvas.lines")
     assert fewer[..., 3].max() == 0
 
 
-def test_slices_play_and_the_line_moves(atlas: Path, visit: Visit) -> None:  # noqa: F811
+def test_slices_play_and_the_line_moves(atlas: Path, visit: Visit) -> None:
     page = visit(case_page(atlas))
     page.locator("[data-role=wipe]").scroll_into_view_if_needed()
     page.wait_for_selector("[data-role=wipe][data-state=ready]")
-    at = page.evaluate("window.Atlas.state.at[1]")
-    page.click("#play")
-    page.wait_for_function(f"window.Atlas.state.at[1] !== {at}")
-    page.click("#play")
-    at = page.evaluate("window.Atlas.state.at[1]")
+    at = page.evaluate("Mask2CT.viewers[0].at[1]")
+    page.click(".play")
+    page.wait_for_function(f"Mask2CT.viewers[0].at[1] !== {at}")
+    page.click(".play")
+    at = page.evaluate("Mask2CT.viewers[0].at[1]")
     page.wait_for_timeout(300)
-    assert page.evaluate("window.Atlas.state.at[1]") == at
+    assert page.evaluate("Mask2CT.viewers[0].at[1]") == at
     page.fill("[data-role=wipe] .cut", "25")
     assert "25%" in page.evaluate(
         "getComputedStyle(document.querySelector('canvas.after')).clipPath"
@@ -305,18 +305,20 @@ def test_slices_play_and_the_line_moves(atlas: Path, visit: Visit) -> None:  # n
     page.click("button[data-value=axial]")
     low = page.locator("#strongest button").first
     low.click()
-    z = page.evaluate("window.Atlas.state.at[2]")
-    assert z < made.SHAPE[2] / 2 and f"{z + 1} of {made.SHAPE[2]}" in page.inner_text("#position")
+    z = page.evaluate("Mask2CT.viewers[0].at[2]")
+    assert z < made.SHAPE[2] / 2 and f"{z + 1} of {made.SHAPE[2]}" in page.inner_text(
+        ".slices output"
+    )
 
 
-def test_same_patient_under_each_diagnosis(atlas: Path, visit: Visit) -> None:  # noqa: F811
+def test_same_patient_under_each_diagnosis(atlas: Path, visit: Visit) -> None:
     page = visit(case_page(atlas))
     part = page.locator("#differential")
     part.scroll_into_view_if_needed()
     page.wait_for_selector("#differential .pairs .panel[data-state=ready]")
     titles = part.locator(".title").all_inner_texts()
     assert titles == [
-        "HP (as given)",
+        "HP (factual)",
         "IPF",
         "CTD-ILD",
         "IPF minus HP",
@@ -328,7 +330,7 @@ def test_same_patient_under_each_diagnosis(atlas: Path, visit: Visit) -> None:  
     assert named[1] == "No zone changes by more than other noise (2.0 HU)."
 
 
-def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noqa: F811
+def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     page = visit(atlas / "index.html")
     page.locator("#maps").scroll_into_view_if_needed()
     page.wait_for_selector("[data-role=beside][data-state=ready]")
@@ -349,7 +351,7 @@ def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:  # noq
     page.mouse.move(box["x"] + 20, box["y"] + 20)
     assert page.locator("[data-role=effect][data-plane=axial] .value").inner_text() == "+30.0 HU"
     page.mouse.click(box["x"] + 20, box["y"] + 20)
-    assert page.evaluate("window.Atlas.state.at[0]") > 60  # the patient's right is on the left
+    assert page.evaluate("Mask2CT.viewers[0].at[0]") > 60  # the patient's right is on the left
     page.select_option("#beside", "generated")
     page.wait_for_timeout(300)
     assert page.locator("[data-role=beside] .bar").first.is_hidden()

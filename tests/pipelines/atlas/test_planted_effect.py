@@ -14,7 +14,7 @@ import pytest
 
 from data.volumes import load_volume
 from tests.commands import TrainedRun, command, files, refused, train
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 
 
 def plant(cohort: Path, out: Path, *words: str) -> Path:
@@ -39,7 +39,7 @@ def test_scans_of_those_with_it_change_in_the_region_alone(planted: Path, cohort
         assert (planted / "gtlung" / name).samefile(cohort_dir / "gtlung" / name)
         before, after = load_volume(cohort_dir / "img" / name), load_volume(planted / "img" / name)
         assert np.allclose(before.affine, after.affine)
-        where = regions(load_volume(planted / "gtlung" / name).array, (1, 1, 1))["lower"]
+        where = chest_regions(load_volume(planted / "gtlung" / name).array, (1, 1, 1))["lower"]
         expected = 20.0 * where if value == "Yes" else np.zeros(where.shape)
         assert np.array_equal(after.array.astype(float) - before.array, expected)
         assert (planted / "img" / name).samefile(cohort_dir / "img" / name) == (value == "No")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from util import __version__
 from util.cli import UserError
 from util.files import read_json, write_json
 from util.training import checkpoint
@@ -78,7 +79,11 @@ def test_networks_come_back(tmp_path: Path) -> None:
         for a, b in zip(made.state_dict().values(), other.state_dict().values(), strict=True)
     )
     assert first.is_contiguous(memory_format=torch.channels_last_3d)
-    assert checkpoint.load_state(tmp_path / "latest") == {**STATE, "parts": ["G"]}
+    assert checkpoint.load_state(tmp_path / "latest") == {
+        **STATE,
+        "parts": ["G"],
+        "version": __version__,
+    }
 
 
 def test_shared_tensors_are_saved(tmp_path: Path) -> None:
