@@ -122,9 +122,9 @@ class GenerativeModel(ABC):
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         """Replace the run's settings of sampling; raises `UserError` if they do not fit."""
-        if sampling.given:
+        if sampling.set_flags:
             raise UserError(
-                f"{', '.join(sampling.given)}: the run is not a diffusion model and generates in "
+                f"{', '.join(sampling.set_flags)}: the run is not a diffusion model and generates in "
                 "one step. Leave the flag out, or use a run of --model diffusion."
             )
 

@@ -84,7 +84,7 @@ class DiffusionModel(GenerativeModel):
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         default = replace(DEFAULT, sampler="euler" if self.schedule.flow else "ddim")
-        self.sampling = sampling.over(self.options.sampling.over(default))
+        self.sampling = sampling.with_defaults(self.options.sampling.with_defaults(default))
         check_sampling(self.options.diffusion, self.sampling)
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Flags of autoencoder."""
+"""Flags of scripts/train_autoencoder.py."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from options.parser import argument, flag, group
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """What is trained, and where it goes."""
+    """Architecture, training and output file."""
 
     OUT: str = argument(
-        "File for the weights, ending in .safetensors; a .json of the same name lands beside it."
+        "File for the weights, ending in .safetensors; a .json is written beside it."
     )
-    overwrite: bool = flag(False, "Replace them.")
+    overwrite: bool = flag(False, "Replace existing files.")
     channels: tuple[int, ...] = flag(
-        (32, 64, 64), "Channels at each resolution, each half the one before.", low=4
+        (32, 64, 64), "Channels at each resolution; each resolution is half the one before.", low=4
     )
     latent_channels: int = flag(4, "Channels of the latents.", low=1)
     res_blocks: int = flag(1, "Residual blocks at each resolution.", low=1)
     kl: float = flag(
         1e-6,
-        "Weight of the Kullback-Leibler term, that keeps latents near a standard normal.",
+        "Weight of the Kullback-Leibler term, which keeps latents near a standard normal.",
         low=0,
     )
-    label_weight: float = flag(
-        8.0, "How many times an error counts where the mask has a label.", low=1
-    )
+    label_weight: float = flag(8.0, "Weight of labelled voxels relative to the background.", low=1)
     max_steps: int = flag(5000, "Training steps.", low=1)
-    batch_size: int = flag(4, "Patches a step.", low=1)
+    batch_size: int = flag(4, "Patches per step.", low=1)
     lr: float = flag(
         1e-3, "Highest learning rate; it rises for a tenth of the steps and falls to zero.", low=0
     )
-    precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16"))
-    gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; empty: what is there.")
+    precision: str = flag("fp32", "Precision of training.", choices=("fp32", "bf16"))
+    gpu_ids: str = flag("", "GPU, such as 0; -1 for the CPU (default: a GPU if available).")
     seed: int = flag(0, "Seed of weights, order, crops and latents, and of the split.", low=0)
 
 
 @dataclass(frozen=True)
 class AutoencoderCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     autoencoder: AutoencoderOptions = group(AutoencoderOptions, "Autoencoder")
     data: DataOptions = group(DataOptions, "Cohort")

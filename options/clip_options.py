@@ -1,4 +1,4 @@
-"""Flags of clip."""
+"""Flags of scripts/pretrain_clip.py."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from options.parser import flag, group
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """How the CLIP is trained."""
+    """Training of the CLIP."""
 
     out: str = flag(
-        "", "Folder to save to; one made from the same cohort and settings is used again."
+        "", "Output folder; a CLIP of the same cohort and settings in it is used again."
     )
     clip_steps: int = flag(200, "Training steps.", low=1)
-    clip_batch: int = flag(32, "Pairs a step.", low=2)
+    clip_batch: int = flag(32, "Pairs per step.", low=2)
     clip_size: tuple[int, int, int] = flag(
-        (32, 32, 24), "Voxels to which volumes are averaged down.", low=8
+        (32, 32, 24), "Size in voxels to which volumes are averaged down.", low=8
     )
     clip_lr: float = flag(
         2e-3,
@@ -27,15 +27,15 @@ class ClipOptions:
     )
     seed: int = flag(
         0,
-        "Seed of weights, order, and split (give train.py the same where there is no splits.json).",
+        "Seed of weights, order and split (use the same for train.py if there is no splits.json).",
         low=0,
     )
-    overwrite: bool = flag(False, "Replace a CLIP made from another cohort or with other settings.")
+    overwrite: bool = flag(False, "Replace a CLIP of another cohort or with other settings.")
 
 
 @dataclass(frozen=True)
 class ClipCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     clip: ClipOptions = group(ClipOptions, "CLIP")
     data: DataOptions = group(DataOptions, "Cohort")

@@ -1,9 +1,9 @@
-"""Flags of the diffusion models: what they learn, and how they sample and edit."""
+"""Flags of the diffusion models: training target, sampling and editing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from options.parser import flag
 
@@ -13,114 +13,113 @@ SCHEDULE_SAMPLERS = ("ddim", "ddpm")
 
 @dataclass(frozen=True)
 class DiffusionOptions:
-    """What a diffusion model learns."""
+    """Training target and noise schedule of a diffusion model."""
 
     diffusion_target: Literal["flow", "v", "noise"] = flag(
         "flow",
-        "What is learnt: rectified flow (straight paths), or, on a noise schedule, v or the noise.",
+        "Training target: rectified flow (straight paths), or v or noise on a noise schedule.",
         choices=("flow", "v", "noise"),
     )
     diffusion_steps: int = flag(
-        1000, "Steps of the noise schedule, and the most that sampling may take.", low=2
+        1000, "Steps of the noise schedule, and the maximum of --sampling_steps.", low=2
     )
     schedule: str = flag(
         "scaled_linear_beta",
-        "Noise schedule of v and noise.",
+        "Noise schedule of the targets v and noise.",
         choices=("linear_beta", "scaled_linear_beta", "sigmoid_beta", "cosine"),
     )
     zero_snr: bool = flag(
-        True, "Make the schedule end in pure noise, as sampling begins there; else means drift."
+        True, "End the schedule in pure noise, where sampling starts; otherwise means drift."
     )
     snr_gamma: float = flag(
         5.0,
-        "Largest weight of a clean image's squared error: the weights that the targets imply grow "
-        "without bound towards little noise (0: no limit).",
+        "Largest weight of the image's squared error; the weights implied by the targets grow "
+        "without bound as noise decreases (0: no limit).",
         low=0,
     )
     terminal_prob: float = flag(
         0.2,
-        "Share of training samples that are pure noise, where mask and text alone decide.",
+        "Share of training samples that are pure noise, with mask and text as the only input.",
         low=0,
         high=1,
         old_names=("pure_noise",),
     )
     sigma_data: float = flag(
         0.0,
-        "SD of what mask and text leave open, in [-1, 1] or in scaled latents: less noise than "
-        "this is passed on, more is replaced (0: 0.03 for voxels, which is 21 HU, 0.3 for "
-        "latents).",
+        "SD of the image given mask and text, in units of [-1, 1] or of standardised latents "
+        "(0: 0.03 for voxels, which is 21 HU, and 0.3 for latents).",
         low=0,
     )
     time_width: int = flag(64, "Width of the embedding of the noise level.", low=2)
     text_dropout: float = flag(
-        0.1, "Share of training samples without text, which --guidance needs.", low=0, high=0.9
+        0.1, "Share of training samples without text; --guidance needs it.", low=0, high=0.9
     )
     mask_dropout: float = flag(
-        0.0, "Share of training samples without mask, which --guidance_mask needs.", low=0, high=0.9
+        0.0, "Share of training samples without mask; --guidance_mask needs it.", low=0, high=0.9
     )
     autoencoder: str = flag(
         "",
-        "Autoencoder of latent_diffusion: a file of weights with its .json beside it, as written "
-        "by scripts/train_autoencoder.py.",
+        "Autoencoder of latent_diffusion: a file of weights with a .json beside it, as "
+        "scripts/train_autoencoder.py writes them.",
     )
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a diffusion model generates; test.py takes what it is not given from the run."""
+    """Sampling of a diffusion model; None for the value of the run, in test.py."""
 
     sampler: str | None = flag(
         None,
-        "Euler or Heun for flows, DDIM or DDPM for noise schedules (none: Euler or DDIM).",
+        "Euler or Heun for flows, DDIM or DDPM for noise schedules (default: Euler or DDIM).",
         choices=(*FLOW_SAMPLERS, *SCHEDULE_SAMPLERS),
     )
-    sampling_steps: int | None = flag(None, "Steps from noise to image (none: 30).", low=1)
+    sampling_steps: int | None = flag(None, "Steps from noise to image (default: 30).", low=1)
     time_shift: float | None = flag(
         None,
-        "Below 1, more of the steps are taken where there is little noise (none: 0.2).",
+        "Below 1, more of the steps are at little noise (default: 0.2).",
         low=0.01,
         high=100,
     )
     guidance: float | None = flag(
         None,
-        "How far the text's effect on every step is exaggerated (classifier-free guidance; none: "
-        "1, not).",
+        "Scale of classifier-free guidance by the text: the factor of its effect on every step "
+        "(default: 1).",
         low=0,
     )
-    guidance_mask: float | None = flag(None, "The same for the mask (none: 1).", low=0)
+    guidance_mask: float | None = flag(None, "Scale of guidance by the mask (default: 1).", low=0)
 
-    def over(self, other: SamplingOptions) -> SamplingOptions:
-        """These settings, and the other's where these say nothing."""
-        given = {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None
-        }
-        return replace(other, **given)
+    def with_defaults(self, defaults: SamplingOptions) -> SamplingOptions:
+        """Return these settings, with the defaults where they are None."""
+        return replace(defaults, **self._not_none())
 
     @property
-    def given(self) -> list[str]:
-        """The flags that say something."""
-        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) is not None]
+    def set_flags(self) -> list[str]:
+        """The flags that are not None."""
+        return [f"--{name}" for name in self._not_none()]
+
+    def _not_none(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class EditOptions:
-    """Counterfactuals of real scans."""
+    """Counterfactuals of real scans by inversion."""
 
     edit_real: bool = flag(
         False,
-        "Change the patients' own scans: each is turned to the noise that gives it under its own "
-        "row, and made again with every --vary.",
+        "Edit the patients' real scans: each scan is inverted to noise with its row, and sampled "
+        "again with every --vary.",
     )
     edit_strength: float = flag(
         1.0,
-        "Noise level up to which a scan is taken back: 1 starts again from pure noise, less keeps "
-        "more of the scan and changes less.",
+        "Noise level to which a scan is inverted: 1 is pure noise; a lower level keeps more of the "
+        "scan and changes less.",
         low=0.01,
         high=1,
     )
     edit_cycles: int = flag(
         5,
-        "Times a scan is inverted and made again without change, to measure the error of that (in "
-        "cycle 1 and in the last); 0 saves the time, also that of editing back.",
+        "Times that a scan is inverted and sampled again without a change, to measure the error of "
+        "the inversion (first and last cycle); 0 saves this time, and that of editing back.",
         low=0,
     )

@@ -1,26 +1,20 @@
-"""Trains the cohort's own small CLIP on the training split, and saves its text side as a folder for
---text_encoder.
-"""
+"""Train a small CLIP on the training split, and save its text side for --text_encoder."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
-
 
 from options.clip_options import ClipCommand
 from options.parser import parse
 from pipelines.clip_pretraining import pretrain_clip
 from util.cli import run_command
 
-log = logging.getLogger(__name__)
-
 
 def main() -> None:
-    """Parses the command line and trains."""
+    """Parse the command line and train."""
     pretrain_clip(parse(ClipCommand, __doc__ or ""))
 
 
