@@ -1,4 +1,4 @@
-"""Flags of plant."""
+"""Flags of scripts/plant.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from options.parser import flag, group
 
 @dataclass(frozen=True)
 class PlantOptions:
-    """What is planted."""
+    """The planted effect."""
 
     out: str = flag("", "Folder for the copy.")
     hu: float = flag(
@@ -18,17 +18,17 @@ class PlantOptions:
     )
     region: str = flag(
         "lungs",
-        "Where: lungs, left_lung, right_lung, upper, middle, lower, core or rim.",
+        "Region: lungs, left_lung, right_lung, upper, middle, lower, core or rim.",
         choices=("lungs", "left_lung", "right_lung", "upper", "middle", "lower", "core", "rim"),
     )
     column: str = flag("PLANTED", "Name of the column.")
     share: float = flag(0.5, "Share of the patients with Yes.", low=0.01, high=0.99)
-    plant_seed: int = flag(0, "Decides who has it.", low=0)
+    plant_seed: int = flag(0, "Seed that decides which patients have Yes.", low=0)
 
 
 @dataclass(frozen=True)
 class PlantCommand:
-    """Everything the command takes."""
+    """All flags of scripts/plant.py."""
 
-    plant: PlantOptions = group(PlantOptions, "What is planted")
+    plant: PlantOptions = group(PlantOptions, "Planted effect")
     data: DataOptions = group(DataOptions, "Cohort")

@@ -1,8 +1,7 @@
-"""Plants an effect of known size in a copy of a cohort: a random yes/no column, and HU added to the
-scans of those with Yes.
+"""Plant an effect of known size in a copy of a cohort: a random yes/no column and HU in the scans.
 
-Train on the copy and run scripts/build_atlas.py: it reports how much of the effect came back,
-where, and what leaked elsewhere.
+Train on the copy and run scripts/build_atlas.py: it reports how much of the effect is recovered,
+and where. See docs/howto/plant.md.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from util.cli import run_command
 
 
 def main() -> None:
-    """Parses the command line and plants."""
-    o = parse(PlantCommand, (__doc__ or "").splitlines()[0])
-    plant_effect(o.data, o.plant)
+    """Parse the command line and plant the effect."""
+    command = parse(PlantCommand, (__doc__ or "").splitlines()[0])
+    plant_effect(command.data, command.plant)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.atlas import files as report
+from pipelines.atlas import files
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.findings import FINDING_COLUMNS, TEST_COLUMNS
-from pipelines.atlas.statistics.population import FRAME
+from pipelines.atlas.statistics.population import FRAME, PopulationMap
 from pipelines.atlas.statistics.tables import contrast_frame
 
 CASE, SHAPE, SPACING = "patient <1>", (24, 20, 18), (8.0, 8.0, 12.0)
@@ -100,11 +100,11 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
     for number, contrast in enumerate(CONTRASTS):
         array = np.full(FRAME, 10.0 * (number + 1), np.float32)
         array[:, :8] = np.nan
-        maps.append(("effect", contrast.id, 1, array))
+        maps.append(PopulationMap("effect", contrast.id, 1, array))
     maps += [
-        ("other noise", "", 1, np.where(np.isnan(array), np.nan, 1).astype(np.float32)),
-        ("generated", "", 1, array - 860),
-        ("effect_sd", CONTRASTS[0].id, 1, np.abs(array)),
+        PopulationMap("other noise", "", 1, np.where(np.isnan(array), array, 1)),
+        PopulationMap("generated", "", 1, array - 860),
+        PopulationMap("effect_sd", CONTRASTS[0].id, 1, np.abs(array)),
     ]
     tests = tests_table(refits)
     spread = {"patients": 1, "patients_low_hu": -4.0, "patients_high_hu": -4.0}
@@ -132,7 +132,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         "real": pd.DataFrame(),
         "ties": [],
         "refits": [],
-        "maps": report.write_maps(folder, maps),
+        "maps": files.write_maps(folder, maps),
         "doses": [
             {
                 "column": "AGE",
@@ -185,18 +185,18 @@ def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
         for a in (DIAGNOSIS, AGE)
         for v in a.values
     ]
-    report.write_table(folder, "volumes", pd.DataFrame(rows, dtype=object).assign(case=CASE))
-    report.write_table(folder, "arms", pd.DataFrame(arms).assign(case=CASE))
-    report.write_table(
+    files.write_table(folder, "volumes", pd.DataFrame(rows, dtype=object).assign(case=CASE))
+    files.write_table(folder, "arms", pd.DataFrame(arms).assign(case=CASE))
+    files.write_table(
         folder, "cases", pd.DataFrame([{"case": CASE, "prompt": "HP, 60.", "seen": "no"}])
     )
-    report.write_record(folder, record(folder, refits))
+    files.write_record(folder, record(folder, refits))
     case = SimpleNamespace(
         id=CASE, image=folder / "volumes/scan.nii.gz", mask=folder / "volumes/mask.nii.gz"
     )
     data = SimpleNamespace(hu_window=(-1000.0, 400.0), lung_labels=(1, 2), airway_label=3)
     return SimpleNamespace(
         cohort=SimpleNamespace(cases=[case]),
-        shown_row=lambda case: {"DIAGNOSIS": "HP", "AGE": "60"},
+        formatted_row=lambda case: {"DIAGNOSIS": "HP", "AGE": "60"},
         plan=SimpleNamespace(attributes=[DIAGNOSIS, AGE], vessel_hu=150.0, data=data),
     )

@@ -1,4 +1,4 @@
-"""Runs discover.py, and reads what it wrote."""
+"""Build atlases with scripts/build_atlas.py, and read their files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ def table(atlas: Path, name: str) -> pd.DataFrame:
 
 
 def record(atlas: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
-    return found
+    values: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
+    return values
 
 
-def in_this_process(origin: refits.OriginRun, o: RefitOptions, wanted: Sequence[refits.Refit]) -> None:
-    """What `train_refits` does, without starting programs."""
+def in_this_process(
+    origin: refits.OriginRun, o: RefitOptions, wanted: Sequence[refits.Refit]
+) -> None:
+    """Train refits as `train_refits` does, without processes of their own."""
     for one in wanted:
         if not refits.is_finished(origin, one, o.refit_steps):
             done = command("train.py", *refits.train_arguments(origin, one, o, ""))
             assert done.code == 0, done.text
-            write_json(one.record(origin.folder), refits.refit_record(origin, one, o.refit_steps))
+            write_json(
+                one.record_path(origin.folder), refits.refit_record(origin, one, o.refit_steps)
+            )

@@ -1,3 +1,1 @@
-"""The counterfactual atlas of a cohort: what is looked at, the walk over cases, the real scans, and
-all tables.
-"""
+"""The counterfactual atlas of a cohort: study, generation, real scans, tables and pages."""

@@ -93,10 +93,7 @@ def atlas_tables(
     effects = associations.widen_intervals(
         effects, pairs, study.training_rows(), plan.attributes, roles
     )
-    dependants: set[str] = set()
-    for columns in dependent_columns(plan.template).values():
-        dependants.update(columns)
-    adjustable = Roles(study.every, frozenset(dependants), run.diagnosis)
+    adjustable = adjustable_columns(study, run.diagnosis)
     estimated = estimate_contrasts(real.scans, plan.contrasts, adjustable)
     warned = [
         *cohort_cautions(study, real, adjustable, estimated, pairs),
@@ -126,6 +123,14 @@ def atlas_tables(
             REFIT_COLUMNS,
         ),
     }
+
+
+def adjustable_columns(study: AtlasStudy, diagnosis: str) -> Roles:
+    """Return the columns that the real scans may be adjusted for."""
+    dependants: set[str] = set()
+    for columns in dependent_columns(study.plan.template).values():
+        dependants.update(columns)
+    return Roles(study.every, frozenset(dependants), diagnosis)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

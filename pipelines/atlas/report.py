@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.cohort import Case
 from data.volumes import load_volume
-from pipelines.atlas import files as report
+from pipelines.atlas import files as atlas_files
 from pipelines.atlas.pages import charts, map_voxels
 from pipelines.atlas.pages.case_voxels import FACTUAL, NOISE, REAL, CaseVoxels
 from pipelines.atlas.pages.page_case import (
@@ -58,7 +58,7 @@ class AtlasFiles:
 
     @staticmethod
     def from_folder(folder: Path) -> AtlasFiles:
-        record = read_json(folder / report.ATLAS_RECORD)
+        record = read_json(folder / atlas_files.ATLAS_RECORD)
         tables = {
             name: pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
             for name in ("cases", "arms", "volumes")
@@ -96,7 +96,7 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     for i, name in enumerate(tqdm(kept, "pages", unit="case", disable=not cli.is_main_process())):
         neighbours = [kept[i - 1] if i else None, kept[i + 1] if i + 1 < len(kept) else None]
         rows += CasePageWriter(files, study, by_id[name]).write(neighbours)
-    report.write_table(folder, "pairs", pd.DataFrame(rows, columns=PAIR_COLUMNS))
+    atlas_files.write_table(folder, "pairs", pd.DataFrame(rows, columns=PAIR_COLUMNS))
     return write_population(files, study, figures)
 
 
@@ -167,7 +167,7 @@ class CasePageWriter:
         self.files, self.study, self.case = files, study, case
         self.rows = files.volumes[files.volumes["case"] == case.id]
         self.arms = files.arms[files.arms["case"] == case.id]
-        self.given = study.shown_row(case)
+        self.given = study.formatted_row(case)
         own, data = self.rows[self.rows["kind"] == "own"].iloc[0], study.plan.data
         self.prompt, self.links = own["prompt"], {FACTUAL: f"../{own['file']}"}
         mask = load_volume(case.mask)
@@ -288,7 +288,11 @@ class CasePageWriter:
             Panel(f"Factual:\n{first.plain}", "ct", before, self.spacing),
             Panel(f"Changed:\n{second.plain}", "ct", after, self.spacing),
             Panel(
-                "Difference", "difference", after - before, self.spacing, caption="changed − factual"
+                "Difference",
+                "difference",
+                after - before,
+                self.spacing,
+                caption="changed − factual",
             ),
         ]
         if NOISE in self.links:
@@ -305,9 +309,7 @@ class CasePageWriter:
                 )
             )
         stem = f"{case_file(self.case.id)}__{safe_name(attribute.label)}"
-        at = tuple(
-            k * f for k, f in zip(self.voxels.grid.start, self.voxels.block, strict=True)
-        )
+        at = tuple(k * f for k, f in zip(self.voxels.grid.start, self.voxels.block, strict=True))
         for ending in ("png", "svg"):
             save_slices_png(
                 self.files.folder / "figures" / f"{stem}.{ending}",

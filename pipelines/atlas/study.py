@@ -1,5 +1,6 @@
-"""What an atlas looks at: attributes, cases to generate, real scans to compare with; checked before
-anything long starts.
+"""The study of an atlas: attributes, cases to generate, and real scans to compare with.
+
+Everything is checked before anything long starts.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import pandas as pd
 
 from data.cohort import Case, Cohort
 from data.resampling import fold_cases, parse_fold, patients_of
-from data.text.prompts import Template
+from data.text.prompts import Row, Template
 from options.atlas_options import AtlasCases
-from options.base_options import DataOptions
 from pipelines.atlas.attributes import (
+    AttributeChoice,
     attribute_variants,
     choose_attributes,
     classify_column,
@@ -23,28 +24,27 @@ from pipelines.atlas.attributes import (
 )
 from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
+from pipelines.generation import GenerationPlan
 from util.cli import UserError
 
 
 @dataclass(frozen=True)
 class AtlasStudy:
-    """Everything that is looked at.
+    """The study.
 
     Attributes:
-        cohort: That is looked at.
-        trained_on: The run's own cohort, with its splits; `cohort` itself unless other patients are
-            looked at.
+        cohort: The cohort that is studied.
+        trained_on: The run's own cohort with its splits; `cohort` unless that holds other patients.
         labels: The run's mask labels.
-        cases: To generate.
-        real_cases: With scans to compare with.
+        cases: Cases to generate.
+        real_cases: Cases with scans to compare with.
         training: The run's training cases.
-        plan: How each case is changed and measured.
-        left_out: Why other columns are not studied.
-        every: All columns that could be studied, those not asked for too: real scans are adjusted
+        plan: How each case is varied and measured.
+        left_out: Reason by column that is not studied.
+        every: All columns that could be studied, also those not asked for; real scans are adjusted
             for them.
-        pooled: Those among them that hold too many texts to be studied, of which rare ones are
-            taken together.
-        fold_of: Case to fold, with cross-fitting.
+        pooled: Columns of `every` with too many values to be studied, whose rare values are pooled.
+        fold_of: Fold by case, with cross-fitting.
     """
 
     cohort: Cohort
@@ -59,158 +59,211 @@ class AtlasStudy:
     pooled: Sequence[str]
     fold_of: Mapping[str, str]
 
+    @classmethod
+    def from_options(
+        cls, options: AtlasCases, generation: GenerationPlan, trained_on: Cohort
+    ) -> AtlasStudy:
+        """Check columns, references, folds and splits.
+
+        Args:
+            options: What to study.
+            generation: The run, and the cohort that is studied.
+            trained_on: The run's own cohort.
+
+        Raises:
+            UserError: A column does not exist or cannot be studied, a split has no cases, or a fold
+                does not exist.
+        """
+        cohort = generation.cohort
+        template = generation.template
+        if options.fold and trained_on is not cohort:
+            raise UserError(
+                f"--fold is {options.fold!r}, which is for the run's own cohort "
+                f"{trained_on.root}; {cohort.root} is another."
+            )
+        training = tuple({case.id: case for case in trained_on.split("train")}.values())
+        rows = [template.consistent(case.row).row for case in training]
+        wanted = _parse_columns(options.columns)
+        chosen = choose_attributes(
+            template,
+            rows,
+            cohort.columns,
+            wanted,
+            generation.run.state["columns"],
+            parse_references(options),
+        )
+        every = _all_attributes(template, rows, cohort.columns, chosen.attributes)
+        pooled = _pooled_attributes(template, rows, cohort.columns, every)
+        null_column = options.null_column
+        if null_column and null_column not in [a.column for a in chosen.attributes]:
+            raise UserError(
+                f"--null_column {null_column!r} is not among the attributes that are looked at."
+            )
+        patients = patients_of(cohort, generation.data.patient_column)
+        fold_of = folds_of_cases(options, training, patients)
+        cases = _cases_to_generate(options, cohort, training, fold_of)
+        studied = drop_impossible(template, chosen, cases, wanted)
+        contrasts = []
+        for attribute in studied.attributes:
+            contrasts += contrasts_of(attribute)
+        return cls(
+            cohort=cohort,
+            trained_on=trained_on,
+            labels=generation.run.labels,
+            cases=cases,
+            real_cases=_real_cases(options, cohort, cases, cross_fitted=bool(fold_of)),
+            training=training,
+            plan=MeasurementPlan(
+                template, generation.data, studied.attributes, contrasts, options.vessel_hu
+            ),
+            left_out=studied.left_out,
+            every={**every, **pooled},
+            pooled=tuple(pooled),
+            fold_of=fold_of,
+        )
+
     @property
     def seen(self) -> frozenset[str]:
         """Cases of the cohort that the network generating them was trained on."""
-        own = {case.id for case in self.training} if self.trained_on is self.cohort else set()
-        return frozenset(own - set(self.fold_of))
+        if self.trained_on is not self.cohort:
+            return frozenset()
+        return frozenset(case.id for case in self.training) - set(self.fold_of)
 
     @property
     def folds(self) -> list[str]:
+        """The folds of cross-fitting."""
         return sorted(set(self.fold_of.values()))
 
-    def shown_row(self, case: Case) -> dict[str, str]:
-        """The columns that can be studied as the text says them, "" where not known or
-        contradicted.
-        """
+    def formatted_row(self, case: Case) -> dict[str, str]:
+        """Return a case's values as the text shows them, "" where not known or contradicted."""
         row = self.plan.template.consistent(case.row).row
         return {column: self.plan.template.format_value(row, column) for column in self.every}
 
     def training_rows(self) -> pd.DataFrame:
-        """The training cases' rows as the text says them."""
-        return pd.DataFrame(
-            [self.shown_row(case) for case in self.training], columns=list(self.every)
-        )
+        """Return the rows of the training cases as the text shows them."""
+        rows = [self.formatted_row(case) for case in self.training]
+        return pd.DataFrame(rows, columns=list(self.every))
 
 
-def make_study(
-    o: AtlasCases,
-    cohort: Cohort,
-    trained_on: Cohort,
+def _parse_columns(text: str) -> list[str]:
+    """Return the columns of `--columns`, a line of CSV."""
+    cells = next(csv.reader([text], skipinitialspace=True), [])
+    return [cell.strip() for cell in cells if cell.strip()]
+
+
+def parse_references(options: AtlasCases) -> dict[str, str]:
+    """Return the reference value by column of `--reference`."""
+    references = {}
+    for text in options.reference:
+        column, equals, value = text.partition("=")
+        if not equals or not column.strip() or not value.strip():
+            raise UserError(f'--reference is {text!r}; it must be of the form "COLUMN=VALUE".')
+        references[column.strip()] = value.strip()
+    return references
+
+
+def _all_attributes(
     template: Template,
-    data: DataOptions,
-    labels: Sequence[int],
-    known: Sequence[str],
-) -> AtlasStudy:
-    """Checks columns, references, folds and splits; `known` are the columns that the run was
-    trained with.
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    chosen: Sequence[AtlasAttribute],
+) -> dict[str, AtlasAttribute]:
+    """Return every column that could be studied; chosen ones with their references."""
+    attributes = {}
+    for column in template.attributes(columns):
+        attribute = classify_column(template, rows, column)
+        if isinstance(attribute, AtlasAttribute):
+            attributes[column] = attribute
+    attributes.update({attribute.column: attribute for attribute in chosen})
+    return attributes
 
-    Raises:
-        UserError: A column that is not there or cannot be studied, a split without cases, a fold
-            that is none.
-    """
-    if o.fold and trained_on is not cohort:
-        raise UserError(
-            f"--fold is {o.fold!r}, which is for the run's own cohort {trained_on.root}; "
-            f"{cohort.root} is another."
-        )
-    training = tuple({case.id: case for case in trained_on.split("train")}.values())
-    rows = [template.consistent(case.row).row for case in training]
-    wanted = [
-        c.strip() for c in next(csv.reader([o.columns], skipinitialspace=True), []) if c.strip()
-    ]
-    columns = list(cohort.columns)
-    attributes, left_out = choose_attributes(
-        template, rows, columns, wanted, known, parse_references(o)
-    )
-    there = template.attributes(columns)
-    every = {
-        c: a for c in there if isinstance(a := classify_column(template, rows, c), AtlasAttribute)
-    }
-    every |= {a.column: a for a in attributes}
-    pooled = {
-        c: p
-        for c in there
-        if c not in every and (p := pooled_covariate(template, rows, c)) is not None
-    }
-    if o.null_column and o.null_column not in [a.column for a in attributes]:
-        raise UserError(
-            f"--null_column {o.null_column!r} is not among the attributes that are looked at."
-        )
-    fold_of = folds_of_cases(o, training, patients_of(cohort, data.patient_column))
+
+def _pooled_attributes(
+    template: Template,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    studied: Mapping[str, AtlasAttribute],
+) -> dict[str, AtlasAttribute]:
+    """Return the columns that cannot be studied, but adjusted for."""
+    pooled = {}
+    for column in template.attributes(columns):
+        covariate = pooled_covariate(template, rows, column)
+        if column not in studied and covariate is not None:
+            pooled[column] = covariate
+    return pooled
+
+
+def folds_of_cases(
+    options: AtlasCases, training: Sequence[Case], patients: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the fold of each case in the folds of `--fold`; empty without cross-fitting."""
+    if not options.fold:
+        return {}
+    uses_all = options.fold.startswith("all/")
+    fold = options.fold.replace("all/", "1/", 1)
+    count = parse_fold(fold)[1]
+    folds = [f"{k}/{count}" for k in range(1, count + 1)] if uses_all else [fold]
+    case_ids = [case.id for case in training]
+    fold_of = {}
+    for name in folds:
+        fold_of.update(dict.fromkeys(fold_cases(case_ids, patients, name), name))
+    return fold_of
+
+
+def _cases_to_generate(
+    options: AtlasCases, cohort: Cohort, training: Sequence[Case], fold_of: Mapping[str, str]
+) -> list[Case]:
     if fold_of:
         cases = [case for case in training if case.id in fold_of]
     else:
-        cases = list(cohort.cases if o.split == "all" else cohort.split(o.split))
-    cases = cases[: o.how_many or len(cases)]
-    attributes, never = drop_impossible(template, attributes, cases, wanted)
-    left_out |= never
-    real_split = o.real_split or ("" if fold_of else "all")
-    real = (
-        cases
-        if not real_split
-        else cohort.cases
-        if real_split == "all"
-        else cohort.split(real_split)
-    )
-    plan = MeasurementPlan(
-        template, data, attributes, [c for a in attributes for c in contrasts_of(a)], o.vessel_hu
-    )
-    scanned = [case for case in real if case.image]
-    return AtlasStudy(
-        cohort,
-        trained_on,
-        labels,
-        cases,
-        scanned,
-        training,
-        plan,
-        left_out,
-        every | pooled,
-        tuple(pooled),
-        fold_of,
-    )
+        cases = list(cohort.cases if options.split == "all" else cohort.split(options.split))
+    return cases[: options.how_many or len(cases)]
 
 
 def drop_impossible(
-    template: Template,
-    attributes: Sequence[AtlasAttribute],
-    cases: Sequence[Case],
-    wanted: Sequence[str],
-) -> tuple[list[AtlasAttribute], dict[str, str]]:
-    """The attributes that a case at least can have, and why others are left out; raises `UserError`
-    for those asked for.
+    template: Template, choice: AttributeChoice, cases: Sequence[Case], wanted: Sequence[str]
+) -> AttributeChoice:
+    """Leave out the attributes that the rest of the row rules out in every case.
+
+    Args:
+        template: How rows become text.
+        choice: The attributes.
+        cases: Cases to generate.
+        wanted: Columns asked for by name.
+
+    Raises:
+        UserError: Such an attribute was asked for, or none is left.
     """
-    kept = [
-        a for a in attributes if any(attribute_variants(template, case.row, a) for case in cases)
-    ]
-    never = {
-        a.column: "the rest of the row rules it out in every case looked at"
-        for a in attributes
-        if a not in kept
-    }
-    if asked := [c for c in never if c in wanted]:
-        raise UserError(
-            f"--columns: {asked[0]!r} cannot be studied: {never[asked[0]]}. Choose another --split."
-        )
-    if not kept:
+    reason = "the rest of the row rules it out in every case looked at"
+    possible = []
+    left_out = dict(choice.left_out)
+    for attribute in choice.attributes:
+        if any(attribute_variants(template, case.row, attribute) for case in cases):
+            possible.append(attribute)
+        elif attribute.column in wanted:
+            raise UserError(
+                f"--columns: {attribute.column!r} cannot be studied: {reason}. Choose another "
+                "--split."
+            )
+        else:
+            left_out[attribute.column] = reason
+    if not possible:
         raise UserError(
             f"No attribute can be tried in the {len(cases)} cases looked at. Choose another "
             "--split."
         )
-    return kept, never
+    return AttributeChoice(possible, left_out)
 
 
-def parse_references(o: AtlasCases) -> dict[str, str]:
-    """Column to value of `--reference`."""
-    found = {}
-    for text in o.reference:
-        column, equals, value = text.partition("=")
-        if not equals or not column.strip() or not value.strip():
-            raise UserError(f'--reference is {text!r}; it must be of the form "COLUMN=VALUE".')
-        found[column.strip()] = value.strip()
-    return found
-
-
-def folds_of_cases(
-    o: AtlasCases, training: Sequence[Case], patients: Mapping[str, str]
-) -> dict[str, str]:
-    """The fold of each case in the folds of `--fold`."""
-    if not o.fold:
-        return {}
-    every = o.fold.startswith("all/")
-    text = o.fold.replace("all/", "1/", 1)
-    count = parse_fold(text)[1]
-    folds = [f"{k}/{count}" for k in range(1, count + 1)] if every else [text]
-    ids = [case.id for case in training]
-    return {case: fold for fold in folds for case in fold_cases(ids, patients, fold)}
+def _real_cases(
+    options: AtlasCases, cohort: Cohort, cases: Sequence[Case], cross_fitted: bool
+) -> list[Case]:
+    """Return the cases with a scan among those to compare with."""
+    split = options.real_split
+    if not split and cross_fitted:
+        compared = cases
+    elif split in ("", "all"):
+        compared = cohort.cases
+    else:
+        compared = cohort.split(split)
+    return [case for case in compared if case.image]

@@ -1,3 +1,1 @@
-"""The numbers of a counterfactual atlas: regions, population maps, regressions, intervals,
-cautions, findings, sentences.
-"""
+"""Statistics of a counterfactual atlas: regions, population maps, regressions and verdicts."""

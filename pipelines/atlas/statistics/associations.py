@@ -1,8 +1,9 @@
-"""Attributes that go together: how closely, and how much of one's effect may be the other's."""
+"""Associations between attributes, and what they mean for the effects of either."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -14,179 +15,197 @@ from scipy import stats
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 
 STRONG_ASSOCIATION = 0.5
-MIN_ASSOCIATION_CASES = 15  # in which both are known, below which a tie counts for nothing
-LATER_ROLES = ("outcome", "mediator")  # what comes after an exposure
+MIN_ASSOCIATION_CASES = 15  # with both values known; an association in fewer cases is ignored
+LATER_ROLES = ("outcome", "mediator")  # roles of columns that come after an exposure
+
+
+@dataclass(frozen=True)
+class Association:
+    """The association of two columns.
+
+    Attributes:
+        column: The first column.
+        other: The second column.
+        measure: Cramer's V, correlation ratio or Spearman; "" where it cannot be computed.
+        value: Its size, 0 to 1.
+        cases: Cases in which both values are known.
+    """
+
+    column: str
+    other: str
+    measure: str
+    value: float
+    cases: int
 
 
 def measure_association(
-    first: pd.Series, second: pd.Series, kinds: tuple[str, str]
-) -> tuple[str, float, int]:
-    """How closely two columns go together, 0 to 1, in the cases where both are known: measure,
-    size, cases.
+    table: pd.DataFrame, first: AtlasAttribute, second: AtlasAttribute
+) -> Association:
+    """Return the association of two columns in the cases where both are known.
 
-    Two categories: Cramer's V, corrected for bias (Bergsma 2013); two numbers: Spearman's
-    correlation; else the correlation ratio, corrected likewise (epsilon).
+    Two categories: Cramer's V, corrected for bias (Bergsma 2013). Two numbers: Spearman's
+    correlation. Otherwise the correlation ratio, corrected likewise (epsilon).
     """
-    known = (first != "") & (second != "")
-    a, b, n = first[known], second[known], int(known.sum())
-    if n < 4 or a.nunique() < 2 or b.nunique() < 2:
-        return "", 0.0, n
-    if kinds == ("number", "number"):
-        return (
-            "Spearman",
-            float(abs(stats.spearmanr(a.astype(float), b.astype(float)).statistic)),
-            n,
-        )
-    if "number" in kinds:
-        number, group = (a, b) if kinds[0] == "number" else (b, a)
-        fit = sm.OLS(
-            number.astype(float),
-            sm.add_constant(pd.get_dummies(group, drop_first=True).astype(float)),
-        ).fit()
-        return (
-            "correlation ratio",
-            float(np.sqrt(max(fit.rsquared_adj, 0.0))) if fit.df_resid > 0 else 0.0,
-            n,
-        )
-    table = pd.crosstab(a, b).to_numpy()
+    known = (table[first.column] != "") & (table[second.column] != "")
+    a = table.loc[known, first.column]
+    b = table.loc[known, second.column]
+    cases = int(known.sum())
+    if cases < 4 or a.nunique() < 2 or b.nunique() < 2:
+        measure, value = "", 0.0
+    elif first.kind == second.kind == "number":
+        correlation = stats.spearmanr(a.astype(float), b.astype(float)).statistic
+        measure, value = "Spearman", float(abs(correlation))
+    elif first.kind == second.kind:
+        measure, value = "Cramer's V", _cramers_v(a, b)
+    else:
+        number, group = (a, b) if first.kind == "number" else (b, a)
+        measure, value = "correlation ratio", _correlation_ratio(number.astype(float), group)
+    return Association(first.column, second.column, measure, round(value, 3), cases)
+
+
+def _cramers_v(first: pd.Series, second: pd.Series) -> float:
+    """Return the bias-corrected V; `scipy.stats.contingency.association` gives the raw one."""
+    table = pd.crosstab(first, second).to_numpy()
     rows, columns = table.shape
-    square = stats.chi2_contingency(table, correction=False).statistic / n
-    less = max(0.0, square - (rows - 1) * (columns - 1) / (n - 1))
+    n = table.sum()
+    phi2 = stats.chi2_contingency(table, correction=False).statistic / n
+    corrected = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
     smaller = min(rows - (rows - 1) ** 2 / (n - 1), columns - (columns - 1) ** 2 / (n - 1)) - 1
-    return "Cramer's V", float(min(1.0, np.sqrt(less / smaller))) if smaller > 0 else 0.0, n
+    return float(min(1.0, np.sqrt(corrected / smaller))) if smaller > 0 else 0.0
+
+
+def _correlation_ratio(number: pd.Series, group: pd.Series) -> float:
+    dummies = pd.get_dummies(group, drop_first=True).astype(float)
+    fit = sm.OLS(number, sm.add_constant(dummies)).fit()
+    return float(np.sqrt(max(fit.rsquared_adj, 0.0))) if fit.df_resid > 0 else 0.0
 
 
 def pairwise_associations(
     table: pd.DataFrame, attributes: Sequence[AtlasAttribute]
-) -> list[dict[str, Any]]:
-    """Every pair of attributes with how closely they go together, the closest first."""
-    rows = []
-    for a, b in combinations(attributes, 2):
-        measure, value, cases = measure_association(
-            table[a.column], table[b.column], (a.kind, b.kind)
-        )
-        rows.append(
-            {
-                "column": a.column,
-                "other": b.column,
-                "measure": measure,
-                "value": round(value, 3),
-                "cases": cases,
-            }
-        )
-    return sorted(rows, key=lambda row: -row["value"])
+) -> list[Association]:
+    """Return the association of every pair of attributes, the strongest first."""
+    pairs = [measure_association(table, a, b) for a, b in combinations(attributes, 2)]
+    return sorted(pairs, key=lambda pair: -pair.value)
 
 
-def ambiguous_columns(pair: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns of a strong tie whose effect may be the other's: both, or the one that comes
-    after; none of a weak tie.
+def ambiguous_columns(pair: Association, roles: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the columns of a pair whose effect may belong to the other column.
 
-    What comes after an exposure (an outcome, a mediator) takes nothing from it.
+    These are both columns of a strong association, and none of a weak one. Where one column is an
+    outcome or a mediator and the other is not, it is that column alone.
     """
-    if pair["value"] < STRONG_ASSOCIATION or pair["cases"] < MIN_ASSOCIATION_CASES:
+    if pair.value < STRONG_ASSOCIATION or pair.cases < MIN_ASSOCIATION_CASES:
         return ()
-    columns = (pair["column"], pair["other"])
-    after = tuple(c for c in columns if roles.get(c) in LATER_ROLES)
-    return after if len(after) == 1 else columns
+    columns = (pair.column, pair.other)
+    later = tuple(column for column in columns if roles.get(column) in LATER_ROLES)
+    return later if len(later) == 1 else columns
 
 
 def widen_intervals(
     effects: pd.DataFrame,
-    pairs: Iterable[Mapping[str, Any]],
+    pairs: Iterable[Association],
     table: pd.DataFrame,
     attributes: Sequence[AtlasAttribute],
     roles: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Effects whose intervals tell that part of a tied attribute's effect may be theirs, and part
-    of theirs the other's.
+    """Widen the intervals of effects that may partly belong to an associated attribute.
 
-    Of two attributes that go together, scans tell the sum of the effects better than how it
-    divides. A network that stops learning early divides it the same way at every training, so that
-    the spread over refits does not show it. The interval of an effect in doubt therefore reaches
-    from what refits say to what they would say if it had all of the other's effect, and to what
-    they would say if the other had all of its effect that goes with the other.
+    Scans determine the sum of two associated effects better than its division. A network that
+    stops learning early divides it the same way in every training, so the spread over refits does
+    not show this uncertainty. The interval of an ambiguous effect therefore extends from the
+    interval over refits to two others: the one if the attribute had all of the other's effect, and
+    the one if the other attribute had all of the effect that it explains.
 
     Args:
-        effects: Of `intervals.with_refits`.
-        pairs: Of `ties`.
-        table: The training rows, texts; empty where nothing is known.
-        attributes: Those whose effects are known; a tie to another changes nothing here.
-        roles: Of the columns.
+        effects: Table of `intervals.add_refits`.
+        pairs: Associations of `pairwise_associations`.
+        table: The training rows as texts; "" where a value is not known.
+        attributes: Attributes whose effects are in `effects`; others are ignored here.
+        roles: Role by column.
 
     Returns:
         The effects with `tied_low_hu` (at most 0) and `tied_high_hu` (at least 0), by which their
         intervals are wider.
     """
-    known = {a.column: a for a in attributes}
-    effects = effects.assign(tied_low_hu=0.0, tied_high_hu=0.0)
+    known = {attribute.column: attribute for attribute in attributes}
     partners: dict[str, list[AtlasAttribute]] = {}
     for pair in pairs:
         for column in ambiguous_columns(pair, roles):
-            other = pair["other"] if column == pair["column"] else pair["column"]
-            if {column, other} <= known.keys():
+            other = pair.other if column == pair.column else pair.column
+            if column in known and other in known:
                 partners.setdefault(column, []).append(known[other])
+    effects = effects.assign(tied_low_hu=0.0, tied_high_hu=0.0)
     for _, rows in effects.groupby("region", sort=False):
         for column, others in partners.items():
-            own = explained_part(rows, table, known[column])
-            moved = [
-                part
-                for other in others
-                for part in (
-                    explained_part(rows, table, other),
-                    -explained_values(own, table[other.column], other),
-                )
-            ]
+            parts = _shiftable_parts(rows, table, known[column], others)
             for index, row in rows[rows["column"] == column].iterrows():
-                changes = [project_effect(part, table[column], row) for part in moved]
-                effects.loc[index, "tied_low_hu"] = sum(min(0.0, change) for change in changes)
-                effects.loc[index, "tied_high_hu"] = sum(max(0.0, change) for change in changes)
+                shifts = [project_effect(part, table[column], row) for part in parts]
+                effects.loc[index, "tied_low_hu"] = sum(min(0.0, shift) for shift in shifts)
+                effects.loc[index, "tied_high_hu"] = sum(max(0.0, shift) for shift in shifts)
     effects["refit_low_hu"] += effects["tied_low_hu"]
     effects["refit_high_hu"] += effects["tied_high_hu"]
     return effects
 
 
-def explained_part(
+def _shiftable_parts(
+    effects: pd.DataFrame,
+    table: pd.DataFrame,
+    attribute: AtlasAttribute,
+    others: Sequence[AtlasAttribute],
+) -> list[pd.Series]:
+    """Return the effects by row that may move to an attribute from others, or from it to them."""
+    effect = effect_by_row(effects, table, attribute)
+    parts = []
+    for other in others:
+        parts.append(effect_by_row(effects, table, other))
+        parts.append(-explained_part(effect, table[other.column], other))
+    return parts
+
+
+def effect_by_row(
     effects: pd.DataFrame, table: pd.DataFrame, attribute: AtlasAttribute
 ) -> pd.Series:
-    """The generated effect of an attribute in one region, by training row; NaN where its value is
-    unknown; HU.
+    """Return an attribute's generated effect in one region by training row, HU.
+
+    It is NaN where the value is not known.
     """
-    own, values = effects[effects["column"] == attribute.column], table[attribute.column]
+    rows = effects[effects["column"] == attribute.column]
+    values = table[attribute.column]
     if attribute.kind == "number":
-        per_unit = own.loc[own["kind"] == "slope", "generated_hu"]
-        return pd.to_numeric(values, errors="coerce") * (
-            float(per_unit.iloc[0]) if len(per_unit) else np.nan
-        )
-    of_value = own[own["from"] == attribute.reference].set_index("to")["generated_hu"].to_dict()
+        slopes = rows.loc[rows["kind"] == "slope", "generated_hu"]
+        per_unit = float(slopes.iloc[0]) if len(slopes) else np.nan
+        return pd.to_numeric(values, errors="coerce") * per_unit
+    of_value = rows[rows["from"] == attribute.reference].set_index("to")["generated_hu"].to_dict()
     return values.map({attribute.reference: 0.0, **of_value}).astype(float)
 
 
-def explained_values(effect: pd.Series, values: pd.Series, other: AtlasAttribute) -> pd.Series:
-    """The part of an effect by row that another attribute foretells: its mean by value, or a line;
-    NaN where unknown; HU.
+def explained_part(effect: pd.Series, values: pd.Series, other: AtlasAttribute) -> pd.Series:
+    """Return the part of an effect by row that another attribute's values explain, HU.
+
+    It is the mean by value for a category, and a fitted line for a number; NaN where the value is
+    not known.
     """
     if other.kind == "category":
         return effect.groupby(values.where(values != "")).transform("mean")
-    return slope(effect, values) * pd.to_numeric(values, errors="coerce")
+    return fitted_slope(effect, values) * pd.to_numeric(values, errors="coerce")
 
 
 def project_effect(effect: pd.Series, values: pd.Series, contrast: Mapping[str, Any]) -> float:
-    """How much an effect by row differs between the rows of a contrast's two values; of numbers
-    along a fitted line; HU.
+    """Return the difference of an effect by row between a contrast's two values, HU.
+
+    For numbers it is the difference along a fitted line.
     """
     if contrast["kind"] == "category":
         change = effect[values == contrast["to"]].mean() - effect[values == contrast["from"]].mean()
         return float(change) if np.isfinite(change) else 0.0
     span = 1.0 if contrast["kind"] == "slope" else float(contrast["to"]) - float(contrast["from"])
-    return span * slope(effect, values)
+    return span * fitted_slope(effect, values)
 
 
-def slope(effect: pd.Series, values: pd.Series) -> float:
-    """Least squares; 0 where fewer than two numbers are known."""
+def fitted_slope(effect: pd.Series, values: pd.Series) -> float:
+    """Return the least-squares slope; 0 where fewer than two numbers are known."""
     numbers = pd.to_numeric(values, errors="coerce")
-    both = numbers.notna() & effect.notna()
-    return (
-        float(stats.linregress(numbers[both], effect[both]).slope)
-        if numbers[both].nunique() > 1
-        else 0.0
-    )
+    known = numbers.notna() & effect.notna()
+    if numbers[known].nunique() < 2:
+        return 0.0
+    return float(stats.linregress(numbers[known], effect[known]).slope)

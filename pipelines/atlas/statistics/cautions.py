@@ -1,4 +1,4 @@
-"""What a cohort cannot tell: few cases, tied attributes, effects through the mask, outcomes."""
+"""Cautions: limits of a cohort and its refits, such as few cases or associated columns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 from pipelines.atlas.statistics.associations import (
     LATER_ROLES,
     MIN_ASSOCIATION_CASES,
+    Association,
     ambiguous_columns,
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
@@ -25,20 +26,28 @@ from pipelines.atlas.statistics.regression import (
 )
 from util.phrasing import LOW_RELEVANCE
 
-MIN_LEVEL_PATIENTS = 10  # training cases of a value
-MIN_PATIENTS = 20  # training patients or patients with a real scan
+MIN_LEVEL_PATIENTS = 10  # training patients of a value
+MIN_PATIENTS = 20  # training patients, and patients with a real scan
 MIN_ASSOCIATION = 0.3
 MAX_VIF = 5.0
 MAX_MISSING = 0.3
 THROUGH_MASK_P = 0.01
-
 
 CAUTION_COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
 
 
 @dataclass(frozen=True)
 class Caution:
-    """A warning; `forbids` a claim where it is strong enough."""
+    """A warning about an atlas.
+
+    Attributes:
+        kind: Its kind, as in cautions.csv.
+        text: A sentence for readers.
+        column: The column it is about; "" for the whole atlas.
+        other: A second column, or a value of the first.
+        value: A number that belongs to it.
+        forbids: Whether it forbids a claim.
+    """
 
     kind: str
     text: str
@@ -47,7 +56,8 @@ class Caution:
     value: float | str = ""
     forbids: bool = False
 
-    def row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, Any]:
+        """Return the row of cautions.csv."""
         return {
             "kind": self.kind,
             "column": self.column,
@@ -58,324 +68,288 @@ class Caution:
         }
 
 
-def association_cautions(
-    pairs: Sequence[Mapping[str, Any]], roles: Mapping[str, str]
-) -> list[Caution]:
-    """Warnings of attributes that go together; both are named, and a strong tie forbids claims (see
-    `pipelines.atlas.statistics.associations`).
+def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str]) -> list[Caution]:
+    """Warn of associated attributes; a strong association forbids claims.
+
+    See `pipelines.atlas.statistics.associations`.
     """
-    made = []
-    for row in pairs:
-        if row["value"] < MIN_ASSOCIATION or row["cases"] < MIN_ASSOCIATION_CASES:
+    cautions = []
+    for pair in pairs:
+        if pair.value < MIN_ASSOCIATION or pair.cases < MIN_ASSOCIATION_CASES:
             continue
-        pair, what = (row["column"], row["other"]), "part of one's effect may be the other's"
-        doubtful = ambiguous_columns(row, roles)
-        if len(doubtful) == 2:
-            what = "their effects cannot be told apart, neither is claimed, and intervals reach as far as the tie allows"
-        elif doubtful:
-            pair = (doubtful[0], "")
-            what = f"{doubtful[0]}, which comes after, is not claimed, and its intervals reach as far as the tie allows"
-        made.append(
-            Caution(
-                "tied",
-                f"{row['column']} and {row['other']} go together ({row['measure']} "
-                f"{row['value']:.2f} in {row['cases']} cases): {what}.",
-                *pair,
-                row["value"],
-                bool(doubtful),
+        column, other = pair.column, pair.other
+        ambiguous = ambiguous_columns(pair, roles)
+        consequence = "part of one's effect may be the other's"
+        if len(ambiguous) == 2:
+            consequence = (
+                "their effects cannot be told apart, neither is claimed, and intervals reach as "
+                "far as the tie allows"
             )
+        elif ambiguous:
+            column, other = ambiguous[0], ""
+            consequence = (
+                f"{column}, which comes after, is not claimed, and its intervals reach as far as "
+                "the tie allows"
+            )
+        text = (
+            f"{pair.column} and {pair.other} go together ({pair.measure} {pair.value:.2f} in "
+            f"{pair.cases} cases): {consequence}."
         )
-    return made
+        cautions.append(Caution("tied", text, column, other, pair.value, bool(ambiguous)))
+    return cautions
 
 
 def count_cautions(
     attributes: Sequence[AtlasAttribute], table: pd.DataFrame, patient: pd.Series
 ) -> list[Caution]:
-    """Warnings of values that few training patients have, of values in two spellings, and of many
-    empty cells.
+    """Warn of values with few training patients or two spellings, and of many empty cells.
 
     Args:
-        attributes: What is studied.
-        table: The training rows as the text says them.
-        patient: Who each row is of.
+        attributes: The attributes studied.
+        table: The training rows as texts.
+        patient: The patient of each row.
     """
-    made = []
-    for a in attributes:
-        if a.kind == "category":
-            have = patient.groupby(table[a.column]).nunique()
-            few = {v: int(have.get(v, 0)) for v in a.counts if have.get(v, 0) < MIN_LEVEL_PATIENTS}
-            made += [
-                Caution(
-                    "few cases",
-                    f"{a.column}: training patients with {v}: only "
-                    f"{n}{'' if v in a.values else '; it is not looked at'}.",
-                    a.column,
-                    v,
-                    n,
-                )
-                for v, n in few.items()
-            ]
-            spelt: dict[str, list[str]] = {}
-            for v in a.counts:
-                spelt.setdefault(_letters(v), []).append(v)
-            made += [
-                Caution(
-                    "spelling",
-                    f"{a.column}: {' and '.join(map(repr, same))} differ in nothing but their "
-                    "spelling, and count as different values. Write them alike.",
-                    a.column,
-                )
-                for same in spelt.values()
-                if len(same) > 1
-            ]
-        missing = 1 - sum(a.counts.values()) / max(len(table), 1)
+    cautions = []
+    for attribute in attributes:
+        if attribute.kind == "category":
+            cautions += _few_cases(attribute, table[attribute.column], patient)
+            cautions += _spellings(attribute)
+        missing = 1 - sum(attribute.counts.values()) / max(len(table), 1)
         if missing >= MAX_MISSING:
-            made.append(
-                Caution(
-                    "missing",
-                    f"{a.column} is empty in {missing:.0%} of the training cases.",
-                    a.column,
-                    "",
-                    round(missing, 3),
-                )
+            text = f"{attribute.column} is empty in {missing:.0%} of the training cases."
+            cautions.append(Caution("missing", text, attribute.column, value=round(missing, 3)))
+    return cautions
+
+
+def _few_cases(attribute: AtlasAttribute, values: pd.Series, patient: pd.Series) -> list[Caution]:
+    patients = patient.groupby(values).nunique()
+    cautions = []
+    for value in attribute.counts:
+        count = int(patients.get(value, 0))
+        if count >= MIN_LEVEL_PATIENTS:
+            continue
+        ending = "" if value in attribute.values else "; it is not looked at"
+        text = f"{attribute.column}: training patients with {value}: only {count}{ending}."
+        cautions.append(Caution("few cases", text, attribute.column, value, count))
+    return cautions
+
+
+def _spellings(attribute: AtlasAttribute) -> list[Caution]:
+    groups: dict[str, list[str]] = {}
+    for value in attribute.counts:
+        letters = "".join(c for c in value.casefold() if c.isalnum() or c in "<>+-=.")
+        groups.setdefault(letters, []).append(value)
+    cautions = []
+    for values in groups.values():
+        if len(values) > 1:
+            text = (
+                f"{attribute.column}: {' and '.join(map(repr, values))} differ in nothing but "
+                "their spelling, and count as different values. Write them alike."
             )
-    return made
-
-
-def _letters(value: str) -> str:
-    return "".join(c for c in value.casefold() if c.isalnum() or c in "<>+-=.")
+            cautions.append(Caution("spelling", text, attribute.column))
+    return cautions
 
 
 ROLE_TEXTS = {
     "outcome": "{c} is an outcome: it comes after the scan. Its difference shows how scans of "
-    "those who had it look, not "
-    "what it does.",
+    "those who had it look, not what it does.",
     "mediator": "{c} is a mediator: it lies between an exposure and the picture. Its difference "
     "is part of the exposure's.",
 }
 
 
 def role_cautions(attributes: Sequence[AtlasAttribute]) -> list[Caution]:
-    """Warnings of outcomes and mediators."""
-    return [
-        Caution(a.role, ROLE_TEXTS[a.role].format(c=a.column), a.column)
-        for a in attributes
-        if a.role in LATER_ROLES
-    ]
+    """Warn of outcomes and mediators."""
+    cautions = []
+    for attribute in attributes:
+        if attribute.role in LATER_ROLES:
+            text = ROLE_TEXTS[attribute.role].format(c=attribute.column)
+            cautions.append(Caution(attribute.role, text, attribute.column))
+    return cautions
 
 
 def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
-    """Warnings of a cohort that is too small to conclude anything, and of scans that training has
-    seen.
+    """Warn of a cohort too small to conclude anything, and of scans seen in training.
 
     Args:
         training: Patients that the run was trained on.
         real: Patients with a scan to compare with.
-        seen: Those that are both.
+        seen: Patients that are both.
     """
-    made = []
+    cautions = []
     if training < MIN_PATIENTS or real < MIN_PATIENTS:
-        made.append(
-            Caution(
-                "cohort too small",
-                f"The cohort is too small to conclude anything: {training} training patients and "
-                f"{real} patients with a scan to compare with; at least {MIN_PATIENTS} of each are "
-                "needed.",
-                value=min(training, real),
-                forbids=True,
-            )
+        text = (
+            f"The cohort is too small to conclude anything: {training} training patients and "
+            f"{real} patients with a scan to compare with; at least {MIN_PATIENTS} of each are "
+            "needed."
         )
+        smaller = min(training, real)
+        cautions.append(Caution("cohort too small", text, value=smaller, forbids=True))
     if seen:
-        made.append(
-            Caution(
-                "seen",
-                f"The model was trained on scans of {seen} of the {real} patients that it is "
-                "compared with: that they agree shows that it learnt them, not that it would hold "
-                "for new patients. Compare with --fold, or --real_split test.",
-                value=seen,
-            )
+        text = (
+            f"The model was trained on scans of {seen} of the {real} patients that it is "
+            "compared with: that they agree shows that it learnt them, not that it would hold "
+            "for new patients. Compare with --fold, or --real_split test."
         )
-    return made
+        cautions.append(Caution("seen", text, value=seen))
+    return cautions
 
 
 def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caution]:
-    """Warnings that there are no intervals, or no negative controls, or such as were trained
-    otherwise than the run.
+    """Warn of missing intervals or negative controls, and of refits trained otherwise than the run.
 
     Args:
-        refits: Their records.
-        steps: Those of the run as it generates.
+        refits: Records of the refits.
+        steps: Training steps of the run that generates.
     """
-    made, kinds = [], [r["kind"] for r in refits]
-    if others := sorted({int(r["steps"]) for r in refits} - {steps}):
-        made.append(
-            Caution(
-                "other steps",
-                f"Refits were trained for {', '.join(map(str, others))} steps, the run that "
-                f"generates for {steps}: what they say of chance and of uncertainty does not hold "
-                "for it. Train them alike (no --refit_steps, --which_epoch latest).",
-                value=others[0],
-                forbids=True,
-            )
+    cautions = []
+    kinds = [refit["kind"] for refit in refits]
+    other_steps = sorted({int(refit["steps"]) for refit in refits} - {steps})
+    if other_steps:
+        text = (
+            f"Refits were trained for {', '.join(map(str, other_steps))} steps, the run that "
+            f"generates for {steps}: their intervals and null distributions do not hold for it. "
+            "Train them alike (no --refit_steps, --which_epoch latest)."
         )
-    if kinds.count("resampled") < MIN_REFITS:
-        made.append(
-            Caution(
-                "no refits",
-                f"There are {kinds.count('resampled')} refits on resampled patients, too few for "
-                f"intervals (at least {MIN_REFITS}; scripts/refit.py --refits 20): the spread "
-                "over patients is not the uncertainty.",
-                value=kinds.count("resampled"),
-            )
+        cautions.append(Caution("other steps", text, value=other_steps[0], forbids=True))
+    resampled = kinds.count("resampled")
+    if resampled < MIN_REFITS:
+        text = (
+            f"There are {resampled} refits on resampled patients, too few for intervals (at least "
+            f"{MIN_REFITS}; scripts/refit.py --refits 20): the spread over patients is not the "
+            "uncertainty."
         )
-    if kinds.count("permuted") < MIN_PERMUTED:
-        made.append(
-            Caution(
-                "no permuted refits",
-                f"There are {kinds.count('permuted')} permuted refits, too few to call anything a "
-                f"finding (at least {MIN_PERMUTED}; scripts/refit.py --permutations 20).",
-                value=kinds.count("permuted"),
-            )
+        cautions.append(Caution("no refits", text, value=resampled))
+    permuted = kinds.count("permuted")
+    if permuted < MIN_PERMUTED:
+        text = (
+            f"There are {permuted} permuted refits, too few to call anything a finding (at least "
+            f"{MIN_PERMUTED}; scripts/refit.py --permutations 20)."
         )
-    return made
+        cautions.append(Caution("no permuted refits", text, value=permuted))
+    return cautions
 
 
 def built_in_cautions(text_region: str, text_mode: str) -> list[Caution]:
-    """Warnings of controls that the way of training passes by itself: they prove nothing."""
-    made = []
+    """Warn of controls that hold by the way the run was trained, and so prove nothing."""
+    cautions = []
     if text_region == "labels":
-        made.append(
-            Caution(
-                "built in",
-                "Text can hardly change what the mask does not label (--text_region labels), so "
-                "that little change outside the lungs is built in and proves nothing.",
-            )
+        text = (
+            "Text can hardly change what the mask does not label (--text_region labels), so that "
+            "little change outside the lungs is built in and proves nothing."
         )
+        cautions.append(Caution("built in", text))
     if text_mode == "phrases":
-        made.append(
-            Caution(
-                "built in",
-                "Phrases have no order, and those that differ from phrases of training in "
-                "punctuation, capitals or "
-                '"is" are read as these (--text_mode phrases), so that the two controls of the '
-                "prompt are built in. What synonyms would change is not measured.",
-            )
+        text = (
+            "Phrases have no order, and those that differ from phrases of training in "
+            'punctuation, capitals or "is" are read as these (--text_mode phrases), so that the '
+            "two controls of the prompt are built in. What synonyms would change is not measured."
         )
-    return made
+        cautions.append(Caution("built in", text))
+    return cautions
 
 
-def low_relevance_cautions(loudness: Mapping[str, float], studied: Sequence[str]) -> list[Caution]:
-    """Warnings of columns that the run hardly listens to; `loudness` by column, 0 to 1 (see
-    `--text_relevance`).
-    """
-    return [
-        Caution(
-            "silent",
-            f"The training scans hardly tell what {column} does to the lungs "
-            f"({loudness[column]:.2f} of 1), so that the run hardly listens to it: a difference "
-            "near 0 HU is what the run took for granted, no evidence of no effect. Look at the "
-            "interval of the real scans.",
-            column,
-            "",
-            round(loudness[column], 3),
+def low_relevance_cautions(relevance: Mapping[str, float], columns: Sequence[str]) -> list[Caution]:
+    """Warn of studied columns with low relevance (0 to 1, see `--text_relevance`)."""
+    cautions = []
+    for column in columns:
+        value = relevance.get(column, 1.0)
+        if value >= LOW_RELEVANCE:
+            continue
+        text = (
+            f"The training scans hardly determine the effect of {column} on the lungs "
+            f"({value:.2f} of 1), so the run gives it little weight: a difference near 0 HU is an "
+            "assumption of the run, not evidence of no effect. Look at the interval of the real "
+            "scans."
         )
-        for column in studied
-        if loudness.get(column, 1.0) < LOW_RELEVANCE
-    ]
+        cautions.append(Caution("silent", text, column, value=round(value, 3)))
+    return cautions
 
 
 def pooled_cautions(pooled: Mapping[str, AtlasAttribute]) -> list[Caution]:
-    """Warnings of columns with so many values that real scans can be adjusted for the common ones
-    alone.
-    """
-    return [
-        Caution(
-            "pooled",
-            f"{c} ({a.role}) holds {len(a.counts)} different values; the real scans are adjusted "
-            f"for those that at least {MIN_LEVEL_CASES} cases have, all others taken together.",
-            c,
+    """Warn of columns with many values: real scans are adjusted for the common ones alone."""
+    cautions = []
+    for column, attribute in pooled.items():
+        text = (
+            f"{column} ({attribute.role}) holds {len(attribute.counts)} different values; the real "
+            f"scans are adjusted for those that at least {MIN_LEVEL_CASES} cases have, all others "
+            "taken together."
         )
-        for c, a in pooled.items()
-    ]
+        cautions.append(Caution("pooled", text, column))
+    return cautions
 
 
 def guessed_cautions(roles: Mapping[str, str]) -> list[Caution]:
-    """A warning of roles that are guessed from the columns' names; `roles` by column."""
+    """Warn of roles that are guessed from the columns' names; `roles` by column."""
     if not roles:
         return []
-    said = ", ".join(f"{column} {role}" for column, role in roles.items())
-    return [
-        Caution(
-            "roles guessed",
-            f"No template says what these columns are; by their names: {said}. Real scans are "
-            "adjusted accordingly. Give --template of train.py a YAML file where that is wrong.",
-        )
-    ]
+    listed = ", ".join(f"{column} {role}" for column, role in roles.items())
+    text = (
+        f"The template does not contain these columns; their roles are guessed by name: {listed}. "
+        "Real scans are adjusted accordingly. Give --template of train.py a YAML file where that "
+        "is wrong."
+    )
+    return [Caution("roles guessed", text)]
 
 
 def mask_cautions(
     scans: RealScans, attributes: Sequence[AtlasAttribute], roles: Roles
 ) -> list[Caution]:
-    """Warnings of attributes that go with the lungs' volume: that part cannot show while the mask
-    is held fixed.
-    """
-    made = []
+    """Warn of attributes associated with the lung volume: the mask, and so that part, is fixed."""
+    cautions = []
+    for attribute in attributes:
+        caution = _mask_caution(scans, attribute, roles)
+        if caution is not None:
+            cautions.append(caution)
+    return cautions
+
+
+def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> Caution | None:
     logged = np.log(scans.volume.clip(lower=1e-6))
-    for a in attributes:
-        base = roles.adjustments(a.column)["base"]
-        design = Design.from_scans(scans, a, base, volume=False)
-        fit = design.fit(logged, scans.patient) if design.terms else None
-        if fit is None:
-            continue
-        p = float(fit.f_test(np.eye(len(fit.params))[1 : 1 + len(design.terms)]).pvalue)
-        if not p < THROUGH_MASK_P:
-            continue
-        name = max(design.terms, key=lambda t: abs(fit.tvalues[t]))
-        span = float(a.values[-1]) - float(a.values[0]) if a.kind == "number" else 1.0
-        change = float(np.expm1(span * fit.params[name]))
-        what = (
-            f"{a.values[-1]} against {a.values[0]}"
-            if a.kind == "number"
-            else f"{name} against {a.reference}"
-        )
-        made.append(
-            Caution(
-                "through the mask",
-                f"{a.column} goes with the size of the lungs ({what}: {change:+.0%}, p = {p:.2g}, "
-                "adjusted). What it does through their size cannot show here, for the mask is "
-                "held fixed.",
-                a.column,
-                "",
-                round(change, 4),
-            )
-        )
-    return made
+    base = roles.adjustments(attribute.column)["base"]
+    design = Design.from_scans(scans, attribute, base, volume=False)
+    fit = design.fit(logged, scans.patient) if design.terms else None
+    if fit is None:
+        return None
+    p = float(fit.f_test(np.eye(len(fit.params))[1 : 1 + len(design.terms)]).pvalue)
+    if not p < THROUGH_MASK_P:
+        return None
+    name = max(design.terms, key=lambda term: abs(fit.tvalues[term]))
+    first, last = attribute.values[0], attribute.values[-1]
+    if attribute.kind == "number":
+        span = float(last) - float(first)
+        compared = f"{last} against {first}"
+    else:
+        span = 1.0
+        compared = f"{name} against {attribute.reference}"
+    change = float(np.expm1(span * fit.params[name]))
+    text = (
+        f"{attribute.column} goes with the size of the lungs ({compared}: {change:+.0%}, p = "
+        f"{p:.2g}, adjusted). What it does through their size cannot show here, because the mask "
+        "is held fixed."
+    )
+    return Caution("through the mask", text, attribute.column, value=round(change, 4))
 
 
 def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[Caution]:
-    """Warnings of attributes whose regression is inflated by the others; `columns` maps contrasts
-    to columns.
+    """Warn of attributes whose regression is inflated by the other columns.
+
+    Args:
+        real: Table of `regression.estimate_contrasts`.
+        columns: Column by contrast.
     """
-    made = []
     main = real[(real["primary"] == "yes") & (real["region"] == "lungs")]
-    made += [
-        Caution("collinear", f"{c} {INSEPARABLE}; it is not claimed.", c, forbids=True)
-        for c in dict.fromkeys(main.loc[main["reason"] == INSEPARABLE, "contrast"].map(columns))
-    ]
-    largest: dict[str, float] = {}
-    for contrast, factor in zip(main["contrast"], main["vif"].fillna(0), strict=True):
-        largest[columns[contrast]] = max(largest.get(columns[contrast], 0.0), float(factor))
-    for column, factor in largest.items():
-        if factor >= MAX_VIF:
-            made.append(
-                Caution(
-                    "collinear",
-                    f"{column} can hardly be told apart from the other columns together (variance "
-                    f"inflation {factor:.1f}); it is not claimed.",
-                    column,
-                    "",
-                    factor,
-                    True,
-                )
+    inseparable = main.loc[main["reason"] == INSEPARABLE, "contrast"].map(columns)
+    cautions = []
+    for column in inseparable.unique():
+        text = f"{column} {INSEPARABLE}; it is not claimed."
+        cautions.append(Caution("collinear", text, column, forbids=True))
+    factors = main["vif"].fillna(0).astype(float)
+    for column, vif in factors.groupby(main["contrast"].map(columns), sort=False).max().items():
+        if vif >= MAX_VIF:
+            text = (
+                f"{column} can hardly be told apart from the other columns together (variance "
+                f"inflation {vif:.1f}); it is not claimed."
             )
-    return made
+            cautions.append(Caution("collinear", text, str(column), value=float(vif), forbids=True))
+    return cautions

@@ -15,8 +15,15 @@ Kind = Literal["category", "number"]
 
 @dataclass(frozen=True)
 class AtlasAttribute:
-    """A column that can be studied: its `values` as the text says them, the reference first, or
-    five quantiles.
+    """A column that can be studied.
+
+    Attributes:
+        column: Its name.
+        role: Its role in the template.
+        kind: Category or number.
+        values: Values as the text shows them: the reference first, or five quantiles.
+        counts: Training cases by value.
+        unit: Unit of a number.
     """
 
     column: str
@@ -28,15 +35,24 @@ class AtlasAttribute:
 
     @property
     def reference(self) -> str:
+        """The value that the others are compared with."""
         return self.values[0]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A change: `weights` of the attribute's values, whose sum over generated volumes is the
-    difference in HU.
+    """A change of one attribute.
 
-    `id` is its name in all tables; `start` and `end` are empty for a slope, which is HU per `unit`.
+    Attributes:
+        id: Its name in all tables.
+        column: The attribute.
+        role: Role of the attribute.
+        kind: Category, quantiles, or slope (HU per unit).
+        start: The value compared with; "" for a slope.
+        end: The other value; "" for a slope.
+        unit: Unit of a number.
+        label: A text for readers.
+        weights: Weight of each value; the weighted sum of the generated volumes is the effect.
     """
 
     id: str
@@ -51,37 +67,47 @@ class Contrast:
 
 
 def contrasts_of(attribute: AtlasAttribute) -> list[Contrast]:
-    """Each value against the reference; for numbers the outer quantiles, and the slope through all
-    of them.
-    """
-    a, name = attribute, safe_name(attribute.column)
+    """Return each value against the reference, or the outer quantiles and the slope of a number."""
+    if attribute.kind == "category":
+        start = attribute.reference
+        contrasts = []
+        for end in attribute.values[1:]:
+            label = f"{attribute.column} {end} against {start}"
+            contrasts.append(_pair(attribute, start, end, label))
+        return contrasts
+    first, last = attribute.values[0], attribute.values[-1]
+    unit = f" {attribute.unit}" if attribute.unit else ""
+    label = f"{attribute.column} {last} against {first}{unit}"
+    return [_pair(attribute, first, last, label), _slope(attribute)]
 
-    def pair(kind: Literal["category", "quantiles"], start: str, end: str, label: str) -> Contrast:
-        made = f"{name}={safe_name(start)}_to_{safe_name(end)}"
-        return Contrast(
-            made, a.column, a.role, kind, start, end, a.unit, label, {start: -1.0, end: 1.0}
-        )
 
-    if a.kind == "category":
-        start = a.reference
-        return [
-            pair("category", start, end, f"{a.column} {end} against {start}")
-            for end in a.values[1:]
-        ]
-    unit = f" {a.unit}" if a.unit else ""
-    first, last = a.values[0], a.values[-1]
-    x = np.array([float(v) for v in a.values])
-    slope = (x - x.mean()) / np.square(x - x.mean()).sum()
-    label = f"{a.column}, per unit{f' ({a.unit})' if a.unit else ''}"
-    per = Contrast(
-        f"{name}=per_unit",
-        a.column,
-        a.role,
+def _pair(attribute: AtlasAttribute, start: str, end: str, label: str) -> Contrast:
+    return Contrast(
+        f"{safe_name(attribute.column)}={safe_name(start)}_to_{safe_name(end)}",
+        attribute.column,
+        attribute.role,
+        "category" if attribute.kind == "category" else "quantiles",
+        start,
+        end,
+        attribute.unit,
+        label,
+        {start: -1.0, end: 1.0},
+    )
+
+
+def _slope(attribute: AtlasAttribute) -> Contrast:
+    """Return the least-squares slope through all values of a number."""
+    x = np.array([float(value) for value in attribute.values])
+    weights = (x - x.mean()) / np.square(x - x.mean()).sum()
+    unit = f" ({attribute.unit})" if attribute.unit else ""
+    return Contrast(
+        f"{safe_name(attribute.column)}=per_unit",
+        attribute.column,
+        attribute.role,
         "slope",
         "",
         "",
-        a.unit,
-        label,
-        dict(zip(a.values, map(float, slope), strict=True)),
+        attribute.unit,
+        f"{attribute.column}, per unit{unit}",
+        dict(zip(attribute.values, map(float, weights), strict=True)),
     )
-    return [pair("quantiles", first, last, f"{a.column} {last} against {first}{unit}"), per]

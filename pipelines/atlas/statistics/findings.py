@@ -1,10 +1,12 @@
-"""Generated against real: agreement, verdicts with the false-discovery rate controlled, findings
-and what was not found.
+"""Verdicts on contrasts: generated effects against real scans and permuted refits.
+
+The false-discovery rate of the real scans' tests is controlled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,7 @@ from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05
-# HU; a real interval that lies between minus and plus this shows that there is next to nothing
-NEGLIGIBLE_HU = 10.0
+NEGLIGIBLE_HU = 10.0  # a real interval within minus and plus this shows that there is no effect
 
 TEST_COLUMNS = (
     "contrast",
@@ -60,78 +61,81 @@ FINDING_COLUMNS = (
     "why",
     "sentence",
 )
+# Columns of real.csv by their names in tests.csv.
+REAL_NAMES = {
+    "adjustment": "real_adjustment",
+    "cases": "real_cases",
+    "real_hu": "real_hu",
+    "low_hu": "real_low_hu",
+    "high_hu": "real_high_hu",
+    "p": "real_p",
+}
 
 Row = dict[str, Any]
 
 
-def classify_agreement(generated: float, low: float, high: float) -> str:
-    """How a generated effect stands to the interval of the real one.
+@dataclass(frozen=True)
+class Findings:
+    """Rows of findings.csv and of not_found.csv."""
 
-    That neither shows an effect needs an interval that is narrow: one that is wide says nothing,
-    whatever lies within.
+    found: list[Row]
+    not_found: list[Row]
+
+
+def classify_agreement(generated: float, low: float, high: float) -> str:
+    """Compare a generated effect with the interval of the real one.
+
+    "No effect in either" needs a narrow interval, because a wide one does not exclude an effect.
     """
     if not np.isfinite([generated, low, high]).all():
         return "cannot tell"
-    inside, excludes = low <= generated <= high, low > 0 or high < 0
-    if not excludes:
-        neither = inside and abs(generated) <= (high - low) / 4 and max(-low, high) <= NEGLIGIBLE_HU
-        return "no effect in either" if neither else "cannot tell"
+    is_inside = low <= generated <= high
+    if low <= 0 <= high:
+        is_small = abs(generated) <= (high - low) / 4
+        is_narrow = max(-low, high) <= NEGLIGIBLE_HU
+        return "no effect in either" if is_inside and is_small and is_narrow else "cannot tell"
     if np.sign(generated) != np.sign(low + high):
         return "opposite sign"
-    return "agrees" if inside else "same sign"
+    return "agrees" if is_inside else "same sign"
 
 
 def judge_effects(
     effects: pd.DataFrame, real: pd.DataFrame, roles: Mapping[str, str], cautions: Sequence[Caution]
 ) -> pd.DataFrame:
-    """tests.csv: every contrast and region with its verdict.
+    """Return tests.csv: every contrast and region with its verdict.
 
     Args:
-        effects: effects.csv.
-        real: real.csv.
+        effects: Table effects.csv.
+        real: Table real.csv.
         roles: Role by column.
-        cautions: Those that forbid a claim decide before any figure does.
+        cautions: Those that forbid a claim come before any number.
     """
-    main = real[real["primary"] == "yes"].rename(
-        columns={
-            "adjustment": "real_adjustment",
-            "cases": "real_cases",
-            "low_hu": "real_low_hu",
-            "high_hu": "real_high_hu",
-            "p": "real_p",
-        }
-    )
-    wanted = [
-        "contrast",
-        "region",
-        "real_adjustment",
-        "real_cases",
-        "real_hu",
-        "real_low_hu",
-        "real_high_hu",
-        "real_p",
-    ]
-    tests = effects.merge(main[wanted], "left", ["contrast", "region"])
+    main = real[real["primary"] == "yes"].rename(columns=REAL_NAMES)
+    keys = ["contrast", "region"]
+    tests = effects.merge(main[[*keys, *REAL_NAMES.values()]], "left", keys)
     tests["role"] = tests["column"].map(roles)
     is_tested = tests["region"].isin(LUNG_REGIONS) & (tests["kind"] != "slope")
     tests["tested"] = np.where(is_tested, "yes", "no")
     tests["real_q"] = false_discovery(tests["real_p"].where(is_tested).astype(float))
-    larger = tests["generated_hu"].abs() > tests["permuted_max_hu"].astype(float)
-    tests["exceeds_permuted"] = np.where(tests["permuted"] > 0, np.where(larger, "yes", "no"), "")
-    bounds = zip(
-        tests["generated_hu"],
-        tests["real_low_hu"].astype(float),
-        tests["real_high_hu"].astype(float),
-        strict=True,
-    )
-    tests["agreement"] = [classify_agreement(*values) for values in bounds]
-    verdicts = [reach_verdict(row, cautions) for row in tests.to_dict("records")]
-    tests["verdict"], tests["why"] = [v for v, _ in verdicts], [why for _, why in verdicts]
+    is_larger = tests["generated_hu"].abs() > tests["permuted_max_hu"].astype(float)
+    exceeds = np.where(is_larger, "yes", "no")
+    tests["exceeds_permuted"] = np.where(tests["permuted"] > 0, exceeds, "")
+    agreements = []
+    verdicts = []
+    reasons = []
+    for row in tests.to_dict("records"):
+        bounds = float(row["real_low_hu"]), float(row["real_high_hu"])
+        row["agreement"] = classify_agreement(row["generated_hu"], *bounds)
+        verdict, reason = reach_verdict(row, cautions)
+        agreements.append(row["agreement"])
+        verdicts.append(verdict)
+        reasons.append(reason)
+    tests = tests.assign(agreement=agreements, verdict=verdicts, why=reasons)
     return tests.reindex(columns=list(TEST_COLUMNS))
 
 
 def false_discovery(p: pd.Series) -> pd.Series:
-    """Benjamini and Hochberg's adjusted p values of those that are known."""
+    """Return Benjamini and Hochberg's adjusted p values; NaN where there is no p value."""
     known = p.notna()
     q = pd.Series(np.nan, p.index, dtype=float)
     if known.any():
@@ -139,29 +143,26 @@ def false_discovery(p: pd.Series) -> pd.Series:
     return q
 
 
-def reach_verdict(row: Mapping[str, Any], cautions: Sequence[Caution]) -> tuple[str, str]:
-    """finding, not found or not judged, and why it is none."""
+def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[str, str]:
+    """Return finding, not found or not judged, and the reason ("" for a finding)."""
     if row["tested"] == "no":
-        return "not judged", "a control region" if row[
-            "kind"
-        ] != "slope" else "judged by its quantiles"
-    if forbidding := [
-        c for c in cautions if c.forbids and (not c.column or row["column"] in (c.column, c.other))
-    ]:
-        return "not judged", forbidding[0].text
+        is_slope = row["kind"] == "slope"
+        return "not judged", "judged by its quantiles" if is_slope else "a control region"
+    for caution in cautions:
+        concerns = not caution.column or row["column"] in (caution.column, caution.other)
+        if caution.forbids and concerns:
+            return "not judged", caution.text
     if pd.isna(row["real_p"]):
         return "not judged", "the real scans give no estimate"
     if row["permuted"] < MIN_PERMUTED:
-        return (
-            "not judged",
+        reason = (
             f"{row['permuted']:.0f} permuted refits are too few to judge by (at least "
-            f"{MIN_PERMUTED})",
+            f"{MIN_PERMUTED})"
         )
+        return "not judged", reason
     if not row["real_q"] <= FDR:
-        return (
-            "not found",
-            f"the real scans do not show it (false-discovery rate {row['real_q']:.2g})",
-        )
+        reason = f"the real scans do not show it (false-discovery rate {row['real_q']:.2g})"
+        return "not found", reason
     if row["exceeds_permuted"] == "no":
         return "not found", f"permuted refits reach {row['permuted_max_hu']:.1f} HU"
     if row["agreement"] == "opposite sign":
@@ -170,43 +171,52 @@ def reach_verdict(row: Mapping[str, Any], cautions: Sequence[Caution]) -> tuple[
 
 
 def rank_findings(
-    tests: pd.DataFrame,
-    labels: Mapping[str, str],
-    controls: pd.DataFrame,
-) -> tuple[list[Row], list[Row]]:
-    """The contrasts that are findings, ranked by their strongest region, and those that are none;
-    each with a sentence.
+    tests: pd.DataFrame, labels: Mapping[str, str], controls: pd.DataFrame
+) -> Findings:
+    """Return the contrasts that are findings, and the others, ranked by their strongest region.
+
+    Args:
+        tests: Table of `judge_effects`.
+        labels: Label by contrast.
+        controls: Table controls.csv.
     """
     found: list[Row] = []
-    others: list[Row] = []
+    not_found: list[Row] = []
     for contrast, part in tests[tests["tested"] == "yes"].groupby("contrast", sort=False):
         rows = {row["region"]: row for row in part.to_dict("records")}
-        claimed = [name for name, row in rows.items() if row["verdict"] == "finding"]
-        places = [name for name in SUBREGIONS if name in (claimed or rows)] or claimed or list(rows)
-        strongest = max(places, key=lambda name: abs(rows[name]["generated_hu"]))
-        first = rows.get("lungs") or next(iter(rows.values()))
-        made: Row = {
-            "contrast": contrast,
-            "column": first["column"],
-            "role": first["role"],
-            "label": labels[str(contrast)],
-            "region": strongest,
-            "generated_hu": first["generated_hu"],
-            "strongest_hu": rows[strongest]["generated_hu"],
-            "regions": " | ".join(claimed),
-            "why": "" if claimed else first["why"],
-            "judged": first["verdict"],
-        }
-        if claimed:
-            shown = "lungs" if "lungs" in claimed else strongest
-            made["sentence"] = finding_sentence(
-                made["label"], rows[shown], rows[strongest], controls
-            )
-        else:
-            made["sentence"] = not_found_sentence(made["label"], first)
-        (found if claimed else others).append(made)
-    for rows_of in (found, others):
-        rows_of.sort(key=lambda row: -abs(row["strongest_hu"]))
-        for rank, row in enumerate(rows_of, 1):
+        row = _finding_row(str(contrast), labels[str(contrast)], rows, controls)
+        (found if row["regions"] else not_found).append(row)
+    for ranked in (found, not_found):
+        ranked.sort(key=lambda row: -abs(row["strongest_hu"]))
+        for rank, row in enumerate(ranked, 1):
             row["rank"] = rank
-    return found, others
+    return Findings(found, not_found)
+
+
+def _finding_row(
+    contrast: str, label: str, rows: Mapping[str, Mapping[Any, Any]], controls: pd.DataFrame
+) -> Row:
+    """Return a contrast's row of findings.csv from its tests by region."""
+    claimed = [region for region, row in rows.items() if row["verdict"] == "finding"]
+    candidates = [region for region in SUBREGIONS if region in (claimed or rows)]
+    strongest = max(
+        candidates or claimed or rows, key=lambda region: abs(rows[region]["generated_hu"])
+    )
+    first = rows.get("lungs") or next(iter(rows.values()))
+    if claimed:
+        shown = rows["lungs" if "lungs" in claimed else strongest]
+        sentence = finding_sentence(label, shown, rows[strongest], controls)
+    else:
+        sentence = not_found_sentence(label, first)
+    return {
+        "contrast": contrast,
+        "column": first["column"],
+        "role": first["role"],
+        "label": label,
+        "region": strongest,
+        "generated_hu": first["generated_hu"],
+        "strongest_hu": rows[strongest]["generated_hu"],
+        "regions": " | ".join(claimed),
+        "why": "" if claimed else first["why"],
+        "sentence": sentence,
+    }

@@ -1,6 +1,4 @@
-"""What repeated training says of an effect: intervals from refits on resampled patients, nulls from
-permuted ones.
-"""
+"""Effects over patients: intervals from resampled refits, null distributions from permuted ones."""
 
 from __future__ import annotations
 
@@ -12,13 +10,27 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95
-MIN_REFITS = 3  # below this an SD over refits says nothing
-MIN_PERMUTED = 5  # below this nothing is judged
+MIN_REFITS = 3  # resampled refits for an SD
+MIN_PERMUTED = 5  # permuted refits for a verdict
+
+REFIT_COLUMNS = (
+    "refits",
+    "refit_mean_hu",
+    "refit_sd_hu",
+    "refit_low_hu",
+    "refit_high_hu",
+    "permuted",
+    "permuted_max_hu",
+    "permuted_sd_hu",
+    "permuted_p",
+)
 
 
 def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
-    """The generated effect of each contrast and region over cases, from rows of
-    effects_by_case.csv.
+    """Return the generated effect of each contrast and region over cases.
+
+    Args:
+        rows: Rows of effects_by_case.csv.
     """
     keys = ["contrast", "column", "kind", "from", "to", "region"]
     grouped = rows.groupby(keys, sort=False, dropna=False)
@@ -35,31 +47,33 @@ def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def refit_interval(effect: float, refits: Sequence[float]) -> dict[str, Any]:
-    """95 % interval of an effect: plus and minus Student's t times the SD over refits; empty for
-    fewer than three.
+    """Return the 95 % interval of an effect: Student's t times the SD over refits, to both sides.
+
+    Only the number of refits is returned where there are fewer than `MIN_REFITS`.
     """
-    found: dict[str, Any] = {"refits": len(refits)}
+    summary: dict[str, Any] = {"refits": len(refits)}
     if len(refits) < MIN_REFITS:
-        return found
+        return summary
     sd = float(np.std(refits, ddof=1))
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(refits) - 1)) * sd
-    return found | {
+    half_width = float(stats.t.ppf(0.5 + LEVEL / 2, len(refits) - 1)) * sd
+    return summary | {
         "refit_mean_hu": float(np.mean(refits)),
         "refit_sd_hu": sd,
-        "refit_low_hu": effect - half,
-        "refit_high_hu": effect + half,
+        "refit_low_hu": effect - half_width,
+        "refit_high_hu": effect + half_width,
     }
 
 
 def permuted_null(effect: float, permuted: Sequence[float]) -> dict[str, Any]:
-    """How an effect stands among those of permuted refits: largest, SD, and (1 + as large) / (1 +
-    refits).
+    """Compare an effect with those of permuted refits: their maximum and SD, and a p value.
+
+    The p value is (1 + refits at least as large) / (1 + refits).
     """
-    found: dict[str, Any] = {"permuted": len(permuted)}
+    summary: dict[str, Any] = {"permuted": len(permuted)}
     if not permuted:
-        return found
+        return summary
     sizes = np.abs(permuted)
-    return found | {
+    return summary | {
         "permuted_max_hu": float(sizes.max()),
         "permuted_sd_hu": float(np.sqrt(np.mean(sizes**2))),
         "permuted_p": float((1 + (sizes >= abs(effect)).sum()) / (1 + len(sizes))),
@@ -67,38 +81,23 @@ def permuted_null(effect: float, permuted: Sequence[float]) -> dict[str, Any]:
 
 
 def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
-    """effects.csv with what refits say.
+    """Return effects.csv: effects with their intervals and null distributions.
 
     Args:
-        effects: Of `over_patients`.
+        effects: Table of `effects_over_patients`.
         refits: Columns `refit`, `kind` (resampled, permuted), `contrast`, `region`, `effect_hu`
             (mean over cases).
     """
     rows = []
     for row in effects.to_dict("records"):
-        part = refits[(refits["contrast"] == row["contrast"]) & (refits["region"] == row["region"])]
-        drawn, null = (
-            part.loc[part["kind"] == kind, "effect_hu"].tolist()
-            for kind in ("resampled", "permuted")
-        )
+        same = (refits["contrast"] == row["contrast"]) & (refits["region"] == row["region"])
+        refit_effects = refits[same].groupby("kind")["effect_hu"].apply(list).to_dict()
         effect = row["generated_hu"]
         rows.append(
             {
-                **{str(k): v for k, v in row.items()},
-                **refit_interval(effect, drawn),
-                **permuted_null(effect, null),
+                **{str(name): value for name, value in row.items()},
+                **refit_interval(effect, refit_effects.get("resampled", [])),
+                **permuted_null(effect, refit_effects.get("permuted", [])),
             }
         )
-    columns = [
-        *effects.columns,
-        "refits",
-        "refit_mean_hu",
-        "refit_sd_hu",
-        "refit_low_hu",
-        "refit_high_hu",
-        "permuted",
-        "permuted_max_hu",
-        "permuted_sd_hu",
-        "permuted_p",
-    ]
-    return pd.DataFrame(rows).reindex(columns=columns)
+    return pd.DataFrame(rows).reindex(columns=[*effects.columns, *REFIT_COLUMNS])

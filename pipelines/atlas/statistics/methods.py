@@ -1,4 +1,4 @@
-"""The methods paragraph of an atlas, with its settings, ready to adapt."""
+"""The methods paragraph of an atlas with its settings, ready to adapt."""
 
 from __future__ import annotations
 
@@ -10,44 +10,50 @@ from pipelines.atlas.statistics.findings import FDR
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
 
 GENERATED = """
-Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps} training steps on
-{training} cases). For each of {generated} cases ({cases_said}), one attribute of the clinical row at a time was set
-to each value studied, with the lung mask and the noise held fixed; values that contradicted the changed one left the
-text. Categories were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 % quantiles
-of the training cases, giving the difference between the outer ones and a least-squares slope. Effects are differences
-in mean attenuation (HU) by region, averaged over cases{noise_said}; voxels lie between {window} HU, what the network
-was trained with. The seed of the noise is {seed}."""
+Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps}
+training steps on {training} cases). For each of {generated} cases ({cases_said}), one attribute of
+the clinical row at a time was set to each value studied, with the lung mask and the noise held
+fixed; values that contradicted the changed one left the text. Categories were compared with a
+reference value; numbers were generated at the 10, 30, 50, 70 and 90 % quantiles of the training
+cases, giving the difference between the outer ones and a least-squares slope. Effects are
+differences in mean attenuation (HU) by region, averaged over cases{noise_said}; voxels lie between
+{window} HU, what the network was trained with. The seed of the noise is {seed}."""
 VESSELS = """
-Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken for vessels and left out
-({vessel_share:.1%} of the lungs on average)."""
+Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken for vessels and left
+out ({vessel_share:.1%} of the lungs on average)."""
 REFITTED = """
-Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn with replacement and
-with another seed (Student's t times their standard deviation). The interval of an attribute that goes together with
-another (measure of association at least {strong:g}) reaches further: as far as it would with all of the other's effect,
-and as far as it would if the other had all that goes with it."""
+Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn
+with replacement and with another seed (Student's t times their standard deviation). The interval of
+an attribute that goes together with another (measure of association at least {strong:g}) reaches
+further: as far as it would with all of the other's effect, and as far as it would if the other had
+all that goes with it."""
 NOT_REFITTED = """
-The run was not refitted often enough for intervals (at least {fewest} refits), so that none is given; the range over
-patients describes patients, not uncertainty."""
+The run was not refitted often enough for intervals (at least {fewest} refits), so that none is
+given; the range over patients describes patients, not uncertainty."""
 PERMUTED = """
 As negative controls, {permuted} refits were trained on shuffled rows."""
 REAL = """
-The real scans of {real} cases were compared by linear regression of the regional mean attenuation on the attribute
-(statsmodels, {errors} errors), adjusted for demographics and acquisition, with and without the logarithm of the lung
-volume, the diagnosis and the other exposures; exposures were not adjusted for outcomes or mediators, and missing
-covariates had a level of their own."""
+The real scans of {real} cases were compared by linear regression of the regional mean attenuation
+on the attribute (statsmodels, {errors} errors), adjusted for demographics and acquisition, with and
+without the logarithm of the lung volume, the diagnosis and the other exposures; exposures were not
+adjusted for outcomes or mediators, and missing covariates had a level of their own."""
 FINDINGS = """
-A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the sign of the
-adjusted difference in the real scans, and the latter differs from 0 with a false-discovery rate of at most {fdr:.0%}
-over {tests} tests (contrasts and lung regions; Benjamini and Hochberg). Differences are associations in the training
-data, not effects of an intervention."""
+A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the
+sign of the adjusted difference in the real scans, and the latter differs from 0 with a
+false-discovery rate of at most {fdr:.0%} over {tests} tests (contrasts and lung regions; Benjamini
+and Hochberg). Differences are associations in the training data, not effects of an intervention."""
 
 
 def methods_paragraph(facts: Mapping[str, Any]) -> str:
-    """A paragraph from the facts of an atlas (the names in braces above)."""
-    refitted = REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED
-    vessels, permuted = VESSELS if facts["vessel_hu"] else "", PERMUTED if facts["permuted"] else ""
-    parts = [GENERATED, vessels, refitted, permuted, REAL, FINDINGS]
-    text = "\n".join(parts).format(
+    """Return a paragraph from the facts of an atlas (the names in braces above)."""
+    parts = [GENERATED]
+    if facts["vessel_hu"]:
+        parts.append(VESSELS)
+    parts.append(REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED)
+    if facts["permuted"]:
+        parts.append(PERMUTED)
+    parts += [REAL, FINDINGS]
+    text = "".join(parts).format(
         **facts, least=MIN_PERMUTED, fewest=MIN_REFITS, fdr=FDR, strong=STRONG_ASSOCIATION
     )
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""How much of a planted effect came back, where, and what leaked elsewhere."""
+"""Recovery of a planted effect: how much of it is generated, where, and what appears elsewhere."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 ELSEWHERE = "elsewhere"  # the lungs without the planted region
-MIN_PLANTED_HU = 1.0  # of the planted effect in a region, below which a share of it means nothing
+MIN_PLANTED_HU = 1.0  # planted effect of a region below which no recovered share is given
 
 Mask = NDArray[np.bool_]
 
 
 def planted_share(masks: Mapping[str, Mask], planted: str) -> dict[str, float]:
-    """The share of each region's voxels that the planted effect was added to."""
+    """Return the share of each region's voxels that the planted effect was added to."""
     where = masks.get(planted)
     if where is None:
         return dict.fromkeys(masks, 0.0)
@@ -25,19 +25,20 @@ def planted_share(masks: Mapping[str, Mask], planted: str) -> dict[str, float]:
 def planted_effect_rows(
     planted: Mapping[str, float], generated: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Rows of spike.csv from the planted and the generated effect by region, HU."""
+    """Return the rows of spike.csv from the planted and the generated effect by region, HU."""
     rows = []
-    for region, true in planted.items():
+    for region, planted_hu in planted.items():
         if region not in generated:
             continue
-        made = generated[region]
+        generated_hu = generated[region]
+        recovered = generated_hu / planted_hu if abs(planted_hu) >= MIN_PLANTED_HU else None
         rows.append(
             {
                 "region": region,
-                "planted_hu": true,
-                "generated_hu": made,
-                "recovered": made / true if abs(true) >= MIN_PLANTED_HU else None,
-                "leaked_hu": made - true,
+                "planted_hu": planted_hu,
+                "generated_hu": generated_hu,
+                "recovered": recovered,
+                "leaked_hu": generated_hu - planted_hu,
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""The real scans: regressions of regional attenuation on an attribute, with robust errors."""
+"""Regressions of regional attenuation on an attribute in the real scans, with robust errors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ import statsmodels.api as sm
 
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 
-MIN_LEVEL_CASES = 3  # cases of a level; rarer ones of a covariate are taken together
-MIN_RESIDUAL_PATIENTS = (
-    8  # patients that must remain beyond the terms, below which nothing is estimated
-)
-ADJUSTMENT_ORDER = (
-    "all+volume",
-    "base+diagnosis+volume",
-    "base+volume",
-    "base",
-)  # the first that the cases suffice for
+MIN_LEVEL_CASES = 3  # cases of a level; rarer levels of a covariate are pooled
+MIN_NUMBERS = 7  # distinct numbers of a covariate that is taken as a line, not as levels
+MIN_RESIDUAL_PATIENTS = 8  # patients beyond the number of terms
+# The primary estimate is the first of these that the cases suffice for.
+ADJUSTMENT_ORDER = ("all+volume", "base+diagnosis+volume", "base+volume", "base")
 UNKNOWN, OTHER = "(not known)", "(other)"
-MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates must leave over
-ROUNDING_TOLERANCE = 1e-9  # a share so small is rounding
+MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates do not explain
+ROUNDING_TOLERANCE = 1e-9  # a smaller share is rounding
 INSEPARABLE = "cannot be told apart from the columns adjusted for"
 
 REAL_COLUMNS = (
@@ -50,10 +45,10 @@ class RealScans:
     """Regional means of real scans and their rows, indexed by case.
 
     Attributes:
-        density: A column a region, HU.
-        table: The columns of the clinical table as the text says them, "" where not known.
-        volume: Lung volume in ml.
-        patient: Who each case is of.
+        density: One column per region, HU.
+        table: Columns of the clinical table as texts; "" where a value is not known.
+        volume: Lung volume, ml.
+        patient: The patient of each case.
     """
 
     density: pd.DataFrame
@@ -64,183 +59,193 @@ class RealScans:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which columns may be adjusted for; `dependants` hang on another column and never are."""
+    """The columns that a regression may adjust for.
+
+    Attributes:
+        attributes: All columns that can be studied or adjusted for.
+        dependants: Columns that depend on another one; they are never adjusted for.
+        diagnosis: The column of the diagnosis.
+    """
 
     attributes: Mapping[str, AtlasAttribute]
     dependants: frozenset[str]
     diagnosis: str
 
     def adjustments(self, column: str) -> dict[str, list[str]]:
-        """The sets of covariates for one attribute; exposures are never adjusted for outcomes or
-        mediators.
+        """Return the sets of covariates for an attribute.
+
+        They never contain outcomes or mediators, because these come after exposures.
         """
-
-        def having(*roles: str) -> list[str]:
-            return [
-                c
-                for c, a in self.attributes.items()
-                if a.role in roles and c != column and c not in self.dependants
-            ]
-
-        base = having("demographic", "acquisition")
+        base = self._covariates(column, "demographic", "acquisition")
         sets = {"base": base}
-        role = (
-            self.attributes[self.diagnosis].role if self.diagnosis in self.attributes else "outcome"
-        )
-        if self.diagnosis != column and role not in ("outcome", "mediator"):
+        diagnosis = self.attributes.get(self.diagnosis)
+        is_later = diagnosis is None or diagnosis.role in ("outcome", "mediator")
+        if self.diagnosis != column and not is_later:
             sets["base+diagnosis"] = list(dict.fromkeys([*base, self.diagnosis]))
-        sets["all"] = list(dict.fromkeys([*base, *having("exposure")]))
+        sets["all"] = list(dict.fromkeys([*base, *self._covariates(column, "exposure")]))
         return sets
+
+    def _covariates(self, column: str, *roles: str) -> list[str]:
+        names = []
+        for name, attribute in self.attributes.items():
+            if attribute.role in roles and name != column and name not in self.dependants:
+                names.append(name)
+        return names
 
 
 def estimate_contrasts(
     scans: RealScans, contrasts: Sequence[Contrast], roles: Roles
 ) -> pd.DataFrame:
-    """Every contrast in every region with every set of covariates; a row says why where there is no
-    estimate.
+    """Return real.csv: every contrast in every region with every set of covariates.
+
+    A row without an estimate holds the reason.
     """
     rows: list[dict[str, Any]] = []
-    for column in dict.fromkeys(c.column for c in contrasts):
-        attribute, own = roles.attributes[column], [c for c in contrasts if c.column == column]
+    for column in dict.fromkeys(contrast.column for contrast in contrasts):
+        attribute = roles.attributes[column]
+        of_column = [contrast for contrast in contrasts if contrast.column == column]
         for name, covariates in roles.adjustments(column).items():
             for volume in (False, True):
-                rows += _adjusted(
-                    scans,
-                    attribute,
-                    own,
-                    f"{name}{'+volume' if volume else ''}",
-                    covariates,
-                    volume,
-                )
+                design = Design.from_scans(scans, attribute, covariates, volume)
+                common = {
+                    "adjustment": f"{name}+volume" if volume else name,
+                    "adjusted_for": " | ".join(
+                        [*covariates, *(["log lung volume"] if volume else [])]
+                    ),
+                }
+                for row in _estimate_regions(design, scans, of_column):
+                    rows.append({**row, **common})
     return _with_primary(pd.DataFrame(rows, columns=list(REAL_COLUMNS)))
 
 
-def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
-    """Marks, for each contrast, the estimate that counts: the richest adjustment that the cases
-    suffice for.
+def _estimate_regions(
+    design: Design, scans: RealScans, contrasts: Sequence[Contrast]
+) -> list[dict[str, Any]]:
+    rows = []
+    for region in scans.density.columns:
+        fit = design.fit(scans.density[region], scans.patient)
+        for contrast in contrasts:
+            estimate = design.estimate(fit, contrast)
+            rows.append({"contrast": contrast.id, "region": region, **estimate})
+    return rows
 
-    One that the attribute cannot be told apart in counts too: a thinner one would claim what
-    belongs to others.
+
+def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
+    """Mark each contrast's primary estimate: the richest adjustment that the cases suffice for.
+
+    An adjustment from which the attribute cannot be told apart counts too, because a thinner one
+    would attribute effects of other columns to it.
     """
     real["primary"] = "no"
+    is_feasible = real["real_hu"].notna() | (real["reason"] == INSEPARABLE)
     for _, part in real.groupby("contrast", sort=False):
-        feasible = set(
-            part.loc[part["real_hu"].notna() | (part["reason"] == INSEPARABLE), "adjustment"]
-        )
+        feasible = set(part.loc[is_feasible[part.index], "adjustment"])
         chosen = next((name for name in ADJUSTMENT_ORDER if name in feasible), ADJUSTMENT_ORDER[0])
         real.loc[part.index[part["adjustment"] == chosen], "primary"] = "yes"
     return real
 
 
-def _adjusted(
-    scans: RealScans,
-    attribute: AtlasAttribute,
-    contrasts: Sequence[Contrast],
-    adjustment: str,
-    covariates: Sequence[str],
-    volume: bool,
-) -> list[dict[str, Any]]:
-    common = {
-        "adjustment": adjustment,
-        "adjusted_for": " | ".join([*covariates, *(["log lung volume"] if volume else [])]),
-    }
-    design = Design.from_scans(scans, attribute, covariates, volume)
-    rows = []
-    for region in scans.density.columns:
-        fit = design.fit(scans.density[region], scans.patient)
-        for contrast in contrasts:
-            found = design.contrast(fit, contrast)
-            rows.append({"contrast": contrast.id, "region": region, **common, **found})
-    return rows
-
-
 @dataclass(frozen=True)
 class Design:
-    """A design matrix: `x` (cases, terms) with the attribute's terms first, `terms` by value (None
-    for a number).
+    """A design matrix.
+
+    Attributes:
+        x: `(cases, terms)`: the constant, the attribute's terms, then the covariates'.
+        terms: The attribute's terms: one per value, or its column for a number.
+        attribute: The attribute.
     """
 
     x: pd.DataFrame
     terms: tuple[str, ...]
     attribute: AtlasAttribute
 
-    @staticmethod
+    @classmethod
     def from_scans(
-        scans: RealScans, attribute: AtlasAttribute, covariates: Sequence[str], volume: bool
+        cls, scans: RealScans, attribute: AtlasAttribute, covariates: Sequence[str], volume: bool
     ) -> Design:
+        """Build the matrix of the cases whose value of the attribute is known.
+
+        Args:
+            scans: The real scans.
+            attribute: The attribute; rare values of a category are left out.
+            covariates: Columns to adjust for.
+            volume: Adjust for the logarithm of the lung volume, too.
+        """
         values = scans.table[attribute.column]
-        values = values[
-            values.isin(_levels(values)) if attribute.kind == "category" else values != ""
-        ]
-        parts = [_own_terms(values, attribute)]
+        if attribute.kind == "category":
+            counts = values[values != ""].value_counts()
+            values = values[values.isin(counts.index[counts >= MIN_LEVEL_CASES])]
+        else:
+            values = values[values != ""]
+        parts = [_attribute_terms(values, attribute)]
         terms = tuple(parts[0].columns)
         table = scans.table.loc[values.index]
-        parts += [covariate_columns(table[c]) for c in covariates]
+        for covariate in covariates:
+            parts.append(covariate_columns(table[covariate]))
         if volume:
             logged = np.log(scans.volume.loc[values.index].clip(lower=1e-6))
             parts.append((logged - logged.mean()).to_frame("log lung volume"))
         x = pd.concat(parts, axis=1).astype(float)
-        useful = [c for c in x if c in terms or x[c].nunique() > 1]
-        return Design(sm.add_constant(x[useful], has_constant="add"), terms, attribute)
+        useful = [column for column in x if column in terms or x[column].nunique() > 1]
+        return cls(sm.add_constant(x[useful], has_constant="add"), terms, attribute)
 
     def fit(self, density: pd.Series, patient: pd.Series) -> Any:
-        """The regression, with errors robust to unequal spread (HC3) or clustered by patient; None
-        where cases are few.
+        """Fit the regression, with HC3 errors, or errors clustered by patient with repeated scans.
+
+        Returns:
+            The results of statsmodels; None where patients are too few. Scans of one patient do
+            not count twice.
         """
         y = density.reindex(self.x.index).dropna()
         x = self.x.loc[y.index]
         groups = patient.loc[y.index]
-        if (
-            groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < MIN_RESIDUAL_PATIENTS
-        ):  # scans of one patient do not count twice
+        if groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < MIN_RESIDUAL_PATIENTS:
             return None
-        repeats = groups.duplicated().any()
-        how: dict[str, Any] = (
-            {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(groups)[0]}}
-            if repeats
-            else {"cov_type": "HC3"}
-        )
+        errors: dict[str, Any] = {"cov_type": "HC3"}
+        if groups.duplicated().any():
+            errors = {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(groups)[0]}}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a leverage of one gives NaN, which is said as such
-            return sm.OLS(y, x).fit(**how, use_t=True)
+            warnings.simplefilter("ignore")  # a leverage of one gives NaN, which is reported
+            return sm.OLS(y, x).fit(**errors, use_t=True)
 
-    def contrast(self, fit: Any, contrast: Contrast) -> dict[str, Any]:
-        """Estimate, interval and p of a contrast, or the reason why there is none."""
+    def estimate(self, fit: Any, contrast: Contrast) -> dict[str, Any]:
+        """Return estimate, interval and p value of a contrast, or the reason why there is none.
+
+        Args:
+            fit: Result of `fit`.
+            contrast: A contrast of the attribute.
+        """
         if fit is None:
             return {"cases": len(self.x), "reason": "too few cases for so many covariates"}
-        name = contrast.end if self.attribute.kind == "category" else self.attribute.column
-        found: dict[str, Any] = {"cases": int(fit.nobs)}
+        is_category = self.attribute.kind == "category"
+        name = contrast.end if is_category else self.attribute.column
+        cases = {"cases": int(fit.nobs)}
         if name not in self.terms:
-            rare = contrast.start if self.attribute.kind == "category" and not self.terms else name
-            return found | {"reason": f"fewer than {MIN_LEVEL_CASES} cases have {rare}"}
-        own = [list(fit.model.exog_names).index(term) for term in self.terms]
-        factor = variance_inflation(fit.model.exog, own)
-        found["vif"] = round(factor, 2) if np.isfinite(factor) else None
-        if not factor < 1 / MIN_UNIQUE_VARIANCE:
-            return found | {"reason": INSEPARABLE}
-        scale = 1.0 if contrast.kind != "quantiles" else float(contrast.end) - float(contrast.start)
-        low, high = sorted(scale * v for v in fit.conf_int().loc[name])
-        found |= {
+            rare = contrast.start if is_category and not self.terms else name
+            return cases | {"reason": f"fewer than {MIN_LEVEL_CASES} cases have {rare}"}
+        indices = [list(fit.model.exog_names).index(term) for term in self.terms]
+        vif = variance_inflation(fit.model.exog, indices)
+        inflated = {**cases, "vif": round(vif, 2) if np.isfinite(vif) else None}
+        if not vif < 1 / MIN_UNIQUE_VARIANCE:
+            return inflated | {"reason": INSEPARABLE}
+        scale = 1.0
+        if contrast.kind == "quantiles":
+            scale = float(contrast.end) - float(contrast.start)
+        se = abs(scale) * fit.bse[name]
+        if not (np.isfinite(se) and se > 0):
+            return cases | {"reason": "the spread cannot be estimated"}
+        low, high = sorted(scale * bound for bound in fit.conf_int().loc[name])
+        return inflated | {
             "real_hu": scale * fit.params[name],
-            "se_hu": abs(scale) * fit.bse[name],
+            "se_hu": se,
             "low_hu": low,
             "high_hu": high,
             "p": fit.pvalues[name],
         }
-        return (
-            found
-            if np.isfinite(found["se_hu"]) and found["se_hu"] > 0
-            else {"cases": found["cases"], "reason": "the spread cannot be estimated"}
-        )
 
 
-def _levels(values: pd.Series) -> list[str]:
-    counts = values[values != ""].value_counts()
-    return [str(v) for v in counts.index[counts >= MIN_LEVEL_CASES]]
-
-
-def _own_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
-    """The attribute as numbers, or a column for each value but the reference."""
+def _attribute_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
+    """Return a number as it is, or an indicator for each value of a category but the reference."""
     if attribute.kind == "number":
         return values.astype(float).to_frame(attribute.column)
     if attribute.reference not in set(values):
@@ -249,44 +254,44 @@ def _own_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
 
 
 def covariate_columns(values: pd.Series) -> pd.DataFrame:
-    """A covariate as terms: what is not known is a level of its own; rare levels are taken
-    together.
+    """Return a covariate as columns of a design.
+
+    A value that is not known is a level of its own; rare levels are pooled.
     """
     if values.empty:
         return pd.DataFrame(index=values.index)
     numbers = pd.to_numeric(values, errors="coerce")
     known = values != ""
-    if numbers[known].notna().all() and numbers.nunique() > 6:
-        centred = (numbers - numbers.mean()).fillna(0).to_frame(values.name)
+    if numbers[known].notna().all() and numbers.nunique() >= MIN_NUMBERS:
+        columns = (numbers - numbers.mean()).fillna(0).to_frame(values.name)
         if (~known).sum() >= MIN_LEVEL_CASES:
-            centred[f"{values.name} {UNKNOWN}"] = ~known
-        return centred
-    said = values.where(known, UNKNOWN)
-    said = said.where(said.map(said.value_counts()) >= MIN_LEVEL_CASES, OTHER)
-    counts = said.value_counts()
+            columns[f"{values.name} {UNKNOWN}"] = ~known
+        return columns
+    levels = values.where(known, UNKNOWN)
+    levels = levels.where(levels.map(levels.value_counts()) >= MIN_LEVEL_CASES, OTHER)
+    counts = levels.value_counts()
     if counts.get(OTHER, MIN_LEVEL_CASES) < MIN_LEVEL_CASES:
-        said = said.replace(OTHER, counts.index[0])
-    return pd.get_dummies(said, prefix=str(values.name)).drop(
-        columns=f"{values.name}_{said.value_counts().index[0]}"
-    )
+        levels = levels.replace(OTHER, counts.index[0])
+    reference = f"{values.name}_{levels.value_counts().index[0]}"
+    return pd.get_dummies(levels, prefix=str(values.name)).drop(columns=reference)
 
 
-def variance_inflation(x: np.ndarray, own: Sequence[int]) -> float:
-    """Variance inflation of an attribute's terms, taken together, by all other columns of a design;
-    1 without others.
+def variance_inflation(x: np.ndarray, indices: Sequence[int]) -> float:
+    """Return the variance inflation of an attribute's terms by the other columns of a design.
 
     The generalised factor of Fox and Monette (1992), to the power of one over the terms: for a
     number it is the common variance inflation factor, and rare levels of the attribute itself do
-    not count.
+    not count. It is 1 without other columns.
 
     Args:
         x: `(cases, columns)`, with the constant.
-        own: Places of the attribute's terms.
+        indices: Columns of the attribute's terms.
     """
-    if len(own) == x.shape[1]:
+    if len(indices) == x.shape[1]:
         return 1.0
     centred = x - x.mean(0)
-    terms, others = centred[:, own], np.delete(centred, own, axis=1)
-    left = terms - others @ np.linalg.lstsq(others, terms, rcond=None)[0]
-    share = np.linalg.det(left.T @ left) / np.linalg.det(terms.T @ terms)
-    return float(share ** (-1 / len(own))) if share > ROUNDING_TOLERANCE else float("inf")
+    terms = centred[:, indices]
+    others = np.delete(centred, indices, axis=1)
+    residuals = terms - others @ np.linalg.lstsq(others, terms, rcond=None)[0]
+    share = np.linalg.det(residuals.T @ residuals) / np.linalg.det(terms.T @ terms)
+    return float(share ** (-1 / len(indices))) if share > ROUNDING_TOLERANCE else float("inf")

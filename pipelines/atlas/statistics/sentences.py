@@ -1,4 +1,4 @@
-"""Findings in words, made from their figures."""
+"""Sentences about contrasts, made from their numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REGION_NAMES = {
     "airway": "the airways",
     "outside": "what lies outside the lungs",
 }
-AGREEING = {
+AGREEMENT_PHRASES = {
     "agrees": "agree",
     "same sign": "agree in sign",
     "opposite sign": "show the opposite",
@@ -31,26 +31,29 @@ Row = Mapping[str, Any]
 
 
 def region_name(region: str) -> str:
-    """A region for people."""
+    """Return the name of a region for readers."""
     return REGION_NAMES.get(region, region.replace("_", " "))
 
 
 def format_hu(value: float) -> str:
-    """A change with its sign, whole from 10 HU on."""
+    """Return a change with its sign, in whole HU from 10 HU on."""
     if round(abs(value), 1) == 0:
         return "0"
     return f"{value:+.0f}" if abs(value) >= 9.95 else f"{value:+.1f}"
 
 
 def format_interval(low: float, high: float) -> str:
-    """`[36, 46]`, with signs where one is negative."""
-    shown = [format_hu(v) for v in (low, high)]
-    return f"[{', '.join(s.lstrip('+') if min(low, high) >= 0 else s for s in shown)}]"
+    """Return an interval such as `[36, 46]`, with signs where one bound is negative."""
+    bounds = [format_hu(low), format_hu(high)]
+    if min(low, high) >= 0:
+        bounds = [bound.lstrip("+") for bound in bounds]
+    return f"[{', '.join(bounds)}]"
 
 
 def generated_part(label: str, row: Row) -> str:
-    """`Current against never smokers: +41 HU [36, 46] in both lungs`; no interval without
-    refits.
+    """Return `Current against never smokers: +41 HU [36, 46] in both lungs`.
+
+    The interval is left out without refits.
     """
     bounds = ""
     if pd.notna(row["refit_low_hu"]):
@@ -59,32 +62,33 @@ def generated_part(label: str, row: Row) -> str:
 
 
 def real_part(row: Row) -> str:
-    """What the real scans say of it."""
+    """Return the agreement of the real scans with a contrast."""
     if pd.isna(row["real_hu"]):
         return "the real scans give no estimate"
     return (
-        f"the real scans {AGREEING[row['agreement']]} ({format_hu(row['real_hu'])} "
+        f"the real scans {AGREEMENT_PHRASES[row['agreement']]} ({format_hu(row['real_hu'])} "
         f"{format_interval(row['real_low_hu'], row['real_high_hu'])}, adjusted)"
     )
 
 
 def finding_sentence(label: str, row: Row, strongest: Row, controls: pd.DataFrame) -> str:
-    """One finding with its size, interval, place, the real scans and what rewording changes."""
+    """Return a finding's size, interval, place, real scans, and the change by re-wording."""
     place = ""
-    if strongest["region"] != row["region"] and abs(strongest["generated_hu"]) > abs(
-        row["generated_hu"]
-    ):
-        place = f", strongest in {region_name(strongest['region'])} ({format_hu(strongest['generated_hu'])})"
+    is_stronger = abs(strongest["generated_hu"]) > abs(row["generated_hu"])
+    if strongest["region"] != row["region"] and is_stronger:
+        change = format_hu(strongest["generated_hu"])
+        place = f", strongest in {region_name(strongest['region'])} ({change})"
     text = f"{generated_part(label, row)}{place}; {real_part(row)}."
-    said = controls[(controls["control"] == "re-worded") & (controls["region"] == row["region"])]
-    if len(said):
-        text += f" Rewording the prompt changes {float(said['mean_abs_hu'].iloc[0]):.1f} HU."
+    is_reworded = (controls["control"] == "re-worded") & (controls["region"] == row["region"])
+    reworded = controls.loc[is_reworded, "mean_abs_hu"]
+    if len(reworded):
+        text += f" Rewording the prompt changes {float(reworded.iloc[0]):.1f} HU."
     return text
 
 
 def not_found_sentence(label: str, row: Row) -> str:
-    """One contrast that is no finding, and why."""
+    """Return a contrast that is not a finding, and the reason."""
     text = f"{generated_part(label, row)}; {real_part(row)}."
-    why = str(row["why"]).rstrip(".")
+    reason = str(row["why"]).rstrip(".")
     lead = "Not judged" if row["verdict"] == "not judged" else "Not found"
-    return f"{text} {lead}: {why}."
+    return f"{text} {lead}: {reason}."

@@ -1,4 +1,4 @@
-"""Tables of an atlas over cases, from its rows by case."""
+"""Tables of an atlas over cases, from its rows per case."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def effect_frame(rows: Rows) -> pd.DataFrame:
-    """Rows of effects_by_case.csv."""
+    """Return the rows of effects_by_case.csv as a table."""
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS).astype({"noise_change_hu": float})
 
 
 def control_frame(rows: Rows) -> pd.DataFrame:
-    """controls.csv: what changed over cases where nothing should."""
+    """Return controls.csv: changes over cases where nothing should change."""
     frame = pd.DataFrame(rows, columns=["control", "case", "region", "mean_hu", "voxel_abs_hu"])
     frame["size"] = frame["mean_hu"].abs()
     grouped = frame.groupby(["control", "region"], sort=False)
@@ -47,7 +47,7 @@ def control_frame(rows: Rows) -> pd.DataFrame:
 
 
 def dose_frame(rows: Rows) -> pd.DataFrame:
-    """doses.csv: generated means along an attribute's values, against its first."""
+    """Return doses.csv: generated means along an attribute's values, against its first."""
     frame = pd.DataFrame(rows, columns=["column", "value", "case", "region", "change_hu"])
     grouped = frame.groupby(["column", "value", "region"], sort=False)
     return grouped.agg(
@@ -58,61 +58,59 @@ def dose_frame(rows: Rows) -> pd.DataFrame:
 
 
 def refit_frame(rows: Rows) -> pd.DataFrame:
-    """The mean effect over cases of each refit, contrast and region."""
+    """Return the mean effect over cases of each refit, contrast and region."""
     frame = pd.DataFrame(rows, columns=["refit", "kind", "contrast", "case", "region", "effect_hu"])
     keys = ["refit", "kind", "contrast", "region"]
     return frame.groupby(keys, sort=False)["effect_hu"].mean().reset_index()
 
 
 def contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    """contrasts.csv."""
-    return pd.DataFrame(
-        [
-            {
-                "contrast": c.id,
-                "column": c.column,
-                "role": c.role,
-                "kind": c.kind,
-                "from": c.start,
-                "to": c.end,
-                "unit": c.unit,
-                "label": c.label,
-            }
-            for c in contrasts
-        ]
-    )
-
-
-def attribute_frame(
-    attributes: Sequence[AtlasAttribute],
-    left_out: Mapping[str, str],
-    roles: Mapping[str, str],
-    training: int,
-    tried: Mapping[str, int],
-) -> pd.DataFrame:
-    """attributes.csv: every column that the text can tell, studied or left out."""
+    """Return contrasts.csv."""
     rows = []
-    for a in attributes:
-        known = sum(a.counts.values())
-        counts = [f"{v}: {a.counts[v]}" for v in a.values] if a.kind == "category" else [str(known)]
+    for contrast in contrasts:
         rows.append(
             {
-                "column": a.column,
-                "role": a.role,
-                "kind": a.kind,
-                "status": "studied",
-                "reason": "",
-                "unit": a.unit,
-                "reference": a.reference if a.kind == "category" else "",
-                "values": " | ".join(a.values),
-                "counts": " | ".join(counts),
-                "known": known,
-                "missing_share": 1 - known / max(training, 1),
-                "cases": tried.get(a.column, 0),
+                "contrast": contrast.id,
+                "column": contrast.column,
+                "role": contrast.role,
+                "kind": contrast.kind,
+                "from": contrast.start,
+                "to": contrast.end,
+                "unit": contrast.unit,
+                "label": contrast.label,
             }
         )
-    rows += [
-        {"column": c, "role": roles[c], "status": "left out", "reason": why}
-        for c, why in left_out.items()
-    ]
     return pd.DataFrame(rows)
+
+
+def studied_row(attribute: AtlasAttribute, training: int, cases: int) -> dict[str, Any]:
+    """Return the row of attributes.csv of a column that is studied.
+
+    Args:
+        attribute: The column.
+        training: Number of training cases.
+        cases: Number of generated cases in which it was varied.
+    """
+    known = sum(attribute.counts.values())
+    counts = [str(known)]
+    if attribute.kind == "category":
+        counts = [f"{value}: {attribute.counts[value]}" for value in attribute.values]
+    return {
+        "column": attribute.column,
+        "role": attribute.role,
+        "kind": attribute.kind,
+        "status": "studied",
+        "reason": "",
+        "unit": attribute.unit,
+        "reference": attribute.reference if attribute.kind == "category" else "",
+        "values": " | ".join(attribute.values),
+        "counts": " | ".join(counts),
+        "known": known,
+        "missing_share": 1 - known / max(training, 1),
+        "cases": cases,
+    }
+
+
+def left_out_row(column: str, role: str, reason: str) -> dict[str, Any]:
+    """Return the row of attributes.csv of a column that is not studied."""
+    return {"column": column, "role": role, "status": "left out", "reason": reason}

@@ -22,8 +22,8 @@ def zone_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     """Return the zones that are not empty, such as "right lower third, subpleural".
 
     Args:
-        masks: Regions of `util.metrics.regions.chest_regions`, each `(X, Y, Z)`. Without two sides, both
-            lungs count as one.
+        masks: Regions of `util.metrics.regions.chest_regions`, each `(X, Y, Z)`. Without two
+            sides, both lungs count as one.
     """
     sides = [name for name in ("right_lung", "left_lung") if name in masks] or ["lungs"]
     zones = {}

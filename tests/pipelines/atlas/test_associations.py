@@ -1,23 +1,28 @@
-"""Attributes that go together: how closely, what is warned of, and how much wider their intervals
-are.
-"""
+"""Associated attributes: how closely, the cautions, and how much wider their intervals become."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pipelines.atlas.statistics import cautions, intervals
-from pipelines.atlas.statistics.associations import measure_association, widen_intervals
-from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.statistics.associations import (
+    Association,
+    measure_association,
+    widen_intervals,
+)
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Kind
 
 A = AtlasAttribute("A", "exposure", "category", ("no", "yes"), {"no": 50, "yes": 50})
 B = AtlasAttribute(
     "B", "exposure", "category", ("low", "mid", "high"), {"low": 50, "mid": 25, "high": 25}
 )
 AGE = AtlasAttribute("AGE", "demographic", "number", ("40", "60", "80"), {"60": 100})
-STRONG = {"column": "A", "other": "B", "measure": "Cramer's V", "value": 0.7, "cases": 90}
+STRONG = Association("A", "B", "Cramer's V", 0.7, 90)
 # Of those without A one in five has B high, of those with A four in five.
 TABLE = pd.DataFrame(
     {
@@ -46,9 +51,9 @@ def effects() -> pd.DataFrame:
                 "from": start,
                 "to": end,
                 "region": region,
-                "generated_hu": hu * loud,
+                "generated_hu": hu * factor,
             }
-            for region, loud in (("lungs", 1.0), ("upper", 2.0))
+            for region, factor in (("lungs", 1.0), ("upper", 2.0))
             for column, kind, start, end, hu in rows
         ]
     )
@@ -68,38 +73,52 @@ def of(found: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[float
     return below, above
 
 
-def test_ties_are_measured_for_every_kind_of_pair() -> None:
+def measured(first: pd.Series, second: pd.Series, *kinds: Kind) -> Association:
+    """The association of two columns of these kinds."""
+    table = pd.DataFrame({"first": first, "second": second})
+    attributes = [
+        AtlasAttribute(column, "exposure", kind, (), {})
+        for column, kind in zip(table, kinds, strict=True)
+    ]
+    return measure_association(table, *attributes)
+
+
+def test_associations_are_measured_for_every_kind_of_pair() -> None:
     rng = np.random.default_rng(0)
     a = pd.Series(rng.choice(["x", "y", "z"], 300))
     b = a.where(rng.random(300) < 0.7, rng.choice(["x", "y", "z"], 300))
     number = pd.Series(rng.normal(size=300) + 3 * (a == "x")).astype(str)
-    assert measure_association(a, b, ("category", "category"))[:2] == (
-        "Cramer's V",
-        pytest.approx(0.7, abs=0.08),
-    )
-    assert measure_association(a, pd.Series(rng.permutation(a)), ("category", "category"))[1] < 0.12
-    assert measure_association(a, number, ("category", "number"))[:2] == (
-        "correlation ratio",
-        pytest.approx(0.82, abs=0.06),
-    )
-    assert measure_association(number, number, ("number", "number"))[:2] == ("Spearman", pytest.approx(1))
-    assert measure_association(a, pd.Series([""] * 300), ("category", "category"))[1:] == (0.0, 0)
+    strong = measured(a, b, "category", "category")
+    assert strong.measure == "Cramer's V" and strong.value == pytest.approx(0.7, abs=0.08)
+    assert measured(a, pd.Series(rng.permutation(a)), "category", "category").value < 0.12
+    mixed = measured(a, number, "category", "number")
+    assert mixed.measure == "correlation ratio" and mixed.value == pytest.approx(0.82, abs=0.06)
+    same = measured(number, number, "number", "number")
+    assert same.measure == "Spearman" and same.value == pytest.approx(1)
+    empty = measured(a, pd.Series([""] * 300), "category", "category")
+    assert (empty.value, empty.cases) == (0.0, 0)
 
 
-def test_a_strong_tie_forbids_both_and_a_weak_one_warns() -> None:
-    rows = [{**STRONG, "value": v} for v in (0.7, 0.4, 0.1)]
-    strong, weak = cautions.association_cautions(rows, {})
+def test_cramers_v_is_that_of_scipy_but_for_the_correction_of_its_bias() -> None:
+    rng = np.random.default_rng(1)
+    a = pd.Series(rng.choice(["x", "y"], 40_000))
+    b = a.where(rng.random(40_000) < 0.6, pd.Series(rng.choice(["x", "y"], 40_000)))
+    raw = stats.contingency.association(pd.crosstab(a, b).to_numpy(), method="cramer")
+    assert measured(a, b, "category", "category").value == pytest.approx(raw, abs=1e-3)
+
+
+def test_a_strong_association_forbids_both_and_a_weak_one_warns() -> None:
+    pairs = [replace(STRONG, value=value) for value in (0.7, 0.4, 0.1)]
+    strong, weak = cautions.association_cautions(pairs, {})
     assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
-    assert not cautions.association_cautions([{**rows[0], "cases": 5}], {})
-    outcome = cautions.association_cautions(rows[:1], {"A": "exposure", "B": "outcome"})[0]
-    assert (
-        outcome.forbids
-        and (outcome.column, outcome.other) == ("B", "")
-        and "B, which comes after" in outcome.text
-    )
+    assert not cautions.association_cautions([replace(STRONG, cases=5)], {})
+    roles = {"A": "exposure", "B": "outcome"}
+    outcome = cautions.association_cautions(pairs[:1], roles)[0]
+    assert outcome.forbids and (outcome.column, outcome.other) == ("B", "")
+    assert "B, which comes after" in outcome.text
 
 
-def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:
+def test_an_interval_reaches_as_far_as_the_association_allows() -> None:
     found = widen_intervals(effects(), [STRONG], TABLE, [A, B, AGE], {})
     both = 4 / 5 - 1 / 5  # how much more often those with the one have the other
     assert of(found, "A=yes") == pytest.approx((-10 * both**2, 30 * both))
@@ -110,7 +129,7 @@ def test_an_interval_reaches_as_far_as_the_tie_allows() -> None:
 
 
 def test_an_opposite_effect_widens_to_one_side() -> None:
-    found = widen_intervals(effects(), [{**STRONG, "other": "AGE"}], TABLE, [A, B, AGE], {})
+    found = widen_intervals(effects(), [replace(STRONG, other="AGE")], TABLE, [A, B, AGE], {})
     assert of(found, "A=yes") == pytest.approx(
         (-20 - 10, 0)
     )  # those with A are 20 years older: -20 HU
@@ -122,13 +141,13 @@ def test_an_opposite_effect_widens_to_one_side() -> None:
 
 def test_only_effects_in_doubt_are_widened() -> None:
     assert of(
-        widen_intervals(effects(), [{**STRONG, "value": 0.4}], TABLE, [A, B, AGE], {}), "A=yes"
+        widen_intervals(effects(), [replace(STRONG, value=0.4)], TABLE, [A, B, AGE], {}), "A=yes"
     ) == (
         0,
         0,
     )
     assert of(
-        widen_intervals(effects(), [{**STRONG, "cases": 5}], TABLE, [A, B, AGE], {}), "A=yes"
+        widen_intervals(effects(), [replace(STRONG, cases=5)], TABLE, [A, B, AGE], {}), "A=yes"
     ) == (
         0,
         0,
@@ -161,7 +180,7 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.linalg.solve(centred.T @ centred + 3 * np.eye(2), centred.T @ (y - y.mean()))
 
 
-def test_where_ties_hide_the_truth_the_intervals_still_hold_it() -> None:
+def test_where_associations_hide_the_truth_the_intervals_still_hold_it() -> None:
     rng, held, without = np.random.default_rng(0), 0, 0
     yes_no = [AtlasAttribute(c, "exposure", "category", ("no", "yes"), {}) for c in "AB"]
     for _ in range(20):

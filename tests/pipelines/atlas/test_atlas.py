@@ -17,7 +17,6 @@ from data.phantom.write import make_phantom_cohort
 from options.atlas_options import RefitOptions
 from options.phantom_options import PhantomOptions
 from pipelines import refits
-from scripts import refit
 from tests.atlas_run import discover, in_this_process, record, table
 from tests.commands import TrainedRun, command, files, refused, train
 from util.cli import UserError
@@ -72,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An atlas with 3 resampled and 5 permuted refits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refit, "train_refits", in_this_process)
+        patch.setattr(refits, "train_refits", in_this_process)
         out = tmp_path_factory.mktemp("made") / "atlas"
         done = discover(
             run,
@@ -101,9 +100,9 @@ def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_and_column_that_the_docs_name(atlas: Path) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "atlas.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "atlas_tables.md").read_text()
     assert {p.stem for p in atlas.glob("*.csv")} >= set(FILES)
-    described = " ".join(text.partition("### Columns")[2].split())
+    described = " ".join(text.partition("## Columns")[2].split())
     for name in set(FILES) - {"volumes", "agreement"}:
         part = described.partition(f"`{name}.csv`")[2]
         missing = [c for c in table(atlas, name).columns if f"`{c}`" not in part]
@@ -299,19 +298,23 @@ def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None
 def test_a_refit_that_fails_says_why(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = refits.OriginRun.load(run.folder)
     one = refits.Refit("resampled_009", "resampled", 1009)
-    monkeypatch.setattr(refit, "words", lambda *_: ["--dataroot", "no/such", "--name", "x"])
+    monkeypatch.setattr(
+        refits, "train_arguments", lambda *_: ["--dataroot", "no/such", "--name", "x"]
+    )
     with pytest.raises(
         UserError, match=r"resampled_009 ended with exit code 2: .*no/such.*resampled_009\.log"
     ):
-        refits.train_refit(origin, one, RefitOptions(), "", 1)
-    assert not one.record(run.folder).exists()
+        refits.train_refit(origin, one, RefitOptions(), "", "1")
+    assert not one.record_path(run.folder).exists()
 
 
 def test_a_column_is_shuffled_with_what_hangs_on_it_and_a_clip_trained_again(
     run: TrainedRun, tmp_path: Path
 ) -> None:
     origin = refits.OriginRun.load(run.folder)
-    one = refits.planned_refits(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[0]
+    one = refits.planned_refits(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[
+        0
+    ]
     assert one.permuted == ("SMOKING HISTORY", "PACK-YEARS", "SMOKING HISTORY STOP DATE")
     assert one.name == "permuted_SMOKING_HISTORY_001"
     (tmp_path / "clip.json").write_text("{}")
@@ -342,7 +345,7 @@ def test_cross_fitting_generates_with_a_run_that_has_not_seen_the_case(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refit, "train_refits", in_this_process)
+    monkeypatch.setattr(refits, "train_refits", in_this_process)
     done = discover(run, tmp_path / "out", "--columns", "SEX", "--fold", "2/10")
     assert done.code == 0, done.text
     cases = table(tmp_path / "out", "cases")
@@ -374,14 +377,13 @@ def test_an_atlas_is_replaced_only_when_asked_for(
     trained_run: TrainedRun, atlas: Path, tmp_path: Path
 ) -> None:
     before = files(atlas)
-    refused(
-        discover(trained_run, atlas, "--columns", "SEX"), "exists already", "--overwrite"
-    )
+    refused(discover(trained_run, atlas, "--columns", "SEX"), "exists already", "--overwrite")
     assert files(atlas) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     refused(
-        discover(trained_run, tmp_path / "mine", "--columns", "SEX", "--overwrite"), "holds no atlas.json"
+        discover(trained_run, tmp_path / "mine", "--columns", "SEX", "--overwrite"),
+        "holds no atlas.json",
     )
     copy = Path(shutil.copytree(atlas, tmp_path / "copy"))
     done = discover(

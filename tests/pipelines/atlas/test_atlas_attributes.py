@@ -6,7 +6,13 @@ import pytest
 
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Phrase, Prompt, load_template
-from pipelines.atlas.attributes import attribute_variants, choose_attributes, classify_column, pooled_covariate, quantile_values
+from pipelines.atlas.attributes import (
+    attribute_variants,
+    choose_attributes,
+    classify_column,
+    pooled_covariate,
+    quantile_values,
+)
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from util.cli import UserError
 
@@ -35,9 +41,10 @@ def test_kinds_and_references() -> None:
     assert isinstance(c, AtlasAttribute) and c.kind == "category"
     d = classify_column(template, made, "D", "y")
     assert isinstance(d, AtlasAttribute) and d.reference == "y"
-    assert quantile_values(["1", "2"], {"1": 5, "2": 5}) == ("1", "2")
-    chosen, left = choose_attributes(template, made, list("ABCD"), ["A"], list("ABCD"), {})
-    assert [x.column for x in chosen] == ["A"] and left == dict.fromkeys("BCD", "not asked for")
+    assert quantile_values({"1": 5, "2": 5}) == ("1", "2")
+    choice = choose_attributes(template, made, list("ABCD"), ["A"], list("ABCD"), {})
+    assert [x.column for x in choice.attributes] == ["A"]
+    assert choice.left_out == dict.fromkeys("BCD", "not asked for")
     with pytest.raises(UserError, match="No column of the table can be studied"):
         choose_attributes(template, rows(A=["x"] * 9), ["A"], [], ["A"], {})
 
@@ -59,8 +66,9 @@ def test_columns_that_cannot_be_compared_say_why() -> None:
         found = classify_column(template, made, column)
         assert isinstance(found, str) and why in found, (column, found)
     numbers = rows(**{"A b": [str(k) for k in range(20)], "A_b": [str(k) for k in range(20)]})
-    chosen, left = choose_attributes(template, numbers, ["A b", "A_b"], [], ["A b", "A_b"], {})
-    assert [a.column for a in chosen] == ["A b"] and "same names as those of 'A b'" in left["A_b"]
+    choice = choose_attributes(template, numbers, ["A b", "A_b"], [], ["A b", "A_b"], {})
+    assert [a.column for a in choice.attributes] == ["A b"]
+    assert "same names as those of 'A b'" in choice.left_out["A_b"]
     with pytest.raises(UserError, match="--reference: 'A b' holds numbers"):
         choose_attributes(template, numbers, ["A b"], [], ["A b"], {"A b": "3"})
 
@@ -112,7 +120,9 @@ def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
     smoking = AtlasAttribute(
         "SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {}
     )
-    arms = attribute_variants(template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking)
+    arms = attribute_variants(
+        template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking
+    )
     assert arms[0].dropped == ("PACK-YEARS",) and arms[1].dropped == ()
 
 

@@ -12,12 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.atlas import files as report
-from pipelines.atlas.pages.plots import agreement_plot
+from pipelines.atlas import files
+from pipelines.atlas.pages.charts import agreement_plot
 from pipelines.atlas.statistics import cautions, findings, intervals, sentences
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
-from pipelines.atlas.statistics.findings import classify_agreement, false_discovery, judge_effects, rank_findings
+from pipelines.atlas.statistics.findings import (
+    classify_agreement,
+    false_discovery,
+    judge_effects,
+    rank_findings,
+)
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 
 LEVELS = ("Never", "Ex", "Current")
@@ -126,7 +131,8 @@ def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> 
 
 def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
     loose, tight = (
-        primary(estimate_contrasts(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT) for t in (0.0, 0.9)
+        primary(estimate_contrasts(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT)
+        for t in (0.0, 0.9)
     )
     assert (
         tight["high_hu"] - tight["low_hu"] > 1.3 * (loose["high_hu"] - loose["low_hu"])
@@ -200,14 +206,14 @@ def test_refits_of_other_steps_forbid_a_claim() -> None:
 
 
 def test_controls_that_pass_by_themselves_are_named() -> None:
-    assert len(cautions.built_in_cautions("labels", "phrases")) == 2 and not cautions.built_in_cautions(
-        "everywhere", "sentence"
-    )
+    assert len(
+        cautions.built_in_cautions("labels", "phrases")
+    ) == 2 and not cautions.built_in_cautions("everywhere", "sentence")
 
 
 def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
-    loudness = {"AGE": 0.9, "SEX": 0.1, "BLOOD": 0.0}
-    warned = cautions.low_relevance_cautions(loudness, ["AGE", "SEX", "HEIGHT"])
+    relevance = {"AGE": 0.9, "SEX": 0.1, "BLOOD": 0.0}
+    warned = cautions.low_relevance_cautions(relevance, ["AGE", "SEX", "HEIGHT"])
     assert [(c.kind, c.column, c.value) for c in warned] == [("silent", "SEX", 0.1)]
 
 
@@ -224,7 +230,9 @@ def test_scans_of_one_patient_are_clustered() -> None:
     doubled = RealScans(
         twice(once.density), twice(once.table), twice(once.volume), twice(once.patient)
     )  # type: ignore[arg-type]
-    a, b = (primary(estimate_contrasts(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled))
+    a, b = (
+        primary(estimate_contrasts(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled)
+    )
     assert b["real_hu"] == pytest.approx(a["real_hu"]) and b["se_hu"] > 0.8 * a["se_hu"]
 
 
@@ -281,15 +289,22 @@ def test_permuted_refits_give_a_p_value() -> None:
 
 
 def test_agreement() -> None:
-    assert classify_agreement(41, 21, 55) == "agrees" and classify_agreement(60, 21, 55) == "same sign"
     assert (
-        classify_agreement(-5, 21, 55) == "opposite sign" and classify_agreement(0.5, -6, 5) == "no effect in either"
+        classify_agreement(41, 21, 55) == "agrees" and classify_agreement(60, 21, 55) == "same sign"
     )
     assert (
-        classify_agreement(-7.6, -58, 22) == "cannot tell" and classify_agreement(1, -22, 25) == "cannot tell"
+        classify_agreement(-5, 21, 55) == "opposite sign"
+        and classify_agreement(0.5, -6, 5) == "no effect in either"
+    )
+    assert (
+        classify_agreement(-7.6, -58, 22) == "cannot tell"
+        and classify_agreement(1, -22, 25) == "cannot tell"
     )  # too wide to say none
     assert classify_agreement(4.9, -6, 5) == "cannot tell"
-    assert classify_agreement(30, -6, 5) == "cannot tell" and classify_agreement(30, np.nan, np.nan) == "cannot tell"
+    assert (
+        classify_agreement(30, -6, 5) == "cannot tell"
+        and classify_agreement(30, np.nan, np.nan) == "cannot tell"
+    )
 
 
 def test_false_discoveries_are_controlled() -> None:
@@ -345,7 +360,9 @@ def test_a_finding_exceeds_permuted_refits_and_holds_in_the_real_scans() -> None
     nothing = scans(seed=3)
     nothing.density["lungs"] = np.random.default_rng(1).normal(-850, 20, len(nothing.density))
     assert (
-        verdicts(judge_effects(effects(), estimate_contrasts(nothing, CONTRASTS, ROLES), ROLE_OF, []))["lungs"]
+        verdicts(
+            judge_effects(effects(), estimate_contrasts(nothing, CONTRASTS, ROLES), ROLE_OF, [])
+        )["lungs"]
         == "not found"
     )
     assert (
@@ -368,26 +385,34 @@ def test_a_caution_that_forbids_decides_first() -> None:
 def test_findings_are_ranked_and_told_with_their_figures() -> None:
     controls = pd.DataFrame({"control": ["re-worded"], "region": ["lungs"], "mean_abs_hu": [0.44]})
     labels = {c.id: c.label for c in CONTRASTS}
-    found, others = rank_findings(judge_effects(effects(), REAL, ROLE_OF, []), labels, controls)
-    first = next(row for row in found if row["contrast"] == NEVER_CURRENT)
+    ranked = rank_findings(judge_effects(effects(), REAL, ROLE_OF, []), labels, controls)
+    first = next(row for row in ranked.found if row["contrast"] == NEVER_CURRENT)
     assert first["sentence"].startswith(
         "SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the upper "
         "thirds (+52); the real scans agree (+"
     )
     assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
-    assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
-    assert all(row["contrast"] != SLOPE for row in found + others)
-    looked_for = rank_findings(judge_effects(effects(permuted=0), REAL, ROLE_OF, []), labels, controls)
+    assert [row["rank"] for row in ranked.found] == list(range(1, len(ranked.found) + 1))
+    assert all(row["contrast"] != SLOPE for row in ranked.found + ranked.not_found)
+    looked_for = rank_findings(
+        judge_effects(effects(permuted=0), REAL, ROLE_OF, []), labels, controls
+    )
     assert (
-        not looked_for[0]
-        and "Not judged: 0 permuted refits are too few" in looked_for[1][0]["sentence"]
+        not looked_for.found
+        and "Not judged: 0 permuted refits are too few" in looked_for.not_found[0]["sentence"]
     )
 
 
 def test_numbers_in_sentences() -> None:
-    assert [sentences.format_hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == ["+41", "-3.1", "0", "-13"]
+    assert [sentences.format_hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == [
+        "+41",
+        "-3.1",
+        "0",
+        "-13",
+    ]
     assert (
-        sentences.format_interval(21.2, 55) == "[21, 55]" and sentences.format_interval(-6, 5.4) == "[-6.0, +5.4]"
+        sentences.format_interval(21.2, 55) == "[21, 55]"
+        and sentences.format_interval(-6, 5.4) == "[-6.0, +5.4]"
     )
 
 
@@ -397,8 +422,8 @@ def test_numbers_in_sentences() -> None:
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
-    report.write_record(tmp_path, {"rows": frame, "n": np.int64(3), "f": np.float32(0.1)})
-    text = (tmp_path / report.ATLAS_RECORD).read_text()
+    files.write_record(tmp_path, {"rows": frame, "n": np.int64(3), "f": np.float32(0.1)})
+    text = (tmp_path / files.ATLAS_RECORD).read_text()
     assert "NaN" not in text and '"n": 3' in text and '"f": 0.1' in text
 
 

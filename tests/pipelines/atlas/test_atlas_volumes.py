@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
-from pipelines.atlas.statistics.planted import planted_share, planted_effect_rows
+from pipelines.atlas.statistics.planted import planted_effect_rows, planted_share
 from pipelines.atlas.statistics.population import FRAME, LungFrame, PopulationMaps
 from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
 
@@ -56,7 +56,7 @@ def test_patients_of_other_sizes_meet_in_one_frame() -> None:
         maps.add(("effect", "x", ""), frame(volume))
         maps.add(("permuted", "x", "p1"), frame(volume))
         maps.add(("permuted", "x", "p2"), frame(-volume))
-    made = {(kind, contrast): array for kind, contrast, _, array in maps.summary_maps()}
+    made = {(one.kind, one.contrast): one.array for one in maps.summary_maps()}
     mean = made["effect", "x"]
     assert mean.shape == FRAME and np.isfinite(mean).mean() > 0.9
     assert np.nanmean(mean[5:35, 32, 4:30]) == pytest.approx(10) and np.nanmean(
@@ -83,7 +83,9 @@ def test_spikes_are_compared_region_by_region() -> None:
     assert planted_share({"lungs": lungs, "lower": lower}, "lower") == {"lungs": 0.25, "lower": 1.0}
     rows = {
         r["region"]: r
-        for r in planted_effect_rows({"lower": 20.0, "elsewhere": 0.0}, {"lower": 18.0, "elsewhere": 2.0})
+        for r in planted_effect_rows(
+            {"lower": 20.0, "elsewhere": 0.0}, {"lower": 18.0, "elsewhere": 2.0}
+        )
     }
     assert rows["lower"]["recovered"] == pytest.approx(0.9) and rows["lower"][
         "leaked_hu"
