@@ -1,6 +1,4 @@
-"""Charts of an atlas: forest plot, heat map of attributes by regions, changes along the values of
-numbers.
-"""
+"""Charts of an atlas: forest plot, heat map, agreement with real scans, changes along numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,8 +17,19 @@ from matplotlib.patches import Patch, Rectangle
 from pipelines.atlas.statistics.sentences import format_hu, format_interval
 from util.web.figures import DIVERGING
 
-GENERATED, REAL, RANGE, PERMUTED = "#1f4e79", "#d1701f", "#a9b4c2", "#e7e2d3"
-SHORT = {
+GENERATED_COLOUR = "#1f4e79"
+REAL_COLOUR = "#d1701f"
+RANGE_COLOUR = "#a9b4c2"
+PERMUTED_COLOUR = "#e7e2d3"
+DASHES = (0, (2, 2))
+AGREEMENT_COLOURS = {
+    "agrees": "#1b7837",
+    "same sign": "#7fbf7b",
+    "opposite sign": "#b2182b",
+    "no effect in either": "#4d4d4d",
+    "cannot tell": "#bababa",
+}
+REGION_TICKS = {
     "lungs": "both\nlungs",
     "right_lung": "right\nlung",
     "left_lung": "left\nlung",
@@ -31,38 +41,42 @@ SHORT = {
     "airway": "airways\n(control)",
     "outside": "outside\n(control)",
 }
+CONTROL_REGIONS = ("airway", "outside")
+# Where the columns of text stand beside the forest plot, in widths of the axes.
+GENERATED_X = 1.03
+REAL_X = 1.2
+VERDICT_X = 1.5
 
 Labels = Mapping[str, str]
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """`stem`.png and `stem`.svg."""
+def save_chart(figure: Figure, stem: Path) -> None:
+    """Save `stem`.png and `stem`.svg."""
     for ending in ("png", "svg"):
         path = stem.with_name(f"{stem.name}.{ending}")
         figure.savefig(path, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
 
 
 def contrasts_shown(tests: pd.DataFrame, region: str = "lungs") -> pd.DataFrame:
-    """Rows of one region without slopes, whose unit is another, in the order of the table, columns
-    together.
-    """
+    """Return the rows of one region without slopes, whose unit is another."""
     return tests[(tests["region"] == region) & (tests["kind"] != "slope")].reset_index(drop=True)
 
 
+def _with_minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
 def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem: Path) -> None:
-    """A row a contrast: generated and real difference of both lungs.
+    """Draw a row per contrast: generated and real difference of both lungs.
 
     Args:
         tests: Rows of tests.csv.
         effects: Rows of effects.csv, for the range over patients.
-        labels: Contrasts for people.
+        labels: Contrasts with their names for readers.
         stem: File name without its ending.
     """
-    rows = contrasts_shown(tests).merge(
-        effects[["contrast", "region", "patients", "patients_low_hu", "patients_high_hu"]],
-        "left",
-        ["contrast", "region"],
-    )
+    ranges = effects[["contrast", "region", "patients", "patients_low_hu", "patients_high_hu"]]
+    rows = contrasts_shown(tests).merge(ranges, "left", ["contrast", "region"])
     figure = Figure(figsize=(11, 1.9 + 0.46 * max(1, len(rows))), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows.to_dict("records")):
@@ -75,69 +89,80 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
     )
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    for x, text in ((1.03, "generated"), (1.2, "real scans [95 % interval]")):
+    for x, text in ((GENERATED_X, "generated"), (REAL_X, "real scans [95 % interval]")):
         axes.text(x, 1.0, text, transform=axes.transAxes, fontsize=8.5, va="bottom", color="0.3")
-    figure.legend(
-        handles=_forest_legend(rows),
-        loc="outside lower center",
-        ncols=2,
-        fontsize=8.5,
-        frameon=False,
-    )
-    save(figure, stem)
+    handles = _forest_legend(rows)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    save_chart(figure, stem)
 
 
 def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
     if row["permuted"] > 0:
         reach = row["permuted_max_hu"]
-        axes.add_patch(Rectangle((-reach, y - 0.38), 2 * reach, 0.76, color=PERMUTED, zorder=0))
-    made, up, down = row["generated_hu"], y - 0.14, y + 0.14
-    if pd.notna(row["refit_low_hu"]):
-        axes.plot(
-            [row["refit_low_hu"], row["refit_high_hu"]], [up, up], color=GENERATED, linewidth=2
+        axes.add_patch(
+            Rectangle((-reach, y - 0.38), 2 * reach, 0.76, color=PERMUTED_COLOUR, zorder=0)
         )
-    else:
-        ends = [row["patients_low_hu"], row["patients_high_hu"]]
-        axes.plot(ends, [up, up], color=RANGE, linewidth=1, linestyle=(0, (2, 2)))
-    axes.plot(made, up, "o", color=GENERATED, markersize=7)
-    said = "no estimate"
-    if pd.notna(row["real_hu"]):
-        axes.plot([row["real_low_hu"], row["real_high_hu"]], [down, down], color=REAL, linewidth=2)
-        axes.plot(
-            row["real_hu"],
-            down,
-            "s",
-            color=REAL,
-            markersize=6,
-            markerfacecolor="white",
-            markeredgewidth=1.6,
-        )
-        said = f"{format_hu(row['real_hu'])} {format_interval(row['real_low_hu'], row['real_high_hu'])}"
-    for x, text in (
-        (1.03, format_hu(made)),
-        (1.2, said),
-        (1.5, "finding" if row["verdict"] == "finding" else ""),
-    ):
+    texts = {
+        GENERATED_X: format_hu(row["generated_hu"]),
+        REAL_X: _forest_real(axes, y + 0.14, row),
+        VERDICT_X: "finding" if row["verdict"] == "finding" else "",
+    }
+    _forest_generated(axes, y - 0.14, row)
+    for x, text in texts.items():
         axes.text(
             x,
             y,
-            text.replace("-", "−"),
+            _with_minus(text),
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=9,
         )
 
 
-def _forest_legend(rows: pd.DataFrame) -> list[Line2D | Patch]:
-    refitted, permuted = rows["refit_low_hu"].notna(), rows["permuted"] > 0
-    made: list[Line2D | Patch] = [
+def _forest_generated(axes: Axes, y: float, row: Mapping[str, Any]) -> None:
+    if pd.notna(row["refit_low_hu"]):
+        ends = [row["refit_low_hu"], row["refit_high_hu"]]
+        axes.plot(ends, [y, y], color=GENERATED_COLOUR, linewidth=2)
+    else:
+        ends = [row["patients_low_hu"], row["patients_high_hu"]]
+        axes.plot(ends, [y, y], color=RANGE_COLOUR, linewidth=1, linestyle=DASHES)
+    axes.plot(row["generated_hu"], y, "o", color=GENERATED_COLOUR, markersize=7)
+
+
+def _forest_real(axes: Axes, y: float, row: Mapping[str, Any]) -> str:
+    """Draw the difference in the real scans; return it as text."""
+    if pd.isna(row["real_hu"]):
+        return "no estimate"
+    low = row["real_low_hu"]
+    high = row["real_high_hu"]
+    axes.plot([low, high], [y, y], color=REAL_COLOUR, linewidth=2)
+    axes.plot(
+        row["real_hu"],
+        y,
+        "s",
+        color=REAL_COLOUR,
+        markersize=6,
+        markerfacecolor="white",
+        markeredgewidth=1.6,
+    )
+    return f"{format_hu(row['real_hu'])} {format_interval(low, high)}"
+
+
+def _forest_legend(rows: pd.DataFrame) -> list[Artist]:
+    refitted = rows["refit_low_hu"].notna()
+    handles: list[Artist] = [
         Line2D(
-            [], [], color=GENERATED, marker="o", linestyle="", label="generated, mean over patients"
+            [],
+            [],
+            color=GENERATED_COLOUR,
+            marker="o",
+            linestyle="",
+            label="generated, mean over patients",
         ),
         Line2D(
             [],
             [],
-            color=REAL,
+            color=REAL_COLOUR,
             marker="s",
             markerfacecolor="white",
             linewidth=2,
@@ -145,123 +170,157 @@ def _forest_legend(rows: pd.DataFrame) -> list[Line2D | Patch]:
         ),
     ]
     if refitted.any():
-        made.append(Line2D([], [], color=GENERATED, linewidth=2, label="95 % interval over refits"))
+        label = "95 % interval over refits"
+        handles.append(Line2D([], [], color=GENERATED_COLOUR, linewidth=2, label=label))
     if (~refitted).any():
-        made.append(
-            Line2D(
-                [],
-                [],
-                color=RANGE,
-                linestyle=(0, (2, 2)),
-                label="lowest to highest patient (not an uncertainty)",
-            )
-        )
-    if permuted.any():
-        made.append(Patch(color=PERMUTED, label="reached by permuted refits (chance)"))
-    return made
+        label = "lowest to highest patient (not an uncertainty)"
+        handles.append(Line2D([], [], color=RANGE_COLOUR, linestyle=DASHES, label=label))
+    if (rows["permuted"] > 0).any():
+        handles.append(Patch(color=PERMUTED_COLOUR, label="reached by permuted refits (chance)"))
+    return handles
 
 
 def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> None:
-    """Generated difference of every contrast in every region; findings have a frame.
+    """Draw the generated difference of every contrast in every region; findings have a frame.
 
     Args:
         tests: Rows of tests.csv.
-        labels: Contrasts for people.
+        labels: Contrasts with their names for readers.
         limit: Colours run from minus to plus this, HU.
         stem: File name without its ending.
     """
-    shown = tests[(tests["kind"] != "slope") & tests["region"].isin(list(SHORT))]
-    regions = [r for r in SHORT if (shown["region"] == r).any()]
+    shown = tests[(tests["kind"] != "slope") & tests["region"].isin(list(REGION_TICKS))]
+    regions = [region for region in REGION_TICKS if (shown["region"] == region).any()]
     contrasts = list(dict.fromkeys(shown["contrast"]))
     wide = shown.pivot(index="contrast", columns="region", values="generated_hu")
     table = wide.reindex(contrasts)[regions].to_numpy(float)
-    figure = Figure(
-        figsize=(3.6 + 0.78 * len(regions), 1.5 + 0.42 * max(1, len(contrasts))),
-        layout="constrained",
-    )
+    size = (3.6 + 0.78 * len(regions), 1.5 + 0.42 * max(1, len(contrasts)))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(table, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     for (y, x), value in np.ndenumerate(table):
         if np.isfinite(value):
-            colour = "white" if abs(value) > 0.7 * limit else "black"
-            axes.text(
-                x,
-                y,
-                format_hu(value).replace("-", "−"),
-                ha="center",
-                va="center",
-                fontsize=9,
-                color=colour,
-            )
-    found = set(
-        zip(
-            *(shown.loc[shown["verdict"] == "finding", c] for c in ("contrast", "region")),
-            strict=True,
-        )
-    )
-    for contrast, region in found:
-        axes.add_patch(
-            Rectangle(
-                (regions.index(region) - 0.46, contrasts.index(contrast) - 0.46),
-                0.92,
-                0.92,
-                fill=False,
-                edgecolor="black",
-                linewidth=2,
-            )
-        )
-    axes.set_xticks(range(len(regions)), [SHORT[r] for r in regions], fontsize=8.5)
+            text = axes.text(x, y, _with_minus(format_hu(value)), fontsize=9)
+            text.set(ha="center", va="center")
+            text.set_color("white" if abs(value) > 0.7 * limit else "black")
+    for row in shown[shown["verdict"] == "finding"].to_dict("records"):
+        corner = (regions.index(row["region"]) - 0.46, contrasts.index(row["contrast"]) - 0.46)
+        axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=2))
+    axes.set_xticks(range(len(regions)), [REGION_TICKS[r] for r in regions], fontsize=8.5)
     axes.set_yticks(range(len(contrasts)), [labels[c] for c in contrasts], fontsize=9)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    controls = [i for i, r in enumerate(regions) if r in ("airway", "outside")]
+    controls = [i for i, region in enumerate(regions) if region in CONTROL_REGIONS]
     if controls:
         axes.axvline(controls[0] - 0.5, color="0.3", linewidth=1)
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.015)
     bar.set_label("HU (blue: less dense, red: denser)", fontsize=8.5)
-    save(figure, stem)
+    save_chart(figure, stem)
+
+
+def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path) -> None:
+    """Draw a point per contrast: real difference with its interval across, generated upwards.
+
+    Args:
+        points: Rows of tests.csv of one region.
+        labels: Contrasts with their names for readers.
+        stem: File name without its ending.
+    """
+    known = points[points["real_hu"].notna()]
+    figure = Figure(figsize=(9.5, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    for agreement, part in known.groupby("agreement", sort=False):
+        _agreement_points(axes, str(agreement), part)
+    names = []
+    for number, row in enumerate(known.to_dict("records"), 1):
+        place = (row["real_hu"], row["generated_hu"])
+        axes.annotate(str(number), place, (6, 5), textcoords="offset points", fontsize=9)
+        names.append(f"{number}  {labels[row['contrast']]}")  # beside, where they do not overlap
+    axes.text(
+        1.03, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.5
+    )
+    columns = ["real_hu", "generated_hu"]
+    columns += ["real_low_hu", "real_high_hu", "refit_low_hu", "refit_high_hu"]
+    largest = known[columns].astype(float).abs().max()
+    reach = float(np.nanmax([1.0, *largest])) * 1.1
+    axes.plot([-reach, reach], [-reach, reach], color="0.6", linewidth=1, linestyle="--")
+    axes.axhline(0, color="0.85", linewidth=1, zorder=0)
+    axes.axvline(0, color="0.85", linewidth=1, zorder=0)
+    axes.set(
+        xlim=(-reach, reach),
+        ylim=(-reach, reach),
+        xlabel="Real scans, adjusted difference (HU)",
+        ylabel="Generated difference (HU)",
+        title="Both lungs",
+    )
+    if len(known):
+        axes.legend(loc="upper left", fontsize=8, frameon=False)
+    for ending in ("png", "svg"):
+        figure.savefig(stem.with_suffix(f".{ending}"), dpi=150)
+
+
+def _agreement_points(axes: Axes, agreement: str, part: pd.DataFrame) -> None:
+    x = part["real_hu"].to_numpy(float)
+    y = part["generated_hu"].to_numpy(float)
+    across = [x - part["real_low_hu"].to_numpy(float), part["real_high_hu"].to_numpy(float) - x]
+    upwards = np.nan_to_num(
+        [y - part["refit_low_hu"].to_numpy(float), part["refit_high_hu"].to_numpy(float) - y]
+    )
+    axes.errorbar(
+        x,
+        y,
+        xerr=across,
+        yerr=upwards if upwards.any() else None,
+        fmt="o",
+        color=AGREEMENT_COLOURS[agreement],
+        elinewidth=1,
+        capsize=2,
+        label=agreement,
+    )
 
 
 def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path) -> bool:
-    """Change of both lungs along the values of every number; False, and no file, where there is
-    none.
+    """Draw the change of both lungs along the values of every number.
 
     Args:
         doses: Rows of doses.csv.
         units: Unit of each number column.
         stem: File name without its ending.
+
+    Returns:
+        Whether there was anything to draw; else there is no file.
     """
-    columns = [c for c in units if ((doses["column"] == c) & (doses["region"] == "lungs")).any()]
+    lungs = doses[doses["region"] == "lungs"]
+    columns = [column for column in units if (lungs["column"] == column).any()]
     if not columns:
         return False
-    figure = Figure(
-        figsize=(4.2 * min(3, len(columns)), 3.1 * -(-len(columns) // 3)), layout="constrained"
-    )
-    grid = figure.subplots(-(-len(columns) // 3), min(3, len(columns)), squeeze=False).ravel()
+    across = min(3, len(columns))
+    down = -(-len(columns) // 3)
+    figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes, column in zip(grid, columns, strict=False):
-        part = doses[(doses["column"] == column) & (doses["region"] == "lungs")]
-        x, y, sd = (
-            part[c].to_numpy(float) for c in ("value", "mean_change_hu", "sd_over_cases_hu")
-        )
-        axes.fill_between(
-            x, y - np.nan_to_num(sd), y + np.nan_to_num(sd), color=RANGE, alpha=0.35, linewidth=0
-        )
-        axes.plot(x, y, "o-", color=GENERATED)
-        axes.axhline(0, color="0.6", linewidth=0.8)
-        axes.set(
-            title=column,
-            xlabel=units[column] or column,
-            ylabel=f"Change against {part['value'].iloc[0]} (HU)",
-        )
-        axes.spines[["top", "right"]].set_visible(False)
+        _dose_curve(axes, lungs[lungs["column"] == column], units[column] or column)
+        axes.set_title(column)
     for axes in grid[len(columns) :]:
         axes.set_visible(False)
-    save(figure, stem)
+    save_chart(figure, stem)
     return True
 
 
+def _dose_curve(axes: Axes, rows: pd.DataFrame, label: str) -> None:
+    x = rows["value"].to_numpy(float)
+    y = rows["mean_change_hu"].to_numpy(float)
+    sd = np.nan_to_num(rows["sd_over_cases_hu"].to_numpy(float))
+    axes.fill_between(x, y - sd, y + sd, color=RANGE_COLOUR, alpha=0.35, linewidth=0)
+    axes.plot(x, y, "o-", color=GENERATED_COLOUR)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.set(xlabel=label, ylabel=f"Change against {rows['value'].iloc[0]} (HU)")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def largest_change(tests: pd.DataFrame, regions: Sequence[str]) -> float:
-    """The largest generated change of a region without slopes, HU; 0 where there is none."""
-    shown = tests[(tests["kind"] != "slope") & tests["region"].isin(regions)]["generated_hu"].abs()
-    return float(shown.max()) if len(shown) and shown.notna().any() else 0.0
+    """Return the largest generated change in these regions without slopes, HU; 0 for none."""
+    shown = tests[(tests["kind"] != "slope") & tests["region"].isin(regions)]
+    changes = shown["generated_hu"].abs().dropna()
+    return float(changes.max()) if len(changes) else 0.0
