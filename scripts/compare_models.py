@@ -1,6 +1,4 @@
-"""Sets runs side by side on one cohort: effects, fidelity, diversity, seconds a volume, size,
-memory; a page and a table.
-"""
+"""Compare runs on one cohort: effects, fidelity, diversity, time, size and memory."""
 
 from __future__ import annotations
 
@@ -24,6 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure every run and write a table and a page."""
     o = parse(CompareCommand, __doc__ or "", argv)
     if len(o.compare.run) < 2:
         raise UserError(
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "compare."
         )
     for name in o.compare.run:
-        runs.read_options(runs.run_folder(o.model.checkpoints_dir, name))  # or say which are there
+        runs.read_options(runs.run_folder(o.model.checkpoints_dir, name))
     frame = pd.DataFrame([measure_run(o, name, generate_cohort) for name in o.compare.run])
     out = Path(o.compare.OUT)
     frame.to_csv(out / "models.csv", index=False)

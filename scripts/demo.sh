@@ -4,8 +4,8 @@
 #   bash scripts/demo.sh            about ten minutes on two CPU cores after the installation; a GPU is used if there is one
 #   SMOKE=1 bash scripts/demo.sh    the same steps on tiny volumes in a minute; the pictures mean nothing
 #
-# What is there already is used again, and an interrupted demo goes on where it stopped. Everything lies in demo/
-# (or demo/smoke/); remove that folder to begin anew. VENV and PYTHON: see setup_env.sh.
+# Finished parts are used again, and an interrupted demo resumes. All files lie in demo/ (or demo/smoke/); remove that
+# folder to start again. VENV and PYTHON: see setup_env.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh requirements.txt
@@ -34,7 +34,7 @@ echo "2/4 The cohort's own CLIP"
 
 echo "3/4 Training"
 if [ -e "$run/latest/state.json" ] || [ -e "$run/.latest.previous/state.json" ]; then
-    how=(--continue_train) # a run that has ended says so at once
+    how=(--continue_train)
 elif [ -e "$run" ]; then
     how=(--overwrite) # stopped before its first checkpoint
 else
@@ -58,5 +58,5 @@ else
 fi
 
 echo
-echo "Synthetic volumes and what smoking and the diagnosis do to them: $PWD/$results/index.html"
-echo "How the training went:                                            $PWD/$run/web/index.html"
+echo "Synthetic volumes, and effects of smoking and diagnosis: $PWD/$results/index.html"
+echo "Progress of the training:                                $PWD/$run/web/index.html"

@@ -1,6 +1,4 @@
-"""Makes a phantom cohort: synthetic chest CTs, masks and a clinical table with effects of known
-size and place.
-"""
+"""Make a phantom cohort: chest CTs, masks and a clinical table with effects of known size."""
 
 from __future__ import annotations
 
@@ -19,14 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Parses the command line and makes the cohort."""
+    """Parse the command line and make the cohort."""
     out = make_phantom_cohort(parse(PhantomCommand, __doc__ or "").cohort)
-    log.info(
-        "Phantom cohort in %s; train with: python train.py --dataroot %s --template aiib23 --name "
-        "RUN",
-        out,
-        out,
-    )
+    log.info("Phantom cohort in %s; train with:", out)
+    log.info("python train.py --dataroot %s --template aiib23 --name RUN", out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Writes the prompts of a clinical table for reading; no scans are needed.
+"""Write the prompts of a clinical table for review; no scans are needed.
 
-The file has the columns File Name, Prompt, Phrases and Left out (values that others of the row
-contradict). Corrected and saved as DATAROOT/prompts.csv, its prompts are used instead of the
-template.
+The file has the columns File Name, Prompt, Phrases and Left out (values that contradict others of
+the row). Correct it and save it as DATAROOT/prompts.csv to use its prompts instead of the template.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -18,11 +16,9 @@ from options.parser import parse
 from options.prompt_options import PromptCommand
 from util.cli import run_command
 
-log = logging.getLogger(__name__)
-
 
 def main() -> None:
-    """Parses the command line and writes."""
+    """Parse the command line and write the table."""
     write_prompt_table(parse(PromptCommand, (__doc__ or "").splitlines()[0]).prompts)
 
 

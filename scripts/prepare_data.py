@@ -1,9 +1,8 @@
-"""Makes a dataroot from real scans: DICOM folders, volume files, AIIB23 or OSIC, with masks, table,
-splits and a report.
+"""Prepare a dataroot from real scans: DICOM folders, volume files, AIIB23 or OSIC.
 
-Exit code 0: all cases are ready; 2: nothing was done; 3: some cases failed, the others are ready. A
-run that was stopped goes on when it is started again, and one that was finished redoes only what
-changed.
+It has masks, a table, splits and a report. Exit code 0: all cases are ready; 2: nothing was done;
+3: some cases failed, the others are ready. An interrupted run resumes when it is started again, and
+a finished one repeats only what changed.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 from data.preparation.run import prepare_dataroot
 from options.parser import parse
 from options.prepare_options import PrepareCommand
-from util.cli import run_command
+from util.cli import run
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and makes the dataroot."""
+    """Parse the command line and prepare the dataroot."""
     out = prepare_dataroot(parse(PrepareCommand, __doc__ or "", argv))
     log.info("Train with: python train.py --dataroot %s --patient_column Patient --name RUN", out)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run(main)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the virtual environment and installs a requirements file into it; does nothing where that is done already.
+# Makes the virtual environment and installs a requirements file into it, unless that is done already.
 #
 #   bash scripts/setup_env.sh [requirements.txt]
 #
-# VENV    folder of the environment (.venv); an environment that is there is used
+# VENV    folder of the environment (.venv); an existing one is used
 # PYTHON  interpreter to make it with (the first of python3, python3.12, python3.11, python3.10 that is 3.10 to 3.12)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,12 +40,12 @@ if ! [ -e "$venv" ]; then
     fi
 fi
 
-# What is installed is known by a stamp that holds the hash of the requirements.
+# A stamp with the hash of the requirements records what is installed.
 wanted=$(cat requirements.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
 stamp=$venv/.installed-$(basename "$requirements")
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Installing $requirements into $venv (the first time some gigabytes; later starts skip this)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
-        fail "$requirements could not be installed; see the message of pip above. Run this again to go on."
+        fail "$requirements could not be installed; see the message of pip above. Run this again to resume."
     echo "$wanted" >"$stamp"
 fi

@@ -3,8 +3,8 @@
 #
 #   bash scripts/train_multi_gpu.sh 4 --dataroot /data/cohort --name run1 --preset 80gb --batch_size 8
 #
-# --batch_size is that of all GPUs together. A dry run comes first: what is wrong is said once and clearly, not by every
-# process. VENV: folder of the environment (.venv); where there is none, python and torchrun are those of the PATH.
+# --batch_size is that of all GPUs together. A dry run comes first, so that an error is reported once, not by every process.
+# VENV: folder of the environment (.venv); without one, python and torchrun of the PATH are used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-}
@@ -13,9 +13,9 @@ if ! [[ $count =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 shift
-there=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
-if [ "$there" -gt 0 ] && [ "$count" -gt "$there" ]; then
-    echo "train_multi_gpu.sh: $count GPUs are asked for, and this machine has $there. Give $there or less." >&2
+present=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU' || true)
+if [ "$present" -gt 0 ] && [ "$count" -gt "$present" ]; then
+    echo "train_multi_gpu.sh: $count GPUs are asked for, and this machine has $present. Give $present or less." >&2
     exit 2
 fi
 bin=${VENV:-.venv}/bin/

@@ -3,9 +3,9 @@
 #
 #   sbatch --nodes 2 --gpus-per-node 4 scripts/train_slurm.sh --dataroot /data/cohort --name run1 --batch_size 16
 #
-# --batch_size is that of all GPUs together. A dry run on the first machine comes first. Two minutes before the time is
-# over, training saves and stops; submit the same line with --continue_train to go on.
-# VENV: folder of the environment (.venv); where there is none, python and torchrun are those of the PATH.
+# --batch_size is that of all GPUs together. A dry run on the first machine comes first. Two minutes before the end
+# of the time, training saves and stops; submit the same line with --continue_train to resume.
+# VENV: folder of the environment (.venv); without one, python and torchrun of the PATH are used.
 #SBATCH --job-name=mask2ct
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -16,7 +16,7 @@
 #SBATCH --output=mask2ct-%j.log
 set -euo pipefail
 if [ -z "${SLURM_JOB_ID:-}" ]; then
-    echo "train_slurm.sh: this is no SLURM job. Submit it: sbatch --nodes 2 --gpus-per-node 4 $0 --dataroot ... --name ..." >&2
+    echo "train_slurm.sh: this is not a SLURM job. Submit it: sbatch --nodes 2 --gpus-per-node 4 $0 --dataroot ... --name ..." >&2
     exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-.}"

@@ -7,6 +7,8 @@ import pytest
 from benchmarks import check_processes
 from util.cli import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_gloo_processes_equal_one() -> None:
     check_processes.main(["--steps", "2", "--batch_size", "2"])  # raises where they differ

@@ -21,6 +21,8 @@ from util.training import checkpoint
 from util.training.monitor import Monitor
 from util.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("--max_steps", "8", "--save_latest_freq", "2", "--log_freq", "1", "--gpu_ids", "-1")
 
 
@@ -90,7 +92,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         log.write('{"step": 6, "loss_')  # cut off in the middle of a line
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
     assert code == 0, said
-    assert not any(check_resume.compare(peace / "latest", tmp_path / "run" / "latest").values())
+    assert not any(
+        check_resume.compare_checkpoints(peace / "latest", tmp_path / "run" / "latest").values()
+    )
     assert lines(tmp_path / "run") == lines(peace)  # nothing twice, nothing missing
 
 
@@ -116,7 +120,9 @@ def test_a_real_kill_in_a_save(moment: str, peace: Path, cohort_dir: Path, tmp_p
     assert checkpoint.load_state(checkpoint.find(tmp_path / "run" / "latest"))["step"] == 2
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
     assert code == 0, said
-    assert not any(check_resume.compare(peace / "latest", tmp_path / "run" / "latest").values())
+    assert not any(
+        check_resume.compare_checkpoints(peace / "latest", tmp_path / "run" / "latest").values()
+    )
 
 
 def test_differences_are_found(peace: Path, tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_differences_are_found(peace: Path, tmp_path: Path) -> None:
     state = checkpoint.load_state(tmp_path / "latest")
     parts = {part: checkpoint.load_part(tmp_path / "latest", part) for part in state["parts"]}
     checkpoint.save(tmp_path / "latest", {**parts, "D": weights, "G": {}}, {**state, "step": 7})
-    found = check_resume.compare(peace / "latest", tmp_path / "latest")
+    found = check_resume.compare_checkpoints(peace / "latest", tmp_path / "latest")
     assert (
         found["D"] == pytest.approx(0.5, rel=1e-3)
         and found["G"] == float("inf")
@@ -167,7 +173,9 @@ def test_sigterm_saves_and_says_so(
     assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 3
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train", "--num_workers", "0")
     assert code == 0, said
-    assert not any(check_resume.compare(peace / "latest", tmp_path / "run" / "latest").values())
+    assert not any(
+        check_resume.compare_checkpoints(peace / "latest", tmp_path / "run" / "latest").values()
+    )
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(

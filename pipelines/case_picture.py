@@ -1,0 +1,64 @@
+"""Picture of one case of a results folder: mask, real scan, volumes and differences."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from nibabel.affines import voxel_sizes
+
+from data.cohort import IMAGES, MASKS
+from data.volumes import load_volume
+from options.picture_options import PictureOptions
+from util.cli import UserError, format_list
+from util.web.figures import Panel, save_slices_png
+
+
+def draw_case(options: PictureOptions) -> Path:
+    """Draw the case in three planes; return the file of the picture.
+
+    Raises:
+        UserError: The folder holds no results, or not of this case.
+    """
+    results = Path(options.RESULTS)
+    table = results / "volumes.csv"
+    if not table.is_file():
+        raise UserError(f"{table} does not exist; RESULTS is the folder that test.py wrote.")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    case = options.case or rows[0]["case"]
+    rows_of_case = [row for row in rows if row["case"] == case]
+    if not rows_of_case:
+        cases = format_list(sorted({row["case"] for row in rows}))
+        raise UserError(f"--case {case!r} is not in {table}; it has: {cases}.")
+    column = options.column
+    if not column:
+        column = next((row["column"] for row in rows_of_case if row["kind"] == "varied"), "")
+    panels = _cohort_panels(Path(options.dataroot), case) if options.dataroot else []
+    for row in rows_of_case:
+        if row["kind"] == "own" or row["column"] == column:
+            panels.append(_result_panel(results, row))
+    out = Path(options.out)
+    save_slices_png(out, panels, limit=options.limit)
+    return out
+
+
+def _cohort_panels(root: Path, case: str) -> list[Panel]:
+    panels = []
+    for folder, kind, title in ((MASKS, "mask", "mask"), (IMAGES, "ct", "real scan")):
+        files = sorted((root / folder).glob(f"{case}.*"))
+        panels += [_panel(path, kind, title) for path in files[:1]]
+    return panels
+
+
+def _result_panel(results: Path, row: dict[str, str]) -> Panel:
+    path = results / row["file"]
+    if row["kind"] == "difference":
+        return _panel(path, "difference", f"{row['to']}\nminus {row['from']}")
+    title = "generated" if row["kind"] == "own" else f"{row['column']}\n= {row['value']}"
+    return _panel(path, "ct", title)
+
+
+def _panel(path: Path, kind: str, title: str) -> Panel:
+    volume = load_volume(path)
+    return Panel(title, kind, volume.array, voxel_sizes(volume.affine))  # type: ignore[arg-type]
