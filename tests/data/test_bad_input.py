@@ -1,6 +1,4 @@
-"""Bad input: exit code 2, one message (file or flag, rule, what came, what to do), and nothing
-half-written.
-"""
+"""Bad input: exit code 2, one message (problem, cause, fix), and nothing half-written."""
 
 from __future__ import annotations
 
@@ -17,7 +15,6 @@ import pytest
 from tests.commands import TINY, TrainedRun, command, kept, program, refused, train
 
 # --- the cohort -----------------------------------------------------------------------------------
-# --------------------
 
 
 def no_dataroot(cohort: Path) -> None:
@@ -163,7 +160,6 @@ def test_a_label_that_the_run_does_not_know(
 
 
 # --- flags ----------------------------------------------------------------------------------------
-# --------------------
 
 
 @pytest.mark.parametrize(
@@ -285,7 +281,6 @@ def test_a_mask_and_what_goes_with_it(
     refused(
         command("test.py", "--mask", mask, "--dataroot", cohort_dir, *flags), "--dataroot", "--mask"
     )
-    refused(command("test.py", "--mask", mask, *flags), "--out", ".nii.gz")
     refused(
         command("test.py", "--mask", mask, "--out", tmp_path / "o.png", *flags),
         "--out",
@@ -299,16 +294,18 @@ def test_a_mask_and_what_goes_with_it(
         "no.nii.gz",
     )
     refused(
-        command(
-            "test.py", "--mask", mask, "--set", "AGE=60", "--out", tmp_path / "o.nii.gz", *flags
-        ),
+        command("test.py", "--mask", mask, "--set", "AGE=60", "--prompt", "Age: 60.", *flags),
         "--set",
+        "--prompt",
     )
+    vary = ("--vary", "AGE=45,80", "--out", tmp_path / "o.nii.gz")
+    refused(command("test.py", "--mask", mask, *vary, *flags), "--out", "--results_dir")
+    vary = ("--vary", "SHOE SIZE=40,45", "--results_dir", tmp_path / "res")
+    refused(command("test.py", "--mask", mask, *vary, *flags), "--vary", "SHOE SIZE")
     assert not list(tmp_path.iterdir())
 
 
-# --- as programs of their own
-# -----------------------------------------------------------------------------------------
+# --- separate processes ---------------------------------------------------------------------------
 
 PROGRAMS: dict[tuple[str, ...], Sequence[str]] = {
     (

@@ -390,6 +390,32 @@ def test_one_mask_and_a_text(trained_run: TrainedRun, cohort_dir: Path, tmp_path
     assert command("test.py", *words, "--overwrite").code == 0
 
 
+def test_one_mask_is_a_cohort_of_one_case(
+    trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path
+) -> None:
+    mask = cohort_dir / "gtlung" / f"{own_cases(cohort_dir)[0]}.nii.gz"
+    prompt = "Patient age: 60. SMOKING HISTORY is Ex smoker. Gender: Male."
+    words = ("--mask", str(mask), "--results_dir", str(tmp_path), *trained_run.flags())
+    done = command("test.py", *words, "--prompt", prompt, "--vary", SMOKING, "--vary", "AGE=45,80")
+    assert done.code == 0, done.text
+    (folder,) = tmp_path.glob("*/*")
+    assert folder.name == f"{own_cases(cohort_dir)[0]}_latest" and (folder / "index.html").is_file()
+    prompts = {row["value"]: row["prompt"] for row in rows(folder / "volumes.csv") if row["prompt"]}
+    start = "Lung CT scan :"
+    assert prompts[""] == f"{start} {prompt}"
+    assert prompts["Never smoker"].replace(",", ".") == f"{start} {prompt.replace('Ex', 'Never')}"
+    assert prompts["80"] == f"{start} {prompt.replace('60', '80')}"
+    effects = {(row["column"], row["from"], row["to"]) for row in rows(folder / "effects.csv")}
+    assert ("AGE", "45", "80") in effects and len(volumes(folder)) == len(
+        rows(folder / "volumes.csv")
+    )
+    alone = ("--set", "SEX=M", "--vary", "AGE=45,80", "--overwrite", "--no-page")
+    done = command("test.py", *words, *alone)
+    assert done.code == 0, done.text
+    factual, *varied = [row["prompt"] for row in rows(folder / "volumes.csv")][:3]
+    assert "Male" in factual and all("Male" in prompt for prompt in varied)
+
+
 def as_xlsx(cohort: Path) -> None:
     table = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False)
     numbers = table.assign(
@@ -426,7 +452,10 @@ def test_other_formats_give_the_same_volumes(
     change(cohort_copy)
     folder = generate(trained_run, tmp_path / "res", "--vary", SMOKING, cohort=cohort_copy)
     for name in volumes(results):
-        made, expected = load_volume(folder / "volumes" / name), load_volume(results / "volumes" / name)
+        made, expected = (
+            load_volume(folder / "volumes" / name),
+            load_volume(results / "volumes" / name),
+        )
         assert np.array_equal(made.array, expected.array), name
         assert np.allclose(made.affine, expected.affine, atol=1e-4)
     if change is as_lps:
