@@ -6,19 +6,21 @@ from dataclasses import dataclass
 
 from options.parser import argument, flag, group
 
+OLD_MASK_KINDS = {"given": "load", "classic": "threshold"}  # also in earlier records of cases
+
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What comes in and where it goes."""
+    """Input, output and case ids."""
 
     IN: str = argument("Folder with the scans, however nested.")
     OUT: str = argument("Folder for the dataroot; one that this command made is continued.")
     source: str = flag(
-        "auto", "What IN holds.", choices=("auto", "dicom", "volumes", "aiib23", "osic")
+        "auto", "Content of IN.", choices=("auto", "dicom", "volumes", "aiib23", "osic")
     )
     ids: str = flag(
         "auto",
-        "Case ids: new ones, with the key in a file apart, or the source's own; auto keeps only "
+        "Case ids: new ones, with the key in a separate file, or the source's own; auto keeps only "
         "those of aiib23 and osic.",
         choices=("auto", "recode", "keep"),
     )
@@ -31,7 +33,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SeriesOptions:
-    """Which DICOM series, and what may be repaired."""
+    """The choice of DICOM series, and repairs."""
 
     kernel: str = flag(
         "any",
@@ -57,17 +59,21 @@ class GridOptions:
     )
     masks: str = flag(
         "auto",
-        "Masks: given (a file a scan), or made; auto takes the source's own, else classic.",
-        choices=("auto", "given", "classic", "lungmask", "totalsegmentator"),
+        "Source of the masks: files to load, a threshold, or a tool; auto loads the source's own "
+        "masks, else takes the threshold.",
+        choices=("auto", "load", "threshold", "lungmask", "totalsegmentator"),
+        old_values=OLD_MASK_KINDS,
     )
-    mask_dir: str = flag("", "Folder of the given masks, named as the scans.")
+    mask_dir: str = flag("", "Folder of the masks to load, named like the scans.")
     tool_args: str = flag("", 'Further words for lungmask or TotalSegmentator, such as "--cpu".')
-    tool_hours: float = flag(2.0, "A tool that takes longer for a case is stopped.", low=0.001)
+    tool_hours: float = flag(
+        2.0, "A tool that takes longer for a case is stopped after these hours.", low=0.001
+    )
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """The clinical table."""
+    """The clinical table and the splits."""
 
     table: str = flag(
         "", "Clinical table, .csv or .xlsx; by default that of AIIB23 or OSIC, or none."
@@ -92,7 +98,7 @@ class WorkOptions:
 
 @dataclass(frozen=True)
 class PrepareCommand:
-    """Everything the command takes."""
+    """All flags of the command."""
 
     source: SourceOptions = group(SourceOptions, "Source")
     series: SeriesOptions = group(SeriesOptions, "DICOM series")

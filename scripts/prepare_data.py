@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 from data.preparation.run import prepare_dataroot
 from options.parser import parse
 from options.prepare_options import PrepareCommand
-from util.cli import run
+from util.cli import run_command
 
 log = logging.getLogger(__name__)
 
@@ -29,4 +29,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -205,7 +205,7 @@ def _read_scan(task: CaseTask) -> Scan:
         raise UserError(problems[0])
     volume = load_volume(path)
     array, lowest = clip_to_hu(volume.array)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if lowest < AIR_HU:
         warnings = (f"values down to {lowest:.0f} HU were padding and became {AIR_HU}",)
     return Scan(Volume(array, volume.affine), read_header(path).source_affine, warnings)

@@ -1,17 +1,17 @@
-"""Which series of a study becomes its scan, and why the others do not."""
+"""The choice of a study's series, and the reasons why the others are left out."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
+from data.preparation.series import DicomSeries
 
-from data.preparation.series import Series
-
-SOFT, LUNG = "soft", "lung"
-NOT_CHEST = (
+SOFT = "soft"
+SHARP = "lung"  # as the flag --kernel names it
+OTHER_BODY_PARTS = (
     "HEAD",
     "BRAIN",
     "NECK",
@@ -25,98 +25,119 @@ NOT_CHEST = (
     "ANKLE",
     "SHOULDER",
 )
-NO_SLICES = ("LOCALIZER", "SCOUT", "SECONDARY", "MIP", "MPR", "PROJECTION IMAGE", "SCREEN SAVE")
-AXIAL_COSINE = (
-    0.85  # slices turned further than about 30 degrees out of the axial plane are reformations
+OTHER_IMAGE_TYPES = (
+    "LOCALIZER",
+    "SCOUT",
+    "SECONDARY",
+    "MIP",
+    "MPR",
+    "PROJECTION IMAGE",
+    "SCREEN SAVE",
 )
+SECONDARY_CAPTURE_UID = "1.2.840.10008.5.1.4.1.1.7"
+# Slices turned further than about 30 degrees out of the axial plane are reformations.
+MIN_AXIAL_COSINE = 0.85
+UNKNOWN_THICKNESS_MM = 99.0  # ranks behind every known one
 _SOFT_NAMES = ("standard", "soft", "smooth", "body", "detail", "medium")
 _SHARP_NAMES = ("lung", "bone", "edge", "sharp", "ultra", "chest")
+_PHILIPS_SOFT = ("a", "b", "c")
+_PHILIPS_SHARP = ("d", "e", "l", "ya", "yb", "yc", "yd")
+_TOSHIBA_SHARP = (*range(30, 40), *range(50, 60), *range(80, 90))
+_SIEMENS_MIN_SHARP = 50
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The series taken, None where none is fit, and the others with the reason each was left
-    out.
+class SeriesChoice:
+    """The chosen series of a study.
+
+    Attributes:
+        chosen: The series, None where none shows the chest.
+        left_out: The other series, each with its title and the reason.
     """
 
-    chosen: Series | None
+    chosen: DicomSeries | None
     left_out: tuple[tuple[str, str], ...]
 
 
 def kernel_class(kernel: str) -> str:
-    """ "soft", "lung" (sharp) or "" (not known) from the makers' names of reconstruction
-    kernels.
-    """
+    """Return "soft", "lung" (sharp) or "" (not known) for a maker's name of a kernel."""
     name = kernel.casefold()
     if any(word in name for word in _SHARP_NAMES):
-        return LUNG
+        return SHARP
     if any(word in name for word in _SOFT_NAMES):
         return SOFT
     if siemens := re.match(r"[bihutd][a-z]?(\d\d)", name):  # B30f, Br40, I70f
-        return LUNG if int(siemens[1]) >= 50 else SOFT
+        return SHARP if int(siemens[1]) >= _SIEMENS_MIN_SHARP else SOFT
     if toshiba := re.match(r"fc(\d\d)", name):
-        return LUNG if int(toshiba[1]) in (*range(30, 40), *range(50, 60), *range(80, 90)) else SOFT
-    philips = name.split()[0] if name.split() else ""
-    return (
-        SOFT
-        if philips in ("a", "b", "c")
-        else LUNG
-        if philips in ("d", "e", "l", "ya", "yb", "yc", "yd")
-        else ""
-    )
+        return SHARP if int(toshiba[1]) in _TOSHIBA_SHARP else SOFT
+    philips = name.split(maxsplit=1)[:1]
+    if philips and philips[0] in _PHILIPS_SOFT:
+        return SOFT
+    return SHARP if philips and philips[0] in _PHILIPS_SHARP else ""
 
 
-def unfit(series: Series, fewest: int) -> str:
-    """Why a series can be no scan of the chest; "" where it can."""
+def reason_unfit(series: DicomSeries, min_slices: int) -> str:
+    """Return why a series is not a scan of the chest, "" where it may be one."""
     first = series.first
     if first.modality != "CT":
         return f"its modality is {first.modality or 'not given'}, not CT"
-    named = [k for k in first.kinds if k in NO_SLICES]
-    if named or "1.2.840.10008.5.1.4.1.1.7" in first.sop_class:
-        return f"it is {(named or ['a secondary capture'])[0].lower()}, no series of slices"
-    if any(part in first.body_part for part in NOT_CHEST) and "CHEST" not in first.body_part:
+    other_types = [kind for kind in first.image_types if kind in OTHER_IMAGE_TYPES]
+    if other_types:
+        return f"it is {other_types[0].lower()}, not a series of slices"
+    if SECONDARY_CAPTURE_UID in first.sop_class:
+        return "it is a secondary capture, not a series of slices"
+    if any(part in first.body_part for part in OTHER_BODY_PARTS) and "CHEST" not in first.body_part:
         return f"it shows {first.body_part.lower()}, not the chest"
-    if first.frames == 1 and len(series.headers) < fewest:
-        return f"it has {len(series.headers)} slices, fewer than --min_slices {fewest}"
-    if len(first.orientation) == 6:
-        normal = np.cross(first.orientation[:3], first.orientation[3:])
-        if abs(float(normal[2])) < AXIAL_COSINE:
-            return "its slices are not axial"
+    if first.frames == 1 and len(series.headers) < min_slices:
+        return f"it has {len(series.headers)} slices, fewer than --min_slices {min_slices}"
+    if first.orientation and abs(float(series.normal[2])) < MIN_AXIAL_COSINE:
+        return "its slices are not axial"
     return ""
 
 
-def choose(candidates: Sequence[Series], kernel: str = "any", fewest: int = 30) -> Choice:
-    """Picks one series: of the kernel asked for if there is one, then with most slices, then the
-    thinnest.
+def choose_series(
+    candidates: Sequence[DicomSeries], kernel: str = "any", min_slices: int = 30
+) -> SeriesChoice:
+    """Choose one series: of the preferred kernel if possible, then most slices, then the thinnest.
 
     Args:
         candidates: The series of one study.
         kernel: "any", "soft" or "lung".
-        fewest: A series with fewer slices is no chest.
+        min_slices: A series with fewer slices is not a chest.
     """
-    reasons = {id(s): unfit(s, fewest) for s in candidates}
-    fit = [s for s in candidates if not reasons[id(s)]]
-    best = max(fit, key=lambda s: _rank(s, kernel), default=None)
+    reasons = [reason_unfit(series, min_slices) for series in candidates]
+    fit = [series for series, reason in zip(candidates, reasons, strict=True) if not reason]
+    best = max(fit, key=lambda series: _rank(series, kernel), default=None)
     left_out = []
-    for series in candidates:
-        if series is not best:
-            reason = (
-                reasons[id(series)]
-                or f"{_worse(series, best, kernel)} than series {best.first.series_number}"
-            )  # type: ignore[union-attr]
-            left_out.append((series.name(), reason))
-    return Choice(best, tuple(left_out))
+    for series, reason in zip(candidates, reasons, strict=True):
+        if series is best:
+            continue
+        if not reason and best is not None:
+            number = best.first.series_number
+            reason = f"{_disadvantage(_rank(series, kernel), _rank(best, kernel), kernel)} {number}"
+        left_out.append((series.title, reason))
+    return SeriesChoice(best, tuple(left_out))
 
 
-def _rank(series: Series, kernel: str) -> tuple[bool, int, float]:
+class _Rank(NamedTuple):
+    """Higher is better, the first difference decides."""
+
+    matches_kernel: bool
+    slices: int
+    thinness: float
+
+
+def _rank(series: DicomSeries, kernel: str) -> _Rank:
     matches = kernel != "any" and kernel_class(series.first.kernel) == kernel
-    return matches, len(series.headers), -(series.first.thickness or 99.0)
+    thickness = series.first.thickness or UNKNOWN_THICKNESS_MM
+    return _Rank(matches, len(series.headers), -thickness)
 
 
-def _worse(series: Series, best: Series | None, kernel: str) -> str:
-    mine, other = _rank(series, kernel), _rank(best, kernel) if best else (False, 0, 0.0)
-    if mine[0] != other[0]:
-        return f"less {kernel} a kernel"
-    if mine[1] != other[1]:
-        return "fewer slices"
-    return "thicker slices" if mine[2] != other[2] else "equal in everything, but listed later"
+def _disadvantage(rank: _Rank, best: _Rank, kernel: str) -> str:
+    if rank.matches_kernel != best.matches_kernel:
+        return f"its kernel is less {kernel} than that of series"
+    if rank.slices != best.slices:
+        return "fewer slices than series"
+    if rank.thinness != best.thinness:
+        return "thicker slices than series"
+    return "equal in everything, but listed after series"

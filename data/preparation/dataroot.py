@@ -1,6 +1,4 @@
-"""What a dataroot has beside its volumes: table, splits and report; and whether a folder may become
-one.
-"""
+"""The folder of a prepared cohort: which folders may become one, its records, table and splits."""
 
 from __future__ import annotations
 
@@ -10,44 +8,45 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.cohort import IMAGES, MASKS, natural_key
-from data.preparation.case import PAGES, RECORDS, Record
+from data.preparation.case import RECORDS, REPORT_FOLDER, Record
 from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
-from data.preparation.join import Joined
-from data.splits import MIN_CASES, SPLIT_NAMES, Splits, make_splits, save_splits
+from data.preparation.join import JoinedTable
+from data.splits import MIN_CASES, SPLIT_NAMES, Splits, draw_splits, save_splits
+from options.prepare_options import OLD_MASK_KINDS
 from util.cli import UserError
-from util.files import claim_folder, read_json, write_csv
+from util.files import claim_folder, read_json
 
 log = logging.getLogger(__name__)
 
-KEY, PATIENT = "File Name", "Patient"
-TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
-FOLDERS = (IMAGES, MASKS, PAGES, RECORDS)
+KEY_COLUMN = "File Name"
+PATIENT_COLUMN = "Patient"
+TEMPORARY_FILE = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
+FOLDERS = (RECORDS, IMAGES, MASKS, REPORT_FOLDER)
 
 
-def open_out(out: Path, source: Path) -> None:
-    """Makes the folders of a dataroot, or finds those of an earlier run and clears what a killed
-    one left half-written.
+def open_dataroot(out: Path, source: Path) -> None:
+    """Make the folders of a dataroot, or clean those of an earlier run of half-written files.
 
     Raises:
         UserError: OUT holds something else, lies in IN (or IN in OUT), or cannot be written.
     """
-    here, there = out.resolve(), source.resolve()
-    if here == there or there in here.parents or here in there.parents:
+    target = out.resolve()
+    origin = source.resolve()
+    if target == origin or origin in target.parents or target in origin.parents:
         raise UserError(
-            f"OUT {out} and IN {source} lie within each other. Give a folder apart: no scan is "
-            "read twice."
+            f"OUT {out} and IN {source} lie within each other, so that scans could be read twice. "
+            "Choose a separate folder."
         )
     claim_folder(out, [RECORDS], overwrite=True, flag="OUT")
     try:
-        for name in (RECORDS, *FOLDERS):
+        for name in FOLDERS:
             (out / name).mkdir(parents=True, exist_ok=True)
             for path in (out / name).iterdir():
-                if TEMPORARY.fullmatch(path.name):
+                if TEMPORARY_FILE.fullmatch(path.name):
                     path.unlink()
         probe = out / RECORDS / f".{os.getpid()}"
         probe.touch()
@@ -59,107 +58,106 @@ def open_out(out: Path, source: Path) -> None:
         ) from None
 
 
-def records(out: Path) -> dict[str, Record]:
-    """What is known of every finished case."""
-    return {
-        path.stem: read_json(path)
-        for path in sorted((out / RECORDS).glob("*.json"), key=lambda p: natural_key(p.name))
-    }
-
-
-def forget(out: Path, case: str) -> None:
-    """Takes a case out of the dataroot, its record first."""
-    for path in (
-        out / RECORDS / f"{case}.json",
-        out / IMAGES / f"{case}.nii.gz",
-        out / MASKS / f"{case}.nii.gz",
-        out / PAGES / f"{case}.png",
-    ):
-        path.unlink(missing_ok=True)
+def read_records(out: Path) -> dict[str, Record]:
+    """Return the records of all finished cases in natural order."""
+    records: dict[str, Record] = {}
+    for path in sorted((out / RECORDS).glob("*.json"), key=lambda path: natural_key(path.name)):
+        record = read_json(path)
+        record["masks"] = OLD_MASK_KINDS.get(record["masks"], record["masks"])
+        records[path.stem] = record
+    return records
 
 
 def table_rows(
-    done: Mapping[str, Record],
+    records: Mapping[str, Record],
     patients: Mapping[str, str],
-    joined: Mapping[str, Mapping[str, str]],
+    clinical_rows: Mapping[str, Mapping[str, str]],
     columns: Sequence[str],
 ) -> list[dict[str, str]]:
-    """A row a case: its patient, the clinical columns, and from the header those that the table
-    does not know.
+    """Return a row per case: its patient, the clinical columns, and columns of its header.
+
+    The clinical table takes precedence over the header.
 
     Args:
-        done: Records by case.
+        records: Records by case.
         patients: Case to patient.
-        joined: Clinical rows by case.
+        clinical_rows: Clinical rows by case.
         columns: The clinical columns.
     """
-    taken = [*DEMOGRAPHICS, *ACQUISITION]
-    known = [name for name in taken if any(record["row"].get(name) for record in done.values())]
+    header_columns = []
+    for name in (*DEMOGRAPHICS, *ACQUISITION):
+        if any(record["row"].get(name) for record in records.values()):
+            header_columns.append(name)
     rows = []
-    for case, record in done.items():
-        clinical = joined.get(case, {})
-        header = {name: clinical.get(name) or record["row"].get(name, "") for name in known}
-        table = {name: clinical.get(name, "") for name in columns if name != PATIENT}
-        rows.append({KEY: case, PATIENT: patients[case], **table, **header})
+    for case, record in records.items():
+        clinical = clinical_rows.get(case, {})
+        row = {KEY_COLUMN: case, PATIENT_COLUMN: patients[case]}
+        row |= {name: clinical.get(name, "") for name in columns if name != PATIENT_COLUMN}
+        for name in header_columns:
+            row[name] = clinical.get(name) or record["row"].get(name, "")
+        rows.append(row)
     return rows
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = ()) -> None:
-    """A table, whole or not at all; the columns are those of the first row where none are named."""
-    write_csv(path, fields or list(rows[0] if rows else {KEY: ""}), rows)
-
-
-def splits(path: Path, patients: Mapping[str, str], seed: int) -> Splits | None:
-    """Draws the splits by patient, or adds new cases to those of an earlier run without moving any.
+def write_splits(path: Path, patients: Mapping[str, str], seed: int) -> Splits | None:
+    """Draw the splits by patient, or add new cases to those of an earlier run and move none.
 
     Args:
         path: `splits.json`, which is written.
         patients: Case to patient, of every case there is.
-        seed: Decides the draw.
+        seed: Seed of the draw.
 
     Returns:
-        The splits; None, and no file, where there are too few cases or patients: then every case is
-        in every split.
+        The splits; None, and no file, with too few cases or patients: then every case is in every
+        split.
     """
+    patient_count = len(set(patients.values()))
     if path.is_file():
-        made = _extended(read_json(path), patients, seed)
-    elif len(patients) < MIN_CASES or len(set(patients.values())) < len(SPLIT_NAMES):
+        splits = _extend_splits(read_json(path), patients, seed)
+    elif len(patients) < MIN_CASES or patient_count < len(SPLIT_NAMES):
         log.warning(
             "There are too few cases or patients to split (%d, %d); no splits.json was written.",
             len(patients),
-            len(set(patients.values())),
+            patient_count,
         )
         return None
     else:
-        made = make_splits(list(patients), seed, patients)
-    save_splits(path, made)
-    return made
+        splits = draw_splits(list(patients), seed, patients)
+    save_splits(path, splits)
+    return splits
 
 
-def _extended(
-    before: Mapping[str, Sequence[str]], patients: Mapping[str, str], seed: int
+def _extend_splits(
+    earlier: Mapping[str, Sequence[str]], patients: Mapping[str, str], seed: int
 ) -> Splits:
-    """The earlier splits with the new cases, each patient in one of them."""
-    lists = {name: [c for c in before.get(name, ()) if c in patients] for name in SPLIT_NAMES}
-    home = {patients[c]: name for name, cases in lists.items() for c in cases}
+    """Return the earlier splits with the new cases, each patient in one of them."""
+    lists: dict[str, list[str]] = {}
+    split_of_patient: dict[str, str] = {}
+    for name in SPLIT_NAMES:
+        lists[name] = [case for case in earlier.get(name, ()) if case in patients]
+        split_of_patient |= {patients[case]: name for case in lists[name]}
+    split_cases = {case for cases in lists.values() for case in cases}
     for case, patient in patients.items():
-        if case not in {c for cases in lists.values() for c in cases}:
-            draw = np.random.default_rng([seed, zlib.crc32(patient.encode())]).random()
-            split = home.setdefault(
-                patient, "train" if draw < 0.8 else "val" if draw < 0.9 else "test"
-            )
-            lists[split].append(case)
+        if case not in split_cases:
+            name = split_of_patient.setdefault(patient, _draw_split(patient, seed))
+            lists[name].append(case)
     return {name: tuple(cases) for name, cases in lists.items()}
 
 
-def used_columns(joined: Joined | None, rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Every column of the table and where it comes from, for the report."""
-    clinical = set(joined.columns) if joined else set()
-    return {
-        name: "made here"
-        if name in (KEY, PATIENT)
-        else "clinical table"
-        if name in clinical
-        else "DICOM header"
-        for name in (rows[0] if rows else {})
-    }
+def _draw_split(patient: str, seed: int) -> str:
+    draw = np.random.default_rng([seed, zlib.crc32(patient.encode())]).random()
+    if draw < 0.8:
+        return "train"
+    return "val" if draw < 0.9 else "test"
+
+
+def column_origins(table: JoinedTable | None, rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return where every column of the table comes from, for the report."""
+    clinical = table.columns if table else ()
+    origins = {}
+    for name in rows[0] if rows else ():
+        if name in (KEY_COLUMN, PATIENT_COLUMN):
+            origins[name] = "made here"
+        else:
+            origins[name] = "clinical table" if name in clinical else "DICOM header"
+    return origins

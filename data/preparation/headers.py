@@ -1,6 +1,4 @@
-"""DICOM headers: the fields that are read, by an allow-list, and the few of them that may leave a
-header.
-"""
+"""DICOM headers: an allow-list of the fields that are read, and the few that may be written."""
 
 from __future__ import annotations
 
@@ -13,14 +11,13 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-# What becomes a column of the table. Nothing else of a header is written to the dataroot: names,
-# dates, free texts and
-# private fields are not even read; the ids that group files go to the key file alone.
+# Columns of the table. Nothing else of a header is written to the dataroot: names, dates, free
+# texts and private fields are not even read, and the ids that group files go to the key file alone.
 ACQUISITION = ("KVP", "KERNEL", "CONTRAST AGENT", "SCANNER", "SLICE THICKNESS")
 DEMOGRAPHICS = ("AGE", "SEX")
-OLDEST = 90  # ages above 89 identify people; they are written as 90
+MAX_AGE = 90  # ages above 89 identify people; they are written as 90
 
-GROUPING = (
+GROUPING_FIELDS = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "SOPInstanceUID",
@@ -28,7 +25,7 @@ GROUPING = (
     "SeriesNumber",
     "InstanceNumber",
 )
-PICTURE = (
+IMAGE_FIELDS = (
     "SOPClassUID",
     "Modality",
     "ImageType",
@@ -55,7 +52,7 @@ PICTURE = (
     "PatientAge",
     "PatientSex",
 )
-UNREADABLE = (
+HEADER_ERRORS = (  # what pydicom raises for damaged headers
     InvalidDicomError,
     EOFError,
     OSError,
@@ -65,19 +62,38 @@ UNREADABLE = (
     AttributeError,
     NotImplementedError,
 )
-DICOMDIR = "1.2.840.10008.1.3.10"
+DICOMDIR_UID = "1.2.840.10008.1.3.10"
 _NO_CONTRAST = ("no", "none", "no contrast", "without", "n")
-_AGE_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}
+_YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What is known of one file; ids stay in memory and in the key file.
+    """The fields of one DICOM file that are used.
 
-    `position`, `orientation` and `spacing` are in mm as DICOM has them (LPS; row, then column
-    spacing) and empty where the file does not say. `rescale` is (slope, intercept), None where a
-    tag is missing; `padding` the lowest and highest stored value that is no measurement; `row` the
-    columns for the table.
+    Attributes:
+        path: The file.
+        study: Study instance UID.
+        series: Series instance UID.
+        instance: SOP instance UID.
+        patient: Patient id.
+        series_number: Series number, "" where it is not known.
+        number: Instance number.
+        modality: Modality such as CT.
+        sop_class: SOP class UID.
+        image_types: Values of the image type, in capitals.
+        body_part: Body part examined, in capitals.
+        frames: Number of frames, above 1 for every enhanced (multi-frame) class.
+        size: Rows and columns.
+        spacing: Distances in mm between rows and between columns; empty where unknown.
+        position: Centre of the first pixel in mm, LPS; empty where unknown.
+        orientation: Unit vectors along a row and along a column, LPS; empty where unknown.
+        tilt: Gantry tilt in degrees.
+        thickness: Slice thickness in mm.
+        kernel: Reconstruction kernel.
+        rescale: Slope and intercept to HU.
+        padding: Lowest and highest stored value of padding.
+        row: Columns for the table with their values, "" where a value is not known.
     """
 
     path: Path
@@ -89,7 +105,7 @@ class SliceHeader:
     number: int | None
     modality: str
     sop_class: str
-    kinds: tuple[str, ...]
+    image_types: tuple[str, ...]
     body_part: str
     frames: int
     size: tuple[int, int]
@@ -104,72 +120,74 @@ class SliceHeader:
     row: tuple[tuple[str, str], ...]
 
 
-class NotDicom(Exception):
-    """A file of another format, or a DICOM file that is no picture."""
+class NotDicomImage(Exception):
+    """A file of another format, or a DICOM file that is not an image."""
 
 
-class Damaged(Exception):
+class DamagedHeader(Exception):
     """A DICOM file whose header cannot be read."""
 
 
-def read_header(path: Path) -> SliceHeader:
-    """Reads the allowed fields of one file, without its voxels; raises `NotDicom` or `Damaged`."""
+def read_slice_header(path: Path) -> SliceHeader:
+    """Read the allowed fields of one DICOM file, without its voxels.
+
+    Raises:
+        NotDicomImage: The file is not DICOM, or a DICOM directory.
+        DamagedHeader: The header cannot be read.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(132)
-        bare = (
-            start[:2] == b"\x08\x00" and start[2:4] != b"\x00\x00"
-        )  # group 0008 first: DICOM without its preamble
+        # Group 0008 at the very start: DICOM without its preamble.
+        bare = start[:2] == b"\x08\x00" and start[2:4] != b"\x00\x00"
         if start[128:] != b"DICM" and not bare:
-            raise NotDicom(path)
-        found = pydicom.dcmread(
-            path, stop_before_pixels=True, force=bare, specific_tags=list(GROUPING + PICTURE)
-        )
-        if DICOMDIR in (found.get("SOPClassUID"), found.file_meta.get("MediaStorageSOPClassUID")):
-            raise NotDicom(path)
-        return _header(path, found)
-    except UNREADABLE as error:
-        raise Damaged(
-            f"{path} has a DICOM header that cannot be read ({' '.join(str(error).split())[:120]})."
-        ) from None
+            raise NotDicomImage(path)
+        fields = list(GROUPING_FIELDS + IMAGE_FIELDS)
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=fields)
+        stored_class = dataset.file_meta.get("MediaStorageSOPClassUID")
+        if DICOMDIR_UID in (dataset.get("SOPClassUID"), stored_class):
+            raise NotDicomImage(path)
+        return _slice_header(path, dataset)
+    except HEADER_ERRORS as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedHeader(f"{path} has a DICOM header that cannot be read ({reason}).") from None
 
 
-def _header(path: Path, found: pydicom.Dataset) -> SliceHeader:
-    if not found.get("SeriesInstanceUID") or not found.get("StudyInstanceUID"):
+def _slice_header(path: Path, dataset: pydicom.Dataset) -> SliceHeader:
+    if not dataset.get("SeriesInstanceUID") or not dataset.get("StudyInstanceUID"):
         raise ValueError("it names no study or series, or is cut off before")
-    slope, intercept = _number(found.get("RescaleSlope")), _number(found.get("RescaleIntercept"))
+    slope = _number(dataset.get("RescaleSlope"))
+    intercept = _number(dataset.get("RescaleIntercept"))
+    number = dataset.get("InstanceNumber")
+    enhanced = "Enhanced" in pydicom.uid.UID(dataset.get("SOPClassUID") or "").name
     return SliceHeader(
         path=path,
-        study=_text(found, "StudyInstanceUID"),
-        series=_text(found, "SeriesInstanceUID"),
-        instance=_text(found, "SOPInstanceUID"),
-        patient=_text(found, "PatientID"),
-        series_number=_text(found, "SeriesNumber"),
-        number=int(found.InstanceNumber) if found.get("InstanceNumber") is not None else None,
-        modality=_text(found, "Modality"),
-        sop_class=_text(found, "SOPClassUID"),
-        kinds=tuple(str(k).upper() for k in _list(found.get("ImageType"))),
-        body_part=_text(found, "BodyPartExamined").upper(),
-        frames=int(found.get("NumberOfFrames") or 1) if "Enhanced" not in _class_name(found) else 2,
-        size=(int(found.get("Rows") or 0), int(found.get("Columns") or 0)),
-        spacing=_numbers(found.get("PixelSpacing"), 2),
-        position=_numbers(found.get("ImagePositionPatient"), 3),
-        orientation=_numbers(found.get("ImageOrientationPatient"), 6),
-        tilt=_number(found.get("GantryDetectorTilt")) or 0.0,
-        thickness=_number(found.get("SliceThickness")),
-        kernel=" ".join(str(k) for k in _list(found.get("ConvolutionKernel"))),
+        study=_text(dataset, "StudyInstanceUID"),
+        series=_text(dataset, "SeriesInstanceUID"),
+        instance=_text(dataset, "SOPInstanceUID"),
+        patient=_text(dataset, "PatientID"),
+        series_number=_text(dataset, "SeriesNumber"),
+        number=None if number is None else int(number),
+        modality=_text(dataset, "Modality"),
+        sop_class=_text(dataset, "SOPClassUID"),
+        image_types=tuple(str(value).upper() for value in _list(dataset.get("ImageType"))),
+        body_part=_text(dataset, "BodyPartExamined").upper(),
+        frames=2 if enhanced else int(dataset.get("NumberOfFrames") or 1),
+        size=(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)),
+        spacing=_numbers(dataset.get("PixelSpacing"), 2),
+        position=_numbers(dataset.get("ImagePositionPatient"), 3),
+        orientation=_numbers(dataset.get("ImageOrientationPatient"), 6),
+        tilt=_number(dataset.get("GantryDetectorTilt")) or 0.0,
+        thickness=_number(dataset.get("SliceThickness")),
+        kernel=_kernel(dataset),
         rescale=None if slope is None or intercept is None else (slope, intercept),
-        padding=_padding(found),
-        row=tuple(_row(found).items()),
+        padding=_padding(dataset),
+        row=tuple(_row(dataset).items()),
     )
 
 
-def _class_name(found: pydicom.Dataset) -> str:
-    return str(pydicom.uid.UID(found.get("SOPClassUID") or "").name)
-
-
-def _text(found: pydicom.Dataset, name: str) -> str:
-    value = found.get(name)
+def _text(dataset: pydicom.Dataset, name: str) -> str:
+    value = dataset.get(name)
     return "" if value is None else str(value).strip("\0 ")
 
 
@@ -184,44 +202,57 @@ def _number(value: Any) -> float | None:
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...]:
-    """`count` finite numbers, or none at all."""
+    """Return `count` finite numbers, or none at all."""
     numbers = tuple(float(v) for v in _list(value))
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else ()
 
 
-def _padding(found: pydicom.Dataset) -> tuple[int, int] | None:
-    if found.get("PixelPaddingValue") is None:
+def _kernel(dataset: pydicom.Dataset) -> str:
+    return " ".join(map(str, _list(dataset.get("ConvolutionKernel"))))
+
+
+def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
+    if dataset.get("PixelPaddingValue") is None:
         return None
-    signed = bool(found.get("PixelRepresentation"))
-    ends = [
-        int(found.PixelPaddingValue),
-        int(found.get("PixelPaddingRangeLimit") or found.PixelPaddingValue),
-    ]
-    first, second = sorted(
-        v - 2**16 if signed and v >= 2**15 else v for v in ends
-    )  # often written as if unsigned
-    return first, second
+    first = int(dataset.PixelPaddingValue)
+    second = int(dataset.get("PixelPaddingRangeLimit") or first)
+    if dataset.get("PixelRepresentation"):  # signed, but often written as if unsigned
+        first = _as_signed(first)
+        second = _as_signed(second)
+    return min(first, second), max(first, second)
 
 
-def _row(found: pydicom.Dataset) -> dict[str, str]:
-    """The columns for the table; "" is not known."""
-    agent = _text(found, "ContrastBolusAgent")
-    maker = f"{_text(found, 'Manufacturer')} {_text(found, 'ManufacturerModelName')}"
-    kvp, thickness = _number(found.get("KVP")), _number(found.get("SliceThickness"))
+def _as_signed(value: int) -> int:
+    return value - 2**16 if value >= 2**15 else value
+
+
+def _row(dataset: pydicom.Dataset) -> dict[str, str]:
+    """Return the columns for the table; "" where a value is not known."""
+    kvp = _number(dataset.get("KVP"))
+    thickness = _number(dataset.get("SliceThickness"))
+    sex = _text(dataset, "PatientSex").upper()
+    scanner = f"{_text(dataset, 'Manufacturer')} {_text(dataset, 'ManufacturerModelName')}"
     return {
         "KVP": f"{kvp:g}" if kvp else "",
-        "KERNEL": " ".join(str(k) for k in _list(found.get("ConvolutionKernel"))),
-        "CONTRAST AGENT": "" if not agent else "No" if agent.casefold() in _NO_CONTRAST else "Yes",
-        "SCANNER": " ".join(
-            dict.fromkeys(maker.split())
-        ),  # many write the maker into the model too
+        "KERNEL": _kernel(dataset),
+        "CONTRAST AGENT": _contrast(_text(dataset, "ContrastBolusAgent")),
+        # Many scanners repeat the manufacturer in the name of the model.
+        "SCANNER": " ".join(dict.fromkeys(scanner.split())),
         "SLICE THICKNESS": f"{thickness:g}" if thickness else "",
-        "AGE": _age(_text(found, "PatientAge")),
-        "SEX": sex if (sex := _text(found, "PatientSex").upper()) in ("M", "F", "O") else "",
+        "AGE": _age(_text(dataset, "PatientAge")),
+        "SEX": sex if sex in ("M", "F", "O") else "",
     }
 
 
+def _contrast(agent: str) -> str:
+    if not agent:
+        return ""
+    return "No" if agent.casefold() in _NO_CONTRAST else "Yes"
+
+
 def _age(text: str) -> str:
-    """Whole years of a DICOM age such as 067Y."""
+    """Return the whole years of a DICOM age such as 067Y."""
     parts = re.fullmatch(r"(\d{1,3})([YMWD])", text.upper())
-    return str(min(OLDEST, int(int(parts[1]) * _AGE_YEARS[parts[2]]))) if parts else ""
+    if parts is None:
+        return ""
+    return str(min(MAX_AGE, int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]])))

@@ -1,30 +1,92 @@
-"""Many tasks in processes of their own: one that dies takes no other with it."""
+"""Tasks in processes of their own: one that dies takes no other with it."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import os
 import threading
 import time
-from collections import deque
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from util.cli import UserError
 
-log = logging.getLogger(__name__)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
-T = TypeVar("T")
-R = TypeVar("R")
+DIED = (
+    "Its process died: out of memory, most likely, or killed. Try fewer --jobs or a coarser "
+    "--spacing."
+)
 
-DIED = "Its process died: out of memory, most likely, or killed. Try fewer --jobs or a coarser --spacing."
+
+def run_in_processes(
+    function: Callable[[Task], Result], tasks: Sequence[Task], processes: int
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Run a function on every task and yield task and result, or the error raised, as they come.
+
+    When a process dies, joblib gives up every task that was running. These are tried again one by
+    one, so that only the task to blame fails.
+
+    Args:
+        function: A function at the top of a module.
+        tasks: Arguments that can be pickled.
+        processes: Number of processes; 0 runs everything in this one.
+    """
+    if processes == 0:
+        for task in tasks:
+            yield task, _result_or_error(function, task)
+        return
+    waiting = iter(enumerate(tasks))
+    running: dict[int, Task] = {}
+
+    def calls() -> Iterator[Any]:
+        for number, task in waiting:
+            running[number] = task
+            yield delayed(_numbered_result)(function, number, task)
+
+    is_done = False
+    while not is_done:
+        results = _parallel(processes, return_as="generator_unordered")(calls())
+        try:
+            for number, result in results:
+                yield running.pop(number), result
+            is_done = True
+        except BrokenProcessPool:
+            while running:
+                _, task = running.popitem()
+                yield task, _run_alone(function, task)
+        finally:
+            with warnings.catch_warnings():  # of tasks that a caller who stops leaves behind
+                warnings.simplefilter("ignore")
+                results.close()
 
 
-def _start(parent: int) -> None:
-    """Ends a worker whose parent was killed; else it would wait for work for ever."""
+def _run_alone(function: Callable[[Task], Result], task: Task) -> Result | Exception:
+    try:
+        return _parallel(1)([delayed(_result_or_error)(function, task)])[0]
+    except BrokenProcessPool:
+        return UserError(DIED)
+
+
+def _parallel(processes: int, **settings: Any) -> Parallel:
+    """Return processes that are handed one task at a time, so that few are lost when one dies."""
+    return Parallel(
+        max(2, processes),  # joblib would run a single one in this process
+        "loky",
+        pre_dispatch=processes,
+        batch_size=1,
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+        **settings,
+    )
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone; else it would wait for work for minutes."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -34,76 +96,13 @@ def _start(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(os.getpid(),))
+def _numbered_result(
+    function: Callable[[Task], Result], number: int, task: Task
+) -> tuple[int, Result | Exception]:
+    return number, _result_or_error(function, task)
 
 
-def each(
-    function: Callable[[T], R], tasks: Sequence[T], jobs: int
-) -> Iterator[tuple[T, R | Exception]]:
-    """Runs `function` on every task and yields task and result, or what was raised, as they come.
-
-    Only as many tasks as workers are handed out at a time. When a worker dies, those are tried
-    again one by one, so that the one to blame fails alone.
-
-    Args:
-        function: A function at the top of a module.
-        tasks: What can be pickled.
-        jobs: Worker processes; 0 runs everything in this process.
-    """
-    if jobs == 0:
-        for task in tasks:
-            yield task, _tried(function, task)
-        return
-    queue = deque(tasks)
-    while queue:
-        suspects: list[T] = []
-        with _pool(min(jobs, len(queue))) as pool:
-            yield from _drain(pool, function, queue, suspects, jobs)
-        for task in suspects:
-            with _pool(1) as pool:
-                outcome = _result(pool.submit(function, task))
-            yield task, UserError(DIED) if isinstance(outcome, BrokenProcessPool) else outcome
-
-
-def _drain(
-    pool: ProcessPoolExecutor,
-    function: Callable[[T], R],
-    queue: deque[T],
-    suspects: list[T],
-    jobs: int,
-) -> Iterator[tuple[T, R | Exception]]:
-    flying: dict[Future[R], T] = {}
-    try:
-        while flying or (queue and not suspects):
-            while queue and len(flying) < jobs and not suspects:
-                try:
-                    flying[pool.submit(function, queue[0])] = queue[0]
-                except BrokenProcessPool:
-                    break
-                queue.popleft()
-            if not flying:
-                return
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                task, outcome = flying.pop(future), _result(future)
-                if isinstance(outcome, BrokenProcessPool):
-                    suspects.append(task)
-                else:
-                    yield task, outcome
-    except BaseException:  # such as Ctrl-C, or a caller that stops: what has not begun is not begun
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _result(future: Future[R]) -> R | Exception:
-    try:
-        return future.result()
-    except Exception as error:
-        return error
-
-
-def _tried(function: Callable[[T], R], task: T) -> R | Exception:
+def _result_or_error(function: Callable[[Task], Result], task: Task) -> Result | Exception:
     try:
         return function(task)
     except Exception as error:

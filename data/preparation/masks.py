@@ -1,4 +1,4 @@
-"""The mask of a scan: given, made here, or made by a tool, always on the scan's grid."""
+"""The mask of a scan: loaded, made by threshold, or made by a tool; always on the scan's grid."""
 
 from __future__ import annotations
 
@@ -8,37 +8,45 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.checks import label_problems
-from data.geometry import Volume, grids_match, resample, voxel_sizes
-from data.preparation import lungs, tools
+from data.geometry import Volume, grids_match, resample
+from data.preparation import lungs
+from data.preparation.tools import segment_with_tool
 from data.volumes import load_volume
 from util.cli import UserError
 from util.web.web_data import shrink
 
-WORK_MM = (
-    1.6  # the classic segmentation works on voxels of about this size where the scan's are smaller
-)
+WORKING_MM = 1.6  # smaller voxels are averaged to about this size for the threshold
 
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Where a mask comes from: `kind` given, classic, lungmask or totalsegmentator; `given` and
-    `airway` are files.
+    """Where a mask comes from.
+
+    Attributes:
+        kind: "load", "threshold", "lungmask" or "totalsegmentator".
+        mask_file: The mask to load.
+        airway_file: Mask of the airway, in place of the segmented one.
+        tool_args: Further words for the tool's command line.
+        tool_hours: The tool is stopped after this time.
     """
 
     kind: str
-    given: Path | None = None
-    airway: Path | None = None
+    mask_file: Path | None = None
+    airway_file: Path | None = None
     tool_args: str = ""
     tool_hours: float = 2.0
 
 
 def load_mask(path: Path, scan: Volume) -> Volume:
-    """A mask file as uint8 on the grid of its scan; raises `UserError` for another grid or values
-    that are no labels.
+    """Load a mask as uint8.
+
+    Raises:
+        UserError: It does not lie on the grid of its scan, or its values are not labels.
     """
     mask = load_volume(path)
     if mask.shape != scan.shape or not grids_match(scan.shape, scan.affine, mask.affine):
@@ -52,67 +60,77 @@ def load_mask(path: Path, scan: Volume) -> Volume:
 
 
 def threshold_lungs(scan: Volume) -> NDArray[np.uint8]:
-    """The classic segmentation (see `lungs.segment`) on the scan's grid; works on means over voxels
-    where they are small.
+    """Segment lungs and airway by threshold (see `lungs.segment_lungs`) on the scan's grid.
+
+    Small voxels are averaged first.
     """
     spacing = voxel_sizes(scan.affine)
-    factors = [max(1, int(WORK_MM / s)) for s in spacing]
+    factors = [max(1, int(WORKING_MM / size)) for size in spacing]
     coarse = shrink(scan.array, factors, average=True)
-    x, y, z = (float(s * f) for s, f in zip(spacing, factors, strict=True))
-    labels = lungs.segment(coarse.astype(np.float32, copy=False), (x, y, z))
-    return _magnified(labels, factors, scan.shape)
+    x, y, z = (float(size * factor) for size, factor in zip(spacing, factors, strict=True))
+    labels = lungs.segment_lungs(coarse.astype(np.float32, copy=False), (x, y, z))
+    return _refine(labels, factors, scan.shape)
 
 
-def _magnified(
+def _refine(
     labels: NDArray[np.uint8], factors: list[int], shape: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """Labels on the fine grid, with smooth outlines: each label's share is interpolated, and half
-    of it is the edge.
-    """
+    """Return labels on the fine grid; the outline is where the interpolated label is one half."""
     if max(factors) == 1:
         return labels
     fine = np.zeros(shape, np.uint8)
     x, y, z = shape
     for label in (lungs.LEFT, lungs.RIGHT, lungs.AIRWAY):
         share = np.where(labels == label, np.uint8(200), np.uint8(0))
-        wide = ndimage.zoom(share, factors, order=1, mode="nearest", grid_mode=True)[:x, :y, :z]
-        fine[wide >= 100] = label
+        zoomed = ndimage.zoom(share, factors, order=1, mode="nearest", grid_mode=True)
+        fine[zoomed[:x, :y, :z] >= 100] = label
     return fine
 
 
-def make(plan: MaskPlan, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
-    """The mask on the grid of `grid`, the scan as it will be written; `scan` is as it was read.
+def make_mask(plan: MaskPlan, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
+    """Return the mask of a scan.
+
+    Args:
+        plan: Where it comes from.
+        scan: The scan as it was read.
+        grid: The scan as it will be written; the mask lies on its grid.
 
     Raises:
-        UserError: A given mask that does not fit, or a tool that fails.
+        UserError: A mask file does not fit, or a tool fails.
     """
-    if plan.kind == "given":
-        if plan.given is None:
-            raise UserError("It has no mask of its name. Add one, or make it with --masks classic.")
-        return resample(load_mask(plan.given, scan), grid=(grid.shape, grid.affine), order=0).array
+    if plan.kind == "load":
+        if plan.mask_file is None:
+            raise UserError(
+                "It has no mask of its name. Add one, or make it with --masks threshold."
+            )
+        return _load_onto(plan.mask_file, scan, grid)
     labels = threshold_lungs(grid)
-    if plan.kind != "classic":
-        labels = _by_tool(plan, grid, labels)
-    if plan.airway is not None:
-        airway = resample(
-            load_mask(plan.airway, scan), grid=(grid.shape, grid.affine), order=0
-        ).array
+    if plan.kind != "threshold":
+        labels = _segment_with_tool(plan, grid, labels == lungs.AIRWAY)
+    if plan.airway_file is not None:
         labels[labels == lungs.AIRWAY] = 0
-        labels[airway > 0] = lungs.AIRWAY
+        labels[_load_onto(plan.airway_file, scan, grid) > 0] = lungs.AIRWAY
     return labels
 
 
-def _by_tool(plan: MaskPlan, grid: Volume, own: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The tool's lungs; where it makes no airway, our own."""
+def _load_onto(path: Path, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
+    return resample(load_mask(path, scan), grid=(grid.shape, grid.affine), order=0).array
+
+
+def _segment_with_tool(
+    plan: MaskPlan, grid: Volume, airway: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return the tool's lungs; `airway` stands in where the tool makes none."""
     with tempfile.TemporaryDirectory(prefix="mask2ct_") as folder:
-        image, out = Path(folder) / "ct.nii.gz", Path(folder) / "out"
+        image = Path(folder) / "ct.nii.gz"
+        out = Path(folder) / "out"
         out.mkdir()
         nib.save(nib.Nifti1Image(grid.array, grid.affine), image)
-        labels = tools.segment(plan.kind, image, out, plan.tool_args, plan.tool_hours)
+        labels = segment_with_tool(plan.kind, image, out, plan.tool_args, plan.tool_hours)
     if labels.shape != grid.shape:
         raise UserError(
             f"--masks {plan.kind} made a mask of shape {labels.shape} for a scan of {grid.shape}."
         )
     if not (labels == lungs.AIRWAY).any():
-        labels[own == lungs.AIRWAY] = lungs.AIRWAY
+        labels[airway] = lungs.AIRWAY
     return labels

@@ -1,32 +1,32 @@
-"""What is measured of a prepared case, and what of it looks wrong."""
+"""Measurements of a prepared case, and warnings of what looks wrong."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from data.geometry import Volume, voxel_sizes
+from data.geometry import Volume
 from data.preparation.lungs import AIRWAY, LEFT, RIGHT
-from data.preparation.pixels import HU
+from data.preparation.pixels import HU_RANGE
 
-LUNG_LITRES = (
-    0.4,
-    5.0,
-)  # one lung of an adult, from a shrunken fibrotic to a large emphysematous one
-BALANCE = (0.5, 2.0)  # right over left
-AIRWAY_ML = (5.0, 150.0)
-LUNG_MEDIAN = (-960.0, -400.0)
-MAIN_PART = 0.95  # of a lung in one piece
-EDGE_SHARE = 0.01  # of a lung's voxels on a side of the volume
-COARSE_MM = 5.0
+# One lung of an adult, from a shrunken fibrotic to a large emphysematous one.
+EXPECTED_LUNG_LITRES = (0.4, 5.0)
+EXPECTED_RIGHT_TO_LEFT = (0.5, 2.0)  # volumes
+EXPECTED_AIRWAY_ML = (5.0, 150.0)
+EXPECTED_MEDIAN_HU = (-960.0, -400.0)  # of the lungs
+MIN_MAIN_PART = 0.95  # share of a lung in its largest part
+MAX_EDGE_SHARE = 0.01  # share of the lungs' voxels at the edges of the volume
+MAX_SPACING_MM = 5.0
+MAX_CONNECTED_SIZE = 2**24  # voxels; the parts of larger volumes are counted on every other voxel
 PERCENTILES = (1, 50, 99)
 
 
-def measure(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
-    """Volumes, densities and shape of a case, for the report.
+def measure_case(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
+    """Measure volumes, densities and shape of a case, for the report.
 
     Args:
         scan: RAS, int16 HU.
@@ -39,25 +39,31 @@ def measure(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
     spacing = voxel_sizes(scan.affine)
     voxel_ml = float(np.prod(spacing)) / 1000
     lungs = (mask == LEFT) | (mask == RIGHT)
-    found: dict[str, Any] = {
+    side_edges, end_edges = _edge_shares(lungs)
+    measures: dict[str, Any] = {
         "shape": [int(n) for n in scan.shape],
-        "spacing_mm": [round(float(s), 4) for s in spacing],
-        "extent_mm": [round(float(n * s), 1) for n, s in zip(scan.shape, spacing, strict=True)],
-        "labels": [int(v) for v in np.flatnonzero(_counts(mask, 255, 0))],
-        **{f"hu_p{p}": v for p, v in _percentiles(scan.array, None).items()},
+        "spacing_mm": [round(float(size), 4) for size in spacing],
+        "extent_mm": [round(float(extent), 1) for extent in np.multiply(scan.shape, spacing)],
+        "labels": [int(value) for value in np.flatnonzero(_counts(mask, (0, 255)))],
+        **{f"hu_p{p}": value for p, value in _percentiles(scan.array).items()},
         "left_l": (mask == LEFT).sum() * voxel_ml / 1000,
         "right_l": (mask == RIGHT).sum() * voxel_ml / 1000,
         "airway_ml": (mask == AIRWAY).sum() * voxel_ml,
         "lung_hu_median": _percentiles(scan.array, lungs).get(50),
+        "parts": [_main_part_share(mask == side) for side in (LEFT, RIGHT)],
+        "side_edges": side_edges,
+        "end_edges": end_edges,
     }
-    found["parts"] = [_main_part(mask == side) for side in (LEFT, RIGHT)]
-    found["side_edges"], found["end_edges"] = _edges(lungs)
-    return {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in measures.items()}
 
 
 def _counts(
-    array: NDArray[np.integer], high: int, low: int, where: NDArray[np.bool_] | None = None
+    array: NDArray[np.integer],
+    value_range: tuple[int, int],
+    where: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
+    """Return how often each value of a range occurs."""
+    low, high = value_range
     counts = np.zeros(high - low + 1, np.int64)
     for i, plane in enumerate(array):  # plane by plane: a whole scan as int64 takes gigabytes
         values = plane if where is None else plane[where[i]]
@@ -65,69 +71,88 @@ def _counts(
     return counts
 
 
-def _percentiles(hu: NDArray[np.int16], where: NDArray[np.bool_] | None) -> dict[int, float]:
-    share = np.cumsum(_counts(hu, HU[1], HU[0], where))
-    if not share[-1]:
+def _percentiles(hu: NDArray[np.int16], where: NDArray[np.bool_] | None = None) -> dict[int, float]:
+    cumulated = np.cumsum(_counts(hu, HU_RANGE, where))
+    if not cumulated[-1]:
         return {}
-    return {p: float(HU[0] + np.searchsorted(share, share[-1] * p / 100)) for p in PERCENTILES}
+    ranks = [cumulated[-1] * p / 100 for p in PERCENTILES]
+    values = HU_RANGE[0] + np.searchsorted(cumulated, ranks)
+    return dict(zip(PERCENTILES, values.astype(float).tolist(), strict=True))
 
 
-def _main_part(side: NDArray[np.bool_]) -> float:
-    small = side[::2, ::2, ::2] if side.size > 2**24 else side
-    parts = label(small, connectivity=3)
-    sizes = np.bincount(parts.ravel())[1:]
+def _main_part_share(lung: NDArray[np.bool_]) -> float:
+    small = lung[::2, ::2, ::2] if lung.size > MAX_CONNECTED_SIZE else lung
+    sizes = np.bincount(label(small, connectivity=3).ravel())[1:]
     return float(sizes.max() / sizes.sum()) if sizes.size else 0.0
 
 
-def _edges(lungs: NDArray[np.bool_]) -> tuple[float, float]:
-    """Share of the lungs' voxels on the sides of the volume, and on its first and last slices."""
+def _edge_shares(lungs: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the share of voxels on the sides of the volume, and on its first and last slices."""
     total = max(1, int(lungs.sum()))
     sides = sum(int(lungs[i].sum()) + int(lungs[:, i].sum()) for i in (0, -1))
-    return sides / total, sum(int(lungs[:, :, i].sum()) for i in (0, -1)) / total
+    ends = sum(int(lungs[:, :, i].sum()) for i in (0, -1))
+    return sides / total, ends / total
 
 
-def warnings(found: dict[str, Any], lungs_labelled: bool = True) -> list[str]:
-    """What a person should look at. `lungs_labelled`: labels 1, 2 and 3 mean left lung, right lung
-    and airway.
+def quality_warnings(measures: dict[str, Any], lungs_labelled: bool = True) -> list[str]:
+    """Return what a person should look at.
+
+    Args:
+        measures: Measurements of `measure_case`.
+        lungs_labelled: Labels 1, 2 and 3 mean left lung, right lung and airway.
     """
-    said = []
-    if max(found["spacing_mm"]) >= COARSE_MM:
-        said.append(f"voxels of up to {max(found['spacing_mm']):g} mm: small structures are lost")
+    warnings = []
+    if max(measures["spacing_mm"]) >= MAX_SPACING_MM:
+        warnings.append(
+            f"voxels of up to {max(measures['spacing_mm']):g} mm: small structures are lost"
+        )
     if not lungs_labelled:
-        return said
-    left, right = found["left_l"], found["right_l"]
+        return warnings
+    warnings += _volume_warnings(measures["left_l"], measures["right_l"])
+    for name, share in zip(("left", "right"), measures["parts"], strict=True):
+        if 0 < share < MIN_MAIN_PART:
+            warnings.append(f"{1 - share:.0%} of the {name} lung lie in separate parts")
+    if measures["side_edges"] > MAX_EDGE_SHARE:
+        warnings.append(
+            "the lungs reach the sides of the volume: cut off by the field of view, or leaked"
+        )
+    if measures["end_edges"] > MAX_EDGE_SHARE:
+        warnings.append("the lungs reach the first or last slice: not wholly in the scan")
+    if not _is_within(measures["airway_ml"], EXPECTED_AIRWAY_ML):
+        warnings.append(
+            f"the airway has {measures['airway_ml']:.0f} ml, expected are "
+            f"{_range_text(EXPECTED_AIRWAY_ML)}: not found, or leaked into the lungs"
+        )
+    median = measures["lung_hu_median"]
+    if median is not None and not _is_within(median, EXPECTED_MEDIAN_HU):
+        warnings.append(
+            f"the lungs' median is {median:.0f} HU, expected are {_range_text(EXPECTED_MEDIAN_HU)}"
+        )
+    return warnings
+
+
+def _volume_warnings(left: float, right: float) -> list[str]:
+    """Return warnings of the lungs' volumes in litres."""
+    warnings = []
     for name, litres in (("left", left), ("right", right)):
         if not litres:
-            said.append(f"there is no {name} lung")
-        elif not LUNG_LITRES[0] <= litres <= LUNG_LITRES[1]:
-            said.append(
-                f"the {name} lung has {litres:.2f} l, expected are {LUNG_LITRES[0]:g} to "
-                f"{LUNG_LITRES[1]:g}"
+            warnings.append(f"there is no {name} lung")
+        elif not _is_within(litres, EXPECTED_LUNG_LITRES):
+            warnings.append(
+                f"the {name} lung has {litres:.2f} l, expected are "
+                f"{_range_text(EXPECTED_LUNG_LITRES)}"
             )
-    if left and right and not BALANCE[0] <= right / left <= BALANCE[1]:
-        said.append(
+    if left and right and not _is_within(right / left, EXPECTED_RIGHT_TO_LEFT):
+        warnings.append(
             f"the right lung has {right / left:.2f} times the left one's volume: a side may be "
             "missing or mixed up"
         )
-    for name, share in zip(("left", "right"), found["parts"], strict=True):
-        if 0 < share < MAIN_PART:
-            said.append(f"{1 - share:.0%} of the {name} lung lie in separate parts")
-    if found["side_edges"] > EDGE_SHARE:
-        said.append(
-            "the lungs reach the sides of the volume: cut off by the field of view, or leaked"
-        )
-    if found["end_edges"] > EDGE_SHARE:
-        said.append("the lungs reach the first or last slice: not wholly in the scan")
-    if not AIRWAY_ML[0] <= found["airway_ml"] <= AIRWAY_ML[1]:
-        said.append(
-            f"the airway has {found['airway_ml']:.0f} ml, expected are {AIRWAY_ML[0]:g} to "
-            f"{AIRWAY_ML[1]:g}: not found, or leaked into the lungs"
-        )
-    if (median := found["lung_hu_median"]) is not None and not LUNG_MEDIAN[
-        0
-    ] <= median <= LUNG_MEDIAN[1]:
-        said.append(
-            f"the lungs' median is {median:.0f} HU, expected are {LUNG_MEDIAN[0]:g} to "
-            f"{LUNG_MEDIAN[1]:g}"
-        )
-    return said
+    return warnings
+
+
+def _is_within(value: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] <= value <= bounds[1]
+
+
+def _range_text(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:g} to {bounds[1]:g}"

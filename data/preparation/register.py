@@ -1,6 +1,4 @@
-"""Case ids: new ones or the source's own, safe as file names, and the key file that alone leads
-back.
-"""
+"""Case ids, new or the source's own, safe as file names, and the key file that leads back."""
 
 from __future__ import annotations
 
@@ -15,43 +13,50 @@ from data.preparation.sources import Source
 from util.cli import UserError, safe_name
 from util.files import atomic_path
 
-FIELDS = ("File Name", "Patient", "source", "source patient", "source name")
-LONGEST = 60
+KEY_FILE_COLUMNS = ("File Name", "Patient", "source", "source patient", "source name")
+MAX_ID_LENGTH = 60
+HASH_LENGTH = 8
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The ids of a case in the dataroot: its own and its patient's."""
+class CaseIds:
+    """Ids in the dataroot of a case and of its patient."""
 
     case: str
     patient: str
 
 
-def plain_id(text: str) -> str:
-    """An id as a file name: safe characters, no dots in front, at most `LONGEST`; one that changes
-    carries a hash.
+def safe_id(text: str) -> str:
+    """Return an id as a file name: safe characters, no leading dots, at most `MAX_ID_LENGTH`.
+
+    An id that has to change carries a hash, so that two ids stay distinct.
     """
     safe = safe_name(text).lstrip(".")
-    if safe and safe == text and len(text) <= LONGEST:
+    if safe and safe == text and len(text) <= MAX_ID_LENGTH:
         return safe
-    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{safe.strip('._')[: LONGEST - 9] or 'case'}-{mark}"
+    stem = safe.strip("._")[: MAX_ID_LENGTH - HASH_LENGTH - 1] or "case"
+    return f"{stem}-{_short_hash(text)}"
 
 
-class Register:
-    """Which source has which ids; what was given once stays, and new sources are added.
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+class CaseRegister:
+    """The ids of all sources; ids of earlier runs stay, and new sources are added.
 
     Args:
         path: The key file, outside the dataroot.
         recode: New ids without meaning, or ids made of the source's own.
 
     Raises:
-        UserError: A key file that cannot be read.
+        UserError: The key file cannot be read.
     """
 
     def __init__(self, path: Path, recode: bool) -> None:
-        self.path, self.recode = path, recode
-        self.entries: dict[str, Entry] = {}
+        self.path = path
+        self.recode = recode
+        self.entries: dict[str, CaseIds] = {}
         self._patients: dict[str, str] = {}
         self._rows: dict[str, dict[str, str]] = {}
         if path.is_file():
@@ -60,64 +65,63 @@ class Register:
     def _read(self) -> None:
         try:
             with self.path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            for row in rows:
-                self._keep(
-                    row["source"],
-                    Entry(row["File Name"], row["Patient"]),
-                    row["source patient"],
-                    row["source name"],
-                )
+                for row in csv.DictReader(file):
+                    self._add_row({name: row[name] for name in KEY_FILE_COLUMNS})
         except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(
-                f"--key_file {self.path} is no key file of this command ({error}). Name the right "
-                "one: without it the cases in OUT cannot be told apart."
+                f"--key_file {self.path} is not a key file of this command ({error}). Name the "
+                "right one: without it the cases in OUT cannot be told apart."
             ) from None
 
-    def _keep(self, key: str, entry: Entry, patient: str, name: str) -> None:
-        self.entries[key] = entry
-        self._patients[patient] = entry.patient
-        self._rows[key] = dict(
-            zip(FIELDS, (entry.case, entry.patient, key, patient, name), strict=True)
-        )
+    def _add_row(self, row: dict[str, str]) -> None:
+        ids = CaseIds(row["File Name"], row["Patient"])
+        self.entries[row["source"]] = ids
+        self._patients[row["source patient"]] = ids.patient
+        self._rows[row["source"]] = row
 
     def add(self, sources: Sequence[Source]) -> None:
-        """Gives ids to sources that have none, in random order where they are recoded, and writes
-        the key file.
+        """Give ids to sources that have none, and write the key file.
+
+        New ids are given in random order, so that they tell nothing about the source.
         """
-        new = [s for s in sources if s.key not in self.entries]
+        new = [source for source in sources if source.key not in self.entries]
         if self.recode:
             random.SystemRandom().shuffle(new)
-        taken = {e.case for e in self.entries.values()}
         for source in new:
-            case = self._new("case", taken) if self.recode else self._own(source, taken)
-            taken.add(case)
-            patient = self._patients.get(source.patient) or (
-                self._new("patient", set(self._patients.values()))
-                if self.recode
-                else plain_id(source.patient)
-            )
-            self._keep(source.key, Entry(case, patient), source.patient, source.names[0])
+            patient = self._patients.get(source.patient) or self._new_patient(source)
+            values = (self._new_case(source), patient, source.key, source.patient, source.names[0])
+            self._add_row(dict(zip(KEY_FILE_COLUMNS, values, strict=True)))
         if new:
             self._write()
 
-    @staticmethod
-    def _new(word: str, taken: set[str]) -> str:
-        numbers = [int(n) for t in taken if (n := t.removeprefix(f"{word}_")) != t and n.isdigit()]
-        return f"{word}_{max(numbers, default=0) + 1:04d}"
+    def _new_patient(self, source: Source) -> str:
+        if self.recode:
+            return _next_number("patient", set(self._patients.values()))
+        return safe_id(source.patient)
 
-    @staticmethod
-    def _own(source: Source, taken: set[str]) -> str:
-        case = plain_id(source.names[0])
-        if case.casefold() not in {t.casefold() for t in taken}:
+    def _new_case(self, source: Source) -> str:
+        taken = {ids.case for ids in self.entries.values()}
+        if self.recode:
+            return _next_number("case", taken)
+        case = safe_id(source.names[0])
+        if case.casefold() not in {name.casefold() for name in taken}:
             return case
-        # another scan of the patient
-        return f"{case[:LONGEST]}-{hashlib.sha256(source.key.encode()).hexdigest()[:8]}"
+        return f"{case[:MAX_ID_LENGTH]}-{_short_hash(source.key)}"  # another scan of the patient
 
     def _write(self) -> None:
         with atomic_path(self.path) as temporary:
-            temporary.touch(mode=0o600)  # for nobody else's eyes
+            temporary.touch(mode=0o600)  # nobody else may read it
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
+                writer = csv.DictWriter(file, KEY_FILE_COLUMNS)
                 writer.writeheader()
                 writer.writerows(sorted(self._rows.values(), key=lambda row: row["File Name"]))
+
+
+def _next_number(word: str, taken: set[str]) -> str:
+    """Return the id `word_0001` with the lowest number above all that are taken."""
+    highest = 0
+    for name in taken:
+        number = name.removeprefix(f"{word}_")
+        if number != name and number.isdigit():
+            highest = max(highest, int(number))
+    return f"{word}_{highest + 1:04d}"

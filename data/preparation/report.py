@@ -2,122 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.preparation import dataroot
-from data.preparation.case import PAGES, Record
+from data.preparation.case import REPORT_FOLDER, Record
 from data.preparation.quality import PERCENTILES
 from data.preparation.sources import Source
 from options.parser import command_line
+from options.prepare_options import PrepareCommand
+from util.files import write_csv
 from util.web.preparation_page import CaseCard, write_preparation_page
 
 SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that identify people
+MEASURED_COLUMNS = (
+    *(f"hu_p{p}" for p in PERCENTILES),
+    "left_l",
+    "right_l",
+    "airway_ml",
+    "lung_hu_median",
+)
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that a report tells: records and reasons of failures by case, sources by case, remarks on
-    the folder.
+class PreparationReport:
+    """The content of a report.
+
+    Attributes:
+        out: The dataroot.
+        options: The flags of the command.
+        origins: Every column of the table and where it comes from.
+        records: Records by case.
+        failed: Reasons by case that could not be prepared.
+        sources: Sources by case.
+        remarks: Remarks on the folder as a whole.
+        unreadable: Files and folders that could not be read.
     """
 
     out: Path
-    options: Any
-    columns: Mapping[str, str]
-    done: Mapping[str, Record]
+    options: PrepareCommand
+    origins: Mapping[str, str]
+    records: Mapping[str, Record]
     failed: Mapping[str, str]
     sources: Mapping[str, Source]
-    remarks: tuple[str, ...]
-    unreadable: tuple[str, ...]
+    remarks: Sequence[str]
+    unreadable: Sequence[str]
 
 
-def without_paths(text: str, source: Source) -> str:
-    """A message without the paths of source files, which may hold names of people."""
-    for path in sorted({*map(str, source.files()), *source.named}, key=len, reverse=True):
+def hide_paths(text: str, source: Source) -> str:
+    """Return a message without the paths of source files, which may hold names of people."""
+    paths = {*map(str, source.files()), *source.problem_paths}
+    for path in sorted(paths, key=len, reverse=True):
         text = text.replace(path, "A source file")
     return text
 
 
 def csv_row(case: str, record: Record | None, reason: str = "") -> dict[str, Any]:
-    """A case as a line of `report.csv`."""
-    m = record["measures"] if record else {}
-    sides = (
-        {
-            f"{name}_{axis}": m[name][i]
-            for name in ("spacing_mm", "extent_mm", "shape")
-            for i, axis in enumerate("xyz")
-        }
-        if m
-        else {}
-    )
-    names = [f"hu_p{p}" for p in PERCENTILES] + ["left_l", "right_l", "airway_ml", "lung_hu_median"]
+    """Return a case as a line of `report.csv`; without a record it failed for a reason."""
+    if record is None:
+        absent = (*MEASURED_COLUMNS, "masks", "slices", "warnings", "left_out", "seconds")
+        row = {"case": case, "state": "failed", **dict.fromkeys((*absent, "peak_mb"), "")}
+        return row | {"warnings": reason}
+    measures = record["measures"]
+    row = {"case": case, "state": "ready"}
+    for name in ("spacing_mm", "extent_mm", "shape"):
+        row |= {f"{name}_{axis}": measures[name][i] for i, axis in enumerate("xyz")}
     return {
-        "case": case,
-        "state": "ready" if record else "failed",
-        **sides,
-        **{name: m.get(name, "") for name in names},
-        "masks": record["masks"] if record else "",
-        "slices": record["slices"] if record else "",
-        "warnings": " | ".join(record["warnings"]) if record else reason,
-        "left_out": len(record["left_out"]) if record else "",
-        "seconds": record["seconds"] if record else "",
-        "peak_mb": record["peak_mb"] if record else "",
+        **row,
+        **{name: measures.get(name, "") for name in MEASURED_COLUMNS},
+        "masks": record["masks"],
+        "slices": record["slices"],
+        "warnings": " | ".join(record["warnings"]),
+        "left_out": len(record["left_out"]),
+        "seconds": record["seconds"],
+        "peak_mb": record["peak_mb"],
     }
 
 
-def card(case: str, record: Record) -> CaseCard:
-    """A case as the page shows it."""
-    m = record["measures"]
-    by = " × ".join
-    spacing, extent = (by(f"{v:.3g}" for v in m[k]) for k in ("spacing_mm", "extent_mm"))
+def case_card(case: str, record: Record) -> CaseCard:
+    """Return a case as the page shows it."""
+    measures = record["measures"]
+    median = measures["lung_hu_median"]
     facts = {
-        "Voxels": f"{by(map(str, m['shape']))}",
-        "Voxel size": f"{spacing} mm",
-        "Extent": f"{extent} mm",
-        "HU (1, 50, 99 %)": ", ".join(f"{m[f'hu_p{p}']:.0f}" for p in PERCENTILES).replace(
-            "-", "−"
-        ),
-        "Left lung": f"{m['left_l']:.2f} l",
-        "Right lung": f"{m['right_l']:.2f} l",
-        "Airway": f"{m['airway_ml']:.0f} ml",
-        "Lung median": f"{m['lung_hu_median']:.0f} HU".replace("-", "−")
-        if m["lung_hu_median"] is not None
-        else "–",
+        "Voxels": " × ".join(map(str, measures["shape"])),
+        "Voxel size": f"{_dimensions(measures['spacing_mm'])} mm",
+        "Extent": f"{_dimensions(measures['extent_mm'])} mm",
+        "HU (1, 50, 99 %)": ", ".join(_integer(measures[f"hu_p{p}"]) for p in PERCENTILES),
+        "Left lung": f"{measures['left_l']:.2f} l",
+        "Right lung": f"{measures['right_l']:.2f} l",
+        "Airway": f"{measures['airway_ml']:.0f} ml",
+        "Lung median": "–" if median is None else f"{_integer(median)} HU",
         "Mask": record["masks"],
     }
     return CaseCard(
         case,
-        f"{PAGES}/{case}.png",
+        f"{REPORT_FOLDER}/{case}.png",
         facts,
         tuple(record["warnings"]),
         tuple(record["notes"]),
-        tuple((name, reason) for name, reason in record["left_out"]),
+        tuple((title, reason) for title, reason in record["left_out"]),
     )
 
 
-def write(report: Report) -> Path:
-    """Writes `report.csv` and `report.html` into the dataroot, whole or not at all; no path of a
-    source stands in them.
-    """
-    rows: list[dict[str, Any]] = [csv_row(case, record) for case, record in report.done.items()]
+def _dimensions(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.3g}" for value in values)
+
+
+def _integer(value: float) -> str:
+    return f"{value:.0f}".replace("-", "−")
+
+
+def write_report(report: PreparationReport) -> None:
+    """Write `report.csv` and `report.html` into the dataroot; neither holds a path of a source."""
+    rows = [csv_row(case, record) for case, record in report.records.items()]
     rows += [csv_row(case, None, reason) for case, reason in report.failed.items()]
-    fields = list(dict.fromkeys(name for row in rows for name in row))
-    dataroot.write_rows(report.out / "report.csv", rows, fields or ["case"])
-    failed = [
-        CaseCard(case, "", {}, (reason,), (), report.sources[case].left_out)
-        for case, reason in report.failed.items()
-    ]
-    cards = [card(case, record) for case, record in report.done.items()]
-    shown = replace(
-        report.options, grid=replace(report.options.grid, mask_dir="")
-    )  # a path, as in the groups left out
-    lines = {k: v for k, v in command_line(shown).items() if k in SHOWN_OPTIONS}
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(report.out / "report.csv", columns or ["case"], rows)
+    failed = []
+    for case, reason in report.failed.items():
+        left_out = report.sources[case].left_out
+        failed.append(CaseCard(case, "", {}, warnings=(reason,), left_out=left_out))
+    cards = [case_card(case, record) for case, record in report.records.items()]
+    grid = replace(report.options.grid, mask_dir="")  # a path, like the groups left out
+    groups = command_line(replace(report.options, grid=grid))
+    flags = {name: groups[name] for name in groups if name in SHOWN_OPTIONS}
     remarks = list(report.remarks)
     if report.unreadable:
         remarks.append(
             f"{len(report.unreadable)} files or folders could not be read; the command's messages "
             "name them"
         )
-    return write_preparation_page(report.out, failed, cards, report.columns, remarks, lines)
+    write_preparation_page(report.out, failed, cards, report.origins, remarks, flags)

@@ -1,4 +1,4 @@
-"""From a folder of scans to a dataroot: the whole way, a step a line."""
+"""Preparation of a dataroot from a folder of scans: plan, cases, then table, splits and report."""
 
 from __future__ import annotations
 
@@ -10,106 +10,165 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.preparation import dataroot, jobs, report, tools
-from data.preparation.case import RECORDS, DiskRefuses, Record, Task, finished, prepare
-from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
-from data.preparation.join import Joined, join
-from data.preparation.masks import MaskPlan
-from data.preparation.register import Register
-from data.preparation.sources import Found, Source, discover, guess
-from options.prepare_options import (
-    GridOptions,
-    PrepareCommand,
-    SourceOptions,
-    TableOptions,
+from data.preparation import dataroot
+from data.preparation.case import (
+    RECORDS,
+    CaseFiles,
+    CaseTask,
+    DiskFullError,
+    Record,
+    prepare_case,
+    read_finished_record,
 )
+from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
+from data.preparation.jobs import run_in_processes
+from data.preparation.join import JoinedTable, join_table
+from data.preparation.masks import MaskPlan
+from data.preparation.register import CaseRegister
+from data.preparation.report import PreparationReport, hide_paths, write_report
+from data.preparation.sources import Discovery, Source, detect_source_kind, discover_sources
+from data.preparation.tools import PROGRAMS, check_installed
+from options.prepare_options import GridOptions, PrepareCommand, SourceOptions, TableOptions
 from util.cli import UserError, format_list
+from util.files import write_csv
 
 log = logging.getLogger(__name__)
 
 
-class SomeFailed(UserError):
-    """Some cases could not be prepared; the others are there."""
+class SomeCasesFailed(UserError):
+    """Some cases could not be prepared; the others are ready."""
 
     code = 3
 
 
-@dataclass
-class PreparationResult:
-    """What a run did: records by case, reasons of failures by case, and how many cases were there
-    already.
+@dataclass(frozen=True)
+class PreparationPlan:
+    """Everything that is decided before the first case is prepared.
+
+    Attributes:
+        options: The flags of the command.
+        out: The dataroot.
+        discovery: The sources.
+        table: The clinical table.
+        private: Whether nothing of the source may identify people.
+        register: Ids of the cases.
+        tasks: The cases to prepare.
     """
 
-    done: dict[str, Record] = field(default_factory=dict)
+    options: PrepareCommand
+    out: Path
+    discovery: Discovery
+    table: JoinedTable | None
+    private: bool
+    register: CaseRegister
+    tasks: tuple[CaseTask, ...]
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Sources by case."""
+        return {task.case: task.source for task in self.tasks}
+
+
+@dataclass
+class PreparationResult:
+    """The cases of one run.
+
+    Attributes:
+        records: Records by case.
+        failed: Reasons by case that could not be prepared.
+        unchanged: Number of cases that were ready before.
+    """
+
+    records: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    kept: int = 0
+    unchanged: int = 0
 
 
 def prepare_dataroot(options: PrepareCommand) -> Path:
-    """Makes or continues the dataroot.
+    """Prepare a dataroot, or continue an earlier run.
 
     Raises:
-        UserError: Bad input, before anything long starts.
-        SomeFailed: At the end, where cases failed or folders could not be read (exit code 3).
-        DiskRefuses: The disk is full; finished cases stay.
+        UserError: Bad input, before anything long starts, or a full disk; finished cases stay.
+        SomeCasesFailed: At the end, where cases failed or folders could not be read (exit code 3).
     """
-    root, out = Path(options.source.IN), Path(options.source.OUT)
+    plan = plan_preparation(options)
+    result = prepare_cases(plan.tasks, options.work.jobs)
+    write_summary(plan, result)
+    report_outcome(plan, result)
+    return plan.out
+
+
+def plan_preparation(options: PrepareCommand) -> PreparationPlan:
+    """Find the sources, give them ids, and open the dataroot.
+
+    Raises:
+        UserError: Bad input.
+    """
+    root = Path(options.source.IN)
+    out = Path(options.source.OUT)
     if not root.is_dir():
-        raise UserError(f"IN {root} does not exist or is no folder.")
-    kind = guess(root) if options.source.source == "auto" else options.source.source
-    masks = _mask_kind(options.grid)
-    found = discover(root, kind, options.series, _mask_dir(options.grid))
-    private = options.source.ids == "recode" or (
-        options.source.ids == "auto" and kind in ("dicom", "volumes")
-    )
-    joined = _joined(found, options.table, private)
-    key = _key_file(options.source, out)
-    dataroot.open_out(out, root)
-    register = Register(key, private)
-    register.add(found.sources)
-    kept = (*DEMOGRAPHICS, *ACQUISITION) if options.source.demographics else ACQUISITION
-    tasks = [
-        Task(
-            register.entries[s.key].case,
-            s,
-            out,
-            _plan(s, masks, options.grid),
-            options.grid.spacing,
-            options.series.uneven,
-            kept,
+        raise UserError(f"IN {root} does not exist or is not a folder.")
+    kind = options.source.source
+    if kind == "auto":
+        kind = detect_source_kind(root)
+    mask_kind = _mask_kind(options.grid)
+    discovery = discover_sources(root, kind, options.series, _mask_dir(options.grid))
+    private = options.source.ids == "recode"
+    if options.source.ids == "auto":
+        private = kind in ("dicom", "volumes")
+    table = _join_table(discovery, options.table, private)
+    key_file = _key_file(options.source, out)
+    dataroot.open_dataroot(out, root)
+    register = CaseRegister(key_file, private)
+    register.add(discovery.sources)
+    columns = (*DEMOGRAPHICS, *ACQUISITION) if options.source.demographics else ACQUISITION
+    tasks = []
+    for source in discovery.sources:
+        task = CaseTask(
+            case=register.entries[source.key].case,
+            source=source,
+            out=out,
+            masks=_mask_plan(source, mask_kind, options.grid),
+            spacing=options.grid.spacing,
+            uneven=options.series.uneven,
+            columns=columns,
         )
-        for s in found.sources
-    ]
+        tasks.append(task)
     log.info("%s: %d scans (%s).", root, len(tasks), kind)
-    prepared = _work(tasks, options.work.jobs)
-    _finish(out, prepared, tasks, register, joined, found, options, private)
-    _end(out, prepared, found, register.path)
-    return out
+    return PreparationPlan(options, out, discovery, table, private, register, tuple(tasks))
 
 
 def _mask_kind(options: GridOptions) -> str:
-    if options.mask_dir and options.masks not in ("given", "auto"):
+    if options.mask_dir and options.masks not in ("load", "auto"):
         raise UserError(
             f"--mask_dir is given, but --masks is {options.masks}. Leave one of them out."
         )
-    if options.masks in tools.PROGRAMS:
-        tools.check_installed(options.masks)
-    return "given" if options.mask_dir else options.masks
+    if options.masks in PROGRAMS:
+        check_installed(options.masks)
+    return "load" if options.mask_dir else options.masks
 
 
 def _mask_dir(options: GridOptions) -> Path | None:
     if not options.mask_dir:
         return None
     if not Path(options.mask_dir).is_dir():
-        raise UserError(f"--mask_dir {options.mask_dir} does not exist or is no folder.")
+        raise UserError(f"--mask_dir {options.mask_dir} does not exist or is not a folder.")
     return Path(options.mask_dir)
+
+
+def _mask_plan(source: Source, kind: str, options: GridOptions) -> MaskPlan:
+    if kind == "auto":
+        kind = "threshold" if source.mask is None else "load"
+    mask_file = source.mask if kind == "load" else None
+    airway_file = source.airway if kind != "load" else None
+    return MaskPlan(kind, mask_file, airway_file, options.tool_args, options.tool_hours)
 
 
 def _key_file(options: SourceOptions, out: Path) -> Path:
     path = Path(options.key_file) if options.key_file else out.with_name(f"{out.name}.key.csv")
     if out.resolve() in path.resolve().parents:
         raise UserError(
-            f"--key_file {path} lies in OUT, which is what one hands on. Keep the key elsewhere."
+            f"--key_file {path} lies in OUT, which may be handed on. Keep the key elsewhere."
         )
     if not path.is_file() and any((out / RECORDS).glob("*.json")):
         raise UserError(
@@ -119,21 +178,8 @@ def _key_file(options: SourceOptions, out: Path) -> Path:
     return path
 
 
-def _plan(source: Source, kind: str, options: GridOptions) -> MaskPlan:
-    if kind == "auto":
-        kind = "given" if source.mask is not None else "classic"
-    given = source.mask if kind == "given" else None
-    return MaskPlan(
-        kind,
-        given,
-        source.airway if kind != "given" else None,
-        options.tool_args,
-        options.tool_hours,
-    )
-
-
-def _joined(found: Found, options: TableOptions, private: bool) -> Joined | None:
-    path = Path(options.table) if options.table else found.table
+def _join_table(discovery: Discovery, options: TableOptions, private: bool) -> JoinedTable | None:
+    path = Path(options.table) if options.table else discovery.table
     if path is None:
         if options.key_column or options.patient_column:
             raise UserError(
@@ -141,150 +187,145 @@ def _joined(found: Found, options: TableOptions, private: bool) -> Joined | None
                 "Give --table."
             )
         return None
-    joined = join(path, found.sources, options.key_column, private)
-    if options.patient_column and options.patient_column not in (
-        *joined.columns,
-        joined.key_column,
-    ):
+    table = join_table(path, discovery.sources, options.key_column, private)
+    columns = [table.key_column, *table.columns]
+    if options.patient_column and options.patient_column not in columns:
         raise UserError(
-            f"--patient_column {options.patient_column!r} is no column of {path}; it has: "
-            f"{format_list([joined.key_column, *joined.columns], 30)}."
+            f"--patient_column {options.patient_column!r} is not a column of {path}; it has: "
+            f"{format_list(columns, 30)}."
         )
-    return joined
+    return table
 
 
-def _work(tasks: Sequence[Task], count: int) -> PreparationResult:
-    prepared = PreparationResult()
-    todo = []
+def prepare_cases(tasks: Sequence[CaseTask], jobs: int) -> PreparationResult:
+    """Prepare the cases that are not ready yet.
+
+    Raises:
+        UserError: The disk is full; finished cases stay.
+    """
+    result = PreparationResult()
+    waiting = []
     for task in tasks:
-        record = finished(task)
+        record = read_finished_record(task)
         if record is None:
-            todo.append(task)
+            waiting.append(task)
         else:
-            prepared.done[task.case] = record
-    prepared.kept = len(prepared.done)
-    if prepared.kept:
-        log.info("%d cases are there already and unchanged.", prepared.kept)
-    with tqdm(
-        total=len(todo), desc="Preparing", unit="case", disable=not sys.stderr.isatty()
-    ) as bar:
-        for task, outcome in jobs.each(prepare, todo, count):
+            result.records[task.case] = record
+    result.unchanged = len(result.records)
+    if result.unchanged:
+        log.info("%d cases are there already and unchanged.", result.unchanged)
+    hide_bar = not sys.stderr.isatty()
+    with tqdm(total=len(waiting), desc="Preparing", unit="case", disable=hide_bar) as bar:
+        for task, outcome in run_in_processes(prepare_case, waiting, jobs):
             bar.update()
-            if isinstance(outcome, DiskRefuses):
+            if isinstance(outcome, DiskFullError):
                 raise UserError(f"{outcome} Finished cases are kept; run the command again then.")
             if isinstance(outcome, Exception):
-                kind = (
-                    ""
-                    if isinstance(outcome, UserError)
-                    else f"Unexpected {type(outcome).__name__}: "
-                )
-                reason = f"{kind}{outcome}"
-                log.error("%s: %s", task.case, reason)
-                dataroot.forget(task.out, task.case)
-                prepared.failed[task.case] = report.without_paths(reason, task.source)
+                result.failed[task.case] = _discard_failed(task, outcome)
             else:
-                prepared.done[task.case] = outcome
-    return prepared
+                result.records[task.case] = outcome
+    return result
 
 
-def _patients(
-    cases: Sequence[str],
-    by_case: Mapping[str, Source],
-    register: Register,
-    joined: Joined | None,
-    column: str,
-) -> dict[str, str]:
-    """Case to patient: the scan's own, or cases that share a value of the column as the first of
-    them.
-    """
-    own = {entry.case: entry.patient for entry in register.entries.values()}
-    if not column or joined is None or column == joined.key_column:
-        return {case: own[case] for case in cases}
-    first: dict[str, str] = {}
-    rows = {
-        case: joined.rows.get(by_case[case].key, {}) if case in by_case else {} for case in cases
-    }
-    named = {case: rows[case].get(column, "") for case in cases}
-    return {
-        case: first.setdefault(value, own[case]) if value else own[case]
-        for case, value in named.items()
-    }
+def _discard_failed(task: CaseTask, error: Exception) -> str:
+    """Remove files of a failed case, log the reason, and return it without paths."""
+    reason = str(error)
+    if not isinstance(error, UserError):
+        reason = f"Unexpected {type(error).__name__}: {reason}"
+    log.error("%s: %s", task.case, reason)
+    CaseFiles.in_dataroot(task.out, task.case).remove()
+    return hide_paths(reason, task.source)
 
 
-def _finish(
-    out: Path,
-    prepared: PreparationResult,
-    tasks: Sequence[Task],
-    register: Register,
-    joined: Joined | None,
-    found: Found,
-    options: PrepareCommand,
-    private: bool,
-) -> None:
-    """Table, splits and report of every case in OUT, those of earlier runs among them."""
-    by_case = {task.case: task.source for task in tasks}
-    done = dataroot.records(out)
-    gone = [case for case in done if case not in by_case]
+def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
+    """Write table, splits and report of every case in OUT, those of earlier runs among them."""
+    records = dataroot.read_records(plan.out)
+    sources = plan.sources
+    remarks = list(plan.discovery.remarks)
+    gone = [case for case in records if case not in sources]
     if gone:
-        found.remarks.append(
+        remarks.append(
             f"{len(gone)} cases of an earlier run are no longer in IN and were kept: "
             f"{format_list(gone)}"
         )
-    patients = _patients(list(done), by_case, register, joined, options.table.patient_column)
-    rows_by_case = (
-        {case: joined.rows.get(source.key, {}) for case, source in by_case.items()}
-        if joined
-        else {}
-    )
-    columns = (
-        [c for c in joined.columns if not (private and c == options.table.patient_column)]
-        if joined
-        else []
-    )
-    rows = dataroot.table_rows(done, patients, rows_by_case, columns)
-    if done:
-        dataroot.write_rows(out / "clinical.csv", rows)
-        dataroot.splits(out / "splits.json", patients, options.table.seed)
-    remarks = [*found.remarks, *(joined.remarks if joined else ())]
+    clinical_rows: dict[str, dict[str, str]] = {}
+    columns: list[str] = []
+    patient_column = plan.options.table.patient_column
+    if plan.table is not None:
+        remarks += plan.table.remarks
+        columns = list(plan.table.columns)
+        if plan.private and patient_column in columns:
+            columns.remove(patient_column)
+        for case, source in sources.items():
+            clinical_rows[case] = plan.table.rows.get(source.key, {})
+    patients = _patients(plan, list(records), clinical_rows)
+    rows = dataroot.table_rows(records, patients, clinical_rows, columns)
+    if records:
+        write_csv(plan.out / "clinical.csv", list(rows[0]), rows)
+        dataroot.write_splits(plan.out / "splits.json", patients, plan.options.table.seed)
     for text in remarks:
         log.info("%s", text)
-    report.write(
-        report.Report(
-            out,
-            options,
-            dataroot.used_columns(joined, rows),
-            done,
-            prepared.failed,
-            by_case,
-            tuple(remarks),
-            tuple(found.unreadable),
-        )
+    report = PreparationReport(
+        out=plan.out,
+        options=plan.options,
+        origins=dataroot.column_origins(plan.table, rows),
+        records=records,
+        failed=result.failed,
+        sources=sources,
+        remarks=remarks,
+        unreadable=plan.discovery.unreadable,
     )
+    write_report(report)
 
 
-def _end(out: Path, prepared: PreparationResult, found: Found, key: Path) -> None:
-    warned = [case for case, record in prepared.done.items() if record["warnings"]]
+def _patients(
+    plan: PreparationPlan,
+    cases: Sequence[str],
+    clinical_rows: Mapping[str, Mapping[str, str]],
+) -> dict[str, str]:
+    """Return case to patient.
+
+    Cases that share a value of `--patient_column` have the patient of the first of them.
+    """
+    source_patients = {ids.case: ids.patient for ids in plan.register.entries.values()}
+    column = plan.options.table.patient_column
+    by_column = column and plan.table is not None and column != plan.table.key_column
+    patients: dict[str, str] = {}
+    first_patient: dict[str, str] = {}
+    for case in cases:
+        patients[case] = source_patients[case]
+        value = clinical_rows.get(case, {}).get(column, "") if by_column else ""
+        if value:
+            patients[case] = first_patient.setdefault(value, source_patients[case])
+    return patients
+
+
+def report_outcome(plan: PreparationPlan, result: PreparationResult) -> None:
+    """Log the outcome.
+
+    Raises:
+        SomeCasesFailed: Cases failed, or folders could not be read.
+    """
+    page = plan.out / "report.html"
     log.info(
         "%s: %d cases (%d new), %d with warnings. Look at %s. The key to the case ids is %s.",
-        out,
-        len(prepared.done),
-        len(prepared.done) - prepared.kept,
-        len(warned),
-        out / "report.html",
-        key,
+        plan.out,
+        len(result.records),
+        len(result.records) - result.unchanged,
+        sum(bool(record["warnings"]) for record in result.records.values()),
+        page,
+        plan.register.path,
     )
-    for text in found.unreadable:
+    for text in plan.discovery.unreadable:
         log.error("%s", text)
-    if not prepared.failed and not found.unreadable:
-        return
-    texts = []
-    if prepared.failed:
-        texts.append(
-            f"{len(prepared.failed)} cases could not be prepared: {format_list(list(prepared.failed))}."
+    problems = []
+    if result.failed:
+        cases = format_list(list(result.failed))
+        problems.append(f"{len(result.failed)} cases could not be prepared: {cases}.")
+    if plan.discovery.unreadable:
+        problems.append(f"{len(plan.discovery.unreadable)} files or folders could not be read.")
+    if problems:
+        raise SomeCasesFailed(
+            f"{' '.join(problems)} The reasons stand above and in {page}; the other "
+            f"{len(result.records)} cases are ready. Correct the cause and run the command again."
         )
-    if found.unreadable:
-        texts.append(f"{len(found.unreadable)} files or folders could not be read.")
-    raise SomeFailed(
-        f"{' '.join(texts)} The reasons stand above and in {out / 'report.html'}; the other "
-        f"{len(prepared.done)} cases are ready. Mend them and run the command again."
-    )

@@ -1,6 +1,4 @@
-"""Segmentation by programs that are installed apart: lungmask and TotalSegmentator, called on a
-NIfTI file.
-"""
+"""Segmentation by programs that are installed separately: lungmask and TotalSegmentator."""
 
 from __future__ import annotations
 
@@ -17,34 +15,38 @@ from data.volumes import load_volume
 from util.cli import UserError
 
 PROGRAMS = {"lungmask": "lungmask", "totalsegmentator": "TotalSegmentator"}
-LOBES = {
-    LEFT: ("lung_upper_lobe_left", "lung_lower_lobe_left"),
-    RIGHT: ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right"),
-    AIRWAY: ("trachea",),
+TOTALSEGMENTATOR_LABELS = {
+    "lung_upper_lobe_left": LEFT,
+    "lung_lower_lobe_left": LEFT,
+    "lung_upper_lobe_right": RIGHT,
+    "lung_middle_lobe_right": RIGHT,
+    "lung_lower_lobe_right": RIGHT,
+    "trachea": AIRWAY,
 }
+MAX_OUTPUT_SHOWN = 300  # characters of a tool's last messages
 
 
 def check_installed(tool: str) -> None:
-    """Raises `UserError` that says how to get a tool which is not installed."""
+    """Raise `UserError` that says how to get a tool which is not installed."""
     if shutil.which(PROGRAMS[tool]) is None:
         raise UserError(
             f"--masks {tool}: the program {PROGRAMS[tool]} is not installed. Install it (pip "
             f"install {PROGRAMS[tool]}) and run it once on any scan on a machine with network: it "
             "fetches its weights into your home folder, which can be copied. Or use --masks "
-            "classic, which needs neither."
+            "threshold, which needs neither."
         )
 
 
-def segment(
-    tool: str, image: Path, folder: Path, words: str = "", hours: float = 2.0
+def segment_with_tool(
+    tool: str, image: Path, folder: Path, tool_args: str = "", hours: float = 2.0
 ) -> NDArray[np.uint8]:
-    """Runs a tool on a NIfTI file.
+    """Run a tool on a NIfTI file.
 
     Args:
         tool: "lungmask" or "totalsegmentator".
         image: The CT.
-        folder: An empty folder for what the tool writes.
-        words: Further words of its command line.
+        folder: Empty folder for the files that the tool writes.
+        tool_args: Further words of its command line.
         hours: It is stopped after this time.
 
     Returns:
@@ -54,69 +56,59 @@ def segment(
         UserError: The tool is missing, fails, takes too long, or writes nothing usable.
     """
     check_installed(tool)
+    words = shlex.split(tool_args)
     if tool == "lungmask":
         out = folder / "lungs.nii.gz"
-        _call([PROGRAMS[tool], str(image), str(out), *shlex.split(words)], hours)
-        return _sides(_read(tool, out))
-    names = [name for group in LOBES.values() for name in group]
-    _call(
-        [
-            PROGRAMS[tool],
-            "-i",
-            str(image),
-            "-o",
-            str(folder),
-            "--roi_subset",
-            *names,
-            *shlex.split(words),
-        ],
-        hours,
-    )
+        _run_tool([PROGRAMS[tool], str(image), str(out), *words], hours)
+        return _label_sides(_read_output(tool, out))
+    command = [PROGRAMS[tool], "-i", str(image), "-o", str(folder)]
+    _run_tool([*command, "--roi_subset", *TOTALSEGMENTATOR_LABELS, *words], hours)
     labels: NDArray[np.uint8] | None = None
-    for label, group in LOBES.items():
-        for name in group:
-            part = _read(tool, folder / f"{name}.nii.gz")
-            labels = np.zeros(part.shape, np.uint8) if labels is None else labels
-            labels[part > 0] = label
+    for name, label in TOTALSEGMENTATOR_LABELS.items():
+        part = _read_output(tool, folder / f"{name}.nii.gz")
+        if labels is None:
+            labels = np.zeros(part.shape, np.uint8)
+        labels[part > 0] = label
     assert labels is not None
     return labels
 
 
-def _call(command: list[str], hours: float) -> None:
+def _run_tool(command: list[str], hours: float) -> None:
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             command, capture_output=True, text=True, timeout=hours * 3600, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
         raise UserError(
             f"{command[0]} took longer than --tool_hours {hours:g} and was stopped."
         ) from None
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[-300:]
+    if finished.returncode:
+        output = " ".join((finished.stderr or finished.stdout).split())[-MAX_OUTPUT_SHOWN:]
         raise UserError(
-            f"{command[0]} failed with exit code {done.returncode}: {said or 'it said nothing'}. "
+            f"{command[0]} failed with exit code {finished.returncode}: {output or 'no message'}. "
             "If it could not fetch its weights, run it once on a machine with network and copy "
             "them."
         )
 
 
-def _read(tool: str, path: Path) -> NDArray[np.integer]:
+def _read_output(tool: str, path: Path) -> NDArray[np.integer]:
     if not path.is_file():
         raise UserError(
-            f"{PROGRAMS[tool]} ended well, but wrote no {path.name}. Is its version too old or too "
-            "new?"
+            f"{PROGRAMS[tool]} ended without an error, but wrote no {path.name}. Is its version "
+            "too old or too new?"
         )
     return load_volume(path).array
 
 
-def _sides(found: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """A map of two lungs as left 1 and right 2, by where they lie: which number is which differs
-    between models.
-    """
-    labels = np.zeros(found.shape, np.uint8)
-    values = [v for v in np.unique(found) if v > 0]
-    at = {v: float(np.nonzero((found == v).any((1, 2)))[0].mean()) for v in values}
-    middle = (min(at.values()) + max(at.values())) / 2 if len(at) > 1 else (found.shape[0] - 1) / 2
-    for value, x in at.items():
-        labels[found == value] = LEFT if x < middle else RIGHT
+def _label_sides(lungs: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return left 1 and right 2 by position: the numbers differ between models of lungmask."""
+    labels = np.zeros(lungs.shape, np.uint8)
+    centres: dict[int, float] = {}
+    for value in np.unique(lungs[lungs > 0]):
+        centres[value] = float(np.nonzero((lungs == value).any((1, 2)))[0].mean())
+    middle = (lungs.shape[0] - 1) / 2
+    if len(centres) > 1:
+        middle = (min(centres.values()) + max(centres.values())) / 2
+    for value, centre in centres.items():
+        labels[lungs == value] = LEFT if centre < middle else RIGHT
     return labels

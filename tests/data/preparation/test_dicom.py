@@ -9,24 +9,24 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
-from data.preparation.choice import choose, kernel_class
-from data.preparation.headers import Damaged, NotDicom, read_header
-from data.preparation.pixels import Scan, as_scanned, read_stack
-from data.preparation.series import group, stack
-from data.preparation.sources import Found, discover
+from data.preparation.choice import choose_series, kernel_class
+from data.preparation.headers import DamagedHeader, NotDicomImage, read_slice_header
+from data.preparation.pixels import Scan, read_stack, to_source_orientation
+from data.preparation.series import group_series, stack_slices
+from data.preparation.sources import Discovery, discover_sources
 from options.prepare_options import SeriesOptions
 from tests.chests import SPACING, chest, write_series
 from util.cli import UserError
 
 
-def found(folder: Path, **options: object) -> Found:
-    return discover(folder, "dicom", SeriesOptions(**options))  # type: ignore[arg-type]
+def found(folder: Path, **options: object) -> Discovery:
+    return discover_sources(folder, "dicom", SeriesOptions(**options))  # type: ignore[arg-type]
 
 
 def scan(folder: Path, uneven: str = "error") -> Scan:
     source = found(folder).sources[0]
     assert source.series is not None and not source.problem, source.problem
-    return read_stack(stack(source.series, uneven))
+    return read_stack(stack_slices(source.series, uneven))
 
 
 def remove(name: str) -> object:
@@ -43,7 +43,7 @@ def test_voxels_geometry_and_orientation(tmp_path: Path) -> None:
     files = write_series(tmp_path / "a" / "b")
     read = scan(tmp_path)
     assert np.array_equal(read.volume.array, chest()[0]) and read.warnings == ()
-    array, affine = as_scanned(read.volume, read.source_affine)
+    array, affine = to_source_orientation(read.volume, read.source_affine)
     assert np.allclose(affine, read.source_affine)
     assert np.allclose(np.diag(affine), [-SPACING[0], -SPACING[1], SPACING[2], 1])
     reader = sitk.ImageSeriesReader()
@@ -148,8 +148,8 @@ def test_truncated_files(tmp_path: Path) -> None:
     )  # the last slice but one could be missing without anybody noticing
     source = found(tmp_path / "header").sources[0]
     assert str(files[0]) in source.problem and "cut off" in source.problem
-    with pytest.raises(Damaged):
-        read_header(files[0])
+    with pytest.raises(DamagedHeader):
+        read_slice_header(files[0])
 
 
 def test_what_lies_between(tmp_path: Path) -> None:
@@ -163,10 +163,10 @@ def test_what_lies_between(tmp_path: Path) -> None:
         "1 files were copies of slices already there",
     )
     assert any("1 archives were not unpacked" in text for text in everything.remarks)
-    assert any("1 files are no DICOM" in text for text in everything.remarks)
+    assert any("1 files are not DICOM" in text for text in everything.remarks)
     assert np.array_equal(scan(tmp_path).volume.array, chest()[0])
-    with pytest.raises(NotDicom):
-        read_header(tmp_path / "notes.txt")
+    with pytest.raises(NotDicomImage):
+        read_slice_header(tmp_path / "notes.txt")
 
 
 def test_series_are_told_apart_and_one_is_chosen(tmp_path: Path) -> None:
@@ -219,11 +219,11 @@ def test_a_study_without_ct(tmp_path: Path) -> None:
     write_series(tmp_path, edit=lambda d, z: setattr(d, "Modality", "MR"))
     source = found(tmp_path).sources[0]
     assert source.series is None and "its modality is MR, not CT" in source.problem
-    assert choose([]).chosen is None
+    assert choose_series([]).chosen is None
 
 
 def test_what_leaves_a_header(tmp_path: Path) -> None:
-    header = read_header(write_series(tmp_path, patient="P9")[0])
+    header = read_slice_header(write_series(tmp_path, patient="P9")[0])
     assert dict(header.row) == {
         "KVP": "120",
         "KERNEL": "STANDARD",
@@ -234,7 +234,7 @@ def test_what_leaves_a_header(tmp_path: Path) -> None:
         "SEX": "F",
     }
     assert "ecret" not in repr(header) and "1950" not in repr(header) and "A777" not in repr(header)
-    assert len(group([header, header])) == 1
+    assert len(group_series([header, header])) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label
 
 from data.geometry import Volume
-from data.preparation import jobs, lungs, tools
-from data.preparation.masks import MaskPlan, make, threshold_lungs
-from data.preparation.quality import measure, warnings
+from data.preparation import lungs, tools
+from data.preparation.jobs import run_in_processes
+from data.preparation.masks import MaskPlan, make_mask, threshold_lungs
+from data.preparation.quality import measure_case, quality_warnings
 from data.volumes import load_volume
 from tests.chests import SPACING, chest
 from tests.jobs_to_do import act
@@ -39,7 +41,7 @@ def test_classic_masks_of_a_drawn_chest() -> None:
     made = threshold_lungs(scan(hu))
     assert [dice(made == side, labels == side) > 0.97 for side in (1, 2)] == [True, True]
     assert dice(made == 3, labels == 3) > 0.6
-    assert made.dtype == np.uint8 and warnings(measure(scan(hu), made)) == [COARSE]
+    assert made.dtype == np.uint8 and quality_warnings(measure_case(scan(hu), made)) == [COARSE]
 
 
 def test_masks_of_fine_voxels_are_made_on_coarser_ones() -> None:
@@ -59,7 +61,7 @@ def test_touching_lungs_are_split() -> None:
     hu[middle[0] : middle[1], front, 36:44] = -860
     made = threshold_lungs(scan(hu))
     assert all(dice(made == side, labels == side) > 0.93 for side in (1, 2))
-    parts = lungs.label((hu < -400) & lungs.body_of(hu), connectivity=1)
+    parts = label((hu < -400) & lungs.body_mask(hu), connectivity=1)
     assert parts[middle[0], 33, 40] == parts[middle[1] - 1, 33, 40] != 0
 
 
@@ -77,10 +79,10 @@ def test_consolidated_rim_and_nodule_at_the_pleura_are_closed() -> None:
     )
     patch = near & lung
     hu[patch] = 40
-    open_ = (hu < lungs.LUNG_HU)[patch].mean()
+    open_ = (hu < lungs.MAX_LUNG_HU)[patch].mean()
     assert open_ == 0 and (threshold_lungs(scan(hu)) == 2)[patch].mean() > 0.6
     assert (
-        lungs.close((labels == 2) & ~patch, SPACING)[patch].mean() < 0.4
+        lungs.close_lung((labels == 2) & ~patch, SPACING)[patch].mean() < 0.4
     )  # a ball alone does not reach it
 
 
@@ -96,27 +98,29 @@ def test_one_lung_is_named_by_its_side() -> None:
     hu[labels == 1] = 40
     made = threshold_lungs(scan(hu))
     assert dice(made == 2, labels == 2) > 0.95 and not (made == 1).any()
-    assert "there is no left lung" in warnings(measure(scan(hu), made))
+    assert "there is no left lung" in quality_warnings(measure_case(scan(hu), made))
 
 
 def test_quality_flags() -> None:
     hu, labels = chest()
     swapped = np.where(labels == 1, 0, labels).astype(np.uint8)
     swapped[:8, :8, :8] = 1
-    said = " ".join(warnings(measure(scan(hu), swapped)))
+    said = " ".join(quality_warnings(measure_case(scan(hu), swapped)))
     assert "the left lung has" in said and "times the left one's volume" in said
     leaked = labels.copy()
     leaked[:3] = 1
-    said = " ".join(warnings(measure(scan(hu), leaked)))
+    said = " ".join(quality_warnings(measure_case(scan(hu), leaked)))
     assert "reach the sides" in said and "in separate parts" in said
     cut = slice(10, 40)
     assert "first or last slice" in " ".join(
-        warnings(measure(scan(hu[..., cut]), labels[..., cut]))
+        quality_warnings(measure_case(scan(hu[..., cut]), labels[..., cut]))
     )
     assert "airway has 0 ml" in " ".join(
-        warnings(measure(scan(hu), np.where(labels == 3, 0, labels).astype(np.uint8)))
+        quality_warnings(measure_case(scan(hu), np.where(labels == 3, 0, labels).astype(np.uint8)))
     )
-    assert "median" in " ".join(warnings(measure(scan((hu + 600).clip(-1024, 3071)), labels)))
+    assert "median" in " ".join(
+        quality_warnings(measure_case(scan((hu + 600).clip(-1024, 3071)), labels))
+    )
 
 
 def test_given_masks(tmp_path: Path) -> None:
@@ -130,17 +134,17 @@ def test_given_masks(tmp_path: Path) -> None:
         ),
         path,
     )  # another orientation
-    assert np.array_equal(make(MaskPlan("given", path), scan(hu), scan(hu)), labels)
+    assert np.array_equal(make_mask(MaskPlan("load", path), scan(hu), scan(hu)), labels)
     nib.save(nib.Nifti1Image(labels, np.diag([5.0, 6.0, 4.5, 1])), path)
     with pytest.raises(UserError, match="does not lie on the grid of its scan"):
-        make(MaskPlan("given", path), scan(hu), scan(hu))
+        make_mask(MaskPlan("load", path), scan(hu), scan(hu))
     nib.save(nib.Nifti1Image(labels.astype(np.float32) / 2, AFFINE), path)
-    with pytest.raises(UserError, match="no whole labels"):
-        make(MaskPlan("given", path), scan(hu), scan(hu))
+    with pytest.raises(UserError, match="not integers"):
+        make_mask(MaskPlan("load", path), scan(hu), scan(hu))
     with pytest.raises(UserError, match="has no mask of its name"):
-        make(MaskPlan("given"), scan(hu), scan(hu))
+        make_mask(MaskPlan("load"), scan(hu), scan(hu))
     nib.save(nib.Nifti1Image((labels == 2).astype(np.uint8), AFFINE), path)
-    made = make(MaskPlan("classic", airway=path), scan(hu), scan(hu))
+    made = make_mask(MaskPlan("threshold", airway_file=path), scan(hu), scan(hu))
     assert np.array_equal(made == 3, labels == 2)
 
 
@@ -176,7 +180,7 @@ def stand_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
 
 def test_lungmask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "lungmask", LUNGMASK, monkeypatch)
-    made = make(MaskPlan("lungmask"), scan(chest()[0]), scan(chest()[0]))
+    made = make_mask(MaskPlan("lungmask"), scan(chest()[0]), scan(chest()[0]))
     assert (
         made[15, 20, 30] == 1 and made[35, 20, 30] == 2 and (made == 3).any()
     )  # sides by place; the airway is our own
@@ -184,7 +188,7 @@ def test_lungmask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_totalsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "TotalSegmentator", TOTAL, monkeypatch)
-    made = make(
+    made = make_mask(
         MaskPlan("totalsegmentator", tool_args="--fast"), scan(chest()[0]), scan(chest()[0])
     )
     assert [made[0, 0, z] for z in (0, 5, 10, 15, 20, 25, 30)] == [1, 1, 2, 2, 2, 3, 0]
@@ -195,7 +199,7 @@ def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError,
-        match=r"not installed.*pip install lungmask.*fetches its weights.*--masks classic",
+        match=r"not installed.*pip install lungmask.*fetches its weights.*--masks threshold",
     ):
         tools.check_installed("lungmask")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -206,7 +210,7 @@ def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         stand_in(tmp_path, "lungmask", text, monkeypatch)
         with pytest.raises(UserError, match=message):
-            make(plan, scan(chest()[0]), scan(chest()[0]))
+            make_mask(plan, scan(chest()[0]), scan(chest()[0]))
 
 
 # --- workers --------------------------------------------------------------------------------------
@@ -215,14 +219,14 @@ def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_worker_that_dies_takes_no_other_task_with_it() -> None:
     words = ["a", "die", "b", "fail", "c"]
-    outcomes = dict(jobs.each(act, words, 2))
+    outcomes = dict(run_in_processes(act, words, 2))
     assert set(outcomes) == set(words)
     assert [outcomes[w] for w in "abc"] == ["A", "B", "C"]
     assert str(outcomes["fail"]) == "it failed" and "Its process died" in str(outcomes["die"])
 
 
 def test_tasks_in_this_process() -> None:
-    assert dict(jobs.each(act, ["a", "b"], 0)) == {"a": "A", "b": "B"}
+    assert dict(run_in_processes(act, ["a", "b"], 0)) == {"a": "A", "b": "B"}
 
 
 # --- real scans -----------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from data.preparation import dataroot
-from data.preparation.join import join
-from data.preparation.register import LONGEST, Register, plain_id
+from data.preparation.join import join_table
+from data.preparation.register import MAX_ID_LENGTH, CaseRegister, safe_id
 from data.preparation.sources import Source
 from tests.chests import SPACING, chest
 from util.cli import UserError
-from util.web.preparation_page import CaseCard, write_preparation_page
 from util.web.outlines import outlined_slices
+from util.web.preparation_page import CaseCard, write_preparation_page
 
 
 def sources(*names: str) -> list[Source]:
@@ -33,7 +33,7 @@ def test_join(tmp_path: Path) -> None:
         "No;MRN;AGE;SMOKER;Home address\n1;00123;N/A; yes "
         ";x\n2;77;55.0;-;y\n3;77;56;no;y\n4;8;1;2;z\n"
     )
-    made = join(path, sources("123", "77", "9"))
+    made = join_table(path, sources("123", "77", "9"))
     assert made.key_column == "MRN" and made.columns == ("No", "AGE", "SMOKER")
     assert made.rows == {"key123": {"No": "1", "AGE": "", "SMOKER": "yes"}}
     said = " ".join(made.remarks)
@@ -43,9 +43,9 @@ def test_join(tmp_path: Path) -> None:
         and "Home address" in said
     )
     with pytest.raises(UserError, match="names no scan"):
-        join(path, sources("nobody"))
+        join_table(path, sources("nobody"))
     with pytest.raises(UserError, match="'AGE' names no scan"):
-        join(path, sources("123"), "AGE")
+        join_table(path, sources("123"), "AGE")
 
 
 def test_spreadsheets_that_cannot_be(tmp_path: Path) -> None:
@@ -55,48 +55,48 @@ def test_spreadsheets_that_cannot_be(tmp_path: Path) -> None:
     book.active.merge_cells("B1:C1")
     book.save(path)
     with pytest.raises(UserError, match=r"column 3 has cells but no name.*merged"):
-        join(path, sources("a"))
+        join_table(path, sources("a"))
     path = tmp_path / "t.csv"
     path.write_text("id,AGE,AGE\na,1,2\n")
     with pytest.raises(UserError, match="more than once: AGE"):
-        join(path, sources("a"))
+        join_table(path, sources("a"))
 
 
 @pytest.mark.parametrize("text", ["../../etc", "a/b", "..", "", "x" * 300, ".hidden", "Müller"])
 def test_ids_are_safe_names(text: str) -> None:
-    made = plain_id(text)
+    made = safe_id(text)
     assert (
         made
         and "/" not in made
         and not made.startswith(".")
-        and len(made) <= LONGEST
+        and len(made) <= MAX_ID_LENGTH
         and made != text
     )
-    assert plain_id("LIDC-IDRI-0001") == "LIDC-IDRI-0001" and plain_id("a/b") != plain_id("a_b")
+    assert safe_id("LIDC-IDRI-0001") == "LIDC-IDRI-0001" and safe_id("a/b") != safe_id("a_b")
 
 
 def test_two_scans_of_one_patient_keep_apart(tmp_path: Path) -> None:
-    register = Register(tmp_path / "k.csv", recode=False)
+    register = CaseRegister(tmp_path / "k.csv", recode=False)
     register.add([Source("s1", "P", ("P",)), Source("s2", "P", ("P",)), Source("s3", "p", ("p",))])
     made = {k: e.case for k, e in register.entries.items()}
     assert len({c.casefold() for c in made.values()}) == 3
     assert register.entries["s1"].patient == register.entries["s2"].patient
-    again = Register(tmp_path / "k.csv", recode=False)
+    again = CaseRegister(tmp_path / "k.csv", recode=False)
     assert {k: e.case for k, e in again.entries.items()} == made
     (tmp_path / "k.csv").write_text("something else\nx\n")
-    with pytest.raises(UserError, match="is no key file"):
-        Register(tmp_path / "k.csv", recode=False)
+    with pytest.raises(UserError, match="is not a key file"):
+        CaseRegister(tmp_path / "k.csv", recode=False)
 
 
 def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     patients = {f"c{i:02d}": f"p{i // 2}" for i in range(40)}
     assert (
-        dataroot.splits(path, {c: p for c, p in patients.items() if c < "c08"}, 1) is None
+        dataroot.write_splits(path, {c: p for c, p in patients.items() if c < "c08"}, 1) is None
         and not path.exists()
     )
-    first = dataroot.splits(path, {c: p for c, p in patients.items() if c < "c30"}, 1)
-    second = dataroot.splits(path, patients, 1)
+    first = dataroot.write_splits(path, {c: p for c, p in patients.items() if c < "c30"}, 1)
+    second = dataroot.write_splits(path, patients, 1)
     assert first is not None and second is not None
     home = {c: name for name, cases in second.items() for c in cases}
     assert all(home[c] == name for name, cases in first.items() for c in cases) and set(
@@ -148,7 +148,9 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
 def test_pictures_show_the_outline() -> None:
     hu, labels = chest()
     shown = np.asarray(Image.open(io.BytesIO(outlined_slices(hu, labels, SPACING))).convert("RGB"))
-    bare = np.asarray(Image.open(io.BytesIO(outlined_slices(hu, labels * 0, SPACING))).convert("RGB"))
+    bare = np.asarray(
+        Image.open(io.BytesIO(outlined_slices(hu, labels * 0, SPACING))).convert("RGB")
+    )
     assert (bare.max(-1) == bare.min(-1)).mean() > 0.98 and (
         shown.max(-1) - shown.min(-1) > 60
     ).sum() > 500

@@ -18,8 +18,7 @@ import openpyxl
 import pytest
 
 from data.load_cohort import load_cohort
-from data.preparation import case as case_module
-from data.preparation import dataroot
+from data.preparation.case import RECORDS
 from options.base_options import DataOptions
 from tests.chests import SPACING, chest, write_series
 from tests.commands import ROOT, Outcome, command, files, refused
@@ -209,11 +208,11 @@ def test_a_full_disk(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise OSError(errno.ENOSPC, "No space left on device")
         save(image, path)
 
-    monkeypatch.setattr(case_module.nib, "save", fill)
+    monkeypatch.setattr(nib, "save", fill)
     refused(prepare(dicom, tmp_path / "out"), "No space left on device", "Finished cases are kept")
     kept = [
         [p.name for p in (tmp_path / "out" / folder).iterdir()]
-        for folder in ("img", "gtlung", dataroot.RECORDS)
+        for folder in ("img", "gtlung", RECORDS)
     ]
     assert [len(names) for names in kept] == [1, 1, 1]
     monkeypatch.undo()
@@ -226,7 +225,7 @@ def test_a_killed_run_continues(dicom: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(
         command_line, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    records = out / dataroot.RECORDS
+    records = out / RECORDS
     for _ in range(1200):
         if records.is_dir() and len(list(records.glob("*.json"))) >= 1:
             break
