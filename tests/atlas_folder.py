@@ -39,19 +39,19 @@ def lungs() -> NDArray[np.uint8]:
 def volumes() -> dict[str, NDArray[np.int16]]:
     """The own row (HP, 60 years), and every arm."""
     mask = lungs()
-    own = np.where(mask > 0, -850, 40).astype(np.int16)
+    factual = np.where(mask > 0, -850, 40).astype(np.int16)
     heights = np.flatnonzero((mask > 0).any((0, 1)))
     lower = (mask > 0) & (np.arange(SHAPE[2]) < heights[0] + len(heights) / 3)[None, None]
-    ipf = own + np.where(lower, LOWER_HU, 0).astype(np.int16)
+    ipf = factual + np.where(lower, LOWER_HU, 0).astype(np.int16)
     age = np.where(mask > 0, AGE_HU / 2, 0).astype(np.int16)
     return {
-        "own": own,
-        "HP": own,
+        "own": factual,
+        "HP": factual,
         "IPF": ipf,
-        "CTD-ILD": own,
-        "45": own - age,
-        "80": own + age,
-        "other noise": own + np.where(mask == 1, 2, 0).astype(np.int16),
+        "CTD-ILD": factual,
+        "45": factual - age,
+        "80": factual + age,
+        "other noise": factual + np.where(mask == 1, 2, 0).astype(np.int16),
     }
 
 
@@ -62,7 +62,7 @@ def tests_table(refits: bool) -> pd.DataFrame:
     rows = []
     for contrast in CONTRASTS:
         for region in ("lungs", "lower", "outside"):
-            found = (
+            is_finding = (
                 refits
                 and contrast.column == "AGE"
                 and region == "lungs"
@@ -87,7 +87,7 @@ def tests_table(refits: bool) -> pd.DataFrame:
                     "real_low_hu": -9.0,
                     "real_high_hu": -1.0,
                     "agreement": "agrees",
-                    "verdict": "finding" if found else "not judged",
+                    "verdict": "finding" if is_finding else "not judged",
                     "why": "",
                 }
             )
@@ -159,12 +159,12 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
 def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
     """Writes everything that comes before the pages; returns what pages need of the study."""
     (folder / "volumes").mkdir(parents=True)
-    affine, made = np.diag([*SPACING, 1.0]), volumes()
-    for name, array in {**made, "mask": lungs(), "scan": made["own"]}.items():
+    affine, arrays = np.diag([*SPACING, 1.0]), volumes()
+    for name, array in {**arrays, "mask": lungs(), "scan": arrays["own"]}.items():
         nib.save(
             nib.Nifti1Image(array, affine), folder / "volumes" / f"{name.replace(' ', '_')}.nii.gz"
         )
-    file = {name: f"volumes/{name.replace(' ', '_')}.nii.gz" for name in made}
+    file = {name: f"volumes/{name.replace(' ', '_')}.nii.gz" for name in arrays}
     rows = [
         {"kind": "own", "file": file["own"], "prompt": "HP, 60."},
         {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.population import PopulationMap
-from util.files import write_json
+from util.files import read_json, write_json
 
 FORMAT_VERSION = 1  # of the files' layout, see docs/reference/atlas_tables.md
 ATLAS_RECORD = "atlas.json"
@@ -55,3 +57,51 @@ def write_maps(folder: Path, maps: Sequence[PopulationMap]) -> pd.DataFrame:
         rows.append((key, one.kind, one.contrast, one.cases, low, high))
     np.savez_compressed(folder / "maps.npz", **arrays)
     return pd.DataFrame(rows, columns=MAP_COLUMNS)
+
+
+@dataclass(frozen=True)
+class AtlasFiles:
+    """The files in an atlas' folder.
+
+    Attributes:
+        folder: The folder.
+        record: atlas.json.
+        cases: cases.csv as texts.
+        arms: arms.csv as texts.
+        volumes: volumes.csv as texts.
+        tests: tests.csv.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    cases: pd.DataFrame
+    arms: pd.DataFrame
+    volumes: pd.DataFrame
+    tests: pd.DataFrame
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> AtlasFiles:
+        """Read an atlas."""
+        record = read_json(folder / ATLAS_RECORD)
+        return cls(
+            folder,
+            record,
+            _read_texts(folder / "cases.csv"),
+            _read_texts(folder / "arms.csv"),
+            _read_texts(folder / "volumes.csv"),
+            pd.DataFrame(record["tests"], columns=list(TEST_COLUMNS)),
+        )
+
+    @property
+    def kept_cases(self) -> list[str]:
+        """Cases whose volumes are kept."""
+        return self.volumes.loc[self.volumes["kind"] == "own", "case"].tolist()
+
+    def read_maps(self) -> dict[str, np.ndarray]:
+        """Return the population maps by key, float32."""
+        with np.load(self.folder / "maps.npz", allow_pickle=False) as maps:
+            return {key: maps[key].astype(np.float32) for key in maps.files}
+
+
+def _read_texts(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)

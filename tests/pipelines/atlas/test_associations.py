@@ -42,7 +42,7 @@ def effects() -> pd.DataFrame:
         ("AGE", "quantiles", "40", "80", -40.0),
         ("AGE", "slope", "", "", -1.0),
     ]
-    made = pd.DataFrame(
+    frame = pd.DataFrame(
         [
             {
                 "contrast": f"{column}={end}",
@@ -57,14 +57,14 @@ def effects() -> pd.DataFrame:
             for column, kind, start, end, hu in rows
         ]
     )
-    return made.assign(
-        refit_low_hu=made["generated_hu"] - 4, refit_high_hu=made["generated_hu"] + 4
+    return frame.assign(
+        refit_low_hu=frame["generated_hu"] - 4, refit_high_hu=frame["generated_hu"] + 4
     )
 
 
-def of(found: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[float, float]:
+def of(widened: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[float, float]:
     """How much wider an interval is than what refits say, below and above; HU."""
-    row = found[(found["contrast"] == contrast) & (found["region"] == region)].iloc[0]
+    row = widened[(widened["contrast"] == contrast) & (widened["region"] == region)].iloc[0]
     below, above = (
         row["refit_low_hu"] - (row["generated_hu"] - 4),
         row["refit_high_hu"] - (row["generated_hu"] + 4),
@@ -119,24 +119,24 @@ def test_a_strong_association_forbids_both_and_a_weak_one_warns() -> None:
 
 
 def test_an_interval_reaches_as_far_as_the_association_allows() -> None:
-    found = widen_intervals(effects(), [STRONG], TABLE, [A, B, AGE], {})
+    widened = widen_intervals(effects(), [STRONG], TABLE, [A, B, AGE], {})
     both = 4 / 5 - 1 / 5  # how much more often those with the one have the other
-    assert of(found, "A=yes") == pytest.approx((-10 * both**2, 30 * both))
-    assert of(found, "A=yes", "upper") == pytest.approx((-20 * both**2, 60 * both))
-    assert of(found, "B=high") == pytest.approx((-30 * both**2, 10 * both))
-    assert of(found, "B=mid") == (0, 0)  # nobody has it: nothing is known of how it goes with A
-    assert of(found, "AGE=80") == (0, 0)
+    assert of(widened, "A=yes") == pytest.approx((-10 * both**2, 30 * both))
+    assert of(widened, "A=yes", "upper") == pytest.approx((-20 * both**2, 60 * both))
+    assert of(widened, "B=high") == pytest.approx((-30 * both**2, 10 * both))
+    assert of(widened, "B=mid") == (0, 0)  # nobody has it: nothing is known of how it goes with A
+    assert of(widened, "AGE=80") == (0, 0)
 
 
 def test_an_opposite_effect_widens_to_one_side() -> None:
-    found = widen_intervals(effects(), [replace(STRONG, other="AGE")], TABLE, [A, B, AGE], {})
-    assert of(found, "A=yes") == pytest.approx(
+    widened = widen_intervals(effects(), [replace(STRONG, other="AGE")], TABLE, [A, B, AGE], {})
+    assert of(widened, "A=yes") == pytest.approx(
         (-20 - 10, 0)
     )  # those with A are 20 years older: -20 HU
-    assert of(found, "AGE=80") == pytest.approx(
+    assert of(widened, "AGE=80") == pytest.approx(
         (0, 40 + 10 * 40 / 20)
     )  # in 20 years all have A, in 40 twice that
-    assert of(found, "AGE=") == pytest.approx((0, 1 + 10 / 20))
+    assert of(widened, "AGE=") == pytest.approx((0, 1 + 10 / 20))
 
 
 def test_only_effects_in_doubt_are_widened() -> None:
@@ -162,14 +162,14 @@ def test_only_effects_in_doubt_are_widened() -> None:
 
 def test_without_refits_there_is_still_no_interval() -> None:
     none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect_hu"])
-    found = widen_intervals(
+    widened = widen_intervals(
         intervals.add_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
         [STRONG],
         TABLE,
         [A, B],
         {},
     )
-    assert found["refit_low_hu"].isna().all() and found["tied_high_hu"].max() > 0
+    assert widened["refit_low_hu"].isna().all() and widened["tied_high_hu"].max() > 0
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -211,6 +211,8 @@ def test_where_associations_hide_the_truth_the_intervals_still_hold_it() -> None
     assert held >= 38 > without
 
 
-def holding(found: pd.DataFrame) -> int:
+def holding(intervals: pd.DataFrame) -> int:
     """How many of the two intervals hold the truth."""
-    return int(((found["refit_low_hu"] <= (40, 10)) & (found["refit_high_hu"] >= (40, 10))).sum())
+    return int(
+        ((intervals["refit_low_hu"] <= (40, 10)) & (intervals["refit_high_hu"] >= (40, 10))).sum()
+    )

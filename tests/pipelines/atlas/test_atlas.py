@@ -96,7 +96,6 @@ def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- what is written
-# --------------------------------------------------------------------------------------------------
 
 
 def test_every_file_and_column_that_the_docs_name(atlas: Path) -> None:
@@ -175,26 +174,26 @@ def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
 
 
 def test_verdicts_and_sentences(atlas: Path) -> None:
-    made = record(atlas)
+    atlas_record = record(atlas)
     assert (
-        made["version"] == 1
-        and made["conclusive"]
-        and "contrasts that were looked at are findings" in made["summary"]
+        atlas_record["version"] == 1
+        and atlas_record["conclusive"]
+        and "contrasts that were looked at are findings" in atlas_record["summary"]
     )
-    told = made["findings"] + made["not_found"]
-    assert len(told) == 4 and all(
-        row["sentence"].endswith(".") and " HU [" in row["sentence"] for row in told
+    contrasts = atlas_record["findings"] + atlas_record["not_found"]
+    assert len(contrasts) == 4 and all(
+        row["sentence"].endswith(".") and " HU [" in row["sentence"] for row in contrasts
     )
     assert (
-        "3 refits" in made["methods"]
-        and "5 refits were trained on shuffled rows" in made["methods"]
+        "3 refits" in atlas_record["methods"]
+        and "5 refits were trained on shuffled rows" in atlas_record["methods"]
     )
-    assert (atlas / "methods.txt").read_text().strip() == made["methods"]
+    assert (atlas / "methods.txt").read_text().strip() == atlas_record["methods"]
     tests = table(atlas, "tests")
     assert set(tests[tests["tested"] == "yes"]["verdict"]) <= {"finding", "not found"}
-    found = tests[tests["verdict"] == "finding"]
-    assert (found["real_q"] <= 0.05).all() and (
-        found["generated_hu"].abs() > found["permuted_max_hu"]
+    findings = tests[tests["verdict"] == "finding"]
+    assert (findings["real_q"] <= 0.05).all() and (
+        findings["generated_hu"].abs() > findings["permuted_max_hu"]
     ).all()
 
 
@@ -224,10 +223,10 @@ def test_controls_and_maps(atlas: Path) -> None:
 
 
 def test_cautions_cases_and_arms(atlas: Path, run: TrainedRun) -> None:
-    given = table(atlas, "cautions")
-    assert {"seen", "left out", "built in"} <= set(given["kind"])
-    assert not given["kind"].isin(["no refits", "no permuted refits"]).any()
-    assert given["forbids"].tolist() == sorted(given["forbids"], reverse=True)
+    cautions = table(atlas, "cautions")
+    assert {"seen", "left out", "built in"} <= set(cautions["kind"])
+    assert not cautions["kind"].isin(["no refits", "no permuted refits"]).any()
+    assert cautions["forbids"].tolist() == sorted(cautions["forbids"], reverse=True)
     cases = table(atlas, "cases")
     assert (
         len(cases) == 34
@@ -238,10 +237,10 @@ def test_cautions_cases_and_arms(atlas: Path, run: TrainedRun) -> None:
     arms = table(atlas, "arms")
     never = arms[(arms["value"] == "Never smoker") & arms["dropped"].notna()]
     assert len(never) == 0 or never["dropped"].str.contains("PACK-YEARS|STOP DATE").all()
-    kept = arms[arms["file"].notna()]
-    assert set(kept["case"]) == {arms["case"].iloc[0]} and len(kept) == 10
-    image = nib.load(atlas / kept["file"].iloc[0])
-    mask = nib.load(run.cohort / "gtlung" / f"{kept['case'].iloc[0]}.nii.gz")
+    with_file = arms[arms["file"].notna()]
+    assert set(with_file["case"]) == {arms["case"].iloc[0]} and len(with_file) == 10
+    image = nib.load(atlas / with_file["file"].iloc[0])
+    mask = nib.load(run.cohort / "gtlung" / f"{with_file['case'].iloc[0]}.nii.gz")
     assert (
         image.shape == mask.shape
         and np.allclose(image.affine, mask.affine)
@@ -268,8 +267,7 @@ def test_refits_are_told_and_differ_as_they_should(atlas: Path, run: TrainedRun)
     assert splits[0]["train"] != splits[1]["train"] and splits[0]["test"] == splits[1]["test"]
 
 
-# --- refits ---------------------------------------------------------------------------------------
-# --------------------
+# --- refits
 
 
 def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None:
@@ -319,10 +317,10 @@ def test_a_column_is_shuffled_with_what_hangs_on_it_and_a_clip_trained_again(
     assert one.name == "permuted_SMOKING_HISTORY_001"
     (tmp_path / "clip.json").write_text("{}")
     text = replace(origin.options.text, text_encoder=str(tmp_path))
-    own = replace(origin, options=replace(origin.options, text=text))
-    words = refits.train_arguments(own, one, RefitOptions(), "")
+    with_clip = replace(origin, options=replace(origin.options, text=text))
+    words = refits.train_arguments(with_clip, one, RefitOptions(), "")
     assert words[words.index("--text_encoder") + 1] == "cohort"
-    words = refits.train_arguments(own, one, RefitOptions(reuse_encoder=True), "")
+    words = refits.train_arguments(with_clip, one, RefitOptions(reuse_encoder=True), "")
     assert words[words.index("--text_encoder") + 1] == str(tmp_path)
     with pytest.raises(UserError, match="knows no column 'HEIGHT'"):
         refits.planned_refits(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
@@ -370,7 +368,6 @@ def test_commands_of_refit_that_ask_for_nothing(run: TrainedRun) -> None:
 
 
 # --- a folder that is there
-# -------------------------------------------------------------------------------------------
 
 
 def test_an_atlas_is_replaced_only_when_asked_for(

@@ -25,13 +25,13 @@ def rows(**columns: list[str]) -> list[dict[str, str]]:
 
 def test_kinds_and_references() -> None:
     template = load_template("auto")
-    made = rows(
+    table = rows(
         A=["Yes", "No", "Yes"] * 4,
         B=[str(k) for k in range(12)],
         C=["1.25", "2.5"] * 6,
         D=["x", "y"] * 6,
     )
-    a, b, c = (classify_column(template, made, name) for name in "ABC")
+    a, b, c = (classify_column(template, table, name) for name in "ABC")
     assert isinstance(a, AtlasAttribute) and a.kind == "category" and a.values == ("No", "Yes")
     assert (
         isinstance(b, AtlasAttribute)
@@ -39,10 +39,10 @@ def test_kinds_and_references() -> None:
         and b.values == ("1", "3", "6", "8", "10")
     )
     assert isinstance(c, AtlasAttribute) and c.kind == "category"
-    d = classify_column(template, made, "D", "y")
+    d = classify_column(template, table, "D", "y")
     assert isinstance(d, AtlasAttribute) and d.reference == "y"
     assert quantile_values({"1": 5, "2": 5}) == ("1", "2")
-    choice = choose_attributes(template, made, list("ABCD"), ["A"], list("ABCD"), {})
+    choice = choose_attributes(template, table, list("ABCD"), ["A"], list("ABCD"), {})
     assert [x.column for x in choice.attributes] == ["A"]
     assert choice.left_out == dict.fromkeys("BCD", "not asked for")
     with pytest.raises(UserError, match="No column of the table can be studied"):
@@ -51,7 +51,7 @@ def test_kinds_and_references() -> None:
 
 def test_columns_that_cannot_be_compared_say_why() -> None:
     template = load_template("auto")
-    made = rows(
+    table = rows(
         ZEROS=["0"] * 90 + [str(k) for k in range(1, 11)],
         YEARS=[f"{40 + k % 9} years" for k in range(100)],
         COMMA=[f"1,{k % 9}" for k in range(100)],
@@ -63,8 +63,8 @@ def test_columns_that_cannot_be_compared_say_why() -> None:
         "COMMA": "numbers written as texts",
         "SIZE": "'<3 cm' and '>3 cm' would have the same file name",
     }.items():
-        found = classify_column(template, made, column)
-        assert isinstance(found, str) and why in found, (column, found)
+        reason = classify_column(template, table, column)
+        assert isinstance(reason, str) and why in reason, (column, reason)
     numbers = rows(**{"A b": [str(k) for k in range(20)], "A_b": [str(k) for k in range(20)]})
     choice = choose_attributes(template, numbers, ["A b", "A_b"], [], ["A b", "A_b"], {})
     assert [a.column for a in choice.attributes] == ["A b"]
@@ -75,13 +75,13 @@ def test_columns_that_cannot_be_compared_say_why() -> None:
 
 def test_many_scanners_are_still_adjusted_for() -> None:
     template = load_template("auto")
-    made = rows(
+    table = rows(
         Scanner=[f"type {k % 12}" for k in range(60)], Note=[f"note {k}" for k in range(60)]
     )
-    assert isinstance(classify_column(template, made, "Scanner"), str)
-    pooled = pooled_covariate(template, made, "Scanner")
+    assert isinstance(classify_column(template, table, "Scanner"), str)
+    pooled = pooled_covariate(template, table, "Scanner")
     assert pooled is not None and pooled.role == "acquisition" and len(pooled.counts) == 12
-    assert pooled_covariate(template, made, "Note") is None
+    assert pooled_covariate(template, table, "Note") is None
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_roles_by_name(column: str, role: str) -> None:
 
 def test_what_was_not_reported_is_not_known() -> None:
     template = load_template("auto")
-    found = classify_column(template, rows(A=["Not reported"] * 9 + ["Yes", "No"] * 9), "A")
-    assert isinstance(found, AtlasAttribute) and found.values == ("No", "Yes")
+    attribute = classify_column(template, rows(A=["Not reported"] * 9 + ["Yes", "No"] * 9), "A")
+    assert isinstance(attribute, AtlasAttribute) and attribute.values == ("No", "Yes")
 
 
 def test_attributes_that_a_row_rules_out_are_not_tried() -> None:

@@ -34,8 +34,8 @@ def test_other_patients_are_not_taken_for_those_of_training(
         )
         assert done.code == 0, done.text
     warned = table(out, "cautions")
-    said = warned.loc[warned["kind"] == "other cohort", "text"].tolist()
-    assert len(said) == 1 and str(trained_run.cohort) in said[0]
+    texts = warned.loc[warned["kind"] == "other cohort", "text"].tolist()
+    assert len(texts) == 1 and str(trained_run.cohort) in texts[0]
     assert not (warned["kind"] == "seen").any() and set(table(out, "cases")["seen"]) == {"no"}
     assert (
         record(out)["counts"]["training"] > 4

@@ -30,7 +30,7 @@ def changed(cohort: Path, target: Path, column: str, values: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (["Other"], "all training cases that have a value have 'Other'"),
         ([""], "no training case has a value"),
@@ -39,13 +39,13 @@ def changed(cohort: Path, target: Path, column: str, values: list[str]) -> Path:
     ],
 )
 def test_columns_that_cannot_be_studied(
-    trained_run: TrainedRun, tmp_path: Path, values: list[str], said: str
+    trained_run: TrainedRun, tmp_path: Path, values: list[str], message: str
 ) -> None:
     cohort = changed(trained_run.cohort, tmp_path / "cohort", "TYPE CTD OTHER", values)
     refused(
         discover(trained_run, tmp_path / "out", "--columns", "TYPE CTD OTHER", cohort=cohort),
         "TYPE CTD OTHER",
-        said,
+        message,
     )
     assert not list(tmp_path.glob("*out*"))
 
@@ -136,13 +136,16 @@ def test_masks_alone_give_generated_figures_and_no_claim(
         trained_run, tmp_path / "out", "--columns", "SEX", "--how_many", "1", cohort=cohort
     )
     assert done.code == 0, done.text
-    made = record(tmp_path / "out")
+    atlas_record = record(tmp_path / "out")
     assert (
-        "too small to conclude anything" in made["summary"]
-        and not made["conclusive"]
-        and not made["findings"]
+        "too small to conclude anything" in atlas_record["summary"]
+        and not atlas_record["conclusive"]
+        and not atlas_record["findings"]
     )
-    assert made["tests"][0]["real_hu"] is None and made["tests"][0]["generated_hu"] is not None
+    assert (
+        atlas_record["tests"][0]["real_hu"] is None
+        and atlas_record["tests"][0]["generated_hu"] is not None
+    )
 
 
 @pytest.mark.parametrize(

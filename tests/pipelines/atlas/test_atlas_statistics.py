@@ -91,8 +91,7 @@ def primary(real: pd.DataFrame, contrast: str) -> pd.Series:
     ].iloc[0]
 
 
-# --- real scans -----------------------------------------------------------------------------------
-# --------------------
+# --- real scans
 
 
 def test_regression_finds_what_was_put_in() -> None:
@@ -124,9 +123,9 @@ def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> 
         "all": ["AGE", "KERNEL", "DIAGNOSIS"],
     }
     assert "base+diagnosis" not in roles.adjustments("DIAGNOSIS")
-    said = set(estimate_contrasts(scans(), CONTRASTS, roles)["adjusted_for"])
-    assert any("log lung volume" in s for s in said) and any("log" not in s for s in said)
-    assert not any("DEAD" in s or "PACKS" in s for s in said)
+    adjusted = set(estimate_contrasts(scans(), CONTRASTS, roles)["adjusted_for"])
+    assert any("log lung volume" in s for s in adjusted) and any("log" not in s for s in adjusted)
+    assert not any("DEAD" in s or "PACKS" in s for s in adjusted)
 
 
 def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
@@ -180,8 +179,8 @@ def test_a_thinner_adjustment_does_not_save_what_cannot_be_told_apart() -> None:
         and pd.isna(row["real_hu"])
         and "told apart" in row["reason"]
     )
-    made = cautions.collinear_cautions(real, {c.id: c.column for c in contrasts_of(attribute)})
-    assert [c.column for c in made] == ["SUM"] and made[0].forbids
+    warned = cautions.collinear_cautions(real, {c.id: c.column for c in contrasts_of(attribute)})
+    assert [c.column for c in warned] == ["SUM"] and warned[0].forbids
 
 
 def test_rare_levels_of_the_attribute_do_not_inflate_it() -> None:
@@ -201,8 +200,8 @@ def test_scans_of_few_patients_are_too_few_however_many() -> None:
 def test_refits_of_other_steps_forbid_a_claim() -> None:
     refits = [{"kind": kind, "steps": 50} for kind in ("resampled", "permuted") for _ in range(6)]
     assert not cautions.refit_cautions(refits, 50)
-    other = cautions.refit_cautions(refits, 2000)
-    assert [c.kind for c in other] == ["other steps"] and other[0].forbids
+    warned = cautions.refit_cautions(refits, 2000)
+    assert [c.kind for c in warned] == ["other steps"] and warned[0].forbids
 
 
 def test_controls_that_pass_by_themselves_are_named() -> None:
@@ -211,33 +210,31 @@ def test_controls_that_pass_by_themselves_are_named() -> None:
     ) == 2 and not cautions.built_in_cautions("everywhere", "sentence")
 
 
-def test_columns_that_the_run_hardly_listens_to_are_named() -> None:
+def test_columns_of_low_relevance_are_named() -> None:
     relevance = {"AGE": 0.9, "SEX": 0.1, "BLOOD": 0.0}
     warned = cautions.low_relevance_cautions(relevance, ["AGE", "SEX", "HEIGHT"])
     assert [(c.kind, c.column, c.value) for c in warned] == [("silent", "SEX", 0.1)]
 
 
 def test_scans_of_one_patient_are_clustered() -> None:
-    """Every scan twice tells no more than once: an interval that ignores it would be narrower by a
-    factor of 1.4.
-    """
+    """An interval that takes repeated scans for new patients is narrower by a factor of 1.4."""
     once = scans(60)
     index = pd.Index([f"{c}{k}" for k in "ab" for c in once.density.index], dtype=object)
 
-    def twice(x: pd.DataFrame | pd.Series) -> pd.DataFrame | pd.Series:
-        return pd.concat([x, x]).set_axis(index)
-
+    order = [*range(60), *range(60)]
     doubled = RealScans(
-        twice(once.density), twice(once.table), twice(once.volume), twice(once.patient)
-    )  # type: ignore[arg-type]
+        once.density.iloc[order].set_axis(index),
+        once.table.iloc[order].set_axis(index),
+        once.volume.iloc[order].set_axis(index),
+        once.patient.iloc[order].set_axis(index),
+    )
     a, b = (
         primary(estimate_contrasts(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled)
     )
     assert b["real_hu"] == pytest.approx(a["real_hu"]) and b["se_hu"] > 0.8 * a["se_hu"]
 
 
-# --- cautions -------------------------------------------------------------------------------------
-# --------------------
+# --- cautions
 
 
 def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None:
@@ -255,11 +252,11 @@ def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None
     people = pd.Series(range(150)).where(
         values != "Current", 149
     )  # the ten scans of current smokers are of one patient
-    found = cautions.count_cautions([counted], values.to_frame(), people)
-    assert Counter(c.kind for c in found) == {"few cases": 1, "missing": 1, "spelling": 1}
+    counts = cautions.count_cautions([counted], values.to_frame(), people)
+    assert Counter(c.kind for c in counts) == {"few cases": 1, "missing": 1, "spelling": 1}
     assert (
-        "training patients with Current: only 1." in found[0].text
-        and "'Never' and 'never'" in found[1].text
+        "training patients with Current: only 1." in counts[0].text
+        and "'Never' and 'never'" in counts[1].text
     )
     small, seen = cautions.size_cautions(2, 2, 2)
     assert small.forbids and "too small to conclude anything" in small.text and not seen.forbids
@@ -267,7 +264,6 @@ def test_effects_through_the_mask_outcomes_and_few_cases_are_warned_of() -> None
 
 
 # --- refits and verdicts
-# ----------------------------------------------------------------------------------------------
 
 
 def test_refit_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -275,15 +271,15 @@ def test_refit_intervals_hold_the_truth_as_often_as_they_say() -> None:
     held = []
     for _ in range(400):
         drawn = 10 + 3 * rng.normal(size=7)
-        made = intervals.refit_interval(drawn[0], drawn[1:].tolist())
-        held.append(made["refit_low_hu"] < 10 < made["refit_high_hu"])
+        interval = intervals.refit_interval(drawn[0], drawn[1:].tolist())
+        held.append(interval["refit_low_hu"] < 10 < interval["refit_high_hu"])
     assert 0.9 < np.mean(held) < 0.99
     assert intervals.refit_interval(1.0, [1.0, 2.0]) == {"refits": 2}
 
 
 def test_permuted_refits_give_a_p_value() -> None:
-    made = intervals.permuted_null(5.0, [1.0, -2.0, 6.0, 0.0])
-    assert made["permuted_max_hu"] == 6 and made["permuted_p"] == pytest.approx(2 / 5)
+    null = intervals.permuted_null(5.0, [1.0, -2.0, 6.0, 0.0])
+    assert null["permuted_max_hu"] == 6 and null["permuted_p"] == pytest.approx(2 / 5)
     assert intervals.permuted_null(-9.0, [1.0] * 4)["permuted_p"] == pytest.approx(1 / 5)
     assert intervals.permuted_null(5.0, []) == {"permuted": 0}
 
@@ -416,8 +412,7 @@ def test_numbers_in_sentences() -> None:
     )
 
 
-# --- files ----------------------------------------------------------------------------------------
-# --------------------
+# --- files
 
 
 def test_json_holds_no_nan(tmp_path: Path) -> None:
@@ -438,6 +433,8 @@ def test_agreement_plot(tmp_path: Path) -> None:
 
 
 def test_slopes_and_quantiles_are_one_attribute() -> None:
-    made = [c for c in CONTRASTS if c.column == "AGE"]
-    assert [c.kind for c in made] == ["quantiles", "slope"] and isinstance(made[0], Contrast)
+    contrasts = [c for c in CONTRASTS if c.column == "AGE"]
+    assert [c.kind for c in contrasts] == ["quantiles", "slope"] and isinstance(
+        contrasts[0], Contrast
+    )
     assert findings.FDR == 0.05

@@ -56,17 +56,17 @@ def test_patients_of_other_sizes_meet_in_one_frame() -> None:
         maps.add(("effect", "x", ""), frame(volume))
         maps.add(("permuted", "x", "p1"), frame(volume))
         maps.add(("permuted", "x", "p2"), frame(-volume))
-    made = {(one.kind, one.contrast): one.array for one in maps.summary_maps()}
-    mean = made["effect", "x"]
+    averaged = {(one.kind, one.contrast): one.array for one in maps.summary_maps()}
+    mean = averaged["effect", "x"]
     assert mean.shape == FRAME and np.isfinite(mean).mean() > 0.9
     assert np.nanmean(mean[5:35, 32, 4:30]) == pytest.approx(10) and np.nanmean(
         mean[5:35, 32, 44:]
     ) == pytest.approx(0)
     assert np.nanmax(np.abs(mean[41:])) == 0  # the other lung
     np.testing.assert_allclose(
-        made["permuted", "x"], mean
+        averaged["permuted", "x"], mean
     )  # one network's, not a mean in which chance cancels out
-    assert made["effect_sd", "x"].shape == FRAME
+    assert averaged["effect_sd", "x"].shape == FRAME
 
 
 def test_a_frame_of_lobes_or_of_one_label_holds_all_lung() -> None:

@@ -32,9 +32,9 @@ def planted(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scans_of_those_with_it_change_in_the_region_alone(planted: Path, cohort_dir: Path) -> None:
     record = json.loads((planted / "plant.json").read_text())
-    given = record["cases"]
-    assert sorted(given.values()) == ["No"] * 6 + ["Yes"] * 6 and record["region"] == "lower"
-    for case, value in given.items():
+    values = record["cases"]
+    assert sorted(values.values()) == ["No"] * 6 + ["Yes"] * 6 and record["region"] == "lower"
+    for case, value in values.items():
         name = f"{case}.nii.gz"
         assert (planted / "gtlung" / name).samefile(cohort_dir / "gtlung" / name)
         before, after = load_volume(cohort_dir / "img" / name), load_volume(planted / "img" / name)
@@ -52,8 +52,8 @@ def test_the_table_gains_a_column_and_nothing_else_changes(planted: Path, cohort
         for p in (cohort_dir, planted)
     )
     assert after.drop(columns="PLANTED").equals(before)
-    given = json.loads((planted / "plant.json").read_text())["cases"]
-    assert dict(zip(after["File Name"], after["PLANTED"], strict=True)) == given
+    values = json.loads((planted / "plant.json").read_text())["cases"]
+    assert dict(zip(after["File Name"], after["PLANTED"], strict=True)) == values
     assert (planted / "splits.json").read_text() == (cohort_dir / "splits.json").read_text()
 
 

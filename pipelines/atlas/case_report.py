@@ -1,0 +1,198 @@
+"""The page of one case, from the volumes that an atlas keeps of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nibabel.affines import voxel_sizes
+
+from data.cohort import Case
+from data.volumes import load_volume
+from pipelines.atlas.files import AtlasFiles
+from pipelines.atlas.pages.case_voxels import FACTUAL, NOISE, REAL, CaseVoxels
+from pipelines.atlas.pages.page_case import (
+    CaseFacts,
+    ShownAttribute,
+    ShownValue,
+    case_file,
+    pair_key,
+    pair_rows,
+    write_case_page,
+)
+from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.study import AtlasStudy
+from util.cli import safe_name
+from util.web.figures import LUNG, Panel, save_slices_png
+from util.web.page_parts import typeset
+
+
+class CasePageWriter:
+    """Writer of the page of one case.
+
+    Args:
+        files: The atlas.
+        study: Its study.
+        case: The case.
+        limit: Range of differences, HU.
+    """
+
+    def __init__(self, files: AtlasFiles, study: AtlasStudy, case: Case, limit: float) -> None:
+        self.files = files
+        self.study = study
+        self.case = case
+        self.limit = limit
+        self.arms = self._rows(files.arms)
+        volumes = self._rows(files.volumes)
+        factual = volumes[volumes["kind"] == "own"].iloc[0]
+        self.prompt = factual["prompt"]
+        self.volume_files = {FACTUAL: factual["file"]}
+        mask = load_volume(case.mask)
+        self.spacing = voxel_sizes(mask.affine)
+        data = study.plan.data
+        self.voxels = CaseVoxels(
+            files.folder / "web" / case_file(case.id),
+            mask.array,
+            self.spacing,
+            data.lung_labels,
+            data.airway_label,
+            self._volume(FACTUAL),
+            study.plan.vessel_hu,
+        )
+        if case.image is not None:
+            scan = load_volume(case.image).array
+            self.voxels.add(REAL, np.clip(scan, *data.hu_window))
+        for file in volumes.loc[volumes["kind"] == "control", "file"]:
+            self._add_volume(NOISE, file)
+
+    def write(self, neighbours: list[str | None]) -> list[dict[str, Any]]:
+        """Write page and figures.
+
+        Args:
+            neighbours: The cases before and after, if any.
+
+        Returns:
+            The case's rows of pairs.csv.
+        """
+        attributes = []
+        for number, attribute in enumerate(self.study.plan.attributes):
+            if (self.arms["column"] == attribute.column).any():
+                attributes.append(self._shown_attribute(number, attribute))
+        facts = CaseFacts(
+            case=self.case.id,
+            prompt=self.prompt,
+            attributes=attributes,
+            diagnosis=str(self.files.record["settings"]["cases"]["diagnosis_column"]),
+            sentences=self._sentences(attributes),
+            files={key: f"../{file}" for key, file in self.volume_files.items()},
+            seen=bool((self._rows(self.files.cases)["seen"] == "yes").any()),
+        )
+        window = self.study.plan.data.hu_window
+        write_case_page(self.files.folder, facts, self.voxels, self.limit, window, neighbours)
+        for shown in attributes:
+            self._draw(shown)
+        return pair_rows(facts, self.voxels)
+
+    def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["case"] == self.case.id]
+
+    def _volume(self, key: str) -> np.ndarray:
+        path = self.files.folder / self.volume_files[key]
+        return load_volume(path).array.astype(np.float32)
+
+    def _add_volume(self, key: str, file: str) -> None:
+        self.volume_files[key] = file
+        self.voxels.add(key, self._volume(key))
+
+    def _shown_attribute(self, number: int, attribute: AtlasAttribute) -> ShownAttribute:
+        """Return an attribute's values with their volumes.
+
+        The factual value has the factual volume. It stands first, by itself, where no variant has
+        the factual text.
+        """
+        unit = _unit(attribute)
+        values: list[ShownValue] = []
+        by_value: dict[str, ShownValue] = {}
+        variants = self.arms[self.arms["column"] == attribute.column].to_dict("records")
+        if all(variant["prompt"] != self.prompt for variant in variants):
+            known = self.study.formatted_row(self.case).get(attribute.column, "")
+            text = f"{known}{unit}" if known else "not known"
+            values.append(ShownValue(FACTUAL, f"{text} (factual)", text))
+        for index, variant in enumerate(variants):
+            value = self._shown_value(f"a{number:02d}v{index:02d}", variant, unit)
+            by_value[variant["value"]] = value
+            values.append(value)
+        changes = []
+        for value in values:
+            changes.append(abs(self.voxels.change(FACTUAL, value.key).get("lungs", 0.0)))
+        ordered = [by_value[value] for value in attribute.values if value in by_value]
+        compared = ordered[1:] if attribute.kind == "category" else ordered[1:][-1:]
+        return ShownAttribute(
+            label=attribute.column,
+            values=values,
+            start=[value.key for value in values].index(FACTUAL),
+            end=int(np.argmax(changes)),
+            compared=[(ordered[0], value) for value in compared],
+        )
+
+    def _shown_value(self, key: str, variant: dict[Any, str], unit: str) -> ShownValue:
+        """Return a variant's value, and add its volume under this key unless it is the factual."""
+        text = f"{variant['value']}{unit}"
+        dropped = ""
+        if variant["dropped"]:
+            columns = variant["dropped"].replace(" | ", ", ")
+            dropped = f"{text}: {columns} left the text, as it would contradict."
+        if variant["prompt"] == self.prompt:
+            return ShownValue(FACTUAL, f"{text} (factual)", text, dropped)
+        self._add_volume(key, variant["file"])
+        return ShownValue(key, text, text, dropped)
+
+    def _sentences(self, attributes: list[ShownAttribute]) -> dict[str, str]:
+        """Return the sentence on each contrast over all patients, by the keys of its volumes."""
+        record = self.files.record
+        units = {attribute.column: _unit(attribute) for attribute in self.study.plan.attributes}
+        contrasts = {contrast["contrast"]: contrast for contrast in record["contrasts"]}
+        keys = {}
+        for attribute in attributes:
+            for value in attribute.values:
+                keys[attribute.label, value.plain] = value.key
+        sentences = {}
+        for row in [*record["findings"], *record["not_found"]]:
+            contrast = contrasts[row["contrast"]]
+            column = contrast["column"]
+            start = keys.get((column, f"{contrast['from']}{units[column]}"))
+            end = keys.get((column, f"{contrast['to']}{units[column]}"))
+            if start is not None and end is not None:
+                sentences[pair_key(start, end)] = typeset(row["sentence"])
+        return sentences
+
+    def _draw(self, attribute: ShownAttribute) -> None:
+        """Draw `figures/CASE__COLUMN.png` and .svg: factual, changed and difference."""
+        start = attribute.values[attribute.start]
+        end = attribute.values[attribute.end]
+        factual = self._volume(start.key)
+        changed = self._volume(end.key)
+        panels = [
+            Panel(f"Factual:\n{start.plain}", "ct", factual, self.spacing),
+            Panel(f"Changed:\n{end.plain}", "ct", changed, self.spacing),
+            self._difference("Difference", changed - factual, "changed − factual"),
+        ]
+        if NOISE in self.volume_files:
+            noise = self._volume(NOISE) - self._volume(FACTUAL)
+            panels.append(self._difference("Control:\nother noise", noise, "nothing changed"))
+        x, y, z = (
+            index * block
+            for index, block in zip(self.voxels.grid.start, self.voxels.block, strict=True)
+        )
+        stem = f"{case_file(self.case.id)}__{safe_name(attribute.label)}"
+        for ending in ("png", "svg"):
+            path = self.files.folder / "figures" / f"{stem}.{ending}"
+            save_slices_png(path, panels, (x, y, z), LUNG, self.limit)
+
+    def _difference(self, title: str, difference: np.ndarray, caption: str) -> Panel:
+        return Panel(title, "difference", difference, self.spacing, caption=caption)
+
+
+def _unit(attribute: AtlasAttribute) -> str:
+    return f" {attribute.unit}" if attribute.unit else ""
