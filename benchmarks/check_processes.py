@@ -1,6 +1,4 @@
-"""Several processes against one with the same global batch: their gradients and weights must agree
-(gloo, CPU, fp32).
-"""
+"""Check that several processes train as one: equal gradients and weights (gloo, CPU, fp32)."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train
-from benchmarks.check_resume import SMALL
+from benchmarks.check_resume import SMALL_RUN
+from benchmarks.common import flag_words
 from data.phantom.write import make_phantom_cohort
 from models.base_model import MODELS
 from models.text.relevance import MIN_SCANS
@@ -40,111 +39,95 @@ log = logging.getLogger(__name__)
 
 
 class DifferentWeights(UserError):
-    """Several processes ended elsewhere than one."""
+    """Several processes gave other gradients or weights than one."""
 
     code = 1
 
 
 class Recorder:
-    """Keeps, after the first and after the last step, every network's gradients and weights as one
-    vector each.
+    """Gradients and weights of every network, as one vector each, of the first and last step.
+
+    Args:
+        trainer: Trainer whose networks are recorded.
+        last: Number of the last step.
     """
 
     def __init__(self, trainer: Trainer, last: int) -> None:
-        self.trainer, self.last = trainer, last
-        self.found: dict[str, Tensor] = {}
+        self.trainer = trainer
+        self.steps = (1, last)
+        self.vectors: dict[str, Tensor] = {}
         for name, optimizer in trainer.optimizers.items():
-            optimizer.optimizer.register_step_pre_hook(partial(self._before, name))
+            optimizer.optimizer.register_step_pre_hook(partial(self._record_gradients, name))
 
-    def _wanted(self, step: int) -> bool:
-        return step in (1, self.last)
+    def _record_gradients(self, name: str, *_: Any) -> None:
+        step = self.trainer.steps_done + 1
+        if step in self.steps:
+            parameters = self.trainer.model.raw[name].parameters()
+            gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+            self.vectors[f"step {step}: {name} gradients"] = torch.cat(gradients)
 
-    def _before(self, name: str, *_: Any) -> None:
-        step = self.trainer.step + 1
-        if self._wanted(step):
-            grads = [
-                p.grad for p in self.trainer.model.raw[name].parameters() if p.grad is not None
-            ]
-            self.found[f"step {step}: {name} gradients"] = torch.cat([g.flatten() for g in grads])
-
-    def __call__(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        if self._wanted(step):
+    def record_weights(self) -> None:
+        """Record the weights after a step."""
+        step = self.trainer.steps_done
+        if step in self.steps:
             for name, network in self.trainer.model.raw.items():
                 weights = [p.detach().flatten() for p in network.parameters()]
-                self.found[f"step {step}: {name} weights"] = torch.cat(weights).clone()
+                self.vectors[f"step {step}: {name} weights"] = torch.cat(weights).clone()
 
 
 def train_words(options: ProcessCheckOptions, work: Path) -> list[str]:
-    """The flags of training."""
-    return [
-        "--dataroot",
-        str(work / "cohort"),
-        "--name",
-        "processes",
-        *SMALL,
-        "--cache_dir",
-        str(work / "cache"),
-        "--model",
-        options.model,
-        "--n_local_enhancers",
-        "1" if options.model == "pix2pixhd" else "0",
-        "--n_downsample_global",
-        "1",
-        "--fusion",
-        "both",
-        "--max_steps",
-        str(options.steps),
-        "--batch_size",
-        str(options.batch_size),
-    ]
+    """Return the flags of train.py."""
+    flags = SMALL_RUN | {
+        "dataroot": work / "cohort",
+        "name": "processes",
+        "cache_dir": work / "cache",
+        "model": options.model,
+        "n_local_enhancers": 1 if options.model == "pix2pixhd" else 0,
+        "n_downsample_global": 1,
+        "fusion": "both",
+        "max_steps": options.steps,
+        "batch_size": options.batch_size,
+    }
+    return flag_words(**flags)
 
 
 def record_training(options: ProcessCheckOptions, work: Path) -> None:
-    """Trains as `train.py` does, without writing a run; the main process writes what was
-    measured.
-    """
+    """Train as train.py does, without a run's folder; the main process writes the vectors."""
     settings = train.read_options(train_words(options, work))
     accelerator = make_accelerator(settings.optim.precision, settings.run.gpu_ids)
     torch.manual_seed(settings.run.seed)
     study = training.open_study(settings, None)
-    cases = study.cohort.split("train")
-    model = MODELS[settings.generator.model](
-        settings, len(study.cohort.labels), study.encoder.width
-    )
+    cases = study.training_cases
+    n_labels = len(study.cohort.labels)
+    model = MODELS[settings.generator.model](settings, n_labels, study.encoder.width)
     trainer = training.make_trainer(settings, model, accelerator, len(cases))
+    cache = work / "cache"
     with accelerator.main_process_first():
-        dataset = training.make_dataset(settings, study, cases, work / "cache", model)
-    study = training.weigh_by_relevance(settings, study, work / "cache")
+        dataset = training.make_dataset(settings, study, cases, cache, model.noise_channels)
+    study = training.weigh_by_relevance(settings, study, cache)
     recorder = Recorder(trainer, options.steps)
-    recorder.found["step 0: weights of cases"] = torch.tensor(
-        [study.weights[case.id] for case in cases]
-    )
-    trainer.fit(
-        training.batches(settings, dataset, trainer),
-        partial(training.embed, study, accelerator.device),
-        recorder,
-    )
+    weights = [study.case_weights[case.id] for case in cases]
+    recorder.vectors["step 0: weights of cases"] = torch.tensor(weights)
+    for parts in trainer.iterate(training.make_loader(settings, dataset, trainer)):
+        trainer.step([(part, study.embed(part, accelerator.device)) for part in parts])
+        recorder.record_weights()
     if accelerator.is_main_process:
-        save_file(recorder.found, options.record)
+        save_file(recorder.vectors, options.record)
     shutdown_distributed(accelerator)
 
 
-def measure_processes(options: ProcessCheckOptions, work: Path, processes: int) -> dict[str, Tensor]:
-    """What so many processes find; raises `UserError` with what they said if they fail."""
+def measure_processes(
+    options: ProcessCheckOptions, work: Path, processes: int
+) -> dict[str, Tensor]:
+    """Return the vectors of a training in this many processes; raise `UserError` if it fails."""
     file = work / f"{processes}.safetensors"
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        if processes > 1
-        else []
-    )
-    flags = [f"--{k}={getattr(options, k)}" for k in ("steps", "batch_size", "model")]
-    done = subprocess.run(
-        [sys.executable, *launcher, __file__, *flags, f"--work={work}", f"--record={file}"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [__file__, f"--work={work}", f"--record={file}", f"--steps={options.steps}"]
+    command += [f"--batch_size={options.batch_size}", f"--model={options.model}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
     if done.returncode:
         raise UserError(
             f"{processes} processes ended with code {done.returncode}:\n{done.stderr[-3000:]}"
@@ -153,35 +136,37 @@ def measure_processes(options: ProcessCheckOptions, work: Path, processes: int) 
 
 
 def check_processes(options: ProcessCheckOptions, work: Path) -> dict[str, float]:
-    """Relative L2 difference of each vector; raises `NotEqual` above the tolerance."""
-    make_phantom_cohort(
-        PhantomOptions(
-            OUT=str(work / "cohort"),
-            cases=MIN_SCANS + 2,
-            size=(24, 24, 16),
-            test_cases=1,
-            val_cases=1,
-        )
+    """Return the relative L2 difference of each vector.
+
+    Raises:
+        DifferentWeights: A difference is larger than the tolerance.
+    """
+    cohort = PhantomOptions(
+        OUT=str(work / "cohort"), cases=MIN_SCANS + 2, size=(24, 24, 16), test_cases=1, val_cases=1
     )
-    one, several = (measure_processes(options, work, n) for n in (1, options.processes))
-    order = sorted(one, key=lambda k: int(k.split()[1].rstrip(":")))
-    found = {k: float((one[k] - several[k]).norm() / one[k].norm()) for k in order}
-    for what, difference in found.items():
-        log.info("%-24s %.1e", what, difference)
+    make_phantom_cohort(cohort)
+    one = measure_processes(options, work, 1)
+    several = measure_processes(options, work, options.processes)
+    differences = {}
+    for name in sorted(one, key=lambda name: int(name.split()[1].rstrip(":"))):
+        differences[name] = float((one[name] - several[name]).norm() / one[name].norm())
+        log.info("%-24s %.1e", name, differences[name])
     if options.out:
-        write_json(Path(options.out), {"processes": options.processes, "relative_l2": found})
-    worst = max(found, key=lambda k: found[k])
-    if found.keys() != several.keys() or not found[worst] <= options.tolerance:
+        figures = {"processes": options.processes, "relative_l2": differences}
+        write_json(Path(options.out), figures)
+    worst = max(differences, key=lambda name: differences[name])
+    largest = differences[worst]
+    if differences.keys() != several.keys() or not largest <= options.tolerance:
         raise DifferentWeights(
-            f"{options.processes} processes differ from one by {found[worst]:.1e} ({worst}); "
+            f"{options.processes} processes differ from one by {largest:.1e} ({worst}); "
             f"allowed is {options.tolerance:g}."
         )
-    log.info("%d processes equal one within %.1e (relative L2).", options.processes, found[worst])
-    return found
+    log.info("%d processes equal one within %.1e (relative L2).", options.processes, largest)
+    return differences
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compares in a folder that is removed afterwards, or in `--work`."""
+    """Compare in a temporary folder, or in `--work`."""
     options = parse(ProcessCheckCommand, __doc__ or "", argv).check
     if options.batch_size % options.processes:
         raise UserError(
@@ -189,13 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{options.processes}."
         )
     with ExitStack() as stack:
-        work = Path(
-            options.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="processes_"))
-        )
+        work = options.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="processes_"))
         if options.record:
-            record_training(options, work)
+            record_training(options, Path(work))
         else:
-            check_processes(options, work)
+            check_processes(options, Path(work))
 
 
 if __name__ == "__main__":

