@@ -1,6 +1,4 @@
-"""A small atlas' folder, written by hand: one patient, three diagnoses, two ages, and what pages
-need of a study.
-"""
+"""A small atlas written by hand: one patient, three diagnoses and two ages."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def lungs() -> NDArray[np.uint8]:
 
 
 def volumes() -> dict[str, NDArray[np.int16]]:
-    """The own row (HP, 60 years), and every arm."""
+    """The factual volume (HP, 60 years), and every variant."""
     mask = lungs()
     factual = np.where(mask > 0, -850, 40).astype(np.int16)
     heights = np.flatnonzero((mask > 0).any((0, 1)))
@@ -56,8 +54,9 @@ def volumes() -> dict[str, NDArray[np.int16]]:
 
 
 def tests_table(refits: bool) -> pd.DataFrame:
-    """tests.csv: in the lungs and their lower thirds; with refits the change of age is a
-    finding.
+    """Return tests.csv for the lungs and their lower thirds.
+
+    With refits the change of age is a finding.
     """
     rows = []
     for contrast in CONTRASTS:
@@ -157,7 +156,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
 
 
 def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
-    """Writes everything that comes before the pages; returns what pages need of the study."""
+    """Write everything that precedes the pages; return the parts of the study that pages need."""
     (folder / "volumes").mkdir(parents=True)
     affine, arrays = np.diag([*SPACING, 1.0]), volumes()
     for name, array in {**arrays, "mask": lungs(), "scan": arrays["own"]}.items():

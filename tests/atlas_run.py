@@ -16,7 +16,7 @@ from util.files import write_json
 
 
 def discover(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None) -> Outcome:
-    """The atlas of a run on its cohort, or on another one."""
+    """Build the atlas of a run on its cohort, or on another one."""
     where = (
         "--dataroot",
         str(cohort or run.cohort),

@@ -170,13 +170,8 @@ def choose_attributes(
         UserError: A column asked for does not exist, is not known to the run, or cannot be studied.
     """
     candidates = template.attributes(columns)
-    for flag, named in (("--columns", wanted), ("--reference", list(references))):
-        for column in named:
-            if column not in candidates:
-                raise UserError(
-                    f"{flag}: {column!r} is not a column that can stand in the text. Choose from: "
-                    f"{format_list(candidates, 40)}."
-                )
+    _check_columns("--columns", wanted, candidates)
+    _check_columns("--reference", list(references), candidates)
     choice = AttributeChoice([], {})
     for column in candidates:
         attribute = classify_column(template, rows, column, references.get(column, ""))
@@ -207,6 +202,15 @@ def choose_attributes(
             f"{format_list(reasons, 20) or 'the table does not have any'}."
         )
     return choice
+
+
+def _check_columns(flag: str, named: Sequence[str], candidates: list[str]) -> None:
+    for column in named:
+        if column not in candidates:
+            raise UserError(
+                f"{flag}: {column!r} is not a column that can stand in the text. Choose from: "
+                f"{format_list(candidates, 40)}."
+            )
 
 
 def attribute_variants(template: Template, row: Row, attribute: AtlasAttribute) -> list[Variant]:

@@ -185,8 +185,8 @@ class _CohortCopy:
             if value is not None:
                 text = row["Prompt"].strip().rstrip(".,;")
                 row["Prompt"] = f"{text}, {self.options.column} is {value}."
-        kept = [{column: row[column] for column in columns} for row in rows]
-        write_csv(self.folder / PROMPTS_FILE, columns, kept)
+        prompts = [{column: row[column] for column in columns} for row in rows]
+        write_csv(self.folder / PROMPTS_FILE, columns, prompts)
 
     def write_record(self) -> None:
         """Write the planted truth."""

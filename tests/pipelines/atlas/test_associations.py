@@ -34,7 +34,7 @@ TABLE = pd.DataFrame(
 
 
 def effects() -> pd.DataFrame:
-    """A does +10 HU, B high +30 HU and mid -5 HU, age -1 HU a year; refits 4 HU to either side."""
+    """Effects of A +10 HU, B high +30, B mid -5, AGE -1 per year; intervals 4 HU to both sides."""
     rows = [
         ("A", "category", "no", "yes", 10.0),
         ("B", "category", "low", "mid", -5.0),
@@ -63,7 +63,7 @@ def effects() -> pd.DataFrame:
 
 
 def of(widened: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[float, float]:
-    """How much wider an interval is than what refits say, below and above; HU."""
+    """Return by how much an interval is wider than that over refits, below and above; HU."""
     row = widened[(widened["contrast"] == contrast) & (widened["region"] == region)].iloc[0]
     below, above = (
         row["refit_low_hu"] - (row["generated_hu"] - 4),
@@ -74,7 +74,7 @@ def of(widened: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[flo
 
 
 def measured(first: pd.Series, second: pd.Series, *kinds: Kind) -> Association:
-    """The association of two columns of these kinds."""
+    """Return the association of two columns of these kinds."""
     table = pd.DataFrame({"first": first, "second": second})
     attributes = [
         AtlasAttribute(column, "exposure", kind, (), {})
@@ -173,8 +173,9 @@ def test_without_refits_there_is_still_no_interval() -> None:
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Divides a tied effect the same way whatever patients are drawn, as a network that stops early
-    does.
+    """Regress so that associated effects divide the same way in every sample.
+
+    This is how a network behaves that stops early.
     """
     centred = x - x.mean(0)
     return np.linalg.solve(centred.T @ centred + 3 * np.eye(2), centred.T @ (y - y.mean()))
@@ -212,7 +213,7 @@ def test_where_associations_hide_the_truth_the_intervals_still_hold_it() -> None
 
 
 def holding(intervals: pd.DataFrame) -> int:
-    """How many of the two intervals hold the truth."""
+    """Return how many of the two intervals contain the truth."""
     return int(
         ((intervals["refit_low_hu"] <= (40, 10)) & (intervals["refit_high_hu"] >= (40, 10))).sum()
     )

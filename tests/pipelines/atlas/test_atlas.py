@@ -1,6 +1,4 @@
-"""The counterfactual atlas end to end on tiny phantoms: what it writes, refits, and
-cross-fitting.
-"""
+"""The counterfactual atlas end to end on tiny phantoms: files, refits and cross-fitting."""
 
 from __future__ import annotations
 
@@ -46,9 +44,7 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """A tiny run on 34 phantoms (30 training, 1 validation, 3 test cases), to which refits are
-    added.
-    """
+    """A tiny run on 34 phantoms (30 for training, 1 for validation, 3 for test)."""
     place = tmp_path_factory.mktemp("atlas")
     cohort = make_phantom_cohort(
         PhantomOptions(
@@ -249,7 +245,7 @@ def test_cautions_cases_and_arms(atlas: Path, run: TrainedRun) -> None:
     assert {"own", "varied"} <= set(table(atlas, "volumes")["kind"])
 
 
-def test_refits_are_told_and_differ_as_they_should(atlas: Path, run: TrainedRun) -> None:
+def test_refits_are_listed_and_differ_as_they_should(atlas: Path, run: TrainedRun) -> None:
     refits = table(atlas, "refits")
     assert (
         refits["kind"].value_counts().to_dict() == {"permuted": 5, "resampled": 3}
@@ -271,9 +267,7 @@ def test_refits_are_told_and_differ_as_they_should(atlas: Path, run: TrainedRun)
 
 
 def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None:
-    """A real process: it trains what is missing, goes on with what was stopped, and leaves the rest
-    alone.
-    """
+    """A process trains missing refits, resumes stopped ones, and leaves finished ones alone."""
     words = ("scripts/refit.py", *run.flags(), "--refits", "4")
     done = command(*words)
     assert done.code == 0, done.text
@@ -293,7 +287,7 @@ def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None
     ) and "--gpu_ids" in refits.train_arguments(origin, one, RefitOptions(), "1")
 
 
-def test_a_refit_that_fails_says_why(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refit_that_fails_has_a_message(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = refits.OriginRun.load(run.folder)
     one = refits.Refit("resampled_009", "resampled", 1009)
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Which attributes of a table are studied, in which values, and prompts in other words."""
+"""Attributes that are studied and their values, and paraphrases of prompts."""
 
 from __future__ import annotations
 

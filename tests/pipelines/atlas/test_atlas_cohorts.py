@@ -1,4 +1,4 @@
-"""Atlases of patients that are not those of training."""
+"""Atlases of patients other than those of training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.commands import TrainedRun, refused
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other patients by the same names."""
+    """Other patients with the same names."""
     root = tmp_path_factory.mktemp("others") / "cohort"
     return make_phantom_cohort(
         PhantomOptions(

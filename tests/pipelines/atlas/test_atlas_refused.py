@@ -1,6 +1,4 @@
-"""What the atlas refuses, with a message for a person: columns, flags, cohorts and disks that
-cannot serve.
-"""
+"""Refusals of the atlas: columns, flags, cohorts and disks that do not serve."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from tests.commands import TrainedRun, command, refused
 
 
 def changed(cohort: Path, target: Path, column: str, values: list[str]) -> Path:
-    """A copy of a cohort whose table has another content in one column (the values in turn)."""
+    """Copy a cohort, with these values in turn in one column of its table."""
     shutil.copytree(cohort, target, copy_function=os.link)
     frame = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False)
     frame[column] = [values[i % len(values)] for i in range(len(frame))]

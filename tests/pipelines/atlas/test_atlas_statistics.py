@@ -1,6 +1,4 @@
-"""The numbers of an atlas on made-up data whose truth is known: regressions, ties, intervals,
-verdicts, maps, sentences.
-"""
+"""Statistics of the atlas on synthetic data with a known truth."""
 
 from __future__ import annotations
 
@@ -42,14 +40,15 @@ CONTRASTS = [c for a in (SMOKING, AGE) for c in contrasts_of(a)]
 NEVER_CURRENT, SLOPE = "SMOKING=Never_to_Current", "AGE=per_unit"
 
 
-def scans(n: int = 150, sd: float = 5.0, tie: float = 0.0, seed: int = 0) -> RealScans:
-    """Current smokers +40 HU, ex +20, age -1 HU a year, IPF +25; a tenth of the ages is not
-    known.
+def scans(n: int = 150, sd: float = 5.0, association: float = 0.0, seed: int = 0) -> RealScans:
+    """Real scans with current smokers +40 HU, ex +20, age -1 HU per year and IPF +25.
+
+    A tenth of the ages is missing.
     """
     rng = np.random.default_rng(seed)
     smoking = rng.choice(LEVELS, n)
     diagnosis = np.where(
-        rng.random(n) < tie,
+        rng.random(n) < association,
         np.where(smoking == "Current", "IPF", "HP"),
         rng.choice(["HP", "IPF"], n),
     )
@@ -128,10 +127,10 @@ def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> 
     assert not any("DEAD" in s or "PACKS" in s for s in adjusted)
 
 
-def test_a_tie_widens_the_interval_of_the_real_scans() -> None:
+def test_an_association_widens_the_interval_of_the_real_scans() -> None:
     loose, tight = (
-        primary(estimate_contrasts(scans(tie=t), CONTRASTS, ROLES), NEVER_CURRENT)
-        for t in (0.0, 0.9)
+        primary(estimate_contrasts(scans(association=a), CONTRASTS, ROLES), NEVER_CURRENT)
+        for a in (0.0, 0.9)
     )
     assert (
         tight["high_hu"] - tight["low_hu"] > 1.3 * (loose["high_hu"] - loose["low_hu"])
@@ -151,7 +150,7 @@ def test_too_few_cases_give_no_estimate_but_a_reason() -> None:
     )
 
 
-def test_what_cannot_be_told_apart_is_said() -> None:
+def test_inseparable_attributes_have_a_reason() -> None:
     same = scans(80)
     same.table["KERNEL"] = np.where(same.table["SMOKING"] == "Current", "sharp", "soft")
     same.table["SMOKING"] = np.where(same.table["SMOKING"] == "Current", "Current", "Never")
@@ -159,8 +158,8 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     assert pd.isna(row["real_hu"]) and "told apart" in row["reason"]
 
 
-def test_a_thinner_adjustment_does_not_save_what_cannot_be_told_apart() -> None:
-    """The exposures decide the attribute together, though none of them does alone."""
+def test_a_thinner_adjustment_does_not_save_an_inseparable_attribute() -> None:
+    """The exposures together determine the attribute, though none of them does alone."""
     rng, data = np.random.default_rng(2), scans(120)
     parts = {f"R{k}": rng.integers(0, 2, 120) for k in range(3)}
     data.table["SUM"] = sum(parts.values()).astype(str)  # type: ignore[union-attr]
@@ -378,7 +377,7 @@ def test_a_caution_that_forbids_decides_first() -> None:
     assert tests.loc[tests["tested"] == "yes", "why"].str.contains("too small to conclude").all()
 
 
-def test_findings_are_ranked_and_told_with_their_figures() -> None:
+def test_findings_are_ranked_and_have_sentences_with_their_numbers() -> None:
     controls = pd.DataFrame({"control": ["re-worded"], "region": ["lungs"], "mean_abs_hu": [0.44]})
     labels = {c.id: c.label for c in CONTRASTS}
     ranked = rank_findings(judge_effects(effects(), REAL, ROLE_OF, []), labels, controls)

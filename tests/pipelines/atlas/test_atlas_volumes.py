@@ -1,4 +1,4 @@
-"""Vessels, frames and spikes of an atlas on made-up volumes whose truth is known."""
+"""Vessels, frames and planted effects on synthetic volumes with a known truth."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def chest(shift: int, side: int) -> np.ndarray:
 
 
 def test_patients_of_other_sizes_meet_in_one_frame() -> None:
-    """What lies in the lower half of one lung does so for every patient, wherever and however large
-    that lung is.
-    """
+    """The lower half of one lung is the same place for every patient and size of lung."""
     maps = PopulationMaps()
     for shift, side in ((2, 16), (4, 10)):
         labels = chest(shift, side)
@@ -77,7 +75,7 @@ def test_a_frame_of_lobes_or_of_one_label_holds_all_lung() -> None:
     )  # between the lungs there is none
 
 
-def test_spikes_are_compared_region_by_region() -> None:
+def test_planted_effects_are_compared_region_by_region() -> None:
     lungs, lower = np.ones((2, 2, 4), bool), np.zeros((2, 2, 4), bool)
     lower[:, :, 0] = True
     assert planted_share({"lungs": lungs, "lower": lower}, "lower") == {"lungs": 0.25, "lower": 1.0}

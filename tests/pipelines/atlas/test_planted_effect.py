@@ -1,6 +1,4 @@
-"""The spike test: a planted effect is what the copy's scans show, and the report says how much came
-back.
-"""
+"""Planted effects: the scans of the copy contain them, and the report says how much returned."""
 
 from __future__ import annotations
 
