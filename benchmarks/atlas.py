@@ -1,11 +1,9 @@
-"""Proof of the atlas on planted truth: do intervals hold it, are shuffled columns declared
-findings, does a spike return?
+"""Compare atlases of runs on phantoms with the effects planted there.
 
-Studies (`--studies`): coverage (intervals from refits over several cohorts), permuted (every
-permuted fit judged against the others), ties (two attributes tied to each other), spike (an effect
-planted in one place). Each finished piece is kept in OUT/pieces as JSON, and finished fits are kept
-too, so that a stopped benchmark goes on where it was. OUT/figures.json and OUT/index.html hold the
-outcome.
+Studies (`--studies`): coverage (intervals from refits, over several cohorts), permuted (each
+permuted fit judged against the others), ties (two associated attributes), spike (an effect planted
+in one region). Finished pieces are kept in OUT/pieces as JSON, and so are finished fits, so that a
+stopped benchmark resumes. OUT/figures.json and OUT/index.html hold the results.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-import train
-from benchmarks.effects import minilm_folder
+from benchmarks.common import flag_words, minilm_folder, train_run
 from benchmarks.report.atlas_page import write_atlas_proof
 from benchmarks.report.planted_truth import NULL
 from data.phantom.cohort import PhantomCohort
@@ -48,120 +45,90 @@ from pipelines.atlas.study import AtlasStudy
 from util.cli import run_command
 from util.files import read_json, write_json
 from util.metrics.regions import chest_regions
-from util.training import checkpoint
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Keep = Callable[
-    [str, Callable[[], Row]], Row
-]  # a piece by its name, made only where it is not there
-# One contrast of each attribute that has an effect: column, from, to; AGE between its outer
-# quantiles.
+Keep = Callable[[str, Callable[[], Row]], Row]  # returns a piece by its name, computed at most once
+# One contrast of each attribute with an effect: column, from, to; AGE between its outer quantiles.
 CONTRASTS = (
     ("SMOKING HISTORY", "Never smoker", "Current smoker"),
     ("DIAGNOSIS", "HP", "IPF"),
     ("AGE", "", ""),
 )
 COLUMNS = ",".join([*(column for column, _, _ in CONTRASTS), NULL])
-TIED = 0.7
-TIED_COLUMNS = ("SMOKING HISTORY", "DIAGNOSIS")
+CONFOUNDING = 0.7  # of the study of associated attributes
+ASSOCIATED_COLUMNS = ("SMOKING HISTORY", "DIAGNOSIS")
 THIRDS = ("upper", "middle", "lower")
 
 
 def make_cohort(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Path:
-    return make_phantom_cohort(
-        PhantomOptions(
-            OUT=f"{b.OUT}/cohorts/{name}",
-            cases=b.cases + b.test_cases,
-            size=b.size,
-            seed=seed,
-            test_cases=b.test_cases,
-            val_cases=0,
-            missing=0.12,
-            patient_sd=b.patient_sd,
-            confounding=confounding,
-        )
+    """Make a phantom cohort; return its folder."""
+    options = PhantomOptions(
+        OUT=f"{b.OUT}/cohorts/{name}",
+        cases=b.cases + b.test_cases,
+        size=b.size,
+        seed=seed,
+        test_cases=b.test_cases,
+        val_cases=0,
+        missing=0.12,
+        patient_sd=b.patient_sd,
+        confounding=confounding,
     )
+    return make_phantom_cohort(options)
 
 
-def train_run(b: AtlasBenchmarkOptions, root: Path, name: str, seed: int) -> None:
-    """A run with a CLIP of its own; one that is finished is kept, one that was stopped goes on."""
-    folder = Path(b.OUT) / "runs" / name
-    words = ["--name", name, "--checkpoints_dir", str(folder.parent)]
-    words += ["--max_steps", str(b.max_steps)] if b.max_steps else []
-    if (folder / "finished").is_file():
-        return
-    if (folder / "latest" / checkpoint.STATE_FILE).is_file():
-        train.train(train.read_options([*words, "--continue_train"]))
-    else:
-        encoder = minilm_folder() if b.text_encoder == "minilm" else b.text_encoder
-        train.train(
-            train.read_options(
-                [
-                    *words,
-                    "--dataroot",
-                    str(root),
-                    "--overwrite",
-                    "--preset",
-                    "cpu",
-                    "--template",
-                    "aiib23",
-                    "--val_cases",
-                    "0",
-                    "--text_encoder",
-                    encoder,
-                    "--cache_dir",
-                    f"{b.OUT}/cache",
-                    "--seed",
-                    str(seed),
-                    *b.train_flags.split(),
-                ]
-            )
-        )
-    (folder / "finished").touch()
+def train_cohort_run(b: AtlasBenchmarkOptions, root: Path, name: str, seed: int) -> None:
+    """Train the run of a cohort, unless it is finished."""
+    encoder = minilm_folder() if b.text_encoder == "minilm" else b.text_encoder
+    first_words = flag_words(
+        dataroot=root,
+        preset="cpu",
+        template="aiib23",
+        val_cases=0,
+        text_encoder=encoder,
+        cache_dir=f"{b.OUT}/cache",
+        seed=seed,
+    )
+    words = flag_words(max_steps=b.max_steps) if b.max_steps else []
+    train_run(Path(b.OUT) / "runs" / name, words, [*first_words, *b.train_flags.split()])
 
 
 def atlas_command(
-    b: AtlasBenchmarkOptions,
-    root: Path,
-    name: str,
-    columns: str = COLUMNS,
-    refits: int = 0,
-    permutations: int = 0,
+    b: AtlasBenchmarkOptions, root: Path, name: str, refits: RefitOptions, columns: str = COLUMNS
 ) -> AtlasCommand:
-    """How the atlas of a run is made."""
+    """Return the command that builds the atlas of a run."""
+    reference = ("DIAGNOSIS=HP",) if "DIAGNOSIS" in columns else ()
     return AtlasCommand(
-        AtlasCases(
-            dataroot=str(root),
-            columns=columns,
-            reference=("DIAGNOSIS=HP",) if "DIAGNOSIS" in columns else (),
-        ),
+        AtlasCases(dataroot=str(root), columns=columns, reference=reference),
         ModelOptions(name=name, checkpoints_dir=f"{b.OUT}/runs"),
-        RefitOptions(gpus=b.gpus, refits=refits, permutations=permutations),
+        refits,
         AtlasOutput(out=f"{b.OUT}/atlases/{name}", overwrite=True, volumes=0),
     )
 
 
 def read_table(folder: Path, table: str) -> pd.DataFrame:
+    """Read a table of an atlas."""
     return pd.read_csv(folder / f"{table}.csv", dtype={"from": str, "to": str, "contrast": str})
 
 
 def true_effect(
     phantoms: PhantomCohort, column: str, start: str, end: str, vessel_hu: float = 150.0
 ) -> float:
-    """The planted change of the lungs without vessels, mean over test cases; HU."""
-    found = []
+    """Return the planted change of the lungs without vessels in HU, mean over test cases."""
+    changes = []
     for case in phantoms.splits["test"]:
-        one, two = (phantoms.render(case, {column: value}) for value in (start, end))
-        masks = chest_regions(one.mask, voxel_sizes(one.affine))
-        vessels = find_vessels(one.hu, masks["lungs"], vessel_hu)
-        found.append(RegionVoxels.from_masks(masks, vessels).means(two.hu - one.hu)["lungs"])
-    return float(np.mean(found))
+        before = phantoms.render(case, {column: start})
+        after = phantoms.render(case, {column: end})
+        masks = chest_regions(before.mask, voxel_sizes(before.affine))
+        vessels = find_vessels(before.hu, masks["lungs"], vessel_hu)
+        means = RegionVoxels.from_masks(masks, vessels).means(after.hu - before.hu)
+        changes.append(means["lungs"])
+    return float(np.mean(changes))
 
 
 def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
-    """What an atlas says of the lungs in each of `CONTRASTS`, beside the truth."""
+    """Return an atlas's effects in the lungs for each of `CONTRASTS`, beside the truth."""
     rows = []
     lungs = effects[(effects["region"] == "lungs") & (effects["kind"] != "slope")]
     for column, start, end in CONTRASTS:
@@ -188,100 +155,99 @@ def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
     return rows
 
 
-def interval_coverage(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: float = 0.0) -> Row:
-    """One cohort with a run, its refits and its atlas."""
+def interval_coverage(
+    b: AtlasBenchmarkOptions, name: str, seed: int, confounding: float = 0.0
+) -> Row:
+    """Return the lungs' intervals of one cohort, from a run, its refits and its atlas."""
     root = make_cohort(b, name, seed, confounding)
-    train_run(b, root, name, seed)
-    permutations = (
-        intervals.MIN_PERMUTED if confounding else 0
-    )  # without them nothing could be claimed at all
-    folder = atlas_run.build_atlas(
-        atlas_command(b, root, name, refits=b.refits, permutations=permutations)
-    )
-    ties, cautions = read_table(folder, "ties"), read_table(folder, "cautions")
-    pair, about = (
-        frame[frame[["column", "other"]].isin(TIED_COLUMNS).all(axis=1)]
-        for frame in (ties, cautions)
-    )
+    train_cohort_run(b, root, name, seed)
+    # Without permuted fits the atlas declares no findings at all.
+    permutations = intervals.MIN_PERMUTED if confounding else 0
+    refits = RefitOptions(gpus=b.gpus, refits=b.refits, permutations=permutations)
+    folder = atlas_run.build_atlas(atlas_command(b, root, name, refits))
+    ties = _about_associated(read_table(folder, "ties"))
+    cautions = _about_associated(read_table(folder, "cautions"))
     return {
         "rows": lung_rows(read_table(folder, "effects"), PhantomCohort.from_folder(root)),
-        "cramers_v": float(pair["value"].max()) if len(pair) else 0.0,
-        "warnings": about["text"].tolist(),
+        "cramers_v": float(ties["value"].max()) if len(ties) else 0.0,
+        "warnings": cautions["text"].tolist(),
         "findings": read_table(folder, "findings")["column"].tolist(),
     }
 
 
+def _about_associated(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows about the two associated columns."""
+    return frame[frame[["column", "other"]].isin(ASSOCIATED_COLUMNS).all(axis=1)]
+
+
+def _cohort_pieces(
+    b: AtlasBenchmarkOptions, keep: Keep, kind: str, confounding: float = 0.0
+) -> list[Row]:
+    pieces = []
+    for seed in range(1, b.cohorts + 1):
+        name = f"{kind}_{seed}"
+        pieces.append(keep(name, partial(interval_coverage, b, name, seed, confounding)))
+    return pieces
+
+
 def coverage_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
-    """In how many attribute-cohort pairs the 95 % interval of the lungs' effect holds the truth."""
-    found = [
-        keep(f"coverage_{k}", partial(interval_coverage, b, f"coverage_{k}", k))
-        for k in range(1, b.cohorts + 1)
-    ]
-    rows = [row for f in found for row in f["rows"]]
+    """Count the attribute-cohort pairs whose 95 % interval of the lungs' effect holds the truth."""
+    rows = [row for piece in _cohort_pieces(b, keep, "coverage") for row in piece["rows"]]
     return {"pairs": len(rows), "held": sum(row["holds"] for row in rows), "rows": rows}
 
 
+def _interval_frame(pieces: list[Row]) -> pd.DataFrame:
+    rows = []
+    for cohort, piece in enumerate(pieces, 1):
+        rows += [{"cohort": cohort, **row} for row in piece["rows"]]
+    return pd.DataFrame(rows)
+
+
 def associations_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
-    """Widths of the intervals with the two attributes tied, against the same cohorts' without;
-    means over the cohorts.
+    """Compare intervals of cohorts with two associated attributes and of the same without.
+
+    Widths are means over the cohorts.
     """
-    seeds = range(1, b.cohorts + 1)
-    found = {
-        "free": [
-            keep(f"coverage_{k}", partial(interval_coverage, b, f"coverage_{k}", k)) for k in seeds
-        ],
-        "tied": [
-            keep(f"tied_{k}", partial(interval_coverage, b, f"tied_{k}", k, TIED)) for k in seeds
-        ],
-    }
-    free, tied = (
-        pd.DataFrame(
-            [{"cohort": k, **row} for k, piece in enumerate(pieces, 1) for row in piece["rows"]]
-        )
-        for pieces in found.values()
-    )
-    alone = [
-        tied["low_hu"] - tied["tied_low_hu"],
-        tied["high_hu"] - tied["tied_high_hu"],
-    ]  # what refits say of the tied
-    wide = tied[["cohort", "column"]].assign(
+    free = _interval_frame(_cohort_pieces(b, keep, "coverage"))
+    pieces = _cohort_pieces(b, keep, "tied", CONFOUNDING)
+    tied = _interval_frame(pieces)
+    # Intervals from refits alone, without the widening for associations.
+    refits_low = tied["low_hu"] - tied["tied_low_hu"]
+    refits_high = tied["high_hu"] - tied["tied_high_hu"]
+    widths = tied[["cohort", "column"]].assign(
         free=free["high_hu"] - free["low_hu"],
-        refits_alone=alone[1] - alone[0],
+        refits_alone=refits_high - refits_low,
         tied=tied["high_hu"] - tied["low_hu"],
-        refits_alone_hold=tied["true_hu"].between(*alone),
+        refits_alone_hold=tied["true_hu"].between(refits_low, refits_high),
         hold=tied["true_hu"].between(tied["low_hu"], tied["high_hu"]),
     )
-    by_column = wide.groupby("column", sort=False)
-    mean, held = (
-        by_column[["free", "refits_alone", "tied"]].mean(),
-        by_column[["refits_alone_hold", "hold"]].sum(),
-    )
+    by_column = widths.groupby("column", sort=False)
+    claimed = []
+    for seed, piece in enumerate(pieces, 1):
+        for column in piece["findings"]:
+            if column in ASSOCIATED_COLUMNS:
+                claimed.append(f"{column} (cohort {seed})")
     return {
         "cohorts": b.cohorts,
-        "cramers_v": float(np.mean([piece["cramers_v"] for piece in found["tied"]])),
-        "widths_hu": mean.to_dict(),
-        "held": held.to_dict(),
-        "widths": plain_rows(wide),
-        "warnings": {
-            str(k): piece["warnings"] for k, piece in zip(seeds, found["tied"], strict=True)
-        },
-        "claimed": [
-            f"{column} (cohort {k})"
-            for k, piece in zip(seeds, found["tied"], strict=True)
-            for column in piece["findings"]
-            if column in TIED_COLUMNS
-        ],
+        "cramers_v": float(np.mean([piece["cramers_v"] for piece in pieces])),
+        "widths_hu": by_column[["free", "refits_alone", "tied"]].mean().to_dict(),
+        "held": by_column[["refits_alone_hold", "hold"]].sum().to_dict(),
+        "widths": plain_rows(widths),
+        "warnings": {str(seed): piece["warnings"] for seed, piece in enumerate(pieces, 1)},
+        "claimed": claimed,
     }
 
 
 def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
-    """How often a fit that can know nothing is declared a finding, judged against all others by the
-    atlas's own rule.
+    """Count permuted fits that would be declared a finding.
+
+    Each is judged against all others by the atlas's own rule, though its rows are shuffled.
     """
     name = "coverage_1"
     root = make_cohort(b, name, 1)
-    train_run(b, root, name, 1)
-    opened = atlas_run.open_atlas(atlas_command(b, root, name, permutations=b.permutations))
+    train_cohort_run(b, root, name, 1)
+    refits = RefitOptions(gpus=b.gpus, permutations=b.permutations)
+    opened = atlas_run.open_atlas(atlas_command(b, root, name, refits))
     with tempfile.TemporaryDirectory() as folder:
         measured = opened.generate(Path(folder), 0).measurements
     study, real = opened.study, RealCohort.from_study(opened.study)
@@ -291,29 +257,24 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     roles = adjustable_columns(study, "DIAGNOSIS")
     of_column = {a.column: a.role for a in study.plan.attributes}
     declared: dict[str, list[str]] = {}
-    for refit in (r for r in opened.networks.refits if r["kind"] == "permuted"):
-        own = null[null["refit"] == refit["name"]].set_index(["contrast", "region"])["effect_hu"]
-        others = (
-            null[null["refit"] != refit["name"]]
-            .groupby(["contrast", "region"])["effect_hu"]
-            .apply(list)
-        )
-        rows = [
-            {**row, "generated_hu": own[key], **intervals.permuted_null(own[key], others[key])}
-            for row in effects.to_dict("records")
-            if (key := (row["contrast"], row["region"])) in own.index
-        ]
+    for refit in opened.networks.refits:
+        if refit["kind"] != "permuted":
+            continue
+        is_own = null["refit"] == refit["name"]
+        own = null[is_own].set_index(["contrast", "region"])["effect_hu"]
+        others = null[~is_own].groupby(["contrast", "region"])["effect_hu"].apply(list)
+        rows = []
+        for row in effects.to_dict("records"):
+            key = (row["contrast"], row["region"])
+            if key in own.index:
+                test = intervals.permuted_null(own[key], others[key])
+                rows.append({**row, "generated_hu": own[key], **test})
         scans = shuffle_column(study, real, refit)
-        tests = findings.judge_effects(
-            pd.DataFrame(rows),
-            estimate_contrasts(scans, study.plan.contrasts, roles),
-            of_column,
-            [],
-        )
-        found = tests[tests["verdict"] == "finding"]
-        declared[refit["name"]] = [
-            f"{c}: {r}" for c, r in zip(found["contrast"], found["region"], strict=True)
-        ]
+        contrasts = estimate_contrasts(scans, study.plan.contrasts, roles)
+        tests = findings.judge_effects(pd.DataFrame(rows), contrasts, of_column, [])
+        positive = tests[tests["verdict"] == "finding"]
+        pairs = zip(positive["contrast"], positive["region"], strict=True)
+        declared[refit["name"]] = [f"{contrast}: {region}" for contrast, region in pairs]
     lungs = null[null["region"] == "lungs"]
     return {
         "fits": len(declared),
@@ -324,31 +285,26 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
 
 
 def shuffle_column(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]) -> RealScans:
-    """The real training scans beside the rows that a permuted fit was trained with."""
+    """Return the real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
-    rows = {
-        case.id: study.formatted_row(case)
-        for case in apply_resampling(study.cohort, options, refit["seed"]).cases
-    }
-    kept = [case.id for case in study.training if case.id in real.scans.density.index]
-    table = pd.DataFrame(
-        [rows[case] for case in kept], index=pd.Index(kept, dtype=object), columns=list(study.every)
-    )
-    return RealScans(
-        real.scans.density.loc[kept],
-        table,
-        real.scans.volume.loc[kept],
-        real.scans.patient.loc[kept],
-    )
+    cohort = apply_resampling(study.cohort, options, refit["seed"])
+    rows = {case.id: study.formatted_row(case) for case in cohort.cases}
+    scans = real.scans
+    ids = [case.id for case in study.training if case.id in scans.density.index]
+    index = pd.Index(ids, dtype=object)
+    table = pd.DataFrame([rows[case] for case in ids], index=index, columns=list(study.every))
+    return RealScans(scans.density.loc[ids], table, scans.volume.loc[ids], scans.patient.loc[ids])
 
 
 def permutation_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
+    """Return the declared findings of permuted fits."""
     return keep("permuted", partial(permutation_tests, b))
 
 
 def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
-    """What comes back of an effect planted in the lower thirds of the scans of the k-th random half
-    of the k-th cohort.
+    """Return what the atlas shows of an effect planted in the lower thirds of half the scans.
+
+    `k` is the number of the cohort and of the random half.
     """
     name = f"spike_{k}"
     source, root = make_cohort(b, f"spike_source_{k}", k), Path(b.OUT) / "cohorts" / name
@@ -357,10 +313,14 @@ def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
             DataOptions(dataroot=str(source)),
             PlantOptions(out=str(root), hu=b.spike_hu, region="lower", plant_seed=k),
         )
-    train_run(b, root, name, k)
-    atlas = atlas_run.build_atlas(atlas_command(b, root, name, "PLANTED"))
+    train_cohort_run(b, root, name, k)
+    atlas = atlas_run.build_atlas(
+        atlas_command(b, root, name, RefitOptions(gpus=b.gpus), "PLANTED")
+    )
     rows = read_table(atlas, "spike")
-    real = read_table(atlas, "real").query("primary == 'yes'")[["region", "real_hu", "low_hu", "high_hu"]]
+    real = read_table(atlas, "real").query("primary == 'yes'")[
+        ["region", "real_hu", "low_hu", "high_hu"]
+    ]
     rows = rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].merge(
         real, how="left", on="region"
     )
@@ -368,8 +328,12 @@ def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
 
 
 def planted_effect_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
-    draws = [keep(f"spike_{k}", partial(planted_effect_atlas, b, k))["rows"] for k in range(1, b.spikes + 1)]
-    frame = pd.DataFrame([{"draw": k, **row} for k, rows in enumerate(draws, 1) for row in rows])
+    """Return planted and generated effects by region, for each random half and on average."""
+    draws = []
+    for k in range(1, b.spikes + 1):
+        piece = keep(f"spike_{k}", partial(planted_effect_atlas, b, k))
+        draws += [{"draw": k, **row} for row in piece["rows"]]
+    frame = pd.DataFrame(draws)
     mean = (
         frame.astype({"recovered": float})
         .groupby("region", sort=False)[["planted_hu", "generated_hu", "recovered", "leaked_hu"]]
@@ -380,62 +344,75 @@ def planted_effect_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
 
 
 def plain_rows(frame: pd.DataFrame) -> list[Row]:
-    """Rows as JSON knows them, null where there is no number."""
+    """Return rows for JSON, with None for missing numbers."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-STUDIES = {"coverage": coverage_study, "permuted": permutation_study, "ties": associations_study, "spike": planted_effect_study}
+STUDIES = {
+    "coverage": coverage_study,
+    "permuted": permutation_study,
+    "ties": associations_study,
+    "spike": planted_effect_study,
+}
 
 
-def summary_sentence(name: str, found: Mapping[str, Any]) -> str:
-    """A study's outcome in a sentence."""
+def summary_sentence(name: str, figures: Mapping[str, Any]) -> str:
+    """Return a study's result as a sentence."""
     if name == "coverage":
-        return f"The 95 % interval holds the truth in {found['held']} of {found['pairs']} attribute-cohort pairs."
+        pairs = f"{figures['held']} of {figures['pairs']} attribute-cohort pairs"
+        return f"The 95 % interval holds the truth in {pairs}."
     if name == "permuted":
         return (
-            f"{found['declared']} of {found['fits']} permuted fits would be declared a finding; "
-            f"the largest effect in the lungs is {found['largest_lung_effect_hu']:.1f} HU."
+            f"{figures['declared']} of {figures['fits']} permuted fits would be declared a "
+            "finding; the largest effect in the lungs is "
+            f"{figures['largest_lung_effect_hu']:.1f} HU."
         )
     if name == "ties":
-        of, held = found["widths_hu"], found["held"]
-        widths = "; ".join(
-            f"{c}: {of['free'][c]:.1f} to {w:.1f} HU, truth held in {held['hold'][c]} (refits "
-            f"alone: {of['refits_alone'][c]:.1f} HU, {held['refits_alone_hold'][c]})"
-            for c, w in of["tied"].items()
+        return _associations_sentence(figures)
+    parts = []
+    for row in figures["rows"]:
+        change = f"{row['generated_hu']:+.1f} of {row['planted_hu']:+.1f} HU"
+        parts.append(f"{row['region']} {change}")
+    draws = len({row["draw"] for row in figures["draws"]})
+    return f"Recovered, mean over {draws} random halves: {'; '.join(parts)}."
+
+
+def _associations_sentence(figures: Mapping[str, Any]) -> str:
+    widths, held = figures["widths_hu"], figures["held"]
+    parts = []
+    for column, width in widths["tied"].items():
+        alone = f"{widths['refits_alone'][column]:.1f} HU, {held['refits_alone_hold'][column]}"
+        parts.append(
+            f"{column}: {widths['free'][column]:.1f} to {width:.1f} HU, truth held in "
+            f"{held['hold'][column]} (refits alone: {alone})"
         )
-        warned = sum(bool(texts) for texts in found["warnings"].values())
-        return (
-            f"Cramer's V {found['cramers_v']:.2f}; {warned} of {found['cohorts']} cohorts warned "
-            f"of; mean widths of the intervals {widths}; claimed: "
-            f"{', '.join(found['claimed']) or 'nothing'}."
-        )
-    back = (
-        f"{r['region']} {r['generated_hu']:+.1f} of {r['planted_hu']:+.1f} HU"
-        for r in found["rows"]
+    warned = sum(bool(texts) for texts in figures["warnings"].values())
+    return (
+        f"Cramer's V {figures['cramers_v']:.2f}; {warned} of {figures['cohorts']} cohorts warned "
+        f"of; mean widths of the intervals {'; '.join(parts)}; claimed: "
+        f"{', '.join(figures['claimed']) or 'nothing'}."
     )
-    return f"Came back, mean over {len({r['draw'] for r in found['draws']})} random halves: {'; '.join(back)}."
 
 
 def main() -> None:
+    """Run the studies and write figures and page."""
     b = parse(AtlasBenchmarkCommand, __doc__ or "").benchmark
-    folder = Path(b.OUT) / "pieces"
-    folder.mkdir(parents=True, exist_ok=True)
+    out = Path(b.OUT)
 
-    def piece(name: str, make_it: Callable[[], Row]) -> Row:
-        path = folder / f"{name}.json"
+    def keep(name: str, compute: Callable[[], Row]) -> Row:
+        path = out / "pieces" / f"{name}.json"
         if not path.is_file():
-            write_json(path, make_it())
+            write_json(path, compute())
         return dict(read_json(path))
 
-    figures = Path(b.OUT) / "figures.json"
-    found = dict(read_json(figures)) if figures.is_file() else {}
+    file = out / "figures.json"
+    figures = dict(read_json(file)) if file.is_file() else {}
     for name in b.studies or tuple(STUDIES):
-        found[name] = STUDIES[name](b, piece)
-        write_json(figures, found)
-        page = write_atlas_proof(
-            Path(b.OUT), found, {study: summary_sentence(study, of) for study, of in found.items()}
-        )
-        log.info("%s: %s (%s)", name, summary_sentence(name, found[name]), page)
+        figures[name] = STUDIES[name](b, keep)
+        write_json(file, figures)
+        sentences = {study: summary_sentence(study, of) for study, of in figures.items()}
+        page = write_atlas_proof(out, figures, sentences)
+        log.info("%s: %s (%s)", name, sentences[name], page)
 
 
 if __name__ == "__main__":

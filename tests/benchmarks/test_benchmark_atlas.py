@@ -1,6 +1,4 @@
-"""The proof of the atlas: its arithmetic on made-up tables, and a small version of every study end
-to end.
-"""
+"""The benchmark of the atlas: arithmetic on invented tables, and a small version of every study."""
 
 from __future__ import annotations
 
@@ -12,33 +10,30 @@ import pandas as pd
 import pytest
 
 from benchmarks import atlas as benchmark
+from benchmarks.common import flag_words
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from options.benchmark_options import AtlasBenchmarkOptions
 from options.phantom_options import PhantomOptions
-from scripts import refit
+from pipelines import refits
 from tests.atlas_run import in_this_process
 
-TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"
+TINY = (
+    "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 "
+    "--precision fp32"
+)
 SMALL = [
-    "--cases",
-    "24",
-    "--test_cases",
-    "2",
-    "--size",
-    "24,24,16",
-    "--max_steps",
-    "2",
-    "--cohorts",
-    "1",
-    "--refits",
-    "3",
-    "--permutations",
-    "5",
-    "--spikes",
-    "2",
-    "--text_encoder",
-    "table",
+    *flag_words(
+        cases=24,
+        test_cases=2,
+        size=(24, 24, 16),
+        max_steps=2,
+        cohorts=1,
+        refits=3,
+        permutations=5,
+        spikes=2,
+        text_encoder="table",
+    ),
     f"--train_flags={TINY}",
 ]
 
@@ -72,12 +67,8 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
 
 
 def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
-    half = {
-        "coverage_1": 10.0,
-        "coverage_2": 20.0,
-        "tied_1": 15.0,
-        "tied_2": 25.0,
-    }  # of an interval; HU
+    # Half widths of an interval in HU.
+    half = {"coverage_1": 10.0, "coverage_2": 20.0, "tied_1": 15.0, "tied_2": 25.0}
 
     def keep(name: str, make_it: object) -> dict[str, object]:
         claims = ["AGE", "DIAGNOSIS"] if name == "tied_2" else []
@@ -95,7 +86,7 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
             "warnings": ["They go together."] if name == "tied_1" else [],
         }
 
-    found = benchmark.ties(AtlasBenchmarkOptions(OUT="", cohorts=2), keep)
+    found = benchmark.associations_study(AtlasBenchmarkOptions(OUT="", cohorts=2), keep)
     width = {"free": 30.0, "refits_alone": 36.0, "tied": 40.0}
     assert found["widths_hu"] == {name: {"DIAGNOSIS": hu} for name, hu in width.items()}
     assert found["held"] == {
@@ -103,12 +94,12 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
         "hold": {"DIAGNOSIS": 2},
     }  # the first: 13 > 15 - 3
     assert found["cramers_v"] == pytest.approx(0.4) and found["claimed"] == ["DIAGNOSIS (cohort 2)"]
-    said = benchmark.said("ties", found)
+    said = benchmark.summary_sentence("ties", found)
     assert "1 of 2 cohorts warned of" in said and "DIAGNOSIS: 30.0 to 40.0 HU" in said
 
 
 def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit, "train_refits", in_this_process)
+    monkeypatch.setattr(refits, "train_refits", in_this_process)
     monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])
     benchmark.main()
     found = json.loads((tmp_path / "figures.json").read_text())

@@ -1,4 +1,4 @@
-"""The proof on planted truth: its figures on made-up tables, and a small version end to end."""
+"""The benchmark of effects: its figures on invented tables, and a small version end to end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 
 from benchmarks import effects as benchmark
-from benchmarks.report.planted_truth import effect_figures, regress
 from benchmarks.report.effects_tables import known_frame
+from benchmarks.report.planted_truth import effect_figures, regress
 from util.cli import UserError
 
-TINY = "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 --precision fp32"
+TINY = (
+    "--patch_size 16,16,16 --ngf 4 --ndf 4 --n_blocks_global 1 --batch_size 2 --gpu_ids -1 "
+    "--precision fp32"
+)
 
 
 def pairs(made: list[float], true: list[float]) -> pd.DataFrame:

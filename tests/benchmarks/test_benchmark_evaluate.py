@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.evaluate import DAMAGE, benchmark
+from benchmarks.evaluate import DAMAGE, run_benchmark
 from options.benchmark_options import EvaluateBenchmarkOptions
 
 
 def test_the_proof_holds_on_small_phantoms(tmp_path: Path) -> None:
-    found = benchmark(
+    found = run_benchmark(
         EvaluateBenchmarkOptions(OUT=str(tmp_path), cases=12, size=(24, 24, 16), copies=4, draws=10)
     )
     assert max(found["agreement"]["relative"].values()) < 1e-3

@@ -168,7 +168,7 @@ def test_sigterm_saves_and_says_so(
         code, said = train(cohort_dir, tmp_path, "run", "--num_workers", str(workers))
     assert (
         code == 128 + signal.SIGTERM
-        and "Stopped by SIGTERM after step 3; saved. Go on with --continue_train" in said
+        and "Stopped by SIGTERM after step 3; saved. Continue with --continue_train" in said
     )
     assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 3
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train", "--num_workers", "0")
