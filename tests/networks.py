@@ -1,6 +1,4 @@
-"""Small networks and made-up inputs, for the tests of networks, losses, trainer and sliding
-windows.
-"""
+"""Small networks and random inputs for tests of networks, losses, trainer and sliding window."""
 
 from __future__ import annotations
 
@@ -43,12 +41,12 @@ def train_options(**changes: Any) -> TrainOptions:
 
 
 def text(batch: int = 2, tokens: int = 3, seed: int = 0, width: int = WIDTH) -> TextEmbedding:
-    """Random embeddings; the last prompt has a token less than the others."""
-    made = torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(seed))
+    """Random embeddings; the last prompt has one token less than the others."""
+    values = torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(seed))
     valid = torch.ones(batch, tokens, dtype=torch.bool)
     valid[-1, -1] = False
-    made = made * valid[..., None]
-    return TextEmbedding(made, valid, made.sum(1))
+    values = values * valid[..., None]
+    return TextEmbedding(values, valid, values.sum(1))
 
 
 def nothing_known(batch: int = 2) -> TextEmbedding:
@@ -79,7 +77,7 @@ def batch(
 
 
 def wake(network: nn.Module, std: float = 0.3) -> nn.Module:
-    """Gives the parameters that start at zero a value, as training does."""
+    """Replace parameters that are zero by random values, as training would."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -182,5 +182,8 @@ def _read_config(file: Path) -> AutoencoderConfig:
             f"--autoencoder: {file} names the kind {values['kind']!r}; it must be AutoencoderKL or "
             f"AutoencoderKlMaisi. See {GUIDE}."
         )
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    arguments: dict[str, Any] = dict(values)
+    for name, value in arguments.items():
+        if isinstance(value, list):
+            arguments[name] = tuple(value)
     return AutoencoderConfig(**arguments)

@@ -125,7 +125,9 @@ class Denoiser(nn.Module):
         super().__init__()
         self.options = options
         self.time_width = time_width
-        norm, padding, depth = options.norm, options.padding, options.n_downsample_global
+        norm = options.norm
+        padding = options.padding
+        depth = options.n_downsample_global
         widths = [options.ngf * 2**i for i in range(depth + 1)]
         self.time = nn.Sequential(
             nn.Linear(time_width, time_width),

@@ -44,7 +44,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, c_in: int, options: DiscriminatorOptions, text_width: int) -> None:
         super().__init__()
-        norm, depth = options.norm_D, options.n_layers_D
+        norm = options.norm_D
+        depth = options.n_layers_D
         bias = norm in ("none", "rms")  # other norms subtract it again
         widths = [min(options.ndf * 2**i, options.ndf * 8) for i in range(depth + 1)]
         first = Conv3d(c_in, widths[0], KERNEL, stride=2, padding=PADDING)

@@ -137,7 +137,9 @@ class GlobalGenerator(nn.Module):
 
     def __init__(self, c_in: int, ngf: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
-        norm, padding, depth = options.norm, options.padding, options.n_downsample_global
+        norm = options.norm
+        padding = options.padding
+        depth = options.n_downsample_global
         widths = [ngf * 2**i for i in range(depth + 1)]
         self.skip = options.skip
         self.recompute = options.checkpoint_activations

@@ -37,7 +37,6 @@ def model(**changes: Any) -> DiffusionModel:
 
 
 # --- draws ----------------------------------------------------------------------------------------
-# --------------------
 
 
 def test_draws_follow_from_the_sample_and_are_uniform() -> None:
@@ -65,7 +64,6 @@ def test_text_is_kept_or_left_out_a_prompt_each() -> None:
 
 
 # --- network --------------------------------------------------------------------------------------
-# --------------------
 
 
 def denoise(
@@ -136,7 +134,6 @@ def test_padding_tokens_do_not_tell() -> None:
 
 
 # --- model ----------------------------------------------------------------------------------------
-# --------------------
 
 
 def generate(built: DiffusionModel, tiler: Any = None, said: Any = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The cohort's own CLIP: tokenizer, networks, training on the training split alone, re-use."""
+"""The cohort's CLIP: tokenizer, networks, training on the training split only, re-use."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ SIZE = (16, 16, 12)
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 cases whose habit decides the density of both lungs, and whose side decides which lung is
-    denser still.
-    """
+    """60 cases: the habit sets the density of both lungs, and the side adds to one or both."""
     root = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(0)
     mask = np.zeros(SIZE, np.uint8)
@@ -67,36 +65,36 @@ def options(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> ClipComma
 
 
 @pytest.fixture(scope="module")
-def made(options: ClipCommand) -> Path:
+def clip_folder(options: ClipCommand) -> Path:
     return pretrain_clip(options)
 
 
-def test_learns_what_held_out_pairs_have_in_common(made: Path) -> None:
-    found = json.loads((made / "clip.json").read_text())["retrieval"]
-    assert (found["of"], found["pairs"], found["chance_top5"]) == ("held-out", 20, 0.25)
-    assert found["top5"] > 0.6  # nine kinds of lungs among twenty cases
+def test_learns_what_held_out_pairs_have_in_common(clip_folder: Path) -> None:
+    accuracy = json.loads((clip_folder / "clip.json").read_text())["retrieval"]
+    assert (accuracy["of"], accuracy["pairs"], accuracy["chance_top5"]) == ("held-out", 20, 0.25)
+    assert accuracy["top5"] > 0.6  # nine kinds of lungs among twenty cases
 
 
-def test_loads_like_any_other_encoder(made: Path) -> None:
-    encoder = build_text_encoder(TextOptions(text_encoder=str(made)))
+def test_loads_like_any_other_encoder(clip_folder: Path) -> None:
+    encoder = build_text_encoder(TextOptions(text_encoder=str(clip_folder)))
     prompts = [[f"SMOKING HISTORY is {h}", f"AGE is {50 + i}"] for i, h in enumerate(HABITS)]
     encoder.fit(prompts)
     pooled = encoder.encode([p[:1] for p in prompts]).pooled
     assert encoder.width == 128 and torch.cdist(pooled, pooled)[0, 1:].min() > 1
 
 
-def test_learns_from_the_training_split_alone(made: Path) -> None:
-    vocabulary = json.loads((made / "tokenizer.json").read_text())["model"]["vocab"]
+def test_learns_from_the_training_split_alone(clip_folder: Path) -> None:
+    vocabulary = json.loads((clip_folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert any("smoker" in token for token in vocabulary)
     assert not any("zebra" in token for token in vocabulary)
 
 
 def test_is_used_again_and_never_silently_replaced(
-    options: ClipCommand, made: Path, cohort: Path, tmp_path: Path
+    options: ClipCommand, clip_folder: Path, cohort: Path, tmp_path: Path
 ) -> None:
-    before = (made / "model.safetensors").stat().st_mtime_ns
+    before = (clip_folder / "model.safetensors").stat().st_mtime_ns
     pretrain_clip(options)
-    assert (made / "model.safetensors").stat().st_mtime_ns == before
+    assert (clip_folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="other settings"):
         pretrain_clip(replace(options, clip=replace(options.clip, seed=1)))
     (tmp_path / "thesis.txt").write_text("mine")
@@ -129,7 +127,7 @@ def test_tokenizer_reads_what_training_never_held() -> None:
     tokenizer = make_tokenizer(["Patient age: 71."] * 3, limit=64)
     ids = tokenizer("Patient age: 234 é")["input_ids"]
     assert tokenizer.unk_token_id not in ids and tokenizer.eos_token_id != 2
-    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "Patient age: 234 é"
+    assert str(tokenizer.decode(ids, skip_special_tokens=True)).strip() == "Patient age: 234 é"
     assert len(tokenizer("7")["input_ids"]) + 2 <= len(
         tokenizer("777")["input_ids"]
     )  # one token a digit
@@ -145,8 +143,8 @@ def test_loss_and_retrieval() -> None:
 
 
 def test_retrieval_of_equal_texts_is_no_success() -> None:
-    found = retrieval(torch.randn(50, 8), torch.ones(50, 8))
-    assert found["top1"] <= 0.2
+    accuracy = retrieval(torch.randn(50, 8), torch.ones(50, 8))
+    assert accuracy["top1"] <= 0.2
 
 
 def test_volumes() -> None:

@@ -97,11 +97,11 @@ def gaussian_sampler(p: NoiseSchedule, kind: str) -> DiffusionSampler:
 def test_sampling_gives_the_distribution(target: str, kind: str) -> None:
     p, draw = make_schedule(target), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 32, 32, 32, generator=draw)
-    made = gaussian_sampler(p, kind).sample(
+    result = gaussian_sampler(p, kind).sample(
         noise, p.sampling_times(200 if kind == "ddpm" else 5, 0.2), draw
     )
-    assert float(made.mean()) == pytest.approx(0.4, abs=0.004)
-    assert float(made.std()) == pytest.approx(SD, rel=0.04)
+    assert float(result.mean()) == pytest.approx(0.4, abs=0.004)
+    assert float(result.std()) == pytest.approx(SD, rel=0.04)
 
 
 def wavy(x: Tensor, t: float) -> Tensor:
@@ -146,5 +146,7 @@ def test_ddim_of_v_is_that_of_monai() -> None:
     at, to = 500, 400
     alpha = theirs.alphas_cumprod[at]
     expected, _ = theirs.step((alpha.sqrt() * x - image) / (1 - alpha).sqrt(), at, x)
-    made = DiffusionSampler(p, lambda x, t: image, "ddim").step(x, (at + 1) / 1000, (to + 1) / 1000)
-    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    result = DiffusionSampler(p, lambda x, t: image, "ddim").step(
+        x, (at + 1) / 1000, (to + 1) / 1000
+    )
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)

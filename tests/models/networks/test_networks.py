@@ -1,4 +1,4 @@
-"""The generator and its parts: shapes, text, and that no parameter is without use."""
+"""The generator and its parts: shapes, text, and gradients of all parameters."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from util.cli import UserError
 UNITS = ("concat", "affine", "additive", "attention", "both")
 
 
-def make(**changes: Any) -> Generator:
+def make_generator(**changes: Any) -> Generator:
     torch.manual_seed(0)
     return Generator(train_options(**changes).generator, LABELS, WIDTH)
 
 
 def generate(
-    network: Generator, said: TextEmbedding, size: tuple[int, int, int] = (8, 8, 8), seed: int = 0
+    network: Generator,
+    embedding: TextEmbedding,
+    size: tuple[int, int, int] = (8, 8, 8),
+    seed: int = 0,
 ) -> Tensor:
-    made = batch(
-        train_options(noise_channels=network.options.noise_channels), len(said.pooled), size, seed
-    )
-    found: Tensor = network(made["mask"], made["coords"], made["noise"], said)
-    return found
+    options = train_options(noise_channels=network.options.noise_channels)
+    inputs = batch(options, len(embedding.pooled), size, seed)
+    volume: Tensor = network(inputs["mask"], inputs["coords"], inputs["noise"], embedding)
+    return volume
 
 
 # --- shapes ---------------------------------------------------------------------------------------
-# --------------------
 
 
 @pytest.mark.parametrize(
@@ -66,44 +67,42 @@ def generate(
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
 )
 def test_every_choice_gives_a_volume(changes: dict[str, Any]) -> None:
-    network = make(**changes)
+    network = make_generator(**changes)
     size = (16, 8, 24)
     assert all(s % size_multiple(network.options) == 0 for s in size)
-    made = generate(network, text(), size)
-    assert made.shape == (2, 1, *size) and made.dtype == torch.float32
-    assert torch.isfinite(made).all() and made.abs().max() <= 1 and made.std() > 0
+    volume = generate(network, text(), size)
+    assert volume.shape == (2, 1, *size) and volume.dtype == torch.float32
+    assert torch.isfinite(volume).all() and volume.abs().max() <= 1 and volume.std() > 0
 
 
 def test_channels_follow_ngf() -> None:
     for ngf in (4, 8):
-        network = make(ngf=ngf, n_downsample_global=2, n_local_enhancers=1)
+        network = make_generator(ngf=ngf, n_downsample_global=2, n_local_enhancers=1)
         widths = {
             name: layer.out_channels
             for name, layer in network.named_modules()
             if isinstance(layer, nn.Conv3d)
         }
-        assert (
-            widths.pop("effect.place.0") == TextResidualHead.HIDDEN
-        )  # the one layer that does not
-        assert (
-            max(widths.values()) == ngf * 2**3
-        )  # an enhancer and two halvings double it three times
+        # The one layer whose width does not depend on ngf.
+        assert widths.pop("effect.place.0") == TextResidualHead.HIDDEN
+        # An enhancer and two downsamplings double it three times.
+        assert max(widths.values()) == ngf * 2**3
         assert network.head.in_channels == ngf
 
 
-def test_half_precision_ends_in_full() -> None:
-    network = make()
+def test_half_precision_ends_in_full_precision() -> None:
+    network = make_generator()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = generate(network, text())
-    assert made.dtype == torch.float32
-    assert (made.bfloat16().float() != made).any()  # finer than bf16 can tell
-    assert (made - generate(network, text())).abs().max() < 0.05
+        volume = generate(network, text())
+    assert volume.dtype == torch.float32
+    assert (volume.bfloat16().float() != volume).any()  # finer than bf16 resolves
+    assert (volume - generate(network, text())).abs().max() < 0.05
 
 
-def test_memory_saved_changes_nothing() -> None:
+def test_checkpointed_activations_change_nothing() -> None:
     grads, outs = [], []
     for save in (False, True):
-        network = make(
+        network = make_generator(
             checkpoint_activations=save, n_local_enhancers=1, fusion="both", n_downsample_global=2
         )
         wake(network)
@@ -118,47 +117,46 @@ def test_memory_saved_changes_nothing() -> None:
 
 
 # --- text -----------------------------------------------------------------------------------------
-# --------------------
 
 
 @pytest.mark.parametrize("name", FUSIONS.names())
 def test_units_start_as_identity_and_learn(name: str) -> None:
     torch.manual_seed(0)
     unit: FusionUnit = FUSIONS[name](8, WIDTH, GENERATOR)
-    x, said, goal = torch.randn(2, 8, 4, 4, 4), text(), torch.randn(2, 8, 4, 4, 4)
-    assert torch.equal(unit(x, said), x)
+    x, embedding, goal = torch.randn(2, 8, 4, 4, 4), text(), torch.randn(2, 8, 4, 4, 4)
+    assert torch.equal(unit(x, embedding), x)
     if name == "none":
         return
     optimizer = torch.optim.SGD(unit.parameters(), lr=1.0)
     for _ in range(2):
         optimizer.zero_grad()
-        (unit(x, said) - goal).square().mean().backward()
+        (unit(x, embedding) - goal).square().mean().backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in unit.parameters())
-    assert (unit(x, said) - unit(x, text(seed=1))).abs().max() > 1e-4
+    assert (unit(x, embedding) - unit(x, text(seed=1))).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("at", ["bottleneck", "all", "output"])
 def test_text_reaches_the_volume(name: str, at: str) -> None:
-    network = make(fusion=name, fusion_at=at)
+    network = make_generator(fusion=name, fusion_at=at)
     assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
     wake(network)
     assert (generate(network, text()) - generate(network, text(seed=1))).abs().max() > 1e-4
 
 
 def test_without_fusion_text_does_nothing() -> None:
-    network = make(fusion="none")
+    network = make_generator(fusion="none")
     wake(network)
     assert torch.equal(generate(network, text()), generate(network, text(seed=1)))
 
 
 @pytest.mark.parametrize("name", UNITS)
 def test_padding_of_prompts_does_nothing(name: str) -> None:
-    network = make(fusion=name)
+    network = make_generator(fusion=name)
     wake(network)
     short = text()
-    filler = torch.full((2, 2, WIDTH), 7.0)  # what lies beyond a prompt's end must not be looked at
+    filler = torch.full((2, 2, WIDTH), 7.0)  # beyond a prompt's end, where nothing is valid
     long = TextEmbedding(
         torch.cat([short.tokens, filler], 1), nn.functional.pad(short.valid, (0, 2)), short.pooled
     )
@@ -167,25 +165,25 @@ def test_padding_of_prompts_does_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNITS)
 def test_order_of_phrases_does_nothing(name: str) -> None:
-    network = make(fusion=name)
+    network = make_generator(fusion=name)
     wake(network)
-    said = text(tokens=4)
-    turned = TextEmbedding(said.tokens.flip(1), said.valid.flip(1), said.pooled)
-    assert torch.allclose(generate(network, said), generate(network, turned), atol=1e-6)
+    embedding = text(tokens=4)
+    turned = TextEmbedding(embedding.tokens.flip(1), embedding.valid.flip(1), embedding.pooled)
+    assert torch.allclose(generate(network, embedding), generate(network, turned), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FUSIONS.names())
-def test_nothing_known_is_finite(name: str) -> None:
-    network = make(fusion=name)
+def test_empty_prompts_give_finite_values(name: str) -> None:
+    network = make_generator(fusion=name)
     wake(network)
-    made = generate(network, nothing_known())
-    made.mean().backward()
-    assert torch.isfinite(made).all()
+    volume = generate(network, nothing_known())
+    volume.mean().backward()
+    assert torch.isfinite(volume).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(("name", "adds_up"), [("additive", True), ("affine", False)])
-def test_what_phrases_do_adds_up(name: str, adds_up: bool) -> None:
+def test_effects_of_phrases_add_up(name: str, adds_up: bool) -> None:
     torch.manual_seed(0)
     unit = FUSIONS[name](8, WIDTH, replace(GENERATOR, text_hidden=0))
     wake(unit)
@@ -197,34 +195,36 @@ def test_what_phrases_do_adds_up(name: str, adds_up: bool) -> None:
 
 
 def test_voxels_attend_to_tokens() -> None:
-    """Each voxel must pick, of two tokens in any order, the one that carries its own sign, and
-    report its value.
-    """
+    """Each voxel selects, of two tokens in any order, that of its sign, and copies its value."""
     torch.manual_seed(0)
     unit = AttentionFusion(8, WIDTH, GENERATOR)
     optimizer = torch.optim.Adam(unit.parameters(), lr=3e-2)
 
     def task() -> tuple[Tensor, TextEmbedding, Tensor]:
-        side, values = torch.randint(0, 2, (16, 2, 2, 4)), torch.randn(16, 2)
+        side = torch.randint(0, 2, (16, 2, 2, 4))
+        values = torch.randn(16, 2)
         x = torch.zeros(16, 8, 2, 2, 4)
         x[:, 0] = side * 2.0 - 1
         tokens = torch.zeros(16, 2, WIDTH)
-        tokens[:, :, 0], tokens[:, 0, 1], tokens[:, 1, 1] = values, -1.0, 1.0
-        said = TextEmbedding(tokens.flip(1), torch.ones(16, 2, dtype=torch.bool), tokens.sum(1))
-        return x, said, torch.gather(values, 1, side.flatten(1)).reshape(side.shape)
+        tokens[:, :, 0] = values
+        tokens[:, 0, 1] = -1.0
+        tokens[:, 1, 1] = 1.0
+        embedding = TextEmbedding(
+            tokens.flip(1), torch.ones(16, 2, dtype=torch.bool), tokens.sum(1)
+        )
+        return x, embedding, torch.gather(values, 1, side.flatten(1)).reshape(side.shape)
 
     for _ in range(100):
-        x, said, goal = task()
-        loss = (unit(x, said)[:, 1] - goal).square().mean()
+        x, embedding, goal = task()
+        loss = (unit(x, embedding)[:, 1] - goal).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    x, said, goal = task()
-    assert (unit(x, said)[:, 1] - goal).square().mean() < 0.05 * goal.square().mean()
+    x, embedding, goal = task()
+    assert (unit(x, embedding)[:, 1] - goal).square().mean() < 0.05 * goal.square().mean()
 
 
 # --- parameters -----------------------------------------------------------------------------------
-# --------------------
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_voxels_attend_to_tokens() -> None:
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
-    """Each has a gradient that is more than rounding."""
+def test_every_parameter_has_a_gradient(changes: dict[str, Any]) -> None:
+    """The gradients are larger than rounding errors."""
     torch.manual_seed(0)
     options = train_options(**changes)
     model = Pix2PixHDModel(options, LABELS, WIDTH)
@@ -266,11 +266,10 @@ def test_no_parameter_is_without_use(changes: dict[str, Any]) -> None:
 
 
 # --- layers ---------------------------------------------------------------------------------------
-# --------------------
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_channel_norm_looks_at_one_voxel(kind: str) -> None:
+def test_channel_norm_is_per_voxel(kind: str) -> None:
     norm, x = ChannelNorm(6, kind), torch.randn(2, 6, 4, 4, 4)
     whole = norm(x)
     assert torch.allclose(norm(x[..., 1:2, 2:3, 3:4]), whole[..., 1:2, 2:3, 3:4], atol=1e-6)
@@ -279,20 +278,20 @@ def test_channel_norm_looks_at_one_voxel(kind: str) -> None:
         make_norm("weight", 6)
 
 
-def relative(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.float()).norm() / other.norm())
+def relative_error(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.norm())
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms", "group", "instance", "batch"])
 def test_half_precision_keeps_the_gradients_of_norms(kind: str) -> None:
-    """A sum in bf16 over this many voxels would stand still half way."""
+    """A sum in bf16 over this many voxels would stop growing half way."""
     torch.manual_seed(0)
     norm, x, g = make_norm(kind, 8), torch.randn(2, 8, 32, 32, 24), torch.randn(2, 8, 32, 32, 24)
     expected = torch.autograd.grad(norm(x), list(norm.parameters()), g)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = norm(x.bfloat16())
-    found = torch.autograd.grad(made, list(norm.parameters()), g.to(made.dtype))
-    assert all(relative(a, b) < 0.01 for a, b in zip(found, expected, strict=True))
+        volume = norm(x.bfloat16())
+    gradients = torch.autograd.grad(volume, list(norm.parameters()), g.to(volume.dtype))
+    assert all(relative_error(a, b) < 0.01 for a, b in zip(gradients, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -313,8 +312,8 @@ def test_half_precision_is_safe_with_few_voxels(layer: Conv3d, size: tuple[int, 
         dirty = [torch.full((n,), dirt) for n in (64, 512, 4096, 32768) for _ in range(4)]
         del dirty
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = torch.autograd.grad(layer(x).float().square().sum(), layer.weight)[0]
-        assert relative(found, expected) < 0.05
+            gradients = torch.autograd.grad(layer(x).float().square().sum(), layer.weight)[0]
+        assert relative_error(gradients, expected) < 0.05
 
 
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (4, 2)])
@@ -333,7 +332,7 @@ def test_scalar_convolution_is_a_convolution(size: int, padding: int, mode: Any)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*grads, strict=True))
 
 
-def test_noise_of_half_the_size_is_as_strong() -> None:
+def test_noise_at_half_resolution_is_standard_normal() -> None:
     assert halve_noise(torch.randn(1, 1, 32, 32, 32)).std() == pytest.approx(1, abs=0.05)
     assert halve_noise(torch.randn(1, 0, 8, 8, 8)).shape == (1, 0, 4, 4, 4)
 

@@ -35,11 +35,11 @@ VARIED = {
     "RISK PRECIPITINS": "No,Yes",
 }
 
+Prompts = list[list[tuple[str, str]]]
+Densities = list[dict[str, float]]
 
-Told = list[list[tuple[str, str]]]
 
-
-def patients() -> Told:
+def patients() -> Prompts:
     """Complete prompts of an age, of a habit with an effect, and of a blood group without."""
     draw = np.random.default_rng(0)
     return [
@@ -53,65 +53,67 @@ def patients() -> Told:
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
+def training_prompts() -> Prompts:
     """Their prompts as training sees them, a tenth left out."""
     draw = np.random.default_rng(1)
-    return [[said for said in prompt if draw.random() > 0.1] for prompt in patients()]
+    return [[phrase for phrase in prompt if draw.random() > 0.1] for prompt in patients()]
 
 
-def means(noise: float) -> list[dict[str, float]]:
-    """Densities of their scans: smoking +40 HU, a year of age -1 HU, in the lower region half as
-    much.
-    """
+def make_densities(noise: float) -> Densities:
+    """Mean HU of their scans: smoking +40, a year of age -1, half of both in the lower region."""
     draw = np.random.default_rng(2)
-    made = []
+    densities = []
     for (age, _), (smoking, _), _ in patients():
-        here = -800 + 40 * smoking.endswith("Yes") - float(age.split()[-1].rstrip("."))
-        made.append(
-            {
-                "upper": here + noise * draw.standard_normal(),
-                "lower": here / 2 + noise * draw.standard_normal(),
-            }
-        )
-    return made
+        hu = -800 + 40 * smoking.endswith("Yes") - float(age.split()[-1].rstrip("."))
+        upper = hu + noise * draw.standard_normal()
+        lower = hu / 2 + noise * draw.standard_normal()
+        densities.append({"upper": upper, "lower": lower})
+    return densities
+
+
+def fitted_encoder(prompts: Prompts) -> TableEncoder:
+    encoder = TableEncoder()
+    encoder.fit([[text for text, _ in prompt] for prompt in prompts])
+    return encoder
 
 
 @pytest.fixture()
-def encoder(told: Told) -> PhraseEncoder:
-    made = TableEncoder()
-    made.fit([[text for text, _ in said] for said in told])
-    return made
+def encoder(training_prompts: Prompts) -> PhraseEncoder:
+    return fitted_encoder(training_prompts)
 
 
-def relevance_of(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> Relevance:
-    rows, columns = prompt_features(encoder, told)
-    return regress(rows, columns, np.array([[m["upper"], m["lower"]] for m in found]))
+def relevance_of(
+    encoder: PhraseEncoder, training_prompts: Prompts, densities: Densities
+) -> Relevance:
+    rows, columns = prompt_features(encoder, training_prompts)
+    return regress(rows, columns, np.array([[d["upper"], d["lower"]] for d in densities]))
 
 
-def shares(encoder: PhraseEncoder, told: Told, found: list[dict[str, float]]) -> dict[str, float]:
-    return relevance_of(encoder, told, found).by_group
+def column_values(
+    encoder: PhraseEncoder, training_prompts: Prompts, densities: Densities
+) -> dict[str, float]:
+    return relevance_of(encoder, training_prompts, densities).by_group
 
 
-def test_columns_with_an_effect_are_told_from_one_without(
-    encoder: PhraseEncoder, told: Told
+def test_columns_with_an_effect_differ_from_one_without(
+    encoder: PhraseEncoder, training_prompts: Prompts
 ) -> None:
-    found = shares(encoder, told, means(noise=10.0))
-    assert min(found["AGE"], found["SMOKING"]) > 0.8 and found["BLOOD"] < 0.2, found
+    relevance = column_values(encoder, training_prompts, make_densities(noise=10.0))
+    assert min(relevance["AGE"], relevance["SMOKING"]) > 0.8 and relevance["BLOOD"] < 0.2, relevance
 
 
-def test_rows_count_by_what_their_empty_cells_hide(encoder: PhraseEncoder, told: Told) -> None:
-    for noise, least, most in (
-        (2.0, 0.0, 0.1),
-        (60.0, 0.7, 1.0),
-    ):  # beside much noise, little is hidden
-        weights = relevance_of(encoder, told, means(noise)).row_weights
-        lacking = [{"AGE", "SMOKING", "BLOOD"} - {column for _, column in said} for said in told]
-        for one, missing in zip(weights, lacking, strict=True):
-            assert (least <= one <= most) if missing & {"AGE", "SMOKING"} else one > 0.95, (
-                noise,
-                missing,
-                one,
-            )
+# With much noise, missing values hide little.
+@pytest.mark.parametrize(("noise", "low", "high"), [(2.0, 0.0, 0.1), (60.0, 0.7, 1.0)])
+def test_rows_are_weighted_by_what_missing_values_hide(
+    encoder: PhraseEncoder, training_prompts: Prompts, noise: float, low: float, high: float
+) -> None:
+    weights = relevance_of(encoder, training_prompts, make_densities(noise)).row_weights
+    for weight, prompt in zip(weights, training_prompts, strict=True):
+        columns = {column for _, column in prompt}
+        if {"AGE", "SMOKING"} <= columns:
+            assert weight > 0.95, (columns, weight)
+        else:
+            assert low <= weight <= high, (columns, weight)
 
 
 def test_more_phrases_than_scans_stay_finite() -> None:
@@ -131,68 +133,71 @@ def test_more_phrases_than_scans_stay_finite() -> None:
         np.repeat(draw.standard_normal((20, 1)), 3, axis=1),
         np.ones((20, 3)),
     ):
-        found = regress(rows, groups, responses)
-        assert set(found.by_group) == set("ABCDEFGH")
-        assert all(0 <= value <= 1 for value in found.by_group.values())
-        assert np.isfinite(found.row_weights).all() and (found.row_weights > 0).all()
+        relevance = regress(rows, groups, responses)
+        assert set(relevance.by_group) == set("ABCDEFGH")
+        assert all(0 <= value <= 1 for value in relevance.by_group.values())
+        assert np.isfinite(relevance.row_weights).all() and (relevance.row_weights > 0).all()
 
 
-def test_a_cell_that_is_mostly_empty_is_no_gap(told: Told) -> None:
-    rare = [
-        [*said, ("PACEMAKER", "DEVICE")] if k % 3 == 0 else said
-        for k, said in enumerate(patients())
-    ]
-    encoder = TableEncoder()
-    encoder.fit([[text for text, _ in said] for said in rare])
-    found = means(noise=2.0)
+def test_empty_cells_of_a_mostly_empty_column_are_not_missing_values() -> None:
+    prompts = patients()
+    densities = make_densities(noise=2.0)
     for k in range(0, PATIENTS, 3):
-        found[k] = {region: value + 50 for region, value in found[k].items()}
-    relevance = relevance_of(encoder, rare, found)
+        prompts[k].append(("PACEMAKER", "DEVICE"))
+        densities[k] = {region: value + 50 for region, value in densities[k].items()}
+    relevance = relevance_of(fitted_encoder(prompts), prompts, densities)
     assert relevance.by_group["DEVICE"] > 0.9 and relevance.row_weights.min() > 0.95
 
 
-def test_more_noise_determines_less(encoder: PhraseEncoder, told: Told) -> None:
-    sure, unsure = (shares(encoder, told, means(noise)) for noise in (10.0, 60.0))
-    assert unsure["SMOKING"] < sure["SMOKING"] and unsure["AGE"] < sure["AGE"], (sure, unsure)
+def test_more_noise_determines_less(encoder: PhraseEncoder, training_prompts: Prompts) -> None:
+    clear = column_values(encoder, training_prompts, make_densities(10.0))
+    noisy = column_values(encoder, training_prompts, make_densities(60.0))
+    assert noisy["SMOKING"] < clear["SMOKING"] and noisy["AGE"] < clear["AGE"], (clear, noisy)
 
 
-def test_shuffled_rows_determine_little(encoder: PhraseEncoder, told: Told) -> None:
-    found = means(noise=10.0)
+def test_shuffled_rows_determine_little(encoder: PhraseEncoder, training_prompts: Prompts) -> None:
+    densities = make_densities(noise=10.0)
     order = np.random.default_rng(1).permutation(PATIENTS)
-    assert max(shares(encoder, told, [found[i] for i in order]).values()) < 0.5
+    assert (
+        max(column_values(encoder, training_prompts, [densities[i] for i in order]).values()) < 0.5
+    )
 
 
-def test_neither_unit_nor_level_of_density_matters(encoder: PhraseEncoder, told: Told) -> None:
-    found = means(noise=20.0)
-    other = [{region: 3 * value + 5000 for region, value in m.items()} for m in found]
-    assert shares(encoder, told, found) == pytest.approx(shares(encoder, told, other), abs=1e-6)
+def test_neither_unit_nor_level_of_density_matters(
+    encoder: PhraseEncoder, training_prompts: Prompts
+) -> None:
+    densities = make_densities(noise=20.0)
+    scaled = [{region: 3 * hu + 5000 for region, hu in density.items()} for density in densities]
+    expected = column_values(encoder, training_prompts, densities)
+    assert column_values(encoder, training_prompts, scaled) == pytest.approx(expected, abs=1e-6)
 
 
 def test_phrases_have_the_weight_of_their_columns(
     encoder: PhraseEncoder,
-    told: Told,
+    training_prompts: Prompts,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said = [["Patient age: 70.", "SMOKING is Yes"], ["BLOOD GROUP is A"]]
-    before = encoder.encode(said)
-    found = means(noise=10.0)
+    prompts = [["Patient age: 70.", "SMOKING is Yes"], ["BLOOD GROUP is A"]]
+    before = encoder.encode(prompts)
+    densities = make_densities(noise=10.0)
     with caplog.at_level(logging.INFO):
-        weights = estimate_relevance(encoder, told, found)
+        weights = estimate_relevance(encoder, training_prompts, densities)
     assert not encoder.phrase_weights
     encoder.set_phrase_weights(weights.phrase_weights)
-    after, known = encoder.encode(said), shares(encoder, told, found)
+    after = encoder.encode(prompts)
+    relevance = column_values(encoder, training_prompts, densities)
     assert "the factor of their phrases: SMOKING 0.9" in caplog.text
-    expected = torch.tensor([[known["AGE"], known["SMOKING"]], [known["BLOOD"], 0.0]])
-    torch.testing.assert_close(after.tokens, before.tokens * expected[..., None])
+    factors = [[relevance["AGE"], relevance["SMOKING"]], [relevance["BLOOD"], 0.0]]
+    torch.testing.assert_close(after.tokens, before.tokens * torch.tensor(factors)[..., None])
     torch.testing.assert_close(after.pooled, after.tokens.sum(1))
     again = TableEncoder()
     again.load_state(*encoder.state())
-    torch.testing.assert_close(again.encode(said).tokens, after.tokens)
+    torch.testing.assert_close(again.encode(prompts).tokens, after.tokens)
 
 
-def test_an_unseen_phrase_has_the_weight_of_the_nearest(told: Told) -> None:
+def test_an_unseen_phrase_has_the_weight_of_the_nearest(training_prompts: Prompts) -> None:
     class Letters(TableEncoder):
-        """Embeds by first letter, so that nearness is plain."""
+        """Embeds by the first letter, so that the nearest phrase is known."""
 
         base = 128
 
@@ -200,7 +205,7 @@ def test_an_unseen_phrase_has_the_weight_of_the_nearest(told: Told) -> None:
             return torch.stack([torch.eye(128)[ord(p[0])] for p in phrases])
 
     encoder = Letters()
-    encoder.fit([[text for text, _ in said] for said in told])
+    encoder.fit([[text for text, _ in prompt] for prompt in training_prompts])
     encoder.set_phrase_weights(
         {phrase: 0.25 if phrase.startswith("B") else 0.75 for phrase in encoder.phrases}
     )
@@ -209,41 +214,38 @@ def test_an_unseen_phrase_has_the_weight_of_the_nearest(told: Told) -> None:
 
 
 def test_few_scans_or_scans_without_lungs_change_nothing(
-    encoder: PhraseEncoder, told: Told
+    encoder: PhraseEncoder, training_prompts: Prompts
 ) -> None:
-    found = means(noise=10.0)
-    few = estimate_relevance(encoder, told[:19], found[:19])
+    densities = make_densities(noise=10.0)
+    few = estimate_relevance(encoder, training_prompts[:19], densities[:19])
     assert few.case_weights == [1.0] * 19 and not few.phrase_weights
-    without_lungs = estimate_relevance(encoder, told, [{} for _ in found])
+    without_lungs = estimate_relevance(encoder, training_prompts, [{} for _ in densities])
     assert without_lungs.case_weights == [1.0] * PATIENTS and not without_lungs.phrase_weights
-    one_left_out = estimate_relevance(encoder, told, [{}, *found[1:]])
+    one_left_out = estimate_relevance(encoder, training_prompts, [{}, *densities[1:]])
     assert one_left_out.case_weights[0] == 1.0 and one_left_out.phrase_weights
 
 
-def test_text_learns_from_a_scan_by_its_weight() -> None:
-    """The value is the same whatever the weight; the rest of the network learns wholly."""
+def test_the_weight_of_a_case_scales_the_gradient_of_the_text_unit_only() -> None:
     options = train_options()
-    found = {}
+    results = []
     for weight in (None, torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.25])):
         torch.manual_seed(0)
         model = Pix2PixHDModel(options, LABELS, WIDTH).raw["G"]
         wake(model)
-        made = batch(options)
-        volume = model(made["mask"], made["coords"], made["noise"], replace(text(), weight=weight))
+        inputs = batch(options)
+        embedding = replace(text(), weight=weight)
+        volume = model(inputs["mask"], inputs["coords"], inputs["noise"], embedding)
         volume.square().sum().backward()
         assert isinstance(model, Generator) and model.effect is not None
-        of_text, rest = model.effect.head.weight.grad, model.head.weight.grad
-        assert of_text is not None and rest is not None
-        found[str(weight)] = volume.detach(), of_text, rest
-    (whole, of_text, rest), (one, first, same), (quarter, less, still) = found.values()
-    assert torch.equal(whole, one) and torch.equal(whole, quarter)
-    torch.testing.assert_close(less, of_text / 4)
-    assert (
-        not torch.allclose(first, of_text) and torch.equal(rest, same) and torch.equal(rest, still)
-    )
+        results.append((volume.detach(), model.effect.head.weight.grad, model.head.weight.grad))
+    volumes, text_grads, rest_grads = zip(*results, strict=True)
+    assert torch.equal(volumes[0], volumes[1]) and torch.equal(volumes[0], volumes[2])
+    assert torch.equal(rest_grads[0], rest_grads[1]) and torch.equal(rest_grads[0], rest_grads[2])
+    assert not torch.allclose(text_grads[1], text_grads[0])
+    torch.testing.assert_close(text_grads[2], text_grads[0] / 4)
 
 
-def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
+def test_a_run_saves_its_weights_and_warns_of_low_relevance(tmp_path: Path) -> None:
     cohort = make_phantom_cohort(
         PhantomOptions(
             OUT=str(tmp_path / "cohort"),
@@ -257,7 +259,7 @@ def test_a_run_keeps_what_it_weighed_and_says_so(tmp_path: Path) -> None:
         )
     )
     words = ("--dataroot", cohort, "--checkpoints_dir", tmp_path / "ck", *TINY)
-    for name, flags in (("own", ()), ("alike", ("--no-text_relevance",))):
+    for name, flags in (("weighted", ()), ("unweighted", ("--no-text_relevance",))):
         done = command("train.py", "--name", name, *words, *flags)
         assert done.code == 0, done.text
         logged = re.search("the factor of their phrases: (.*)\\.\n", done.text)
@@ -291,12 +293,9 @@ def test_lung_means_are_those_of_the_files(
 ) -> None:
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
-    (found,) = lung_means([case], data, tmp_path if prepared else None)
-    hu, mask = (
-        load_volume(cohort_dir / "img" / f"{case.id}.nii.gz").array,
-        load_volume(case.mask).array,
-    )
-    assert set(found) == set(PARTS)
-    assert found["lungs"] == pytest.approx(
-        float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean()), abs=0.5
-    )
+    (density,) = lung_means([case], data, tmp_path if prepared else None)
+    hu = load_volume(cohort_dir / "img" / f"{case.id}.nii.gz").array
+    mask = load_volume(case.mask).array
+    expected = float(np.clip(hu, *data.hu_window)[np.isin(mask, (1, 2))].mean())
+    assert set(density) == set(PARTS)
+    assert density["lungs"] == pytest.approx(expected, abs=0.5)

