@@ -1,10 +1,8 @@
-"""Does `unusual.py` find what was planted? Nodules of known place in fresh phantoms, and the same
-phantoms without them.
+"""Measure whether scripts/find_anomalies.py finds nodules planted in fresh phantoms.
 
-Fresh patients are drawn (no training scan among them), some to calibrate the map, some to be looked
-at: as they are, and
-with one ball of higher density each, somewhere inside the lungs. OUT/figures.json holds the
-figures.
+The phantoms are fresh patients, none of them a training scan. Some calibrate the map; the others
+are compared without and with one ball of higher density inside the lungs. OUT/figures.json holds
+the figures.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data.phantom.write import make_phantom_cohort
-from options.anomaly_options import AnomalyCommand as UnusualOptions
-from options.anomaly_options import ScanOptions
+from options.anomaly_options import AnomalyCommand, ScanOptions
 from options.benchmark_options import AnomalyBenchmarkCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
@@ -38,24 +35,25 @@ from util.metrics.regions import chest_regions
 
 log = logging.getLogger(__name__)
 
-INSIDE_MM = 2.0  # the ball lies at least so far from everything that is no lung
-FINE = 5  # points along each side of a voxel that decide which share of it the ball fills
+MIN_DEPTH_MM = 2.0  # smallest distance of the ball from the border of the lungs
+POINTS = 5  # sampling points along each side of a voxel, for the share that the ball fills
 
 
 def nodule_share(
     scan: ScanComparison, diameter: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The share of each voxel `(X, Y, Z)` that a ball somewhere inside the lungs fills."""
+    """Return the share of each voxel `(X, Y, Z)` that a ball inside the lungs fills."""
     spacing = np.asarray(scan.spacing)
     depth = ndimage.distance_transform_edt(scan.lungs, sampling=scan.spacing)
-    places = np.argwhere(depth > diameter / 2 + INSIDE_MM)
+    places = np.argwhere(depth > diameter / 2 + MIN_DEPTH_MM)
     if not len(places):
         raise UserError(f"--nodule_mm {diameter:g} does not fit into the lungs of {scan.case}.")
     centre = places[rng.integers(len(places))] + rng.uniform(-0.5, 0.5, 3)
-    offsets = (np.arange(FINE) + 0.5) / FINE - 0.5
+    offsets = (np.arange(POINTS) + 0.5) / POINTS - 0.5
     share = np.zeros(scan.lungs.shape)
-    for index in np.argwhere(np.ones([2 * int(np.ceil(diameter / s)) + 1 for s in spacing])):
-        voxel = np.rint(centre).astype(int) + index - [int(np.ceil(diameter / s)) for s in spacing]
+    reach = np.ceil(diameter / spacing).astype(int)
+    for index in np.ndindex(*(2 * reach + 1)):
+        voxel = np.rint(centre).astype(int) + index - reach
         if (voxel < 0).any() or (voxel >= share.shape).any():
             continue
         axes = [(voxel[a] + offsets - centre[a]) * spacing[a] for a in range(3)]
@@ -70,57 +68,53 @@ def rank_nodule(
     share: NDArray[np.float64],
     o: AnomalyBenchmarkCommand,
 ) -> dict[str, Any]:
-    """One phantom without and with its nodule: strong regions of the one, the nodule's rank in the
-    other.
-    """
-    where = chest_regions(np.where(scan.lungs, 1, 0), scan.spacing, (1,))
+    """Return the strong regions of a phantom without its nodule, and the nodule's rank with it."""
+    masks = chest_regions(np.where(scan.lungs, 1, 0), scan.spacing, (1,))
     clean = top_regions(
-        calibration.deviation_map(scan), where, calibration.threshold, o.map.regions
+        calibration.deviation_map(scan), masks, calibration.threshold, o.map.regions
     )
     planted = replace(
         scan, real=scan.real + np.float32(o.benchmark.nodule_hu) * share.astype(np.float32)
     )
-    found = top_regions(
-        calibration.deviation_map(planted), where, calibration.threshold, o.map.regions
+    regions = top_regions(
+        calibration.deviation_map(planted), masks, calibration.threshold, o.map.regions
     )
-    ranks = [number for number, f in enumerate(found, start=1) if (share[f.voxels] > 0.25).any()]
+    hits = [n for n, f in enumerate(regions, start=1) if (share[f.voxels] > 0.25).any()]
     return {
         "case": scan.case,
-        "rank": ranks[0] if ranks else None,
-        "strong": bool(ranks and found[ranks[0] - 1].strong),
-        "peaks": [round(f.peak, 2) for f in found],
+        "rank": hits[0] if hits else None,
+        "strong": bool(hits and regions[hits[0] - 1].strong),
+        "peaks": [round(f.peak, 2) for f in regions],
         "clean_strong": sum(f.strong for f in clean),
         "clean_peaks": [round(f.peak, 2) for f in clean],
     }
 
 
 def measure_detection(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
-    """All figures."""
+    """Return the figures of the benchmark, from phantoms to detected nodules."""
     b, out = o.benchmark, Path(o.benchmark.OUT)
-    cohort = make_phantom_cohort(
-        PhantomOptions(
-            OUT=str(out / "phantoms"),
-            cases=1 + b.calibration + b.phantoms,
-            size=b.size,
-            seed=b.cohort_seed,
-            missing=0,
-            val_cases=b.calibration,
-            test_cases=b.phantoms,
-            patient_sd=b.patient_sd,
-        )
+    phantoms = PhantomOptions(
+        OUT=str(out / "phantoms"),
+        cases=1 + b.calibration + b.phantoms,
+        size=b.size,
+        seed=b.cohort_seed,
+        missing=0,
+        val_cases=b.calibration,
+        test_cases=b.phantoms,
+        patient_sd=b.patient_sd,
     )
-    options = UnusualOptions(ScanOptions(dataroot=str(cohort), out=str(out)), o.runs, o.map)
-    generator = ExpectationModel(options, open_runs(options), str(cohort), out / "compared")
-    clean, cases = generator.cohort.split("val"), generator.cohort.split("test")
+    cohort = str(make_phantom_cohort(phantoms))
+    command = AnomalyCommand(ScanOptions(dataroot=cohort, out=str(out)), o.runs, o.map)
+    model = ExpectationModel(command, open_runs(command), cohort, out / "compared")
+    clean, cases = model.cohort.split("val"), model.cohort.split("test")
     for case in tqdm([*clean, *cases], "generating", unit="scan"):
-        generator(case)
-    calibration = Calibration.from_scans(
-        LazyScans(clean, generator), o.map.size_mm, o.map.false_alarms
-    )
+        model(case)
+    scans = LazyScans(clean, model)
+    calibration = Calibration.from_scans(scans, o.map.size_mm, o.map.false_alarms)
     rng = np.random.default_rng(b.cohort_seed)
     rows = []
-    for case in tqdm(cases, "looking", unit="scan"):
-        scan = generator(case)
+    for case in tqdm(cases, "comparing", unit="scan"):
+        scan = model(case)
         rows.append(rank_nodule(scan, calibration, nodule_share(scan, b.nodule_mm, rng), o))
     return summarise(rows, calibration, o.map.regions)
 
@@ -128,7 +122,7 @@ def measure_detection(o: AnomalyBenchmarkCommand) -> dict[str, Any]:
 def summarise(
     rows: Sequence[dict[str, Any]], calibration: Calibration, regions_shown: int
 ) -> dict[str, Any]:
-    """The figures of a benchmark's rows."""
+    """Return the figures of all phantoms."""
     return {
         "phantoms": len(rows),
         f"nodules_in_{regions_shown}_strongest": sum(r["rank"] is not None for r in rows),
@@ -144,10 +138,11 @@ def summarise(
 
 
 def main() -> None:
+    """Measure and write the figures."""
     o = parse(AnomalyBenchmarkCommand, __doc__ or "")
-    found = measure_detection(o)
-    write_json(Path(o.benchmark.OUT) / "figures.json", found)
-    log.info("%s", "\n".join(f"{k}: {v}" for k, v in found.items() if k != "rows"))
+    figures = measure_detection(o)
+    write_json(Path(o.benchmark.OUT) / "figures.json", figures)
+    log.info("%s", "\n".join(f"{k}: {v}" for k, v in figures.items() if k != "rows"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Proof of a diffusion run on planted truth: effects with few and with many steps, and edits of
-real (phantom) scans.
+"""Compare effects and edits of a diffusion run with the effects planted in phantoms.
+
+Effects are measured with few and with many sampling steps; edits are made of real (phantom) scans.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 import pandas as pd
 
 import test
-from benchmarks.report.planted_truth import VARIED, effect_figures, true_effects
+from benchmarks.report.planted_truth import VARIED, effect_metrics, true_effects
 from data.phantom.cohort import PhantomCohort
 from options.benchmark_options import DiffusionBenchmarkCommand
 from options.diffusion_options import EditOptions, SamplingOptions
@@ -31,88 +32,91 @@ log = logging.getLogger(__name__)
 def generate_results(
     o: DiffusionBenchmarkCommand, name: str, sampling: SamplingOptions, edit: EditOptions
 ) -> Path:
-    """A folder of results, as test.py makes them."""
-    varied = tuple(f"{c}={','.join(VARIED[c])}" for c in o.benchmark.columns or VARIED)
-    output = OutputOptions(results_dir=f"{o.benchmark.OUT}/{name}", overwrite=True, page=edit.edit_real)
+    """Generate a folder of results as test.py does."""
+    out = f"{o.benchmark.OUT}/{name}"
+    columns = o.benchmark.columns or tuple(VARIED)
+    varied = tuple(f"{column}={','.join(VARIED[column])}" for column in columns)
+    output = OutputOptions(results_dir=out, overwrite=True, page=edit.edit_real)
+    intervention = InterventionOptions(vary=varied)
     return test.generate_cohort(
-        TestOptions(o.source, o.model, InterventionOptions(vary=varied), sampling, edit, output)
+        TestOptions(o.source, o.model, intervention, sampling, edit, output)
     )
 
 
 def measured_effects(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
-    """Figures of each column's effect, by region, against the same patient rendered again."""
-    return effect_figures(
-        true_effects(phantoms, pd.read_csv(folder / "effects.csv", dtype={"from": str, "to": str}))
-    )
+    """Return metrics of each column's effect by region, against the patient rendered again."""
+    effects = pd.read_csv(folder / "effects.csv", dtype={"from": str, "to": str})
+    return effect_metrics(true_effects(phantoms, effects))
 
 
-def compare_steps(found: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each number of steps the largest relative difference of a column's lung effects from
-    those of the last.
+def compare_steps(by_steps: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the relative difference of each column's lung effects from those of the last steps.
+
+    Args:
+        by_steps: Metrics of `measured_effects` by the number of sampling steps.
     """
-    last = list(found)[-1]
+    reference = by_steps[list(by_steps)[-1]]
     differences: dict[str, dict[str, float]] = {}
-    for steps, effects in found.items():
+    for steps, effects in by_steps.items():
         for column in effects:
-            pairs, reference = (e[column]["lungs"]["pairs"] for e in (effects, found[last]))
-            size = sum(abs(made) for made, _ in reference.values())
-            change = sum(abs(pairs[k][0] - reference[k][0]) for k in reference)
+            pairs = effects[column]["lungs"]["pairs"]
+            expected = reference[column]["lungs"]["pairs"]
+            size = sum(abs(generated) for generated, _ in expected.values())
+            change = sum(abs(pairs[key][0] - expected[key][0]) for key in expected)
             differences.setdefault(column, {})[str(steps)] = change / size if size else 0.0
     return differences
 
 
 def edit_metrics(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
-    """Effects of edits against the truth, and means over cases of the rest, HU."""
+    """Return effects of edits against the truth, and means over cases of the other metrics."""
     metrics = pd.read_csv(folder / "metrics.csv")
-    mine = metrics[
-        metrics["metric"].str.startswith(("composition", "reversibility", "edit_change"))
-    ]
-    means = mine.groupby(["region", "metric"])["value"].mean()
+    is_edit = metrics["metric"].str.startswith(("composition", "reversibility", "edit_change"))
+    means = metrics[is_edit].groupby(["region", "metric"])["value"].mean()
     return {
         "effects": measured_effects(folder, phantoms),
         "means": {f"{region}: {metric}": float(value) for (region, metric), value in means.items()},
     }
 
 
+def log_figures(figures: Mapping[str, Any]) -> None:
+    """Log all figures, one line per column or mean."""
+    for column, by_steps in figures["steps"].items():
+        texts = [f"{100 * value:.0f} % ({steps})" for steps, value in by_steps.items()]
+        message = "%s: lung effects differ from those of the last number of steps by %s."
+        log.info(message, column, ", ".join(texts))
+    runs = {f"{steps} steps": effects for steps, effects in figures["effects"].items()}
+    for name, effects in {**runs, "edits": figures["edits"]["effects"]}.items():
+        for column, regions in effects.items():
+            lungs = {"slope": float("nan"), "signs_right": float("nan"), **regions["lungs"]}
+            message = "%s, %s: slope %.2f, signs right %.2f, mean absolute %.1f HU"
+            values = (lungs["slope"], lungs["signs_right"], lungs["mean_abs"])
+            log.info(message, name, column, *values)
+    for name, value in figures["edits"]["means"].items():
+        log.info("%s: %.2f", name, value)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    """Generate, measure and write the figures."""
     o = parse(DiffusionBenchmarkCommand, __doc__ or "", argv)
     if not o.benchmark.OUT:
         raise UserError("--OUT is not given; it is the folder for results and figures.")
-    if unknown := sorted(set(o.benchmark.columns) - set(VARIED)):
+    unknown = sorted(set(o.benchmark.columns) - set(VARIED))
+    if unknown:
         raise UserError(f"--columns is {unknown[0]!r}; it must be one of: {', '.join(VARIED)}.")
     phantoms = PhantomCohort.from_folder(Path(o.source.dataroot))
-    found: dict[int, Any] = {}
+    effects: dict[int, Any] = {}
     for steps in o.benchmark.steps:
-        folder = generate_results(
-            o, f"steps_{steps}", replace(o.sampling, sampling_steps=steps), EditOptions()
-        )
-        found[steps] = measured_effects(folder, phantoms)
-    edits = edit_metrics(generate_results(o, "edits", o.sampling, replace(o.edit, edit_real=True)), phantoms)
-    figures: dict[str, Any] = {"effects": found, "steps": compare_steps(found), "edits": edits}
+        sampling = replace(o.sampling, sampling_steps=steps)
+        folder = generate_results(o, f"steps_{steps}", sampling, EditOptions())
+        effects[steps] = measured_effects(folder, phantoms)
+    folder = generate_results(o, "edits", o.sampling, replace(o.edit, edit_real=True))
+    figures = {
+        "effects": effects,
+        "steps": compare_steps(effects),
+        "edits": edit_metrics(folder, phantoms),
+    }
     write_json(Path(o.benchmark.OUT) / "figures.json", figures)
-    for column, by_steps in figures["steps"].items():
-        log.info(
-            "%s: lung effects differ from those of %d steps by %s.",
-            column,
-            o.benchmark.steps[-1],
-            ", ".join(f"{100 * v:.0f} %% (%s)" % k for k, v in by_steps.items()),
-        )
-    for what, effects in (
-        *((f"{steps} steps", e) for steps, e in found.items()),
-        ("edits", edits["effects"]),
-    ):
-        for column, regions in effects.items():
-            lungs = regions["lungs"]
-            log.info(
-                "%s, %s: slope %.2f, signs right %.2f, mean absolute %.1f HU",
-                what,
-                column,
-                lungs.get("slope", float("nan")),
-                lungs.get("signs_right", float("nan")),
-                lungs["mean_abs"],
-            )
-    for name, value in edits["means"].items():
-        log.info("%s: %.2f", name, value)
+    log_figures(figures)
 
 
 if __name__ == "__main__":

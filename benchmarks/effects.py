@@ -18,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's pa
 import test
 import train
 from benchmarks.common import flag_words, minilm_folder
-from benchmarks.report.effects_page import write_proof_page
+from benchmarks.report.effects_page import write_effects_page
 from benchmarks.report.effects_tables import (
-    contrast_frame,
     control_frame,
-    known_frame,
-    markdown,
-    over_seeds,
+    incomplete_frame,
+    markdown_table,
+    mean_over_seeds,
+    pair_frame,
     slope_frame,
 )
-from benchmarks.report.planted_truth import NULL, VARIED, judge, text_figures
+from benchmarks.report.planted_truth import NULL_COLUMN, VARIED, compare_with_truth, prompt_metrics
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from options.benchmark_options import (
@@ -45,7 +45,7 @@ from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-REAL = [column for column in VARIED if column != NULL]
+REAL = [column for column in VARIED if column != NULL_COLUMN]
 
 
 def cohort_suffix(o: EffectsBenchmarkOptions) -> str:
@@ -152,17 +152,17 @@ def run_configuration(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[
         "encoder_seconds": encoder_seconds,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    figures |= judge(cohort, results)
+    figures |= compare_with_truth(cohort, results)
     if o.text:
-        figures["text"] = text_metrics(options, cohort)
+        figures["text"] = measure_text(options, cohort)
     return figures
 
 
-def text_metrics(options: TestOptions, cohort: Path) -> dict[str, Any]:
+def measure_text(options: TestOptions, cohort: Path) -> dict[str, Any]:
     """Return effects of phrase order, wording and unseen ages on the volumes of a run."""
     trained = generation.open_run(options)
     opened = generation.open_plan(options, trained)
-    return text_figures(
+    return prompt_metrics(
         opened.generate,
         opened.samples,
         opened.prompts,
@@ -180,11 +180,11 @@ def summary_tables(configurations: Sequence[Mapping[str, Any]]) -> str:
     """Return the figures of configurations, mean over seeds, as Markdown."""
     frames = (
         slope_frame(configurations, REAL),
-        known_frame(configurations, REAL),
-        contrast_frame(configurations),
-        control_frame(configurations, NULL),
+        incomplete_frame(configurations, REAL),
+        pair_frame(configurations),
+        control_frame(configurations, NULL_COLUMN),
     )
-    return "\n\n".join(markdown(over_seeds(frame)) for frame in frames)
+    return "\n\n".join(markdown_table(mean_over_seeds(frame)) for frame in frames)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished = [read_json(path) for path in sorted(folder.glob("*.json"))]
     text = summary_tables(finished)
     (Path(o.OUT) / "tables.md").write_text(text + "\n")
-    page = write_proof_page(Path(o.OUT), finished, REAL, NULL)
+    page = write_effects_page(Path(o.OUT), finished, REAL, NULL_COLUMN)
     log.info("All finished configurations (%s):\n\n%s", page, text)
 
 

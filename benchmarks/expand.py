@@ -1,9 +1,9 @@
-"""Is a rare diagnosis told better with synthetic volumes? Phantoms with one diagnosis at a tenth,
-expanded to balance.
+"""Measure whether synthetic volumes help to classify a rare diagnosis of phantoms.
 
-Each seed is a whole repetition: its own patients, generator (trained on the imbalanced cohort
-alone), synthetic volumes and classifiers. OUT/figures.json and OUT/table.md hold the figures; what
-is finished is kept, so a stopped benchmark goes on.
+One diagnosis has a tenth of the training cases; the cohort is expanded to balance. Each seed is a
+whole repetition: its own patients, generator (trained on the imbalanced cohort alone), synthetic
+volumes and classifiers. OUT/figures.json and OUT/table.md hold the figures. Finished parts are
+kept, so that a stopped benchmark resumes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
-import train
+from benchmarks.common import flag_words, train_run
 from data.phantom.cohort import PhantomCohort
 from data.phantom.rows import DIAGNOSIS, LEVELS
 from data.phantom.write import make_phantom_cohort
@@ -32,7 +31,6 @@ from pipelines.synthesis import run as synthesis
 from pipelines.synthesis import utility
 from util.cli import run_command
 from util.files import write_json
-from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
@@ -41,150 +39,110 @@ RARE = "IPF"
 
 
 def imbalanced_cohort(b: ExpandBenchmarkOptions, seed: int) -> Path:
-    """A phantom cohort whose training split has few cases of the rare diagnosis."""
-    levels = len(LEVELS[DIAGNOSIS])
-    root = make_phantom_cohort(
-        PhantomOptions(
-            OUT=f"{b.OUT}/cohorts/seed{seed}",
-            cases=levels * (b.common + b.tests),
-            size=b.size,
-            seed=seed,
-            test_cases=b.tests,
-            val_cases=0,
-            missing=0.12,
-            patient_sd=b.patient_sd,
-        )
+    """Make a phantom cohort with few training cases of the rare diagnosis; return its folder."""
+    options = PhantomOptions(
+        OUT=f"{b.OUT}/cohorts/seed{seed}",
+        cases=len(LEVELS[DIAGNOSIS]) * (b.common + b.tests),
+        size=b.size,
+        seed=seed,
+        test_cases=b.tests,
+        val_cases=0,
+        missing=0.12,
+        patient_sd=b.patient_sd,
     )
+    root = make_phantom_cohort(options)
     phantoms = PhantomCohort.from_folder(root)
     quota = {value: b.rare if value == RARE else b.common for value in LEVELS[DIAGNOSIS]}
-    kept: list[str] = []
+    training: list[str] = []
     for case in phantoms.splits["train"]:
         value = phantoms.rows[case][DIAGNOSIS]
         if quota[value]:
             quota[value] -= 1
-            kept.append(case)
-    save_splits(
-        root / SPLITS_FILE, {"train": tuple(kept), "val": (), "test": phantoms.splits["test"]}
-    )
+            training.append(case)
+    splits = {"train": tuple(training), "val": (), "test": phantoms.splits["test"]}
+    save_splits(root / SPLITS_FILE, splits)
     return root
 
 
 def train_generator(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
-    """A generator trained on the cohort; one that is there is used, or goes on where it stopped."""
+    """Train a generator on the cohort, unless it is finished; a stopped one is resumed."""
     model = ModelOptions(name=f"seed{seed}", checkpoints_dir=f"{b.OUT}/runs")
+    first_words = flag_words(
+        dataroot=root,
+        preset="cpu",
+        template="aiib23",
+        val_cases=0,
+        seed=seed,
+        save_latest_freq=50,
+    )
     folder = Path(model.checkpoints_dir) / model.name
-    words = [
-        "--name",
-        model.name,
-        "--checkpoints_dir",
-        model.checkpoints_dir,
-        "--max_steps",
-        str(b.max_steps),
-    ]
-    started = (folder / "latest" / checkpoint.STATE_FILE).is_file()
-    if not started:
-        train.train(
-            train.read_options(
-                [
-                    *words,
-                    "--dataroot",
-                    str(root),
-                    "--overwrite",
-                    "--preset",
-                    "cpu",
-                    "--template",
-                    "aiib23",
-                    "--val_cases",
-                    "0",
-                    "--seed",
-                    str(seed),
-                    "--save_latest_freq",
-                    "50",
-                    *b.train_flags.split(),
-                ]
-            )
-        )
-    elif checkpoint.load_state(folder / "latest")["step"] < b.max_steps:
-        train.train(train.read_options([*words, "--continue_train"]))
+    words = flag_words(max_steps=b.max_steps)
+    train_run(folder, words, [*first_words, *b.train_flags.split()])
     return model
 
 
 def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
-    """One seed: cohort, generator, expansion, classifiers."""
+    """Return the figures of one seed, from cohort and generator to expansion and classifiers."""
     b = o.benchmark
     root = imbalanced_cohort(b, seed)
     model = train_generator(b, root, seed)
-    made = synthesis.synthesise_cohort(
-        ExpandCommand(
-            ExpandOptions(
-                dataroot=str(root),
-                balance=DIAGNOSIS,
-                goal="together",
-                rows=b.rows,
-                n=b.n,
-                seed=seed,
-                out=f"{b.OUT}/synthetic/seed{seed}_{b.rows}_{b.n}",
-            ),
-            model,
-            DeformOptions(),
-        )
+    name = f"seed{seed}_{b.rows}_{b.n}"
+    expansion = ExpandOptions(
+        dataroot=str(root),
+        balance=DIAGNOSIS,
+        goal="together",
+        rows=b.rows,
+        n=b.n,
+        seed=seed,
+        out=f"{b.OUT}/synthetic/{name}",
     )
-    return utility.measure_utility(
-        UtilityCommand(
-            UtilityOptions(
-                synthetic=str(made),
-                column=DIAGNOSIS,
-                seeds=tuple(10 * seed + k for k in range(b.classifiers)),
-                out=f"{b.OUT}/utility/seed{seed}_{b.rows}_{b.n}",
-            ),
-            replace(DataOptions(), dataroot=str(root), template="aiib23"),
-            o.classifier,
-        )
+    synthetic = synthesis.synthesise_cohort(ExpandCommand(expansion, model, DeformOptions()))
+    classification = UtilityOptions(
+        synthetic=str(synthetic),
+        column=DIAGNOSIS,
+        seeds=tuple(10 * seed + k for k in range(b.classifiers)),
+        out=f"{b.OUT}/utility/{name}",
     )
+    data = DataOptions(dataroot=str(root), template="aiib23")
+    return utility.measure_utility(UtilityCommand(classification, data, o.classifier))
 
 
-def accuracy_table(found: Mapping[int, Mapping[str, Any]]) -> str:
-    """All repetitions in Markdown."""
-    lines = [
+def accuracy_table(figures: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return the figures of all repetitions as Markdown."""
+    by_volume = [
         "| seed | trained on | volumes | balanced accuracy (95 % interval over test scans) | AUC |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {seed} | {r['arm']} | {r['volumes']} | {r['balanced_accuracy']:.3f} ({r['low']:.3f} to "
-        f"{r['high']:.3f}) | {r['auc']:.3f} |"
-        for seed, f in found.items()
-        for r in f["rows"]
-    ]
-    lines += [
-        "",
+    by_arm = [
         "| seed | trained on | mean balanced accuracy | minus real alone (95 % interval) |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {seed} | {arm} | {m['mean']:.3f} | {m['minus_real']:+.3f} ({m['low']:+.3f} to "
-        f"{m['high']:+.3f}) |"
-        for seed, f in found.items()
-        for arm, m in f["summary"].items()
-    ]
-    lines += [
-        "",
-        f"Real plus synthetic at least as good as real alone in {count_wins(found)} of {len(found)} "
-        "seeds.",
-    ]
-    return "\n".join(lines)
+    for seed, repetition in figures.items():
+        for row in repetition["rows"]:
+            accuracy = f"{row['balanced_accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            cells = (seed, row["arm"], row["volumes"], accuracy, f"{row['auc']:.3f}")
+            by_volume.append(f"| {' | '.join(map(str, cells))} |")
+        for arm, mean in repetition["summary"].items():
+            gain = f"{mean['minus_real']:+.3f} ({mean['low']:+.3f} to {mean['high']:+.3f})"
+            by_arm.append(f"| {seed} | {arm} | {mean['mean']:.3f} | {gain} |")
+    wins = f"{count_wins(figures)} of {len(figures)} seeds"
+    result = f"Real plus synthetic at least as good as real alone in {wins}."
+    return "\n".join([*by_volume, "", *by_arm, "", result])
 
 
-def count_wins(found: Mapping[int, Mapping[str, Any]]) -> int:
-    """In how many repetitions real plus synthetic is at least as good as real alone."""
-    return sum(f["summary"]["both"]["minus_real"] >= 0 for f in found.values())
+def count_wins(figures: Mapping[int, Mapping[str, Any]]) -> int:
+    """Count the repetitions in which real plus synthetic is at least as good as real alone."""
+    return sum(f["summary"]["both"]["minus_real"] >= 0 for f in figures.values())
 
 
 def main() -> None:
+    """Run all repetitions and write figures and table."""
     o = parse(ExpandBenchmarkCommand, __doc__ or "")
-    found = {seed: run_repetition(o, seed) for seed in o.benchmark.seeds}
-    text = accuracy_table(found)
-    write_json(Path(o.benchmark.OUT) / "figures.json", {"wins": count_wins(found), "seeds": found})
-    (Path(o.benchmark.OUT) / "table.md").write_text(text + "\n", encoding="utf-8")
+    out = Path(o.benchmark.OUT)
+    figures = {seed: run_repetition(o, seed) for seed in o.benchmark.seeds}
+    text = accuracy_table(figures)
+    write_json(out / "figures.json", {"wins": count_wins(figures), "seeds": figures})
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
     log.info("%s", text)
 
 

@@ -1,8 +1,7 @@
-"""Whole against tiles: how far a volume made at once differs from the same volume made in tiles of
-half its size.
+"""Compare volumes that are generated at once with the same volumes from tiles of half the size.
 
-Prints, a case: the mean absolute difference in the lungs (HU) of the own-row volume, and for every
---vary how far the mean effect in the lungs (HU) differs; the same as JSON with --json.
+Reports for each case the mean absolute difference in the lungs (HU), and for every --vary the
+difference of the mean effect in the lungs (HU); also as JSON with --json.
 """
 
 from __future__ import annotations
@@ -34,84 +33,75 @@ log = logging.getLogger(__name__)
 
 
 def half_size(shape: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """Half of a volume's size, rounded up so that tiles overlapping by half start on multiples of
-    the stride.
+    """Return half of a volume's size, rounded up to twice the stride.
+
+    Tiles that overlap by half then start on multiples of the stride.
     """
     return tuple(round_up(-(-n // 2), 2 * multiple) for n in shape)
 
 
-def lung_volume(
-    sampler: VolumeGenerator, whole: VolumeSample, arm: Variant, window: tuple[float, float]
-) -> NDArray[np.floating]:
-    made = sampler(whole, arm.prompt.texts)
-    return whole.to_hu(made)
+def compare_tiles(plan: generation.GenerationPlan, sample: VolumeSample) -> dict[str, Any]:
+    """Return the differences of one case in HU, in the lungs."""
+    generator = plan.run.generator
+    multiple = generator.model.size_multiple
+    size = half_size(sample.mask.shape[1:], multiple)
+    at_once = replace(generator, window=SlidingWindow((), multiple))
+    tiled = replace(generator, window=SlidingWindow(size, multiple))
+    lungs = np.isin(sample.labels, plan.data.lung_labels)
 
+    def lung_hu(variant: Variant, way: VolumeGenerator) -> NDArray[np.floating]:
+        return sample.to_hu(way(sample, variant.prompt.texts))[lungs]
 
-def compare_tiles(opened: generation.GenerationPlan, whole: VolumeSample) -> dict[str, Any]:
-    """The figures of one case; HU in the lungs."""
-    sampler, window = opened.run.generator, opened.data.hu_window
-    size = half_size(whole.mask.shape[1:], sampler.model.size_multiple)
-    ways = [
-        replace(sampler, window=SlidingWindow(tile, sampler.model.size_multiple))
-        for tile in ((), size)
-    ]
-    lungs = np.isin(whole.labels, opened.data.lung_labels)
-    variants = opened.variants(whole.case)
-    own, varied = variants.factual, variants.counterfactual
-    at_once, tiled = (lung_volume(way, whole, own, window) for way in ways)
-    found: dict[str, Any] = {
-        "tile": list(size),
-        "mean_abs_hu": float(np.abs(at_once - tiled)[lungs].mean()),
-        "effects": {},
-    }
-    for arms in varied:
-        made = {
-            arm.value: [lung_volume(way, whole, arm, window)[lungs].mean() for way in ways]
-            for arm in arms
-        }
-        for first, second in variant_pairs(arms):
-            one, two = (
-                float(b - a) for a, b in zip(made[first.value], made[second.value], strict=True)
-            )
+    variants = plan.variants(sample.case)
+    factual = [lung_hu(variants.factual, way) for way in (at_once, tiled)]
+    effects = {}
+    for group in variants.counterfactual:
+        means = {v.value: [lung_hu(v, way).mean() for way in (at_once, tiled)] for v in group}
+        for first, second in variant_pairs(group):
+            before, after = means[first.value], means[second.value]
+            whole, tiles = (float(b - a) for a, b in zip(before, after, strict=True))
             name = f"{first.column}: {first.value} to {second.value}"
-            found["effects"][name] = {"whole_hu": one, "tiles_hu": two, "difference_hu": two - one}
-    return found
+            effects[name] = {
+                "whole_hu": whole,
+                "tiles_hu": tiles,
+                "difference_hu": tiles - whole,
+            }
+    return {
+        "tile": list(size),
+        "mean_abs_hu": float(np.abs(factual[0] - factual[1]).mean()),
+        "effects": effects,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Compare every case, and write the figures."""
     o = parse(TilesBenchmarkCommand, __doc__ or "", argv)
     options = TestOptions(source=o.source, model=o.model, arms=o.arms)
-    opened = generation.open_plan(options, generation.open_run(options))
-    multiple = opened.run.generator.model.size_multiple
-    wholes = VolumeDataset(
-        opened.cases, opened.run.labels, opened.data, (2 * multiple,) * 3, (multiple,) * 3
+    plan = generation.open_plan(options, generation.open_run(options))
+    multiple = plan.run.generator.model.size_multiple
+    samples = VolumeDataset(
+        plan.cases, plan.run.labels, plan.data, (2 * multiple,) * 3, (multiple,) * 3
     )
-    found = {}
-    for whole in wholes:
-        found[whole.case.id] = one = compare_tiles(opened, whole)
-        effects = ", ".join(f"{k} {v['difference_hu']:+.2f}" for k, v in one["effects"].items())
+    figures = {}
+    worst = 0.0
+    for sample in samples:
+        case = compare_tiles(plan, sample)
+        figures[sample.case.id] = case
+        differences = {name: v["difference_hu"] for name, v in case["effects"].items()}
+        worst = max([worst, *(abs(d) for d in differences.values())])
         log.info(
             "%s, tiles of %s: %.2f HU in the lungs; effects differ by (HU): %s",
-            whole.case.id,
-            "x".join(map(str, one["tile"])),
-            one["mean_abs_hu"],
-            effects or "none asked for",
+            sample.case.id,
+            "x".join(map(str, case["tile"])),
+            case["mean_abs_hu"],
+            ", ".join(f"{name} {d:+.2f}" for name, d in differences.items()) or "none varied",
         )
-    worst = max(
-        (abs(v["difference_hu"]) for one in found.values() for v in one["effects"].values()),
-        default=0.0,
-    )
-    mean = float(np.mean([one["mean_abs_hu"] for one in found.values()]))
-    log.info(
-        "Mean over %d cases %.2f HU; largest difference of an effect %.2f HU.",
-        len(found),
-        mean,
-        worst,
-    )
+    mean = float(np.mean([case["mean_abs_hu"] for case in figures.values()]))
+    message = "Mean over %d cases %.2f HU; largest difference of an effect %.2f HU."
+    log.info(message, len(figures), mean, worst)
     if o.tiles.json:
-        write_json(
-            Path(o.tiles.json), {"cases": found, "mean_abs_hu": mean, "worst_effect_hu": worst}
-        )
+        summary = {"cases": figures, "mean_abs_hu": mean, "worst_effect_hu": worst}
+        write_json(Path(o.tiles.json), summary)
 
 
 if __name__ == "__main__":

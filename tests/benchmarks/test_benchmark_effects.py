@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import effects as benchmark
-from benchmarks.report.effects_tables import known_frame
-from benchmarks.report.planted_truth import effect_figures, regress
+from benchmarks.report.effects_tables import incomplete_frame
+from benchmarks.report.planted_truth import effect_metrics, regress_on_table
 from util.cli import UserError
 
 TINY = (
@@ -35,14 +35,14 @@ def pairs(made: list[float], true: list[float]) -> pd.DataFrame:
 
 
 def test_slope_signs_and_small_errors() -> None:
-    found = effect_figures(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
+    found = effect_metrics(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
     assert found["slope"] == pytest.approx(0.5)
     assert found["signs_right"] == 1.0
     assert found["small_error"] == pytest.approx(3.0)
 
 
 def test_a_wrong_sign_is_seen() -> None:
-    found = effect_figures(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
+    found = effect_metrics(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
     assert found["signs_right"] == 0.5
     assert found["slope"] == pytest.approx(0.0)
 
@@ -65,7 +65,7 @@ def test_the_regression_finds_what_was_put_in_though_cells_are_empty() -> None:
     smokes, has_hp = table["SMOKING HISTORY"] == "Current smoker", table["DIAGNOSIS"] == "HP"
     hu = 40.0 * smokes - 20 * has_hp - table["AGE"].astype(float)
     means = pd.DataFrame({"lungs": hu, "upper": 2 * hu})
-    full = regress(table, means)
+    full = regress_on_table(table, means)
     wanted = {
         "SMOKING HISTORY: Never smoker to Current smoker": 40,
         "DIAGNOSIS: IPF to HP": -20,
@@ -76,7 +76,7 @@ def test_the_regression_finds_what_was_put_in_though_cells_are_empty() -> None:
         assert full.at[pair, "lungs"] == pytest.approx(truth, abs=1e-6)
         assert full.at[pair, "upper"] == pytest.approx(2 * truth, abs=1e-6)
     holes = table.mask(rng.random(table.shape) < 0.1, "")
-    assert regress(holes, means).at["AGE: 45 to 80", "lungs"] == pytest.approx(-35, abs=5)
+    assert regress_on_table(holes, means).at["AGE: 45 to 80", "lungs"] == pytest.approx(-35, abs=5)
 
 
 def test_a_tied_cohort_has_a_regression_of_its_own() -> None:
@@ -90,7 +90,7 @@ def test_a_tied_cohort_has_a_regression_of_its_own() -> None:
         }
         for tie, slope in ((0.0, 0.9), (0.7, 1.3))
     ]
-    found = known_frame(cells, ["AGE"])
+    found = incomplete_frame(cells, ["AGE"])
     assert found["confounding"].tolist() == ["0", "0.7"] and found["lungs"].tolist() == [0.9, 1.3]
 
 

@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
 
     def spoil(self: Trainer, batch: Any) -> Any:
         made = original(self, batch)
-        return {**made, "image": made["image"] * float("inf")} if self.step == 5 else made
+        return {**made, "image": made["image"] * float("inf")} if self.steps_done == 5 else made
 
     monkeypatch.setattr(Trainer, "to_device", spoil)
     code, said = train(cohort_dir, tmp_path, "run")
