@@ -1,1 +1,1 @@
-"""What is unusual in a scan: its distance from what is generated from its own mask and row."""
+"""Anomalies: scans beside the spread of volumes generated from their masks and rows."""

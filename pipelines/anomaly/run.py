@@ -1,11 +1,11 @@
-"""Comparison of scans with what the model expects of their mask and row."""
+"""Search for anomalies: scans beside the volumes that the model expects of their mask and row."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ from tqdm import tqdm
 from data.checks import check_labels_known
 from data.cohort import Case
 from data.geometry import Volume, grids_match, resample
-from data.text.prompts import cohort_prompts, load_template
+from data.text.prompts import Prompt, cohort_prompts, load_template
 from data.volume_dataset import VolumeSample
 from data.volumes import SUFFIXES, load_volume, read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.anomaly_options import AnomalyCommand
 from options.parser import to_dict
 from options.test_options import ModelOptions
-from pipelines.anomaly.findings import FINDING_COLUMNS, finding_rows, label_regions, top_regions
-from pipelines.anomaly.findings import finding_sentence as finding_sentence
+from pipelines.anomaly.findings import (
+    FINDING_COLUMNS,
+    finding_rows,
+    finding_sentence,
+    label_regions,
+    top_regions,
+)
 from pipelines.anomaly.normal_model import (
     MIN_CALIBRATION_SCANS,
     Calibration,
@@ -37,7 +42,7 @@ from pipelines.run_cohort import load_run_cohort
 from util import cli
 from util.cli import UserError, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
-from util.metrics.regions import regions
+from util.metrics.regions import chest_regions
 from util.records import open_record
 from util.web.figures import Panel
 from util.web.results_page import ResultsPage
@@ -45,311 +50,345 @@ from util.web.web_data import block_shape
 
 log = logging.getLogger(__name__)
 
-RECORD = "unusual.json"  # which runs and flags the folder belongs to
-
+RECORD = "unusual.json"  # the runs and the flags that the folder belongs to
+TITLE = "What is unusual in these scans"
+SCORE_MARGIN = 1.5  # the colours of the map reach this multiple of the threshold
 CAUTIONS = (
-    "This page makes no diagnosis. A strong region is where a scan differs from what this model "
-    "expects of such a mask and row: disease, but also a vessel, motion, another scanner, or the "
-    "model's own weakness. That a place is not outlined proves nothing.",
-    "Only lung voxels of the mask are judged. What the mask leaves out (a solid nodule that the "
-    "segmentation took for chest wall) cannot be found.",
+    "This page makes no diagnosis. A strong region is where a scan differs from the model's "
+    "expectation of such a mask and row: disease, but also a vessel, motion, another scanner, or "
+    "the model's own weakness. A place without an outline proves nothing.",
+    "Only lung voxels of the mask are judged. Anything outside the mask (a solid nodule that the "
+    "segmentation took for chest wall) cannot be detected.",
 )
 
 
-def open_runs(o: AnomalyCommand) -> list[LoadedRun]:
-    """The runs, which must know the same labels, HU window and voxel size."""
-    if not o.runs.name:
+def open_runs(command: AnomalyCommand) -> list[LoadedRun]:
+    """Load the runs.
+
+    Raises:
+        UserError: No run, or runs of different labels, HU window or voxel size.
+    """
+    if not command.runs.name:
         raise UserError("--name is not given; it names the run that generates.")
     loaded = []
-    for name in o.runs.name:
+    for name in command.runs.name:
         options = ModelOptions(
             name=name,
-            checkpoints_dir=o.runs.checkpoints_dir,
-            which_epoch=o.runs.which_epoch,
-            gpu_ids=o.runs.gpu_ids,
-            tile=o.runs.tile,
-            tile_batch=o.runs.tile_batch,
+            checkpoints_dir=command.runs.checkpoints_dir,
+            which_epoch=command.runs.which_epoch,
+            gpu_ids=command.runs.gpu_ids,
+            tile=command.runs.tile,
+            tile_batch=command.runs.tile_batch,
         )
         loaded.append(load_run(options))
+    first = loaded[0]
     for run in loaded[1:]:
         for what, one, two in (
-            ("mask labels", loaded[0].labels, run.labels),
-            ("--hu_window", loaded[0].options.data.hu_window, run.options.data.hu_window),
-            ("--spacing", loaded[0].options.data.spacing, run.options.data.spacing),
+            ("mask labels", first.labels, run.labels),
+            ("--hu_window", first.options.data.hu_window, run.options.data.hu_window),
+            ("--spacing", first.options.data.spacing, run.options.data.spacing),
         ):
             if one != two:
                 raise UserError(
-                    f"--name: {loaded[0].folder.name} and {run.folder.name} differ in {what} "
-                    f"({one} and {two}); only refits of one set-up can be put together."
+                    f"--name: {first.folder.name} and {run.folder.name} differ in {what} ({one} "
+                    f"and {two}); only refits of one set-up can be combined."
                 )
     return loaded
 
 
 class ExpectationModel:
-    """Compares the scans of a cohort with what the runs generate, and keeps the comparison on
-    disk.
+    """Comparison of a cohort's scans with the volumes that the runs generate for them.
+
+    Args:
+        command: The command's options.
+        loaded: The runs.
+        root: Folder of the cohort.
+        cache: Folder of the generated means and SDs.
     """
 
     def __init__(
-        self, o: AnomalyCommand, loaded: Sequence[LoadedRun], root: str, kept: Path
+        self, command: AnomalyCommand, loaded: Sequence[LoadedRun], root: str, cache: Path
     ) -> None:
-        self.o, self.loaded, self.kept = o, loaded, kept
+        self.command = command
+        self.loaded = loaded
+        self.cache = cache
         first = loaded[0]
         self.data = replace(first.options.data, dataroot=root)
         self.cohort = load_run_cohort(
             first.folder, first.options.data, root, first.options.run.seed, need_images=True
         )
-        self.prompts = []
-        for run in loaded:
-            data = run.options.data
-            template = load_template(
-                data.template, self.cohort.columns, data.key_column, data.patient_column
-            )
-            self.prompts.append(cohort_prompts(self.cohort, template))
+        self.prompts = [self._run_prompts(run) for run in loaded]
+
+    def _run_prompts(self, run: LoadedRun) -> dict[str, Prompt]:
+        data = run.options.data
+        columns = self.cohort.columns
+        template = load_template(data.template, columns, data.key_column, data.patient_column)
+        return cohort_prompts(self.cohort, template)
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Finds bad masks, texts and marks before anything long starts."""
+        """Raise `UserError` for bad masks, texts and annotations before anything long starts."""
         check_labels_known(self.cohort.labels, self.loaded[0].labels, [case.mask for case in cases])
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
-            for case in cases:
-                run.generator.encoder.validate([prompts[case.id].texts])
+            run.generator.encoder.validate([prompts[case.id].texts for case in cases])
         for case in cases:
-            if (mark := self.annotation_file(case)) and not _same_grid(mark, case.mask):
+            annotations = self.annotation_file(case)
+            if annotations is not None and not _same_grid(annotations, case.mask):
                 raise UserError(
-                    f"--annotations: {mark} lies on another grid than {case.mask}. Resample it onto the "
-                    "scan's grid (nearest neighbour)."
+                    f"--annotations: {annotations} lies on another grid than {case.mask}. Resample "
+                    "it onto the scan's grid (nearest neighbour)."
                 )
 
     def annotation_file(self, case: Case) -> Path | None:
-        """The file of a case's known findings, where there is one."""
-        paths = (Path(self.o.scans.annotations) / f"{case.id}{suffix}" for suffix in SUFFIXES)
-        return next((p for p in paths if p.is_file()), None) if self.o.scans.annotations else None
+        """Return the file of a case's known findings, where there is one."""
+        folder = self.command.scans.annotations
+        if folder:
+            for suffix in SUFFIXES:
+                path = Path(folder) / f"{case.id}{suffix}"
+                if path.is_file():
+                    return path
+        return None
 
     def sample(self, case: Case) -> VolumeSample:
+        """Return a case as a padded volume."""
         return run_samples(self.loaded[0], [case], self.data)[0]
 
     def __call__(self, case: Case) -> ScanComparison:
-        """The case beside its generated mean and SD, from disk where it is there."""
-        path, whole = self._path(case), self.sample(case)
-        if whole.image is None:
+        """Compare a case with its generated mean and SD, which come from the cache if possible."""
+        path = self._cache_file(case)
+        sample = self.sample(case)
+        if sample.image is None:
             raise UserError(f"{case.id} has no scan to look at; add it to img/.")
         if not path.is_file():
-            mean, sd = self._generate(whole)
+            volumes = self._generate(sample)
             with atomic_path(path) as part:
-                np.savez_compressed(part, mean=mean, sd=sd)
-        with np.load(path, allow_pickle=False) as kept:
-            mean, sd = kept["mean"], kept["sd"]
-        lungs = np.isin(whole.labels, self.data.lung_labels)
+                np.savez_compressed(part, mean=np.mean(volumes, 0), sd=np.std(volumes, 0, ddof=1))
+        with np.load(path, allow_pickle=False) as cached:
+            mean = cached["mean"]
+            sd = cached["sd"]
+        lungs = np.isin(sample.labels, self.data.lung_labels)
         if not lungs.any():
             raise UserError(
                 f"{case.mask} holds no lung (labels {self.data.lung_labels}), so nothing can be "
                 "judged. Correct it, or train with --lung_labels."
             )
-        x, y, z = (float(s) for s in voxel_sizes(whole.affine))
-        real = whole.to_hu(whole.image[0])
-        return ScanComparison(case.id, real, mean, sd, lungs, (x, y, z), self._marked(case, whole))
+        x, y, z = (float(side) for side in voxel_sizes(sample.affine))
+        real = sample.to_hu(sample.image[0])
+        annotated = self._read_annotations(case, sample)
+        return ScanComparison(case.id, real, mean, sd, lungs, (x, y, z), annotated)
 
-    def _path(self, case: Case) -> Path:
-        """Where the comparison is kept; another mask or text makes it another file."""
+    def _cache_file(self, case: Case) -> Path:
+        """Return the file of mean and SD; its name depends on mask and text."""
         texts = [prompts[case.id].texts for prompts in self.prompts]
         digest = hashlib.sha256(repr((*file_fingerprint(case.mask), texts)).encode()).hexdigest()
-        return self.kept / f"{safe_name(case.id)}_{digest[:12]}.npz"
+        return self.cache / f"{safe_name(case.id)}_{digest[:12]}.npz"
 
-    def _generate(self, whole: VolumeSample) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        made = []
+    def _generate(self, sample: VolumeSample) -> list[NDArray[np.float32]]:
+        volumes = []
         for run, prompts in zip(self.loaded, self.prompts, strict=True):
-            texts = prompts[whole.case.id].texts
-            for number in range(self.o.map.samples):
-                sampler = replace(run.generator, seed=self.o.map.seed + number)
-                volume = sampler(whole, texts)
-                made.append(whole.to_hu(volume))
-        return np.mean(made, 0), np.std(made, 0, ddof=1)
+            texts = prompts[sample.case.id].texts
+            for number in range(self.command.map.samples):
+                generator = replace(run.generator, seed=self.command.map.seed + number)
+                volumes.append(sample.to_hu(generator(sample, texts)))
+        return volumes
 
-    def _marked(self, case: Case, whole: VolumeSample) -> NDArray[np.bool_] | None:
+    def _read_annotations(self, case: Case, sample: VolumeSample) -> NDArray[np.bool_] | None:
         path = self.annotation_file(case)
         if path is None:
             return None
-        return (
-            resample(load_volume(path), grid=(whole.labels.shape, whole.affine), order=0).array > 0
-        )
+        grid = (sample.labels.shape, sample.affine)
+        return resample(load_volume(path), grid=grid, order=0).array > 0
 
 
 def _same_grid(one: Path, two: Path) -> bool:
-    first, second = read_header(one), read_header(two)
+    first = read_header(one)
+    second = read_header(two)
     return first.shape == second.shape and grids_match(first.shape, first.affine, second.affine)
 
 
-def calibration_cases(o: AnomalyCommand, clean: ExpectationModel) -> tuple[list[Case], str]:
-    """The scans that calibrate the map, and what they are, in words."""
-    if o.scans.clean:
-        return list(clean.cohort.cases), f"scans of the cohort {clean.cohort.root.name!r}"
-    splits = clean.cohort.splits
-    if len(splits["val"]) >= 2 and not set(splits["val"]) & set(splits["train"]):
-        return list(clean.cohort.split("val")), "validation scans of the run"
+@dataclass(frozen=True)
+class CalibrationCases:
+    """Scans that calibrate the map, and their origin in words."""
+
+    cases: Sequence[Case]
+    origin: str
+
+
+def select_calibration_cases(command: AnomalyCommand, clean: ExpectationModel) -> CalibrationCases:
+    """Return the scans of `--clean`, or of the run's validation or training split."""
+    cohort = clean.cohort
+    if command.scans.clean:
+        return CalibrationCases(cohort.cases, f"scans of the cohort {cohort.root.name!r}")
+    validation = cohort.splits["val"]
+    if len(validation) >= 2 and not set(validation) & set(cohort.splits["train"]):
+        return CalibrationCases(cohort.split("val"), "validation scans of the run")
     log.warning(
-        "The run's validation split has no two cases of its own: the map is calibrated on training "
-        "scans, which a model that learnt them by heart fits too well. Give scans without findings "
-        "by --clean."
+        "The run's validation split does not have two cases that are not in training: the map is "
+        "calibrated on training scans, which an overfitted model reproduces too well. Give scans "
+        "without findings by --clean."
     )
-    return list(clean.cohort.split("train")), "training scans of the run, which may fit too well"
+    origin = "training scans of the run, which may fit too well"
+    return CalibrationCases(cohort.split("train"), origin)
 
 
 def calibrate_map(
-    o: AnomalyCommand, clean: ExpectationModel, cases: Sequence[Case], what: str
-) -> tuple[Calibration, str]:
-    """The calibration, and what it is worth, in a sentence."""
-    for case in tqdm(cases, "calibration scans", unit="scan", disable=not cli.is_main_process()):
+    command: AnomalyCommand, clean: ExpectationModel, scans: CalibrationCases
+) -> Calibration:
+    """Calibrate the map on scans without findings."""
+    for case in tqdm(
+        scans.cases, "calibration scans", unit="scan", disable=not cli.is_main_process()
+    ):
         clean(case)
-    found = Calibration.from_scans(LazyScans(cases, clean), o.map.size_mm, o.map.false_alarms)
+    lazy_scans = LazyScans(scans.cases, clean)
+    return Calibration.from_scans(lazy_scans, command.map.size_mm, command.map.false_alarms)
+
+
+def calibration_sentence(
+    command: AnomalyCommand, scans: CalibrationCases, calibration: Calibration
+) -> str:
+    """Return the origin and the reliability of a calibration in words."""
+    count = len(scans.cases)
     text = (
-        f"Calibrated on {len(cases)} {what}. Judged by fits to the others, {found.false_alarm_rate():.0%} of "
-        f"them show a strong region (a peak above {found.threshold:.1f} usual spreads); asked for: "
-        f"{o.map.false_alarms:.0%}."
+        f"Calibrated on {count} {scans.origin}. Judged by fits to the others, "
+        f"{calibration.false_alarm_rate():.0%} of them show a strong region (a peak above "
+        f"{calibration.threshold:.1f} usual spreads); asked for: {command.map.false_alarms:.0%}."
     )
-    if len(cases) < MIN_CALIBRATION_SCANS:
-        text += f" {len(cases)} scans are too few to know this rate; {MIN_CALIBRATION_SCANS} are the least."
-    if not o.scans.clean:
+    if count < MIN_CALIBRATION_SCANS:
+        text += (
+            f" {count} scans are too few to know this rate; {MIN_CALIBRATION_SCANS} are the least."
+        )
+    if not command.scans.clean:
         text += " Whether they are free of findings was not checked."
-    return found, text
+    return text
 
 
 def report_scan(
-    o: AnomalyCommand,
-    made: ExpectationModel,
+    command: AnomalyCommand,
+    expectation: ExpectationModel,
     case: Case,
     calibration: Calibration,
     page: ResultsPage,
 ) -> list[dict[str, Any]]:
-    """One scan: its map, regions, volumes and row of the page; returns its rows of findings.csv."""
-    scan, whole = made(case), made.sample(case)
-    found = calibration.map(scan)
-    where = regions(whole.labels, scan.spacing, made.data.lung_labels, made.data.airway_label)
-    findings = top_regions(found, where, calibration.threshold, o.map.regions)
-    labels = label_regions(findings, found.shape)
-    rows = finding_rows(case.id, findings, scan.real - scan.mean, whole.affine, scan.marked)
-    folder, name = Path(o.scans.out), safe_name(case.id)
-    header = read_header(case.mask)
-    for kind, array, dtype in (
-        ("unusual", found, np.float32),
-        ("expected", scan.mean, np.int16),
-        ("regions", labels, np.uint8),
-    ):
-        path, order = folder / "volumes" / f"{name}__{kind}.nii.gz", 0 if kind == "regions" else 1
-        on_file = resample(
-            Volume(array, whole.affine), grid=(header.shape, header.affine), order=order
-        )
-        write_like(path, on_file.array, case.mask, dtype)
-    panels = _panels(scan, whole, found, labels, f"volumes/{name}")
-    step = block_shape(found.shape, page.max_size)[2]
-    notes = [
-        f"{finding_sentence(r)} Axial slice {f.at[2] // step + 1}."
-        for r, f in zip(rows, findings, strict=True)
-    ]
+    """Write a scan's map and regions, and add it to the page; return its rows of findings.csv."""
+    scan = expectation(case)
+    sample = expectation.sample(case)
+    data = expectation.data
+    deviation = calibration.deviation_map(scan)
+    masks = chest_regions(sample.labels, scan.spacing, data.lung_labels, data.airway_label)
+    findings = top_regions(deviation, masks, calibration.threshold, command.map.regions)
+    labels = label_regions(findings, deviation.shape)
+    difference = scan.real - scan.mean
+    rows = finding_rows(case.id, findings, difference, sample.affine, scan.annotated)
+    volumes = f"volumes/{safe_name(case.id)}"
+    folder = Path(command.scans.out)
+    _write_volume(folder / f"{volumes}__unusual.nii.gz", deviation, sample, np.float32)
+    _write_volume(folder / f"{volumes}__expected.nii.gz", scan.mean, sample, np.int16)
+    _write_volume(folder / f"{volumes}__regions.nii.gz", labels, sample, np.uint8, order=0)
+    step = block_shape(deviation.shape, page.max_size)[2]
+    notes = []
+    for row, finding in zip(rows, findings, strict=True):
+        notes.append(f"{finding_sentence(row)} Axial slice {finding.at[2] // step + 1}.")
     page.add_case(
         case.id,
-        made.prompts[0][case.id].sentence,
+        expectation.prompts[0][case.id].sentence,
         notes,
-        panels,
+        _panels(scan, sample.labels, deviation, labels, volumes),
         findings[0].at if findings else None,
     )
     return rows
 
 
+def _write_volume(
+    path: Path, array: NDArray[Any], sample: VolumeSample, dtype: Any, order: int = 1
+) -> None:
+    """Write an array of the model's grid on the grid of the mask's file."""
+    header = read_header(sample.case.mask)
+    grid = (header.shape, header.affine)
+    on_file = resample(Volume(array, sample.affine), grid=grid, order=order)
+    write_like(path, on_file.array, sample.case.mask, dtype)
+
+
 def _panels(
-    scan: ScanComparison, whole: VolumeSample, found: NDArray[Any], labels: NDArray[Any], file: str
+    scan: ScanComparison,
+    mask: NDArray[Any],
+    deviation: NDArray[Any],
+    labels: NDArray[Any],
+    volumes: str,
 ) -> list[Panel]:
-    space = scan.spacing
+    """Return the panels of a scan; `volumes` begins the links to its files."""
+    spacing = scan.spacing
+    difference = np.where(scan.lungs, scan.real - scan.mean, 0)
+    expected = f"{volumes}__expected.nii.gz"
+    unusual = f"{volumes}__unusual.nii.gz"
+    caption = "mean of the generated volumes"
     panels = [
-        Panel("mask", "mask", whole.labels, space),
-        Panel("scan", "ct", scan.real, space, caption="strongest regions outlined", outline=labels),
-        Panel(
-            "expected",
-            "ct",
-            scan.mean,
-            space,
-            f"{file}__expected.nii.gz",
-            "mean of the generated volumes",
-        ),
-        Panel(
-            "scan minus expected",
-            "difference",
-            np.where(scan.where, scan.real - scan.mean, 0),
-            space,
-            caption="in the lungs",
-        ),
-        Panel(
-            "how unusual",
-            "score",
-            found,
-            space,
-            f"{file}__unusual.nii.gz",
-            "in usual spreads",
-            outline=labels,
-        ),
+        Panel("mask", "mask", mask, spacing),
+        Panel("scan", "ct", scan.real, spacing, None, "strongest regions outlined", labels),
+        Panel("expected", "ct", scan.mean, spacing, expected, caption),
+        Panel("scan minus expected", "difference", difference, spacing, None, "in the lungs"),
+        Panel("how unusual", "score", deviation, spacing, unusual, "in usual spreads", labels),
     ]
-    if scan.marked is not None:
-        panels.append(
-            Panel(
-                "known findings",
-                "ct",
-                scan.real,
-                space,
-                caption="as marked in --annotations",
-                outline=scan.marked.astype(np.uint8),
-            )
-        )
+    if scan.annotated is not None:
+        annotated = scan.annotated.astype(np.uint8)
+        caption = "as marked in --annotations"
+        panels.append(Panel("known findings", "ct", scan.real, spacing, None, caption, annotated))
     return panels
 
 
-def find_anomalies(o: AnomalyCommand) -> Path:
-    """Looks at every scan; returns the page."""
-    if not o.scans.out:
+def find_anomalies(command: AnomalyCommand) -> Path:
+    """Search every scan for anomalies; return the page.
+
+    Raises:
+        UserError: Something that the user gave does not fit.
+    """
+    scans = command.scans
+    if not scans.out:
         raise UserError("--out is not given; it is the folder for page, maps and tables.")
-    if o.scans.annotations and not Path(o.scans.annotations).is_dir():
-        raise UserError(f"--annotations {o.scans.annotations} does not exist or is no folder.")
-    loaded, folder = open_runs(o), Path(o.scans.out)
-    made = ExpectationModel(o, loaded, o.scans.dataroot, folder / "compared")
-    clean = ExpectationModel(
-        o, loaded, o.scans.clean or loaded[0].options.data.dataroot, folder / "compared"
-    )
-    cases = made.cohort.cases if o.scans.split == "all" else made.cohort.split(o.scans.split)
-    cases = cases[: o.scans.how_many or len(cases)]
-    calibrating, what = calibration_cases(o, clean)
-    made.check(cases)
-    clean.check(calibrating)
-    open_record(folder, RECORD, _settings(o, loaded), o.scans.overwrite)
-    calibration, words = calibrate_map(o, clean, calibrating, what)
-    page = ResultsPage(
-        folder,
-        "What is unusual in these scans",
-        loaded[0].options.data.hu_window,
-        score_limit=float(np.ceil(1.5 * calibration.threshold)),
-    )
+    if scans.annotations and not Path(scans.annotations).is_dir():
+        raise UserError(
+            f"--annotations {scans.annotations} does not exist or is not a folder. Check the path."
+        )
+    folder = Path(scans.out)
+    cache = folder / "compared"
+    loaded = open_runs(command)
+    training_root = loaded[0].options.data.dataroot
+    expectation = ExpectationModel(command, loaded, scans.dataroot, cache)
+    clean = ExpectationModel(command, loaded, scans.clean or training_root, cache)
+    cohort = expectation.cohort
+    cases = cohort.cases if scans.split == "all" else cohort.split(scans.split)
+    cases = cases[: scans.how_many or len(cases)]
+    calibration_cases = select_calibration_cases(command, clean)
+    expectation.check(cases)
+    clean.check(calibration_cases.cases)
+    open_record(folder, RECORD, _record_settings(command, loaded), scans.overwrite)
+    calibration = calibrate_map(command, clean, calibration_cases)
+    reliability = calibration_sentence(command, calibration_cases, calibration)
+    score_limit = float(np.ceil(SCORE_MARGIN * calibration.threshold))
+    page = ResultsPage(folder, TITLE, loaded[0].options.data.hu_window, score_limit=score_limit)
     rows: list[dict[str, Any]] = []
     for case in tqdm(cases, "scans", unit="scan", disable=not cli.is_main_process()):
-        rows += report_scan(o, made, case, calibration, page)
+        rows += report_scan(command, expectation, case, calibration, page)
     write_csv(folder / "findings.csv", FINDING_COLUMNS, rows)
-    write_csv(
-        folder / "calibration.csv",
-        ("case", "highest_spreads"),
-        [{"case": k, "highest_spreads": round(v, 3)} for k, v in calibration.highest.items()],
-    )
-    shown = page.save(
-        {"unusual.py": {k: v for g in to_dict(o).values() for k, v in g.items()}},
-        cautions=(*CAUTIONS, words),
-    )
-    log.info("%s\nPage: %s", words, shown)
-    return shown
+    highest = [
+        {"case": case, "highest_spreads": round(value, 3)}
+        for case, value in calibration.highest.items()
+    ]
+    write_csv(folder / "calibration.csv", ("case", "highest_spreads"), highest)
+    options: dict[str, Any] = {}
+    for group in to_dict(command).values():
+        options.update(group)
+    path = page.save({"find_anomalies.py": options}, cautions=(*CAUTIONS, reliability))
+    log.info("%s\nPage: %s", reliability, path)
+    return path
 
 
-def _settings(o: AnomalyCommand, loaded: Sequence[LoadedRun]) -> dict[str, Any]:
-    """What the kept comparisons depend on."""
+def _record_settings(command: AnomalyCommand, loaded: Sequence[LoadedRun]) -> dict[str, Any]:
+    """Return everything that decides the cached comparisons."""
     return {
         "runs": [[run.folder.name, run.state["step"]] for run in loaded],
-        "samples": o.map.samples,
-        "seed": o.map.seed,
-        "dataroot": str(Path(o.scans.dataroot).resolve()),
-        "clean": o.scans.clean,
-        "tile": o.runs.tile,
-        "which_epoch": o.runs.which_epoch,
+        "samples": command.map.samples,
+        "seed": command.map.seed,
+        "dataroot": str(Path(command.scans.dataroot).resolve()),
+        "clean": command.scans.clean,
+        "tile": command.runs.tile,
+        "which_epoch": command.runs.which_epoch,
     }
