@@ -333,6 +333,7 @@ PROGRAMS: dict[tuple[str, ...], Sequence[str]] = {
 }
 
 
+@pytest.mark.slow
 def test_programs(cohort_copy: Path, tmp_path: Path) -> None:
     """Their start takes seconds, so they run side by side."""
     other_grid(cohort_copy)

@@ -113,6 +113,7 @@ def test_volumes_can_be_shown(run: mask2ct.Run, mask: Path) -> None:
     assert isinstance(pair.a.show(), widget.NiiVue)
 
 
+@pytest.mark.slow
 def test_import_works_from_any_folder(tmp_path: Path) -> None:
     code = "import mask2ct; print(mask2ct.__version__, mask2ct.load.__name__)"
     done = subprocess.run(

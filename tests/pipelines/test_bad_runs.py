@@ -241,6 +241,7 @@ def test_no_space_for_a_checkpoint(run_copy: TrainedRun, monkeypatch: pytest.Mon
     )
 
 
+@pytest.mark.slow
 def test_no_space_in_a_process_of_its_own(run_copy: TrainedRun) -> None:
     """The operating system refuses files above a size, as a full disk does; larger pictures are
     left out.

@@ -193,6 +193,7 @@ def test_going_on_gives_what_training_without_a_stop_gives(
     assert checkpoint.load_state(diffusion_run.folder / "latest")["step"] == 4
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_equal_one() -> None:
     check_processes.main(
         ["--steps", "2", "--batch_size", "2", "--model", "diffusion"]
@@ -432,8 +433,8 @@ def test_sampling_flags_that_do_not_fit(
         "--guidance_mask is 2",
         "--mask_dropout",
     )
-    refused(bad_test(trained_run, results, "--guidance", "2"), "--guidance", "no diffusion model")
-    refused(bad_test(trained_run, results, "--edit_real"), "--edit_real", "no diffusion model")
+    refused(bad_test(trained_run, results, "--guidance", "2"), "--guidance", "not a diffusion model")
+    refused(bad_test(trained_run, results, "--edit_real"), "--edit_real", "not a diffusion model")
 
 
 def test_editing_needs_scans(diffusion_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:

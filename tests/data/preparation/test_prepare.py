@@ -219,6 +219,7 @@ def test_a_full_disk(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert prepare(dicom, tmp_path / "out").code == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(dicom: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command_line = [sys.executable, "scripts/prepare_data.py", str(dicom), str(out), "--jobs", "1"]
@@ -262,7 +263,7 @@ def test_flags_that_cannot_be(
 def test_folders_that_cannot_be(dicom: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    refused(prepare(dicom / "a", tmp_path / "full"), "something else")
+    refused(prepare(dicom / "a", tmp_path / "full"), "is not empty and holds no")
     refused(prepare(dicom, dicom / "out"), "lie within each other")
     refused(prepare(tmp_path / "none", tmp_path / "out"), "does not exist")
     refused(prepare(tmp_path / "full", tmp_path / "out"), "no DICOM series and no volume file")
