@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,8 @@ def permuted_columns(origin: OriginRun, named: Sequence[str]) -> tuple[str, ...]
     unknown = [column for column in named if column not in available]
     if unknown:
         raise UserError(
-            f"--permute: the run {origin.folder.name} knows no column {unknown[0]!r}; it has: "
-            f"{format_list(available, 40)}."
+            f"--permute: the run {origin.folder.name} was trained without a column {unknown[0]!r}. "
+            f"Choose from: {format_list(available, 40)}."
         )
     prompts = Path(data.dataroot) / PROMPTS_FILE
     if prompts.is_file():
@@ -217,11 +217,8 @@ def is_finished(origin: OriginRun, refit: Refit, steps: int) -> bool:
 def refit_record(origin: OriginRun, refit: Refit, steps: int) -> dict[str, Any]:
     """Return the record of a finished refit; for the arguments see `is_finished`."""
     return {
-        "name": refit.name,
-        "kind": refit.kind,
-        "seed": refit.seed,
+        **asdict(refit),
         "permuted": list(refit.permuted),
-        "fold": refit.fold,
         "run_step": origin.step,
         "steps": steps or origin.step,
     }

@@ -22,7 +22,9 @@ DIAGNOSIS = AtlasAttribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF", "C
 AGE = AtlasAttribute("AGE", "demographic", "number", ("45", "80"), {}, "years")
 CONTRASTS = [c for a in (DIAGNOSIS, AGE) for c in contrasts_of(a)]
 LOWER_HU, AGE_HU = 50.0, -20.0  # IPF in the lower thirds; all of both lungs from 45 to 80 years
-SENTENCE = "IPF against HP: -4.0 HU in both lungs; the real scans cannot tell. Not judged: too few."
+SENTENCE = (
+    "IPF against HP: -4.0 HU in both lungs; the real scans are inconclusive. Not judged: too few."
+)
 
 
 def lungs() -> NDArray[np.uint8]:

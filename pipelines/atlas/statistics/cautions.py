@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,7 @@ class Caution:
 
     def to_row(self) -> dict[str, Any]:
         """Return the row of cautions.csv."""
-        return {
-            "kind": self.kind,
-            "column": self.column,
-            "other": self.other,
-            "value": self.value,
-            "forbids": "yes" if self.forbids else "no",
-            "text": self.text,
-        }
+        return {**asdict(self), "forbids": "yes" if self.forbids else "no"}
 
 
 def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str]) -> list[Caution]:

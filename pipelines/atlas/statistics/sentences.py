@@ -24,7 +24,7 @@ AGREEMENT_PHRASES = {
     "same sign": "agree in sign",
     "opposite sign": "show the opposite",
     "no effect in either": "show next to none either",
-    "cannot tell": "cannot tell",
+    "cannot tell": "are inconclusive",
 }
 
 Row = Mapping[str, Any]

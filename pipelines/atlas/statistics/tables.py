@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -66,21 +67,9 @@ def refit_frame(rows: Rows) -> pd.DataFrame:
 
 def contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     """Return contrasts.csv."""
-    rows = []
-    for contrast in contrasts:
-        rows.append(
-            {
-                "contrast": contrast.id,
-                "column": contrast.column,
-                "role": contrast.role,
-                "kind": contrast.kind,
-                "from": contrast.start,
-                "to": contrast.end,
-                "unit": contrast.unit,
-                "label": contrast.label,
-            }
-        )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame([asdict(contrast) for contrast in contrasts])
+    frame = frame.rename(columns={"id": "contrast", "start": "from", "end": "to"})
+    return frame.drop(columns="weights")
 
 
 def studied_row(attribute: AtlasAttribute, training: int, cases: int) -> dict[str, Any]:

@@ -316,7 +316,7 @@ def test_a_column_is_shuffled_with_what_hangs_on_it_and_a_clip_trained_again(
     assert words[words.index("--text_encoder") + 1] == "cohort"
     words = refits.train_arguments(with_clip, one, RefitOptions(reuse_encoder=True), "")
     assert words[words.index("--text_encoder") + 1] == str(tmp_path)
-    with pytest.raises(UserError, match="knows no column 'HEIGHT'"):
+    with pytest.raises(UserError, match="without a column 'HEIGHT'"):
         refits.planned_refits(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
 
 

@@ -35,8 +35,7 @@ LABELS = {c.id: c.label for c in made.CONTRASTS}
 Visit = Callable[[Path], Any]
 
 
-# --- zones ----------------------------------------------------------------------------------------
-# --------------------
+# --- zones
 
 
 def test_zones_share_out_the_lungs() -> None:
@@ -80,8 +79,7 @@ def test_small_helpers() -> None:
     assert stored.tolist() == [INT16.min, INT16.min + 1, 1]
 
 
-# --- charts ---------------------------------------------------------------------------------------
-# --------------------
+# --- charts
 
 
 @pytest.fixture
@@ -130,7 +128,6 @@ def test_charts_without_anything(drawn: list[Figure]) -> None:
 
 
 # --- what the pages say
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +211,7 @@ def test_pairs_name_where_they_differ(atlas: Path) -> None:
     assert (none["rank"] == 0).all() and (none["mean_diff_hu"] == 0).all()
 
 
-# --- in a browser ---------------------------------------------------------------------------------
-# --------------------
+# --- in a browser
 
 
 def pixels(page: Any, selector: str) -> NDArray[Any]:
