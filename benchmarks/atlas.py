@@ -23,8 +23,8 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 
 from benchmarks.common import flag_words, minilm_folder, train_run
-from benchmarks.report.atlas_page import write_atlas_proof
-from benchmarks.report.planted_truth import NULL
+from benchmarks.report.atlas_page import write_atlas_page
+from benchmarks.report.planted_truth import NULL_COLUMN
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from data.resampling import apply_resampling
@@ -56,7 +56,7 @@ CONTRASTS = (
     ("DIAGNOSIS", "HP", "IPF"),
     ("AGE", "", ""),
 )
-COLUMNS = ",".join([*(column for column, _, _ in CONTRASTS), NULL])
+COLUMNS = ",".join([*(column for column, _, _ in CONTRASTS), NULL_COLUMN])
 CONFOUNDING = 0.7  # of the study of associated attributes
 ASSOCIATED_COLUMNS = ("SMOKING HISTORY", "DIAGNOSIS")
 THIRDS = ("upper", "middle", "lower")
@@ -268,7 +268,7 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
             key = (row["contrast"], row["region"])
             if key in own.index:
                 test = intervals.permuted_null(own[key], others[key])
-                rows.append({**row, "generated_hu": own[key], **test})
+                rows.append(row | {"generated_hu": own[key]} | test)
         scans = shuffle_column(study, real, refit)
         contrasts = estimate_contrasts(scans, study.plan.contrasts, roles)
         tests = findings.judge_effects(pd.DataFrame(rows), contrasts, of_column, [])
@@ -411,7 +411,7 @@ def main() -> None:
         figures[name] = STUDIES[name](b, keep)
         write_json(file, figures)
         sentences = {study: summary_sentence(study, of) for study, of in figures.items()}
-        page = write_atlas_proof(out, figures, sentences)
+        page = write_atlas_page(out, figures, sentences)
         log.info("%s: %s (%s)", name, sentences[name], page)
 
 

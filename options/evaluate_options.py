@@ -69,7 +69,7 @@ class ComparisonGridOptions:
     slices: int = flag(24, "Slices a plane and volume.", low=1, high=512)
     match: bool = flag(
         False,
-        "Compare sets of other voxel sizes or windows at the coarser size and in the common window.",
+        "Compare sets of different voxel sizes or windows at the coarser size and common window.",
     )
     lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
     airway_label: int = flag(3, "Mask label of the airways.")

@@ -137,7 +137,9 @@ class _Parser(argparse.ArgumentParser):
 Presets = Mapping[str, Mapping[str, Any]]
 
 
-def build_parser(cls: type, description: str, presets: Presets | None = None) -> argparse.ArgumentParser:
+def build_parser(
+    cls: type, description: str, presets: Presets | None = None
+) -> argparse.ArgumentParser:
     """Return the `argparse` parser of an option class; its result holds only given flags."""
     parser = _Parser(
         description=description,

@@ -30,13 +30,11 @@ class UtilityOptions:
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """How the classifier is trained; the same for every cohort, so that more volumes never mean
-    more steps.
-    """
+    """Training of the classifier; every cohort gets the same number of steps."""
 
     steps: int = flag(300, "Steps of training.", low=1)
-    batch: int = flag(16, "Volumes a step.", low=2)
-    lr: float = flag(2e-3, "Learning rate at its highest.", low=0)
+    batch: int = flag(16, "Volumes per step.", low=2)
+    lr: float = flag(2e-3, "Largest learning rate.", low=0)
     width: int = flag(8, "Channels of the first layer.", low=2)
     finish: float = flag(
         0.5,

@@ -1,1 +1,1 @@
-"""pipelines"""
+"""Programs made of data and models: training, generation, atlas, evaluation, synthesis."""

@@ -68,7 +68,7 @@ def dataset(
     lung_patch_prob: float = 0.8,
     augment: float = 0,
 ) -> PatchDataset:
-    """A dataset of the cases, small patches, without dropout unless said."""
+    """Return small patches of the cases, by default without dropout."""
     prompts = {case.id: PROMPTS.get(case.id, ["age"]) for case in cases}
     settings = PatchSettings(
         data or DataOptions(),
@@ -108,17 +108,14 @@ def test_sample_depends_on_seed_and_number_alone(cases: list[Case], tmp_path: Pa
         for before in (9, 1):  # earlier samples do not matter
             two[before]
         first, second = one[k], two[k]
-        assert all(
-            torch.equal(first[key], second[key])
-            for key in ("image", "mask", "coords", "noise", "draws")
-        )
-        assert (first["prompt"], first["other_prompt"], first["case"]) == (
-            second["prompt"],
-            second["other_prompt"],
-            second["case"],
-        )
-    other = dataset(cases, tmp_path / "cache", text=text, augment=0.5, seed=1)
-    assert not all(torch.equal(one[k]["image"], other[k]["image"]) for k in range(5))
+        for key, value in first.items():
+            other = second[key]  # type: ignore[literal-required]
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other)
+            else:
+                assert value == other
+    reseeded = dataset(cases, tmp_path / "cache", text=text, augment=0.5, seed=1)
+    assert not all(torch.equal(one[k]["image"], reseeded[k]["image"]) for k in range(5))
 
 
 def test_every_epoch_sees_every_case_in_another_order(cases: list[Case], tmp_path: Path) -> None:
@@ -200,13 +197,11 @@ def test_turning_moves_scan_and_mask_alike() -> None:
 def test_attribute_dropout_and_other_prompts(cases: list[Case], tmp_path: Path) -> None:
     patches = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0.3))
     samples = [patches[k] for k in range(200)]
-    kept = np.mean([len(s["prompt"]) for s in samples]) / 3
-    assert 0.6 < kept < 0.8
+    assert 0.6 < np.mean([len(s["prompt"]) for s in samples]) / 3 < 0.8
     for sample in samples:
-        assert set(sample["prompt"]) <= set(PROMPTS[sample["case"]])
-        assert set(sample["other_prompt"]) - set(
-            PROMPTS[sample["case"]]
-        )  # says something that is not true of the case
+        factual = set(PROMPTS[sample["case"]])
+        assert set(sample["prompt"]) <= factual
+        assert not set(sample["other_prompt"]) <= factual
     shuffled = dataset(
         cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0, shuffle_phrases=True)
     )
@@ -330,12 +325,12 @@ def test_two_processes_may_prepare_the_same_case(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "cache"
-    made = cache_case(cases[0], DataOptions(), cache)
+    cached = cache_case(cases[0], DataOptions(), cache)
     monkeypatch.setattr(cache_module, "_key", lambda *_: "late")
-    shutil.copytree(made.folder, tmp_path / "other")
+    shutil.copytree(cached.folder, tmp_path / "copy")
 
     def slow(case: Case, spacing: None) -> object:
-        shutil.copytree(tmp_path / "other", cache / "late")  # another process is faster
+        shutil.copytree(tmp_path / "copy", cache / "late")  # another process is faster
         return real(case, spacing)
 
     real = cache_module.load_case

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.commands import ROOT, Outcome, TrainedRun, command, files, kept, refused, train
@@ -212,7 +213,7 @@ def test_another_text_encoder(
 
 def test_no_space_for_a_checkpoint(run_copy: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(run_copy.folder / "latest")
-    write = checkpoint.save_file
+    write = save_file
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
         write(tensors, path)

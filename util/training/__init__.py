@@ -1,1 +1,1 @@
-"""util/training"""
+"""Training loops independent of models and data: trainer, checkpoints, runs, devices."""
