@@ -1,7 +1,8 @@
-"""Figures of preparing real scans: voxels against SimpleITK's reader, order, gaps, Dice of the
-lungs, time and memory.
+"""Benchmark of the preparation of real scans.
 
-What is not given is left out. Prints a line a figure, and writes all of them as JSON with --json.
+It compares voxels with SimpleITK's reader, also for shuffled, missing and mixed slices, measures
+Dice of the lungs, and time and memory. Inputs that are not given are left out. Every result is
+logged; --json writes all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from pydicom.uid import generate_uid
 from data.geometry import resample
 from data.preparation.case import RECORDS
 from data.preparation.masks import threshold_lungs
-from data.preparation.pixels import HU, Scan, read_stack
-from data.preparation.series import stack
-from data.preparation.sources import discover
+from data.preparation.pixels import HU_RANGE, Scan, read_stack
+from data.preparation.series import stack_slices
+from data.preparation.sources import Source, discover_sources
 from data.volumes import load_volume
 from options.benchmark_options import PrepareBenchmarkCommand
 from options.parser import parse
@@ -40,129 +41,123 @@ from util.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
+REMOVED_SLICE = 45
+SHUFFLED_FOLDERS = 7
 
 
 def read_folder(folder: Path) -> Scan:
-    """The scan that preparing would read from a folder of one study."""
-    source = discover(folder, "dicom", SeriesOptions()).sources[0]
+    """Return the scan that preparation reads from a folder of one study."""
+    source = _only_source(folder)
     if source.series is None or source.problem:
         raise UserError(source.problem)
-    return read_stack(stack(source.series))
+    return read_stack(stack_slices(source.series))
 
 
-def reference_voxels(folder: Path) -> NDArray[np.integer]:
-    """SimpleITK's own series reader, padding clamped, (Z, Y, X)."""
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-    voxels: NDArray[np.integer] = sitk.GetArrayFromImage(sitk.ReadImage(files))
-    return voxels.clip(*HU)
+def _only_source(folder: Path) -> Source:
+    return discover_sources(folder, "dicom", SeriesOptions()).sources[0]
 
 
-def same_voxels(scan: Scan, voxels: NDArray[np.integer]) -> bool:
-    """Whether a scan holds the voxels of SimpleITK's reader, each at its place (here: axes to left,
-    back and head).
+def matches_simpleitk(scan: Scan, folder: Path) -> bool:
+    """Return whether a scan holds the voxels of SimpleITK's series reader, with padding clamped.
+
+    The axes of the series have to point left, back and to the head.
     """
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(files)).clip(*HU_RANGE)
     return bool(np.array_equal(scan.volume.array[::-1, ::-1].T, voxels))
 
 
-def series_metrics(folder: Path, scratch: Path) -> dict[str, Any]:
-    """Reading: the same as SimpleITK, in any order, gaps seen, two series told apart."""
+def measure_reading(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Compare the reading of a series with SimpleITK and with shuffled, missing, mixed slices."""
     files = sorted(folder.glob("*.dcm"))
     scan = read_folder(folder)
-    found: dict[str, Any] = {
+    spacing = np.linalg.norm(scan.source_affine[:3, :3], axis=0)
+    shuffled_folder = scratch / "shuffled"
+    _copy_shuffled(files, shuffled_folder)
+    shuffled = read_folder(shuffled_folder).volume
+    same_voxels = np.array_equal(shuffled.array, scan.volume.array)
+    same_affine = np.allclose(shuffled.affine, scan.volume.affine)
+    (shuffled_folder / str(REMOVED_SLICE % SHUFFLED_FOLDERS) / f"{REMOVED_SLICE:05d}").unlink()
+    try:
+        read_folder(shuffled_folder)
+        removed_slice = "not seen"
+    except UserError as error:
+        removed_slice = str(error)
+    return {
         "slices": len(files),
-        "spacing_mm": [
-            round(float(s), 4) for s in np.linalg.norm(scan.source_affine[:3, :3], axis=0)
-        ],
-        "equal_to_simpleitk": same_voxels(scan, reference_voxels(folder)),
+        "spacing_mm": [round(float(size), 4) for size in spacing],
+        "equal_to_simpleitk": matches_simpleitk(scan, folder),
+        "equal_shuffled": bool(same_voxels and same_affine),
+        "removed_slice": removed_slice,
+        "mixed": _describe_mixed(files, scratch / "mixed"),
     }
+
+
+def _copy_shuffled(files: Sequence[Path], folder: Path) -> None:
     order = random.Random(1).sample(files, len(files))
     for i, file in enumerate(order):
-        target = scratch / "shuffled" / f"{i % 7}" / f"{i:05d}"
+        target = folder / f"{i % SHUFFLED_FOLDERS}" / f"{i:05d}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    again = read_folder(scratch / "shuffled")
-    found["equal_shuffled"] = bool(
-        np.array_equal(again.volume.array, scan.volume.array)
-        and np.allclose(again.volume.affine, scan.volume.affine)
-    )
-    (scratch / "shuffled" / "3" / "00045").unlink()
-    try:
-        read_folder(scratch / "shuffled")
-        found["removed_slice"] = "not seen"
-    except UserError as error:
-        found["removed_slice"] = str(error)
-    found["mixed"] = _mixed(files, scratch / "mixed")
-    return found
 
 
-def _mixed(files: Sequence[Path], folder: Path) -> list[str]:
-    """A second series (every other slice, its own UID) between the files of the first."""
+def _describe_mixed(files: Sequence[Path], folder: Path) -> list[str]:
+    """Mix the files with a second series of every other slice, and describe the choice."""
     folder.mkdir()
     for file in files:
         shutil.copyfile(file, folder / file.name)
-    uid = generate_uid()
+    series = generate_uid()
     for file in files[::2]:
-        header = pydicom.dcmread(file)
-        header.SeriesInstanceUID, header.SeriesNumber, header.SOPInstanceUID = (
-            uid,
-            "2",
-            generate_uid(),
-        )
-        header.save_as(folder / f"a{file.name}")
-    source = discover(folder, "dicom", SeriesOptions()).sources[0]
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesInstanceUID = series
+        dataset.SeriesNumber = "2"
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.save_as(folder / f"a{file.name}")
+    source = _only_source(folder)
     assert source.series is not None
-    return [
-        f"taken: {source.series.name()}",
-        *(f"left out: {name}, {reason}" for name, reason in source.left_out),
-    ]
+    left_out = [f"left out: {title}, {reason}" for title, reason in source.left_out]
+    return [f"taken: {source.series.title}", *left_out]
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Dice's coefficient."""
+    """Return Dice's coefficient; 0 for two empty masks."""
     return float(2 * (first & second).sum() / max(1, first.sum() + second.sum()))
 
 
-def mask_metrics(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
-    """The classic segmentation of every case of a dataroot against its masks, and against
-    `nodules/` where they are.
+def measure_masks(root: Path, every: int = 1) -> dict[str, dict[str, float]]:
+    """Compare the threshold segmentation of a dataroot's cases with their masks.
+
+    Args:
+        root: The dataroot; `nodules/` may hold masks of nodules.
+        every: Measure every n-th case.
     """
-    found = {}
+    metrics = {}
     for image in sorted((root / "img").glob("*.nii.gz"))[::every]:
-        made, asked = (
-            threshold_lungs(load_volume(image)),
-            load_volume(root / "gtlung" / image.name).array,
-        )
-        one = {
-            name: dice(made == k, asked == k)
-            for name, k in (("left", 1), ("right", 2), ("airway", 3))
-        }
-        one |= {
-            "left_as_right": dice(made == 1, asked == 2),
-            "right_as_left": dice(made == 2, asked == 1),
+        segmented = threshold_lungs(load_volume(image))
+        expected = load_volume(root / "gtlung" / image.name).array
+        values = {
+            "left": dice(segmented == 1, expected == 1),
+            "right": dice(segmented == 2, expected == 2),
+            "airway": dice(segmented == 3, expected == 3),
+            "left_as_right": dice(segmented == 1, expected == 2),
+            "right_as_left": dice(segmented == 2, expected == 1),
         }
         if (nodules := root / "nodules" / image.name).is_file():
-            inside = load_volume(nodules).array > 0
-            one["nodules_inside"] = float(np.isin(made, (1, 2))[inside].mean())
-        found[image.name] = {k: round(v, 4) for k, v in one.items()}
-        log.info("%s: %s", image.name, found[image.name])
-    return found
+            is_nodule = load_volume(nodules).array > 0
+            values["nodules_inside"] = float(np.isin(segmented, (1, 2))[is_nodule].mean())
+        metrics[image.name] = {name: round(value, 4) for name, value in values.items()}
+        log.info("%s: %s", image.name, metrics[image.name])
+    return metrics
 
 
-def command_metrics(folder: Path, scratch: Path, *words: str) -> dict[str, Any]:
-    """Seconds and peak memory of a case prepared by the command, in a process of its own."""
-    out = scratch / f"out{len(list(scratch.glob('out*')))}"
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "prepare_data.py"),
-        str(folder),
-        str(out),
-        "--jobs",
-        "1",
-        *words,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"prepare_data.py failed: {done.stderr[-500:]}")
+def measure_command(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Return seconds and peak memory of one case that the command prepares."""
+    out = scratch / f"out_{folder.name}"
+    script = str(ROOT / "scripts" / "prepare_data.py")
+    command = [sys.executable, script, str(folder), str(out), "--jobs", "1"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    if finished.returncode:
+        raise UserError(f"prepare_data.py failed: {finished.stderr[-500:]}")
     record = read_json(next((out / RECORDS).glob("*.json")))
     return {
         "seconds": record["seconds"],
@@ -172,54 +167,58 @@ def command_metrics(folder: Path, scratch: Path, *words: str) -> dict[str, Any]:
     }
 
 
-def write_synthetic_series(folder: Path, like: Path, count: int) -> None:
-    """Writes a series of `count` slices 512x512: the given one, resampled along the body."""
-    files = sorted(like.glob("*.dcm"))
-    scan = read_folder(like)
-    spacing = np.linalg.norm(scan.volume.affine[:3, :3], axis=0)
-    thin = float(spacing[2] * scan.volume.shape[2] / count)
-    wide = resample(scan.volume, spacing=(float(spacing[0]), float(spacing[1]), thin)).array
+def write_long_series(folder: Path, like: Path, count: int) -> None:
+    """Write a series of `count` slices: the series of `like`, resampled along the body."""
+    volume = read_folder(like).volume
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    step = float(spacing[2] * volume.shape[2] / count)
+    hu = resample(volume, spacing=(float(spacing[0]), float(spacing[1]), step)).array
     folder.mkdir()
-    header = pydicom.dcmread(files[0])
+    dataset = pydicom.dcmread(min(like.glob("*.dcm")))
     for k in range(count):
-        stored = (wide[::-1, ::-1, min(k, wide.shape[2] - 1)].T + 1024).astype(np.int16)
-        header.SOPInstanceUID, header.InstanceNumber = generate_uid(), k + 1
-        header.ImagePositionPatient = [*header.ImagePositionPatient[:2], round(k * thin, 6)]
-        header.PixelData = stored.tobytes()
-        header.save_as(folder / f"{k:04d}.dcm")
+        stored = (hu[::-1, ::-1, min(k, hu.shape[2] - 1)].T + 1024).astype(np.int16)
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.InstanceNumber = k + 1
+        dataset.ImagePositionPatient = [*dataset.ImagePositionPatient[:2], round(k * step, 6)]
+        dataset.PixelData = stored.tobytes()
+        dataset.save_as(folder / f"{k:04d}.dcm")
+
+
+def _log_phantom_dice(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    for name in ("left", "right"):
+        values = [case[name] for case in metrics.values()]
+        log.info(
+            "Phantoms, %s lung: mean Dice %.4f, lowest %.4f (%d)",
+            name,
+            np.mean(values),
+            min(values),
+            len(values),
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    o = parse(PrepareBenchmarkCommand, __doc__ or "", argv).benchmark
-    found: dict[str, Any] = {}
+    options = parse(PrepareBenchmarkCommand, __doc__ or "", argv).benchmark
+    if options.slices and not options.dicom:
+        raise UserError("--slices makes a long series from that of --dicom. Give both.")
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="mask2ct_") as name:
         scratch = Path(name)
-        if o.dicom:
-            found["series"] = series_metrics(Path(o.dicom), scratch)
-            log.info("Reading: %s", found["series"])
-            found["case"] = command_metrics(Path(o.dicom), scratch)
-            log.info("A case: %s", found["case"])
-        if o.slices:
-            if not o.dicom:
-                raise UserError("--slices makes a long series from that of --dicom. Give both.")
-            write_synthetic_series(scratch / "long", Path(o.dicom), o.slices)
-            found["long"] = command_metrics(scratch / "long", scratch)
-            log.info("%d slices: %s", o.slices, found["long"])
-    if o.real:
-        found["real"] = mask_metrics(Path(o.real))
-    if o.phantoms:
-        found["phantoms"] = mask_metrics(Path(o.phantoms), o.every)
-        for name in ("left", "right"):
-            values = [one[name] for one in found["phantoms"].values()]
-            log.info(
-                "Phantoms, %s lung: mean Dice %.4f, lowest %.4f (%d)",
-                name,
-                np.mean(values),
-                min(values),
-                len(values),
-            )
-    if o.json:
-        write_json(Path(o.json), found)
+        if options.dicom:
+            results["series"] = measure_reading(Path(options.dicom), scratch)
+            log.info("Reading: %s", results["series"])
+            results["case"] = measure_command(Path(options.dicom), scratch)
+            log.info("One case: %s", results["case"])
+        if options.slices:
+            write_long_series(scratch / "long", Path(options.dicom), options.slices)
+            results["long"] = measure_command(scratch / "long", scratch)
+            log.info("%d slices: %s", options.slices, results["long"])
+    if options.real:
+        results["real"] = measure_masks(Path(options.real))
+    if options.phantoms:
+        results["phantoms"] = measure_masks(Path(options.phantoms), options.every)
+        _log_phantom_dice(results["phantoms"])
+    if options.json:
+        write_json(Path(options.json), results)
 
 
 if __name__ == "__main__":
