@@ -36,7 +36,7 @@ class SetOptions:
     segmented: str = flag(
         "",
         "Folder of lungs found again in the synthetic volumes by any tool (1 left, 2 right lung), "
-        "in place of the classic segmentation.",
+        "in place of the threshold segmentation.",
     )
     segmented_real: str = flag("", "The same of the real scans, for the ceiling.")
     again: tuple[str, ...] = flag(
