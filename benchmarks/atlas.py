@@ -261,14 +261,14 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
         if refit["kind"] != "permuted":
             continue
         is_own = null["refit"] == refit["name"]
-        own = null[is_own].set_index(["contrast", "region"])["effect_hu"]
+        of_refit = null[is_own].set_index(["contrast", "region"])["effect_hu"]
         others = null[~is_own].groupby(["contrast", "region"])["effect_hu"].apply(list)
         rows = []
         for row in effects.to_dict("records"):
             key = (row["contrast"], row["region"])
-            if key in own.index:
-                test = intervals.permuted_null(own[key], others[key])
-                rows.append(row | {"generated_hu": own[key]} | test)
+            if key in of_refit.index:
+                test = intervals.permuted_null(of_refit[key], others[key])
+                rows.append(row | {"generated_hu": of_refit[key]} | test)
         scans = shuffle_column(study, real, refit)
         contrasts = estimate_contrasts(scans, study.plan.contrasts, roles)
         tests = findings.judge_effects(pd.DataFrame(rows), contrasts, of_column, [])

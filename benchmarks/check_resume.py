@@ -227,9 +227,9 @@ def check_resume(options: ResumeCheckOptions, work: Path, moments: Sequence[str]
         OUT=str(work / "cohort"), cases=6, size=(24, 24, 16), test_cases=1, val_cases=1
     )
     make_phantom_cohort(cohort)
-    reference = work / "runs" / "peace"
+    reference = work / "runs" / "uninterrupted"
     equal = True
-    finish_training([*train_words(work, "peace", options), "--overwrite"])
+    finish_training([*train_words(work, "uninterrupted", options), "--overwrite"])
     for moment in moments:
         name = moment.replace(" ", "_")
         flags = train_words(work, name, options)

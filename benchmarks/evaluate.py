@@ -107,7 +107,7 @@ def direct_distances(
     one: Sequence[VolumeMeasurements], two: Sequence[VolumeMeasurements]
 ) -> dict[str, float]:
     """Return FID, KID and MMD, computed pair by pair in float64, as means over the planes."""
-    found: dict[str, list[float]] = {"FID": [], "KID": [], "MMD": []}
+    distances: dict[str, list[float]] = {"FID": [], "KID": [], "MMD": []}
     for plane in range(3):
         a, b = (
             np.stack([v.planes[0][plane] for v in group]).astype(np.float64) for group in (one, two)
@@ -116,13 +116,13 @@ def direct_distances(
         x, y = (v.reshape(-1, width) for v in (a, b))
         root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T))
         spread = np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root.real)
-        found["FID"].append(float(np.square(x.mean(0) - y.mean(0)).sum() + spread))
+        distances["FID"].append(float(np.square(x.mean(0) - y.mean(0)).sum() + spread))
         chosen = x[np.linspace(0, len(x) - 1, min(2000, len(x))).astype(int)]
         upper = np.triu_indices(len(chosen), 1)
         width2 = 2 * np.median(np.linalg.norm(chosen[upper[0]] - chosen[upper[1]], axis=1)) ** 2
-        found["KID"].append(_discrepancy(a, b, partial(_cubic, width=width)))
-        found["MMD"].append(_discrepancy(a, b, partial(_gaussian, width=width2)))
-    return {k: float(np.mean(v)) for k, v in found.items()}
+        distances["KID"].append(_discrepancy(a, b, partial(_cubic, width=width)))
+        distances["MMD"].append(_discrepancy(a, b, partial(_gaussian, width=width2)))
+    return {k: float(np.mean(v)) for k, v in distances.items()}
 
 
 def _cubic(p: Hu, q: Hu, width: float) -> Hu:
@@ -135,11 +135,11 @@ def _gaussian(p: Hu, q: Hu, width: float) -> Hu:
 
 def _discrepancy(a: Hu, b: Hu, kernel: Callable[[Hu, Hu], Hu]) -> float:
     n, m = len(a), len(b)
-    own = [
+    within = [
         np.mean([kernel(g[i], g[j]).mean() for i in range(k) for j in range(k) if i != j])
         for g, k in ((a, n), (b, m))
     ]
-    return float(own[0] + own[1] - 2 * np.mean([kernel(p, q).mean() for p in a for q in b]))
+    return float(within[0] + within[1] - 2 * np.mean([kernel(p, q).mean() for p in a for q in b]))
 
 
 def distances_by_size(
@@ -185,7 +185,7 @@ def rank_sets(
 
     `right` tells whether each step has a larger distance than the one before.
     """
-    found: dict[str, Any] = {}
+    by_damage: dict[str, Any] = {}
     undamaged = distances_by_size(real, base)
     for kind, steps in DAMAGE.items():
         folders = [out / f"{kind}_{i}".replace(" ", "_") for i in range(len(steps))]
@@ -194,13 +194,13 @@ def rank_sets(
             damaged = transform_set(fresh, folder, change)
             rows.append(distances_by_size(real, measure_set(damaged, measurer, "fresh_")))
         values = {name: [row[name] for row in rows] for name in undamaged}
-        found[kind] = {
+        by_damage[kind] = {
             "steps": ["none", *(name for name, _ in steps)],
             "values": values,
             "right": {name: bool(np.all(np.diff(v) > 0)) for name, v in values.items()},
         }
-        log.info("%s: each step worse than the last: %s", kind, found[kind]["right"])
-    return found
+        log.info("%s: each step worse than the last: %s", kind, by_damage[kind]["right"])
+    return by_damage
 
 
 def measured_shift(
@@ -225,18 +225,24 @@ def find_planted_copies(
 
     Some copies are disguised.
     """
-    made: list[VolumeMeasurements] = []
+    measured_copies: list[VolumeMeasurements] = []
     for i, disguise in enumerate(DISGUISES):
         chosen = VolumeSet(real.flag, real.root, real.files[i : count : len(DISGUISES)])
-        made += measure_set(transform_set(chosen, out / f"copies_{i}", disguise), measurer)
+        measured_copies += measure_set(
+            transform_set(chosen, out / f"copies_{i}", disguise), measurer
+        )
     check = CopyCheck.from_scans([v.case for v in train], *_arrays(train))
     # Other names, so that the sources of the copies are not known.
-    copies = check(*_arrays(made), sources=[f"renamed_{v.case}" for v in made])
+    copies = check(
+        *_arrays(measured_copies), sources=[f"renamed_{v.case}" for v in measured_copies]
+    )
     others = check(*_arrays(fresh), sources=[v.case for v in fresh])
     return {
-        "planted": len(made),
+        "planted": len(measured_copies),
         "found": sum(v.copy for v in copies),
-        "right_scan": sum(v.image.case == m.case for v, m in zip(copies, made, strict=True)),
+        "right_scan": sum(
+            v.image.case == m.case for v, m in zip(copies, measured_copies, strict=True)
+        ),
         "fresh": len(fresh),
         "called_copies": sum(v.copy for v in others),
         "closer_than_real": sum(v.alarm for v in others),

@@ -61,9 +61,9 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
                 "tied_high_hu": 2.0,
             }
         )
-    found = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.from_folder(root))
-    assert [row["holds"] for row in found] == [True, False, True]  # truth: +41, +27 and -33 HU
-    assert found[0]["true_hu"] == pytest.approx(41, abs=2)
+    lungs = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.from_folder(root))
+    assert [row["holds"] for row in lungs] == [True, False, True]  # truth: +41, +27 and -33 HU
+    assert lungs[0]["true_hu"] == pytest.approx(41, abs=2)
 
 
 def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
@@ -86,36 +86,39 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
             "warnings": ["They go together."] if name == "tied_1" else [],
         }
 
-    found = benchmark.associations_study(AtlasBenchmarkOptions(OUT="", cohorts=2), keep)
+    figures = benchmark.associations_study(AtlasBenchmarkOptions(OUT="", cohorts=2), keep)
     width = {"free": 30.0, "refits_alone": 36.0, "tied": 40.0}
-    assert found["widths_hu"] == {name: {"DIAGNOSIS": hu} for name, hu in width.items()}
-    assert found["held"] == {
+    assert figures["widths_hu"] == {name: {"DIAGNOSIS": hu} for name, hu in width.items()}
+    assert figures["held"] == {
         "refits_alone_hold": {"DIAGNOSIS": 1},
         "hold": {"DIAGNOSIS": 2},
     }  # the first: 13 > 15 - 3
-    assert found["cramers_v"] == pytest.approx(0.4) and found["claimed"] == ["DIAGNOSIS (cohort 2)"]
-    said = benchmark.summary_sentence("ties", found)
-    assert "1 of 2 cohorts warned of" in said and "DIAGNOSIS: 30.0 to 40.0 HU" in said
+    assert figures["cramers_v"] == pytest.approx(0.4) and figures["claimed"] == [
+        "DIAGNOSIS (cohort 2)"
+    ]
+    sentence = benchmark.summary_sentence("ties", figures)
+    assert "1 of 2 cohorts warned of" in sentence and "DIAGNOSIS: 30.0 to 40.0 HU" in sentence
 
 
 def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refits, "train_refits", in_this_process)
     monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])
     benchmark.main()
-    found = json.loads((tmp_path / "figures.json").read_text())
-    assert found["coverage"]["pairs"] == 3
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["coverage"]["pairs"] == 3
     assert all(
-        row["low_hu"] <= row["generated_hu"] <= row["high_hu"] for row in found["coverage"]["rows"]
+        row["low_hu"] <= row["generated_hu"] <= row["high_hu"]
+        for row in figures["coverage"]["rows"]
     )
-    assert found["permuted"]["fits"] == 5
-    assert found["ties"]["cramers_v"] > 0.4 and set(found["ties"]["widths_hu"]) == {
+    assert figures["permuted"]["fits"] == 5
+    assert figures["ties"]["cramers_v"] > 0.4 and set(figures["ties"]["widths_hu"]) == {
         "free",
         "refits_alone",
         "tied",
     }
-    lower = {row["region"]: row["planted_hu"] for row in found["spike"]["rows"]}
+    lower = {row["region"]: row["planted_hu"] for row in figures["spike"]["rows"]}
     assert lower["lower"] == pytest.approx(20) and abs(lower["upper"]) < 1
-    draws = [row for row in found["spike"]["draws"] if row["region"] == "lower"]
+    draws = [row for row in figures["spike"]["draws"] if row["region"] == "lower"]
     assert [row["draw"] for row in draws] == [1, 2] and all(
         row["low_hu"] < row["real_hu"] < row["high_hu"] for row in draws
     )

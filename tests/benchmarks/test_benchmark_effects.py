@@ -35,16 +35,16 @@ def pairs(made: list[float], true: list[float]) -> pd.DataFrame:
 
 
 def test_slope_signs_and_small_errors() -> None:
-    found = effect_metrics(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
-    assert found["slope"] == pytest.approx(0.5)
-    assert found["signs_right"] == 1.0
-    assert found["small_error"] == pytest.approx(3.0)
+    lungs = effect_metrics(pairs([20.0, -10.0, 4.0], [40.0, -20.0, 1.0]))["X"]["lungs"]
+    assert lungs["slope"] == pytest.approx(0.5)
+    assert lungs["signs_right"] == 1.0
+    assert lungs["small_error"] == pytest.approx(3.0)
 
 
 def test_a_wrong_sign_is_seen() -> None:
-    found = effect_metrics(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
-    assert found["signs_right"] == 0.5
-    assert found["slope"] == pytest.approx(0.0)
+    lungs = effect_metrics(pairs([20.0, 20.0], [40.0, -40.0]))["X"]["lungs"]
+    assert lungs["signs_right"] == 0.5
+    assert lungs["slope"] == pytest.approx(0.0)
 
 
 def test_the_regression_finds_what_was_put_in_though_cells_are_empty() -> None:
@@ -90,8 +90,8 @@ def test_a_tied_cohort_has_a_regression_of_its_own() -> None:
         }
         for tie, slope in ((0.0, 0.9), (0.7, 1.3))
     ]
-    found = incomplete_frame(cells, ["AGE"])
-    assert found["confounding"].tolist() == ["0", "0.7"] and found["lungs"].tolist() == [0.9, 1.3]
+    frame = incomplete_frame(cells, ["AGE"])
+    assert frame["confounding"].tolist() == ["0", "0.7"] and frame["lungs"].tolist() == [0.9, 1.3]
 
 
 def test_small_version_end_to_end(tmp_path: Path) -> None:

@@ -47,12 +47,12 @@ def train(cohort: Path, runs: Path, name: str, *words: str) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def peace(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody stops; its folder."""
+def uninterrupted(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is not stopped."""
     runs = tmp_path_factory.mktemp("runs")
-    code, said = train(cohort_dir, runs, "peace")
+    code, said = train(cohort_dir, runs, "uninterrupted")
     assert code == 0, said
-    return runs / "peace"
+    return runs / "uninterrupted"
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> None:
@@ -75,12 +75,11 @@ def raise_killed() -> None:
     raise Killed
 
 
-# --- kills ----------------------------------------------------------------------------------------
-# --------------------
+# --- kills ---
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    peace: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         at_step(patch, 5, raise_killed)
@@ -93,13 +92,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
     assert code == 0, said
     assert not any(
-        check_resume.compare_checkpoints(peace / "latest", tmp_path / "run" / "latest").values()
+        check_resume.compare_checkpoints(
+            uninterrupted / "latest", tmp_path / "run" / "latest"
+        ).values()
     )
-    assert lines(tmp_path / "run") == lines(peace)  # nothing twice, nothing missing
+    assert lines(tmp_path / "run") == lines(uninterrupted)  # nothing twice, nothing missing
 
 
 @pytest.mark.parametrize("moment", ["in a file", "between the renames"])
-def test_a_real_kill_in_a_save(moment: str, peace: Path, cohort_dir: Path, tmp_path: Path) -> None:
+def test_a_real_kill_in_a_save(
+    moment: str, uninterrupted: Path, cohort_dir: Path, tmp_path: Path
+) -> None:
     flags = [
         "--dataroot",
         str(cohort_dir),
@@ -121,35 +124,40 @@ def test_a_real_kill_in_a_save(moment: str, peace: Path, cohort_dir: Path, tmp_p
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
     assert code == 0, said
     assert not any(
-        check_resume.compare_checkpoints(peace / "latest", tmp_path / "run" / "latest").values()
+        check_resume.compare_checkpoints(
+            uninterrupted / "latest", tmp_path / "run" / "latest"
+        ).values()
     )
 
 
-def test_differences_are_found(peace: Path, tmp_path: Path) -> None:
+def test_differences_are_found(uninterrupted: Path, tmp_path: Path) -> None:
     """The comparison that the tests above trust."""
-    shutil.copytree(peace / "latest", tmp_path / "latest")
+    shutil.copytree(uninterrupted / "latest", tmp_path / "latest")
     weights = checkpoint.load_part(tmp_path / "latest", "D")
     name = next(iter(weights))
     weights[name].view(-1)[0] += 0.5
     state = checkpoint.load_state(tmp_path / "latest")
     parts = {part: checkpoint.load_part(tmp_path / "latest", part) for part in state["parts"]}
     checkpoint.save(tmp_path / "latest", {**parts, "D": weights, "G": {}}, {**state, "step": 7})
-    found = check_resume.compare_checkpoints(peace / "latest", tmp_path / "latest")
+    differences = check_resume.compare_checkpoints(uninterrupted / "latest", tmp_path / "latest")
     assert (
-        found["D"] == pytest.approx(0.5, rel=1e-3)
-        and found["G"] == float("inf")
-        and found["step"] == 1
+        differences["D"] == pytest.approx(0.5, rel=1e-3)
+        and differences["G"] == float("inf")
+        and differences["step"] == 1
     )
-    assert found["average"] == 0
+    assert differences["average"] == 0
 
 
-# --- signals --------------------------------------------------------------------------------------
-# --------------------
+# --- signals ---
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_sigterm_saves_and_says_so(
-    workers: int, peace: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int,
+    uninterrupted: Path,
+    cohort_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def end_the_group() -> None:
         """What a batch system does: every process of the job gets the signal, the data workers
@@ -174,7 +182,9 @@ def test_sigterm_saves_and_says_so(
     code, said = train(cohort_dir, tmp_path, "run", "--continue_train", "--num_workers", "0")
     assert code == 0, said
     assert not any(
-        check_resume.compare_checkpoints(peace / "latest", tmp_path / "run" / "latest").values()
+        check_resume.compare_checkpoints(
+            uninterrupted / "latest", tmp_path / "run" / "latest"
+        ).values()
     )
 
 
@@ -184,8 +194,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     original = Trainer.to_device
 
     def spoil(self: Trainer, batch: Any) -> Any:
-        made = original(self, batch)
-        return {**made, "image": made["image"] * float("inf")} if self.steps_done == 5 else made
+        moved = original(self, batch)
+        return {**moved, "image": moved["image"] * float("inf")} if self.steps_done == 5 else moved
 
     monkeypatch.setattr(Trainer, "to_device", spoil)
     code, said = train(cohort_dir, tmp_path, "run")
@@ -193,8 +203,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 4
 
 
-# --- what goes on ---------------------------------------------------------------------------------
-# --------------------
+# --- what goes on ---
 
 
 def test_validation_of_lost_steps_is_dropped(

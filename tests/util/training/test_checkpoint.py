@@ -63,20 +63,19 @@ def kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[
     monkeypatch.setattr(owner, name, deadly)
 
 
-# --- round trips ----------------------------------------------------------------------------------
-# --------------------
+# --- round trips ---
 
 
 def test_networks_come_back(tmp_path: Path) -> None:
-    made = network().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    checkpoint.save(tmp_path / "latest", {"G": made.state_dict()}, STATE)
-    other = network().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    first = next(other.parameters())
+    saved = network().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    checkpoint.save(tmp_path / "latest", {"G": saved.state_dict()}, STATE)
+    loaded = network().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    first = next(loaded.parameters())
     nn.init.zeros_(first)
-    checkpoint.load_network(other, tmp_path / "latest", "G")
+    checkpoint.load_network(loaded, tmp_path / "latest", "G")
     assert all(
         torch.equal(a, b)
-        for a, b in zip(made.state_dict().values(), other.state_dict().values(), strict=True)
+        for a, b in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
     assert first.is_contiguous(memory_format=torch.channels_last_3d)
     assert checkpoint.load_state(tmp_path / "latest") == {
@@ -138,8 +137,7 @@ def test_optimisers_go_on_as_if_never_stopped(
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
 
 
-# --- kills ----------------------------------------------------------------------------------------
-# --------------------
+# --- kills ---
 
 
 def saved_file(number: int) -> Callable[..., bool]:
@@ -222,8 +220,7 @@ def test_json_is_the_old_or_the_new(tmp_path: Path) -> None:
     assert read_json(path) == {"a": 1}
 
 
-# --- what must not be loaded
-# ------------------------------------------------------------------------------------------
+# --- what must not be loaded ---
 
 
 class Payload:
