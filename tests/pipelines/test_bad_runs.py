@@ -27,8 +27,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# --- runs that are there
-# ----------------------------------------------------------------------------------------------
+# --- runs that are there ---
 
 
 def test_a_run_is_not_replaced_unasked(run_copy: TrainedRun, cohort_dir: Path) -> None:
@@ -207,8 +206,7 @@ def test_another_text_encoder(
     assert kept(run.folder) == before
 
 
-# --- a full disk ----------------------------------------------------------------------------------
-# --------------------
+# --- a full disk ---
 
 
 def test_no_space_for_a_checkpoint(run_copy: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,7 @@ def latent_run(
     return run
 
 
-# --- generating -----------------------------------------------------------------------------------
-# --------------------
+# --- generating ---
 
 
 def test_volumes_effects_and_the_same_noise_for_every_arm(
@@ -167,8 +166,7 @@ def test_validation_follows_an_effect(cohort_dir: Path, tmp_path: Path) -> None:
     )
 
 
-# --- training -------------------------------------------------------------------------------------
-# --------------------
+# --- training ---
 
 
 def test_going_on_gives_what_training_without_a_stop_gives(
@@ -200,8 +198,7 @@ def test_two_gloo_processes_equal_one() -> None:
     )  # raises where they differ
 
 
-# --- editing --------------------------------------------------------------------------------------
-# --------------------
+# --- editing ---
 
 
 def edit(run: TrainedRun, results: Path, *words: str) -> Path:
@@ -264,8 +261,7 @@ def test_less_strength_keeps_more_of_the_scan(diffusion_run: TrainedRun, tmp_pat
     assert values["0.05"] < values["1"]
 
 
-# --- latents --------------------------------------------------------------------------------------
-# --------------------
+# --- latents ---
 
 
 def test_latents_are_generated_and_edited(latent_run: TrainedRun, tmp_path: Path) -> None:
@@ -325,8 +321,7 @@ def test_another_autoencoder_is_refused(
     refused(run.test(tmp_path / "res"), "--autoencoder", str(other), "not there")
 
 
-# --- bad input ------------------------------------------------------------------------------------
-# --------------------
+# --- bad input ---
 
 
 @pytest.mark.parametrize(
@@ -433,7 +428,9 @@ def test_sampling_flags_that_do_not_fit(
         "--guidance_mask is 2",
         "--mask_dropout",
     )
-    refused(bad_test(trained_run, results, "--guidance", "2"), "--guidance", "not a diffusion model")
+    refused(
+        bad_test(trained_run, results, "--guidance", "2"), "--guidance", "not a diffusion model"
+    )
     refused(bad_test(trained_run, results, "--edit_real"), "--edit_real", "not a diffusion model")
 
 
@@ -459,8 +456,7 @@ def test_editing_needs_scans(diffusion_run: TrainedRun, cohort_copy: Path, tmp_p
     )
 
 
-# --- tools ----------------------------------------------------------------------------------------
-# --------------------
+# --- tools ---
 
 
 def test_models_side_by_side(

@@ -53,8 +53,7 @@ def results(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -
     return generate(trained_run, tmp_path_factory.mktemp("results"), "--vary", SMOKING, "--page")
 
 
-# --- training -------------------------------------------------------------------------------------
-# --------------------
+# --- training ---
 
 
 def test_training_leaves_a_whole_run(trained_run: TrainedRun) -> None:
@@ -163,8 +162,7 @@ def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
     assert "<svg" in (trained_run.checkpoints / "fine" / "web" / "losses.svg").read_text()
 
 
-# --- what test.py writes
-# ----------------------------------------------------------------------------------------------
+# --- what test.py writes ---
 
 
 def test_files_and_columns(results: Path, cohort_dir: Path) -> None:
@@ -266,8 +264,7 @@ def test_metrics_compare_with_the_real_scan(results: Path, cohort_dir: Path) -> 
     )  # HU are rounded on disk
 
 
-# --- counterfactuals
-# --------------------------------------------------------------------------------------------------
+# --- counterfactuals ---
 
 
 def test_the_same_text_gives_the_same_bytes(
@@ -348,8 +345,7 @@ def test_several_variations_are_not_crossed(trained_run: TrainedRun, tmp_path: P
     ]
 
 
-# --- where volumes come from
-# ------------------------------------------------------------------------------------------
+# --- where volumes come from ---
 
 
 def test_from_masks_alone(
@@ -480,8 +476,7 @@ def test_training_on_other_formats(cohort_copy: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.text
 
 
-# --- results that are there already
-# -----------------------------------------------------------------------------------
+# --- results that are there already ---
 
 
 def test_results_are_not_replaced_unasked(trained_run: TrainedRun, tmp_path: Path) -> None:

@@ -148,8 +148,7 @@ def test_given_masks(tmp_path: Path) -> None:
     assert np.array_equal(made == 3, labels == 2)
 
 
-# --- tools that are not installed here: stand-in programs
-# -------------------------------------------------------------
+# --- tools that are not installed here: stand-in programs ---
 
 LUNGMASK = """#!{python}
 import sys, nibabel as nib, numpy as np
@@ -213,8 +212,7 @@ def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             make_mask(plan, scan(chest()[0]), scan(chest()[0]))
 
 
-# --- workers --------------------------------------------------------------------------------------
-# --------------------
+# --- workers ---
 
 
 def test_a_worker_that_dies_takes_no_other_task_with_it() -> None:
@@ -229,8 +227,7 @@ def test_tasks_in_this_process() -> None:
     assert dict(run_in_processes(act, ["a", "b"], 0)) == {"a": "A", "b": "B"}
 
 
-# --- real scans -----------------------------------------------------------------------------------
-# --------------------
+# --- real scans ---
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans at {REAL}")

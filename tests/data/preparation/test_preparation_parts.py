@@ -106,8 +106,7 @@ def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {k: list(v) for k, v in second.items()}
 
 
-# --- the page -------------------------------------------------------------------------------------
-# --------------------
+# --- the page ---
 
 
 def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:

@@ -276,8 +276,7 @@ def test_folders_that_cannot_be(dicom: Path, tmp_path: Path) -> None:
     )
 
 
-# --- volumes, AIIB23, OSIC
-# --------------------------------------------------------------------------------------------
+# --- volumes, AIIB23, OSIC ---
 
 
 def test_volumes_are_resampled_and_same_names_refused(tmp_path: Path) -> None:

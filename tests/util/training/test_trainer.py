@@ -93,8 +93,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float((a - b).norm() / a.norm())
 
 
-# --- schedule, average, clipping
-# --------------------------------------------------------------------------------------
+# --- schedule, average, clipping ---
 
 
 def test_learning_rate_is_constant_then_falls_to_zero() -> None:
@@ -160,8 +159,7 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(norms) == 4 and max(norms) <= 0.01 * 1.001 and max(norms) > 0.0099
 
 
-# --- accumulation, coarse to fine
-# -------------------------------------------------------------------------------------
+# --- accumulation, coarse to fine ---
 
 
 def test_accumulation_equals_a_large_batch() -> None:
@@ -208,8 +206,7 @@ def test_global_generator_waits_for_its_epoch() -> None:
     assert seen[-1] == (True, True)
 
 
-# --- what stops a run
-# -------------------------------------------------------------------------------------------------
+# --- what stops a run ---
 
 
 def test_a_loss_that_is_not_finite_stops_before_weights_change() -> None:
@@ -270,8 +267,7 @@ def test_a_second_ctrl_c_leaves_at_once() -> None:
         fit(trainer, after=twice)
 
 
-# --- going on -------------------------------------------------------------------------------------
-# --------------------
+# --- going on ---
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -310,8 +306,7 @@ def test_another_model_cannot_go_on(tmp_path: Path) -> None:
         make(ngf=8).load(tmp_path / "latest")
 
 
-# --- devices --------------------------------------------------------------------------------------
-# --------------------
+# --- devices ---
 
 
 def test_half_precision_needs_a_gpu() -> None:

@@ -59,8 +59,7 @@ def add(page: ResultsPage, case: str, prompt: str = "Age is 60.", **changed: Any
     )
 
 
-# --- what the page holds
-# ----------------------------------------------------------------------------------------------
+# --- what the page holds ---
 
 
 def stored_values(path: Path, step: float) -> NDArray[Any]:
@@ -169,8 +168,7 @@ def test_binned() -> None:
     assert binned([0.0, 2.0, 4.0, 6.0, 9.0], 3) == [1.0, 5.0, 9.0]
 
 
-# --- in a browser ---------------------------------------------------------------------------------
-# --------------------
+# --- in a browser ---
 
 
 def wait_for_panels(page: Any, case: str = ".case") -> None:
