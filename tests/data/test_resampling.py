@@ -1,6 +1,4 @@
-"""Resampled, folded and shuffled training cases, and the smallest effect that a cohort can
-detect.
-"""
+"""Resampled, folded and shuffled training cases, and the smallest detectable effect."""
 
 from __future__ import annotations
 
@@ -31,7 +29,8 @@ def column(cohort: Cohort, name: str, split: str) -> list[str]:
 
 
 def test_permuting_moves_columns_together_over_the_training_cases_alone(cohort_dir: Path) -> None:
-    plain, moved = load(cohort_dir), load(cohort_dir, seed=3, permute=("AGE", "SEX"))
+    plain = load(cohort_dir)
+    moved = load(cohort_dir, seed=3, permute=("AGE", "SEX"))
 
     def pairs(c: Cohort) -> list[tuple[str, str]]:
         return list(zip(column(c, "AGE", "train"), column(c, "SEX", "train"), strict=True))
@@ -64,40 +63,39 @@ def test_resampling_draws_patients_with_all_their_cases() -> None:
 def test_a_resampled_cohort_holds_cases_as_often_as_they_were_drawn(cohort_dir: Path) -> None:
     cohort = load(cohort_dir, seed=1, resample=True)
     train = [case.id for case in cohort.split("train")]
-    assert (
-        len(train) == 9
-        and len(set(train)) < 9
-        and Counter(train) == Counter(cohort.splits["train"])
-    )
+    assert len(train) == 9 and len(set(train)) < 9
+    assert Counter(train) == Counter(cohort.splits["train"])
     assert set(train) <= set(load(cohort_dir).splits["train"])
 
 
 def test_folds_part_the_patients_whatever_the_seed(cohort_dir: Path) -> None:
     everyone = set(load(cohort_dir).splits["train"])
-    left = [
-        everyone - set(load(cohort_dir, seed=k, fold=f"{k}/3").splits["train"]) for k in (1, 2, 3)
-    ]
-    assert all(left) and set.union(*left) == everyone and sum(map(len, left)) == len(everyone)
+    folds = []
+    for k in (1, 2, 3):
+        train = load(cohort_dir, seed=k, fold=f"{k}/3").splits["train"]
+        folds.append(everyone - set(train))
+    assert all(folds) and set.union(*folds) == everyone and sum(map(len, folds)) == len(everyone)
     patients = {"a1": "A", "a2": "A", "b": "B", "c": "C"}
     parts = [fold_cases(list(patients), patients, f"{k}/3") for k in (1, 2, 3)]
     assert sorted(c for part in parts for c in part) == list(patients) and ["a1", "a2"] in parts
 
 
 @pytest.mark.parametrize(
-    ("fold", "said"), [*((f, "k/K") for f in ("3", "0/3", "4/3", "1/1")), ("1/40", "only 9")]
+    ("fold", "message"),
+    [("3", "k/K"), ("0/3", "k/K"), ("4/3", "k/K"), ("1/1", "k/K"), ("1/40", "only 9")],
 )
-def test_folds_that_are_none(cohort_dir: Path, fold: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_malformed_folds(cohort_dir: Path, fold: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load(cohort_dir, fold=fold)
 
 
 def test_splits_of_another_file_are_obeyed(cohort_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / "own.json"
+    path = tmp_path / "splits.json"
     path.write_text(json.dumps({"train": ["phantom_001", "phantom_002"], "test": ["phantom_003"]}))
     assert load(cohort_dir, splits=str(path)).splits["train"] == ("phantom_001", "phantom_002")
 
 
-def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(
+def test_a_permuted_and_resampled_run_trains_resumes_and_is_tested(
     cohort_dir: Path, tmp_path: Path
 ) -> None:
     words = ("--permute", "AGE", "--resample", "--seed", "1", "--val_cases", "0")
@@ -113,28 +111,20 @@ def test_a_permuted_and_resampled_run_trains_goes_on_and_is_tested(
     done = run.test(tmp_path / "results", "--split", "train", "--vary", "SEX=Male,Female")
     assert done.code == 0, done.text
     lines = (tmp_path / "results" / "new" / "train_latest" / "volumes.csv").read_text().splitlines()
-    assert (
-        sum(",own," in line for line in lines) == 9
-    )  # each case once, and rows as the table has them
+    assert sum(",own," in line for line in lines) == 9  # each case once, with its table row
 
 
 def test_power_is_that_of_a_t_test() -> None:
-    assert detectable_difference(20, 96, 0.1) == pytest.approx(
-        19.3, abs=0.1
-    )  # 120 cases, of which 96 train
+    of_96 = detectable_difference(20, 96, 0.1)  # 120 cases, of which 96 train
+    assert of_96 == pytest.approx(19.3, abs=0.1)
+    assert detectable_difference(40, 96, 0.1) == pytest.approx(2 * of_96)
     assert detectable_difference(20, 120, 0.5) == pytest.approx(10.3, abs=0.1)
-    assert detectable_difference(40, 96, 0.1) == pytest.approx(
-        2 * detectable_difference(20, 96, 0.1)
-    )
 
 
 def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -> None:
     done = train(cohort_dir, tmp_path / "ck", "--dry_run")
     assert done.code == 0, done.text
-    assert (
-        "Smallest effect on mean lung density that 9 training cases can detect (80 % power"
-        in done.text
-    )
+    assert "Smallest effect on mean lung density that 9 training cases can detect" in done.text
     text = describe_smallest_effect(load(cohort_dir).split("train")[:2], DataOptions())
     assert "2 training scans with lungs are too few" in text
 

@@ -37,9 +37,7 @@ REALCT = Path(__file__).resolve().parents[2] / ".." / "shared" / "realct"
 
 
 def affines() -> dict[str, np.ndarray]:
-    """One affine an orientation: axis-aligned, flipped, permuted, oblique, and all of these at
-    once.
-    """
+    """Return one affine per orientation: axis-aligned, flipped, permuted, oblique, and all."""
 
     def affine(matrix: np.ndarray) -> np.ndarray:
         out = np.eye(4)
@@ -48,7 +46,8 @@ def affines() -> dict[str, np.ndarray]:
         return out
 
     turn = Rotation.from_euler("xyz", [9, -6, 14], degrees=True).as_matrix()
-    flip, swap = np.diag([-1.0, -1, 1]), np.eye(3)[:, [2, 0, 1]]
+    flip = np.diag([-1.0, -1, 1])
+    swap = np.eye(3)[:, [2, 0, 1]]
     return {
         "RAS": affine(np.eye(3)),
         "LPS": affine(flip),
@@ -59,7 +58,7 @@ def affines() -> dict[str, np.ndarray]:
 
 
 def write(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
-    """Writes a volume in the format of its suffix, MetaImage and NRRD by SimpleITK."""
+    """Write a volume in the format of its suffix, MetaImage and NRRD by SimpleITK."""
     if ".nii" in path.name:
         nib.save(nib.Nifti1Image(array, affine), path)
         return path
@@ -74,7 +73,7 @@ def write(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 
 
 def ramp(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """A volume of which every voxel differs."""
+    """Return a volume whose voxels all differ."""
     return (np.arange(np.prod(shape)).reshape(shape) - 500).astype(np.int16)
 
 
@@ -89,9 +88,8 @@ def test_round_trip_on_the_source_grid(tmp_path: Path, name: str, suffix: str) -
 
     written = nib.load(out)
     assert written.get_data_dtype() == np.int16
-    np.testing.assert_array_equal(
-        np.asarray(written.dataobj), ramp()
-    )  # rounded, in the source's own axis order
+    # rounded, in the axis order of the source
+    np.testing.assert_array_equal(np.asarray(written.dataobj), ramp())
     np.testing.assert_allclose(written.affine, affines()[name], atol=1e-4)
     assert written.header["qform_code"] > 0 or written.header["sform_code"] > 0
     first, second = sitk.ReadImage(str(source)), sitk.ReadImage(str(out))
@@ -103,22 +101,17 @@ def test_round_trip_on_the_source_grid(tmp_path: Path, name: str, suffix: str) -
 
 @pytest.mark.parametrize("codes", [(0, 1), (1, 0), (1, 1), (0, 0), (2, 4)])
 def test_header_codes_of_a_nifti_are_kept(tmp_path: Path, codes: tuple[int, int]) -> None:
+    mask = tmp_path / "mask.nii.gz"
+    out = tmp_path / "out.nii.gz"
     image = nib.Nifti1Image(ramp().astype(np.uint8), affines()["LPS"])
     image.set_qform(affines()["LPS"], code=codes[0])
     image.set_sform(affines()["LPS"], code=codes[1])
-    nib.save(image, tmp_path / "mask.nii.gz")
-    write_like(
-        tmp_path / "out.nii.gz",
-        load_volume(tmp_path / "mask.nii.gz").array,
-        tmp_path / "mask.nii.gz",
-    )
-    first, second = nib.load(tmp_path / "mask.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    nib.save(image, mask)
+    write_like(out, load_volume(mask).array, mask)
+    first, second = nib.load(mask), nib.load(out)
     np.testing.assert_array_equal(first.affine, second.affine)
     assert (int(second.header["qform_code"]), int(second.header["sform_code"])) == codes
-    one, two = (
-        sitk.ReadImage(str(tmp_path / "mask.nii.gz")),
-        sitk.ReadImage(str(tmp_path / "out.nii.gz")),
-    )
+    one, two = sitk.ReadImage(str(mask)), sitk.ReadImage(str(out))
     assert one.GetOrigin() == two.GetOrigin() and one.GetDirection() == two.GetDirection()
 
 
@@ -195,7 +188,7 @@ def test_bad_arrays_are_not_written(tmp_path: Path) -> None:
 
 
 def damaged(folder: Path) -> dict[str, Path]:
-    """Files that are no volumes, by what is wrong with them."""
+    """Write files that cannot be read as a volume, and return them by their fault."""
     files = {}
     for suffix in (".nii.gz", ".nii", ".mha", ".nrrd"):
         whole = write(
@@ -208,7 +201,7 @@ def damaged(folder: Path) -> dict[str, Path]:
         path = files[f"empty{suffix}"] = folder / f"empty{suffix}"
         path.write_bytes(b"")
         path = files[f"text{suffix}"] = folder / f"text{suffix}"
-        path.write_text("this is no volume\n" * 50)
+        path.write_text("this is not a volume\n" * 50)
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4)), folder / "four.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((4, 0, 4), np.int16), np.eye(4)), folder / "nothing.nii")
     nib.save(
@@ -224,10 +217,10 @@ def damaged(folder: Path) -> dict[str, Path]:
 
 
 def test_every_damaged_file_is_named(tmp_path: Path) -> None:
-    for what, path in damaged(tmp_path).items():
+    for fault, path in damaged(tmp_path).items():
         with pytest.raises(UserError) as caught:
             load_volume(path)
-        assert str(path) in str(caught.value), what
+        assert str(path) in str(caught.value), fault
     with pytest.raises(UserError, match=r"four.nii.gz has 4 dimensions .*three"):
         read_header(tmp_path / "four.nii.gz")
     with pytest.raises(UserError, match=r"png is not a volume file.*\.nrrd"):
@@ -235,15 +228,8 @@ def test_every_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_suffixes() -> None:
-    names = {
-        "a.nii.gz": "a",
-        "a.b.nii": "a.b",
-        "P1.2": "P1.2",
-        "x.MHA": "x",
-        "y.nrrd": "y",
-        "a.gz": "a.gz",
-    }
-    assert {name: strip_suffix(name) for name in names} == names
+    names = ["a.nii.gz", "a.b.nii", "P1.2", "x.MHA", "y.nrrd", "a.gz"]
+    assert [strip_suffix(name) for name in names] == ["a", "a.b", "P1.2", "x", "y", "a.gz"]
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
@@ -289,20 +275,16 @@ def test_resampling_and_back(name: str) -> None:
     np.testing.assert_allclose(middle[0], middle[1], atol=1e-6)
     back = resample(coarse, grid=(smooth.shape, smooth.affine))
     inner = (slice(4, -4),) * 3
-    np.testing.assert_allclose(
-        back.array[inner], smooth.array[inner], atol=0.05
-    )  # linear fields stay as they are
+    np.testing.assert_allclose(back.array[inner], smooth.array[inner], atol=0.05)
 
 
 def test_masks_stay_labels() -> None:
     mask = np.zeros((20, 20, 20), np.uint8)
-    mask[4:10, 5:15, 5:15], mask[11:17, 5:15, 5:15] = 1, 2
+    mask[4:10, 5:15, 5:15] = 1
+    mask[11:17, 5:15, 5:15] = 2
     fine = resample(Volume(mask, np.diag([2.0, 2, 2, 1])), spacing=(1, 1, 1), order=0)
-    assert (
-        fine.shape == (40, 40, 40)
-        and fine.array.dtype == np.uint8
-        and set(np.unique(fine.array)) == {0, 1, 2}
-    )
+    assert fine.shape == (40, 40, 40) and fine.array.dtype == np.uint8
+    assert set(np.unique(fine.array)) == {0, 1, 2}
     back = resample(fine, grid=((20, 20, 20), np.diag([2.0, 2, 2, 1])), order=0)
     assert (back.array == mask).mean() > 0.97
     same = resample(fine, spacing=(1, 1, 1), order=0)
@@ -322,11 +304,8 @@ def test_same_place_has_a_tolerance() -> None:
 
 def test_coordinates_and_crops_reach_beyond() -> None:
     whole = coordinate_grid((8, 4, 2))
-    assert (
-        whole.shape == (3, 8, 4, 2)
-        and whole[0, 0, 0, 0] == pytest.approx(-0.875)
-        and whole[2, 0, 0, 1] == 0.5
-    )
+    assert whole.shape == (3, 8, 4, 2)
+    assert whole[0, 0, 0, 0] == pytest.approx(-0.875) and whole[2, 0, 0, 1] == 0.5
     part = coordinate_grid((8, 4, 2), (2, 1, 0), (3, 2, 2))
     torch.testing.assert_close(part, whole[:, 2:5, 1:3])
     padded = coordinate_grid((8, 4, 2), (-2, 0, 0), (12, 4, 2))

@@ -1,41 +1,35 @@
-"""The phantom cohort: planted effects come out in size and place, masks are right, and a case
-renders the same again.
-"""
+"""The phantom cohort: size and place of planted effects, masks, and repeated rendering."""
 
 from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import yaml
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.phantom import effects as phantom_effects
 from data.phantom.cohort import NOISE_HU, PhantomCohort, PhantomScan
+from data.phantom.effects import load_effects
 from data.phantom.rows import COLUMNS, KEY, PATIENT
 from data.phantom.write import make_phantom_cohort
 from options.parser import parse
 from options.phantom_options import PhantomCommand, PhantomOptions
+from tests.commands import program, refused
 from util.cli import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
 SMALL = PhantomOptions(OUT="", cases=12, size=(40, 32, 28), test_cases=3, val_cases=2)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_phantom_cohort(
-        replace(SMALL, OUT=str(tmp_path_factory.mktemp("phantoms") / "cohort"))
-    )
+    out = tmp_path_factory.mktemp("phantoms") / "cohort"
+    return make_phantom_cohort(replace(SMALL, OUT=str(out)))
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +76,11 @@ def test_effect_has_its_mean_in_the_lungs_and_is_nowhere_else(
 def test_effects_are_where_the_table_says(cohort: PhantomCohort) -> None:
     case = cohort.case_ids[0]
     smoking, scan = change(cohort, case, "SMOKING HISTORY", "Never smoker", "Current smoker")
-    found = lungs(scan)
-    height = np.cumsum(np.ones(found.shape), axis=2)
-    low, high = np.quantile(height[found], [1 / 3, 2 / 3])
-    upper, lower = found & (height > high), found & (height < low)
+    inside = lungs(scan)
+    height = np.cumsum(np.ones(inside.shape), axis=2)
+    low, high = np.quantile(height[inside], [1 / 3, 2 / 3])
+    upper = inside & (height > high)
+    lower = inside & (height < low)
     assert smoking[upper].mean() > 3 * smoking[lower].mean() > 0
     died, _ = change(cohort, case, "label", "1", "0")
     assert died[lower].mean() > 3 * died[upper].mean() > 0
@@ -93,9 +88,9 @@ def test_effects_are_where_the_table_says(cohort: PhantomCohort) -> None:
     fine = replace(cohort, size=(90, 68, 72), spacing=(4.0, 4.0, 4.0))
     fibrosis, scan = change(fine, case, "DIAGNOSIS", "", "IPF")
     depth = ndimage.distance_transform_edt(scan.mask > 0, fine.spacing)
-    base = lungs(scan) & (
-        np.cumsum(np.ones(scan.mask.shape), axis=2) < np.quantile(np.nonzero(lungs(scan))[2], 0.3)
-    )
+    inside = lungs(scan)
+    height = np.cumsum(np.ones(inside.shape), axis=2)
+    base = inside & (height < np.quantile(np.nonzero(inside)[2], 0.3))
     assert fibrosis[base & (depth < 10)].mean() > 2 * fibrosis[base & (depth > 20)].mean()
 
 
@@ -109,11 +104,10 @@ def test_labels_are_on_their_sides(folder: Path) -> None:
         mask = np.asarray(nib.load(path).dataobj)
         affine = nib.load(path).affine
         assert set(np.unique(mask)) == {0, 1, 2, 3}
-        x = {
-            label: apply_affine(affine, np.argwhere(mask == label))[:, 0].mean()
-            for label in (1, 2, 3)
-        }
-        assert x[1] < x[3] < x[2]  # RAS: the left lung lies at negative x
+        left, right, airway = (
+            apply_affine(affine, np.argwhere(mask == label))[:, 0].mean() for label in (1, 2, 3)
+        )
+        assert left < airway < right  # RAS: the left lung lies at negative x
         assert (mask == 1).sum() < (mask == 2).sum()  # the heart takes its place on the left
 
 
@@ -121,8 +115,10 @@ def test_scan_is_a_chest_in_hu(cohort: PhantomCohort) -> None:
     fine = replace(cohort, size=(64, 64, 48), spacing=(5.625, 4.21875, 6.0), patient_sd=0.0)
     healthy = {"SMOKING HISTORY": "Never smoker", "AGE": "65", "DIAGNOSIS": "", "label": "1"}
     for case in cohort.case_ids[:3]:
-        noisy, clean = fine.render(case, healthy), fine.render(case, healthy, noise=False)
-        lung, noise = lungs(clean), noisy.hu - clean.hu
+        noisy = fine.render(case, healthy)
+        clean = fine.render(case, healthy, noise=False)
+        noise = noisy.hu - clean.hu
+        lung = lungs(clean)
         assert -860 < clean.hu[lung].mean() < -780
         assert noise[lung].std() == pytest.approx(NOISE_HU, rel=0.1)
         assert clean.hu[lung].std() > 1.5 * noise[lung].std()
@@ -130,10 +126,9 @@ def test_scan_is_a_chest_in_hu(cohort: PhantomCohort) -> None:
         assert clean.hu[clean.mask == 3].mean() < -850
         assert clean.hu[0, 0].max() == -1000  # air round the body
         y = np.cumsum(np.ones(lung.shape), axis=1)
-        front, back = np.quantile(y[lung], [0.7, 0.3])
-        assert (
-            clean.hu[lung & (y < back)].mean() > clean.hu[lung & (y > front)].mean() + 20
-        )  # gravity
+        front = lung & (y > np.quantile(y[lung], 0.7))
+        back = lung & (y < np.quantile(y[lung], 0.3))
+        assert clean.hu[back].mean() > clean.hu[front].mean() + 20  # gravity
 
 
 def test_files_are_what_render_makes(folder: Path, cohort: PhantomCohort) -> None:
@@ -147,34 +142,33 @@ def test_files_are_what_render_makes(folder: Path, cohort: PhantomCohort) -> Non
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
 
 
-def test_made_again_it_is_the_same_and_another_seed_is_not(folder: Path, tmp_path: Path) -> None:
-    few = replace(SMALL, OUT=str(tmp_path / "a"))
-    make_phantom_cohort(few)
+def test_same_settings_give_the_same_cohort_and_another_seed_does_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = replace(SMALL, OUT=str(tmp_path / "a"))
+    make_phantom_cohort(options)
     for name in ("clinical.csv", "splits.json", "phantom.json", "img/phantom_004.nii.gz"):
         assert (tmp_path / "a" / name).read_bytes() == (folder / name).read_bytes()
-    other = PhantomCohort.from_folder(
-        make_phantom_cohort(replace(few, OUT=str(tmp_path / "b"), cases=7, seed=2))
-    )
-    assert not np.array_equal(
-        other.render("phantom_001").mask,
-        PhantomCohort.from_folder(folder).render("phantom_001").mask,
-    )
+    out = make_phantom_cohort(replace(options, OUT=str(tmp_path / "b"), cases=7, seed=2))
+    first, second = (PhantomCohort.from_folder(f).render("phantom_001") for f in (folder, out))
+    assert not np.array_equal(first.mask, second.mask)
 
 
 def test_cells_are_missing_in_training_rows_only(folder: Path, cohort: PhantomCohort) -> None:
     written = table(folder)
-    filled = emptied = 0
+    filled = 0
+    n_emptied = 0
     for case in cohort.case_ids:
         complete = cohort.row(case)
         assert tuple(written[case]) == COLUMNS
-        gone = [c for c in COLUMNS if written[case][c] != complete[c]]
-        assert all(written[case][c] == "" for c in gone)
+        emptied = [c for c in COLUMNS if written[case][c] != complete[c]]
+        assert all(written[case][c] == "" for c in emptied)
         if case in cohort.splits["train"]:
             filled += sum(1 for c in COLUMNS if complete[c] and c not in (KEY, PATIENT))
-            emptied += len(gone)
+            n_emptied += len(emptied)
         else:
-            assert not gone
-    assert emptied == round(0.12 * filled)
+            assert not emptied
+    assert n_emptied == round(0.12 * filled)
 
 
 def test_splits_cover_the_cases_once(folder: Path, cohort: PhantomCohort) -> None:
@@ -184,20 +178,13 @@ def test_splits_cover_the_cases_once(folder: Path, cohort: PhantomCohort) -> Non
 
 
 def test_patient_sd_moves_whole_lungs(cohort: PhantomCohort) -> None:
-    case = cohort.case_ids[1]
-    difference = (
-        cohort.render(case, noise=False).hu
-        - replace(cohort, patient_sd=0.0).render(case, noise=False).hu
-    )
-    moved = difference[lungs(cohort.render(case))]
-    assert np.abs(moved).mean() > 1 and not difference[~lungs(cohort.render(case))].any()
-    offsets = [
-        (
-            cohort.render(c, noise=False).hu
-            - replace(cohort, patient_sd=0.0).render(c, noise=False).hu
-        ).max()
-        for c in cohort.case_ids
-    ]
+    without = replace(cohort, patient_sd=0.0)
+    offsets = []
+    for case in cohort.case_ids:
+        scan = cohort.render(case, noise=False)
+        difference = scan.hu - without.render(case, noise=False).hu
+        assert not difference[~lungs(scan)].any()
+        offsets.append(difference[lungs(scan)].mean())
     assert np.ptp(offsets) > 5
 
 
@@ -218,7 +205,7 @@ def test_render_refuses_impossible_cells(
 
 
 def test_default_effects_have_sources_and_no_null_effect() -> None:
-    effects = phantom_effects.load_effects()
+    effects = load_effects()
     assert effects.null_column == "RISK OCCUPATIONAL"
     assert all(entry["source"] for entry in effects.raw["effects"].values())
 
@@ -248,25 +235,20 @@ def test_effects_file_is_checked(tmp_path: Path, text: str, message: str) -> Non
     path = tmp_path / "effects.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        phantom_effects.load_effects(path)
+        load_effects(path)
     with pytest.raises(UserError, match="cannot be read"):
-        phantom_effects.load_effects(tmp_path / "absent.yaml")
+        load_effects(tmp_path / "absent.yaml")
 
 
 def test_effects_file_replaces_signs_and_sizes(tmp_path: Path) -> None:
     path = tmp_path / "effects.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {"effects": {"SEX": {"levels": {"Male": {"hu": -12.0, "pattern": "upper_dorsal"}}}}}
-        )
-    )
-    made = PhantomCohort.from_folder(
-        make_phantom_cohort(replace(SMALL, OUT=str(tmp_path / "c"), cases=6, effects=str(path)))
-    )
-    path.unlink()  # the cohort keeps its own copy
-    difference, scan = change(made, "phantom_001", "SEX", "Female", "Male")
+    path.write_text("effects: {SEX: {levels: {Male: {hu: -12.0, pattern: upper_dorsal}}}}")
+    options = replace(SMALL, OUT=str(tmp_path / "c"), cases=6, effects=str(path))
+    cohort = PhantomCohort.from_folder(make_phantom_cohort(options))
+    path.unlink()  # the cohort has a copy
+    difference, scan = change(cohort, "phantom_001", "SEX", "Female", "Male")
     assert difference[lungs(scan)].mean() == pytest.approx(-12, abs=0.05)
-    assert not change(made, "phantom_001", "AGE", "45", "80")[0].any()
+    assert not change(cohort, "phantom_001", "AGE", "45", "80")[0].any()
 
 
 def test_same_settings_are_reused_others_refused(
@@ -301,19 +283,17 @@ def test_killed_run_is_not_taken_for_a_cohort_and_is_made_again(
     monkeypatch.undo()
     with pytest.raises(UserError, match="make_phantoms"):
         PhantomCohort.from_folder(options.OUT)
-    assert (
-        len(PhantomCohort.from_folder(make_phantom_cohort(options)).case_ids)
-        == len(list((tmp_path / "e" / "img").iterdir()))
-        == 6
-    )
+    make_phantom_cohort(options)
+    assert len(PhantomCohort.from_folder(options.OUT).case_ids) == 6
+    assert len(list((tmp_path / "e" / "img").iterdir())) == 6
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
-    (tmp_path / "img" / "precious.nii.gz").write_text("kept")
+    (tmp_path / "img" / "precious.nii.gz").write_text("scan")
     with pytest.raises(UserError, match=r"holds no phantom\.json"):
         make_phantom_cohort(replace(SMALL, OUT=str(tmp_path), overwrite=True))
-    assert (tmp_path / "img" / "precious.nii.gz").read_text() == "kept"
+    assert (tmp_path / "img" / "precious.nii.gz").read_text() == "scan"
 
 
 def test_settings_that_cannot_work(tmp_path: Path) -> None:
@@ -327,18 +307,8 @@ def test_settings_that_cannot_work(tmp_path: Path) -> None:
 
 
 def test_command_runs_from_the_root(tmp_path: Path) -> None:
-    words = ["scripts/make_phantoms.py", str(tmp_path / "g"), "--cases", "2", "--size", "24,24,20", "--test_cases", "1",
-             "--val_cases", "0"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    flags = ["--cases", "2", "--size", "24,24,20", "--test_cases", "1", "--val_cases", "0"]
+    done = program("scripts/make_phantoms.py", str(tmp_path / "g"), *flags)
+    assert done.code == 0, done.text
     assert len(list((tmp_path / "g" / "img").iterdir())) == 2
-    refused = subprocess.run(
-        [sys.executable, *words, "--seed", "x"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 2 and "--seed takes a whole number" in refused.stderr
+    refused(program("scripts/make_phantoms.py", str(tmp_path / "h"), "--seed", "x"), "--seed")

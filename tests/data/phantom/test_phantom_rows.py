@@ -1,4 +1,4 @@
-"""The phantom cohort's clinical rows contradict nothing, and confounding couples what it says."""
+"""Clinical rows of the phantom cohort: consistency, and strength of the confounding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ def test_rows_are_possible() -> None:
     for row in rows:
         assert bool(row["PACK-YEARS"]) == (row["SMOKING HISTORY"] != "Never smoker")
         assert bool(row["SMOKING HISTORY STOP DATE"]) == (row["SMOKING HISTORY"] == "Ex smoker")
-        assert (
-            bool(row["TYPE CTD"]) == bool(row["CTD DIAG DATE"]) == (row["DIAGNOSIS"] == "CTD-ILD")
-        )
+        has_ctd = row["DIAGNOSIS"] == "CTD-ILD"
+        assert bool(row["TYPE CTD"]) == bool(row["CTD DIAG DATE"]) == has_ctd
         assert bool(row["TYPE CTD OTHER"]) == (row["TYPE CTD"] == "Other")
         assert 40 <= int(row["AGE"]) <= 90
         assert all(not row[c] or row[c] in values for c, values in LEVELS.items())
