@@ -1,28 +1,25 @@
-"""Judges synthetic volumes against real scans: realism, HU, mask, text, diversity, copies; every
-figure beside its floor.
+"""Compare synthetic volumes with real scans: realism, HU, mask, text, diversity and copies.
+
+Every metric has an interval and a baseline. An interrupted evaluation resumes. See
+docs/howto/evaluate.md.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
-
 
 from options.evaluate_options import EvaluateOptions
 from options.parser import parse
 from pipelines.evaluation.run import evaluate
 from util.cli import run_command
 
-log = logging.getLogger(__name__)
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and evaluates."""
-    evaluate(parse(EvaluateOptions, __doc__ or "", argv))
+def main() -> None:
+    """Parse the command line and evaluate."""
+    evaluate(parse(EvaluateOptions, (__doc__ or "").splitlines()[0]))
 
 
 if __name__ == "__main__":
