@@ -1,4 +1,4 @@
-"""Flags of compare."""
+"""Flags of scripts/compare_models.py."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from options.test_options import CaseOptions, ModelOptions
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared."""
+    """Runs to compare."""
 
     OUT: str = argument("Folder for the page, the table and the volumes.")
-    run: tuple[str, ...] = flag((), "Name of a run; repeated for the others.")
+    run: tuple[str, ...] = flag((), "Name of a run; repeated for each further run.")
     vary: tuple[str, ...] = flag(
         (), 'Attribute whose effect is compared, as "COLUMN=A,B"; may be repeated.'
     )
     noises: int = flag(
-        4, "Volumes of one case, each with new noise, whose similarity tells the diversity.", low=2
+        4, "Volumes of one case, each with new noise, whose similarity is measured.", low=2
     )
 
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """Everything the command takes."""
+    """All flags of scripts/compare_models.py."""
 
     compare: CompareOptions = group(CompareOptions, "Comparison")
     source: CaseOptions = group(CaseOptions, "Cases")

@@ -1,4 +1,4 @@
-"""Flags of control."""
+"""Flags of scripts/make_controls.py."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ CONTROL_KINDS = ("shuffled", "empty", "noise")
 
 @dataclass(frozen=True)
 class ControlOptions:
-    """What is made."""
+    """Controls to make."""
 
     OUT: str = argument("Folder for the volumes.")
     controls: tuple[str, ...] = flag(
-        (), f"A control to make; may be repeated. Of: {', '.join(CONTROL_KINDS)}. (default: all)"
+        (), f"Control to make; may be repeated. Of: {', '.join(CONTROL_KINDS)}. (default: all)"
     )
     seed: int = flag(
-        0, "Seed of the noise, as given to test.py; `noise` takes the next one.", low=0
+        0, "Seed of the noise, the same as of test.py; `noise` takes the next one.", low=0
     )
 
 
 @dataclass(frozen=True)
 class ControlCommand:
-    """Everything the command takes."""
+    """All flags of scripts/make_controls.py."""
 
     controls: ControlOptions = group(ControlOptions, "Controls")
     source: CaseOptions = group(CaseOptions, "Cases")

@@ -9,22 +9,21 @@ from options.parser import flag, group
 
 @dataclass(frozen=True)
 class SetOptions:
-    """What is compared: results of test.py, a dataroot with img/, or a folder of volumes."""
+    """Sets to compare: results of test.py, a dataroot with img/, or a folder of volumes."""
 
     real: str = flag("", "Real scans.")
     synthetic: str = flag("", "Synthetic volumes.")
     train: str = flag("", "Scans that the generator was trained on, for the check for copies.")
     out: str = flag(
         "",
-        "Folder for the report; what was measured is kept in it, so that a stopped evaluation goes "
-        "on.",
+        "Folder for the report and the measurements, from which an interrupted evaluation resumes.",
     )
     real_split: str = flag(
-        "all", "Real scans of this split alone.", choices=("all", "train", "val", "test")
+        "all", "Use only the real scans of this split.", choices=("all", "train", "val", "test")
     )
     train_split: str = flag(
         "train",
-        "Training scans of this split, where their folder has splits.json.",
+        "Use only the training scans of this split, if their folder has splits.json.",
         choices=("all", "train", "val", "test"),
     )
     masks: str = flag(
@@ -35,10 +34,10 @@ class SetOptions:
     real_masks: str = flag("", "Folder of the real scans' masks (default: gtlung/ beside img/).")
     segmented: str = flag(
         "",
-        "Folder of lungs found again in the synthetic volumes by any tool (1 left, 2 right lung), "
+        "Folder of lungs segmented in the synthetic volumes by any tool (1 left, 2 right lung), "
         "in place of the threshold segmentation.",
     )
-    segmented_real: str = flag("", "The same of the real scans, for the ceiling.")
+    segmented_real: str = flag("", "The same for the real scans, as ceiling.")
     again: tuple[str, ...] = flag(
         (), "Volumes of the same cases with other noise, for diversity; may be repeated."
     )
@@ -48,7 +47,7 @@ class SetOptions:
 
 @dataclass(frozen=True)
 class ComparisonGridOptions:
-    """The grid and window in which both are compared."""
+    """Grid and window of the comparison."""
 
     spacing: float = flag(
         0.0,
@@ -64,9 +63,9 @@ class ComparisonGridOptions:
         high=1000,
     )
     hu_window: tuple[float, float] = flag(
-        (-1000.0, 400.0), "HU compared; what lies outside is cut.", low=-4000, high=8000
+        (-1000.0, 400.0), "HU compared; values outside are clipped.", low=-4000, high=8000
     )
-    slices: int = flag(24, "Slices a plane and volume.", low=1, high=512)
+    slices: int = flag(24, "Slices per plane and volume.", low=1, high=512)
     match: bool = flag(
         False,
         "Compare sets of different voxel sizes or windows at the coarser size and common window.",
@@ -77,7 +76,7 @@ class ComparisonGridOptions:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is measured."""
+    """Metrics to compute."""
 
     extractor: tuple[str, ...] = flag(
         (),
@@ -97,20 +96,28 @@ class MeasureOptions:
     )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag(
-        "", "Table column that names the patient: scans of one patient are no reference for copies."
+        "",
+        "Table column that names the patient: scans of one patient are not a reference for copies.",
     )
     pairs: bool = flag(True, "Compare volumes with the real scans of the same name.")
-    resegment: bool = flag(True, "Find the lungs again and compare them with the masks.")
-    draws: int = flag(100, "Random halves of the real scans, and bootstraps.", low=10, high=10000)
-    seed: int = flag(1, "Seed of the draws.", low=0)
+    resegment: bool = flag(
+        True, "Segment the lungs in the volumes and compare them with the masks."
+    )
+    draws: int = flag(
+        100,
+        "Number of random halves of the real scans, and of bootstrap resamples.",
+        low=10,
+        high=10000,
+    )
+    seed: int = flag(1, "Seed of the halves and resamples.", low=0)
     gpu_ids: str = flag(
-        "", "GPU that computes features: 0, or -1 for the CPU (default: the first GPU, if any)."
+        "", "GPU that computes features, such as 0; -1 for the CPU; default: a GPU if available."
     )
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Everything the command takes."""
+    """All flags of scripts/evaluate.py."""
 
     sets: SetOptions = group(SetOptions, "Sets")
     grid: ComparisonGridOptions = group(ComparisonGridOptions, "Grid")

@@ -1,4 +1,4 @@
-"""Flags of expand."""
+"""Flags of scripts/expand.py."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from options.test_options import ModelOptions
 
 @dataclass(frozen=True)
 class ExpandOptions:
-    """What is made."""
+    """The synthetic cohort."""
 
     dataroot: str = flag("", "Folder of the real cohort whose masks and rows are used.")
     split: str = flag(
         "train",
-        "Its cases that are used; others than train leak test patients.",
+        "Split of the cases used; any but train leaks test patients.",
         choices=("train", "val", "test", "all"),
     )
-    balance: str = flag("", "Column whose values the new cohort has equally often.")
+    balance: str = flag("", "Column whose values are equally frequent in the new cohort.")
     goal: str = flag(
         "alone",
-        "Make the values equal in the new cohort alone, or in the real split and it together.",
+        "Balance the new cohort alone, or the real split and the new cohort together.",
         choices=("alone", "together"),
     )
     rows: str = flag(
         "changed",
-        "Take any patient and change the column and what it implies, or only patients who have the "
-        "value themselves.",
+        "Take any patient and change the column and its implications, or only patients who have "
+        "the value themselves.",
         choices=("changed", "own"),
     )
     table: str = flag(
@@ -39,27 +39,25 @@ class ExpandOptions:
     out: str = flag("", "Folder of the new cohort.")
     seed: int = flag(0, "Seed of patients, masks and noise.", low=0)
     check_copies: bool = flag(
-        True, "Compare every volume with the training scans, and draw copies again."
+        True, "Compare every volume with the training scans, and redraw copies."
     )
-    redraws: int = flag(5, "How often a case is drawn again before it is left out.", low=0)
+    redraws: int = flag(5, "Number of redraws of a copy before the case is left out.", low=0)
     overwrite: bool = flag(False, "Replace a synthetic cohort made with other flags.")
 
 
 @dataclass(frozen=True)
 class DeformOptions:
-    """How far a mask may be changed."""
+    """Size of the deformations of masks."""
 
     elastic_mm: float = flag(
         8.0, "Largest shift of a node of the smooth deformation.", low=0, high=100
     )
     node_mm: float = flag(60.0, "Distance between these nodes.", low=5)
     turn: float = flag(3.0, "Largest turn about each axis in degrees.", low=0, high=45)
-    scale: float = flag(
-        0.05, "Largest change of size along each axis, as a share.", low=0, high=0.5
-    )
+    scale: float = flag(0.05, "Largest relative change of size along each axis.", low=0, high=0.5)
     volume_change: float = flag(
         0.25,
-        "A mask is drawn again where a label's volume changes by more than this share.",
+        "Largest relative change of a label's volume; beyond it the mask is redrawn.",
         low=0,
         high=1,
     )
@@ -67,7 +65,7 @@ class DeformOptions:
 
 @dataclass(frozen=True)
 class ExpandCommand:
-    """Everything the command takes."""
+    """All flags of scripts/expand.py."""
 
     expand: ExpandOptions = group(ExpandOptions, "Cohort")
     model: ModelOptions = group(ModelOptions, "Run")

@@ -15,10 +15,10 @@ class PictureOptions:
     dataroot: str = flag("", "The cohort, for masks and real scans.")
     case: str = flag("", "The case to show (empty: the first).")
     column: str = flag(
-        "", "Attribute whose volumes and differences are shown (empty: the first varied)."
+        "", "Attribute whose volumes and differences are shown (default: the first varied)."
     )
     limit: float | None = flag(
-        None, "Differences are shown from -limit to +limit HU (none: fitting).", low=0.1
+        None, "Differences are shown from -limit to +limit HU (default: chosen to fit).", low=0.1
     )
     out: str = flag("picture.png", "The picture to write.")
 

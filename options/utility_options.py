@@ -1,4 +1,4 @@
-"""Flags of utility."""
+"""Flags of scripts/utility.py."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from options.parser import flag, group
 
 @dataclass(frozen=True)
 class UtilityOptions:
-    """What is compared."""
+    """Cohorts to compare."""
 
     synthetic: str = flag(
         "", "Folder of the synthetic cohort (see expand.py); all of its cases are trained on."
     )
-    column: str = flag("", "Column that the classifier tells from the volume.")
-    out: str = flag("", "Folder of the figures.")
+    column: str = flag("", "Column that the classifier predicts from the volume.")
+    out: str = flag("", "Folder of the results.")
     seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of the classifiers.", low=0)
     grid: tuple[int, int, int] = flag(
-        (16, 16, 16), "Cells of the box round the lungs that the classifier sees.", low=4
+        (16, 16, 16), "Cells of the box around the lungs that the classifier gets.", low=4
     )
     lung_window: tuple[float, float] = flag(
         (-1000.0, -600.0), "HU at -1 and 1 for the classifier.", low=-4000, high=8000
     )
-    gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; empty: what is there.")
-    overwrite: bool = flag(False, "Replace figures made with other flags.")
+    gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; default: a GPU if available.")
+    overwrite: bool = flag(False, "Replace results made with other flags.")
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class ClassifierOptions:
     width: int = flag(8, "Channels of the first layer.", low=2)
     finish: float = flag(
         0.5,
-        "Share of the steps, at the end, that see real scans alone where real and synthetic ones "
-        "are trained on.",
+        "Share of the steps, at the end, on real scans alone, if real and synthetic ones are "
+        "trained on.",
         low=0,
         high=1,
     )
-    class_weights: bool = flag(True, "Let every class count alike, however few its volumes are.")
+    class_weights: bool = flag(True, "Weight the classes equally, however few volumes they have.")
 
 
 @dataclass(frozen=True)
 class UtilityCommand:
-    """Everything the command takes."""
+    """All flags of scripts/utility.py."""
 
     utility: UtilityOptions = group(UtilityOptions, "Comparison")
     data: DataOptions = group(DataOptions, "Cohort")
