@@ -109,7 +109,7 @@ def test_the_example_prompt() -> None:
         "SEX": "F",
         "SMOKING HISTORY": "Never smoker",
     }
-    made = sentence(load_template("aiib23", list(row)).phrases(row))
+    made = load_template("aiib23", list(row)).phrases(row).sentence
     assert f"> {made}\n" in PAGES[0].read_text(encoding="utf-8")
 
 
