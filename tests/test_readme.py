@@ -1,8 +1,9 @@
-"""What the README and the scripts tell a user to type exists."""
+"""The flags, files and commands that README, docs and scripts name exist."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import subprocess
 from pathlib import Path
@@ -10,85 +11,48 @@ from pathlib import Path
 import pytest
 
 from data.text.prompts import load_template
-from options.anomaly_options import AnomalyCommand as UnusualOptions
-from options.atlas_options import AtlasCommand, RefitCommand
-from options.autoencoder_options import AutoencoderCommand as AutoencoderOptions
-from options.benchmark_options import AtlasBenchmarkCommand as AtlasBenchmarkOptions
-from options.benchmark_options import EffectsBenchmarkCommand as BenchmarkOptions
-from options.benchmark_options import ExpandBenchmarkCommand as ExpandBenchmarkOptions
-from options.benchmark_options import PrepareBenchmarkCommand as PrepareBenchmarkOptions
-from options.clip_options import ClipCommand as ClipOptions
-from options.compare_options import CompareCommand as CompareOptions
-from options.control_options import ControlCommand as ControlOptions
-from options.evaluate_options import EvaluateOptions
-from options.expand_options import ExpandCommand as ExpandOptions
 from options.parser import groups_of
-from options.phantom_options import PhantomCommand as PhantomOptions
-from options.plant_options import PlantCommand as PlantOptions
-from options.prepare_options import PrepareCommand as PrepareOptions
-from options.prompt_options import PromptCommand as PromptOptions
-from options.test_options import TestOptions as OptionsOfTest
-from options.train_options import PRESETS, TrainOptions
-from options.utility_options import UtilityCommand as UtilityOptions
+from options.train_options import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-COMMANDS = (
-    TrainOptions,
-    OptionsOfTest,
-    BenchmarkOptions,
-    PhantomOptions,
-    PromptOptions,
-    ClipOptions,
-    AtlasCommand,
-    RefitCommand,
-    PlantOptions,
-    PrepareOptions,
-    PrepareBenchmarkOptions,
-    ExpandOptions,
-    UnusualOptions,
-    UtilityOptions,
-    EvaluateOptions,
-    ControlOptions,
-    CompareOptions,
-    AutoencoderOptions,
-    AtlasBenchmarkOptions,
-    ExpandBenchmarkOptions,
-)
-OTHERS = {
-    "local-dir",
-    "nodes",
-    "gpus-per-node",
-    "nproc_per_node",
-}  # flags of hf, sbatch and torchrun
+FOREIGN_FLAGS = {"local-dir", "nodes", "gpus-per-node", "nproc_per_node"}  # hf, sbatch, torchrun
+
+
+def commands() -> list[type]:
+    """Return the option classes of all commands: dataclasses made of groups."""
+    classes: list[type] = []
+    for path in sorted((ROOT / "options").glob("*_options.py")):
+        module = importlib.import_module(f"options.{path.stem}")
+        for cls in vars(module).values():
+            if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+                continue
+            if all("title" in field.metadata for field in dataclasses.fields(cls)):
+                classes.append(cls)
+    return classes
 
 
 def flags() -> set[str]:
-    fields = [
-        f
-        for command in COMMANDS
-        for _, group in groups_of(command)
-        for f in dataclasses.fields(group)
-    ]
-    return {f.name for f in fields} | {f"no-{f.name}" for f in fields} | {"preset", "help"}
+    names = {"preset", "help"}
+    for command in commands():
+        for _, group in groups_of(command):
+            for field in dataclasses.fields(group):
+                names |= {field.name, f"no-{field.name}"}
+    return names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_flags_that_pages_name(page: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", page.read_text(encoding="utf-8")))
     assert named
-    assert sorted(named - flags() - OTHERS) == []
+    assert sorted(named - flags() - FOREIGN_FLAGS) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_that_pages_name(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = [
-        link
-        for link in re.findall(r"\]\(([^)#]+)\)", text)
-        if "://" not in link and not link.endswith(".png")
-    ]
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     code = re.findall(
         r"\b(?:data|models|options|util|scripts|docs)/[\w/]+\.(?:py|sh|yaml|md)\b", text
     )
@@ -109,8 +73,8 @@ def test_the_example_prompt() -> None:
         "SEX": "F",
         "SMOKING HISTORY": "Never smoker",
     }
-    made = load_template("aiib23", list(row)).phrases(row).sentence
-    assert f"> {made}\n" in PAGES[0].read_text(encoding="utf-8")
+    sentence = load_template("aiib23", list(row)).phrases(row).sentence
+    assert f"> {sentence}\n" in PAGES[0].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
@@ -120,7 +84,7 @@ def test_scripts_are_valid_and_name_flags_that_exist(script: Path) -> None:
     ours = "\n".join(
         re.findall(r"(?:train|test|make_phantoms|pretrain_clip)\.py.*(?:\\\n.*)*", text)
     )
-    assert not set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", ours)) - flags() - OTHERS
+    assert not set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", ours)) - flags() - FOREIGN_FLAGS
 
 
 def test_launch_scripts_refuse_what_is_wrong() -> None:
