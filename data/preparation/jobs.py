@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
@@ -25,7 +25,7 @@ DIED = (
 
 def run_in_processes(
     function: Callable[[Task], Result], tasks: Sequence[Task], processes: int
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Generator[tuple[Task, Result | Exception], None, None]:
     """Run a function on every task and yield task and result, or the error raised, as they come.
 
     When a process dies, joblib gives up every task that was running. These are tried again one by

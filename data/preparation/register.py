@@ -82,7 +82,7 @@ class CaseRegister:
     def add(self, sources: Sequence[Source]) -> None:
         """Give ids to sources that have none, and write the key file.
 
-        New ids are given in random order, so that they tell nothing about the source.
+        New ids are given in random order, so that they reveal nothing of the source.
         """
         new = [source for source in sources if source.key not in self.entries]
         if self.recode:

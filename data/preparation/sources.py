@@ -31,7 +31,7 @@ class Source:
     """The source of one case. Of `series` and `volume` one is set, or neither with a `problem`.
 
     Attributes:
-        key: Tells it from all other sources, and is the same in every run.
+        key: Distinguishes it from all other sources, the same in every run.
         patient: Id of the patient.
         names: Names that a table may call it by, the best first.
         series: DICOM series.

@@ -19,12 +19,12 @@ from tests.chests import SPACING, chest, write_series
 from util.cli import UserError
 
 
-def found(folder: Path, **options: object) -> Discovery:
+def discover(folder: Path, **options: object) -> Discovery:
     return discover_sources(folder, "dicom", SeriesOptions(**options))  # type: ignore[arg-type]
 
 
 def scan(folder: Path, uneven: str = "error") -> Scan:
-    source = found(folder).sources[0]
+    source = discover(folder).sources[0]
     assert source.series is not None and not source.problem, source.problem
     return read_stack(stack_slices(source.series, uneven))
 
@@ -34,7 +34,7 @@ def remove(name: str) -> object:
 
 
 def test_voxels_geometry_and_orientation(tmp_path: Path) -> None:
-    def own_rescale(d: Dataset, z: int) -> None:  # every slice has another slope and intercept
+    def varying_rescale(d: Dataset, z: int) -> None:  # every slice has another slope and intercept
         slope, intercept = 1 + z % 2, -1024 - z
         hu = np.frombuffer(d.PixelData, "<i2").astype(int) - 1024
         d.RescaleSlope, d.RescaleIntercept = slope, intercept
@@ -49,9 +49,9 @@ def test_voxels_geometry_and_orientation(tmp_path: Path) -> None:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(f) for f in files])
     assert np.array_equal(array.T, sitk.GetArrayFromImage(reader.Execute()))
-    write_series(tmp_path / "c", study="2", edit=own_rescale)
-    other = scan(tmp_path / "c").volume.array.astype(int) - chest()[0]
-    assert set(np.unique(other)) <= {-1, 0}  # halves of odd values are cut
+    write_series(tmp_path / "c", study="2", edit=varying_rescale)
+    difference = scan(tmp_path / "c").volume.array.astype(int) - chest()[0]
+    assert set(np.unique(difference)) <= {-1, 0}  # halves of odd values are cut
 
 
 @pytest.mark.parametrize(("value", "hole"), [(-2000, False), (2000, True)])
@@ -146,7 +146,7 @@ def test_truncated_files(tmp_path: Path) -> None:
     files[0].write_bytes(
         files[0].read_bytes()[:500]
     )  # the last slice but one could be missing without anybody noticing
-    source = found(tmp_path / "header").sources[0]
+    source = discover(tmp_path / "header").sources[0]
     assert str(files[0]) in source.problem and "cut off" in source.problem
     with pytest.raises(DamagedHeader):
         read_slice_header(files[0])
@@ -158,7 +158,7 @@ def test_what_lies_between(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "x.dcm").write_bytes(files[3].read_bytes())
     (tmp_path / "scans.zip").write_bytes(b"PK")
-    everything = found(tmp_path)
+    everything = discover(tmp_path)
     assert len(everything.sources) == 1 and everything.sources[0].notes == (
         "1 files were copies of slices already there",
     )
@@ -193,9 +193,9 @@ def test_series_are_told_apart_and_one_is_chosen(tmp_path: Path) -> None:
         edit=lambda d, z: setattr(d, "ImageOrientationPatient", [1, 0, 0, 0, 0, -1]),
     )
     write_series(tmp_path, series="8", edit=lambda d, z: setattr(d, "SliceThickness", "9"))
-    only = found(tmp_path).sources
-    assert len(only) == 1 and len(only[0].left_out) == 7
-    reasons = " ".join(reason for _, reason in only[0].left_out)
+    sources = discover(tmp_path).sources
+    assert len(sources) == 1 and len(sources[0].left_out) == 7
+    reasons = " ".join(reason for _, reason in sources[0].left_out)
     for part in (
         "MR, not CT",
         "localizer",
@@ -207,7 +207,7 @@ def test_series_are_told_apart_and_one_is_chosen(tmp_path: Path) -> None:
     ):
         assert part in reasons, reasons
     assert np.array_equal(scan(tmp_path).volume.array, hu)
-    lung = found(tmp_path, kernel="lung").sources[0]
+    lung = discover(tmp_path, kernel="lung").sources[0]
     assert (
         lung.series is not None
         and lung.series.first.kernel == "LUNG"
@@ -217,7 +217,7 @@ def test_series_are_told_apart_and_one_is_chosen(tmp_path: Path) -> None:
 
 def test_a_study_without_ct(tmp_path: Path) -> None:
     write_series(tmp_path, edit=lambda d, z: setattr(d, "Modality", "MR"))
-    source = found(tmp_path).sources[0]
+    source = discover(tmp_path).sources[0]
     assert source.series is None and "its modality is MR, not CT" in source.problem
     assert choose_series([]).chosen is None
 

@@ -1,4 +1,4 @@
-"""Masks of scans: classic segmentation, quality flags, outside tools; worker processes."""
+"""Masks of scans: threshold segmentation, quality flags, outside tools."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from skimage.measure import label
 
 from data.geometry import Volume
 from data.preparation import lungs, tools
-from data.preparation.jobs import run_in_processes
 from data.preparation.masks import MaskPlan, make_mask, threshold_lungs
 from data.preparation.quality import measure_case, quality_warnings
 from data.volumes import load_volume
 from tests.chests import SPACING, chest
-from tests.jobs_to_do import act
 from util.cli import UserError
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "realct"
@@ -36,12 +34,12 @@ def scan(hu: NDArray[np.int16]) -> Volume:
     return Volume(hu, AFFINE)
 
 
-def test_classic_masks_of_a_drawn_chest() -> None:
+def test_threshold_masks_of_a_drawn_chest() -> None:
     hu, labels = chest()
-    made = threshold_lungs(scan(hu))
-    assert [dice(made == side, labels == side) > 0.97 for side in (1, 2)] == [True, True]
-    assert dice(made == 3, labels == 3) > 0.6
-    assert made.dtype == np.uint8 and quality_warnings(measure_case(scan(hu), made)) == [COARSE]
+    mask = threshold_lungs(scan(hu))
+    assert [dice(mask == side, labels == side) > 0.97 for side in (1, 2)] == [True, True]
+    assert dice(mask == 3, labels == 3) > 0.6
+    assert mask.dtype == np.uint8 and quality_warnings(measure_case(scan(hu), mask)) == [COARSE]
 
 
 def test_masks_of_fine_voxels_are_made_on_coarser_ones() -> None:
@@ -49,9 +47,9 @@ def test_masks_of_fine_voxels_are_made_on_coarser_ones() -> None:
     fine = Volume(
         hu, np.diag([0.8, 0.8, 9.0, 1.0])
     )  # as if a small animal: what counts is the grid
-    made = threshold_lungs(fine)
-    assert made.shape == hu.shape and made.max() <= 3
-    assert labels.shape == made.shape
+    mask = threshold_lungs(fine)
+    assert mask.shape == hu.shape and mask.max() <= 3
+    assert labels.shape == mask.shape
 
 
 def test_touching_lungs_are_split() -> None:
@@ -59,8 +57,8 @@ def test_touching_lungs_are_split() -> None:
     front = slice(32, 36)  # a bridge of lung before the heart
     middle = [int(np.nonzero((labels == side).any((1, 2)))[0].mean()) for side in (1, 2)]
     hu[middle[0] : middle[1], front, 36:44] = -860
-    made = threshold_lungs(scan(hu))
-    assert all(dice(made == side, labels == side) > 0.93 for side in (1, 2))
+    mask = threshold_lungs(scan(hu))
+    assert all(dice(mask == side, labels == side) > 0.93 for side in (1, 2))
     parts = label((hu < -400) & lungs.body_mask(hu), connectivity=1)
     assert parts[middle[0], 33, 40] == parts[middle[1] - 1, 33, 40] != 0
 
@@ -96,21 +94,21 @@ def test_no_lungs() -> None:
 def test_one_lung_is_named_by_its_side() -> None:
     hu, labels = chest()[0].copy(), chest()[1]
     hu[labels == 1] = 40
-    made = threshold_lungs(scan(hu))
-    assert dice(made == 2, labels == 2) > 0.95 and not (made == 1).any()
-    assert "there is no left lung" in quality_warnings(measure_case(scan(hu), made))
+    mask = threshold_lungs(scan(hu))
+    assert dice(mask == 2, labels == 2) > 0.95 and not (mask == 1).any()
+    assert "there is no left lung" in quality_warnings(measure_case(scan(hu), mask))
 
 
 def test_quality_flags() -> None:
     hu, labels = chest()
     swapped = np.where(labels == 1, 0, labels).astype(np.uint8)
     swapped[:8, :8, :8] = 1
-    said = " ".join(quality_warnings(measure_case(scan(hu), swapped)))
-    assert "the left lung has" in said and "times the left one's volume" in said
+    text = " ".join(quality_warnings(measure_case(scan(hu), swapped)))
+    assert "the left lung has" in text and "times the left one's volume" in text
     leaked = labels.copy()
     leaked[:3] = 1
-    said = " ".join(quality_warnings(measure_case(scan(hu), leaked)))
-    assert "reach the sides" in said and "in separate parts" in said
+    text = " ".join(quality_warnings(measure_case(scan(hu), leaked)))
+    assert "reach the sides" in text and "in separate parts" in text
     cut = slice(10, 40)
     assert "first or last slice" in " ".join(
         quality_warnings(measure_case(scan(hu[..., cut]), labels[..., cut]))
@@ -123,7 +121,7 @@ def test_quality_flags() -> None:
     )
 
 
-def test_given_masks(tmp_path: Path) -> None:
+def test_loaded_masks(tmp_path: Path) -> None:
     hu, labels = chest()
     path = tmp_path / "m.nii.gz"
     nib.save(
@@ -144,8 +142,8 @@ def test_given_masks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no mask of its name"):
         make_mask(MaskPlan("load"), scan(hu), scan(hu))
     nib.save(nib.Nifti1Image((labels == 2).astype(np.uint8), AFFINE), path)
-    made = make_mask(MaskPlan("threshold", airway_file=path), scan(hu), scan(hu))
-    assert np.array_equal(made == 3, labels == 2)
+    mask = make_mask(MaskPlan("threshold", airway_file=path), scan(hu), scan(hu))
+    assert np.array_equal(mask == 3, labels == 2)
 
 
 # --- tools that are not installed here: stand-in programs ---
@@ -154,9 +152,10 @@ LUNGMASK = """#!{python}
 import sys, nibabel as nib, numpy as np
 image = nib.load(sys.argv[1])
 hu = np.asarray(image.dataobj)
-found = np.zeros(hu.shape, np.uint8)
-found[30:40, 10:30, 20:40], found[10:20, 10:30, 20:40] = 1, 2
-nib.save(nib.Nifti1Image(found, image.affine), sys.argv[2])
+lungs = np.zeros(hu.shape, np.uint8)
+lungs[30:40, 10:30, 20:40] = 1
+lungs[10:20, 10:30, 20:40] = 2
+nib.save(nib.Nifti1Image(lungs, image.affine), sys.argv[2])
 """
 TOTAL = """#!{python}
 import sys, pathlib, nibabel as nib, numpy as np
@@ -179,18 +178,18 @@ def stand_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
 
 def test_lungmask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "lungmask", LUNGMASK, monkeypatch)
-    made = make_mask(MaskPlan("lungmask"), scan(chest()[0]), scan(chest()[0]))
+    mask = make_mask(MaskPlan("lungmask"), scan(chest()[0]), scan(chest()[0]))
     assert (
-        made[15, 20, 30] == 1 and made[35, 20, 30] == 2 and (made == 3).any()
-    )  # sides by place; the airway is our own
+        mask[15, 20, 30] == 1 and mask[35, 20, 30] == 2 and (mask == 3).any()
+    )  # sides by place; the airway comes from the threshold
 
 
 def test_totalsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, "TotalSegmentator", TOTAL, monkeypatch)
-    made = make_mask(
+    mask = make_mask(
         MaskPlan("totalsegmentator", tool_args="--fast"), scan(chest()[0]), scan(chest()[0])
     )
-    assert [made[0, 0, z] for z in (0, 5, 10, 15, 20, 25, 30)] == [1, 1, 2, 2, 2, 3, 0]
+    assert [mask[0, 0, z] for z in (0, 5, 10, 15, 20, 25, 30)] == [1, 1, 2, 2, 2, 3, 0]
 
 
 def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,29 +211,14 @@ def test_tools_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             make_mask(plan, scan(chest()[0]), scan(chest()[0]))
 
 
-# --- workers ---
-
-
-def test_a_worker_that_dies_takes_no_other_task_with_it() -> None:
-    words = ["a", "die", "b", "fail", "c"]
-    outcomes = dict(run_in_processes(act, words, 2))
-    assert set(outcomes) == set(words)
-    assert [outcomes[w] for w in "abc"] == ["A", "B", "C"]
-    assert str(outcomes["fail"]) == "it failed" and "Its process died" in str(outcomes["die"])
-
-
-def test_tasks_in_this_process() -> None:
-    assert dict(run_in_processes(act, ["a", "b"], 0)) == {"a": "A", "b": "B"}
-
-
 # --- real scans ---
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real scans at {REAL}")
 def test_a_real_chest() -> None:
-    image, asked, nodules = (
+    image, expected, nodules = (
         load_volume(REAL / name / "LIDC-IDRI-0002.nii.gz") for name in ("img", "gtlung", "nodules")
     )
-    made = threshold_lungs(image)
-    assert all(dice(made == side, asked.array == side) >= 0.95 for side in (1, 2))
-    assert np.isin(made, (1, 2))[nodules.array > 0].mean() >= 0.95
+    mask = threshold_lungs(image)
+    assert all(dice(mask == side, expected.array == side) >= 0.95 for side in (1, 2))
+    assert np.isin(mask, (1, 2))[nodules.array > 0].mean() >= 0.95

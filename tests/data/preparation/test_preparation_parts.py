@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -14,7 +15,10 @@ import pytest
 from PIL import Image
 
 from data.preparation import dataroot
+from data.preparation.case import RECORDS, CaseTask
+from data.preparation.headers import ACQUISITION
 from data.preparation.join import join_table
+from data.preparation.masks import MaskPlan
 from data.preparation.register import MAX_ID_LENGTH, CaseRegister, safe_id
 from data.preparation.sources import Source
 from tests.chests import SPACING, chest
@@ -33,14 +37,14 @@ def test_join(tmp_path: Path) -> None:
         "No;MRN;AGE;SMOKER;Home address\n1;00123;N/A; yes "
         ";x\n2;77;55.0;-;y\n3;77;56;no;y\n4;8;1;2;z\n"
     )
-    made = join_table(path, sources("123", "77", "9"))
-    assert made.key_column == "MRN" and made.columns == ("No", "AGE", "SMOKER")
-    assert made.rows == {"key123": {"No": "1", "AGE": "", "SMOKER": "yes"}}
-    said = " ".join(made.remarks)
+    table = join_table(path, sources("123", "77", "9"))
+    assert table.key_column == "MRN" and table.columns == ("No", "AGE", "SMOKER")
+    assert table.rows == {"key123": {"No": "1", "AGE": "", "SMOKER": "yes"}}
+    remarks = " ".join(table.remarks)
     assert (
-        "1 scans have several rows that differ" in said
-        and "1 of 3 scans have no row" in said
-        and "Home address" in said
+        "1 scans have several rows that differ" in remarks
+        and "1 of 3 scans have no row" in remarks
+        and "Home address" in remarks
     )
     with pytest.raises(UserError, match="names no scan"):
         join_table(path, sources("nobody"))
@@ -64,25 +68,20 @@ def test_spreadsheets_that_cannot_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["../../etc", "a/b", "..", "", "x" * 300, ".hidden", "Müller"])
 def test_ids_are_safe_names(text: str) -> None:
-    made = safe_id(text)
-    assert (
-        made
-        and "/" not in made
-        and not made.startswith(".")
-        and len(made) <= MAX_ID_LENGTH
-        and made != text
-    )
+    safe = safe_id(text)
+    assert safe and safe != text and len(safe) <= MAX_ID_LENGTH
+    assert "/" not in safe and not safe.startswith(".")
     assert safe_id("LIDC-IDRI-0001") == "LIDC-IDRI-0001" and safe_id("a/b") != safe_id("a_b")
 
 
 def test_two_scans_of_one_patient_keep_apart(tmp_path: Path) -> None:
     register = CaseRegister(tmp_path / "k.csv", recode=False)
     register.add([Source("s1", "P", ("P",)), Source("s2", "P", ("P",)), Source("s3", "p", ("p",))])
-    made = {k: e.case for k, e in register.entries.items()}
-    assert len({c.casefold() for c in made.values()}) == 3
+    cases = {k: e.case for k, e in register.entries.items()}
+    assert len({c.casefold() for c in cases.values()}) == 3
     assert register.entries["s1"].patient == register.entries["s2"].patient
     again = CaseRegister(tmp_path / "k.csv", recode=False)
-    assert {k: e.case for k, e in again.entries.items()} == made
+    assert {k: e.case for k, e in again.entries.items()} == cases
     (tmp_path / "k.csv").write_text("something else\nx\n")
     with pytest.raises(UserError, match="is not a key file"):
         CaseRegister(tmp_path / "k.csv", recode=False)
@@ -104,6 +103,22 @@ def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
     ) == set(patients)
     assert all(home[a] == home[b] for a in patients for b in patients if patients[a] == patients[b])
     assert json.loads(path.read_text()) == {k: list(v) for k, v in second.items()}
+
+
+@pytest.mark.parametrize(("kind", "old_kind"), [("threshold", "classic"), ("load", "given")])
+def test_records_of_earlier_versions_stay_valid(tmp_path: Path, kind: str, old_kind: str) -> None:
+    scan = tmp_path / "a.nii.gz"
+    scan.write_bytes(b"scan")
+    status = scan.stat()
+    plan = [old_kind, "", "None", "None"]
+    files = [[str(scan), status.st_size, status.st_mtime_ns]]
+    stored = json.dumps([1, None, "error", ACQUISITION, plan, files])
+    task = CaseTask("a", Source("a", "a", ("a",), volume=scan), tmp_path, MaskPlan(kind))
+    assert task.fingerprint() == hashlib.sha256(stored.encode()).hexdigest()
+    record = tmp_path / RECORDS / "a.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"masks": old_kind}))
+    assert dataroot.read_records(tmp_path) == {"a": {"masks": kind}}
 
 
 # --- the page ---

@@ -210,11 +210,11 @@ def test_a_full_disk(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(nib, "save", fill)
     refused(prepare(dicom, tmp_path / "out"), "No space left on device", "Finished cases are kept")
-    kept = [
+    names_by_folder = [
         [p.name for p in (tmp_path / "out" / folder).iterdir()]
         for folder in ("img", "gtlung", RECORDS)
     ]
-    assert [len(names) for names in kept] == [1, 1, 1]
+    assert [len(names) for names in names_by_folder] == [1, 1, 1]
     monkeypatch.undo()
     assert prepare(dicom, tmp_path / "out").code == 0
 
@@ -306,7 +306,7 @@ def test_volumes_are_resampled_and_same_names_refused(tmp_path: Path) -> None:
     )
 
 
-def test_given_masks_by_name(tmp_path: Path) -> None:
+def test_masks_by_name(tmp_path: Path) -> None:
     hu, labels = chest()
     for name in ("a", "b"):
         volume(tmp_path / "in" / f"{name}.nii.gz", hu)
