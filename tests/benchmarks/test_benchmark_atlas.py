@@ -100,6 +100,7 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
     assert "1 of 2 cohorts warned of" in sentence and "DIAGNOSIS: 30.0 to 40.0 HU" in sentence
 
 
+@pytest.mark.slow
 def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refits, "train_refits", in_this_process)
     monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])
