@@ -311,7 +311,7 @@ def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
     if not (root / "plant.json").is_file():
         plant_effect(
             DataOptions(dataroot=str(source)),
-            PlantOptions(out=str(root), hu=b.spike_hu, region="lower", plant_seed=k),
+            PlantOptions(out=str(root), hu=b.planted_hu, region="lower", plant_seed=k),
         )
     train_cohort_run(b, root, name, k)
     atlas = atlas_run.build_atlas(
@@ -330,7 +330,7 @@ def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
 def planted_effect_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
     """Return planted and generated effects by region, for each random half and on average."""
     draws = []
-    for k in range(1, b.spikes + 1):
+    for k in range(1, b.planted_cohorts + 1):
         piece = keep(f"spike_{k}", partial(planted_effect_atlas, b, k))
         draws += [{"draw": k, **row} for row in piece["rows"]]
     frame = pd.DataFrame(draws)

@@ -48,11 +48,17 @@ class AtlasBenchmarkOptions:
     patient_sd: float = flag(
         20.0, "SD in HU between patients for reasons outside the table.", low=0
     )
-    spike_hu: float = flag(
-        20.0, "Effect in HU planted in the lower thirds by the spike study.", low=5
+    planted_hu: float = flag(
+        20.0,
+        "Effect in HU planted in the lower thirds by the spike study.",
+        low=5,
+        old_names=("spike_hu",),
     )
-    spikes: int = flag(
-        3, "Cohorts of the spike study, each with the effect in its own random half.", low=1
+    planted_cohorts: int = flag(
+        3,
+        "Cohorts of the spike study, each with the effect in its own random half.",
+        low=1,
+        old_names=("spikes",),
     )
     max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
     text_encoder: str = flag(

@@ -31,7 +31,7 @@ SMALL = [
         cohorts=1,
         refits=3,
         permutations=5,
-        spikes=2,
+        planted_cohorts=2,
         text_encoder="table",
     ),
     f"--train_flags={TINY}",
