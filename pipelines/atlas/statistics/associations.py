@@ -12,11 +12,10 @@ import pandas as pd
 import statsmodels.api as sm
 from scipy import stats
 
-from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute
 
 STRONG_ASSOCIATION = 0.5
 MIN_ASSOCIATION_CASES = 15  # with both values known; an association in fewer cases is ignored
-LATER_ROLES = ("outcome", "mediator")  # roles of columns that come after an exposure
 
 
 @dataclass(frozen=True)

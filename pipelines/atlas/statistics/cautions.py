@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from pipelines.atlas.statistics.associations import (
-    LATER_ROLES,
     MIN_ASSOCIATION_CASES,
     Association,
     ambiguous_columns,
 )
-from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
 from pipelines.atlas.statistics.regression import (
     INSEPARABLE,
@@ -76,13 +75,13 @@ def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str])
         if len(ambiguous) == 2:
             consequence = (
                 "their effects cannot be told apart, neither is claimed, and intervals reach as "
-                "far as the tie allows"
+                "far as the association allows"
             )
         elif ambiguous:
             column, other = ambiguous[0], ""
             consequence = (
                 f"{column}, which comes after, is not claimed, and its intervals reach as far as "
-                "the tie allows"
+                "the association allows"
             )
         text = (
             f"{pair.column} and {pair.other} go together ({pair.measure} {pair.value:.2f} in "

@@ -11,6 +11,7 @@ import numpy as np
 from util.cli import safe_name
 
 Kind = Literal["category", "number"]
+LATER_ROLES = ("outcome", "mediator")  # roles of columns that come after an exposure
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.api as sm
 
-from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
+from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute, Contrast
 
 MIN_LEVEL_CASES = 3  # cases of a level; rarer levels of a covariate are pooled
 MIN_NUMBERS = 7  # distinct numbers of a covariate that is taken as a line, not as levels
@@ -79,7 +79,7 @@ class Roles:
         base = self._covariates(column, "demographic", "acquisition")
         sets = {"base": base}
         diagnosis = self.attributes.get(self.diagnosis)
-        is_later = diagnosis is None or diagnosis.role in ("outcome", "mediator")
+        is_later = diagnosis is None or diagnosis.role in LATER_ROLES
         if self.diagnosis != column and not is_later:
             sets["base+diagnosis"] = list(dict.fromkeys([*base, self.diagnosis]))
         sets["all"] = list(dict.fromkeys([*base, *self._covariates(column, "exposure")]))
