@@ -1,6 +1,4 @@
-"""The page of the atlas's proof: intervals against the truth, permuted fits, tied attributes, a
-planted effect.
-"""
+"""The page of the atlas benchmark: intervals, permuted fits, associations, a planted effect."""
 
 from __future__ import annotations
 
@@ -10,52 +8,62 @@ from typing import Any
 
 import pandas as pd
 from dominate import tags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from util.web import page_parts
 
-Found = Mapping[str, Any]
-HOLDS, MISSES = "#1f77b4", "#d62728"
+TITLE = "The atlas on planted truth"
+HOLDS_COLOUR = "#1f77b4"
+MISSES_COLOUR = "#d62728"
+
+StudyMetrics = Mapping[str, Any]
 
 
-def write_atlas_proof(folder: Path, found: Mapping[str, Found], said: Mapping[str, str]) -> Path:
-    """Writes folder/index.html.
+def write_atlas_page(
+    folder: Path, studies: Mapping[str, StudyMetrics], sentences: Mapping[str, str]
+) -> Path:
+    """Write `folder`/index.html and return its path.
 
     Args:
-        folder: Of the benchmark.
-        found: The figures of each finished study.
-        said: Its outcome in a sentence.
+        folder: Folder of the benchmark.
+        studies: Metrics of each finished study.
+        sentences: Outcome of each study in a sentence.
     """
     page_parts.copy_assets(folder / "web", "page.css")
-    document = page_parts.new_document("The atlas on planted truth", "web/")
-    with document, tags.main(cls="evidence"):
-        tags.h1("The atlas on planted truth")
-        for name, figures in found.items():
-            tags.h2(TITLES[name])
-            tags.p(said[name])
-            SECTIONS[name](folder / "web", figures)
-        page_parts.cautions()
+    document = page_parts.new_document(TITLE, "web/")
+    with document:
+        page_parts.page_header(TITLE)
+        with tags.main(cls="evidence"):
+            for name, metrics in studies.items():
+                with page_parts.card(TITLES[name]):
+                    tags.p(sentences[name])
+                    SECTIONS[name](folder / "web", metrics)
     return page_parts.write_document(document, folder / "index.html")
 
 
-def _coverage(web: Path, figures: Found) -> None:
-    rows = pd.DataFrame(figures["rows"])
-    chart = interval_chart(rows, web / "coverage.png")
-    tags.img(src=f"web/{chart.name}", alt="Intervals minus the truth", style="max-width:100%")
-    page_parts.frame_table(
-        rows.assign(holds=rows["holds"].map({True: "yes", False: "no"})), "{:.1f}".format
-    )
+def _coverage(web: Path, metrics: StudyMetrics) -> None:
+    rows = pd.DataFrame(metrics["rows"])
+    draw_intervals(rows, web / "coverage.png")
+    page_parts.chart("web/coverage.png", "Intervals minus the truth")
+    holds = rows["holds"].map({True: "yes", False: "no"})
+    page_parts.frame_table(rows.assign(holds=holds), "{:.1f}".format)
 
 
-def interval_chart(rows: pd.DataFrame, path: Path) -> Path:
-    """Each interval minus its truth, sorted; one that holds 0 holds the truth."""
+def draw_intervals(rows: pd.DataFrame, path: Path) -> None:
+    """Draw each interval minus its truth; one that holds 0 holds the truth.
+
+    Args:
+        rows: Attribute, effect, interval and truth (HU), and whether the interval holds it.
+        path: The PNG file to write.
+    """
     rows = rows.sort_values(["column", "generated_hu"], ignore_index=True)
     figure = Figure(figsize=(8, 0.22 * len(rows) + 1), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.axvline(0, color="0.5", linewidth=1, linestyle="--")
-    for holds, colour, label in ((True, HOLDS, "holds the truth"), (False, MISSES, "misses it")):
+    for holds, colour, label in (
+        (True, HOLDS_COLOUR, "holds the truth"),
+        (False, MISSES_COLOUR, "misses it"),
+    ):
         part = rows[rows["holds"] == holds]
         middle = part["generated_hu"] - part["true_hu"]
         reach = [part["generated_hu"] - part["low_hu"], part["high_hu"] - part["generated_hu"]]
@@ -66,50 +74,50 @@ def interval_chart(rows: pd.DataFrame, path: Path) -> Path:
     axes.set(xlabel="generated effect with its 95 % interval, minus the truth (HU)")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
-    return path
 
 
-def _permuted(web: Path, figures: Found) -> None:
-    declared = [
-        {"fit": name, "declared": ", ".join(places)}
-        for name, places in figures["findings"].items()
-        if places
-    ]
-    if declared:
-        page_parts.frame_table(pd.DataFrame(declared))
+def _permuted(web: Path, metrics: StudyMetrics) -> None:
+    rows = []
+    for fit, places in metrics["findings"].items():
+        if places:
+            rows.append({"fit": fit, "declared": ", ".join(places)})
+    if rows:
+        page_parts.frame_table(pd.DataFrame(rows))
 
 
-def _ties(web: Path, figures: Found) -> None:
-    widths = pd.DataFrame(figures["widths_hu"]).rename_axis("attribute").reset_index()
+def _associations(web: Path, metrics: StudyMetrics) -> None:
     tags.p(
-        "Width of the 95 % interval of the lungs' effect in HU, mean over cohorts: without the tie "
-        "(free), and with it (what refits alone say, and what the atlas says):"
+        "Width of the 95 % interval of the lungs' effect in HU, mean over cohorts: without the "
+        "association (free), and with it (from refits alone, and from the atlas):"
     )
+    widths = pd.DataFrame(metrics["widths_hu"]).rename_axis("attribute").reset_index()
     page_parts.frame_table(widths, "{:.1f}".format)
     tags.p("The same in each cohort:")
-    page_parts.frame_table(pd.DataFrame(figures["widths"]), "{:.1f}".format)
-    tags.ul(
-        *(
-            tags.li(f"Cohort {cohort}: {text}")
-            for cohort, texts in figures["warnings"].items()
-            for text in texts
-        )
-    )
+    page_parts.frame_table(pd.DataFrame(metrics["widths"]), "{:.1f}".format)
+    warnings = []
+    for cohort, texts in metrics["warnings"].items():
+        warnings += [f"Cohort {cohort}: {text}" for text in texts]
+    page_parts.bullet_list(warnings)
 
 
-def _spike(web: Path, figures: Found) -> None:
-    page_parts.frame_table(pd.DataFrame(figures["rows"]), "{:.2f}".format)
+def _planted_effect(web: Path, metrics: StudyMetrics) -> None:
+    page_parts.frame_table(pd.DataFrame(metrics["rows"]), "{:.2f}".format)
     tags.p(
         "Each random half, beside what a regression of these very scans finds (real_hu, 95 % "
         "interval):"
     )
-    page_parts.frame_table(pd.DataFrame(figures["draws"]), "{:.2f}".format)
+    page_parts.frame_table(pd.DataFrame(metrics["draws"]), "{:.2f}".format)
 
 
 TITLES = {
     "coverage": "Do intervals hold the truth?",
     "permuted": "Are fits that can know nothing declared findings?",
-    "ties": "Two attributes that go together",
+    "ties": "Two associated attributes",
     "spike": "An effect planted in one place",
 }
-SECTIONS = {"coverage": _coverage, "permuted": _permuted, "ties": _ties, "spike": _spike}
+SECTIONS = {
+    "coverage": _coverage,
+    "permuted": _permuted,
+    "ties": _associations,
+    "spike": _planted_effect,
+}

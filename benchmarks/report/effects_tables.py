@@ -1,4 +1,4 @@
-"""Tables of the proof on planted truth, from its finished cells."""
+"""Tables of the effects benchmark on planted truth, from its finished configurations."""
 
 from __future__ import annotations
 
@@ -8,138 +8,160 @@ from typing import Any
 import pandas as pd
 
 REGIONS = ("lungs", "upper", "middle", "lower", "rim", "core")
-KIND = ["cell", "cases", "patient SD"]  # what sets a cell apart from others, its seed left out
-SMALL = "error where truth < 5 HU"
-ALLOWED = (0.1, 3.0)  # share of the truth and HU by which a network may miss what the oracle finds
+# What sets a configuration apart from others, its seed left out.
+CONFIGURATION_COLUMNS = ["configuration", "cases", "patient SD"]
+SMALL_ERROR = "error where truth < 5 HU"
+ORACLE_TOLERANCE = (0.1, 3.0)  # share of the truth, and HU, that a network may be off the oracle
 
-Cell = Mapping[str, Any]
-
-
-def kind(cell: Cell) -> dict[str, str]:
-    """The columns of `KIND`; a tag and confounding go with the name."""
-    more = [cell.get("tag", "").strip("_")] + (
-        [f"confounding {cell['confounding']:g}"] if cell.get("confounding") else []
-    )
-    named = ", ".join([cell["cell"], *filter(None, more)])
-    return dict(zip(KIND, (named, str(cell["cases"]), f"{cell['patient_sd']:g}"), strict=True))
+Configuration = Mapping[str, Any]
 
 
-def slope_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
-    """A row for each cell and attribute with an effect: slopes by region, signs, errors where the
-    truth is small.
+def configuration_columns(configuration: Configuration) -> dict[str, str]:
+    """Return the values of `CONFIGURATION_COLUMNS`; the name holds tag and confounding."""
+    names = [configuration["cell"], configuration.get("tag", "").strip("_")]
+    if configuration.get("confounding"):
+        names.append(f"confounding {configuration['confounding']:g}")
+    return {
+        "configuration": ", ".join(filter(None, names)),
+        "cases": str(configuration["cases"]),
+        "patient SD": f"{configuration['patient_sd']:g}",
+    }
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+
+
+def slope_frame(configurations: Sequence[Configuration], real: Sequence[str]) -> pd.DataFrame:
+    """Return slopes by region, signs, and errors where the truth is small.
+
+    Args:
+        configurations: Metrics of finished configurations.
+        real: Attributes with an effect.
+
+    Returns:
+        A row per configuration and attribute.
     """
     rows = []
-    for c in cells:
+    for configuration in configurations:
         for attribute in real:
-            of = c["effects"][attribute]
-            small = [f["small_error"] for r, f in of.items() if r in REGIONS and "small_error" in f]
-            rows.append(
-                {
-                    **kind(c),
-                    "attribute": attribute,
-                    "seed": str(c["seed"]),
-                    **{r: of.get(r, {}).get("slope") for r in REGIONS},
-                    "signs right": of["lungs"].get("signs_right"),
-                    SMALL: max(small, default=None),
-                }
-            )
-    return pd.DataFrame(rows).astype(dict.fromkeys([*REGIONS, "signs right", SMALL], float))
+            effects = configuration["effects"][attribute]
+            errors = [effects[r].get("small_error") for r in REGIONS if r in effects]
+            row: dict[str, Any] = configuration_columns(configuration)
+            row |= {"attribute": attribute, "seed": str(configuration["seed"])}
+            row |= {region: effects.get(region, {}).get("slope") for region in REGIONS}
+            row["signs right"] = effects["lungs"].get("signs_right")
+            row[SMALL_ERROR] = max((e for e in errors if e is not None), default=None)
+            rows.append(row)
+    return _frame(rows, [*REGIONS, "signs right", SMALL_ERROR])
 
 
-def known_frame(cells: Sequence[Cell], real: Sequence[str]) -> pd.DataFrame:
-    """What a regression finds in the rows as training sees them, as `slope_frame`: a row for each
-    cohort and attribute.
+def incomplete_frame(configurations: Sequence[Configuration], real: Sequence[str]) -> pd.DataFrame:
+    """Return what a regression finds in the rows as training sees them, as `slope_frame`.
+
+    Args:
+        configurations: Metrics of finished configurations.
+        real: Attributes with an effect.
+
+    Returns:
+        A row per cohort and attribute.
     """
     rows = {}
-    for c in cells:
+    for configuration in configurations:
         for attribute in real:
             cohort = {
-                "cases": str(c["cases"]),
-                "patient SD": f"{c['patient_sd']:g}",
-                "confounding": f"{c.get('confounding', 0):g}",
+                "cases": str(configuration["cases"]),
+                "patient SD": f"{configuration['patient_sd']:g}",
+                "confounding": f"{configuration.get('confounding', 0):g}",
                 "attribute": attribute,
-                "seed": str(c["seed"]),
+                "seed": str(configuration["seed"]),
             }
-            of = c.get("incomplete", {}).get(attribute, {})
-            rows[tuple(cohort.values())] = {
-                **cohort,
-                **{r: of.get(r) for r in REGIONS},
-                SMALL: c.get("incomplete_small", {}).get(attribute),
-            }
-    return pd.DataFrame(list(rows.values())).astype(dict.fromkeys([*REGIONS, SMALL], float))
+            row: dict[str, Any] = dict(cohort)
+            slopes = configuration.get("incomplete", {}).get(attribute, {})
+            row |= {region: slopes.get(region) for region in REGIONS}
+            row[SMALL_ERROR] = configuration.get("incomplete_small", {}).get(attribute)
+            rows[tuple(cohort.values())] = row
+    return _frame(list(rows.values()), [*REGIONS, SMALL_ERROR])
 
 
-def contrast_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """A row for each cell and pair of values, HU in the lungs: generated, truth, oracle, and what
-    the training rows tell.
+def pair_frame(configurations: Sequence[Configuration]) -> pd.DataFrame:
+    """Return effects in the lungs in HU: generated, true, and by regressions.
+
+    Returns:
+        A row per configuration and pair of values.
     """
+    share, least = ORACLE_TOLERANCE
     rows = []
-    for c in cells:
-        for attribute, by_region in c["effects"].items():
-            for pair, (made, true) in by_region["lungs"]["pairs"].items():
+    for configuration in configurations:
+        for attribute, by_region in configuration["effects"].items():
+            for pair, (generated, true) in by_region["lungs"]["pairs"].items():
                 name = f"{attribute}: {pair}"
-                oracle = c["oracle"][name]
+                oracle = configuration["oracle"][name]
                 rows.append(
                     {
-                        **kind(c),
+                        **configuration_columns(configuration),
                         "contrast": name,
-                        "seed": str(c["seed"]),
-                        "generated": made,
+                        "seed": str(configuration["seed"]),
+                        "generated": generated,
                         "truth": true,
                         "oracle": oracle,
-                        "incomplete rows": c.get("known", {}).get(name),
-                        "off the oracle": abs(made - oracle),
-                        "allowed": ALLOWED[0] * abs(true) + ALLOWED[1],
+                        "incomplete rows": configuration.get("known", {}).get(name),
+                        "off the oracle": abs(generated - oracle),
+                        "allowed": share * abs(true) + least,
                     }
                 )
-    return pd.DataFrame(rows).astype({"incomplete rows": float})
+    return _frame(rows, ["incomplete rows"])
 
 
-def control_frame(cells: Sequence[Cell], null: str) -> pd.DataFrame:
-    """A row a cell: what must not change, ages never seen, texture, and minutes."""
+def control_frame(configurations: Sequence[Configuration], null: str) -> pd.DataFrame:
+    """Return what must not change, ages never seen, texture, and minutes.
+
+    Args:
+        configurations: Metrics of finished configurations.
+        null: The column without effect.
+
+    Returns:
+        A row per configuration.
+    """
     rows = []
-    for c in cells:
-        text = c.get("text", {})
-        rows.append(
-            {
-                **kind(c),
-                "seed": str(c["seed"]),
-                "no effect, HU": c["effects"][null]["lungs"]["mean_abs"],
-                "outside, HU": max(of["outside"]["mean_abs"] for of in c["effects"].values()),
-                "re-worded, HU": text.get("re-worded", {}).get("mean_abs"),
-                "re-ordered, HU": text.get("re-ordered", {}).get("mean_abs"),
-                "unseen ages, slope": text.get("unseen_ages", {}).get("slope"),
-                "voxel error": c["mae_ratio"],
-                "SD": c["sd_ratio"],
-                "W1": c["w1_hu"] / c["w1_floor_hu"],
-                "minutes": (c["train_seconds"] + c["encoder_seconds"]) / 60,
-            }
-        )
-    frame = pd.DataFrame(rows)
-    numbers = [c for c in frame.columns if c not in (*KIND, "seed")]
-    return frame.astype(dict.fromkeys(numbers, float))
+    for configuration in configurations:
+        effects = configuration["effects"]
+        text = configuration.get("text", {})
+        seconds = configuration["train_seconds"] + configuration["encoder_seconds"]
+        numbers = {
+            "no effect, HU": effects[null]["lungs"]["mean_abs"],
+            "outside, HU": max(by_region["outside"]["mean_abs"] for by_region in effects.values()),
+            "re-worded, HU": text.get("re-worded", {}).get("mean_abs"),
+            "re-ordered, HU": text.get("re-ordered", {}).get("mean_abs"),
+            "unseen ages, slope": text.get("unseen_ages", {}).get("slope"),
+            "voxel error": configuration["mae_ratio"],
+            "SD": configuration["sd_ratio"],
+            "W1": configuration["w1_hu"] / configuration["w1_floor_hu"],
+            "minutes": seconds / 60,
+        }
+        columns = configuration_columns(configuration)
+        rows.append({**columns, "seed": str(configuration["seed"]), **numbers})
+    return _frame(rows, list(numbers) if rows else [])
 
 
-def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds; `seed` becomes the number of `seeds`."""
-    keys = [c for c in frame.select_dtypes(exclude="number").columns if c != "seed"]
+def mean_over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return means over seeds; `seed` becomes the number of `seeds`."""
+    keys = [name for name in frame.select_dtypes(exclude="number").columns if name != "seed"]
     groups = frame.groupby(keys, sort=False)
     means = groups.mean(numeric_only=True).reset_index()
     means.insert(len(keys), "seeds", groups["seed"].nunique().to_numpy())
     return means
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table; numbers with two decimals, absent ones as a dash."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, float):
-            return "–" if pd.isna(value) else f"{value:.2f}"
-        return str(value)
-
-    lines = [
-        list(frame.columns),
-        ["---"] * len(frame.columns),
-        *([text(v) for v in row] for row in frame.to_numpy(object)),
-    ]
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Return a frame as Markdown; numbers with two decimals, absent ones as a dash."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns)]
+    for row in frame.to_numpy(object):
+        lines.append([_markdown_cell(value) for value in row])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if pd.isna(value) else f"{value:.2f}"
+    return str(value)

@@ -88,8 +88,8 @@ window.Mask2CT = (() => {
   /** A function from stored values to pixels, for a volume of this kind. */
   function colourOf({ kind, step }, view) {
     if (kind === "mask") return (v) => (v === 0 ? background : labelPixels.get(v) ?? 0xffffffff);
-    const [low, high] = colourRange(kind, view) || config.windows[view.window], scale = 255 / (high - low);
-    const shade = (v) => Math.max(0, Math.min(255, Math.round((v * step - low) * scale)));
+    const [low, high] = colourRange(kind, view) || config.windows[view.window], width = high - low;
+    const shade = (v) => Math.max(0, Math.min(255, Math.round(((v * step - low) / width) * 255)));
     const palette = { difference: palettes.diverging, score: palettes.diverging, spread: palettes.sequential }[kind];
     if (palette) return (v) => (v === NO_VALUE ? background : palette[shade(v)]);
     return (v) => (v === NO_VALUE ? background : (0xff000000 | (shade(v) * 0x010101)) >>> 0);
