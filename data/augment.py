@@ -47,8 +47,9 @@ def random_affine(
     offset = half + margin - matrix @ half
     hu = crop(image, box_start, box_size, air).astype(np.float32)
     labels = crop(mask, box_start, box_size, 0)
-    low, high = hu.min(), hu.max()  # splines overshoot
+    low = hu.min()
+    high = hu.max()
     shape = tuple(size)
     hu = affine_transform(hu, matrix, offset, output_shape=shape, order=3, mode="nearest")
     labels = affine_transform(labels, matrix, offset, output_shape=shape, order=0, mode="nearest")
-    return hu.clip(low, high), labels
+    return hu.clip(low, high), labels  # splines overshoot

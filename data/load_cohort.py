@@ -157,7 +157,7 @@ def _load_splits(
     if column and column != options.key_column and column not in columns:
         raise UserError(
             f"--patient_column {column!r} is not a column of the table; it has: "
-            f"{format_list(list(columns), 30)}."
+            f"{format_list(columns, 30)}."
         )
     patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
     ids = [case.id for case in cases]

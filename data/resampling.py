@@ -104,7 +104,7 @@ def _permute_columns(
     if unknown := [column for column in columns if column not in cohort.columns]:
         raise UserError(
             f"--permute: the table has no column {unknown[0]!r}; it has: "
-            f"{format_list(list(cohort.columns), 40)}."
+            f"{format_list(cohort.columns, 40)}."
         )
     if (cohort.root / PROMPTS_FILE).is_file():
         raise UserError(

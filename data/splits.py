@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 SPLIT_NAMES = ("train", "val", "test")
 MIN_CASES = 10  # below this a tenth is less than a case
 
-Splits = dict[str, tuple[str, ...]]
+Splits = Mapping[str, tuple[str, ...]]
 
 
 def read_splits(

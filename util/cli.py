@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -97,7 +97,7 @@ def safe_name(text: str) -> str:
     return UNSAFE.sub("_", text)
 
 
-def format_list(items: list[str], limit: int = 8) -> str:
+def format_list(items: Sequence[str], limit: int = 8) -> str:
     """Return the items as "a, b, c, ... (12 in all)", for messages."""
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

@@ -102,7 +102,7 @@ class PhantomCohort:
         """Return the complete row of a case."""
         if case not in self.rows:
             raise UserError(
-                f"{case!r} is not a phantom of this cohort; it has: {format_list(list(self.rows))}."
+                f"{case!r} is not a phantom of this cohort; it has: {format_list(self.case_ids)}."
             )
         return dict(self.rows[case])
 
@@ -150,8 +150,7 @@ def _check_cell(column: str, value: str) -> None:
     """Raise `UserError` for a column or a value that the cohort does not have."""
     if column not in COLUMNS:
         raise UserError(
-            f"{column!r} is not a column of the phantom cohort; it has: "
-            f"{format_list(list(COLUMNS), 20)}."
+            f"{column!r} is not a column of the phantom cohort; it has: {format_list(COLUMNS, 20)}."
         )
     if value and column in LEVELS and value not in LEVELS[column]:
         raise UserError(

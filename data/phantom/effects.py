@@ -156,7 +156,7 @@ def parse_effects(raw: Any, source: str) -> PlantedEffects:
     if null_column is not None and null_column not in COLUMNS:
         raise UserError(
             f"{source}: null_column is {null_column!r}; it must be one of: "
-            f"{format_list(list(COLUMNS), 20)}."
+            f"{format_list(COLUMNS, 20)}."
         )
     if null_column in columns:
         raise UserError(

@@ -88,34 +88,39 @@ def check_intervention(
         )
     known = template.known_values(rows, column)
     try:
-        shown = {
-            value: template.format_value(template.change(rows[0], column, value).row, column)
-            for value in intervention.values
-        }
+        unseen = _unseen_values(intervention, template, rows[0], known)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
-    is_numeric = template[column].kind == "number" or all(
-        value.replace(".", "", 1).isdigit() for value in known
-    )
-    for value in intervention.values:
-        if not value or shown[value] in known:
-            continue
-        if is_numeric:
-            meaning = (
-                "; the model interpolates between its neighbours"
-                if _lies_between(shown[value], known)
-                else ""
-            )
-            occurring = f"{known[0]} to {known[-1]}" if known else "none"
-        elif must_occur:
-            raise UserError(
-                f"{flag}: no case has {column}={value}; there are: "
-                f"{format_list(list(known), 20) or 'none'}."
-            )
-        else:
+    is_numeric = template[column].kind == "number" or all(map(_is_digits, known))
+    listed = f"{known[0]} to {known[-1]}" if is_numeric and known else format_list(known, 20)
+    for value, shown in unseen.items():
+        if must_occur and not is_numeric:
+            raise UserError(f"{flag}: no case has {column}={value}; there are: {listed or 'none'}.")
+        meaning = ""
+        if not is_numeric:
             meaning = "; the model has never seen it, so its effect means nothing"
-            occurring = format_list(list(known), 20) or "none"
-        log.warning("%s: no case has %s=%s%s. Known: %s.", flag, column, value, meaning, occurring)
+        elif _lies_between(shown, known):
+            meaning = "; the model interpolates between its neighbours"
+        log.warning(
+            "%s: no case has %s=%s%s. Known: %s.", flag, column, value, meaning, listed or "none"
+        )
+
+
+def _unseen_values(
+    intervention: Intervention, template: Template, row: dict[str, str], known: Sequence[str]
+) -> dict[str, str]:
+    """Return the values that no row has, with the form in which the text shows them."""
+    unseen = {}
+    for value in intervention.values:
+        changed = template.change(row, intervention.column, value)
+        shown = template.format_value(changed.row, intervention.column)
+        if value and shown not in known:
+            unseen[value] = shown
+    return unseen
+
+
+def _is_digits(value: str) -> bool:
+    return value.replace(".", "", 1).isdigit()
 
 
 def _lies_between(value: str, known: Sequence[str]) -> bool:

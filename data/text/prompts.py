@@ -188,7 +188,7 @@ def load_template(
         if columns and not set(known) & set(columns):
             raise UserError(
                 f"--template {name} knows none of the table's columns "
-                f"({format_list(list(columns))}); it knows {format_list(list(known))}. Use "
+                f"({format_list(columns)}); it knows {format_list(list(known))}. Use "
                 "--template auto, or write a template."
             )
     for column in (key_column, patient_column):
@@ -222,7 +222,7 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
         if not {"File Name", "Prompt"} <= set(rows.fieldnames or ()):
             raise UserError(
                 f"{path} must have the columns 'File Name' and 'Prompt'; it has: "
-                f"{format_list(list(rows.fieldnames or ()))}."
+                f"{format_list(rows.fieldnames or ())}."
             )
         for row in rows:
             name = strip_suffix(row["File Name"].strip())
