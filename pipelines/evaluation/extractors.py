@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from models.weights import read_weights
 from pipelines.evaluation.random_network import RandomNetwork
 from util.cli import UserError, format_list
+from util.training.checkpoint import weight_differences
 
 CHOICES_2D = ("random", "inception", "vgg", "radimagenet", "swav")
 CHOICES_3D = ("random", "medicalnet")
@@ -146,15 +147,10 @@ def _is_head(key: str) -> bool:
 def _load_exactly(network: nn.Module, state: State, source: str) -> nn.Module:
     """Load weights that must fit exactly, apart from heads."""
     expected = {k: v for k, v in network.state_dict().items() if not _is_head(k)}
-    missing = sorted(set(expected) - set(state))
-    unknown = sorted(set(state) - set(expected))
-    misshapen = [k for k in expected if k in state and expected[k].shape != state[k].shape]
-    if missing or unknown or misshapen:
+    if differences := weight_differences(expected, state):
         raise UserError(
-            f"{source} holds the weights of another network (missing: "
-            f"{format_list(missing, 2) or 'none'}; not known: "
-            f"{format_list(unknown, 2) or 'none'}; of another shape: "
-            f"{format_list(misshapen, 2) or 'none'}). Choose the extractor that they belong to."
+            f"{source} holds the weights of another network ({'; '.join(differences)}). Choose the "
+            "extractor that they belong to."
         )
     network.load_state_dict(state, strict=False, assign=True)
     return network

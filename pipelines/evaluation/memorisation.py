@@ -36,12 +36,12 @@ class NearestScan:
 
     @property
     def copied(self) -> bool:
-        """Whether the volume is called a copy."""
+        """Return whether the volume is called a copy."""
         return self.distance < self.threshold
 
     @property
     def closer_than_real(self) -> bool:
-        """Whether the volume is closer than any real scan."""
+        """Return whether the volume is closer than any real scan."""
         return self.distance < self.closest_real
 
 
@@ -59,12 +59,12 @@ class CopyVerdict:
 
     @property
     def copy(self) -> bool:
-        """Whether the volume is called a copy."""
+        """Return whether the volume is called a copy."""
         return self.image.copied or (self.feature is not None and self.feature.copied)
 
     @property
     def alarm(self) -> bool:
-        """Whether the volume is closer to a training scan than any real scan is."""
+        """Return whether the volume is closer to a training scan than any real scan is."""
         by_feature = self.feature is not None and self.feature.closer_than_real
         return self.image.closer_than_real or by_feature
 
@@ -248,7 +248,7 @@ class CopyCheck:
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are enough real scans to say how close is too close."""
+        """Return whether there are enough real scans to say how close is too close."""
         return len(self.image.reference) >= MIN_REFERENCES
 
     def __call__(

@@ -109,7 +109,7 @@ class EvaluationPlan:
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are enough volumes to interpret the metrics."""
+        """Return whether there are enough volumes to interpret the metrics."""
         smaller = min(len(self.sets["real"].files), len(self.sets["synthetic"].files))
         return smaller >= MIN_CONCLUSIVE
 

@@ -11,9 +11,9 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from data.cohort import IMAGES, MASKS, natural_key
-from data.geometry import Shape, resample
+from data.geometry import Shape, Volume, resample
 from data.splits import read_splits
-from data.volumes import Volume, has_suffix, load_volume, read_header, strip_suffix
+from data.volumes import has_suffix, load_volume, read_header, strip_suffix
 from util.cli import UserError, format_list
 
 VOLUMES_TABLE = "volumes.csv"  # of test.py

@@ -121,7 +121,7 @@ def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") 
     for name, tensor in load_part(folder, part).items():
         if name.startswith(prefix):
             tensors[name.removeprefix(prefix)] = tensor
-    problems = _differences(network.state_dict(), tensors)
+    problems = weight_differences(network.state_dict(), tensors)
     if problems:
         raise UserError(
             f"{folder / part}.safetensors is of another architecture ({'; '.join(problems)}). Use "
@@ -130,7 +130,8 @@ def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") 
     network.load_state_dict(tensors)
 
 
-def _differences(expected: Tensors, tensors: Tensors) -> list[str]:
+def weight_differences(expected: Tensors, tensors: Tensors) -> list[str]:
+    """Return what is missing, not known, or of another shape, in words; empty where all fits."""
     missing = sorted(set(expected) - set(tensors))
     surplus = sorted(set(tensors) - set(expected))
     shapes = [
