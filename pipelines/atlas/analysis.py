@@ -192,7 +192,7 @@ def cohort_cautions(
     warned += cautions.role_cautions(attributes)
     for column, reason in study.left_out.items():
         if reason != "not asked for":
-            warned.append(Caution("left out", f"{column} was not looked at: {reason}.", column))
+            warned.append(Caution("left out", f"{column} was not studied: {reason}.", column))
     return warned
 
 

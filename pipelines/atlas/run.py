@@ -263,8 +263,8 @@ class AtlasSummary:
         studied = found + len(frames["not_found"])
         if cautions["kind"].eq("no permuted refits").any():
             text = (
-                f"{studied} contrasts were looked at; nothing is called a finding, because there "
+                f"{studied} contrasts were studied; nothing is called a finding, because there "
                 "are too few permuted refits (scripts/refit.py)."
             )
             return cls(text, False)
-        return cls(f"{found} of {studied} contrasts that were looked at are findings.", True)
+        return cls(f"{found} of {studied} contrasts that were studied are findings.", True)

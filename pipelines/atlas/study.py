@@ -97,7 +97,7 @@ class AtlasStudy:
         null_column = options.null_column
         if null_column and null_column not in [a.column for a in chosen.attributes]:
             raise UserError(
-                f"--null_column {null_column!r} is not among the attributes that are looked at."
+                f"--null_column {null_column!r} is not among the attributes that are studied."
             )
         patients = patients_of(cohort, generation.data.patient_column)
         fold_of = folds_of_cases(options, training, patients)
@@ -234,7 +234,7 @@ def drop_impossible(
     Raises:
         UserError: Such an attribute was asked for, or none is left.
     """
-    reason = "the rest of the row rules it out in every case looked at"
+    reason = "the rest of the row rules it out in every case"
     possible = []
     left_out = dict(choice.left_out)
     for attribute in choice.attributes:
@@ -249,8 +249,7 @@ def drop_impossible(
             left_out[attribute.column] = reason
     if not possible:
         raise UserError(
-            f"No attribute can be tried in the {len(cases)} cases looked at. Choose another "
-            "--split."
+            f"No attribute can be varied in any of the {len(cases)} cases. Choose another --split."
         )
     return AttributeChoice(possible, left_out)
 

@@ -120,7 +120,7 @@ def _few_cases(attribute: AtlasAttribute, values: pd.Series, patient: pd.Series)
         count = int(patients.get(value, 0))
         if count >= MIN_LEVEL_PATIENTS:
             continue
-        ending = "" if value in attribute.values else "; it is not looked at"
+        ending = "" if value in attribute.values else "; it is not studied"
         text = f"{attribute.column}: training patients with {value}: only {count}{ending}."
         cautions.append(Caution("few cases", text, attribute.column, value, count))
     return cautions

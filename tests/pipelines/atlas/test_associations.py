@@ -157,7 +157,7 @@ def test_only_effects_in_doubt_are_widened() -> None:
     assert of(widen_intervals(effects(), [STRONG], TABLE, [A, AGE], {}), "A=yes") == (
         0,
         0,
-    )  # the effect of B was not looked at
+    )  # the effect of B was not studied
 
 
 def test_without_refits_there_is_still_no_interval() -> None:

@@ -174,7 +174,7 @@ def test_verdicts_and_sentences(atlas: Path) -> None:
     assert (
         atlas_record["version"] == 1
         and atlas_record["conclusive"]
-        and "contrasts that were looked at are findings" in atlas_record["summary"]
+        and "contrasts that were studied are findings" in atlas_record["summary"]
     )
     contrasts = atlas_record["findings"] + atlas_record["not_found"]
     assert len(contrasts) == 4 and all(
