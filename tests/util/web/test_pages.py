@@ -34,6 +34,8 @@ from util.web.web_data import block_shape, shrink
 SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
 WINDOW = (-1000.0, 400.0)
 
+Visit = Callable[[Path], Any]
+
 
 def volumes() -> dict[str, NDArray[Any]]:
     """A chest of two ellipsoid lungs; the left one (label 1) lies at low x."""
@@ -190,7 +192,7 @@ def press(page: Any, value: str) -> None:
     page.click(f"button[data-value={value}]")
 
 
-def test_results_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+def test_results_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
     v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
     add(results, "a", "<script>window.evil = 1</script>")
     page = visit(results.save({"Data": {"dataroot": "d"}}))
@@ -234,7 +236,7 @@ def test_results_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any])
     )
 
 
-def test_value_under_the_cursor(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+def test_value_under_the_cursor(tmp_path: Path, visit: Visit) -> None:
     v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
     add(results, "a")
     page = visit(results.save({}))
@@ -253,7 +255,7 @@ def test_value_under_the_cursor(tmp_path: Path, visit: Callable[[Path], Any]) ->
         assert float(shown[2].removesuffix(" HU")) == pytest.approx(change, abs=0.0501)
 
 
-def test_cases_load_when_seen_and_are_freed(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+def test_cases_load_when_seen_and_are_freed(tmp_path: Path, visit: Visit) -> None:
     results = ResultsPage(tmp_path, "run", WINDOW)
     for number in range(30):
         add(results, f"patient {number}")
@@ -276,7 +278,62 @@ def test_cases_load_when_seen_and_are_freed(tmp_path: Path, visit: Callable[[Pat
     assert page.locator(".case:visible").count() == 1
 
 
-def test_training_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+def test_shift_and_wheel_go_through_the_slices(tmp_path: Path, visit: Visit) -> None:
+    v = volumes()
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    add(results, "a")
+    page = visit(results.save({}))
+    wait_for_panels(page)
+    k = fullest_slices(v["mask"])[2]
+    page.locator(".stage").nth(1).hover()
+    page.mouse.wheel(0, 100)
+    assert f"{k + 1} of" in page.inner_text(".slices output")  # the bare wheel scrolls the page
+    page.locator(".stage").nth(1).hover()
+    page.keyboard.down("Shift")
+    page.mouse.wheel(0, -100)
+    page.wait_for_function(f"Mask2CT.viewers[0].at[2] === {k + 1}")
+    assert np.array_equal(pixels(page, 0), mask_rgb(radiological_slice(v["mask"], "axial", k + 1)))
+    assert page.locator(".value").nth(1).inner_text().endswith("HU")  # the pointer's voxel follows
+
+
+def test_size_and_smoothing(tmp_path: Path, visit: Visit) -> None:
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    add(results, "a")
+    page = visit(results.save({}))
+    width = page.locator(".stage").first.bounding_box()["width"]
+    press(page, "small")
+    assert page.locator(".stage").first.bounding_box()["width"] < width
+    rendering = "getComputedStyle(document.querySelector('.ct canvas.voxels')).imageRendering"
+    assert page.evaluate(rendering) == "auto"
+    page.uncheck("#smooth")
+    assert page.evaluate(rendering) == "pixelated"
+
+
+def test_voxels_that_are_missing_are_named(tmp_path: Path, browser: Any) -> None:
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    add(results, "a")
+    file = tmp_path / "web" / "case-0001-a-1.js"
+    file.unlink()
+    page = browser.new_page()
+    page.goto(results.save({}).as_uri())
+    page.wait_for_selector(".ct[data-state=failed]")
+    assert page.inner_text(".ct .value") == f"The voxels are missing: web/{file.name}"
+    page.wait_for_selector(".mask[data-state=ready]")
+    page.close()
+
+
+def test_pages_have_one_global_name(tmp_path: Path, visit: Visit) -> None:
+    results = ResultsPage(tmp_path / "results", "run", WINDOW)
+    add(results, "a")
+    (tmp_path / "empty.html").write_text("<title>empty</title>")
+    names = []
+    for path in (results.save({}), tmp_path / "empty.html"):
+        page = visit(path)
+        names.append(set(page.evaluate("Object.getOwnPropertyNames(window)")))
+    assert names[0] - names[1] == {"Mask2CT"}
+
+
+def test_training_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
     v = volumes()
     (tmp_path / "10.png").write_bytes(slice_row(v["mask"], v["hu"], None, SPACING))
     log = [{"step": 10, "loss_G": 1.0}]
