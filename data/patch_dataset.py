@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -40,7 +41,7 @@ class PatchSample(TypedDict):
         noise: Standard normal (N, x, y, z).
         draws: Uniform numbers (4,) in [0, 1], for a diffusion model's time and dropout.
         prompt: Phrases of the case, after dropout.
-        other_prompt: Phrases of another case, at least one of which is wrong for this one.
+        mismatched_prompt: Phrases of another case, at least one of which is wrong for this one.
         case: Id of the case.
     """
 
@@ -50,7 +51,7 @@ class PatchSample(TypedDict):
     noise: torch.Tensor
     draws: torch.Tensor
     prompt: list[str]
-    other_prompt: list[str]
+    mismatched_prompt: list[str]
     case: str
 
 
@@ -63,21 +64,25 @@ class PatchBatch(TypedDict):
     noise: torch.Tensor
     draws: torch.Tensor
     prompts: list[list[str]]
-    other_prompts: list[list[str]]
+    mismatched_prompts: list[list[str]]
     cases: list[str]
 
 
 def collate_patches(samples: Sequence[PatchSample]) -> PatchBatch:
     """Stack samples to a batch."""
+    values: dict[str, list[Any]] = defaultdict(list)
+    for sample in samples:
+        for key, value in sample.items():
+            values[key].append(value)
     return PatchBatch(
-        image=torch.stack([s["image"] for s in samples]),
-        mask=torch.stack([s["mask"] for s in samples]),
-        coords=torch.stack([s["coords"] for s in samples]),
-        noise=torch.stack([s["noise"] for s in samples]),
-        draws=torch.stack([s["draws"] for s in samples]),
-        prompts=[s["prompt"] for s in samples],
-        other_prompts=[s["other_prompt"] for s in samples],
-        cases=[s["case"] for s in samples],
+        image=torch.stack(values["image"]),
+        mask=torch.stack(values["mask"]),
+        coords=torch.stack(values["coords"]),
+        noise=torch.stack(values["noise"]),
+        draws=torch.stack(values["draws"]),
+        prompts=values["prompt"],
+        mismatched_prompts=values["mismatched_prompt"],
+        cases=values["case"],
     )
 
 
@@ -169,7 +174,7 @@ class PatchDataset(Dataset[PatchSample]):
             noise=noise,
             draws=seeding.uniform_draws(noise, N_DRAWS),
             prompt=self._drop_phrases(self.prompts[k], rng),
-            other_prompt=self._draw_other_prompt(k, rng),
+            mismatched_prompt=self._draw_mismatched_prompt(k, rng),
             case=self.ids[k],
         )
 
@@ -211,7 +216,7 @@ class PatchDataset(Dataset[PatchSample]):
             return [remaining[j] for j in rng.permutation(len(remaining))]
         return remaining
 
-    def _draw_other_prompt(self, k: int, rng: np.random.Generator) -> list[str]:
+    def _draw_mismatched_prompt(self, k: int, rng: np.random.Generator) -> list[str]:
         """Draw another case's phrases, at least one of which is not among those of case k.
 
         Returns:

@@ -92,7 +92,7 @@ class Study:
         """Return the embeddings of a batch's prompts and of the mismatched ones."""
         weight = torch.tensor([self.case_weights.get(case, 1.0) for case in batch["cases"]])
         matched = replace(self.encoder.encode(batch["prompts"]), weight=weight)
-        mismatched = self.encoder.encode(batch["other_prompts"])
+        mismatched = self.encoder.encode(batch["mismatched_prompts"])
         return BatchText(matched.to(device), mismatched.to(device))
 
 

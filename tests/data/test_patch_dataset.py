@@ -194,23 +194,23 @@ def test_turning_moves_scan_and_mask_alike() -> None:
         assert turned.min() >= -1000 and turned.max() <= 0
 
 
-def test_attribute_dropout_and_other_prompts(cases: list[Case], tmp_path: Path) -> None:
+def test_attribute_dropout_and_mismatched_prompts(cases: list[Case], tmp_path: Path) -> None:
     patches = dataset(cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0.3))
     samples = [patches[k] for k in range(200)]
     assert 0.6 < np.mean([len(s["prompt"]) for s in samples]) / 3 < 0.8
     for sample in samples:
         factual = set(PROMPTS[sample["case"]])
         assert set(sample["prompt"]) <= factual
-        assert not set(sample["other_prompt"]) <= factual
+        assert not set(sample["mismatched_prompt"]) <= factual
     shuffled = dataset(
         cases, tmp_path / "cache", text=TextOptions(attribute_dropout=0, shuffle_phrases=True)
     )
     assert len({tuple(p.split()[0] for p in shuffled[k]["prompt"]) for k in range(40)}) == 6
 
 
-def test_other_prompt_is_empty_where_all_agree(tmp_path: Path) -> None:
+def test_mismatched_prompt_is_empty_where_all_agree(tmp_path: Path) -> None:
     alike = [make_case(tmp_path / "cohort", name) for name in ("x", "y")]
-    assert dataset(alike, tmp_path / "cache")[0]["other_prompt"] == []
+    assert dataset(alike, tmp_path / "cache")[0]["mismatched_prompt"] == []
 
 
 def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
