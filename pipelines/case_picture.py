@@ -26,6 +26,8 @@ def draw_case(options: PictureOptions) -> Path:
         raise UserError(f"{table} does not exist; RESULTS is the folder that test.py wrote.")
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    if not rows or "kind" not in rows[0]:
+        raise UserError(f"{table} is not a table of test.py. Give the folder that test.py wrote.")
     case = options.case or rows[0]["case"]
     rows_of_case = [row for row in rows if row["case"] == case]
     if not rows_of_case:
