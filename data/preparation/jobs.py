@@ -36,6 +36,7 @@ def run_in_processes(
         tasks: Arguments that can be pickled.
         processes: Number of processes; 0 runs everything in this one.
     """
+    processes = min(processes, len(tasks))
     if processes == 0:
         for task in tasks:
             yield task, _result_or_error(function, task)
