@@ -121,7 +121,6 @@ def test_another_architecture(run_copy: TrainedRun, tmp_path: Path) -> None:
         ("latest/state.json", lambda path: path.write_text("[]")),
         ("options.json", cut),
     ],
-    ids=str,
 )
 def test_a_damaged_checkpoint(
     name: str, spoil: Callable[[Path], None], run_copy: TrainedRun, tmp_path: Path
