@@ -114,9 +114,9 @@ def _case(card: CaseCard, cls: str = "") -> None:
 
 
 def _columns(columns: Mapping[str, str]) -> None:
-    with page_parts.fold("What was kept: the columns of clinical.csv", "card"):
+    with page_parts.fold("Columns of clinical.csv", "card"):
         page_parts.key_table(columns)
         page_parts.note(
-            "Nothing else of a DICOM header was kept: no name, date, number, free text or private "
-            "field."
+            "Nothing else of a DICOM header is in this folder: no name, date, number, free text or "
+            "private field."
         )
