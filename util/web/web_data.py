@@ -29,7 +29,7 @@ INT16 = np.iinfo(np.int16)  # its lowest value stands for a voxel without value
 
 
 class VolumeEntry(TypedDict):
-    """What the viewer has to know of a volume: its kind, and the step of its stored values."""
+    """A volume as the viewer knows it: its kind, and the step of its stored values."""
 
     kind: Kind
     step: float

@@ -1,6 +1,4 @@
-"""Pages of an atlas: zones and charts, what the pages say, and whether they live in a real browser,
-opened from disk.
-"""
+"""Pages of an atlas: zones, charts, and the pages in a real browser, opened from disk."""
 
 from __future__ import annotations
 
@@ -24,36 +22,31 @@ from PIL import Image
 from pipelines.atlas.pages import charts
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
-from tests import atlas_folder as made
+from tests import atlas_folder
 from util.metrics.regions import chest_regions
 from util.web.figures import difference_rgb, radiological_slice
 from util.web.page_parts import typeset
 from util.web.viewer_parts import RANK_COLOURS, fitting_limit
 from util.web.web_data import INT16, pack
 
-LABELS = {c.id: c.label for c in made.CONTRASTS}
+LABELS = {c.id: c.label for c in atlas_folder.CONTRASTS}
 Visit = Callable[[Path], Any]
 
 
-# --- zones
+# --- zones ---
 
 
 def test_zones_share_out_the_lungs() -> None:
-    labels = made.lungs()
-    found = zone_masks(chest_regions(labels, made.SPACING))
-    assert len(found) == 12 and "right lower third, subpleural" in found
-    assert np.array_equal(np.sum([m for m in found.values()], axis=0) == 1, labels > 0)
-    assert (
-        found["left upper third, core"].sum()
-        == (
-            label_zones(found, labels.shape) == 1 + list(found).index("left upper third, core")
-        ).sum()
-        > 0
-    )
-    one = zone_masks(chest_regions((labels > 0).astype(np.uint8), made.SPACING, lung_labels=(1,)))
-    assert all(
-        name.startswith("left ") for name in one
-    )  # the only lung label is called the left lung
+    labels = atlas_folder.lungs()
+    masks = zone_masks(chest_regions(labels, atlas_folder.SPACING))
+    assert len(masks) == 12 and "right lower third, subpleural" in masks
+    assert np.array_equal(np.sum(list(masks.values()), axis=0) == 1, labels > 0)
+    zone = "left upper third, core"
+    number = 1 + list(masks).index(zone)
+    assert masks[zone].sum() == (label_zones(masks, labels.shape) == number).sum() > 0
+    both = (labels > 0).astype(np.uint8)
+    one = zone_masks(chest_regions(both, atlas_folder.SPACING, lung_labels=(1,)))
+    assert all(name.startswith("left ") for name in one)  # the only label is the left lung
     assert zone_masks(chest_regions(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) == {}
 
 
@@ -79,7 +72,7 @@ def test_small_helpers() -> None:
     assert stored.tolist() == [INT16.min, INT16.min + 1, 1]
 
 
-# --- charts
+# --- charts ---
 
 
 @pytest.fixture
@@ -97,7 +90,7 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("refits", [False, True])
 def test_forest_plot_has_intervals_only_with_refits(drawn: list[Figure], refits: bool) -> None:
-    tests = made.tests_table(refits)
+    tests = atlas_folder.tests_table(refits)
     spread = tests.assign(patients=1, patients_low_hu=-7.0, patients_high_hu=1.0)
     charts.forest_plot(tests, spread, LABELS, Path("x"))
     shown = texts(drawn[0])
@@ -109,7 +102,7 @@ def test_forest_plot_has_intervals_only_with_refits(drawn: list[Figure], refits:
 
 @pytest.mark.parametrize("refits", [False, True])
 def test_heat_map_frames_findings(drawn: list[Figure], refits: bool) -> None:
-    charts.heat_map(made.tests_table(refits), LABELS, 100, Path("x"))
+    charts.heat_map(atlas_folder.tests_table(refits), LABELS, 100, Path("x"))
     axes = drawn[0].axes[0]
     assert len(axes.patches) == int(refits)
     shown = axes.images[0].get_array()
@@ -117,7 +110,7 @@ def test_heat_map_frames_findings(drawn: list[Figure], refits: bool) -> None:
 
 
 def test_charts_without_anything(drawn: list[Figure]) -> None:
-    empty = made.tests_table(False).iloc[:0]
+    empty = atlas_folder.tests_table(False).iloc[:0]
     assert charts.largest_change(empty, ["lungs"]) == 0
     assert (
         not charts.dose_plot(
@@ -127,13 +120,13 @@ def test_charts_without_anything(drawn: list[Figure]) -> None:
     )
 
 
-# --- what the pages say
+# --- content ---
 
 
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("atlas") / "a"
-    write_pages(folder, made.make_atlas(folder))  # type: ignore[arg-type]
+    write_pages(folder, atlas_folder.make_atlas(folder))  # type: ignore[arg-type]
     return folder
 
 
@@ -162,7 +155,7 @@ def test_pages_claim_nothing_without_refits(atlas: Path) -> None:
         and "too few refits" in text
         and "Nothing is called a finding." in text
     )
-    assert made.SENTENCE.replace("-4.0", "−4.0") in text and "There are 0 refits." in text
+    assert atlas_folder.SENTENCE.replace("-4.0", "−4.0") in text and "There are 0 refits." in text
     assert "<1>" not in text and "patient &lt;1&gt;" in text
 
 
@@ -175,7 +168,7 @@ def test_every_figure_is_png_and_svg(atlas: Path) -> None:
 
 
 def test_atlas_without_volumes_or_contrasts(tmp_path: Path) -> None:
-    study = made.make_atlas(tmp_path / "a")
+    study = atlas_folder.make_atlas(tmp_path / "a")
     for name in ("volumes", "arms"):
         path = tmp_path / "a" / f"{name}.csv"
         path.write_text(path.read_text().splitlines()[0] + "\n")
@@ -206,16 +199,16 @@ def test_pairs_name_where_they_differ(atlas: Path) -> None:
     ipf = pairs[(pairs["from"] == "HP") & (pairs["to"] == "IPF")]
     named = ipf[ipf["rank"] > 0]
     assert sorted(named["rank"]) == [1, 2, 3] and named["zone"].str.contains("lower third").all()
-    assert named["mean_diff_hu"].tolist() == [made.LOWER_HU] * 3
+    assert named["mean_diff_hu"].tolist() == [atlas_folder.LOWER_HU] * 3
     none = pairs[(pairs["from"] == "HP") & (pairs["to"] == "CTD-ILD")]
     assert (none["rank"] == 0).all() and (none["mean_diff_hu"] == 0).all()
 
 
-# --- in a browser
+# --- in a browser ---
 
 
 def pixels(page: Any, selector: str) -> NDArray[Any]:
-    """What a canvas shows: (rows, columns, 4)."""
+    """Return the pixels of a canvas, (rows, columns, 4)."""
     page.locator(selector).first.scroll_into_view_if_needed()
     page.wait_for_timeout(250)
     url = page.evaluate("s => document.querySelector(s).toDataURL('image/png')", selector)
@@ -241,7 +234,10 @@ def press(page: Any, group: str, text: str) -> None:
 
 
 def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:
-    v, page = {k: a.astype(float) for k, a in made.volumes().items()}, visit(case_page(atlas))
+    v, page = (
+        {k: a.astype(float) for k, a in atlas_folder.volumes().items()},
+        visit(case_page(atlas)),
+    )
     page.wait_for_selector("[data-role=difference][data-state=ready]")
     assert page.input_value("#limit") == "50"  # holds the largest change of a region
     assert_difference(page, v["IPF"] - v["own"])
@@ -252,7 +248,7 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     assert "lower third" in page.inner_text("#strongest") and "+50.0 HU" in page.inner_text(
         "#strongest"
     )
-    assert page.inner_text("#population") == made.SENTENCE.replace("-4.0", "−4.0")
+    assert page.inner_text("#population") == atlas_folder.SENTENCE.replace("-4.0", "−4.0")
     press(page, "attributes", "AGE")
     press(page, "from", "45 years")
     press(page, "to", "80 years")
@@ -302,9 +298,9 @@ def test_slices_play_and_the_line_moves(atlas: Path, visit: Visit) -> None:
     low = page.locator("#strongest button").first
     low.click()
     z = page.evaluate("Mask2CT.viewers[0].at[2]")
-    assert z < made.SHAPE[2] / 2 and f"{z + 1} of {made.SHAPE[2]}" in page.inner_text(
-        ".slices output"
-    )
+    assert z < atlas_folder.SHAPE[
+        2
+    ] / 2 and f"{z + 1} of {atlas_folder.SHAPE[2]}" in page.inner_text(".slices output")
 
 
 def test_same_patient_under_each_diagnosis(atlas: Path, visit: Visit) -> None:
@@ -335,7 +331,7 @@ def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:
         "[data-role=effect][data-plane=axial] canvas.voxels",
         float(page.input_value("#limit")),
     )
-    for value, hu in ((made.CONTRASTS[0].id, 10), (made.CONTRASTS[2].id, 30)):
+    for value, hu in ((atlas_folder.CONTRASTS[0].id, 10), (atlas_folder.CONTRASTS[2].id, 30)):
         page.select_option("#contrast", value)
         shown = pixels(page, selector)[..., :3].astype(int)
         np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Pages: what they hold, and whether they live in a real browser, opened from disk."""
+"""Pages: their content, and their behaviour in a real browser, opened from disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add(page: ResultsPage, case: str, prompt: str = "Age is 60.", **changed: Any
     )
 
 
-# --- what the page holds ---
+# --- content ---
 
 
 def stored_values(path: Path, step: float) -> NDArray[Any]:
@@ -174,12 +174,12 @@ def test_binned() -> None:
 
 
 def wait_for_panels(page: Any, case: str = ".case") -> None:
-    """Waits until all three pictures of a case are drawn."""
+    """Wait until all three pictures of a case are drawn."""
     page.locator(case).first.locator(".panel[data-state=ready]").nth(2).wait_for()
 
 
 def pixels(page: Any, panel: int) -> NDArray[Any]:
-    """What the canvas of the first case's panel shows: (rows, columns, 3)."""
+    """Return the pixels of a picture of the first case, (rows, columns, 3)."""
     url = page.evaluate(
         "i => document.querySelectorAll('.case canvas.voxels')[i].toDataURL('image/png')", panel
     )
