@@ -98,7 +98,7 @@ def label_problems(path: Path, labels: Sequence[float]) -> list[str]:
 def check_labels_known(
     cohort_labels: Sequence[int], run_labels: Sequence[int], masks: Sequence[Path]
 ) -> None:
-    """Raise `UserError` naming the first mask with a label that a run does not know.
+    """Raise `UserError` naming the first mask with a label that a run does not have.
 
     Args:
         cohort_labels: Labels that occur in any mask; the masks are only read where one is unknown.

@@ -77,7 +77,7 @@ class VolumeDataset(Dataset[VolumeSample]):
 
     Raises:
         UserError: On access: a file cannot be read, or a mask has a label that the run does not
-            know.
+            have.
     """
 
     def __init__(

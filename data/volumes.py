@@ -243,14 +243,14 @@ def one_hot(mask: np.ndarray, labels: Sequence[int], source: object) -> torch.Te
     """Return a mask as float32 (K, X, Y, Z), one channel per label of the run in their order.
 
     Raises:
-        UserError: The mask holds a label that the run does not know; `source` names the file.
+        UserError: The mask holds a label that the run does not have; `source` names the file.
     """
     check_labels(np.unique(mask).tolist(), labels, source)
     return torch.stack([torch.from_numpy(mask == label) for label in labels]).float()
 
 
 def check_labels(mask_labels: Sequence[int], run_labels: Sequence[int], source: object) -> None:
-    """Raise `UserError` where a mask holds a label that the run does not know.
+    """Raise `UserError` where a mask holds a label that the run does not have.
 
     Args:
         mask_labels: Labels of the mask.
@@ -261,7 +261,7 @@ def check_labels(mask_labels: Sequence[int], run_labels: Sequence[int], source: 
     if unknown:
         noun = "labels" if len(unknown) > 1 else "label"
         raise UserError(
-            f"{noun} {', '.join(f'{v:g}' for v in unknown[:8])} in {source}; this run knows "
+            f"{noun} {', '.join(f'{v:g}' for v in unknown[:8])} in {source}; the run has only "
             f"{', '.join(map(str, run_labels))}. Relabel the mask, or train on a cohort that has "
             "the label."
         )

@@ -117,7 +117,7 @@ class PhantomCohort:
         Args:
             case: Its id.
             changes: Columns and their new values; an empty value takes the effect away.
-            noise: Add the noise; without it the scan is the truth that a model can know at best.
+            noise: Add the noise; without it the scan is the best that a model can reach.
         """
         row = self.row(case)
         for column, value in (changes or {}).items():

@@ -187,8 +187,8 @@ def load_template(
         known = read_template_columns(path if path.is_file() else Path(name))
         if columns and not set(known) & set(columns):
             raise UserError(
-                f"--template {name} knows none of the table's columns "
-                f"({format_list(columns)}); it knows {format_list(list(known))}. Use "
+                f"--template {name} has none of the table's columns "
+                f"({format_list(columns)}); it has {format_list(list(known))}. Use "
                 "--template auto, or write a template."
             )
     for column in (key_column, patient_column):
@@ -203,8 +203,9 @@ def suggest_template(columns: Sequence[str]) -> None:
         known = set(read_template_columns(path))
         if len(known & set(columns)) > len(known) / 2:
             log.warning(
-                "The table has columns of %s: --template %s words them as published, and knows "
-                "which values go together. --template auto takes every column as it stands.",
+                "The table has columns of %s: --template %s words them as published, and has "
+                "rules for values that exclude others. --template auto takes every column as it "
+                "stands.",
                 path.stem,
                 path.stem,
             )

@@ -147,7 +147,7 @@ class Column:
         return pattern.replace("{value}", value).replace("{unit}", self.unit)
 
     def matches_phrase(self, phrase: str) -> bool:
-        """Whether a phrase of a free text is a wording of this column, whatever its value."""
+        """Return whether a phrase of a free text words this column, whatever its value."""
         patterns = [f"{self.name} is {{value}}", self.phrase, *self.phrases.values()]
         text = normalise_phrase(phrase)
         for pattern in patterns:

@@ -145,7 +145,7 @@ def test_a_label_that_the_run_does_not_know(
     array = np.asarray(image.dataobj).copy()
     array[3, 4, 5] = 7
     nib.save(nib.Nifti1Image(array, image.affine), path)
-    parts = ("label 7", str(path), "knows 0, 1, 2, 3", "Relabel")
+    parts = ("label 7", str(path), "has only 0, 1, 2, 3", "Relabel")
     refused(run_copy.test(tmp_path / "res", cohort=cohort_copy), *parts)
     assert not (tmp_path / "res").exists()
     refused(

@@ -31,9 +31,7 @@ AFFINE = np.diag([-1.5, -1.5, 2.0, 1.0])  # LPS
 def make_case(
     folder: Path, name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, empty: bool = False
 ) -> Case:
-    """A case of noise with two lungs and an airway, in LPS; in RAS label 1 lies at lower indices of
-    axis 0.
-    """
+    """Write a case of noise with two lungs and an airway, stored in LPS."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(shape, np.uint8)
     if not empty:
@@ -50,7 +48,7 @@ def make_case(
 
 @pytest.fixture()
 def cases(tmp_path: Path) -> list[Case]:
-    """Five cases."""
+    """Return five cases."""
     return [make_case(tmp_path / "cohort", f"c{k}", k) for k in range(5)]
 
 
@@ -126,9 +124,7 @@ def test_every_epoch_sees_every_case_in_another_order(cases: list[Case], tmp_pat
 
 
 def test_lung_share(cases: list[Case], tmp_path: Path) -> None:
-    """The centre of a patch lies in a lung as often as asked for, and it may lie anywhere
-    otherwise.
-    """
+    """A patch is centred on a lung with `lung_patch_prob`; otherwise it lies anywhere."""
 
     def share(lung_patch_prob: float) -> float:
         patches = dataset(cases, tmp_path / "cache", (3, 3, 3), lung_patch_prob=lung_patch_prob)
@@ -218,7 +214,7 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
     labels = load_volume(path).array
     labels[0, 0, 0] = 7
     write_like(path, labels, path, np.uint8)
-    message = r"label 7 in .*c2\.nii\.gz; this run knows 0, 1, 2, 3"
+    message = r"label 7 in .*c2\.nii\.gz; the run has only 0, 1, 2, 3"
     with pytest.raises(UserError, match=message):
         dataset(cases, tmp_path / "cache")
     with pytest.raises(UserError, match=message):

@@ -253,7 +253,7 @@ def test_one_hot_knows_its_labels() -> None:
     hot = one_hot(mask, (0, 1, 2, 3), "a.nii.gz")
     assert hot.shape == (4, 1, 2, 2) and hot.dtype == torch.float32
     np.testing.assert_array_equal(hot.argmax(0).numpy(), mask)
-    with pytest.raises(UserError, match=r"label 7 in a\.nii\.gz; this run knows 0, 1, 2, 3"):
+    with pytest.raises(UserError, match=r"label 7 in a\.nii\.gz; the run has only 0, 1, 2, 3"):
         one_hot(np.array([[[0, 7]]]), (0, 1, 2, 3), "a.nii.gz")
 
 

@@ -121,7 +121,7 @@ def test_zero_test_cases_and_other_labels(trained_run: TrainedRun, tmp_path: Pat
     array[0, 0, 0] = 7
     nib.save(nib.Nifti1Image(array, image.affine), path)
     done = discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort)
-    refused(done, "label 7", "this run knows 0, 1, 2, 3")
+    refused(done, "label 7", "the run has only 0, 1, 2, 3")
     assert not list(tmp_path.glob("*out*"))
 
 
