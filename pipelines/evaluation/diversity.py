@@ -91,11 +91,10 @@ def _similarities(
     volumes: Sequence[VolumeMeasurements], window: tuple[float, float], seed: int
 ) -> NDArray[np.float64]:
     """Return the MS-SSIM of at most `MAX_PAIRS` random pairs."""
-    pairs = [(i, j) for i in range(len(volumes)) for j in range(i)]
-    order = np.random.default_rng([seed, len(volumes)]).permutation(len(pairs))[:MAX_PAIRS]
+    rows, columns = np.tril_indices(len(volumes), -1)
+    order = np.random.default_rng([seed, len(volumes)]).permutation(len(rows))[:MAX_PAIRS]
     values = []
-    for k in order:
-        i, j = pairs[k]
+    for i, j in zip(rows[order], columns[order], strict=True):
         values.append(ms_ssim(volumes[i].small, volumes[j].small, window))
     return np.array(values)
 

@@ -173,12 +173,16 @@ def measure_sets(plan: EvaluationPlan) -> dict[str, list[VolumeMeasurements]]:
         "synthetic": plan.options.sets.segmented,
         "real": plan.options.sets.segmented_real,
     }
-    jobs = [(name, file) for name, volumes in plan.sets.items() for file in volumes.files]
-    measurements: dict[str, list[VolumeMeasurements]] = {name: [] for name in plan.sets}
-    for name, file in tqdm(jobs, desc="measuring", unit="volume"):
-        mask = _segmented_file(segmented.get(name, ""), file)
-        measured = plan.measurer(file, mask, plan.options.measure.resegment)
-        measurements[name].append(measured)
+    measurements: dict[str, list[VolumeMeasurements]] = {}
+    total = sum(len(volumes.files) for volumes in plan.sets.values())
+    with tqdm(total=total, desc="measuring", unit="volume") as bar:
+        for name, volumes in plan.sets.items():
+            measurements[name] = []
+            for file in volumes.files:
+                mask = _segmented_file(segmented.get(name, ""), file)
+                measured = plan.measurer(file, mask, plan.options.measure.resegment)
+                measurements[name].append(measured)
+                bar.update()
     return measurements
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def measure_utility(command: UtilityCommand) -> dict[str, Any]:
         "grid": u.grid,
         "lung_window": u.lung_window,
         "classifier": asdict(command.classifier),
-        "scans": _scans_digest([case for group in cases.values() for case in group]),
+        "scans": _scans_digest(list(chain(*cases.values()))),
     }
     open_record(Path(u.out), RECORD, settings, u.overwrite)
     volumes = {name: read_volumes(group, command, name) for name, group in cases.items()}

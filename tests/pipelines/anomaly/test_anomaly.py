@@ -61,9 +61,9 @@ def calibration() -> Calibration:
 
 
 def labels() -> NDArray[np.uint8]:
-    found = np.where(scan(0).lungs, 1, 0).astype(np.uint8)
-    found[SHAPE[0] // 2 :][found[SHAPE[0] // 2 :] == 1] = 2
-    return found
+    mask = np.where(scan(0).lungs, 1, 0).astype(np.uint8)
+    mask[SHAPE[0] // 2 :][mask[SHAPE[0] // 2 :] == 1] = 2
+    return mask
 
 
 def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> None:
@@ -71,19 +71,19 @@ def test_a_planted_nodule_is_the_strongest_region(calibration: Calibration) -> N
     share = np.zeros(SHAPE)
     share[5:7, 8:10, 6:8] = 1
     planted = replace(fresh, real=fresh.real + np.float32(150) * share.astype(np.float32))
-    found = top_regions(
+    findings = top_regions(
         calibration.deviation_map(planted),
         chest_regions(labels(), SPACING),
         calibration.threshold,
         3,
     )
     assert (
-        found[0].strong
-        and found[0].peak > 0
-        and share[found[0].at] == 1
-        and "left lung" in found[0].place
+        findings[0].strong
+        and findings[0].peak > 0
+        and share[findings[0].at] == 1
+        and "left lung" in findings[0].place
     )
-    assert abs(found[1].peak) < found[0].peak / 1.5
+    assert abs(findings[1].peak) < findings[0].peak / 1.5
     less = replace(fresh, real=fresh.real - np.float32(150) * share.astype(np.float32))
     assert (
         top_regions(calibration.deviation_map(less), {}, calibration.threshold, 1)[0].peak
@@ -163,23 +163,23 @@ def test_scans_are_read_one_at_a_time() -> None:
 
 
 def test_regions_do_not_touch_and_are_described() -> None:
-    found = np.zeros(SHAPE, np.float32)
-    found[4:6, 4:6, 4:6], found[4, 4, 4] = 5, 9
-    found[18, 15, 14] = -7
-    made = top_regions(found, chest_regions(labels(), SPACING), 8.0, 5)
-    assert [(f.at, f.peak, f.strong) for f in made[:2]] == [
+    deviation = np.zeros(SHAPE, np.float32)
+    deviation[4:6, 4:6, 4:6], deviation[4, 4, 4] = 5, 9
+    deviation[18, 15, 14] = -7
+    findings = top_regions(deviation, chest_regions(labels(), SPACING), 8.0, 5)
+    assert [(f.at, f.peak, f.strong) for f in findings[:2]] == [
         ((4, 4, 4), 9, True),
         ((18, 15, 14), -7, False),
     ]
-    assert made[0].voxels.sum() == 8 and len(made) == 2
-    assert made[0].place == "left lung, lower third, away from the pleura"
-    assert made[1].place.startswith("right lung, upper third")
-    drawn = label_regions(made, SHAPE)
+    assert findings[0].voxels.sum() == 8 and len(findings) == 2
+    assert findings[0].place == "left lung, lower third, away from the pleura"
+    assert findings[1].place.startswith("right lung, upper third")
+    drawn = label_regions(findings, SHAPE)
     assert set(np.unique(drawn)) == {0, 1, 2} and (drawn == 2).sum() == 1
     affine = np.diag([*SPACING, 1.0])
     affine[:3, 3] = 10
     marked = drawn == 1
-    rows = finding_rows("case", made, np.where(drawn == 1, 120.0, -40.0), affine, marked)
+    rows = finding_rows("case", findings, np.where(drawn == 1, 120.0, -40.0), affine, marked)
     assert tuple(rows[0]) == FINDING_COLUMNS and (rows[0]["x_mm"], rows[0]["z_mm"]) == (30.0, 34.0)
     assert (
         rows[0]["volume_ml"] == 1.2 and rows[0]["marked_share"] == 1.0 and rows[1]["strong"] == "no"
@@ -253,11 +253,11 @@ def test_what_is_written(looked: Path, trained_run: TrainedRun) -> None:
 
 
 def test_it_goes_on_where_it_was(looked: Path, trained_run: TrainedRun) -> None:
-    kept = {p: p.stat().st_mtime_ns for p in (looked / "compared").rglob("*.npz")}
-    assert len(kept) == 11
+    written_at = {p: p.stat().st_mtime_ns for p in (looked / "compared").rglob("*.npz")}
+    assert len(written_at) == 11
     marks = str(looked.parent / "marks")
     anomaly.find_anomalies(options(trained_run, looked, "--annotations", marks, "--regions", "2"))
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert {p: p.stat().st_mtime_ns for p in written_at} == written_at
     assert set(pd.read_csv(looked / "findings.csv").groupby("case").size()) == {2}
     with pytest.raises(UserError, match=r"other settings \(samples "):
         anomaly.find_anomalies(options(trained_run, looked, "--samples", "3"))

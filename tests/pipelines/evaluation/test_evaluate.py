@@ -48,13 +48,13 @@ def run_evaluate(real: Path, synthetic: Path, out: Path, *words: str | Path) -> 
 
 
 @pytest.fixture(scope="module")
-def made(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def noisy_set(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noisy copies of the cohort's scans."""
     return altered(cohort_dir, tmp_path_factory.mktemp("made"), noisy)
 
 
 @pytest.fixture(scope="module")
-def report(cohort_dir: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(cohort_dir: Path, noisy_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation with everything in it, of volumes that are copies of the training scans."""
     out = tmp_path_factory.mktemp("report") / "out"
     done = command(
@@ -62,7 +62,7 @@ def report(cohort_dir: Path, made: Path, tmp_path_factory: pytest.TempPathFactor
         "--real",
         cohort_dir,
         "--synthetic",
-        made,
+        noisy_set,
         "--out",
         out,
         "--train",
@@ -76,11 +76,11 @@ def report(cohort_dir: Path, made: Path, tmp_path_factory: pytest.TempPathFactor
         "--template",
         "aiib23",
         "--again",
-        made,
+        noisy_set,
         "--shuffled",
-        made,
+        noisy_set,
         "--empty",
-        made,
+        noisy_set,
         "--train_split",
         "all",
     )
@@ -154,18 +154,18 @@ def test_a_set_against_itself_is_zero_and_training_scans_are_optional(
 
 
 def test_a_second_start_measures_nothing_again(
-    report: Path, cohort_dir: Path, made: Path, tmp_path: Path
+    report: Path, cohort_dir: Path, noisy_set: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(report, tmp_path / "out"))
     before = {p.name: p.stat().st_mtime_ns for p in (out / "cache").iterdir()}
     cut = out / "cache" / sorted(before)[0]
-    cut.write_bytes(cut.read_bytes()[:100])  # a file cut off is made again
+    cut.write_bytes(cut.read_bytes()[:100])  # a truncated file is measured again
     done = command(
         "scripts/evaluate.py",
         "--real",
         cohort_dir,
         "--synthetic",
-        made,
+        noisy_set,
         "--out",
         out,
         "--draws",
@@ -189,13 +189,15 @@ def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -
     }
     assert (tables["empty"]["prompt"] == "").all() and len(tables["noise"]) == 2
     results = next((tmp_path / "results").rglob("volumes.csv")).parent
-    own = pd.read_csv(results / "volumes.csv", keep_default_na=False).query("kind == 'own'")
-    assert tables["shuffled"]["prompt"].tolist() == own["prompt"].tolist()[::-1]
+    factual_rows = pd.read_csv(results / "volumes.csv", keep_default_na=False).query(
+        "kind == 'own'"
+    )
+    assert tables["shuffled"]["prompt"].tolist() == factual_rows["prompt"].tolist()[::-1]
     assert tables["noise"]["seed"].tolist() == [1, 1]
-    factual = load_volume(results / own["file"].iloc[0]).array
-    renewed = load_volume(tmp_path / "controls" / "noise" / own["file"].iloc[0]).array
+    factual = load_volume(results / factual_rows["file"].iloc[0]).array
+    renewed = load_volume(tmp_path / "controls" / "noise" / factual_rows["file"].iloc[0]).array
     assert factual.shape == renewed.shape and not np.array_equal(factual, renewed)
-    assert len(find_set("--synthetic", str(results)).files) == 2  # own rows only
+    assert len(find_set("--synthetic", str(results)).files) == 2  # factual volumes only
     refused(
         command("scripts/make_controls.py", tmp_path / "controls", *words, "--seed", "5"),
         "other settings",
@@ -241,7 +243,7 @@ def test_other_windows_are_refused_or_matched(cohort_dir: Path, tmp_path: Path) 
     refused(run_evaluate(cohort_dir, unit, tmp_path / "out"), "--synthetic", "no chest CT in HU")
 
 
-def test_bad_sets_are_refused(cohort_dir: Path, made: Path, tmp_path: Path) -> None:
+def test_bad_sets_are_refused(cohort_dir: Path, noisy_set: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     one = altered(cohort_dir, tmp_path / "one", cases=1)
     out = tmp_path / "out"
@@ -250,35 +252,43 @@ def test_bad_sets_are_refused(cohort_dir: Path, made: Path, tmp_path: Path) -> N
         run_evaluate(cohort_dir, tmp_path / "empty", out), "holds no volumes; it holds: nothing"
     )
     refused(run_evaluate(cohort_dir, one, out), "--synthetic", "holds 1 volume", "at least two")
-    refused(run_evaluate(cohort_dir, made, out, "--train", one), "--train", "at least two")
-    refused(run_evaluate(cohort_dir, made, out, "--extractor", "inception"), "needs its weights")
-    refused(run_evaluate(made, made, out, "--real_split", "test"), "no splits.json")
-    refused(run_evaluate(cohort_dir, made, tmp_path), "holds no evaluation.json")
+    refused(run_evaluate(cohort_dir, noisy_set, out, "--train", one), "--train", "at least two")
     refused(
-        command("scripts/evaluate.py", "--real", cohort_dir, "--synthetic", made),
+        run_evaluate(cohort_dir, noisy_set, out, "--extractor", "inception"), "needs its weights"
+    )
+    refused(run_evaluate(noisy_set, noisy_set, out, "--real_split", "test"), "no splits.json")
+    refused(run_evaluate(cohort_dir, noisy_set, tmp_path), "holds no evaluation.json")
+    refused(
+        command("scripts/evaluate.py", "--real", cohort_dir, "--synthetic", noisy_set),
         "--out is not given",
     )
     assert not out.exists()
 
 
-def test_bad_columns_and_names_are_refused(cohort_dir: Path, made: Path, tmp_path: Path) -> None:
+def test_bad_columns_and_names_are_refused(
+    cohort_dir: Path, noisy_set: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    refused(run_evaluate(cohort_dir, made, out, "--column", "HEIGHT"), "no column 'HEIGHT'", "SEX")
-    refused(run_evaluate(made, made, out, "--column", "SEX"), "clinical.csv")
     refused(
-        run_evaluate(cohort_dir, made, out, "--column", "DIAGNOSIS", "--template", "aiib23"),
+        run_evaluate(cohort_dir, noisy_set, out, "--column", "HEIGHT"), "no column 'HEIGHT'", "SEX"
+    )
+    refused(run_evaluate(noisy_set, noisy_set, out, "--column", "SEX"), "clinical.csv")
+    refused(
+        run_evaluate(cohort_dir, noisy_set, out, "--column", "DIAGNOSIS", "--template", "aiib23"),
         "at least two values",
     )
     renamed = tmp_path / "renamed"
     renamed.mkdir()
-    for path in made.iterdir():
+    for path in noisy_set.iterdir():
         shutil.copy(path, renamed / f"other_{path.name}")
     refused(
         run_evaluate(cohort_dir, renamed, out, "--column", "AGE"),
         "no case in common",
         "other_phantom_001",
     )
-    refused(run_evaluate(cohort_dir, made, out, "--empty", renamed), "--empty", "no case in common")
+    refused(
+        run_evaluate(cohort_dir, noisy_set, out, "--empty", renamed), "--empty", "no case in common"
+    )
     assert not out.exists()
 
 
@@ -310,8 +320,8 @@ def test_real_scans_allow_no_conclusion(tmp_path: Path) -> None:
                 nib.Nifti1Image(coarse.array.astype(np.int16), coarse.affine),
                 real / kind / path.name,
             )
-    made = altered(real, tmp_path / "made", noisy, 2)
-    done = run_evaluate(real, made, tmp_path / "out", "--train", real)
+    noisy_set = altered(real, tmp_path / "made", noisy, 2)
+    done = run_evaluate(real, noisy_set, tmp_path / "out", "--train", real)
     assert done.code == 0, done.text
     page = (tmp_path / "out" / "report.html").read_text()
     assert (

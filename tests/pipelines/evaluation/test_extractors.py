@@ -39,15 +39,15 @@ def test_random_network_is_the_same_every_time(dimensions: int) -> None:
 
 def test_random_network_ranks_blur_noise_and_shift() -> None:
     rng = np.random.default_rng(0)
-    base, other = (
+    first, second = (
         torch.from_numpy(rng.normal(-0.8, 0.05, (60, 1, 24, 24)).astype(np.float32))
         for _ in range(2)
     )
     extract = make_extractor("random", CPU)
     for damage in (lambda x, s: x + s * 0.03, lambda x, s: x + s * 0.03 * torch.randn_like(x)):
         torch.manual_seed(0)
-        found = [frechet(extract(base), extract(damage(other, s))) for s in (0, 1, 2, 3)]
-        assert found == sorted(found)
+        distances = [frechet(extract(first), extract(damage(second, s))) for s in (0, 1, 2, 3)]
+        assert distances == sorted(distances)
 
 
 def test_small_slices_are_taken() -> None:
@@ -70,14 +70,18 @@ def test_swav_and_radimagenet_checkpoints(tmp_path: Path) -> None:
     }
     files = {"swav": swav, "radimagenet": official, "radimagenet_keras": keras}
     images = torch.rand(2, 1, 64, 64) * 2 - 1
-    made = {}
+    extractors = {}
     for name, tensors in files.items():
         torch.save({"state_dict": tensors} if name == "swav" else tensors, tmp_path / f"{name}.pth")
-        made[name] = make_extractor(f"{name.split('_')[0]}:{tmp_path / name}.pth", CPU)
-    assert made["swav"].digest == made["radimagenet"].digest != made["radimagenet_keras"].digest
-    found = {name: extract(images) for name, extract in made.items()}
-    assert all(f.shape == (2, 2048) and np.isfinite(f).all() for f in found.values())
-    assert np.allclose(found["swav"], found["radimagenet"])
+        extractors[name] = make_extractor(f"{name.split('_')[0]}:{tmp_path / name}.pth", CPU)
+    assert (
+        extractors["swav"].digest
+        == extractors["radimagenet"].digest
+        != extractors["radimagenet_keras"].digest
+    )
+    features = {name: extract(images) for name, extract in extractors.items()}
+    assert all(f.shape == (2, 2048) and np.isfinite(f).all() for f in features.values())
+    assert np.allclose(features["swav"], features["radimagenet"])
 
 
 def test_medicalnet_checkpoint(tmp_path: Path) -> None:
@@ -112,8 +116,8 @@ def test_inception_and_vgg_checkpoints(tmp_path: Path) -> None:
     }
     for name, state in states.items():
         torch.save(state, tmp_path / f"{name}.pth")
-        found = make_extractor(f"{name}:{tmp_path / name}.pth", CPU)(torch.zeros(2, 1, 40, 40))
-        assert found.shape == (2, 512 if name == "vgg" else 2048)
+        features = make_extractor(f"{name}:{tmp_path / name}.pth", CPU)(torch.zeros(2, 1, 40, 40))
+        assert features.shape == (2, 512 if name == "vgg" else 2048)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_kernel_distance_is_the_mean_over_pairs_of_volumes(kernel: str) -> None:
         "s2",
         "s3",
     ]  # the first synthetic volume is of the case r0
-    real, made = np.arange(5), np.arange(5, 9)
+    real, synthetic = np.arange(5), np.arange(5, 9)
     flat = features[:5].reshape(-1, 5)
     apart = [np.linalg.norm(a - b) for i, a in enumerate(flat) for b in flat[:i]]
     width = 2 * np.median(apart) ** 2
@@ -122,13 +122,13 @@ def test_kernel_distance_is_the_mean_over_pairs_of_volumes(kernel: str) -> None:
             )
         )
 
-    direct = mean(real, real) + mean(made, made) - 2 * mean(real, made)
+    direct = mean(real, real) + mean(synthetic, synthetic) - 2 * mean(real, synthetic)
     distance = KernelDistance(features, names, kernel, real)
-    assert distance(real, made) == pytest.approx(direct, rel=1e-9)
+    assert distance(real, synthetic) == pytest.approx(direct, rel=1e-9)
     assert (
         KernelDistance(features[[*real, *real]], names[:5] * 2, kernel, real)(real, real + 5) == 0
     )
-    assert np.isnan(distance(real[:1], made[:1]))
+    assert np.isnan(distance(real[:1], synthetic[:1]))
 
 
 def test_one_vector_a_volume_is_the_usual_unbiased_estimator() -> None:
@@ -149,27 +149,27 @@ def test_distances_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
     real = group(24)
     near, far = group(24, "made", 0.2, seed=1), group(24, "made", 1.0, seed=1)
     plan = ResamplingPlan.from_counts(24, 24, 10, 0)
-    found = [
+    by_set = [
         {
             f.name: f
-            for f in realism_metrics(real, other, plan, {"net": "a"}, {"net3": "b"})
+            for f in realism_metrics(real, volumes, plan, {"net": "a"}, {"net3": "b"})
             if f.group == "realism"
         }
-        for other in (real, near, far)
+        for volumes in (real, near, far)
     ]
-    assert {n.split(",")[0] for n in found[0]} == {
+    assert {n.split(",")[0] for n in by_set[0]} == {
         "2.5D FID",
         "2.5D KID",
         "2.5D MMD",
         "3D Fréchet distance",
         "3D MMD",
     }
-    for name in found[0]:
-        same, one, two = (f[name].value for f in found)
+    for name in by_set[0]:
+        same, one, two = (f[name].value for f in by_set)
         assert abs(same) < 1e-6 and one < two
         assert (
-            interpret_metric(found[2][name]) == "beyond the baseline"
-            and found[2][name].low < two < found[2][name].high
+            interpret_metric(by_set[2][name]) == "beyond the baseline"
+            and by_set[2][name].low < two < by_set[2][name].high
         )
 
 
@@ -185,9 +185,9 @@ def test_draws_take_halves_that_share_nothing() -> None:
             and set(one) | set(two) <= set(range(9))
         )
     assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in plan.matched)
-    again, other = (ResamplingPlan.from_counts(9, 3, 20, seed) for seed in (1, 2))
+    again, second_seed = (ResamplingPlan.from_counts(9, 3, 20, seed) for seed in (1, 2))
     assert plan.halves[0][0].tolist() == again.halves[0][0].tolist()
-    assert plan.halves[0][0].tolist() != other.halves[0][0].tolist()
+    assert plan.halves[0][0].tolist() != second_seed.halves[0][0].tolist()
 
 
 def test_baseline_of_equal_sets_holds_their_distance() -> None:
@@ -203,10 +203,13 @@ def test_baseline_of_equal_sets_holds_their_distance() -> None:
     equal = compare_with_baseline("realism", "equal", distance, plan)
     assert equal.baseline * 0.3 < equal.matched < equal.baseline * 3
     assert equal.low < equal.value < equal.high
-    other = compare_with_baseline(
+    shifted = compare_with_baseline(
         "realism", "other", lambda a, b: distance(a, np.where(b >= 40, b + 40, b)), plan
     )
-    assert other.matched > other.baseline_high and interpret_metric(other) == "beyond the baseline"
+    assert (
+        shifted.matched > shifted.baseline_high
+        and interpret_metric(shifted) == "beyond the baseline"
+    )
 
 
 def test_intervals_hold_the_value() -> None:
@@ -239,17 +242,17 @@ def test_tables_keep_their_column_names() -> None:
 
 
 def test_a_shift_of_30_hu_moves_the_metrics_by_30() -> None:
-    real, made = group(6, seed=3), group(6, "made", mean=-820.0, seed=3)
+    real, shifted = group(6, seed=3), group(6, "made", mean=-820.0, seed=3)
     plan = ResamplingPlan.from_counts(6, 6, 20, 0)
-    found = {f.name: f for f in density_metrics(real, made, plan)}
+    metrics = {f.name: f for f in density_metrics(real, shifted, plan)}
     for name in (
         "Lung histogram, Wasserstein-1 (HU)",
         "Mean lung attenuation (HU), synthetic minus real",
         "15th percentile of the lungs (HU), synthetic minus real",
     ):
-        assert found[name].value == pytest.approx(30, abs=0.1), name
-    assert abs(found["SD of lung voxels (HU), synthetic minus real"].value) < 0.1
-    gates = [f.value for name, f in found.items() if "lung median" in name]
+        assert metrics[name].value == pytest.approx(30, abs=0.1), name
+    assert abs(metrics["SD of lung voxels (HU), synthetic minus real"].value) < 0.1
+    gates = [f.value for name, f in metrics.items() if "lung median" in name]
     assert gates == [1.0, 1.0]
     itself = {
         f.name: f.value for f in density_metrics(real, real, plan) if "lung median" not in f.name
@@ -308,9 +311,13 @@ def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:
         "empty": volumes(dict.fromkeys(rows, "never"), 2),
         "shuffled": volumes(shuffled, 3),
     }
-    text, empty, other = text_metrics(attribute, volumes(rows, 0), sets, 40, 0)
+    text, empty, shuffled_control = text_metrics(attribute, volumes(rows, 0), sets, 40, 0)
     assert text.value > 0.95 and text.ceiling > 0.95 and interpret_metric(text) == "text shows"
-    assert 0.25 < empty.value < 0.75 and 0.2 < other.value < 0.8 and 0.4 < text.baseline < 0.6
+    assert (
+        0.25 < empty.value < 0.75
+        and 0.2 < shuffled_control.value < 0.8
+        and 0.4 < text.baseline < 0.6
+    )
 
 
 def test_numbers_are_read_by_their_error() -> None:
@@ -393,8 +400,8 @@ def test_features_find_copies_that_lie_elsewhere_but_not_those_of_the_own_mask()
         and stranger.feature.case == "t0"
         and not stranger.image.copied
     )
-    (own,) = check(image, query, sources=["t0"])
-    assert not own.copy and own.feature is not None and own.feature.case != "t0"
+    (same_mask,) = check(image, query, sources=["t0"])
+    assert not same_mask.copy and same_mask.feature is not None and same_mask.feature.case != "t0"
 
 
 def test_the_reference_of_copies() -> None:
@@ -406,8 +413,10 @@ def test_the_reference_of_copies() -> None:
     )  # too few: leave one out
     twice = np.concatenate([train, train + 1e-6])
     patients = names * 2
-    own = CopyCheck.from_scans([*names, *(f"{n}b" for n in names)], twice, patients=patients)
-    assert own.image.reference.min() > 0.1  # scans of one patient are no reference
+    with_patients = CopyCheck.from_scans(
+        [*names, *(f"{n}b" for n in names)], twice, patients=patients
+    )
+    assert with_patients.image.reference.min() > 0.1  # scans of one patient are no reference
     two = CopyCheck.from_scans(names[:2], train[:2])
     assert not two.conclusive and two.image.threshold == pytest.approx(
         two.image.reference.min() / 2

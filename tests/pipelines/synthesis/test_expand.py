@@ -53,38 +53,45 @@ def test_shares_are_as_equal_as_can_be() -> None:
 
 
 def test_a_changed_row_stays_possible() -> None:
-    made = plan_balanced(
+    planned_cases = plan_balanced(
         cases(CTD, CTD, CTD, ROW), template(), "DIAGNOSIS", 20, together=False, changed=True, seed=1
     )
-    assert Counter(p.row["DIAGNOSIS"] for p in made) == {"HP": 10, "CTD-ILD": 10}
+    assert Counter(p.row["DIAGNOSIS"] for p in planned_cases) == {"HP": 10, "CTD-ILD": 10}
     turned = [
-        p for p in made if p.source.row["DIAGNOSIS"] == "CTD-ILD" and p.row["DIAGNOSIS"] == "HP"
+        p
+        for p in planned_cases
+        if p.source.row["DIAGNOSIS"] == "CTD-ILD" and p.row["DIAGNOSIS"] == "HP"
     ]
     assert turned
     for planned in turned:
         assert planned.row["TYPE CTD"] == planned.row["CTD DIAG DATE"] == ""
         assert set(planned.dropped) == {"TYPE CTD", "CTD DIAG DATE"}
-    assert len({p.id for p in made}) == len({p.seed for p in made}) == 20
+    assert len({p.id for p in planned_cases}) == len({p.seed for p in planned_cases}) == 20
     assert (
-        max(Counter(p.source.id for p in made if p.row["DIAGNOSIS"] == "HP").values()) <= 3
+        max(Counter(p.source.id for p in planned_cases if p.row["DIAGNOSIS"] == "HP").values()) <= 3
     )  # patients take turns
 
 
 def test_own_rows_come_from_patients_who_have_the_value() -> None:
-    made = plan_balanced(
+    planned_cases = plan_balanced(
         cases(CTD, ROW, ROW), template(), "DIAGNOSIS", 8, together=True, changed=False, seed=1
     )
-    assert sorted(Counter(p.row["DIAGNOSIS"] for p in made).items()) == [("CTD-ILD", 5), ("HP", 3)]
-    assert all(p.source.row["DIAGNOSIS"] == p.row["DIAGNOSIS"] and not p.dropped for p in made)
+    assert sorted(Counter(p.row["DIAGNOSIS"] for p in planned_cases).items()) == [
+        ("CTD-ILD", 5),
+        ("HP", 3),
+    ]
+    assert all(
+        p.source.row["DIAGNOSIS"] == p.row["DIAGNOSIS"] and not p.dropped for p in planned_cases
+    )
 
 
 def test_plan_depends_on_the_seed_alone() -> None:
     real = cases(CTD, ROW, ROW)
-    one, again, other = (
+    one, again, second_seed = (
         plan_balanced(real, template(), "DIAGNOSIS", 6, together=False, changed=True, seed=s)
         for s in (1, 1, 2)
     )
-    assert one == again and [p.seed for p in one] != [p.seed for p in other]
+    assert one == again and [p.seed for p in one] != [p.seed for p in second_seed]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ def options(run: TrainedRun, out: Path, *words: str, cohort: Path | None = None)
 
 
 @pytest.fixture(scope="module")
-def made(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_cohort(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("expansion") / "synthetic"
     return synthesis.synthesise_cohort(
         options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
@@ -200,9 +207,9 @@ def made(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
-    made: Path, trained_run: TrainedRun
+    synthetic_cohort: Path, trained_run: TrainedRun
 ) -> None:
-    cohort = load_cohort(DataOptions(dataroot=str(made), template="aiib23"))
+    cohort = load_cohort(DataOptions(dataroot=str(synthetic_cohort), template="aiib23"))
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
     assert len(cohort.cases) == len(cohort.splits["train"]) == 4 and not cohort.splits["test"]
     training = set(real.splits["train"])
@@ -215,17 +222,17 @@ def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
         assert case.image is not None and load_volume(case.image).array.dtype == np.int16
     counts = Counter(case.row["DIAGNOSIS"] for case in cohort.cases)
     assert max(counts.values()) - min(counts.values()) <= 1
-    assert "Research use only" in (made / "README.md").read_text()
-    table = pd.read_csv(made / "copies.csv")
+    assert "Research use only" in (synthetic_cohort / "README.md").read_text()
+    table = pd.read_csv(synthetic_cohort / "copies.csv")
     assert (table["distance"] >= table["threshold"]).all() and list(table["left_out"]) == [
         False
     ] * 4
 
 
 def test_a_stopped_command_goes_on_and_changes_nothing(
-    made: Path, trained_run: TrainedRun, tmp_path: Path
+    synthetic_cohort: Path, trained_run: TrainedRun, tmp_path: Path
 ) -> None:
-    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    copy = Path(shutil.copytree(synthetic_cohort, tmp_path / "copy"))
     gone = [
         "img/synthetic_0002.nii.gz",
         "gtlung/synthetic_0002.nii.gz",
@@ -233,14 +240,14 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
         "clinical.csv",
     ]
     before = {name: (copy / name).read_bytes() for name in gone}
-    kept = (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns
+    written_at = (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns
     for name in gone:
         (copy / name).unlink()
     synthesis.synthesise_cohort(
         options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
     )
     assert {name: (copy / name).read_bytes() for name in gone} == before
-    assert (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns == kept
+    assert (copy / "img" / "synthetic_0001.nii.gz").stat().st_mtime_ns == written_at
     with pytest.raises(UserError, match=r"other settings \(n "):
         synthesis.synthesise_cohort(
             options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5")
@@ -248,11 +255,9 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
 
 
 def test_processes_share_the_cases(
-    made: Path, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_cohort: Path, trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second process, whose turn comes when the first has made its half, writes the table: the
-    same cohort as by one.
-    """
+    """The second process finds the first half and writes the table: the same cohort as by one."""
     out = tmp_path / "shared"
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
@@ -261,9 +266,9 @@ def test_processes_share_the_cases(
             options(trained_run, out, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
         )
         assert (out / "clinical.csv").exists() == (rank == "1")
-    for path in sorted(made.rglob("*.nii.gz")):
-        assert path.read_bytes() == (out / path.relative_to(made)).read_bytes()
-    assert (made / "clinical.csv").read_bytes() == (out / "clinical.csv").read_bytes()
+    for path in sorted(synthetic_cohort.rglob("*.nii.gz")):
+        assert path.read_bytes() == (out / path.relative_to(synthetic_cohort)).read_bytes()
+    assert (synthetic_cohort / "clinical.csv").read_bytes() == (out / "clinical.csv").read_bytes()
 
 
 def test_copies_of_the_own_scan_are_found_whether_deformed_or_not(trained_run: TrainedRun) -> None:

@@ -40,9 +40,9 @@ def separable(count: int, seed: int) -> LabelledVolumes:
 def test_it_learns_what_can_be_seen_and_repeats_itself() -> None:
     train, test = separable(24, 0), separable(20, 1)
     networks = [train_classifier(train, 2, FAST, seed, CPU, "t") for seed in (5, 5, 6)]
-    one, again, other = (predict(n, test.volumes, CPU) for n in networks)
+    one, again, second_seed = (predict(n, test.volumes, CPU) for n in networks)
     assert (one.argmax(1) == test.targets).float().mean() > 0.9
-    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(one, again) and not torch.equal(one, second_seed)
     assert torch.allclose(one.sum(1), torch.ones(20))
 
 
@@ -99,12 +99,12 @@ def test_summary_counts_seeds_and_keeps_the_sign() -> None:
         {"arm": a, "seed": s, **utility.classifier_scores(p, targets)}
         for (a, s), p in predicted.items()
     ]
-    found = utility.summarise_arms(rows, predicted, targets)
+    summary = utility.summarise_arms(rows, predicted, targets)
     assert (
-        found["both"]["minus_real"] == 0
-        and found["both"]["seeds_at_least_as_good_as_real"] == "1 of 2"
+        summary["both"]["minus_real"] == 0
+        and summary["both"]["seeds_at_least_as_good_as_real"] == "1 of 2"
     )
-    assert found["real"]["mean"] == found["both"]["mean"] == 0.75
+    assert summary["real"]["mean"] == summary["both"]["mean"] == 0.75
 
 
 # --- the command
@@ -167,12 +167,12 @@ def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_pa
     table.loc[splits["test"], "SEX"] = ["Male", "Female"]
     table.to_csv(cohort_copy / "clinical.csv")
     out = tmp_path / "out"
-    found = utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
-    assert {(r["arm"], r["seed"]) for r in found["rows"]} == {
+    results = utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
+    assert {(r["arm"], r["seed"]) for r in results["rows"]} == {
         (a, s) for a in ("real", "synthetic", "both") for s in (1, 2)
     }
-    volumes = {r["arm"]: r["volumes"] for r in found["rows"]}
-    assert volumes["both"] == volumes["real"] + volumes["synthetic"] and found["test_scans"] == 2
+    volumes = {r["arm"]: r["volumes"] for r in results["rows"]}
+    assert volumes["both"] == volumes["real"] + volumes["synthetic"] and results["test_scans"] == 2
     assert (
         "chance is 0.500" in (out / "utility.md").read_text()
         and len(pd.read_csv(out / "utility.csv")) == 6
@@ -188,10 +188,10 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("File Name")
 
     def refused(
-        message: str, *words: str, cohort: Path = cohort_copy, other: Path = synthetic
+        message: str, *words: str, cohort: Path = cohort_copy, synthetic_cohort: Path = synthetic
     ) -> None:
         with pytest.raises(UserError, match=message):
-            utility.measure_utility(options(cohort, other, tmp_path / "out", *words))
+            utility.measure_utility(options(cohort, synthetic_cohort, tmp_path / "out", *words))
         assert not (tmp_path / "out").exists()
 
     refused("--column is not given")
@@ -207,7 +207,7 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(
         leaking / "clinical.csv", index=False
     )
-    refused("made from masks of test cases", "--column", "SEX", other=leaking)
+    refused("made from masks of test cases", "--column", "SEX", synthetic_cohort=leaking)
 
 
 @pytest.mark.parametrize(("finish", "lowest", "highest"), [(0.8, 0.9, 1.0), (0.0, 0.0, 0.5)])
