@@ -192,7 +192,9 @@ def _cohort_pieces(
 
 def coverage_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
     """Count the attribute-cohort pairs whose 95 % interval of the lungs' effect holds the truth."""
-    rows = [row for piece in _cohort_pieces(b, keep, "coverage") for row in piece["rows"]]
+    rows: list[Row] = []
+    for piece in _cohort_pieces(b, keep, "coverage"):
+        rows += piece["rows"]
     return {"pairs": len(rows), "held": sum(row["holds"] for row in rows), "rows": rows}
 
 

@@ -199,8 +199,7 @@ def compare_checkpoints(one: Path, other: Path) -> dict[str, float]:
     differences = {}
     for part in sorted({*states[0]["parts"], *states[1]["parts"]}):
         first, second = (checkpoint.load_part(place, part) for place in places)
-        shapes = [{name: t.shape for name, t in tensors.items()} for tensors in (first, second)]
-        if shapes[0] != shapes[1]:
+        if checkpoint.weight_differences(first, second):
             differences[part] = float("inf")
             continue
         largest = [(first[name] - second[name]).abs().max().item() for name in first]

@@ -6,9 +6,10 @@ in HU and with planted copies. OUT/benchmark.json holds the figures.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,9 +110,7 @@ def direct_distances(
     """Return FID, KID and MMD, computed pair by pair in float64, as means over the planes."""
     distances: dict[str, list[float]] = {"FID": [], "KID": [], "MMD": []}
     for plane in range(3):
-        a, b = (
-            np.stack([v.planes[0][plane] for v in group]).astype(np.float64) for group in (one, two)
-        )
+        a, b = (_plane_features(group, plane) for group in (one, two))
         width = a.shape[-1]
         x, y = (v.reshape(-1, width) for v in (a, b))
         root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T))
@@ -125,6 +124,10 @@ def direct_distances(
     return {k: float(np.mean(v)) for k, v in distances.items()}
 
 
+def _plane_features(group: Sequence[VolumeMeasurements], plane: int) -> Hu:
+    return np.stack([v.planes[0][plane] for v in group]).astype(np.float64)
+
+
 def _cubic(p: Hu, q: Hu, width: float) -> Hu:
     return (p @ q.T / width + 1) ** 3
 
@@ -134,12 +137,11 @@ def _gaussian(p: Hu, q: Hu, width: float) -> Hu:
 
 
 def _discrepancy(a: Hu, b: Hu, kernel: Callable[[Hu, Hu], Hu]) -> float:
-    n, m = len(a), len(b)
-    within = [
-        np.mean([kernel(g[i], g[j]).mean() for i in range(k) for j in range(k) if i != j])
-        for g, k in ((a, n), (b, m))
-    ]
-    return float(within[0] + within[1] - 2 * np.mean([kernel(p, q).mean() for p in a for q in b]))
+    def mean(pairs: Iterable[tuple[Hu, Hu]]) -> float:
+        return float(np.mean([kernel(p, q).mean() for p, q in pairs]))
+
+    within = mean(itertools.permutations(a, 2)) + mean(itertools.permutations(b, 2))
+    return within - 2 * mean(itertools.product(a, b))
 
 
 def distances_by_size(

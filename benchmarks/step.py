@@ -133,10 +133,9 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    parameters = {
-        name: sum(p.numel() for p in network.parameters()) / 1e6
-        for name, network in model.raw.items()
-    }
+    parameters = {}
+    for name, network in model.raw.items():
+        parameters[name] = sum(p.numel() for p in network.parameters()) / 1e6
     return {
         "median_s": statistics.median(seconds[1:]),
         "all_s": seconds[1:],

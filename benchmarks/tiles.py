@@ -56,7 +56,9 @@ def compare_tiles(plan: generation.GenerationPlan, sample: VolumeSample) -> dict
     factual = [lung_hu(variants.factual, way) for way in (at_once, tiled)]
     effects = {}
     for group in variants.counterfactual:
-        means = {v.value: [lung_hu(v, way).mean() for way in (at_once, tiled)] for v in group}
+        means = {}
+        for variant in group:
+            means[variant.value] = [lung_hu(variant, way).mean() for way in (at_once, tiled)]
         for first, second in variant_pairs(group):
             before, after = means[first.value], means[second.value]
             whole, tiles = (float(b - a) for a, b in zip(before, after, strict=True))

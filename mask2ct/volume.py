@@ -128,13 +128,12 @@ class Volume:
             limit = self._difference_limit()
             settings = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
         figure = SliceFigure(figsize=(12, 4.4), layout="constrained")
-        image = None
         for axes, (plane, (across, down, through, sides)) in zip(
             figure.subplots(1, len(PLANES)), PLANES.items(), strict=True
         ):
             shown = radiological_slice(self.ras, plane, self.ras.shape[through] // 2)
-            image = axes.imshow(shown, aspect=spacing[down] / spacing[across], **settings)
+            axes.imshow(shown, aspect=spacing[down] / spacing[across], **settings)
             axes.set_title(f"{plane} (left of the picture: {sides[0]})")
             axes.set_axis_off()
-        figure.colorbar(image, ax=figure.axes, shrink=0.8, label="HU")
+        figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label="HU")
         return figure

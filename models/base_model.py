@@ -96,8 +96,9 @@ class GenerativeModel(ABC):
 
     @abstractmethod
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the optimiser's groups per network: `params`, `lr`, and the epoch `from_epoch` in
-        which learning starts.
+        """Return the optimiser's groups per network.
+
+        Each has `params`, `lr`, and the epoch `from_epoch` in which learning starts.
         """
 
     @abstractmethod
@@ -124,8 +125,8 @@ class GenerativeModel(ABC):
         """Replace the run's settings of sampling; raises `UserError` if they do not fit."""
         if sampling.set_flags:
             raise UserError(
-                f"{', '.join(sampling.set_flags)}: the run is not a diffusion model and generates in "
-                "one step. Leave the flag out, or use a run of --model diffusion."
+                f"{', '.join(sampling.set_flags)}: the run is not a diffusion model and generates "
+                "in one step. Leave the flag out, or use a run of --model diffusion."
             )
 
     def check_editing(self) -> None:

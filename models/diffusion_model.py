@@ -1,6 +1,4 @@
-"""Diffusion models: an image is reached from noise in many small steps, and a real scan can be
-inverted to its noise.
-"""
+"""Diffusion models: generation in many small steps from noise, and inversion of real scans."""
 
 from __future__ import annotations
 
@@ -49,7 +47,9 @@ def append_dims(values: Tensor) -> Tensor:
 
 @MODELS.register("diffusion")
 class DiffusionModel(GenerativeModel):
-    """Rectified flow (Liu et al. 2022), or diffusion with v (Salimans & Ho 2022) or noise
+    """A diffusion model conditioned on a mask and a text.
+
+    It learns rectified flow (Liu et al. 2022), or diffusion with v (Salimans & Ho 2022) or noise
     prediction (Ho et al. 2020).
 
     Args:
@@ -110,8 +110,9 @@ class DiffusionModel(GenerativeModel):
         yield NetworkLoss("G", loss, {"G_image": loss})
 
     def _loss(self, estimate: Tensor, x0: Tensor, background: Tensor, weight: Tensor) -> Tensor:
-        """Return the squared error, linear where it is large; labelled voxels weigh as in the GAN's
-        voxel loss.
+        """Return the squared error, linear where it is large.
+
+        Labelled voxels weigh as in the voxel loss of the GAN.
         """
         options = self.options.loss
         beta = options.smooth_l1_beta / PixelSpace.sigma * self.space.sigma
@@ -140,8 +141,9 @@ class DiffusionModel(GenerativeModel):
         return DiffusionSampler(self.schedule, denoise, str(self.sampling.sampler))
 
     def _guided(self, x: Tensor, level: Tensor, tiles: Condition) -> Tensor:
-        """Return the network's output for tiles `(B, C, X, Y, Z)` with classifier-free guidance of
-        the text (Ho & Salimans 2022) and of the mask (Brooks et al. 2023, eq. 3).
+        """Return the network's output for tiles `(B, C, X, Y, Z)` with classifier-free guidance.
+
+        Guidance of the text follows Ho & Salimans 2022, of the mask Brooks et al. 2023, eq. 3.
         """
         network, mask, coords = self.inference_network, tiles.mask, tiles.coords
         with_text = network(x, level, mask, coords, tiles.text)

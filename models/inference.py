@@ -28,20 +28,19 @@ TEXT_PART = "text"  # part of a checkpoint: what the encoder learned from the tr
 
 
 class Sample(Protocol):
-    """A case to generate, such as `data.volume_dataset.VolumeSample`.
-
-    Attributes:
-        name: Decides the noise, together with the seed.
-        mask: `(K, X, Y, Z)` one-hot.
-        coords: `(3, X, Y, Z)` position in the whole volume, -1 to 1.
-    """
+    """A case to generate, such as `data.volume_dataset.VolumeSample`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Decides the noise, together with the seed."""
+
     @property
-    def mask(self) -> Tensor: ...
+    def mask(self) -> Tensor:
+        """One-hot labels `(K, X, Y, Z)`."""
+
     @property
-    def coords(self) -> Tensor: ...
+    def coords(self) -> Tensor:
+        """Position in the whole volume `(3, X, Y, Z)`, -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ class VolumeGenerator:
     def invert(
         self, image: Tensor, sample: Sample, prompt: Sequence[str], strength: float
     ) -> Tensor:
-        """Return the state from which `regenerate` makes `image` `(1, X, Y, Z)` again, see
-        `GenerativeModel.invert`.
-        """
+        """Return the state from which `regenerate` makes `image` `(1, X, Y, Z)` again."""
         condition = self._condition(sample, prompt)
         with self._inference(sample.name):
             return self.model.invert(self._batched(image), condition, strength, self.window)

@@ -1,4 +1,4 @@
-"""Sliding windows: a function of tiles run over a whole volume and blended smoothly."""
+"""Sliding windows: a function of tiles runs over a whole volume and is blended smoothly."""
 
 from __future__ import annotations
 
@@ -53,41 +53,46 @@ class SlidingWindow:
                     "with --overlap 0.5."
                 )
 
-    def __call__(self, function: Callable[..., Tensor], *wholes: Tensor) -> Tensor:
-        """Applies `function(*tiles)` to tensors `(1, C_i, X, Y, Z)`; returns `(1, C_out, X, Y,
-        Z)`.
-        """
-        size = tuple(wholes[0].shape[2:])
-        tile = tuple(round_up(t, self.multiple) for t in self.tile) or tuple(
-            round_up(s, self.multiple) for s in size
-        )
-        target = [self._padded(s, t) for s, t in zip(size, tile, strict=True)]
-        widths = [w.shape[1] for w in wholes]
-        stacked = torch.cat([pad_edge(w, target) for w in wholes], 1)
+    def __call__(self, function: Callable[..., Tensor], *volumes: Tensor) -> Tensor:
+        """Return `function` of whole volumes, computed in tiles.
 
-        def split(tiles: Tensor) -> Tensor:
-            return function(*tiles.split(widths, 1))
+        Args:
+            function: Maps tiles `(B, C_i, x, y, z)`, one per volume, to tiles `(B, C, x, y, z)`.
+            volumes: Tensors `(1, C_i, X, Y, Z)`.
+
+        Returns:
+            `(1, C, X, Y, Z)`.
+        """
+        size = tuple(volumes[0].shape[2:])
+        tile = tuple(round_up(side, self.multiple) for side in self.tile or size)
+        target = [self._padded(s, t) for s, t in zip(size, tile, strict=True)]
+        channels = [volume.shape[1] for volume in volumes]
+        stacked = torch.cat([pad_edge(volume, target) for volume in volumes], 1)
+
+        def split_channels(tiles: Tensor) -> Tensor:
+            return function(*torch.split(tiles, channels, 1))
 
         if list(tile) == target:
-            out = split(stacked)
+            out = split_channels(stacked)
         else:
             # A little less overlap: MONAI rounds the step down, and 40 * (1 - 0.9) is a little less
             # than 4.
-            out = sliding_window_inference(
+            blended = sliding_window_inference(
                 stacked,
                 tile,
                 self.batch,
-                split,
+                split_channels,
                 overlap=self.overlap - 1e-6,
                 roi_weight_map=gaussian(tile),
                 progress=False,
             )
-        assert isinstance(out, Tensor)
+            assert isinstance(blended, Tensor)
+            out = blended
         return out[:, :, : size[0], : size[1], : size[2]]
 
     def coarser(self, factor: int) -> SlidingWindow:
-        """The same tiles on a grid of voxels `factor` times as large."""
-        tile = tuple(t // factor for t in self.tile)
+        """Return the same tiles on a grid of voxels `factor` times as large."""
+        tile = tuple(side // factor for side in self.tile)
         return replace(self, tile=tile, multiple=max(1, self.multiple // factor))
 
     def _padded(self, size: int, tile: int) -> int:
@@ -96,22 +101,24 @@ class SlidingWindow:
 
 
 def gaussian(tile: Sequence[int]) -> Tensor:
-    """Weights `(1, 1, x, y, z)` of a tile, SD an eighth of its size.
+    """Return Gaussian weights `(1, 1, x, y, z)` of a tile, with an SD of an eighth of its size.
 
-    MONAI's own are the same, but cut off at 1e-3: at the borders of a volume that leaves hard edges
-    between tiles.
+    MONAI's own weights are cut off at 1e-3, which leaves hard edges between tiles at the borders of
+    a volume.
     """
-    x, y, z = (torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)).square()) for n in tile)
-    return torch.einsum("x,y,z->xyz", x, y, z)[None, None]
+    sides = []
+    for length in tile:
+        distance = (torch.arange(length) - (length - 1) / 2) / (length / 8)
+        sides.append(torch.exp(-0.5 * distance.square()))
+    return torch.einsum("x,y,z->xyz", *sides)[None, None]
 
 
 def pad_edge(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Pads `(B, C, X, Y, Z)` at the far ends to `size` by repeating the border: a one-hot mask
-    stays one.
+    """Pad `(B, C, X, Y, Z)` at the far ends to `size` by repeating the border.
+
+    A one-hot mask stays one-hot.
     """
-    pads = [
-        p
-        for have, want in zip(reversed(x.shape[2:]), reversed(list(size)), strict=True)
-        for p in (0, want - have)
-    ]
+    pads: list[int] = []
+    for have, want in zip(reversed(x.shape[2:]), reversed(list(size)), strict=True):
+        pads += [0, want - have]
     return F.pad(x, pads, mode="replicate") if any(pads) else x

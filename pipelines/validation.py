@@ -1,6 +1,4 @@
-"""Validation of a run in training: metrics and pictures of a few cases, so that a user knows when
-to stop.
-"""
+"""Validation of a run in training: metrics and pictures of a few cases."""
 
 from __future__ import annotations
 
@@ -60,8 +58,9 @@ class Validation:
         self.folder = folder
 
     def __call__(self, step: int) -> ValidationResult:
-        """Return lung MAE (HU), lung SSIM, the mean lung HU against the real one, and the tracked
-        effect (HU in the lungs), each a mean over the cases.
+        """Return metrics in the lungs, each a mean over the cases, and a picture per case.
+
+        The metrics are MAE (HU), SSIM, mean HU minus that of the scan, and the tracked effect (HU).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, list[float]] = {}

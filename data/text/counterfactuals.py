@@ -186,15 +186,15 @@ def free_text_variants(
         intervention: The column and its values.
     """
     column = template[intervention.column]
-    stays = [not column.matches_phrase(phrase.text) for phrase in prompt]
-    first = stays.index(False) if False in stays else len(prompt)
-    before = [phrase for phrase, keep in zip(prompt[:first], stays[:first], strict=True) if keep]
-    after = [phrase for phrase, keep in zip(prompt[first:], stays[first:], strict=True) if keep]
+    matches = [column.matches_phrase(phrase.text) for phrase in prompt]
+    place = matches.index(True) if True in matches else len(prompt)
+    remaining = [phrase for phrase, match in zip(prompt, matches, strict=True) if not match]
     variants = []
     for value in intervention.values:
         changed = template.change(row, intervention.column, value)
         phrases = [p for p in template.phrases(changed.row) if p.column == intervention.column]
-        variants.append(Variant(Prompt([*before, *phrases, *after]), intervention.column, value))
+        text = Prompt([*remaining[:place], *phrases, *remaining[place:]])
+        variants.append(Variant(text, intervention.column, value))
     return variants
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -73,7 +74,7 @@ def test_an_old_run_continues(name: str, old: Path) -> None:
         (PrepareCommand, "in out --masks given", "in out --masks load"),
     ],
 )
-def test_old_flags_mean_the_same(command_class: type, old_words: str, new_words: str) -> None:
+def test_old_flags_mean_the_same(command_class: type[Any], old_words: str, new_words: str) -> None:
     first, second = (parse(command_class, "", words.split()) for words in (old_words, new_words))
     assert to_dict(first) == to_dict(second)
 

@@ -1,4 +1,4 @@
-"""Training steps: precision, processes, averaging, saving, stopping; independent of model and data."""
+"""Training steps: precision, processes, averaging, saving, stopping; for any model and data."""
 
 from __future__ import annotations
 
@@ -39,11 +39,15 @@ class Trainable(Protocol):
     raw: dict[str, nn.Module]
     ema_network: str
 
-    def param_groups(self) -> dict[str, list[dict[str, Any]]]: ...
+    def param_groups(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the optimiser's groups per network."""
+        ...
 
     def training_step(
         self, batch: Batch, text: Any
-    ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]: ...
+    ) -> Iterator[tuple[str, Tensor, Mapping[str, Tensor]]]:
+        """Yield (network name, loss, terms) per network."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class StopSignal:
         self.received = number
 
     def restore(self) -> None:
+        """Put the earlier handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -253,9 +258,7 @@ class Trainer:
         optimizer.zero_grad()
 
     def _set_learning_rate(self, optimizer: Any) -> None:
-        """Set the rate of the step: constant, then linear to zero; zero before a group's first
-        epoch.
-        """
+        """Set the step's rate: constant, then linear to zero; zero before a group's first epoch."""
         config = self.config
         falling = max(1, config.steps - config.constant_steps)
         left = (config.steps - self.steps_done) / falling
@@ -294,7 +297,7 @@ class Trainer:
                 raise RunStopped(
                     f"After step {self.steps_done} weights of {name} are not finite ({bad[0]} and "
                     f"{len(bad) - 1} more), so they are not saved. The last checkpoint is kept; "
-                    "continue from it with --continue_train and --grad_clip 1, or with a lower --lr."
+                    "continue from it with --continue_train and --grad_clip 1, or a lower --lr."
                 )
 
     def save(
