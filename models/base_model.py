@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from models.networks.fusion import FUSIONS
 from models.registry import Registry
 from models.text.base_encoder import TextEmbedding
 from options.diffusion_options import SamplingOptions
@@ -93,6 +94,14 @@ class GenerativeModel(ABC):
             text_width: C, channels of the text embedding.
             training: Whether to build what only training needs.
         """
+
+    @classmethod
+    def check_options(cls, options: TrainOptions) -> None:
+        """Raise `UserError` for options that the networks cannot be built from.
+
+        It finds what `options.checks` cannot know: names in registries, and files of weights.
+        """
+        _ = FUSIONS[options.generator.fusion]
 
     @abstractmethod
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:

@@ -78,9 +78,15 @@ class DiffusionModel(GenerativeModel):
         self.inference_network = self.raw["G"]
         self.set_sampling(SamplingOptions())
 
-    def make_space(self, options: TrainOptions) -> PixelSpace:
+    @classmethod
+    def make_space(cls, options: TrainOptions) -> PixelSpace:
         """Return the space that noise is added in."""
         return PixelSpace()
+
+    @classmethod
+    def check_options(cls, options: TrainOptions) -> None:
+        super().check_options(options)
+        cls.make_space(options)
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         default = replace(DEFAULT, sampler="euler" if self.schedule.flow else "ddim")
@@ -209,7 +215,8 @@ class DiffusionModel(GenerativeModel):
 class LatentDiffusionModel(DiffusionModel):
     """The same on the latents of a frozen autoencoder (Rombach et al. 2022)."""
 
-    def make_space(self, options: TrainOptions) -> PixelSpace:
+    @classmethod
+    def make_space(cls, options: TrainOptions) -> PixelSpace:
         space = LatentSpace(Path(options.diffusion.autoencoder), options.data.hu_window)
         check_patch_size(options, space.factor)
         return space

@@ -58,6 +58,12 @@ class Pix2PixHDModel(GenerativeModel):
         perceptual = training and options.loss.lambda_perceptual > 0
         self.perceptual = PerceptualLoss(options.loss.perceptual_weights) if perceptual else None
 
+    @classmethod
+    def check_options(cls, options: TrainOptions) -> None:
+        super().check_options(options)
+        if options.loss.lambda_perceptual > 0:
+            PerceptualLoss(options.loss.perceptual_weights)
+
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
         optim = self.options.optim
         enhanced = self.options.generator.n_local_enhancers > 0

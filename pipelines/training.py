@@ -109,8 +109,8 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
             "--text_encoder cohort: the dry run leaves its pre-training out and uses table instead."
         )
         return stand_in
-    study = open_study(stand_in, None, check=False)
-    MODELS[options.generator.model](stand_in, 2, study.encoder.width)
+    MODELS[options.generator.model].check_options(options)
+    open_study(stand_in, None, check=False)
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
     encoder = pretrain_clip(ClipCommand(clip, options.data))
     return replace(options, text=replace(options.text, text_encoder=str(encoder)))
