@@ -16,7 +16,7 @@ failed=()
 "$python" -m ruff format --check . || failed+=("ruff format")
 "$python" -m ruff check . || failed+=("ruff check")
 "$python" -m mypy . || failed+=(mypy)
-"$python" -m pytest -n "${JOBS:-2}" --dist loadfile "$@" || failed+=(pytest)
+"$python" -m pytest -n "${JOBS:-2}" --dist loadfile --no-loadscope-reorder "$@" || failed+=(pytest)
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "Failed: ${failed[*]}" >&2
