@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,8 +26,14 @@ from transformers.utils import logging as hf_logging
 from models.weights import read_weights
 from options.base_options import TextOptions
 from util.cli import UserError
+from util.files import read_json
 
 TEXT_FILES = ["*.json", "*.txt", "*.model"]
+# Files in which a model can name Python code of its own, and the entry that does.
+CODE_FILES = ("config.json", "tokenizer_config.json")
+CODE_ENTRY = "auto_map"
+# Without the second argument transformers asks, also a pipe, and runs the code after "y".
+NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # MedCLIP averages these hidden states (Wang et al. 2022, arXiv 2210.10163).
 MEDCLIP_LAYERS = (1, 2, -1)
 MEDCLIP_BERT = "text_model.model."
@@ -172,21 +176,19 @@ def _unreachable_message(name: str, reason: str) -> str:
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Turn errors of transformers on reading a folder into a `UserError`."""
+    """Turn errors of transformers on reading a folder into a `UserError`.
+
+    Damaged files make transformers raise errors of almost every type.
+    """
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
             f"{folder} is not a complete text model of transformers ({reason}). It needs "
             "config.json, model.safetensors and the tokenizer's files of a CLIP text model or a "
@@ -195,6 +197,23 @@ def _reading(folder: Path) -> Iterator[None]:
     finally:
         hf_logging.set_verbosity(verbosity)
         hf_logging.enable_progress_bar()
+
+
+def check_no_code(folder: Path) -> None:
+    """Raise `UserError` where a model names Python code of its own, which is never run.
+
+    The architecture that transformers has under the same name can be another one, so that the model
+    is not loaded without its code either.
+    """
+    for name in CODE_FILES:
+        path = folder / name
+        values = read_json(path) if path.is_file() else {}
+        if isinstance(values, dict) and values.get(CODE_ENTRY):
+            raise UserError(
+                f"{path} names Python code of the model's own ({CODE_ENTRY}). Such code is never "
+                "run. Choose a model whose architecture is part of transformers. If this one is, "
+                f"remove the entry {CODE_ENTRY} from the file."
+            )
 
 
 def _missing_weights(names: list[str]) -> list[str]:
@@ -208,8 +227,9 @@ def load_folder(folder: Path) -> LanguageModel:
     Raises:
         UserError: The folder is not complete, is damaged, or holds another kind of model.
     """
+    check_no_code(folder)
     with _reading(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **NO_CODE)
         architecture = (config.architectures or [""])[0]
         model_class: Any = {
             "CLIPTextModel": CLIPTextModel,
@@ -217,17 +237,17 @@ def load_folder(folder: Path) -> LanguageModel:
             "CLIPModel": CLIPTextModelWithProjection,  # AutoModel would drop the projection
         }.get(architecture, AutoModel)
         model, info = model_class.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, **NO_CODE
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
         if missing := _missing_weights(info["missing_keys"]):
             raise ValueError(f"weights are missing: {', '.join(missing[:3])}")
         if not hasattr(model.config, "max_position_embeddings"):
             kind = architecture or config.model_type
             raise ValueError(f"{kind} is not a text model with a bounded length")
-    if model_class is CLIPTextModelWithProjection:
-        return LanguageModel(tokenizer, model.text_model, model.text_projection)
-    return LanguageModel(tokenizer, model, None)
+        if model_class is CLIPTextModelWithProjection:
+            return LanguageModel(tokenizer, model.text_model, model.text_projection)
+        return LanguageModel(tokenizer, model, None)
 
 
 def load_medclip(file: Path, bert: str) -> LanguageModel:
@@ -255,15 +275,18 @@ def load_medclip(file: Path, bert: str) -> LanguageModel:
             f"{file} is not a MedCLIP checkpoint: it needs {MEDCLIP_BERT}* and "
             f"{MEDCLIP_PROJECTION}weight."
         )
+    check_no_code(folder)
     with _reading(folder):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **NO_CODE)
+        model = AutoModel.from_config(config, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
         missing, _ = model.load_state_dict(bert_weights, strict=False)
         if missing := _missing_weights(missing):
             raise ValueError(f"{file} lacks {', '.join(missing[:3])}")
-    projection = nn.Linear(head["weight"].shape[1], head["weight"].shape[0], bias="bias" in head)
-    projection.load_state_dict({name: tensor.float() for name, tensor in head.items()})
-    return LanguageModel(tokenizer, model.float(), projection.requires_grad_(False), MEDCLIP_LAYERS)
+        width, hidden = head["weight"].shape
+        projection = nn.Linear(hidden, width, bias="bias" in head).requires_grad_(False)
+        projection.load_state_dict({name: tensor.float() for name, tensor in head.items()})
+        return LanguageModel(tokenizer, model.float(), projection, MEDCLIP_LAYERS)
 
 
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

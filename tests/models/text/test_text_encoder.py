@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -378,6 +381,53 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evil\.bin"):
         build_text_encoder(TextOptions(text_encoder=f"medclip:{tmp_path / 'evil.bin'}"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("entry", ["AutoConfig", "AutoModel", "AutoTokenizer"])
+@pytest.mark.parametrize("known_type", [True, False])
+@pytest.mark.parametrize("medclip_bert", [True, False])
+def test_the_code_of_a_model_is_never_run(
+    entry: str,
+    known_type: bool,
+    medclip_bert: bool,
+    clip_folder: str,
+    medclip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers asks whether to run it, and takes "y" from a pipe."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    source = medclip.parent if medclip_bert else clip_folder
+    folder = Path(shutil.copytree(source, tmp_path / "planted"))
+    (folder / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Planted: pass")
+    name = "tokenizer_config.json" if entry == "AutoTokenizer" else "config.json"
+    config = json.loads((folder / name).read_text())
+    config["auto_map"] = {entry: "planted.Planted"}
+    if entry == "AutoTokenizer":
+        config["auto_map"] = {entry: ["planted.Planted", None]}
+    if not known_type:
+        config |= {"model_type": "planted", "tokenizer_class": "Planted"}
+    (folder / name).write_text(json.dumps(config))
+    options = TextOptions(text_encoder=str(folder))
+    if medclip_bert:
+        options = TextOptions(text_encoder=f"medclip:{medclip}", medclip_bert=str(folder))
+    with pytest.raises(UserError, match=rf"{name} names Python code .* never run"):
+        build_text_encoder(options)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 1e400, 10**30, {}])
+def test_a_config_of_wrong_types_is_one_message(
+    value: object, clip_folder: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "spoiled"))
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("model_type", "architectures", "hidden_size", "max_position_embeddings"):
+        (folder / "config.json").write_text(json.dumps({**config, key: value}))
+        try:
+            build_text_encoder(TextOptions(text_encoder=str(folder)))
+        except UserError as error:
+            assert str(folder) in str(error)
 
 
 def test_an_unreachable_model_names_three_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
