@@ -17,6 +17,11 @@ class RunOptions:
     name: str = flag("", "Name of the run: its folder below --checkpoints_dir.")
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
     continue_train: bool = flag(False, "Resume the run from its latest checkpoint.")
+    accept_changes: bool = flag(
+        False,
+        "With --continue_train: go on although scans, masks, rows, splits or fixed options are not "
+        "those that the run was trained with.",
+    )
     overwrite: bool = flag(False, "Replace a run of this name.")
     dry_run: bool = flag(
         False, "Check all input, print options, sizes, memory and time per step, and stop."
