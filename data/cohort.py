@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from data.splits import Splits
-from util.cli import UserError
+from data.volumes import strip_suffix
+from util.cli import UserError, safe_name, unique_names
 
 IMAGES = "img"  # folders of a dataroot
 MASKS = "gtlung"
@@ -50,6 +52,11 @@ class Cohort:
     labels: tuple[int, ...]
     columns: tuple[str, ...]
 
+    @cached_property
+    def file_names(self) -> dict[str, str]:
+        """The name of each case in the names of its files, without ending; no two are alike."""
+        return unique_names((case.id for case in self.cases), _readable)
+
     def __getitem__(self, case_id: str) -> Case:
         return {case.id: case for case in self.cases}[case_id]
 
@@ -67,6 +74,11 @@ class Cohort:
         for case in self.cases:
             members += [case] * counts[case.id]
         return tuple(members)
+
+
+def _readable(case_id: str) -> str:
+    """Return a case as part of a file name; the case of a single mask has the file's ending."""
+    return safe_name(strip_suffix(case_id))
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
 from options.test_options import TestOptions
-from pipelines.results import CaseResult, CaseWriter, Hu, ResultsWriter, Row
+from pipelines.results import CaseResult, CaseWriter, Hu, ResultsWriter, Row, VolumeNames
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from util.cli import UserError, format_list
 from util.files import claim_file
@@ -88,6 +90,12 @@ class GenerationPlan:
     settings: Sequence[Intervention]
     interventions: Sequence[Intervention]
     editor: Editor | None
+
+    @cached_property
+    def file_names(self) -> VolumeNames:
+        """Names of the files of all variants."""
+        values = {i.column: i.values for i in self.interventions}
+        return VolumeNames.from_cohort(self.cohort, values)
 
     @property
     def samples(self) -> VolumeDataset:
@@ -236,6 +244,12 @@ def _open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) ->
 
 def _check_interventions(plan: GenerationPlan) -> None:
     rows = [case.row for case in plan.cohort.cases]
+    counts = Counter(intervention.column for intervention in plan.interventions)
+    if repeated := [column for column, count in counts.items() if count > 1]:
+        raise UserError(
+            f"--vary is given {counts[repeated[0]]} times for {repeated[0]!r}, so that its files "
+            f'would be written twice. Give all values once: --vary "{repeated[0]}=A,B,C".'
+        )
     for flag, interventions in (("--set", plan.settings), ("--vary", plan.interventions)):
         for intervention in interventions:
             check_intervention(flag, intervention, plan.template, rows)
@@ -250,7 +264,7 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     """Generate all variants of a case, and write them with their differences and metrics."""
     case = sample.case
     variants = plan.variants(case)
-    writer, scan = results.case_writer(sample), plan.scan(sample)
+    writer, scan = results.case_writer(sample, plan.file_names), plan.scan(sample)
     real = None if sample.image is None else sample.to_hu(sample.image[0])
     writer.add_panel("mask", "mask", sample.labels)
     factual = plan.generate(sample, variants.factual.prompt, scan)

@@ -29,7 +29,7 @@ from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
 from pipelines.atlas.attributes import dependent_columns
 from util import cli
-from util.cli import UserError, format_list, safe_name
+from util.cli import UserError, format_list, unique_names
 from util.files import read_json, write_json
 from util.training import checkpoint, runs
 
@@ -158,7 +158,8 @@ def planned_refits(
         refits.append(Refit(f"resampled_{k:03d}", "resampled", seed + k))
     if options.permutations:
         columns = permuted_columns(origin, options.permute)
-        name = "_".join(["permuted", *map(safe_name, options.permute)])
+        names = unique_names(origin.columns)
+        name = "_".join(["permuted", *(names[column] for column in options.permute)])
         for k in range(1, options.permutations + 1):
             refits.append(Refit(f"{name}_{k:03d}", "permuted", seed + k, columns))
     for fold in folds:

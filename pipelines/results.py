@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from data.cohort import Cohort
 from data.text.counterfactuals import Variant
 from data.volume_dataset import VolumeSample
 from data.volumes import strip_suffix, write_like
 from options.parser import to_dict
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
-from util.cli import UserError, safe_name
+from util.cli import UserError, digest_name, safe_name, unique_names
 from util.files import claim_folder, write_csv, write_json
 from util.metrics.effects import EFFECT_COLUMNS
 from util.metrics.fidelity import METRIC_COLUMNS
@@ -58,6 +60,49 @@ def results_folder(options: TestOptions) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class VolumeNames:
+    """Names of volume files, of which no two are alike.
+
+    Attributes:
+        cases: Name of each case of the cohort.
+        columns: Name of each column that is varied.
+        values: Name of each value, by column.
+    """
+
+    cases: Mapping[str, str]
+    columns: Mapping[str, str]
+    values: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def from_cohort(cls, cohort: Cohort, values: Mapping[str, Sequence[str]]) -> VolumeNames:
+        """Name the files of a cohort whose columns are set to these values.
+
+        A case has the same name whatever split is generated.
+        """
+        by_column = {column: _value_names(texts) for column, texts in values.items()}
+        return cls(cohort.file_names, unique_names(values), by_column)
+
+    def variant(self, column: str, value: str) -> str:
+        """Return the part of a file name that tells a variant from the factual volume."""
+        return f"__{self.columns[column]}={self.values[column][value]}"
+
+    def difference(self, column: str, start: str, end: str) -> str:
+        """Return the part of a file name that names a difference."""
+        names = self.values[column]
+        return f"__{self.columns[column]}={names[start]}_to_{names[end]}"
+
+
+def _value_names(values: Sequence[str]) -> dict[str, str]:
+    """Return a name per value that is neither another's nor that of two values' difference."""
+    names = unique_names(values)
+    pairs = {f"{start}_to_{end}".casefold() for start, end in permutations(names.values(), 2)}
+    return {
+        value: digest_name(value, name) if name.casefold() in pairs else name
+        for value, name in names.items()
+    }
+
+
 class CaseWriter:
     """Writer of one case's volumes, on the grid of the mask's file.
 
@@ -65,16 +110,18 @@ class CaseWriter:
         folder: The results folder; volumes go to `folder/volumes/`.
         sample: The case.
         seed: Seed of the noise, for the table.
+        names: Names of the files.
 
     Attributes:
         rows: Rows of volumes.csv, one per volume written.
         panels: The volumes as panels of a page.
     """
 
-    def __init__(self, folder: Path, sample: VolumeSample, seed: int) -> None:
+    def __init__(self, folder: Path, sample: VolumeSample, seed: int, names: VolumeNames) -> None:
         self.folder = folder
         self.sample = sample
         self.seed = seed
+        self.names = names
         self.rows: list[Row] = []
         self.panels: list[Panel] = []
 
@@ -85,7 +132,7 @@ class CaseWriter:
 
     def write_variant(self, hu: Hu, variant: Variant, title: str = "") -> None:
         """Write the volume of a counterfactual variant."""
-        name = f"__{safe_name(variant.column)}={safe_name(variant.value)}"
+        name = self.names.variant(variant.column, variant.value)
         values = {
             "kind": "varied",
             "column": variant.column,
@@ -104,14 +151,14 @@ class CaseWriter:
 
     def write_difference(self, hu: Hu, first: Variant, second: Variant) -> None:
         """Write the difference of two variants, `second` minus `first`."""
-        pair = f"{safe_name(first.value)}_to_{safe_name(second.value)}"
+        name = self.names.difference(first.column, first.value, second.value)
         values = {
             "kind": "difference",
             "column": first.column,
             "from": first.value,
             "to": second.value,
         }
-        self._write(hu, f"__{safe_name(first.column)}={pair}", values, np.float32)
+        self._write(hu, name, values, np.float32)
         title = f"{first.column}: {second.value} minus {first.value}"
         self.add_panel(title, "difference", hu, self.rows[-1]["file"])
 
@@ -125,9 +172,14 @@ class CaseWriter:
 
     def _write(self, hu: Hu, name: str, values: Mapping[str, str], dtype: Any) -> None:
         case = self.sample.case
-        file = f"volumes/{safe_name(strip_suffix(case.id))}{name}.nii.gz"
+        file = f"volumes/{self.names.cases[case.id]}{name}.nii.gz"
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise UserError(
+                f"{path} would be written twice, the second time for case {case.id!r}. Rename the "
+                "case, or the column or value that is varied."
+            )
         write_like(path, self.sample.to_source_grid(hu), case.mask, dtype)
         row = dict.fromkeys(VOLUME_COLUMNS, "")
         row.update(file=file, case=case.id, seed=str(self.seed))
@@ -187,9 +239,9 @@ class ResultsWriter:
         if options.output.page:
             self.page = ResultsPage(folder, title, run_options.data.hu_window)
 
-    def case_writer(self, sample: VolumeSample) -> CaseWriter:
+    def case_writer(self, sample: VolumeSample, names: VolumeNames) -> CaseWriter:
         """Return the writer of a case's volumes."""
-        return CaseWriter(self.folder, sample, self.options.arms.seed)
+        return CaseWriter(self.folder, sample, self.options.arms.seed, names)
 
     def add(self, case: str, result: CaseResult) -> None:
         """Add a case to the tables and the page."""

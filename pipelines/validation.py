@@ -13,7 +13,7 @@ from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
 from models.inference import VolumeGenerator
 from options.base_options import DataOptions
-from util.cli import safe_name
+from util.cli import unique_names
 from util.metrics.fidelity import fidelity_by_region
 from util.training.monitor import ValidationResult
 from util.web.figures import slice_row
@@ -56,6 +56,7 @@ class Validation:
         self.generator = generator
         self.data = data
         self.folder = folder
+        self.names = unique_names(case.sample.name for case in cases)
 
     def __call__(self, step: int) -> ValidationResult:
         """Return metrics in the lungs, each a mean over the cases, and a picture per case.
@@ -90,7 +91,7 @@ class Validation:
         sample = case.sample
         assert sample.image is not None
         real = sample.to_hu(sample.image[0])
-        file = f"{step:08d}_{safe_name(sample.name)}.png"
+        file = f"{step:08d}_{self.names[sample.name]}.png"
         picture = slice_row(sample.labels, volume, real, voxel_sizes(sample.affine))
         (self.folder / file).write_bytes(picture)
         return TrainingImage(step, sample.name, case.prompt.sentence, file)

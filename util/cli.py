@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
+MAX_NAME_LENGTH = 100  # a file name of 255 characters holds a case, a column and two values
 
 # Errors of the file system that a user can fix, and how.
 FIXES = {
@@ -95,6 +98,43 @@ def safe_name(text: str) -> str:
     Every character but letters, digits, `.`, `+` and `-` becomes `_`.
     """
     return UNSAFE.sub("_", text)
+
+
+def digest_name(text: str, plain: str = "") -> str:
+    """Return a file name that no other text has: the readable part and a short digest.
+
+    Args:
+        text: The text.
+        plain: The readable part; by default the safe name of `text`.
+    """
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{(plain or safe_name(text))[:MAX_NAME_LENGTH]}-{digest}"
+
+
+def unique_names(
+    texts: Iterable[str], readable: Callable[[str], str] = safe_name
+) -> dict[str, str]:
+    """Return a file name for each text; no two are the same, also where case is ignored.
+
+    A name is the readable form of its text. Only names that would be the same, or are too long,
+    carry a digest. One whose readable form is the text itself keeps it.
+
+    Args:
+        texts: All texts whose files lie in one folder.
+        readable: Returns the readable form of a text.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for text in dict.fromkeys(texts):
+        groups[readable(text).casefold()].append(text)
+    names = {}
+    for group in groups.values():
+        unchanged = [text for text in group if readable(text) == text]
+        for text in group:
+            plain = readable(text)
+            is_clear = len(group) == 1 or unchanged == [text]
+            fits = len(plain) <= MAX_NAME_LENGTH
+            names[text] = plain if is_clear and fits else digest_name(text, plain)
+    return names
 
 
 def format_list(items: Sequence[str], limit: int = 8) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from data.cohort import Case
 from data.text.prompts import Prompt, Template
-from data.text.template import parse_number
-from util.cli import UserError, format_list, safe_name
+from data.text.values import parse_number
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
         min_values: Fewest values that the flag takes.
 
     Raises:
-        UserError: The text has another form, or two values share a file name.
+        UserError: The text has another form, or a value is named twice.
     """
     column, equals, listed = text.partition("=")
     fields = next(csv.reader([listed], skipinitialspace=True), [])
@@ -52,9 +53,9 @@ def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
     if not equals or not column.strip() or len(values) < min_values or has_gap:
         form = "COLUMN=A,B[,C...]" if min_values > 1 else "COLUMN=VALUE"
         raise UserError(f'{flag} is {text!r}; it must be of the form "{form}".')
-    if len({safe_name(value) for value in values}) < len(values):
+    if repeated := [value for value, count in Counter(values).items() if count > 1]:
         raise UserError(
-            f"{flag} is {text!r}; two of its values are the same, or would give the same file name."
+            f"{flag} is {text!r}; it names {repeated[0]!r} twice. Name each value once."
         )
     return Intervention(column.strip(), values)
 

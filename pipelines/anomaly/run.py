@@ -278,7 +278,7 @@ def report_scan(
     labels = label_regions(findings, deviation.shape)
     difference = scan.real - scan.mean
     rows = finding_rows(case.id, findings, difference, sample.affine, scan.annotated)
-    volumes = f"volumes/{safe_name(case.id)}"
+    volumes = f"volumes/{expectation.cohort.file_names[case.id]}"
     folder = Path(command.scans.out)
     _write_volume(folder / f"{volumes}__unusual.nii.gz", deviation, sample, np.float32)
     _write_volume(folder / f"{volumes}__expected.nii.gz", scan.mean, sample, np.int16)

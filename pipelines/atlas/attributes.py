@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.text.counterfactuals import Variant
 from data.text.prompts import Row, Template
-from data.text.template import parse_number
+from data.text.values import parse_number
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
-from util.cli import UserError, format_list, safe_name
+from util.cli import UserError, format_list, unique_names
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 MAX_CODES = 6  # with more distinct numbers a column is a number, otherwise a category
@@ -100,10 +100,6 @@ def _classify_category(
     by_count = sorted(counts, key=lambda value: (-counts[value], value))
     common = [v for v in by_count if counts[v] >= MIN_LEVEL_CASES or v == reference]
     levels = common if len(common) > 1 else by_count  # a small cohort is shown too, and warned of
-    same_files = find_same_file_names(levels)
-    if same_files:
-        first, second = same_files
-        return f"{first!r} and {second!r} would have the same file name; rename one of them"
     if reference and reference not in levels:
         listed = format_list([f"{value}: {count}" for value, count in counts.items()], 6)
         return f"no training case has the reference {reference!r} ({listed})"
@@ -123,16 +119,6 @@ def pooled_covariate(template: Template, rows: Sequence[Row], column: str) -> At
         return None
     values = tuple(sorted(counts))
     return AtlasAttribute(column, role, "category", values, counts, template[column].unit)
-
-
-def find_same_file_names(values: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first two values that would have the same file name."""
-    by_name: dict[str, str] = {}
-    for value in values:
-        earlier = by_name.setdefault(safe_name(value).casefold(), value)
-        if earlier != value:
-            return earlier, value
-    return None
 
 
 def quantile_values(counts: Mapping[str, int]) -> tuple[str, ...]:
@@ -173,6 +159,7 @@ def choose_attributes(
     _check_columns("--columns", wanted, candidates)
     _check_columns("--reference", list(references), candidates)
     choice = AttributeChoice([], {})
+    names = unique_names(candidates)
     for column in candidates:
         attribute = classify_column(template, rows, column, references.get(column, ""))
         if column not in known:
@@ -188,13 +175,8 @@ def choose_attributes(
                 f"--reference: {column!r} holds numbers, which are compared at quantiles; give "
                 "--reference for columns with categories only."
             )
-        elif twin := find_same_file_names([*(a.column for a in choice.attributes), column]):
-            choice.left_out[column] = (
-                f"its files would have the same names as those of {twin[0]!r}; rename one of the "
-                "columns"
-            )
         else:
-            choice.attributes.append(attribute)
+            choice.attributes.append(replace(attribute, file_name=names[column]))
     if not choice.attributes:
         reasons = [f"{column}: {reason}" for column, reason in choice.left_out.items()]
         raise UserError(

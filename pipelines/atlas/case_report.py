@@ -16,14 +16,12 @@ from pipelines.atlas.pages.page_case import (
     CaseFacts,
     ShownAttribute,
     ShownValue,
-    case_file,
     pair_key,
     pair_rows,
     write_case_page,
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from pipelines.atlas.study import AtlasStudy
-from util.cli import safe_name
 from util.web.figures import LUNG, Panel, save_slices_png
 from util.web.page_parts import typeset
 
@@ -43,6 +41,7 @@ class CasePageWriter:
         self.study = study
         self.case = case
         self.limit = limit
+        self.page = files.page_names[case.id]
         self.arms = self._rows(files.arms)
         volumes = self._rows(files.volumes)
         factual = volumes[volumes["kind"] == "own"].iloc[0]
@@ -52,7 +51,7 @@ class CasePageWriter:
         self.spacing = voxel_sizes(mask.affine)
         data = study.plan.data
         self.voxels = CaseVoxels(
-            files.folder / "web" / case_file(case.id),
+            files.folder / "web" / self.page,
             mask.array,
             self.spacing,
             data.lung_labels,
@@ -87,6 +86,7 @@ class CasePageWriter:
             sentences=self._sentences(attributes),
             files={key: f"../{file}" for key, file in self.volume_files.items()},
             seen=bool((self._rows(self.files.cases)["seen"] == "yes").any()),
+            pages=self.files.page_names,
         )
         window = self.study.plan.data.hu_window
         write_case_page(self.files.folder, facts, self.voxels, self.limit, window, neighbours)
@@ -185,7 +185,8 @@ class CasePageWriter:
             index * block
             for index, block in zip(self.voxels.grid.start, self.voxels.block, strict=True)
         )
-        stem = f"{case_file(self.case.id)}__{safe_name(attribute.label)}"
+        names = {one.column: one.name for one in self.study.plan.attributes}
+        stem = f"{self.page}__{names[attribute.label]}"
         for ending in ("png", "svg"):
             path = self.files.folder / "figures" / f"{stem}.{ending}"
             save_slices_png(path, panels, (x, y, z), LUNG, self.limit)

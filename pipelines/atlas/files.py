@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.volumes import strip_suffix
 from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.population import PopulationMap
 from util.files import read_json, write_json
@@ -96,6 +97,13 @@ class AtlasFiles:
     def kept_cases(self) -> list[str]:
         """Cases whose volumes are kept."""
         return self.volumes.loc[self.volumes["kind"] == "own", "case"].tolist()
+
+    @property
+    def page_names(self) -> dict[str, str]:
+        """The name of each kept case's page, which is that of its factual volume."""
+        factual = self.volumes[self.volumes["kind"] == "own"]
+        names = [strip_suffix(Path(file).name) for file in factual["file"]]
+        return dict(zip(factual["case"], names, strict=True))
 
     def read_maps(self) -> dict[str, np.ndarray]:
         """Return the population maps by key, float32."""

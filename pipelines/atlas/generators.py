@@ -27,7 +27,7 @@ from pipelines.atlas.measure import (
 )
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, run_samples
-from pipelines.results import CaseWriter
+from pipelines.results import CaseWriter, VolumeNames
 from util import cli
 from util.cli import UserError
 
@@ -146,12 +146,14 @@ def generate_cases(
     """
     generated = GeneratedCases()
     samples = run_samples(generation.run, study.cases, study.plan.data)
+    values = {attribute.column: attribute.values for attribute in study.plan.attributes}
+    names = VolumeNames.from_cohort(study.cohort, values)
     progress = tqdm(samples, "generating", unit="case", disable=not cli.is_main_process())
     for index, sample in enumerate(progress):
         generators = networks.by_fold[study.fold_of.get(sample.case.id, "")]
         prompt = generation.prompts[sample.case.id]
         case = CaseCounterfactuals(study.plan, sample, prompt, generators, generated.measurements)
-        writer = CaseWriter(folder, sample, generation.options.arms.seed)
+        writer = CaseWriter(folder, sample, generation.options.arms.seed, names)
         if index < num_kept:
             writer.write_factual(case.factual, "generated", prompt=prompt.sentence)
             if generators.other_noise is not None:

@@ -120,6 +120,7 @@ def write_population(
         grid=grid,
         figures=figures,
         cases={case: prompts.get(case, "") for case in files.kept_cases},
+        pages=files.page_names,
         files=sorted(tables),
     )
     return write_population_page(files.folder, population, study.plan.data.hu_window)

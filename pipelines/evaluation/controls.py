@@ -16,7 +16,7 @@ from options.parser import to_dict
 from options.test_options import InterventionOptions, TestOptions
 from pipelines.generation import GenerationPlan, open_plan, open_run
 from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, CaseWriter
-from util.cli import UserError, safe_name
+from util.cli import UserError
 from util.files import write_csv
 from util.records import open_record
 
@@ -53,13 +53,14 @@ def make_control(
         plan = replace(plan, run=replace(plan.run, generator=generator))
     prompts = control_prompts(kind, factual, plan.options.arms.seed)
     samples = plan.samples
+    names = plan.file_names
     rows = []
     for number, case in enumerate(tqdm(plan.cases, desc=kind, unit="case")):
         prompt = prompts[case.id]
-        file = f"volumes/{safe_name(case.id)}.nii.gz"
+        file = f"volumes/{names.cases[case.id]}.nii.gz"
         if not (folder / file).is_file():
             sample = samples[number]
-            writer = CaseWriter(folder, sample, generator.seed)
+            writer = CaseWriter(folder, sample, generator.seed, names)
             writer.write_factual(plan.generate(sample, prompt), "generated")
         row = dict.fromkeys(VOLUME_COLUMNS, "")
         row.update(file=file, case=case.id, kind="own", prompt=prompt.sentence)

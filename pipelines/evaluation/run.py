@@ -44,7 +44,7 @@ from pipelines.evaluation.volume_sets import (
     median_extent,
     on_grid,
 )
-from util.cli import UserError, safe_name
+from util.cli import UserError, unique_names
 from util.files import atomic_path, claim_folder, write_json
 from util.training.devices import make_device
 from util.web.figures import LUNG, Panel, save_slices_png
@@ -256,10 +256,11 @@ def find_copies(plan: EvaluationPlan, measurements: Measurements) -> CopyReport 
     verdicts = check(_details(synthetic), _features(synthetic), sources=cases)
     synthetic_files = {file.case: file for file in plan.sets["synthetic"].files}
     train_files = {file.case: file for file in plan.sets["train"].files}
+    names = unique_names(cases)
     pictures = []
     for i in np.argsort([v.image.distance for v in verdicts])[:PICTURED_PAIRS]:
         nearest = verdicts[i].image
-        link = f"{PICTURES}/{safe_name(cases[i])}.png"
+        link = f"{PICTURES}/{names[cases[i]]}.png"
         pair = {
             "synthetic": synthetic_files[cases[i]],
             "training scan": train_files[nearest.case],

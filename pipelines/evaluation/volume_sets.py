@@ -123,6 +123,14 @@ def _factual_volumes(table: Path) -> dict[str, Path]:
             "and kind. Give a folder of results."
         )
     volumes = {row["case"]: table.parent / row["file"] for row in rows if row["kind"] == "own"}
+    by_file: dict[Path, str] = {}
+    for case, path in volumes.items():
+        first = by_file.setdefault(path, case)
+        if first != case:
+            raise UserError(
+                f"{table} names {path.name} for both {first!r} and {case!r}, so that one volume "
+                "would be judged for two patients. Make the results again with this version."
+            )
     if missing := [str(path) for path in volumes.values() if not path.is_file()]:
         raise UserError(
             f"{table} names volumes that are not there: {format_list(missing)}. Make the results "

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.atlas.statistics.population import FRAME
-from util.cli import safe_name
+from util.cli import unique_names
 from util.web.figures import LUNG, Kind, Panel, fullest_slices, save_slices_png
 from util.web.web_data import PageGrid, VolumeEntry, write_volume
 
@@ -123,6 +123,7 @@ def draw_maps(
         The stems of the files.
     """
     at = fullest_slices(lung_frame(table, maps))
+    names = unique_names(labels)
     stems = []
     for contrast, label in labels.items():
         key = effect_key(table, contrast)
@@ -134,7 +135,7 @@ def draw_maps(
         control = next((kind for kind in CONTROLS if kind in beside), None)
         if control is not None:
             panels.append(Panel(CONTROLS[control], "difference", maps[beside[control]], FRAME_MM))
-        stem = f"map_{safe_name(contrast)}"
+        stem = f"map_{names[contrast]}"
         for ending in ("png", "svg"):
             save_slices_png(folder / f"{stem}.{ending}", panels, at, LUNG, limit)
         stems.append(stem)

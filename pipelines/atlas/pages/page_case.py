@@ -14,7 +14,6 @@ from dominate import tags
 from pipelines.atlas.pages.case_voxels import FACTUAL, MASK, NOISE, REAL, ZONES, CaseVoxels
 from pipelines.atlas.statistics.sentences import format_hu, region_name
 from pipelines.atlas.statistics.zones import top_zones
-from util.cli import safe_name
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
 from util.web.viewer_parts import RANK_COLOURS, SlicePanel
@@ -95,6 +94,7 @@ class CaseFacts:
         sentences: Results over all patients, by "from|to" of volumes' keys.
         files: Link to each volume's file, by key.
         seen: Whether the network was trained on this case's scan.
+        pages: Names of all cases' pages without ending, which are those of their folders of voxels.
     """
 
     case: str
@@ -104,11 +104,7 @@ class CaseFacts:
     sentences: Mapping[str, str]
     files: Mapping[str, str]
     seen: bool
-
-
-def case_file(case: str) -> str:
-    """Return the name of a case's page and of its folder of voxels, without ending."""
-    return safe_name(case)
+    pages: Mapping[str, str]
 
 
 def pair_key(start: str, end: str) -> str:
@@ -161,7 +157,7 @@ def write_case_page(
         window: The model's window, HU.
         neighbours: The cases before and after, if any.
     """
-    name = case_file(facts.case)
+    name = facts.pages[facts.case]
     document = page_parts.new_document(
         f"{facts.case}: counterfactual atlas",
         "../web/",
@@ -179,7 +175,7 @@ def write_case_page(
         page_parts.page_header(
             f"{facts.case}: what the attributes change in this patient",
             cautions=(*page_parts.CAUTIONS, ONE_PATIENT, *([SEEN] if facts.seen else [])),
-            links=_links(neighbours),
+            links=_links(neighbours, facts.pages),
         )
         with tags.main(data_viewer=viewer):
             with page_parts.card("Factual text", "about"):
@@ -221,11 +217,11 @@ def _chooser_config(facts: CaseFacts, voxels: CaseVoxels) -> dict[str, Any]:
     }
 
 
-def _links(neighbours: Sequence[str | None]) -> dict[str, str]:
+def _links(neighbours: Sequence[str | None], pages: Mapping[str, str]) -> dict[str, str]:
     links = {"← All patients": "../index.html"}
     for text, case in zip(("Previous case", "Next case"), neighbours, strict=True):
         if case is not None:
-            links[f"{text}: {case}"] = page_parts.link(f"{case_file(case)}.html")
+            links[f"{text}: {case}"] = page_parts.link(f"{pages[case]}.html")
     return links
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from dominate import tags
 
 from pipelines.atlas.pages.charts import contrasts_shown
-from pipelines.atlas.pages.page_case import FIRST_PLANE, case_file
+from pipelines.atlas.pages.page_case import FIRST_PLANE
 from pipelines.atlas.pages.page_maps import figure_links, map_choices, maps_section
 from pipelines.atlas.statistics.sentences import format_hu, format_interval, region_name
 from util.web import page_parts, viewer_parts
@@ -50,6 +50,7 @@ class Population:
         grid: Grid of the maps.
         figures: Stems of the figures in `figures/`.
         cases: Prompts of the cases with a page.
+        pages: Names of these pages, without ending.
         files: Tables to link to.
     """
 
@@ -59,6 +60,7 @@ class Population:
     grid: PageGrid
     figures: Sequence[str]
     cases: Mapping[str, str]
+    pages: Mapping[str, str]
     files: Sequence[str]
 
     def frame(self, name: str) -> pd.DataFrame:
@@ -315,7 +317,7 @@ def _patients(p: Population) -> None:
         with tags.ul(cls="patients"):
             for case, prompt in p.cases.items():
                 with tags.li():
-                    tags.a(case, href=f"cases/{page_parts.link(case_file(case))}.html")
+                    tags.a(case, href=f"cases/{page_parts.link(p.pages[case])}.html")
                     tags.span(prompt or "nothing known", cls="prompt")
 
 

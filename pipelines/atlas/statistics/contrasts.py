@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from util.cli import safe_name
+from util.cli import safe_name, unique_names
 
 Kind = Literal["category", "number"]
 LATER_ROLES = ("outcome", "mediator")  # roles of columns that come after an exposure
@@ -25,6 +25,7 @@ class AtlasAttribute:
         values: Values as the text shows them: the reference first, or five quantiles.
         counts: Training cases by value.
         unit: Unit of a number.
+        file_name: Name of the column in names of files and contrasts; "" for its safe name.
     """
 
     column: str
@@ -33,6 +34,12 @@ class AtlasAttribute:
     values: tuple[str, ...]
     counts: Mapping[str, int]
     unit: str = ""
+    file_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """The column in names of files and contrasts."""
+        return self.file_name or safe_name(self.column)
 
     @property
     def reference(self) -> str:
@@ -83,8 +90,9 @@ def contrasts_of(attribute: AtlasAttribute) -> list[Contrast]:
 
 
 def _pair(attribute: AtlasAttribute, start: str, end: str, label: str) -> Contrast:
+    names = unique_names(attribute.values)
     return Contrast(
-        f"{safe_name(attribute.column)}={safe_name(start)}_to_{safe_name(end)}",
+        f"{attribute.name}={names[start]}_to_{names[end]}",
         attribute.column,
         attribute.role,
         "category" if attribute.kind == "category" else "quantiles",
@@ -102,7 +110,7 @@ def _slope(attribute: AtlasAttribute) -> Contrast:
     weights = (x - x.mean()) / np.square(x - x.mean()).sum()
     unit = f" ({attribute.unit})" if attribute.unit else ""
     return Contrast(
-        f"{safe_name(attribute.column)}=per_unit",
+        f"{attribute.name}=per_unit",
         attribute.column,
         attribute.role,
         "slope",

@@ -35,8 +35,9 @@ def test_flags_are_parsed() -> None:
     for text in ("DRUG", "=a,b", "DRUG=a", "DRUG=a,"):
         with pytest.raises(UserError, match="COLUMN=A,B"):
             parse_intervention("--vary", text, 2)
-    with pytest.raises(UserError, match="same file name"):
-        parse_intervention("--vary", "DRUG=a b,a_b", 2)
+    assert parse_intervention("--vary", "DRUG=<50%,>50%", 2).values == ("<50%", ">50%")
+    with pytest.raises(UserError, match="'a' twice"):
+        parse_intervention("--vary", "DRUG=a,b,a", 2)
 
 
 def test_a_row_gives_a_factual_variant_and_one_per_value(aiib23: Template) -> None:

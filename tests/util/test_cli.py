@@ -1,0 +1,38 @@
+"""Names of files: readable, and no two alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from util.cli import MAX_NAME_LENGTH, safe_name, unique_names
+
+
+def test_ordinary_names_stay_as_they_were() -> None:
+    texts = ["phantom_001", "P1.2", "Never smoker", "FVC (%)", "a+b", "-dash"]
+    assert unique_names(texts) == {text: safe_name(text) for text in texts}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["p 1", "p_1", "p#1"],
+        ["中国1", "日本1"],
+        ["男", "女"],
+        ["<50%", ">50%"],
+        ["P1", "p1"],
+        ["x" * 300 + "1", "x" * 300 + "2"],
+        ["Müller", "Möller", "M_ller"],
+    ],
+)
+def test_names_that_would_be_one_are_told_apart(texts: list[str]) -> None:
+    names = unique_names(texts)
+    assert len({name.casefold() for name in names.values()}) == len(texts)
+    for text, name in names.items():
+        assert name.startswith(safe_name(text)[:MAX_NAME_LENGTH])
+        assert safe_name(name) == name and len(name) <= MAX_NAME_LENGTH + 9
+    assert unique_names(reversed(texts)) == names  # whatever their order
+
+
+def test_a_safe_name_is_kept_beside_one_that_becomes_it() -> None:
+    names = unique_names(["p 1", "p_1"])
+    assert names["p_1"] == "p_1" and names["p 1"].startswith("p_1-")
