@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.preparation.sources import Source
 from data.table import read_lines
-from data.text.template import UNKNOWN_VALUES, clean_cell, normalise_key, parse_number
+from data.text.values import UNKNOWN_VALUES, clean_cell, normalise_key, parse_number
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from data.cohort import PROMPTS_FILE, Cohort
 from data.text.template import (
     TEMPLATES,
-    UNKNOWN_VALUES,
     Column,
     guess_role,
-    parse_number,
     read_template_columns,
 )
+from data.text.values import UNKNOWN_VALUES, parse_number
 from data.volumes import strip_suffix
 from util import phrasing
 from util.cli import UserError, format_list

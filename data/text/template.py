@@ -6,7 +6,8 @@ may have:
     phrase:   "Patient age: {value}."          wording (default "COLUMN is {value}")
     phrases:  {"Yes": "Exposure present."}     wording for single values, before `phrase`
     values:   {"1": Alive}                     meaning of codes
-    unknown:  [99999]                          further values that mean "not known"
+    unknown:  [99999]                          values that mean "not known", beside those of
+                                               `data.text.values` that the column does not word
     kind:     category, number, date, text     a number is checked; a date in days is worded by
                                                `phrase`, any other date as it stands
     role:     exposure, demographic, mediator, outcome, acquisition, id (never in the text)
@@ -19,30 +20,34 @@ Columns it does not name are worded "COLUMN is VALUE".
 
 from __future__ import annotations
 
-import math
+import datetime
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from util.cli import UserError
+from data.text.values import (
+    UNKNOWN_VALUES,
+    clean_cell,
+    clean_value,
+    is_never_text,
+    normalise_key,
+    parse_number,
+)
+from util.cli import UserError, format_list
 from util.phrasing import normalise_phrase
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
 KINDS = ("category", "number", "date", "text")
-UNKNOWN_VALUES = frozenset((
-    "", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "not available", "unknown", "not known",
-    "not reported", "not recorded", "not applicable", "missing",
-))  # fmt: skip
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
-_ID = re.compile(
-    r"(.* )?id|patientid|patient|subject|case|mrn|accession number|unnamed: ?\d+|index"
-    r"|synthetic( .*)?|"
-)
+MAX_DIGITS = 15
+MAX_SHOWN = 200  # characters of a wrong entry in a message
+FORMS = {str: "text (in quotes)", int: "whole number", bool: "true or false"}
 # Roles by the whole name of a column.
 _ROLE_NAMES = {
     "demographic": ("height", "weight", "race"),
@@ -61,21 +66,6 @@ _ROLE_WORDS = {
     ),
     "demographic": ("age", "sex", "gender", "ethnicity", "bmi"),
 }  # fmt: skip
-
-
-def clean_cell(value: object) -> str:
-    """Return a raw table value as text: stripped, a whole number without ".0"."""
-    text = " ".join(str(value).split())
-    whole = _WHOLE_NUMBER.fullmatch(text)
-    return whole.group(1) if whole else text
-
-
-def normalise_key(value: object) -> str:
-    """Return the form that spellings of a value share: `Never-smoker` is `never smoker`.
-
-    The sign of a number stays.
-    """
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", clean_cell(value)).casefold()
 
 
 @dataclass(frozen=True)
@@ -119,10 +109,11 @@ class Column:
         Raises:
             UserError: The column is numeric and the value is not a number.
         """
-        text = clean_cell(raw)
-        if normalise_key(text) in self.unknown:
+        text = clean_value(self.name, raw)
+        key = normalise_key(text)
+        if key in self.unknown:
             return ""
-        text = self.values.get(normalise_key(text), text)
+        text = self.values.get(key) or self.meanings.get(key) or text
         if self.kind not in ("number", "date"):
             return text
         number = parse_number(text)
@@ -137,6 +128,11 @@ class Column:
             number = abs(number)
             text = text.lstrip("+-")
         return text if self.digits is None else clean_cell(f"{number:.{self.digits}f}")
+
+    @cached_property
+    def meanings(self) -> dict[str, str]:
+        """The meanings of codes by their spelling, so that `male` is the `Male` of code M."""
+        return {normalise_key(text): text for text in self.values.values()}
 
     def to_phrase(self, value: str) -> str:
         """Return the phrase of a value formatted by `format_value`."""
@@ -165,22 +161,13 @@ class Column:
         return excluded
 
 
-def parse_number(text: str) -> float | None:
-    """Return the finite number that a text holds, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def guess_role(column: str) -> str:
     """Return the role of a column that no template names, guessed from its name.
 
     A column whose name matches nothing is an exposure.
     """
     name = normalise_key(column)
-    if _ID.fullmatch(name):
+    if is_never_text(column):
         return "id"
     for role, names in _ROLE_NAMES.items():
         if name in names:
@@ -192,6 +179,26 @@ def guess_role(column: str) -> str:
     return "exposure"
 
 
+class _TemplateLoader(yaml.SafeLoader):
+    """YAML without aliases, which can ask for all memory, and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read; write the text out", None
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        counts = Counter(map(repr, keys))
+        if repeated := [key for key, count in counts.items() if count > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{repeated[0]} occurs twice in one mapping", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def read_template_columns(path: Path) -> dict[str, Column]:
     """Read the columns of a template file.
 
@@ -199,20 +206,21 @@ def read_template_columns(path: Path) -> dict[str, Column]:
         UserError: The file cannot be read or breaks the format above.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _TemplateLoader)
     except OSError:
         names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
         raise UserError(
             f"--template {path} is neither auto, {names} nor a YAML file that can be read."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Template {path} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = str(error)[:MAX_SHOWN]
+        raise UserError(f"Template {path} is not valid YAML: {reason}. Correct it.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("columns"), dict):
         raise UserError(
             f"Template {path} must be a mapping with a mapping `columns`; see "
             "data/templates/aiib23.yaml."
         )
-    unknown = UNKNOWN_VALUES | _parse_keys(f"Template {path}, unknown", raw.get("unknown", []))
+    unknown = _parse_keys(f"Template {path}, unknown", raw.get("unknown", []))
     columns = {}
     for key, entry in raw["columns"].items():
         name = str(key)
@@ -220,48 +228,84 @@ def read_template_columns(path: Path) -> dict[str, Column]:
     return columns
 
 
+def _show(value: Any) -> str:
+    """Return a part of a template for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
 def _parse_keys(where: str, values: Any) -> frozenset[str]:
     if not isinstance(values, list | dict):
-        raise UserError(f"{where} must be a list such as [a, b], and is {values!r}.")
-    if any(isinstance(v, bool) for v in values):
-        raise UserError(
-            f"{where}: YAML reads a bare Yes or No as a truth value; write it in quotes."
-        )
+        raise UserError(f"{where} must be a list such as [a, b], and is {_show(values)}.")
+    for value in values:
+        if isinstance(value, bool):
+            raise UserError(
+                f"{where}: YAML reads a bare Yes or No as a truth value; write it in quotes."
+            )
+        if not isinstance(value, str | int | float | datetime.date):
+            raise UserError(
+                f"{where} holds {_show(value)}; it must hold texts or numbers. Write a text in "
+                "quotes."
+            )
     return frozenset(map(normalise_key, values))
+
+
+def _parse_texts(where: str, entry: Any) -> dict[str, str]:
+    """Return a mapping of texts by normalised key, such as `values`."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be a mapping such as {{a: text}}, and is {_show(entry)}.")
+    _parse_keys(where, entry)
+    _parse_keys(where, list(entry.values()))
+    return {normalise_key(code): str(text) for code, text in entry.items()}
 
 
 def _parse_column(where: str, name: str, entry: Any, unknown: frozenset[str]) -> Column:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} must be a mapping such as {{kind: number}}, and is {entry!r}.")
+        raise UserError(
+            f"{where} must be a mapping such as {{kind: number}}, and is {_show(entry)}."
+        )
     allowed = {f.name for f in fields(Column)} - {"name"}
     if wrong := sorted(map(str, set(entry) - allowed)):
         raise UserError(
-            f"{where}: unknown entries {', '.join(wrong)}; known are {', '.join(sorted(allowed))}."
+            f"{where}: unknown entries {format_list(wrong)}; known are "
+            f"{', '.join(sorted(allowed))}."
         )
     for key, choices in (("kind", KINDS), ("role", ROLES)):
         if key in entry and entry[key] not in choices:
             raise UserError(
-                f"{where}: {key} is {entry[key]!r}; it must be one of {', '.join(choices)}."
+                f"{where}: {key} is {_show(entry[key])}; it must be one of {', '.join(choices)}."
             )
+    for key, form in (("phrase", str), ("unit", str), ("digits", int), ("absolute", bool)):
+        if key in entry and type(entry[key]) is not form:
+            raise UserError(
+                f"{where}: {key} is {_show(entry[key])}; it must be a {FORMS[form]}. Correct it or "
+                "leave it out."
+            )
+    if not 0 <= entry.get("digits", 0) <= MAX_DIGITS:
+        raise UserError(f"{where}: digits is {entry['digits']}; it must be 0 to {MAX_DIGITS}.")
     settings = dict(entry)
     for key in ("phrases", "values"):
-        if key in entry:
-            _parse_keys(f"{where}, {key}", entry[key])
-            settings[key] = {normalise_key(code): str(text) for code, text in entry[key].items()}
-    settings["unknown"] = unknown | _parse_keys(f"{where}, unknown", entry.get("unknown", []))
-    settings["implies"] = tuple(
-        _parse_rule(f"{where}, implies", rule) for rule in entry.get("implies", [])
-    )
+        settings[key] = _parse_texts(f"{where}, {key}", entry.get(key, {}))
+    # A value that the template words is known, also where the list of all tables has it.
+    shared = UNKNOWN_VALUES - {""} - set(settings["phrases"]) - set(settings["values"])
+    column_unknown = _parse_keys(f"{where}, unknown", entry.get("unknown", []))
+    settings["unknown"] = shared | {""} | unknown | column_unknown
+    rules = entry.get("implies", [])
+    if not isinstance(rules, list):
+        raise UserError(f"{where}: implies must be a list of rules, and is {_show(rules)}.")
+    settings["implies"] = tuple(_parse_rule(f"{where}, implies", rule) for rule in rules)
     return Column(name, **settings)
 
 
 def _parse_rule(where: str, entry: Any) -> ImplicationRule:
     if not isinstance(entry, dict) or set(entry) not in ({"when", "drop"}, {"unless", "drop"}):
         raise UserError(
-            f"{where}: an entry takes `drop` with `when` or with `unless`; it is {entry!r}."
+            f"{where}: an entry takes `drop` with `when` or with `unless`; it is {_show(entry)}."
         )
     if not isinstance(entry["drop"], list):
-        raise UserError(f"{where}: `drop` must be a list of columns, and is {entry['drop']!r}.")
+        raise UserError(
+            f"{where}: `drop` must be a list of columns, and is {_show(entry['drop'])}."
+        )
     condition = "when" if "when" in entry else "unless"
     values = _parse_keys(f"{where}, {condition}", entry[condition])
     return ImplicationRule(tuple(map(str, entry["drop"])), **{condition: values})
