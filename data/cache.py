@@ -15,10 +15,11 @@ import numpy as np
 from data.checks import label_problems
 from data.cohort import Case
 from data.geometry import Shape, Volume, as_shape, resample
+from data.integrity import volume_fingerprint
 from data.volumes import load_volume
 from options.base_options import DataOptions
 from util.cli import UserError
-from util.files import file_fingerprint, json_digest
+from util.files import json_digest
 from util.parallel import map_threads
 
 VERSION = 2  # part of the keys: raise it when the stored arrays change
@@ -114,7 +115,7 @@ def _compact(hu: np.ndarray) -> np.ndarray:
 
 
 def _key(case: Case, options: DataOptions) -> str:
-    files = [file_fingerprint(path) for path in (case.image, case.mask) if path is not None]
+    files = [volume_fingerprint(path) for path in (case.image, case.mask) if path is not None]
     return json_digest([VERSION, files, options.spacing, sorted(options.lung_labels)])[:24]
 
 

@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from data.geometry import corner_distance, grids_match
-from data.volumes import check_labels, load_volume, read_header
+from data.geometry import corner_distance, format_sides, grids_match
+from data.integrity import volume_fingerprint
+from data.volumes import check_labels, header_warnings, load_volume, read_header
 from util.cli import UserError, format_list
-from util.files import file_fingerprint, write_json
+from util.files import write_json
 from util.parallel import map_threads
 
 log = logging.getLogger(__name__)
 
-# A chest CT in HU holds air (-1000) in the lungs and around the body. Volumes scaled to 0..1 or
-# -1..1, z-scores, 8-bit pictures (0..255) and raw detector values (HU + 1024) all have their
-# darkest voxel above this.
-MAX_DARKEST_HU = -200.0
+# HU are recognised by the lungs and by air, never by a single voxel: scanners pad with -2000 or
+# -3024 outside the field of view. Volumes scaled to 0..1 or -1..1, z-scores, 8-bit pictures and raw
+# detector values (HU + 1024) fail both rules.
+LUNG_MEDIAN_HU = (-980.0, -250.0)  # from emphysema to consolidated lungs
+AIR_HU = (-1100.0, -850.0)  # what lies below is padding
+MIN_AIR_SHARE = 0.005  # of the voxels that are not padding
+# Cases that differ from the cohort's median by more than this are named in a warning.
+MAX_LUNG_MEDIAN_DIFFERENCE_HU = 200.0
+MAX_AIR_SHARE_RATIO = 4.0
+MAX_SPACING_RATIO = 3.0
+MIN_CASES_TO_COMPARE = 4
+VERSION = 2  # part of the keys of stored facts: raise it when the checks change
 MAX_LABEL = 255
 MAX_DISTINCT_VALUES = 1000  # a mask with more is not read to its end
 MAX_SHOWN = 10
@@ -30,12 +41,86 @@ MAX_SHOWN = 10
 Facts = dict[str, Any]
 
 
-def image_facts(path: Path) -> Facts:
-    """Measure what `image_problems` needs of a CT: {"low": HU, "high": HU, "finite": bool}."""
+def hu_facts(image: np.ndarray, lungs: np.ndarray | None = None) -> Facts:
+    """Measure what `hu_fact_problems` needs of a CT.
+
+    Args:
+        image: (X, Y, Z).
+        lungs: Bool array on the same grid; None where no mask is known.
+
+    Returns:
+        `low`, `high`, `finite`, `air_share` of the voxels that are not padding, and `lung_median`,
+        None without lungs.
+    """
+    low = float(image.min())
+    high = float(image.max())
+    finite = bool(np.isfinite(low) and np.isfinite(high))
+    lung_median = None
+    if finite and lungs is not None and lungs.any():
+        lung_median = float(np.median(image[lungs]))
+    tissue = int(np.count_nonzero(image >= AIR_HU[0]))
+    air = tissue - int(np.count_nonzero(image > AIR_HU[1]))
+    return {
+        "low": low,
+        "high": high,
+        "finite": finite,
+        "air_share": air / max(1, tissue),
+        "lung_median": lung_median,
+    }
+
+
+def hu_fact_problems(facts: Facts) -> list[str]:
+    """Return what shows that a CT is not finite, constant, or not in HU, without its name."""
+    low = facts["low"]
+    high = facts["high"]
+    if not facts["finite"]:
+        return ["holds values that are not finite (NaN or infinite). Export it again."]
+    if low == high:
+        return [f"is constant ({low:g} everywhere). Export it again or remove the case."]
+    median = facts["lung_median"]
+    reasons = []
+    remedy = "Apply the rescale slope and intercept; do not normalise."
+    if median is not None and not LUNG_MEDIAN_HU[0] <= median <= LUNG_MEDIAN_HU[1]:
+        reasons.append(
+            f"the lungs under its mask have a median of {median:g}, expected are "
+            f"{LUNG_MEDIAN_HU[0]:g} to {LUNG_MEDIAN_HU[1]:g} HU"
+        )
+    if facts["air_share"] < MIN_AIR_SHARE:
+        reasons.append(
+            f"{facts['air_share']:.1%} of its voxels are air ({AIR_HU[0]:g} to {AIR_HU[1]:g} HU; "
+            "padding is left out), and a chest CT holds more"
+        )
+        remedy += " Its values may also be cut to a window."
+    elif reasons:
+        remedy += " If the scan is in HU, its mask or the lung labels are wrong."
+    if not reasons:
+        return []
+    return [
+        f"is not in HU: its values run from {low:g} to {high:g}; {'; '.join(reasons)}. {remedy}"
+    ]
+
+
+def hu_problems(image: np.ndarray, lungs: np.ndarray | None = None) -> list[str]:
+    """Return what shows that a CT is not in HU, as the rest of a sentence after its name.
+
+    Args:
+        image: (X, Y, Z).
+        lungs: Bool array on the same grid; None judges by the share of air alone.
+    """
+    return hu_fact_problems(hu_facts(image, lungs))
+
+
+def image_facts(path: Path, mask: Path | None = None, lung_labels: Sequence[int] = (1, 2)) -> Facts:
+    """Measure what `image_problems` needs of a CT (see `hu_facts`).
+
+    Args:
+        path: The CT.
+        mask: Its mask on the same grid; None where no mask is known.
+        lung_labels: Labels of the lungs.
+    """
     array = load_volume(path).array
-    low = float(array.min())
-    high = float(array.max())
-    return {"low": low, "high": high, "finite": bool(np.isfinite(low) and np.isfinite(high))}
+    lungs = None if mask is None else np.isin(load_volume(mask).array, lung_labels)
+    return hu_facts(array, lungs)
 
 
 def mask_facts(path: Path) -> Facts:
@@ -52,20 +137,8 @@ def mask_facts(path: Path) -> Facts:
 
 
 def image_problems(path: Path, facts: Facts) -> list[str]:
-    """Return messages on a CT that is not finite, constant, or clearly not in HU."""
-    low = facts["low"]
-    high = facts["high"]
-    if not facts["finite"]:
-        return [f"{path} holds values that are not finite (NaN or infinite). Export it again."]
-    if low == high:
-        return [f"{path} is constant ({low:g} everywhere). Export it again or remove the case."]
-    if low >= MAX_DARKEST_HU:
-        return [
-            f"{path} is not in HU: its values run from {low:g} to {high:g}, but a chest CT holds "
-            f"air, so some voxel lies below {MAX_DARKEST_HU:g}. Apply the rescale slope and "
-            "intercept; do not normalise."
-        ]
-    return []
+    """Return messages on a CT that is not finite, constant, or not in HU."""
+    return [f"{path} {problem}" for problem in hu_fact_problems(facts)]
 
 
 def mask_problems(path: Path, facts: Facts, max_labels: int) -> list[str]:
@@ -141,16 +214,25 @@ class FactStore:
         self.facts: dict[str, Facts] = {}
         if path is not None and path.is_file():
             try:
-                self.facts = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                self.facts = _read_facts(path)
+            except (OSError, ValueError, RecursionError):
                 log.warning("%s is damaged; the volumes are checked again.", path)
         self.stored = len(self.facts)
 
-    def get(self, file: Path, measure: Callable[[Path], Facts]) -> Facts:
-        """Return the facts of `file`, measured where they are not known."""
-        key = "|".join(map(str, [measure.__name__, *file_fingerprint(file)]))
+    def get(self, name: str, files: Sequence[Path], measure: Callable[[], Facts]) -> Facts:
+        """Return facts, measured where they are not known.
+
+        Args:
+            name: Name of the facts, with everything but the files that decides them.
+            files: Files of which the facts are.
+            measure: Measures the facts.
+        """
+        parts: list[str | int] = [VERSION, name]
+        for file in files:
+            parts += volume_fingerprint(file)
+        key = "|".join(map(str, parts))
         if key not in self.facts:
-            self.facts[key] = measure(file)
+            self.facts[key] = measure()
         return self.facts[key]
 
     def save(self) -> None:
@@ -159,43 +241,155 @@ class FactStore:
             write_json(self.path, self.facts)
 
 
+def _read_facts(path: Path) -> dict[str, Facts]:
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not all(isinstance(v, dict) for v in facts.values()):
+        raise ValueError("it does not hold facts by file")
+    return facts
+
+
+@dataclass(frozen=True)
+class CaseCheck:
+    """Outcome of the check of one case.
+
+    Attributes:
+        problems: Messages; with any, the case cannot be used.
+        warnings: What a person should look at.
+        labels: Labels of the mask.
+        spacing: Voxel sides of the mask in mm, empty where it cannot be read.
+        image: Facts of the CT (see `hu_facts`), None without a CT or where it cannot be read.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    spacing: list[float] = field(default_factory=list)
+    image: Facts | None = None
+
+
 def check_case_files(
-    files: tuple[Path | None, Path], store: FactStore, max_labels: int
-) -> tuple[list[str], list[int]]:
-    """Return the problems of one case, and the labels of its mask.
+    files: tuple[Path | None, Path],
+    store: FactStore,
+    max_labels: int,
+    lung_labels: Sequence[int] = (1, 2),
+) -> CaseCheck:
+    """Check one case.
 
     Args:
         files: CT or None, and mask.
         store: Facts that are known.
         max_labels: More different labels than this are a problem.
+        lung_labels: Labels of the lungs, under which HU are judged.
     """
     image, mask = files
-    problems: list[str] = []
-    labels: list[int] = []
+    check = CaseCheck()
     try:
-        facts = store.get(mask, mask_facts)
-        problems += mask_problems(mask, facts, max_labels)
-        if not problems:
-            labels = [int(v) for v in facts["labels"]]
-        if image is not None:
-            problems += grid_problems(image, mask)
-            problems += image_problems(image, store.get(image, image_facts))
+        facts = store.get("mask", [mask], partial(mask_facts, mask))
+        check.problems.extend(mask_problems(mask, facts, max_labels))
+        if not check.problems:
+            check.labels.extend(int(v) for v in facts["labels"])
+        check.warnings.extend(header_warnings(mask))
+        check.spacing.extend(voxel_sizes(read_header(mask).affine).tolist())
+        if image is None:
+            return check
+        check.warnings.extend(header_warnings(image))
+        if problems := grid_problems(image, mask):
+            check.problems.extend(problems)
+            return check
+        name = f"image {','.join(map(str, sorted(lung_labels)))}"
+        measure = partial(image_facts, image, mask, lung_labels)
+        hu = store.get(name, [image, mask], measure)
+        if problems := image_problems(image, hu):
+            check.problems.extend(problems)
+        else:
+            check = replace(check, image=hu)
     except UserError as error:
-        problems.append(str(error))
-    return problems, labels
+        check.problems.append(str(error))
+    return check
+
+
+def outlier_warnings(
+    files: Sequence[tuple[Path | None, Path]], checks: Sequence[CaseCheck]
+) -> list[str]:
+    """Return messages on cases that differ strongly from the other ones.
+
+    A scan with an offset of its own, or with a header in other units, looks plausible by itself.
+
+    Args:
+        files: CT or None, and mask, of every case.
+        checks: Their checks.
+    """
+    warnings = _spacing_warnings([mask for _, mask in files], [c.spacing for c in checks])
+    with_image = [
+        (image, check.image)
+        for (image, _), check in zip(files, checks, strict=True)
+        if image is not None and check.image is not None
+    ]
+    return warnings + hu_outlier_warnings(with_image)
+
+
+def hu_outlier_warnings(scans: Sequence[tuple[Path, Facts]]) -> list[str]:
+    """Return messages on scans whose lungs or share of air are far from those of the other ones.
+
+    Args:
+        scans: CT and its facts (see `hu_facts`).
+    """
+    if len(scans) < MIN_CASES_TO_COMPARE:
+        return []
+    warnings = []
+    known = [(path, facts["lung_median"]) for path, facts in scans if facts["lung_median"]]
+    typical = float(np.median([median for _, median in known])) if known else 0.0
+    for path, median in known:
+        if abs(median - typical) > MAX_LUNG_MEDIAN_DIFFERENCE_HU:
+            warnings.append(
+                f"{path}: the median of the lungs is {median:g} HU, that of the other cases "
+                f"{typical:g} HU. Check that its rescale intercept was applied as in the others, "
+                "and that its mask marks the lungs."
+            )
+    shares = [facts["air_share"] for _, facts in scans]
+    typical = float(np.median(shares))
+    for (path, _), share in zip(scans, shares, strict=True):
+        if share * MAX_AIR_SHARE_RATIO < typical:
+            warnings.append(
+                f"{path}: {share:.1%} of its voxels are air, {typical:.1%} in the other cases. "
+                "Check that its values are in HU and that it was not cropped."
+            )
+    return warnings
+
+
+def _spacing_warnings(paths: Sequence[Path], spacings: Sequence[Sequence[float]]) -> list[str]:
+    """Return messages on voxel sides that are far from the cohort's median."""
+    known = [(path, np.array(sides)) for path, sides in zip(paths, spacings, strict=True) if sides]
+    if len(known) < MIN_CASES_TO_COMPARE:
+        return []
+    typical = np.median([sides for _, sides in known], axis=0)
+    warnings = []
+    for path, sides in known:
+        ratios = sides / typical
+        if ratios.max() > MAX_SPACING_RATIO or ratios.min() * MAX_SPACING_RATIO < 1:
+            warnings.append(
+                f"{path} has voxels of {format_sides(sides)} mm, the cohort's median is "
+                f"{format_sides(typical)} mm. Check its header, or give `spacing` to resample "
+                "all cases."
+            )
+    return warnings
 
 
 def check_volumes(
     files: Sequence[tuple[Path | None, Path]],
     max_labels: int = 16,
     cache: Path | None = None,
+    lung_labels: Sequence[int] = (1, 2),
 ) -> tuple[int, ...]:
     """Read every volume once and return the labels of the cohort, sorted, 0 (background) included.
+
+    What a person should look at is logged as warnings.
 
     Args:
         files: CT or None, and mask, of every case.
         max_labels: More different labels than this are an error.
         cache: Folder that stores the results.
+        lung_labels: Labels of the lungs, under which HU are judged.
 
     Raises:
         UserError: A file cannot be read, CT and mask lie on different grids, labels are not
@@ -203,16 +397,18 @@ def check_volumes(
             problems are listed.
     """
     store = FactStore(cache / "checks.json" if cache else None)
-    check = partial(check_case_files, store=store, max_labels=max_labels)
-    results = map_threads(check, files, "Checking volumes", max_threads=8)
+    check = partial(
+        check_case_files, store=store, max_labels=max_labels, lung_labels=tuple(lung_labels)
+    )
+    checks = map_threads(check, files, "Checking volumes", max_threads=8)
     store.save()
     problems: list[str] = []
     labels = {0}
     empty = []
-    for (_, mask), (case_problems, case_labels) in zip(files, results, strict=True):
-        problems += case_problems
-        labels.update(case_labels)
-        if not any(case_labels):
+    for (_, mask), case in zip(files, checks, strict=True):
+        problems += case.problems
+        labels.update(case.labels)
+        if not any(case.labels):
             empty.append(mask.name)
     if not problems and len(labels) > max_labels:
         problems = [
@@ -220,9 +416,17 @@ def check_volumes(
             f"{tuple(sorted(labels))}."
         ]
     if problems:
-        hidden = len(problems) - MAX_SHOWN
-        more = f"\n... and {hidden} more" if hidden > 0 else ""
-        raise UserError("\n".join(problems[:MAX_SHOWN]) + more)
+        raise UserError("\n".join(_shorten(problems)))
     if empty:
         log.warning("%d masks hold only background: %s.", len(empty), format_list(empty))
+    warnings = [warning for case in checks for warning in case.warnings]
+    for warning in _shorten(warnings + outlier_warnings(files, checks)):
+        log.warning("%s", warning)
     return tuple(sorted(labels))
+
+
+def _shorten(messages: Sequence[str]) -> list[str]:
+    """Return the first messages, and how many are hidden."""
+    hidden = len(messages) - MAX_SHOWN
+    more = [f"... and {hidden} more"] if hidden > 0 else []
+    return [*messages[:MAX_SHOWN], *more]

@@ -20,6 +20,9 @@ RAS = np.array([[0, 1], [1, 1], [2, 1]])
 # side: far above the rounding of headers (float32, quaternions, text), and far below what moves a
 # label.
 GRID_TOLERANCE = 0.05
+# Two statements of one grid agree up to the rounding of headers.
+MAX_AXIS_ANGLE_DEGREES = 1.0
+MAX_SIDE_DIFFERENCE = 0.01  # relative
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,21 @@ def corner_distance(shape: Sequence[int], first: np.ndarray, second: np.ndarray)
 def grids_match(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> bool:
     """Return whether two affines put a grid at the same place, within `GRID_TOLERANCE` voxels."""
     return corner_distance(shape, first, second) <= GRID_TOLERANCE * float(voxel_sizes(first).min())
+
+
+def axes_agree(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return whether directions and voxel sizes of two affines agree, wherever they lie."""
+    one = voxel_sizes(first)
+    two = voxel_sizes(second)
+    if np.abs(one - two).max() > MAX_SIDE_DIFFERENCE * two.min():
+        return False
+    cosines = np.sum((first[:3, :3] / one) * (second[:3, :3] / two), axis=0)
+    return bool(cosines.min() >= np.cos(np.radians(MAX_AXIS_ANGLE_DEGREES)))
+
+
+def format_sides(sides: np.ndarray) -> str:
+    """Return voxel sides as text for messages."""
+    return " x ".join(f"{side:.3g}" for side in sides)
 
 
 def grid_with_spacing(

@@ -60,7 +60,8 @@ def load_cohort(
     if not check:
         return cohort
     files = [(case.image, case.mask) for case in cases]
-    return replace(cohort, labels=check_volumes(files, options.max_labels, cache))
+    labels = check_volumes(files, options.max_labels, cache, options.lung_labels)
+    return replace(cohort, labels=labels)
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:

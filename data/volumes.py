@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,18 +15,44 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from data.geometry import Shape, Volume, canonical_grid, from_ras, to_ras
+from data.geometry import (
+    Shape,
+    Volume,
+    axes_agree,
+    canonical_grid,
+    format_sides,
+    from_ras,
+    grids_match,
+    to_ras,
+)
+from data.integrity import (
+    VoxelData,
+    check_claim,
+    find_voxel_data,
+    is_nifti,
+    read_to_end,
+    verify_checksum,
+)
 from util.cli import UserError
 from util.files import atomic_path
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 READ_ERRORS = (
-    OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error, ImageFileError,
-    HeaderDataError,
+    OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError,
+    AttributeError, MemoryError, struct.error, zlib.error, ImageFileError, HeaderDataError,
+)  # fmt: skip
+SIDES_MM = (0.05, 50.0)  # of voxels
+MAX_ORIGIN_MM = 1e6
+MIN_DETERMINANT = 1e-3  # of the axes' directions: below it they lie in a plane
+# Fields of a NIfTI header that say where its voxels lie; nothing else of a source is copied.
+GRID_FIELDS = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+    "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
 
 T = TypeVar("T", np.ndarray, torch.Tensor)
@@ -81,15 +109,24 @@ def _check_header(path: Path, shape: Sequence[int], affine: np.ndarray) -> Volum
         )
     if min(shape) < 1:
         raise UserError(f"{path} is empty: its shape is {tuple(shape)}. Export it again.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sides = voxel_sizes(affine)
+    is_finite = bool(np.isfinite(affine).all() and np.abs(affine[:3, 3]).max() <= MAX_ORIGIN_MM)
+    if (
+        not is_finite
+        or not sides.all()
+        or abs(np.linalg.det(affine[:3, :3] / sides)) < MIN_DETERMINANT
+    ):
         raise UserError(
-            f"{path} has no usable affine (a voxel side is zero or not finite). Repair its header."
+            f"{path} has no usable affine (a voxel side is zero, or a number is not finite or far "
+            "too large). Repair its header."
+        )
+    if sides.min() < SIDES_MM[0] or sides.max() > SIDES_MM[1]:
+        raise UserError(
+            f"{path} has voxels of {format_sides(sides)} mm, and a side lies between "
+            f"{SIDES_MM[0]:g} and {SIDES_MM[1]:g} mm. Is its header in metres or micrometres? "
+            "Write it again in mm."
         )
     return VolumeHeader(*canonical_grid(shape, affine), source_affine=affine)
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith((".nii.gz", ".nii"))
 
 
 def _open_nifti(path: Path) -> tuple[Any, VolumeHeader]:
@@ -101,18 +138,91 @@ def _open_nifti(path: Path) -> tuple[Any, VolumeHeader]:
         dtype = image.get_data_dtype()
         if dtype.kind not in "iuf":
             raise ValueError(f"its voxels are of type {dtype}")
-    return image, _check_header(path, image.shape, np.asarray(image.affine, float))
+        header = _check_header(path, image.shape, np.asarray(image.affine, float))
+        _check_forms(path, image.header)
+        voxels = 1
+        for length in image.shape:
+            voxels *= int(length)
+        check_claim(path, find_voxel_data(path), voxels * dtype.itemsize)
+    return image, header
 
 
-def _read_itk_header(path: Path) -> VolumeHeader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+def _check_forms(path: Path, fields: Any) -> None:
+    """Raise `UserError` where a NIfTI header contradicts itself.
+
+    Programs choose between sform and qform differently, so they would see different volumes.
+    """
+    unit = fields.get_xyzt_units()[0]
+    if unit not in ("unknown", "mm"):
+        raise UserError(f"{path} gives lengths in {unit}, not in mm. Write its header again in mm.")
+    if not (int(fields["qform_code"]) and int(fields["sform_code"])):
+        return
+    qform = fields.get_qform()
+    sform = fields.get_sform()
+    if not axes_agree(qform, sform):
+        raise UserError(
+            f"{path} contradicts itself: by its sform the axes run to "
+            f"{_format_axes(sform)} with voxels of {format_sides(voxel_sizes(sform))} mm, by its "
+            f"qform to {_format_axes(qform)} with {format_sides(voxel_sizes(qform))} mm, and "
+            "programs differ in which they use. Find out which is right, and write the header "
+            "again with both alike (nibabel: set_sform, set_qform)."
+        )
+
+
+def _format_axes(affine: np.ndarray) -> str:
+    return "".join(str(axis) for axis in nib.aff2axcodes(affine))
+
+
+def header_warnings(path: Path | str) -> list[str]:
+    """Return what a person should know of a header that can be read.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    path = _check_path(path)
+    read_header(path)
+    if not is_nifti(path):
+        if find_voxel_data(path).has_grid:
+            return []
+        return [f"{path} states no voxel sizes; 1 mm is assumed. Check them."]
+    fields = _open_nifti(path)[0].header
+    has_qform = int(fields["qform_code"]) > 0
+    has_sform = int(fields["sform_code"]) > 0
+    if not has_qform and not has_sform:
+        return [
+            f"{path} has neither sform nor qform; its orientation and place are assumed, so left "
+            "and right may be exchanged. Check them, and write the header again."
+        ]
+    if has_qform and has_sform:
+        sform = fields.get_sform()
+        if not grids_match(fields.get_data_shape(), sform, fields.get_qform()):
+            return [
+                f"{path}: sform and qform put the volume at different places; the sform is used. "
+                "Write the header again with both alike."
+            ]
+    return []
+
+
+def _read_itk_header(path: Path) -> tuple[VolumeHeader, VoxelData]:
+    """Return the grid of a MetaImage or NRRD file, and where its voxels lie."""
+    reader = _itk_reader(path)
     with _readable(path):
+        data = find_voxel_data(path)
         reader.ReadImageInformation()
         if reader.GetNumberOfComponents() != 1:
             raise ValueError(f"it has {reader.GetNumberOfComponents()} values per voxel")
-    size = reader.GetSize()
-    return _check_header(path, size, _itk_affine(reader) if len(size) == 3 else np.eye(4))
+        size = reader.GetSize()
+        header = _check_header(path, size, _itk_affine(reader) if len(size) == 3 else np.eye(4))
+        check_claim(path, data, data.claimed)
+    return header, data
+
+
+def _itk_reader(path: Path) -> Any:
+    """Return a reader that takes a file for what its suffix says, and for nothing else."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
+    reader.SetFileName(str(path))
+    return reader
 
 
 def _itk_affine(reader: Any) -> np.ndarray:
@@ -138,27 +248,40 @@ def _check_path(path: Path | str) -> Path:
 def read_header(path: Path | str) -> VolumeHeader:
     """Read the grid of a volume file without its voxels; raise `UserError` where this fails."""
     path = _check_path(path)
-    return _open_nifti(path)[1] if _is_nifti(path) else _read_itk_header(path)
+    return _open_nifti(path)[1] if is_nifti(path) else _read_itk_header(path)[0]
 
 
 def load_volume(path: Path | str) -> Volume:
     """Read a volume and turn it to RAS; integer files stay integer, all others become float32.
 
+    Checksums of compressed files are compared (see `data.integrity`).
+
     Raises:
-        UserError: The file is missing, truncated, empty, not 3D or of an unknown format.
+        UserError: The file is missing, truncated, damaged, empty, not 3D or of an unknown format.
     """
     path = _check_path(path)
-    if _is_nifti(path):
+    if is_nifti(path):
         image, header = _open_nifti(path)
         with _readable(path):
-            array = np.asarray(image.dataobj)
+            array = _read_nifti(path, image)
     else:
-        header = _read_itk_header(path)
+        header, data = _read_itk_header(path)
         with _readable(path):
-            array = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T  # from (Z, Y, X)
+            verify_checksum(data)
+            array = sitk.GetArrayFromImage(_itk_reader(path).Execute()).T  # from (Z, Y, X)
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
     return to_ras(array, header.source_affine)
+
+
+def _read_nifti(path: Path, image: Any) -> np.ndarray:
+    """Return the voxels of a NIfTI file; a gzip is read to its end, where its checksum stands."""
+    if not path.name.lower().endswith(".gz"):
+        return np.asarray(image.dataobj)
+    with gzip.open(path, "rb") as stream:
+        array = np.asarray(type(image).from_stream(stream).dataobj)
+        read_to_end(stream)
+    return array
 
 
 def write_like(
@@ -199,16 +322,18 @@ def write_like(
 
 
 def _image_like(array: np.ndarray, like: Path, header: VolumeHeader) -> Any:
-    """Return a NIfTI image of `array` with the geometry of `like`.
+    """Return a NIfTI image of `array` with the geometry of `like`, and nothing else of it.
 
     From a NIfTI the fields qform, sform and their codes are copied, so that every reader sees the
-    same place as in the source.
+    same place as in the source. Names and comments in a source's header stay behind.
     """
-    if _is_nifti(like):
+    if is_nifti(like):
         source = _open_nifti(like)[0]
-        fields = source.header.copy()
-        fields.extensions.clear()
-        fields["cal_min"] = fields["cal_max"] = 0
+        fields = type(source.header)(endianness=source.header.endianness)
+        for name in GRID_FIELDS:
+            fields[name] = source.header[name]
+        fields.set_data_shape(array.shape)
+        fields["pixdim"][:4] = source.header["pixdim"][:4]
         fields.set_data_dtype(array.dtype)
         image = type(source)(array, source.affine, fields)
     else:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.geometry import Volume, grids_match
+from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask, threshold_lungs
 from data.volumes import load_volume, to_unit
 from pipelines.evaluation.density import lung_density
@@ -30,7 +31,7 @@ from pipelines.evaluation.measurements import (
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
-from util.files import atomic_path, file_fingerprint, json_digest
+from util.files import atomic_path, json_digest
 from util.metrics.fidelity import fidelity_by_region
 from util.metrics.regions import body_mask, chest_regions
 
@@ -107,7 +108,7 @@ class VolumeMeasurer:
             "volume",
             asdict(self.grid),
             [network.digest for network in (*self.networks, *self.networks_3d)],
-            [file_fingerprint(path) for path in paths],
+            [volume_fingerprint(path) for path in paths],
             file.mask is not None,
             resegment,
         ]
@@ -239,8 +240,8 @@ def pair_fidelity(
         key = [
             VERSION,
             "pair",
-            file_fingerprint(file.path),
-            file_fingerprint(scan.path),
+            volume_fingerprint(file.path),
+            volume_fingerprint(scan.path),
             asdict(grid),
         ]
         arrays = load_or_compute(cache, key, partial(_compare_pair, file, scan, grid))

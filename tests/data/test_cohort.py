@@ -27,8 +27,12 @@ SHAPE = (8, 7, 6)
 
 
 def scan(seed: int = 0) -> np.ndarray:
-    """Return a volume in the range of a CT."""
-    return np.random.default_rng(seed).integers(-1000, 400, SHAPE, np.int16)
+    """Return a volume in the range of a CT, with lungs where `labels` has them."""
+    rng = np.random.default_rng(seed)
+    lungs = np.isin(labels(), (1, 2))
+    return np.where(lungs, rng.integers(-990, -700, SHAPE), rng.integers(-1000, 400, SHAPE)).astype(
+        np.int16
+    )
 
 
 def labels() -> np.ndarray:
@@ -181,7 +185,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "8 bit": (
         _put(IMG, (scan() % 256).astype(np.uint8)),
-        r"is not in HU: its values run from 1 to 255",
+        r"is not in HU: its values run from 0 to 254",
     ),
     "raw": (_put(IMG, scan() + np.int16(1024)), r"is not in HU"),
     "z-score": (_put(IMG, scan() / np.float32(400)), r"is not in HU"),
