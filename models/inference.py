@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,10 @@ from util.training import checkpoint, runs
 from util.training.devices import make_device
 
 TEXT_PART = "text"  # part of a checkpoint: what the encoder learned from the training prompts
+
+
+# Entries of state.json without which a run can neither be continued nor generate.
+RUN_ENTRIES = ("labels", "columns", "encoder", "encoder_values")
 
 
 class Sample(Protocol):
@@ -155,6 +159,27 @@ class LoadedRun:
         return self.generator.model.inference_network
 
 
+def restore_encoder(encoder: TextEncoder, checkpoint_dir: Path, state: Mapping[str, Any]) -> None:
+    """Restore what a text encoder learned from the training prompts of a run.
+
+    Args:
+        encoder: The encoder, already compared with that of the run.
+        checkpoint_dir: The checkpoint.
+        state: Its plain values.
+
+    Raises:
+        UserError: The encoder's values or tensors are damaged.
+    """
+    tensors = checkpoint.load_part(checkpoint_dir, TEXT_PART)
+    try:
+        encoder.load_state(tensors, state["encoder_values"])
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint_dir / checkpoint.STATE_FILE} or {TEXT_PART}.safetensors beside it is "
+            f"damaged: the text encoder cannot be restored ({error}). {checkpoint.REMEDY}"
+        ) from None
+
+
 def load_run(
     model_options: ModelOptions,
     *,
@@ -177,12 +202,12 @@ def load_run(
     options = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
-    state = checkpoint.load_state(checkpoint_dir)
+    state = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES)
     encoder_source = model_options.text_encoder or options.text.text_encoder
     encoder = build_text_encoder(replace(options.text, text_encoder=encoder_source))
     encoder.check_identity(state["encoder"])
     encoder.attach_cache(folder)
-    encoder.load_state(checkpoint.load_part(checkpoint_dir, TEXT_PART), state["encoder_values"])
+    restore_encoder(encoder, checkpoint_dir, state)
     model_class = MODELS[options.generator.model]
     model = model_class(options, len(state["labels"]), encoder.width, training=False)
     if sampling is not None:

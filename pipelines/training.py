@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import resource
 import signal
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
+from data.fingerprints import data_changes, data_record, option_changes, refuse_changes
 from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_means
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
@@ -36,15 +38,15 @@ from data.text.counterfactuals import (
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
 from models.base_model import MODELS, BatchText, GenerativeModel
-from models.inference import TEXT_PART, VolumeGenerator
+from models.inference import RUN_ENTRIES, TEXT_PART, VolumeGenerator, restore_encoder
 from models.sliding_window import SlidingWindow
 from models.text import relevance
 from models.text.base_encoder import TextEncoder
 from models.text.encoders import build_text_encoder
 from models.text.phrase_encoder import PhraseEncoder
 from options.clip_options import ClipCommand, ClipOptions
-from options.parser import command_line, to_dict
-from options.train_options import TrainOptions
+from options.parser import command_line, from_dict, to_dict
+from options.train_options import TrainOptions, fixed_options
 from pipelines.clip_pretraining import pretrain_clip
 from pipelines.power import describe_smallest_effect
 from pipelines.validation import Validation, ValidationCase
@@ -152,11 +154,9 @@ def restore_study(study: Study, checkpoint_dir: Path) -> Study:
         UserError: The text encoder is not that of the run, a label is not known to the run, or
             cases are missing.
     """
-    state, cohort = checkpoint.load_state(checkpoint_dir), study.cohort
+    state, cohort = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES), study.cohort
     study.encoder.check_identity(state["encoder"])
-    study.encoder.load_state(
-        checkpoint.load_part(checkpoint_dir, TEXT_PART), state["encoder_values"]
-    )
+    restore_encoder(study.encoder, checkpoint_dir, state)
     check_labels_known(cohort.labels, state["labels"], [case.mask for case in cohort.cases])
     splits_file = checkpoint_dir.parent / runs.SPLITS_FILE
     splits = read_run_splits(splits_file, cohort.root) or cohort.splits
@@ -168,6 +168,55 @@ def restore_study(study: Study, checkpoint_dir: Path) -> Study:
         )
     cohort = replace(cohort, labels=tuple(state["labels"]), splits=splits)
     return replace(study, cohort=cohort, case_weights=state.get("weights", {}))
+
+
+def record_data(options: TrainOptions, study: Study, cache: Path | None) -> dict[str, Any]:
+    """Return digests of the data and the fixed options, for the checkpoint."""
+    record = data_record(study.cohort, study.template, study.prompts, cache)
+    return {**record, "options": fixed_options(options)}
+
+
+def check_unchanged(
+    options: TrainOptions, study: Study, checkpoint_dir: Path, cache: Path
+) -> dict[str, Any]:
+    """Compare data and fixed options with those that a run was trained with.
+
+    Args:
+        options: The options of the continued run.
+        study: Its study, restored (see `restore_study`).
+        checkpoint_dir: The checkpoint that is continued.
+        cache: Folder that stores digests of files.
+
+    Returns:
+        The record for the next checkpoint, which holds accepted changes by step.
+
+    Raises:
+        UserError: Something changed, and `accept_changes` is not given.
+    """
+    state = checkpoint.load_state(checkpoint_dir)
+    record = record_data(options, study, cache)
+    before = state.get("data")
+    if before is None:
+        log.warning(
+            "The checkpoint is of a version that did not record its data: changes of scans, masks "
+            "and rows since then cannot be found."
+        )
+        folder = checkpoint_dir.parent
+        saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
+        before = {"options": json.loads(json.dumps(fixed_options(saved)))}
+    changes = option_changes(before.get("options", {}), record["options"])
+    changes += data_changes(before, record)
+    if not options.run.accept_changes:
+        refuse_changes(
+            changes,
+            "Restore them, or go on with the changes by --accept_changes; new data belong to a new "
+            "run.",
+        )
+    accepted = dict(before.get("accepted", {}))
+    if changes:
+        log.warning("Changes since the run was trained are accepted: %s.", "; ".join(changes))
+        accepted[f"after step {state['step']}"] = "; ".join(changes)
+    return {**record, "accepted": accepted}
 
 
 def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Study:
@@ -282,8 +331,18 @@ def make_monitor(
     trainer: Trainer,
     folder: Path,
     validation: Validation | None,
+    data: Mapping[str, Any],
 ) -> Monitor:
-    """Return the monitor, which logs, validates and saves at intervals."""
+    """Return the monitor, which logs, validates and saves at intervals.
+
+    Args:
+        options: The run's options.
+        study: The study.
+        trainer: The trainer.
+        folder: The run's folder.
+        validation: Generates validation cases; None where nothing is validated.
+        data: See `record_data`.
+    """
     tensors, values = study.encoder.state()
     extra = CheckpointExtra(
         state={
@@ -292,6 +351,7 @@ def make_monitor(
             "encoder": study.encoder.identity,
             "encoder_values": values,
             "weights": study.case_weights,
+            "data": dict(data),
         },
         tensors={TEXT_PART: tensors},
     )
@@ -302,7 +362,10 @@ def make_monitor(
         validate=run.val_freq or max(1, config.steps // 10),
         checkpoint=run.save_epoch_freq * config.steps_per_epoch,
     )
-    return Monitor(folder, trainer, to_dict(options), extra, validation, intervals)
+    shown = to_dict(options)
+    if data.get("accepted"):
+        shown["accepted changes of data and options"] = dict(data["accepted"])
+    return Monitor(folder, trainer, shown, extra, validation, intervals)
 
 
 def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from util.cli import UserError
+from util.cli import UserError, format_list
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BLOCK_BYTES = 2**22  # of a file that is read in blocks
+# Characters with which a cell becomes a formula in a spreadsheet, also in full width.
+FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+NO_FORMULA = re.compile(r"[+-]?[\d.,]*\d[.,]?([eE][+-]?\d+)?( ?%)?|[+-]+")  # numbers, dashes
 
 
 @contextmanager
@@ -96,18 +106,119 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing. Check the folder, or make it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
+    # Damage also makes numbers of too many digits (ValueError) and brackets that nest too deep.
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Restore it from a copy, or make it again."
         ) from None
 
 
+def _is_formula(text: str) -> bool:
+    """Return whether a spreadsheet takes a cell for a formula; numbers and dashes are none."""
+    return text.startswith(FORMULA_STARTS) and not NO_FORMULA.fullmatch(text)
+
+
+def escape_cell(value: Any) -> Any:
+    """Return a cell with an apostrophe before a text that a spreadsheet takes for a formula.
+
+    `unescape_cell` takes it away, and leaves every other text as it is.
+    """
+    if isinstance(value, str) and _is_formula(value.lstrip("'")):
+        return f"'{value}"
+    return value
+
+
+def unescape_cell(text: str) -> str:
+    """Return the text that `escape_cell` was given."""
+    return text[1:] if text.startswith("'") and _is_formula(text.lstrip("'")) else text
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file in one step; a row may lack columns."""
+    """Write a CSV file in one step, formulas escaped; a row may lack columns."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow({column: escape_cell(column) for column in columns})
+        for row in rows:
+            writer.writerow({column: escape_cell(value) for column, value in row.items()})
+
+
+def write_frame(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
+    """Write a table of pandas without its index in one step, formulas escaped."""
+    escaped = {}
+    quoting = csv.QUOTE_MINIMAL
+    for column in frame.columns:
+        values = frame[column]
+        if values.dtype.kind not in "biuf":
+            values = values.map(escape_cell)
+            if any("\r" in value for value in values if isinstance(value, str)):
+                quoting = csv.QUOTE_NONNUMERIC  # pandas does not quote it by itself
+        escaped[escape_cell(column)] = values
+    with atomic_path(path) as temporary:
+        table = type(frame)(escaped)
+        table.to_csv(temporary, index=False, float_format=float_format, quoting=quoting)
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read a CSV file with a header as rows of text by column, without escapes.
+
+    Args:
+        path: The file, in UTF-8.
+        columns: Columns that it must have.
+
+    Raises:
+        UserError: The file is missing, is not UTF-8, lacks a column, or has a row that cannot be
+            read; the message names file and row.
+    """
+    lines = _csv_lines(path, read_text(path))
+    header = next(lines, (1, []))[1]
+    if missing := [column for column in columns if column not in header]:
+        raise UserError(
+            f"{path} lacks the columns {format_list(missing)}; it has: "
+            f"{format_list(header) or 'none'}."
+        )
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} has a column twice: {format_list(header)}. Rename one of them.")
+    rows = []
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, row {number}, has {len(cells)} cells, and the header {len(header)}. Put "
+                "cells that hold a comma in quotes."
+            )
+        rows.append(dict(zip(header, cells, strict=True)))
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """Read UTF-8 text; raise `UserError` that names file and row."""
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}). Check the folder."
+        ) from None
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, row {row}, is not UTF-8 text. Save the file as UTF-8 (in Excel: CSV UTF-8)."
+        ) from None
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of every row that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    number = 0
+    try:
+        for number, cells in enumerate(reader, start=1):
+            if cells:
+                yield number, [unescape_cell(cell) for cell in cells]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, row {number + 1}, cannot be read ({error}). Correct or shorten its cells."
+        ) from None
 
 
 def file_fingerprint(path: Path) -> list[str | int]:
@@ -117,6 +228,15 @@ def file_fingerprint(path: Path) -> list[str | int]:
     """
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_digest(value: Any) -> str:

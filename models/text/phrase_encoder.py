@@ -23,13 +23,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.text.base_encoder import Prompts, TextEmbedding, TextEncoder, Values
+from util.cli import UserError
 from util.phrasing import normalise_phrase, strip_phrase
+from util.schema import misfit
 
 # A number that stands alone: not part of a word (T2, COVID-19), of a date, or of a list joined by
 # commas without a space.
 NUMBER = re.compile(r"(?<![\w.,/:-])[-+]?\d+(?:\.\d+)?(?![\w/:]|[-.,]\w)")
 MIN_NUMBERS = 3  # a wording with fewer different numbers holds codes, not sizes
 MIN_RMS = 1e-6
+# Types of what `PhraseEncoder.state` and `Numbers.stems` hold.
+VALUE_TYPES = {
+    "numbers": dict[str, dict[str, Any]],
+    "phrases": list[str] | None,
+    "shares": dict[str, float] | None,
+}
+STEM_TYPES = {"mean": float, "sd": float, "phrase": str}
 
 
 class Wordings:
@@ -80,6 +89,17 @@ class Numbers:
             central = min(pairs, key=lambda pair: (abs(pair[0] - mean), pair[1]))[1]
             sd = values.std(correction=0).item()
             stems[stem] = {"mean": mean, "sd": sd, "phrase": central}
+        return cls(stems)
+
+    @classmethod
+    def from_values(cls, stems: Mapping[str, dict[str, Any]]) -> Numbers:
+        """Take stored `stems`; raise `UserError` for entries of other types."""
+        for name, stem in stems.items():
+            problem = misfit(stem, STEM_TYPES)
+            if not problem and not stem["sd"] > 0:
+                problem = f"sd is {stem['sd']}"
+            if problem:
+                raise UserError(f"numbers of {name!r}: {problem}")
         return cls(stems)
 
     def locate(self, phrase: str) -> tuple[str, float]:
@@ -201,11 +221,13 @@ class PhraseEncoder(TextEncoder):
         return {}, {"numbers": numbers, "phrases": self.phrases, "shares": shares}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Restore the result of `state`."""
+        """Restore the result of `state`; raise `UserError` for values of other types."""
+        if problem := misfit(values, VALUE_TYPES):
+            raise UserError(f"encoder_values: {problem}")
         if self.numbers is not None:
-            self.numbers = Numbers(values["numbers"])
-        self._wordings = Wordings(values.get("phrases", ()))
-        self.set_phrase_weights(values.get("shares", {}))
+            self.numbers = Numbers.from_values(values["numbers"])
+        self._wordings = Wordings(values.get("phrases") or ())
+        self.set_phrase_weights(values.get("shares") or {})
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
         """Embed a batch of prompts, one token per phrase."""

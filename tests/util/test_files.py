@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from util.cli import UserError
@@ -13,8 +16,10 @@ from util.files import (
     claim_file,
     claim_folder,
     file_fingerprint,
+    read_csv,
     read_json,
     write_csv,
+    write_frame,
     write_json,
 )
 from util.records import open_record
@@ -59,6 +64,88 @@ def test_json_and_csv(tmp_path: Path) -> None:
         read_json(tmp_path / "b.json")
     write_csv(tmp_path / "a.csv", ("x", "y"), [{"x": 1}, {"x": "a,b", "y": 2}])
     assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y", "1,", '"a,b",2']
+
+
+FORMULAS = (
+    "=1+1",
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "+cmd",
+    "-x",
+    "-1-1",
+    "-5--3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1+1",
+    "'=1+1",
+    "''@x",
+    "-inf",
+)
+PLAIN = ("-5", "+3", "-0.5", "-0,5", "-1e-5", "-.5", "-5 %", "-", "--", "'", "'-5", "it's", "1=1")
+
+
+def test_no_cell_is_a_formula(tmp_path: Path) -> None:
+    texts = [*FORMULAS, *PLAIN, "", " =1"]
+    path = tmp_path / "a.csv"
+    columns = ["=HYPERLINK(1)", "number"]
+    write_csv(path, columns, [{columns[0]: t, "number": -1.5} for t in texts])
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["'=HYPERLINK(1)", "number"] and {row[1] for row in rows[1:]} == {"-1.5"}
+    cells = [row[0] for row in rows[1:]]
+    assert cells[: len(FORMULAS)] == [f"'{text}" for text in FORMULAS]
+    assert cells[len(FORMULAS) :] == texts[len(FORMULAS) :]
+    back = read_csv(path, columns)
+    assert [row[columns[0]] for row in back] == texts
+    frame = pd.DataFrame({columns[0]: texts, "number": -1.5})
+    write_frame(tmp_path / "b.csv", frame)
+    assert read_csv(tmp_path / "b.csv") == back
+
+
+def test_a_frame_is_written_as_pandas_does(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"a": ["x,y", None], "b": [1, -2], "c": [0.1234567, np.nan], "d": [True, False]}
+    )
+    write_frame(tmp_path / "a.csv", frame, "%.4g")
+    frame.to_csv(tmp_path / "b.csv", index=False, float_format="%.4g")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    empty = pd.DataFrame(columns=["a"])
+    write_frame(tmp_path / "c.csv", empty)
+    assert (tmp_path / "c.csv").read_text() == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\nM\xfcller,3\n", r"t\.csv, row 3, is not UTF-8 text"),
+        (b"a,b\n1," + b"x" * 200_000, r"t\.csv, row 2, cannot be read \(field larger"),
+        (b"a,b\n1,2,3\n", r"t\.csv, row 2, has 3 cells, and the header 2"),
+        (b"a,b\n\n1\n", r"t\.csv, row 3, has 1 cells"),
+        (b"a,c\n", r"t\.csv lacks the columns b; it has: a, c"),
+        (b"", r"t\.csv lacks the columns a, b; it has: none"),
+        (b"a,b,b\n", r"t\.csv has a column twice"),
+        ("a,b".encode("utf-16"), r"t\.csv, row 1, is not UTF-8 text"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named_with_its_row(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_csv(tmp_path / "t.csv", ["a", "b"])
+    with pytest.raises(UserError, match=r"absent\.csv cannot be read"):
+        read_csv(tmp_path / "absent.csv")
+
+
+def test_json_of_any_damage_is_one_message(tmp_path: Path) -> None:
+    for content in (b"[" * 10**5, b"9" * 5000, b"\xff", b"", b"{]"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.json is damaged"):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path)
 
 
 def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:

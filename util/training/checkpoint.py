@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,37 @@ from torch import Tensor, nn
 
 from util import __version__
 from util.cli import UserError
-from util.files import atomic_folder, previous_folder, read_json, sync, write_json
+from util.files import (
+    atomic_folder,
+    file_sha256,
+    json_digest,
+    previous_folder,
+    read_json,
+    sync,
+    write_json,
+)
+from util.schema import check_record
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
+# Entries of state.json that every model has; those that take None are lacking in older runs.
+STATE_TYPES: dict[str, Any] = {
+    "step": int,
+    "parts": list[str],
+    "sha256": dict[str, str] | None,
+    "digest": str | None,
+    "version": str | None,
+    "scaler": dict[str, Any] | None,
+    "labels": list[int] | None,
+    "columns": list[str] | None,
+    "encoder": dict[str, Any] | None,
+    "encoder_values": dict[str, Any] | None,
+    "weights": dict[str, float] | None,
+    "data": dict[str, Any] | None,
+}
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")  # of every parameter
+REMEDY = "Use another checkpoint (--which_epoch), or train again."
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 Tensors = Mapping[str, Tensor]
 
@@ -34,11 +60,13 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
     Args:
         folder: Folder of the checkpoint, such as `checkpoints/RUN/latest`.
         parts: Tensors by part (network, optimiser, average); each becomes `<part>.safetensors`.
-        state: Plain values for `state.json`, which also holds the version of the project.
+        state: Plain values for `state.json`. It also holds the version of the project, and the
+            sha256 of every part and of itself.
 
     Raises:
         UserError: The disk is full or cannot be written; the previous checkpoint is untouched.
     """
+    digests: dict[str, str] = {}
     try:
         with atomic_folder(folder) as temporary:
             for name, tensors in parts.items():
@@ -47,7 +75,14 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
                 path = temporary / f"{name}.safetensors"
                 save_file(plain, path)
                 sync(path)  # on the disk before the folder gets its name
-            values = {**state, "parts": sorted(parts), "version": __version__}
+                digests[name] = file_sha256(path)
+            values = {
+                **state,
+                "parts": sorted(parts),
+                "sha256": digests,
+                "version": __version__,
+            }
+            values["digest"] = json_digest(values)
             write_json(temporary / STATE_FILE, values)
     except (OSError, SafetensorError, UserError) as error:
         full = getattr(error, "errno", None) in NO_SPACE or any(
@@ -79,30 +114,51 @@ def find(folder: Path) -> Path:
     )
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """Return the plain values of a checkpoint; raise `UserError` if the file is damaged."""
-    state = read_json(folder / STATE_FILE)
-    if not isinstance(state, dict) or not {"step", "parts"} <= set(state):
+def load_state(folder: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plain values of a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        needed: Entries that must be there, beside `step` and `parts`.
+
+    Raises:
+        UserError: The file is damaged: an entry is missing or has another type, or the content is
+            not that of its digest.
+    """
+    path = folder / STATE_FILE
+    state = check_record(read_json(path), STATE_TYPES, path, REMEDY)
+    if missing := [name for name in needed if state.get(name) is None]:
+        raise UserError(f"{path} is damaged: {missing[0]} is missing. {REMEDY}")
+    digest = state.pop("digest", None)  # lacking in checkpoints of 0.1
+    if digest is not None and digest != json_digest(state):
         raise UserError(
-            f"{folder / STATE_FILE} is damaged: step or parts are missing. Use another checkpoint "
-            "(--which_epoch), or train again."
+            f"{path} is damaged: its content has changed since it was written. {REMEDY}"
         )
+    if state["step"] < 0:
+        raise UserError(f"{path} is damaged: step is {state['step']}. {REMEDY}")
     return state
 
 
 def load_part(folder: Path, part: str) -> dict[str, Tensor]:
-    """Return the tensors of one part; raise `UserError` if the file is missing or damaged."""
+    """Return the tensors of one part.
+
+    Raises:
+        UserError: The file is missing or damaged; one flipped bit is found by its sha256.
+    """
     path = folder / f"{part}.safetensors"
+    expected = (load_state(folder).get("sha256") or {}).get(part)
     try:
+        if expected is not None and file_sha256(path) != expected:
+            raise UserError(
+                f"{path} is damaged: its content has changed since it was written. {REMEDY}"
+            )
         return load_file(path)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, so the checkpoint is incomplete. Use another one (--which_epoch)."
         ) from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Use another checkpoint (--which_epoch), or train again."
-        ) from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}). {REMEDY}") from None
 
 
 def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") -> None:
@@ -155,20 +211,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, source: Path) -> None:
     """Restore what `optimizer_tensors` returned; raise `UserError` for other parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = {f"{i}.exp_avg": p.shape for i, p in enumerate(parameters)}
-    stored = {name: t.shape for name, t in tensors.items() if name.endswith(".exp_avg")}
-    if tensors and stored != expected:
-        raise UserError(
-            f"{source}: the optimiser's state belongs to another architecture. Start a new run."
-        )
+    problem = UserError(
+        f"{source}: the optimiser's state belongs to another architecture. Start a new run."
+    )
+    expected = {f"{i}.{name}" for i in range(len(parameters)) for name in ADAM_STATE}
+    if tensors and set(tensors) != expected:
+        raise problem
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
+        index, name = key.split(".")
         parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape:
+        if name == "step" and tensor.numel() == 1:
+            aligned = tensor
+        elif tensor.shape == parameter.shape:
             # Fused optimisers count on the memory format of the parameter.
             aligned = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False)
-            tensor = aligned.copy_(tensor)
-        state.setdefault(int(index), {})[name] = tensor
+            aligned.copy_(tensor)
+        else:
+            raise problem
+        state.setdefault(int(index), {})[name] = aligned
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

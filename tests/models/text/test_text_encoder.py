@@ -395,7 +395,7 @@ def test_the_code_of_a_model_is_never_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """transformers asks whether to run it, and takes "y" from a pipe."""
+    """Transformers asks whether to run it, and takes "y" from a pipe."""
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     source = medclip.parent if medclip_bert else clip_folder
     folder = Path(shutil.copytree(source, tmp_path / "planted"))

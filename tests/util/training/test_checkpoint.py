@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from util import __version__
 from util.cli import UserError
-from util.files import read_json, write_json
+from util.files import file_sha256, read_json, write_json
 from util.training import checkpoint
 
 STATE = {"step": 3, "scaler": None}
@@ -81,6 +81,7 @@ def test_networks_come_back(tmp_path: Path) -> None:
     assert checkpoint.load_state(tmp_path / "latest") == {
         **STATE,
         "parts": ["G"],
+        "sha256": {"G": file_sha256(tmp_path / "latest" / "G.safetensors")},
         "version": __version__,
     }
 
@@ -285,6 +286,89 @@ def test_a_damaged_or_missing_part_is_named(tmp_path: Path) -> None:
         checkpoint.load_part(latest, "G")
     with pytest.raises(UserError, match=r"average\.safetensors is missing"):
         checkpoint.load_part(latest, "average")
+
+
+def without_digests(folder: Path) -> dict[str, Any]:
+    """Make a checkpoint one of 0.1, which had no digests; return its state."""
+    state: dict[str, Any] = read_json(folder / "state.json")
+    state = {name: v for name, v in state.items() if name not in ("sha256", "digest")}
+    write_json(folder / "state.json", state)
+    return state
+
+
+def test_every_flipped_bit_of_a_part_is_found(tmp_path: Path) -> None:
+    latest = tmp_path / "latest"
+    checkpoint.save(latest, parts(1.0), STATE)
+    file = latest / "G.safetensors"
+    content = file.read_bytes()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"G\.safetensors is damaged.*--which_epoch"):
+            checkpoint.load_part(latest, "G")
+    file.write_bytes(content)
+    assert torch.equal(checkpoint.load_part(latest, "G")["w"], torch.ones(2, 3))
+
+
+def test_a_changed_state_is_found(tmp_path: Path) -> None:
+    latest = tmp_path / "latest"
+    checkpoint.save(latest, parts(), STATE)
+    state = read_json(latest / "state.json")
+    for changed in ({"step": 4}, {"parts": ["G"]}, {"sha256": {}}):
+        write_json(latest / "state.json", {**state, **changed})
+        with pytest.raises(UserError, match=r"state\.json is damaged: its content has changed"):
+            checkpoint.load_state(latest)
+
+
+def test_a_checkpoint_without_digests_is_loaded(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "latest", parts(2.0), STATE)
+    without_digests(tmp_path / "latest")
+    assert value_of(tmp_path / "latest") == 2.0
+
+
+WRONG_VALUES = (None, [], [1], "x", 10**400, 1e400, {}, {"x": "y"}, True, -1, [[[]]])
+
+
+def test_a_state_of_wrong_types_is_named(tmp_path: Path) -> None:
+    latest = tmp_path / "latest"
+    run_values = {"labels": [0, 1], "columns": ["AGE"], "encoder": {"kind": "table"}}
+    checkpoint.save(latest, parts(), {**STATE, **run_values, "weights": {"a": 0.5}})
+    state = without_digests(latest)
+    refused = set()
+    for name in state:
+        for value in WRONG_VALUES:
+            (latest / "state.json").write_text(json.dumps({**state, name: value}))
+            try:
+                checkpoint.load_state(latest)
+            except UserError as error:
+                assert "state.json is damaged" in str(error) and len(str(error)) < 500
+                refused.add(name)
+    assert refused == set(state)
+    (latest / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="encoder_values is missing"):
+        checkpoint.load_state(latest, ["labels", "encoder_values"])
+    for content in ("[" * 100_000, "9" * 5000, "{}", "null", '"a"', "\udcff", ""):
+        (latest / "state.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match=r"state\.json is damaged"):
+            checkpoint.load_state(latest)
+
+
+def test_an_optimiser_of_wrong_tensors_is_refused(tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam(network().parameters())
+    sizes = [p.shape for p in network().parameters()]
+    good = {f"{i}.step": torch.ones(()) for i in range(len(sizes))}
+    for name in ("exp_avg", "exp_avg_sq"):
+        good |= {f"{i}.{name}": torch.zeros(size) for i, size in enumerate(sizes)}
+    checkpoint.load_optimizer(optimizer, good, tmp_path)
+    for name in ("x.step", "0", "0.y", "0.step", "0.exp_avg", "1.exp_avg_sq", "99.step"):
+        with pytest.raises(UserError, match="another architecture"):
+            checkpoint.load_optimizer(optimizer, {**good, name: torch.ones(7)}, tmp_path)
+    with pytest.raises(UserError, match="another architecture"):
+        checkpoint.load_optimizer(optimizer, {**good, "0.exp_avg": torch.ones(1)}, tmp_path)
+    del good["0.step"]
+    with pytest.raises(UserError, match="another architecture"):
+        checkpoint.load_optimizer(optimizer, good, tmp_path)
 
 
 def test_a_folder_without_state_is_no_checkpoint(tmp_path: Path) -> None:
