@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from options.parser import from_dict, parse
 from options.train_options import PRESETS, TrainOptions
 from pipelines.coarse_to_fine import load_global_generator
 from pipelines.training import (
+    check_unchanged,
     dry_run,
     ensure_cohort_clip,
     finish,
@@ -25,6 +27,7 @@ from pipelines.training import (
     memory_advice,
     open_folder,
     open_study,
+    record_data,
     restore_study,
     weigh_by_relevance,
 )
@@ -62,8 +65,11 @@ def train(options: TrainOptions) -> Path:
     keep_checks = run.continue_train or options.data.cache_dir
     study = open_study(options, cache if keep_checks else None)
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None
+    data_record: dict[str, Any] = {}
     if resumed:
         study = restore_study(study, resumed)
+        with accelerator.main_process_first():  # the other processes find its checksums
+            data_record = check_unchanged(options, study, resumed, cache)
     n_labels, text_width = len(study.cohort.labels), study.encoder.width
     model = MODELS[options.generator.model](options, n_labels, text_width)
     if options.optim.load_global and not resumed:
@@ -82,12 +88,13 @@ def train(options: TrainOptions) -> Path:
     if accelerator.is_main_process:
         open_folder(folder, options, study)
         study.encoder.attach_cache(folder)
+        data_record = data_record or record_data(options, study, cache)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes
         dataset = make_dataset(options, study, study.training_cases, cache, model.noise_channels)
     if not resumed:
         study = weigh_by_relevance(options, study, cache)
-    monitor = make_monitor(options, study, trainer, folder, validation)
+    monitor = make_monitor(options, study, trainer, folder, validation, data_record)
 
     with memory_advice(options):
         for parts in trainer.iterate(make_loader(options, dataset, trainer)):

@@ -218,6 +218,31 @@ class TrainOptions:
     optim: OptimOptions = group(OptimOptions, "Optimisation")
 
 
+# Options that a run is continued with as it began; what the text encoder is, it checks itself.
+FIXED_OPTIONS: dict[str, tuple[str, ...]] = {
+    "run": ("seed",),
+    "data": (
+        "template",
+        "lung_labels",
+        "airway_label",
+        "spacing",
+        "hu_window",
+        "permute",
+        "resample",
+        "fold",
+    ),
+    "text": ("text_mode", "whitening", "number_tokens"),
+}
+
+
+def fixed_options(options: TrainOptions) -> dict[str, Any]:
+    """Return the values of the options that must not change when a run is continued."""
+    values: dict[str, Any] = {}
+    for name, fields in FIXED_OPTIONS.items():
+        values |= {field: getattr(getattr(options, name), field) for field in fields}
+    return values
+
+
 # Each preset holds only what differs from the defaults above.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
