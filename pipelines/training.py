@@ -105,7 +105,8 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
     """
     if options.text.text_encoder != "cohort":
         return options
-    stand_in = replace(options, text=replace(options.text, text_encoder="table"))
+    table = replace(options.text, text_encoder="table", text_mode="phrases")
+    stand_in = replace(options, text=table)
     if options.run.dry_run:  # the time of a step hardly depends on the encoder
         log.info(
             "--text_encoder cohort: the dry run leaves its pre-training out and uses table instead."
