@@ -119,8 +119,10 @@ def option_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def _show(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(str, value)) or "empty"
-    return "not given" if value in (None, "") else str(value)
+        return ",".join(map(_show, value)) or "empty"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "not given" if value is None or value == "" else str(value)
 
 
 def refuse_changes(changes: Sequence[str], advice: str) -> None:
