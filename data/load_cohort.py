@@ -11,7 +11,14 @@ from data.checks import check_volumes
 from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
 from data.splits import Splits, draw_splits, read_splits
-from data.table import ClinicalTable, find_table, read_table
+from data.table import ClinicalTable, find_table, match_table, read_table
+from data.text.columns import (
+    find_unique_columns,
+    identifying_columns,
+    log_remarks,
+    review_columns,
+)
+from data.text.prompts import load_template
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
 from options.base_options import DataOptions
 from util.cli import UserError, format_list
@@ -26,6 +33,7 @@ def load_cohort(
     seed: int = 0,
     cache: Path | None = None,
     check: bool = True,
+    left_out: Sequence[str] | None = None,
 ) -> Cohort:
     """Find, pair and check everything in `options.dataroot`.
 
@@ -35,10 +43,12 @@ def load_cohort(
         seed: Decides the splits where there is no `splits.json`.
         cache: Folder that stores the results of the checks.
         check: Read every volume (see `data.checks.check_volumes`); without it `labels` is empty.
+        left_out: Columns that a run left out of its text; None decides by the rows (see
+            `data.text.columns`).
 
     Raises:
-        UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, or
-            the table, the splits or a volume are malformed.
+        UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, no
+            scan has a row, or the table, the splits or a volume are malformed.
     """
     root = _check_root(options)
     masks = _files_by_case(root / MASKS)
@@ -56,6 +66,7 @@ def load_cohort(
         cases.append(Case(case_id, images.get(case_id), masks[case_id], row))
     splits = _load_splits(root, cases, table.columns, options, seed)
     cohort = Cohort(root, tuple(cases), splits, (), table.columns)
+    cohort = _select_columns(cohort, options, left_out)
     cohort = apply_resampling(cohort, options, seed)
     if not check:
         return cohort
@@ -128,7 +139,7 @@ def _read_clinical_table(root: Path, cases: Sequence[str], options: DataOptions)
     if path is None:
         log.warning("%s has no clinical.csv or clinical.xlsx, so all prompts are empty.", root)
         return ClinicalTable((), {})
-    table = read_table(path, options.key_column)
+    table = match_table(read_table(path, options.key_column), cases, path, options.key_column)
     no_row = sorted(set(cases) - set(table.rows), key=natural_key)
     no_scan = sorted(set(table.rows) - set(cases), key=natural_key)
     problems = []
@@ -145,6 +156,30 @@ def _read_clinical_table(root: Path, cases: Sequence[str], options: DataOptions)
     for problem in problems:
         log.warning("%s: %s.", path, problem)
     return table
+
+
+def _select_columns(cohort: Cohort, options: DataOptions, left_out: Sequence[str] | None) -> Cohort:
+    """Return the cohort without columns that differ in nearly every row, and warn of odd values."""
+    template = load_template(
+        options.template, cohort.columns, options.key_column, options.patient_column
+    )
+    if unknown := [column for column in options.text_columns if column not in cohort.columns]:
+        raise UserError(
+            f"--text_columns: the table has no column {unknown[0]!r}; it has: "
+            f"{format_list(cohort.columns, 40)}."
+        )
+    rows = [case.row for case in cohort.cases]
+    if left_out is None:
+        left_out = find_unique_columns(rows, template, options.text_columns)
+    log_remarks(review_columns(rows, template, left_out))
+    if private := identifying_columns(cohort.columns, template):
+        log.info("Columns that may identify people are not in the text: %s.", format_list(private))
+    columns = tuple(column for column in cohort.columns if column not in left_out)
+    cases = []
+    for case in cohort.cases:
+        row = {column: case.row[column] for column in columns}
+        cases.append(replace(case, row=row))
+    return replace(cohort, cases=tuple(cases), columns=columns, left_out=tuple(left_out))
 
 
 def _load_splits(

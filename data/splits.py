@@ -7,9 +7,11 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data.text.values import match_ids
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
 from util.files import read_json, write_json
@@ -28,7 +30,8 @@ def read_splits(
     """Read `{"train": [case, ...], "val": [...], "test": [...]}`; an absent list is empty.
 
     Args:
-        path: The JSON file; its cases may carry a volume suffix.
+        path: The JSON file; its cases may carry a volume suffix, and are matched as rows of the
+            table are.
         cases: Every case of the cohort; those in no list are left out.
         patients: Case to patient, where the table names patients.
 
@@ -37,9 +40,11 @@ def read_splits(
             patient is in two splits.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from None
+        stored = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_mapping_without_repeats
+        )
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}). Correct it.") from None
     if not isinstance(stored, dict) or not all(map(_is_list_of_strings, stored.values())):
         raise UserError(
             f'{path} must look like {{"train": ["case1", ...], "val": [...], "test": [...]}}.'
@@ -49,9 +54,11 @@ def read_splits(
             f"{path} has the lists {format_list(unknown)}; it may have only "
             f"{', '.join(SPLIT_NAMES)}."
         )
+    listed = {name: [strip_suffix(case) for case in stored.get(name, [])] for name in SPLIT_NAMES}
+    matches = match_ids([case for names in listed.values() for case in names], cases, str(path))
     splits = {}
-    for name in SPLIT_NAMES:
-        splits[name] = tuple(strip_suffix(case) for case in stored.get(name, []))
+    for name, members in listed.items():
+        splits[name] = tuple(matches.get(case, case) for case in members)
     _check_splits(path, splits, cases, patients or {})
     left_out = len(set(cases).difference(*splits.values()))
     if left_out:
@@ -59,6 +66,13 @@ def read_splits(
             "%s names no split for %d of %d cases; they are not used.", path, left_out, len(cases)
         )
     return splits
+
+
+def _mapping_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(name for name, _ in pairs)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"{repeated[0]!r} occurs twice")
+    return dict(pairs)
 
 
 def _is_list_of_strings(value: object) -> bool:

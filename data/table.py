@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
-import zipfile
+import io
+import logging
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import openpyxl
 import pandas as pd
-from openpyxl.utils.exceptions import InvalidFileException
 
+from data.spreadsheet import read_sheet
+from data.text.values import match_ids
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
+from util.files import read_text, unescape_cell
+
+log = logging.getLogger(__name__)
 
 TABLE_FILES = ("clinical.csv", "clinical.xlsx")
-XLSX_ERRORS = (InvalidFileException, zipfile.BadZipFile, LookupError, OSError, ValueError)
+MAX_SHOWN = 60  # characters of a cell in a message
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,47 @@ def read_table(path: Path, key_column: str) -> ClinicalTable:
             )
         if case in rows:
             raise UserError(
-                f"{path}, row {number}: case {case!r} has a row already. Keep one row per case."
+                f"{path}, row {number}: case {case[:MAX_SHOWN]!r} has a row already. Keep one row "
+                "per case."
             )
         rows[case] = row
     columns = tuple(name for name in header if name and name != key_column)
     return ClinicalTable(columns, rows)
+
+
+def match_table(
+    table: ClinicalTable, cases: Sequence[str], path: Path, key_column: str
+) -> ClinicalTable:
+    """Return the table with its rows under the ids of the cases.
+
+    Capitals, leading zeros and suffixes may differ where only one case can be meant. Rows without a
+    case keep their name.
+
+    Args:
+        table: The table.
+        cases: Ids of the cases.
+        path: The table's file, for messages.
+        key_column: Its column that names the scan.
+
+    Raises:
+        UserError: No row names a case, or a row may name several.
+    """
+    matches = match_ids(table.rows, cases, f"{path}, column {key_column!r}")
+    if not matches:
+        held = f"holds, for example, {_examples(table.rows)}" if table.rows else "has no rows"
+        raise UserError(
+            f"{path}: no scan has a row. The scans are called, for example, {_examples(cases)}; "
+            f"the column {key_column!r} {held}. Write the names of the scans there, or name "
+            "another column with --key_column."
+        )
+    if other := [f"{row} is {case}" for row, case in matches.items() if row != case]:
+        log.info("%s: scans that the table spells otherwise: %s.", path, format_list(other))
+    rows = {matches.get(name, name): row for name, row in table.rows.items()}
+    return ClinicalTable(table.columns, rows)
+
+
+def _examples(names: Iterable[str]) -> str:
+    return " or ".join(repr(name[:MAX_SHOWN]) for name in list(names)[:2])
 
 
 def read_lines(path: Path) -> list[list[str]]:
@@ -90,7 +130,7 @@ def read_lines(path: Path) -> list[list[str]]:
     Raises:
         UserError: The file is missing, cannot be read or is empty, or a column occurs twice.
     """
-    lines = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
+    lines = read_sheet(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
     if not lines:
         raise UserError(f"{path} is empty; its first line must name the columns.")
     header = [name.strip() for name in lines[0]]
@@ -100,62 +140,49 @@ def read_lines(path: Path) -> list[list[str]]:
             f"{path} has these columns more than once: {format_list(repeated)}. Rename or delete "
             "one of each."
         )
+    _check_nameless(path, header, lines[1:])
     return [header, *lines[1:]]
 
 
+def _check_nameless(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Raise `UserError` where a column without a name holds more than the numbers of the rows."""
+    nameless = []
+    for i, name in enumerate(header):
+        if name:
+            continue
+        cells = [line[i].strip() for line in lines if any(cell.strip() for cell in line)]
+        numbers = [[str(k + first) for k in range(len(cells))] for first in (0, 1)]
+        if any(cells) and cells not in numbers:
+            nameless.append(str(i + 1))
+    if nameless:
+        raise UserError(
+            f"{path}: column {format_list(nameless)} has cells but no name in the first row. Are "
+            "header cells merged, or is there a title above the table? Give every column its own "
+            "name in the first row."
+        )
+
+
 def _read_csv(path: Path) -> list[list[str]]:
+    text = read_text(path, "Save it as CSV UTF-8, or as .xlsx.")
+    first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            first_line = file.readline()
         # header=None: pandas would rename repeated columns; the other settings keep "None", "NA",
         # 55 and "" as written.
         frame = pd.read_csv(
-            path,
+            io.StringIO(text, newline=""),
             sep=";" if ";" in first_line and "," not in first_line else ",",
             header=None,
             dtype=str,
             keep_default_na=False,
             na_filter=False,
-            encoding="utf-8-sig",
             skip_blank_lines=False,
         )
     except pd.errors.EmptyDataError:
         return []
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text. Save it as CSV UTF-8, or as .xlsx.") from None
-    except (pd.errors.ParserError, OSError) as error:
+    except (pd.errors.ParserError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} cannot be read as a table ({reason}). Quote cells that hold a comma."
         ) from None
-    return [list(map(str, line)) for line in frame.fillna("").to_numpy().tolist()]
-
-
-def _read_xlsx(path: Path) -> list[list[str]]:
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = book.worksheets[0].iter_rows(values_only=True)
-        lines = [list(map(_cell, row)) for row in rows]
-        book.close()
-    except XLSX_ERRORS as error:
-        raise UserError(
-            f"{path} cannot be read as an XLSX table ({error}). Save it again, or as CSV."
-        ) from None
-    width = max(map(len, lines), default=0)
-    lines = [line + [""] * (width - len(line)) for line in lines]
-    while lines and not any(lines[-1]):
-        lines.pop()
-    return lines
-
-
-def _cell(value: object) -> str:
-    """Return a spreadsheet cell as its reader sees it: 55.0 is 55, a date is 2020-03-01."""
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        return value.date().isoformat()
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
-    return str(value)
+    lines = frame.fillna("").to_numpy().tolist()
+    return [[unescape_cell(str(cell)) for cell in line] for line in lines]

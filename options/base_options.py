@@ -22,6 +22,11 @@ class DataOptions:
     patient_column: str = flag(
         "", "Table column that names the patient; all scans of a patient go into one split."
     )
+    text_columns: tuple[str, ...] = flag(
+        (),
+        "Column to use in the text although nearly every row has another value, such as a "
+        "finding in words. May be repeated.",
+    )
     lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
     airway_label: int = flag(3, "Mask label of the airways.")
     max_labels: int = flag(16, "Most different labels that a mask may hold.", low=2, high=255)

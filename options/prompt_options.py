@@ -17,6 +17,11 @@ class PromptOptions:
     )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag("", "Table column that names the patient; it stays out of the text.")
+    text_columns: tuple[str, ...] = flag(
+        (),
+        "Column to use in the text although nearly every row has another value, such as a "
+        "finding in words. May be repeated.",
+    )
     out: str = flag("prompts_made.csv", "File to write.")
 
 

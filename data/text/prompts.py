@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.cohort import PROMPTS_FILE, Cohort
+from data.table import read_lines
 from data.text.template import (
     TEMPLATES,
     Column,
     guess_role,
     read_template_columns,
 )
-from data.text.values import UNKNOWN_VALUES, parse_number
+from data.text.values import UNKNOWN_VALUES, match_ids, parse_number
 from data.volumes import strip_suffix
 from util import phrasing
 from util.cli import UserError, format_list
@@ -214,22 +214,56 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
     """Read the prompts of a `prompts.csv` (columns `File Name`, `Prompt`) by case id.
 
     Raises:
-        UserError: A column is missing, or a file is named twice.
+        UserError: The file cannot be read, a column is missing, or a file is named twice.
     """
+    header, *lines = read_lines(path)
+    if not {"File Name", "Prompt"} <= set(header):
+        raise UserError(
+            f"{path} must have the columns 'File Name' and 'Prompt'; it has: "
+            f"{format_list(header)}. Add them."
+        )
     prompts: dict[str, Prompt] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"File Name", "Prompt"} <= set(rows.fieldnames or ()):
+    for number, line in enumerate(lines, start=2):
+        row = dict(zip(header, line, strict=True))
+        name = strip_suffix(row["File Name"].strip())
+        if not name:
+            if row["Prompt"].strip():
+                raise UserError(f"{path}, row {number}: 'File Name' is empty. Name the row's file.")
+            continue
+        if name in prompts:
             raise UserError(
-                f"{path} must have the columns 'File Name' and 'Prompt'; it has: "
-                f"{format_list(rows.fieldnames or ())}."
+                f"{path}, row {number}, names {name!r} a second time; keep one row per file."
             )
-        for row in rows:
-            name = strip_suffix(row["File Name"].strip())
-            if name in prompts:
-                raise UserError(f"{path} names {name!r} twice; keep one row per file.")
-            prompts[name] = Prompt.from_free_text(row["Prompt"] or "")
+        prompts[name] = Prompt.from_free_text(row["Prompt"])
     return prompts
+
+
+def _written_prompts(cohort: Cohort) -> dict[str, Prompt]:
+    """Return the prompts of `prompts.csv` by the ids of the cases.
+
+    Raises:
+        UserError: The file is malformed, or names no case.
+    """
+    path = cohort.root / PROMPTS_FILE
+    if not path.is_file():
+        return {}
+    written = read_prompts(path)
+    ids = [case.id for case in cohort.cases]
+    matches = match_ids(written, ids, str(path))
+    if not matches:
+        held = f"its column 'File Name' holds, for example, {next(iter(written), '')!r}"
+        raise UserError(
+            f"{path} has the prompt of no scan. A scan is called, for example, {ids[0]!r}; {held}. "
+            "Write the names of the scans there, or move the file away."
+        )
+    if strangers := [name for name in written if name not in matches]:
+        log.warning(
+            "%s has prompts of %d cases that are not in the cohort: %s.",
+            path,
+            len(strangers),
+            format_list(sorted(strangers)),
+        )
+    return {case: written[name] for name, case in matches.items()}
 
 
 def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
@@ -238,15 +272,7 @@ def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
     Raises:
         UserError: `prompts.csv` is malformed, or a value is not a number where one is needed.
     """
-    path = cohort.root / PROMPTS_FILE
-    written = read_prompts(path) if path.is_file() else {}
-    if strangers := sorted(set(written) - {case.id for case in cohort.cases}):
-        log.warning(
-            "%s has prompts of %d cases that are not in the cohort: %s.",
-            path,
-            len(strangers),
-            format_list(strangers),
-        )
+    written = _written_prompts(cohort)
     prompts: dict[str, Prompt] = {}
     dropped: Counter[str] = Counter()
     for case in cohort.cases:

@@ -109,11 +109,9 @@ class Column:
         Raises:
             UserError: The column is numeric and the value is not a number.
         """
-        text = clean_value(self.name, raw)
-        key = normalise_key(text)
-        if key in self.unknown:
+        text = self.known_text(raw)
+        if not text:
             return ""
-        text = self.values.get(key) or self.meanings.get(key) or text
         if self.kind not in ("number", "date"):
             return text
         number = parse_number(text)
@@ -128,6 +126,16 @@ class Column:
             number = abs(number)
             text = text.lstrip("+-")
         return text if self.digits is None else clean_cell(f"{number:.{self.digits}f}")
+
+    def known_text(self, raw: object) -> str:
+        """Return what a cell means, whatever the kind of the column; "" where it is not known."""
+        text = clean_value(self.name, raw)
+        key = normalise_key(text)
+        if key in self.unknown:
+            return ""
+        if key in self.values:
+            return self.values[key]
+        return self.meanings.get(key, text)
 
     @cached_property
     def meanings(self) -> dict[str, str]:

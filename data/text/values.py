@@ -28,7 +28,9 @@ DOUBTFUL_VALUES = frozenset((
     "none", "nil", "nd", "n.d.", "nk", "ni", "not done", "not tested", "not assessed", "pending",
     "tbd", "refused", "*", "/", "x", "xx", "xxx", "undefined", "unclear", "#",
 ))  # fmt: skip
-DOUBTFUL_NUMBERS = frozenset((-1, -9, -88, -99, -888, -999, -8888, -9999, 999, 9999, 99999, 999999))
+DOUBTFUL_NUMBERS = frozenset((
+    -1, -9, -88, -99, -888, -999, -8888, -9999, 88, 99, 999, 9999, 99999, 999999,
+))  # fmt: skip
 # Words for the same value; spellings that differ by capitals, spaces or hyphens need no entry.
 SYNONYMS = (
     ("m", "male", "man", "männlich", "mann"),
