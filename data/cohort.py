@@ -44,6 +44,8 @@ class Cohort:
         splits: Ids of the cases by split.
         labels: Labels that occur in the masks, empty where the volumes were not read.
         columns: Columns of the clinical table.
+        left_out: Columns of the table that are in no row, because nearly every case has another
+            value.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class Cohort:
     splits: Splits
     labels: tuple[int, ...]
     columns: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def file_names(self) -> dict[str, str]:
@@ -81,7 +84,13 @@ def _readable(case_id: str) -> str:
     return safe_name(strip_suffix(case_id))
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
+def natural_key(text: str) -> list[tuple[int, int, str, str]]:
     """Sort key that puts case2 before case10."""
-    parts = [part for part in re.split(r"([0-9]+)", text) if part]
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]
+    key = []
+    for part in re.split(r"([0-9]+)", text):
+        if part.isascii() and part.isdigit():
+            digits = part.lstrip("0")  # compared by length, because int() takes 4,300 digits only
+            key.append((0, len(digits), digits, part))
+        elif part:
+            key.append((1, 0, part, ""))
+    return key
