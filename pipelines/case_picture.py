@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from nibabel.affines import voxel_sizes
@@ -11,7 +10,10 @@ from data.cohort import IMAGES, MASKS
 from data.volumes import load_volume
 from options.picture_options import PictureOptions
 from util.cli import UserError, format_list
+from util.files import path_inside, read_csv
 from util.web.figures import Panel, save_slices_png
+
+RESULT_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to")  # of volumes.csv
 
 
 def draw_case(options: PictureOptions) -> Path:
@@ -24,10 +26,9 @@ def draw_case(options: PictureOptions) -> Path:
     table = results / "volumes.csv"
     if not table.is_file():
         raise UserError(f"{table} does not exist; RESULTS is the folder that test.py wrote.")
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "kind" not in rows[0]:
-        raise UserError(f"{table} is not a table of test.py. Give the folder that test.py wrote.")
+    rows = read_csv(table, RESULT_COLUMNS)
+    if not rows:
+        raise UserError(f"{table} has no rows. Give the folder that test.py wrote.")
     case = options.case or rows[0]["case"]
     rows_of_case = [row for row in rows if row["case"] == case]
     if not rows_of_case:
@@ -54,7 +55,7 @@ def _cohort_panels(root: Path, case: str) -> list[Panel]:
 
 
 def _result_panel(results: Path, row: dict[str, str]) -> Panel:
-    path = results / row["file"]
+    path = path_inside(results, row["file"], results / "volumes.csv")
     if row["kind"] == "difference":
         return _panel(path, "difference", f"{row['to']}\nminus {row['from']}")
     title = "generated" if row["kind"] == "own" else f"{row['column']}\n= {row['value']}"

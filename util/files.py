@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -20,6 +21,7 @@ from util.cli import UserError, format_list
 if TYPE_CHECKING:
     import pandas as pd
 
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLOCK_BYTES = 2**22  # of a file that is read in blocks
 # Characters with which a cell becomes a formula in a spreadsheet, also in full width.
 FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
@@ -144,6 +146,30 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
             writer.writerow({column: escape_cell(value) for column, value in row.items()})
 
 
+def path_inside(folder: Path, name: str, source: Path) -> Path:
+    """Return a file that a table names, which must lie in the table's folder or below.
+
+    Args:
+        folder: The folder.
+        name: Path relative to the folder.
+        source: The table, for messages.
+
+    Raises:
+        UserError: The path leads elsewhere, also by a link.
+    """
+    path = folder / name
+    try:
+        path.exists()  # raises for a name that is too long
+        if name and path.resolve().is_relative_to(folder.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError):
+        pass  # a NUL character, or a loop of links
+    raise UserError(
+        f"{source} names the file {name[:200]!r}, which does not lie in {folder}. Only files in "
+        "this folder are read; correct the name."
+    )
+
+
 def write_frame(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
     """Write a table of pandas without its index in one step, formulas escaped."""
     escaped = {}
@@ -160,6 +186,14 @@ def write_frame(path: Path, frame: pd.DataFrame, float_format: str | None = None
         table.to_csv(temporary, index=False, float_format=float_format, quoting=quoting)
 
 
+def read_frame(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV file as a table of pandas, all cells as text; see `read_csv`."""
+    import pandas as pd  # slow to import, and needed by few
+
+    header, rows = _read_rows(path, columns)
+    return pd.DataFrame(rows, columns=header, dtype=str)
+
+
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a CSV file with a header as rows of text by column, without escapes.
 
@@ -171,6 +205,12 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         UserError: The file is missing, is not UTF-8, lacks a column, or has a row that cannot be
             read; the message names file and row.
     """
+    header, rows = _read_rows(path, columns)
+    return [dict(zip(header, cells, strict=True)) for cells in rows]
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a CSV file; see `read_csv`."""
     lines = _csv_lines(path, read_text(path))
     header = next(lines, (1, []))[1]
     if missing := [column for column in columns if column not in header]:
@@ -187,24 +227,39 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
                 f"{path}, row {number}, has {len(cells)} cells, and the header {len(header)}. Put "
                 "cells that hold a comma in quotes."
             )
-        rows.append(dict(zip(header, cells, strict=True)))
-    return rows
+        rows.append(cells)
+    return header, rows
 
 
-def read_text(path: Path) -> str:
-    """Read UTF-8 text; raise `UserError` that names file and row."""
+def read_text(path: Path, advice: str = "Save it as CSV UTF-8.") -> str:
+    """Read a text file in UTF-8.
+
+    Args:
+        path: The file.
+        advice: The fix, for messages.
+
+    Raises:
+        UserError: The file cannot be read, is in another encoding, or holds NUL characters.
+    """
     try:
         content = path.read_bytes()
-        return content.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Check the folder."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}). Check the file.") from None
+    if content.startswith(UTF16_MARKS):
+        raise UserError(f"{path} is not UTF-8 text but UTF-16. {advice}")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
         raise UserError(
-            f"{path}, row {row}, is not UTF-8 text. Save the file as UTF-8 (in Excel: CSV UTF-8)."
+            f"{path} is not UTF-8 text: line {line} holds the byte 0x{content[error.start]:02x} at "
+            f"place {column}. {advice}"
         ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line} holds a NUL character; the file is damaged. {advice}")
+    return text
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from data.volumes import strip_suffix
 from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.population import PopulationMap
-from util.files import read_json, write_json
+from util.files import read_frame, read_json, write_frame, write_json
 
 FORMAT_VERSION = 1  # of the files' layout, see docs/reference/atlas_tables.md
 ATLAS_RECORD = "atlas.json"
@@ -23,7 +23,7 @@ MAP_COLUMNS = ["key", "kind", "contrast", "cases", "low_hu", "high_hu"]
 
 def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
     """Write `NAME.csv`, numbers with six digits."""
-    frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    write_frame(folder / f"{name}.csv", frame, float_format="%.6g")
 
 
 def to_json(value: Any) -> Any:
@@ -87,9 +87,9 @@ class AtlasFiles:
         return cls(
             folder,
             record,
-            _read_texts(folder / "cases.csv"),
-            _read_texts(folder / "arms.csv"),
-            _read_texts(folder / "volumes.csv"),
+            read_frame(folder / "cases.csv"),
+            read_frame(folder / "arms.csv"),
+            read_frame(folder / "volumes.csv"),
             pd.DataFrame(record["tests"], columns=list(TEST_COLUMNS)),
         )
 
@@ -109,7 +109,3 @@ class AtlasFiles:
         """Return the population maps by key, float32."""
         with np.load(self.folder / "maps.npz", allow_pickle=False) as maps:
             return {key: maps[key].astype(np.float32) for key in maps.files}
-
-
-def _read_texts(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)

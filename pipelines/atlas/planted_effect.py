@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -10,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -24,7 +22,7 @@ from options.base_options import DataOptions
 from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
-from util.files import atomic_folder, claim_folder, write_csv
+from util.files import atomic_folder, claim_folder, read_csv, write_csv
 from util.metrics.regions import chest_regions
 from util.training.runs import SPLITS_FILE
 
@@ -56,11 +54,11 @@ def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
     values = draw_values(cohort, data.patient_column, options.share, options.plant_seed)
     with atomic_folder(out) as part:
         copy = _CohortCopy(cohort, part, data, options, values)
-        for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.is_main_process()):
-            copy.write_case(case)
         copy.write_table()
         copy.write_splits()
-        copy.write_prompts()
+        copy.write_prompts()  # what can be wrong with them is found before any volume is written
+        for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.is_main_process()):
+            copy.write_case(case)
         copy.write_record()
     log.info(
         "Planted %+g HU in the region %s of %d of %d cases: %s",
@@ -177,9 +175,8 @@ class _CohortCopy:
         source = self.cohort.root / PROMPTS_FILE
         if not source.is_file():
             return
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
         columns = ["File Name", "Prompt"]
+        rows = read_csv(source, columns)
         for row in rows:
             value = self.values.get(strip_suffix(row["File Name"].strip()))
             if value is not None:

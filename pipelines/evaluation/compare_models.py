@@ -22,6 +22,7 @@ from options.test_options import InterventionOptions, OutputOptions, TestOptions
 from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation import GenerationPlan, open_plan, open_run
 from util.cli import UserError
+from util.files import read_csv, write_frame
 from util.training import runs
 from util.web import page_parts
 from util.web.tables import effect_summary, metric_summary
@@ -58,7 +59,7 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
         runs.read_options(runs.run_folder(command.model.checkpoints_dir, name))
     frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
     out = Path(command.compare.OUT)
-    frame.to_csv(out / "models.csv", index=False)
+    write_frame(out / "models.csv", frame)
     page = write_comparison_page(out, frame)
     log.info("\n%s\n%s", frame.set_index("run").T.to_string(), page)
     return page
@@ -135,8 +136,7 @@ def summarise_results(folder: Path) -> dict[str, Any]:
 
 
 def _read_rows(table: Path) -> list[dict[str, Any]]:
-    frame = pd.read_csv(table, dtype={"from": str, "to": str})
-    return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
+    return [dict(row) for row in read_csv(table)]
 
 
 def write_comparison_page(out: Path, frame: pd.DataFrame) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from data.checks import FactStore
 from data.volumes import load_volume
 from options.evaluate_options import EvaluateOptions
 from options.parser import to_dict
@@ -39,13 +40,14 @@ from pipelines.evaluation.text_effect import text_metrics
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
+    check_hu,
     common_spacing,
     common_window,
     median_extent,
     on_grid,
 )
 from util.cli import UserError, unique_names
-from util.files import atomic_path, claim_folder, write_json
+from util.files import atomic_path, claim_folder, write_frame, write_json
 from util.training.devices import make_device
 from util.web.figures import LUNG, Panel, save_slices_png
 
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "evaluation.json"
 CACHE = "cache"
+CHECKS = "checks.json"  # in the cache
 PICTURES = "pictures"
 HISTOGRAM = "histogram.svg"
 MIN_CONCLUSIVE = 20  # volumes per set below which metrics are not interpreted
@@ -74,6 +77,7 @@ class EvaluationPlan:
         networks: 2D networks.
         networks_3d: 3D networks.
         measurer: Measures a volume.
+        volume_warnings: What a person should know of the volumes.
     """
 
     options: EvaluateOptions
@@ -83,6 +87,7 @@ class EvaluationPlan:
     networks: Sequence[Extractor]
     networks_3d: Sequence[Extractor]
     measurer: VolumeMeasurer
+    volume_warnings: Sequence[str] = ()
 
     @classmethod
     def from_options(cls, options: EvaluateOptions) -> EvaluationPlan:
@@ -97,7 +102,11 @@ class EvaluationPlan:
         out = Path(options.sets.out)
         claim_folder(out, [RECORD, CACHE], overwrite=True)
         sets = find_sets(options)
-        grid = _common_grid(options, sets)
+        store = FactStore(out / CACHE / CHECKS)
+        volume_warnings = []
+        for volumes in sets.values():
+            volume_warnings += check_hu(volumes, store, options.grid.lung_labels)
+        grid = _common_grid(options, sets, store)
         table = read_table_values(options, sets)
         device = make_device(m.gpu_ids)
         networks = [make_extractor(c, device, 2) for c in m.extractor or ("random",)]
@@ -105,7 +114,8 @@ class EvaluationPlan:
         for network in (*networks, *networks_3d):
             log.info("Features by %s, sha256 %s", network.about, network.digest)
         measurer = VolumeMeasurer(grid, networks, networks_3d, out / CACHE)
-        return cls(options, out, sets, table, networks, networks_3d, measurer)
+        store.save()
+        return cls(options, out, sets, table, networks, networks_3d, measurer, volume_warnings)
 
     @property
     def conclusive(self) -> bool:
@@ -129,10 +139,12 @@ class EvaluationPlan:
                 "The distances come from a network without learned weights. They rank models on "
                 "the same data, and cannot be compared with published values."
             )
-        return warnings
+        return [*warnings, *self.volume_warnings]
 
 
-def _common_grid(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> ComparisonGrid:
+def _common_grid(
+    options: EvaluateOptions, sets: Mapping[str, VolumeSet], store: FactStore
+) -> ComparisonGrid:
     """Return the grid and window that both sets are compared in."""
     g = options.grid
     real = sets["real"]
@@ -143,7 +155,7 @@ def _common_grid(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> Com
             f"--hu_window is {g.hu_window[0]:g},{g.hu_window[1]:g}; the first must be below the "
             "second."
         )
-    window = common_window(real, synthetic, g.hu_window, g.match)
+    window = common_window(real, synthetic, g.hu_window, g.match, store)
     x, y, z = g.extent or map(float, median_extent(real))
     return ComparisonGrid(
         g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label
@@ -296,8 +308,7 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
     out = plan.out
     for name, table in _result_tables(plan, result).items():
         if len(table):
-            with atomic_path(out / f"{name}.csv") as part:
-                table.to_csv(part, index=False)
+            write_frame(out / f"{name}.csv", table)
     measurements = result.measurements
     draw_histogram(out / HISTOGRAM, measurements["real"], measurements["synthetic"])
     content = ReportContent(

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from data.checks import (
+    Facts,
+    FactStore,
+    grid_problems,
+    hu_outlier_warnings,
+    image_facts,
+    image_problems,
+)
 from data.cohort import IMAGES, MASKS, natural_key
-from data.geometry import Shape, Volume, resample
+from data.geometry import Shape, Volume, format_sides, resample
 from data.splits import read_splits
-from data.volumes import has_suffix, load_volume, read_header, strip_suffix
+from data.volumes import has_suffix, header_warnings, read_header, strip_suffix
 from util.cli import UserError, format_list
+from util.files import path_inside, read_csv
+from util.parallel import map_threads
 
 VOLUMES_TABLE = "volumes.csv"  # of test.py
 SPACING_TOLERANCE = 0.02  # relative difference of voxel sizes that still counts as equal
 # Share of the HU window by which the ranges of two sets may differ at an end.
 WINDOW_TOLERANCE = 0.25
-HU_SAMPLES = 4  # volumes read for a first look at the range of HU
-MAX_AIR_HU = -500.0  # a chest CT holds air, so its lowest value is below this
-MIN_HU_RANGE = 300.0
+MAX_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,13 @@ class VolumeSet:
         flag: The flag that named the folder, for messages.
         root: The folder.
         files: Its volumes in natural order.
+        is_generated: They are results of test.py, so they are in HU however bad they are.
     """
 
     flag: str
     root: Path
     files: tuple[VolumeFile, ...]
+    is_generated: bool = False
 
     @property
     def cases(self) -> list[str]:
@@ -81,7 +91,8 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
         )
     if masks and not Path(masks).is_dir():
         raise UserError(f"Masks for {flag}: {masks} does not exist or is not a folder.")
-    if (root / VOLUMES_TABLE).is_file():
+    is_generated = (root / VOLUMES_TABLE).is_file()
+    if is_generated:
         volumes = _factual_volumes(root / VOLUMES_TABLE)
     else:
         volumes = _volumes(root / IMAGES if (root / IMAGES).is_dir() else root)
@@ -94,7 +105,7 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
         raise UserError(
             f"{flag} {root} holds no volumes; it holds: {content}. Give another folder."
         )
-    return VolumeSet(flag, root, files)
+    return VolumeSet(flag, root, files, is_generated)
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
@@ -115,14 +126,11 @@ def _volumes(folder: Path) -> dict[str, Path]:
 
 def _factual_volumes(table: Path) -> dict[str, Path]:
     """Return the volumes generated from the cases' factual rows, as test.py's table names them."""
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not {"file", "case", "kind"} <= set(rows[0]):
-        raise UserError(
-            f"{table} is not a table of test.py, because it lacks one of the columns file, case "
-            "and kind. Give a folder of results."
-        )
-    volumes = {row["case"]: table.parent / row["file"] for row in rows if row["kind"] == "own"}
+    rows = read_csv(table, ["file", "case", "kind"])
+    volumes = {}
+    for row in rows:
+        if row["kind"] == "own":
+            volumes[row["case"]] = path_inside(table.parent, row["file"], table)
     by_file: dict[Path, str] = {}
     for case, path in volumes.items():
         first = by_file.setdefault(path, case)
@@ -175,25 +183,60 @@ def median_extent(volumes: VolumeSet) -> np.ndarray:
     return np.median([voxel_sizes(h.affine) * h.shape for h in headers], axis=0)
 
 
-def hu_range(volumes: VolumeSet) -> tuple[float, float]:
-    """Return lowest and highest value of a few volumes.
+def set_facts(
+    volumes: VolumeSet, store: FactStore, lung_labels: Sequence[int] = (1, 2)
+) -> list[Facts]:
+    """Return the facts of every volume (see `data.checks.hu_facts`), read where they are unknown.
 
     Raises:
-        UserError: The values cannot be HU.
+        UserError: A volume cannot be read, or its mask lies on another grid.
     """
-    indices = np.unique(np.linspace(0, len(volumes.files) - 1, HU_SAMPLES).astype(int))
-    low = float("inf")
-    high = float("-inf")
-    for i in indices:
-        array = load_volume(volumes.files[i].path).array
-        low = min(low, float(array.min()))
-        high = max(high, float(array.max()))
-    if low > MAX_AIR_HU or high - low < MIN_HU_RANGE:
-        raise UserError(
-            f"{volumes.flag} {volumes.root}: values run from {low:g} to {high:g}, so this is no "
-            "chest CT in HU (air is -1000). Convert the volumes to HU first."
-        )
-    return low, high
+    measure = partial(_volume_facts, store=store, lung_labels=tuple(lung_labels))
+    return map_threads(measure, volumes.files, f"Checking {volumes.flag}")
+
+
+def _volume_facts(file: VolumeFile, store: FactStore, lung_labels: Sequence[int]) -> Facts:
+    paths = [path for path in (file.path, file.mask) if path is not None]
+    if file.mask is not None and (problems := grid_problems(file.path, file.mask)):
+        raise UserError(problems[0])
+    name = f"image {','.join(map(str, sorted(lung_labels)))}"
+    return store.get(name, paths, lambda: image_facts(file.path, file.mask, lung_labels))
+
+
+def check_hu(
+    volumes: VolumeSet, store: FactStore, lung_labels: Sequence[int] = (1, 2)
+) -> list[str]:
+    """Check that every volume is in HU, by the rule of training, and return warnings.
+
+    Generated volumes are in HU however bad they are, so that theirs are warnings, too.
+
+    Args:
+        volumes: The set.
+        store: Facts that are known.
+        lung_labels: Labels of the lungs.
+
+    Raises:
+        UserError: A volume is not in HU, or holds values that are not finite.
+    """
+    facts = set_facts(volumes, store, lung_labels)
+    problems = []
+    for file, one in zip(volumes.files, facts, strict=True):
+        for problem in image_problems(file.path, one):
+            problems.append(f"{volumes.flag} {problem}")
+    if problems and not (volumes.is_generated and all(one["finite"] for one in facts)):
+        hidden = len(problems) - MAX_SHOWN
+        more = [f"... and {hidden} more"] if hidden > 0 else []
+        raise UserError("\n".join([*problems[:MAX_SHOWN], *more]))
+    paths = [file.path for file in volumes.files]
+    warnings = [warning for path in paths for warning in header_warnings(path)]
+    warnings += hu_outlier_warnings(list(zip(paths, facts, strict=True)))
+    return (problems + warnings)[:MAX_SHOWN]
+
+
+def hu_range(volumes: VolumeSet, store: FactStore) -> tuple[float, float]:
+    """Return the range in which nearly all voxels of a set lie; single voxels do not decide it."""
+    ranges = np.array([facts["range"] for facts in set_facts(volumes, store)])
+    return float(ranges[:, 0].min()), float(ranges[:, 1].max())
 
 
 def common_spacing(one: VolumeSet, two: VolumeSet, match: bool) -> float:
@@ -208,28 +251,36 @@ def common_spacing(one: VolumeSet, two: VolumeSet, match: bool) -> float:
     second = median_spacing(two)
     if not match and np.any(np.abs(first / second - 1) > SPACING_TOLERANCE):
         raise UserError(
-            f"{one.flag} has voxels of {_format_sides(first)} mm, {two.flag} of "
-            f"{_format_sides(second)} mm: sharpness would differ for that alone. Resample one of "
+            f"{one.flag} has voxels of {format_sides(first)} mm, {two.flag} of "
+            f"{format_sides(second)} mm: sharpness would differ for that alone. Resample one of "
             "them, or compare both at the coarser size with --match."
         )
     return float(max(first.max(), second.max()))
 
 
-def _format_sides(sides: np.ndarray) -> str:
-    return " x ".join(f"{side:.3g}" for side in sides)
-
-
 def common_window(
-    one: VolumeSet, two: VolumeSet, window: tuple[float, float], match: bool
+    one: VolumeSet,
+    two: VolumeSet,
+    window: tuple[float, float],
+    match: bool,
+    store: FactStore | None = None,
 ) -> tuple[float, float]:
     """Return the HU window in which both sets hold values.
+
+    Args:
+        one: A set.
+        two: The other set.
+        window: Lowest and highest HU of interest.
+        match: Return the common part where the sets differ.
+        store: Facts that are known.
 
     Raises:
         UserError: The values of one set end inside the window where those of the other do not,
             without `match`.
     """
-    first = np.clip(hu_range(one), *window)
-    second = np.clip(hu_range(two), *window)
+    store = store or FactStore(None)
+    first = np.clip(hu_range(one, store), *window)
+    second = np.clip(hu_range(two, store), *window)
     if np.abs(first - second).max() <= WINDOW_TOLERANCE * (window[1] - window[0]):
         return window
     if not match:

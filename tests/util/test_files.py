@@ -16,6 +16,7 @@ from util.files import (
     claim_file,
     claim_folder,
     file_fingerprint,
+    path_inside,
     read_csv,
     read_json,
     write_csv,
@@ -119,14 +120,15 @@ def test_a_frame_is_written_as_pandas_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b\n1,2\nM\xfcller,3\n", r"t\.csv, row 3, is not UTF-8 text"),
+        (b"a,b\n1,2\nM\xfcller,3\n", r"t\.csv is not UTF-8 text: line 3 holds the byte 0xfc"),
         (b"a,b\n1," + b"x" * 200_000, r"t\.csv, row 2, cannot be read \(field larger"),
         (b"a,b\n1,2,3\n", r"t\.csv, row 2, has 3 cells, and the header 2"),
         (b"a,b\n\n1\n", r"t\.csv, row 3, has 1 cells"),
         (b"a,c\n", r"t\.csv lacks the columns b; it has: a, c"),
         (b"", r"t\.csv lacks the columns a, b; it has: none"),
+        (b"a,b\n1,\0\n", r"t\.csv, line 2 holds a NUL character"),
         (b"a,b,b\n", r"t\.csv has a column twice"),
-        ("a,b".encode("utf-16"), r"t\.csv, row 1, is not UTF-8 text"),
+        ("a,b".encode("utf-16"), r"t\.csv is not UTF-8 text but UTF-16. Save it as CSV UTF-8"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_its_row(
@@ -137,6 +139,17 @@ def test_a_table_that_cannot_be_read_is_named_with_its_row(
         read_csv(tmp_path / "t.csv", ["a", "b"])
     with pytest.raises(UserError, match=r"absent\.csv cannot be read"):
         read_csv(tmp_path / "absent.csv")
+
+
+def test_only_files_of_the_folder_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    (folder / "volumes").mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    table = folder / "volumes.csv"
+    assert path_inside(folder, "volumes/a.nii.gz", table) == folder / "volumes" / "a.nii.gz"
+    for name in ("/dev/zero", "../a.nii.gz", "volumes/../../a", "link/a", "", "a\0b", "a" * 5000):
+        with pytest.raises(UserError, match=r"volumes\.csv names the file .* does not lie in"):
+            path_inside(folder, name, table)
 
 
 def test_json_of_any_damage_is_one_message(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.table import read_table
 from data.volumes import load_volume
 from tests.commands import TrainedRun, command, files, refused, train
 from util.metrics.regions import chest_regions
@@ -65,6 +66,33 @@ def test_prompts_tell_it_too_and_fractions_are_kept(cohort_copy: Path, tmp_path:
     )
     before, after = (load_volume(p / "img" / f"{case}.nii.gz").array for p in (cohort_copy, out))
     assert np.unique(after - before).tolist() == [-2.5, 0]
+
+
+def test_prompts_that_cannot_be_read_are_named(cohort_copy: Path, tmp_path: Path) -> None:
+    for prompts, message in (
+        (b"Prompt\n", "lacks the columns File Name"),
+        ("File Name,Prompt\nphantom_001,Müller\n".encode("latin-1"), "line 2 holds the byte 0xfc"),
+        (b"File Name,Prompt\nphantom_001," + b"x" * 200_000, "row 2, cannot be read"),
+    ):
+        (cohort_copy / "prompts.csv").write_bytes(prompts)
+        words = ("--dataroot", cohort_copy, "--out", tmp_path / "out", "--hu", "50")
+        refused(command("scripts/plant.py", *words), "prompts.csv", message)
+        assert not (tmp_path / "out").exists()
+
+
+def test_formulas_of_a_table_stay_texts(cohort_copy: Path, tmp_path: Path) -> None:
+    """A spreadsheet shows them as they are, and a copy of the cohort reads as the cohort."""
+    frame = pd.read_csv(cohort_copy / "clinical.csv", dtype=str, keep_default_na=False)
+    frame.loc[0, "DIAGNOSIS"] = "=1+1"
+    frame.loc[1, "DIAGNOSIS"] = "-x"
+    frame.to_csv(cohort_copy / "clinical.csv", index=False)
+    out = plant(cohort_copy, tmp_path / "out", "--hu", "50", "--column", "@SPIKE")
+    header, *lines = (out / "clinical.csv").read_text().splitlines()
+    assert header.endswith(",'@SPIKE") and "'=1+1" in lines[0] and "'-x" in lines[1]
+    before, after = (read_table(p / "clinical.csv", "File Name") for p in (cohort_copy, out))
+    assert after.columns == (*before.columns, "@SPIKE")
+    for case, row in before.rows.items():
+        assert {**after.rows[case], "@SPIKE": ""} == {**row, "@SPIKE": ""}
 
 
 def test_scans_of_one_patient_all_have_it_or_none(cohort_copy: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_other_windows_are_refused_or_matched(cohort_dir: Path, tmp_path: Path) 
     sets = find_set("--real", str(cohort_dir)), find_set("--synthetic", str(cut))
     assert common_window(*sets, (-1000, 400), True)[1] == -300
     unit = altered(cohort_dir, tmp_path / "unit", lambda hu: np.clip(hu / 1000, -1, 1), 3)
-    refused(run_evaluate(cohort_dir, unit, tmp_path / "out"), "--synthetic", "no chest CT in HU")
+    refused(run_evaluate(cohort_dir, unit, tmp_path / "out"), "--synthetic", "is not in HU")
 
 
 def test_bad_sets_are_refused(cohort_dir: Path, noisy_set: Path, tmp_path: Path) -> None:
@@ -263,6 +263,38 @@ def test_bad_sets_are_refused(cohort_dir: Path, noisy_set: Path, tmp_path: Path)
         "--out is not given",
     )
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "file,case,kind\nvolumes/a.nii.gz,Müller,own\n".encode("latin-1"),
+            "line 2 holds the byte",
+        ),
+        (b"file,case,kind\na.nii.gz," + b"x" * 200_000 + b",own\n", "row 2, cannot be read"),
+        (b"file,case,kind\na.nii.gz,a,own,more\n", "row 2, has 4 cells"),
+        (b"file,case\n", "lacks the columns kind"),
+        (b"", "lacks the columns file, case, kind"),
+        (b"file,case,kind\n/dev/zero,a,own\n", "'/dev/zero', which does not lie in"),
+        (b"file,case,kind\n../../a.nii.gz,a,own\n", "does not lie in"),
+        (b"file,case,kind\nvolumes/a.nii.gz,a,own\n", "that are not there"),
+    ],
+)
+def test_a_table_of_results_that_cannot_be_read_is_named(
+    content: bytes, message: str, cohort_dir: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    (results / "volumes").mkdir(parents=True)
+    (results / "volumes.csv").write_bytes(content)
+    out = tmp_path / "out"
+    refused(run_evaluate(cohort_dir, results, out), "volumes.csv", message)
+    assert not out.exists()
+    if message != "that are not there":
+        refused(
+            command("scripts/make_picture.py", results, "--out", tmp_path / "a.png"),
+            "volumes.csv",
+        )
 
 
 def test_bad_columns_and_names_are_refused(
