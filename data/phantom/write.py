@@ -24,7 +24,7 @@ from data.phantom.effects import PlantedEffects, load_effects
 from data.phantom.rows import COLUMNS, draw_rows, hide_cells
 from options.phantom_options import PhantomOptions
 from util.cli import UserError
-from util.files import claim_folder, write_json
+from util.files import claim_folder, write_frame, write_json
 from util.records import same_settings
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _write(
         (out / name).mkdir(parents=True)
     write_json(out / UNFINISHED, record)
     table = pd.DataFrame([rows[case] for case in cohort.case_ids], columns=list(COLUMNS))
-    table.to_csv(out / TABLE_FILE, index=False)
+    write_frame(out / TABLE_FILE, table)
     write_json(out / SPLITS_FILE, cohort.splits)
     for case in tqdm(cohort.case_ids, "phantoms", unit="case"):
         scan = cohort.render(case)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 
@@ -11,6 +10,9 @@ from data.table import find_table, read_table
 from data.text.prompts import load_template
 from options.prompt_options import PromptOptions
 from util.cli import UserError
+from util.files import write_csv
+
+COLUMNS = ("File Name", "Prompt", "Phrases", "Left out")
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +38,22 @@ def write_prompt_table(options: PromptOptions) -> Path:
     template = load_template(
         options.template, table.columns, options.key_column, options.patient_column
     )
-    lines = []
+    rows = []
     for case, row in table.rows.items():
         try:
             prompt = template.phrases(row)
         except UserError as error:
             raise UserError(f"{path}, case {case}: {error}") from None
         dropped = template.consistent(row).dropped
-        lines.append([case, prompt.sentence, " | ".join(prompt.texts), " | ".join(dropped)])
+        cells = (case, prompt.sentence, " | ".join(prompt.texts), " | ".join(dropped))
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
     if not out.parent.is_dir():
         raise UserError(
             f"--out {out}: the folder {out.parent} does not exist. Make it, or choose another."
         )
-    with out.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["File Name", "Prompt", "Phrases", "Left out"], *lines])
-    log.info("%d prompts in %s; the first: %s", len(lines), out, lines[0][1] if lines else "none")
+    write_csv(out, COLUMNS, rows)
+    first = rows[0]["Prompt"] if rows else "none"
+    log.info("%d prompts in %s; the first: %s", len(rows), out, first)
     if (root / PROMPTS_FILE).is_file():
         log.warning("%s replaces these prompts for the cases that it names.", root / PROMPTS_FILE)
     return out
