@@ -67,7 +67,7 @@ def train(options: TrainOptions) -> Path:
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None
     data_record: dict[str, Any] = {}
     if resumed:
-        study = restore_study(study, resumed)
+        study = restore_study(options, study, resumed)
         with accelerator.main_process_first():  # the other processes find its checksums
             data_record = check_unchanged(options, study, resumed, cache)
     n_labels, text_width = len(study.cohort.labels), study.encoder.width
@@ -96,7 +96,7 @@ def train(options: TrainOptions) -> Path:
         study = weigh_by_relevance(options, study, cache)
     monitor = make_monitor(options, study, trainer, folder, validation, data_record)
 
-    with memory_advice(options):
+    with memory_advice(options), trainer.until_stopped():
         for parts in trainer.iterate(make_loader(options, dataset, trainer)):
             texts = [study.embed(part, accelerator.device) for part in parts]
             losses = trainer.step(list(zip(parts, texts, strict=True)))

@@ -62,11 +62,11 @@ def _file_digests(case: Case, store: FactStore) -> dict[str, str]:
         if path is not None:
             # The time of the last change of the file's entry cannot be set by a copy.
             name = f"sha256 {path.stat().st_ctime_ns}"
-            digests[kind] = store.get(name, [path], partial(_volume_digest, path))["sha256"]
+            digests[kind] = store.get(name, [path], partial(volume_digest, path))["sha256"]
     return digests
 
 
-def _volume_digest(path: Path) -> dict[str, str]:
+def volume_digest(path: Path) -> dict[str, str]:
     """Return the sha256 of a volume file, with its detached data."""
     digest = file_sha256(path)
     if path.suffix.lower() in (".mhd", ".mha", ".nrrd"):

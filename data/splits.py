@@ -146,20 +146,46 @@ def draw_splits(
     return splits
 
 
-def read_run_splits(path: Path, root: Path) -> Splits | None:
-    """Read the splits that `save_splits` wrote to a run's folder.
+def read_run_splits(path: Path) -> Splits | None:
+    """Read the splits that `save_splits` wrote to a run's folder; None where there is no file.
 
-    Args:
-        path: The file.
-        root: The dataroot.
+    A resampled case occurs as often as it was drawn.
 
-    Returns:
-        The splits; None where the file is missing or the dataroot has its own splits.
+    Raises:
+        UserError: The file is damaged.
     """
-    if (root / path.name).is_file() or not path.is_file():
+    if not path.is_file():
         return None
     stored = read_json(path)
+    if not isinstance(stored, dict) or not all(map(_is_list_of_strings, stored.values())):
+        raise UserError(
+            f"{path} is damaged: it must hold a list of cases for each split. Restore it from a "
+            "copy."
+        )
     return {name: tuple(stored.get(name, ())) for name in SPLIT_NAMES}
+
+
+def split_changes(before: Splits, now: Splits) -> list[str]:
+    """Return the cases whose splits differ, as "case1 (train, now test)".
+
+    Args:
+        before: The splits of a run. Its training cases may be a part of those that there are,
+            because of `resample` or `fold`.
+        now: The splits of its cohort.
+    """
+    changes = []
+    for case in dict.fromkeys(
+        case for splits in (before, now) for c in splits.values() for case in c
+    ):
+        old = [name for name in SPLIT_NAMES if case in before.get(name, ())]
+        new = [name for name in SPLIT_NAMES if case in now.get(name, ())]
+        if old != new and (old or new != ["train"]):
+            changes.append(f"{case} ({_list_splits(old)}, now {_list_splits(new)})")
+    return changes
+
+
+def _list_splits(names: Sequence[str]) -> str:
+    return " and ".join(names) or "in no split"
 
 
 def save_splits(path: Path, splits: Splits) -> None:

@@ -18,6 +18,10 @@ class CaseOptions:
     mask: str = flag("", "A single mask file instead of a cohort; needs --out and takes --prompt.")
     out: str = flag("", "File of the volume that is generated from --mask (.nii.gz).")
     strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
+    accept_changes: bool = flag(
+        False,
+        "Test with the splits of the run although splits.json of its cohort was changed since.",
+    )
 
 
 @dataclass(frozen=True)

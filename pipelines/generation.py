@@ -198,7 +198,14 @@ def _data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
 def _load_cohort(options: TestOptions, run: LoadedRun, data: DataOptions) -> Cohort:
     trained_on = replace(data, dataroot=run.options.data.dataroot)
     seed = run.options.run.seed
-    return load_run_cohort(run.folder, trained_on, data.dataroot, seed, need_images=False)
+    return load_run_cohort(
+        run.folder,
+        trained_on,
+        data.dataroot,
+        seed,
+        need_images=False,
+        accept_changes=options.source.accept_changes,
+    )
 
 
 def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data.cache import cache_folder
 from data.cohort import PROMPTS_FILE
+from data.splits import read_run_splits
 from data.text.prompts import load_template
 from options.atlas_options import RefitCommand, RefitOptions
 from options.parser import command_line, from_dict
@@ -35,6 +36,7 @@ from util.training import checkpoint, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 REFITS = "refits"  # folder below the run's
+RECORD_TYPES = {"name": str, "kind": str, "seed": int, "run_step": int, "steps": int}
 CLIP_RECORD = "clip.json"  # marks an encoder that was trained on a cohort
 SEED_OFFSET = 1000  # refit k of a run of seed s trains with the seed s + 1000 + k
 MAX_MESSAGE = 400  # characters of a failed process's messages that are shown
@@ -212,7 +214,10 @@ def is_finished(origin: OriginRun, refit: Refit, steps: int) -> bool:
         steps: Steps of the refit (0: those of the run).
     """
     path = refit.record_path(origin.folder)
-    return path.is_file() and read_json(path) == refit_record(origin, refit, steps)
+    if not path.is_file():
+        return False
+    record = read_record(path, RECORD_TYPES, f"{refit.name} is finished again")
+    return bool(record == refit_record(origin, refit, steps))
 
 
 def refit_record(origin: OriginRun, refit: Refit, steps: int) -> dict[str, Any]:
@@ -284,15 +289,12 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def _splits_file(origin: OriginRun) -> str:
-    """Return the run's own splits, if the dataroot has none and they are disjoint."""
-    data = origin.options.data
+    """Return the file of the run's own splits, or what the run was given where they overlap."""
     saved = origin.folder / runs.SPLITS_FILE
-    if data.splits or (Path(data.dataroot) / runs.SPLITS_FILE).is_file() or not saved.is_file():
-        return data.splits
-    case_ids: list[str] = []
-    for split in read_json(saved).values():
-        case_ids += split
-    return str(saved) if len(set(case_ids)) == len(case_ids) else ""
+    splits = read_run_splits(saved)
+    case_ids = [case for members in (splits or {}).values() for case in members]
+    is_disjoint = bool(case_ids) and len(set(case_ids)) == len(case_ids)
+    return str(saved) if is_disjoint else origin.options.data.splits
 
 
 def train_refits(origin: OriginRun, options: RefitOptions, refits: Sequence[Refit]) -> None:
@@ -383,7 +385,11 @@ def finished_refits(folder: Path) -> list[Mapping[str, Any]]:
 
     Those of another state of the run are left out with a warning.
     """
-    records = [read_json(path) for path in sorted((folder / REFITS).glob("*.json"))]
+    records = []
+    for path in sorted((folder / REFITS).glob("*.json")):
+        fix = f"{path.stem} is not used. Run scripts/refit.py again"
+        if (record := read_record(path, RECORD_TYPES, fix)) is not None:
+            records.append(record)
     step = int(checkpoint.load_state(checkpoint.find(folder / "latest"))["step"])
     stale = [record["name"] for record in records if record["run_step"] != step]
     if stale:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import filecmp
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from data.cohort import Cohort
+from data.fingerprints import volume_digest
 from data.load_cohort import load_cohort
-from data.splits import read_run_splits
+from data.splits import Splits, read_run_splits, split_changes
 from options.base_options import DataOptions
+from util.cli import UserError, format_list
+from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
 
 
 def is_training_cohort(options: DataOptions, root: str | Path) -> bool:
@@ -29,7 +39,13 @@ def is_training_copy(cohort: Cohort, trained_on: Cohort) -> bool:
 
 
 def load_run_cohort(
-    folder: Path, options: DataOptions, root: str, seed: int, *, need_images: bool
+    folder: Path,
+    options: DataOptions,
+    root: str,
+    seed: int,
+    *,
+    need_images: bool,
+    accept_changes: bool = False,
 ) -> Cohort:
     """Load a cohort for a run.
 
@@ -39,12 +55,89 @@ def load_run_cohort(
         root: The cohort's folder.
         seed: The run's seed, which decides splits that no file contains.
         need_images: Whether every mask must have its scan.
+        accept_changes: Only warn where the splits of the cohort are not those of the run.
 
     Raises:
-        UserError: See `load_cohort`.
+        UserError: See `load_cohort` and `run_splits`.
     """
-    cohort = load_cohort(replace(options, dataroot=root), need_images=need_images, seed=seed)
-    if root and is_training_cohort(options, root):
-        splits = read_run_splits(folder / SPLITS_FILE, cohort.root)
-        return replace(cohort, splits=splits or cohort.splits)
+    state = _read_state(folder)
+    cohort = load_cohort(
+        replace(options, dataroot=root),
+        need_images=need_images,
+        seed=seed,
+        left_out=state.get("left_out", ()),
+    )
+    if not root:
+        return cohort
+    if is_training_cohort(options, root) or _holds_training_scan(cohort, folder, state):
+        splits = run_splits(folder, cohort, options.splits, accept_changes)
+        return replace(cohort, splits=splits)
     return cohort
+
+
+def run_splits(folder: Path, cohort: Cohort, splits_file: str, accept_changes: bool) -> Splits:
+    """Return the splits that a run was trained with, for its own cohort.
+
+    They count even if the cohort's file was edited since, because else the run could be tested on
+    cases that it was trained on.
+
+    Args:
+        folder: The run's folder.
+        cohort: The cohort as it is now.
+        splits_file: File of splits that the run names instead of the cohort's own.
+        accept_changes: Only warn of differences.
+
+    Raises:
+        UserError: The cohort's splits are others.
+    """
+    stored = read_run_splits(folder / SPLITS_FILE)
+    if stored is None:
+        return cohort.splits
+    path = Path(splits_file) if splits_file else cohort.root / SPLITS_FILE
+    changes = split_changes(stored, cohort.splits) if path.is_file() else []
+    if changes and not accept_changes:
+        raise UserError(
+            f"{path} is not what the run {folder.name} was trained with: {format_list(changes)}. "
+            f"Restore it ({folder / SPLITS_FILE} is the run's copy), or use the run's splits all "
+            "the same with --accept_changes of train.py and test.py. New splits belong to a new "
+            "run."
+        )
+    if changes:
+        log.warning(
+            "%s is not what the run was trained with, so the run's own splits are used: %s.",
+            path,
+            format_list(changes),
+        )
+    return stored
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return the plain values of the run's latest checkpoint, empty where there is none."""
+    try:
+        return checkpoint.load_state(checkpoint.find(folder / LATEST))
+    except UserError:
+        return {}
+
+
+def _holds_training_scan(cohort: Cohort, folder: Path, state: Mapping[str, Any]) -> bool:
+    """Return whether a cohort is a copy of the run's own: it has the mask of a training case.
+
+    Where the checkpoint has no digests of masks, a name shared with the training cases is only
+    warned of.
+    """
+    training = (read_run_splits(folder / SPLITS_FILE) or {}).get("train", ())
+    cases = {case.id: case for case in cohort.cases}
+    shared = [case_id for case_id in dict.fromkeys(training) if case_id in cases]
+    files = state.get("data", {}).get("files", {})
+    for case_id in shared:
+        if digest := files.get(case_id, {}).get("mask"):
+            return bool(volume_digest(cases[case_id].mask)["sha256"] == digest)
+    tested = {*cohort.splits.get("val", ()), *cohort.splits.get("test", ())}
+    if both := [case_id for case_id in shared if case_id in tested]:
+        log.warning(
+            "%s has validation or test cases with the names of training cases of the run: %s. If "
+            "they are the same scans, results on them are not results on unseen cases.",
+            cohort.root,
+            format_list(both),
+        )
+    return False

@@ -28,7 +28,7 @@ from data.fingerprints import data_changes, data_record, option_changes, refuse_
 from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_means
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
-from data.splits import read_run_splits, save_splits
+from data.splits import save_splits
 from data.text.counterfactuals import (
     Intervention,
     check_intervention,
@@ -49,11 +49,13 @@ from options.parser import command_line, from_dict, to_dict
 from options.train_options import TrainOptions, fixed_options
 from pipelines.clip_pretraining import pretrain_clip
 from pipelines.power import describe_smallest_effect
+from pipelines.run_cohort import run_splits
 from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list
 from util.training import checkpoint, runs
 from util.training.devices import shutdown_distributed
 from util.training.monitor import WEB, CheckpointExtra, Intervals, Monitor
+from util.training.stopping import StopSignals
 from util.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
@@ -148,19 +150,20 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     return study
 
 
-def restore_study(study: Study, checkpoint_dir: Path) -> Study:
+def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> Study:
     """Return the study as it was when the run began: labels, splits, and the fitted encoder.
 
     Raises:
-        UserError: The text encoder is not that of the run, a label is not known to the run, or
-            cases are missing.
+        UserError: The text encoder is not that of the run, a label is not known to the run, cases
+            are missing, or the splits are others and `accept_changes` is not given.
     """
     state, cohort = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES), study.cohort
     study.encoder.check_identity(state["encoder"])
     restore_encoder(study.encoder, checkpoint_dir, state)
     check_labels_known(cohort.labels, state["labels"], [case.mask for case in cohort.cases])
-    splits_file = checkpoint_dir.parent / runs.SPLITS_FILE
-    splits = read_run_splits(splits_file, cohort.root) or cohort.splits
+    splits = run_splits(
+        checkpoint_dir.parent, cohort, options.data.splits, options.run.accept_changes
+    )
     missing = sorted(set(splits["train"]) - {case.id for case in cohort.cases})
     if missing:
         raise UserError(
@@ -349,6 +352,7 @@ def make_monitor(
         state={
             "labels": list(study.cohort.labels),
             "columns": list(study.cohort.columns),
+            "left_out": list(study.cohort.left_out),
             "encoder": study.encoder.identity,
             "encoder_values": values,
             "weights": study.case_weights,
@@ -430,7 +434,11 @@ def finish(trainer: Trainer, monitor: Monitor) -> None:
     """Close a training; one that a signal stopped is saved, and exits with 128 + its number."""
     received = trainer.stop_signal
     if received is not None:
-        monitor.save("latest")
+        signals = StopSignals(received)  # only a second Ctrl-C prevents the save
+        try:
+            monitor.save("latest")
+        finally:
+            signals.restore()
         log.warning(
             "Stopped by %s after step %d; saved. Continue with --continue_train.",
             signal.Signals(received).name,
