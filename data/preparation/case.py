@@ -187,7 +187,11 @@ def _write_case(task: CaseTask) -> Record:
         "masks": task.masks.kind,
         "row": {name: header.get(name, "") for name in task.columns},
         "measures": measures,
-        "warnings": [*scan.warnings, *quality_warnings(measures, lungs_labelled)],
+        "warnings": [
+            *task.source.warnings,
+            *scan.warnings,
+            *quality_warnings(measures, lungs_labelled),
+        ],
         "notes": list(task.source.notes),
         "left_out": [list(pair) for pair in task.source.left_out],
         "slices": len(series.headers) if series else 0,

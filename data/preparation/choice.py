@@ -100,6 +100,8 @@ def choose_series(
 ) -> SeriesChoice:
     """Choose one series: of the preferred kernel if possible, then most slices, then the thinnest.
 
+    Of series that are equal in these, the first is taken: the first acquisition of a series UID.
+
     Args:
         candidates: The series of one study.
         kernel: "any", "soft" or "lung".
@@ -113,8 +115,8 @@ def choose_series(
         if series is best:
             continue
         if not reason and best is not None:
-            number = best.first.series_number
-            reason = f"{_disadvantage(_rank(series, kernel), _rank(best, kernel), kernel)} {number}"
+            disadvantage = _disadvantage(_rank(series, kernel), _rank(best, kernel), kernel)
+            reason = f"{disadvantage} {best.short_title}"
         left_out.append((series.title, reason))
     return SeriesChoice(best, tuple(left_out))
 
@@ -135,9 +137,9 @@ def _rank(series: DicomSeries, kernel: str) -> _Rank:
 
 def _disadvantage(rank: _Rank, best: _Rank, kernel: str) -> str:
     if rank.matches_kernel != best.matches_kernel:
-        return f"its kernel is less {kernel} than that of series"
+        return f"its kernel is less {kernel} than that of"
     if rank.slices != best.slices:
-        return "fewer slices than series"
+        return "fewer slices than"
     if rank.thinness != best.thinness:
-        return "thicker slices than series"
-    return "equal in everything, but listed after series"
+        return "thicker slices than"
+    return "equal in everything, but listed after"

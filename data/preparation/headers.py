@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+
+from data.text.values import MAX_AGE, parse_age
 
 # Columns of the table. Nothing else of a header is written to the dataroot: names, dates, free
 # texts and private fields are not even read, and the ids that group files go to the key file alone.
 ACQUISITION = ("KVP", "KERNEL", "CONTRAST AGENT", "SCANNER", "SLICE THICKNESS")
 DEMOGRAPHICS = ("AGE", "SEX")
-MAX_AGE = 90  # ages above 89 identify people; they are written as 90
 
 GROUPING_FIELDS = (
     "StudyInstanceUID",
@@ -24,6 +25,10 @@ GROUPING_FIELDS = (
     "PatientID",
     "SeriesNumber",
     "InstanceNumber",
+    "TemporalPositionIdentifier",
+    "AcquisitionNumber",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
 )
 IMAGE_FIELDS = (
     "SOPClassUID",
@@ -52,19 +57,18 @@ IMAGE_FIELDS = (
     "PatientAge",
     "PatientSex",
 )
-HEADER_ERRORS = (  # what pydicom raises for damaged headers
-    InvalidDicomError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
+MAX_SLICE_SIDE = 8192  # pixels; a header that claims more is damaged
+MAX_NUMBER = 1e5  # mm, or of stored values; a header that claims more is damaged
+# Words for what pydicom raises. Its own texts can quote the header, and so names of people.
+PARSING_ERRORS = (
+    (RecursionError, "its sequences are nested too deeply"),
+    (MemoryError, "it asks for more memory than there is"),
+    (zlib.error, "its compressed part is damaged"),
+    (EOFError, "it is cut off"),
+    (OverflowError, "it holds a number that is too large"),
 )
 DICOMDIR_UID = "1.2.840.10008.1.3.10"
 _NO_CONTRAST = ("no", "none", "no contrast", "without", "n")
-_YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,9 @@ class SliceHeader:
         patient: Patient id.
         series_number: Series number, "" where it is not known.
         number: Instance number.
+        temporal_position: Temporal position identifier, "" where it is not known.
+        acquisition_number: Acquisition number, "" where it is not known.
+        acquisition_time: Date and time of the acquisition, "" where it is not known.
         modality: Modality such as CT.
         sop_class: SOP class UID.
         image_types: Values of the image type, in capitals.
@@ -103,6 +110,9 @@ class SliceHeader:
     patient: str
     series_number: str
     number: int | None
+    temporal_position: str
+    acquisition_number: str
+    acquisition_time: str
     modality: str
     sop_class: str
     image_types: tuple[str, ...]
@@ -125,7 +135,23 @@ class NotDicomImage(Exception):
 
 
 class DamagedHeader(Exception):
-    """A DICOM file whose header cannot be read."""
+    """A DICOM file whose header cannot be read.
+
+    Args:
+        path: The file.
+        reason: Why, without any value of the header.
+        series: Its series instance UID, "" where that cannot be read either.
+    """
+
+    def __init__(self, path: Path, reason: str, series: str = "") -> None:
+        super().__init__(f"{path} is damaged: {reason}.")
+        self.path = path
+        self.reason = reason
+        self.series = series
+
+
+class _UnreadableField(Exception):
+    """A field that the geometry needs cannot be read; the message is its name."""
 
 
 def read_slice_header(path: Path) -> SliceHeader:
@@ -135,6 +161,7 @@ def read_slice_header(path: Path) -> SliceHeader:
         NotDicomImage: The file is not DICOM, or a DICOM directory.
         DamagedHeader: The header cannot be read.
     """
+    series = ""
     try:
         with path.open("rb") as file:
             start = file.read(132)
@@ -145,40 +172,59 @@ def read_slice_header(path: Path) -> SliceHeader:
         fields = list(GROUPING_FIELDS + IMAGE_FIELDS)
         dataset = pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=fields)
         stored_class = dataset.file_meta.get("MediaStorageSOPClassUID")
-        if DICOMDIR_UID in (dataset.get("SOPClassUID"), stored_class):
+        if DICOMDIR_UID in (_optional(dataset, "SOPClassUID"), stored_class):
             raise NotDicomImage(path)
+        series = _text(dataset, "SeriesInstanceUID")
         return _slice_header(path, dataset)
-    except HEADER_ERRORS as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DamagedHeader(f"{path} has a DICOM header that cannot be read ({reason}).") from None
+    except NotDicomImage:
+        raise
+    except Exception as error:  # pydicom raises errors of many kinds for a damaged element
+        raise DamagedHeader(path, _parsing_reason(error), series) from None
+
+
+def _parsing_reason(error: Exception) -> str:
+    """Return in words why a header cannot be read, without any of its values."""
+    if isinstance(error, _UnreadableField):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"it cannot be opened ({error.strerror})"
+    for kind, reason in PARSING_ERRORS:
+        if isinstance(error, kind):
+            return reason
+    return f"its header is cut off or has a damaged element ({type(error).__name__})"
 
 
 def _slice_header(path: Path, dataset: pydicom.Dataset) -> SliceHeader:
-    if not dataset.get("SeriesInstanceUID") or not dataset.get("StudyInstanceUID"):
-        raise ValueError("it names no study or series, or is cut off before")
-    slope = _number(dataset.get("RescaleSlope"))
-    intercept = _number(dataset.get("RescaleIntercept"))
-    number = dataset.get("InstanceNumber")
-    enhanced = "Enhanced" in pydicom.uid.UID(dataset.get("SOPClassUID") or "").name
+    study = _text(dataset, "StudyInstanceUID")
+    series = _text(dataset, "SeriesInstanceUID")
+    if not study or not series:
+        raise _UnreadableField("it names no study or series, or is cut off before")
+    slope = _required_number(dataset, "RescaleSlope")
+    intercept = _required_number(dataset, "RescaleIntercept")
+    sop_class = _text(dataset, "SOPClassUID")
+    enhanced = "Enhanced" in pydicom.uid.UID(sop_class).name
     return SliceHeader(
         path=path,
-        study=_text(dataset, "StudyInstanceUID"),
-        series=_text(dataset, "SeriesInstanceUID"),
+        study=study,
+        series=series,
         instance=_text(dataset, "SOPInstanceUID"),
         patient=_text(dataset, "PatientID"),
         series_number=_text(dataset, "SeriesNumber"),
-        number=None if number is None else int(number),
+        number=_integer(dataset, "InstanceNumber"),
+        temporal_position=_text(dataset, "TemporalPositionIdentifier"),
+        acquisition_number=_text(dataset, "AcquisitionNumber"),
+        acquisition_time=_text(dataset, "AcquisitionDateTime") or _text(dataset, "AcquisitionTime"),
         modality=_text(dataset, "Modality"),
-        sop_class=_text(dataset, "SOPClassUID"),
-        image_types=tuple(str(value).upper() for value in _list(dataset.get("ImageType"))),
+        sop_class=sop_class,
+        image_types=tuple(str(value).upper() for value in _values(dataset, "ImageType")),
         body_part=_text(dataset, "BodyPartExamined").upper(),
-        frames=2 if enhanced else int(dataset.get("NumberOfFrames") or 1),
-        size=(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)),
-        spacing=_numbers(dataset.get("PixelSpacing"), 2),
-        position=_numbers(dataset.get("ImagePositionPatient"), 3),
-        orientation=_numbers(dataset.get("ImageOrientationPatient"), 6),
-        tilt=_number(dataset.get("GantryDetectorTilt")) or 0.0,
-        thickness=_number(dataset.get("SliceThickness")),
+        frames=2 if enhanced else _required_integer(dataset, "NumberOfFrames") or 1,
+        size=_size(dataset),
+        spacing=_required_numbers(dataset, "PixelSpacing", 2),
+        position=_required_numbers(dataset, "ImagePositionPatient", 3),
+        orientation=_required_numbers(dataset, "ImageOrientationPatient", 6),
+        tilt=_number(dataset, "GantryDetectorTilt") or 0.0,
+        thickness=_number(dataset, "SliceThickness"),
         kernel=_kernel(dataset),
         rescale=None if slope is None or intercept is None else (slope, intercept),
         padding=_padding(dataset),
@@ -186,37 +232,96 @@ def _slice_header(path: Path, dataset: pydicom.Dataset) -> SliceHeader:
     )
 
 
+def _optional(dataset: pydicom.Dataset, name: str) -> Any:
+    """Return the value of a field, None where it is absent, empty or damaged."""
+    try:
+        value = dataset.get(name)
+    except Exception:  # of a damaged element, see `read_slice_header`
+        return None
+    return None if value == "" else value
+
+
+def _required_integer(dataset: pydicom.Dataset, name: str) -> int | None:
+    number = _required_number(dataset, name)
+    if number is not None and number != int(number):
+        raise _UnreadableField(f"its field {name} is not an integer")
+    return None if number is None else int(number)
+
+
+def _size(dataset: pydicom.Dataset) -> tuple[int, int]:
+    rows = _required_integer(dataset, "Rows") or 0
+    columns = _required_integer(dataset, "Columns") or 0
+    if max(rows, columns) > MAX_SLICE_SIDE:
+        raise _UnreadableField(
+            f"it claims {rows} x {columns} pixels, more than {MAX_SLICE_SIDE} a side"
+        )
+    return rows, columns
+
+
 def _text(dataset: pydicom.Dataset, name: str) -> str:
-    value = dataset.get(name)
+    value = _optional(dataset, name)
     return "" if value is None else str(value).strip("\0 ")
 
 
-def _list(value: Any) -> list[Any]:
-    if value is None or value == "":
+def _values(dataset: pydicom.Dataset, name: str) -> list[Any]:
+    value = _optional(dataset, name)
+    if value is None:
         return []
-    return [value] if isinstance(value, str) else list(value)
+    return list(value) if isinstance(value, list | tuple | MultiValue) else [value]
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if value not in (None, "") and np.isfinite(float(value)) else None
+def _number(dataset: pydicom.Dataset, name: str) -> float | None:
+    """Return a finite number, None where there is none."""
+    try:
+        number = float(_optional(dataset, name))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if np.isfinite(number) else None
 
 
-def _numbers(value: Any, count: int) -> tuple[float, ...]:
-    """Return `count` finite numbers, or none at all."""
-    numbers = tuple(float(v) for v in _list(value))
-    return numbers if len(numbers) == count and np.isfinite(numbers).all() else ()
+def _integer(dataset: pydicom.Dataset, name: str) -> int | None:
+    number = _number(dataset, name)
+    return None if number is None else int(number)
+
+
+def _required_numbers(dataset: pydicom.Dataset, name: str, count: int) -> tuple[float, ...]:
+    """Return `count` numbers that the voxels depend on, none where the field is absent or empty.
+
+    Raises:
+        _UnreadableField: The field holds something else.
+    """
+    try:
+        value = dataset.get(name)
+        if value is None or value == "":
+            return ()
+        values = value if isinstance(value, list | tuple | MultiValue) else [value]
+        numbers = tuple(float(v) for v in values)
+    except Exception:  # of a damaged element, see `read_slice_header`
+        raise _UnreadableField(f"its field {name} does not hold numbers") from None
+    if not numbers:
+        return ()
+    if len(numbers) != count or not all(abs(v) <= MAX_NUMBER for v in numbers):
+        raise _UnreadableField(f"its field {name} does not hold {count} possible numbers")
+    return numbers
+
+
+def _required_number(dataset: pydicom.Dataset, name: str) -> float | None:
+    numbers = _required_numbers(dataset, name, 1)
+    return numbers[0] if numbers else None
 
 
 def _kernel(dataset: pydicom.Dataset) -> str:
-    return " ".join(map(str, _list(dataset.get("ConvolutionKernel"))))
+    return " ".join(map(str, _values(dataset, "ConvolutionKernel")))
 
 
 def _padding(dataset: pydicom.Dataset) -> tuple[int, int] | None:
-    if dataset.get("PixelPaddingValue") is None:
+    first = _required_integer(dataset, "PixelPaddingValue")
+    if first is None:
         return None
-    first = int(dataset.PixelPaddingValue)
-    second = int(dataset.get("PixelPaddingRangeLimit") or first)
-    if dataset.get("PixelRepresentation"):  # signed, but often written as if unsigned
+    second = _required_integer(dataset, "PixelPaddingRangeLimit") or first
+    if _required_integer(
+        dataset, "PixelRepresentation"
+    ):  # signed, but often written as if unsigned
         first = _as_signed(first)
         second = _as_signed(second)
     return min(first, second), max(first, second)
@@ -228,8 +333,8 @@ def _as_signed(value: int) -> int:
 
 def _row(dataset: pydicom.Dataset) -> dict[str, str]:
     """Return the columns for the table; "" where a value is not known."""
-    kvp = _number(dataset.get("KVP"))
-    thickness = _number(dataset.get("SliceThickness"))
+    kvp = _number(dataset, "KVP")
+    thickness = _number(dataset, "SliceThickness")
     sex = _text(dataset, "PatientSex").upper()
     scanner = f"{_text(dataset, 'Manufacturer')} {_text(dataset, 'ManufacturerModelName')}"
     return {
@@ -251,8 +356,6 @@ def _contrast(agent: str) -> str:
 
 
 def _age(text: str) -> str:
-    """Return the whole years of a DICOM age such as 067Y."""
-    parts = re.fullmatch(r"(\d{1,3})([YMWD])", text.upper())
-    if parts is None:
-        return ""
-    return str(min(MAX_AGE, int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]])))
+    """Return the whole years of a DICOM age such as 067Y, 90 for all above 89."""
+    years = parse_age(text)
+    return str(min(MAX_AGE, int(years))) if years else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +12,35 @@ from pathlib import Path
 
 from data.preparation.sources import Source
 from data.table import read_lines
-from data.text.values import UNKNOWN_VALUES, clean_cell, normalise_key, parse_number
+from data.text.values import (
+    MAX_AGE,
+    cap_age,
+    clean_cell,
+    clean_value,
+    is_identifying,
+    is_unknown,
+    normalise_id,
+    normalise_key,
+    parse_number,
+)
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
 
-Row = dict[str, str]
+log = logging.getLogger(__name__)
 
-BLANK_CELLS = UNKNOWN_VALUES | {"-", "--", ".", "?", "#value!", "#ref!", "#div/0!", "#name?"}
-IDENTIFYING_COLUMN = re.compile(
-    r"\b(name|surname|birth|birthdate|birthday|dob|mrn|ssn|address|phone|e-?mail|accession"
-    r"|insurance)\b"
-)
+Row = dict[str, str]
+Identity = tuple[str, str]  # see `Source.identity`
+
+# Words of a column's name that holds ids. A column of numbers is taken for the key only where its
+# name consists of them, because measurements and row numbers match scans that are called 1, 2, 3.
+KEY_WORDS = frozenset((
+    "accession", "case", "code", "ct", "dicom", "file", "filename", "id", "ids", "identifier",
+    "image", "key", "mapping", "mrn", "name", "nifti", "no", "nr", "number", "participant",
+    "patient", "patientid", "pseudonym", "scan", "scanid", "series", "study", "subject",
+    "subjectid", "uid", "volume",
+))  # fmt: skip
+ROW_NUMBER_NAMES = frozenset(("no", "nr", "number", "id no", "key", "code"))
+MAX_PAIRS = 3  # shown of a column
 VISIT_COLUMN = "Weeks"  # OSIC: weeks from the scan to the visit of a row
 UNKNOWN_WEEKS = 1e9  # later than every visit
 
@@ -31,67 +51,83 @@ class JoinedTable:
 
     Attributes:
         columns: Its columns in the order of the file, without the key.
-        rows: Rows by the key of a source.
+        rows: Rows by the identity of a source.
         key_column: The column that names scans or patients.
         remarks: Remarks for the report.
     """
 
     columns: tuple[str, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[Identity, Row]
     key_column: str
     remarks: tuple[str, ...]
 
 
-def normalise_id(text: str) -> str:
-    """Return an id without suffix, case, and the leading zeros that a spreadsheet drops."""
-    bare = strip_suffix(clean_cell(text)).casefold()
-    return bare.lstrip("0") or "0" if bare.isdigit() else bare
-
-
 def join_table(
-    path: Path, sources: Sequence[Source], key_column: str = "", private: bool = True
+    path: Path,
+    sources: Sequence[Source],
+    key_column: str = "",
+    private: bool = True,
+    default_key: str = "",
+    patient_column: str = "",
 ) -> JoinedTable:
     """Read a table and give each source its row.
 
     Args:
         path: CSV or XLSX.
         sources: The scans; a column matches by any of their names.
-        key_column: The column that names scan or patient; by default the one that names most of
-            them.
+        key_column: The column that names scan or patient. By default the only one that names every
+            scan and can be nothing else (see `_guess_key_column`).
         private: Leave out columns whose names suggest that they identify people.
+        default_key: The key column of a published data set, taken where the table has it.
+        patient_column: A column that stays in any case.
 
     Raises:
-        UserError: The table cannot be read, has columns without a name or with the same name, or
-            names no scan.
+        UserError: The table cannot be read, has columns without a name or with the same name, names
+            no scan, or its key column is not clear.
     """
     header, lines = _read_table(path)
-    key = _find_key_column(path, header, lines, sources, key_column)
-    identifying = []
-    columns = []
-    for name in header:
-        if private and name != key and IDENTIFYING_COLUMN.search(normalise_key(name)):
-            identifying.append(name)
-        elif name and name != key:
-            columns.append(name)
-    rows_by_id: dict[str, list[Row]] = defaultdict(list)
-    for line in lines:
-        row = _clean_row(header, line)
-        if row[key]:
-            rows_by_id[normalise_id(row.pop(key))].append(row)
-    rows: dict[str, Row] = {}
-    remarks = [f"rows of the table were matched by its column {key!r}"]
-    remarks += _match_rows(sources, rows_by_id, rows)
+    columns = {name: _match_column(name, header, lines, sources) for name in header if name}
+    if not key_column:
+        is_published = default_key in columns
+        key_column = default_key if is_published else _guess_key_column(path, columns, sources)
+    if key_column not in columns:
+        raise UserError(
+            f"{path} has no column {key_column!r}; it has: {format_list(list(columns), 30)}. "
+            "Correct --key_column."
+        )
+    key = columns[key_column]
+    if not key.lines:
+        raise UserError(
+            f"{path}: its column {key_column!r} names no scan. {_example(sources)}; it holds, for "
+            f"example, {format_list(list(filter(None, key.cells)), MAX_PAIRS) or 'nothing'}."
+        )
+    log.info(
+        "%s: its column %r names the scans, for example %s.",
+        path,
+        key_column,
+        _pairs(key, sources),
+    )
+    others = [name for name in columns if name != key_column]
+    identifying = [
+        name for name in others if private and name != patient_column and is_identifying(name)
+    ]
+    kept = [name for name in others if name not in identifying]
+    remarks = [f"rows of the table were matched by its column {key_column!r}"]
+    cells = [_clean_row(header, line) for line in lines]
+    if capped := sum(_is_capped(header, line) for line in lines):
+        remarks.append(f"{capped} rows with an age above {MAX_AGE - 1} have {MAX_AGE} instead")
+    rows = _rows_of_sources(sources, key, cells, remarks)
     if identifying:
         remarks.append(
             f"columns that may identify people were left out: {format_list(identifying)}"
         )
-    for source_key, row in rows.items():
-        rows[source_key] = {name: row[name] for name in columns}
-    return JoinedTable(tuple(columns), rows, key, tuple(remarks))
+    for source, row in rows.items():
+        rows[source] = {name: row[name] for name in kept}
+    return JoinedTable(tuple(kept), rows, key_column, tuple(remarks))
 
 
 def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the lines that are not empty."""
+    """Return the header and the lines; every column with cells has a name."""
     header, *lines = read_lines(path)
     nameless = []
     for i, name in enumerate(header):
@@ -103,80 +139,194 @@ def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
             "header cells merged, or is there a title above the table? Give every column its own "
             "name in the first row."
         )
-    return header, [line for line in lines if any(cell.strip() for cell in line)]
+    return header, lines
 
 
 def _clean_row(header: Sequence[str], line: Sequence[str]) -> Row:
+    """Return a line by column: "" where a value is not known, ages above 89 as 90."""
     row = {}
     for name, cell in zip(header, line, strict=True):
         if name:
-            row[name] = "" if normalise_key(cell) in BLANK_CELLS else clean_cell(cell)
+            row[name] = "" if is_unknown(cell) else cap_age(name, cell)
     return row
 
 
-def _find_key_column(
-    path: Path,
-    header: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    sources: Sequence[Source],
-    key_column: str,
-) -> str:
-    """Return the named column, or the one that names most scans."""
-    if key_column and key_column not in header:
-        names = [name for name in header if name]
-        raise UserError(
-            f"{path} has no column {key_column!r}; it has: {format_list(names, 30)}. Correct "
-            "--key_column."
-        )
-    source_ids = [{normalise_id(name) for name in source.names} for source in sources]
-    best = ""
-    best_count = 0
-    for i, name in enumerate(header):
-        if not name or (key_column and name != key_column):
-            continue
-        cells = {normalise_id(line[i]) for line in lines if line[i].strip()}
-        count = sum(bool(ids & cells) for ids in source_ids)
-        if count > best_count:
-            best = name
-            best_count = count
-    if not best:
-        which = f"its column {key_column!r} names" if key_column else "none of its columns names"
-        raise UserError(
-            f"{path}: {which} no scan. A scan is called, for example, "
-            f"{' or '.join(sources[0].names[:2])}; name the column that holds such names with "
-            "--key_column."
-        )
-    return best
+def _is_capped(header: Sequence[str], line: Sequence[str]) -> bool:
+    pairs = zip(header, line, strict=True)
+    return any(cap_age(name, cell) != clean_value(name, cell) for name, cell in pairs)
 
 
-def _match_rows(
-    sources: Sequence[Source], rows_by_id: Mapping[str, list[Row]], rows: dict[str, Row]
-) -> list[str]:
-    """Fill `rows` with the row of each source by its key, and return remarks."""
-    used: set[str] = set()
-    ambiguous = 0
-    unmatched = 0
+@dataclass(frozen=True)
+class _KeyColumn:
+    """A column as the key of the scans.
+
+    Attributes:
+        name: Its name.
+        lines: Numbers of the lines of each source that it names.
+        cells: Its cells, line by line.
+        ids: Number of different ids in it.
+        is_repeated: Whether an id stands in several lines.
+        is_numeric: Whether all its cells are numbers.
+        is_row_number: Whether its cells count the lines.
+    """
+
+    name: str
+    lines: Mapping[Identity, tuple[int, ...]]
+    cells: tuple[str, ...]
+    ids: int
+    is_repeated: bool
+    is_numeric: bool
+    is_row_number: bool
+
+    @property
+    def can_be_guessed(self) -> bool:
+        """Whether it can be nothing but a key: neither a measurement nor a row number."""
+        if self.is_repeated:
+            return False
+        words = re.findall(r"[a-z]+", normalise_key(self.name))
+        is_named = bool(words) and set(words) <= KEY_WORDS
+        if self.is_row_number and normalise_key(self.name).strip(" .#") in ROW_NUMBER_NAMES:
+            return False
+        return is_named or not self.is_numeric
+
+
+def _match_column(
+    name: str, header: Sequence[str], lines: Sequence[Sequence[str]], sources: Sequence[Source]
+) -> _KeyColumn:
+    """Return which lines of a column name which source.
+
+    A source is named by the first of its names that the column has: the same text, else another
+    spelling of it (see `normalise_id`) that is the only one.
+    """
+    position = header.index(name)
+    by_text: dict[str, list[int]] = defaultdict(list)
+    for number, line in enumerate(lines):
+        if not is_unknown(line[position]):
+            by_text[clean_cell(line[position])].append(number)
+    by_spelling: dict[str, set[str]] = defaultdict(set)
+    for text in by_text:
+        by_spelling[normalise_id(text)].add(text)
+    source_spellings: dict[str, set[str]] = defaultdict(set)
     for source in sources:
-        ids = [i for i in map(normalise_id, source.names) if i in rows_by_id]
-        if not ids:
-            unmatched += 1
-            continue
-        used.add(ids[0])
-        row = _select_row(rows_by_id[ids[0]])
+        for own_name in source.names:
+            source_spellings[normalise_id(own_name)].add(strip_suffix(clean_cell(own_name)))
+    matched: dict[Identity, tuple[int, ...]] = {}
+    for source in sources:
+        for own_name in source.names:
+            spelling = normalise_id(own_name)
+            texts = by_spelling.get(spelling, set())
+            if len(texts) > 1 or len(source_spellings[spelling]) > 1:
+                bare = strip_suffix(clean_cell(own_name))
+                texts = {text for text in texts if strip_suffix(text) == bare}
+            if texts:
+                matched[source.identity] = tuple(sorted(n for t in texts for n in by_text[t]))
+                break
+    texts = list(by_text)
+    numbers = [parse_number(text) for text in texts]
+    return _KeyColumn(
+        name=name,
+        lines=matched,
+        cells=tuple(clean_cell(line[position]) for line in lines),
+        ids=len(by_spelling),
+        is_repeated=len(by_text) < sum(map(len, by_text.values())),
+        is_numeric=bool(texts) and None not in numbers,
+        is_row_number=numbers in (list(range(1, len(texts) + 1)), list(range(len(texts)))),
+    )
+
+
+def _guess_key_column(
+    path: Path, columns: Mapping[str, _KeyColumn], sources: Sequence[Source]
+) -> str:
+    """Return the only column that can be the key.
+
+    It names every scan, holds no id twice, and is no measurement and no row number. Where another
+    column also names every scan, both must give the same rows.
+
+    Raises:
+        UserError: No column can be the key, or several give different rows.
+    """
+    complete = [column for column in columns.values() if len(column.lines) == len(sources)]
+    matching = [column for column in complete if not column.is_repeated]
+    usable = [column for column in matching if column.can_be_guessed]
+    if not usable:
+        partly = [column for column in columns.values() if column.lines]
+        if not partly:
+            raise UserError(
+                f"{path}: none of its columns names a scan. {_example(sources)}; name the column "
+                "that holds such names with --key_column, or correct the spelling."
+            )
+        best = max(partly, key=lambda column: (len(column.lines), column.can_be_guessed))
+        raise UserError(
+            f"{path}: the column that names the scans is not clear. {best.name!r} names "
+            f"{len(best.lines)} of {len(sources)} scans{_doubt(best)}: {_pairs(best, sources)}. If "
+            f"these belong together, give --key_column {shlex.quote(best.name)}; else name the "
+            "right column."
+        )
+    first = usable[0]
+    for other in matching:
+        differing = [i for i in first.lines if first.lines[i] != other.lines[i]]
+        if differing:
+            raise UserError(
+                f"{path}: the columns {first.name!r} and {other.name!r} both name the scans, but "
+                f"give {len(differing)} of {len(sources)} different rows. By {first.name!r}: "
+                f"{_pairs(first, sources, differing)}. By {other.name!r}: "
+                f"{_pairs(other, sources, differing)}. Name the right one with --key_column."
+            )
+    return first.name
+
+
+def _doubt(column: _KeyColumn) -> str:
+    """Return why a column that names scans is not taken for the key."""
+    if column.is_repeated:
+        return ", and holds an id in several rows"
+    if not column.can_be_guessed:
+        return ", and may be a measurement or a row number"
+    return ""
+
+
+def _pairs(
+    column: _KeyColumn, sources: Sequence[Source], identities: Sequence[Identity] = ()
+) -> str:
+    """Return up to three scans with their rows, for messages."""
+    wanted = set(identities or column.lines)
+    pairs = []
+    for source in sources:
+        if source.identity in wanted and source.identity in column.lines:
+            line = column.lines[source.identity][0]
+            # The first line of the file holds the names of the columns.
+            pairs.append(f"scan {source.names[0]} is {column.cells[line]!r} in row {line + 2}")
+    return "; ".join(pairs[:MAX_PAIRS])
+
+
+def _example(sources: Sequence[Source]) -> str:
+    return f"A scan is called, for example, {' or '.join(sources[0].names[:2])}"
+
+
+def _rows_of_sources(
+    sources: Sequence[Source], key: _KeyColumn, cells: Sequence[Row], remarks: list[str]
+) -> dict[Identity, Row]:
+    """Return the row of each source by its identity, and add remarks."""
+    rows: dict[Identity, Row] = {}
+    used: set[int] = set()
+    ambiguous = 0
+    for identity, numbers in key.lines.items():
+        used.update(numbers)
+        row = _select_row([cells[number] for number in numbers])
         if row is None:
             ambiguous += 1
         else:
-            rows[source.key] = row
-    remarks = []
-    if unmatched:
+            rows[identity] = row
+    if unmatched := len(sources) - len(key.lines):
         remarks.append(f"{unmatched} of {len(sources)} scans have no row")
-    if unused := len(set(rows_by_id) - used):
-        remarks.append(f"{unused} of {len(rows_by_id)} rows' ids have no scan")
+    known = [number for number, row in enumerate(cells) if row[key.name]]
+    unused = {normalise_id(cells[n][key.name]) for n in known if n not in used}
+    if unused:
+        remarks.append(f"{len(unused)} of {key.ids} rows' ids have no scan")
     if ambiguous:
         remarks.append(
             f"{ambiguous} scans have several rows that differ and got none; keep one row each"
         )
-    return remarks
+    return rows
 
 
 def _select_row(rows: list[Row]) -> Row | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 from nibabel import orientations
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -13,7 +12,7 @@ from scipy import ndimage
 from data.geometry import RAS, Volume, from_ras, to_ras
 from data.preparation.headers import SliceHeader
 from data.preparation.series import SliceStack
-from util.cli import UserError
+from data.preparation.slices import read_values
 
 HU_RANGE = (-1024, 3071)  # the values of a CT scanner; padding lies outside
 AIR_HU = HU_RANGE[0]
@@ -52,29 +51,10 @@ def read_stack(stack: SliceStack) -> Scan:
     rows, columns = stack.headers[0].size
     voxels = np.empty((len(stack.headers), rows, columns), np.int16)
     for plane, header in zip(voxels, stack.headers, strict=True):
-        plane[:] = _read_slice(header)
+        plane[:] = replace_padding(read_values(header), header)
     if not stack.is_even:
         voxels = _interpolate_evenly(voxels, stack)
     return Scan(to_ras(voxels.T, stack.affine()), stack.affine(), stack.warnings)
-
-
-def _read_slice(header: SliceHeader) -> NDArray[np.int16]:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(header.path))
-    try:
-        hu = sitk.GetArrayFromImage(reader.Execute())[0]
-    except RuntimeError:
-        raise UserError(
-            f"{header.path} cannot be read: it is truncated, damaged, or compressed in a way that "
-            "GDCM does not know. Copy or export it again."
-        ) from None
-    if hu.shape != header.size:
-        raise UserError(
-            f"{header.path} holds {hu.shape} voxels, but its header says {header.size}. Export it "
-            "again."
-        )
-    return replace_padding(hu, header)
 
 
 def replace_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.int16]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.preparation.sources import Source
-from util.cli import UserError, safe_name
-from util.files import atomic_path
+from util.cli import UserError, digest_name, safe_name
+from util.files import atomic_path, escape_cell, read_csv
 
 KEY_FILE_COLUMNS = ("File Name", "Patient", "source", "source patient", "source name")
 MAX_ID_LENGTH = 60
@@ -35,11 +34,7 @@ def safe_id(text: str) -> str:
     if safe and safe == text and len(text) <= MAX_ID_LENGTH:
         return safe
     stem = safe.strip("._")[: MAX_ID_LENGTH - HASH_LENGTH - 1] or "case"
-    return f"{stem}-{_short_hash(text)}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+    return digest_name(text, stem)
 
 
 class CaseRegister:
@@ -56,18 +51,18 @@ class CaseRegister:
     def __init__(self, path: Path, recode: bool) -> None:
         self.path = path
         self.recode = recode
-        self.entries: dict[str, CaseIds] = {}
+        # By key and patient of the source; see `Source.identity`.
+        self.entries: dict[tuple[str, str], CaseIds] = {}
         self._patients: dict[str, str] = {}
-        self._rows: dict[str, dict[str, str]] = {}
+        self._rows: dict[tuple[str, str], dict[str, str]] = {}
         if path.is_file():
             self._read()
 
     def _read(self) -> None:
         try:
-            with self.path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    self._add_row({name: row[name] for name in KEY_FILE_COLUMNS})
-        except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+            for row in read_csv(self.path, KEY_FILE_COLUMNS):
+                self._add_row({name: row[name] for name in KEY_FILE_COLUMNS})
+        except UserError as error:
             raise UserError(
                 f"--key_file {self.path} is not a key file of this command ({error}). Name the "
                 "right one: without it the cases in OUT cannot be told apart."
@@ -75,16 +70,17 @@ class CaseRegister:
 
     def _add_row(self, row: dict[str, str]) -> None:
         ids = CaseIds(row["File Name"], row["Patient"])
-        self.entries[row["source"]] = ids
+        identity = (row["source"], row["source patient"])
+        self.entries[identity] = ids
         self._patients[row["source patient"]] = ids.patient
-        self._rows[row["source"]] = row
+        self._rows[identity] = row
 
     def add(self, sources: Sequence[Source]) -> None:
         """Give ids to sources that have none, and write the key file.
 
         New ids are given in random order, so that they reveal nothing of the source.
         """
-        new = [source for source in sources if source.key not in self.entries]
+        new = [source for source in sources if source.identity not in self.entries]
         if self.recode:
             random.SystemRandom().shuffle(new)
         for source in new:
@@ -104,9 +100,12 @@ class CaseRegister:
         if self.recode:
             return _next_number("case", taken)
         case = safe_id(source.names[0])
-        if case.casefold() not in {name.casefold() for name in taken}:
-            return case
-        return f"{case[:MAX_ID_LENGTH]}-{_short_hash(source.key)}"  # another scan of the patient
+        # Another scan of a patient carries a digest of what distinguishes it.
+        longer = [
+            digest_name(text, case[:MAX_ID_LENGTH]) for text in (source.key, *source.identity)
+        ]
+        folded = {name.casefold() for name in taken}
+        return next(name for name in (case, *longer) if name.casefold() not in folded)
 
     def _write(self) -> None:
         with atomic_path(self.path) as temporary:
@@ -114,7 +113,8 @@ class CaseRegister:
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, KEY_FILE_COLUMNS)
                 writer.writeheader()
-                writer.writerows(sorted(self._rows.values(), key=lambda row: row["File Name"]))
+                for row in sorted(self._rows.values(), key=lambda row: row["File Name"]):
+                    writer.writerow({name: escape_cell(cell) for name, cell in row.items()})
 
 
 def _next_number(word: str, taken: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from data.preparation.case import REPORT_FOLDER, Record
 from data.preparation.quality import PERCENTILES
-from data.preparation.sources import Source
+from data.preparation.sources import Source, Unreadable
 from options.parser import command_line
 from options.prepare_options import PrepareCommand
 from util.files import write_csv
@@ -38,6 +39,7 @@ class PreparationReport:
         sources: Sources by case.
         remarks: Remarks on the folder as a whole.
         unreadable: Files and folders that could not be read.
+        private: Whether the report names no file of the source.
     """
 
     out: Path
@@ -47,7 +49,8 @@ class PreparationReport:
     failed: Mapping[str, str]
     sources: Mapping[str, Source]
     remarks: Sequence[str]
-    unreadable: Sequence[str]
+    unreadable: Sequence[Unreadable]
+    private: bool
 
 
 def hide_paths(text: str, source: Source) -> str:
@@ -127,10 +130,16 @@ def write_report(report: PreparationReport) -> None:
     grid = replace(report.options.grid, mask_dir="")  # a path, like the groups left out
     groups = command_line(replace(report.options, grid=grid))
     flags = {name: groups[name] for name in groups if name in SHOWN_OPTIONS}
-    remarks = list(report.remarks)
-    if report.unreadable:
-        remarks.append(
-            f"{len(report.unreadable)} files or folders could not be read; the command's messages "
-            "name them"
-        )
+    remarks = [*report.remarks, *_unreadable_remarks(report)]
     write_preparation_page(report.out, failed, cards, report.origins, remarks, flags)
+
+
+def _unreadable_remarks(report: PreparationReport) -> list[str]:
+    """Return what could not be read: by its name, or counted where names may identify people."""
+    if not report.private:
+        return list(map(str, report.unreadable))
+    counts = Counter(item.reason for item in report.unreadable)
+    return [
+        f"{count} files or folders that the command's messages name: {reason}"
+        for reason, count in counts.items()
+    ]

@@ -125,7 +125,7 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
     tasks = []
     for source in discovery.sources:
         task = CaseTask(
-            case=register.entries[source.key].case,
+            case=register.entries[source.identity].case,
             source=source,
             out=out,
             masks=_mask_plan(source, mask_kind, options.grid),
@@ -187,7 +187,14 @@ def _join_table(discovery: Discovery, options: TableOptions, private: bool) -> J
                 "Give --table."
             )
         return None
-    table = join_table(path, discovery.sources, options.key_column, private)
+    table = join_table(
+        path,
+        discovery.sources,
+        options.key_column,
+        private,
+        default_key="" if options.table else discovery.key_column,
+        patient_column=options.patient_column,
+    )
     columns = [table.key_column, *table.columns]
     if options.patient_column and options.patient_column not in columns:
         raise UserError(
@@ -257,7 +264,7 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
         if plan.private and patient_column in columns:
             columns.remove(patient_column)
         for case, source in sources.items():
-            clinical_rows[case] = plan.table.rows.get(source.key, {})
+            clinical_rows[case] = plan.table.rows.get(source.identity, {})
     patients = _patients(plan, list(records), clinical_rows)
     rows = dataroot.table_rows(records, patients, clinical_rows, columns)
     if records:
@@ -274,6 +281,7 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
         sources=sources,
         remarks=remarks,
         unreadable=plan.discovery.unreadable,
+        private=plan.private,
     )
     write_report(report)
 
@@ -316,8 +324,8 @@ def report_outcome(plan: PreparationPlan, result: PreparationResult) -> None:
         page,
         plan.register.path,
     )
-    for text in plan.discovery.unreadable:
-        log.error("%s", text)
+    for item in plan.discovery.unreadable:
+        log.error("%s", item)
     problems = []
     if result.failed:
         cases = format_list(list(result.failed))

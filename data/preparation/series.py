@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,31 +10,43 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.preparation.acquisitions import STEP_TOLERANCE, split_acquisitions
 from data.preparation.headers import SliceHeader
+from data.preparation.slices import have_same_voxels, is_copy
 from data.volumes import LPS_TO_RAS
 from util.cli import UserError, format_list
 
+log = logging.getLogger(__name__)
+
 # Relative to the median step between slices.
-STEP_TOLERANCE = 0.03  # headers are rounded, and tables creep
 DUPLICATE_TOLERANCE = 0.01
 MAX_UNBROKEN_STEP = 1.5  # a longer one has room for a missing slice
 
 MAX_GAP_MM = 10.0  # a wider gap is never interpolated
 MIN_STEP_MM = 1e-3
+VOXEL_SIDES_MM = (0.05, 50.0)  # a scan has sides between these
+MAX_INTERPOLATED = 4  # times as many slices as there were
 MAX_TILT_DEGREES = 0.5
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """Files of one series that share size, orientation, voxel size and kernel.
+    """Files of one acquisition that share patient, size, orientation, voxel size and kernel.
 
     Attributes:
         headers: The slices.
         copies: Number of further files that repeat one of the slices.
+        acquisition: What distinguishes it from other acquisitions of its series UID, "" for the
+            only one.
+        problem: Reason why its slices are not one volume, "" where none is known.
+        warnings: Remarks for the report.
     """
 
     headers: tuple[SliceHeader, ...]
     copies: int = 0
+    acquisition: str = ""
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def first(self) -> SliceHeader:
@@ -47,10 +60,15 @@ class DicomSeries:
 
     @property
     def title(self) -> str:
-        """Its number, modality and size, without the UID that identifies it."""
-        number = self.first.series_number or "?"
-        modality = self.first.modality or "?"
-        return f"series {number} ({modality}, {len(self.headers)} slices)"
+        """Its number, modality, kernel and size, without the UID that identifies it."""
+        facts = [self.first.modality or "?", self.first.kernel, f"{len(self.headers)} slices"]
+        return f"{self.short_title} ({', '.join(filter(None, facts))})"
+
+    @property
+    def short_title(self) -> str:
+        """Its number, and its acquisition where the series has several."""
+        title = f"series {self.first.series_number or '?'}"
+        return f"{title}, {self.acquisition}" if self.acquisition else title
 
 
 @dataclass(frozen=True)
@@ -87,9 +105,13 @@ class SliceStack:
 
 
 def group_series(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
-    """Group slices to series in a stable order; a slice that occurs twice is taken once."""
-    groups: dict[tuple[object, ...], dict[str, SliceHeader]] = defaultdict(dict)
-    copies: dict[tuple[object, ...], int] = defaultdict(int)
+    """Group slices to series in a stable order.
+
+    Slices of two patients are never in one series. A file that repeats another one is left out;
+    one that shares its UID alone is a slice of its own. Several acquisitions that cover the same
+    places become several series.
+    """
+    groups: dict[tuple[object, ...], list[SliceHeader]] = defaultdict(list)
     for header in sorted(headers, key=lambda h: str(h.path)):
         key = (
             header.study,
@@ -100,10 +122,51 @@ def group_series(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
             header.kernel,
             tuple(round(v, 3) for v in header.spacing),
             tuple(round(v, 2) for v in header.orientation),
+            header.patient,
         )
-        copies[key] += header.instance in groups[key]
-        groups[key].setdefault(header.instance or str(header.path), header)
-    return [DicomSeries(tuple(groups[k].values()), copies[k]) for k in sorted(groups, key=str)]
+        groups[key].append(header)
+    series = []
+    for key in sorted(groups, key=str):
+        series += _split_group(groups[key])
+    return series
+
+
+def _split_group(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
+    """Return the series of one group, without copies, one for each acquisition."""
+    distinct: list[SliceHeader] = []
+    by_uid: dict[str, list[SliceHeader]] = defaultdict(list)
+    same_uid: list[tuple[SliceHeader, SliceHeader]] = []
+    for header in headers:
+        earlier = by_uid[header.instance] if header.instance else []
+        if any(is_copy(header, other) for other in earlier):
+            continue
+        if earlier:
+            same_uid.append((earlier[0], header))
+        earlier.append(header)
+        distinct.append(header)
+    warnings = []
+    if same_uid:
+        first, second = same_uid[0]
+        log.warning(
+            "%s and %s have one SOPInstanceUID, but are different slices; both were read.",
+            first.path,
+            second.path,
+        )
+        warnings.append(
+            f"{len(same_uid)} slices share the UID of another one, so that UIDs were cut or made "
+            "anew; all were read"
+        )
+    acquisitions = split_acquisitions(distinct)
+    if len(acquisitions) > 1:
+        warnings.append(
+            f"its series UID holds {len(acquisitions)} acquisitions or reconstructions of the same "
+            "places: one was taken, the others are listed as left out"
+        )
+    copies = len(headers) - len(distinct)
+    return [
+        DicomSeries(part.headers, copies, part.title, part.problem, tuple(warnings))
+        for part in acquisitions
+    ]
 
 
 def stack_slices(series: DicomSeries, uneven: str = "error") -> SliceStack:
@@ -115,12 +178,13 @@ def stack_slices(series: DicomSeries, uneven: str = "error") -> SliceStack:
 
     Args:
         series: One series.
-        uneven: "error", or "resample": doubled slices are dropped and gaps up to `MAX_GAP_MM`
-            are left for `pixels` to interpolate.
+        uneven: "error", or "resample": slices that repeat another one are dropped and gaps up to
+            `MAX_GAP_MM` are left for `pixels` to interpolate.
 
     Raises:
-        UserError: Several frames in a file, no rescale tags, no position, a tilted gantry; doubled
-            or missing slices and uneven steps, unless they are resampled.
+        UserError: Several frames in a file, no rescale tags, no position, a tilted gantry; two
+            different slices at one place; repeated or missing slices and uneven steps, unless they
+            are resampled.
     """
     _check_headers(series)
     distances = [float(np.dot(header.position, series.normal)) for header in series.headers]
@@ -132,23 +196,30 @@ def stack_slices(series: DicomSeries, uneven: str = "error") -> SliceStack:
     problems: list[str] = []
     doubled = np.flatnonzero(np.diff(positions) < DUPLICATE_TOLERANCE * step) + 1
     if len(doubled):
-        problems.append(
+        problem = (
             f"{len(doubled)} slices lie at the place of another one, the first at "
             f"{positions[doubled[0]]:.2f} mm"
         )
+        _check_same_voxels(series, headers, doubled.tolist(), problem)
+        problems.append(problem)
         headers = [headers[i] for i in np.delete(np.arange(len(headers)), doubled)]
         positions = np.delete(positions, doubled)
     problems += _step_problems(positions, step)
     if problems:
-        _check_repairable(series, problems, float(np.diff(positions).max()), uneven)
+        _check_repairable(series, problems, positions, step, uneven)
     else:
         step = (positions[-1] - positions[0]) / (len(positions) - 1)
     repairs = [f"{problem}: interpolated" for problem in problems]
-    warnings = (*repairs, *_number_warnings(headers))
+    warnings = (*series.warnings, *repairs, *_number_warnings(series))
     return SliceStack(tuple(headers), positions, series.normal * step, warnings)
 
 
 def _check_headers(series: DicomSeries) -> None:
+    if series.problem:
+        raise UserError(
+            f"{series.title} {series.problem}, so that nobody knows which slices belong together. "
+            "Export each acquisition as a series of its own."
+        )
     if any(header.frames > 1 for header in series.headers):
         raise UserError(
             f"{series.title} has several frames in a file. Export it as single-frame CT, one slice "
@@ -164,9 +235,11 @@ def _check_headers(series: DicomSeries) -> None:
             f"{series.title} does not say where its slices lie (position, orientation or pixel "
             "spacing is missing). Export the original series again."
         )
-    if min(series.first.spacing) <= 0 or min(series.first.size) < 1:
+    low, high = VOXEL_SIDES_MM
+    if not all(low <= side <= high for side in series.first.spacing) or min(series.first.size) < 1:
         raise UserError(
-            f"{series.title} has pixels of size {series.first.spacing} mm. Export it again."
+            f"{series.title} has pixels of size {series.first.spacing} mm, expected are {low:g} to "
+            f"{high:g} mm. Export it again."
         )
     if len(series.headers) < 2:
         raise UserError(f"{series.title} has one slice only; a volume needs several.")
@@ -197,16 +270,41 @@ def _step_problems(positions: NDArray[np.float64], step: float) -> list[str]:
     gaps = np.diff(positions)
     missing = np.flatnonzero(gaps > MAX_UNBROKEN_STEP * step)
     if len(missing):
-        count = int(np.rint(gaps[missing] / step - 1).sum())
+        count = round(float((gaps[missing] / step - 1).sum()))
         return [f"{count} slices are missing, the first after {positions[missing[0]]:.2f} mm"]
     if not np.allclose(gaps, step, rtol=STEP_TOLERANCE):
         return [f"the steps between slices run from {gaps.min():.3g} to {gaps.max():.3g} mm"]
     return []
 
 
-def _check_repairable(
-    series: DicomSeries, problems: Sequence[str], widest_gap: float, uneven: str
+def _check_same_voxels(
+    series: DicomSeries, headers: Sequence[SliceHeader], doubled: Sequence[int], problem: str
 ) -> None:
+    """Raise `UserError` where two different slices lie at one place: nobody knows which is right.
+
+    Args:
+        series: The series.
+        headers: Its slices by position.
+        doubled: Indices of slices at the place of the slice before.
+        problem: What to say of them.
+    """
+    for i in doubled:
+        if not have_same_voxels(headers[i - 1], headers[i]):
+            raise UserError(
+                f"{series.title}: {problem}, and {headers[i - 1].path} and {headers[i].path} "
+                "differ there. Two acquisitions or reconstructions are mixed, or the places are "
+                "wrong. Export them as series of their own."
+            )
+
+
+def _check_repairable(
+    series: DicomSeries,
+    problems: Sequence[str],
+    positions: NDArray[np.float64],
+    step: float,
+    uneven: str,
+) -> None:
+    widest_gap = float(np.diff(positions).max())
     if uneven == "error":
         raise UserError(
             f"{series.title}: {'; '.join(problems)}. Export the complete series again, or "
@@ -217,17 +315,34 @@ def _check_repairable(
             f"{series.title}: {'; '.join(problems)}; a gap of {widest_gap:.1f} mm is not "
             f"interpolated (at most {MAX_GAP_MM:g} mm). Export the complete series again."
         )
+    if np.ptp(positions) > MAX_INTERPOLATED * len(positions) * step:
+        raise UserError(
+            f"{series.title}: {'; '.join(problems)}; more than {MAX_INTERPOLATED} times as many "
+            "slices would be interpolated. Export the complete series again."
+        )
 
 
-def _number_warnings(headers: Sequence[SliceHeader]) -> list[str]:
-    """Return a warning of gaps in the numbering, where slices may be missing at an end."""
-    numbers = sorted({h.number for h in headers if h.number is not None})
-    if len(numbers) != len(headers):
+def _number_warnings(series: DicomSeries) -> list[str]:
+    """Return warnings of numbers with gaps or without order, the only sign of some mistakes."""
+    by_place = sorted(series.headers, key=lambda h: float(np.dot(h.position, series.normal)))
+    known = [header.number for header in by_place if header.number is not None]
+    numbers = sorted(set(known))
+    if len(numbers) != len(series.headers):
         return []
-    absent = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
-    if not absent or len(absent) > len(headers):
-        return []
-    shown = format_list([str(n) for n in absent], 4)
-    return [
-        f"the numbers of the slices have gaps (absent: {shown}): slices may be missing at an end"
-    ]
+    warnings = []
+    if known not in (numbers, numbers[::-1]):
+        warnings.append(
+            "the numbers of the slices do not follow their places: the numbers or the places may "
+            "be wrong"
+        )
+    first = numbers[0] if series.acquisition else min(1, numbers[0])
+    # Counted before they are listed: a single odd number would ask for all memory.
+    count = numbers[-1] - first + 1 - len(numbers)
+    if 0 < count <= len(numbers):
+        absent = sorted(set(range(first, numbers[-1] + 1)) - set(numbers))
+        shown = format_list([str(n) for n in absent], 4)
+        warnings.append(
+            f"the numbers of the slices have gaps (absent: {shown}): slices may be missing at an "
+            "end"
+        )
+    return warnings

@@ -14,15 +14,17 @@ from data.cohort import natural_key
 from data.preparation.choice import choose_series
 from data.preparation.headers import DamagedHeader, NotDicomImage, SliceHeader, read_slice_header
 from data.preparation.series import DicomSeries, group_series
+from data.preparation.slices import have_same_voxels
 from data.volumes import has_suffix, strip_suffix
 from options.prepare_options import SeriesOptions
 from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
-BROKEN_HEADER = "cannot be read: its DICOM header is cut off or damaged."
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 AIIB23_TABLES = ("data_info.xlsx", "data_info.csv")
+AIIB23_KEY_COLUMN = "Mapping ID"
+OSIC_KEY_COLUMN = "Patient"
 HEADER_THREADS = 8  # they mostly wait for a network drive
 
 
@@ -31,7 +33,7 @@ class Source:
     """The source of one case. Of `series` and `volume` one is set, or neither with a `problem`.
 
     Attributes:
-        key: Distinguishes it from all other sources, the same in every run.
+        key: Its id in the source, the same in every run; two patients can share one.
         patient: Id of the patient.
         names: Names that a table may call it by, the best first.
         series: DICOM series.
@@ -41,6 +43,7 @@ class Source:
         problem: Reason why it cannot become a case.
         problem_paths: Further paths in the text of `problem`.
         notes: Remarks for the report.
+        warnings: What has to be looked at.
         left_out: Other series of the study, each with its title and the reason.
     """
 
@@ -54,12 +57,34 @@ class Source:
     problem: str = ""
     problem_paths: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What distinguishes it from all other sources, the same in every run."""
+        return self.key, self.patient
 
     def files(self) -> list[Path]:
         """Return every file that decides what the case looks like."""
         slices = [header.path for header in self.series.headers] if self.series else []
         return slices + [p for p in (self.volume, self.mask, self.airway) if p is not None]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file or folder that could not be read.
+
+    Attributes:
+        path: The file or folder.
+        reason: What is wrong, as the rest of a sentence, without anything that identifies people.
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}."
 
 
 @dataclass
@@ -71,12 +96,14 @@ class Discovery:
         remarks: Remarks on files that are not sources.
         unreadable: Files and folders that could not be read.
         table: Clinical table of the source itself.
+        key_column: Its column that names the scans.
     """
 
     sources: list[Source] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
     table: Path | None = None
+    key_column: str = ""
 
 
 def list_files(root: Path, discovery: Discovery) -> list[Path]:
@@ -87,9 +114,8 @@ def list_files(root: Path, discovery: Discovery) -> list[Path]:
     paths: list[Path] = []
 
     def note_unreadable(error: OSError) -> None:
-        discovery.unreadable.append(
-            f"{error.filename} cannot be read ({error.strerror}); its content is missing."
-        )
+        reason = f"cannot be read ({error.strerror}); its content is missing"
+        discovery.unreadable.append(Unreadable(Path(error.filename), reason))
 
     for folder, folders, names in os.walk(root, onerror=note_unreadable):
         folders.sort(key=natural_key)
@@ -176,27 +202,27 @@ def discover_sources(
 
 @dataclass(frozen=True)
 class _DicomFiles:
-    """Headers of readable files, and the damaged files by their folder."""
+    """Headers of readable files, and what is wrong with the damaged ones."""
 
     headers: list[SliceHeader]
-    damaged: dict[Path, list[Path]]
+    damaged: list[DamagedHeader]
 
 
 def _read_headers(paths: Sequence[Path], discovery: Discovery) -> _DicomFiles:
     """Read the headers of all DICOM files; other files are counted in a remark."""
-    files = _DicomFiles([], defaultdict(list))
+    files = _DicomFiles([], [])
     others = 0
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        for path, result in zip(paths, pool.map(_header_or_error, paths), strict=True):
+        for result in pool.map(_header_or_error, paths):
             if isinstance(result, SliceHeader):
                 files.headers.append(result)
             elif isinstance(result, DamagedHeader):
-                files.damaged[path.parent].append(path)
+                files.damaged.append(result)
             else:
                 others += 1
     if others:
         discovery.remarks.append(f"{others} files are not DICOM images and were passed over")
-    return files
+    return _DicomFiles(_fill_patients(files.headers), files.damaged)
 
 
 def _header_or_error(path: Path) -> SliceHeader | DamagedHeader | NotDicomImage:
@@ -206,19 +232,67 @@ def _header_or_error(path: Path) -> SliceHeader | DamagedHeader | NotDicomImage:
         return error
 
 
+def _fill_patients(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
+    """Return headers where slices without a patient have the only patient of their study."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for header in headers:
+        patients[header.study].add(header.patient)
+    filled = []
+    for header in headers:
+        known = patients[header.study] - {""}
+        is_clear = not header.patient and len(known) == 1
+        filled.append(replace(header, patient=next(iter(known))) if is_clear else header)
+    return filled
+
+
 def _discover_dicom(root: Path, options: SeriesOptions, discovery: Discovery) -> None:
     files = _read_headers(list_files(root, discovery), discovery)
-    studies: dict[str, list[DicomSeries]] = defaultdict(list)
+    studies: dict[str, dict[str, list[DicomSeries]]] = defaultdict(lambda: defaultdict(list))
     for series in group_series(files.headers):
-        studies[series.first.study].append(series)
-    for study, candidates in studies.items():
-        patients = [series.first.patient for series in candidates if series.first.patient]
-        patient = patients[0] if patients else study
-        source = Source(study, patient, (patient, study))
-        discovery.sources.append(_with_series(source, candidates, options, files.damaged))
-    folders = {header.path.parent for header in files.headers}
-    for folder in sorted(set(files.damaged) - folders):
-        discovery.unreadable += [f"{path} {BROKEN_HEADER}" for path in files.damaged[folder]]
+        studies[series.first.study][series.first.patient].append(series)
+    for study, patients in studies.items():
+        for patient, candidates in patients.items():
+            # Where patients share a study UID, it names none of them.
+            names = (patient or study, study) if len(patients) == 1 else (patient or study,)
+            source = Source(study, patient or study, names)
+            discovery.sources.append(_with_series(source, candidates, options, files))
+    _note_shared_uids(files.headers, discovery)
+    _note_damaged(files.damaged, discovery)
+
+
+def _note_shared_uids(headers: Sequence[SliceHeader], discovery: Discovery) -> None:
+    """Note patients whose files have the same UIDs: they stay apart."""
+    first_by_uid: dict[str, SliceHeader] = {}
+    pairs = []
+    for header in headers:
+        first = first_by_uid.setdefault(header.instance, header)
+        if header.instance and first.patient != header.patient:
+            pairs.append((first, header))
+    if not pairs:
+        return
+    first, second = pairs[0]
+    tried = (pairs[0], pairs[len(pairs) // 2], pairs[-1])
+    is_one_scan = all(have_same_voxels(one, other) for one, other in tried)
+    log.warning(
+        "%s and %s have one SOPInstanceUID, but two patient ids. They were prepared as two "
+        "patients%s.",
+        first.path,
+        second.path,
+        ", although they show the same" if is_one_scan else "",
+    )
+    discovery.remarks.append(
+        f"{len(pairs)} files have the SOPInstanceUID of a file of another patient; patients were "
+        "told apart by their PatientID"
+        + (", but they show the same: is one patient there under two ids?" if is_one_scan else "")
+    )
+
+
+def _note_damaged(damaged: Sequence[DamagedHeader], discovery: Discovery) -> None:
+    """Note damaged files that are not the reason why a case fails."""
+    named = {path for source in discovery.sources for path in source.problem_paths}
+    for error in damaged:
+        if str(error.path) not in named:
+            discovery.unreadable.append(Unreadable(error.path, f"is damaged: {error.reason}"))
 
 
 def _discover_osic(root: Path, options: SeriesOptions, discovery: Discovery) -> None:
@@ -232,48 +306,82 @@ def _discover_osic(root: Path, options: SeriesOptions, discovery: Discovery) -> 
         )
     if (root / "train.csv").is_file():
         discovery.table = root / "train.csv"
+        discovery.key_column = OSIC_KEY_COLUMN
     folders = [path for path in (root / "train").iterdir() if path.is_dir()]
     for folder in sorted(folders, key=lambda path: natural_key(path.name)):
         files = _read_headers(list_files(folder, discovery), discovery)
         source = Source(folder.name, folder.name, (folder.name,))
         candidates = group_series(files.headers)
-        discovery.sources.append(_with_series(source, candidates, options, files.damaged))
+        source = _with_series(source, candidates, options, files)
+        discovery.sources.append(_refuse_patients(source, files.headers))
+        _note_damaged(files.damaged, discovery)
+
+
+def _refuse_patients(source: Source, headers: Sequence[SliceHeader]) -> Source:
+    """Return the source of a folder, with a problem where its files are of several patients."""
+    examples = {header.patient: header.path for header in headers if header.patient}
+    if len(examples) < 2 or source.problem:
+        return source
+    first, second = list(examples.values())[:2]
+    problem = (
+        f"{first} and {second} have different patient ids, but lie in the folder of one patient. "
+        "Keep one patient per folder."
+    )
+    return replace(source, problem=problem, problem_paths=(str(first), str(second)))
 
 
 def _with_series(
     source: Source,
     candidates: Sequence[DicomSeries],
     options: SeriesOptions,
-    damaged: dict[Path, list[Path]],
+    files: _DicomFiles,
 ) -> Source:
     """Return a source with the chosen series, or with the problem that there is none."""
     choice = choose_series(candidates, options.kernel, options.min_slices)
-    if choice.chosen is None:
+    chosen = choice.chosen
+    if chosen is None:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in choice.left_out)
         return replace(
             source,
             problem=f"No series is a CT of the chest. {reasons or 'no DICOM file can be read'}.",
             left_out=choice.left_out,
         )
-    folders = {header.path.parent for header in choice.chosen.headers}
-    broken: list[str] = []
-    for folder in sorted(folders & set(damaged)):
-        broken += map(str, damaged[folder])
-    problem = ""
-    if broken:
-        problem = (
-            f"{broken[0]} {BROKEN_HEADER} It lies beside the series and may be one of its slices; "
-            "copy it again or remove it."
-        )
-    copies = choice.chosen.copies
-    return replace(
+    source = replace(
         source,
-        series=choice.chosen,
-        problem=problem,
-        problem_paths=tuple(broken),
-        notes=(f"{copies} files were copies of slices already there",) if copies else (),
+        series=chosen,
+        notes=(f"{chosen.copies} files were copies of slices already there",)
+        if chosen.copies
+        else (),
         left_out=choice.left_out,
     )
+    return _with_damaged(source, chosen, files)
+
+
+def _with_damaged(source: Source, chosen: DicomSeries, files: _DicomFiles) -> Source:
+    """Return a source with what damaged files mean for it.
+
+    A damaged file of its series, or beside it where no other study is, is a problem. One beside it
+    among several studies can belong to any of them, so that each gets a warning.
+    """
+    folders = {header.path.parent for header in chosen.headers}
+    beside = [e for e in files.damaged if not e.series and e.path.parent in folders]
+    own = [error for error in files.damaged if error.series == chosen.first.series]
+    if not any(h.study != chosen.first.study and h.path.parent in folders for h in files.headers):
+        own += beside
+    if own:
+        return replace(
+            source,
+            problem=f"{own[0]} It lies beside the series and may be one of its slices; copy it "
+            "again or remove it.",
+            problem_paths=tuple(str(error.path) for error in own),
+        )
+    if beside:
+        warning = (
+            f"{len(beside)} damaged files lie beside its slices and those of other studies, such "
+            f"as one of which {beside[0].reason}: a slice may be missing at an end"
+        )
+        return replace(source, warnings=(warning,))
+    return source
 
 
 def _discover_volumes(root: Path, kind: str, discovery: Discovery, mask_dir: Path | None) -> None:
@@ -292,6 +400,7 @@ def _discover_volumes(root: Path, kind: str, discovery: Discovery, mask_dir: Pat
             airways = _files_by_name(root / "gt", discovery)
         tables = [root / name for name in AIIB23_TABLES if (root / name).is_file()]
         discovery.table = tables[0] if tables else None
+        discovery.key_column = AIIB23_KEY_COLUMN
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path in volumes:
         if has_suffix(path.name) and path not in masks.values():

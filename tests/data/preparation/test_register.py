@@ -24,7 +24,7 @@ def test_two_scans_of_one_patient_keep_apart(tmp_path: Path) -> None:
     register.add([Source("s1", "P", ("P",)), Source("s2", "P", ("P",)), Source("s3", "p", ("p",))])
     cases = {k: e.case for k, e in register.entries.items()}
     assert len({c.casefold() for c in cases.values()}) == 3
-    assert register.entries["s1"].patient == register.entries["s2"].patient
+    assert register.entries["s1", "P"].patient == register.entries["s2", "P"].patient
     again = CaseRegister(tmp_path / "k.csv", recode=False)
     assert {k: e.case for k, e in again.entries.items()} == cases
     (tmp_path / "k.csv").write_text("something else\nx\n")
