@@ -249,10 +249,10 @@ class _GlobalBatches(Sampler[list[int]]):
 def _ignore_signals(worker: int) -> None:
     """Leave signals to the trainer.
 
-    Ctrl-C and a batch system's SIGTERM reach every process; a worker that died of them would end
-    training without a checkpoint.
+    Ctrl-C, a batch system's SIGTERM and a closed terminal's SIGHUP reach every process; a worker
+    that died of them would end training without a checkpoint.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

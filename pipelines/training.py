@@ -51,7 +51,7 @@ from pipelines.clip_pretraining import pretrain_clip
 from pipelines.power import describe_smallest_effect
 from pipelines.run_cohort import run_splits
 from pipelines.validation import Validation, ValidationCase
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import shutdown_distributed
 from util.training.monitor import WEB, CheckpointExtra, Intervals, Monitor
@@ -417,14 +417,17 @@ def dry_run(options: TrainOptions, study: Study, model: GenerativeModel, trainer
 
 @contextlib.contextmanager
 def memory_advice(options: TrainOptions) -> Iterator[None]:
-    """Turn a GPU that runs out of memory into a `UserError` with advice."""
+    """Turn memory that runs out, of the CPU or a GPU, into a `UserError` with advice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         size = ",".join(map(str, options.patch.patch_size))
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
             f"--patch_size {size} with --batch_size {options.optim.batch_size} does not fit into "
-            f"the GPU ({str(error).splitlines()[0][:120]}). Use less of either, "
+            f"the memory ({reason}). Use less of either, "
             "--gradient_accumulation, --precision bf16, --checkpoint_activations or a smaller "
             "--preset; --dry_run reports the memory of a step."
         ) from None

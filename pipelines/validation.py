@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
+from tqdm import tqdm
 
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
@@ -66,7 +67,8 @@ class Validation:
         self.folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, list[float]] = {}
         images = []
-        for case in self.cases:
+        # Without a terminal there is no bar.
+        for case in tqdm(self.cases, "validating", unit="case", leave=False, disable=None):
             volume = self._generate(case, case.prompt)
             for name, value in self._metrics(case, volume).items():
                 values.setdefault(f"lung_{name}", []).append(value)

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
-from util.files import read_json, write_json
+from util.files import write_json
+from util.records import read_record
+from util.schema import misfit
 from util.training.runs import RunLog, read_log
+from util.training.stopping import StopNow
 from util.training.trainer import Trainer
 from util.web.training_page import TrainingImage, write_training_page
 
@@ -19,6 +22,7 @@ log = logging.getLogger(__name__)
 
 WEB = "web"
 IMAGES_FILE = "images.json"
+IMAGE_TYPES = get_type_hints(TrainingImage)
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,18 @@ class Monitor:
             self.save(str(step // config.steps_per_epoch))
 
     def _earlier_images(self, step: int) -> list[TrainingImage]:
-        """Return the pictures of a resumed run."""
+        """Return the pictures of a resumed run; a list that is damaged is begun again."""
         path = self.folder / WEB / IMAGES_FILE
-        stored = read_json(path) if step and path.is_file() else []
-        return [TrainingImage(**image) for image in stored if image["step"] <= step]
+        if not step or not path.is_file():
+            return []
+        stored = read_record(path, list[dict[str, str | int]], "The pictures so far are left out")
+        images = []
+        for values in stored or []:
+            if set(values) != set(IMAGE_TYPES) or misfit(values, IMAGE_TYPES):
+                log.warning("%s: a picture that is damaged is left out: %.60s", path, values)
+            elif values["step"] <= step:
+                images.append(TrainingImage(**values))
+        return images
 
     def save(self, name: str) -> None:
         """Write the checkpoint `name`."""
@@ -118,8 +130,8 @@ class Monitor:
 
     def _validate(self, step: int) -> None:
         if self.log is not None:
-            if self.validate is not None:
-                result = self.validate(step)
+            result = self._validation_result(step)
+            if result is not None:
                 self.log.write(step, {f"val_{k}": v for k, v in result.metrics.items()})
                 texts = [f"{name} {value:.4g}" for name, value in result.metrics.items()]
                 log.info("Step %d: %s", step, ", ".join(texts))
@@ -134,6 +146,17 @@ class Monitor:
                 self.options,
             )
         self.trainer.accelerator.wait_for_everyone()
+
+    def _validation_result(self, step: int) -> ValidationResult | None:
+        """Return the result of a validation, or None without one; a signal abandons it."""
+        if self.validate is None:
+            return None
+        try:
+            with self.trainer.interruptible():
+                return self.validate(step)
+        except StopNow:
+            log.warning("The validation after step %d is abandoned.", step)
+            return None
 
     def close(self) -> None:
         """Close the log."""

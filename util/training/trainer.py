@@ -9,7 +9,6 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from util.cli import UserError
 from util.training import checkpoint
+from util.training.stopping import StepUndo, StopNow, StopSignals, answer_signals
 
 log = logging.getLogger(__name__)
 
@@ -79,24 +79,6 @@ class TrainerConfig:
     compiled: bool = False
 
 
-class StopSignal:
-    """Handler of Ctrl-C and SIGTERM that lets a step finish; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def restore(self) -> None:
-        """Put the earlier handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def average_of(network: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average whose memory grows with the steps.
 
@@ -113,10 +95,11 @@ def average_of(network: nn.Module, decay: float) -> AveragedModel:
 class Trainer:
     """Optimisation of a model's networks, each with its own Adam.
 
-    The loop is the caller's::
+    The loop is the caller's, within `until_stopped`::
 
-        for parts in trainer.iterate(batches):
-            losses = trainer.step([(part, embed(part)) for part in parts])
+        with trainer.until_stopped():
+            for parts in trainer.iterate(batches):
+                losses = trainer.step([(part, embed(part)) for part in parts])
 
     Args:
         model: Its networks are moved to the device and wrapped.
@@ -136,6 +119,7 @@ class Trainer:
         self.steps_done = 0
         self.stop_signal: int | None = None
         self._losses: dict[str, Tensor] = {}
+        self._signals: StopSignals | None = None
         self.optimizers: dict[str, Any] = {}
         groups = model.param_groups()
         for name, network in model.raw.items():
@@ -157,6 +141,8 @@ class Trainer:
         # Accelerate turns every output to fp32; the discriminator's features are better left as
         # they are.
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        if self._may_undo and not self.config.compiled:
+            answer_signals(network)
         return cast(nn.Module, torch.compile(wrapped) if self.config.compiled else wrapped)
 
     def iterate(
@@ -164,8 +150,8 @@ class Trainer:
     ) -> Iterator[list[Batch]]:
         """Iterate over the batches of the remaining steps, with a progress bar.
 
-        Ends after the last step, or after the step in which a signal arrived (`stop_signal`); all
-        processes end after the same step.
+        Ends after the last step, or where a signal arrived (`stop_signal`); several processes end
+        after the same step.
 
         Args:
             batches: This process's batches from the current step on, `gradient_accumulation` of
@@ -175,7 +161,8 @@ class Trainer:
         Yields:
             The parts of one step's batch, on the device.
         """
-        signals, feed = StopSignal(), iter(batches)
+        signals = self._signals = StopSignals()
+        feed = iter(batches)
         end = min(self.config.steps, until or self.config.steps)
         bar = tqdm(
             total=end,
@@ -188,7 +175,9 @@ class Trainer:
         try:
             while self.steps_done < end:
                 parts = itertools.islice(feed, self.config.gradient_accumulation)
-                yield [self.to_device(part) for part in parts]
+                with self.interruptible(self._is_alone):
+                    moved = [self.to_device(part) for part in parts]
+                yield moved
                 bar.update()
                 if self.steps_done % 5 == 1:
                     values = {name: f"{v.item():.3f}" for name, v in self._losses.items()}
@@ -199,9 +188,44 @@ class Trainer:
         finally:
             bar.close()
             signals.restore()
+            self._signals = None
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other process waits for this one."""
+        return self.accelerator.num_processes == 1
+
+    @property
+    def _may_undo(self) -> bool:
+        """Whether copies are kept of what a step changes; a GPU's steps are short enough."""
+        return self._is_alone and self.accelerator.device.type == "cpu"
+
+    @contextlib.contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """End the block without an error where a signal abandons a step (see `stop_signal`)."""
+        try:
+            yield
+        except StopNow:
+            log.info("The step that had begun is left out.")
+
+    @contextlib.contextmanager
+    def interruptible(self, enabled: bool = True) -> Iterator[None]:
+        """Let a signal end the block with `StopNow`, while `iterate` runs."""
+        signals = self._signals
+        if signals is None or not enabled:
+            yield
+            return
+        try:
+            with signals.interruptible():
+                yield
+        except StopNow:
+            self.stop_signal = signals.received
+            raise
 
     def step(self, parts: Sequence[tuple[Batch, Any]]) -> dict[str, Tensor]:
         """Take one optimisation step.
+
+        A signal abandons it: networks and optimisers are then those before the step.
 
         Args:
             parts: The parts of the step's batch, each with its text embeddings; their gradients
@@ -212,8 +236,26 @@ class Trainer:
 
         Raises:
             RunStopped: A loss is not finite.
+            StopNow: A signal arrived.
         """
+        undo = StepUndo(self.model.raw) if self._is_alone else None
+        try:
+            with self.interruptible(self._is_alone):
+                losses = self._take_step(parts, undo)
+        except StopNow:
+            if undo is not None:
+                undo.restore()
+            raise
+        self.steps_done += 1
+        self._losses = losses
+        return losses
+
+    def _take_step(
+        self, parts: Sequence[tuple[Batch, Any]], undo: StepUndo | None
+    ) -> dict[str, Tensor]:
+        """Return the loss terms of a step; from its last update on, it is completed."""
         losses: dict[str, Tensor] = {}
+        updated: list[str] = []
         torch.manual_seed(self.config.seed * 1_000_003 + self.steps_done)
         for number, (batch, text) in enumerate(parts, start=1):
             last = number == len(parts)
@@ -224,13 +266,17 @@ class Trainer:
                 context.enter_context(self.accelerator.autocast())
                 for name, loss, terms in self.model.training_step(batch, text):
                     self._check_finite(name, loss, terms)
-                    self._update(name, loss, last)
+                    self.accelerator.backward(loss / self.config.gradient_accumulation)
+                    if last:
+                        self._prepare_update(name, updated, undo)
+                        self._update(name)
+                        updated.append(name)
                     for term, value in terms.items():
                         losses[term] = losses.get(term, 0) + value.detach() / len(parts)
+        if self._signals is not None:
+            self._signals.may_interrupt = False
         if self.average is not None:
             self.average.update_parameters(self.model.raw[self.model.ema_network])
-        self.steps_done += 1
-        self._losses = losses
         return losses
 
     def _check_finite(self, name: str, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
@@ -242,12 +288,22 @@ class Trainer:
                 "--lr, with --grad_clip 1, or with --precision fp32."
             )
 
-    def _update(self, name: str, loss: Tensor, last: bool) -> None:
-        """Back-propagate a network's loss; with the last part, step its optimiser."""
-        optimizer = self.optimizers[name]
-        self.accelerator.backward(loss / self.config.gradient_accumulation)
-        if not last:
+    def _prepare_update(self, name: str, updated: Sequence[str], undo: StepUndo | None) -> None:
+        """Keep a copy of a network that is updated before others; after the last, none is needed.
+
+        Where no copies are kept, a step is completed from its first update on.
+        """
+        if self._signals is None:
             return
+        is_last = len(updated) + 1 == len(self.optimizers)
+        if undo is None or is_last or not self._may_undo:
+            self._signals.may_interrupt = False
+        else:
+            undo.remember(self.model.raw[name], self.optimizers[name].optimizer)
+
+    def _update(self, name: str) -> None:
+        """Step a network's optimiser."""
+        optimizer = self.optimizers[name]
         if self.config.grad_clip:
             # Accelerate's own clipping would also unscale what the other network has gathered so
             # far (fp16).
@@ -277,7 +333,7 @@ class Trainer:
                 )
         return moved
 
-    def _stop_requested(self, signals: StopSignal) -> bool:
+    def _stop_requested(self, signals: StopSignals) -> bool:
         """Whether any process received a signal; all processes get the same answer."""
         asked = torch.tensor(float(signals.received is not None), device=self.accelerator.device)
         if self.accelerator.num_processes > 1:

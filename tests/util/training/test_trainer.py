@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
 from util.training import checkpoint
 from util.training.devices import make_accelerator, make_device
+from util.training.stopping import STOPPING
 from util.training.trainer import RunStopped, Trainer, TrainerConfig
 
 Feed = Iterator[dict[str, Any]]
@@ -248,12 +250,101 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert (tmp_path / "latest" / "G.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_training_after_its_step(number: signal.Signals) -> None:
-    trainer, handlers = make(), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    handlers = list(map(signal.getsignal, STOPPING))
+    trainer = make()
     received = fit(trainer, after=lambda step: os.kill(os.getpid(), number) if step == 3 else None)
     assert received == number and trainer.steps_done == 3
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert list(map(signal.getsignal, STOPPING)) == handlers
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make()
+        fit(trainer, after=lambda step: os.kill(os.getpid(), signal.SIGHUP))
+        assert trainer.steps_done == 8 and trainer.stop_signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor that a checkpoint holds."""
+    state: dict[str, Tensor] = {}
+    for name, optimizer in trainer.optimizers.items():
+        state |= {f"{name}.{k}": v for k, v in weights(trainer, name).items()}
+        tensors = checkpoint.optimizer_tensors(optimizer)
+        state |= {f"optimizer_{name}.{k}": v.clone() for k, v in tensors.items()}
+    assert trainer.average is not None
+    state |= {f"average.{k}": v.clone() for k, v in trainer.average.module.state_dict().items()}
+    return state
+
+
+@pytest.mark.parametrize("place", ["before the first loss", "after D", "in the backward pass of G"])
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_a_signal_within_a_step_undoes_it(
+    place: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved then is the state after the last whole step, to the last bit."""
+    straight = make(norm=norm)
+    fit(straight, 3)
+    trainer = make(norm=norm)
+    fit(trainer, 2)
+    before = whole_state(trainer)
+    original = trainer.model.training_step
+
+    def interrupted(batch: Any, said: Any) -> Iterator[tuple[str, Tensor, Any]]:
+        for name, loss, terms in original(batch, said):
+            if place == "before the first loss" and name == "D":
+                os.kill(os.getpid(), signal.SIGINT)
+            if place == "in the backward pass of G" and name == "G":
+                loss.register_hook(lambda gradient: os.kill(os.getpid(), signal.SIGINT))
+            yield name, loss, terms
+            if place == "after D" and name == "D":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.model, "training_step", interrupted)
+        with trainer.until_stopped():
+            fit(trainer)
+    assert trainer.stop_signal == signal.SIGINT and trainer.steps_done == 2
+    assert equal(whole_state(trainer), before)
+    fit(trainer, 3)
+    assert equal(whole_state(trainer), whole_state(straight))
+
+
+def test_a_signal_in_the_last_update_completes_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+    original = trainer._update
+
+    def signalled(name: str) -> None:
+        if name == "G" and trainer.steps_done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(name)
+
+    monkeypatch.setattr(trainer, "_update", signalled)
+    with trainer.until_stopped():
+        fit(trainer)
+    assert trainer.stop_signal == signal.SIGINT and trainer.steps_done == 2
+
+
+def test_a_signal_while_a_batch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+
+    def slow_feed() -> Feed:
+        for number, one in enumerate(batches(trainer)):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
+            yield one
+
+    start = time.monotonic()
+    with trainer.until_stopped():
+        fit(trainer, feed=slow_feed())
+    assert time.monotonic() - start < 10
+    assert trainer.stop_signal == signal.SIGTERM and trainer.steps_done == 2
 
 
 def test_a_second_ctrl_c_leaves_at_once() -> None:
