@@ -7,9 +7,10 @@ MetaImage. Raw data carries no checksum and cannot be verified.
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,11 @@ ANY_WINDOW = 47  # zlib or gzip, recognised by zlib itself
 MAX_EXPANSION = {"": 1, "text": 8, "hex": 1, "zlib": 1032, "gzip": 1032, "bzip2": 100_000}
 EXPANSION_SLACK = 4096
 MAX_TRAILING_BYTES = 1 << 26  # of data that no header claims
+BLANKS = " \t\r"
+META_SIDES = ("ElementSpacing", "ElementSize")
+META_NUMBERS = (
+    *META_SIDES, "Offset", "Position", "Origin", "TransformMatrix", "Rotation", "Orientation",
+)  # fmt: skip
 META_BYTES = {
     "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4,
     "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4,
@@ -98,19 +104,38 @@ def _find_meta(path: Path, head: bytes) -> VoxelData:
     name = names.pop()
     end = matches[0].end()
     fields = _fields(head[:end], "=")
-    sizes = [int(word) for word in fields.get("dimsize", "").split()]
-    is_compressed = fields.get("compresseddata", "").lower().startswith(("t", "1"))
-    claimed = _product(sizes) * META_BYTES.get(fields.get("elementtype", ""), 0)
-    has_grid = "elementspacing" in fields or "elementsize" in fields
-    is_local = name.lower() == "local"
+    _check_numbers(fields)
+    is_local = name.upper() == "LOCAL"
+    data_path = path if is_local else _beside(path, name)
+    offset = end if is_local else 0
+    encoding = "text" if fields.get("BinaryData", "").lower().startswith(("f", "0")) else ""
+    if fields.get("CompressedData", "").lower().startswith(("t", "1")):
+        if encoding:
+            raise ValueError("its header says both text and compressed")
+        stored = str(data_path.stat().st_size - offset)
+        if fields.get("CompressedDataSize", "" if is_local else stored) != stored:
+            raise ValueError("its CompressedDataSize is not the size of its data")
+        encoding = "zlib"
+    voxels = _product(fields.get("DimSize", ""))
+    claimed = voxels * META_BYTES.get(fields.get("ElementType", ""), 0)
     return VoxelData(
-        path=path if is_local else _beside(path, name),
-        offset=end if is_local else 0,
-        encoding="zlib" if is_compressed else "",
-        claimed=claimed * max(1, int(fields.get("elementnumberofchannels", "1"))),
+        path=data_path,
+        offset=offset,
+        encoding=encoding,
+        claimed=claimed * max(1, int(fields.get("ElementNumberOfChannels", "1"))),
         is_exact=claimed > 0,
-        has_grid=has_grid,
+        has_grid="ElementSpacing" in fields or "ElementSize" in fields,
     )
+
+
+def _check_numbers(fields: Mapping[str, str]) -> None:
+    """Raise `ValueError` for numbers of a MetaImage that its reader takes for 0, or flips by."""
+    for name in META_NUMBERS:
+        numbers = [float(word) for word in fields.get(name, "").split()]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError(f"its {name} is not finite")
+        if name in META_SIDES and min(numbers, default=1.0) <= 0:
+            raise ValueError(f"its {name} is not above 0")
 
 
 def _find_nrrd_data(path: Path, head: bytes) -> VoxelData:
@@ -119,38 +144,41 @@ def _find_nrrd_data(path: Path, head: bytes) -> VoxelData:
         raise ValueError("it does not begin with NRRD")
     match = re.search(rb"\r?\n\r?\n", head)
     end = match.end() if match else len(head)
-    fields = _fields(head[:end], ":")
+    fields = {key.lower(): value for key, value in _fields(head[:end], ":").items()}
     name = fields.get("data file", fields.get("datafile"))
     encoding = fields.get("encoding", "raw").lower()
     if encoding not in NRRD_ENCODINGS:
         raise ValueError(f"its encoding {encoding!r} is unknown")
-    sizes = [int(word) for word in fields.get("sizes", "").split()]
     skips = [fields.get(key, "0") for key in ("line skip", "lineskip", "byte skip", "byteskip")]
-    claimed = _product(sizes) * NRRD_BYTES.get(fields.get("type", "").lower(), 0)
+    claimed = _product(fields.get("sizes", "")) * NRRD_BYTES.get(fields.get("type", "").lower(), 0)
     return VoxelData(
         path=path if name is None else _beside(path, name),
         offset=end if name is None else 0,
         encoding=NRRD_ENCODINGS[encoding],
         claimed=claimed,
         is_exact=claimed > 0 and all(skip == "0" for skip in skips),
-        has_grid=bool({"space directions", "spacings"} & set(fields)),
+        has_grid=any(
+            "none" not in fields.get(name, "none").lower() and "nan" not in fields[name].lower()
+            for name in ("space directions", "spacings")
+        ),
     )
 
 
 def _fields(head: bytes, separator: str) -> dict[str, str]:
-    """Return the fields of a text header, with names in small letters."""
+    """Return the fields of a text header."""
     fields: dict[str, str] = {}
-    for line in head.decode("latin-1").splitlines():
+    for line in head.decode("latin-1").split("\n"):
         name, _, value = line.partition(separator)
-        fields.setdefault(name.strip().lower(), value.strip())
+        fields.setdefault(name.strip(BLANKS), value.strip(BLANKS))
     return fields
 
 
-def _product(sizes: list[int]) -> int:
-    product = 1 if sizes else 0
-    for size in sizes:
-        product *= max(0, size)
-    return product
+def _product(sizes: str) -> int:
+    """Return the product of the sizes in a header, 0 without any; they must be above 0."""
+    numbers = [int(word) for word in sizes.split()]
+    if min(numbers, default=1) < 1:
+        raise ValueError(f"its sizes are {sizes}")
+    return math.prod(numbers) if numbers else 0
 
 
 def _beside(header: Path, name: str) -> Path:

@@ -46,6 +46,8 @@ READ_ERRORS = (
     OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError,
     AttributeError, MemoryError, struct.error, zlib.error, ImageFileError, HeaderDataError,
 )  # fmt: skip
+UNIT_BITS = 7  # of the field xyzt_units of NIfTI
+MM_UNITS = (0, 2)  # not stated, and mm
 SIDES_MM = (0.05, 50.0)  # of voxels
 MAX_ORIGIN_MM = 1e6
 MIN_DETERMINANT = 1e-3  # of the axes' directions: below it they lie in a plane
@@ -152,8 +154,9 @@ def _check_forms(path: Path, fields: Any) -> None:
 
     Programs choose between sform and qform differently, so they would see different volumes.
     """
-    unit = fields.get_xyzt_units()[0]
-    if unit not in ("unknown", "mm"):
+    code = int(fields["xyzt_units"]) & UNIT_BITS
+    if code not in MM_UNITS:
+        unit = {1: "metres", 3: "micrometres"}.get(code, f"an unknown unit ({code})")
         raise UserError(f"{path} gives lengths in {unit}, not in mm. Write its header again in mm.")
     if not (int(fields["qform_code"]) and int(fields["sform_code"])):
         return
