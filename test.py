@@ -16,9 +16,10 @@ from pipelines.generation import (
     open_plan,
     open_run,
 )
-from pipelines.results import ResultsWriter, results_folder
+from pipelines.results import ResultsWriter, check_results_folder, results_folder
 from util import cli
 from util.cli import UserError
+from util.locks import locked_folder
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +27,16 @@ log = logging.getLogger(__name__)
 def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
     folder = results_folder(options)
-    run = open_run(options)
-    plan = open_plan(options, run)
-    results = ResultsWriter(folder, options, run.options, run.state["step"])
-    samples = plan.samples
-    for sample in tqdm(samples, desc="generating", unit="case", disable=not cli.is_main_process()):
-        generate_case(plan, sample, results)
-    log.info("%d cases in %s", len(samples), results.save())
+    with locked_folder(folder, "--results_dir"):
+        check_results_folder(folder, options)
+        run = open_run(options)
+        plan = open_plan(options, run)
+        results = ResultsWriter(folder, options, run.options, run.state["step"])
+        samples = plan.samples
+        hidden = not cli.is_main_process()
+        for sample in tqdm(samples, desc="generating", unit="case", disable=hidden):
+            generate_case(plan, sample, results)
+        log.info("%d cases in %s", len(samples), results.save())
     return folder
 
 

@@ -32,6 +32,7 @@ from pipelines.training import (
     weigh_by_relevance,
 )
 from util import cli
+from util.locks import locked_folder
 from util.training import checkpoint, runs
 from util.training.devices import make_accelerator
 
@@ -51,8 +52,16 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
 
 def train(options: TrainOptions) -> Path:
     """Train a run to its end, or until a signal stops it; return its folder."""
+    folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
+    if options.run.dry_run:
+        return train_run(options, folder)
+    with locked_folder(folder, "--name"):
+        return train_run(options, folder)
+
+
+def train_run(options: TrainOptions, folder: Path) -> Path:
+    """Train as `train` does, in a folder that no other process uses."""
     run = options.run
-    folder = runs.run_folder(run.checkpoints_dir, run.name)
     if not run.continue_train:
         runs.check_new_run(folder, run.overwrite)
     accelerator = make_accelerator(options.optim.precision, run.gpu_ids)

@@ -31,12 +31,22 @@ from options.train_options import TrainOptions
 from pipelines.atlas.attributes import dependent_columns
 from util import cli
 from util.cli import UserError, format_list, unique_names
-from util.files import read_json, write_json
+from util.files import write_json
+from util.locks import locked_folder
+from util.records import read_record
 from util.training import checkpoint, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 REFITS = "refits"  # folder below the run's
-RECORD_TYPES = {"name": str, "kind": str, "seed": int, "run_step": int, "steps": int}
+RECORD_TYPES = {  # of a finished refit
+    "name": str,
+    "kind": str,
+    "seed": int,
+    "run_step": int,
+    "steps": int | None,
+    "permuted": list[str] | None,
+    "fold": str | None,
+}
 CLIP_RECORD = "clip.json"  # marks an encoder that was trained on a cohort
 SEED_OFFSET = 1000  # refit k of a run of seed s trains with the seed s + 1000 + k
 MAX_MESSAGE = 400  # characters of a failed process's messages that are shown
@@ -306,6 +316,11 @@ def train_refits(origin: OriginRun, options: RefitOptions, refits: Sequence[Refi
     missing = [refit for refit in refits if not is_finished(origin, refit, options.refit_steps)]
     if not missing:
         return
+    with locked_folder(origin.folder, "--name"):
+        _train_side_by_side(origin, options, missing)
+
+
+def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Sequence[Refit]) -> None:
     (origin.folder / REFITS).mkdir(parents=True, exist_ok=True)
     gpus: queue.Queue[str] = queue.Queue()
     for gpu in options.gpus.split(","):

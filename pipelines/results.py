@@ -36,12 +36,7 @@ Hu = NDArray[np.floating]
 
 
 def results_folder(options: TestOptions) -> Path:
-    """Return the folder of these results.
-
-    Raises:
-        UserError: The names lead elsewhere, or the folder holds something that must not be
-            replaced.
-    """
+    """Return the folder of these results; raise `UserError` where the names lead elsewhere."""
     model, source = options.model, options.source
     runs.run_folder(model.checkpoints_dir, model.name)
     if safe_name(model.which_epoch) != model.which_epoch or model.which_epoch.startswith("."):
@@ -49,7 +44,11 @@ def results_folder(options: TestOptions) -> Path:
             f"--which_epoch is {model.which_epoch!r}; it must be latest, or the number of an epoch."
         )
     cases = safe_name(strip_suffix(Path(source.mask).name)) if source.mask else source.split
-    folder = Path(options.output.results_dir) / model.name / f"{cases}_{model.which_epoch}"
+    return Path(options.output.results_dir) / model.name / f"{cases}_{model.which_epoch}"
+
+
+def check_results_folder(folder: Path, options: TestOptions) -> None:
+    """Raise `UserError` where the folder holds something that must not be replaced."""
     claim_folder(
         folder,
         [RESULTS_FILE],
@@ -57,7 +56,6 @@ def results_folder(options: TestOptions) -> Path:
         "--results_dir",
         "choose another --results_dir",
     )
-    return folder
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,7 +17,20 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
+INTERRUPTED = 130  # exit code after Ctrl-C
+threads_abandoned = threading.Event()  # set where threads are still at work after Ctrl-C
 MAX_NAME_LENGTH = 100  # a file name of 255 characters holds a case, a column and two values
+
+# Parts of the texts of torch's RuntimeErrors for memory that the CPU does not have.
+MEMORY_TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "Storage size calculation overflowed",
+    "std::bad_alloc",
+    "killed by signal: Killed",  # a worker process that the system ended
+    "killed by signal: Bus error",  # a worker process without shared memory
+)
 
 # Errors of the file system that a user can fix, and how.
 FIXES = {
@@ -67,10 +81,31 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("PLANNED_WORLD_SIZE") or "1")
 
 
+def file_problem(error: BaseException) -> str:
+    """Return an error of the file system and its fix in words, or "" for any other error.
+
+    Libraries raise errors of their own, of any type, that hold the system's text.
+    """
+    text = str(error)
+    for code, fix in FIXES.items():
+        reason = os.strerror(code)
+        if getattr(error, "errno", None) == code or reason in text or f"os error {code})" in text:
+            return f"{reason}; {fix}"
+    return ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of the CPU or of a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_TEXTS)
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command's `main` and turn errors into messages and exit codes.
 
-    A `UserError`, or a full or read-only disk, ends with exit code 2, Ctrl-C with 130.
+    A `UserError`, a full or read-only disk, or memory that runs out, ends with exit code 2, Ctrl-C
+    with 130.
     """
     setup_logging(logging.INFO if is_main_process() else logging.ERROR)
     try:
@@ -78,18 +113,28 @@ def run_command(command: Callable[[], None]) -> None:
     except UserError as error:
         log.error("%s", error)
         sys.exit(error.code)
-    except OSError as error:
-        if error.errno not in FIXES:
-            raise
-        problem = (
-            f"{error.filename} cannot be used" if error.filename else "A file cannot be written"
-        )
-        message = "%s: %s. Finished parts are kept; %s, and run the command again."
-        log.error(message, problem, error.strerror, FIXES[error.errno])
-        sys.exit(UserError.code)
     except KeyboardInterrupt:
         log.error("Interrupted.")
-        sys.exit(130)
+        if threads_abandoned.is_set():
+            logging.shutdown()
+            os._exit(INTERRUPTED)  # else Python would wait for them
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if is_out_of_memory(error):
+            log.error(
+                "There is not enough memory (%s). Finished parts are kept; choose smaller sizes or "
+                "fewer workers, or free memory, and run the command again.",
+                " ".join(str(error).split())[:160] or type(error).__name__,
+            )
+        elif problem := file_problem(error):
+            name = getattr(error, "filename", None)
+            subject = f"{name} cannot be used" if name else "A file cannot be written"
+            log.error(
+                "%s: %s, and run the command again. Finished parts are kept.", subject, problem
+            )
+        else:
+            raise
+        sys.exit(UserError.code)
 
 
 def safe_name(text: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
-from util.cli import is_main_process
+from util.cli import is_main_process, threads_abandoned
 
 MIN_ITEMS_FOR_PROGRESS = 20  # fewer are done before a progress bar is of use
 
@@ -22,12 +23,17 @@ def map_threads(
     description: str,
     max_threads: int = 4,
 ) -> list[Result]:
-    """Return `function` of every item in order, with a progress bar for many items."""
-    results: list[Result] = thread_map(
-        function,
-        items,
-        max_workers=min(max_threads, os.cpu_count() or 1),
-        desc=description,
-        disable=not is_main_process() or len(items) < MIN_ITEMS_FOR_PROGRESS,
-    )
-    return results
+    """Return `function` of every item in order, with a progress bar for many items.
+
+    Ctrl-C does not wait for the threads.
+    """
+    hidden = not is_main_process() or len(items) < MIN_ITEMS_FOR_PROGRESS
+    pool = ThreadPoolExecutor(min(max_threads, os.cpu_count() or 1))
+    try:
+        results = pool.map(function, items)
+        return list(tqdm(results, description, len(items), disable=hidden))
+    except KeyboardInterrupt:
+        threads_abandoned.set()
+        raise
+    finally:
+        pool.shutdown(wait=not threads_abandoned.is_set(), cancel_futures=True)

@@ -42,6 +42,7 @@ from pipelines.run_cohort import load_run_cohort
 from util import cli
 from util.cli import UserError, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
+from util.locks import locked_folder
 from util.metrics.regions import chest_regions
 from util.records import open_record
 from util.web.figures import Panel
@@ -347,6 +348,13 @@ def find_anomalies(command: AnomalyCommand) -> Path:
         raise UserError(
             f"--annotations {scans.annotations} does not exist or is not a folder. Check the path."
         )
+    with locked_folder(Path(scans.out), "--out"):
+        return _search_scans(command)
+
+
+def _search_scans(command: AnomalyCommand) -> Path:
+    """Search every scan, in a folder that no other process uses."""
+    scans = command.scans
     folder = Path(scans.out)
     cache = folder / "compared"
     loaded = open_runs(command)

@@ -21,7 +21,7 @@ from pipelines.atlas.analysis import Frames, RealCohort, RunFacts, atlas_tables
 from pipelines.atlas.generators import AtlasNetworks, GeneratedCases, generate_cases
 from pipelines.atlas.measure import Row
 from pipelines.atlas.pages.charts import agreement_plot
-from pipelines.atlas.planted_report import planted_effect_frame
+from pipelines.atlas.planted_report import planted_effect_frame, read_planted
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.cautions import (
     Caution,
@@ -36,6 +36,7 @@ from pipelines.results import VOLUME_COLUMNS
 from pipelines.run_cohort import is_training_cohort, is_training_copy, load_run_cohort
 from util.cli import UserError
 from util.files import atomic_folder, claim_folder
+from util.locks import locked_folder
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,10 @@ def build_atlas(options: AtlasCommand) -> Path:
     if not options.output.out:
         raise UserError("--out is not given; it is the folder for the atlas.")
     out = Path(options.output.out)
-    claim_folder(out, [files.ATLAS_RECORD], options.output.overwrite)
-    with atomic_folder(out) as folder:
-        write_atlas(open_atlas(options), folder)
+    with locked_folder(out, "--out"):
+        claim_folder(out, [files.ATLAS_RECORD], options.output.overwrite)
+        with atomic_folder(out) as folder:
+            write_atlas(open_atlas(options), folder)
     log.info("The atlas is in %s", out)
     return out
 
@@ -104,6 +106,7 @@ def open_atlas(options: AtlasCommand) -> OpenAtlas:
     generation = open_plan(test_options, run)
     trained_on = training_cohort(run, generation.cohort)
     study = AtlasStudy.from_options(options.cases, generation, trained_on)
+    read_planted(study.cohort.root)  # damage is found before the long work
     if study.folds or options.refit.refits or options.refit.permutations:
         origin = refits.OriginRun.load(run.folder, str(trained_on.root))
         planned = refits.planned_refits(origin, options.refit, study.folds)

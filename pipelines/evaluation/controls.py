@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pipelines.generation import GenerationPlan, open_plan, open_run
 from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, CaseWriter
 from util.cli import UserError
 from util.files import write_csv
+from util.locks import locked_folder
 from util.records import open_record
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,13 @@ def make_controls(command: ControlCommand) -> Path:
         raise UserError(
             "--dataroot is not given; it is the folder of the cohort whose masks and rows are used."
         )
+    with locked_folder(out, "OUT"):
+        return _write_controls(command, kinds)
+
+
+def _write_controls(command: ControlCommand, kinds: Sequence[str]) -> Path:
+    """Make controls in a folder that no other process uses."""
+    out = Path(command.controls.OUT)
     arms = InterventionOptions(seed=command.controls.seed)
     options = TestOptions(source=command.source, model=command.model, arms=arms)
     plan = open_plan(options, open_run(options))

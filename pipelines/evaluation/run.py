@@ -48,6 +48,7 @@ from pipelines.evaluation.volume_sets import (
 )
 from util.cli import UserError, unique_names
 from util.files import atomic_path, claim_folder, write_frame, write_json
+from util.locks import locked_folder
 from util.training.devices import make_device
 from util.web.figures import LUNG, Panel, save_slices_png
 
@@ -97,8 +98,6 @@ class EvaluationPlan:
             UserError: Something that the user gave does not fit.
         """
         m = options.measure
-        if not options.sets.out:
-            raise UserError("--out is not given; it is the folder for the report.")
         out = Path(options.sets.out)
         claim_folder(out, [RECORD, CACHE], overwrite=True)
         sets = find_sets(options)
@@ -399,7 +398,19 @@ def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
 
 
 def evaluate(options: EvaluateOptions) -> Path:
-    """Measure and compare the sets, and write the report; return its page."""
+    """Measure and compare the sets, and write the report; return its page.
+
+    Raises:
+        UserError: Something that the user gave does not fit.
+    """
+    if not options.sets.out:
+        raise UserError("--out is not given; it is the folder for the report.")
+    with locked_folder(Path(options.sets.out), "--out"):
+        return _write_evaluation(options)
+
+
+def _write_evaluation(options: EvaluateOptions) -> Path:
+    """Evaluate in a folder that no other process uses."""
     plan = EvaluationPlan.from_options(options)
     for warning in plan.warnings:
         log.warning("%s", warning)

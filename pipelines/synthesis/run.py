@@ -44,7 +44,8 @@ from pipelines.synthesis.planning import (
 from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_path, read_json, write_csv, write_json
-from util.records import open_record, wait_for_record
+from util.locks import locked_folder
+from util.records import open_record, read_record, wait_for_record
 from util.training import runs
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,27 @@ COPY_COLUMNS = (
     "distance",
     "threshold",
 )
+
+
+# Types of a case's record.
+RECORD_TYPES = {
+    "case": str,
+    "source": str,
+    "seed": int,
+    "redrawn": int,
+    "left_out": bool,
+    "nearest_training_case": str,
+    "distance": float,
+    "threshold": float,
+}
+
+
+def is_finished(record: Path) -> bool:
+    """Return whether a case is finished; one whose record is damaged is made again."""
+    if not record.is_file():
+        return False
+    fix = f"The case {record.stem} is made again"
+    return read_record(record, RECORD_TYPES, fix) is not None
 
 
 @dataclass(frozen=True)
@@ -137,7 +159,8 @@ class CaseSynthesiser:
         """
         out = Path(self.command.expand.out)
         path = out / SAME_MASK_FILE
-        if not path.is_file():
+        fix = "The distances are measured again"
+        if not path.is_file() or read_record(path, list[float], fix) is None:
             mask = out / f".{os.getpid()}.nii.gz"
             cases = unseen[:MAX_UNSEEN]
             distances = []
@@ -258,7 +281,7 @@ def write_cohort(
     e = command.expand
     out = Path(e.out)
     paths = [out / RECORDS / f"{case.id}.json" for case in planned]
-    if not all(path.is_file() for path in paths):
+    if not all(is_finished(path) for path in paths):
         log.info("Other processes are still at work; the last one writes the table.")
         return
     records = [read_json(path) for path in paths]
@@ -331,6 +354,13 @@ def synthesise_cohort(command: ExpandCommand) -> Path:
     e = command.expand
     if not e.out:
         raise UserError("--out is not given; it is the folder of the new cohort.")
+    with locked_folder(Path(e.out), "--out"):
+        return _synthesise_share(command)
+
+
+def _synthesise_share(command: ExpandCommand) -> Path:
+    """Generate this process's share, in a folder that no other command uses."""
+    e = command.expand
     out = Path(e.out)
     run = load_run(_with_all_gpus(command.model))
     data = run.options.data
@@ -347,7 +377,7 @@ def synthesise_cohort(command: ExpandCommand) -> Path:
     records.mkdir(exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
     share = planned[rank :: cli.world_size()]
-    remaining = [case for case in share if not (records / f"{case.id}.json").is_file()]
+    remaining = [case for case in share if not is_finished(records / f"{case.id}.json")]
     if remaining:
         synthesise = CaseSynthesiser(command, run, template)
         if e.check_copies:
