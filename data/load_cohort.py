@@ -12,12 +12,7 @@ from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
 from data.splits import Splits, draw_splits, read_splits
 from data.table import ClinicalTable, find_table, match_table, read_table
-from data.text.columns import (
-    find_unique_columns,
-    identifying_columns,
-    log_remarks,
-    review_columns,
-)
+from data.text.columns import choose_left_out
 from data.text.prompts import load_template
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
 from options.base_options import DataOptions
@@ -51,8 +46,8 @@ def load_cohort(
             scan has a row, or the table, the splits or a volume are malformed.
     """
     root = _check_root(options)
-    masks = _files_by_case(root / MASKS)
-    images = _files_by_case(root / IMAGES) if (root / IMAGES).is_dir() else {}
+    masks = files_by_case(root / MASKS)
+    images = files_by_case(root / IMAGES) if (root / IMAGES).is_dir() else {}
     if need_images and not images:
         raise UserError(
             f"{root / IMAGES} does not exist; training needs the scan of every mask there."
@@ -99,7 +94,7 @@ def _check_root(options: DataOptions) -> Path:
     return root
 
 
-def _files_by_case(folder: Path) -> dict[str, Path]:
+def files_by_case(folder: Path) -> dict[str, Path]:
     """Return the volume files of a folder by case id."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -163,23 +158,14 @@ def _select_columns(cohort: Cohort, options: DataOptions, left_out: Sequence[str
     template = load_template(
         options.template, cohort.columns, options.key_column, options.patient_column
     )
-    if unknown := [column for column in options.text_columns if column not in cohort.columns]:
-        raise UserError(
-            f"--text_columns: the table has no column {unknown[0]!r}; it has: "
-            f"{format_list(cohort.columns, 40)}."
-        )
     rows = [case.row for case in cohort.cases]
-    if left_out is None:
-        left_out = find_unique_columns(rows, template, options.text_columns)
-    log_remarks(review_columns(rows, template, left_out))
-    if private := identifying_columns(cohort.columns, template):
-        log.info("Columns that may identify people are not in the text: %s.", format_list(private))
+    left_out = choose_left_out(rows, template, options.text_columns, left_out)
     columns = tuple(column for column in cohort.columns if column not in left_out)
     cases = []
     for case in cohort.cases:
         row = {column: case.row[column] for column in columns}
         cases.append(replace(case, row=row))
-    return replace(cohort, cases=tuple(cases), columns=columns, left_out=tuple(left_out))
+    return replace(cohort, cases=tuple(cases), columns=columns, left_out=left_out)
 
 
 def _load_splits(

@@ -21,7 +21,7 @@ from data.text.values import (
     normalise_key,
     parse_number,
 )
-from util.cli import format_list
+from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,38 @@ MIN_KNOWN = 10  # fewer rows may all differ by chance
 UNIQUE_SHARE = 0.9  # of known values that occur once, for a column that is no category
 MIN_NUMBERS_SHARE = 0.8  # of known values, for a column that is meant to hold numbers
 OUTLIER_FACTOR = 2.0  # how far a code such as 999 lies above all other numbers
+
+
+def choose_left_out(
+    rows: Sequence[Row],
+    template: Template,
+    asked_for: Collection[str],
+    left_out: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    """Return the columns that stay out of the text, and warn of them and of odd values.
+
+    Args:
+        rows: The rows of all cases.
+        template: How they become text.
+        asked_for: Columns of `text_columns`, which stay in.
+        left_out: Columns that a run left out, which decide if they are given.
+
+    Raises:
+        UserError: The table does not have a column that is asked for.
+    """
+    columns = _columns(rows)
+    if unknown := [column for column in asked_for if column not in columns]:
+        raise UserError(
+            f"--text_columns: the table has no column {unknown[0]!r}; it has: "
+            f"{format_list(columns, 40)}. Correct the name."
+        )
+    if left_out is None:
+        left_out = find_unique_columns(rows, template, asked_for)
+    for remark in review_columns(rows, template, left_out):
+        log.warning("%s.", remark)
+    if private := [c for c in columns if c not in template.columns and is_identifying(c)]:
+        log.info("Columns that may identify people are not in the text: %s.", format_list(private))
+    return tuple(left_out)
 
 
 def find_unique_columns(
@@ -71,18 +103,13 @@ def review_columns(rows: Sequence[Row], template: Template, left_out: Sequence[s
             "template"
         )
     for column in _columns(rows):
-        if template.role(column) == "id":
+        if template.role(column) == "id" or column in left_out:
             continue
         cells = [clean_cell(row.get(column, "")) for row in rows]
         known = Counter(cell for cell in cells if _is_known(template, column, cell))
         for remark in _column_remarks(template, column, known, cells):
             remarks.append(f"Column {column!r}: {remark}")
     return remarks
-
-
-def identifying_columns(columns: Sequence[str], template: Template) -> list[str]:
-    """Return the columns that stay out of the text because they may identify people."""
-    return [c for c in columns if c not in template.columns and is_identifying(c)]
 
 
 def _column_remarks(
@@ -102,7 +129,7 @@ def _column_remarks(
         )
     if words := _words_among_numbers(others):
         yield f"{_counted(words, known)} stands among numbers, and is used as a word. Correct it"
-    if "-" in cells and "+" in known:
+    if "-" in cells and "+" in known and "-" not in known:
         yield "'-' is read as not known, beside '+'. If it means negative, name it in a template"
     ages = [parse_number(cell) or 0 for cell in known] if is_age_column(column) else []
     if any(age > MAX_AGE for age in ages):
@@ -180,9 +207,3 @@ def _words_among_numbers(known: Mapping[str, int]) -> list[str]:
 
 def _counted(values: Sequence[str], known: Mapping[str, int]) -> str:
     return format_list([f"{value!r} ({known[value]} rows)" for value in values])
-
-
-def log_remarks(remarks: Sequence[str]) -> None:
-    """Warn of every remark."""
-    for remark in remarks:
-        log.warning("%s.", remark)

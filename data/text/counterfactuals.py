@@ -92,6 +92,8 @@ def check_intervention(
         unseen = _unseen_values(intervention, template, rows[0], known)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
+    if not any(any(row.values()) for row in rows):
+        return  # a single mask has no table to compare with
     is_numeric = template[column].kind == "number" or all(map(_is_digits, known))
     listed = f"{known[0]} to {known[-1]}" if is_numeric and known else format_list(known, 20)
     for value, shown in unseen.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from data.cohort import PROMPTS_FILE
-from data.table import find_table, read_table
+from data.cohort import MASKS, PROMPTS_FILE
+from data.load_cohort import files_by_case
+from data.table import find_table, match_table, read_table
+from data.text.columns import choose_left_out
 from data.text.prompts import load_template
 from options.prompt_options import PromptOptions
 from util.cli import UserError
@@ -35,18 +37,22 @@ def write_prompt_table(options: PromptOptions) -> Path:
             "clinical.xlsx."
         )
     table = read_table(path, options.key_column)
+    if (root / MASKS).is_dir():
+        table = match_table(table, list(files_by_case(root / MASKS)), path, options.key_column)
     template = load_template(
         options.template, table.columns, options.key_column, options.patient_column
     )
+    left_out = choose_left_out(list(table.rows.values()), template, options.text_columns)
     rows = []
-    for case, row in table.rows.items():
+    for case, cells in table.rows.items():
+        row = {column: cell for column, cell in cells.items() if column not in left_out}
         try:
             prompt = template.phrases(row)
         except UserError as error:
             raise UserError(f"{path}, case {case}: {error}") from None
         dropped = template.consistent(row).dropped
-        cells = (case, prompt.sentence, " | ".join(prompt.texts), " | ".join(dropped))
-        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+        line = (case, prompt.sentence, " | ".join(prompt.texts), " | ".join(dropped))
+        rows.append(dict(zip(COLUMNS, line, strict=True)))
     if not out.parent.is_dir():
         raise UserError(
             f"--out {out}: the folder {out.parent} does not exist. Make it, or choose another."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.table import find_table, read_table
+from data.table import find_table, match_table, read_table
 from data.text.prompts import load_template
 from options.evaluate_options import EvaluateOptions
 from pipelines.evaluation.text_effect import PredictedAttribute
@@ -110,6 +110,8 @@ def read_table_values(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -
             f"and --synthetic have no case in common (real: {format_list(cases, 3)}; synthetic: "
             f"{format_list(sets['synthetic'].cases, 3)}). Name files by case."
         )
+    if columns:
+        table = match_table(table, cases, path, m.key_column)
     template = load_template(m.template, table.columns, m.key_column, m.patient_column)
     rows = {case: table.rows[case] for case in cases if case in table.rows}
     attributes = []
