@@ -29,12 +29,17 @@ def used_cases(cohort: Cohort) -> list[Case]:
 
 
 def data_record(
-    cohort: Cohort, template: Template, prompts: Mapping[str, Prompt], cache: Path | None
+    cohort: Cohort,
+    cases: Sequence[Case],
+    template: Template,
+    prompts: Mapping[str, Prompt],
+    cache: Path | None,
 ) -> DataRecord:
-    """Return digests of scans, masks and rows of the training and validation cases.
+    """Return digests of scans, masks and rows.
 
     Args:
-        cohort: The cohort with the splits of the run.
+        cohort: The cohort.
+        cases: Its cases to record.
         template: Decides which columns the text uses.
         prompts: The prompt of each case.
         cache: Folder that stores digests of files, so that an unchanged file is read once.
@@ -42,7 +47,6 @@ def data_record(
     Returns:
         Plain values: `files` and `rows` by case.
     """
-    cases = used_cases(cohort)
     store = FactStore(cache / CHECKS_FILE if cache else None)
     digest_files = partial(_file_digests, store=store)
     files = map_threads(digest_files, cases, "Computing checksums", max_threads=MAX_THREADS)

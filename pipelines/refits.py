@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from data.cache import cache_folder
 from data.cohort import PROMPTS_FILE
+from data.fingerprints import data_changes, data_record, refuse_changes
+from data.load_cohort import load_cohort
 from data.splits import read_run_splits
-from data.text.prompts import load_template
+from data.text.prompts import cohort_prompts, load_template
 from options.atlas_options import RefitCommand, RefitOptions
 from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
@@ -86,12 +88,14 @@ class OriginRun:
         options: Its options.
         step: The step it was trained to.
         columns: Columns of its clinical table.
+        data: Digests of what it was trained on (see `data.fingerprints`), empty in older runs.
     """
 
     folder: Path
     options: TrainOptions
     step: int
     columns: tuple[str, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, dataroot: str = "") -> OriginRun:
@@ -115,7 +119,8 @@ class OriginRun:
             )
         data = replace(options.data, dataroot=dataroot or options.data.dataroot)
         options = replace(options, data=data)
-        return cls(folder, options, int(state["step"]), tuple(state["columns"]))
+        columns = tuple(state["columns"])
+        return cls(folder, options, int(state["step"]), columns, state.get("data") or {})
 
 
 def refit_run(options: RefitCommand) -> None:
@@ -316,8 +321,28 @@ def train_refits(origin: OriginRun, options: RefitOptions, refits: Sequence[Refi
     missing = [refit for refit in refits if not is_finished(origin, refit, options.refit_steps)]
     if not missing:
         return
+    check_data(origin)
     with locked_folder(origin.folder, "--name"):
         _train_side_by_side(origin, options, missing)
+
+
+def check_data(origin: OriginRun) -> None:
+    """Raise `UserError` where scans, masks or rows are not those that the run was trained with."""
+    before = origin.data
+    if not before:
+        return  # a run of a version that did not record its data
+    options = origin.options.data
+    cohort = load_cohort(options, seed=origin.options.run.seed, check=False)
+    template = load_template(
+        options.template, cohort.columns, options.key_column, options.patient_column
+    )
+    cases = [case for case in cohort.cases if case.id in before.get("files", {})]
+    cache = cache_folder(options, origin.folder)
+    record = data_record(cohort, cases, template, cohort_prompts(cohort, template), cache)
+    refuse_changes(
+        data_changes(before, record),
+        "Refits on other data say nothing about the run: restore the data, or train the run anew.",
+    )
 
 
 def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Sequence[Refit]) -> None:

@@ -24,7 +24,13 @@ from torch.utils.data import DataLoader
 
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
-from data.fingerprints import data_changes, data_record, option_changes, refuse_changes
+from data.fingerprints import (
+    data_changes,
+    data_record,
+    option_changes,
+    refuse_changes,
+    used_cases,
+)
 from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_means
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
@@ -176,7 +182,8 @@ def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> 
 
 def record_data(options: TrainOptions, study: Study, cache: Path | None) -> dict[str, Any]:
     """Return digests of the data and the fixed options, for the checkpoint."""
-    record = data_record(study.cohort, study.template, study.prompts, cache)
+    cases = used_cases(study.cohort)
+    record = data_record(study.cohort, cases, study.template, study.prompts, cache)
     return {**record, "options": fixed_options(options)}
 
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.validation import Validation
 from tests.commands import ROOT, Outcome, TrainedRun, command, files, kept, refused, train
+from util.locks import locked_folder
 from util.training import checkpoint
 
 
@@ -203,6 +206,40 @@ def test_another_text_encoder(
         *parts,
     )
     assert kept(run.folder) == before
+
+
+# --- stopped and locked runs ---
+
+
+def test_a_run_in_use_is_refused(run_copy: TrainedRun, cohort_dir: Path) -> None:
+    before = files(run_copy.folder)
+    with locked_folder(run_copy.folder, "--name"):
+        for words in (("--continue_train",), ("--overwrite",)):
+            refused(
+                train(cohort_dir, run_copy.checkpoints, *words, name=run_copy.name),
+                "is in use by",
+                f"process {os.getpid()} on",
+            )
+        assert train(cohort_dir, run_copy.checkpoints, "--dry_run", name="other").code == 0
+    assert files(run_copy.folder) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_validation_abandons_it_and_saves(
+    number: signal.Signals, run_copy: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(validation: Validation, step: int) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr(Validation, "__call__", endless)
+    start = time.monotonic()
+    words = ("--max_steps", "9", "--val_freq", "6")
+    done = command("train.py", *run_copy.flags(), "--continue_train", *words)
+    assert done.code == 128 + number and time.monotonic() - start < 30
+    assert "validation after step 6 is abandoned" in done.text
+    assert f"Stopped by {number.name} after step 6; saved" in done.text
+    assert json.loads((run_copy.folder / "latest" / "state.json").read_text())["step"] == 6
 
 
 # --- a full disk ---

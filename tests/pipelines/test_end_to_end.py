@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,10 @@ import SimpleITK as sitk
 from safetensors.torch import load_file
 
 from data.volumes import load_volume
-from tests.commands import TINY, TrainedRun, command, refused, train
+from tests.commands import ROOT, TINY, TrainedRun, command, refused, train
+from util.locks import locked_folder
 
+CASES = ROOT.parent / "shared" / "cases"
 SMOKING = "SMOKING HISTORY=Never smoker,Ex smoker,Current smoker"
 LEVELS = ("Never smoker", "Ex smoker", "Current smoker")
 WINDOW = (-1000, 400)
@@ -262,6 +265,58 @@ def test_metrics_compare_with_the_real_scan(results: Path, cohort_dir: Path) -> 
     assert found["lungs", "mae_hu"] == pytest.approx(
         abs(made - real)[lungs].mean(), abs=0.6
     )  # HU are rounded on disk
+
+
+# --- names of files ---
+
+
+@pytest.fixture(scope="module")
+def odd_names(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A run on the cases of `80_names` and on "p 1" and "p_1", which become one name when safe."""
+    source = CASES / "80_names" / "cohort"
+    if not source.is_dir():
+        pytest.skip(f"{source} is not there")
+    root = tmp_path_factory.mktemp("names")
+    cohort = Path(shutil.copytree(source, root / "cohort"))
+    for kind in ("img", "gtlung"):
+        for name in ("p 1", "p_1"):
+            shutil.copy(cohort / kind / "Müller_01.nii.gz", cohort / kind / f"{name}.nii.gz")
+    with (cohort / "clinical.csv").open("a") as table:
+        table.write("p 1,60,M,Never smoker,IPF\np_1,61,F,Ex smoker,HP\n")
+    done = train(cohort, root / "ck", "--template", "auto", "--max_steps", "1", "--val_cases", "0")
+    assert done.code == 0, done.text
+    return TrainedRun(root / "ck", "new", cohort)
+
+
+def test_no_two_volumes_have_one_name(odd_names: TrainedRun, tmp_path: Path) -> None:
+    vary = ("--vary", "SEX=男,女", "--vary", "DIAGNOSIS=<50%,>50%,<50%_to_>50%")
+    done = odd_names.test(tmp_path, "--split", "all", *vary)
+    assert done.code == 0, done.text
+    folder = tmp_path / "new" / "all_latest"
+    listed = rows(folder / "volumes.csv")
+    written = {row["file"].casefold() for row in listed}
+    assert len(listed) == 16 * (1 + 3 + 6)
+    assert len(written) == len(listed) == len(volumes(folder))
+    own = {row["case"]: row["file"] for row in listed if row["kind"] == "own"}
+    assert len(own) == 16 and own["p_1"] == "volumes/p_1.nii.gz"
+    assert own["q'uote"] == "volumes/q_uote.nii.gz" and own["-dash"] == "volumes/-dash.nii.gz"
+    few = odd_names.test(tmp_path / "few", "--split", "all", "--how_many", "3")
+    assert few.code == 0, few.text
+    for row in rows(tmp_path / "few" / "new" / "all_latest" / "volumes.csv"):
+        assert row["file"] == own[row["case"]]  # whatever else is generated
+
+
+def test_one_column_is_varied_once(trained_run: TrainedRun, tmp_path: Path) -> None:
+    done = trained_run.test(tmp_path, "--vary", "SEX=M,F", "--vary", "SEX=F,M")
+    refused(done, "--vary is given 2 times for 'SEX'", "written twice")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_results_folder_in_use_is_refused(trained_run: TrainedRun, tmp_path: Path) -> None:
+    folder = tmp_path / trained_run.name / "test_latest"
+    with locked_folder(folder, "--results_dir"):
+        refused(trained_run.test(tmp_path), "test_latest is in use by", f"process {os.getpid()} on")
+    assert not folder.exists()
 
 
 # --- counterfactuals ---

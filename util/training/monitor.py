@@ -129,34 +129,32 @@ class Monitor:
         self._count = 0
 
     def _validate(self, step: int) -> None:
+        """Validate and write the page; a signal abandons both."""
         if self.log is not None:
-            result = self._validation_result(step)
-            if result is not None:
-                self.log.write(step, {f"val_{k}": v for k, v in result.metrics.items()})
-                texts = [f"{name} {value:.4g}" for name, value in result.metrics.items()]
-                log.info("Step %d: %s", step, ", ".join(texts))
-                self.images += result.images
-                stored = [asdict(image) for image in self.images]
-                write_json(self.folder / WEB / IMAGES_FILE, stored)
-            write_training_page(
-                self.folder / WEB,
-                self.folder.name,
-                read_log(self.folder),
-                self.images,
-                self.options,
-            )
+            try:
+                with self.trainer.interruptible():
+                    result = self.validate(step) if self.validate is not None else None
+            except StopNow:
+                log.warning("The validation after step %d is abandoned.", step)
+            else:
+                self._write_page(step, result)
         self.trainer.accelerator.wait_for_everyone()
 
-    def _validation_result(self, step: int) -> ValidationResult | None:
-        """Return the result of a validation, or None without one; a signal abandons it."""
-        if self.validate is None:
-            return None
-        try:
-            with self.trainer.interruptible():
-                return self.validate(step)
-        except StopNow:
-            log.warning("The validation after step %d is abandoned.", step)
-            return None
+    def _write_page(self, step: int, result: ValidationResult | None) -> None:
+        if result is not None and self.log is not None:
+            self.log.write(step, {f"val_{k}": v for k, v in result.metrics.items()})
+            texts = [f"{name} {value:.4g}" for name, value in result.metrics.items()]
+            log.info("Step %d: %s", step, ", ".join(texts))
+            self.images += result.images
+            stored = [asdict(image) for image in self.images]
+            write_json(self.folder / WEB / IMAGES_FILE, stored)
+        write_training_page(
+            self.folder / WEB,
+            self.folder.name,
+            read_log(self.folder),
+            self.images,
+            self.options,
+        )
 
     def close(self) -> None:
         """Close the log."""
