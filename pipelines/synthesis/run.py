@@ -263,6 +263,12 @@ def plan_cases(
                 f"--balance: the run {run.folder.name} was trained without the column "
                 f"{e.balance!r}. Choose another column."
             )
+    counts = Counter(case.id.casefold() for case in planned)
+    if repeated := [case.id for case in planned if counts[case.id.casefold()] > 1]:
+        raise UserError(
+            f"--table: {format_list(repeated)} differ in capitals alone, which is one file on many "
+            "disks. Give other names."
+        )
     run.generator.encoder.validate([template.phrases(case.row).texts for case in planned])
     return planned
 

@@ -24,8 +24,8 @@ def run(trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> TrainedRu
 
 
 def go_on(run: TrainedRun, *words: str | Path) -> Outcome:
-    flags = ("--dataroot", run.cohort, *run.flags(), "--continue_train", "--max_steps", "6")
-    return command("train.py", *flags, *words)
+    flags: list[str | Path] = ["--dataroot", run.cohort, *run.flags(), "--continue_train"]
+    return command("train.py", *flags, "--max_steps", "6", *words)
 
 
 def first_case(cohort: Path) -> str:

@@ -203,6 +203,54 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     assert checkpoint.load_state(tmp_path / "run" / "latest")["step"] == 4
 
 
+def test_ctrl_c_within_a_step_saves_the_step_before(
+    uninterrupted: Path, cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._update
+
+    def interrupted(self: Trainer, name: str) -> None:
+        original(self, name)
+        if name == "D" and self.steps_done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", interrupted)
+        code, said = train(cohort_dir, tmp_path, "run")
+    assert code == 130 and "after step 3; saved" in said, said
+    code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
+    assert code == 0, said
+    differences = check_resume.compare_checkpoints(
+        uninterrupted / "latest", tmp_path / "run" / "latest"
+    )
+    assert not any(differences.values())
+
+
+def test_two_processes_do_not_train_one_run(
+    uninterrupted: Path, cohort_dir: Path, tmp_path: Path
+) -> None:
+    """One is refused, the other ends as if it had been alone; also after a kill."""
+    flags: list[str] = [
+        *("--dataroot", str(cohort_dir), "--checkpoints_dir", str(tmp_path), "--name", "run"),
+        *TINY,
+        *STEPS,
+    ]
+    processes = [check_resume.start_training(flags) for _ in range(3)]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 2, 2], messages
+    for code, text in zip(codes, messages, strict=True):
+        assert "Traceback" not in text
+        # One that starts late finds the finished run.
+        assert code == 0 or "is in use by train.py, process" in text or "exists already" in text
+    check_resume.kill_at("in a step", [*flags, "--overwrite"], 4)
+    code, said = train(cohort_dir, tmp_path, "run", "--continue_train")
+    assert code == 0, said
+    differences = check_resume.compare_checkpoints(
+        uninterrupted / "latest", tmp_path / "run" / "latest"
+    )
+    assert not any(differences.values())
+
+
 # --- what goes on ---
 
 
