@@ -59,13 +59,19 @@ class _Criterion:
     is_certain: bool = True
 
 
+def _image_type(header: SliceHeader) -> str:
+    """Return the image type, original ones first in order."""
+    rank = "0" if "ORIGINAL" in header.image_types else "1"
+    return "\\".join((rank, *header.image_types))
+
+
 CRITERIA = (
     _Criterion("temporal position", lambda header: header.temporal_position),
     _Criterion("acquisition number", lambda header: header.acquisition_number),
     _Criterion("acquisition time", lambda header: header.acquisition_time),
     _Criterion("slice thickness", lambda header: dict(header.row).get("SLICE THICKNESS", "")),
     _Criterion("tube voltage", lambda header: dict(header.row).get("KVP", "")),
-    _Criterion("image type", lambda header: "\\".join(header.image_types)),
+    _Criterion("image type", _image_type),
     _Criterion("numbers of slices", lambda header: header.number, is_certain=False),
 )
 

@@ -20,7 +20,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.checks import image_facts, image_problems
+from data.checks import LUNG_MEDIAN_HU, Facts, hu_fact_problems, hu_facts
 from data.cohort import IMAGES, MASKS
 from data.geometry import Volume, resample
 from data.preparation.headers import ACQUISITION
@@ -132,9 +132,17 @@ def read_finished_record(task: CaseTask) -> Record | None:
         record: Record = json.loads(task.files.record.read_text(encoding="utf-8"))
         is_same = record["fingerprint"] == task.fingerprint()
         is_complete = record["sizes"] == task.files.sizes()
-    except (OSError, ValueError, KeyError):
+        is_checked = _is_in_hu(record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if is_same and is_complete else None
+    return record if is_same and is_complete and is_checked else None
+
+
+def _is_in_hu(record: Record) -> bool:
+    """Return whether a record was checked for HU, or its lungs pass; earlier ones were not."""
+    low, high = LUNG_MEDIAN_HU
+    median = record["measures"]["lung_hu_median"]
+    return "hu" in record or median is None or low <= median <= high
 
 
 def prepare_case(task: CaseTask) -> Record:
@@ -174,6 +182,10 @@ def _write_case(task: CaseTask) -> Record:
     measures = measure_case(grid, mask)
     labels = set(measures["labels"])
     lungs_labelled = not loaded or {LEFT, RIGHT} <= labels <= {0, 1, 2, 3}
+    facts = dict(scan.facts)
+    if lungs_labelled:
+        facts["lung_median"] = measures["lung_hu_median"]
+    _check_hu(task, facts)
     write_volume(task.files.image, grid, scan.source_affine)
     write_volume(task.files.mask, Volume(mask, grid.affine), scan.source_affine)
     with atomic_path(task.files.picture) as temporary:
@@ -187,6 +199,7 @@ def _write_case(task: CaseTask) -> Record:
         "masks": task.masks.kind,
         "row": {name: header.get(name, "") for name in task.columns},
         "measures": measures,
+        "hu": facts,
         "warnings": [
             *task.source.warnings,
             *scan.warnings,
@@ -205,14 +218,22 @@ def _read_scan(task: CaseTask) -> Scan:
         return read_stack(stack_slices(task.source.series, task.uneven))
     path = task.source.volume
     assert path is not None
-    if problems := image_problems(path, image_facts(path)):
-        raise UserError(problems[0])
     volume = load_volume(path)
+    facts = hu_facts(volume.array)
+    _check_hu(task, facts)
     array, lowest = clip_to_hu(volume.array)
     warnings: tuple[str, ...] = ()
     if lowest < AIR_HU:
         warnings = (f"values down to {lowest:.0f} HU were padding and became {AIR_HU}",)
-    return Scan(Volume(array, volume.affine), read_header(path).source_affine, warnings)
+    return Scan(Volume(array, volume.affine), read_header(path).source_affine, facts, warnings)
+
+
+def _check_hu(task: CaseTask, facts: Facts) -> None:
+    """Raise `UserError` where a scan is not in HU."""
+    if problems := hu_fact_problems(facts):
+        series = task.source.series
+        name = series.title if series else str(task.source.volume)
+        raise UserError(f"{name} {problems[0]}")
 
 
 def _resample_scan(volume: Volume, spacing: Sequence[float] | None) -> Volume:

@@ -221,16 +221,16 @@ def _match_column(
             if texts:
                 matched[source.identity] = tuple(sorted(n for t in texts for n in by_text[t]))
                 break
-    texts = list(by_text)
-    numbers = [parse_number(text) for text in texts]
+    numbers = list(map(parse_number, by_text))
+    counted = len(numbers)
     return _KeyColumn(
         name=name,
         lines=matched,
         cells=tuple(clean_cell(line[position]) for line in lines),
         ids=len(by_spelling),
         is_repeated=len(by_text) < sum(map(len, by_text.values())),
-        is_numeric=bool(texts) and None not in numbers,
-        is_row_number=numbers in (list(range(1, len(texts) + 1)), list(range(len(texts)))),
+        is_numeric=bool(numbers) and None not in numbers,
+        is_row_number=numbers in (list(range(1, counted + 1)), list(range(counted))),
     )
 
 

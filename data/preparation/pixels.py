@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data.checks import Facts, hu_facts
 from data.geometry import RAS, Volume, from_ras, to_ras
 from data.preparation.headers import SliceHeader
 from data.preparation.series import SliceStack
@@ -16,6 +18,7 @@ from data.preparation.slices import read_values
 
 HU_RANGE = (-1024, 3071)  # the values of a CT scanner; padding lies outside
 AIR_HU = HU_RANGE[0]
+BELOW_AIR_HU = -4096  # stands for padding where the share of air is measured
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,14 @@ class Scan:
     Attributes:
         volume: Int16 HU in RAS.
         source_affine: Affine (4, 4) in the orientation of the source.
+        facts: What shows whether the values are in HU (see `data.checks.hu_facts`), measured before
+            padding became air.
         warnings: Remarks for the report.
     """
 
     volume: Volume
     source_affine: NDArray[np.float64]
+    facts: Facts
     warnings: tuple[str, ...] = ()
 
 
@@ -50,23 +56,45 @@ def read_stack(stack: SliceStack) -> Scan:
     """
     rows, columns = stack.headers[0].size
     voxels = np.empty((len(stack.headers), rows, columns), np.int16)
+    slices = []
     for plane, header in zip(voxels, stack.headers, strict=True):
-        plane[:] = replace_padding(read_values(header), header)
+        values = read_values(header)
+        padding = find_padding(values, header)
+        plane[:] = replace_padding(values, padding)
+        slices.append(hu_facts(np.where(padding, BELOW_AIR_HU, values)))
     if not stack.is_even:
         voxels = _interpolate_evenly(voxels, stack)
-    return Scan(to_ras(voxels.T, stack.affine()), stack.affine(), stack.warnings)
+    volume = to_ras(voxels.T, stack.affine())
+    return Scan(volume, stack.affine(), _join_facts(slices), stack.warnings)
 
 
-def replace_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.int16]:
-    """Return a slice (rows, columns) as int16 in `HU_RANGE`, with air in place of padding.
+def _join_facts(slices: Sequence[Facts]) -> Facts:
+    """Return the facts of a volume from those of its slices."""
+    return {
+        "low": min(facts["low"] for facts in slices),
+        "high": max(facts["high"] for facts in slices),
+        "finite": all(facts["finite"] for facts in slices),
+        "air_share": float(np.mean([facts["air_share"] for facts in slices])),
+        "lung_median": None,
+    }
+
+
+def replace_padding(hu: NDArray[np.number], padding: NDArray[np.bool_]) -> NDArray[np.int16]:
+    """Return a slice (rows, columns) as int16 in `HU_RANGE`, with air in place of padding."""
+    whole = np.rint(hu) if hu.dtype.kind == "f" else hu
+    clean = np.clip(whole, *HU_RANGE).astype(np.int16)
+    clean[padding] = AIR_HU
+    return clean
+
+
+def find_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.bool_]:
+    """Return which voxels of a slice (rows, columns) are padding.
 
     A padding value that could also be tissue counts as padding only where it reaches the edge of
     the slice.
     """
-    whole = np.rint(hu) if hu.dtype.kind == "f" else hu
-    clean = np.clip(whole, *HU_RANGE).astype(np.int16)
     if header.padding is None or header.rescale is None:
-        return clean
+        return np.zeros(hu.shape, bool)
     slope, intercept = header.rescale
     low, high = sorted(value * slope + intercept for value in header.padding)
     padded = (hu >= low - 0.5) & (hu <= high + 0.5)
@@ -74,8 +102,7 @@ def replace_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.i
         parts, _ = ndimage.label(padded)
         edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
         padded = np.isin(parts, edge[edge > 0])
-    clean[padded] = AIR_HU
-    return clean
+    return np.asarray(padded)
 
 
 def _interpolate_evenly(voxels: NDArray[np.int16], stack: SliceStack) -> NDArray[np.int16]:

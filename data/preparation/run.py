@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.checks import CaseCheck, outlier_warnings
 from data.preparation import dataroot
 from data.preparation.case import (
     RECORDS,
@@ -255,6 +256,9 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
             f"{len(gone)} cases of an earlier run are no longer in IN and were kept: "
             f"{format_list(gone)}"
         )
+    for warning in _compare_cases(records):
+        log.warning("%s", warning)
+        remarks.append(warning)
     clinical_rows: dict[str, dict[str, str]] = {}
     columns: list[str] = []
     patient_column = plan.options.table.patient_column
@@ -284,6 +288,16 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
         private=plan.private,
     )
     write_report(report)
+
+
+def _compare_cases(records: Mapping[str, Record]) -> list[str]:
+    """Return warnings of cases whose lungs, air or voxels are far from those of the other ones."""
+    names = [Path(case) for case in records]
+    checks = [
+        CaseCheck(spacing=record["measures"]["spacing_mm"], image=record.get("hu"))
+        for record in records.values()
+    ]
+    return outlier_warnings([(name, name) for name in names], checks)
 
 
 def _patients(

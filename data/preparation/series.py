@@ -113,7 +113,7 @@ def group_series(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
     """
     groups: dict[tuple[object, ...], list[SliceHeader]] = defaultdict(list)
     for header in sorted(headers, key=lambda h: str(h.path)):
-        key = (
+        key: tuple[object, ...] = (
             header.study,
             header.series,
             header.modality,
