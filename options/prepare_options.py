@@ -78,7 +78,9 @@ class TableOptions:
     table: str = flag(
         "", "Clinical table, .csv or .xlsx; by default that of AIIB23 or OSIC, or none."
     )
-    key_column: str = flag("", "Its column that names scan or patient; guessed by default.")
+    key_column: str = flag(
+        "", "Its column that names scan or patient; by default the only possible one."
+    )
     patient_column: str = flag(
         "", "Its column that names the patient; by default the scan's own patient."
     )
