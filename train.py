@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
     if options.run.continue_train:
         folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
         saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
+        saved = replace(saved, run=replace(saved.run, accept_changes=False))  # holds for one call
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
     check_train_options(options)
     return options

@@ -276,6 +276,7 @@ def train_arguments(origin: OriginRun, refit: Refit, options: RefitOptions, gpu:
         gpu_ids=gpu,
         overwrite=True,
         continue_train=False,
+        accept_changes=False,
         dry_run=False,
         val_cases=0,
         save_epoch_freq=0,

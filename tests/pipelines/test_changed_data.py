@@ -43,13 +43,13 @@ def change_volume(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def change_table(cohort: Path) -> None:
+def change_table(cohort: Path, age: str = "33") -> None:
     table = cohort / "clinical.csv"
     lines = table.read_text().splitlines()
     number = next(i for i, line in enumerate(lines) if line.startswith(first_case(cohort)))
     place = lines[0].split(",").index("AGE")
     cells = lines[number].split(",")
-    cells[place] = "33"
+    cells[place] = age
     lines[number] = ",".join(cells)
     table.write_text("\n".join(lines) + "\n")
 
@@ -77,6 +77,8 @@ def test_changed_data_stop_a_continued_run(
     assert part in state["data"]["accepted"]["after step 4"]
     assert part in (run.folder / "web" / "index.html").read_text()
     assert go_on(run, "--max_steps", "7").code == 0  # the new data are now the run's
+    change_table(run.cohort, "34")
+    refused(go_on(run), "table rows or prompts of", case)  # accepted were the others
 
 
 def test_a_moved_cohort_is_no_change(run: TrainedRun, tmp_path: Path) -> None:
