@@ -47,7 +47,12 @@ def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
         UserError: The text has another form, or a value is named twice.
     """
     column, equals, listed = text.partition("=")
-    fields = next(csv.reader([listed], skipinitialspace=True), [])
+    try:
+        fields = next(csv.reader([listed], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise UserError(
+            f"{flag} is {text[:100]!r}; its values cannot be read ({error}). Write them in one line."
+        ) from None
     values = tuple(field.strip() for field in fields)
     has_gap = min_values > 1 and "" in values
     if not equals or not column.strip() or len(values) < min_values or has_gap:

@@ -234,7 +234,7 @@ def test_wrong_flags_are_known_before_the_own_clip_is_trained(
         (["--vary", "SMOKING=A,B"], ["--vary", "'SMOKING'", "SMOKING HISTORY"]),
         (["--vary", "AGE"], ["--vary", "'AGE'", "COLUMN=A,B"]),
         (["--vary", "AGE=60"], ["--vary", "'AGE=60'", "COLUMN=A,B"]),
-        (["--vary", "AGE=60,60"], ["--vary", "same"]),
+        (["--vary", "AGE=60,60"], ["--vary", "twice"]),
         (["--vary", "AGE=60,old"], ["--vary", "AGE", "'old'"]),
         (["--vary", "Mapping ID=P1,P2"], ["--vary", "'Mapping ID'", "identifier"]),
         (["--set", "HEIGHT=180"], ["--set", "'HEIGHT'", "AGE"]),

@@ -31,7 +31,7 @@ def swap_train_and_test(path: Path) -> tuple[str, str]:
 
 
 def go_on(run: TrainedRun, *words: str) -> Outcome:
-    flags = ("--dataroot", run.cohort, *run.flags(), "--continue_train", "--max_steps", "6")
+    flags = ("--dataroot", str(run.cohort), *run.flags(), "--continue_train", "--max_steps", "6")
     return command("train.py", *flags, *words)
 
 

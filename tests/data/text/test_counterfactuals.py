@@ -40,6 +40,12 @@ def test_flags_are_parsed() -> None:
         parse_intervention("--vary", "DRUG=a,b,a", 2)
 
 
+def test_values_that_cannot_be_read_are_one_message() -> None:
+    for text in ("DRUG=a\nb,c", f"DRUG={'x' * 200_000},c"):
+        with pytest.raises(UserError, match="Write them in one line"):
+            parse_intervention("--vary", text, 2)
+
+
 def test_a_row_gives_a_factual_variant_and_one_per_value(aiib23: Template) -> None:
     case = Case("c", None, Path("c.nii.gz"), ROW)
     factual, row = factual_variant(case, aiib23, [Intervention("AGE", ("70",))], None, "")
