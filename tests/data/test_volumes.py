@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +23,7 @@ from data.geometry import (
     to_ras,
 )
 from data.volumes import (
+    header_warnings,
     load_volume,
     one_hot,
     read_header,
@@ -113,6 +115,93 @@ def test_header_codes_of_a_nifti_are_kept(tmp_path: Path, codes: tuple[int, int]
     assert (int(second.header["qform_code"]), int(second.header["sform_code"])) == codes
     one, two = sitk.ReadImage(str(mask)), sitk.ReadImage(str(out))
     assert one.GetOrigin() == two.GetOrigin() and one.GetDirection() == two.GetDirection()
+
+
+def test_only_the_grid_of_a_header_is_copied(tmp_path: Path) -> None:
+    """Names of patients stand in headers of masks; they must not reach synthetic volumes."""
+    mask = tmp_path / "mask.nii.gz"
+    image = nib.Nifti1Image(ramp().astype(np.uint8), affines()["oblique"])
+    for field in ("db_name", "aux_file", "intent_name", "descrip"):
+        image.header[field] = b"DOE^JANE"
+    image.header["slice_end"] = 6
+    image.header["toffset"] = 1950
+    image.header.set_intent("z score", name="DOE^JANE")
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE"))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, mask)
+    assert b"DOE^JANE" in gzip.decompress(mask.read_bytes())
+    for dtype in (np.int16, np.float32):
+        out = tmp_path / f"{np.dtype(dtype)}.nii.gz"
+        write_like(out, load_volume(mask).array, mask, dtype)
+        content = gzip.decompress(out.read_bytes())
+        assert b"DOE" not in content and b"Mask2CT: synthetic" in content
+        written = nib.load(out)
+        np.testing.assert_array_equal(written.affine, nib.load(mask).affine)
+        np.testing.assert_array_equal(written.get_fdata(), image.get_fdata())
+        assert written.header.get_xyzt_units() == ("mm", "unknown")
+        assert len(content) == 352 + written.get_fdata().size * np.dtype(dtype).itemsize
+        for field in ("intent_code", "toffset", "slice_end"):
+            assert written.header[field] == 0
+
+
+def test_endianness_and_version_are_kept(tmp_path: Path) -> None:
+    mask = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti2Image(ramp(), affines()["LPS"]), mask)
+    write_like(tmp_path / "two.nii.gz", load_volume(mask).array, mask)
+    assert isinstance(nib.load(tmp_path / "two.nii.gz"), nib.Nifti2Image)
+    big = nib.Nifti1Image(ramp(), affines()["LPS"], nib.Nifti1Header(endianness=">"))
+    nib.save(big, mask)
+    write_like(tmp_path / "big.nii.gz", load_volume(mask).array, mask)
+    assert nib.load(tmp_path / "big.nii.gz").header.endianness == ">"
+    np.testing.assert_array_equal(nib.load(tmp_path / "big.nii.gz").dataobj, ramp())
+
+
+def write_forms(path: Path, sform: np.ndarray, qform: np.ndarray, unit: str = "mm") -> Path:
+    """Write a NIfTI with another sform than qform."""
+    image = nib.Nifti1Image(ramp(), sform)
+    image.set_sform(sform, code=1)
+    image.set_qform(qform, code=1)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    return path
+
+
+def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    affine = affines()["oblique"]
+    stretched = affine @ np.diag([1, 1, 1.1, 1])
+    turned = affine.copy()
+    turn = Rotation.from_euler("z", 3, degrees=True).as_matrix()
+    turned[:3, :3] = turn @ affine[:3, :3]
+    for other in (affine @ np.diag([-1.0, 1, 1, 1]), stretched, turned):
+        path = write_forms(tmp_path / "a.nii.gz", affine, other)
+        with pytest.raises(UserError, match=r"a\.nii\.gz contradicts itself.*sform.*qform"):
+            read_header(path)
+    assert header_warnings(write_forms(tmp_path / "a.nii.gz", affine, affine)) == []
+    moved = affine.copy()
+    moved[:3, 3] += 20
+    warnings = header_warnings(write_forms(tmp_path / "a.nii.gz", affine, moved))
+    assert "sform and qform put the volume at different places" in warnings[0]
+    np.testing.assert_allclose(read_header(tmp_path / "a.nii.gz").source_affine, affine, atol=1e-4)
+
+
+def test_a_header_without_orientation_is_warned_of(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(ramp(), None)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert "neither sform nor qform" in header_warnings(tmp_path / "a.nii.gz")[0]
+
+
+def test_lengths_are_in_mm(tmp_path: Path) -> None:
+    affine = affines()["RAS"]
+    for unit, name in (("meter", "metres"), ("micron", "micrometres")):
+        path = write_forms(tmp_path / "a.nii.gz", affine, affine, unit)
+        with pytest.raises(UserError, match=f"gives lengths in {name}, not in mm"):
+            load_volume(path)
+    for factor in (0.001, 1000.0):
+        scaled = np.diag([factor] * 3 + [1.0]) @ affine
+        for suffix in (".nii.gz", ".mha"):
+            path = write(tmp_path / f"b{suffix}", ramp(), scaled)
+            with pytest.raises(UserError, match=r"has voxels of .* mm.*between 0\.05 and 50 mm"):
+                load_volume(path)
 
 
 def test_places_agree_with_simpleitk(tmp_path: Path) -> None:
