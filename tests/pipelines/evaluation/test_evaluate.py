@@ -20,6 +20,7 @@ from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
 from pipelines.evaluation.volume_sets import common_window, find_set
 from tests.commands import Outcome, TrainedRun, command, refused
+from util.cli import UserError
 
 REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
 FEW = ("--draws", "10", "--slices", "6", "--no-resegment")
@@ -51,6 +52,15 @@ def run_evaluate(real: Path, synthetic: Path, out: Path, *words: str | Path) -> 
 def noisy_set(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noisy copies of the cohort's scans."""
     return altered(cohort_dir, tmp_path_factory.mktemp("made"), noisy)
+
+
+def test_one_volume_is_not_judged_for_two_patients(tmp_path: Path) -> None:
+    """Results of versions that gave two cases one file name."""
+    (tmp_path / "volumes.csv").write_text(
+        "file,case,kind\nvolumes/p_1.nii.gz,p 1,own\nvolumes/p_1.nii.gz,p_1,own\n"
+    )
+    with pytest.raises(UserError, match="p_1.nii.gz for both 'p 1' and 'p_1'"):
+        find_set("--synthetic", str(tmp_path))
 
 
 @pytest.fixture(scope="module")
