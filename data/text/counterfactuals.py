@@ -51,7 +51,8 @@ def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
         fields = next(csv.reader([listed], skipinitialspace=True), [])
     except csv.Error as error:
         raise UserError(
-            f"{flag} is {text[:100]!r}; its values cannot be read ({error}). Write them in one line."
+            f"{flag} is {text[:100]!r}; its values cannot be read ({error}). Write them in one "
+            "line."
         ) from None
     values = tuple(field.strip() for field in fields)
     has_gap = min_values > 1 and "" in values

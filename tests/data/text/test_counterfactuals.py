@@ -42,7 +42,7 @@ def test_flags_are_parsed() -> None:
 
 def test_values_that_cannot_be_read_are_one_message() -> None:
     for text in ("DRUG=a\nb,c", f"DRUG={'x' * 200_000},c"):
-        with pytest.raises(UserError, match="Write them in one line"):
+        with pytest.raises(UserError, match="Write them in one"):
             parse_intervention("--vary", text, 2)
 
 
