@@ -67,25 +67,32 @@ class Validation:
         self.folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, list[float]] = {}
         images = []
+        count = sum(1 + len(case.pair) for case in self.cases)
         # Without a terminal there is no bar.
-        for case in tqdm(self.cases, "validating", unit="case", leave=False, disable=None):
-            volume = self._generate(case, case.prompt)
-            for name, value in self._metrics(case, volume).items():
-                values.setdefault(f"lung_{name}", []).append(value)
-            images.append(self._picture(case, volume, step))
+        with tqdm(None, "validating", count, unit="volume", leave=False, disable=None) as bar:
+            for case in self.cases:
+                volumes = []
+                for prompt in (case.prompt, *case.pair):
+                    volumes.append(self._generate(case, prompt))
+                    bar.update()
+                for name, value in self._metrics(case, *volumes).items():
+                    values.setdefault(f"lung_{name}", []).append(value)
+                images.append(self._picture(case, volumes[0], step))
         return ValidationResult({k: float(np.mean(v)) for k, v in values.items()}, images)
 
     def _generate(self, case: ValidationCase, prompt: Prompt) -> np.ndarray:
         return case.sample.to_hu(self.generator(case.sample, prompt.texts))
 
-    def _metrics(self, case: ValidationCase, volume: np.ndarray) -> dict[str, float]:
+    def _metrics(
+        self, case: ValidationCase, volume: np.ndarray, *pair: np.ndarray
+    ) -> dict[str, float]:
         assert case.sample.image is not None
         real = case.sample.to_hu(case.sample.image[0])
         lungs = np.isin(case.sample.labels, self.data.lung_labels)
         metrics = fidelity_by_region(volume, real, {"lungs": lungs}, self.data.hu_window)["lungs"]
         metrics["mean_error_hu"] = float((volume - real)[lungs].mean())
-        if case.pair:
-            first, second = (self._generate(case, prompt) for prompt in case.pair)
+        if pair:
+            first, second = pair
             metrics["effect_hu"] = float((second - first)[lungs].mean())
         return metrics
 
