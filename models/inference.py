@@ -20,7 +20,7 @@ from options.parser import from_dict
 from options.test_options import ModelOptions
 from options.train_options import TrainOptions
 from util import seeding
-from util.cli import UserError
+from util.cli import UserError, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import make_device
 
@@ -121,11 +121,13 @@ class VolumeGenerator:
         try:
             with torch.inference_mode():
                 yield
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
-                f"The GPU does not have enough free memory to generate {name} in "
+                f"There is not enough memory ({self.device}) to generate {name} in "
                 f"{self.window.batch} tiles of {self.window.tile or 'the whole volume'} at once. "
-                "Use --tile_batch 1, a smaller --tile, or --gpu_ids -1.",
+                "Use --tile_batch 1, a smaller --tile, or another device (--gpu_ids).",
             ) from None
         finally:
             network.train(training)

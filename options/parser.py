@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import shlex
 import sys
@@ -12,9 +13,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from util.cli import UserError
+from util.cli import UserError, format_list
+from util.schema import misfit
 
 T = TypeVar("T")
+MAX_INTEGER = 2**53  # of any option; larger ones are typing errors or damage
 NEGATIVE = re.compile(r"^-[\d.]")
 
 
@@ -117,6 +120,10 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
             raise UserError(
                 f"{name} is {v!r}; it must be one of: {', '.join(map(str, meta['choices']))}."
             )
+        if isinstance(v, float) and not math.isfinite(v):
+            raise UserError(f"{name} is {v}; it must be a finite number.")
+        if isinstance(v, int) and abs(v) > MAX_INTEGER:
+            raise UserError(f"{name} is too large a number; it must be at most {MAX_INTEGER}.")
         if meta["low"] is not None and v < meta["low"]:
             raise UserError(f"{name} is {v}; it must be at least {meta['low']}.")
         if meta["high"] is not None and v > meta["high"]:
@@ -280,24 +287,47 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Return the option class that `to_dict` wrote, JSON's lists made tuples again.
 
     Raises:
-        UserError: `source` holds an option that is unknown, also among earlier spellings.
+        UserError: `source` holds an option that is unknown, also among earlier spellings, or a
+            value of another type or outside its bounds.
     """
     groups = {}
-    for outer, group_cls in groups_of(cls):
-        fields = {f.name: f for f in dataclasses.fields(group_cls)}
-        renamed = {
-            old: name for name, f in fields.items() for old in f.metadata.get("old_names", ())
-        }
-        stored = {renamed.get(k, k): v for k, v in values.get(outer.name, {}).items()}
-        unknown = sorted(set(stored) - set(fields))
-        if unknown:
-            raise UserError(
-                f"{source} holds options this version does not know: {', '.join(unknown)}. Use the "
-                "version that wrote it."
-            )
-        for name, value in stored.items():
-            stored[name] = (
-                tuple(value) if isinstance(value, list) else _current_value(fields[name], value)
-            )
-        groups[outer.name] = group_cls(**stored)
+    known = {outer.name: group_cls for outer, group_cls in groups_of(cls)}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source} is damaged: it holds no options. Restore it from a copy.")
+    _check_known(sorted(set(values) - set(known)), source)
+    for name, group_cls in known.items():
+        groups[name] = _stored_group(group_cls, values.get(name, {}), source)
     return cls(**groups)
+
+
+def _check_known(unknown: Sequence[str], source: str) -> None:
+    if unknown:
+        raise UserError(
+            f"{source} holds options this version does not know: {format_list(unknown)}. Use the "
+            "version that wrote it."
+        )
+
+
+def _stored_group(group_cls: type, values: Any, source: str) -> Any:
+    """Return a group of options from stored values; for errors see `from_dict`."""
+    fields: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(group_cls)}
+    hints = typing.get_type_hints(group_cls)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source} is damaged: {values!r:.60} is no group of options.")
+    renamed: dict[str, str] = {}
+    for name, field in fields.items():
+        renamed.update(dict.fromkeys(field.metadata.get("old_names", ()), name))
+    stored: dict[str, Any] = {}
+    for key, value in values.items():
+        stored[renamed.get(str(key), str(key))] = value
+    _check_known(sorted(set(stored) - set(fields)), source)
+    for name, value in stored.items():
+        value = tuple(value) if isinstance(value, list) else _current_value(fields[name], value)
+        if problem := misfit({name: value}, {name: hints[name]}):
+            raise UserError(f"{source} is damaged: {problem}. Restore it from a copy.")
+        try:
+            check_value(fields[name], value)
+        except UserError as error:
+            raise UserError(f"{source}: {error} Restore the file from a copy.") from None
+        stored[name] = value
+    return group_cls(**stored)

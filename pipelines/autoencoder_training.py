@@ -31,6 +31,7 @@ from options.base_options import TextOptions
 from util.cli import UserError, is_main_process
 from util.files import atomic_path, claim_file, write_json
 from util.training.devices import make_accelerator
+from util.training.schedule import one_cycle
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +119,7 @@ def fit_autoencoder(
     """
     device = accelerator.device
     optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=options.max_steps, pct_start=0.1
-    )
+    schedule = one_cycle(optimizer, options.lr, options.max_steps)
     steps = tqdm(
         range(options.max_steps), desc="Training autoencoder", disable=not is_main_process()
     )

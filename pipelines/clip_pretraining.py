@@ -32,10 +32,12 @@ from models.text.clip import (
     retrieval,
 )
 from options.clip_options import ClipCommand, ClipOptions
-from util.cli import UserError, is_main_process
-from util.files import claim_folder, file_fingerprint, read_json
+from util.cli import UserError, file_problem, is_main_process
+from util.files import claim_folder, file_fingerprint, sync
+from util.locks import locked_folder
 from util.phrasing import join_phrases, strip_phrase
-from util.records import same_settings
+from util.records import read_record, same_settings
+from util.training.schedule import one_cycle
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +149,7 @@ def fit_clip(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.devic
     """
     rng = np.random.default_rng([options.seed, 1])
     optimizer = torch.optim.AdamW(clip.parameters(), lr=options.clip_lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.clip_lr, total_steps=options.clip_steps, pct_start=0.1
-    )
+    schedule = one_cycle(optimizer, options.clip_lr, options.clip_steps)
     batch_size = min(options.clip_batch, len(pairs.prompts))
     losses: list[float] = []
     steps = tqdm(range(options.clip_steps), desc="Training CLIP", disable=not is_main_process())
@@ -215,29 +215,47 @@ def is_trained(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
         return False  # its other files stay
     if not claim_folder(out, [RECORD], overwrite=True):
         return False
-    try:
-        stored = read_json(out / RECORD)["made_from"]
-    except (UserError, KeyError, TypeError):
-        stored = None  # damaged
-    return same_settings(stored, settings, out, overwrite)
+    consequence = "It is trained again" if overwrite else "Use --overwrite to train it again"
+    record = read_record(out / RECORD, {"made_from": dict[str, Any]}, consequence)
+    if record is None and not overwrite:
+        raise UserError(f"{out / RECORD} is damaged. Use --overwrite to train this CLIP again.")
+    return record is not None and same_settings(record["made_from"], settings, out, overwrite)
 
 
 def save_clip(clip: Clip, out: Path, record: Mapping[str, Any]) -> None:
-    """Write the CLIP's files; the record comes last, so that a folder with one is complete."""
+    """Write the CLIP's files; the record comes last, so that a folder with one is complete.
+
+    Raises:
+        UserError: The disk is full or cannot be written; an earlier CLIP is untouched.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    (out / RECORD).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
         folder = Path(name)
-        clip.text.cpu().save_pretrained(folder)
-        clip.tokenizer.save_pretrained(folder)
-        weights = {**clip.volume.state_dict(), "scale": clip.scale.detach()}
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
-            folder / "volume_encoder.safetensors",
-        )
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        try:
+            _write_clip(clip, folder, record)
+        except Exception as error:
+            if problem := file_problem(error):
+                raise UserError(
+                    f"{out} could not be written: {problem}, and run the command again. An earlier "
+                    "CLIP there is untouched."
+                ) from None
+            raise
+        (out / RECORD).unlink(missing_ok=True)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):
             path.replace(out / path.name)
+
+
+def _write_clip(clip: Clip, folder: Path, record: Mapping[str, Any]) -> None:
+    clip.text.cpu().save_pretrained(folder)
+    clip.tokenizer.save_pretrained(folder)
+    weights = {**clip.volume.state_dict(), "scale": clip.scale.detach()}
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
+        folder / "volume_encoder.safetensors",
+    )
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    for path in folder.iterdir():
+        sync(path)
 
 
 def pretrain_clip(options: ClipCommand) -> Path:
@@ -251,6 +269,12 @@ def pretrain_clip(options: ClipCommand) -> Path:
     """
     if not options.clip.out:
         raise UserError("--out is not given; it is the folder for the CLIP.")
+    with locked_folder(Path(options.clip.out), "--out"):
+        return _pretrain(options)
+
+
+def _pretrain(options: ClipCommand) -> Path:
+    """Pre-train in a folder that no other process uses."""
     out = Path(options.clip.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = options.data

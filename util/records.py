@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,8 +12,34 @@ from typing import Any
 
 from util.cli import UserError, format_list
 from util.files import claim_folder, read_json, write_json
+from util.schema import fits, misfit, type_in_words
+
+log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 600.0
+
+
+def read_record(path: Path, hint: Any, consequence: str) -> Any:
+    """Read a record that can be made again; return None, with a warning, where it is damaged.
+
+    Args:
+        path: The JSON file.
+        hint: Type of its content, or types by entry for a mapping (see `util.schema`).
+        consequence: What happens without it, for the warning.
+    """
+    try:
+        value = read_json(path)
+    except UserError as error:
+        log.warning("%s %s.", error, consequence)
+        return None
+    if isinstance(hint, Mapping):
+        problem = misfit(value, hint)
+    else:
+        problem = "" if fits(value, hint) else f"it must hold {type_in_words(hint)}"
+    if problem:
+        log.warning("%s is damaged: %s. %s.", path, problem, consequence)
+        return None
+    return value
 
 
 def wait_for_record(folder: Path, record: str, settings: Mapping[str, Any]) -> None:

@@ -7,11 +7,11 @@ stay the same, so the difference is the true effect.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,22 @@ from data.phantom.anatomy import Anatomy, PhantomPatient, build_anatomy
 from data.phantom.effects import PlantedEffects, parse_effects
 from data.phantom.rows import COLUMNS, LEVELS, NUMBERS, Row
 from util.cli import UserError, format_list
+from util.files import read_json
+from util.schema import check_record
 
 RECORD = "phantom.json"
+RECORD_TYPES = {
+    "rows": dict[str, dict[str, str]],
+    "seeds": dict[str, int],
+    "splits": dict[str, list[str]],
+    "settings": dict[str, Any],
+}
+SETTING_TYPES = {
+    "size": tuple[int, int, int],
+    "spacing": tuple[float, float, float],
+    "patient_sd": float,
+    "effects": dict[str, Any],
+}
 VERSION = 1  # of the drawing: a cohort of another version cannot be rendered again
 NOISE_HU = 19.0  # SD
 NOISE_GRAIN = 0.5  # correlation of the noise, as a sigma in voxels
@@ -71,18 +85,18 @@ class PhantomCohort:
     def from_folder(cls, dataroot: Path | str) -> PhantomCohort:
         """Load a cohort; raise `UserError` where the folder does not hold a finished one."""
         path = Path(dataroot) / RECORD
+        fix = "Make the cohort again with scripts/make_phantoms.py."
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}). Make the cohort with scripts/make_phantoms.py."
-            ) from None
-        if record.get("version") != VERSION:
+            record = check_record(read_json(path), {"version": int}, path, fix)
+        except UserError as error:
+            raise UserError(f"{error} {fix}" if fix not in str(error) else str(error)) from None
+        if record["version"] != VERSION:
             raise UserError(
                 f"{path} is of version {record.get('version')}; this one draws {VERSION}. Make it "
                 "again."
             )
-        settings = record["settings"]
+        check_record(record, RECORD_TYPES, path, fix)
+        settings = check_record(record["settings"], SETTING_TYPES, path, fix)
         return cls(
             rows=record["rows"],
             seeds=record["seeds"],

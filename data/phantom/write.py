@@ -25,7 +25,7 @@ from data.phantom.rows import COLUMNS, draw_rows, hide_cells
 from options.phantom_options import PhantomOptions
 from util.cli import UserError
 from util.files import claim_folder, write_frame, write_json
-from util.records import same_settings
+from util.records import read_record, same_settings
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +130,7 @@ def _is_finished(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
     is_complete = path.is_file()
     if not is_complete:
         path = out / UNFINISHED
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        stored = {}
+    stored = read_record(path, {"settings": dict[str, Any]}, "It is taken for another cohort") or {}
     if stored != record:
         before = {"version": stored.get("version"), **stored.get("settings", {})}
         now = {"version": VERSION, **record["settings"]}

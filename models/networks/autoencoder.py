@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import math
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from models.networks.layers import ChannelNorm
 from models.weights import read_weights
-from util.cli import UserError
+from util.cli import UserError, is_out_of_memory
 from util.files import read_json
+from util.schema import fits, misfit
 
 REPLACED_NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
 GUIDE = "docs/howto/diffusion.md"
@@ -73,8 +75,12 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
             network: AutoencoderKL = AutoencoderKlMaisi(**config.config)
         else:
             network = AutoencoderKL(**config.config)
-    except (TypeError, ValueError, ImportError) as error:  # ImportError: attention needs einops
-        reason = str(error).splitlines()[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # MONAI checks few arguments, so that almost any error is possible
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"--autoencoder: MONAI's {config.kind} refuses the .json's config ({reason})."
         ) from None
@@ -157,6 +163,11 @@ def load_autoencoder(file: Path, window: tuple[float, float]) -> Autoencoder:
         )
     config = _read_config(config_file(file))
     network = build_autoencoder(config)
+    if problem := _range_problem(config, network):
+        raise UserError(
+            f"--autoencoder: {config_file(file)} is damaged: {problem}. Restore it from a copy; "
+            f"see {GUIDE}."
+        )
     try:
         network.load_state_dict(read_weights(file, "--autoencoder"))
     except RuntimeError as error:
@@ -169,9 +180,29 @@ def load_autoencoder(file: Path, window: tuple[float, float]) -> Autoencoder:
     return Autoencoder(network, config, window, digest)
 
 
+def _range_problem(config: AutoencoderConfig, network: AutoencoderKL) -> str:
+    """Return which number of a config cannot be right, in words, or ""."""
+    for name in ("hu_window", "input_range"):
+        low, high = getattr(config, name)
+        if not low < high or math.isinf(high - low):
+            return f"{name} is {low:g},{high:g}; the first must be below the second"
+    channels = network.latent_channels
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if values and (len(values) != channels or not all(map(math.isfinite, values))):
+            return f"{name} must hold {channels} numbers, one for each latent channel"
+    if any(sd <= 0 for sd in config.std):
+        return "std must hold numbers above 0"
+    levels = config.config.get("channels") or config.config.get("num_channels")
+    if not fits(levels, list[int]) or config.config.get("in_channels", 1) != 1:
+        return "config must name the channels of each resolution, and one channel of the input"
+    return ""
+
+
 def _read_config(file: Path) -> AutoencoderConfig:
     values = read_json(file)
-    known = {f.name for f in dataclasses.fields(AutoencoderConfig)}
+    hints = typing.get_type_hints(AutoencoderConfig)
+    known = set(hints)
     if not isinstance(values, dict) or not {"kind", "config"} <= set(values) <= known:
         raise UserError(
             f"--autoencoder: {file} must be an object with kind, config and at most these: "
@@ -182,6 +213,8 @@ def _read_config(file: Path) -> AutoencoderConfig:
             f"--autoencoder: {file} names the kind {values['kind']!r}; it must be AutoencoderKL or "
             f"AutoencoderKlMaisi. See {GUIDE}."
         )
+    if problem := misfit(values, {name: hints[name] for name in values}):
+        raise UserError(f"--autoencoder: {file} is damaged: {problem}. See {GUIDE}.")
     arguments: dict[str, Any] = dict(values)
     for name, value in arguments.items():
         if isinstance(value, list):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
@@ -13,16 +16,25 @@ from pipelines.atlas.statistics.planted import ELSEWHERE, planted_effect_rows, p
 from pipelines.atlas.study import AtlasStudy
 from util.files import read_json
 from util.metrics.regions import chest_regions
+from util.schema import check_record
 
+PLANT_TYPES = {"column": str, "from": str, "to": str, "region": str, "hu": float}
 COLUMNS = ["region", "planted_hu", "generated_hu", "recovered", "leaked_hu"]
+
+
+def read_planted(root: Path) -> dict[str, Any] | None:
+    """Return the planted truth of a cohort, or None; raise `UserError` where it is damaged."""
+    path = root / PLANT_RECORD
+    if not path.is_file():
+        return None
+    return check_record(read_json(path), PLANT_TYPES, path, "Plant the effect again.")
 
 
 def planted_effect_frame(study: AtlasStudy, measurements: AtlasMeasurements) -> pd.DataFrame | None:
     """Return spike.csv, or None where nothing was planted or the column is not studied."""
-    path = study.cohort.root / PLANT_RECORD
-    if not path.is_file():
+    record = read_planted(study.cohort.root)
+    if record is None:
         return None
-    record = read_json(path)
     sign = {(record["from"], record["to"]): 1.0, (record["to"], record["from"]): -1.0}
     changes = []
     for row in measurements.effects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,8 @@ from util.cli import UserError
 from util.files import atomic_path, json_digest
 from util.metrics.fidelity import fidelity_by_region
 from util.metrics.regions import body_mask, chest_regions
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # part of the cache keys: raise it when the measurements change
 MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
@@ -213,8 +215,9 @@ def load_or_compute(cache: Path, key: Any, compute: Callable[[], Arrays]) -> Arr
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-            path.unlink()  # cut off by a full disk; computed again below
+        except Exception as error:  # zip, zlib and NumPy each raise errors of their own
+            log.warning("%s is damaged (%s); it is computed again.", path, error)
+            path.unlink()
     arrays = compute()
     with atomic_path(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -159,10 +159,12 @@ class CaseSynthesiser:
         """
         out = Path(self.command.expand.out)
         path = out / SAME_MASK_FILE
-        fix = "The distances are measured again"
-        if not path.is_file() or read_record(path, list[float], fix) is None:
+        cases = unseen[:MAX_UNSEEN]
+        distances = None
+        if path.is_file():
+            distances = read_record(path, list[float], "The distances are measured again")
+        if distances is None or len(distances) != len(cases):
             mask = out / f".{os.getpid()}.nii.gz"
-            cases = unseen[:MAX_UNSEEN]
             distances = []
             for case in tqdm(
                 cases, "cases outside training", unit="case", disable=not cli.is_main_process()
@@ -171,7 +173,7 @@ class CaseSynthesiser:
                 distances.append(copies.distance_to_source(self.draw_volume(planned, mask, 0)))
             mask.unlink(missing_ok=True)
             write_json(path, distances)
-        return replace(self, copies=copies.with_same_mask_threshold(read_json(path)))
+        return replace(self, copies=copies.with_same_mask_threshold(distances))
 
     def _record(
         self, planned: PlannedCase, redrawn: int, nearest: NearestScan, left_out: bool

@@ -27,8 +27,8 @@ from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning import SOURCE, cases_by_value
 from util import cli
 from util.cli import UserError, format_list
-from util.files import read_json, write_csv, write_json
-from util.records import open_record
+from util.files import write_csv, write_json
+from util.records import open_record, read_record
 from util.training.devices import make_device
 
 log = logging.getLogger(__name__)
@@ -315,7 +315,11 @@ def compare_arms(
     for seed in command.utility.seeds:
         for arm, volumes in arms.items():
             path = out / f"{arm}_{seed}.json"
-            if not path.is_file():
+            predictions = None
+            if path.is_file():
+                fix = "The classifier is trained again"
+                predictions = read_record(path, list[list[float]], fix)
+            if predictions is None or np.shape(predictions) != (len(targets), len(classes)):
                 network = train_classifier(
                     volumes,
                     len(classes),
@@ -325,8 +329,9 @@ def compare_arms(
                     f"{arm}, seed {seed}",
                     real=len(arms["real"]) if arm == "both" else 0,
                 )
-                write_json(path, predict(network, test.volumes, device).tolist())
-            predicted[arm, seed] = np.array(read_json(path))
+                predictions = predict(network, test.volumes, device).tolist()
+                write_json(path, predictions)
+            predicted[arm, seed] = np.array(predictions)
             scores = classifier_scores(predicted[arm, seed], targets)
             rows.append({"arm": arm, "seed": seed, "volumes": len(volumes), **scores})
     results: dict[str, Any] = {

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import resource
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from models.text.clip import (
     VolumeEncoder,
@@ -22,7 +30,9 @@ from models.text.clip import (
 from models.text.encoders import build_text_encoder
 from options.base_options import DataOptions, TextOptions
 from options.clip_options import ClipCommand, ClipOptions
+from pipelines import clip_pretraining
 from pipelines.clip_pretraining import pretrain_clip
+from tests.commands import ROOT, Outcome, files, refused
 from util.cli import UserError
 
 HABITS = ("Never smoker", "Ex-smoker", "Current smoker")
@@ -45,6 +55,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hu = np.where(mask > 0, -850.0 + 60 * habit + age / 2, 40.0) + rng.normal(0, 20, SIZE)
         hu[(mask == 1) & (side != 1)] += 100
         hu[(mask == 2) & (side != 0)] += 100
+        hu[[0, 1, 14, 15]] = -1000  # air beside the body
         for folder, array in (("img", hu.astype(np.int16)), ("gtlung", mask)):
             nib.save(nib.Nifti1Image(array, np.diag([6, 6, 6, 1])), root / folder / f"c{i}.nii.gz")
         lines.append(
@@ -103,6 +114,75 @@ def test_is_used_again_and_never_silently_replaced(
     short = replace(options.clip, out=str(tmp_path), overwrite=True, clip_steps=2)
     assert (pretrain_clip(replace(options, clip=short)) / "clip.json").is_file()
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"made_from": 1}', "null", "[" * 100_000])
+def test_a_damaged_record_is_named(
+    content: str, options: ClipCommand, clip_folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (copy / "clip.json").write_text(content)
+    short = replace(options.clip, out=str(copy), clip_steps=1)
+    with pytest.raises(UserError, match=r"clip\.json is damaged\. Use --overwrite"):
+        pretrain_clip(replace(options, clip=short))
+    pretrain_clip(replace(options, clip=replace(short, overwrite=True)))
+    assert json.loads((copy / "clip.json").read_text())["made_from"]["clip_steps"] == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        Exception("No space left on device (os error 28)"),
+    ],
+)
+@pytest.mark.parametrize("writer", ["save_file", "sync"])
+def test_a_full_disk_is_a_message_and_keeps_the_earlier_clip(
+    writer: str,
+    error: Exception,
+    options: ClipCommand,
+    clip_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    before = files(tmp_path)
+    monkeypatch.setattr(clip_pretraining, writer, full)
+    short = replace(options.clip, out=str(copy), clip_steps=1, overwrite=True)
+    with pytest.raises(UserError, match="could not be written: No space left on device; make room"):
+        pretrain_clip(replace(options, clip=short))
+    assert files(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_a_process_of_its_own(cohort: Path, tmp_path: Path) -> None:
+    """The operating system refuses files above a size, as a full disk does."""
+    words = [
+        *(sys.executable, "scripts/pretrain_clip.py", "--dataroot", str(cohort)),
+        *("--out", str(tmp_path / "clip"), "--clip_steps", "1", "--clip_size", "8,8,8"),
+    ]
+    for limit in (1_000, 20_000, 200_000):
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            preexec_fn=partial(limit_file_size, limit),
+            timeout=300,
+        )
+        refused(Outcome(done.returncode, done.stderr), "File too large", "run the command again")
+        assert not (tmp_path / "clip" / "clip.json").exists()
+
+
+def limit_file_size(limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def test_without_held_out_cases_it_says_so(

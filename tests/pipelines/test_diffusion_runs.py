@@ -16,12 +16,13 @@ import pytest
 
 from benchmarks import check_processes, check_resume
 from benchmarks import diffusion as benchmark_diffusion
+from models.networks.autoencoder import load_autoencoder
 from options.autoencoder_options import AutoencoderCommand
 from options.parser import parse
 from pipelines import autoencoder_training
 from scripts import compare_models
 from tests.commands import Outcome, TrainedRun, command, kept, refused, train
-from util.cli import UserError
+from util.cli import UserError, is_out_of_memory
 from util.training import checkpoint
 
 SMOKING = "SMOKING HISTORY=Never smoker,Current smoker"
@@ -58,6 +59,15 @@ def diffusion_run(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     done = train(cohort_dir, run.checkpoints, *QUICK, "--continue_train", name="tiny")
     assert done.code == 0, done.text
     return run
+
+
+def test_an_autoencoder_of_ten_steps(cohort_dir: Path, tmp_path: Path) -> None:
+    """Its schedule would divide by zero."""
+    out = tmp_path / "ae.safetensors"
+    sizes = ("--patch_size=16,16,8", "--channels=4,8", "--latent_channels=2", "--batch_size=1")
+    words = (out, "--dataroot", cohort_dir, *sizes, "--max_steps", "10")
+    done = command("scripts/train_autoencoder.py", *words)
+    assert done.code == 0 and out.is_file(), done.text
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +312,29 @@ def test_the_autoencoder_is_written_whole_and_not_replaced_unasked(
         "4",
     )
     assert kept(autoencoder.parent) == before
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 5, 1e400, 10**30, {}, True, [1], ["a", "b"]])
+def test_a_config_of_wrong_types_is_named(value: Any, autoencoder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(autoencoder, tmp_path))
+    file = copy.with_suffix(".json")
+    values = json.loads(autoencoder.with_suffix(".json").read_text())
+    changed = [{**values, name: value} for name in values]
+    changed += [
+        {**values, "config": {**values["config"], name: value}} for name in values["config"]
+    ]
+    for content in changed:
+        file.write_text(json.dumps(content))
+        try:
+            load_autoencoder(copy, (-1000.0, 400.0))
+        except UserError as error:
+            assert "--autoencoder" in str(error)
+        except (MemoryError, RuntimeError) as error:
+            assert is_out_of_memory(error)  # a message of the command
+    for text in ("", "[]", "null", "[" * 10**5, "9" * 5000):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"ae\.json"):
+            load_autoencoder(copy, (-1000.0, 400.0))
 
 
 def test_another_autoencoder_is_refused(

@@ -108,7 +108,7 @@ class Monitor:
         path = self.folder / WEB / IMAGES_FILE
         if not step or not path.is_file():
             return []
-        stored = read_record(path, list[dict[str, str | int]], "The pictures so far are left out")
+        stored = read_record(path, list[dict[str, Any]], "The pictures so far are left out")
         images = []
         for values in stored or []:
             if set(values) != set(IMAGE_TYPES) or misfit(values, IMAGE_TYPES):

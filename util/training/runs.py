@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from util.cli import UserError
-from util.files import claim_folder, read_json, write_json
+from util.cli import UserError, format_list
+from util.files import atomic_path, claim_folder, read_json, write_json
+from util.schema import check_record, fits, misfit
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def read_options(folder: Path) -> dict[str, Any]:
             f"--name: there is no run {folder}. Runs in {folder.parent}: "
             f"{', '.join(names) or 'none'}."
         )
-    options: dict[str, Any] = read_json(folder / OPTIONS_FILE)
-    return options
+    fix = "Restore it from a copy, or train again."
+    return check_record(read_json(folder / OPTIONS_FILE), {}, folder / OPTIONS_FILE, fix)
 
 
 class RunLog:
@@ -72,7 +73,8 @@ class RunLog:
 
         self.path = folder / LOG_FILE
         earlier = [record for record in read_log(folder) if record["step"] <= step] if step else []
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in earlier))
+        with atomic_path(self.path, keep_suffix=False) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in earlier))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -89,16 +91,25 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the records of a run's log; a last line cut off by a kill is left out."""
+    """Return the records of a run's log; lines that are damaged are left out with a warning."""
     path = folder / LOG_FILE
     records: list[dict[str, float]] = []
     if not path.is_file():
         return records
-    for line in path.read_text().splitlines():
+    damaged = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: a line that is not JSON is left out: %.60s", path, line)
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # also a last line that was cut off by a kill
+            record = None
+        if misfit(record, {"step": int}) or not fits(record, dict[str, float]):
+            damaged.append(str(number))
+        else:
+            records.append(record)
+    if damaged:
+        log.warning("%s: lines that are damaged are left out: %s.", path, format_list(damaged))
     return records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -252,6 +253,53 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
         synthesis.synthesise_cohort(
             options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5")
         )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"left_out": "no"}', "null"])
+def test_a_damaged_record_is_made_again(
+    content: str,
+    synthetic_cohort: Path,
+    trained_run: TrainedRun,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    copy = Path(shutil.copytree(synthetic_cohort, tmp_path / "copy"))
+    damaged = [copy / "records" / "synthetic_0002.json", copy / "same_mask.json"]
+    before = [path.read_bytes() for path in damaged if path.is_file()]
+    for path in damaged:
+        if path.is_file():
+            path.write_text(content)
+    synthesis.synthesise_cohort(
+        options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "4", "--rows", "changed")
+    )
+    assert "synthetic_0002.json is damaged" in caplog.text
+    assert [path.read_bytes() for path in damaged if path.is_file()] == before
+
+
+def test_the_readme_holds_no_markup_of_users() -> None:
+    text = cohort_readme(
+        [{"left_out": False, "redrawn": 0}],
+        run="a`b<script>",
+        step=1,
+        source="<img src=x>",
+        column="<b>SEX</b>|x",
+        counts={"<script>alert(1)</script>": 1, "[a](http://b)": 2, "": 3},
+        checked=True,
+    )
+    outside = re.sub(r"(`+) .*? \1|`[^`]*`", "", text)
+    assert "<" not in outside and "](" not in outside and "(not known)" in text
+    assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", ".a", "a\\b", "a\x07", "x" * 300])
+def test_names_of_new_cases_are_those_of_files(
+    name: str, trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text(f"File Name,DIAGNOSIS\n{name},IPF\n")
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        synthesis.synthesise_cohort(options(trained_run, tmp_path / "out", "--table", str(table)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_processes_share_the_cases(

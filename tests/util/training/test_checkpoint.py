@@ -315,7 +315,8 @@ def test_a_changed_state_is_found(tmp_path: Path) -> None:
     latest = tmp_path / "latest"
     checkpoint.save(latest, parts(), STATE)
     state = read_json(latest / "state.json")
-    for changed in ({"step": 4}, {"parts": ["G"]}, {"sha256": {}}):
+    changes: list[dict[str, Any]] = [{"step": 4}, {"parts": ["G"]}, {"sha256": {}}]
+    for changed in changes:
         write_json(latest / "state.json", {**state, **changed})
         with pytest.raises(UserError, match=r"state\.json is damaged: its content has changed"):
             checkpoint.load_state(latest)
@@ -327,7 +328,19 @@ def test_a_checkpoint_without_digests_is_loaded(tmp_path: Path) -> None:
     assert value_of(tmp_path / "latest") == 2.0
 
 
-WRONG_VALUES = (None, [], [1], "x", 10**400, 1e400, {}, {"x": "y"}, True, -1, [[[]]])
+WRONG_VALUES: tuple[Any, ...] = (
+    None,
+    [],
+    [1],
+    "x",
+    10**400,
+    1e400,
+    {},
+    {"x": "y"},
+    True,
+    -1,
+    [[[]]],
+)
 
 
 def test_a_state_of_wrong_types_is_named(tmp_path: Path) -> None:

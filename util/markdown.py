@@ -1,0 +1,27 @@
+"""Text of users in Markdown files, so that it is shown as it is and never becomes markup."""
+
+from __future__ import annotations
+
+import re
+
+# ASCII characters that Markdown, or the HTML within it, gives a meaning.
+SPECIAL = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$:@-]")
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def escape_text(text: str) -> str:
+    """Return text for a paragraph or a table's cell, on one line."""
+    return SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _one_line(text))
+
+
+def code(text: str) -> str:
+    """Return text as inline code; it may hold backticks."""
+    line = _one_line(text)
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    if not longest:
+        return f"`{line}`"
+    fence = "`" * (longest + 1)
+    return f"{fence} {line} {fence}"
