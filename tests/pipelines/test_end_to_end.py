@@ -4,7 +4,6 @@ is the truth.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 
 from data.volumes import load_volume
 from tests.commands import ROOT, TINY, TrainedRun, command, refused, train
+from util.files import read_csv
 from util.locks import locked_folder
 
 CASES = ROOT.parent / "shared" / "cases"
@@ -29,8 +29,7 @@ WINDOW = (-1000, 400)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path)
 
 
 def volumes(folder: Path) -> dict[str, bytes]:
