@@ -108,16 +108,6 @@ def hu_fact_problems(facts: Facts) -> list[str]:
     ]
 
 
-def hu_problems(image: np.ndarray, lungs: np.ndarray | None = None) -> list[str]:
-    """Return what shows that a CT is not in HU, as the rest of a sentence after its name.
-
-    Args:
-        image: (X, Y, Z).
-        lungs: Bool array on the same grid; None judges by the share of air alone.
-    """
-    return hu_fact_problems(hu_facts(image, lungs))
-
-
 def image_facts(path: Path, mask: Path | None = None, lung_labels: Sequence[int] = (1, 2)) -> Facts:
     """Measure what `image_problems` needs of a CT (see `hu_facts`).
 
@@ -383,15 +373,26 @@ def _spacing_warnings(paths: Sequence[Path], spacings: Sequence[Sequence[float]]
     return warnings
 
 
+@dataclass(frozen=True)
+class CohortCheck:
+    """Outcome of the check of a cohort's volumes.
+
+    Attributes:
+        labels: Labels of the cohort, sorted, 0 (background) included.
+        warnings: What a person should look at.
+    """
+
+    labels: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
 def check_volumes(
     files: Sequence[tuple[Path | None, Path]],
     max_labels: int = 16,
     cache: Path | None = None,
     lung_labels: Sequence[int] = (1, 2),
-) -> tuple[int, ...]:
-    """Read every volume once and return the labels of the cohort, sorted, 0 (background) included.
-
-    What a person should look at is logged as warnings.
+) -> CohortCheck:
+    """Read every volume once, and log what a person should look at.
 
     Args:
         files: CT or None, and mask, of every case.
@@ -428,9 +429,10 @@ def check_volumes(
     if empty:
         log.warning("%d masks hold only background: %s.", len(empty), format_list(empty))
     warnings = [warning for case in checks for warning in case.warnings]
-    for warning in _shorten(warnings + outlier_warnings(files, checks)):
+    warnings += outlier_warnings(files, checks)
+    for warning in _shorten(warnings):
         log.warning("%s", warning)
-    return tuple(sorted(labels))
+    return CohortCheck(tuple(sorted(labels)), tuple(warnings))
 
 
 def _shorten(messages: Sequence[str]) -> list[str]:

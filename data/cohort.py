@@ -46,6 +46,7 @@ class Cohort:
         columns: Columns of the clinical table.
         left_out: Columns of the table that are in no row, because nearly every case has another
             value.
+        warnings: What a person should know of the volumes (see `data.checks.check_volumes`).
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Cohort:
     labels: tuple[int, ...]
     columns: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def file_names(self) -> dict[str, str]:

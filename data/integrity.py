@@ -7,6 +7,7 @@ MetaImage. Raw data carries no checksum and cannot be verified.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
 import zlib
@@ -280,7 +281,7 @@ def _gunzip(file: BinaryIO) -> Iterator[int]:
             yield len(part)
 
 
-def read_to_end(stream: BinaryIO) -> None:
+def read_to_end(stream: io.BufferedIOBase) -> None:
     """Read a gzip stream to its end, so that its checksum and length are compared.
 
     Raises:

@@ -66,8 +66,8 @@ def load_cohort(
     if not check:
         return cohort
     files = [(case.image, case.mask) for case in cases]
-    labels = check_volumes(files, options.max_labels, cache, options.lung_labels)
-    return replace(cohort, labels=labels)
+    check_result = check_volumes(files, options.max_labels, cache, options.lung_labels)
+    return replace(cohort, labels=check_result.labels, warnings=check_result.warnings)
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:

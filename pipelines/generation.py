@@ -212,8 +212,8 @@ def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:
     """Return the mask of `--mask` as a cohort of one case, whose row is empty."""
     if options.arms.prompt and options.arms.set:
         raise UserError(
-            "--set changes a row, and with --mask --prompt takes its place. Say everything in "
-            "--prompt, or use --set alone."
+            "--set changes a row, and with --mask --prompt takes its place. Put all phrases "
+            "into --prompt, or use --set alone."
         )
     mask = Path(options.source.mask)
     load_volume(mask)  # a damaged file is an error before the network works
@@ -287,7 +287,8 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     spacing = voxel_sizes(sample.affine)
     masks = chest_regions(sample.labels, spacing, plan.data.lung_labels, plan.data.airway_label)
     effects: list[Row] = []
-    notes = _dropped_note("--set", variants.factual)
+    notes = _volume_notes(plan.cohort, case)
+    notes += _dropped_note("--set", variants.factual)
     for group in variants.counterfactual:
         volumes = {v.value: plan.generate(sample, v.prompt, scan) for v in group}
         _write_variants(writer, group, volumes, real if scan else None)
@@ -320,10 +321,17 @@ def _write_variants(
             writer.add_panel(title, "difference", volume - edited)
 
 
+def _volume_notes(cohort: Cohort, case: Case) -> list[str]:
+    """Return the warnings that name a file of a case."""
+    files = [str(path) for path in (case.image, case.mask) if path is not None]
+    return [text for text in cohort.warnings if any(file in text for file in files)]
+
+
 def _dropped_note(change: str, variant: Variant) -> list[str]:
     if not variant.dropped:
         return []
-    return [f"{change}: {', '.join(variant.dropped)} left the text, as it would contradict."]
+    columns = ", ".join(variant.dropped)
+    return [f"{change}: {columns} {'was' if len(variant.dropped) == 1 else 'were'} removed"]
 
 
 def _edit_metrics(

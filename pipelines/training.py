@@ -167,9 +167,7 @@ def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> 
     study.encoder.check_identity(state["encoder"])
     restore_encoder(study.encoder, checkpoint_dir, state)
     check_labels_known(cohort.labels, state["labels"], [case.mask for case in cohort.cases])
-    splits = run_splits(
-        checkpoint_dir.parent, cohort, options.data.splits, options.run.accept_changes
-    )
+    splits = run_splits(checkpoint_dir.parent, cohort, options.data, options.run.accept_changes)
     missing = sorted(set(splits["train"]) - {case.id for case in cohort.cases})
     if missing:
         raise UserError(
@@ -377,6 +375,10 @@ def make_monitor(
     shown = to_dict(options)
     if data.get("accepted"):
         shown["accepted changes of data and options"] = dict(data["accepted"])
+    if study.cohort.warnings:
+        shown["warnings of the volumes"] = {
+            str(number): text for number, text in enumerate(study.cohort.warnings, start=1)
+        }
     return Monitor(folder, trainer, shown, extra, validation, intervals)
 
 

@@ -83,6 +83,22 @@ def normalised(cohort: Path) -> None:
     )
 
 
+def raw_with_padding(cohort: Path) -> None:
+    """Detector values of one scan, with -2000 outside the scanner's field of view."""
+    path = cohort / "img" / "phantom_003.nii.gz"
+    image = nib.load(path)
+    raw = np.asarray(image.dataobj) + np.int16(1024)
+    raw[:1] = raw[-1:] = -2000
+    nib.save(nib.Nifti1Image(raw, image.affine), path)
+
+
+def flipped_bit(cohort: Path) -> None:
+    path = cohort / "img" / "phantom_003.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def case_twice(cohort: Path) -> None:
     shutil.copy(cohort / "img" / "phantom_003.nii.gz", cohort / "img" / "phantom_003.nii")
 
@@ -109,6 +125,8 @@ COHORTS: dict[Callable[[Path], None], Sequence[str]] = {
     no_scan: ("phantom_003", "no scan", "Add the scans"),
     half_a_label: ("gtlung/phantom_003.nii.gz", "0.5", "label"),
     normalised: ("img/phantom_003.nii.gz", "not in HU", "slope"),
+    raw_with_padding: ("img/phantom_003.nii.gz", "not in HU", "lungs", "slope"),
+    flipped_bit: ("img/phantom_003.nii.gz", "cannot be read", "damaged"),
     case_twice: ("phantom_003", "twice"),
     age_in_words: ("phantom_003", "AGE", "'old'"),
 }
@@ -124,7 +142,9 @@ def test_cohorts_that_cannot_be_trained_on(
 
 
 @pytest.mark.parametrize(
-    "spoil", [no_dataroot, empty_masks, not_nifti, no_key_column], ids=lambda f: f.__name__
+    "spoil",
+    [no_dataroot, empty_masks, not_nifti, no_key_column, raw_with_padding, flipped_bit],
+    ids=lambda f: f.__name__,
 )
 def test_cohorts_that_cannot_be_tested_on(
     spoil: Callable[[Path], None],

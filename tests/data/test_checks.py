@@ -125,7 +125,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_good_cohort_gives_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert check_volumes(cohort(tmp_path)) == (0, 1, 2)
+    assert check_volumes(cohort(tmp_path)).labels == (0, 1, 2)
     assert warned(caplog) == []
 
 
@@ -159,7 +159,7 @@ def test_lungs_are_those_of_the_lung_labels(tmp_path: Path) -> None:
         save(mask, labels() * 10 + np.uint8(1))  # 1 is all that is not lung
     with pytest.raises(UserError, match="lung labels are wrong"):
         check_volumes(files)
-    assert check_volumes(files, lung_labels=(11, 21)) == (0, 1, 11, 21)
+    assert check_volumes(files, lung_labels=(11, 21)).labels == (0, 1, 11, 21)
 
 
 def test_headers_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,7 +193,7 @@ def test_damaged_facts_are_measured_again(tmp_path: Path, content: str) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "checks.json").write_text(content, encoding="latin-1")
-    assert check_volumes(files, cache=cache) == (0, 1, 2)
+    assert check_volumes(files, cache=cache).labels == (0, 1, 2)
     stored = json.loads((cache / "checks.json").read_text())
     assert len(FactStore(cache / "checks.json").facts) == len(stored) >= 4
 
@@ -235,7 +235,7 @@ def test_a_flipped_sform_is_refused() -> None:
 def test_real_chests_pass_and_heads_do_not(caplog: pytest.LogCaptureFixture) -> None:
     files = shared_files(SHARED / "realct") + shared_files(SHARED / "realct2")
     assert len(files) == 9
-    assert check_volumes(files) == (0, 1, 2, 3)
+    assert check_volumes(files).labels == (0, 1, 2, 3)
     assert warned(caplog) == []
     with pytest.raises(UserError) as caught:
         check_volumes(shared_files(SHARED / "brainmri", "tumour"))

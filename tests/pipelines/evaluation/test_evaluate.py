@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from data.checks import FactStore
 from data.geometry import resample
 from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
-from pipelines.evaluation.volume_sets import common_window, find_set
+from pipelines.evaluation.volume_sets import check_hu, common_window, find_set, with_masks
 from tests.commands import Outcome, TrainedRun, command, refused
 from util.cli import UserError
 
@@ -251,6 +252,50 @@ def test_other_windows_are_refused_or_matched(cohort_dir: Path, tmp_path: Path) 
     assert common_window(*sets, (-1000, 400), True)[1] == -300
     unit = altered(cohort_dir, tmp_path / "unit", lambda hu: np.clip(hu / 1000, -1, 1), 3)
     refused(run_evaluate(cohort_dir, unit, tmp_path / "out"), "--synthetic", "is not in HU")
+
+
+def test_one_raw_scan_is_found_by_its_lungs(cohort_dir: Path, tmp_path: Path) -> None:
+    """Every volume is judged, by the rule of training: padding of -2000 is no air."""
+    raw = altered(cohort_dir, tmp_path / "raw", cases=6)
+    path = raw / "phantom_003.nii.gz"
+    image = nib.load(path)
+    hu = np.asarray(image.dataobj) + np.int16(1024)
+    hu[:1] = hu[-1:] = -2000
+    nib.save(nib.Nifti1Image(hu, image.affine), path)
+    out = tmp_path / "out"
+    refused(run_evaluate(cohort_dir, raw, out), "--synthetic", "phantom_003", "is not in HU")
+    refused(run_evaluate(raw, cohort_dir, out), "--real", "phantom_003", "is not in HU")
+    assert not out.exists()
+
+
+def test_a_case_that_differs_is_named_in_the_report(cohort_dir: Path, tmp_path: Path) -> None:
+    dense = altered(cohort_dir, tmp_path / "dense", cases=4)
+    path = dense / "phantom_002.nii.gz"
+    hu = load_volume(path).array
+    lungs = load_volume(cohort_dir / "gtlung" / path.name).array
+    write_like(path, np.where(np.isin(lungs, (1, 2)), hu + 350.0, hu), path)
+    done = run_evaluate(cohort_dir, dense, tmp_path / "out")
+    assert done.code == 0, done.text
+    warning = "phantom_002.nii.gz: the median of the lungs is"
+    assert warning in done.text and warning in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_generated_volumes_that_are_bad_are_judged_with_a_warning(
+    cohort_dir: Path, tmp_path: Path
+) -> None:
+    bad = altered(cohort_dir, tmp_path / "bad" / "volumes", lambda hu: hu.clip(-1000, 40) / 2, 3)
+    rows = [f"volumes/{path.name},{path.name[:-7]},own" for path in sorted(bad.iterdir())]
+    table = bad.parent / "volumes.csv"
+    table.write_text("\n".join(["file,case,kind", *rows]))
+    store = FactStore(None)
+    volumes = with_masks(find_set("--synthetic", str(bad.parent)), find_set("", str(cohort_dir)))
+    assert len(check_hu(volumes, store)) >= 3
+    table.write_text(table.read_text().replace("volumes/", "../bad/volumes/", 1))
+    assert len(find_set("--synthetic", str(bad.parent)).files) == 3  # still inside
+    for name in ("../../etc/passwd", str(cohort_dir / "img" / "phantom_001.nii.gz"), "/dev/zero"):
+        table.write_text(f"file,case,kind\n{name},a,own\n")
+        with pytest.raises(UserError, match="does not lie in"):
+            find_set("--synthetic", str(bad.parent))
 
 
 def test_bad_sets_are_refused(cohort_dir: Path, noisy_set: Path, tmp_path: Path) -> None:
