@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +16,26 @@ from data.cohort import IMAGES, MASKS, natural_key
 from data.preparation.case import RECORDS, REPORT_FOLDER, Record
 from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
 from data.preparation.join import JoinedTable
-from data.splits import MIN_CASES, SPLIT_NAMES, Splits, draw_splits, save_splits
+from data.splits import MIN_CASES, SPLIT_NAMES, Splits, draw_splits, read_run_splits, save_splits
 from options.prepare_options import OLD_MASK_KINDS
 from util.cli import UserError
 from util.files import claim_folder, read_json
+from util.schema import check_record
 
 log = logging.getLogger(__name__)
 
 KEY_COLUMN = "File Name"
 PATIENT_COLUMN = "Patient"
 TEMPORARY_FILE = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
+RECORD_TYPES = {
+    "masks": str,
+    "row": dict[str, str],
+    "measures": dict[str, Any],
+    "warnings": list[str],
+    "notes": list[str],
+    "left_out": list[list[str]],
+}
+RECORD_FIX = "Remove it, and run the command again: the case is then prepared anew."
 FOLDERS = (RECORDS, IMAGES, MASKS, REPORT_FOLDER)
 
 
@@ -62,7 +73,7 @@ def read_records(out: Path) -> dict[str, Record]:
     """Return the records of all finished cases in natural order."""
     records: dict[str, Record] = {}
     for path in sorted((out / RECORDS).glob("*.json"), key=lambda path: natural_key(path.name)):
-        record = read_json(path)
+        record = check_record(read_json(path), RECORD_TYPES, path, RECORD_FIX)
         record["masks"] = OLD_MASK_KINDS.get(record["masks"], record["masks"])
         records[path.stem] = record
     return records
@@ -113,7 +124,7 @@ def write_splits(path: Path, patients: Mapping[str, str], seed: int) -> Splits |
     """
     patient_count = len(set(patients.values()))
     if path.is_file():
-        splits = _extend_splits(read_json(path), patients, seed)
+        splits = _extend_splits(read_run_splits(path) or {}, patients, seed)
     elif len(patients) < MIN_CASES or patient_count < len(SPLIT_NAMES):
         log.warning(
             "There are too few cases or patients to split (%d, %d); no splits.json was written.",

@@ -19,11 +19,10 @@ from data.text.values import (
     clean_value,
     is_identifying,
     is_unknown,
-    normalise_id,
+    match_ids,
     normalise_key,
     parse_number,
 )
-from data.volumes import strip_suffix
 from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
@@ -43,6 +42,9 @@ ROW_NUMBER_NAMES = frozenset(("no", "nr", "number", "id no", "key", "code"))
 MAX_PAIRS = 3  # shown of a column
 VISIT_COLUMN = "Weeks"  # OSIC: weeks from the scan to the visit of a row
 UNKNOWN_WEEKS = 1e9  # later than every visit
+
+
+PATIENT_COLUMNS = ("patient", "patient id", "patientid", "subject", "subject id", "subjectid")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def join_table(
             "Correct --key_column."
         )
     key = columns[key_column]
+    if key.problem:
+        raise UserError(f"{path}: {key.problem}")
     if not key.lines:
         raise UserError(
             f"{path}: its column {key_column!r} names no scan. {_example(sources)}; it holds, for "
@@ -117,6 +121,8 @@ def join_table(
     if capped := sum(_is_capped(header, line) for line in lines):
         remarks.append(f"{capped} rows with an age above {MAX_AGE - 1} have {MAX_AGE} instead")
     rows = _rows_of_sources(sources, key, cells, remarks)
+    if not patient_column:
+        _check_patients(path, rows, sources, others)
     if identifying:
         remarks.append(
             f"columns that may identify people were left out: {format_list(identifying)}"
@@ -124,6 +130,27 @@ def join_table(
     for source, row in rows.items():
         rows[source] = {name: row[name] for name in kept}
     return JoinedTable(tuple(kept), rows, key_column, tuple(remarks))
+
+
+def _check_patients(
+    path: Path, rows: Mapping[Identity, Row], sources: Sequence[Source], columns: Sequence[str]
+) -> None:
+    """Raise `UserError` where a column of patients joins scans that count as different patients."""
+    for column in columns:
+        if normalise_key(column).replace("_", " ") not in PATIENT_COLUMNS:
+            continue
+        scans: dict[str, list[Source]] = {}
+        for source in sources:
+            if value := rows.get(source.identity, {}).get(column, ""):
+                scans.setdefault(value, []).append(source)
+        for members in scans.values():
+            if len({source.patient for source in members}) > 1:
+                names = [source.key for source in members]
+                raise UserError(
+                    f"{path}: its column {column!r} gives one patient to several scans "
+                    f"({format_list(names, 3)}), which would land in different splits. Give "
+                    f"--patient_column {column!r}, or rename the column if it holds something else."
+                )
 
 
 def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -168,6 +195,7 @@ class _KeyColumn:
         is_repeated: Whether an id stands in several lines.
         is_numeric: Whether all its cells are numbers.
         is_row_number: Whether its cells count the lines.
+        problem: Message on cells that may mean several scans, "" where all are clear.
     """
 
     name: str
@@ -177,6 +205,7 @@ class _KeyColumn:
     is_repeated: bool
     is_numeric: bool
     is_row_number: bool
+    problem: str
 
     @property
     def can_be_guessed(self) -> bool:
@@ -193,33 +222,25 @@ class _KeyColumn:
 def _match_column(
     name: str, header: Sequence[str], lines: Sequence[Sequence[str]], sources: Sequence[Source]
 ) -> _KeyColumn:
-    """Return which lines of a column name which source.
-
-    A source is named by the first of its names that the column has: the same text, else another
-    spelling of it (see `normalise_id`) that is the only one.
-    """
+    """Return which lines of a column name which source, by the first of its names that it has."""
     position = header.index(name)
     by_text: dict[str, list[int]] = defaultdict(list)
     for number, line in enumerate(lines):
         if not is_unknown(line[position]):
             by_text[clean_cell(line[position])].append(number)
-    by_spelling: dict[str, set[str]] = defaultdict(set)
-    for text in by_text:
-        by_spelling[normalise_id(text)].add(text)
-    source_spellings: dict[str, set[str]] = defaultdict(set)
-    for source in sources:
-        for own_name in source.names:
-            source_spellings[normalise_id(own_name)].add(strip_suffix(clean_cell(own_name)))
+    lines_of: dict[str, tuple[int, ...]] = {}
+    problem = ""
+    try:
+        known = [own_name for source in sources for own_name in source.names]
+        for text, own_name in match_ids(by_text, known, f"Column {name!r}").items():
+            lines_of[own_name] = tuple(by_text[text])
+    except UserError as error:  # of interest only if it is the key
+        problem = str(error)
     matched: dict[Identity, tuple[int, ...]] = {}
     for source in sources:
         for own_name in source.names:
-            spelling = normalise_id(own_name)
-            texts = by_spelling.get(spelling, set())
-            if len(texts) > 1 or len(source_spellings[spelling]) > 1:
-                bare = strip_suffix(clean_cell(own_name))
-                texts = {text for text in texts if strip_suffix(text) == bare}
-            if texts:
-                matched[source.identity] = tuple(sorted(n for t in texts for n in by_text[t]))
+            if own_name in lines_of:
+                matched[source.identity] = lines_of[own_name]
                 break
     numbers = list(map(parse_number, by_text))
     counted = len(numbers)
@@ -227,10 +248,11 @@ def _match_column(
         name=name,
         lines=matched,
         cells=tuple(clean_cell(line[position]) for line in lines),
-        ids=len(by_spelling),
+        ids=len(by_text),
         is_repeated=len(by_text) < sum(map(len, by_text.values())),
         is_numeric=bool(numbers) and None not in numbers,
         is_row_number=numbers in (list(range(1, counted + 1)), list(range(counted))),
+        problem=problem,
     )
 
 
@@ -250,6 +272,9 @@ def _guess_key_column(
     usable = [column for column in matching if column.can_be_guessed]
     if not usable:
         partly = [column for column in columns.values() if column.lines]
+        for column in columns.values():
+            if not partly and column.problem:
+                raise UserError(f"{path}: {column.problem}")
         if not partly:
             raise UserError(
                 f"{path}: none of its columns names a scan. {_example(sources)}; name the column "
@@ -318,8 +343,7 @@ def _rows_of_sources(
             rows[identity] = row
     if unmatched := len(sources) - len(key.lines):
         remarks.append(f"{unmatched} of {len(sources)} scans have no row")
-    known = [number for number, row in enumerate(cells) if row[key.name]]
-    unused = {normalise_id(cells[n][key.name]) for n in known if n not in used}
+    unused = {row[key.name] for n, row in enumerate(cells) if row[key.name] and n not in used}
     if unused:
         remarks.append(f"{len(unused)} of {key.ids} rows' ids have no scan")
     if ambiguous:

@@ -18,6 +18,8 @@ from data.preparation.slices import read_values
 
 HU_RANGE = (-1024, 3071)  # the values of a CT scanner; padding lies outside
 AIR_HU = HU_RANGE[0]
+MIN_ALTERNATING_SLICES = 10
+MIN_ALTERNATION_HU = 5.0
 BELOW_AIR_HU = -4096  # stands for padding where the share of air is measured
 
 
@@ -57,15 +59,37 @@ def read_stack(stack: SliceStack) -> Scan:
     rows, columns = stack.headers[0].size
     voxels = np.empty((len(stack.headers), rows, columns), np.int16)
     slices = []
+    means = []
     for plane, header in zip(voxels, stack.headers, strict=True):
         values = read_values(header)
         padding = find_padding(values, header)
         plane[:] = replace_padding(values, padding)
         slices.append(hu_facts(np.where(padding, BELOW_AIR_HU, values)))
+        means.append(float(plane.mean()))
+    warnings = (*stack.warnings, *_alternation_warnings(np.array(means)))
     if not stack.is_even:
         voxels = _interpolate_evenly(voxels, stack)
     volume = to_ras(voxels.T, stack.affine())
-    return Scan(volume, stack.affine(), _join_facts(slices), stack.warnings)
+    return Scan(volume, stack.affine(), _join_facts(slices), warnings)
+
+
+def _alternation_warnings(means: NDArray[np.float64]) -> list[str]:
+    """Return a warning where every second slice is brighter, as in two interleaved acquisitions.
+
+    Args:
+        means: Mean HU of each slice, in order.
+    """
+    if len(means) < MIN_ALTERNATING_SLICES:
+        return []
+    # How far each slice lies above its neighbours; of a smooth series every second sign cancels.
+    above = means[1:-1] - (means[:-2] + means[2:]) / 2
+    alternating = float(abs(np.mean(above * (-1) ** np.arange(len(above)))))
+    if alternating < MIN_ALTERNATION_HU or alternating < np.abs(above).mean() / 2:
+        return []
+    return [
+        f"every second slice is brighter (by {alternating:.0f} HU on average): two acquisitions or "
+        "reconstructions may be interleaved"
+    ]
 
 
 def _join_facts(slices: Sequence[Facts]) -> Facts:

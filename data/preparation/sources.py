@@ -84,7 +84,7 @@ class Unreadable:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path} {self.reason}."
+        return f"{str(self.path).encode(errors='backslashreplace').decode()} {self.reason}."
 
 
 @dataclass
@@ -121,6 +121,10 @@ def list_files(root: Path, discovery: Discovery) -> list[Path]:
         folders.sort(key=natural_key)
         visible = [name for name in names if not name.startswith(".")]
         paths += [Path(folder) / name for name in sorted(visible, key=natural_key)]
+    for path in [path for path in paths if not _is_text(str(path))]:
+        paths.remove(path)
+        reason = "has a name that is not UTF-8; rename it"
+        discovery.unreadable.append(Unreadable(path, reason))
     archives = [str(path) for path in paths if _is_archive(path)]
     if archives:
         log.warning("Archives are not unpacked: %s.", format_list(archives))
@@ -129,6 +133,15 @@ def list_files(root: Path, discovery: Discovery) -> list[Path]:
             "scans"
         )
     return [path for path in paths if not _is_archive(path)]
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name can be written as UTF-8; those of old file systems may not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_archive(path: Path) -> bool:
@@ -143,7 +156,9 @@ def detect_source_kind(root: Path) -> str:
     """
     if (root / "train").is_dir() and (root / "train.csv").is_file():
         return "osic"
-    if (root / "img").is_dir() and ((root / "gt").is_dir() or (root / "gtlung").is_dir()):
+    # img/ beside gtlung/ alone is any cohort, whose ids and columns may identify people.
+    published = (root / "gt").is_dir() or any(root.glob("data_info.*"))
+    if (root / "img").is_dir() and published:
         return "aiib23"
     files = list_files(root, Discovery())
     volumes = any(has_suffix(path.name) for path in files)

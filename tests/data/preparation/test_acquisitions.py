@@ -96,6 +96,17 @@ def test_mixed_slices_that_nothing_distinguishes_are_refused(tmp_path: Path, une
         read(discover(tmp_path).sources[0], uneven)
 
 
+def test_interleaved_slices_that_nothing_distinguishes_are_warned_of(tmp_path: Path) -> None:
+    def unnumbered(d: Dataset, z: int) -> None:
+        del d.InstanceNumber
+
+    write_series(tmp_path, edit=unnumbered)
+    assert read(discover(tmp_path).sources[0]).warnings == ()
+    second_scan(tmp_path, STEP / 2, unnumbered)
+    (warning,) = read(discover(tmp_path).sources[0]).warnings
+    assert warning.startswith("every second slice is brighter (by 150 HU on average)")
+
+
 @pytest.mark.parametrize("uneven", ["error", "resample"])
 def test_acquisitions_that_overlap_in_part_are_refused(tmp_path: Path, uneven: str) -> None:
     write_series(tmp_path, edit=lambda d, z: setattr(d, "AcquisitionNumber", "1"))

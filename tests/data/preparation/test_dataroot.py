@@ -13,6 +13,7 @@ from data.preparation.case import RECORDS, CaseTask
 from data.preparation.headers import ACQUISITION
 from data.preparation.masks import MaskPlan
 from data.preparation.sources import Source
+from util.cli import UserError
 
 
 def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
@@ -45,5 +46,22 @@ def test_records_of_earlier_versions_stay_valid(tmp_path: Path, kind: str, old_k
     assert task.fingerprint() == hashlib.sha256(stored.encode()).hexdigest()
     record = tmp_path / RECORDS / "a.json"
     record.parent.mkdir()
-    record.write_text(json.dumps({"masks": old_kind}))
-    assert dataroot.read_records(tmp_path) == {"a": {"masks": kind}}
+    content: dict[str, object] = {"masks": old_kind, "row": {"KVP": "120"}, "measures": {}}
+    content |= {"warnings": [], "notes": [], "left_out": [["series 1", "MR"]]}
+    record.write_text(json.dumps(content))
+    assert dataroot.read_records(tmp_path) == {"a": content | {"masks": kind}}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"masks": 3}', '{"masks": "load", "row": []}'])
+def test_damaged_records_are_named(tmp_path: Path, text: str) -> None:
+    record = tmp_path / RECORDS / "a.json"
+    record.parent.mkdir()
+    record.write_text(text)
+    with pytest.raises(UserError, match=r"a\.json is damaged"):
+        dataroot.read_records(tmp_path)
+
+
+def test_damaged_splits_are_named(tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text('{"train": 3}')
+    with pytest.raises(UserError, match=r"splits\.json is damaged"):
+        dataroot.write_splits(tmp_path / "splits.json", {"a": "a"}, 0)

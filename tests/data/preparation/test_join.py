@@ -105,6 +105,13 @@ def test_scans_that_differ_by_leading_zeros_get_only_their_own_row(tmp_path: Pat
     assert {identity[1]: row for identity, row in table.rows.items()} == {"7": {"AGE": "50"}}
 
 
+def test_a_row_that_may_mean_two_scans(tmp_path: Path) -> None:
+    path = table_file(tmp_path, "ID,AGE", "07,50", "8,60")
+    for key in ("", "ID"):
+        with pytest.raises(UserError, match=r"t\.csv: Column 'ID': 07 may mean 7, 007"):
+            join_table(path, sources("7", "007"), key)
+
+
 def test_the_patient_column_stays(tmp_path: Path) -> None:
     path = table_file(tmp_path, "File Name,Patient ID", "a,x", "b,y")
     assert join_table(path, sources("a", "b")).columns == ()

@@ -342,6 +342,32 @@ def test_aiib23(tmp_path: Path) -> None:
     assert [(r["File Name"], r["AGE"]) for r in table] == [("AIIB23_1", "70"), ("AIIB23_2", "")]
 
 
+def test_scans_of_one_patient_never_land_in_two_splits(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for k in range(1, 5):
+        volume(root / f"scan{k}.nii.gz", chest()[0])
+    table = tmp_path / "table.csv"
+    table.write_text("Scan,Patient\nscan1,P1\nscan2,P1\nscan3,P2\nscan4,P3\n")
+    refused(prepare(root, tmp_path / "out", "--table", str(table)), "'Patient'", "--patient_column")
+    words = ("--table", str(table), "--patient_column", "Patient")
+    done = prepare(root, tmp_path / "out", *words)
+    assert done.code == 0, done.text
+    patients = [row["Patient"] for row in rows(tmp_path / "out" / "clinical.csv")]
+    assert len(patients) == 4 and len(set(patients)) == 3
+
+
+def test_a_cohort_of_ones_own_is_not_taken_for_aiib23(tmp_path: Path) -> None:
+    for folder, number in (("img", 0), ("gtlung", 1)):
+        volume(tmp_path / "in" / folder / "Miller.nii.gz", chest()[number])
+    table = tmp_path / "table.csv"
+    table.write_text("File,Name,AGE\nMiller,John Miller,61\n")
+    done = prepare(tmp_path / "in", tmp_path / "out", "--table", str(table))
+    assert done.code == 0 and "(volumes)" in done.text, done.text
+    text = (tmp_path / "out" / "clinical.csv").read_text()
+    assert "Miller" not in text and "61" in text
+    assert not list((tmp_path / "out" / "img").glob("*Miller*"))
+
+
 def test_osic_takes_the_visit_nearest_to_the_scan(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "train" / "ID007", patient="ID007")
     (tmp_path / "in" / "train.csv").write_text(
