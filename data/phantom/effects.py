@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from data.phantom.anatomy import Anatomy
 from data.phantom.rows import COLUMNS, LEVELS, NUMBERS
 from util.cli import UserError, format_list
+from util.schema import fits, type_in_words
+from util.yaml_files import parse_yaml
 
 Array = NDArray[np.float32]
 DEFAULT_FILE = Path(__file__).parents[1] / "effects" / "phantom.yaml"
+MAX_NUMBER = 1e9  # of any entry
+MAX_SHOWN = 60  # characters of a wrong number in a message
 MAX_EFFECT_HU = 500.0  # of a mean; far larger ones are typing errors
 
 
@@ -109,13 +112,13 @@ def load_effects(path: Path | None = None) -> PlantedEffects:
     """
     path = path or DEFAULT_FILE
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"--effects {path} cannot be read: {error.strerror}. Give a YAML file."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--effects {path} is not valid YAML: {error}.") from None
+    except ValueError as error:
+        raise UserError(f"--effects {path} is not valid YAML: {error}. Correct it.") from None
     return parse_effects(raw, str(path))
 
 
@@ -168,20 +171,25 @@ def parse_effects(raw: Any, source: str) -> PlantedEffects:
 def _check_mapping(value: Any, allowed: tuple[str, ...], where: str) -> dict[str, Any]:
     """Return a mapping whose names are all allowed; raise `UserError` for another value."""
     if not isinstance(value, dict):
-        raise UserError(f"{where} must be a table of names and values; it is {value!r}.")
+        raise UserError(
+            f"{where} must be a table of names and values; it is {type_in_words(type(value))}."
+        )
     for name in value:
         if name not in allowed:
             hint = "; put numbers in quotes" if isinstance(name, int) else ""
             choices = format_list([repr(a) for a in allowed], 20) or "nothing"
-            raise UserError(f"{where}: {name!r} is not known; allowed: {choices}{hint}.")
+            shown = repr(str(name)[:MAX_SHOWN])
+            raise UserError(f"{where}: {shown} is not known; allowed: {choices}{hint}.")
     return value
 
 
 def _parse_number(entry: Mapping[str, Any], name: str, where: str) -> float:
     number = entry.get(name)
-    if isinstance(number, int | float) and not isinstance(number, bool) and np.isfinite(number):
+    if fits(number, float) and abs(number) < MAX_NUMBER:
         return float(number)
-    raise UserError(f"{where}: `{name}` must be a number; it is {number!r}.")
+    is_short = isinstance(number, str | float | None)
+    shown = repr(number)[:MAX_SHOWN] if is_short else type_in_words(type(number))
+    raise UserError(f"{where}: `{name}` must be a number between -1e9 and 1e9; it is {shown}.")
 
 
 def _parse_term(entry: Mapping[str, Any], where: str) -> EffectTerm:

@@ -22,14 +22,11 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from data.text.values import (
     UNKNOWN_VALUES,
@@ -41,6 +38,7 @@ from data.text.values import (
 )
 from util.cli import UserError, format_list
 from util.phrasing import normalise_phrase
+from util.yaml_files import parse_yaml
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
@@ -187,26 +185,6 @@ def guess_role(column: str) -> str:
     return "exposure"
 
 
-class _TemplateLoader(yaml.SafeLoader):
-    """YAML without aliases, which can ask for all memory, and without repeated keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read; write the text out", None
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        counts = Counter(map(repr, keys))
-        if repeated := [key for key, count in counts.items() if count > 1]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{repeated[0]} occurs twice in one mapping", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def read_template_columns(path: Path) -> dict[str, Column]:
     """Read the columns of a template file.
 
@@ -214,15 +192,14 @@ def read_template_columns(path: Path) -> dict[str, Column]:
         UserError: The file cannot be read or breaks the format above.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _TemplateLoader)
+        raw = parse_yaml(path.read_bytes())
     except OSError:
         names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
         raise UserError(
             f"--template {path} is neither auto, {names} nor a YAML file that can be read."
         ) from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = str(error)[:MAX_SHOWN]
-        raise UserError(f"Template {path} is not valid YAML: {reason}. Correct it.") from None
+    except ValueError as error:
+        raise UserError(f"Template {path} is not valid YAML: {error}. Correct it.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("columns"), dict):
         raise UserError(
             f"Template {path} must be a mapping with a mapping `columns`; see "
