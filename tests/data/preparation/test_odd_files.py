@@ -224,7 +224,7 @@ def test_raw_values_are_refused(tmp_path: Path, has_tag: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outside", "message"), [(-2000, "of its voxels are air"), (-1000, "have a median of 174")]
+    ("outside", "message"), [(-2000, "of its voxels are air"), (-1000, "have a median of")]
 )
 def test_raw_values_of_volumes_with_masks_are_refused(
     tmp_path: Path, outside: int, message: str
