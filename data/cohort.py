@@ -46,7 +46,8 @@ class Cohort:
         columns: Columns of the clinical table.
         left_out: Columns of the table that are in no row, because nearly every case has another
             value.
-        warnings: What a person should know of the volumes (see `data.checks.check_volumes`).
+        warnings: What a person should know of the table (see `data.text.columns`) and of the
+            volumes (see `data.checks.check_volumes`).
     """
 
     root: Path

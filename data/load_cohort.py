@@ -12,7 +12,7 @@ from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
 from data.splits import Splits, draw_splits, read_splits
 from data.table import ClinicalTable, find_table, match_table, read_table
-from data.text.columns import choose_left_out
+from data.text.columns import review_table
 from data.text.prompts import load_template
 from data.volumes import SUFFIXES, has_suffix, strip_suffix
 from options.base_options import DataOptions
@@ -67,7 +67,8 @@ def load_cohort(
         return cohort
     files = [(case.image, case.mask) for case in cases]
     check_result = check_volumes(files, options.max_labels, cache, options.lung_labels)
-    return replace(cohort, labels=check_result.labels, warnings=check_result.warnings)
+    warnings = (*cohort.warnings, *check_result.warnings)
+    return replace(cohort, labels=check_result.labels, warnings=warnings)
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:
@@ -159,13 +160,19 @@ def _select_columns(cohort: Cohort, options: DataOptions, left_out: Sequence[str
         options.template, cohort.columns, options.key_column, options.patient_column
     )
     rows = [case.row for case in cohort.cases]
-    left_out = choose_left_out(rows, template, options.text_columns, left_out)
-    columns = tuple(column for column in cohort.columns if column not in left_out)
+    review = review_table(rows, template, options.text_columns, left_out)
+    columns = tuple(column for column in cohort.columns if column not in review.left_out)
     cases = []
     for case in cohort.cases:
         row = {column: case.row[column] for column in columns}
         cases.append(replace(case, row=row))
-    return replace(cohort, cases=tuple(cases), columns=columns, left_out=left_out)
+    return replace(
+        cohort,
+        cases=tuple(cases),
+        columns=columns,
+        left_out=review.left_out,
+        warnings=review.remarks,
+    )
 
 
 def _load_splits(

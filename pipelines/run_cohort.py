@@ -70,12 +70,17 @@ def load_run_cohort(
     if not root:
         return cohort
     if is_training_cohort(options, root) or _holds_training_scan(cohort, folder, state):
-        splits = run_splits(folder, cohort, options.splits, accept_changes)
-        return replace(cohort, splits=splits)
-    return cohort
+        splits = run_splits(folder, cohort, options, accept_changes)
+        if split_changes(splits, cohort.splits) or not _splits_file(cohort, options).is_file():
+            return replace(cohort, splits=splits)
+    return cohort  # with the training cases that a resampled run did not draw
 
 
-def run_splits(folder: Path, cohort: Cohort, splits_file: str, accept_changes: bool) -> Splits:
+def _splits_file(cohort: Cohort, options: DataOptions) -> Path:
+    return Path(options.splits) if options.splits else cohort.root / SPLITS_FILE
+
+
+def run_splits(folder: Path, cohort: Cohort, options: DataOptions, accept_changes: bool) -> Splits:
     """Return the splits that a run was trained with, for its own cohort.
 
     They count even if the cohort's file was edited since, because else the run could be tested on
@@ -84,7 +89,7 @@ def run_splits(folder: Path, cohort: Cohort, splits_file: str, accept_changes: b
     Args:
         folder: The run's folder.
         cohort: The cohort as it is now.
-        splits_file: File of splits that the run names instead of the cohort's own.
+        options: How the run reads its cohort.
         accept_changes: Only warn of differences.
 
     Raises:
@@ -93,7 +98,7 @@ def run_splits(folder: Path, cohort: Cohort, splits_file: str, accept_changes: b
     stored = read_run_splits(folder / SPLITS_FILE)
     if stored is None:
         return cohort.splits
-    path = Path(splits_file) if splits_file else cohort.root / SPLITS_FILE
+    path = _splits_file(cohort, options)
     changes = split_changes(stored, cohort.splits) if path.is_file() else []
     if changes and not accept_changes:
         raise UserError(

@@ -376,7 +376,7 @@ def make_monitor(
     if data.get("accepted"):
         shown["accepted changes of data and options"] = dict(data["accepted"])
     if study.cohort.warnings:
-        shown["warnings of the volumes"] = {
+        shown["warnings of the data"] = {
             str(number): text for number, text in enumerate(study.cohort.warnings, start=1)
         }
     return Monitor(folder, trainer, shown, extra, validation, intervals)

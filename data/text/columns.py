@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from data.text.prompts import Row, Template
 from data.text.values import (
@@ -31,13 +32,21 @@ MIN_NUMBERS_SHARE = 0.8  # of known values, for a column that is meant to hold n
 OUTLIER_FACTOR = 2.0  # how far a code such as 999 lies above all other numbers
 
 
-def choose_left_out(
+@dataclass(frozen=True)
+class ColumnReview:
+    """Columns that stay out of the text, and remarks on columns and values."""
+
+    left_out: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def review_table(
     rows: Sequence[Row],
     template: Template,
     asked_for: Collection[str],
     left_out: Sequence[str] | None = None,
-) -> tuple[str, ...]:
-    """Return the columns that stay out of the text, and warn of them and of odd values.
+) -> ColumnReview:
+    """Decide which columns stay out of the text, and warn of them and of odd values.
 
     Args:
         rows: The rows of all cases.
@@ -56,11 +65,12 @@ def choose_left_out(
         )
     if left_out is None:
         left_out = find_unique_columns(rows, template, asked_for)
-    for remark in review_columns(rows, template, left_out):
-        log.warning("%s.", remark)
+    remarks = [f"{remark}." for remark in review_columns(rows, template, left_out)]
+    for remark in remarks:
+        log.warning("%s", remark)
     if private := [c for c in columns if c not in template.columns and is_identifying(c)]:
         log.info("Columns that may identify people are not in the text: %s.", format_list(private))
-    return tuple(left_out)
+    return ColumnReview(tuple(left_out), tuple(remarks))
 
 
 def find_unique_columns(

@@ -8,7 +8,7 @@ from pathlib import Path
 from data.cohort import MASKS, PROMPTS_FILE
 from data.load_cohort import files_by_case
 from data.table import find_table, match_table, read_table
-from data.text.columns import choose_left_out
+from data.text.columns import review_table
 from data.text.prompts import load_template
 from options.prompt_options import PromptOptions
 from util.cli import UserError
@@ -42,7 +42,7 @@ def write_prompt_table(options: PromptOptions) -> Path:
     template = load_template(
         options.template, table.columns, options.key_column, options.patient_column
     )
-    left_out = choose_left_out(list(table.rows.values()), template, options.text_columns)
+    left_out = review_table(list(table.rows.values()), template, options.text_columns).left_out
     rows = []
     for case, cells in table.rows.items():
         row = {column: cell for column, cell in cells.items() if column not in left_out}

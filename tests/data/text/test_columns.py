@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.load_cohort import load_cohort
-from data.text.columns import choose_left_out, find_unique_columns, review_columns
+from data.text.columns import find_unique_columns, review_columns, review_table
 from data.text.prompts import cohort_prompts, load_template
 from data.text.review import write_prompt_table
 from options.base_options import DataOptions
@@ -32,11 +32,11 @@ def test_a_column_with_a_value_per_row_stays_out(caplog: pytest.LogCaptureFixtur
         DRUG=[f"drug {k}" if k < 9 else "?" for k in range(12)],
     )
     assert find_unique_columns(table, AUTO, ()) == ("FINDING", "SCANNED")
-    assert choose_left_out(table, AUTO, ["FINDING"]) == ("SCANNED",)
+    assert review_table(table, AUTO, ["FINDING"]).left_out == ("SCANNED",)
     assert "SCANNED" in caplog.text and "--text_columns" in caplog.text
-    assert choose_left_out(table, AUTO, (), left_out=()) == ()  # as a run's checkpoint says
+    assert review_table(table, AUTO, (), left_out=()).left_out == ()  # as a run's checkpoint says
     with pytest.raises(UserError, match="--text_columns: the table has no column 'NOTE'"):
-        choose_left_out(table, AUTO, ["NOTE"])
+        review_table(table, AUTO, ["NOTE"])
 
 
 def test_a_template_asks_for_a_column(tmp_path: Path) -> None:
@@ -111,6 +111,7 @@ def test_unknown_values_of_a_cohort(caplog: pytest.LogCaptureFixture, tmp_path: 
     cohort = load_cohort(DataOptions(dataroot=str(root)), check=False)
     prompts = cohort_prompts(cohort, AUTO)
     smoking = [c for c, prompt in prompts.items() if "SMOKING HISTORY" in prompt.sentence]
+    assert len(cohort.warnings) == 1 and "'999'" in cohort.warnings[0]  # for pages
     assert smoking == ["case005"] and "'999'" in caplog.text  # named, because it may be a value
     packs = [c for c, prompt in prompts.items() if "PACK-YEARS" in prompt.sentence]
     assert packs == [f"case{k:03d}" for k in (1, 3, 5, 7, 9, 11)]
