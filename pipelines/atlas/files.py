@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.volumes import strip_suffix
 from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.population import PopulationMap
+from util.cli import unique_names
 from util.files import read_frame, read_json, write_frame, write_json
 
 FORMAT_VERSION = 1  # of the files' layout, see docs/reference/atlas_tables.md
@@ -100,10 +100,8 @@ class AtlasFiles:
 
     @property
     def page_names(self) -> dict[str, str]:
-        """The name of each kept case's page, which is that of its factual volume."""
-        factual = self.volumes[self.volumes["kind"] == "own"]
-        names = [strip_suffix(Path(file).name) for file in factual["file"]]
-        return dict(zip(factual["case"], names, strict=True))
+        """The name of each kept case's page, without ending."""
+        return unique_names(self.kept_cases)
 
     def read_maps(self) -> dict[str, np.ndarray]:
         """Return the population maps by key, float32."""
