@@ -21,6 +21,7 @@ from util.cli import UserError
 from util.files import file_fingerprint
 
 MAX_HEADER_BYTES = 1 << 20
+MAX_LINE = 1000  # bytes of a field in the header of a NRRD file
 CHUNK = 1 << 20
 ANY_WINDOW = 47  # zlib or gzip, recognised by zlib itself
 # Most bytes that one stored byte can become.
@@ -145,6 +146,9 @@ def _find_nrrd_data(path: Path, head: bytes) -> VoxelData:
         raise ValueError("it does not begin with NRRD")
     match = re.search(rb"\r?\n\r?\n", head)
     end = match.end() if match else len(head)
+    lines = head[:end].split(b"\n")
+    if any(len(line) > MAX_LINE and b":=" not in line and line[:1] != b"#" for line in lines):
+        raise ValueError("a field of its header is too long")  # ITK's reader would crash
     fields = {key.lower(): value for key, value in _fields(head[:end], ":").items()}
     name = fields.get("data file", fields.get("datafile"))
     encoding = fields.get("encoding", "raw").lower()

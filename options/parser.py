@@ -19,6 +19,7 @@ from util.schema import misfit
 T = TypeVar("T")
 MAX_INTEGER = 2**53  # of any option; larger ones are typing errors or damage
 NEGATIVE = re.compile(r"^-[\d.]")
+COLUMN_FORM = re.compile(r'"(COLUMN=[A-Z,]+)')  # of a flag's values, as its help shows it
 
 
 def flag(
@@ -118,7 +119,7 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
     for v in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None and v not in meta["choices"]:
             raise UserError(
-                f"{name} is {v!r}; it must be one of: {', '.join(map(str, meta['choices']))}."
+                f"{name} is {repr(v)[:80]}; it must be one of: {', '.join(map(str, meta['choices']))}."
             )
         if isinstance(v, float) and not math.isfinite(v):
             raise UserError(f"{name} is {v}; it must be a finite number.")
@@ -155,7 +156,7 @@ def build_parser(
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
     )
     if presets:
-        text = "Settings for a memory size; every flag given beside it wins."
+        text = "Settings for a memory size; options given beside it take precedence."
         parser.add_argument("--preset", choices=sorted(presets), help=text)
     for outer, group_cls in groups_of(cls):
         section = parser.add_argument_group(outer.metadata.get("title", outer.name))
@@ -165,9 +166,8 @@ def build_parser(
             if meta.get("positional"):
                 section.add_argument(field.name, help=meta["help"])
                 continue
-            choices = f" ({', '.join(map(str, meta['choices']))})" if meta["choices"] else ""
-            text = f"{meta['help']}{choices} [{_shown(field.default)}]".replace("%", "%%")
-            settings: dict[str, Any] = {"metavar": _metavar(hint)}
+            text = f"{meta['help']} [{_shown(field.default)}]".replace("%", "%%")
+            settings: dict[str, Any] = {"metavar": _metavar(hint, meta)}
             if _unwrap(hint) is bool:
                 settings = {"action": argparse.BooleanOptionalAction}
             elif _repeats(hint):
@@ -180,11 +180,21 @@ def build_parser(
     return parser
 
 
-def _metavar(hint: Any) -> str:
+def _metavar(hint: Any, meta: Mapping[str, Any]) -> str:
+    """Return what stands for a value in `--help`, such as N, {a,b}, or COLUMN=A,B."""
+    if meta["choices"]:
+        return "{" + ",".join(map(str, meta["choices"])) + "}"
+    if _repeats(hint):
+        form = COLUMN_FORM.search(meta["help"])
+        return form[1] if form else "TEXT"
+    return _type_metavar(hint)
+
+
+def _type_metavar(hint: Any) -> str:
     hint = _unwrap(hint)
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
-        one = _metavar(kinds[0])
+        one = _type_metavar(kinds[0])
         return f"{one},..." if kinds[-1] is Ellipsis else ",".join([one] * len(kinds))
     return {int: "N", float: "X"}.get(hint, "TEXT")
 

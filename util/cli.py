@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
 INTERRUPTED = 130  # exit code after Ctrl-C
 threads_abandoned = threading.Event()  # set where threads are still at work after Ctrl-C
+MAX_SHOWN = 300  # characters of a user's text in a message
 MAX_NAME_LENGTH = 100  # a file name of 255 characters holds a case, a column and two values
 
 # Parts of the texts of torch's RuntimeErrors for memory that the CPU does not have.
@@ -182,7 +183,12 @@ def unique_names(
     return names
 
 
+def shorten(text: str) -> str:
+    """Return a text of users with at most `MAX_SHOWN` characters, for messages."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
 def format_list(items: Sequence[str], limit: int = 8) -> str:
     """Return the items as "a, b, c, ... (12 in all)", for messages."""
-    shown = ", ".join(items[:limit])
+    shown = ", ".join(shorten(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"
