@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, shorten
 from util.schema import misfit
 
 T = TypeVar("T")
@@ -118,9 +118,8 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
         return
     for v in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None and v not in meta["choices"]:
-            raise UserError(
-                f"{name} is {repr(v)[:80]}; it must be one of: {', '.join(map(str, meta['choices']))}."
-            )
+            choices = ", ".join(map(str, meta["choices"]))
+            raise UserError(f"{name} is {shorten(repr(v))}; it must be one of: {choices}.")
         if isinstance(v, float) and not math.isfinite(v):
             raise UserError(f"{name} is {v}; it must be a finite number.")
         if isinstance(v, int) and abs(v) > MAX_INTEGER:

@@ -19,7 +19,7 @@ from data.text.template import (
 from data.text.values import UNKNOWN_VALUES, match_ids, parse_number
 from data.volumes import strip_suffix
 from util import phrasing
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, shorten
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,8 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
             continue
         if name in prompts:
             raise UserError(
-                f"{path}, row {number}, names {name!r} a second time; keep one row per file."
+                f"{path}, row {number}, names {shorten(name)!r} a second time; keep one row per "
+                "file."
             )
         prompts[name] = Prompt.from_free_text(row["Prompt"])
     return prompts
