@@ -5,8 +5,12 @@ volume = run.generate("lung.nii.gz", "Patient age: 60. SMOKING HISTORY is Ex smo
 volume.save("generated.nii.gz")
 """
 
-from mask2ct.run import Comparison, Run, load
-from mask2ct.volume import Volume
-from util import __version__
+from mask2ct.package_check import check_packages
+
+check_packages()
+
+from mask2ct.run import Comparison, Run, load  # noqa: E402
+from mask2ct.volume import Volume  # noqa: E402
+from util import __version__  # noqa: E402
 
 __all__ = ["Comparison", "Run", "Volume", "__version__", "load"]

@@ -44,6 +44,10 @@ class Volume:
     mask: Path
     kind: Literal["ct", "difference"] = "ct"
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.ras.shape))
+        return f"<Volume {self.kind}: {size} voxels, mean {self.ras.mean():.1f} HU>"
+
     @property
     def hu(self) -> NDArray[np.floating]:
         """HU in the voxel order of the mask."""

@@ -116,7 +116,8 @@ class GenerativeModel(ABC):
 
         Args:
             batch: `image` `(B,1,X,Y,Z)`, `mask` `(B,K,X,Y,Z)`, `coords` `(B,3,X,Y,Z)`, `noise`
-                `(B,N,X,Y,Z)`, `draws` `(B,4)` uniform numbers.
+                `(B,N,X,Y,Z)`, `draws` `(B,4)`: uniform numbers for a diffusion model's time and
+                dropout.
             text: Embeddings of the batch's prompts.
         """
 

@@ -23,7 +23,7 @@ class EditScan:
 
 
 @dataclass(frozen=True)
-class EditProofs:
+class EditChecks:
     """Volumes `(X, Y, Z)` in [-1, 1] that show how well a scan is edited.
 
     Attributes:
@@ -69,7 +69,7 @@ class Editor:
             self._edits[key] = self._regenerate(scan, self._state, prompt)
         return self._edits[key]
 
-    def proofs(self, scan: EditScan, prompts: Mapping[str, Prompt], cycles: int) -> EditProofs:
+    def edit_checks(self, scan: EditScan, prompts: Mapping[str, Prompt], cycles: int) -> EditChecks:
         """Return the volumes that tell how well a scan is edited.
 
         Args:
@@ -83,7 +83,7 @@ class Editor:
         returned = {}
         if cycles:
             returned = {name: self.edit_back(scan, edited[name], prompts[name]) for name in prompts}
-        return EditProofs(unchanged, edited, returned)
+        return EditChecks(unchanged, edited, returned)
 
     def cycle(self, scan: EditScan, count: int) -> Tensor:
         """Return the scan inverted and regenerated without change `count` times."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.base_model import MODELS, Condition, GenerativeModel
 from models.sliding_window import SlidingWindow
-from models.text.base_encoder import TextEncoder
+from models.text.base_encoder import ENCODERS, TextEncoder
 from models.text.encoders import build_text_encoder
 from options.diffusion_options import SamplingOptions
 from options.parser import from_dict
@@ -182,6 +182,32 @@ def restore_encoder(encoder: TextEncoder, checkpoint_dir: Path, state: Mapping[s
         ) from None
 
 
+def locate_text_encoder(stored: str, folder: Path) -> str:
+    """Return where the text encoder of a run lies now.
+
+    Relative paths are stored as given in training, so that they do not exist from another working
+    folder. The encoder's identity is checked after loading.
+
+    Args:
+        stored: The option `text_encoder` of the run.
+        folder: The run's folder.
+
+    Returns:
+        The first that exists of: the stored path; `<run folder>.clip` for a stored name that ends
+        so; the stored path below each parent of the run folder. Else `stored`.
+    """
+    kind, _, file = stored.rpartition(":")  # such as medclip:FILE
+    path = Path(file)
+    if stored in ENCODERS or path.exists():
+        return stored
+    folder = folder.resolve()
+    candidates = [folder.with_name(f"{folder.name}.clip")] if path.suffix == ".clip" else []
+    if not path.is_absolute():
+        candidates += [parent / path for parent in folder.parents]
+    existing = next((str(candidate) for candidate in candidates if candidate.exists()), file)
+    return f"{kind}:{existing}" if kind else existing
+
+
 def load_run(
     model_options: ModelOptions,
     *,
@@ -205,7 +231,9 @@ def load_run(
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
     state = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES)
-    encoder_source = model_options.text_encoder or options.text.text_encoder
+    encoder_source = model_options.text_encoder or locate_text_encoder(
+        options.text.text_encoder, folder
+    )
     encoder = build_text_encoder(replace(options.text, text_encoder=encoder_source))
     encoder.check_identity(state["encoder"])
     encoder.attach_cache(folder)

@@ -72,13 +72,15 @@ class Pix2PixHDModel(GenerativeModel):
             "lr": optim.lr,
             "from_epoch": optim.niter_fix_global if enhanced else 0,
         }
-        special = [coarse]
+        separate_groups = [coarse]
         if self.generator.effect is not None:
             parameters = list(self.generator.effect.parameters())
-            special.append({"params": parameters, "lr": optim.lr * optim.lr_text, "from_epoch": 0})
-        grouped = {id(p) for group in special for p in group["params"]}
-        others = [p for p in self.generator.parameters() if id(p) not in grouped]
-        groups = {"G": [{"params": others, "lr": optim.lr, "from_epoch": 0}, *special]}
+            separate_groups.append(
+                {"params": parameters, "lr": optim.lr * optim.lr_text, "from_epoch": 0}
+            )
+        grouped = {id(p) for group in separate_groups for p in group["params"]}
+        remaining = [p for p in self.generator.parameters() if id(p) not in grouped]
+        groups = {"G": [{"params": remaining, "lr": optim.lr, "from_epoch": 0}, *separate_groups]}
         if "D" in self.raw:
             parameters = list(self.raw["D"].parameters())
             groups["D"] = [{"params": parameters, "lr": optim.lr_D, "from_epoch": 0}]
@@ -88,21 +90,21 @@ class Pix2PixHDModel(GenerativeModel):
         real, mask, coords = batch["image"], batch["mask"], batch["coords"]
         fake = self.networks["G"](mask, coords, batch["noise"], text.matched)
         with_coords = self.options.generator.coord_channels
-        condition = torch.cat([mask, coords], 1) if with_coords else mask
+        inputs = torch.cat([mask, coords], 1) if with_coords else mask
         pred_real: list[DiscriminatorOutput] = []
         if self.adversarial:
-            judged, mismatches = self._discriminate(real, fake.detach(), condition, text)
+            outputs, mismatches = self._discriminate(real, fake.detach(), inputs, text)
             n = len(real)
-            yield NetworkLoss("D", *self._discriminator_loss(judged, mismatches, n))
+            yield NetworkLoss("D", *self._discriminator_loss(outputs, mismatches, n))
             pred_real = [
                 DiscriminatorOutput(o.scores[:n].detach(), [f[:n].detach() for f in o.features])
-                for o in judged
+                for o in outputs
             ]
-        terms = self._generator_terms(fake, real, condition, text, pred_real)
+        terms = self._generator_terms(fake, real, inputs, text, pred_real)
         yield NetworkLoss("G", self._weighted_sum(terms, fake), terms)
 
     def _discriminate(
-        self, real: Tensor, fake: Tensor, condition: Tensor, text: BatchText
+        self, real: Tensor, fake: Tensor, inputs: Tensor, text: BatchText
     ) -> tuple[list[DiscriminatorOutput], list[Tensor]]:
         """Return the outputs for real and generated volumes, and the scores of mismatched pairs.
 
@@ -112,17 +114,17 @@ class Pix2PixHDModel(GenerativeModel):
         mismatched = text.mismatched.pooled if self.options.discriminator.text_D else None
         pooled = text.matched.pooled.repeat(2, 1)
         outputs, mismatches = self.networks["D"](
-            torch.cat([real, fake]), condition, pooled, mismatched
+            torch.cat([real, fake]), inputs, pooled, mismatched
         )
         return outputs, mismatches
 
     def _discriminator_loss(
-        self, judged: list[DiscriminatorOutput], mismatches: list[Tensor], n: int
+        self, outputs: list[DiscriminatorOutput], mismatches: list[Tensor], n: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the discriminators, whose first `n` volumes are real, and its term."""
         mode = self.options.loss.gan_mode
-        loss_real = discriminator_loss(mode, [o.scores[:n] for o in judged], real=True)
-        loss_fake = discriminator_loss(mode, [o.scores[n:] for o in judged], real=False)
+        loss_real = discriminator_loss(mode, [o.scores[:n] for o in outputs], real=True)
+        loss_fake = discriminator_loss(mode, [o.scores[n:] for o in outputs], real=False)
         if mismatches:
             loss_fake = (loss_fake + discriminator_loss(mode, mismatches, real=False)) / 2
         loss = (loss_real + loss_fake) / 2
@@ -132,7 +134,7 @@ class Pix2PixHDModel(GenerativeModel):
         self,
         fake: Tensor,
         real: Tensor,
-        condition: Tensor,
+        inputs: Tensor,
         text: BatchText,
         pred_real: list[DiscriminatorOutput],
     ) -> dict[str, Tensor]:
@@ -141,14 +143,14 @@ class Pix2PixHDModel(GenerativeModel):
         terms: dict[str, Tensor] = {}
         if self.adversarial:
             discriminator = self.raw["D"].requires_grad_(False)
-            pred_fake, _ = discriminator(fake, condition, text.matched.pooled)
+            pred_fake, _ = discriminator(fake, inputs, text.matched.pooled)
             discriminator.requires_grad_(True)
             if weights.lambda_gan:
                 terms["G_gan"] = generator_loss(weights.gan_mode, [o.scores for o in pred_fake])
             if weights.lambda_feat:
                 terms["G_feat"] = feature_matching_loss(pred_fake, pred_real)
         if weights.lambda_l1:
-            background = condition[:, :1]  # the first label
+            background = inputs[:, :1]  # the first label
             terms["G_l1"] = voxel_loss(
                 fake, real, background, weights.smooth_l1_beta, weights.label_weight
             )

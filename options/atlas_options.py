@@ -16,11 +16,11 @@ class RefitOptions:
         0, "Runs on patients drawn with replacement, for intervals; finished ones are kept.", low=0
     )
     permutations: int = flag(
-        0, "Runs on shuffled columns, as negative controls; finished ones are kept.", low=0
+        0, "Runs on permuted rows, for the null distribution; finished ones are kept.", low=0
     )
     permute: tuple[str, ...] = flag(
         (),
-        "Shuffle only this column, and those that depend on it; may be repeated (default: all "
+        "Permute only this column, and those that depend on it; may be repeated (default: all "
         "columns of a row together).",
     )
     gpus: str = flag(

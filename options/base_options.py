@@ -44,8 +44,8 @@ class DataOptions:
     splits: str = flag("", "File of splits to use instead of the dataroot's splits.json.")
     permute: tuple[str, ...] = flag(
         (),
-        "Shuffle this column over the training cases by --seed, as a negative control. May be "
-        "repeated; the columns are then shuffled together.",
+        "Permute this column over the training cases by --seed, for the null distribution. May "
+        "be repeated; the columns are then permuted together.",
     )
     resample: bool = flag(
         False, "Draw the training patients with replacement (bootstrap) by --seed."

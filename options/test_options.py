@@ -15,7 +15,10 @@ class CaseOptions:
     dataroot: str = flag("", "Folder of the cohort; img/ may be absent.")
     split: str = flag("test", "Cases to generate.", choices=("train", "val", "test", "all"))
     how_many: int = flag(0, "Generate only the first cases (0: all).", low=0)
-    mask: str = flag("", "A single mask file instead of a cohort; needs --out and takes --prompt.")
+    mask: str = flag(
+        "",
+        "A single mask file instead of a cohort. With --out one file, otherwise a results folder.",
+    )
     out: str = flag("", "File of the volume that is generated from --mask (.nii.gz).")
     strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
     accept_changes: bool = flag(

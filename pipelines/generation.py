@@ -23,6 +23,7 @@ from data.text.counterfactuals import (
     Variant,
     check_intervention,
     counterfactual_variants,
+    describe_removed,
     factual_variant,
     free_text_variants,
     parse_intervention,
@@ -330,8 +331,7 @@ def _volume_notes(cohort: Cohort, case: Case) -> list[str]:
 def _dropped_note(change: str, variant: Variant) -> list[str]:
     if not variant.dropped:
         return []
-    columns = ", ".join(variant.dropped)
-    return [f"{change}: {columns} {'was' if len(variant.dropped) == 1 else 'were'} removed"]
+    return [describe_removed(change, variant.dropped)]
 
 
 def _edit_metrics(
@@ -343,14 +343,14 @@ def _edit_metrics(
     for group in plan.variants(sample.case).counterfactual:
         for variant in group:
             prompts[f"{variant.column}={variant.value}"] = variant.prompt.texts
-    proofs = plan.editor.proofs(scan, prompts, plan.options.edit.edit_cycles)
+    checks = plan.editor.edit_checks(scan, prompts, plan.options.edit.edit_cycles)
     return edit_rows(
         sample.case.id,
         real,
         masks,
-        {name: sample.to_hu(volume) for name, volume in proofs.cycles.items()},
-        {name: sample.to_hu(volume) for name, volume in proofs.edited.items()},
-        {name: sample.to_hu(volume) for name, volume in proofs.returned.items()},
+        {name: sample.to_hu(volume) for name, volume in checks.cycles.items()},
+        {name: sample.to_hu(volume) for name, volume in checks.edited.items()},
+        {name: sample.to_hu(volume) for name, volume in checks.returned.items()},
     )
 
 

@@ -194,7 +194,7 @@ class CaseResult:
         effects: Rows of effects.csv.
         metrics: Rows of metrics.csv.
         prompt: The factual prompt as a sentence.
-        notes: Sentences for the page, such as columns that left the text.
+        notes: Sentences for the page, such as columns that were removed from the text.
         panels: Panels of the page, in order.
     """
 

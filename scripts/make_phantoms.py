@@ -20,7 +20,7 @@ def main() -> None:
     """Parse the command line and make the cohort."""
     out = make_phantom_cohort(parse(PhantomCommand, __doc__ or "").cohort)
     log.info("Phantom cohort in %s; train with:", out)
-    log.info("python train.py --dataroot %s --template aiib23 --name RUN", out)
+    log.info("python train.py --dataroot %s --template aiib23 --name phantoms --preset cpu", out)
 
 
 if __name__ == "__main__":

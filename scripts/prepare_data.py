@@ -25,7 +25,12 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and prepare the dataroot."""
     out = prepare_dataroot(parse(PrepareCommand, __doc__ or "", argv))
-    log.info("Train with: python train.py --dataroot %s --patient_column Patient --name RUN", out)
+    log.info(
+        "Train with: python train.py --dataroot %s --template aiib23 --patient_column Patient "
+        "--name run1 --preset 24gb (--template aiib23, osic, auto or a file; --preset cpu, 24gb or "
+        "80gb)",
+        out,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Retrain a run on resampled patients, shuffled columns or folds, for the intervals of its effects.
+"""Retrain a run on resampled patients, permuted rows or folds, for intervals and null distribution.
 
 Every refit is a run of train.py in checkpoints/RUN/refits/. Finished refits are kept, and stopped
 ones resume. See docs/howto/atlas.md.

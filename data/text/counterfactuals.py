@@ -35,6 +35,20 @@ class Variant:
     dropped: tuple[str, ...] = ()
 
 
+def describe_removed(change: str, columns: Sequence[str]) -> str:
+    """Return a sentence about columns that a change removed from the text.
+
+    Args:
+        change: The change, such as "DIAGNOSIS = IPF".
+        columns: The columns.
+    """
+    verbs = ("was", "it contradicts") if len(columns) == 1 else ("were", "they contradict")
+    return (
+        f"{change}: {', '.join(columns)} {verbs[0]} removed from the text, because {verbs[1]} the "
+        "new value."
+    )
+
+
 def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
     """Parse `COLUMN=A,B`; values with commas stand in double quotes.
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import models.text.table_encoder  # noqa: F401  (registers the encoder)
+from models.text import table_encoder  # noqa: F401  (registers the encoder)
 from models.text.base_encoder import ENCODERS, Prompts, TextEmbedding, TextEncoder, Values
 from models.text.language_model import LanguageModel, load_language_model
 from models.text.phrase_encoder import PhraseEncoder

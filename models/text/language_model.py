@@ -135,6 +135,11 @@ def load_language_model(options: TextOptions) -> tuple[LanguageModel, dict[str, 
         model = load_medclip(Path(name.partition(":")[2]), options.medclip_bert)
     elif Path(name).is_dir():
         model = load_folder(Path(name))
+    elif _is_local_path(name):
+        raise UserError(
+            f"--text_encoder {name} is not a folder in {Path.cwd()}. Name the folder where the "
+            "encoder lies now: --text_encoder FOLDER, or text_encoder=FOLDER of mask2ct.load."
+        )
     else:
         folder = download_model(name, options.text_revision)
         revision = folder.name  # the hub's commit
@@ -146,6 +151,12 @@ def load_language_model(options: TextOptions) -> tuple[LanguageModel, dict[str, 
         "sha256": model.sha256(),
     }
     return model, identity
+
+
+def _is_local_path(name: str) -> bool:
+    """Return whether a name cannot be a hub id: MODEL, or ORG/MODEL."""
+    looks_local = name.startswith((".", "~", "/")) or name.endswith((".clip", "/"))
+    return looks_local or name.count("/") > 1
 
 
 def download_model(name: str, revision: str) -> Path:

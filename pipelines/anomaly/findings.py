@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from util.metrics.regions import Mask
+from util.metrics.regions import DEPTH_NAMES, REGION_NAMES, Mask, region_name
 
 Array = NDArray[np.floating]
 Row = dict[str, str | float]
@@ -21,9 +21,8 @@ MIN_SPREADS = 3.0
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 # Of each group, the region that holds most of a finding's voxels names its place.
 GROUPS = (("right_lung", "left_lung"), ("upper", "middle", "lower"), ("rim", "core"))
-SPOKEN = {
-    "rim": "near the pleura",
-    "core": "away from the pleura",
+PLACE_NAMES = {
+    **DEPTH_NAMES,
     "upper": "upper third",
     "middle": "middle third",
     "lower": "lower third",
@@ -89,14 +88,14 @@ def top_regions(
 
 
 def _describe_place(voxels: Mask, regions: Mapping[str, Mask]) -> str:
-    """Return the location of voxels: lung, third, near or away from the pleura."""
+    """Return the location of voxels: lung, third, subpleural or central."""
     words = []
     for group in GROUPS:
         counts = {name: (regions[name] & voxels).sum() for name in group if name in regions}
         if counts and max(counts.values()):
             name = max(counts, key=lambda n: counts[n])
-            words.append(SPOKEN.get(name, name.replace("_", " ")))
-    return ", ".join(words) or "outside the lungs"
+            words.append(PLACE_NAMES.get(name, region_name(name)))
+    return ", ".join(words) or REGION_NAMES["outside"]
 
 
 def label_regions(findings: Sequence[Finding], shape: Sequence[int]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 
 from data.cohort import Case
+from data.text.counterfactuals import describe_removed
 from data.volumes import load_volume
 from pipelines.atlas.files import AtlasFiles
 from pipelines.atlas.pages.case_voxels import FACTUAL, NOISE, REAL, CaseVoxels
@@ -141,8 +142,7 @@ class CasePageWriter:
         text = f"{variant['value']}{unit}"
         dropped = ""
         if variant["dropped"]:
-            columns = variant["dropped"].replace(" | ", ", ")
-            dropped = f"{text}: {columns} left the text, as it would contradict."
+            dropped = describe_removed(text, variant["dropped"].split(" | "))
         if variant["prompt"] == self.prompt:
             return ShownValue(FACTUAL, f"{text} (factual)", text, dropped)
         self._add_volume(key, variant["file"])

@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import torch
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import mask2ct
-from tests.commands import TrainedRun, command
+from models.text.clip import make_tokenizer
+from tests.commands import TrainedRun, command, train
 from util.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +52,7 @@ def test_a_volume_is_that_of_the_command_line(
     done = command("test.py", *trained_run.flags(), "--gpu_ids=-1", *words)
     assert done.code == 0, done.text
     volume = run.generate(mask, NEVER, seed=3)
+    assert repr(volume).startswith(f"<Volume ct: {'x'.join(map(str, volume.ras.shape))} voxels")
     saved, written = nib.load(volume.save(tmp_path / "library.nii.gz")), nib.load(out)
     assert saved.get_data_dtype() == np.int16
     np.testing.assert_array_equal(np.asarray(saved.dataobj), np.asarray(written.dataobj))
@@ -124,6 +128,67 @@ def test_import_works_from_any_folder(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0 and done.stdout.split()[1] == "load", done.stderr
+
+
+@pytest.mark.parametrize("hiding", ["util.py", "options/__init__.py"])
+def test_a_file_that_hides_a_package_is_named(tmp_path: Path, hiding: str) -> None:
+    file = tmp_path / hiding
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise SystemExit('imported')\n")
+    (tmp_path / "data").mkdir()  # a folder without __init__.py hides nothing
+    done = subprocess.run(
+        [sys.executable, "-c", "import mask2ct"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"ImportError: {file} hides the package")
+    assert "Rename that file" in last
+
+
+def save_encoder(folder: Path) -> None:
+    """Write a small language model with its tokenizer."""
+    tokenizer = make_tokenizer([NEVER, CURRENT], limit=77)
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=24,
+        max_position_embeddings=77,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    CLIPTextModelWithProjection(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_relative_text_encoder_is_found_from_another_folder(
+    cohort_dir: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    save_encoder(home / "checkpoints" / "text")
+    save_encoder(home / "checkpoints" / "run1.clip")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name, encoder in (("run1", "checkpoints/run1.clip"), ("run2", "checkpoints/text")):
+        monkeypatch.chdir(home)
+        done = train(cohort_dir, Path("checkpoints"), "--text_encoder", encoder, name=name)
+        assert done.code == 0, done.text
+        expected = mask2ct.load(f"checkpoints/{name}", gpu_ids="-1").generate(mask, NEVER)
+        monkeypatch.chdir(elsewhere)
+        run = mask2ct.load(home / "checkpoints" / name, gpu_ids="-1")
+        np.testing.assert_array_equal(run.generate(mask, NEVER).hu, expected.hu)
+    shutil.move(home / "checkpoints", elsewhere / "moved")  # run1.clip still lies beside run1
+    assert mask2ct.load("moved/run1", gpu_ids="-1").name == "run1"
+    shutil.rmtree("moved/run1.clip")
+    with pytest.raises(UserError, match=r"run1\.clip is not a folder in"):
+        mask2ct.load("moved/run1", gpu_ids="-1")
 
 
 @pytest.mark.slow

@@ -10,7 +10,27 @@ from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
+# Names for readers; files hold the keys.
+REGION_NAMES = {
+    "lungs": "both lungs",
+    "left_lung": "left lung",
+    "right_lung": "right lung",
+    "upper": "upper thirds",
+    "middle": "middle thirds",
+    "lower": "lower thirds",
+    "rim": "subpleural lung",
+    "core": "central lung",
+    "airway": "airways",
+    "outside": "outside the lungs",
+}
+# Depths in the names of places, such as "right lower third, subpleural".
+DEPTH_NAMES = {"rim": "subpleural", "core": "central"}
 RIM_MM = 10.0  # depth of the subpleural rim; one voxel where voxels are larger
+
+
+def region_name(region: str) -> str:
+    """Return the name of a region for readers; `label_3` becomes "label 3"."""
+    return REGION_NAMES.get(region, region.replace("_", " "))
 
 
 def chest_regions(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from util.metrics.regions import REGION_NAMES, region_name
 from util.web import page_parts
 
 Rows = Sequence[Mapping[str, Any]]
@@ -75,14 +76,21 @@ def _pivot(rows: Rows, keys: list[str], columns: str, value: str) -> pd.DataFram
     return table.reset_index()
 
 
+def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the names of regions for readers, in columns and in the header."""
+    if "region" in frame:
+        frame = frame.assign(region=frame["region"].map(region_name))
+    return frame.rename(columns=REGION_NAMES)
+
+
 def effect_tables(effects: Rows) -> None:
     """Add the effects' summary, and every case's effects folded away."""
     if not effects:
         return
     with page_parts.card("Effects over cases"):
-        page_parts.frame_table(effect_summary(effects), signed)
+        page_parts.frame_table(_with_names(effect_summary(effects)), signed)
         with page_parts.fold("Mean change in HU, every case and region"):
-            page_parts.frame_table(effects_by_case(effects), signed)
+            page_parts.frame_table(_with_names(effects_by_case(effects)), signed)
 
 
 def metric_tables(metrics: Rows) -> None:
@@ -90,6 +98,6 @@ def metric_tables(metrics: Rows) -> None:
     if not metrics:
         return
     with page_parts.card("Metrics over cases"):
-        page_parts.frame_table(metric_summary(metrics))
+        page_parts.frame_table(_with_names(metric_summary(metrics)))
         with page_parts.fold("Every case"):
-            page_parts.frame_table(metrics_by_case(metrics))
+            page_parts.frame_table(_with_names(metrics_by_case(metrics)))

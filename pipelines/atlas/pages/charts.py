@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from pipelines.atlas.statistics.sentences import format_hu, format_interval
+from util.metrics.regions import region_name
 from util.web.figures import DIVERGING
 
 GENERATED_COLOUR = "#1f4e79"
@@ -29,19 +30,13 @@ AGREEMENT_COLOURS = {
     "no effect in either": "#4d4d4d",
     "cannot tell": "#bababa",
 }
+LUNG_REGIONS = ("lungs", "right_lung", "left_lung", "upper", "middle", "lower", "core", "rim")
+CONTROL_REGIONS = ("airway", "outside")
 REGION_TICKS = {
-    "lungs": "both\nlungs",
-    "right_lung": "right\nlung",
-    "left_lung": "left\nlung",
-    "upper": "upper\nthirds",
-    "middle": "middle\nthirds",
-    "lower": "lower\nthirds",
-    "core": "core",
-    "rim": "subpleural\nrim",
-    "airway": "airways\n(control)",
+    **{region: region_name(region).replace(" ", "\n") for region in LUNG_REGIONS},
+    "airway": f"{region_name('airway')}\n(control)",
     "outside": "outside\n(control)",
 }
-CONTROL_REGIONS = ("airway", "outside")
 # Where the columns of text stand beside the forest plot, in widths of the axes.
 GENERATED_X = 1.03
 REAL_X = 1.2

@@ -12,8 +12,9 @@ from typing import Any
 from dominate import tags
 
 from pipelines.atlas.pages.case_voxels import FACTUAL, MASK, NOISE, REAL, ZONES, CaseVoxels
-from pipelines.atlas.statistics.sentences import format_hu, region_name
+from pipelines.atlas.statistics.sentences import format_hu
 from pipelines.atlas.statistics.zones import top_zones
+from util.metrics.regions import region_name
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
 from util.web.viewer_parts import RANK_COLOURS, SlicePanel
@@ -54,7 +55,7 @@ class ShownValue:
         key: Key of the volume.
         label: Text of its button ("Never smoker (factual)").
         plain: The value alone.
-        dropped: Sentence about what left the text because it would contradict; else empty.
+        dropped: Sentence about columns that were removed from the text; else empty.
     """
 
     key: str
@@ -211,7 +212,7 @@ def _chooser_config(facts: CaseFacts, voxels: CaseVoxels) -> dict[str, Any]:
         "centres": voxels.centres,
         "named": named,
         "sentences": facts.sentences,
-        "regions": {region: region_name(region).removeprefix("the ") for region in REGIONS},
+        "regions": {region: region_name(region) for region in REGIONS},
         "means": voxels.means,
         "attributes": attributes,
     }

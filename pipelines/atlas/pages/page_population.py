@@ -17,7 +17,8 @@ from dominate import tags
 from pipelines.atlas.pages.charts import contrasts_shown
 from pipelines.atlas.pages.page_case import FIRST_PLANE
 from pipelines.atlas.pages.page_maps import figure_links, map_choices, maps_section
-from pipelines.atlas.statistics.sentences import format_hu, format_interval, region_name
+from pipelines.atlas.statistics.sentences import format_hu, format_interval
+from util.metrics.regions import region_name
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
 from util.web.page_parts import typeset
@@ -322,7 +323,7 @@ def _patients(p: Population) -> None:
 
 
 def _cohort(p: Population) -> None:
-    with page_parts.fold("Columns of the table, and which of them go together", "card"):
+    with page_parts.fold("Columns of the table, and their associations", "card"):
         columns = p.frame("attributes").fillna("")
         page_parts.frame_table(columns.drop(columns=["missing_share"], errors="ignore"))
         associations = p.frame("ties")

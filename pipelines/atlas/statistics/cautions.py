@@ -84,7 +84,7 @@ def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str])
                 "the association allows"
             )
         text = (
-            f"{pair.column} and {pair.other} go together ({pair.measure} {pair.value:.2f} in "
+            f"{pair.column} and {pair.other} are associated ({pair.measure} {pair.value:.2f} in "
             f"{pair.cases} cases): {consequence}."
         )
         cautions.append(Caution("tied", text, column, other, pair.value, bool(ambiguous)))
@@ -180,15 +180,15 @@ def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
     if seen:
         text = (
             f"The model was trained on scans of {seen} of the {real} patients that it is "
-            "compared with: that they agree shows that it learnt them, not that it would hold "
-            "for new patients. Compare with --fold, or --real_split test."
+            "compared with: agreement then shows fit to the training scans only, and nothing about "
+            "new patients. Compare with --fold, or --real_split test."
         )
         cautions.append(Caution("seen", text, value=seen))
     return cautions
 
 
 def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caution]:
-    """Warn of missing intervals or negative controls, and of refits trained otherwise than the run.
+    """Warn of missing intervals or null distributions, and of refits with other training options.
 
     Args:
         refits: Records of the refits.
@@ -316,9 +316,9 @@ def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> 
         compared = f"{name} against {attribute.reference}"
     change = float(np.expm1(span * fit.params[name]))
     text = (
-        f"{attribute.column} goes with the size of the lungs ({compared}: {change:+.0%}, p = "
-        f"{p:.2g}, adjusted). What it does through their size cannot show here, because the mask "
-        "is held fixed."
+        f"{attribute.column} is associated with the size of the lungs ({compared}: {change:+.0%}, "
+        f"p = {p:.2g}, adjusted). What it does through their size cannot show here, because the "
+        "mask is held fixed."
     )
     return Caution("through the mask", text, attribute.column, value=round(change, 4))
 

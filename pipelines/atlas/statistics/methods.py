@@ -10,28 +10,29 @@ from pipelines.atlas.statistics.findings import FDR
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
 
 GENERATED = """
-Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder}, {steps}
-training steps on {training} cases). For each of {generated} cases ({cases_said}), one attribute of
-the clinical row at a time was set to each value studied, with the lung mask and the noise held
-fixed; values that contradicted the changed one left the text. Categories were compared with a
-reference value; numbers were generated at the 10, 30, 50, 70 and 90 % quantiles of the training
-cases, giving the difference between the outer ones and a least-squares slope. Effects are
-differences in mean attenuation (HU) by region, averaged over cases{noise_said}; voxels lie between
-{window} HU, what the network was trained with. The seed of the noise is {seed}."""
+Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder},
+{steps} training steps on {training} cases). For each of {generated} cases ({cases_said}), one
+attribute of the clinical row at a time was set to each value studied, with the lung mask and the
+noise held fixed; values that contradicted the changed one were removed from the text. Categories
+were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 %
+quantiles of the training cases, giving the difference between the outer ones and a least-squares
+slope. Effects are differences in mean attenuation (HU) by region, averaged over
+cases{noise_said}; voxels lie between {window} HU, the HU window of training. The seed of the
+noise is {seed}."""
 VESSELS = """
 Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken for vessels and left
 out ({vessel_share:.1%} of the lungs on average)."""
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn
-with replacement and with another seed (Student's t times their standard deviation). The interval of
-an attribute that goes together with another (measure of association at least {strong:g}) reaches
-further: as far as it would with all of the other's effect, and as far as it would if the other had
-all that goes with it."""
+with replacement and with another seed (Student's t times their standard deviation). The interval
+of an attribute that is associated with another (measure of association at least {strong:g})
+reaches further: as far as it would with all of the other's effect, and as far as it would if the
+other explained the shared part."""
 NOT_REFITTED = """
 The run was not refitted often enough for intervals (at least {fewest} refits), so that none is
 given; the range over patients describes patients, not uncertainty."""
 PERMUTED = """
-As negative controls, {permuted} refits were trained on shuffled rows."""
+For the null distribution, {permuted} refits were trained on permuted rows."""
 REAL = """
 The real scans of {real} cases were compared by linear regression of the regional mean attenuation
 on the attribute (statsmodels, {errors} errors), adjusted for demographics and acquisition, with and

@@ -7,18 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-REGION_NAMES = {
-    "lungs": "both lungs",
-    "left_lung": "the left lung",
-    "right_lung": "the right lung",
-    "upper": "the upper thirds",
-    "middle": "the middle thirds",
-    "lower": "the lower thirds",
-    "core": "the core",
-    "rim": "the subpleural rim",
-    "airway": "the airways",
-    "outside": "what lies outside the lungs",
-}
+from util.metrics.regions import region_name
+
 AGREEMENT_PHRASES = {
     "agrees": "agree",
     "same sign": "agree in sign",
@@ -30,9 +20,12 @@ AGREEMENT_PHRASES = {
 Row = Mapping[str, Any]
 
 
-def region_name(region: str) -> str:
-    """Return the name of a region for readers."""
-    return REGION_NAMES.get(region, region.replace("_", " "))
+def region_place(region: str) -> str:
+    """Return where a change is, such as "in the left lung"."""
+    name = region_name(region)
+    if region == "outside":
+        return name
+    return f"in {name}" if region == "lungs" else f"in the {name}"
 
 
 def format_hu(value: float) -> str:
@@ -58,7 +51,7 @@ def generated_part(label: str, row: Row) -> str:
     bounds = ""
     if pd.notna(row["refit_low_hu"]):
         bounds = f" {format_interval(row['refit_low_hu'], row['refit_high_hu'])}"
-    return f"{label}: {format_hu(row['generated_hu'])} HU{bounds} in {region_name(row['region'])}"
+    return f"{label}: {format_hu(row['generated_hu'])} HU{bounds} {region_place(row['region'])}"
 
 
 def real_part(row: Row) -> str:
@@ -77,7 +70,7 @@ def finding_sentence(label: str, row: Row, strongest: Row, controls: pd.DataFram
     is_stronger = abs(strongest["generated_hu"]) > abs(row["generated_hu"])
     if strongest["region"] != row["region"] and is_stronger:
         change = format_hu(strongest["generated_hu"])
-        place = f", strongest in {region_name(strongest['region'])} ({change})"
+        place = f", strongest {region_place(strongest['region'])} ({change})"
     text = f"{generated_part(label, row)}{place}; {real_part(row)}."
     is_reworded = (controls["control"] == "re-worded") & (controls["region"] == row["region"])
     reworded = controls.loc[is_reworded, "mean_abs_hu"]

@@ -8,10 +8,11 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from util.metrics.regions import DEPTH_NAMES
+
 Mask = NDArray[np.bool_]
 
 SIDES = {"left_lung": "left ", "right_lung": "right ", "lungs": ""}
-DEPTHS = {"rim": "subpleural", "core": "core"}
 THIRDS = ("upper", "middle", "lower")
 MAX_ZONES = 3  # zones that are named
 MIN_SHARE = 0.5  # of the strongest zone's change, to be named beside it
@@ -27,7 +28,7 @@ def zone_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     """
     sides = [name for name in ("right_lung", "left_lung") if name in masks] or ["lungs"]
     zones = {}
-    for side, third, (depth, name) in product(sides, THIRDS, DEPTHS.items()):
+    for side, third, (depth, name) in product(sides, THIRDS, DEPTH_NAMES.items()):
         if {side, third, depth} <= set(masks):
             mask = masks[side] & masks[third] & masks[depth]
             if mask.any():

@@ -172,7 +172,7 @@ def test_regions_do_not_touch_and_are_described() -> None:
         ((18, 15, 14), -7, False),
     ]
     assert findings[0].voxels.sum() == 8 and len(findings) == 2
-    assert findings[0].place == "left lung, lower third, away from the pleura"
+    assert findings[0].place == "left lung, lower third, central"
     assert findings[1].place.startswith("right lung, upper third")
     drawn = label_regions(findings, SHAPE)
     assert set(np.unique(drawn)) == {0, 1, 2} and (drawn == 2).sum() == 1

@@ -182,7 +182,7 @@ def test_verdicts_and_sentences(atlas: Path) -> None:
     )
     assert (
         "3 refits" in atlas_record["methods"]
-        and "5 refits were trained on shuffled rows" in atlas_record["methods"]
+        and "5 refits were trained on permuted rows" in atlas_record["methods"]
     )
     assert (atlas / "methods.txt").read_text().strip() == atlas_record["methods"]
     tests = table(atlas, "tests")

@@ -41,7 +41,7 @@ def test_zones_share_out_the_lungs() -> None:
     masks = zone_masks(chest_regions(labels, atlas_folder.SPACING))
     assert len(masks) == 12 and "right lower third, subpleural" in masks
     assert np.array_equal(np.sum(list(masks.values()), axis=0) == 1, labels > 0)
-    zone = "left upper third, core"
+    zone = "left upper third, central"
     number = 1 + list(masks).index(zone)
     assert masks[zone].sum() == (label_zones(masks, labels.shape) == number).sum() > 0
     both = (labels > 0).astype(np.uint8)
@@ -242,7 +242,8 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     assert page.input_value("#limit") == "50"  # holds the largest change of a region
     assert_difference(page, v["IPF"] - v["own"])
     assert (
-        page.inner_text("#dropped") == "IPF: TYPE CTD, DATE left the text, as it would contradict."
+        page.inner_text("#dropped") == "IPF: TYPE CTD, DATE were removed from the text, because "
+        "they contradict the new value."
     )
     assert page.inner_text("[data-role=before] .title") == "Factual: HP"
     assert "lower third" in page.inner_text("#strongest") and "+50.0 HU" in page.inner_text(
