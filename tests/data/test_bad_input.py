@@ -264,7 +264,7 @@ def test_wrong_flags_are_known_before_the_own_clip_is_trained(
         (["--tile", "12,12,12"], ["--tile 12", "multiple of 4", "--tile 16"]),
         (
             ["--text_encoder", "/nowhere/clip"],
-            ["--text_encoder /nowhere/clip", "local folder", "hf download", "pretrain_clip"],
+            ["--text_encoder /nowhere/clip", "is not a folder", "mask2ct.load"],
         ),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") and len(value) > 1 else "",
