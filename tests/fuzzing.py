@@ -372,6 +372,7 @@ def try_format(form: Format, count: int, folder: Path) -> list[dict[str, Any]]:
     from util.cli import UserError
 
     failures: list[dict[str, Any]] = []
+    expected: tuple[type[Exception], ...] = (UserError, *form.allowed)
     work = folder / form.name.replace(" ", "_")
     work.mkdir(parents=True)
     path = form.write(work)
@@ -384,7 +385,7 @@ def try_format(form: Format, count: int, folder: Path) -> list[dict[str, Any]]:
         signal.alarm(MAX_SECONDS)
         try:
             form.read(path)
-        except (UserError, *form.allowed) as error:
+        except expected as error:
             if len(str(error)) > 5000:
                 failures.append({"input": number, "error": "message of 5000 characters"})
         except (Exception, Hang) as error:

@@ -184,7 +184,7 @@ def _check_mapping(value: Any, allowed: tuple[str, ...], where: str) -> dict[str
 
 
 def _parse_number(entry: Mapping[str, Any], name: str, where: str) -> float:
-    number = entry.get(name)
+    number: Any = entry.get(name)
     if fits(number, float) and abs(number) < MAX_NUMBER:
         return float(number)
     is_short = isinstance(number, str | float | None)

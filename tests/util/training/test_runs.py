@@ -56,8 +56,9 @@ def test_pictures_whose_list_is_damaged_are_left_out(
         return len(monitor.Monitor._earlier_images(run, 5))
 
     assert images(json.dumps([good, {**good, "step": 9}])) == 1 and not caplog.text
+    wrong: tuple[Any, ...] = (None, [], "x", {}, 1, 10**30)
     for name in good:
-        for value in (None, [], "x", {}, 1, 10**30):
+        for value in wrong:
             expected = 1 + (type(value) is type(good[name]) and (name != "step" or value == 1))
             assert images(json.dumps([good, {**good, name: value}])) == expected
     assert "a picture that is damaged is left out" in caplog.text

@@ -12,7 +12,7 @@ from util.training.schedule import one_cycle
 def rates(schedule: OneCycleLR, steps: int) -> list[float]:
     values = []
     for _ in range(steps):
-        values.append(schedule.get_last_lr()[0])
+        values.append(float(schedule.get_last_lr()[0]))
         schedule.optimizer.step()
         if len(values) < steps:
             schedule.step()
