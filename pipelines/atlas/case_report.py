@@ -23,6 +23,7 @@ from pipelines.atlas.pages.page_case import (
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from pipelines.atlas.study import AtlasStudy
+from util.files import path_inside
 from util.web.figures import LUNG, Panel, save_slices_png
 from util.web.page_parts import typeset
 
@@ -99,7 +100,8 @@ class CasePageWriter:
         return table[table["case"] == self.case.id]
 
     def _volume(self, key: str) -> np.ndarray:
-        path = self.files.folder / self.volume_files[key]
+        folder = self.files.folder
+        path = path_inside(folder, self.volume_files[key], folder / "volumes.csv")
         return load_volume(path).array.astype(np.float32)
 
     def _add_volume(self, key: str, file: str) -> None:
