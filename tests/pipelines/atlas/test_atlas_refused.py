@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.phantom.write import make_phantom_cohort
+from options.phantom_options import PhantomOptions
 from tests.atlas_run import discover, record
 from tests.commands import TrainedRun, command, refused
 
@@ -105,16 +107,18 @@ def test_a_column_that_the_run_does_not_know(trained_run: TrainedRun, tmp_path: 
     refused(done, "WEIGHT", "trained without this column")
 
 
-def test_zero_test_cases_and_other_labels(trained_run: TrainedRun, tmp_path: Path) -> None:
-    cohort = tmp_path / "cohort"
-    shutil.copytree(trained_run.cohort, cohort)
+def test_a_split_without_cases(trained_run: TrainedRun, tmp_path: Path) -> None:
+    options = PhantomOptions(OUT=str(tmp_path / "cohort"), cases=11, size=(24, 24, 16), seed=9)
+    cohort = make_phantom_cohort(options)
     splits = json.loads((cohort / "splits.json").read_text())
     (cohort / "splits.json").write_text(json.dumps({**splits, "test": []}))
-    refused(
-        discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort),
-        "'test'",
-        "no cases",
-    )
+    done = discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort)
+    refused(done, "'test'", "no cases")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_other_labels(trained_run: TrainedRun, tmp_path: Path) -> None:
+    cohort = Path(shutil.copytree(trained_run.cohort, tmp_path / "cohort"))
     path = next((cohort / "gtlung").iterdir())
     image = nib.load(path)
     array = np.asarray(image.dataobj).copy()

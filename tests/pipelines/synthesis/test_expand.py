@@ -210,7 +210,8 @@ def synthetic_cohort(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathF
 def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
     synthetic_cohort: Path, trained_run: TrainedRun
 ) -> None:
-    cohort = load_cohort(DataOptions(dataroot=str(synthetic_cohort), template="aiib23"))
+    # A run of four steps makes no lungs, so the check of HU is left out.
+    cohort = load_cohort(DataOptions(dataroot=str(synthetic_cohort)), check=False)
     real = load_cohort(DataOptions(dataroot=str(trained_run.cohort)))
     assert len(cohort.cases) == len(cohort.splits["train"]) == 4 and not cohort.splits["test"]
     training = set(real.splits["train"])
