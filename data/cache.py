@@ -164,5 +164,12 @@ def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> lis
 
 
 def cache_folder(options: DataOptions, run_folder: Path) -> Path:
-    """Return `--cache_dir`, or `cache/` in the run's folder."""
-    return Path(options.cache_dir) if options.cache_dir else run_folder / "cache"
+    """Return `--cache_dir`, or `RUN.cache` beside the run's folder.
+
+    Prepared volumes are patients' data, so they stay out of the folder that is passed on. A run of
+    an earlier version keeps its `cache/`.
+    """
+    if options.cache_dir:
+        return Path(options.cache_dir)
+    inside = run_folder / "cache"
+    return inside if inside.is_dir() else run_folder.with_name(f"{run_folder.name}.cache")

@@ -40,7 +40,7 @@ class DataOptions:
         (-1000.0, 400.0), "HU mapped linearly to -1 and 1.", low=-4000, high=8000
     )
     strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
-    cache_dir: str = flag("", "Folder of prepared volumes (empty: cache/ in the run's folder).")
+    cache_dir: str = flag("", "Folder of prepared volumes (empty: RUN.cache beside the run).")
     splits: str = flag("", "File of splits to use instead of the dataroot's splits.json.")
     permute: tuple[str, ...] = flag(
         (),

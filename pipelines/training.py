@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from data.cache import cache_folder
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
 from data.fingerprints import (
@@ -388,6 +390,8 @@ def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
         runs.save_options(folder, to_dict(options))
     else:
         runs.create_run_folder(folder, options.run.overwrite, to_dict(options))
+        if not options.data.cache_dir:  # of a replaced run
+            shutil.rmtree(cache_folder(options.data, folder), ignore_errors=True)
     save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
 
 

@@ -21,6 +21,8 @@ from util.schema import fits, misfit
 
 REPLACED_NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
 GUIDE = "docs/howto/diffusion.md"
+# A network of more channels or blocks cannot be built; a damaged number must not ask for memory.
+MAX_ARGUMENT = 8192
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,15 @@ def _range_problem(config: AutoencoderConfig, network: AutoencoderKL) -> str:
     return ""
 
 
+def _largest_number(value: Any) -> float:
+    """Return the largest number in nested plain values; 0 where there is none."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return max(map(_largest_number, value), default=0)
+    return value if isinstance(value, int | float) else 0
+
+
 def _read_config(file: Path) -> AutoencoderConfig:
     values = read_json(file)
     hints = typing.get_type_hints(AutoencoderConfig)
@@ -215,6 +226,11 @@ def _read_config(file: Path) -> AutoencoderConfig:
         )
     if problem := misfit(values, {name: hints[name] for name in values}):
         raise UserError(f"--autoencoder: {file} is damaged: {problem}. See {GUIDE}.")
+    if (largest := _largest_number(values["config"])) > MAX_ARGUMENT:
+        raise UserError(
+            f"--autoencoder: {file} is damaged: config holds the number {largest:.4g}, and no "
+            f"argument of the network is above {MAX_ARGUMENT}. See {GUIDE}."
+        )
     arguments: dict[str, Any] = dict(values)
     for name, value in arguments.items():
         if isinstance(value, list):
