@@ -83,7 +83,8 @@ def volume_digest(path: Path) -> dict[str, str]:
 def data_changes(before: DataRecord, now: DataRecord) -> list[str]:
     """Return what differs between two records, in words; empty where nothing does.
 
-    Cases that only the present record has are no change, because the run does not use them.
+    Cases that only the present record has do not count as a change, because the run does not use
+    them.
     """
     files = before.get("files", {})
     missing = [case for case in files if case not in now["files"]]

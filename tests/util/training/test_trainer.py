@@ -139,6 +139,14 @@ def test_average_follows_its_formula() -> None:
     )
 
 
+def test_losses_carry_no_graph() -> None:
+    trainer = make()
+    for parts in trainer.iterate(batches(trainer), 1):
+        losses = trainer.step([(part, BatchText(*part["texts"])) for part in parts])
+    assert {"D", "G_gan", "G_feat", "G_l1"} <= set(losses)
+    assert not any(loss.requires_grad for loss in losses.values())
+
+
 def test_no_average_on_demand() -> None:
     trainer = make(settings={"ema": 0.0})
     assert trainer.average is None and trainer.generating_network() is trainer.model.raw["G"]
