@@ -1,0 +1,178 @@
+"""Density and texture of regions: percentiles, detail, power spectrum, vessels.
+
+The SD of a whole lung measures its gradient from front to back, which gravity makes. Texture is
+measured in the detail instead: HU minus their Gaussian mean within the region. Smoothing within the
+region keeps its border, such as the pleura, out of the detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+DETAIL_MM = 4.0  # SD of the Gaussian whose result is subtracted; one voxel where voxels are larger
+TREND_MM = 24.0  # the same for the power spectrum, whose coarse bands are detail too
+TAPER_MM = 8.0  # depth below the border over which the window of the power spectrum rises
+VESSEL_HU = 150.0  # above the lungs' median
+# Octaves in 1/mm: structures of 64 to 32, 32 to 16, 16 to 8 and 8 to 4 mm per period.
+POWER_BANDS = ((1 / 64, 1 / 32), (1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4))
+PERCENTILES = (5.0, 15.0, 95.0, 99.5)
+LOW_HU = (-950.0, -910.0)
+HIGH_HU = -700.0
+STATISTICS = (
+    "mean_hu",
+    "detail_sd_hu",
+    *(f"percentile_{p:g}_hu" for p in PERCENTILES),
+    *(f"share_below_{hu:g}_hu" for hu in LOW_HU),
+    f"share_above_{HIGH_HU:g}_hu",
+)
+# Disjoint tissues of `util.metrics.regions.chest_regions`. Each is smoothed by itself, so that the
+# border between two of them is not detail.
+TISSUES = ("lungs", "airway", "outside")
+
+Volume = NDArray[np.floating]
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+def detail(hu: Volume, mask: Mask, spacing: Sequence[float], length_mm: float = DETAIL_MM) -> Array:
+    """Return HU minus their Gaussian mean within the mask (normalised convolution).
+
+    Args:
+        hu: `(X, Y, Z)` in HU.
+        mask: Of the same shape.
+        spacing: Voxel size in mm.
+        length_mm: SD of the Gaussian; at least one voxel along each axis.
+
+    Returns:
+        `(X, Y, Z)` in HU; 0 outside the mask.
+    """
+    result = np.zeros(hu.shape)
+    if not mask.any():
+        return result
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    inside = mask[box]
+    sigma = [max(length_mm / side, 1.0) for side in spacing]
+    values = np.where(inside, hu[box].astype(np.float64), 0.0)
+    share = ndimage.gaussian_filter(inside.astype(np.float64), sigma, mode="constant")
+    mean = ndimage.gaussian_filter(values, sigma, mode="constant")
+    result[box][inside] = values[inside] - mean[inside] / share[inside]
+    return result
+
+
+def region_statistics(hu: Volume, mask: Mask, spacing: Sequence[float]) -> dict[str, float]:
+    """Return `STATISTICS` of one region, in HU or as shares of its voxels; empty without a voxel.
+
+    Args:
+        hu: `(X, Y, Z)` in HU.
+        mask: The region. It is smoothed by itself.
+        spacing: Voxel size in mm.
+    """
+    return _statistics(hu, detail(hu, mask, spacing), mask)
+
+
+def statistics_by_region(
+    hu: Volume, masks: Mapping[str, Mask], spacing: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """Return `STATISTICS` of every region of one volume, which is smoothed once.
+
+    The lungs' parts are smoothed within the lungs, airways and the rest by themselves.
+
+    Args:
+        hu: `(X, Y, Z)` in HU.
+        masks: Regions of `util.metrics.regions.chest_regions`.
+        spacing: Voxel size in mm.
+    """
+    fine = np.zeros(hu.shape)
+    for tissue in TISSUES:
+        if tissue in masks:
+            fine += detail(hu, masks[tissue], spacing)
+    return {name: _statistics(hu, fine, mask) for name, mask in masks.items() if mask.any()}
+
+
+def _statistics(hu: Volume, fine: Array, mask: Mask) -> dict[str, float]:
+    values = hu[mask].astype(np.float64)
+    if not len(values):
+        return {}
+    numbers = [
+        values.mean(),
+        fine[mask].std(),
+        *np.percentile(values, PERCENTILES),
+        *((values < limit).mean() for limit in LOW_HU),
+        (values > HIGH_HU).mean(),
+    ]
+    return {name: float(number) for name, number in zip(STATISTICS, numbers, strict=True)}
+
+
+def radial_power(
+    hu: Volume,
+    lungs: Mask,
+    spacing: Sequence[float],
+    bands: Sequence[tuple[float, float]] = POWER_BANDS,
+) -> dict[tuple[float, float], float]:
+    """Return the power spectral density of the lungs in bands of radial frequency, HU^2 mm^3.
+
+    The trend (`TREND_MM`) is subtracted, and a window falls to 0 at the pleura. White noise of SD s
+    has the density s^2 times the volume of a voxel in every band.
+
+    Args:
+        hu: `(X, Y, Z)` in HU.
+        lungs: Mask of the lungs.
+        spacing: Voxel size in mm.
+        bands: Lowest and highest frequency of each band, 1/mm.
+
+    Returns:
+        Density by band; bands that the grid does not resolve are left out.
+    """
+    if not lungs.any():
+        return {}
+    box = ndimage.find_objects(lungs.astype(np.uint8))[0]
+    inside = np.pad(lungs[box], 1)  # lungs cut by the border of the volume end there
+    depth = ndimage.distance_transform_edt(inside, sampling=spacing)[1:-1, 1:-1, 1:-1]
+    window = np.sin(np.pi / 2 * np.minimum(depth / TAPER_MM, 1)) ** 2
+    signal = window * detail(hu[box], lungs[box], spacing, TREND_MM)
+    shape = [fft.next_fast_len(n, real=True) for n in signal.shape]
+    power = np.abs(fft.rfftn(signal, shape)) ** 2
+    power *= float(np.prod(spacing)) / float(np.square(window).sum())
+    axes = [fft.fftfreq(n, side) for n, side in zip(shape[:2], spacing[:2], strict=True)]
+    axes.append(fft.rfftfreq(shape[2], spacing[2]))
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    frequency = np.sqrt(x**2 + y**2 + z**2)
+    # The half spectrum holds one of each two conjugate coefficients, except at both ends.
+    count = np.full(shape[2] // 2 + 1, 2.0)
+    count[0] = 1
+    if shape[2] % 2 == 0:
+        count[-1] = 1
+    weight = np.broadcast_to(count, frequency.shape)
+    nyquist = 0.5 / max(spacing)
+    densities = {}
+    for low, high in bands:
+        within = (frequency >= low) & (frequency < high)
+        if high <= nyquist * (1 + 1e-6) and within.any():
+            densities[low, high] = float(np.average(power[within], weights=weight[within]))
+    return densities
+
+
+def vessel_share(hu: Volume, lungs: Mask) -> float:
+    """Return the share of lung voxels more than `VESSEL_HU` above the lungs' own median.
+
+    nan without a lung voxel.
+    """
+    values = hu[lungs].astype(np.float64)
+    return float((values > np.median(values) + VESSEL_HU).mean()) if len(values) else float("nan")
+
+
+def detail_correlation(a: Volume, b: Volume, lungs: Mask, spacing: Sequence[float]) -> float:
+    """Return the correlation of the lungs' detail between two volumes, such as two noise seeds.
+
+    Equal volumes give 1, even without detail; a volume without detail beside another gives 0.
+    """
+    if np.array_equal(a[lungs], b[lungs]):
+        return 1.0
+    one, two = (detail(volume, lungs, spacing)[lungs] for volume in (a, b))
+    if min(one.std(), two.std()) < 1e-6:
+        return 0.0
+    return float(np.corrcoef(one, two)[0, 1])
