@@ -17,6 +17,7 @@ from pipelines.generation import (
     open_run,
 )
 from pipelines.results import ResultsWriter, check_results_folder, results_folder
+from pipelines.run_cohort import warn_training_cases
 from util import cli
 from util.cli import UserError
 from util.locks import locked_folder
@@ -27,16 +28,17 @@ log = logging.getLogger(__name__)
 def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
     folder = results_folder(options)
-    with locked_folder(folder, "--results_dir"):
+    with locked_folder(folder, "--results_dir"), cli.collected_warnings() as warnings:
         check_results_folder(folder, options)
         run = open_run(options)
         plan = open_plan(options, run)
+        warn_training_cases(run.folder, run.state, plan.cases)
         results = ResultsWriter(folder, options, run.options, run.state["step"])
         samples = plan.samples
         hidden = not cli.is_main_process()
         for sample in tqdm(samples, desc="generating", unit="case", disable=hidden):
             generate_case(plan, sample, results)
-        log.info("%d cases in %s", len(samples), results.save())
+        log.info("%d cases in %s", len(samples), results.save(warnings))
     return folder
 
 

@@ -249,8 +249,12 @@ class ResultsWriter:
                 case, result.prompt or "(nothing known)", result.notes, result.panels
             )
 
-    def save(self) -> Path:
-        """Write tables and page, and return the file to look at."""
+    def save(self, warnings: Sequence[str] = ()) -> Path:
+        """Write tables and page, and return the file to look at.
+
+        Args:
+            warnings: What a reader of the page has to know before judging the volumes.
+        """
         volumes: list[Row] = []
         effects: list[Row] = []
         metrics: list[Row] = []
@@ -267,4 +271,4 @@ class ResultsWriter:
         for group in to_dict(self.options).values():
             flags.update(group)
         shown = {"test.py": flags, **to_dict(self.run_options)}
-        return self.page.save(shown, effects, metrics)
+        return self.page.save(shown, effects, metrics, warnings=warnings)

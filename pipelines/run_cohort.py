@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.cohort import Cohort
+from data.cohort import Case, Cohort
 from data.fingerprints import volume_digest
 from data.load_cohort import load_cohort
 from data.splits import Splits, read_run_splits, split_changes
@@ -114,6 +114,31 @@ def run_splits(folder: Path, cohort: Cohort, options: DataOptions, accept_change
             format_list(changes),
         )
     return stored
+
+
+def warn_training_cases(folder: Path, state: Mapping[str, Any], cases: Sequence[Case]) -> None:
+    """Warn of cases to generate that a run was trained on.
+
+    Args:
+        folder: The run's folder.
+        state: The plain values of its checkpoint; they have digests of the training masks.
+        cases: The cases.
+    """
+    training = set((read_run_splits(folder / SPLITS_FILE) or {}).get("train", ()))
+    files = state.get("data", {}).get("files", {})
+    trained_on = []
+    for case in cases:
+        digest = files.get(case.id, {}).get("mask")
+        if case.id in training and digest in (None, volume_digest(case.mask)["sha256"]):
+            trained_on.append(case.id)
+    if trained_on:
+        log.warning(
+            "%d of the %d cases are training cases of the run: %s. Results on them are not results "
+            "on unseen cases.",
+            len(trained_on),
+            len(cases),
+            format_list(trained_on),
+        )
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class ResultsPage:
         effects: Sequence[Mapping[str, Any]] = (),
         metrics: Sequence[Mapping[str, Any]] = (),
         cautions: Sequence[str] = (),
+        warnings: Sequence[str] = (),
     ) -> Path:
         """Write the page and return its path.
 
@@ -140,6 +141,7 @@ class ResultsPage:
             effects: Rows of effects.csv.
             metrics: Rows of metrics.csv.
             cautions: Sentences to add to the standing cautions.
+            warnings: Warnings of this command, which may decide what its results mean.
         """
         scripts = (*viewer_parts.SCRIPTS, "cases.js")
         document = page_parts.new_document(self.title, "web/", scripts=scripts)
@@ -154,6 +156,9 @@ class ResultsPage:
         with document:
             page_parts.page_header(self.title, cautions=(*page_parts.CAUTIONS, *cautions))
             with tags.main():
+                if warnings:
+                    with page_parts.card("Read before judging", id="warnings"):
+                        page_parts.bullet_list(warnings, "cautions")
                 with tags.div(cls="cards"):
                     effect_tables(effects)
                     metric_tables(metrics)

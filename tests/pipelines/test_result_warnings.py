@@ -1,0 +1,75 @@
+"""Warnings that decide what generated volumes mean stand on their page, not only in the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from data.load_cohort import load_cohort
+from options.base_options import DataOptions
+from tests.commands import TrainedRun
+from util.cli import collected_warnings
+
+
+def notice(results: Path) -> str:
+    """Return the part of the results' page that is to be read first; "" where it has none."""
+    (page,) = results.rglob("index.html")
+    return page.read_text().partition("Read before judging")[2].partition("</section>")[0]
+
+
+def change_column(cohort: Path, column: str, **cells: str) -> None:
+    """Write cells of a column, by case."""
+    table = cohort / "clinical.csv"
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    place = lines[0].index(column)
+    for line in lines[1:]:
+        line[place] = cells.get(line[0], line[place])
+    table.write_text("".join(",".join(line) + "\n" for line in lines))
+
+
+def test_a_page_without_warnings_has_no_notice(trained_run: TrainedRun, tmp_path: Path) -> None:
+    done = trained_run.test(tmp_path / "res", "--page", "--vary", "AGE=60,61", "--how_many", "1")
+    assert done.code == 0 and (" WARNING " in done.text) == bool(notice(tmp_path / "res"))
+
+
+def test_warnings_stand_on_the_page(
+    trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
+    """Training cases, look-alike unknowns, and values that no case has."""
+    split = json.loads((cohort_copy / "splits.json").read_text())["train"]
+    change_column(cohort_copy, "SMOKING HISTORY", **{split[0]: "pending"})
+    flags = ("--page", "--split", "train", "--how_many", "2", "--vary", "SEX=Male,Unicorn")
+    done = trained_run.test(tmp_path / "res", *flags, cohort=cohort_copy)
+    assert done.code == 0, done.text
+    text = notice(tmp_path / "res")
+    assert f"2 of the 2 cases are training cases of the run: {split[0]}" in text
+    assert "may mean 'not known'" in text and "no case has SEX=Unicorn" in text
+
+
+def test_another_scan_of_the_same_name_is_no_training_case(
+    trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
+    splits = json.loads((cohort_copy / "splits.json").read_text())
+    trained, tested = splits["train"][0], splits["test"][0]
+    for kind in ("img", "gtlung"):
+        scan = cohort_copy / kind / f"{tested}.nii.gz"
+        scan.replace(cohort_copy / kind / f"{trained}.nii.gz")
+        (cohort_copy / kind).joinpath(f"{splits['train'][1]}.nii.gz").replace(scan)
+    (cohort_copy / "splits.json").write_text(json.dumps({"test": [trained, tested]}))
+    flags = ("--page", "--split", "all", "--how_many", "1")
+    done = trained_run.test(tmp_path / "res", *flags, cohort=cohort_copy)
+    assert done.code == 0, done.text
+    assert "training cases of the run" not in notice(tmp_path / "res")
+
+
+def test_only_warnings_of_the_project_are_collected(cohort_dir: Path) -> None:
+    with collected_warnings() as texts:
+        logging.getLogger("data.text").warning("once, %d", 1)
+        logging.getLogger("data.text").warning("once, %d", 1)
+        logging.getLogger("data.text").info("no warning")
+        logging.getLogger("py.warnings").warning("of a library")
+        load_cohort(DataOptions(dataroot=str(cohort_dir)), seed=0)
+    logging.getLogger("data.text").warning("too late")
+    assert texts[0] == "once, 1" and "too late" not in texts
+    assert not any("library" in text or text == "no warning" for text in texts)
