@@ -22,7 +22,7 @@ from data.text.values import (
     normalise_key,
     parse_number,
 )
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, shorten
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +133,11 @@ def _column_remarks(
             "not known, name it under `unknown` in a template, else under `values`"
         )
     if groups := _spellings(template, column, known):
+        entry = ", ".join(f'"{other}": "{words[0]}"' for words in groups for other in words[1:])
         yield (
-            f"{'; '.join(groups)} may be one value, and are used as several. Write them alike, or "
-            "name them under `values` in a template"
+            f"{'; '.join(format_list(list(map(repr, words))) for words in groups)} may be one "
+            "value, and are used as several. Write them alike in the table, or name them in a "
+            f"template: values: {{{shorten(entry)}}}"
         )
     if words := _words_among_numbers(others):
         yield f"{_counted(words, known)} stands among numbers, and is used as a word. Correct it"
@@ -195,15 +197,20 @@ def _lies_apart(number: float, numbers: Sequence[float]) -> bool:
     return number > OUTLIER_FACTOR * others[-1] if number > 0 else others[0] >= 0
 
 
-def _spellings(template: Template, column: str, known: Mapping[str, int]) -> list[str]:
-    """Return the groups of values, as shown, that are spellings of one value."""
-    groups: dict[str, set[str]] = defaultdict(set)
-    for cell in known:
+def _spellings(template: Template, column: str, known: Mapping[str, int]) -> list[list[str]]:
+    """Return the groups of values, as shown, that are spellings of one value.
+
+    A group begins with its most frequent value. Values are never merged unasked, because `M` and
+    `m`, or `n` and `no`, can be two codes.
+    """
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for cell, count in known.items():
         shown = template[column].known_text(cell)
         key = normalise_key(shown).strip(" .,;:")
         words = next((group[0] for group in SYNONYMS if key in group), key)
-        groups[words].add(shown)
-    return [format_list(sorted(map(repr, g))) for g in groups.values() if len(g) > 1]
+        groups[words][shown] += count
+    several = [group for group in groups.values() if len(group) > 1]
+    return [sorted(group, key=lambda word: (-group[word], word)) for group in several]
 
 
 def _words_among_numbers(known: Mapping[str, int]) -> list[str]:

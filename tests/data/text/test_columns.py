@@ -106,6 +106,21 @@ def test_a_template_names_values(tmp_path: Path) -> None:
     ]
 
 
+def test_spellings_stay_several_values_until_a_template_joins_them(tmp_path: Path) -> None:
+    """The remark holds the entry that joins them."""
+    cells = ["M", "male", "Male", "MALE", "F", "Male"]
+    table = rows(SEX=cells)
+    (remark,) = review_columns(table, AUTO, ())
+    assert "'Male', 'M', 'MALE', 'male' may be one value, and are used as several" in remark
+    assert [AUTO.phrases(row).texts for row in table] == [[f"SEX is {cell}"] for cell in cells]
+    path = tmp_path / "t.yaml"
+    path.write_text(f"columns: {{SEX: {{{remark.partition('template: ')[2]}}}}}")
+    template = load_template(str(path))
+    assert review_columns(table, template, ()) == []
+    words = ["Male", "Male", "Male", "Male", "F", "Male"]
+    assert [template.phrases(row).texts for row in table] == [[f"SEX is {w}"] for w in words]
+
+
 def test_unknown_values_of_a_cohort(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     root = shared_case("65_unknowns") / "cohort"
     cohort = load_cohort(DataOptions(dataroot=str(root)), check=False)
