@@ -23,12 +23,13 @@ from models.inference import LoadedRun, load_run
 from options.test_options import ModelOptions
 from pipelines.generation import run_samples
 from util.cli import UserError
-from util.metrics.effects import EFFECT_COLUMNS, effect_rows
+from util.metrics.effects import CHANGE_COLUMNS, Contrast, effect_rows, region_effects
 from util.metrics.regions import chest_regions
+from util.metrics.texture import statistics_by_region
 
 Mask = Any  # a path, a nibabel or SimpleITK image, or (array, affine)
 
-EFFECT_VALUES = ["region", "voxels", "mean_diff_hu", "sd_over_voxels_hu"]
+EFFECT_VALUES = ["region", "voxels", "mean_diff_hu", "sd_over_voxels_hu", *CHANGE_COLUMNS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,8 @@ class Comparison:
         a: The volume of the first prompt.
         b: The volume of the second prompt.
         difference: `b` minus `a`, in HU.
-        effects: Mean and SD of the difference per region, in HU.
+        effects: Mean and SD of the difference per region, in HU, and the change of each statistic
+            of `util.metrics.texture`.
     """
 
     a: Volume
@@ -106,11 +108,12 @@ class Run:
         first, second = (self._hu(sample, prompt, seed) for prompt in (prompt_a, prompt_b))
         difference = second - first
         data = self._loaded.options.data
-        masks = chest_regions(
-            sample.labels, voxel_sizes(sample.affine), data.lung_labels, data.airway_label
-        )
-        rows = effect_rows(difference, masks, sample.name, "prompt", "a", "b")
-        effects = pd.DataFrame(rows, columns=list(EFFECT_COLUMNS))[EFFECT_VALUES]
+        spacing = voxel_sizes(sample.affine)
+        masks = chest_regions(sample.labels, spacing, data.lung_labels, data.airway_label)
+        before, after = (statistics_by_region(hu, masks, spacing) for hu in (first, second))
+        draws = [region_effects(difference, before, after, masks)]
+        rows = effect_rows(Contrast(sample.name, "prompt", "a", "b"), draws, masks)
+        effects = pd.DataFrame(rows)[EFFECT_VALUES]
         mask_file = sample.case.mask
         return Comparison(
             Volume(sample.to_source_grid(first), mask_file),

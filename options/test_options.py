@@ -60,6 +60,12 @@ class InterventionOptions:
     )
     prompt: str = flag("", "Free text instead of every case's row.")
     seed: int = flag(0, "Seed of the noise; the same seed gives the same volumes.", low=0)
+    draws: int = flag(
+        1,
+        "Noises over which effects are averaged, each shared by all values of a case. The volumes "
+        "of the first are written. From 2 on, effects have a Monte-Carlo error.",
+        low=1,
+    )
 
 
 @dataclass(frozen=True)

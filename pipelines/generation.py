@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
 
 from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
@@ -42,9 +43,14 @@ from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from util.cli import UserError, format_list
 from util.files import claim_file
 from util.metrics.edit_metrics import edit_rows
-from util.metrics.effects import effect_rows
-from util.metrics.fidelity import metric_rows
+from util.metrics.effects import Contrast, effect_rows, region_effects
+from util.metrics.fidelity import metric_rows, texture_notes
 from util.metrics.regions import chest_regions
+from util.metrics.texture import (
+    detail_correlation,
+    detail_ratio,
+    statistics_by_region,
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,18 +129,22 @@ class GenerationPlan:
             return None
         return EditScan(sample, sample.image, tuple(self.prompts[sample.case.id].texts))
 
-    def generate(self, sample: VolumeSample, prompt: Prompt, scan: EditScan | None = None) -> Hu:
+    def generate(
+        self, sample: VolumeSample, prompt: Prompt, scan: EditScan | None = None, draw: int = 0
+    ) -> Hu:
         """Return `(X, Y, Z)` HU on the model's grid, without padding.
 
         Args:
             sample: The case.
             prompt: The text.
             scan: A real scan to regenerate with this text; None for a new volume.
+            draw: Number of the noise of a new volume; 0 is the noise of the volumes written.
         """
         if self.editor is not None and scan is not None:
             volume = self.editor(scan, prompt.texts)
         else:
-            volume = self.run.generator(sample, prompt.texts)
+            noise_key = f"{sample.name}, draw {draw}" if draw else ""
+            volume = self.run.generator(sample, prompt.texts, noise_key)
         return sample.to_hu(volume)
 
 
@@ -240,6 +250,11 @@ def _open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) ->
     """
     if not options.edit.edit_real:
         return None
+    if options.arms.draws > 1:
+        raise UserError(
+            "--draws repeats the generation with new noise, and --edit_real keeps the noise of the "
+            "scan. Leave one of them out."
+        )
     missing = [case.id for case in cases if case.image is None]
     if missing:
         folder = Path(options.source.dataroot) / "img"
@@ -296,18 +311,74 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
         for variant in group:
             notes += _dropped_note(f"{variant.column} = {variant.value}", variant)
         for first, second in variant_pairs(group):
-            difference = (volumes[second.value] - volumes[first.value]).astype(np.float32)
-            writer.write_difference(difference, first, second)
-            effects += effect_rows(
-                difference, masks, case.id, first.column, first.value, second.value
-            )
+            writer.write_difference(_difference(volumes, first, second), first, second)
+        effects += _effects_over_draws(plan, sample, group, volumes, masks)
     lungs = np.isin(sample.labels, plan.data.lung_labels)
-    metrics = metric_rows(case.id, factual, real, lungs, plan.data.hu_window)
+    correlation = _noise_correlation(plan, sample, variants.factual.prompt, factual, lungs)
+    window = plan.data.hu_window
+    metrics = metric_rows(case.id, factual, real, lungs, window, spacing, correlation)
     if scan is not None and real is not None:
         metrics += _edit_metrics(plan, sample, scan, real, masks)
+    ratio = None if real is None else detail_ratio(factual, real, lungs, spacing)
+    notes += texture_notes(ratio, correlation)
     sentence = variants.factual.prompt.sentence
     result = CaseResult(writer.rows, effects, metrics, sentence, notes, writer.panels)
     results.add(case.id, result)
+
+
+def _difference(volumes: Mapping[str, Hu], first: Variant, second: Variant) -> Hu:
+    return (volumes[second.value] - volumes[first.value]).astype(np.float32)
+
+
+def _effects_over_draws(
+    plan: GenerationPlan,
+    sample: VolumeSample,
+    group: Sequence[Variant],
+    volumes: Mapping[str, Hu],
+    masks: Mapping[str, NDArray[np.bool_]],
+) -> list[Row]:
+    """Return the rows of effects.csv of an intervention, as means over `--draws` noises.
+
+    Args:
+        plan: The plan.
+        sample: The case.
+        group: The variants. They share each noise.
+        volumes: Their volumes of the first noise, by value.
+        masks: The regions.
+    """
+    spacing = voxel_sizes(sample.affine)
+    pairs = variant_pairs(group)
+    draws: list[list[dict[str, dict[str, float]]]] = [[] for _ in pairs]
+    for number in range(plan.options.arms.draws):
+        if number:
+            volumes = {v.value: plan.generate(sample, v.prompt, draw=number) for v in group}
+        statistics = {
+            value: statistics_by_region(volume, masks, spacing) for value, volume in volumes.items()
+        }
+        for (first, second), by_draw in zip(pairs, draws, strict=True):
+            difference = _difference(volumes, first, second)
+            before, after = statistics[first.value], statistics[second.value]
+            by_draw.append(region_effects(difference, before, after, masks))
+    rows: list[Row] = []
+    for (first, second), by_draw in zip(pairs, draws, strict=True):
+        contrast = Contrast(sample.case.id, first.column, first.value, second.value)
+        rows += effect_rows(contrast, by_draw, masks)
+    return rows
+
+
+def _noise_correlation(
+    plan: GenerationPlan, sample: VolumeSample, prompt: Prompt, first: Hu, lungs: NDArray[np.bool_]
+) -> float | None:
+    """Return the mean correlation of the detail of each further draw with the first volume's."""
+    spacing = voxel_sizes(sample.affine)
+    draws = range(1, plan.options.arms.draws)
+    if not draws or not lungs.any():
+        return None
+    correlations = []
+    for number in draws:
+        volume = plan.generate(sample, prompt, draw=number)
+        correlations.append(detail_correlation(first, volume, lungs, spacing))
+    return float(np.mean(correlations))
 
 
 def _write_variants(
@@ -361,6 +432,11 @@ def check_single_file(options: TestOptions) -> Path:
         raise UserError(
             f"--out is {options.source.out!r}; with --mask it names the volume to write, ending "
             "in .nii.gz."
+        )
+    if options.arms.draws > 1:
+        raise UserError(
+            "--out names one volume, and --draws measures effects over several. Leave one of them "
+            "out; without --out the results go to a folder below --results_dir."
         )
     if options.arms.vary:
         raise UserError(

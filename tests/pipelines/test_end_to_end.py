@@ -21,6 +21,7 @@ from data.volumes import load_volume
 from tests.commands import ROOT, TINY, TrainedRun, command, refused, train
 from util.files import read_csv
 from util.locks import locked_folder
+from util.metrics.effects import EFFECT_COLUMNS
 
 CASES = ROOT.parent / "shared" / "cases"
 SMOKING = "SMOKING HISTORY=Never smoker,Ex smoker,Current smoker"
@@ -203,7 +204,7 @@ def test_files_and_columns(results: Path, cohort_dir: Path) -> None:
     differences = [row for row in listed if row["kind"] == "difference" and row["case"] == cases[0]]
     assert [(row["from"], row["to"]) for row in differences] == pairs
     effects, metrics = rows(results / "effects.csv"), rows(results / "metrics.csv")
-    assert list(effects[0]) == [
+    assert list(effects[0])[:8] == [
         "case",
         "column",
         "from",
@@ -213,6 +214,7 @@ def test_files_and_columns(results: Path, cohort_dir: Path) -> None:
         "mean_diff_hu",
         "sd_over_voxels_hu",
     ]
+    assert list(effects[0]) == list(EFFECT_COLUMNS)
     assert {"lungs", "left_lung", "right_lung", "outside"} <= {row["region"] for row in effects}
     assert list(metrics[0]) == ["case", "region", "metric", "value"]
     assert {row["case"] for row in metrics} == set(cases)
@@ -249,6 +251,31 @@ def test_effects_are_the_means_of_the_differences(results: Path, cohort_dir: Pat
         if where is not None:
             assert int(row["voxels"]) == where.sum()
             assert float(row["mean_diff_hu"]) == pytest.approx(difference[where].mean(), abs=1e-3)
+
+
+def test_effects_over_draws_of_the_noise(
+    trained_run: TrainedRun, results: Path, tmp_path: Path
+) -> None:
+    folder = generate(
+        trained_run, tmp_path, "--vary", SMOKING, "--draws", "3", "--how_many", "1", "--page"
+    )
+    case = rows(folder / "metrics.csv")[0]["case"]
+    once = [row for row in rows(results / "effects.csv") if row["case"] == case]
+    thrice = rows(folder / "effects.csv")
+    assert len(thrice) == len(once)
+    assert {row["draws"] for row in thrice} == {"3"} and {row["draws"] for row in once} == {"1"}
+    assert all(row["mc_error_hu"] == "" for row in once)
+    assert any(float(row["mc_error_hu"]) > 0 for row in thrice)
+    metrics = {row["metric"]: row["value"] for row in rows(folder / "metrics.csv")}
+    assert -1 <= float(metrics["noise_correlation"]) <= 1
+    for name, content in volumes(folder).items():  # those of the first noise
+        assert (results / "volumes" / name).read_bytes() == content
+
+
+def test_draws_need_a_results_folder(trained_run: TrainedRun, tmp_path: Path) -> None:
+    mask = next((trained_run.cohort / "gtlung").glob("*.nii.gz"))
+    flags = ("--mask", str(mask), "--out", str(tmp_path / "a.nii.gz"), "--draws", "2")
+    refused(command("test.py", *trained_run.flags(), *flags), "--draws")
 
 
 def test_metrics_compare_with_the_real_scan(results: Path, cohort_dir: Path) -> None:

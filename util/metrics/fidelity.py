@@ -1,8 +1,8 @@
-"""Metrics of one generated volume: densitometry of the lungs, and distance to the real scan."""
+"""Metrics of one generated volume: density and texture of the lungs, distance to the real scan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,12 @@ from monai.metrics.regression import compute_ssim_and_cs
 from numpy.typing import NDArray
 
 from util.metrics.regions import body_mask
+from util.metrics.texture import radial_power, region_statistics, vessel_share
 
 METRIC_COLUMNS = ("case", "region", "metric", "value")
 SSIM_WINDOW = 7  # voxels
+MIN_DETAIL_RATIO = 0.5  # of detail SD, generated over real; below, lungs are visibly too smooth
+MAX_NOISE_CORRELATION = 0.9  # of detail between two noises; above, noise changes nearly nothing
 
 Volume = NDArray[np.floating]
 
@@ -27,6 +30,48 @@ def lung_densitometry(hu: Volume, lungs: NDArray[np.bool_]) -> dict[str, float]:
         "share_below_-950_hu": float((inside < -950).mean()),
         "share_above_-700_hu": float((inside > -700).mean()),
     }
+
+
+def lung_metrics(
+    hu: Volume, lungs: NDArray[np.bool_], spacing: Sequence[float]
+) -> dict[str, float]:
+    """Return density and texture of the lungs: HU, shares of voxels, and HU^2 mm^3 for power.
+
+    Args:
+        hu: `(X, Y, Z)` in HU.
+        lungs: Mask of the lungs, with at least one voxel.
+        spacing: Voxel size in mm.
+    """
+    statistics = region_statistics(hu, lungs, spacing)
+    del statistics["mean_hu"]  # the mean lung attenuation
+    metrics = lung_densitometry(hu, lungs) | statistics
+    metrics["vessel_share"] = vessel_share(hu, lungs)
+    for (low, high), power in radial_power(hu, lungs, spacing).items():
+        metrics[f"power_{1 / low:g}_to_{1 / high:g}_mm"] = power
+    return metrics
+
+
+def texture_notes(detail_ratio: float | None, noise_correlation: float | None) -> list[str]:
+    """Return sentences for readers on volumes that are too smooth or do not vary.
+
+    Args:
+        detail_ratio: Detail SD in the lungs, generated over real; None without a real scan.
+        noise_correlation: Correlation of the lungs' detail between volumes of the same text with
+            different noise; None for a single volume.
+    """
+    notes = []
+    if detail_ratio is not None and detail_ratio < MIN_DETAIL_RATIO:
+        notes.append(
+            f"The generated lungs are too smooth: their detail has {detail_ratio:.2f} of the "
+            "contrast of the real scan (detail_sd_hu). They do not show texture as a scan does."
+        )
+    if noise_correlation is not None and noise_correlation > MAX_NOISE_CORRELATION:
+        notes.append(
+            "The volumes hardly vary with the noise: the correlation of the lungs' detail between "
+            f"two noises is {noise_correlation:.2f}. They show one answer, not the range of what "
+            "is possible."
+        )
+    return notes
 
 
 def ssim_map(a: Volume, b: Volume, data_range: float) -> Volume:
@@ -87,16 +132,20 @@ def metric_rows(
     real: Volume | None,
     lungs: NDArray[np.bool_],
     window: tuple[float, float],
+    spacing: Sequence[float],
+    noise_correlation: float | None = None,
 ) -> list[dict[str, str | float]]:
     """Return the rows of metrics.csv for one case.
 
     Args:
         case: Id of the case.
         generated: Generated volume, `(X, Y, Z)` in HU.
-        real: Real scan, if there is one. Its densitometry and its distance from the generated
-            volume are added.
+        real: Real scan, if there is one. Its density and texture and its distance from the
+            generated volume are added.
         lungs: Mask of the lungs.
         window: Lowest and highest HU.
+        spacing: Voxel size in mm.
+        noise_correlation: See `texture_notes`.
     """
     rows: list[dict[str, str | float]] = []
 
@@ -107,12 +156,14 @@ def metric_rows(
 
     has_lungs = bool(lungs.any())
     if has_lungs:
-        add("lungs", lung_densitometry(generated, lungs))
+        add("lungs", lung_metrics(generated, lungs, spacing))
+        if noise_correlation is not None:
+            add("lungs", {"noise_correlation": noise_correlation})
     if real is None:
         return rows
     masks = {"body": body_mask(real) | lungs}
     if has_lungs:
-        add("lungs", lung_densitometry(real, lungs), "real_")
+        add("lungs", lung_metrics(real, lungs, spacing), "real_")
         masks["lungs"] = lungs
     for region, metrics in fidelity_by_region(generated, real, masks, window).items():
         add(region, metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from util.metrics.regions import chest_regions
 from util.metrics.texture import (
@@ -70,6 +71,21 @@ def test_regions_of_one_volume_are_smoothed_within_their_tissue() -> None:
     assert stats["airway"]["detail_sd_hu"] < 1e-6
 
 
+def test_partial_volume_at_the_pleura_is_neither_detail_nor_vessels() -> None:
+    edge = BALL & ~ndimage.binary_erosion(BALL)
+    hu = np.where(edge, -400.0, -850.0)
+    assert hu[BALL].std() > 100
+    assert region_statistics(hu, BALL, SPACING)["detail_sd_hu"] < 1e-6
+    assert vessel_share(hu, BALL) == 0
+    assert max(radial_power(hu, BALL, SPACING).values()) < 1e-6
+
+
+def test_a_region_at_the_border_keeps_its_detail() -> None:
+    masks = chest_regions(BALL.astype(int), (10.0, 10.0, 10.0))
+    stats = statistics_by_region(noise(20), masks, (10.0, 10.0, 10.0))
+    assert stats["rim"]["detail_sd_hu"] == pytest.approx(20, rel=0.1)
+
+
 def test_anisotropic_voxels_larger_than_the_smoothing() -> None:
     stats = region_statistics(noise(20), BALL, (1.0, 8.0, 8.0))
     assert stats["detail_sd_hu"] == pytest.approx(20, rel=0.1)
@@ -99,8 +115,9 @@ def test_bands_beyond_the_grid_are_left_out() -> None:
 
 def test_vessels() -> None:
     hu = np.full(SHAPE, -850.0)
+    inside = ndimage.binary_erosion(BALL)
     hu[BALL & (np.indices(SHAPE)[0] == 10)] = -600
-    assert vessel_share(hu, BALL) == pytest.approx((hu[BALL] > -700).mean())
+    assert vessel_share(hu, BALL) == (hu[inside] > -700).mean()
     assert vessel_share(hu + 400, BALL) == vessel_share(hu, BALL) > 0
 
 
