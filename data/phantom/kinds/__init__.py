@@ -1,0 +1,1 @@
+"""Cohorts with effects of every kind: texture, sparse disease, interactions, rare values."""
