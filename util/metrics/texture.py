@@ -196,9 +196,11 @@ def detail_correlation(a: Volume, b: Volume, lungs: Mask, spacing: Sequence[floa
     """Return the correlation of the lungs' detail between two volumes, such as two noise seeds.
 
     The lungs' outermost voxels do not count. Equal volumes give 1, even without detail; a volume
-    without detail beside another gives 0.
+    without detail beside another gives 0. nan without a lung voxel.
     """
     inside = interior(lungs)
+    if not inside.any():
+        return float("nan")
     if np.array_equal(a[inside], b[inside]):
         return 1.0
     one, two = (detail(volume, inside, spacing)[inside] for volume in (a, b))

@@ -12,14 +12,21 @@ from util.web import page_parts
 
 Rows = Sequence[Mapping[str, Any]]
 
+# Columns of the summary of effects, each with the column of effects.csv and a factor.
+TEXTURE_COLUMNS = {
+    "detail SD, HU": ("change_detail_sd_hu", 1.0),
+    "below -950 HU, %": ("change_share_below_-950_hu", 100.0),
+    "above -700 HU, %": ("change_share_above_-700_hu", 100.0),
+}
+
 
 def signed(value: float) -> str:
-    """Return a change in HU with its sign."""
+    """Return a change with its sign."""
     return f"{value:+.1f}"
 
 
 def effect_summary(effects: Rows) -> pd.DataFrame:
-    """Return mean, lowest and highest effect over cases, and the cases in which density rises.
+    """Return mean, lowest and highest effect over cases, and the mean change of texture.
 
     Args:
         effects: Rows of effects.csv.
@@ -34,19 +41,27 @@ def effect_summary(effects: Rows) -> pd.DataFrame:
     rows = []
     for (column, start, end, region), part in frame.groupby(keys, sort=False):
         change = part["mean_diff_hu"].astype(float)
-        rows.append(
-            {
-                "attribute": column,
-                "from": start,
-                "to": end,
-                "region": region,
-                "mean HU": change.mean(),
-                "lowest HU": change.min(),
-                "highest HU": change.max(),
-                "denser in": f"{(change > 0).sum()} of {len(change)} cases",
-            }
-        )
+        row = {
+            "attribute": column,
+            "from": start,
+            "to": end,
+            "region": region,
+            "mean HU": change.mean(),
+            "lowest HU": change.min(),
+            "highest HU": change.max(),
+            "denser in": f"{(change > 0).sum()} of {len(change)} cases",
+        }
+        rows.append(row | _texture_changes(part))
     return pd.DataFrame(rows)
+
+
+def _texture_changes(part: pd.DataFrame) -> dict[str, float]:
+    """Return the mean changes of detail and of thin and dense lung, where they were measured."""
+    changes = {}
+    for name, (column, factor) in TEXTURE_COLUMNS.items():
+        if column in part:
+            changes[name] = factor * float(part[column].astype(float).mean())
+    return changes
 
 
 def effects_by_case(effects: Rows) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from dominate import tags
 from matplotlib.figure import Figure
 
 from util.files import atomic_path
+from util.metrics.fidelity import texture_notes
 from util.web import page_parts
 
 MAX_POINTS = 400  # more points than this along a curve are averaged in bins
@@ -113,6 +114,10 @@ def write_training_page(
         state = f"After step {last}. Reload the page for newer numbers."
         page_parts.page_header(title, tags.p(state, cls="note"))
         with tags.main():
+            notes = validation_notes(log)
+            if notes:
+                with page_parts.card("Read before judging"):
+                    page_parts.bullet_list(notes, "cautions")
             with tags.div(cls="cards"):
                 page_parts.option_tables(options)
                 for kind, chart in curves(log).items():
@@ -123,6 +128,18 @@ def write_training_page(
                         page_parts.chart(f"{file}?step={last}", text)
             _pictures(images)
     return page_parts.write_document(document, folder / "index.html")
+
+
+def validation_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on the texture of the newest validation."""
+    newest: dict[str, float] = {}
+    for record in log:
+        for name in ("val_lung_detail_ratio", "val_lung_noise_correlation"):
+            if isinstance(record.get(name), int | float):
+                newest[name] = record[name]
+    return texture_notes(
+        newest.get("val_lung_detail_ratio"), newest.get("val_lung_noise_correlation")
+    )
 
 
 def _pictures(images: Sequence[TrainingImage]) -> None:

@@ -11,6 +11,7 @@ from util.metrics.texture import (
     POWER_BANDS,
     STATISTICS,
     detail_correlation,
+    detail_ratio,
     radial_power,
     region_statistics,
     statistics_by_region,
@@ -136,3 +137,10 @@ def test_nothing_without_lungs() -> None:
     assert region_statistics(noise(20), empty, SPACING) == {}
     assert radial_power(noise(20), empty, SPACING) == {}
     assert np.isnan(vessel_share(noise(20), empty))
+    assert np.isnan(detail_correlation(noise(20), noise(20, 1), empty, SPACING))
+    assert detail_ratio(noise(20), noise(20, 1), empty, SPACING) is None
+
+
+def test_detail_of_generated_over_real() -> None:
+    assert detail_ratio(noise(10), noise(40, 1), BALL, SPACING) == pytest.approx(0.25, rel=0.05)
+    assert detail_ratio(noise(10), np.zeros(SHAPE), BALL, SPACING) is None

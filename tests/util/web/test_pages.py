@@ -140,6 +140,10 @@ def test_effects_are_summed_up_over_cases_for_the_lungs() -> None:
     row = effect_summary(rows).iloc[0]
     assert (row["mean HU"], row["lowest HU"], row["highest HU"]) == (3.0, -4.0, 10.0)
     assert row["denser in"] == "1 of 2 cases"
+    assert "detail SD, HU" not in row  # tables of earlier versions
+    measured = [{**r, "change_detail_sd_hu": 2.0, "change_share_below_-950_hu": 0.1} for r in rows]
+    row = effect_summary(measured).iloc[0]
+    assert (row["detail SD, HU"], row["below -950 HU, %"]) == (2.0, 10.0)
     wide = effects_by_case(rows)
     assert wide.loc[wide["case"] == "a", ["lungs", "airway"]].to_numpy().tolist() == [[10.0, 99.0]]
     metrics = [
@@ -163,6 +167,16 @@ def test_training_page_lists_newest_first_and_every_curve(tmp_path: Path) -> Non
         assert f"{name}.svg" in text and (tmp_path / f"{name}.svg").stat().st_size > 1000
     assert curves(log)["Validation"] == {"val_ssim": ([20.0], [0.5])}
     assert write_training_page(tmp_path, "run", [], [], {}).exists()
+
+
+def test_training_page_says_when_volumes_are_smooth_or_do_not_vary(tmp_path: Path) -> None:
+    log = [{"step": s, "val_lung_detail_ratio": r} for s, r in ((10, 0.9), (20, 0.1), (30, 0.8))]
+    log[1]["val_lung_noise_correlation"] = 0.99
+    early = write_training_page(tmp_path, "run", log[:2], [], {}).read_text()
+    assert "too smooth" in early and "hardly vary" in early
+    late = write_training_page(tmp_path, "run", log, [], {}).read_text()  # the newest counts
+    assert "too smooth" not in late and "hardly vary" in late
+    assert "Read before judging" not in write_training_page(tmp_path, "run", [], [], {}).read_text()
 
 
 def test_binned() -> None:
