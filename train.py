@@ -11,6 +11,7 @@ import torch
 
 from data.cache import cache_folder
 from models.base_model import MODELS
+from models.inference import locate_text_encoder
 from options.checks import check_train_options
 from options.parser import from_dict, parse
 from options.train_options import PRESETS, TrainOptions
@@ -20,6 +21,7 @@ from pipelines.training import (
     dry_run,
     ensure_cohort_clip,
     finish,
+    fix_body_label,
     make_dataset,
     make_loader,
     make_monitor,
@@ -30,6 +32,7 @@ from pipelines.training import (
     open_study,
     record_data,
     restore_study,
+    save_body_shape,
     weigh_by_relevance,
 )
 from util import cli
@@ -47,6 +50,7 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
         folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
         saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
         saved = replace(saved, run=replace(saved.run, accept_changes=False))  # holds for one call
+        saved = replace(saved, text=locate_text_encoder(saved.text, folder))
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
     check_train_options(options)
     return options
@@ -75,6 +79,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     cache = cache_folder(options.data, folder)
     keep_checks = run.continue_train or options.data.cache_dir
     study = open_study(options, cache if keep_checks else None)
+    options = fix_body_label(options, study)
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None
     data_record: dict[str, Any] = {}
     if resumed:
@@ -103,6 +108,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes
         dataset = make_dataset(options, study, study.training_cases, cache, model.noise_channels)
+    save_body_shape(folder, options, dataset.volumes)
     if not resumed:
         study = weigh_by_relevance(options, study, cache)
     monitor = make_monitor(options, study, trainer, folder, validation, data_record)

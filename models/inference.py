@@ -15,6 +15,7 @@ from models.base_model import MODELS, Condition, GenerativeModel
 from models.sliding_window import SlidingWindow
 from models.text.base_encoder import ENCODERS, TextEncoder
 from models.text.encoders import build_text_encoder
+from options.base_options import TextOptions
 from options.diffusion_options import SamplingOptions
 from options.parser import from_dict
 from options.test_options import ModelOptions
@@ -182,30 +183,41 @@ def restore_encoder(encoder: TextEncoder, checkpoint_dir: Path, state: Mapping[s
         ) from None
 
 
-def locate_text_encoder(stored: str, folder: Path) -> str:
-    """Return where the text encoder of a run lies now.
+def locate_text_encoder(options: TextOptions, folder: Path) -> TextOptions:
+    """Return the text options of a run with the places where its encoder's files lie now.
 
     Relative paths are stored as given in training, so that they do not exist from another working
     folder. The encoder's identity is checked after loading.
 
     Args:
-        stored: The option `text_encoder` of the run.
+        options: The run's options.
         folder: The run's folder.
-
-    Returns:
-        The first that exists of: the stored path; `<run folder>.clip` for a stored name that ends
-        so; the stored path below each parent of the run folder. Else `stored`.
     """
+    stored = options.text_encoder
     kind, _, file = stored.rpartition(":")  # such as medclip:FILE
-    path = Path(file)
-    if stored in ENCODERS or path.exists():
+    if stored not in ENCODERS and kind != "hub":
+        located = _locate(file, folder)
+        stored = f"{kind}:{located}" if kind else located
+    bert = options.medclip_bert and _locate(options.medclip_bert, folder)
+    return replace(options, text_encoder=stored, medclip_bert=bert)
+
+
+def _locate(stored: str, folder: Path) -> str:
+    """Return the first path that exists, else `stored`.
+
+    Candidates are: the stored path; `<run folder>.clip` and the same name beside a parent of the
+    run folder, for a stored name that ends so; the stored path below each parent of the run folder.
+    """
+    path, folder = Path(stored), folder.resolve()
+    if path.exists():
         return stored
-    folder = folder.resolve()
-    candidates = [folder.with_name(f"{folder.name}.clip")] if path.suffix == ".clip" else []
+    candidates = []
+    if path.suffix == ".clip":
+        candidates += [folder.with_name(f"{folder.name}.clip")]
+        candidates += [parent / path.name for parent in folder.parents]  # that of a refit's run
     if not path.is_absolute():
         candidates += [parent / path for parent in folder.parents]
-    existing = next((str(candidate) for candidate in candidates if candidate.exists()), file)
-    return f"{kind}:{existing}" if kind else existing
+    return next((str(candidate) for candidate in candidates if candidate.exists()), stored)
 
 
 def load_run(
@@ -231,10 +243,10 @@ def load_run(
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
     state = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES)
-    encoder_source = model_options.text_encoder or locate_text_encoder(
-        options.text.text_encoder, folder
-    )
-    encoder = build_text_encoder(replace(options.text, text_encoder=encoder_source))
+    text = locate_text_encoder(options.text, folder)
+    if model_options.text_encoder:
+        text = replace(text, text_encoder=model_options.text_encoder)
+    encoder = build_text_encoder(text)
     encoder.check_identity(state["encoder"])
     encoder.attach_cache(folder)
     restore_encoder(encoder, checkpoint_dir, state)

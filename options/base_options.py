@@ -87,8 +87,9 @@ class TextOptions:
 
     text_encoder: str = flag(
         "cohort",
-        "cohort (a small CLIP pre-trained on the training cases, beside the run), a folder or hub "
-        "id of a transformers CLIP or BERT model, medclip:FILE, or table (no language).",
+        "cohort (a small CLIP pre-trained on the training cases, beside the run), a folder of a "
+        "transformers CLIP or BERT model, hub:ORG/MODEL to download one, medclip:FILE, or table (no "
+        "language).",
     )
     text_revision: str = flag("", "Revision of a hub model.")
     text_mode: str = flag(

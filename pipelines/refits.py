@@ -27,6 +27,7 @@ from data.fingerprints import data_changes, data_record, refuse_changes
 from data.load_cohort import load_cohort
 from data.splits import read_run_splits
 from data.text.prompts import cohort_prompts, load_template
+from models.inference import locate_text_encoder
 from options.atlas_options import RefitCommand, RefitOptions
 from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
@@ -118,7 +119,7 @@ class OriginRun:
                 "global run itself."
             )
         data = replace(options.data, dataroot=dataroot or options.data.dataroot)
-        options = replace(options, data=data)
+        options = replace(options, data=data, text=locate_text_encoder(options.text, folder))
         columns = tuple(state["columns"])
         return cls(folder, options, int(state["step"]), columns, state.get("data") or {})
 
@@ -329,9 +330,20 @@ def train_refits(origin: OriginRun, options: RefitOptions, refits: Sequence[Refi
 
 def check_data(origin: OriginRun) -> None:
     """Raise `UserError` where scans, masks or rows are not those that the run was trained with."""
+    refuse_changes(
+        changed_data(origin),
+        "Refits on other data say nothing about the run: restore the data, or train the run anew.",
+    )
+
+
+def changed_data(origin: OriginRun) -> list[str]:
+    """Return which scans, masks and rows changed since the run was trained, in words.
+
+    The list is empty for a run of a version that did not record its data.
+    """
     before = origin.data
     if not before:
-        return  # a run of a version that did not record its data
+        return []
     options = origin.options.data
     cohort = load_cohort(options, seed=origin.options.run.seed, check=False)
     template = load_template(
@@ -339,11 +351,9 @@ def check_data(origin: OriginRun) -> None:
     )
     cases = [case for case in cohort.cases if case.id in before.get("files", {})]
     cache = cache_folder(options, origin.folder)
-    record = data_record(cohort, cases, template, cohort_prompts(cohort, template), cache)
-    refuse_changes(
-        data_changes(before, record),
-        "Refits on other data say nothing about the run: restore the data, or train the run anew.",
-    )
+    prompts = cohort_prompts(cohort, template)
+    record = data_record(cohort, cases, template, prompts, cache if cache.is_dir() else None)
+    return data_changes(before, record)
 
 
 def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Sequence[Refit]) -> None:

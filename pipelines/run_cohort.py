@@ -29,13 +29,12 @@ def is_training_cohort(options: DataOptions, root: str | Path) -> bool:
 
 
 def is_training_copy(cohort: Cohort, trained_on: Cohort) -> bool:
-    """Return whether a cohort has all training cases, and the mask of the first of them."""
+    """Return whether a cohort has all training cases, and the mask of at least one of them."""
     cases = {case.id: case for case in cohort.cases}
     training = trained_on.split("train")
     if not training or any(case.id not in cases for case in training):
         return False
-    first = training[0]
-    return filecmp.cmp(first.mask, cases[first.id].mask, shallow=False)
+    return any(filecmp.cmp(case.mask, cases[case.id].mask, shallow=False) for case in training)
 
 
 def load_run_cohort(
@@ -69,7 +68,7 @@ def load_run_cohort(
     )
     if not root:
         return cohort
-    if is_training_cohort(options, root) or _holds_training_scan(cohort, folder, state):
+    if is_training_cohort(options, root) or holds_training_scan(cohort, folder, state):
         splits = run_splits(folder, cohort, options, accept_changes)
         if split_changes(splits, cohort.splits) or not _splits_file(cohort, options).is_file():
             return replace(cohort, splits=splits)
@@ -103,9 +102,9 @@ def run_splits(folder: Path, cohort: Cohort, options: DataOptions, accept_change
     if changes and not accept_changes:
         raise UserError(
             f"{path} is not what the run {folder.name} was trained with: {format_list(changes)}. "
-            f"Restore it ({folder / SPLITS_FILE} is the run's copy), or use the run's splits all "
-            "the same with --accept_changes of train.py and test.py. New splits belong to a new "
-            "run."
+            f"Restore it from the run's copy, {folder / SPLITS_FILE}; new splits belong to a new "
+            "run. train.py and test.py can also use the run's splits all the same, with "
+            "--accept_changes."
         )
     if changes:
         log.warning(
@@ -149,19 +148,24 @@ def _read_state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _holds_training_scan(cohort: Cohort, folder: Path, state: Mapping[str, Any]) -> bool:
+def holds_training_scan(cohort: Cohort, folder: Path, state: Mapping[str, Any]) -> bool:
     """Return whether a cohort is a copy of the run's own: it has the mask of a training case.
 
     Where the checkpoint has no digests of masks, a name shared with the training cases is only
     warned of.
+
+    Args:
+        cohort: The cohort.
+        folder: The run's folder.
+        state: The plain values of its checkpoint.
     """
     training = (read_run_splits(folder / SPLITS_FILE) or {}).get("train", ())
     cases = {case.id: case for case in cohort.cases}
     shared = [case_id for case_id in dict.fromkeys(training) if case_id in cases]
     files = state.get("data", {}).get("files", {})
-    for case_id in shared:
-        if digest := files.get(case_id, {}).get("mask"):
-            return bool(volume_digest(cases[case_id].mask)["sha256"] == digest)
+    digests = {case_id: files[case_id]["mask"] for case_id in shared if case_id in files}
+    if digests:
+        return any(volume_digest(cases[k].mask)["sha256"] == d for k, d in digests.items())
     tested = {*cohort.splits.get("val", ()), *cohort.splits.get("test", ())}
     if both := [case_id for case_id in shared if case_id in tested]:
         log.warning(

@@ -243,7 +243,7 @@ class LanguageSentences(TextEncoder):
 @ENCODERS.register("medclip")
 @ENCODERS.register("transformers")
 def build_language_encoder(options: TextOptions) -> TextEncoder:
-    """Build an encoder around a language model: a folder, a hub id, or `medclip:FILE`."""
+    """Build an encoder around a language model: a folder, `hub:ORG/MODEL`, or `medclip:FILE`."""
     model, identity = load_language_model(options)
     if options.text_mode == "phrases":
         return LanguagePhrases(model, identity, options)

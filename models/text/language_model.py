@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,10 @@ from options.base_options import TextOptions
 from util.cli import UserError
 from util.files import read_json
 
+HUB = "hub:"  # before the name of a model that may be downloaded
+HUB_ID = re.compile(r"\w[\w-]*(/\w[\w.-]*)?(?<!\.clip)")
 TEXT_FILES = ["*.json", "*.txt", "*.model"]
+WEIGHTS = ("*.safetensors", "pytorch_model.bin")  # files of a model, the preferred one first
 # Files in which a model can name Python code of its own, and the entry that does.
 CODE_FILES = ("config.json", "tokenizer_config.json")
 CODE_ENTRY = "auto_map"
@@ -135,13 +139,8 @@ def load_language_model(options: TextOptions) -> tuple[LanguageModel, dict[str, 
         model = load_medclip(Path(name.partition(":")[2]), options.medclip_bert)
     elif Path(name).is_dir():
         model = load_folder(Path(name))
-    elif _is_local_path(name):
-        raise UserError(
-            f"--text_encoder {name} is not a folder in {Path.cwd()}. Name the folder where the "
-            "encoder lies now: --text_encoder FOLDER, or text_encoder=FOLDER of mask2ct.load."
-        )
     else:
-        folder = download_model(name, options.text_revision)
+        folder = find_hub_model(name, options.text_revision)
         revision = folder.name  # the hub's commit
         model = load_folder(folder)
     identity = {
@@ -153,31 +152,48 @@ def load_language_model(options: TextOptions) -> tuple[LanguageModel, dict[str, 
     return model, identity
 
 
-def _is_local_path(name: str) -> bool:
-    """Return whether a name cannot be a hub id: MODEL, or ORG/MODEL."""
-    looks_local = name.startswith((".", "~", "/")) or name.endswith((".clip", "/"))
-    return looks_local or name.count("/") > 1
+def find_hub_model(name: str, revision: str) -> Path:
+    """Return the folder of a model of the hub, in the hub's cache.
 
+    Only a name that begins with `hub:` is downloaded. Any other may be a mistyped folder, and
+    should not wait for a network.
 
-def download_model(name: str, revision: str) -> Path:
-    """Download a model from the hub if it is not in its cache; return the cache's folder."""
-    download = partial(snapshot_download, name, revision=revision or None)
+    Raises:
+        UserError: The model is not in the cache, and cannot or must not be downloaded.
+    """
+    model = name.removeprefix(HUB)
+    read = partial(snapshot_download, model, revision=revision or None)
     try:
-        folder = Path(download(allow_patterns=[*TEXT_FILES, "*.safetensors"]))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(download(allow_patterns=[*TEXT_FILES, "pytorch_model.bin"]))
+        folder = Path(read(local_files_only=True))
+        if any(list(folder.glob(pattern)) for pattern in WEIGHTS):
+            return folder
+    except (OSError, ValueError):  # not in the cache, or not the form of a hub's name
+        pass
+    if not name.startswith(HUB):
+        raise UserError(_missing_message(name, f"is not a folder in {Path.cwd()}"))
+    try:
+        for pattern in WEIGHTS:
+            folder = Path(read(allow_patterns=[*TEXT_FILES, pattern]))
+            if list(folder.glob(pattern)):
+                break
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise UserError(_unreachable_message(name, str(error).strip().splitlines()[0])) from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            _missing_message(name, f"cannot be taken from the model hub ({reason})")
+        ) from None
     return folder
 
 
-def _unreachable_message(name: str, reason: str) -> str:
-    target = f"models_text/{Path(name).name}"
+def _missing_message(name: str, problem: str) -> str:
+    model = name.removeprefix(HUB)
+    model = model if HUB_ID.fullmatch(model) else "ORG/MODEL"
+    target = f"models_text/{Path(model).name}"
     return (
-        f"--text_encoder {name} is not a folder, and the model hub did not provide it ({reason}). "
-        "Choose one of:\n"
-        f"  1. a local folder with config.json, weights and tokenizer: --text_encoder FOLDER\n"
-        f"  2. on a machine with network: hf download {name} --local-dir {target}\n"
+        f"--text_encoder {name} {problem}. Choose one of:\n"
+        "  1. the folder where the encoder lies now, with config.json, weights and tokenizer: "
+        "--text_encoder FOLDER (text_encoder=FOLDER of mask2ct.load)\n"
+        f"  2. a model of the hub, which is downloaded: --text_encoder {HUB}{model}\n"
+        f"     or on a machine with network: hf download {model} --local-dir {target}\n"
         f"     then copy that folder here: --text_encoder {target}\n"
         "  3. the cohort's own CLIP: python scripts/pretrain_clip.py --dataroot DATAROOT --out "
         "checkpoints/clip\n"

@@ -26,6 +26,7 @@ from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.cautions import (
     Caution,
     built_in_cautions,
+    changed_data_cautions,
     low_relevance_cautions,
 )
 from pipelines.atlas.statistics.methods import methods_paragraph
@@ -33,7 +34,12 @@ from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, open_plan, open_run
 from pipelines.results import VOLUME_COLUMNS
-from pipelines.run_cohort import is_training_cohort, is_training_copy, load_run_cohort
+from pipelines.run_cohort import (
+    holds_training_scan,
+    is_training_cohort,
+    is_training_copy,
+    load_run_cohort,
+)
 from util.cli import UserError
 from util.files import atomic_folder, claim_folder
 from util.locks import locked_folder
@@ -177,13 +183,20 @@ def write_atlas(opened: OpenAtlas, folder: Path) -> None:
 
 
 def run_cautions(opened: OpenAtlas) -> list[Caution]:
-    """Return the cautions that the run calls for: built-in controls and low relevance."""
+    """Return the cautions that the run calls for, such as built-in controls and low relevance."""
     run, study = opened.generation.run, opened.study
     prompts = [study.plan.template.phrases(case.row).annotated for case in study.training]
     relevance = column_relevance(run.generator.encoder, prompts)
     columns = [attribute.column for attribute in study.plan.attributes]
     built_in = built_in_cautions(run.options.generator.text_region, run.options.text.text_mode)
-    return [*built_in, *low_relevance_cautions(relevance, columns)]
+    changes: list[str] = []
+    root, data = study.trained_on.root, run.options.data
+    if is_training_cohort(data, root) or holds_training_scan(
+        study.trained_on, run.folder, run.state
+    ):
+        changes = refits.changed_data(refits.OriginRun.load(run.folder, str(root)))
+    low = low_relevance_cautions(relevance, columns)
+    return [*built_in, *low, *changed_data_cautions(changes)]
 
 
 def case_frame(opened: OpenAtlas, generated: Sequence[Row], real: RealCohort) -> pd.DataFrame:

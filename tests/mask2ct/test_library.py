@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import mask2ct
 from models.text.clip import make_tokenizer
+from pipelines.refits import OriginRun
 from tests.commands import TrainedRun, command, train
 from util.cli import UserError
 
@@ -184,6 +185,11 @@ def test_a_relative_text_encoder_is_found_from_another_folder(
         monkeypatch.chdir(elsewhere)
         run = mask2ct.load(home / "checkpoints" / name, gpu_ids="-1")
         np.testing.assert_array_equal(run.generate(mask, NEVER).hu, expected.hu)
+    where = ("--name", "run2", "--checkpoints_dir", home / "checkpoints")
+    done = command("train.py", *where, "--continue_train", "--max_steps", "5")
+    assert done.code == 0, done.text
+    origin = OriginRun.load(home / "checkpoints" / "run2")
+    assert Path(origin.options.text.text_encoder).samefile(home / "checkpoints" / "text")
     shutil.move(home / "checkpoints", elsewhere / "moved")  # run1.clip still lies beside run1
     assert mask2ct.load("moved/run1", gpu_ids="-1").name == "run1"
     shutil.rmtree("moved/run1.clip")

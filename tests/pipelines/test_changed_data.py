@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tests.atlas_run import discover, table
 from tests.commands import Outcome, TrainedRun, command, files, kept, refused, train
 
 
@@ -79,6 +80,24 @@ def test_changed_data_stop_a_continued_run(
     assert go_on(run, "--max_steps", "7").code == 0  # the new data are now the run's
     change_table(run.cohort, "34")
     refused(go_on(run), "table rows or prompts of", case)  # accepted were the others
+
+
+def test_refits_and_atlas_on_changed_data(run: TrainedRun, tmp_path: Path) -> None:
+    """Nothing is trained on other data than the run; an atlas without refits has a caution."""
+    words = ("--columns", "SEX", "--split", "test")
+    assert discover(run, tmp_path / "before", *words, cohort=run.cohort).code == 0
+    assert "changed data" not in set(table(tmp_path / "before", "cautions")["kind"])
+    change_table(run.cohort)
+    change_volume(run.cohort / "gtlung" / f"{first_case(run.cohort)}.nii.gz")
+    told = ("masks of", "table rows or prompts of", first_case(run.cohort), "restore the data")
+    flags = ("--dataroot", str(run.cohort), *run.flags(), "--refits", "1")
+    refused(command("scripts/refit.py", *flags), *told)
+    refused(discover(run, tmp_path / "with", *words, "--refits", "1", cohort=run.cohort), *told)
+    assert not (tmp_path / "with").exists() and not list(run.folder.glob("refits/*"))
+    done = discover(run, tmp_path / "after", *words, cohort=run.cohort)
+    assert done.code == 0, done.text
+    cautions = table(tmp_path / "after", "cautions").set_index("kind")["text"]
+    assert first_case(run.cohort) in cautions["changed data"]
 
 
 def test_a_moved_cohort_is_no_change(run: TrainedRun, tmp_path: Path) -> None:

@@ -222,6 +222,18 @@ def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caut
     return cautions
 
 
+def changed_data_cautions(changes: Sequence[str]) -> list[Caution]:
+    """Warn of data that changed since the run was trained, in words."""
+    if not changes:
+        return []
+    text = (
+        f"Changed since the run was trained: {'; '.join(changes)}. The networks have learned from "
+        "the earlier data, and the real scans and rows are those of today. Restore the data, or "
+        "train the run anew."
+    )
+    return [Caution("changed data", text)]
+
+
 def built_in_cautions(text_region: str, text_mode: str) -> list[Caution]:
     """Warn of controls that hold by the way the run was trained, and so prove nothing."""
     cautions = []

