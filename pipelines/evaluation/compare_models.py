@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from dominate import tags
+from nibabel.affines import voxel_sizes
 
 from models.inference import VolumeGenerator
 from options.compare_options import CompareCommand
@@ -23,6 +24,7 @@ from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation import GenerationPlan, open_plan, open_run
 from util.cli import UserError
 from util.files import read_csv, write_frame
+from util.metrics.texture import detail_correlation
 from util.training import runs
 from util.web import page_parts
 from util.web.tables import effect_summary, metric_summary
@@ -35,7 +37,15 @@ CAUTION = (
     "far. Where the similarity of pairs under new noise is 1, noise changes nothing."
 )
 # Metrics of the page, where there are scans.
-SHOWN = ("mae_hu", "psnr_db", "ssim", "mean_lung_attenuation_hu", "sd_hu")
+SHOWN = (
+    "mae_hu",
+    "psnr_db",
+    "ssim",
+    "mean_lung_attenuation_hu",
+    "sd_hu",
+    "detail_sd_hu",
+    "vessel_share",
+)
 
 GenerateCohort = Callable[[TestOptions], Path]
 
@@ -103,7 +113,10 @@ def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     similarities = []
     differences = []
+    correlations = []
+    spacing = voxel_sizes(sample.affine)
     for one, two in combinations(volumes, 2):
+        correlations.append(detail_correlation(one, two, lungs, spacing))
         similarities.append(ms_ssim(one, two, plan.data.hu_window))
         differences.append(np.abs(one - two)[lungs].mean())
     return {
@@ -111,6 +124,7 @@ def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
         "peak GiB so far": _peak_memory(generator) / 2**30,
         "MS-SSIM of pairs, new noise": float(np.mean(similarities)),
         "lung difference of pairs, HU": float(np.mean(differences)),
+        "correlation of lung detail of pairs": float(np.mean(correlations)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Density of the lungs in HU: histogram, mean, 15th percentile, shares of thin and dense lung."""
+"""Density and texture of the lungs: histogram, percentiles, shares of HU ranges, detail, power."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipelines.evaluation.baselines import (
 )
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from util.metrics.fidelity import lung_densitometry
+from util.metrics.texture import POWER_BANDS, radial_power, region_statistics, vessel_share
 
 # 0.5 to 99.5 percentile of the lungs' median in MAISI (Guo et al. 2024, arXiv 2409.11169).
 GATE_HU = (-937.0, -367.0)
@@ -27,7 +28,14 @@ NAMES = {
     "share_below_-950_hu": "Share of lung below -950 HU",
     "share_above_-700_hu": "Share of lung above -700 HU",
     "sd_hu": "SD of lung voxels (HU)",
+    "percentile_5_hu": "5th percentile of the lungs (HU)",
+    "percentile_95_hu": "95th percentile of the lungs (HU)",
+    "percentile_99.5_hu": "99.5th percentile of the lungs (HU)",
+    "share_below_-910_hu": "Share of lung below -910 HU",
+    "detail_sd_hu": "Detail SD of the lungs (HU)",
+    "vessel_share": "Share of lung 150 HU above its median",
 }
+POWER_NAME = "Power of the lungs at {} to {} mm per period (log10 of HU^2 mm^3)"
 
 
 def lung_density(
@@ -44,6 +52,30 @@ def lung_density(
     return lung_densitometry(hu, lungs) | {"median_hu": float(np.median(hu[lungs]))}, histogram
 
 
+def lung_texture(
+    hu: NDArray[np.floating], lungs: NDArray[np.bool_], spacing: Sequence[float]
+) -> dict[str, float]:
+    """Return percentiles, detail and the logarithm of the power of the lungs; empty without lungs.
+
+    Args:
+        hu: `(X, Y, Z)` in HU, on a grid that all compared volumes share: detail depends on it.
+        lungs: Lungs of the same shape.
+        spacing: Voxel size in mm.
+    """
+    if not lungs.any():
+        return {}
+    statistics = region_statistics(hu, lungs, spacing)
+    texture = {name: value for name, value in statistics.items() if name in NAMES}
+    texture["vessel_share"] = vessel_share(hu, lungs)
+    for band, power in radial_power(hu, lungs, spacing).items():
+        texture[_power_key(band)] = float(np.log10(max(power, 1.0)))
+    return texture
+
+
+def _power_key(band: tuple[float, float]) -> str:
+    return f"log_power_{1 / band[0]:g}_to_{1 / band[1]:g}_mm"
+
+
 def density_metrics(
     real: Sequence[VolumeMeasurements],
     synthetic: Sequence[VolumeMeasurements],
@@ -51,7 +83,7 @@ def density_metrics(
 ) -> list[Metric]:
     """Return differences of means, synthetic minus real, and the distance of the histograms.
 
-    Volumes without lungs are left out.
+    Volumes without lungs are left out, and measures that no volume has.
     """
     pool = [*real, *synthetic]
     with_lungs = np.array([bool(v.density) for v in pool])
@@ -66,9 +98,13 @@ def density_metrics(
 
     name = "Lung histogram, Wasserstein-1 (HU)"
     metrics = [compare_with_baseline("hu", name, histogram_distance, plan, lower_bound=0.0)]
-    for key, name in NAMES.items():
+    names = dict(NAMES)
+    for band in POWER_BANDS:
+        names[_power_key(band)] = POWER_NAME.format(f"{1 / band[0]:g}", f"{1 / band[1]:g}")
+    for key, name in names.items():
         values = np.array([v.density.get(key, np.nan) for v in pool])
-        metrics.append(_mean_difference(name, values, plan))
+        if np.isfinite(values).any():
+            metrics.append(_mean_difference(name, values, plan))
     metrics.append(_gate_share("synthetic", synthetic))
     metrics.append(_gate_share("real", real))
     return metrics

@@ -1,4 +1,4 @@
-"""Diversity of volumes: multi-scale structural similarity of pairs (Wang et al. 2003)."""
+"""Diversity of volumes: similarity (MS-SSIM, Wang et al. 2003) and detail of pairs."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def diversity_metrics(
 ) -> list[Metric]:
     """Return the MS-SSIM of pairs of different cases, and of one condition with new noise.
 
+    The correlation of detail under new noise stands beside the latter.
+
     Args:
         real: Real scans.
         synthetic: Synthetic volumes.
@@ -84,6 +86,16 @@ def diversity_metrics(
                 "of different patients",
             )
         )
+        metrics.append(
+            _similarity_metric(
+                "Correlation of lung detail of pairs of one condition, new noise",
+                _detail_under_new_noise(synthetic, again),
+                _detail_between_cases(real, seed),
+                seed,
+                "detail of 6 to 15 mm, mask and text equal: above 0.9 noise changes nearly "
+                "nothing; the real pairs are of different patients",
+            )
+        )
     return metrics
 
 
@@ -91,12 +103,15 @@ def _similarities(
     volumes: Sequence[VolumeMeasurements], window: tuple[float, float], seed: int
 ) -> NDArray[np.float64]:
     """Return the MS-SSIM of at most `MAX_PAIRS` random pairs."""
-    rows, columns = np.tril_indices(len(volumes), -1)
-    order = np.random.default_rng([seed, len(volumes)]).permutation(len(rows))[:MAX_PAIRS]
-    values = []
-    for i, j in zip(rows[order], columns[order], strict=True):
-        values.append(ms_ssim(volumes[i].small, volumes[j].small, window))
-    return np.array(values)
+    pairs = _random_pairs(len(volumes), seed)
+    return np.array([ms_ssim(volumes[i].small, volumes[j].small, window) for i, j in pairs])
+
+
+def _random_pairs(count: int, seed: int) -> list[tuple[int, int]]:
+    """Return at most `MAX_PAIRS` random pairs of different volumes."""
+    rows, columns = np.tril_indices(count, -1)
+    order = np.random.default_rng([seed, count]).permutation(len(rows))[:MAX_PAIRS]
+    return [(int(i), int(j)) for i, j in zip(rows[order], columns[order], strict=True)]
 
 
 def _similarities_under_new_noise(
@@ -111,6 +126,24 @@ def _similarities_under_new_noise(
             if v.case in first:
                 values.append(ms_ssim(first[v.case], v.small, window))
     return np.array(values)
+
+
+def _detail_under_new_noise(
+    synthetic: Sequence[VolumeMeasurements], again: Sequence[Sequence[VolumeMeasurements]]
+) -> NDArray[np.float64]:
+    first = {v.case: v for v in synthetic}
+    pairs = [(first[v.case], v) for volumes in again for v in volumes if v.case in first]
+    return np.array([_detail_correlation(one, two) for one, two in pairs])
+
+
+def _detail_between_cases(volumes: Sequence[VolumeMeasurements], seed: int) -> NDArray[np.float64]:
+    pairs = _random_pairs(len(volumes), seed)
+    return np.array([_detail_correlation(volumes[i], volumes[j]) for i, j in pairs])
+
+
+def _detail_correlation(one: VolumeMeasurements, two: VolumeMeasurements) -> float:
+    """Return the correlation of detail; the vectors have length 1."""
+    return float(np.dot(one.detail.astype(np.float64), two.detail.astype(np.float64)))
 
 
 def _similarity_metric(

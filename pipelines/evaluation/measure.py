@@ -20,7 +20,7 @@ from data.geometry import Volume, grids_match
 from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask, threshold_lungs
 from data.volumes import load_volume, to_unit
-from pipelines.evaluation.density import lung_density
+from pipelines.evaluation.density import lung_density, lung_texture
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.measurements import (
     PLANES,
@@ -37,7 +37,7 @@ from util.metrics.regions import body_mask, chest_regions
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # part of the cache keys: raise it when the measurements change
+VERSION = 2  # part of the cache keys: raise it when the measurements change
 MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
 SEGMENTED_LABELS = (1, 2)  # left and right lung of a segmentation
 
@@ -146,6 +146,11 @@ class VolumeMeasurer:
         lungs = np.isin(labels, lung_labels)
         density, histogram = lung_density(hu, lungs)
         common = on_grid(Volume(hu, volume.affine), grid.spacing, grid.extent)
+        lung_volume = Volume(lungs.astype(np.uint8), volume.affine)
+        common_lungs = on_grid(lung_volume, grid.spacing, grid.extent, order=0).array > 0
+        if density:
+            # Overlapping names keep the values on the volume's own grid.
+            density = lung_texture(common.array, common_lungs, [grid.spacing] * 3) | density
         small = common
         if max(common.shape) > MAX_COARSE_SIDE:
             small = on_grid(common, max(grid.extent) / MAX_COARSE_SIDE, grid.extent)

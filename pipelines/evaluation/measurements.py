@@ -23,7 +23,8 @@ class VolumeMeasurements:
         whole: Per 3D network, `(F,)` features of the whole volume.
         detail: `(D,)` of `pipelines.evaluation.detail.detail_vector`.
         histogram: `(B,)` lung voxels in each of `HU_BINS`.
-        density: Densitometry of the lungs, and their median, by name.
+        density: Densitometry of the lungs, their median, and their texture on the common grid, by
+            name.
         regional: `(R,)` mean, SD and 15th percentile of HU in each of `REGIONS`; NaN where a region
             is empty.
         small: `(x, y, z)` the volume on a coarse grid, HU.

@@ -140,8 +140,8 @@ def radial_power(
 ) -> dict[tuple[float, float], float]:
     """Return the power spectral density of the lungs in bands of radial frequency, HU^2 mm^3.
 
-    The trend (`TREND_MM`) is subtracted, and a window falls to 0 at the pleura. The lungs'
-    outermost voxels do not count. White noise of SD s
+    A linear gradient and the trend (`TREND_MM`) are subtracted, and a window falls to 0 at the
+    pleura. The lungs' outermost voxels do not count. White noise of SD s
     has the density s^2 times the volume of a voxel in every band.
 
     Args:
@@ -160,7 +160,8 @@ def radial_power(
     padded = np.pad(inside[box], 1)  # lungs cut by the border of the volume end there
     depth = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1]
     window = np.sin(np.pi / 2 * np.minimum(depth / TAPER_MM, 1)) ** 2
-    signal = window * detail(hu[box], inside[box], spacing, TREND_MM)
+    flat = _without_gradient(hu[box], inside[box])
+    signal = window * detail(flat, inside[box], spacing, TREND_MM)
     shape = [fft.next_fast_len(n, real=True) for n in signal.shape]
     power = np.abs(fft.rfftn(signal, shape)) ** 2
     power *= float(np.prod(spacing)) / float(np.square(window).sum())
@@ -181,6 +182,18 @@ def radial_power(
         if high <= nyquist * (1 + 1e-6) and within.any():
             densities[low, high] = float(np.average(power[within], weights=weight[within]))
     return densities
+
+
+def _without_gradient(hu: Volume, mask: Mask) -> Array:
+    """Return HU minus their least-squares linear function of the position within the mask."""
+    positions = np.argwhere(mask)
+    design = np.column_stack([positions - positions.mean(0), np.ones(len(positions))])
+    values = hu[mask].astype(np.float64)
+    normal = design.T @ design  # 4 by 4; singular where the mask is flat
+    fit = design @ (np.linalg.pinv(normal) @ (design.T @ values))
+    result = np.zeros(hu.shape)
+    result[mask] = values - fit
+    return result
 
 
 def vessel_share(hu: Volume, lungs: Mask) -> float:

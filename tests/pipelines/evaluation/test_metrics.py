@@ -16,7 +16,7 @@ from pipelines.evaluation.baselines import (
     centred_interval,
     compare_with_baseline,
 )
-from pipelines.evaluation.density import density_metrics, lung_density
+from pipelines.evaluation.density import density_metrics, lung_density, lung_texture
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.distances import FrechetDistance, KernelDistance, frechet
 from pipelines.evaluation.diversity import diversity_metrics, ms_ssim
@@ -43,11 +43,12 @@ def measured(
     """A volume of random features, all moved by `move`, with lungs around `mean` HU."""
     hu = rng.normal(mean, 40, 3000).astype(np.float32)
     density, histogram = lung_density(hu, np.ones(hu.shape, bool))
+    vector = rng.normal(0, 1, 50)
     return VolumeMeasurements(
         case,
         [rng.normal(move, 1, (len(PLANES), 5, 6)).astype(np.float32)],
         [rng.normal(move, 1, 4).astype(np.float32)],
-        rng.normal(0, 1, 50).astype(np.float16),
+        (vector / np.linalg.norm(vector)).astype(np.float16),
         histogram,
         density,
         np.full(len(REGIONS) * len(REGION_STATISTICS), mean)
@@ -260,7 +261,32 @@ def test_a_shift_of_30_hu_moves_the_metrics_by_30() -> None:
     assert set(itself.values()) == {0.0}
 
 
+def test_smooth_lungs_are_far_from_real_ones_in_detail_alone() -> None:
+    lungs = np.ones((32, 32, 32), bool)
+    ramp = -850 + 3.0 * np.indices(lungs.shape)[1]
+    spacing = (2.0, 2.0, 2.0)
+
+    def textured(sd: float, count: int, seed: int) -> list[VolumeMeasurements]:
+        rng = np.random.default_rng(seed)
+        volumes = []
+        for volume in group(count, seed=seed):
+            hu = ramp + rng.normal(0, sd, lungs.shape)
+            texture = lung_texture(hu, lungs, spacing)
+            volumes.append(replace(volume, density={**volume.density, **texture}))
+        return volumes
+
+    real, smooth = textured(40, 6, 1), textured(8, 6, 2)
+    plan = ResamplingPlan.from_counts(6, 6, 20, 0)
+    metrics = {f.name: f for f in density_metrics(real, smooth, plan)}
+    detail = metrics["Detail SD of the lungs (HU), synthetic minus real"]
+    assert detail.value == pytest.approx(-32, rel=0.05) and detail.baseline_high < 1
+    powers = [f.value for name, f in metrics.items() if name.startswith("Power of the lungs")]
+    assert len(powers) == 4
+    assert powers[2:] == pytest.approx([np.log10(1 / 25)] * 2, abs=0.05)
+
+
 def test_volumes_without_lungs_are_left_out() -> None:
+    assert lung_texture(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), (2, 2, 2)) == {}
     density, histogram = lung_density(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool))
     assert density == {} and histogram.sum() == 0 and len(histogram) == len(HU_BINS)
 
@@ -289,10 +315,11 @@ def test_ms_ssim_and_volumes_that_are_all_alike() -> None:
     collapsed = [
         VolumeMeasurements(**{**vars(v), "small": real[0].small}) for v in group(5, seed=5)
     ]
-    pairs, again = diversity_metrics(real, collapsed, [collapsed], (-1000, 400), 0)
+    pairs, again, detail = diversity_metrics(real, collapsed, [collapsed], (-1000, 400), 0)
     assert pairs.value == pytest.approx(1, abs=1e-3)
     assert interpret_metric(pairs) == "more alike than real pairs"
     assert again.value == pytest.approx(1, abs=1e-3)
+    assert detail.value == pytest.approx(1, abs=1e-2) and abs(detail.baseline) < 0.3
 
 
 def test_text_effect_is_read_where_it_is_and_not_in_controls() -> None:

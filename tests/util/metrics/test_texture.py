@@ -43,6 +43,7 @@ def test_gradients_and_the_pleura_are_not_detail() -> None:
     stats = region_statistics(hu, BALL, SPACING)
     assert hu[BALL].std() > 15
     assert stats["detail_sd_hu"] < 1.5
+    assert max(radial_power(hu, BALL, SPACING).values()) < 1e-6
 
 
 def test_sparse_holes_with_the_mean_kept() -> None:
