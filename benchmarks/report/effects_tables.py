@@ -114,7 +114,7 @@ def pair_frame(configurations: Sequence[Configuration]) -> pd.DataFrame:
 
 
 def control_frame(configurations: Sequence[Configuration], null: str) -> pd.DataFrame:
-    """Return what must not change, ages never seen, texture, and minutes.
+    """Return what must not change, ages never seen, fidelity, and minutes.
 
     Args:
         configurations: Metrics of finished configurations.

@@ -44,7 +44,7 @@ def compare_with_truth(cohort: Path, results: Path) -> dict[str, Any]:
     return {
         "effects": effects,
         **regression_baselines(cohort, phantoms, effects),
-        **texture_metrics(cohort, phantoms, results),
+        **fidelity_metrics(cohort, phantoms, results),
     }
 
 
@@ -200,7 +200,7 @@ def _lung_values(folder: Path, cohort: Path, case: str) -> Values:
     return load_volume(folder / f"{case}.nii.gz").array[np.isin(mask, LUNG_LABELS)]
 
 
-def texture_metrics(cohort: Path, phantoms: PhantomCohort, results: Path) -> dict[str, float]:
+def fidelity_metrics(cohort: Path, phantoms: PhantomCohort, results: Path) -> dict[str, float]:
     """Return error, SD and histogram distance of generated lungs, beside their baselines.
 
     Args:
