@@ -28,6 +28,7 @@ from data.text.counterfactuals import (
     factual_variant,
     free_text_variants,
     parse_intervention,
+    values_by_column,
     variant_pairs,
 )
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
@@ -273,14 +274,24 @@ def _check_interventions(plan: GenerationPlan) -> None:
             f"--vary is given {counts[repeated[0]]} times for {repeated[0]!r}, so that its files "
             f'would be written twice. Give all values once: --vary "{repeated[0]}=A,B,C".'
         )
+    trained = _training_values(plan)
     for flag, interventions in (("--set", plan.settings), ("--vary", plan.interventions)):
         for intervention in interventions:
-            check_intervention(flag, intervention, plan.template, rows)
+            check_intervention(flag, intervention, plan.template, rows, trained)
             if intervention.column not in plan.run.state["columns"]:
                 raise UserError(
                     f"{flag}: the run {plan.run.folder.name} was trained without the column "
                     f"{intervention.column!r}."
                 )
+
+
+def _training_values(plan: GenerationPlan) -> dict[str, list[str]] | None:
+    """Return the values that the run was trained on; None where an older run does not know them."""
+    if values := plan.run.state.get("data", {}).get("values"):
+        return dict(values)
+    if is_training_cohort(plan.data, plan.run.options.data.dataroot):
+        return values_by_column(plan.template, [case.row for case in plan.cohort.split("train")])
+    return None
 
 
 def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWriter) -> None:

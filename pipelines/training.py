@@ -42,6 +42,7 @@ from data.text.counterfactuals import (
     check_intervention,
     counterfactual_variants,
     parse_intervention,
+    values_by_column,
 )
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
@@ -100,6 +101,11 @@ class Study:
         """The cases of the training split; a resampled cohort repeats some."""
         return self.cohort.split("train")
 
+    @property
+    def training_values(self) -> dict[str, list[str]]:
+        """The distinct values of each column in the training cases' rows."""
+        return values_by_column(self.template, [case.row for case in self.training_cases])
+
     def embed(self, batch: Mapping[str, Any], device: torch.device) -> BatchText:
         """Return the embeddings of a batch's prompts and of the mismatched ones."""
         weight = torch.tensor([self.case_weights.get(case, 1.0) for case in batch["cases"]])
@@ -153,7 +159,8 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     rows = [case.row for case in cohort.cases]
     study = Study(cohort, template, cohort_prompts(cohort, template), encoder)
     for intervention in tracked_interventions(options):
-        check_intervention("--val_effect", intervention, template, rows, must_occur=True)
+        trained = study.training_values
+        check_intervention("--val_effect", intervention, template, rows, trained, must_occur=True)
     encoder.fit([study.phrases[case.id] for case in study.training_cases])
     return study
 
@@ -181,10 +188,10 @@ def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> 
 
 
 def record_data(options: TrainOptions, study: Study, cache: Path | None) -> dict[str, Any]:
-    """Return digests of the data and the fixed options, for the checkpoint."""
+    """Return digests of the data, training values and fixed options, for the checkpoint."""
     cases = used_cases(study.cohort)
     record = data_record(study.cohort, cases, study.template, study.prompts, cache)
-    return {**record, "options": fixed_options(options)}
+    return {**record, "options": fixed_options(options), "values": study.training_values}
 
 
 def check_unchanged(

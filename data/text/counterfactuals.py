@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from data.cohort import Case
-from data.text.prompts import Prompt, Template
+from data.text.prompts import Prompt, Row, Template
 from data.text.values import parse_number
 from util.cli import UserError, format_list
 
@@ -80,21 +80,30 @@ def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
     return Intervention(column.strip(), values)
 
 
+def values_by_column(template: Template, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the distinct values, as shown, of every column that can be in the text."""
+    columns = template.attributes(dict.fromkeys(column for row in rows for column in row))
+    return {column: list(template.known_values(rows, column)) for column in columns}
+
+
 def check_intervention(
     flag: str,
     intervention: Intervention,
     template: Template,
     rows: Sequence[dict[str, str]],
+    trained: Mapping[str, Sequence[str]] | None = None,
     must_occur: bool = False,
 ) -> None:
-    """Check an intervention against a table, and warn of values that no row has.
+    """Check an intervention against a table, and warn of values that were not trained on.
 
     Args:
         flag: Name of the flag, for messages.
         intervention: The attribute and its values.
         template: Wording of the table.
         rows: Rows of the table.
-        must_occur: Whether a category that no row has is an error, because nothing can be learnt
+        trained: Values in training (see `values_by_column`); None where they are not known: those
+            of `rows` count.
+        must_occur: Whether a category without a case is an error, because nothing can be learnt
             of it.
 
     Raises:
@@ -107,25 +116,36 @@ def check_intervention(
             f"{flag}: the table has no column {column!r}; it has: "
             f"{format_list(template.attributes(columns), 40)}."
         )
-    known = template.known_values(rows, column)
+    noun, known = "case", template.known_values(rows, column)
+    if trained is not None and column in trained:
+        noun, known = "training case", tuple(trained[column])
     try:
         unseen = _unseen_values(intervention, template, rows[0], known)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
-    if not any(any(row.values()) for row in rows):
+    if noun == "case" and not any(any(row.values()) for row in rows):
         return  # a single mask has no table to compare with
     is_numeric = template[column].kind == "number" or all(map(_is_digits, known))
     listed = f"{known[0]} to {known[-1]}" if is_numeric and known else format_list(known, 20)
     for value, shown in unseen.items():
         if must_occur and not is_numeric:
-            raise UserError(f"{flag}: no case has {column}={value}; there are: {listed or 'none'}.")
+            raise UserError(
+                f"{flag}: no {noun} has {column}={value}; there are: {listed or 'none'}."
+            )
         meaning = ""
         if not is_numeric:
-            meaning = "; the model has never seen it, so its effect means nothing"
+            never = "has never seen it" if noun != "case" else "may never have seen it"
+            meaning = f"; the model {never}, so its effect means nothing"
         elif _lies_between(shown, known):
             meaning = "; the model interpolates between its neighbours"
         log.warning(
-            "%s: no case has %s=%s%s. Known: %s.", flag, column, value, meaning, listed or "none"
+            "%s: no %s has %s=%s%s. Known: %s.",
+            flag,
+            noun,
+            column,
+            value,
+            meaning,
+            listed or "none",
         )
 
 

@@ -284,12 +284,13 @@ def test_a_value_never_seen_is_a_warning_with_the_known_ones(
     )
     assert done.code == 0
     assert (
-        "WARNING --vary: no case has DIAGNOSIS=Asthma" in done.text
+        "WARNING --vary: no training case has DIAGNOSIS=Asthma" in done.text
         and "CTD-ILD, HP, IPF" in done.text
     )
-    assert "no case has AGE=120. Known: " in done.text
+    assert "no training case has AGE=120. Known: " in done.text
     assert (
-        "no case has AGE=64.5; the model interpolates between its neighbours. Known: " in done.text
+        "no training case has AGE=64.5; the model interpolates between its neighbours. Known: "
+        in done.text
     )
 
 

@@ -410,7 +410,7 @@ def test_set_and_prompt_change_the_own_row(
 
 def test_a_quoted_value_may_hold_a_comma(trained_run: TrainedRun, tmp_path: Path) -> None:
     done = trained_run.test(tmp_path, "--vary", 'DIAGNOSIS="IPF, advanced",HP', "--how_many", "1")
-    assert done.code == 0 and "no case has DIAGNOSIS=IPF, advanced" in done.text
+    assert done.code == 0 and "no training case has DIAGNOSIS=IPF, advanced" in done.text
     listed = rows(tmp_path / trained_run.name / "test_latest" / "volumes.csv")
     assert [row["value"] for row in listed if row["kind"] == "varied"] == ["IPF, advanced", "HP"]
     assert listed[1]["file"].endswith("__DIAGNOSIS=IPF__advanced.nii.gz")

@@ -6,6 +6,8 @@ import json
 import logging
 from pathlib import Path
 
+import pytest
+
 from data.load_cohort import load_cohort
 from options.base_options import DataOptions
 from tests.commands import TrainedRun
@@ -44,7 +46,7 @@ def test_warnings_stand_on_the_page(
     assert done.code == 0, done.text
     text = notice(tmp_path / "res")
     assert f"2 of the 2 cases are training cases of the run: {split[0]}" in text
-    assert "may mean 'not known'" in text and "no case has SEX=Unicorn" in text
+    assert "may mean 'not known'" in text and "no training case has SEX=Unicorn" in text
 
 
 def test_another_scan_of_the_same_name_is_no_training_case(
@@ -73,3 +75,25 @@ def test_only_warnings_of_the_project_are_collected(cohort_dir: Path) -> None:
     logging.getLogger("data.text").warning("too late")
     assert texts[0] == "once, 1" and "too late" not in texts
     assert not any("library" in text or text == "no warning" for text in texts)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["run", "earlier-version"])
+def test_a_value_that_only_test_cases_have(
+    recorded: bool, run_copy: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
+    """The values of training decide, which the checkpoint holds, or the rows of its split."""
+    tested = json.loads((cohort_copy / "splits.json").read_text())["test"][0]
+    change_column(cohort_copy, "DIAGNOSIS", **{tested: "Sarcoidosis"})
+    if not recorded:
+        path = run_copy.folder / "latest" / "state.json"
+        state = json.loads(path.read_text())
+        assert "Sarcoidosis" not in state["data"].pop("values")["DIAGNOSIS"]
+        del state["digest"]
+        path.write_text(json.dumps(state))
+        options = run_copy.folder / "options.json"
+        options.write_text(options.read_text().replace(str(run_copy.cohort), str(cohort_copy)))
+    flags = ("--page", "--how_many", "1", "--vary", "DIAGNOSIS=IPF,Sarcoidosis")
+    done = run_copy.test(tmp_path / "res", *flags, cohort=cohort_copy)
+    assert done.code == 0, done.text
+    text = "no training case has DIAGNOSIS=Sarcoidosis; the model has never seen it"
+    assert text in notice(tmp_path / "res")

@@ -14,6 +14,7 @@ from data.text.counterfactuals import (
     factual_variant,
     free_text_variants,
     parse_intervention,
+    values_by_column,
     variant_pairs,
 )
 from data.text.prompts import Prompt, Template, load_template
@@ -76,6 +77,13 @@ def test_values_that_no_row_has_are_warned_of_or_refused(
     assert "AGE=50; the model interpolates between its neighbours. Known: 40 to 60" in caplog.text
     assert "AGE=90. Known: 40 to 60" in caplog.text and "AGE=60" not in caplog.text
     check_intervention("--vary", SMOKING, aiib23, rows)
+    assert "SMOKING HISTORY=Never smoker; the model may never have seen it" in caplog.text
+    trained = values_by_column(aiib23, [{**ROW, "AGE": "70", "SMOKING HISTORY": "Ex smoker"}])
+    caplog.clear()
+    check_intervention("--vary", Intervention("AGE", ("40", "70")), aiib23, rows, trained)
+    assert "no training case has AGE=40. Known: 70 to 70" in caplog.text
+    assert "AGE=70" not in caplog.text
+    check_intervention("--vary", SMOKING, aiib23, [dict.fromkeys(ROW, "")], trained)  # a mask alone
     assert "SMOKING HISTORY=Never smoker; the model has never seen it" in caplog.text
     with pytest.raises(UserError, match=r"no case has SMOKING HISTORY=Never smoker"):
         check_intervention("--val_effect", SMOKING, aiib23, rows, must_occur=True)
