@@ -14,7 +14,8 @@ from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from util.cli import UserError, format_list, unique_names
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-MAX_CODES = 6  # with more distinct numbers a column is a number, otherwise a category
+# With more distinct numbers a column is a number, otherwise a category; a template can declare it.
+MAX_CODES = 6
 MAX_LEVELS = 8  # with more distinct texts a column is free text
 MIN_LEVEL_CASES = 3  # training cases of a value; rarer ones are skipped if two others have more
 # A number with a decimal comma or with its unit.
@@ -63,7 +64,8 @@ def classify_column(
                 f"it holds numbers written as texts ({format_list(written, 3)}); write plain "
                 "numbers, such as 63 or 1.5"
             )
-        if len(numbers) > MAX_CODES:
+        is_declared = template[column].kind == "number"
+        if len(numbers) > MAX_CODES or (is_declared and numbers):
             if texts:
                 return (
                     f"it holds numbers and texts ({format_list(texts, 3)}); write plain numbers, "

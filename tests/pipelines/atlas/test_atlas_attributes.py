@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from data.text.paraphrase import reordered, reworded
@@ -47,6 +49,18 @@ def test_kinds_and_references() -> None:
     assert choice.left_out == dict.fromkeys("BCD", "not asked for")
     with pytest.raises(UserError, match="No column of the table can be studied"):
         choose_attributes(template, rows(A=["x"] * 9), ["A"], [], ["A"], {})
+
+
+@pytest.mark.parametrize(("kind", "values"), [("number", ("0", "1", "2")), ("text", None)])
+def test_a_declared_number_of_few_values_stays_a_number(
+    kind: str, values: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "t.yaml").write_text(f"columns: {{STAGE: {{kind: {kind}}}}}")
+    template = load_template(str(tmp_path / "t.yaml"), ("STAGE",))
+    attribute = classify_column(template, rows(STAGE=["0", "1", "2"] * 4), "STAGE")
+    assert isinstance(attribute, AtlasAttribute)
+    assert attribute.kind == ("number" if values else "category")
+    assert values is None or attribute.values == values
 
 
 def test_columns_that_cannot_be_compared_say_why() -> None:
