@@ -1,4 +1,4 @@
-"""Mean attenuation of scans in parts of the lungs."""
+"""Attenuation and texture of scans in parts of the lungs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
+from scipy import ndimage
 
 from data.cache import cache_case, load_case
 from data.cohort import Case
 from data.geometry import Volume
 from options.base_options import DataOptions
 from util.metrics.regions import chest_regions
+from util.metrics.texture import statistics_by_region
 from util.parallel import map_threads
 
 PARTS = ("lungs", "upper", "middle", "lower", "rim", "core")
+TEXTURE_PARTS = ("upper", "middle", "lower", "rim", "core", "left_lung", "right_lung")
+MIN_DETAIL_HU = 1.0  # smallest detail SD whose logarithm is taken
 COARSE_MM = 3.0  # voxels closer together are skipped: the mean of a part does not need them
 
 
@@ -36,11 +40,54 @@ def lung_means(
     return map_threads(partial(_means, options=options, cache=cache), cases, "Lung density")
 
 
-def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, float]:
-    if case.image is None:
+def lung_statistics(
+    cases: Sequence[Case], options: DataOptions, cache: Path | None = None
+) -> list[dict[str, float]]:
+    """Return density and texture of each case by part of the lungs, clipped to the window.
+
+    Args:
+        cases: The cases.
+        options: Window and labels, and the grid of prepared volumes.
+        cache: Folder of prepared volumes, read without unpacking a scan; None reads the scans.
+
+    Returns:
+        For each case, the statistics of `util.metrics.texture` by "PART STATISTIC", such as "upper
+        mean_hu", for the parts `TEXTURE_PARTS` that it has. `log_detail_sd` stands in place of the
+        detail SD, whose effects are factors. Empty without a scan or lungs.
+    """
+    return map_threads(partial(_statistics, options=options, cache=cache), cases, "Lung texture")
+
+
+def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[str, float]:
+    scan = _load(case, options, cache)
+    if scan is None:
         return {}
-    image, mask = load_case(case, None) if cache is None else _load_cached(case, options, cache)
-    assert image is not None
+    # Every voxel counts: detail of skipped voxels would be another detail.
+    image, mask = scan
+    sides = voxel_sizes(mask.affine)
+    regions = chest_regions(mask.array, sides, options.lung_labels, options.airway_label)
+    parts = {part: regions[part] for part in ("lungs", *TEXTURE_PARTS) if part in regions}
+    if "lungs" not in parts:
+        return {}
+    box = ndimage.find_objects(parts["lungs"].astype(np.uint8))[0]
+    hu = image.array[box].astype(np.float64).clip(*options.hu_window)
+    boxed = {part: region[box] for part, region in parts.items()}
+    by_part = statistics_by_region(hu, boxed, sides.tolist())
+    values = {}
+    for part in TEXTURE_PARTS:
+        for name, value in by_part.get(part, {}).items():
+            if name == "detail_sd_hu":
+                values[f"{part} log_detail_sd"] = float(np.log(max(value, MIN_DETAIL_HU)))
+            else:
+                values[f"{part} {name}"] = value
+    return values
+
+
+def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, float]:
+    scan = _load(case, options, cache)
+    if scan is None:
+        return {}
+    image, mask = scan
     sides = voxel_sizes(mask.affine)
     strides = [max(1, round(COARSE_MM / side)) for side in sides]
     sparse = tuple(slice(None, None, stride) for stride in strides)
@@ -50,7 +97,14 @@ def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, fl
     return {part: float(hu[parts[part]].mean()) for part in PARTS if part in parts}
 
 
-def _load_cached(case: Case, options: DataOptions, cache: Path) -> tuple[Volume, Volume]:
-    prepared = cache_case(case, options, cache)
-    affine = prepared.affine()
-    return Volume(prepared.image(), affine), Volume(prepared.mask(), affine)
+def _load(case: Case, options: DataOptions, cache: Path | None) -> tuple[Volume, Volume] | None:
+    """Return scan and mask on one grid; None without a scan."""
+    if case.image is None:
+        return None
+    if cache is not None:
+        prepared = cache_case(case, options, cache)
+        affine = prepared.affine()
+        return Volume(prepared.image(), affine), Volume(prepared.mask(), affine)
+    image, mask = load_case(case, None)
+    assert image is not None
+    return image, mask

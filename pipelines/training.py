@@ -34,7 +34,7 @@ from data.fingerprints import (
     used_cases,
 )
 from data.load_cohort import check_lungs, load_cohort
-from data.lung_density import lung_means
+from data.lung_density import lung_statistics
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
 from data.splits import save_splits
 from data.text.counterfactuals import (
@@ -248,8 +248,8 @@ def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Stud
     if len(cases) > relevance.MAX_SCANS:
         return study
     prompts = [study.prompts[case.id].annotated for case in cases]
-    densities = lung_means(cases, options.data, cache)
-    weights = relevance.estimate_relevance(encoder, prompts, densities)
+    statistics = lung_statistics(cases, options.data, cache)
+    weights = relevance.estimate_relevance(encoder, prompts, statistics)
     encoder.set_phrase_weights(weights.phrase_weights)
     by_case = zip(cases, weights.case_weights, strict=True)
     return replace(study, case_weights={case.id: weight for case, weight in by_case})

@@ -2,11 +2,12 @@
 
 With few patients, a network learns effects of every column of their table, including those without
 an effect. This costs accuracy for the real effects. A regression with automatic relevance
-determination (ARD; MacKay 1992, Neural Computation 4:415; Tipping 2001, JMLR 1:211) of regional
-lung densities, before any network is trained, tells these columns apart. Each column has a prior
-variance, chosen by the evidence of the scans. One number per column is kept, without sign, size or
-region: how far the scans determine the best determined contrast of its values. The tokens of the
-column's phrases are multiplied by it.
+determination (ARD; MacKay 1992, Neural Computation 4:415; Tipping 2001, JMLR 1:211), before any
+network is trained, tells these columns apart. Its responses are density and texture in parts of the
+lungs, because disease can change detail or percentiles while the mean stays. Each column has a
+prior variance, chosen by the evidence of the scans. One number per column is kept, without sign,
+size or region: how far the scans determine the best determined contrast of its values. The tokens
+of the column's phrases are multiplied by it.
 
 A scan still shows the effect of a value that is missing in its row. The network would attribute
 that effect to the other values of the row. In the regression, such a row is weighted by the inverse
@@ -39,6 +40,7 @@ WEIGHT_ITERATIONS = 4  # of the weights of rows and the regression in turn
 MIN_FILLED = 0.6
 COMPLETE_WEIGHT = 0.9  # a row with a smaller weight lacks a value that matters
 MIN_NOISE = 1e-3  # of the variance between scans
+MIN_VARIATION = 1e-6  # SD of a response over its largest size; below, it is constant
 MIN_PRIOR = 1e-9  # of a prior variance, relative to that of the residuals
 
 Array = NDArray[np.float64]
@@ -64,29 +66,39 @@ class RelevanceWeights:
 def estimate_relevance(
     encoder: PhraseEncoder,
     prompts: Sequence[AnnotatedPrompt],
-    densities: Sequence[Mapping[str, float]],
+    statistics: Sequence[Mapping[str, float]],
 ) -> RelevanceWeights:
     """Estimate weights from the training scans; all are 1 with fewer than `MIN_SCANS` scans.
 
     Args:
         encoder: Fitted to the training prompts.
         prompts: The prompt of each training scan.
-        densities: Mean HU by region of each scan; scans that lack a region, such as a third of the
-            lungs, are left out.
+        statistics: Statistics of the lungs of each scan by name, in any unit, such as
+            `data.lung_density.lung_statistics`. Scans that lack one, because a part of the lungs is
+            empty, are left out.
     """
-    regions = sorted({region for density in densities for region in density})
-    complete = [i for i, density in enumerate(densities) if len(density) == len(regions)]
+    names = sorted({name for values in statistics for name in values})
+    complete = [i for i, values in enumerate(statistics) if len(values) == len(names)]
     case_weights = [1.0] * len(prompts)
-    if len(complete) < MIN_SCANS or not regions:
+    if len(complete) < MIN_SCANS or not names:
         return RelevanceWeights(case_weights)
     rows, columns = prompt_features(encoder, [prompts[i] for i in complete])
-    responses = np.array([[densities[i][region] for region in regions] for i in complete])
+    responses = standardise(np.array([[statistics[i][name] for name in names] for i in complete]))
+    if not responses.size:
+        return RelevanceWeights(case_weights)
     relevance = regress(rows, columns, responses)
     for i, weight in zip(complete, relevance.row_weights.tolist(), strict=True):
         case_weights[i] = weight
     _log_relevance(relevance)
     phrase_weights = {phrase: relevance.by_group[column] for (phrase, _), column in columns.items()}
     return RelevanceWeights(case_weights, phrase_weights)
+
+
+def standardise(responses: Array) -> Array:
+    """Divide responses `(N, R)` by their SD, without those that are constant."""
+    sd = responses.std(0)
+    varied = sd > MIN_VARIATION * np.abs(responses).max(0)
+    return responses[:, varied] / sd[varied]
 
 
 def _log_relevance(relevance: Relevance) -> None:
@@ -193,7 +205,7 @@ def regress(
     Args:
         rows: Features of N patients; absent features are 0.
         groups: The group of each feature; a group shares one prior variance, over all responses.
-        responses: `(N, R)`, such as mean HU by region.
+        responses: `(N, R)`, such as mean HU by region; their units do not matter.
     """
     features = sorted(groups)
     x = np.array([[row.get(feature, 0.0) for feature in features] for row in rows])

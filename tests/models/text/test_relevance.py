@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nibabel.affines import voxel_sizes
 
 from data.load_cohort import load_cohort
-from data.lung_density import PARTS, lung_means
+from data.lung_density import PARTS, TEXTURE_PARTS, lung_means, lung_statistics
 from data.phantom.write import make_phantom_cohort
-from data.volumes import load_volume
+from data.volumes import load_volume, write_like
 from models.networks.generator import Generator
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.phrase_encoder import PhraseEncoder
@@ -25,6 +26,8 @@ from options.phantom_options import PhantomOptions
 from tests.atlas_run import discover, table
 from tests.commands import TINY, TrainedRun, command
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
+from util.metrics.regions import chest_regions
+from util.metrics.texture import STATISTICS, statistics_by_region
 from util.training.checkpoint import find, load_state
 
 PATIENTS = 60
@@ -285,6 +288,65 @@ def test_a_run_saves_its_weights_and_warns_of_low_relevance(tmp_path: Path) -> N
         assert done.code == 0, done.text
         warned = set(table(tmp_path / name, "cautions").query("kind == 'silent'")["column"])
         assert warned == irrelevant & set(VARIED) and bool(warned) == (not flags)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_lung_statistics_are_those_of_the_files(
+    prepared: bool, cohort_dir: Path, tmp_path: Path
+) -> None:
+    data = DataOptions(dataroot=str(cohort_dir))
+    case = load_cohort(data, seed=0).cases[0]
+    (values,) = lung_statistics([case], data, tmp_path if prepared else None)
+    scan, mask = load_volume(cohort_dir / "img" / f"{case.id}.nii.gz"), load_volume(case.mask)
+    hu = np.clip(scan.array, *data.hu_window)
+    sides = voxel_sizes(mask.affine)
+    regions = chest_regions(mask.array, sides)
+    expected = statistics_by_region(hu, regions, sides)
+    assert len(values) == len(TEXTURE_PARTS) * len(STATISTICS)
+    for part in TEXTURE_PARTS:
+        for name, value in expected[part].items():
+            if name == "detail_sd_hu":
+                assert values[f"{part} log_detail_sd"] == pytest.approx(np.log(value), abs=1e-3)
+            else:
+                assert values[f"{part} {name}"] == pytest.approx(value, abs=1e-3)
+
+
+def test_lung_statistics_need_a_scan_with_lungs(cohort_dir: Path, tmp_path: Path) -> None:
+    data = DataOptions(dataroot=str(cohort_dir))
+    case = load_cohort(data, seed=0).cases[0]
+    mask = load_volume(case.mask)
+    empty = tmp_path / "empty.nii.gz"
+    write_like(empty, np.zeros(mask.shape, np.uint8), case.mask, np.uint8)
+    cases = [replace(case, image=None), replace(case, mask=empty)]
+    assert lung_statistics(cases, data) == [{}, {}]
+
+
+def test_texture_is_evidence_in_any_unit(encoder: PhraseEncoder, training_prompts: Prompts) -> None:
+    """Smoking changes the detail alone; the share of holes is 0 in all scans."""
+    draw = np.random.default_rng(5)
+    means: Densities = []
+    statistics: Densities = []
+    for _, (smoking, _), _ in patients():
+        means.append({part: draw.normal(-850, 20) for part in ("upper", "lower")})
+        detail = 3.0 + 0.3 * smoking.endswith("Yes") + draw.normal(0, 0.1)
+        texture = {"upper log_detail_sd": detail, "upper share_below_-950_hu": 0.0}
+        statistics.append({**means[-1], **texture})
+    before = estimate_relevance(encoder, training_prompts, means).phrase_weights
+    after = estimate_relevance(encoder, training_prompts, statistics).phrase_weights
+    assert before["SMOKING is Yes"] < 0.5 and after["SMOKING is Yes"] > 0.9
+    assert after["BLOOD GROUP is A"] < 0.3
+    scaled = [{**s, "upper log_detail_sd": s["upper log_detail_sd"] * 1e-4} for s in statistics]
+    assert estimate_relevance(encoder, training_prompts, scaled).phrase_weights == pytest.approx(
+        after, abs=1e-6
+    )
+
+
+def test_without_any_variation_nothing_is_weighted(
+    encoder: PhraseEncoder, training_prompts: Prompts
+) -> None:
+    same = [{"upper": -850.0, "lower": 0.0}] * len(training_prompts)
+    weights = estimate_relevance(encoder, training_prompts, same)
+    assert weights.phrase_weights == {} and set(weights.case_weights) == {1.0}
 
 
 @pytest.mark.parametrize("prepared", [False, True])
