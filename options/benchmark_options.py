@@ -200,6 +200,51 @@ class ExpandBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class KindsBenchmarkOptions:
+    """Cohorts and models of the benchmark of effects of every kind."""
+
+    OUT: str = argument("Folder for cohorts, runs and figures.")
+    groups: tuple[str, ...] = flag(
+        (),
+        "A group of planted columns; may be repeated (default: all). Of: texture, sparse, "
+        "interaction, rare, fat.",
+    )
+    models: tuple[str, ...] = flag(
+        (), "A model; may be repeated (default: all). Of: pix2pixhd, diffusion."
+    )
+    seeds: tuple[int, ...] = flag(
+        (1, 2, 3), "Seeds of cohort and training, with commas between them."
+    )
+    locked: bool = flag(
+        False, "Allow seeds 101, 102 and 103, which are kept for the final measurement."
+    )
+    cases: int = flag(96, "Patients, test cases included.", low=9)
+    test_cases: int = flag(12, "Test cases.", low=1)
+    size: tuple[int, int, int] = flag((48, 48, 32), "Voxels of a phantom.", low=16)
+    chests: tuple[str, ...] = flag(
+        (),
+        "Folder of scanned chests (img/, gtlung/); may be repeated. They are deformed into the "
+        "cohort's patients in place of phantoms, and test patients come from other chests than "
+        "training patients.",
+    )
+    spacing: float = flag(4.0, "Voxel side in mm of deformed chests.", low=0.5)
+    patient_sd: float = flag(0.0, "SD in HU between patients for reasons outside the table.", low=0)
+    draws: int = flag(3, "Noise draws that generated effects are averaged over.", low=1)
+    text_encoder: str = flag("minilm", "As in train.py; minilm is MiniLM.")
+    max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
+    train_flags: str = flag("", "More flags for train.py, in one text.")
+    test_flags: str = flag("", "More flags for test.py, in one text.")
+    tag: str = flag("", "Suffix of the models' names, for trials.")
+
+
+@dataclass(frozen=True)
+class KindsBenchmarkCommand:
+    """All flags of the command."""
+
+    benchmark: KindsBenchmarkOptions = group(KindsBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class PrepareBenchmarkOptions:
     """Inputs of the preparation benchmark."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -105,6 +105,16 @@ class KindsCohort:
     def columns(self) -> Group:
         """The planted columns."""
         return GROUPS[self.group]
+
+    def chests(self) -> Iterator[SourceChest]:
+        """Read the chests without effects, for another cohort of the same patients."""
+        for case in self.rows:
+            hu, mask = (load_volume(self.root / f / f"{case}.nii.gz") for f in (CLEAN, MASKS))
+            yield SourceChest(case, hu, mask)
+
+    def chest(self, case: str) -> Chest:
+        """Return a case without effects, with its maps of place."""
+        return _load_chest(self.root, case)[0]
 
     def render(self, case: str, changes: Mapping[str, str] | None = None) -> PhantomScan:
         """Render one case, with cells of its row changed.

@@ -18,6 +18,18 @@ U_HU = 43.0  # between the middle and an end
 RARE_CASES = 4
 SEXES = ("Female", "Male")
 
+# A region of `util.metrics.regions`, or of the benchmark, and one of `util.metrics.texture`.
+Measure = tuple[str, str]
+MEAN = ("lungs", "mean_hu")
+DETAIL = ("lungs", "detail_sd_hu")
+HOLES = ("lungs", "share_below_-950_hu")
+DENSE = ("lungs", "share_above_-700_hu")
+TOP = ("lungs", "percentile_99.5_hu")
+UPPER = ("upper", "mean_hu")
+LOWER = ("lower", "mean_hu")
+LEFT_MEAN = ("left_lung", "mean_hu")
+RIGHT_MEAN = ("right_lung", "mean_hu")
+
 
 def is_yes(column: str) -> Callable[[Row], float]:
     """Return the weight of a column: 1 for Yes, else 0."""
@@ -69,6 +81,7 @@ class PlantedColumn:
         weight: Its factor for a row.
         values: Values, equally frequent; empty for an age.
         rare: `Yes` in `RARE_CASES` training cases alone.
+        measures: Regions and statistics in which the effect shows, or must not.
     """
 
     name: str
@@ -76,6 +89,7 @@ class PlantedColumn:
     weight: Callable[[Row], float]
     values: tuple[str, ...] = YES_NO
     rare: bool = False
+    measures: tuple[Measure, ...] = (MEAN, DETAIL)
 
 
 @dataclass(frozen=True)
@@ -109,25 +123,27 @@ class Group:
         return (*self.contrasts, *plain)
 
 
-def _planted(name: str, effect: Effect | None, rare: bool = False) -> PlantedColumn:
-    return PlantedColumn(name, effect, is_yes(name), rare=rare)
+def _planted(
+    name: str, effect: Effect | None, *measures: Measure, rare: bool = False
+) -> PlantedColumn:
+    return PlantedColumn(name, effect, is_yes(name), rare=rare, measures=measures or (MEAN, DETAIL))
 
 
-CONTROL = _planted("SMOKER", effects.shift(28.0, "upper"))
+CONTROL = _planted("SMOKER", effects.shift(28.0, "upper"), MEAN, UPPER, LOWER)
 NULL = _planted("ALLERGY", None)
 
 GROUPS: dict[str, Group] = {
     "texture": Group(
         (
-            _planted("RETICULATION", effects.reticulation),
-            _planted("EMPHYSEMA", effects.emphysema_mean_kept),
+            _planted("RETICULATION", effects.reticulation, DETAIL, MEAN),
+            _planted("EMPHYSEMA", effects.emphysema_mean_kept, HOLES, MEAN, DETAIL),
         )
     ),
     "sparse": Group(
         (
-            _planted("FIBROSIS", effects.fibrosis),
-            _planted("EMPHYSEMA", effects.upper_emphysema),
-            _planted("NODULES", effects.nodules),
+            _planted("FIBROSIS", effects.fibrosis, MEAN, LOWER, UPPER, DENSE, DETAIL),
+            _planted("EMPHYSEMA", effects.upper_emphysema, MEAN, UPPER, LOWER, HOLES),
+            _planted("NODULES", effects.nodules, TOP, MEAN),
         ),
         # Fibrosis is as dense as nodules, and would hide them from the 99.5th percentile.
         (Contrast("NODULES", *YES_NO, {"FIBROSIS": "No"}),),
@@ -136,7 +152,7 @@ GROUPS: dict[str, Group] = {
         (
             PlantedColumn("SEX", None, lambda row: 0.0, SEXES),
             PlantedColumn("EXPOSURE", effects.shift(38.0, "uniform"), _exposed_man),
-            _planted("ASPIRATION", effects.right_lung(29.0)),
+            _planted("ASPIRATION", effects.right_lung(29.0), LEFT_MEAN, RIGHT_MEAN),
             PlantedColumn("AGE", effects.shift(U_HU, "uniform"), _u_shape, ()),
         ),
         (
@@ -148,14 +164,14 @@ GROUPS: dict[str, Group] = {
     ),
     "rare": Group(
         (
-            _planted("DRUG TOXICITY", effects.lower_lungs(80.0), rare=True),
+            _planted("DRUG TOXICITY", effects.lower_lungs(80.0), UPPER, LOWER, rare=True),
             _planted("PULMONARY HYPERTENSION", effects.vessel_pruning),
-            _planted("LOBAR PNEUMONIA", effects.ground_glass),
-            _planted("BRONCHITIS", effects.wall_thickening),
+            _planted("LOBAR PNEUMONIA", effects.ground_glass, UPPER, LOWER, LEFT_MEAN, RIGHT_MEAN),
+            _planted("BRONCHITIS", effects.wall_thickening, ("near_airways", "mean_hu"), MEAN, TOP),
         )
     ),
     "fat": Group(
-        (_planted("OBESITY", effects.soft_tissue_fat),),
+        (_planted("OBESITY", effects.soft_tissue_fat, ("body", "mean_hu"), MEAN),),
         train_flags=("--text_region", "everywhere"),
     ),
 }
