@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import body
 from data.checks import label_problems
 from data.cohort import Case
 from data.geometry import Shape, Volume, as_shape, resample
@@ -43,6 +44,10 @@ class CachedCase:
         """Labels, uint8 (X, Y, Z)."""
         return _open(self.folder / "mask.npy")
 
+    def labelled(self) -> Volume:
+        """The mask with its affine."""
+        return Volume(self.mask(), self.affine())
+
     def affine(self) -> np.ndarray:
         """Affine (4, 4) of the model's grid, voxel index to RAS mm."""
         return _open(self.folder / "affine.npy")
@@ -69,12 +74,15 @@ def _open(path: Path) -> np.ndarray:
 def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | None, Volume]:
     """Return CT (linear) and mask (nearest, uint8) of a case on the model's grid.
 
+    A mask without the body gets it here (see `data.body.add_body`), and nowhere else.
+
     Args:
         case: The case.
         spacing: Voxel size of the model's grid in mm; None for the grid of the files.
 
     Raises:
-        UserError: A file cannot be read, or a mask value is not an integer from 0 to 255.
+        UserError: A file cannot be read, a mask value is not an integer from 0 to 255, or the body
+            cannot be added.
     """
     mask = load_volume(case.mask)
     if problems := label_problems(case.mask, np.unique(mask.array).tolist()):
@@ -84,7 +92,10 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
         mask = resample(mask, spacing=spacing, order=0)
         if image is not None:
             image = resample(image, grid=(mask.shape, mask.affine), order=1)
-    return image, Volume(mask.array.astype(np.uint8), mask.affine)
+    mask = Volume(mask.array.astype(np.uint8), mask.affine)
+    if case.body is not None:
+        mask = body.add_body(mask, image, case.body, case.mask)
+    return image, mask
 
 
 def lung_points(mask: np.ndarray, lung_labels: Sequence[int]) -> np.ndarray:
@@ -116,7 +127,12 @@ def _compact(hu: np.ndarray) -> np.ndarray:
 
 def _key(case: Case, options: DataOptions) -> str:
     files = [volume_fingerprint(path) for path in (case.image, case.mask) if path is not None]
-    return json_digest([VERSION, files, options.spacing, sorted(options.lung_labels)])[:24]
+    parts = [VERSION, files, options.spacing, sorted(options.lung_labels)]
+    if case.body is not None:  # without one, the keys of earlier versions stay valid
+        parts.append([body.VERSION, case.body.label])
+        if case.image is None and case.body.shape_file is not None:
+            parts.append(volume_fingerprint(case.body.shape_file))
+    return json_digest(parts)[:24]
 
 
 def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:

@@ -380,10 +380,12 @@ class CohortCheck:
     Attributes:
         labels: Labels of the cohort, sorted, 0 (background) included.
         warnings: What a person should look at.
+        case_labels: Labels of each mask.
     """
 
     labels: tuple[int, ...]
     warnings: tuple[str, ...]
+    case_labels: tuple[tuple[int, ...], ...]
 
 
 def check_volumes(
@@ -432,7 +434,8 @@ def check_volumes(
     warnings += outlier_warnings(files, checks)
     for warning in _shorten(warnings):
         log.warning("%s", warning)
-    return CohortCheck(tuple(sorted(labels)), tuple(warnings))
+    case_labels = tuple(tuple(case.labels) for case in checks)
+    return CohortCheck(tuple(sorted(labels)), tuple(warnings), case_labels)
 
 
 def _shorten(messages: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from data.body import BodyLabel
 from data.splits import Splits
 from data.volumes import strip_suffix
 from util.cli import UserError, safe_name, unique_names
@@ -26,12 +27,14 @@ class Case:
         image: CT, None where only the mask exists.
         mask: Integer labels on the grid of the CT.
         row: Clinical row of raw strings by column, "" where a value is not known.
+        body: How the mask gets a body on reading, None where it stays as it is.
     """
 
     id: str
     image: Path | None
     mask: Path
     row: dict[str, str] = field(default_factory=dict)
+    body: BodyLabel | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class Cohort:
         root: The dataroot.
         cases: All cases in natural order.
         splits: Ids of the cases by split.
-        labels: Labels that occur in the masks, empty where the volumes were not read.
+        labels: Labels of the masks: background first, the body last, if there is one; empty where
+            the volumes were not read.
         columns: Columns of the clinical table.
         left_out: Columns of the table that are in no row, because nearly every case has another
             value.
         warnings: What a person should know of the table (see `data.text.columns`) and of the
             volumes (see `data.checks.check_volumes`).
+        body_label: Label of the body, None where there is none.
     """
 
     root: Path
@@ -57,6 +62,7 @@ class Cohort:
     columns: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    body_label: int | None = None
 
     @cached_property
     def file_names(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from data.body import BODY_FILE, BodyLabel, surrounding_label
 from data.checks import check_volumes
 from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
@@ -14,8 +15,8 @@ from data.splits import Splits, draw_splits, read_splits
 from data.table import ClinicalTable, find_table, match_table, read_table
 from data.text.columns import review_table
 from data.text.prompts import load_template
-from data.volumes import SUFFIXES, has_suffix, strip_suffix
-from options.base_options import DataOptions
+from data.volumes import SUFFIXES, has_suffix, load_volume, strip_suffix
+from options.base_options import MAX_LABEL, DataOptions
 from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def load_cohort(
     cache: Path | None = None,
     check: bool = True,
     left_out: Sequence[str] | None = None,
+    run_folder: Path | None = None,
 ) -> Cohort:
     """Find, pair and check everything in `options.dataroot`.
 
@@ -40,6 +42,7 @@ def load_cohort(
         check: Read every volume (see `data.checks.check_volumes`); without it `labels` is empty.
         left_out: Columns that a run left out of its text; None decides by the rows (see
             `data.text.columns`).
+        run_folder: A run whose mean body completes masks that have neither a body nor a scan.
 
     Raises:
         UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, no
@@ -64,11 +67,82 @@ def load_cohort(
     cohort = _select_columns(cohort, options, left_out)
     cohort = apply_resampling(cohort, options, seed)
     if not check:
-        return cohort
+        return _with_body(cohort, options, options.body_number, run_folder)
     files = [(case.image, case.mask) for case in cases]
     check_result = check_volumes(files, options.max_labels, cache, options.lung_labels)
     warnings = (*cohort.warnings, *check_result.warnings)
-    return replace(cohort, labels=check_result.labels, warnings=warnings)
+    cohort = replace(cohort, labels=check_result.labels, warnings=warnings)
+    number = options.body_number
+    if options.body_label == "auto":
+        number = choose_body_label(cohort, check_result.case_labels, options)
+    cohort = _with_body(cohort, options, number, run_folder)
+    return _report_bodies(cohort, check_result.case_labels)
+
+
+def choose_body_label(
+    cohort: Cohort, case_labels: Sequence[Sequence[int]], options: DataOptions
+) -> int | None:
+    """Return the label of the body, for `--body_label auto`; None where masks have other labels.
+
+    It is the label around the lungs of the first mask that has labels beside lungs and airways. It
+    is the next free label where no mask has such labels.
+
+    Args:
+        cohort: The cohort.
+        case_labels: Labels of each case's mask.
+        options: Labels of lungs and airways.
+    """
+    chest = {0, options.airway_label, *options.lung_labels}
+    for case, labels in zip(cohort.cases, case_labels, strict=True):
+        if set(labels) - chest:
+            around = surrounding_label(load_volume(case.mask).array, options.lung_labels)
+            return None if around in chest else around
+    free = max(chest) + 1
+    return free if free <= MAX_LABEL else None
+
+
+def _with_body(
+    cohort: Cohort, options: DataOptions, number: int | None, run_folder: Path | None
+) -> Cohort:
+    """Return the cohort whose masks get the body on reading; without a number, as it is."""
+    if number is None:
+        return cohort
+    shape_file = None if run_folder is None else run_folder / BODY_FILE
+    body = BodyLabel(number, options.lung_labels, shape_file)
+    cases = tuple(replace(case, body=body) for case in cohort.cases)
+    labels = (*(label for label in cohort.labels if label != number), number)
+    return replace(cohort, cases=cases, labels=labels if cohort.labels else (), body_label=number)
+
+
+def _report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]]) -> Cohort:
+    """Log where bodies come from; those that are drawn become warnings of the cohort."""
+    number = cohort.body_label
+    if number is None:
+        return cohort
+    lacking = [
+        case
+        for case, labels in zip(cohort.cases, case_labels, strict=True)
+        if number not in labels and any(labels)
+    ]
+    drawn = [case for case in lacking if case.image is None]
+    log.info(
+        "Label %d is the body: in %d masks it is labelled, in %d it is found in the scan, in %d it "
+        "is drawn around the lungs by the mean shape of the training cases.",
+        number,
+        len(cohort.cases) - len(lacking),
+        len(lacking) - len(drawn),
+        len(drawn),
+    )
+    notes = [drawn_body_note(case.mask, number) for case in drawn]
+    return replace(cohort, warnings=(*cohort.warnings, *notes))
+
+
+def drawn_body_note(mask: Path, number: int) -> str:
+    """Return what a reader should know of a volume whose mask has neither a body nor a scan."""
+    return (
+        f"{mask} has no body (label {number}) and no scan to find it in: the mean body of the "
+        "training cases is drawn around its lungs. Its outline is not the patient's."
+    )
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:

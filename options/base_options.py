@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from options.parser import flag
+from util.cli import UserError
+
+BODY_LABELS = ("auto", "none")  # of --body_label, beside a number
+MAX_LABEL = 255
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """The cohort and how it is read."""
+
+    # Values in the runs of earlier versions, which store no such option.
+    ABSENT: ClassVar[Mapping[str, Any]] = {"body_label": "none"}
 
     dataroot: str = flag(
         "",
@@ -29,6 +38,12 @@ class DataOptions:
     )
     lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
     airway_label: int = flag(3, "Mask label of the airways.")
+    body_label: str = flag(
+        "none",
+        "Mask label of the body: a number (masks without it get it from their scans), auto (the "
+        "label around the lungs; the next free one where masks hold lungs and airways only), or "
+        "none.",
+    )
     max_labels: int = flag(16, "Most different labels that a mask may hold.", low=2, high=255)
     spacing: tuple[float, float, float] | None = flag(
         None,
@@ -51,6 +66,32 @@ class DataOptions:
         False, "Draw the training patients with replacement (bootstrap) by --seed."
     )
     fold: str = flag("", "Leave out fold k of K training patients, given as k/K (cross-fitting).")
+
+    @property
+    def body_number(self) -> int | None:
+        """Label of the body; None for `none`, and for `auto`, which a cohort decides.
+
+        Raises:
+            UserError: `body_label` is neither of these words nor a free label.
+        """
+        text = self.body_label
+        if text in BODY_LABELS:
+            return None
+        taken = {0, self.airway_label, *self.lung_labels}
+        number = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else 0
+        if number in taken or number > MAX_LABEL:
+            raise UserError(
+                f"--body_label is {text!r}; it must be auto, none, or a label from 1 to "
+                f"{MAX_LABEL} that is neither that of a lung nor that of the airways."
+            )
+        return number
+
+    def body_channel(self, n_labels: int) -> int | None:
+        """Return the channel of the body in a one-hot mask of K labels; None without a body.
+
+        The labels of a run begin with the background and end with the body.
+        """
+        return None if self.body_number is None else n_labels - 1
 
 
 @dataclass(frozen=True)

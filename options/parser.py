@@ -318,7 +318,10 @@ def _check_known(unknown: Sequence[str], source: str) -> None:
 
 
 def _stored_group(group_cls: type, values: Any, source: str) -> Any:
-    """Return a group of options from stored values; for errors see `from_dict`."""
+    """Return a group of options from stored values; for errors see `from_dict`.
+
+    An option that is not stored has the value in the class's `ABSENT`, else its default.
+    """
     fields: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(group_cls)}
     hints = typing.get_type_hints(group_cls)
     if not isinstance(values, Mapping):
@@ -339,4 +342,4 @@ def _stored_group(group_cls: type, values: Any, source: str) -> Any:
         except UserError as error:
             raise UserError(f"{source}: {error} Restore the file from a copy.") from None
         stored[name] = value
-    return group_cls(**stored)
+    return group_cls(**{**getattr(group_cls, "ABSENT", {}), **stored})

@@ -225,6 +225,7 @@ FIXED_OPTIONS: dict[str, tuple[str, ...]] = {
         "template",
         "lung_labels",
         "airway_label",
+        "body_label",
         "spacing",
         "hu_window",
         "permute",

@@ -23,7 +23,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from data.cache import cache_folder
+from data.body import BODY_FILE, BodyShape
+from data.cache import CachedCase, cache_folder
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
 from data.fingerprints import (
@@ -60,7 +61,7 @@ from pipelines.clip_pretraining import pretrain_clip
 from pipelines.power import describe_smallest_effect
 from pipelines.run_cohort import run_splits
 from pipelines.validation import Validation, ValidationCase
-from util.cli import UserError, format_list, is_out_of_memory
+from util.cli import UserError, format_list, is_main_process, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import shutdown_distributed
 from util.training.monitor import WEB, CheckpointExtra, Intervals, Monitor
@@ -133,6 +134,29 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
     encoder = pretrain_clip(ClipCommand(clip, options.data))
     return replace(options, text=replace(options.text, text_encoder=str(encoder)))
+
+
+def fix_body_label(options: TrainOptions, study: Study) -> TrainOptions:
+    """Return the options with the label that `--body_label auto` stands for in this cohort."""
+    number = study.cohort.body_label
+    text = "none" if number is None else str(number)
+    return replace(options, data=replace(options.data, body_label=text))
+
+
+def save_body_shape(folder: Path, options: TrainOptions, volumes: Sequence[CachedCase]) -> None:
+    """Write the mean body of the training cases, for masks without a scan, unless it is there.
+
+    Args:
+        folder: The run's folder.
+        options: The run's options.
+        volumes: The training cases.
+    """
+    path = folder / BODY_FILE
+    if options.data.body_number is None or path.is_file() or not is_main_process():
+        return
+    shape = BodyShape.from_masks([case.labelled() for case in volumes], options.data.lung_labels)
+    if shape is not None:
+        shape.save(path)
 
 
 def tracked_interventions(options: TrainOptions) -> list[Intervention]:
