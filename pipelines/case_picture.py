@@ -7,6 +7,7 @@ from pathlib import Path
 from nibabel.affines import voxel_sizes
 
 from data.cohort import IMAGES, MASKS
+from data.load_cohort import files_by_case
 from data.volumes import load_volume
 from options.picture_options import PictureOptions
 from util.cli import UserError, format_list
@@ -49,8 +50,9 @@ def draw_case(options: PictureOptions) -> Path:
 def _cohort_panels(root: Path, case: str) -> list[Panel]:
     panels = []
     for folder, kind, title in ((MASKS, "mask", "mask"), (IMAGES, "ct", "real scan")):
-        files = sorted((root / folder).glob(f"{case}.*"))
-        panels += [_panel(path, kind, title) for path in files[:1]]
+        files = files_by_case(root / folder) if (root / folder).is_dir() else {}
+        if case in files:
+            panels.append(_panel(files[case], kind, title))
     return panels
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from data.cohort import Case, Cohort
+from data.fingerprints import volume_digest
 from data.load_cohort import load_cohort
 from data.text.prompts import Template, load_template
 from data.volumes import load_volume
@@ -27,7 +27,7 @@ from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning import SOURCE, cases_by_value
 from util import cli
 from util.cli import UserError, format_list
-from util.files import write_csv, write_json
+from util.files import json_digest, write_csv, write_json
 from util.records import open_record, read_record
 from util.training.devices import make_device
 
@@ -269,11 +269,12 @@ def measure_utility(command: UtilityCommand) -> dict[str, Any]:
 
 
 def _scans_digest(cases: LabelledCases) -> str:
-    files = []
+    """Return a digest of scans, masks and values; the place of the files does not count."""
+    scans = []
     for case, number in cases:
-        if case.image:
-            files.append(f"{case.image}:{case.image.stat().st_size}:{number}")
-    return hashlib.sha256("\n".join(sorted(files)).encode()).hexdigest()
+        files = [volume_digest(path) for path in (case.image, case.mask) if path is not None]
+        scans.append([case.id, number, files])
+    return json_digest(sorted(scans, key=str))
 
 
 def _check_apart(real: Cohort, synthetic: Cohort) -> None:

@@ -23,6 +23,7 @@ from pipelines.atlas.pages import charts
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder
+from util.cli import UserError
 from util.metrics.regions import chest_regions
 from util.web.figures import difference_rgb, radiological_slice
 from util.web.page_parts import typeset
@@ -165,6 +166,19 @@ def test_every_figure_is_png_and_svg(atlas: Path) -> None:
     for stem in stems:
         assert Image.open(atlas / "figures" / f"{stem}.png").width > 200
         assert "<svg" in (atlas / "figures" / f"{stem}.svg").read_text()[:1000]
+
+
+@pytest.mark.parametrize("table", ["volumes", "arms"])
+def test_only_volumes_of_the_atlas_are_read(table: str, tmp_path: Path) -> None:
+    study = atlas_folder.make_atlas(tmp_path / "a")
+    inside = tmp_path / "a" / "volumes" / "own.nii.gz"
+    (tmp_path / "own.nii.gz").write_bytes(inside.read_bytes())
+    path = tmp_path / "a" / f"{table}.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame["file"] = "../own.nii.gz"
+    frame.to_csv(path, index=False)
+    with pytest.raises(UserError, match="which does not lie in"):
+        write_pages(tmp_path / "a", study)  # type: ignore[arg-type]
 
 
 def test_atlas_without_volumes_or_contrasts(tmp_path: Path) -> None:

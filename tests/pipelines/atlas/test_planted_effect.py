@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 
 from data.table import read_table
 from data.volumes import load_volume
+from pipelines.atlas.planted_report import read_planted
 from tests.commands import TrainedRun, command, files, refused, train
+from util.cli import UserError
 from util.metrics.regions import chest_regions
 
 
@@ -54,6 +57,30 @@ def test_the_table_gains_a_column_and_nothing_else_changes(planted: Path, cohort
     values = json.loads((planted / "plant.json").read_text())["cases"]
     assert dict(zip(after["File Name"], after["PLANTED"], strict=True)) == values
     assert (planted / "splits.json").read_text() == (cohort_dir / "splits.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"hu": "20"}, "hu"),
+        ({"region": None}, "region"),
+        ({"column": 7}, "column"),
+        ({"from": ["No"]}, "from"),
+        (None, "instead of a mapping"),
+    ],
+)
+def test_a_damaged_record_is_named(
+    change: dict[str, Any] | None, part: str, planted: Path, tmp_path: Path
+) -> None:
+    record = json.loads((planted / "plant.json").read_text())
+    (tmp_path / "plant.json").write_text(json.dumps(record))
+    assert read_planted(tmp_path) == record
+    (tmp_path / "plant.json").write_text(
+        json.dumps([record] if change is None else record | change)
+    )
+    with pytest.raises(UserError, match=rf"plant\.json is damaged.*{part}") as error:
+        read_planted(tmp_path)
+    assert "Plant the effect again" in str(error.value)
 
 
 def test_prompts_tell_it_too_and_fractions_are_kept(cohort_copy: Path, tmp_path: Path) -> None:

@@ -189,6 +189,26 @@ def test_a_second_start_measures_nothing_again(
     assert set(after) == set(before) and sum(after[n] != before[n] for n in before) == 1
 
 
+def test_a_changed_volume_is_measured_again(
+    report: Path, cohort_dir: Path, noisy_set: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(report, tmp_path / "out"))
+    before = {path.name for path in (out / "cache").glob("*.npz")}
+    path = sorted(noisy_set.glob("*.nii.gz"))[0]
+    original = path.read_bytes()
+    image = nib.load(path)
+    try:
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(50), image.affine), path)
+        words = ("--real", cohort_dir, "--synthetic", noisy_set, "--out", out)
+        done = command("scripts/evaluate.py", *words, "--draws", "10", "--slices", "6")
+    finally:
+        path.write_bytes(original)
+    assert done.code == 0, done.text
+    added = {path.name for path in (out / "cache").glob("*.npz")} - before
+    assert added and len(added) <= 2  # this volume, and its pair with a scan
+    assert not read_metrics(out)["value"].equals(read_metrics(report)["value"])
+
+
 def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -> None:
     assert trained_run.test(tmp_path / "results", "--vary", "AGE=45,80").code == 0
     words: tuple[str | Path, ...] = ("--dataroot", trained_run.cohort, *trained_run.flags())

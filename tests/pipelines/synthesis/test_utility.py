@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,15 @@ def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_pa
     )
     again = (out / "real_1.json").stat().st_mtime_ns
     utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
+    assert (out / "real_1.json").stat().st_mtime_ns == again
+    scan = cohort_copy / "img" / f"{splits['train'][0]}.nii.gz"
+    before = scan.stat()
+    content = bytearray(scan.read_bytes())
+    content[4] ^= 1  # the time in the header of gzip: the same voxels, another file
+    scan.write_bytes(content)
+    os.utime(scan, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match="scans"):
+        utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
     assert (out / "real_1.json").stat().st_mtime_ns == again
 
 
