@@ -24,7 +24,7 @@ from data.checks import LUNG_MEDIAN_HU, Facts, hu_fact_problems, hu_facts
 from data.cohort import IMAGES, MASKS
 from data.geometry import Volume, resample
 from data.preparation.headers import ACQUISITION
-from data.preparation.lungs import LEFT, RIGHT
+from data.preparation.lungs import AIRWAY, BODY, LEFT, RIGHT
 from data.preparation.masks import MaskPlan, make_mask
 from data.preparation.pixels import AIR_HU, Scan, clip_to_hu, read_stack, to_source_orientation
 from data.preparation.quality import measure_case, quality_warnings
@@ -36,7 +36,7 @@ from util.cli import UserError
 from util.files import atomic_path, file_fingerprint, json_digest, write_json
 from util.web.outlines import outlined_slices
 
-VERSION = 1  # raised where a case would come out differently, so that it is prepared again
+VERSION = 2  # raised where a case would come out differently, so that it is prepared again
 RECORDS = ".prepared"  # folders of a dataroot
 REPORT_FOLDER = "report"
 
@@ -181,7 +181,7 @@ def _write_case(task: CaseTask) -> Record:
         )
     measures = measure_case(grid, mask)
     labels = set(measures["labels"])
-    lungs_labelled = not loaded or {LEFT, RIGHT} <= labels <= {0, 1, 2, 3}
+    lungs_labelled = not loaded or {LEFT, RIGHT} <= labels <= {0, LEFT, RIGHT, AIRWAY, BODY}
     facts = dict(scan.facts)
     if lungs_labelled:
         facts["lung_median"] = measures["lung_hu_median"]

@@ -13,6 +13,7 @@ from data.preparation.airway import Mask, Spacing, segment_airway
 LEFT = 1
 RIGHT = 2
 AIRWAY = 3
+BODY = 4  # everything else of the patient
 
 MAX_LUNG_HU = -400.0
 MAX_GAS_HU = -945.0  # parts with a lower median are gas of stomach and bowel

@@ -12,6 +12,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data.body import BodyLabel, add_body
 from data.checks import label_problems
 from data.geometry import Volume, grids_match, resample
 from data.preparation import lungs
@@ -90,6 +91,8 @@ def _refine(
 def make_mask(plan: MaskPlan, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
     """Return the mask of a scan.
 
+    A mask that is made here also labels the body; one that is loaded stays as it is.
+
     Args:
         plan: Where it comes from.
         scan: The scan as it was read.
@@ -110,7 +113,10 @@ def make_mask(plan: MaskPlan, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
     if plan.airway_file is not None:
         labels[labels == lungs.AIRWAY] = 0
         labels[_load_onto(plan.airway_file, scan, grid) > 0] = lungs.AIRWAY
-    return labels
+    if not labels.any():
+        return labels
+    body = BodyLabel(lungs.BODY, (lungs.LEFT, lungs.RIGHT))
+    return add_body(Volume(labels, grid.affine), grid, body, "the mask").array
 
 
 def _load_onto(path: Path, scan: Volume, grid: Volume) -> NDArray[np.uint8]:

@@ -77,7 +77,7 @@ def test_a_dataroot_that_training_accepts(prepared: Path) -> None:
         "case_0001",
         "case_0002",
         "case_0003",
-    ] and cohort.labels == (0, 1, 2, 3)
+    ] and cohort.labels == (0, 1, 2, 3, 4)
     image, mask = (nib.load(prepared / folder / "case_0001.nii.gz") for folder in ("img", "gtlung"))
     assert (
         nib.aff2axcodes(image.affine) == ("L", "P", "S") and image.get_data_dtype() == np.int16
