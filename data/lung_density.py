@@ -64,15 +64,15 @@ def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[st
         return {}
     # Every voxel counts: detail of skipped voxels would be another detail.
     image, mask = scan
-    sides = voxel_sizes(mask.affine)
-    regions = chest_regions(mask.array, sides, options.lung_labels, options.airway_label)
-    parts = {part: regions[part] for part in ("lungs", *TEXTURE_PARTS) if part in regions}
-    if "lungs" not in parts:
+    sides = voxel_sizes(mask.affine).tolist()
+    tissue = np.isin(mask.array, (*options.lung_labels, options.airway_label))
+    if not tissue.any():
         return {}
-    box = ndimage.find_objects(parts["lungs"].astype(np.uint8))[0]
+    box = ndimage.find_objects(tissue.astype(np.uint8))[0]
+    regions = chest_regions(mask.array[box], sides, options.lung_labels, options.airway_label)
+    parts = {part: regions[part] for part in ("lungs", *TEXTURE_PARTS) if part in regions}
     hu = image.array[box].astype(np.float64).clip(*options.hu_window)
-    boxed = {part: region[box] for part, region in parts.items()}
-    by_part = statistics_by_region(hu, boxed, sides.tolist())
+    by_part = statistics_by_region(hu, parts, sides)
     values = {}
     for part in TEXTURE_PARTS:
         for name, value in by_part.get(part, {}).items():
