@@ -467,6 +467,11 @@ def test_sampling_flags_that_do_not_fit(
     refused(bad_test(trained_run, results, "--edit_real"), "--edit_real", "not a diffusion model")
 
 
+def test_editing_has_one_noise(diffusion_run: TrainedRun, tmp_path: Path) -> None:
+    done = diffusion_run.test(tmp_path / "res", "--edit_real", "--draws", "2", "--vary", SMOKING)
+    refused(done, "--draws", "--edit_real")
+
+
 def test_editing_needs_scans(diffusion_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(cohort_copy / "img")
     done = diffusion_run.test(
