@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from data import body
-from data.checks import label_problems
+from data.checks import FactStore, label_problems
 from data.cohort import Case
+from data.fingerprints import CHECKS_FILE, file_digests
 from data.geometry import Shape, Volume, as_shape, resample
 from data.integrity import volume_fingerprint
 from data.volumes import load_volume
@@ -23,7 +24,7 @@ from util.cli import UserError
 from util.files import json_digest
 from util.parallel import map_threads
 
-VERSION = 2  # part of the keys: raise it when the stored arrays change
+VERSION = 3  # part of the keys: raise it when the stored arrays change
 MAX_LUNG_POINTS = 20_000  # enough places to centre a patch on
 
 
@@ -125,25 +126,34 @@ def _compact(hu: np.ndarray) -> np.ndarray:
     return hu.astype(np.float32)
 
 
-def _key(case: Case, options: DataOptions) -> str:
-    files = [volume_fingerprint(path) for path in (case.image, case.mask) if path is not None]
-    parts = [VERSION, files, options.spacing, sorted(options.lung_labels)]
-    if case.body is not None:  # without one, the keys of earlier versions stay valid
+def _key(case: Case, options: DataOptions, store: FactStore) -> str:
+    digests = file_digests(case, store)
+    parts = [VERSION, digests, options.spacing, sorted(options.lung_labels)]
+    if case.body is not None:
         parts.append([body.VERSION, case.body.label])
         if case.image is None and case.body.shape_file is not None:
             parts.append(volume_fingerprint(case.body.shape_file))
     return json_digest(parts)[:24]
 
 
-def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:
+def cache_case(
+    case: Case, options: DataOptions, cache: Path, store: FactStore | None = None
+) -> CachedCase:
     """Return one case from the cache, and put it there first where it is missing.
 
-    The folder of a case appears complete or not at all.
+    The folder of a case appears complete or not at all. Its name follows from the content of scan
+    and mask: the time of a change can be set, and a moved cohort holds the same volumes.
+
+    Args:
+        case: The case.
+        options: How it is prepared.
+        cache: The cache.
+        store: Digests of files; by default those that the cache holds.
 
     Raises:
         UserError: A file cannot be read, or the disk is full.
     """
-    folder = cache / _key(case, options)
+    folder = cache / _key(case, options, store or FactStore(cache / CHECKS_FILE))
     if folder.is_dir():
         return CachedCase(folder)
     image, mask = load_case(case, options.spacing)
@@ -175,8 +185,11 @@ def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:
 
 def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[CachedCase]:
     """Return every case from the cache, several prepared at a time."""
-    cache_one = partial(cache_case, options=options, cache=cache)
-    return map_threads(cache_one, cases, "Preparing volumes")
+    store = FactStore(cache / CHECKS_FILE)
+    cache_one = partial(cache_case, options=options, cache=cache, store=store)
+    volumes = map_threads(cache_one, cases, "Preparing volumes")
+    store.save()
+    return volumes
 
 
 def cache_folder(options: DataOptions, run_folder: Path) -> Path:

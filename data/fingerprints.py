@@ -48,7 +48,7 @@ def data_record(
         Plain values: `files` and `rows` by case.
     """
     store = FactStore(cache / CHECKS_FILE if cache else None)
-    digest_files = partial(_file_digests, store=store)
+    digest_files = partial(file_digests, store=store)
     files = map_threads(digest_files, cases, "Computing checksums", max_threads=MAX_THREADS)
     store.save()
     columns = template.attributes(cohort.columns)
@@ -60,7 +60,8 @@ def data_record(
     return {"files": {case.id: d for case, d in zip(cases, files, strict=True)}, "rows": rows}
 
 
-def _file_digests(case: Case, store: FactStore) -> dict[str, str]:
+def file_digests(case: Case, store: FactStore) -> dict[str, str]:
+    """Return the sha256 of a case's scan and mask; that of an unchanged file comes from `store`."""
     digests = {}
     for kind, path in (("image", case.image), ("mask", case.mask)):
         if path is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import time
@@ -15,7 +16,7 @@ import torch
 
 from data import cache as cache_module
 from data.augment import random_affine
-from data.cache import CachedCase, cache_case
+from data.cache import CachedCase, cache_case, cache_cases
 from data.cohort import Case
 from data.geometry import coordinate_grid
 from data.patch_dataset import PatchBatch, PatchDataset, PatchSettings, patch_loader
@@ -290,6 +291,26 @@ def test_cache_is_keyed_by_content_and_options(
     write_like(cases[0].mask, load_volume(cases[0].mask).array * 0, cases[0].mask, np.uint8)
     assert cache_case(cases[0], options, cache).labels() == [0]
     assert not list(cache.glob(".*"))
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["digests-stored", "first-start"])
+def test_a_set_time_does_not_hide_a_changed_volume(
+    stored: bool, cases: list[Case], tmp_path: Path
+) -> None:
+    cache, options = tmp_path / "cache", DataOptions()
+    (first,) = cache_cases(cases[:1], options, cache)
+    path = cases[0].mask
+    before, content = path.stat(), path.read_bytes()
+    changed = load_volume(path).array.copy()
+    changed[0, 0, 0] = 1 - changed[0, 0, 0]
+    write_like(path, changed, path, np.uint8)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if not stored:
+        (cache / "checks.json").unlink()
+    (second,) = cache_cases(cases[:1], options, cache)
+    assert second != first and second.mask()[0, 0, 0] == changed[0, 0, 0]
+    path.write_bytes(content)
+    assert cache_cases(cases[:1], options, cache) == [first]
 
 
 def test_fractional_hu_are_kept(tmp_path: Path) -> None:
