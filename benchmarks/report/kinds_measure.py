@@ -136,31 +136,37 @@ def _mean(cases: Sequence[Statistics], region: str, statistic: str) -> float:
 
 
 def measure_texture(cohort: KindsCohort, generate: Generate) -> dict[str, float]:
-    """Return how volumes for the cases' own rows compare with the scans, as means over cases.
+    """Return how volumes for the cases' own rows compare with the scans.
 
-    `detail ratio` (generated/real SD), `power LOW-HIGH mm` (generated/real by period), `vessel
-    ratio` (share of dense voxels), `seed correlation` of the detail, and `seed SD` of the lungs'
-    voxels in HU between two draws.
+    `detail ratio` (generated/real SD), `seed correlation` of the detail and `seed SD` of the lungs'
+    voxels in HU between two draws are means over cases. `power LOW-HIGH mm` (by period) and `vessel
+    ratio` (share of dense voxels) are ratios of means, because single scans may have none.
     """
-    by_case: list[dict[str, float]] = []
+    means: list[dict[str, float]] = []
+    generated: list[dict[str, float]] = []
+    real: list[dict[str, float]] = []
     for case in cohort.splits["test"]:
         scan = cohort.render(case)
         spacing = voxel_sizes(scan.affine)
         lungs = chest_regions(scan.mask, spacing)["lungs"]
         first, second = (generate(case, cohort.rows[case], draw) for draw in (0, 1))
-        values = {
-            "detail ratio": detail_ratio(first, scan.hu, lungs, spacing) or np.nan,
-            "vessel ratio": _ratio(vessel_share(first, lungs), vessel_share(scan.hu, lungs)),
-            "seed correlation": detail_correlation(first, second, lungs, spacing),
-            "seed SD": float((first - second)[lungs].std() / np.sqrt(2)),
-        }
-        power = radial_power(first, lungs, spacing)
-        for (low, high), real in radial_power(scan.hu, lungs, spacing).items():
-            values[f"power {1 / low:.0f}-{1 / high:.0f} mm"] = _ratio(power[low, high], real)
-        by_case.append(values)
-    means = pd.DataFrame(by_case).mean()  # a case without a value does not count
-    return {str(name): float(value) for name, value in means.items()}
+        means.append(
+            {
+                "detail ratio": detail_ratio(first, scan.hu, lungs, spacing) or np.nan,
+                "seed correlation": detail_correlation(first, second, lungs, spacing),
+                "seed SD": float((first - second)[lungs].std() / np.sqrt(2)),
+            }
+        )
+        generated.append(_spectrum(first, lungs, spacing))
+        real.append(_spectrum(scan.hu, lungs, spacing))
+    ratios = pd.DataFrame(generated).mean() / pd.DataFrame(real).mean()
+    averages = pd.concat([pd.DataFrame(means).mean(), ratios])
+    return {str(name): float(value) for name, value in averages.items()}
 
 
-def _ratio(value: float, reference: float) -> float:
-    return value / reference if reference > 0 else float("nan")
+def _spectrum(hu: Hu, lungs: Mask, spacing: Sequence[float]) -> dict[str, float]:
+    power = {
+        f"power {1 / low:.0f}-{1 / high:.0f} mm": density
+        for (low, high), density in radial_power(hu, lungs, spacing).items()
+    }
+    return {"vessel ratio": vessel_share(hu, lungs), **power}
