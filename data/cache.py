@@ -85,18 +85,31 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
         UserError: A file cannot be read, a mask value is not an integer from 0 to 255, or the body
             cannot be added.
     """
-    mask = load_volume(case.mask)
-    if problems := label_problems(case.mask, np.unique(mask.array).tolist()):
-        raise UserError(problems[0])
+    mask = _read_mask(case)
     image = None if case.image is None else load_volume(case.image)
     if spacing is not None:
         mask = resample(mask, spacing=spacing, order=0)
         if image is not None:
             image = resample(image, grid=(mask.shape, mask.affine), order=1)
-    mask = Volume(mask.array.astype(np.uint8), mask.affine)
     if case.body is not None:
         mask = body.add_body(mask, image, case.body, case.mask)
     return image, mask
+
+
+def load_mask(case: Case) -> Volume:
+    """Return the mask of a case on the grid of its file, as `load_case` does.
+
+    The scan is read only where the mask may need a body.
+    """
+    return _read_mask(case) if case.body is None else load_case(case, None)[1]
+
+
+def _read_mask(case: Case) -> Volume:
+    """Return the mask as it stands in its file, uint8."""
+    mask = load_volume(case.mask)
+    if problems := label_problems(case.mask, np.unique(mask.array).tolist()):
+        raise UserError(problems[0])
+    return Volume(mask.array.astype(np.uint8), mask.affine)
 
 
 def lung_points(mask: np.ndarray, lung_labels: Sequence[int]) -> np.ndarray:

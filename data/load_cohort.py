@@ -75,8 +75,10 @@ def load_cohort(
     number = options.body_number
     if options.body_label == "auto":
         number = choose_body_label(cohort, check_result.case_labels, options)
+    if number is None:
+        return cohort
     cohort = _with_body(cohort, options, number, run_folder)
-    return _report_bodies(cohort, check_result.case_labels)
+    return report_bodies(cohort, check_result.case_labels, number)
 
 
 def choose_body_label(
@@ -114,11 +116,14 @@ def _with_body(
     return replace(cohort, cases=cases, labels=labels if cohort.labels else (), body_label=number)
 
 
-def _report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]]) -> Cohort:
-    """Log where bodies come from; those that are drawn become warnings of the cohort."""
-    number = cohort.body_label
-    if number is None:
-        return cohort
+def report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]], number: int) -> Cohort:
+    """Log where the bodies come from; those that are drawn become warnings of the cohort.
+
+    Args:
+        cohort: The cohort.
+        case_labels: Labels of each case's mask.
+        number: Label of the body.
+    """
     lacking = [
         case
         for case, labels in zip(cohort.cases, case_labels, strict=True)
@@ -126,23 +131,26 @@ def _report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]]) -> Coho
     ]
     drawn = [case for case in lacking if case.image is None]
     log.info(
-        "Label %d is the body: in %d masks it is labelled, in %d it is found in the scan, in %d it "
-        "is drawn around the lungs by the mean shape of the training cases.",
+        "Label %d is the body: labelled in %d masks, found in the scans of %d, drawn in %d.",
         number,
         len(cohort.cases) - len(lacking),
         len(lacking) - len(drawn),
         len(drawn),
     )
-    notes = [drawn_body_note(case.mask, number) for case in drawn]
-    return replace(cohort, warnings=(*cohort.warnings, *notes))
-
-
-def drawn_body_note(mask: Path, number: int) -> str:
-    """Return what a reader should know of a volume whose mask has neither a body nor a scan."""
-    return (
-        f"{mask} has no body (label {number}) and no scan to find it in: the mean body of the "
+    if drawn:
+        log.warning(
+            "%d masks have neither a body (label %d) nor a scan to find it in: the mean body of "
+            "the training cases is drawn around their lungs: %s.",
+            len(drawn),
+            number,
+            format_list([case.mask.name for case in drawn]),
+        )
+    notes = [
+        f"{case.mask} has no body (label {number}) and no scan to find it in: the mean body of the "
         "training cases is drawn around its lungs. Its outline is not the patient's."
-    )
+        for case in drawn
+    ]
+    return replace(cohort, warnings=(*cohort.warnings, *notes))
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from data.body import BodyLabel
 from data.cohort import Case
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
@@ -130,8 +131,9 @@ class Run:
 
     def _sample(self, mask: Mask) -> VolumeSample:
         path = self._mask_file(mask)
-        case = Case(path.name, None, path, {})
-        return run_samples(self._loaded, [case], self._loaded.options.data)[0]
+        data = self._loaded.options.data
+        case = Case(path.name, None, path, {}, BodyLabel.from_options(data, self._loaded.folder))
+        return run_samples(self._loaded, [case], data)[0]
 
     def _mask_file(self, mask: Mask) -> Path:
         """Return the mask as a file; images and arrays are written to the run's scratch folder."""

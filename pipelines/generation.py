@@ -17,8 +17,10 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from data.body import BodyLabel
 from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
+from data.load_cohort import report_bodies
 from data.text.counterfactuals import (
     Intervention,
     Variant,
@@ -230,10 +232,12 @@ def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:
     mask = Path(options.source.mask)
     load_volume(mask)  # a damaged file is an error before the network works
     columns = tuple(run.state["columns"])
-    case = Case(mask.name, None, mask, dict.fromkeys(columns, ""))
+    body = BodyLabel.from_options(run.options.data, run.folder)
+    case = Case(mask.name, None, mask, dict.fromkeys(columns, ""), body)
     labels = tuple(int(label) for label in mask_facts(mask)["labels"])
     splits = {options.source.split: (case.id,)}
-    return Cohort(mask.parent, (case,), splits, labels, columns)
+    cohort = Cohort(mask.parent, (case,), splits, labels, columns)
+    return cohort if body is None else report_bodies(cohort, [labels], body.label)
 
 
 def _selected_cases(options: TestOptions, cohort: Cohort) -> tuple[Case, ...]:

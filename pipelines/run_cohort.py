@@ -65,6 +65,7 @@ def load_run_cohort(
         need_images=need_images,
         seed=seed,
         left_out=state.get("left_out", ()),
+        run_folder=folder,
     )
     if not root:
         return cohort

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
+from data.cache import load_case
 from data.cohort import Case
 from data.text.counterfactuals import describe_removed
 from data.volumes import load_volume
@@ -49,7 +50,7 @@ class CasePageWriter:
         factual = volumes[volumes["kind"] == "own"].iloc[0]
         self.prompt = factual["prompt"]
         self.volume_files = {FACTUAL: factual["file"]}
-        mask = load_volume(case.mask)
+        scan, mask = load_case(case, None)
         self.spacing = voxel_sizes(mask.affine)
         data = study.plan.data
         self.voxels = CaseVoxels(
@@ -61,9 +62,8 @@ class CasePageWriter:
             self._volume(FACTUAL),
             study.plan.vessel_hu,
         )
-        if case.image is not None:
-            scan = load_volume(case.image).array
-            self.voxels.add(REAL, np.clip(scan, *data.hu_window))
+        if scan is not None:
+            self.voxels.add(REAL, np.clip(scan.array, *data.hu_window))
         for file in volumes.loc[volumes["kind"] == "control", "file"]:
             self._add_volume(NOISE, file)
 

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.cache import load_mask
 from data.checks import check_labels_known
 from data.cohort import IMAGES, MASKS, Case, Cohort
 from data.geometry import Volume, resample
 from data.splits import save_splits
 from data.table import read_table
 from data.text.prompts import Template, load_template
-from data.volumes import load_volume, read_header, write_like
+from data.volumes import read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
 from options.test_options import ModelOptions
@@ -131,12 +132,12 @@ class CaseSynthesiser:
             mask: File of the deformed mask.
             number: Number of the draw, which decides deformation and noise.
         """
-        source = load_volume(planned.source.mask)
+        source = load_mask(planned.source)
         deformed = deform_plausibly(
             source, self.command.deform, [planned.seed, number], planned.source.mask
         )
         write_like(mask, deformed.labels, planned.source.mask, np.uint8)
-        case = Case(planned.id, None, mask, planned.row)
+        case = Case(planned.id, None, mask, planned.row, planned.source.body)
         sample = run_samples(self.run, [case], self.run.options.data)[0]
         generator = replace(self.run.generator, seed=planned.seed)
         texts = self.template.phrases(planned.row).texts
