@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from options.base_options import DataOptions
 from options.parser import from_dict, to_dict
 from options.train_options import TrainOptions
 from util.cli import UserError
@@ -35,7 +37,8 @@ def stored() -> dict[str, Any]:
 
 def test_options_come_back() -> None:
     assert from_dict(TrainOptions, stored(), SOURCE) == TrainOptions()
-    assert from_dict(TrainOptions, {}, SOURCE) == TrainOptions()
+    absent = replace(TrainOptions(), data=DataOptions(**DataOptions.ABSENT))
+    assert from_dict(TrainOptions, {}, SOURCE) == absent
 
 
 @pytest.mark.parametrize("value", WRONG_VALUES)
