@@ -52,7 +52,8 @@ def hu_facts(image: np.ndarray, lungs: np.ndarray | None = None) -> Facts:
 
     Returns:
         `low`, `high`, `finite`, the `range` of nearly all voxels, `air_share` of the voxels that
-        are not padding, and `lung_median`, None without lungs.
+        are not padding, `air_range` of the voxels in `AIR_HU` (empty where there are none), and
+        `lung_median`, None without lungs.
     """
     low = float(image.min())
     high = float(image.max())
@@ -61,13 +62,14 @@ def hu_facts(image: np.ndarray, lungs: np.ndarray | None = None) -> Facts:
     if finite and lungs is not None and lungs.any():
         lung_median = float(np.median(image[lungs]))
     tissue = int(np.count_nonzero(image >= AIR_HU[0]))
-    air = tissue - int(np.count_nonzero(image > AIR_HU[1]))
+    air = image[(image >= AIR_HU[0]) & (image <= AIR_HU[1])]
     return {
         "low": low,
         "high": high,
         "finite": finite,
         "range": np.percentile(_sparse(image), RANGE_PERCENTILES).tolist() if finite else [],
-        "air_share": air / max(1, tissue),
+        "air_share": air.size / max(1, tissue),
+        "air_range": [float(air.min()), float(air.max())] if air.size else [],
         "lung_median": lung_median,
     }
 
@@ -105,6 +107,23 @@ def hu_fact_problems(facts: Facts) -> list[str]:
         return []
     return [
         f"is not in HU: its values run from {low:g} to {high:g}; {'; '.join(reasons)}. {remedy}"
+    ]
+
+
+def constant_air_problems(facts: Facts) -> list[str]:
+    """Return what shows that the air of a CT is padding, without its name.
+
+    Raw detector values (HU + 1024) whose outside is padded with -1000 hold enough "air". Real air
+    varies by the noise of the scanner and with the partial volume of the lungs, so that several
+    values occur, also where a scan is cut at -1000. Where lungs are known, their median decides.
+    """
+    air = facts["air_range"]
+    if not air or air[0] != air[1]:
+        return []
+    return [
+        f"is not in HU: all its air ({AIR_HU[0]:g} to {AIR_HU[1]:g} HU) has the one value "
+        f"{air[0]:g}, as padding has, and the values of a scan vary. Apply the rescale slope and "
+        "intercept, also outside the field of view."
     ]
 
 

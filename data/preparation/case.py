@@ -20,7 +20,13 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.checks import LUNG_MEDIAN_HU, Facts, hu_fact_problems, hu_facts
+from data.checks import (
+    LUNG_MEDIAN_HU,
+    Facts,
+    constant_air_problems,
+    hu_fact_problems,
+    hu_facts,
+)
 from data.cohort import IMAGES, MASKS
 from data.geometry import Volume, resample
 from data.preparation.headers import ACQUISITION
@@ -230,7 +236,10 @@ def _read_scan(task: CaseTask) -> Scan:
 
 def _check_hu(task: CaseTask, facts: Facts) -> None:
     """Raise `UserError` where a scan is not in HU."""
-    if problems := hu_fact_problems(facts):
+    problems = hu_fact_problems(facts)
+    if task.masks.kind != "load":  # else the lungs decide
+        problems += constant_air_problems(facts)
+    if problems:
         series = task.source.series
         name = series.title if series else str(task.source.volume)
         raise UserError(f"{name} {problems[0]}")

@@ -94,11 +94,13 @@ def _alternation_warnings(means: NDArray[np.float64]) -> list[str]:
 
 def _join_facts(slices: Sequence[Facts]) -> Facts:
     """Return the facts of a volume from those of its slices."""
+    air = [value for facts in slices for value in facts["air_range"]]
     return {
         "low": min(facts["low"] for facts in slices),
         "high": max(facts["high"] for facts in slices),
         "finite": all(facts["finite"] for facts in slices),
         "air_share": float(np.mean([facts["air_share"] for facts in slices])),
+        "air_range": [min(air), max(air)] if air else [],
         "lung_median": None,
     }
 

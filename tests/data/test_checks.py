@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from data import checks
-from data.checks import FactStore, check_volumes, hu_fact_problems, hu_facts
+from data.checks import (
+    FactStore,
+    check_volumes,
+    constant_air_problems,
+    hu_fact_problems,
+    hu_facts,
+)
 from util.cli import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -201,6 +207,17 @@ def test_damaged_facts_are_measured_again(tmp_path: Path, content: str) -> None:
 def shared_files(root: Path, masks: str = "gtlung") -> list[tuple[Path | None, Path]]:
     """Return the files of a shared cohort."""
     return [(path, root / masks / path.name) for path in sorted((root / "img").iterdir())]
+
+
+def test_constant_air_is_padding() -> None:
+    """HU + 1024, padded with exactly -1000; a scan in HU that is cut at -1000 passes."""
+    hu = np.maximum(chest(), -1000)
+    assert (hu == -1000).any() and constant_air_problems(hu_facts(hu)) == []
+    raw = np.where(hu < -900, -1000, hu + 1024)
+    facts = hu_facts(raw)
+    assert hu_fact_problems(facts) == []  # there is enough air, if it is taken for air
+    assert "one value -1000, as padding has" in constant_air_problems(facts)[0]
+    assert constant_air_problems(hu_facts(raw + 2000)) == []  # without air, the other rule refuses
 
 
 @needs_shared

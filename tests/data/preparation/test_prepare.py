@@ -53,6 +53,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_raw_values_padded_like_air_are_refused(tmp_path: Path) -> None:
+    """HU + 1024 without a mask, and -1000 outside the field of view."""
+    hu = np.maximum(chest()[0], -1000)
+    volume(tmp_path / "in" / "good.nii.gz", hu)
+    volume(tmp_path / "in" / "raw.nii.gz", np.where(hu == -1000, hu, hu + 1024).astype(np.int16))
+    done = prepare(tmp_path / "in", tmp_path / "out")
+    assert "raw.nii.gz is not in HU: all its air" in done.text, done.text
+    assert "good.nii.gz is not in HU" not in done.text
+    assert len(list((tmp_path / "out" / "img").iterdir())) == 1
+
+
 @pytest.fixture(scope="module")
 def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three studies of two patients. Not to be changed; copy it."""
