@@ -245,6 +245,30 @@ class KindsBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class TextureBenchmarkOptions:
+    """Chests and training of the texture benchmark."""
+
+    OUT: str = argument("Folder for cohort, runs and figures.")
+    chests: tuple[str, ...] = flag(
+        (), "Folder of scanned chests (img/, gtlung/); may be repeated. Needed."
+    )
+    models: tuple[str, ...] = flag(
+        (), "A model; may be repeated (default: all). Of: version 0.1, default."
+    )
+    seed: int = flag(0, "Seed of split and training.", low=0)
+    spacing: float = flag(2.0, "Voxel side in mm.", low=0.5)
+    max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
+    train_flags: str = flag("", "More flags for train.py, in one text.")
+
+
+@dataclass(frozen=True)
+class TextureBenchmarkCommand:
+    """All flags of the command."""
+
+    benchmark: TextureBenchmarkOptions = group(TextureBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class PrepareBenchmarkOptions:
     """Inputs of the preparation benchmark."""
 

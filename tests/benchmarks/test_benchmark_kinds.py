@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -32,18 +31,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> KindsCohort:
     root = tmp_path_factory.mktemp("kinds") / "cohort"
     chests = phantom_chests(cases, 1, (24, 24, 16))
     return KindsCohort.from_folder(make_kinds_cohort(root, "interaction", splits, chests, 1))
-
-
-@pytest.fixture(scope="module")
-def chest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two phantoms as scans of 8 mm."""
-    root = tmp_path_factory.mktemp("chests")
-    for chest in phantom_chests(("first", "second"), 3, (48, 40, 36)):
-        for name, volume in (("img", chest.hu), ("gtlung", chest.mask)):
-            (root / name).mkdir(exist_ok=True)
-            array = np.rint(volume.array).astype(np.int16)
-            nib.save(nib.Nifti1Image(array, volume.affine), root / name / f"{chest.case}.nii.gz")
-    return root
 
 
 def test_the_truth_measured_as_a_model_is_the_truth(cohort: KindsCohort) -> None:

@@ -1,0 +1,31 @@
+"""The benchmark of texture: a small version end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import texture
+from util.cli import UserError
+from util.files import read_json
+
+
+def test_small_version_end_to_end(tmp_path: Path, chest_folder: Path) -> None:
+    flags = "--patch_size 16,16,16 --ngf 4 --ndf 4 --batch_size 1 --n_layers_D 1 --num_D 1"
+    words = [str(tmp_path), "--chests", str(chest_folder), "--spacing", "12", "--max_steps", "1"]
+    texture.main([*words, "--train_flags", flags])
+    figures = read_json(tmp_path / "figures_seed0.json")
+    assert set(figures) == {"version 0.1", "default"}
+    ratio = figures["default"]["detail_sd_hu ratio"]
+    assert ratio == pytest.approx(
+        figures["default"]["detail_sd_hu"] / figures["default"]["detail_sd_hu real"]
+    )
+    assert len(pd.read_csv(tmp_path / "cohort_seed0" / "clinical.csv")) == 2
+    assert "noise_correlation" in (tmp_path / "tables.md").read_text()
+
+
+def test_unknown_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--models is 'x'"):
+        texture.main([str(tmp_path), "--models", "x"])
