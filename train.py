@@ -107,7 +107,9 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
         data_record = data_record or record_data(options, study, cache)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes
-        dataset = make_dataset(options, study, study.training_cases, cache, model.noise_channels)
+        dataset = make_dataset(
+            options, study, study.training_cases, cache, model.draws * model.noise_channels
+        )
     save_body_shape(folder, options, dataset.volumes)
     if not resumed:
         study = weigh_by_relevance(options, study, cache)

@@ -103,7 +103,9 @@ def record_training(options: ProcessCheckOptions, work: Path) -> None:
     trainer = training.make_trainer(settings, model, accelerator, len(cases))
     cache = work / "cache"
     with accelerator.main_process_first():
-        dataset = training.make_dataset(settings, study, cases, cache, model.noise_channels)
+        dataset = training.make_dataset(
+            settings, study, cases, cache, model.draws * model.noise_channels
+        )
     study = training.weigh_by_relevance(settings, study, cache)
     recorder = Recorder(trainer, options.steps)
     weights = [study.case_weights[case.id] for case in cases]

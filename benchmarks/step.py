@@ -116,7 +116,7 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
     encoder.fit([PROMPT, MISMATCHED_PROMPT])
     trainer = make_trainer(o, fast, encoder.width)
     model, device = trainer.model, trainer.accelerator.device
-    batch = random_batch(o, model.noise_channels)  # type: ignore[attr-defined]
+    batch = random_batch(o, model.draws * model.noise_channels)  # type: ignore[attr-defined]
     seconds = []
     for parts in trainer.iterate([batch] * (o.steps + 1), until=o.steps + 1):
         start = time.perf_counter()

@@ -73,6 +73,7 @@ class GenerativeModel(ABC):
         inference_network: The network that generates: `raw[ema_network]`, or its moving average.
         size_multiple: Every side of a patch or tile is a multiple of this.
         noise_channels: N, channels of the noise field.
+        draws: P, noise fields of a training sample, from which as many volumes are drawn.
     """
 
     networks: dict[str, nn.Module]
@@ -81,6 +82,7 @@ class GenerativeModel(ABC):
     inference_network: nn.Module
     size_multiple: int
     noise_channels: int
+    draws: int = 1
 
     @abstractmethod
     def __init__(
@@ -116,7 +118,7 @@ class GenerativeModel(ABC):
 
         Args:
             batch: `image` `(B,1,X,Y,Z)`, `mask` `(B,K,X,Y,Z)`, `coords` `(B,3,X,Y,Z)`, `noise`
-                `(B,N,X,Y,Z)`, `draws` `(B,4)`: uniform numbers for a diffusion model's time and
+                `(B,P N,X,Y,Z)`, `draws` `(B,4)`: uniform numbers for a diffusion model's time and
                 dropout.
             text: Embeddings of the batch's prompts.
         """

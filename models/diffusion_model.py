@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.base_model import (
     MODELS,
@@ -21,15 +21,16 @@ from models.base_model import (
     Tiler,
 )
 from models.diffusion.latent_space import LatentSpace, PixelSpace
-from models.diffusion.noise_schedule import DiffusionSampler, NoiseSchedule
+from models.diffusion.noise_schedule import MIN_SCALE, DiffusionSampler, NoiseSchedule
 from models.networks.denoiser import Denoiser
-from models.networks.generator import size_multiple
+from models.networks.generator import organ_region, size_multiple
 from models.text.base_encoder import TextEmbedding
 from options.checks import check_patch_size, check_sampling
 from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
 
+MEAN_LEVEL = 7.0  # the noise level as which the network is told to predict the mean
 DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 
 
@@ -50,7 +51,8 @@ class DiffusionModel(GenerativeModel):
     """A diffusion model conditioned on a mask and a text.
 
     It learns rectified flow (Liu et al. 2022), or diffusion with v (Salimans & Ho 2022) or noise
-    prediction (Ho et al. 2020).
+    prediction (Ho et al. 2020). By default the mean image given mask and text is learned by squared
+    error, and what differs from it, such as texture, is diffused. One network does both.
 
     Args:
         options: The run's options.
@@ -63,14 +65,22 @@ class DiffusionModel(GenerativeModel):
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
     ) -> None:
         self.options, diffusion = options, options.diffusion
+        self.body = options.data.body_channel(n_labels)
         self.space = self.make_space(options)
         self.ema_network = "G"
         self.size_multiple = size_multiple(options.generator) * self.space.factor
         self.noise_channels = self.space.channels
-        self.schedule = NoiseSchedule(diffusion, diffusion.sigma_data or self.space.sigma)
+        edm = diffusion.preconditioning == "edm"
+        default = self.space.sigma_data if edm else self.space.sigma
+        self.schedule = NoiseSchedule(diffusion, diffusion.sigma_data or default)
         self.raw = {
             "G": Denoiser(
-                options.generator, self.space.channels, n_labels, text_width, diffusion.time_width
+                options.generator,
+                self.space.channels,
+                n_labels,
+                text_width,
+                diffusion.time_width,
+                self.body,
             )
         }
         self.space.attach_fingerprint(self.raw["G"])
@@ -104,47 +114,118 @@ class DiffusionModel(GenerativeModel):
         mask = self.space.reduce(batch["mask"])
         coords = self.space.reduce(batch["coords"])
         time, terminal, text_drop, mask_drop = batch["draws"].unbind(1)
+        kept_text = mask_text(text.matched, text_drop >= diffusion.text_dropout)
+        kept_mask = mask * append_dims(mask_drop >= diffusion.mask_dropout)
+        condition = Condition(kept_mask, coords, kept_text)
         t = schedule.training_times(time, terminal)
+        region = organ_region(mask, self.body)
+        by_label = 1 + (self.options.loss.label_weight - 1) * region
+        if schedule.edm:
+            learns_mean = terminal < diffusion.terminal_prob
+            errors = self._edm_errors(x0, eps, t, condition, learns_mean)
+            by_sample = (errors * by_label).sum((1, 2, 3, 4)) / by_label.sum((1, 2, 3, 4))
+            loss = by_sample.mean()
+        else:
+            loss = (self._residual_errors(x0, eps, t, condition) * by_label).mean()
+        yield NetworkLoss("G", loss, {"G_image": loss})
+
+    def _edm_errors(
+        self, x0: Tensor, eps: Tensor, t: Tensor, condition: Condition, learns_mean: Tensor
+    ) -> Tensor:
+        """Return the squared errors of the mean, or of the denoised difference from it.
+
+        Squared errors have their minimum at the mean, however rare an effect is; one that is linear
+        for large errors has it nearer the median.
+
+        Args:
+            x0: The image.
+            eps: Noise.
+            t: `(B,)` times.
+            condition: Mask, coordinates and text of the batch.
+            learns_mean: `(B,)` bool, samples of which the mean is predicted.
+        """
+        schedule = self.schedule
+        with torch.no_grad():  # the network itself: a wrapped one passes once before its backward
+            mean = self._predict_mean(self.raw["G"], condition).float()
+        alpha, sigma = schedule.alpha_sigma(t)
+        c_skip, c_out = schedule.preconditioning(t)
+        x_t = append_dims(alpha) * (x0 - mean) + append_dims(sigma) * eps
+        noisy = append_dims(schedule.input_scale(t)) * x_t
+        level = schedule.log_noise(t)
+        output = self.networks["G"](
+            torch.where(append_dims(learns_mean), 0, noisy),
+            torch.where(learns_mean, MEAN_LEVEL, level),
+            condition.mask,
+            condition.coords,
+            condition.text,
+        )
+        of_mean = (output - x0) / schedule.sigma_data
+        denoised = append_dims(c_skip) * x_t + append_dims(c_out) * output
+        of_noise = (denoised - (x0 - mean)) / append_dims(c_out.clamp_min(MIN_SCALE))
+        return torch.where(append_dims(learns_mean), of_mean, of_noise).square()
+
+    def _predict_mean(self, network: nn.Module, condition: Condition) -> Tensor:
+        """Return the mean image `(B, C, X, Y, Z)` given mask and text: no noisy image goes in."""
+        mask = condition.mask
+        nothing = mask.new_zeros(len(mask), self.space.channels, *mask.shape[2:])
+        level = torch.full((len(mask),), MEAN_LEVEL, device=mask.device)
+        mean: Tensor = network(nothing, level, mask, condition.coords, condition.text)
+        return mean
+
+    def _residual_errors(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the weighted squared errors of the image, linear where large (version 0.1)."""
+        schedule = self.schedule
         alpha, sigma = schedule.alpha_sigma(t)
         c_skip, c_out = schedule.preconditioning(t)
         x_t = append_dims(alpha) * x0 + append_dims(sigma) * eps
-        kept_text = mask_text(text.matched, text_drop >= diffusion.text_dropout)
-        kept_mask = mask * append_dims(mask_drop >= diffusion.mask_dropout)
-        output = self.networks["G"](x_t, schedule.log_noise(t), kept_mask, coords, kept_text)
+        output = self.networks["G"](
+            x_t, schedule.log_noise(t), condition.mask, condition.coords, condition.text
+        )
         estimate = append_dims(c_skip) * x_t + append_dims(c_out) * output
-        loss = self._loss(estimate, x0, mask[:, :1], schedule.weight(t))
-        yield NetworkLoss("G", loss, {"G_image": loss})
-
-    def _loss(self, estimate: Tensor, x0: Tensor, background: Tensor, weight: Tensor) -> Tensor:
-        """Return the squared error, linear where it is large.
-
-        Labelled voxels weigh as in the voxel loss of the GAN.
-        """
-        options = self.options.loss
-        beta = options.smooth_l1_beta / PixelSpace.sigma * self.space.sigma
+        beta = self.options.loss.smooth_l1_beta / PixelSpace.sigma * self.space.sigma
         if beta:
             errors = F.smooth_l1_loss(estimate, x0, beta=beta, reduction="none")
         else:
             errors = (estimate - x0).abs()
-        by_label = 1 + (options.label_weight - 1) * (1 - background)
-        return torch.mean(errors * by_label * append_dims(weight))
+        return errors * append_dims(schedule.weight(t))
 
     def _sampler(self, condition: Condition, tiler: Tiler) -> DiffusionSampler:
         """Return a sampler that runs the network over the whole volume in each of its steps."""
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            time = torch.tensor([t], device=x.device)
+            output = self._run_tiles(
+                x * self.schedule.input_scale(time),
+                self.schedule.log_noise(time),
+                condition,
+                tiler,
+            )
+            if not self.schedule.edm:
+                return output
+            c_skip, c_out = self.schedule.preconditioning(time)
+            return c_skip * x + c_out * output
+
+        return DiffusionSampler(self.schedule, denoise, str(self.sampling.sampler))
+
+    def _run_tiles(self, x: Tensor, level: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
+        """Return the network's output for a whole volume `x` at a noise level `(1,)`."""
         mask, coords = self.space.reduce(condition.mask), self.space.reduce(condition.coords)
         if self.space.factor > 1:
             tiler = tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
 
-        def denoise(x: Tensor, t: float) -> Tensor:
-            level = self.schedule.log_noise(torch.tensor([t], device=x.device))
+        def run_tile(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
+            tiles = Condition(mask, coords, condition.text.expand(len(x)))
+            return self._guided(x, level.expand(len(x)), tiles)
 
-            def denoise_tiles(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
-                tiles = Condition(mask, coords, condition.text.expand(len(x)))
-                return self._guided(x, level.expand(len(x)), tiles)
+        return tiler(run_tile, x, mask, coords)
 
-            return tiler(denoise_tiles, x, mask, coords)
-
-        return DiffusionSampler(self.schedule, denoise, str(self.sampling.sampler))
+    def _mean(self, like: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
+        """Return what a sample is added to: the mean image given mask and text; 0 without edm."""
+        nothing = torch.zeros_like(like)
+        if not self.schedule.edm:
+            return nothing
+        level = torch.tensor([MEAN_LEVEL], device=like.device)
+        return self._run_tiles(nothing, level, condition, tiler)
 
     def _guided(self, x: Tensor, level: Tensor, tiles: Condition) -> Tensor:
         """Return the network's output for tiles `(B, C, X, Y, Z)` with classifier-free guidance.
@@ -186,8 +267,9 @@ class DiffusionModel(GenerativeModel):
         # DDPM draws new noise in every step, from a seed that follows from the volume's own noise.
         seed = int(noise.flatten()[0].view(torch.int32)) % 2**31
         fresh = torch.Generator().manual_seed(seed)
-        sampler = self._sampler(condition, tiler)
-        return self._decode(sampler.sample(self.space.noise(noise), self._times(), fresh), tiler)
+        start = self.space.noise(noise)
+        sample = self._sampler(condition, tiler).sample(start, self._times(), fresh)
+        return self._decode(self._mean(sample, condition, tiler) + sample, tiler)
 
     def check_editing(self) -> None:
         if self.sampling.sampler == "ddpm":
@@ -202,13 +284,14 @@ class DiffusionModel(GenerativeModel):
         if f > 1:
             latents = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)
             x = latents[..., ::f, ::f, ::f]
+        x = x - self._mean(x, condition, tiler)
         return self._sampler(condition, tiler).invert(x, self._times(strength))
 
     def regenerate(
         self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
     ) -> Tensor:
-        sampler = self._sampler(condition, tiler)
-        return self._decode(sampler.sample(state, self._times(strength)), tiler)
+        sample = self._sampler(condition, tiler).sample(state, self._times(strength))
+        return self._decode(self._mean(sample, condition, tiler) + sample, tiler)
 
 
 @MODELS.register("latent_diffusion")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.base_model import (
     MODELS,
@@ -18,7 +18,9 @@ from models.base_model import (
     Tiler,
 )
 from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscriminator
-from models.networks.generator import Generator, size_multiple
+from models.networks.fusion import FusionUnit
+from models.networks.generator import Generator, organ_region, size_multiple
+from models.networks.layers import NoiseInjection
 from models.networks.losses import (
     PerceptualLoss,
     discriminator_loss,
@@ -26,7 +28,9 @@ from models.networks.losses import (
     generator_loss,
     voxel_loss,
 )
+from models.networks.scores import mean_score, patch_score, quantile_score
 from options.train_options import TrainOptions
+from util.cli import UserError
 
 
 @MODELS.register("pix2pixhd")
@@ -47,7 +51,10 @@ class Pix2PixHDModel(GenerativeModel):
         self.ema_network = "G"
         self.size_multiple = size_multiple(options.generator)
         self.noise_channels = options.generator.noise_channels
-        self.generator = Generator(options.generator, n_labels, text_width)
+        loss = options.loss
+        self.draws = 2 if loss.lambda_mean or loss.lambda_patch or loss.lambda_quantile else 1
+        self.body = options.data.body_channel(n_labels)
+        self.generator = Generator(options.generator, n_labels, text_width, self.body)
         self.raw = {"G": self.generator}
         self.adversarial = options.loss.lambda_gan > 0 or options.loss.lambda_feat > 0
         if training and self.adversarial:
@@ -63,45 +70,73 @@ class Pix2PixHDModel(GenerativeModel):
         super().check_options(options)
         if options.loss.lambda_perceptual > 0:
             PerceptualLoss(options.loss.perceptual_weights)
+        scored = options.loss.lambda_patch or options.loss.lambda_quantile
+        if scored and not options.generator.noise_channels:
+            raise UserError(
+                "--lambda_patch and --lambda_quantile reward draws that differ, and with "
+                "--noise_channels 0 all draws are equal. Set both to 0, or --noise_channels to 4."
+            )
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
         optim = self.options.optim
-        enhanced = self.options.generator.n_local_enhancers > 0
-        coarse: dict[str, Any] = {
-            "params": list(self.generator.global_generator.parameters()),
-            "lr": optim.lr,
-            "from_epoch": optim.niter_fix_global if enhanced else 0,
-        }
-        separate_groups = [coarse]
-        if self.generator.effect is not None:
-            parameters = list(self.generator.effect.parameters())
-            separate_groups.append(
-                {"params": parameters, "lr": optim.lr * optim.lr_text, "from_epoch": 0}
-            )
-        grouped = {id(p) for group in separate_groups for p in group["params"]}
-        remaining = [p for p in self.generator.parameters() if id(p) not in grouped]
-        groups = {"G": [{"params": remaining, "lr": optim.lr, "from_epoch": 0}, *separate_groups]}
+        text_rate = optim.lr * optim.lr_text
+        wait = optim.niter_fix_global if self.options.generator.n_local_enhancers else 0
+        global_generator = {id(p) for p in self.generator.global_generator.parameters()}
+        text = {id(p) for p in self._text_parameters()}
+        kinds = [
+            (optim.lr, 0, lambda p: p not in global_generator and p not in text),
+            (optim.lr, wait, lambda p: p in global_generator and p not in text),
+            (text_rate, 0, lambda p: p not in global_generator and p in text),
+            (text_rate, wait, lambda p: p in global_generator and p in text),
+        ]
+        groups: dict[str, list[dict[str, Any]]] = {"G": []}
+        for rate, from_epoch, belongs in kinds:
+            parameters = [p for p in self.generator.parameters() if belongs(id(p))]
+            if parameters:
+                groups["G"].append({"params": parameters, "lr": rate, "from_epoch": from_epoch})
         if "D" in self.raw:
             parameters = list(self.raw["D"].parameters())
             groups["D"] = [{"params": parameters, "lr": optim.lr_D, "from_epoch": 0}]
         return groups
 
+    def _text_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what the text enters by: its residual, and units within the network beside it.
+
+        Without them a rate of their own would change runs of earlier versions, which have only one
+        or the other.
+        """
+        if self.generator.effect is not None:
+            yield from self.generator.effect.parameters()
+        if self.options.generator.text_effect:
+            for module in self.generator.modules():
+                if isinstance(module, FusionUnit):
+                    yield from module.parameters()
+                elif isinstance(module, NoiseInjection) and module.gain is not None:
+                    yield from module.gain.parameters()
+
     def training_step(self, batch: Batch, text: BatchText) -> Iterator[NetworkLoss]:
         real, mask, coords = batch["image"], batch["mask"], batch["coords"]
-        fake = self.networks["G"](mask, coords, batch["noise"], text.matched)
+        noise = torch.cat(batch["noise"].chunk(self.draws, 1)) if self.draws > 1 else batch["noise"]
+        drawn = self.networks["G"](mask, coords, noise, text.matched)  # (P B, 1, X, Y, Z)
+        first = drawn[: len(real)]
         with_coords = self.options.generator.coord_channels
         inputs = torch.cat([mask, coords], 1) if with_coords else mask
         pred_real: list[DiscriminatorOutput] = []
         if self.adversarial:
-            outputs, mismatches = self._discriminate(real, fake.detach(), inputs, text)
+            outputs, mismatches = self._discriminate(real, first.detach(), inputs, text)
             n = len(real)
             yield NetworkLoss("D", *self._discriminator_loss(outputs, mismatches, n))
             pred_real = [
                 DiscriminatorOutput(o.scores[:n].detach(), [f[:n].detach() for f in o.features])
                 for o in outputs
             ]
-        terms = self._generator_terms(fake, real, inputs, text, pred_real)
-        yield NetworkLoss("G", self._weighted_sum(terms, fake), terms)
+        terms: dict[str, Tensor] = {}
+        if self.adversarial:
+            terms |= self._adversarial_terms(drawn, inputs, text, pred_real)
+        if self.draws > 1:
+            terms |= self._score_terms(drawn, real, mask)
+        terms |= self._distance_terms(first, real, mask)
+        yield NetworkLoss("G", self._weighted_sum(terms, drawn), terms)
 
     def _discriminate(
         self, real: Tensor, fake: Tensor, inputs: Tensor, text: BatchText
@@ -130,29 +165,55 @@ class Pix2PixHDModel(GenerativeModel):
         loss = (loss_real + loss_fake) / 2
         return loss, {"D": loss}
 
-    def _generator_terms(
+    def _adversarial_terms(
         self,
-        fake: Tensor,
-        real: Tensor,
+        drawn: Tensor,
         inputs: Tensor,
         text: BatchText,
         pred_real: list[DiscriminatorOutput],
     ) -> dict[str, Tensor]:
-        """Return the unweighted terms of the generator's loss whose weight is not 0."""
+        """Return the generator's adversarial and feature-matching terms whose weight is not 0."""
+        weights = self.options.loss
+        if not weights.lambda_feat:  # features are matched over all draws, and one draw is judged
+            drawn = drawn[: len(inputs)]
+        pooled = text.matched.pooled.repeat(len(drawn) // len(inputs), 1)
+        discriminator = self.raw["D"].requires_grad_(False)
+        pred_fake, _ = discriminator(drawn, inputs, pooled)
+        discriminator.requires_grad_(True)
+        terms: dict[str, Tensor] = {}
+        if weights.lambda_gan:
+            terms["G_gan"] = generator_loss(weights.gan_mode, [o.scores for o in pred_fake])
+        if weights.lambda_feat:
+            terms["G_feat"] = feature_matching_loss(pred_fake, pred_real, self.draws)
+        return terms
+
+    def _score_terms(self, drawn: Tensor, real: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return the scores of two draws whose weight is not 0; they need full precision."""
+        weights = self.options.loss
+        labelled = organ_region(mask, self.body)
+        weight = 1 + (weights.label_weight - 1) * labelled
+        with torch.autocast(drawn.device.type, enabled=False):
+            first, second = drawn.float().chunk(2)
+            terms: dict[str, Tensor] = {}
+            if weights.lambda_mean:
+                terms["G_mean"] = mean_score(first, second, real, weight)
+            if weights.lambda_patch:
+                terms["G_patch"] = patch_score(first, second, real, weight)
+            if weights.lambda_quantile:
+                terms["G_quantile"] = quantile_score(first, second, real, labelled)
+        return terms
+
+    def _distance_terms(self, fake: Tensor, real: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return the distances of one draw from the scan whose weight is not 0."""
         weights = self.options.loss
         terms: dict[str, Tensor] = {}
-        if self.adversarial:
-            discriminator = self.raw["D"].requires_grad_(False)
-            pred_fake, _ = discriminator(fake, inputs, text.matched.pooled)
-            discriminator.requires_grad_(True)
-            if weights.lambda_gan:
-                terms["G_gan"] = generator_loss(weights.gan_mode, [o.scores for o in pred_fake])
-            if weights.lambda_feat:
-                terms["G_feat"] = feature_matching_loss(pred_fake, pred_real)
         if weights.lambda_l1:
-            background = inputs[:, :1]  # the first label
             terms["G_l1"] = voxel_loss(
-                fake, real, background, weights.smooth_l1_beta, weights.label_weight
+                fake,
+                real,
+                1 - organ_region(mask, self.body),
+                weights.smooth_l1_beta,
+                weights.label_weight,
             )
         if self.perceptual is not None:
             terms["G_perceptual"] = self.perceptual.to(fake.device)(fake, real)
@@ -163,6 +224,9 @@ class Pix2PixHDModel(GenerativeModel):
         lambdas = {
             "G_gan": weights.lambda_gan,
             "G_feat": weights.lambda_feat,
+            "G_mean": weights.lambda_mean,
+            "G_patch": weights.lambda_patch,
+            "G_quantile": weights.lambda_quantile,
             "G_l1": weights.lambda_l1,
             "G_perceptual": weights.lambda_perceptual,
         }
@@ -177,3 +241,25 @@ class Pix2PixHDModel(GenerativeModel):
             return self.inference_network(mask, coords, noise, text)
 
         return tiler(generate_tiles, condition.mask, condition.coords, noise)
+
+    def check_editing(self) -> None:
+        """Scans can always be edited: by the difference of two generated volumes."""
+
+    def invert(self, image: Tensor, condition: Condition, strength: float, tiler: Tiler) -> Tensor:
+        """Return the scan less the volume generated with its text, times `strength`.
+
+        `regenerate` adds the volume of another text and the same noise: the patient's anatomy and
+        texture stay, and the difference of the two texts comes on top.
+        """
+        return image - strength * self._generate_fixed(image, condition, tiler)
+
+    def regenerate(
+        self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
+    ) -> Tensor:
+        return (state + strength * self._generate_fixed(state, condition, tiler)).clamp(-1, 1)
+
+    def _generate_fixed(self, like: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
+        """Return a generated volume whose noise depends on its size alone."""
+        shape = (1, self.noise_channels, *like.shape[2:])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return self.generate(condition, noise.to(like), tiler)

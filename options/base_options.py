@@ -129,8 +129,8 @@ class TextOptions:
     text_encoder: str = flag(
         "cohort",
         "cohort (a small CLIP pre-trained on the training cases, beside the run), a folder of a "
-        "transformers CLIP or BERT model, hub:ORG/MODEL to download one, medclip:FILE, or table (no "
-        "language).",
+        "transformers CLIP or BERT model, hub:ORG/MODEL to download one, medclip:FILE, or table "
+        "(no language).",
     )
     text_revision: str = flag("", "Revision of a hub model.")
     text_mode: str = flag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from options.diffusion_options import (
@@ -73,10 +74,10 @@ def _check_optimisation(options: TrainOptions) -> None:
 
 def _check_losses(options: TrainOptions) -> None:
     loss = options.loss
-    if not (loss.lambda_gan or loss.lambda_feat or loss.lambda_l1 or loss.lambda_perceptual):
-        raise UserError(
-            "All loss weights (--lambda_gan, _feat, _l1, _perceptual) are 0; give one of them."
-        )
+    weights = {f.name: getattr(loss, f.name) for f in fields(loss) if f.name.startswith("lambda_")}
+    if not any(weights.values()):
+        names = ", ".join(f"--{name}" for name in weights)
+        raise UserError(f"All loss weights ({names}) are 0; give one of them.")
     file = loss.perceptual_weights
     if loss.lambda_perceptual and file and not Path(file).is_file():
         raise UserError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from options.parser import flag
 
@@ -14,6 +15,8 @@ SCHEDULE_SAMPLERS = ("ddim", "ddpm")
 @dataclass(frozen=True)
 class DiffusionOptions:
     """Training target and noise schedule of a diffusion model."""
+
+    ABSENT: ClassVar[Mapping[str, Any]] = {"preconditioning": "residual"}
 
     diffusion_target: Literal["flow", "v", "noise"] = flag(
         "flow",
@@ -31,23 +34,37 @@ class DiffusionOptions:
     zero_snr: bool = flag(
         True, "End the schedule in pure noise, where sampling starts; otherwise means drift."
     )
+    preconditioning: Literal["edm", "residual"] = flag(
+        "edm",
+        "What is diffused, and how the network predicts it: edm (what differs from the mean of "
+        "mask and text, with texture learned at every noise level), or residual (the image; "
+        "texture is a constant SD around the network's prediction, as in version 0.1).",
+        choices=("edm", "residual"),
+    )
+    log_noise_mean: float = flag(
+        -2.5,
+        "Mean of the logarithm of the noise level, relative to the image, in training with edm; "
+        "-2.5 is 57 HU in a window of 1400 HU.",
+    )
+    log_noise_sd: float = flag(1.4, "SD of that logarithm.", low=0.01)
     snr_gamma: float = flag(
         5.0,
-        "Largest weight of the image's squared error; the weights implied by the targets grow "
-        "without bound as noise decreases (0: no limit).",
+        "Largest weight of the image's squared error with residual preconditioning; the weights "
+        "implied by the targets grow without bound as noise decreases (0: no limit).",
         low=0,
     )
     terminal_prob: float = flag(
         0.2,
-        "Share of training samples that are pure noise, with mask and text as the only input.",
+        "Share of training samples that teach the mean, with mask and text as the only input.",
         low=0,
         high=1,
         old_names=("pure_noise",),
     )
     sigma_data: float = flag(
         0.0,
-        "SD of the image given mask and text, in units of [-1, 1] or of standardised latents "
-        "(0: 0.03 for voxels, which is 21 HU, and 0.3 for latents).",
+        "SD of the image given mask and text, in units of [-1, 1] or of standardised latents (0: "
+        "0.1 for voxels, which is 70 HU, and 0.5 for latents; with residual preconditioning, which "
+        "prints it as texture, 0.03 and 0.3).",
         low=0,
     )
     time_width: int = flag(64, "Width of the embedding of the noise level.", low=2)
@@ -103,17 +120,18 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class EditOptions:
-    """Counterfactuals of real scans by inversion."""
+    """Counterfactuals of real scans."""
 
     edit_real: bool = flag(
         False,
-        "Edit the patients' real scans: each scan is inverted to noise with its row, and sampled "
-        "again with every --vary.",
+        "Edit the patients' real scans: a diffusion model inverts each scan to noise with its row, "
+        "and samples it again with every --vary; a GAN adds the difference of two generated "
+        "volumes.",
     )
     edit_strength: float = flag(
         1.0,
-        "Noise level to which a scan is inverted: 1 is pure noise; a lower level keeps more of the "
-        "scan and changes less.",
+        "Noise level to which a scan is inverted, 1 being pure noise, or factor of the difference "
+        "that a GAN adds; a lower one keeps more of the scan and changes less.",
         low=0.01,
         high=1,
     )

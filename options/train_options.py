@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from options.diffusion_options import DiffusionOptions, SamplingOptions
@@ -46,6 +47,12 @@ class RunOptions:
 class GeneratorOptions:
     """The generator of pix2pixHD in 3D, and how text enters it."""
 
+    ABSENT: ClassVar[Mapping[str, Any]] = {
+        "noise_at": "decoder",
+        "text_noise": False,
+        "text_effect": False,
+    }
+
     model: str = flag(
         "pix2pixhd", "Kind of generative model: pix2pixhd, diffusion or latent_diffusion."
     )
@@ -75,18 +82,32 @@ class GeneratorOptions:
         choices=("zeros", "reflect", "replicate"),
     )
     noise_channels: int = flag(
-        1, "Channels of input noise, which give texture (0: none).", low=0, high=16
+        4, "Channels of input noise, which give texture (0: none).", low=0, high=16
+    )
+    noise_at: str = flag(
+        "all",
+        "Scales that receive noise: those of the decoder, or also the coarsest, where focal "
+        "lesions find a place.",
+        choices=("decoder", "all"),
+    )
+    text_noise: bool = flag(
+        True, "Let the text make the noise of every channel stronger or weaker."
     )
     coord_channels: bool = flag(True, "Add each voxel's position in the whole volume to the input.")
     fusion: str = flag(
-        "additive",
+        "both",
         "Fusion units: none, concat, affine, additive, attention, or both (attention and affine).",
     )
     fusion_at: str = flag(
-        "output",
+        "all",
         "Place of the fusion units: the coarsest features, all scales, or the output, where "
         "the text adds a residual to the volume.",
         choices=("bottleneck", "all", "output"),
+    )
+    text_effect: bool = flag(
+        True,
+        "Add the mean effect of the text to the volume, as a residual in which effects of phrases "
+        "add up; units at other places then serve texture and combinations.",
     )
     text_region: Literal["labels", "everywhere"] = flag(
         "labels",
@@ -96,7 +117,7 @@ class GeneratorOptions:
     )
     text_position: bool = flag(
         True,
-        "With --fusion_at output, condition the text's residual on each voxel's label, "
+        "Condition the text's residual on each voxel's label, "
         "position in the volume and depth in the mask.",
         old_names=("text_place",),
     )
@@ -132,10 +153,29 @@ class DiscriminatorOptions:
 class LossOptions:
     """Terms of the generator's loss; a weight of 0 switches a term off and costs nothing."""
 
-    gan_mode: str = flag("lsgan", "Adversarial loss.", choices=("lsgan", "hinge"))
-    lambda_gan: float = flag(0.5, "Weight of the adversarial loss.", low=0)
+    ABSENT: ClassVar[Mapping[str, Any]] = {
+        "lambda_mean": 0.0,
+        "lambda_patch": 0.0,
+        "lambda_quantile": 0.0,
+    }
+
+    gan_mode: str = flag("hinge", "Adversarial loss.", choices=("lsgan", "hinge"))
+    lambda_gan: float = flag(3.0, "Weight of the adversarial loss.", low=0)
     lambda_feat: float = flag(2.0, "Weight of discriminator feature matching.", low=0)
-    lambda_l1: float = flag(80.0, "Weight of the voxel-wise absolute error.", low=0)
+    lambda_mean: float = flag(
+        40.0, "Weight of the squared error of the mean volume, estimated from two draws.", low=0
+    )
+    lambda_patch: float = flag(
+        20.0, "Weight of the energy score of small patches of two draws, at three scales.", low=0
+    )
+    lambda_quantile: float = flag(
+        60.0,
+        "Weight of the energy score of the distribution of HU and detail in blocks of two draws.",
+        low=0,
+    )
+    lambda_l1: float = flag(
+        0.0, "Weight of the voxel-wise absolute error; it makes volumes smooth.", low=0
+    )
     smooth_l1_beta: float = flag(
         0.1,
         "Voxel-wise errors below this (in [-1, 1]) count quadratically (0: pure absolute error).",
@@ -172,7 +212,7 @@ class OptimOptions:
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
     lr_text: float = flag(
         3.0,
-        "Learning rate of the text's residual (--fusion_at output), as a multiple of --lr.",
+        "Learning rate of all that the text enters by, as a multiple of --lr.",
         low=0,
     )
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)
@@ -253,7 +293,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ndf": 16,
         "n_layers_D": 2,
         "patch_size": (32, 32, 24),
-        "batch_size": 8,
+        "batch_size": 4,
         "max_steps": 1200,
         "precision": "bf16",
         "lr": 1e-3,

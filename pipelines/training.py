@@ -274,7 +274,7 @@ def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Stud
     prompts = [study.prompts[case.id].annotated for case in cases]
     statistics = lung_statistics(cases, options.data, cache)
     weights = relevance.estimate_relevance(encoder, prompts, statistics)
-    encoder.set_phrase_weights(weights.phrase_weights)
+    encoder.set_phrase_weights(weights.phrase_weights, weights.terms)
     by_case = zip(cases, weights.case_weights, strict=True)
     return replace(study, case_weights={case.id: weight for case, weight in by_case})
 
@@ -437,7 +437,7 @@ def dry_run(options: TrainOptions, study: Study, model: GenerativeModel, trainer
     log.info("%s", describe_smallest_effect(cases, options.data))
     with tempfile.TemporaryDirectory() as cache:
         dataset = make_dataset(
-            options, study, cases[:DRY_RUN_CASES], Path(cache), model.noise_channels
+            options, study, cases[:DRY_RUN_CASES], Path(cache), model.draws * model.noise_channels
         )
         loader = make_loader(options, dataset, trainer)
         seconds = 0.0

@@ -59,14 +59,18 @@ def nothing_known(batch: int = 2) -> TextEmbedding:
 
 
 def batch(
-    options: TrainOptions, count: int = 2, size: tuple[int, int, int] = SIZE, seed: int = 0
+    options: TrainOptions,
+    count: int = 2,
+    size: tuple[int, int, int] = SIZE,
+    seed: int = 0,
+    draws: int = 1,
 ) -> dict[str, Tensor]:
-    """Random volumes, masks of all labels, coordinates and noise."""
+    """Random volumes, masks of all labels, coordinates, and noise for some draws."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, LABELS, (count, *size), generator=draw)
     image = torch.rand(count, 1, *size, generator=draw) * 2 - 1
     coords = torch.rand(count, 3, *size, generator=draw) * 2 - 1
-    noise = torch.randn(count, options.generator.noise_channels, *size, generator=draw)
+    noise = torch.randn(count, draws * options.generator.noise_channels, *size, generator=draw)
     return {
         "image": image,
         "mask": torch.nn.functional.one_hot(labels, LABELS).movedim(-1, 1).float(),

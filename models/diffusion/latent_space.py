@@ -19,12 +19,14 @@ class PixelSpace:
     Attributes:
         channels: Channels C in which noise is added.
         factor: Voxels f of the image along one side of an element.
-        sigma: Default of `sigma_data`, the SD of an element given mask and text.
+        sigma: SD of an element given mask and text, for residual preconditioning.
+        sigma_data: The same for edm, which learns what differs from it.
     """
 
     channels: int = 1
     factor: int = 1
     sigma: float = 0.03
+    sigma_data: float = 0.1
 
     def encode(self, image: Tensor) -> Tensor:
         """`(B, 1, X, Y, Z)` in [-1, 1] to `(B, C, X/f, Y/f, Z/f)`."""
@@ -84,6 +86,7 @@ class LatentSpace(PixelSpace):
     """
 
     sigma = 0.3
+    sigma_data = 0.5
 
     def __init__(self, file: Path, window: tuple[float, float]) -> None:
         self.file = file

@@ -2,15 +2,21 @@
 
 A noisy image is x_t = alpha_t x_0 + sigma_t eps, with eps standard normal. The time t runs from 0
 (the image) to 1 (noise). A network predicts F, and the estimate of the image is c_skip(t) x_t +
-c_out(t) F. This is the posterior mean of x_0 ~ N(F, sigma_data^2) given x_t (Karras et al. 2022,
-section 5, with F as the mean of the image). Predictions of noise, v and velocity (flows) are affine
-in this estimate; they differ in the weight of its squared error.
+c_out(t) F.
+
+With `edm` preconditioning (Karras et al. 2022, section 5), x_0 is what differs from the mean given
+mask and text, and F has about unit variance at every noise level: at little noise it is the noise
+itself, so that texture is learned from the data. With `residual` preconditioning, x_0 is the image,
+and the estimate is the posterior mean of x_0 ~ N(F, sigma_data^2) given x_t; what the network does
+not predict is printed as texture of that SD. Predictions of noise, v and velocity (flows) are
+affine in this estimate; they differ in the weight of its squared error.
 
 Notation:
     `alpha`, `sigma` -> alpha_t, sigma_t (signal and noise, Salimans & Ho 2022)
-    `c_skip`, `c_out` -> factors of x_t and F (Karras et al. 2022, eq. 7)
-    `prediction` -> F(x_t, t)
-    `sd` -> sqrt(alpha_t^2 sigma_data^2 + sigma_t^2), the SD of x_t around alpha_t F
+    `c_in`, `c_skip`, `c_out` -> factors of the network's input, of x_t and of F (Karras, eq. 7)
+    `prediction` -> the estimate of x_0 (`edm`), or F(x_t, t) (`residual`)
+    `sd` -> the SD of x_t around alpha_t times the prediction: sigma_t, and with `residual`
+        preconditioning sqrt(alpha_t^2 sigma_data^2 + sigma_t^2)
 """
 
 from __future__ import annotations
@@ -29,7 +35,8 @@ from tqdm import tqdm
 from options.diffusion_options import DiffusionOptions
 from util.cli import is_main_process
 
-Network = Callable[[Tensor, float], Tensor]  # (x_t, t) -> F
+Network = Callable[[Tensor, float], Tensor]  # (x_t, t) -> prediction
+MIN_SCALE = 1e-3  # of sigma, alpha and c_out where they are divided by
 MAX_INVERSIONS = 10  # fixed-point iterations per step
 INVERSION_TOLERANCE = 1e-4  # largest error of a step that starts from the inverted state
 
@@ -81,18 +88,36 @@ class NoiseSchedule:
         alpha, sigma = levels[(t * (len(levels) - 1)).round().long()].unbind(-1)
         return alpha, sigma
 
+    @property
+    def edm(self) -> bool:
+        """Whether the network predicts with unit variance at every noise level."""
+        return self.options.preconditioning == "edm"
+
+    @property
+    def path_sd(self) -> float:
+        """SD of the image around a prediction, along the path of a sampler."""
+        return 0.0 if self.edm else self.sigma_data
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """Return c_in at times `(B,)`: the network's input has unit variance."""
+        alpha, sigma = self.alpha_sigma(t)
+        variance = (alpha * self.sigma_data).square() + sigma.square()
+        return variance.rsqrt() if self.edm else torch.ones_like(variance)
+
     def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return c_skip and c_out at times `(B,)`."""
         alpha, sigma = self.alpha_sigma(t)
         variance = (alpha * self.sigma_data).square() + sigma.square()
         c_skip = alpha * self.sigma_data**2 / variance
-        c_out = sigma.square() / variance
-        return c_skip, c_out
+        if self.edm:
+            return c_skip, sigma * self.sigma_data * variance.rsqrt()
+        return c_skip, sigma.square() / variance
 
     def weight(self, t: Tensor) -> Tensor:
         """Return the weight of the image's squared error at times `(B,)`.
 
         It is the weight that the target implies, at most `snr_gamma` (Hang et al. 2023, eq. 6).
+        With `edm`, F weighs the same at every noise level instead.
         """
         alpha, sigma = self.alpha_sigma(t)
         top = alpha if self.options.diffusion_target == "noise" else torch.ones_like(alpha)
@@ -100,15 +125,31 @@ class NoiseSchedule:
         return weight.clamp_max(self.options.snr_gamma) if self.options.snr_gamma else weight
 
     def training_times(self, uniform: Tensor, terminal: Tensor) -> Tensor:
-        """Return times `(B,)` of training samples: a share of `terminal_prob` at t = 1.
+        """Return times `(B,)` of training samples; without `edm`, a share is at t = 1.
+
+        With `edm`, log(sigma_t / alpha_t) is normal (Karras et al. 2022, table 1); uniform times
+        give a tenth of the samples to the noise levels at which texture is decided.
 
         Args:
             uniform: `(B,)` uniform numbers, for the time.
             terminal: `(B,)` uniform numbers, for the choice of t = 1.
         """
-        return torch.where(
-            terminal < self.options.terminal_prob, torch.ones_like(uniform), 1 - uniform
-        )
+        times = 1 - uniform
+        if self.edm:
+            margin = torch.finfo(uniform.dtype).eps
+            normal = torch.special.ndtri(uniform.clamp(margin, 1 - margin))
+            log_noise = self.options.log_noise_mean + self.options.log_noise_sd * normal
+            times = self._time_of(log_noise)
+            return times
+        return torch.where(terminal < self.options.terminal_prob, torch.ones_like(times), times)
+
+    def _time_of(self, log_noise: Tensor) -> Tensor:
+        """Return the time at which log(sigma_t / alpha_t) has these values `(B,)`."""
+        if self.flow:
+            return torch.sigmoid(log_noise)
+        alpha, sigma = self._levels.to(log_noise.device).unbind(-1)
+        levels = (sigma.clamp_min(MIN_SCALE) / alpha.clamp_min(MIN_SCALE)).log()
+        return torch.searchsorted(levels, log_noise).clamp(1, len(levels) - 1) / (len(levels) - 1)
 
     def log_noise(self, t: Tensor) -> Tensor:
         """Return log(sigma_t / alpha_t), the time as the network receives it; finite."""
@@ -135,7 +176,7 @@ def _progress(
 
 @dataclass(frozen=True)
 class Level:
-    """Noise level at a time: alpha_t, sigma_t, and the SD of x_t around alpha_t F."""
+    """Noise level at a time: alpha_t, sigma_t, and the SD of x_t around alpha_t times F."""
 
     alpha: float
     sigma: float
@@ -146,14 +187,14 @@ class Level:
 class DiffusionSampler:
     """Sampler from noise to image, and back.
 
-    `euler` and `ddim` follow the exact path of N(F, sigma_data^2), with F constant over a step. So
-    few steps give texture with its full contrast, of which a straight step loses a quarter. With
-    `sigma_data` 0 they are the methods known by these names. `heun` evaluates the network again at
-    the end of a step and uses the mean of both predictions (Karras et al. 2022, algorithm 1).
+    `euler` and `ddim` are the methods known by these names. With `residual` preconditioning they
+    follow the exact path of N(F, sigma_data^2), with F constant over a step. `heun` evaluates the
+    network again at the end of a step and uses the mean of both predictions (Karras et al. 2022,
+    algorithm 1).
 
     Args:
         schedule: The noise levels.
-        network: Predicts F of a noisy image at a time.
+        network: Predicts the image, or F, of a noisy image at a time.
         kind: `euler`, `heun`, `ddim` or `ddpm`.
     """
 
@@ -163,7 +204,7 @@ class DiffusionSampler:
 
     def _level(self, t: float) -> Level:
         alpha, sigma = (float(v) for v in self.schedule.alpha_sigma(torch.tensor([t])))
-        sd = float(((alpha * self.schedule.sigma_data) ** 2 + sigma**2) ** 0.5)
+        sd = float(((alpha * self.schedule.path_sd) ** 2 + sigma**2) ** 0.5)
         return Level(alpha, sigma, sd)
 
     def step(
@@ -197,12 +238,24 @@ class DiffusionSampler:
         generator: torch.Generator | None,
     ) -> Tensor:
         """Step of Ho et al. 2020: Song et al. 2021 (DDIM), eq. 12 and 16 with eta = 1."""
-        gain = now.alpha * self.schedule.sigma_data**2 / now.sd**2
+        gain = now.alpha * self.schedule.path_sd**2 / now.sd**2
         image = prediction + gain * (x - now.alpha * prediction)
         eta_sigma = then.sigma / now.sigma * max(0.0, 1 - (now.alpha / then.alpha) ** 2) ** 0.5
         noise = torch.randn(x.shape, generator=generator).to(x)
         direction = max(0.0, then.sigma**2 - eta_sigma**2) ** 0.5 * (x - now.alpha * image)
         return then.alpha * image + direction / now.sigma + eta_sigma * noise
+
+    def _gain(self, t: float, to: float) -> float:
+        """Return the factor of a small change of the state in a step.
+
+        The network's output is taken as constant.
+        """
+        now = self._level(t)
+        then = self._level(to)
+        skip = 0.0
+        if self.schedule.edm:  # the prediction holds a share of the state
+            skip = float(self.schedule.preconditioning(torch.tensor([t]))[0])
+        return then.alpha * skip + then.sd / now.sd * (1 - now.alpha * skip)
 
     def invert_step(self, x: Tensor, t: float, to: float) -> Tensor:
         """Return the state at `t` from which `step` gives `x` at `to`, by fixed-point iteration.
@@ -210,7 +263,7 @@ class DiffusionSampler:
         The usual inversion (DDIM) uses the prediction at the wrong end of the step. Its errors add
         up to tens of HU.
         """
-        gain = self._level(to).sd / self._level(t).sd  # of a step with constant prediction
+        gain = self._gain(t, to)
         state = x
         error = x - self.step(x, t, to)
         rate = 1.0
@@ -242,5 +295,5 @@ class DiffusionSampler:
 
 
 def _move(x: Tensor, prediction: Tensor, now: Level, then: Level) -> Tensor:
-    """Follow the exact path of N(F, sigma_data^2) with a constant prediction F."""
+    """Follow the exact path around a constant prediction."""
     return then.alpha * prediction + then.sd / now.sd * (x - now.alpha * prediction)

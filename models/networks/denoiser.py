@@ -13,7 +13,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from models.networks.fusion import FUSIONS, FusionUnit, broadcast_channels
-from models.networks.generator import fuse, halve_region, input_channels
+from models.networks.generator import fuse, halve_region, input_channels, organ_region
 from models.networks.layers import (
     Conv3d,
     Padding,
@@ -112,6 +112,7 @@ class Denoiser(nn.Module):
         n_labels: K, channels of the mask.
         text_width: Width of the text embedding.
         time_width: Width of the embedding of the noise level.
+        body: Channel of the body in the mask, if there is one.
     """
 
     def __init__(
@@ -121,9 +122,11 @@ class Denoiser(nn.Module):
         n_labels: int,
         text_width: int,
         time_width: int,
+        body: int | None = None,
     ) -> None:
         super().__init__()
         self.options = options
+        self.body = body
         self.time_width = time_width
         norm = options.norm
         padding = options.padding
@@ -176,7 +179,8 @@ class Denoiser(nn.Module):
         recompute = self.options.checkpoint_activations
         timesteps = LOG_NOISE_SCALE * (log_noise + LOG_NOISE_SHIFT)
         time = self.time(get_timestep_embedding(timesteps, self.time_width))
-        region = 1 - mask[:, :1] if self.options.text_region == "labels" else None
+        everywhere = self.options.text_region == "everywhere"
+        region = None if everywhere else organ_region(mask, self.body)
         inputs = [x, mask, coords] if self.options.coord_channels else [x, mask]
         h = maybe_checkpoint(self.stem, recompute, torch.cat(inputs, 1), time)  # (ngf, 1)
         skips: list[Tensor | None] = []

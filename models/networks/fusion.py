@@ -153,27 +153,57 @@ class AttentionFusion(FusionUnit):
         self.heads = options.attention_heads
         width = -(-channels // self.heads) * self.heads
         self.norm = nn.LayerNorm(channels)
-        self.query = nn.Linear(channels, width)
+        self.query: nn.Linear = nn.Linear(channels, width)
         self.key = nn.Linear(text_width, width, bias=False)  # softmax ignores a common bias
         self.value = nn.Linear(text_width, width)
-        self.project = zero_module(nn.Linear(width, channels))
+        self.project = nn.Linear(width, channels)
+        zero_module(self.project)
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         b, c, *size = x.shape
-        voxels = x.movedim(1, -1).reshape(b, -1, c)  # (B, V, C)
-        q = self._split_heads(self.query(self.norm(voxels)))
+        voxels = self.norm(x.movedim(1, -1).reshape(b, -1, c)).to(x.dtype)  # (B, V, C)
         # A null token (zeros) before the text's tokens: the softmax of an empty prompt is finite,
         # and a voxel can attend to no phrase.
         tokens = F.pad(text.tokens, (0, 0, 1, 0)).to(voxels.dtype)
         valid = F.pad(text.valid, (1, 0), value=True)
         k = self._split_heads(self.key(tokens))
         v = self._split_heads(self.value(tokens))
+        attend = self._attend_folded if x.device.type == "cpu" else self._attend
+        out = attend(voxels, k, v, valid)  # (B, V, C)
+        return x + out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
+
+    def _attend(self, voxels: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+        q = self._split_heads(self.query(voxels))
         attended = F.scaled_dot_product_attention(
             q, k.to(q.dtype), v.to(q.dtype), attn_mask=valid[:, None, None, :]
         )
-        out = self.project(attended.transpose(1, 2).flatten(2))  # (B, V, C)
-        return x + out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
+        return self.project(attended.transpose(1, 2).flatten(2))
+
+    def _attend_folded(self, voxels: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+        """Return the same with the projections of voxels folded into the few keys and values.
+
+        A CPU is three times as fast on two matrix products per voxel as on many small heads.
+        """
+        heads, length, width = k.shape[1:]
+        with torch.autocast(voxels.device.type, enabled=False):
+            k, v = k.float() * width**-0.5, v.float()
+            query = self.query.weight.unflatten(0, (heads, width))
+            keys = torch.einsum("hdc,bhld->bchl", query, k)  # (B, C, H, L)
+            offset = torch.einsum("hd,bhld->bhl", self.query.bias.unflatten(0, (heads, width)), k)
+            offset = offset.masked_fill(~valid[:, None], -torch.inf)
+            project = self.project.weight.unflatten(1, (heads, width))
+            values = torch.einsum("chd,bhld->bhlc", project, v)  # (B, H, L, C)
+        dtype = voxels.dtype
+        logits = torch.baddbmm(
+            offset.flatten(1)[:, None].to(dtype), voxels, keys.flatten(2).to(dtype)
+        )
+        weights = logits.unflatten(-1, (heads, length)).softmax(-1).flatten(2)  # (B, V, H L)
+        return torch.baddbmm(
+            self.project.bias.to(dtype)[None, None],
+            weights.to(dtype),
+            values.flatten(1, 2).to(dtype),
+        )
 
     def _split_heads(self, t: Tensor) -> Tensor:
         """Return `(B, N, W)` as heads `(B, H, N, W/H)`."""

@@ -1,7 +1,9 @@
 """Generator of pix2pixHD in 3D: a global generator, local enhancers around it, and text fusion.
 
-Shapes in comments leave out the batch: `(channels, size)`, with size 1 for full resolution, then
-1/2, 1/4 ...
+Several volumes may be drawn of one condition: mask and coordinates have the batch B, noise and text
+P times that, one draw of all conditions after the other. What does not depend on the noise is then
+computed once. Shapes in comments leave out the batch: `(channels, size)`, with size 1 for full
+resolution, then 1/2, 1/4 ...
 """
 
 from __future__ import annotations
@@ -32,6 +34,28 @@ def input_channels(options: GeneratorOptions, n_labels: int) -> int:
 def size_multiple(options: GeneratorOptions) -> int:
     """Return the number of which sides of patches and tiles, and starts of tiles, are multiples."""
     return 2 ** (options.n_downsample_global + options.n_local_enhancers)
+
+
+def organ_region(mask: Tensor, body: int | None) -> Tensor:
+    """Return where a one-hot mask `(B, K, X, Y, Z)` has an organ's label, `(B, 1, X, Y, Z)`.
+
+    Background, the first channel, and the channel of the body, if there is one, are no organs.
+    """
+    region = 1 - mask[:, :1]
+    return region if body is None else region - mask[:, body : body + 1]
+
+
+def repeat_batch(x: Tensor | None, times: int) -> Tensor | None:
+    """Return the batch `times` times, one after the other."""
+    return x if x is None or times == 1 else x.repeat(times, 1, 1, 1, 1)
+
+
+def make_noise(channels: int, text_width: int, options: GeneratorOptions) -> NoiseInjection | None:
+    """Build the noise of features with this number of channels; None without noise."""
+    if not options.noise_channels:
+        return None
+    gained = options.text_noise and options.fusion != "none"
+    return NoiseInjection(channels, options.noise_channels, text_width if gained else 0)
 
 
 def fuse(unit: FusionUnit, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
@@ -102,8 +126,7 @@ class UpBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
         self.up = Upsample(c_in, c_out)
-        noise = options.noise_channels
-        self.noise = NoiseInjection(c_out, noise) if noise else None
+        self.noise = make_noise(c_out, text_width, options)
         self.merge = conv(c_out, c_out, options.norm, options.padding)
         unit = FUSIONS[options.fusion if options.fusion_at == "all" else "none"]
         self.fusion: FusionUnit = unit(c_out, text_width, options)
@@ -121,7 +144,7 @@ class UpBlock(nn.Module):
         if skip is not None:
             x = x + skip
         if self.noise is not None:
-            x = self.noise(x, noise)
+            x = self.noise(x, noise, text, region)
         return fuse(self.fusion, self.merge(x), text, region)
 
 
@@ -147,6 +170,8 @@ class GlobalGenerator(nn.Module):
         self.down = nn.ModuleList(
             conv(widths[i], widths[i + 1], norm, padding, stride=2) for i in range(depth)
         )
+        coarse_noise = options.noise_at == "all"
+        self.noise = make_noise(widths[-1], text_width, options) if coarse_noise else None
         fuse = options.fusion_at != "output"
         self.bottleneck = FusedResBlocks(
             widths[-1], options.n_blocks_global, text_width, options, fuse
@@ -158,16 +183,20 @@ class GlobalGenerator(nn.Module):
     def forward(
         self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
     ) -> Tensor:
-        """Return features `(B, ngf, X, Y, Z)` of a condition `(B, c_in, X, Y, Z)`."""
+        """Return features `(P B, ngf, X, Y, Z)` of a condition `(B, c_in, X, Y, Z)`."""
+        draws = len(noise) // len(condition)
         x = maybe_checkpoint(self.stem, self.recompute, condition)  # (ngf, 1)
         skips: list[Tensor | None] = []
         noises = [noise]
         regions = [region]
         for down in self.down:
-            skips.append(x if self.skip else None)
+            skips.append(repeat_batch(x, draws) if self.skip else None)
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
             x = maybe_checkpoint(down, self.recompute, x)  # (2^i ngf, 1/2^i)
+        x = torch.cat([x] * draws)
+        if self.noise is not None:
+            x = self.noise(x, noises[-1], text, regions[-1])
         noises.pop()
         x = self.bottleneck(x, text, regions.pop())
         for decoder in self.decoders:
@@ -208,18 +237,21 @@ class LocalEnhancer(nn.Module):
         region: Tensor | None,
         coarse: Tensor,
     ) -> Tensor:
-        """Return features `(B, width, X, Y, Z)`; `coarse` is `(B, 2 width, X/2, Y/2, Z/2)`."""
+        """Return features `(P B, width, X, Y, Z)`; `coarse` is `(P B, 2 width, X/2, Y/2, Z/2)`."""
+        draws = len(noise) // len(condition)
         fine = maybe_checkpoint(self.stem, self.recompute, condition)  # (width, 1)
-        x = maybe_checkpoint(self.down, self.recompute, fine) + coarse  # (2 width, 1/2)
+        x = maybe_checkpoint(self.down, self.recompute, fine)  # (2 width, 1/2)
+        x = torch.cat([x] * draws) + coarse
         x = self.stage(x, text, halve_region(region))
-        skip = fine if self.skip else None
+        skip = repeat_batch(fine, draws) if self.skip else None
         return maybe_checkpoint(self.decoder, self.recompute, x, skip, noise, text, region)
 
 
 class TextResidualHead(nn.Module):
     """Effect of the text on a volume: a fusion unit's change of the last features, as one channel.
 
-    With the additive unit, effects of phrases add up in HU. With few patients, a network that may
+    With the additive unit, effects of phrases add up in HU. It learns the mean of an effect, beside
+    the units within the network, which change texture. With few patients, a network that may
     combine phrases freely memorises combinations, such as an effect of age that is larger in
     smokers although it is not.
 
@@ -233,6 +265,7 @@ class TextResidualHead(nn.Module):
         n_labels: K, channels of the one-hot mask.
         text_width: Width of the text embedding.
         options: Width, fusion, coordinates and position.
+        body: Channel of the body in the mask, if there is one.
     """
 
     # Voxels: the mean of the mask over such cubes shows the depth below its surface.
@@ -245,9 +278,13 @@ class TextResidualHead(nn.Module):
     COORD_SCALE = 8.0
     HIDDEN = 64  # channels of the perceptron
 
-    def __init__(self, n_labels: int, text_width: int, options: GeneratorOptions) -> None:
+    def __init__(
+        self, n_labels: int, text_width: int, options: GeneratorOptions, body: int | None = None
+    ) -> None:
         super().__init__()
-        self.fusion: FusionUnit = FUSIONS[options.fusion](options.ngf, text_width, options)
+        self.body = body
+        fusion = options.fusion if options.fusion_at == "output" else "additive"
+        self.fusion: FusionUnit = FUSIONS[fusion](options.ngf, text_width, options)
         self.head = nn.Conv3d(options.ngf, 1, 1, bias=False)
         self.n_labels = n_labels
         self.place: nn.Sequential | None = None
@@ -263,16 +300,17 @@ class TextResidualHead(nn.Module):
     def forward(
         self, x: Tensor, text: TextEmbedding, region: Tensor | None, condition: Tensor
     ) -> Tensor:
-        """Return the effect `(B, 1, X, Y, Z)`, in units of [-1, 1].
+        """Return the effect `(P B, 1, X, Y, Z)`, in units of [-1, 1].
 
         Args:
-            x: Last features `(B, ngf, X, Y, Z)`.
-            text: Embedding of B prompts; its `weight` scales the gradient, not the value.
-            region: `(B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
+            x: Last features `(P B, ngf, X, Y, Z)`.
+            text: Embedding of P B prompts; its `weight` scales the gradient, not the value.
+            region: `(P B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
             condition: `(B, K, X, Y, Z)` one-hot mask, with coordinates if they are used.
         """
         if self.place is not None:
-            x = x + self.place(self.position_features(condition))
+            place = self.place(self.position_features(condition))
+            x = x + torch.cat([place] * (len(x) // len(place)))
         effect = self.head(self.fusion(x, text) - x)
         if text.weight is not None:
             effect = torch.lerp(effect.detach(), effect, text.weight[:, None, None, None, None])
@@ -284,7 +322,7 @@ class TextResidualHead(nn.Module):
         Positions are the coordinates, if they are used, and the share of the mask in cubes around
         the voxel.
         """
-        inside = 1 - condition[:, :1]  # background is the first label
+        inside = organ_region(condition, self.body)
         largest = min(condition.shape[2:]) // 2 * 2 - 1  # a cube must not be wider than the tile
         positions = [condition[:, self.n_labels :]]
         for kernel in self.MASK_KERNELS:
@@ -307,11 +345,15 @@ class Generator(nn.Module):
         options: Architecture.
         n_labels: K, channels of the one-hot mask.
         text_width: Width of the text embedding.
+        body: Channel of the body in the mask, if there is one.
     """
 
-    def __init__(self, options: GeneratorOptions, n_labels: int, text_width: int) -> None:
+    def __init__(
+        self, options: GeneratorOptions, n_labels: int, text_width: int, body: int | None = None
+    ) -> None:
         super().__init__()
         self.options = options
+        self.body = body
         c_in = input_channels(options, n_labels)
         n = options.n_local_enhancers
         self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
@@ -319,8 +361,9 @@ class Generator(nn.Module):
             LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n))
         )
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
-        residual = options.fusion_at == "output" and options.fusion != "none"
-        self.effect = TextResidualHead(n_labels, text_width, options) if residual else None
+        residual = options.fusion_at == "output" or options.text_effect
+        residual = residual and options.fusion != "none"
+        self.effect = TextResidualHead(n_labels, text_width, options, body) if residual else None
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generate a volume.
@@ -329,14 +372,18 @@ class Generator(nn.Module):
             mask: `(B, K, X, Y, Z)` one-hot, background first.
             coords: `(B, 3, X, Y, Z)` position in the whole volume, -1 to 1; not used without
                 `coord_channels`.
-            noise: `(B, noise_channels, X, Y, Z)` standard normal.
+            noise: `(P B, noise_channels, X, Y, Z)` standard normal, for P draws.
             text: Embedding of B prompts.
 
         Returns:
-            `(B, 1, X, Y, Z)` in [-1, 1], float32.
+            `(P B, 1, X, Y, Z)` in [-1, 1], float32.
         """
+        draws = len(noise) // len(mask)
+        text = text.repeat(draws)
         condition = torch.cat([mask, coords], 1) if self.options.coord_channels else mask
-        region = 1 - mask[:, :1] if self.options.text_region == "labels" else None
+        everywhere = self.options.text_region == "everywhere"
+        region = None if everywhere else organ_region(mask, self.body)
+        region = repeat_batch(region, draws)
         conditions = [condition]
         noises = [noise]
         regions = [region]

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.text.base_encoder import TextEmbedding
+
 Padding = Literal["zeros", "reflect", "replicate"]
 
 
@@ -147,18 +149,61 @@ class Upsample(nn.Module):
 class NoiseInjection(nn.Module):
     """Noise added to features, with a learned strength per channel (StyleGAN, Karras et al. 2019).
 
-    The strength starts at zero. The first layers get no noise: where mask and coordinates hardly
-    change, a per-voxel norm would amplify it.
+    With text, a channel's noise is multiplied by exp(w^T e), for e the pooled text: a phrase makes
+    a texture stronger or weaker by a factor, and starts at 1. Otherwise the text has to learn a
+    texture from a difference that is not yet there. Beside the noise itself there is sparse noise,
+    the part of it above `THRESHOLD`: holes and nodules are rare, and a few layers hardly make rare
+    events of normal ones.
+
+    Args:
+        channels: C of the features.
+        noise_channels: N.
+        text_width: Width of the text embedding; 0 for noise without text.
     """
 
-    def __init__(self, channels: int, noise_channels: int) -> None:
+    THRESHOLD = 1.28  # a tenth of the voxels
+    SPARSE_SCALE = 5.2  # makes the SD of the sparse noise 1
+    START = 0.3  # SD of the strengths: draws that are alike teach a score of their spread nothing
+    MAX_LOG_GAIN = 3.0
+
+    def __init__(self, channels: int, noise_channels: int, text_width: int = 0) -> None:
         super().__init__()
         self.strength = nn.Linear(noise_channels, channels, bias=False)
-        nn.init.zeros_(self.strength.weight)
+        self.sparse: nn.Linear | None = None
+        self.gain: nn.Linear | None = None
+        if text_width:
+            self.sparse = nn.Linear(noise_channels, channels, bias=False)
+            nn.init.normal_(self.strength.weight, std=self.START)
+            nn.init.normal_(self.sparse.weight, std=self.START)
+            self.gain = nn.Linear(text_width, 2 * channels, bias=False)
+            nn.init.zeros_(self.gain.weight)
+        else:
+            nn.init.zeros_(self.strength.weight)
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """`x` `(B, C, X, Y, Z)`, `noise` `(B, N, X, Y, Z)` standard normal."""
-        return x + self.strength(noise.movedim(1, -1).to(x.dtype)).movedim(-1, 1)
+    def forward(
+        self, x: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
+    ) -> Tensor:
+        """Return features of the shape of `x`.
+
+        Args:
+            x: Features `(B, C, X, Y, Z)`.
+            noise: `(B, N, X, Y, Z)` standard normal.
+            text: Embedding of B prompts.
+            region: `(B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
+        """
+        voxels = noise.movedim(1, -1)  # (B, X, Y, Z, N)
+        added = self.strength(voxels.to(x.dtype)).movedim(-1, 1)
+        if self.gain is None or self.sparse is None:
+            return x + added
+        scaled = text.pooled * text.pooled.shape[1] ** -0.5  # as in `models.networks.fusion`
+        log_gain = self.gain(scaled).clamp(-self.MAX_LOG_GAIN, self.MAX_LOG_GAIN)
+        gain, sparse_gain = log_gain.exp().to(x.dtype)[:, :, None, None, None].chunk(2, 1)
+        rare = self.SPARSE_SCALE * F.relu(voxels - self.THRESHOLD)
+        sparse = self.sparse(rare.to(x.dtype)).movedim(-1, 1)
+        gained = gain * added + sparse_gain * sparse
+        if region is not None:
+            gained = torch.lerp(added + sparse, gained, region.to(x.dtype))
+        return x + gained
 
 
 def halve_noise(noise: Tensor) -> Tensor:

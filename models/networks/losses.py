@@ -42,16 +42,28 @@ def generator_loss(mode: str, scores: list[Tensor]) -> Tensor:
 
 
 def feature_matching_loss(
-    fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
+    fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput], draws: int = 1
 ) -> Tensor:
     """Mean absolute difference of discriminator features over layers and scales.
 
-    This is eq. 4 of Wang et al. 2018 (pix2pixHD), with a mean in place of the sum over layers.
+    This is eq. 4 of Wang et al. 2018 (pix2pixHD), with a mean in place of the sum over layers. For
+    two draws, half of their own difference is subtracted, which makes it an energy score (see
+    `models.networks.scores`): features of vessels need not lie where the scan has them.
+
+    Args:
+        fake: Output for P draws of each of B conditions, one draw of all after the other.
+        real: Output for the B scans.
+        draws: P, 1 or 2.
     """
     terms = []
     for pred_fake, pred_real in zip(fake, real, strict=True):
         for f, r in zip(pred_fake.features, pred_real.features, strict=True):
-            terms.append(F.l1_loss(f.float(), r.detach().float()))
+            f = f.float()
+            term = F.l1_loss(f, r.detach().float().repeat(draws, 1, 1, 1, 1))
+            if draws == 2:
+                first, second = f.chunk(2)
+                term = term - F.l1_loss(first, second) / 2
+            terms.append(term)
     return torch.stack(terms).mean()
 
 

@@ -49,6 +49,14 @@ class TextEmbedding:
         """Return one prompt's embedding for each of `batch` tiles, without a copy."""
         return self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
+    def repeat(self, times: int) -> TextEmbedding:
+        """Return the batch `times` times, one after the other."""
+        return (
+            self
+            if times == 1
+            else self._map(lambda tensor: tensor.repeat(times, *(tensor.dim() - 1) * (1,)))
+        )
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> TextEmbedding:
         return TextEmbedding(
             tokens=function(self.tokens),

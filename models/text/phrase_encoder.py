@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.text.base_encoder import Prompts, TextEmbedding, TextEncoder, Values
+from models.text.terms import Term, stack_tokens, term_tokens
 from util.cli import UserError
 from util.phrasing import normalise_phrase, strip_phrase
 from util.schema import misfit
@@ -37,6 +38,7 @@ VALUE_TYPES = {
     "numbers": dict[str, dict[str, Any]],
     "phrases": list[str] | None,
     "shares": dict[str, float] | None,
+    "terms": list[dict[str, Any]] | None,
 }
 STEM_TYPES = {"mean": float, "sd": float, "phrase": str}
 
@@ -169,7 +171,10 @@ class PhraseEncoder(TextEncoder):
 
     Attributes:
         phrase_weights: Factor of the token of each training phrase; empty for 1.
+        terms: Tokens that follow from several phrases, or from the size of a number.
     """
+
+    terms: Sequence[Term]
 
     def __init__(self, numbers: bool) -> None:
         self.numbers = Numbers() if numbers else None
@@ -200,7 +205,7 @@ class PhraseEncoder(TextEncoder):
         return self.base if self.numbers is None else 2 * self.base
 
     def fit(self, prompts: Prompts) -> None:
-        """Learn phrases, numbers and standardisation; reset the phrase weights."""
+        """Learn phrases, numbers and standardisation; reset phrase weights and terms."""
         if self.numbers is not None:
             self.numbers = Numbers.from_prompts(prompts)
         self._wordings = Wordings(
@@ -209,16 +214,19 @@ class PhraseEncoder(TextEncoder):
         self.learn(self.phrases)
         self.set_phrase_weights({})
 
-    def set_phrase_weights(self, weights: Mapping[str, float]) -> None:
-        """Set the factors of the training phrases' tokens (see `models.text.relevance`)."""
+    def set_phrase_weights(self, weights: Mapping[str, float], terms: Sequence[Term] = ()) -> None:
+        """Set the factors of the training phrases' tokens, and terms (`models.text.relevance`)."""
         self.phrase_weights = weights
+        self.terms = tuple(terms)
         self._table = PhraseTable(self.base, self.embed, self._weights_of)
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
         """Return no tensors; phrases, numbers and phrase weights as values."""
         numbers = {} if self.numbers is None else self.numbers.stems
         shares = dict(self.phrase_weights)
-        return {}, {"numbers": numbers, "phrases": self.phrases, "shares": shares}
+        terms = [term.to_values() for term in self.terms]
+        values = {"numbers": numbers, "phrases": self.phrases, "shares": shares, "terms": terms}
+        return {}, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Restore the result of `state`; raise `UserError` for values of other types."""
@@ -227,11 +235,40 @@ class PhraseEncoder(TextEncoder):
         if self.numbers is not None:
             self.numbers = Numbers.from_values(values["numbers"])
         self._wordings = Wordings(values.get("phrases") or ())
-        self.set_phrase_weights(values.get("shares") or {})
+        terms = [Term.from_values(term) for term in values.get("terms") or ()]
+        self.set_phrase_weights(values.get("shares") or {}, terms)
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
-        """Embed a batch of prompts, one token per phrase."""
+        """Embed a batch of prompts, one token per phrase, then one per term."""
         located = self._locate_all(prompts)
+        embedded = self._encode_phrases(located)
+        if not self.terms:
+            return embedded
+        extra = [self._encode_terms(prompt) for prompt in located]
+        longest = max(len(tokens) for tokens in extra)
+        added = torch.stack([F.pad(t, (0, 0, 0, longest - len(t))) for t in extra])
+        counts = torch.tensor([len(tokens) for tokens in extra])
+        valid = torch.cat([embedded.valid, torch.arange(longest) < counts[:, None]], 1)
+        tokens = torch.cat([embedded.tokens, added], 1)
+        return TextEmbedding(tokens, valid, tokens.sum(1))
+
+    def number_phrases(self) -> set[str]:
+        """Return the phrases whose embeddings stand for wordings with a number."""
+        stems = {} if self.numbers is None else self.numbers.stems
+        return {stem["phrase"] for stem in stems.values()}
+
+    def _encode_terms(self, located: Sequence[tuple[str, float]]) -> Tensor:
+        """Return the tokens `(n, C)` of the terms whose phrases a prompt holds."""
+        numbers = self.number_phrases()
+        sizes = {phrase: z if phrase in numbers else None for phrase, z in located}
+        tokens = term_tokens(self.terms, sizes, self._embeddings_of)
+        return stack_tokens(tokens, self.width)
+
+    def _embeddings_of(self, phrases: Sequence[str]) -> Tensor:
+        rows = self._table.lookup(phrases)  # first, because it may add rows
+        return self._table.embeddings[rows]
+
+    def _encode_phrases(self, located: Sequence[Sequence[tuple[str, float]]]) -> TextEmbedding:
         lengths = torch.tensor([len(prompt) for prompt in located], dtype=torch.long)
         longest = max([1, *map(len, located)])
         valid = torch.arange(longest) < lengths[:, None]  # (B, L)

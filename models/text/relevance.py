@@ -20,17 +20,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.text.base_encoder import TextEncoder
 from models.text.phrase_encoder import PhraseEncoder
+from models.text.terms import Term, fit_curve
 from util.phrasing import LOW_RELEVANCE, strip_phrase
 
 log = logging.getLogger(__name__)
 
+EARNED = 0.8  # relevance from which a curve or a product becomes a token
+PARENT = 0.5  # relevance of a column whose products are offered
 MIN_SCANS = 20  # fewer cannot tell columns apart
 MAX_SCANS = 400  # with more, a network finds the columns with an effect by itself
 EM_ITERATIONS = 200
@@ -57,10 +61,12 @@ class RelevanceWeights:
     Attributes:
         case_weights: Factor of the text unit's gradient for each case, 0 to 1.
         phrase_weights: Factor of the token of each training phrase, 0 to 1; empty for 1.
+        terms: Curves and products that the scans determine.
     """
 
     case_weights: list[float]
     phrase_weights: dict[str, float] = field(default_factory=dict)
+    terms: list[Term] = field(default_factory=list)
 
 
 def estimate_relevance(
@@ -87,11 +93,110 @@ def estimate_relevance(
     if not responses.size:
         return RelevanceWeights(case_weights)
     relevance = regress(rows, columns, responses)
+    offered = candidate_terms(encoder, rows, columns, relevance.by_group)
+    if offered:
+        found = regress(*add_terms(rows, columns, offered), responses).by_group
+        earned = {name: terms for name, terms in offered.items() if found[name] > EARNED}
+        _log_terms({name: found[name] for name in offered})
+        if earned:  # those that are not would take a share of the effects
+            relevance = regress(*add_terms(rows, columns, earned), responses)
+        offered = earned
+    terms = [
+        replace(term, weight=relevance.by_group[name])
+        for name, earned_terms in offered.items()
+        for term in earned_terms
+    ]
     for i, weight in zip(complete, relevance.row_weights.tolist(), strict=True):
         case_weights[i] = weight
-    _log_relevance(relevance)
-    phrase_weights = {phrase: relevance.by_group[column] for (phrase, _), column in columns.items()}
-    return RelevanceWeights(case_weights, phrase_weights)
+    by_column = {column: relevance.by_group[column] for column in columns.values()}
+    _log_relevance(replace(relevance, by_group=by_column))
+    phrase_weights = {phrase: by_column[column] for (phrase, _), column in columns.items()}
+    return RelevanceWeights(case_weights, phrase_weights, terms)
+
+
+def candidate_terms(
+    encoder: PhraseEncoder,
+    rows: Sequence[Mapping[Feature, float]],
+    columns: Mapping[Feature, str],
+    relevance: Mapping[str, float],
+) -> dict[str, list[Term]]:
+    """Return the curves and products that are offered to the regression, by name.
+
+    Curves are of columns with numbers. Products are of two columns, of which one at least has an
+    effect by itself (weak heredity; Chipman 1996): among all pairs of a wide table some would seem
+    relevant by chance.
+    """
+    numbers = encoder.number_phrases()
+    phrases: dict[str, list[str]] = {}
+    for phrase, is_size in columns:
+        if not is_size:
+            phrases.setdefault(columns[phrase, False], []).append(phrase)
+    terms: dict[str, list[Term]] = {}
+    for column, own in phrases.items():
+        for phrase in sorted(numbers.intersection(own)):
+            z = np.array([row.get((phrase, True), 0.0) for row in rows if (phrase, False) in row])
+            terms.setdefault(f"{column} (curve)", []).extend(fit_curve(phrase, z))
+    for first, second in combinations(sorted(column for column in phrases if column), 2):
+        if max(relevance[first], relevance[second]) > PARENT:
+            pairs = product(sorted(phrases[first]), sorted(phrases[second]))
+            terms[f"{first} x {second}"] = [Term(pair, 1.0) for pair in pairs]
+    return {name: offered for name, offered in terms.items() if offered}
+
+
+def add_terms(
+    rows: Sequence[Mapping[Feature, float]],
+    columns: Mapping[Feature, str],
+    candidates: Mapping[str, Sequence[Term]],
+) -> tuple[list[dict[Feature, float]], dict[Feature, str]]:
+    """Return rows and groups of features with those of the candidates.
+
+    A product is that of centred features. It then holds nothing of the effects of its columns.
+    """
+    added: list[dict[Feature, float]] = [dict(row) for row in rows]
+    groups = dict(columns)
+    by_column: dict[str, set[str]] = {}
+    for (phrase, is_size), column in columns.items():
+        if not is_size:
+            by_column.setdefault(column, set()).add(phrase)
+
+    def centred(phrase: str) -> Array:
+        """Return the phrase's feature over all rows, 0 where its column is empty."""
+        own = by_column[columns[phrase, False]]
+        filled = np.array([any((p, False) in row for p in own) for row in rows])
+        is_number = (phrase, True) in columns
+        values = np.array([row.get((phrase, is_number), 0.0) for row in rows])
+        return np.where(filled, values - values[filled].mean(), 0.0)
+
+    for name, terms in candidates.items():
+        for k, term in enumerate(terms):
+            feature = (f"{name} {k}", False)
+            groups[feature] = name
+            if term.knots:
+                phrase = term.phrases[0]
+                values = np.array(
+                    [
+                        term.value([row.get((phrase, True), 0.0)])
+                        if (phrase, False) in row
+                        else 0.0
+                        for row in rows
+                    ]
+                )
+            else:
+                values = centred(term.phrases[0]) * centred(term.phrases[1])
+            for row, value in zip(added, values.tolist(), strict=True):
+                if value:
+                    row[feature] = value
+    return added, groups
+
+
+def _log_terms(relevance: Mapping[str, float]) -> None:
+    earned = [f"{name} {value:.2f}" for name, value in relevance.items() if value > EARNED]
+    log.info(
+        "Of %d curves of numbers and products of columns, the training scans determine %d: %s.",
+        len(relevance),
+        len(earned),
+        ", ".join(earned) or "none",
+    )
 
 
 def standardise(responses: Array) -> Array:
@@ -118,15 +223,21 @@ def _log_relevance(relevance: Relevance) -> None:
 
 
 def column_relevance(encoder: TextEncoder, prompts: Sequence[AnnotatedPrompt]) -> dict[str, float]:
-    """Return the relevance of each column in a trained encoder; empty if it was not estimated."""
+    """Return the relevance of each column in a trained encoder; empty if it was not estimated.
+
+    It is the largest of the column's own and of the terms that it is part of.
+    """
     if not isinstance(encoder, PhraseEncoder):
         return {}
-    columns = prompt_features(encoder, prompts)[1]
-    return {
-        column: encoder.phrase_weights[phrase]
-        for (phrase, _), column in columns.items()
-        if phrase in encoder.phrase_weights
-    }
+    weights = dict(encoder.phrase_weights)
+    for term in encoder.terms:
+        for phrase in term.phrases:
+            weights[phrase] = max(term.weight, weights.get(phrase, 0.0))
+    relevance: dict[str, float] = {}
+    for (phrase, _), column in prompt_features(encoder, prompts)[1].items():
+        if phrase in weights:
+            relevance[column] = max(weights[phrase], relevance.get(column, 0.0))
+    return relevance
 
 
 def warn_low_relevance(

@@ -219,7 +219,10 @@ def test_a_label_that_the_run_does_not_know(
         (["--patch", "16,16,16"], ["--patch", "--help"]),
         (["--max_steps", "many"], ["--max_steps", "whole number", "'many'"]),
         (
-            ["--lambda_gan", "0", "--lambda_feat", "0", "--lambda_l1", "0"],
+            [
+                *("--lambda_gan", "0", "--lambda_feat", "0", "--lambda_mean", "0"),
+                *("--lambda_patch", "0", "--lambda_quantile", "0"),
+            ],
             ["All loss weights (--lambda_gan", "are 0"],
         ),
     ],

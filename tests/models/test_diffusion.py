@@ -164,19 +164,18 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
     assert model(diffusion_target="v").sampling.sampler == "ddim"
 
 
-def test_the_gan_takes_neither_sampling_nor_editing() -> None:
+def test_the_gan_takes_no_sampling() -> None:
     gan = MODELS["pix2pixhd"](train_options(), LABELS, WIDTH, training=False)
     gan.set_sampling(SamplingOptions())
     with pytest.raises(UserError, match="--guidance"):
         gan.set_sampling(SamplingOptions(guidance=2.0))
-    with pytest.raises(UserError, match="--edit_real"):
-        gan.check_editing()
 
 
 def test_options_of_older_runs_are_still_read() -> None:
     stored = to_dict(TrainOptions())
     del stored["diffusion"], stored["sampling"]
-    assert from_dict(TrainOptions, stored, "options.json") == TrainOptions()
+    found = from_dict(TrainOptions, stored, "options.json")
+    assert found == replace(TrainOptions(), diffusion=DiffusionOptions(preconditioning="residual"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -206,9 +205,13 @@ def test_guidance_exaggerates_what_text_does() -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_windows_inside_each_step_agree_with_the_whole() -> None:
-    """Tiles that are each sampled to the end, and blended then, differ more."""
-    built, made = model(n_blocks_global=0), batch(options(), 1, (48, 8, 8))
+@pytest.mark.parametrize("preconditioning", ["edm", "residual"])
+def test_windows_inside_each_step_agree_with_the_whole(preconditioning: str) -> None:
+    """Tiles that are each sampled to the end, and blended then, differ more, unless their parts
+    differ little anyway.
+    """
+    built = model(n_blocks_global=0, preconditioning=preconditioning)
+    made = batch(options(), 1, (48, 8, 8))
     built.set_sampling(SamplingOptions(sampling_steps=5))
     window = SlidingWindow((16, 8, 8), built.size_multiple)
 
@@ -232,11 +235,55 @@ def test_windows_inside_each_step_agree_with_the_whole() -> None:
         )
         blended = window(apart, mask, coords, noise)
     assert (at_once - tiled).abs().mean() < 0.03 * at_once.std()
-    assert (at_once - tiled).abs().mean() < 0.7 * (at_once - blended).abs().mean()
+    if preconditioning == "residual":
+        assert (at_once - tiled).abs().mean() < 0.7 * (at_once - blended).abs().mean()
 
 
-def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not() -> None:
-    built = model(text_region="everywhere")
+def test_the_mean_ignores_the_noise_and_is_part_of_the_volume() -> None:
+    built = model()
+    built.set_sampling(SamplingOptions(sampling_steps=4))
+    network = wake(built.raw["G"])
+    tiler = SlidingWindow((), built.size_multiple)
+    made = batch(options(), 1)
+    condition = Condition(made["mask"], made["coords"], text(1))
+    with torch.no_grad():
+        mean, again = (built._mean(made[name], condition, tiler) for name in ("noise", "image"))
+        alone = built._predict_mean(network, condition)
+        seeds = torch.randn(16, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+        drawn = torch.cat(
+            [built.generate(condition, seed[None], tiler) for seed in seeds.unbind(0)]
+        )
+    assert torch.equal(mean, again) and torch.equal(mean, alone) and mean.std() > 0.01
+    assert (drawn[0] - drawn[1]).abs().mean() > 1e-3
+    assert torch.corrcoef(torch.stack([drawn.mean(0).flatten(), mean.flatten()]))[0, 1] > 0.9
+    old = model(preconditioning="residual")
+    assert not old._mean(made["noise"], condition, tiler).any()
+
+
+@pytest.mark.parametrize("preconditioning", ["edm", "residual"])
+def test_the_loss_of_a_batch_is_the_mean_of_its_samples(preconditioning: str) -> None:
+    """So accumulation and several processes train the same network."""
+    built = model(preconditioning=preconditioning)
+    wake(built.raw["G"])
+    made, said = batch(options(), 4), text(4)
+    made["mask"][1, 0], made["mask"][1, 1:] = 1, 0  # no organ in this patch
+
+    def loss(rows: slice) -> Tensor:
+        embedding = replace(
+            said, tokens=said.tokens[rows], valid=said.valid[rows], pooled=said.pooled[rows]
+        )
+        part = {name: value[rows] for name, value in made.items()}
+        return next(built.training_step(part, BatchText(embedding, embedding))).loss
+
+    apart = torch.stack([loss(slice(i, i + 1)) for i in range(4)])
+    torch.testing.assert_close(loss(slice(0, 4)), apart.mean())
+
+
+@pytest.mark.parametrize("preconditioning", ["edm", "residual"])
+def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not(
+    preconditioning: str,
+) -> None:
+    built = model(text_region="everywhere", preconditioning=preconditioning)
     built.set_sampling(SamplingOptions(sampling_steps=10))
     wake(built.raw["G"])
     tiler = SlidingWindow((), built.size_multiple)

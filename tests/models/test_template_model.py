@@ -18,7 +18,8 @@ def test_it_is_registered_once_it_is_imported() -> None:
 
 def test_it_learns_what_text_does_and_generates_it() -> None:
     torch.manual_seed(0)
-    model = TemplateModel(train_options(ngf=8, lr=5e-3), LABELS, WIDTH)
+    options = train_options(ngf=8, lr=5e-3, noise_channels=1)
+    model = TemplateModel(options, LABELS, WIDTH)
     groups = model.param_groups()["G"]
     optimizer = torch.optim.Adam(groups)
     prompts = replace(
@@ -26,14 +27,14 @@ def test_it_learns_what_text_does_and_generates_it() -> None:
     )
     images = torch.tensor([0.3, -0.3])[:, None, None, None, None]
     for step in range(60):
-        made = batch(model.options, 2, seed=step)
+        made = batch(options, 2, seed=step)
         made["image"] = images.expand_as(made["image"])
         for network, loss, terms in model.training_step(made, BatchText(prompts, prompts)):
             assert network == "G" and set(terms) == {"G_mse"}
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    made = batch(model.options, 1, (16, 8, 8))
+    made = batch(options, 1, (16, 8, 8))
     window = SlidingWindow((8, 8, 8), model.size_multiple)
     with torch.no_grad():
         first, second = (

@@ -22,7 +22,16 @@ LATENT = ("--model", "latent_diffusion")
         (("--niter", "0", "--niter_decay", "0"), "are all 0"),
         (("--load_global", "run"), "--n_local_enhancers 1"),
         (("--val_effect", "AGE=1,2", "--val_effect", "SEX=F,M"), "--val_effect is given 2 times"),
-        (("--lambda_gan=0", "--lambda_feat=0", "--lambda_l1=0"), "All loss weights"),
+        (
+            (
+                "--lambda_gan=0",
+                "--lambda_feat=0",
+                "--lambda_mean=0",
+                "--lambda_patch=0",
+                "--lambda_quantile=0",
+            ),
+            "All loss weights",
+        ),
         (("--lambda_perceptual", "1", "--perceptual_weights", "no.pth"), "--perceptual_weights is"),
         (("--model", "diffusion", "--n_local_enhancers", "1"), "--n_local_enhancers is 1"),
         (("--model", "diffusion", "--diffusion_target", "noise"), "--no-zero_snr"),

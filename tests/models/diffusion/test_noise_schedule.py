@@ -17,8 +17,14 @@ TARGETS = ("flow", "v", "noise")
 SD = 0.1
 
 
-def make_schedule(target: str = "flow", **changes: Any) -> NoiseSchedule:
-    options = DiffusionOptions(diffusion_target=target, zero_snr=target != "noise")  # type: ignore[arg-type]
+def make_schedule(
+    target: str = "flow", preconditioning: str = "residual", **changes: Any
+) -> NoiseSchedule:
+    options = DiffusionOptions(
+        diffusion_target=target,  # type: ignore[arg-type]
+        zero_snr=target != "noise",
+        preconditioning=preconditioning,  # type: ignore[arg-type]
+    )
     return NoiseSchedule(replace(options, **changes), SD)
 
 
@@ -54,6 +60,35 @@ def test_the_estimate_is_the_best_one_for_a_gaussian(target: str) -> None:
         assert skip == pytest.approx(slope, abs=5e-3)
         assert float((skip * x + blend * mean - image).mean()) == pytest.approx(0, abs=2e-3)
     assert [float(v) for v in p.preconditioning(torch.zeros(1))] == pytest.approx([1, 0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_edm_predicts_what_has_unit_variance(target: str) -> None:
+    """Of what differs from the mean, the best estimate is c_skip x_t; what is left is c_out F."""
+    p, draw = make_schedule(target, "edm"), torch.Generator().manual_seed(0)
+    image, noise = (torch.randn(200_000, generator=draw, dtype=torch.float64) for _ in range(2))
+    image = SD * image
+    for time in (0.02, 0.3, 0.7, 0.99):
+        t = torch.tensor([time])
+        a, s = (float(v) for v in p.alpha_sigma(t))
+        x = a * image + s * noise
+        skip, out = (float(v) for v in p.preconditioning(t))
+        assert float((p.input_scale(t) * x).std()) == pytest.approx(1, abs=0.01)
+        assert float(((image - skip * x) / out).std()) == pytest.approx(1, abs=0.01)
+        assert float(((image - skip * x) * x).mean()) == pytest.approx(0, abs=1e-3 * s)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_edm_trains_where_texture_is_decided(target: str) -> None:
+    p = make_schedule(target, "edm", log_noise_mean=-2.0, log_noise_sd=1.0)
+    uniform, terminal = torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0))
+    times = p.training_times(uniform, terminal)
+    assert times.min() > 0 and times.max() < 1
+    found = p.log_noise(times)
+    assert float(found.mean()) == pytest.approx(-2.0, abs=0.05)
+    assert float(found.std()) == pytest.approx(1.0, abs=0.05)
+    ends = p.training_times(torch.tensor([0.0, 1.0]), torch.zeros(2))
+    assert ((ends >= 0) & (ends <= 1)).all()
 
 
 def test_weights_are_those_of_the_targets() -> None:
@@ -104,6 +139,22 @@ def test_sampling_gives_the_distribution(target: str, kind: str) -> None:
     assert float(result.std()) == pytest.approx(SD, rel=0.04)
 
 
+@pytest.mark.parametrize(
+    ("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim"), ("v", "ddpm")]
+)
+def test_edm_samples_the_distribution_of_differences(target: str, kind: str) -> None:
+    p, draw = make_schedule(target, "edm"), torch.Generator().manual_seed(0)
+
+    def best(x: Tensor, t: float) -> Tensor:
+        return p.preconditioning(torch.tensor([t]))[0] * x
+
+    noise = torch.randn(1, 1, 32, 32, 32, generator=draw)
+    times = p.sampling_times(200, 0.2)
+    result = DiffusionSampler(p, best, kind).sample(noise, times, draw)
+    assert float(result.mean()) == pytest.approx(0, abs=0.004)
+    assert float(result.std()) == pytest.approx(SD, rel=0.05)
+
+
 def wavy(x: Tensor, t: float) -> Tensor:
     """A smooth, non-linear network that looks at its input."""
     return 0.5 * torch.tanh(x.roll(1, 2) + 0.5 * x.roll(1, 3)) + 0.1 * t
@@ -111,9 +162,19 @@ def wavy(x: Tensor, t: float) -> Tensor:
 
 @pytest.mark.parametrize(("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim")])
 @pytest.mark.parametrize("start", [1.0, 0.5])
-def test_an_inverted_image_comes_back(target: str, kind: str, start: float) -> None:
-    p = make_schedule(target)
-    sampler = DiffusionSampler(p, wavy, kind)
+@pytest.mark.parametrize("preconditioning", ["edm", "residual"])
+def test_an_inverted_image_comes_back(
+    target: str, kind: str, start: float, preconditioning: str
+) -> None:
+    p = make_schedule(target, preconditioning)
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        if not p.edm:
+            return wavy(x, t)
+        skip, out = p.preconditioning(torch.tensor([t]))
+        return skip * x + out * wavy(p.input_scale(torch.tensor([t])) * x, t)
+
+    sampler = DiffusionSampler(p, denoise, kind)
     times = p.sampling_times(20, 0.2 if target == "flow" else 1.0, start)
     image = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     back = sampler.sample(sampler.invert(image, times), times)

@@ -121,6 +121,29 @@ def test_feature_matching_has_gradients_of_generated_volumes_only() -> None:
     assert fake.grad is not None and real.grad is None
 
 
+def test_feature_matching_of_two_draws_is_an_energy_score() -> None:
+    """Its expectation is least for draws of the distribution of the scans' features."""
+    generator = torch.Generator().manual_seed(0)
+
+    def outputs(count: int, sd: float) -> list[DiscriminatorOutput]:
+        features = sd * torch.randn(count, 2, 16, 16, 16, generator=generator)
+        return [DiscriminatorOutput(torch.zeros(()), [features])]
+
+    fake, real = outputs(4, 1.0), outputs(2, 1.0)
+    first, second = fake[0].features[0].chunk(2)
+    y = real[0].features[0]
+    expected = ((first - y).abs().mean() + (second - y).abs().mean()) / 2
+    expected = expected - (first - second).abs().mean() / 2
+    assert feature_matching_loss(fake, real, 2).item() == pytest.approx(expected.item(), rel=1e-5)
+    by_sd = {
+        sd: feature_matching_loss(outputs(8, sd), outputs(4, 1.0), 2).item()
+        for sd in (0.0, 0.5, 1.0, 1.5)
+    }
+    assert min(by_sd, key=lambda sd: by_sd[sd]) == 1.0
+    one = feature_matching_loss(outputs(4, 0.0), outputs(4, 1.0), 1).item()
+    assert one < feature_matching_loss(outputs(4, 1.0), outputs(4, 1.0), 1).item()
+
+
 class SmallVgg(nn.Module):
     """Replacement of VGG19, whose weights have 550 MB: the same kinds of layers in order."""
 
@@ -209,7 +232,7 @@ def take_step(**changes: Any) -> tuple[Pix2PixHDModel, dict[str, Tensor], list[s
     updated: list[str] = []
     terms: dict[str, Tensor] = {}
     texts = BatchText(text(), text(seed=1))
-    for name, loss, network_terms in model.training_step(batch(options), texts):
+    for name, loss, network_terms in model.training_step(batch(options, draws=model.draws), texts):
         updated.append(name)
         loss.backward()
         terms.update(network_terms)
@@ -217,13 +240,34 @@ def take_step(**changes: Any) -> tuple[Pix2PixHDModel, dict[str, Tensor], list[s
 
 
 def test_every_weight_switches_its_term_off(vgg_weights: Path) -> None:
-    model, terms, updated = take_step(lambda_perceptual=1.0, perceptual_weights=str(vgg_weights))
-    assert set(terms) == {"D", "G_gan", "G_feat", "G_l1", "G_perceptual"} and updated == ["D", "G"]
+    scores = {"G_mean", "G_patch", "G_quantile"}
+    model, terms, updated = take_step(
+        lambda_l1=1.0, lambda_perceptual=1.0, perceptual_weights=str(vgg_weights)
+    )
+    assert set(terms) == {"D", "G_gan", "G_feat", "G_l1", "G_perceptual"} | scores
+    assert updated == ["D", "G"]
     model, terms, updated = take_step(lambda_gan=0.0, lambda_feat=0.0)
-    assert set(terms) == {"G_l1"} and updated == ["G"] and set(model.raw) == {"G"}
-    model, terms, _ = take_step(lambda_l1=0.0, lambda_feat=0.0)
-    assert set(terms) == {"D", "G_gan"} and model.perceptual is None
-    assert set(take_step(lambda_gan=0.0)[1]) == {"D", "G_feat", "G_l1"}
+    assert set(terms) == scores and updated == ["G"] and set(model.raw) == {"G"}
+    model, terms, _ = take_step(lambda_feat=0.0, lambda_mean=0.0, lambda_patch=0.0)
+    assert set(terms) == {"D", "G_gan", "G_quantile"} and model.perceptual is None
+    assert set(take_step(lambda_gan=0.0)[1]) == {"D", "G_feat"} | scores
+
+
+def test_without_scores_one_volume_is_drawn() -> None:
+    distance = {"lambda_mean": 0.0, "lambda_patch": 0.0, "lambda_quantile": 0.0, "lambda_l1": 80.0}
+    model, terms, _ = take_step(**distance)
+    assert model.draws == 1 and set(terms) == {"D", "G_gan", "G_feat", "G_l1"}
+    assert {take_step(**distance | {name: 1.0})[0].draws for name in tuple(distance)[:3]} == {2}
+
+
+def test_equal_draws_cannot_be_rewarded_for_their_spread() -> None:
+    for name in ("lambda_patch", "lambda_quantile"):
+        off = {"lambda_patch": 0.0, "lambda_quantile": 0.0, name: 1.0}
+        with pytest.raises(UserError, match=r"--noise_channels 0 .* Set both to 0"):
+            Pix2PixHDModel.check_options(train_options(noise_channels=0, **off))
+    no_spread = train_options(noise_channels=0, lambda_patch=0.0, lambda_quantile=0.0)
+    Pix2PixHDModel.check_options(no_spread)
+    take_step(noise_channels=0, lambda_patch=0.0, lambda_quantile=0.0)
 
 
 def test_the_generator_step_gives_the_discriminator_no_gradients() -> None:
@@ -232,7 +276,8 @@ def test_the_generator_step_gives_the_discriminator_no_gradients() -> None:
     model = Pix2PixHDModel(options, LABELS, WIDTH)
     grads: list[Tensor | None] = []
 
-    for name, loss, _ in model.training_step(batch(options), BatchText(text(), text(seed=1))):
+    texts = BatchText(text(), text(seed=1))
+    for name, loss, _ in model.training_step(batch(options, draws=model.draws), texts):
         if name == "G":
             model.raw["D"].zero_grad()
         loss.backward()

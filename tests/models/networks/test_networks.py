@@ -224,6 +224,80 @@ def test_voxels_attend_to_tokens() -> None:
     assert (unit(x, embedding)[:, 1] - goal).square().mean() < 0.05 * goal.square().mean()
 
 
+@pytest.mark.parametrize("changes", [{}, {"n_local_enhancers": 1, "skip": False}])
+def test_two_draws_are_two_passes(changes: dict[str, Any]) -> None:
+    network = wake(make_generator(**changes))
+    made = batch(train_options(), 2, draws=2)
+    first, second = made["noise"].chunk(2, 1)
+    with torch.no_grad():
+        together = network(made["mask"], made["coords"], torch.cat([first, second]), text())
+        apart = [network(made["mask"], made["coords"], noise, text()) for noise in (first, second)]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-4)
+    assert (apart[0] - apart[1]).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("width", [8, 6])  # as many channels as heads times their width, and fewer
+def test_folded_attention_is_attention(width: int) -> None:
+    torch.manual_seed(0)
+    unit = AttentionFusion(width, WIDTH, GENERATOR)
+    wake(unit)
+    voxels = torch.randn(3, 40, width, requires_grad=True)
+    said = text(3, tokens=4)
+    valid = torch.nn.functional.pad(said.valid, (1, 0), value=True)
+    valid[0, 1:] = False  # an empty prompt, with padding tokens that are not zeros
+    valid[1, 3:] = False
+    tokens = torch.nn.functional.pad(said.tokens, (0, 0, 1, 0))
+    results = []
+    for attend in (unit._attend, unit._attend_folded):
+        k, v = unit._split_heads(unit.key(tokens)), unit._split_heads(unit.value(tokens))
+        out = attend(voxels, k, v, valid)
+        inputs = [voxels, *unit.parameters()]
+        gradients = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
+        results.append((out, gradients))
+    (plain, plain_gradients), (folded, folded_gradients) = results
+    torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
+    for a, b in zip(folded_gradients, plain_gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = unit._attend_folded(voxels.bfloat16(), k, v, valid)
+    assert (half - plain).abs().max() < 0.03 * plain.abs().max()
+
+
+# --- region of the text ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_local_enhancers": 1}, {"fusion": "none"}])
+def test_without_an_organ_text_changes_nothing(changes: dict[str, Any]) -> None:
+    """Whatever the text enters by, gains of the noise included; the body is no organ."""
+    torch.manual_seed(0)
+    network = Generator(train_options(**changes).generator, LABELS, WIDTH, LABELS - 1)
+    wake(network)
+    made = batch(train_options(), 2)
+    empty = torch.zeros_like(made["mask"])
+    empty[:, 0, :4], empty[:, -1, 4:] = 1, 1
+    with torch.no_grad():
+        first, second = (
+            network(empty, made["coords"], made["noise"], text(seed=seed)) for seed in (0, 1)
+        )
+    assert torch.equal(first, second) and first.std() > 0
+
+
+def test_text_changes_organs_and_stays_near_them() -> None:
+    """Beyond the reach of the convolutions after it, nothing changes."""
+    network = wake(make_generator(n_downsample_global=1, n_blocks_global=1))
+    made = batch(train_options(), 2, (48, 8, 8))
+    mask = torch.zeros_like(made["mask"])
+    mask[:, 1, :8], mask[:, 0, 8:] = 1, 1
+    with torch.no_grad():
+        first, second = (
+            network(mask, made["coords"], made["noise"], text(seed=seed)) for seed in (0, 1)
+        )
+    change = (first - second).abs()
+    assert change[:, :, :8].mean() > 1e-2 and not change[:, :, 24:].any()
+
+
 # --- parameters -----------------------------------------------------------------------------------
 
 
@@ -252,7 +326,10 @@ def test_every_parameter_has_a_gradient(changes: dict[str, Any]) -> None:
 
     for step in range(2):
         texts = BatchText(text(seed=step), text(seed=step + 9))
-        for name, loss, _ in model.training_step(batch(options, 2, (16, 16, 16), step), texts):
+        made = batch(options, 2, (16, 16, 16), step, draws=model.draws)
+        made["mask"][:, 1] += made["mask"][:, 0]  # text acts where no background is near
+        made["mask"][:, 0] = 0
+        for name, loss, _ in model.training_step(made, texts):
             optimizers[name].zero_grad()
             loss.backward()
             for key, parameter in model.raw[name].named_parameters():

@@ -53,7 +53,7 @@ def batches(trainer: Trainer, parts: int = 1) -> Feed:
     assert isinstance(trainer.model, Pix2PixHDModel)
     for step in itertools.count(trainer.steps_done):
         made, said, other = (
-            batch(trainer.model.options, 2, seed=step),
+            batch(trainer.model.options, 2, seed=step, draws=trainer.model.draws),
             text(seed=step),
             text(seed=step + 99),
         )
@@ -109,12 +109,35 @@ def test_learning_rate_is_constant_then_falls_to_zero() -> None:
 
 
 def test_text_unit_learns_at_its_own_rate() -> None:
-    trainer = make(lr=1e-3, lr_text=4.0, fusion="additive", fusion_at="output")
+    trainer = make(lr=1e-3, lr_text=4.0, fusion="additive", fusion_at="output", text_effect=False)
     rates = {id(p): g["base_lr"] for g in trainer.optimizers["G"].param_groups for p in g["params"]}
     of = {name: rates.pop(id(p)) for name, p in trainer.model.raw["G"].named_parameters()}
     assert not rates and {name: rate for name, rate in of.items() if rate != 1e-3} == {
         name: pytest.approx(4e-3) for name in of if name.startswith("effect")
     }
+
+
+@pytest.mark.parametrize("enhancers", [0, 1])
+@pytest.mark.parametrize("wait", [0, 2])
+def test_every_parameter_is_in_one_group(enhancers: int, wait: int) -> None:
+    """With its rate, and the epoch from which it learns."""
+    options = train_options(
+        lr=1e-3, lr_text=4.0, n_local_enhancers=enhancers, niter_fix_global=wait
+    )
+    model = Pix2PixHDModel(options, LABELS, WIDTH)
+    groups = model.param_groups()
+    for name, network in model.raw.items():
+        listed = [id(p) for group in groups[name] for p in group["params"]]
+        assert len(set(listed)) == len(listed)
+        assert set(listed) == {id(p) for p in network.parameters()}
+    found = {
+        id(p): (group["lr"], group["from_epoch"]) for group in groups["G"] for p in group["params"]
+    }
+    by_text = (".fusion.", ".noise.gain.", "effect.")
+    for name, parameter in model.raw["G"].named_parameters():
+        rate = 4e-3 if any(part in name for part in by_text) else 1e-3
+        waits = wait if enhancers and name.startswith("global_generator") else 0
+        assert found[id(parameter)] == (pytest.approx(rate), waits), name
 
 
 def test_average_follows_its_formula() -> None:
@@ -143,7 +166,7 @@ def test_losses_carry_no_graph() -> None:
     trainer = make()
     for parts in trainer.iterate(batches(trainer), 1):
         losses = trainer.step([(part, BatchText(*part["texts"])) for part in parts])
-    assert {"D", "G_gan", "G_feat", "G_l1"} <= set(losses)
+    assert {"D", "G_gan", "G_feat", "G_mean", "G_patch", "G_quantile"} <= set(losses)
     assert not any(loss.requires_grad for loss in losses.values())
 
 
@@ -238,9 +261,9 @@ def test_a_loss_that_is_not_finite_stops_before_weights_change() -> None:
 
 
 def test_the_terms_that_are_not_finite_are_named() -> None:
-    trainer = make(lambda_gan=0.0, lambda_feat=0.0)
+    trainer = make(lambda_gan=0.0, lambda_feat=0.0, lambda_patch=0.0, lambda_quantile=0.0)
     made = next(batches(trainer))
-    with pytest.raises(RunStopped, match=r"The loss of G is inf in step 1 \(G_l1 inf\)"):
+    with pytest.raises(RunStopped, match=r"The loss of G is inf in step 1 \(G_mean inf\)"):
         fit(trainer, feed=iter([{**made, "image": made["image"] * float("inf")}]))
 
 
