@@ -33,6 +33,7 @@ from pipelines.training import (
     record_data,
     restore_study,
     save_body_shape,
+    warn_constant_text,
     weigh_by_relevance,
 )
 from util import cli
@@ -68,6 +69,7 @@ def train(options: TrainOptions) -> Path:
 def train_run(options: TrainOptions, folder: Path) -> Path:
     """Train as `train` does, in a folder that no other process uses."""
     run = options.run
+    MODELS[options.generator.model].check_options(options)
     if not run.continue_train:
         runs.check_new_run(folder, run.overwrite)
     accelerator = make_accelerator(options.optim.precision, run.gpu_ids)
@@ -86,6 +88,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
         study = restore_study(options, study, resumed)
         with accelerator.main_process_first():  # the other processes find its checksums
             data_record = check_unchanged(options, study, resumed, cache)
+    warn_constant_text(options, study)
     n_labels, text_width = len(study.cohort.labels), study.encoder.width
     model = MODELS[options.generator.model](options, n_labels, text_width)
     if options.optim.load_global and not resumed:

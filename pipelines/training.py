@@ -37,6 +37,7 @@ from data.fingerprints import (
 from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_statistics
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
+from data.resampling import patients_of
 from data.splits import save_splits
 from data.text.counterfactuals import (
     Intervention,
@@ -47,7 +48,7 @@ from data.text.counterfactuals import (
 )
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
-from models.base_model import MODELS, BatchText, GenerativeModel
+from models.base_model import BatchText, GenerativeModel
 from models.inference import RUN_ENTRIES, TEXT_PART, VolumeGenerator, restore_encoder
 from models.sliding_window import SlidingWindow
 from models.text import relevance
@@ -129,7 +130,6 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
             "--text_encoder cohort: the dry run leaves its pre-training out and uses table instead."
         )
         return stand_in
-    MODELS[options.generator.model].check_options(options)
     open_study(stand_in, None, check=False)
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
     encoder = pretrain_clip(ClipCommand(clip, options.data))
@@ -187,6 +187,27 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
         check_intervention("--val_effect", intervention, template, rows, trained, must_occur=True)
     encoder.fit([study.phrases[case.id] for case in study.training_cases])
     return study
+
+
+def warn_constant_text(options: TrainOptions, study: Study) -> None:
+    """Warn where the training cases cannot show what text does: one text, or one patient."""
+    if not is_main_process():
+        return
+    cases = study.training_cases
+    texts = {tuple(study.phrases[case.id]) for case in cases}
+    if options.generator.fusion != "none" and len(texts) == 1:
+        log.warning(
+            "All %d training cases have the same text, so the run cannot learn what text does, and "
+            "counterfactuals will hardly differ. Check --template and the table, or train without "
+            "text (--fusion none).",
+            len(cases),
+        )
+    patients = patients_of(study.cohort, options.data.patient_column)
+    if len({patients[case.id] for case in cases}) == 1:
+        log.warning(
+            "The training cases are of one patient, whose anatomy the run will repeat for every "
+            "mask. Train on several patients."
+        )
 
 
 def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> Study:
