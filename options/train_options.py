@@ -163,7 +163,7 @@ class LossOptions:
     lambda_gan: float = flag(3.0, "Weight of the adversarial loss.", low=0)
     lambda_feat: float = flag(2.0, "Weight of discriminator feature matching.", low=0)
     lambda_mean: float = flag(
-        40.0, "Weight of the squared error of the mean volume, estimated from two draws.", low=0
+        80.0, "Weight of the squared error of the mean volume, estimated from two draws.", low=0
     )
     lambda_patch: float = flag(
         20.0, "Weight of the energy score of small patches of two draws, at three scales.", low=0

@@ -464,7 +464,6 @@ def test_sampling_flags_that_do_not_fit(
     refused(
         bad_test(trained_run, results, "--guidance", "2"), "--guidance", "not a diffusion model"
     )
-    refused(bad_test(trained_run, results, "--edit_real"), "--edit_real", "not a diffusion model")
 
 
 def test_editing_has_one_noise(diffusion_run: TrainedRun, tmp_path: Path) -> None:
