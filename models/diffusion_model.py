@@ -279,19 +279,23 @@ class DiffusionModel(GenerativeModel):
             )
 
     def invert(self, image: Tensor, condition: Condition, strength: float, tiler: Tiler) -> Tensor:
+        """Return the inverted difference from the mean, and the mean, `(1, 2C, X/f, Y/f, Z/f)`."""
         f = self.space.factor
         x = image
         if f > 1:
             latents = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)
             x = latents[..., ::f, ::f, ::f]
-        x = x - self._mean(x, condition, tiler)
-        return self._sampler(condition, tiler).invert(x, self._times(strength))
+        mean = self._mean(x, condition, tiler)
+        inverted = self._sampler(condition, tiler).invert(x - mean, self._times(strength))
+        return torch.cat([inverted, mean], 1)
 
     def regenerate(
         self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
     ) -> Tensor:
-        sample = self._sampler(condition, tiler).sample(state, self._times(strength))
-        return self._decode(self._mean(sample, condition, tiler) + sample, tiler)
+        inverted, own_mean = state.chunk(2, 1)
+        sample = self._sampler(condition, tiler).sample(inverted, self._times(strength))
+        mean = torch.lerp(own_mean, self._mean(sample, condition, tiler), strength)
+        return self._decode(mean + sample, tiler)
 
 
 @MODELS.register("latent_diffusion")

@@ -192,18 +192,26 @@ class NoiseInjection(nn.Module):
             region: `(B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
         """
         voxels = noise.movedim(1, -1)  # (B, X, Y, Z, N)
-        added = self.strength(voxels.to(x.dtype)).movedim(-1, 1)
         if self.gain is None or self.sparse is None:
-            return x + added
-        scaled = text.pooled * text.pooled.shape[1] ** -0.5  # as in `models.networks.fusion`
-        log_gain = self.gain(scaled).clamp(-self.MAX_LOG_GAIN, self.MAX_LOG_GAIN)
-        gain, sparse_gain = log_gain.exp().to(x.dtype)[:, :, None, None, None].chunk(2, 1)
+            return x + self.strength(voxels.to(x.dtype)).movedim(-1, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            scaled = text.pooled.float() * text.pooled.shape[1] ** -0.5  # as in the fusion units
+            log_gain = self.gain(scaled).clamp(-self.MAX_LOG_GAIN, self.MAX_LOG_GAIN)
+            # Gains are folded into the few strengths: one product per voxel.
+            plain = torch.stack([self.strength.weight, self.sparse.weight])  # (2, C, N)
+            gained = log_gain.exp().unflatten(1, (2, -1))[..., None] * plain  # (B, 2, C, N)
         rare = self.SPARSE_SCALE * F.relu(voxels - self.THRESHOLD)
-        sparse = self.sparse(rare.to(x.dtype)).movedim(-1, 1)
-        gained = gain * added + sparse_gain * sparse
+        inputs = [voxels, rare]
+        strengths = [gained]
         if region is not None:
-            gained = torch.lerp(added + sparse, gained, region.to(x.dtype))
-        return x + gained
+            inside = region.movedim(1, -1)
+            inputs += [inside * voxels, inside * rare]
+            strengths = [plain.expand_as(gained), gained - plain]
+        added = torch.bmm(
+            torch.cat(inputs, -1).flatten(1, 3).to(x.dtype),
+            torch.cat(strengths, 1).transpose(2, 3).flatten(1, 2).to(x.dtype),
+        )
+        return x + added.unflatten(1, x.shape[2:]).movedim(-1, 1)
 
 
 def halve_noise(noise: Tensor) -> Tensor:

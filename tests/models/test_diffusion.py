@@ -292,12 +292,15 @@ def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not(
     own = Condition(made["mask"], made["coords"], text(1))
     other = replace(own, text=text(1, seed=9))
     with torch.no_grad():
-        for strength in (1.0, 0.4):
+        change = {}
+        for strength in (1.0, 0.4, 0.05):
             state = built.invert(image, own, strength, tiler)
             again = built.regenerate(state, own, strength, tiler)
             edited = built.regenerate(state, other, strength, tiler)
             assert (again - image).abs().mean() < 0.01
-            assert (edited - image).abs().mean() > 3 * (again - image).abs().mean()
+            change[strength] = float((edited - image).abs().mean())
+            assert change[strength] > 3 * (again - image).abs().mean()
+    assert change[0.05] < 0.6 * change[0.4] and change[0.4] < change[1.0]
     built = model(diffusion_target="v")
     built.set_sampling(SamplingOptions(sampler="ddpm"))
     with pytest.raises(UserError, match="--sampler ddpm"):

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from models.base_model import MODELS, BatchText
 from models.networks.fusion import FUSIONS, AttentionFusion, FusionUnit
 from models.networks.generator import Generator, TextResidualHead, size_multiple
-from models.networks.layers import ChannelNorm, Conv3d, ScalarConv3d, halve_noise, make_norm
+from models.networks.layers import (
+    ChannelNorm,
+    Conv3d,
+    NoiseInjection,
+    ScalarConv3d,
+    halve_noise,
+    make_norm,
+)
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.base_encoder import TextEmbedding
 from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options, wake
@@ -407,6 +414,30 @@ def test_scalar_convolution_is_a_convolution(size: int, padding: int, mode: Any)
     ]
     assert torch.allclose(fast(x), plain(x), atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*grads, strict=True))
+
+
+def test_text_multiplies_the_noise_inside_the_region() -> None:
+    torch.manual_seed(0)
+    unit = NoiseInjection(6, 3, WIDTH)
+    wake(unit)
+    x, noise, said = torch.randn(2, 6, 4, 4, 4), torch.randn(2, 3, 4, 4, 4), text()
+    region = (torch.rand(2, 1, 4, 4, 4) > 0.5).float()
+    assert unit.sparse is not None and unit.gain is not None
+    rare = unit.SPARSE_SCALE * (noise - unit.THRESHOLD).clamp_min(0)
+    kinds = [
+        torch.einsum("cn,bnxyz->bcxyz", layer.weight, field)
+        for layer, field in ((unit.strength, noise), (unit.sparse, rare))
+    ]
+    gains = unit.gain(said.pooled * WIDTH**-0.5).exp()[..., None, None, None].chunk(2, 1)
+    inside = sum(gain * kind for gain, kind in zip(gains, kinds, strict=True))
+    torch.testing.assert_close(unit(x, noise, said, None), x + inside, atol=1e-5, rtol=1e-4)
+    expected = x + torch.where(region > 0, inside, sum(kinds))
+    torch.testing.assert_close(unit(x, noise, said, region), expected, atol=1e-5, rtol=1e-4)
+    many = torch.randn(1, 1, 64, 64, 64)
+    rare = unit.SPARSE_SCALE * (many - unit.THRESHOLD).clamp_min(0)
+    assert (
+        float(rare.std()) == pytest.approx(1, abs=0.05) and float((rare > 0).float().mean()) < 0.11
+    )
 
 
 def test_noise_at_half_resolution_is_standard_normal() -> None:
