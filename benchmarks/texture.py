@@ -71,6 +71,7 @@ def train_and_test(o: TextureBenchmarkOptions, cohort: Path, model: str) -> Path
     log.info("%s: trained in %.0f s.", model, time.perf_counter() - start)
     words = flag_words(dataroot=cohort, name=name, checkpoints_dir=Path(o.OUT) / "runs", draws=2)
     words += flag_words(results_dir=Path(o.OUT) / "results", split="test", overwrite=True)
+    words += flag_words(tile=(0, 0, 0))
     return test.generate_cohort(parse(TestOptions, "", words))
 
 

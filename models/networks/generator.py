@@ -83,9 +83,10 @@ def halve_region(region: Tensor | None) -> Tensor | None:
 
 
 class FusedResBlocks(nn.Module):
-    """Residual blocks, then text fusion; the shape stays the same.
+    """Residual blocks, then noise and text fusion; the shape stays the same.
 
-    Text enters after the blocks, whose convolutions would carry it out of the region.
+    Text, which also scales the noise, enters after the blocks, whose convolutions would carry it
+    out of the region.
 
     Args:
         channels: C of the features.
@@ -93,12 +94,21 @@ class FusedResBlocks(nn.Module):
         text_width: Width of the text embedding.
         options: Norm, padding and fusion.
         fuse: Whether text enters here.
+        noisy: Whether noise enters here.
     """
 
     def __init__(
-        self, channels: int, blocks: int, text_width: int, options: GeneratorOptions, fuse: bool
+        self,
+        channels: int,
+        blocks: int,
+        text_width: int,
+        options: GeneratorOptions,
+        *,
+        fuse: bool,
+        noisy: bool = False,
     ) -> None:
         super().__init__()
+        self.noise = make_noise(channels, text_width, options) if noisy else None
         self.recompute = options.checkpoint_activations
         unit = FUSIONS[options.fusion if fuse else "none"]
         self.fusion: FusionUnit = unit(channels, text_width, options)
@@ -106,10 +116,15 @@ class FusedResBlocks(nn.Module):
             ResBlock(channels, options.norm, options.padding) for _ in range(blocks)
         )
 
-    def forward(self, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
-        """`(B, C, X, Y, Z)` to the same shape."""
+    def forward(
+        self, x: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
+    ) -> Tensor:
+        """`(B, C, X, Y, Z)` to the same shape, or to `(P B, ...)` for noise of P draws."""
         for block in self.blocks:
             x = maybe_checkpoint(block, self.recompute, x)
+        x = torch.cat([x] * (len(noise) // len(x)))
+        if self.noise is not None:
+            x = self.noise(x, noise, text, region)
         return fuse(self.fusion, x, text, region)
 
 
@@ -170,11 +185,13 @@ class GlobalGenerator(nn.Module):
         self.down = nn.ModuleList(
             conv(widths[i], widths[i + 1], norm, padding, stride=2) for i in range(depth)
         )
-        coarse_noise = options.noise_at == "all"
-        self.noise = make_noise(widths[-1], text_width, options) if coarse_noise else None
-        fuse = options.fusion_at != "output"
         self.bottleneck = FusedResBlocks(
-            widths[-1], options.n_blocks_global, text_width, options, fuse
+            widths[-1],
+            options.n_blocks_global,
+            text_width,
+            options,
+            fuse=options.fusion_at != "output",
+            noisy=options.noise_at == "all",
         )
         self.decoders = nn.ModuleList(
             UpBlock(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth))
@@ -194,11 +211,7 @@ class GlobalGenerator(nn.Module):
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
             x = maybe_checkpoint(down, self.recompute, x)  # (2^i ngf, 1/2^i)
-        x = torch.cat([x] * draws)
-        if self.noise is not None:
-            x = self.noise(x, noises[-1], text, regions[-1])
-        noises.pop()
-        x = self.bottleneck(x, text, regions.pop())
+        x = self.bottleneck(x, noises.pop(), text, regions.pop())
         for decoder in self.decoders:
             x = maybe_checkpoint(
                 decoder, self.recompute, x, skips.pop(), noises.pop(), text, regions.pop()
@@ -226,7 +239,9 @@ class LocalEnhancer(nn.Module):
         self.stem = conv(c_in, width, options.norm, options.padding)
         self.down = conv(width, 2 * width, options.norm, options.padding, stride=2)
         fuse = options.fusion_at == "all"
-        self.stage = FusedResBlocks(2 * width, options.n_blocks_local, text_width, options, fuse)
+        self.stage = FusedResBlocks(
+            2 * width, options.n_blocks_local, text_width, options, fuse=fuse
+        )
         self.decoder = UpBlock(2 * width, width, text_width, options)
 
     def forward(
@@ -242,7 +257,7 @@ class LocalEnhancer(nn.Module):
         fine = maybe_checkpoint(self.stem, self.recompute, condition)  # (width, 1)
         x = maybe_checkpoint(self.down, self.recompute, fine)  # (2 width, 1/2)
         x = torch.cat([x] * draws) + coarse
-        x = self.stage(x, text, halve_region(region))
+        x = self.stage(x, noise, text, halve_region(region))
         skip = repeat_batch(fine, draws) if self.skip else None
         return maybe_checkpoint(self.decoder, self.recompute, x, skip, noise, text, region)
 
