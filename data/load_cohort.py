@@ -73,7 +73,7 @@ def load_cohort(
     warnings = (*cohort.warnings, *check_result.warnings)
     cohort = replace(cohort, labels=check_result.labels, warnings=warnings)
     number = options.body_number
-    if options.body_label == "auto":
+    if options.body_label in ("auto", "masks"):
         number = choose_body_label(cohort, check_result.case_labels, options)
     if number is None:
         return cohort
@@ -84,10 +84,10 @@ def load_cohort(
 def choose_body_label(
     cohort: Cohort, case_labels: Sequence[Sequence[int]], options: DataOptions
 ) -> int | None:
-    """Return the label of the body, for `--body_label auto`; None where masks have other labels.
+    """Return the label of the body, for `--body_label auto` and `masks`; None where there is none.
 
-    It is the label around the lungs of the first mask that has labels beside lungs and airways. It
-    is the next free label where no mask has such labels.
+    It is the label around the lungs of the first mask that has labels beside lungs and airways.
+    Where no mask has such labels, it is the next free label for `auto`.
 
     Args:
         cohort: The cohort.
@@ -100,7 +100,7 @@ def choose_body_label(
             around = surrounding_label(load_volume(case.mask).array, options.lung_labels)
             return None if around in chest else around
     free = max(chest) + 1
-    return free if free <= MAX_LABEL else None
+    return free if options.body_label == "auto" and free <= MAX_LABEL else None
 
 
 def _with_body(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from options.parser import flag
 from util.cli import UserError
 
-BODY_LABELS = ("auto", "none")  # of --body_label, beside a number
+BODY_LABELS = ("auto", "masks", "none")  # of --body_label, beside a number
 MAX_LABEL = 255
 
 
@@ -39,10 +39,10 @@ class DataOptions:
     lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
     airway_label: int = flag(3, "Mask label of the airways.")
     body_label: str = flag(
-        "none",
-        "Mask label of the body: a number (masks without it get it from their scans), auto (the "
-        "label around the lungs; the next free one where masks hold lungs and airways only), or "
-        "none.",
+        "masks",
+        "Mask label of the body: masks (the label around the lungs, if there is one), auto (the "
+        "same, and the next free label where masks hold lungs and airways only, found in the "
+        "scans), a number (masks without it get it from their scans), or none.",
     )
     max_labels: int = flag(16, "Most different labels that a mask may hold.", low=2, high=255)
     spacing: tuple[float, float, float] | None = flag(
@@ -69,7 +69,7 @@ class DataOptions:
 
     @property
     def body_number(self) -> int | None:
-        """Label of the body; None for `none`, and for `auto`, which a cohort decides.
+        """Label of the body; None for `none`, and for `auto` and `masks`: a cohort decides.
 
         Raises:
             UserError: `body_label` is neither of these words nor a free label.
@@ -81,7 +81,7 @@ class DataOptions:
         number = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else 0
         if number in taken or number > MAX_LABEL:
             raise UserError(
-                f"--body_label is {text!r}; it must be auto, none, or a label from 1 to "
+                f"--body_label is {text!r}; it must be auto, masks, none, or a label from 1 to "
                 f"{MAX_LABEL} that is neither that of a lung nor that of the airways."
             )
         return number

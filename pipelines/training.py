@@ -137,8 +137,14 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
 
 
 def fix_body_label(options: TrainOptions, study: Study) -> TrainOptions:
-    """Return the options with the label that `--body_label auto` stands for in this cohort."""
-    number = study.cohort.body_label
+    """Return the options with the label that `--body_label` stands for in this cohort."""
+    number, data = study.cohort.body_label, options.data
+    chest = {0, data.airway_label, *data.lung_labels}
+    if data.body_label == "masks" and number is None and chest.issuperset(study.cohort.labels):
+        log.warning(
+            "The masks label lungs and airways alone, so where the body ends is left to chance: "
+            "generated volumes fray there. --body_label auto finds the body in the scans."
+        )
     text = "none" if number is None else str(number)
     return replace(options, data=replace(options.data, body_label=text))
 
