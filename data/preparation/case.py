@@ -42,7 +42,10 @@ from util.cli import UserError
 from util.files import atomic_path, file_fingerprint, json_digest, write_json
 from util.web.outlines import outlined_slices
 
-VERSION = 2  # raised where a case would come out differently, so that it is prepared again
+# Raised where a case would come out differently, so that it is prepared again: for masks that are
+# made here (2: they label the body), and for masks that are given.
+VERSION_MADE = 2
+VERSION_GIVEN = 1
 RECORDS = ".prepared"  # folders of a dataroot
 REPORT_FOLDER = "report"
 
@@ -129,7 +132,8 @@ class CaseTask:
         files = [
             [str(path), *file_fingerprint(path)[1:]] for path in [*self.source.files(), *masks]
         ]
-        return json_digest([VERSION, self.spacing, self.uneven, self.columns, plan, files])
+        version = VERSION_GIVEN if self.masks.kind == "load" else VERSION_MADE
+        return json_digest([version, self.spacing, self.uneven, self.columns, plan, files])
 
 
 def read_finished_record(task: CaseTask) -> Record | None:

@@ -34,14 +34,18 @@ def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {k: list(v) for k, v in second.items()}
 
 
-@pytest.mark.parametrize(("kind", "old_kind"), [("threshold", "classic"), ("load", "given")])
-def test_records_of_earlier_versions_stay_valid(tmp_path: Path, kind: str, old_kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "old_kind", "version"), [("threshold", "classic", 2), ("load", "given", 1)]
+)
+def test_records_of_earlier_versions_stay_valid_where_nothing_changed(
+    tmp_path: Path, kind: str, old_kind: str, version: int
+) -> None:
     scan = tmp_path / "a.nii.gz"
     scan.write_bytes(b"scan")
     status = scan.stat()
     plan = [old_kind, "", "None", "None"]
     files = [[str(scan), status.st_size, status.st_mtime_ns]]
-    stored = json.dumps([1, None, "error", ACQUISITION, plan, files])
+    stored = json.dumps([version, None, "error", ACQUISITION, plan, files])
     task = CaseTask("a", Source("a", "a", ("a",), volume=scan), tmp_path, MaskPlan(kind))
     assert task.fingerprint() == hashlib.sha256(stored.encode()).hexdigest()
     record = tmp_path / RECORDS / "a.json"
