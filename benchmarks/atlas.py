@@ -36,10 +36,9 @@ from options.phantom_options import PhantomOptions
 from options.plant_options import PlantOptions
 from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run
-from pipelines.atlas.analysis import RealCohort, adjustable_columns
+from pipelines.atlas.analysis import adjustable_columns, measure_real_scans
 from pipelines.atlas.planted_effect import plant_effect
 from pipelines.atlas.statistics import findings, intervals, tables
-from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util.cli import run_command
@@ -112,18 +111,14 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
     return pd.read_csv(folder / f"{table}.csv", dtype={"from": str, "to": str, "contrast": str})
 
 
-def true_effect(
-    phantoms: PhantomCohort, column: str, start: str, end: str, vessel_hu: float = 150.0
-) -> float:
-    """Return the planted change of the lungs without vessels in HU, mean over test cases."""
+def true_effect(phantoms: PhantomCohort, column: str, start: str, end: str) -> float:
+    """Return the planted change of the lungs in HU, mean over test cases."""
     changes = []
     for case in phantoms.splits["test"]:
         before = phantoms.render(case, {column: start})
         after = phantoms.render(case, {column: end})
-        masks = chest_regions(before.mask, voxel_sizes(before.affine))
-        vessels = find_vessels(before.hu, masks["lungs"], vessel_hu)
-        means = RegionVoxels.from_masks(masks, vessels).means(after.hu - before.hu)
-        changes.append(means["lungs"])
+        lungs = chest_regions(before.mask, voxel_sizes(before.affine))["lungs"]
+        changes.append((after.hu - before.hu)[lungs].mean())
     return float(np.mean(changes))
 
 
@@ -252,7 +247,7 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     opened = atlas_run.open_atlas(atlas_command(b, root, name, refits))
     with tempfile.TemporaryDirectory() as folder:
         measured = opened.generate(Path(folder), 0).measurements
-    study, real = opened.study, RealCohort.from_study(opened.study)
+    study, real = opened.study, measure_real_scans(opened.study)
     effects = intervals.effects_over_patients(tables.effect_frame(measured.effects))
     null = tables.refit_frame(measured.refits)
     null = null[null["kind"] == "permuted"]
@@ -286,12 +281,11 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     }
 
 
-def shuffle_column(study: AtlasStudy, real: RealCohort, refit: Mapping[str, Any]) -> RealScans:
+def shuffle_column(study: AtlasStudy, scans: RealScans, refit: Mapping[str, Any]) -> RealScans:
     """Return the real training scans beside the rows that a permuted fit was trained with."""
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     cohort = apply_resampling(study.cohort, options, refit["seed"])
     rows = {case.id: study.formatted_row(case) for case in cohort.cases}
-    scans = real.scans
     ids = [case.id for case in study.training if case.id in scans.density.index]
     index = pd.Index(ids, dtype=object)
     table = pd.DataFrame([rows[case] for case in ids], index=index, columns=list(study.every))

@@ -78,11 +78,6 @@ class AtlasCases:
     diagnosis_column: str = flag(
         "DIAGNOSIS", "Column that the real scans are adjusted for separately."
     )
-    vessel_hu: float = flag(
-        150.0,
-        "HU above the lungs' median from which lung voxels count as vessels (0: none).",
-        low=0,
-    )
 
 
 @dataclass(frozen=True)

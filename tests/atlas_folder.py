@@ -199,5 +199,5 @@ def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
     return SimpleNamespace(
         cohort=SimpleNamespace(cases=[case]),
         formatted_row=lambda case: {"DIAGNOSIS": "HP", "AGE": "60"},
-        plan=SimpleNamespace(attributes=[DIAGNOSIS, AGE], vessel_hu=150.0, data=data),
+        plan=SimpleNamespace(attributes=[DIAGNOSIS, AGE], data=data),
     )

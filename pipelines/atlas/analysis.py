@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
-from pipelines.atlas.measure import AtlasMeasurements, RealScan, lung_volume_ml
+from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_means
 from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
 from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution
@@ -26,40 +26,29 @@ ASSOCIATION_COLUMNS = ["column", "other", "measure", "value", "cases"]
 REFIT_COLUMNS = ["name", "kind", "seed", "steps", "permuted"]
 
 
-@dataclass(frozen=True)
-class RealCohort:
-    """The real scans, and the share of vessels in the lungs by case."""
-
-    scans: RealScans
-    vessels: Mapping[str, float]
-
-    @classmethod
-    def from_study(cls, study: AtlasStudy) -> RealCohort:
-        """Measure the real scans; those without lungs are left out."""
-        density = {}
-        vessels = {}
-        volume = {}
-        rows = {}
-        samples = VolumeDataset(study.real_cases, study.labels, study.plan.data)
-        for sample in tqdm(samples, "real scans", unit="case", disable=not cli.is_main_process()):
-            scan = RealScan.from_sample(sample, study.plan)
-            if scan is None:
-                continue
-            case = sample.case
-            density[case.id] = scan.means
-            vessels[case.id] = scan.vessel_share
-            volume[case.id] = lung_volume_ml(sample, study.plan.data.lung_labels)
-            rows[case.id] = study.formatted_row(case)
-        index = pd.Index(list(density), dtype=object)
-        table = pd.DataFrame.from_dict(rows, orient="index")
-        patients = patients_of(study.cohort, study.plan.data.patient_column)
-        scans = RealScans(
-            pd.DataFrame.from_dict(density, orient="index").reindex(index),
-            table.reindex(index=index, columns=list(study.every)),
-            pd.Series(volume, index=index, dtype=float),
-            pd.Series([patients[case] for case in index], index=index, dtype=object),
-        )
-        return cls(scans, vessels)
+def measure_real_scans(study: AtlasStudy) -> RealScans:
+    """Measure the real scans; those without lungs are left out."""
+    density = {}
+    volume = {}
+    rows = {}
+    samples = VolumeDataset(study.real_cases, study.labels, study.plan.data)
+    for sample in tqdm(samples, "real scans", unit="case", disable=not cli.is_main_process()):
+        means = real_means(sample, study.plan)
+        if means is None:
+            continue
+        case = sample.case
+        density[case.id] = means
+        volume[case.id] = lung_volume_ml(sample, study.plan.data.lung_labels)
+        rows[case.id] = study.formatted_row(case)
+    index = pd.Index(list(density), dtype=object)
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    patients = patients_of(study.cohort, study.plan.data.patient_column)
+    return RealScans(
+        pd.DataFrame.from_dict(density, orient="index").reindex(index),
+        table.reindex(index=index, columns=list(study.every)),
+        pd.Series(volume, index=index, dtype=float),
+        pd.Series([patients[case] for case in index], index=index, dtype=object),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class RunFacts:
 
 
 def atlas_tables(
-    study: AtlasStudy, measurements: AtlasMeasurements, real: RealCohort, run: RunFacts
+    study: AtlasStudy, measurements: AtlasMeasurements, real: RealScans, run: RunFacts
 ) -> Frames:
     """Return every table over cases by name."""
     plan = study.plan
@@ -94,7 +83,7 @@ def atlas_tables(
         effects, pairs, study.training_rows(), plan.attributes, roles
     )
     adjustable = adjustable_columns(study, run.diagnosis)
-    estimated = estimate_contrasts(real.scans, plan.contrasts, adjustable)
+    estimated = estimate_contrasts(real, plan.contrasts, adjustable)
     warned = [
         *cohort_cautions(study, real, adjustable, estimated, pairs),
         *cautions.refit_cautions(run.refits, run.steps),
@@ -159,7 +148,7 @@ def study_associations(study: AtlasStudy) -> list[Association]:
 
 def cohort_cautions(
     study: AtlasStudy,
-    real: RealCohort,
+    real: RealScans,
     adjustable: Roles,
     estimated: pd.DataFrame,
     pairs: Sequence[Association],
@@ -180,15 +169,15 @@ def cohort_cautions(
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     patient = _training_patients(study)
     warned = [
-        *_patient_cautions(study, real.scans, patient),
+        *_patient_cautions(study, real, patient),
         *cautions.association_cautions(pairs, roles),
         *cautions.count_cautions(attributes, study.training_rows(), patient),
         *cautions.pooled_cautions({column: study.every[column] for column in study.pooled}),
         *cautions.guessed_cautions(guessed),
         *cautions.collinear_cautions(estimated, contrast_columns),
     ]
-    if len(real.scans.density):
-        warned += cautions.mask_cautions(real.scans, attributes, adjustable)
+    if len(real.density):
+        warned += cautions.mask_cautions(real, attributes, adjustable)
     warned += cautions.role_cautions(attributes)
     for column, reason in study.left_out.items():
         if reason != "not asked for":

@@ -60,7 +60,6 @@ class CasePageWriter:
             data.lung_labels,
             data.airway_label,
             self._volume(FACTUAL),
-            study.plan.vessel_hu,
         )
         if scan is not None:
             self.voxels.add(REAL, np.clip(scan.array, *data.hu_window))

@@ -169,7 +169,6 @@ def generate_cases(
                 "run": generators.run,
                 "generated": "yes",
                 "lung_ml": lung_volume_ml(sample, study.plan.data.lung_labels),
-                "vessel_share_generated": case.vessel_share,
                 "prompt": prompt.sentence,
             }
         )

@@ -18,7 +18,7 @@ from options.base_options import DataOptions
 from pipelines.atlas.attributes import attribute_variants
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
-from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
+from pipelines.atlas.statistics.regional import RegionVoxels
 from util.metrics.regions import chest_regions
 
 Hu = NDArray[np.floating]
@@ -73,14 +73,12 @@ class MeasurementPlan:
         data: How the cohort is read.
         attributes: Attributes to vary.
         contrasts: Contrasts between their values.
-        vessel_hu: HU above the lungs' median from which lung voxels count as vessels (0: none).
     """
 
     template: Template
     data: DataOptions
     attributes: Sequence[AtlasAttribute]
     contrasts: Sequence[Contrast]
-    vessel_hu: float
 
     def contrasts_of(self, attribute: AtlasAttribute) -> list[Contrast]:
         """Return the contrasts of an attribute."""
@@ -131,12 +129,10 @@ class CaseCounterfactuals:
         self.case = sample.case.id
         self.factual = generators.generate(sample, prompt)
         lungs = np.isin(sample.labels, plan.data.lung_labels)
-        vessels = find_vessels(self.factual, lungs, plan.vessel_hu)
-        self.vessel_share = float(vessels.sum() / max(1, lungs.sum()))
-        self.regions = RegionVoxels.from_masks(plan.regions(sample), vessels)
+        self.regions = RegionVoxels.from_masks(plan.regions(sample))
         self.frame = None
         if lungs.any():
-            self.frame = LungFrame(sample.labels, plan.data.lung_labels, lungs & ~vessels)
+            self.frame = LungFrame(sample.labels, plan.data.lung_labels)
 
     def measure(self, keep: KeepFn | None = None) -> None:
         """Generate and measure everything.
@@ -278,7 +274,6 @@ class CaseCounterfactuals:
             difference: Its effect, averaged over noise fields.
             noise_means: Regional means by noise field, value and region.
         """
-        all_means = self.regions.all_means(difference)
         sizes = self.regions.means(np.abs(difference))
         for region, mean in self.regions.means(difference).items():
             noise_change = None
@@ -294,9 +289,8 @@ class CaseCounterfactuals:
                     "to": contrast.end,
                     "case": self.case,
                     "region": region,
-                    "voxels": len(self.regions.without_vessels[region]),
+                    "voxels": len(self.regions.indices[region]),
                     "mean_diff_hu": mean,
-                    "mean_diff_all_hu": all_means[region],
                     "mean_abs_hu": sizes[region],
                     "noise_change_hu": noise_change,
                 }
@@ -315,23 +309,13 @@ def contrast_difference(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
     return np.sum(parts, axis=0, dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class RealScan:
-    """A real scan: regional means without vessels (HU), and the vessels' share of the lungs."""
-
-    means: Mapping[str, float]
-    vessel_share: float
-
-    @classmethod
-    def from_sample(cls, sample: VolumeSample, plan: MeasurementPlan) -> RealScan | None:
-        """Measure a case's scan; None where it has no scan or no lungs."""
-        lungs = np.isin(sample.labels, plan.data.lung_labels)
-        if sample.image is None or not lungs.any():
-            return None
-        scan = sample.to_hu(sample.image[0])
-        vessels = find_vessels(scan, lungs, plan.vessel_hu)
-        means = RegionVoxels.from_masks(plan.regions(sample), vessels).means(scan)
-        return cls(means, float(vessels.sum() / lungs.sum()))
+def real_means(sample: VolumeSample, plan: MeasurementPlan) -> dict[str, float] | None:
+    """Return the regional means of a case's scan, HU; None where it has no scan or no lungs."""
+    lungs = np.isin(sample.labels, plan.data.lung_labels)
+    if sample.image is None or not lungs.any():
+        return None
+    scan = sample.to_hu(sample.image[0])
+    return RegionVoxels.from_masks(plan.regions(sample)).means(scan)
 
 
 def lung_volume_ml(sample: VolumeSample, lung_labels: Sequence[int]) -> float:

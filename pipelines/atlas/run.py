@@ -17,7 +17,7 @@ from options.parser import to_dict
 from options.test_options import CaseOptions, InterventionOptions, TestOptions
 from pipelines import refits
 from pipelines.atlas import files
-from pipelines.atlas.analysis import Frames, RealCohort, RunFacts, atlas_tables
+from pipelines.atlas.analysis import Frames, RunFacts, atlas_tables, measure_real_scans
 from pipelines.atlas.generators import AtlasNetworks, GeneratedCases, generate_cases
 from pipelines.atlas.measure import Row
 from pipelines.atlas.pages.charts import agreement_plot
@@ -30,6 +30,7 @@ from pipelines.atlas.statistics.cautions import (
     low_relevance_cautions,
 )
 from pipelines.atlas.statistics.methods import methods_paragraph
+from pipelines.atlas.statistics.regression import RealScans
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, open_plan, open_run
@@ -54,8 +55,6 @@ CASE_COLUMNS = (
     "seen",
     "run",
     "lung_ml",
-    "vessel_share_generated",
-    "vessel_share_real",
     "prompt",
 )
 ARM_COLUMNS = ("case", "column", "value", "prompt", "dropped", "file")
@@ -136,7 +135,7 @@ def training_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
 def write_atlas(opened: OpenAtlas, folder: Path) -> None:
     """Generate, compare, and write everything into `folder`."""
     options, study = opened.options, opened.study
-    real = RealCohort.from_study(study)
+    real = measure_real_scans(study)
     generated = opened.generate(folder, options.output.volumes)
     measurements = generated.measurements
     run_facts = RunFacts(
@@ -199,7 +198,7 @@ def run_cautions(opened: OpenAtlas) -> list[Caution]:
     return [*built_in, *low, *changed_data_cautions(changes)]
 
 
-def case_frame(opened: OpenAtlas, generated: Sequence[Row], real: RealCohort) -> pd.DataFrame:
+def case_frame(opened: OpenAtlas, generated: Sequence[Row], real: RealScans) -> pd.DataFrame:
     """Return cases.csv: every case that was generated or compared with."""
     study = opened.study
     generated_rows = {row["case"]: row for row in generated}
@@ -209,25 +208,24 @@ def case_frame(opened: OpenAtlas, generated: Sequence[Row], real: RealCohort) ->
             split_of.setdefault(case_id, split)
     rows = []
     for case in study.cohort.cases:
-        if case.id not in generated_rows and case.id not in real.vessels:
+        if case.id not in generated_rows and case.id not in real.volume.index:
             continue
         prompt = opened.generation.prompts[case.id].sentence
         not_generated = {"run": "", "generated": "no", "prompt": prompt}
         rows.append(
             {
-                "lung_ml": real.scans.volume.get(case.id),
+                "lung_ml": real.volume.get(case.id),
                 **generated_rows.get(case.id, not_generated),
                 "case": case.id,
                 "split": split_of.get(case.id, ""),
-                "real": "yes" if case.id in real.vessels else "no",
+                "real": "yes" if case.id in real.volume.index else "no",
                 "seen": "yes" if case.id in study.seen else "no",
-                "vessel_share_real": real.vessels.get(case.id),
             }
         )
     return pd.DataFrame(rows, columns=list(CASE_COLUMNS))
 
 
-def method_facts(opened: OpenAtlas, frames: Frames, real: RealCohort) -> Row:
+def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
     """Return the facts of the methods paragraph."""
     run, study, options = opened.generation.run, opened.study, opened.options
     kinds = [refit["kind"] for refit in opened.networks.refits]
@@ -239,7 +237,7 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealCohort) -> Row:
         )
     noises = options.output.n_noise if run.generator.model.noise_channels else 0
     is_compared = frames["tests"]["tested"].eq("yes") & frames["tests"]["real_p"].notna()
-    has_repeats = bool(real.scans.patient.duplicated().any())
+    has_repeats = bool(real.patient.duplicated().any())
     return {
         "run": run.folder.name,
         "model": run.options.generator.model,
@@ -251,11 +249,9 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealCohort) -> Row:
         "noise_said": f" and over {noises} fields of noise" if noises > 1 else "",
         "seed": options.output.seed,
         "window": " and ".join(f"{hu:g}" for hu in run.options.data.hu_window),
-        "vessel_hu": options.cases.vessel_hu,
-        "vessel_share": float(frames["cases"]["vessel_share_generated"].mean()),
         "refits": kinds.count("resampled"),
         "permuted": kinds.count("permuted"),
-        "real": len(real.scans.density),
+        "real": len(real.density),
         "errors": "clustered by patient" if has_repeats else "HC3",
         "tests": int(is_compared.sum()),
     }

@@ -113,9 +113,7 @@ class AtlasStudy:
             cases=cases,
             real_cases=_real_cases(options, cohort, cases, cross_fitted=bool(fold_of)),
             training=training,
-            plan=MeasurementPlan(
-                template, generation.data, studied.attributes, contrasts, options.vessel_hu
-            ),
+            plan=MeasurementPlan(template, generation.data, studied.attributes, contrasts),
             left_out=studied.left_out,
             every={**every, **pooled},
             pooled=tuple(pooled),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
+from pipelines.atlas.statistics.regional import RegionVoxels
 from pipelines.atlas.statistics.zones import label_zones, zone_masks
 from util.metrics.regions import chest_regions
 from util.web.figures import fullest_slices
@@ -33,8 +33,7 @@ class CaseVoxels:
         spacing: Voxel size in mm.
         lung_labels: Labels of the left and the right lung.
         airway_label: Label of the airways.
-        factual: HU, generated from the factual row; vessels are found in it.
-        vessel_hu: See `find_vessels`.
+        factual: HU, generated from the factual row.
     """
 
     def __init__(
@@ -45,14 +44,12 @@ class CaseVoxels:
         lung_labels: Sequence[int],
         airway_label: int,
         factual: Hu,
-        vessel_hu: float,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         masks = chest_regions(labels, spacing, lung_labels, airway_label)
         self.zones = zone_masks(masks)
-        vessels = find_vessels(factual, np.isin(labels, lung_labels), vessel_hu)
-        self._regions = RegionVoxels.from_masks({**masks, **self.zones}, vessels)
+        self._regions = RegionVoxels.from_masks({**masks, **self.zones})
         self.block = block_shape(labels.shape, MAX_SIZE)
         self.labels = sorted(int(v) for v in np.unique(labels) if v)
         self.means: dict[str, dict[str, float]] = {}

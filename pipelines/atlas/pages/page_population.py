@@ -173,7 +173,7 @@ def _heat_map(p: Population) -> None:
     with page_parts.card("Where: attributes by region"):
         _figure(
             "heat_map",
-            "Generated difference in HU, mean over patients and over the region without vessels. "
+            "Generated difference in HU, mean over patients and over the region. "
             f"{framed} The regions right of the line are controls, in which little should change.",
             p.figures,
         )

@@ -37,7 +37,6 @@ def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(
         patients=("case", "nunique"),
         generated_hu=("mean_diff_hu", "mean"),
-        generated_all_hu=("mean_diff_all_hu", "mean"),
         mean_abs_hu=("mean_abs_hu", "mean"),
         patients_sd_hu=("mean_diff_hu", "std"),
         patients_low_hu=("mean_diff_hu", "min"),

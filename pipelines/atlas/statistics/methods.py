@@ -16,12 +16,9 @@ attribute of the clinical row at a time was set to each value studied, with the 
 noise held fixed; values that contradicted the changed one were removed from the text. Categories
 were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 %
 quantiles of the training cases, giving the difference between the outer ones and a least-squares
-slope. Effects are differences in mean attenuation (HU) by region, averaged over
-cases{noise_said}; voxels lie between {window} HU, the HU window of training. The seed of the
-noise is {seed}."""
-VESSELS = """
-Lung voxels more than {vessel_hu:g} HU above the median of the lungs were taken for vessels and left
-out ({vessel_share:.1%} of the lungs on average)."""
+slope. Effects are differences in mean attenuation (HU) by region, over all voxels of a region and
+averaged over cases{noise_said}; voxels lie between {window} HU, the HU window of training. The seed
+of the noise is {seed}."""
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn
 with replacement and with another seed (Student's t times their standard deviation). The interval
@@ -47,10 +44,7 @@ and Hochberg). Differences are associations in the training data, not effects of
 
 def methods_paragraph(facts: Mapping[str, Any]) -> str:
     """Return a paragraph from the facts of an atlas (the names in braces above)."""
-    parts = [GENERATED]
-    if facts["vessel_hu"]:
-        parts.append(VESSELS)
-    parts.append(REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED)
+    parts = [GENERATED, REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED]
     if facts["permuted"]:
         parts.append(PERMUTED)
     parts += [REAL, FINDINGS]

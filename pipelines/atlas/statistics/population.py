@@ -23,20 +23,15 @@ class LungFrame:
     Args:
         labels: `(X, Y, Z)` in RAS.
         lung_labels: Labels of the lungs; unless they are exactly two, one box holds both lungs.
-        tissue: `(X, Y, Z)`, the voxels that count (lungs without vessels).
     """
 
-    def __init__(
-        self, labels: NDArray[np.integer], lung_labels: Sequence[int], tissue: Mask
-    ) -> None:
+    def __init__(self, labels: NDArray[np.integer], lung_labels: Sequence[int]) -> None:
         sides = [labels == label for label in lung_labels if (labels == label).any()]
         if len(sides) != 2:
             sides = [np.isin(labels, lung_labels)]
         sides.sort(key=lambda side: float(np.flatnonzero(side.any((1, 2))).mean()))
         width = FRAME[0] // len(sides)
-        self.parts = [
-            (side & tissue, _box_coordinates(side, (width, *FRAME[1:]))) for side in sides
-        ]
+        self.parts = [(side, _box_coordinates(side, (width, *FRAME[1:]))) for side in sides]
         self.weight = self._to_frame(np.ones(labels.shape))
 
     def __call__(self, volume: NDArray[np.floating]) -> Array:

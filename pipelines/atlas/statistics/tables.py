@@ -20,7 +20,6 @@ EFFECT_COLUMNS = [
     "region",
     "voxels",
     "mean_diff_hu",
-    "mean_diff_all_hu",
     "mean_abs_hu",
     "noise_change_hu",
 ]

@@ -1,4 +1,4 @@
-"""Vessels, frames and planted effects on synthetic volumes with a known truth."""
+"""Frames and planted effects on synthetic volumes with a known truth."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ import pytest
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.planted import planted_effect_rows, planted_share
 from pipelines.atlas.statistics.population import FRAME, LungFrame, PopulationMaps
-from pipelines.atlas.statistics.regional import RegionVoxels, find_vessels
 
 AGE = AtlasAttribute(
     "AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years"
 )
-
-
-def test_vessels_are_left_out_of_lung_regions() -> None:
-    hu, lungs = np.full((4, 4, 4), -850.0), np.zeros((4, 4, 4), bool)
-    lungs[:, :, :2] = True
-    hu[0, 0, 0], hu[3, 3, 3] = -100, 0
-    vessels = find_vessels(hu, lungs, 150)
-    assert vessels.sum() == 1 and vessels[0, 0, 0] and not find_vessels(hu, lungs, 0).any()
-    regions = RegionVoxels.from_masks({"lungs": lungs, "outside": ~lungs}, vessels)
-    assert regions.means(hu)["lungs"] == -850 and regions.all_means(hu)["lungs"] > -850
-    assert regions.means(hu)["outside"] == regions.all_means(hu)["outside"]
 
 
 def test_contrasts_weigh_an_attributes_values() -> None:
@@ -50,7 +38,7 @@ def test_patients_of_other_sizes_meet_in_one_frame() -> None:
         labels = chest(shift, side)
         volume = np.zeros(labels.shape)
         volume[:12, :, : shift + side // 2] = 10
-        frame = LungFrame(labels, (1, 2), labels > 0)
+        frame = LungFrame(labels, (1, 2))
         maps.add(("effect", "x", ""), frame(volume))
         maps.add(("permuted", "x", "p1"), frame(volume))
         maps.add(("permuted", "x", "p2"), frame(-volume))
@@ -69,7 +57,7 @@ def test_patients_of_other_sizes_meet_in_one_frame() -> None:
 
 def test_a_frame_of_lobes_or_of_one_label_holds_all_lung() -> None:
     labels = chest(2, 16)
-    whole = LungFrame(np.where(labels > 0, 1, 0), (1,), labels > 0)(np.ones(labels.shape))
+    whole = LungFrame(np.where(labels > 0, 1, 0), (1,))(np.ones(labels.shape))
     assert (
         np.nanmin(whole) == pytest.approx(1) and np.isnan(whole).any()
     )  # between the lungs there is none

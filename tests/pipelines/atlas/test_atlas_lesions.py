@@ -1,0 +1,157 @@
+"""Dense disease in real and in generated volumes: both must show what was planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from data.cohort import Case
+from data.phantom.anatomy import PhantomPatient, build_anatomy
+from data.text.prompts import Prompt, Template
+from data.text.template import Column
+from data.volume_dataset import VolumeSample
+from data.volumes import load_volume
+from options.base_options import DataOptions
+from pipelines.atlas.measure import (
+    AtlasMeasurements,
+    CaseCounterfactuals,
+    Generators,
+    MeasurementPlan,
+    real_means,
+)
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
+from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
+from util.metrics.regions import chest_regions
+
+REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
+WINDOW = (-1000.0, 400.0)
+LESION = AtlasAttribute("LESION", "exposure", "category", ("no", "yes"), {})
+PLAN = MeasurementPlan(
+    Template(
+        "lesion", {"LESION": Column("LESION", phrases={"no": "no lesion", "yes": "a lesion"})}
+    ),
+    DataOptions(),
+    [LESION],
+    contrasts_of(LESION),
+)
+
+Hu = NDArray[np.float32]
+Regions = dict[str, NDArray[np.bool_]]
+
+
+def sample_of(hu: Hu, labels: NDArray[np.integer], affine: NDArray[np.floating]) -> VolumeSample:
+    """A scan without padding."""
+    low, high = WINDOW
+    image = torch.from_numpy((2 * (hu - low) / (high - low) - 1).astype(np.float32))[None]
+    x, y, z = map(slice, hu.shape)
+    case = Case("one", None, Path("mask.nii.gz"), {"LESION": "no"})
+    empty = torch.zeros(0)
+    return VolumeSample(case, image, empty, empty, (x, y, z), labels, affine, WINDOW)
+
+
+def ball(regions: Regions, spacing: NDArray[np.floating], radius: float) -> NDArray[np.bool_]:
+    """A ball of lung, radius in mm, around the deepest point of the lower right lung."""
+    side = regions["lower"] & regions["right_lung"]
+    depth = ndimage.distance_transform_edt(side, sampling=spacing)
+    grids = np.indices(side.shape).reshape(3, -1).T - np.argwhere(depth == depth.max())[0]
+    distance = np.linalg.norm(grids * spacing, axis=1).reshape(side.shape)
+    return np.asarray(regions["lungs"] & (distance <= radius))
+
+
+def honeycomb(hu: Hu, regions: Regions, spacing: NDArray[np.floating]) -> Hu:
+    rim = regions["lower"] & regions["rim"]
+    walls = rim & (np.random.default_rng(0).random(hu.shape) < 0.3)
+    return np.where(walls, np.float32(-450), hu)
+
+
+def consolidation(hu: Hu, regions: Regions, spacing: NDArray[np.floating]) -> Hu:
+    return np.where(ball(regions, spacing, 35), np.float32(30), hu)
+
+
+def ground_glass(hu: Hu, regions: Regions, spacing: NDArray[np.floating]) -> Hu:
+    return np.where(ball(regions, spacing, 45), hu + 200, hu).clip(*WINDOW)
+
+
+LESIONS = (honeycomb, consolidation, ground_glass)
+
+
+def check_lesion(
+    hu: Hu, labels: NDArray[np.integer], affine: Hu, lesion: Callable[..., Hu]
+) -> None:
+    """Compare planted, real and generated differences in every region of the lungs."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    regions = chest_regions(labels, spacing)
+    diseased = lesion(hu, regions, spacing)
+    healthy = sample_of(hu, labels, affine)
+
+    def generate(_: VolumeSample, prompt: Prompt) -> Hu:
+        return diseased if "a lesion" in prompt.sentence else hu
+
+    measured = AtlasMeasurements()
+    networks = Generators("run", generate, [], None, [])
+    prompt = PLAN.template.phrases(healthy.case.row)
+    CaseCounterfactuals(PLAN, healthy, prompt, networks, measured).measure()
+    generated = {row["region"]: row["mean_diff_hu"] for row in measured.effects}
+    before = real_means(healthy, PLAN)
+    after = real_means(sample_of(diseased, labels, affine), PLAN)
+    assert before is not None and after is not None
+    truth = {name: float((diseased - hu)[mask].mean()) for name, mask in regions.items()}
+    assert truth["lower"] > 10
+    for region in ("lungs", "lower", "right_lung", "core", "rim"):
+        assert generated[region] == pytest.approx(truth[region], abs=2), region
+        assert after[region] - before[region] == pytest.approx(truth[region], abs=2), region
+
+
+@pytest.mark.parametrize("lesion", LESIONS)
+def test_lesions_of_a_phantom_are_whole_on_both_sides(lesion: Callable[..., Hu]) -> None:
+    patient = PhantomPatient.random(np.random.default_rng(3))
+    anatomy = build_anatomy(patient, (60, 45, 48), (6.0, 6.0, 6.0))
+    check_lesion(anatomy.hu.clip(*WINDOW), anatomy.labels, np.diag([6.0, 6, 6, 1]), lesion)
+
+
+@pytest.mark.skipif(not REALCT.is_dir(), reason="the real scans (../shared/realct) are not here")
+@pytest.mark.parametrize("lesion", LESIONS)
+def test_lesions_of_a_real_chest_are_whole_on_both_sides(lesion: Callable[..., Hu]) -> None:
+    name = "LIDC-IDRI-0001.nii.gz"
+    scan, mask = load_volume(REALCT / "img" / name), load_volume(REALCT / "gtlung" / name)
+    step = tuple(slice(None, None, max(1, round(4 / s))) for s in np.diag(scan.affine)[:3])
+    affine = np.diag([*(s * p.step for s, p in zip(np.diag(scan.affine), step, strict=False)), 1])
+    hu = scan.array[step].astype(np.float32).clip(*WINDOW)
+    check_lesion(hu, mask.array[step].astype(np.uint8), affine, lesion)
+
+
+def test_a_cohort_with_dense_fibrosis_has_the_right_sign() -> None:
+    """The regression of real scans, where a threshold on density would drop the fibrosis."""
+    anatomy = build_anatomy(
+        PhantomPatient.random(np.random.default_rng(3)), (45, 34, 36), (8.0,) * 3
+    )
+    regions = chest_regions(anatomy.labels, (8.0, 8.0, 8.0))
+    rng = np.random.default_rng(1)
+    means, truth, values = {}, [], {}
+    for number in range(40):
+        hu = anatomy.hu + np.float32(rng.normal(0, 15))
+        values[str(number)] = {"LESION": "yes" if number % 2 else "no"}
+        if number % 2:
+            dense = honeycomb(hu, regions, np.full(3, 8.0))
+            truth.append(float((dense - hu)[regions["lungs"]].mean()))
+            hu = dense
+        found = real_means(sample_of(hu, anatomy.labels, np.diag([8.0, 8, 8, 1])), PLAN)
+        assert found is not None
+        means[str(number)] = found
+    index = pd.Index(list(means))
+    scans = RealScans(
+        pd.DataFrame.from_dict(means, orient="index"),
+        pd.DataFrame.from_dict(values, orient="index"),
+        pd.Series(5000.0, index),
+        pd.Series(list(index), index),
+    )
+    real = estimate_contrasts(scans, PLAN.contrasts, Roles({"LESION": LESION}, frozenset(), ""))
+    row = real[(real["primary"] == "yes") & (real["region"] == "lungs")].iloc[0]
+    assert 0 < row["low_hu"] < np.mean(truth) < row["high_hu"]
