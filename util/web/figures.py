@@ -28,6 +28,7 @@ Kind = Literal["mask", "ct", "difference", "spread", "score"]
 
 LUNG: Window = (-1350.0, 150.0)  # centre -600, width 1500
 MEDIASTINUM: Window = (-160.0, 240.0)  # centre 40, width 400
+BONE: Window = (-450.0, 1050.0)  # centre 300, width 1500
 DIVERGING = colormaps["RdBu_r"]  # blue: less dense, red: denser
 LABEL_COLOURS = (
     "#4c9be8",

@@ -37,6 +37,7 @@ class _CaseSection:
     panels: Sequence[SlicePanel]
     volumes: Mapping[str, VolumeEntry]
     grid: PageGrid
+    mask: str
 
 
 class ResultsPage:
@@ -103,6 +104,7 @@ class ResultsPage:
         key = f"case-{len(self._cases) + 1:04d}-{safe_name(case)[:80]}"
         content = np.zeros(arrays[0].shape)
         shown: list[SlicePanel] = []
+        mask = ""
         volumes: dict[str, VolumeEntry] = {}
         for number, (panel, array) in enumerate(zip(panels, arrays, strict=True)):
             name = f"{key}-{number}"
@@ -119,12 +121,15 @@ class ResultsPage:
             )
             if panel.kind == "mask":
                 content = array
+                mask = name
                 self._labels.update(int(v) for v in np.unique(array) if v)
             elif panel.kind == "difference":
                 self._changes.append(float(np.quantile(np.abs(array), 0.995)))
         start = None if at is None else tuple(int(v) // n for v, n in zip(at, block, strict=True))
         grid = PageGrid.around(content, panels[0].spacing, block, start)
-        self._cases.append(_CaseSection(key, case, prompt, tuple(notes), shown, volumes, grid))
+        self._cases.append(
+            _CaseSection(key, case, prompt, tuple(notes), shown, volumes, grid, mask)
+        )
 
     def save(
         self,
@@ -182,6 +187,8 @@ class ResultsPage:
             viewer_parts.plane_and_window("axial")
             if self._changes:
                 viewer_parts.limit_choice(self._limit())
+            if self._labels:
+                page_parts.check_box("lines", "Outlines")
             viewer_parts.size_choice()
             if len(self._cases) > 1:
                 page_parts.search_field(
@@ -190,7 +197,7 @@ class ResultsPage:
                 )
 
     def _case(self, section: _CaseSection) -> None:
-        data = viewer_parts.viewer_data(section.grid, section.volumes)
+        data = viewer_parts.viewer_data(section.grid, section.volumes, mask=section.mask)
         with tags.section(cls="case card", id=section.key, data_viewer=data):
             with tags.div(cls="about"):
                 tags.h2(tags.a(section.case, href=f"#{section.key}"))

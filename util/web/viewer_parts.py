@@ -14,6 +14,7 @@ from matplotlib.colors import Colormap, to_hex
 from util.web import page_parts
 from util.web.figures import (
     BACKGROUND,
+    BONE,
     DIVERGING,
     LABEL_NAMES,
     LUNG,
@@ -24,7 +25,7 @@ from util.web.figures import (
 )
 from util.web.web_data import PageGrid, VolumeEntry
 
-SCRIPTS = ("slices.js", "viewer.js")
+SCRIPTS = ("slices.js", "gestures.js", "viewer.js")
 LIMITS = (5, 10, 20, 50, 100, 200, 500, 1000)  # ranges of differences to choose from, HU
 SIZES = {"small": 170, "medium": 250, "large": 400}  # width of a picture, pixels
 RANK_COLOURS = ("#000000", "#7b2fbe", "#0a7d3c")  # outlines of the strongest zones, in order
@@ -37,8 +38,9 @@ READING = (
     "Differences are in Hounsfield units (HU): red is denser, blue is less dense, white is no "
     "change. The colour bar runs from minus to plus the same value in every picture; choose it at "
     "the top.",
-    "Point at a picture to read the value of that voxel in all of them. Shift and the mouse wheel "
-    "go through the slices.",
+    "Point at a picture to read the value of that voxel in all of them. The mouse wheel and the "
+    "arrow keys go through the slices, a drag sets the window, a click enlarges the picture, and "
+    "“?” lists all keys.",
 )
 
 
@@ -69,7 +71,7 @@ def viewer_config(
         label_names: Names of mask labels; others are called "label 7".
     """
     return {
-        "windows": {"lung": LUNG, "mediastinum": MEDIASTINUM, "model": window},
+        "windows": {"lung": LUNG, "mediastinum": MEDIASTINUM, "bone": BONE, "model": window},
         "limit": limit,
         "score_limit": int(score_limit) if float(score_limit).is_integer() else score_limit,
         "voxels": voxels,
@@ -215,8 +217,8 @@ def toolbar(label: str, cls: str = "") -> tags.div:
 
 def plane_and_window(plane: str) -> None:
     """Add the choices of the plane and of the HU window."""
-    planes = {name: name.capitalize() for name in PLANES}
-    windows = {"lung": "Lung", "mediastinum": "Mediastinum", "model": "Whole window"}
+    planes = {**{name: name.capitalize() for name in PLANES}, "three": "Three planes"}
+    windows = {"lung": "Lung", "mediastinum": "Mediastinum", "bone": "Bone", "model": "Whole"}
     page_parts.choice_buttons("plane", "Plane", planes, plane)
     page_parts.choice_buttons("window", "Window", windows, "lung")
     tags.output(id="window-range")

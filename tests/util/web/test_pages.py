@@ -292,22 +292,136 @@ def test_cases_load_when_seen_and_are_freed(tmp_path: Path, visit: Visit) -> Non
     assert page.locator(".case:visible").count() == 1
 
 
-def test_shift_and_wheel_go_through_the_slices(tmp_path: Path, visit: Visit) -> None:
-    v = volumes()
+def open_case(tmp_path: Path, visit: Visit, at: str = "") -> Any:
+    """Open a page of one case, its pictures drawn; `at` is the view in its address."""
     results = ResultsPage(tmp_path, "run", WINDOW)
     add(results, "a")
-    page = visit(results.save({}))
+    file = results.save({})
+    page = visit(file)
+    if at:
+        page.goto(f"{file.as_uri()}#{at}")
     wait_for_panels(page)
+    return page
+
+
+def state(page: Any, expression: str) -> Any:
+    """Return an expression of the first viewer `v` and the page's `view`."""
+    return page.evaluate(f"(([v], view) => {expression})(Mask2CT.viewers, Mask2CT.view)")
+
+
+def test_wheel_and_arrow_keys_go_through_the_slices(tmp_path: Path, visit: Visit) -> None:
+    v = volumes()
+    page = open_case(tmp_path, visit)
     k = fullest_slices(v["mask"])[2]
     page.locator(".stage").nth(1).hover()
-    page.mouse.wheel(0, 100)
-    assert f"{k + 1} of" in page.inner_text(".slices output")  # the bare wheel scrolls the page
-    page.locator(".stage").nth(1).hover()
-    page.keyboard.down("Shift")
+    scrolled = page.evaluate("scrollY")
     page.mouse.wheel(0, -100)
     page.wait_for_function(f"Mask2CT.viewers[0].at[2] === {k + 1}")
+    assert page.evaluate("scrollY") == scrolled
     assert np.array_equal(pixels(page, 0), mask_rgb(radiological_slice(v["mask"], "axial", k + 1)))
     assert page.locator(".value").nth(1).inner_text().endswith("HU")  # the pointer's voxel follows
+    last = int(np.flatnonzero(v["mask"].any((0, 1)))[-1])
+    for key, index in (("ArrowUp", k + 2), ("ArrowLeft", k + 1), ("PageDown", 0), ("End", last)):
+        page.keyboard.press(key)
+        assert state(page, "v.at[2]") == max(0, index)
+    page.mouse.move(5, 5)  # beside the pictures, the keys are the browser's
+    page.keyboard.press("ArrowDown")
+    assert state(page, "v.at[2]") == last
+
+
+def test_drag_and_keys_set_the_window(tmp_path: Path, visit: Visit) -> None:
+    v = volumes()
+    page = open_case(tmp_path, visit)
+    k = fullest_slices(v["mask"])[2]
+    page.locator(".stage").nth(1).hover()
+    box = page.locator(".stage").nth(1).bounding_box()
+    page.mouse.down()
+    page.mouse.move(box["x"] + 20, box["y"] + box["height"] / 2 + 40)
+    page.mouse.up()
+    low, high = page.evaluate("Mask2CT.config.windows.own")
+    assert high - low < LUNG[1] - LUNG[0] and low + high > sum(LUNG)  # narrower, and higher
+    assert page.inner_text("#window-range") == f"{low} to {high} HU".replace("-", "−")
+    expected = ct_gray(radiological_slice(np.rint(v["hu"]), "axial", k), (low, high))
+    np.testing.assert_allclose(pixels(page, 1)[..., 0].astype(int), expected, atol=1, rtol=0)
+    assert page.locator("dialog.enlarged").count() == 0  # a drag is no click
+    page.keyboard.press("b")
+    assert page.inner_text("#window-range") == "−450 to 1050 HU"
+    assert page.get_attribute("button[data-value=bone]", "aria-pressed") == "true"
+
+
+def test_zoom_pan_and_the_scale(tmp_path: Path, visit: Visit) -> None:
+    page = open_case(tmp_path, visit)
+    stage = page.locator(".stage").nth(1)
+    box = stage.bounding_box()
+    ruler = stage.locator(".ruler")
+    length = ruler.bounding_box()["width"] / box["width"]
+    assert length == pytest.approx(float(ruler.inner_text().split()[0]) / 48, rel=0.02)
+    x, y = round(box["x"] + 0.3 * box["width"]), round(box["y"] + 0.6 * box["height"])
+    page.mouse.move(x, y)
+    voxel = state(page, "v.cursor")
+    page.keyboard.down("Control")
+    for _ in range(4):
+        page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    page.wait_for_function("Mask2CT.viewers[0].zooms.axial?.scale > 3")
+    page.mouse.move(x + 1, y)
+    assert state(page, "v.cursor") == voxel  # the place under the pointer stays
+    page.mouse.down(button="middle")
+    page.mouse.move(x + 60, y)
+    page.mouse.up(button="middle")
+    assert state(page, "v.cursor") == voxel  # it went with the pointer
+    page.keyboard.press("0")
+    assert state(page, "v.zooms.axial.scale") == 1
+
+
+def test_click_enlarges_and_escape_goes_back(tmp_path: Path, visit: Visit) -> None:
+    page = open_case(tmp_path, visit)
+    order = page.locator(".case .title").all_inner_texts()
+    page.locator(".stage").nth(1).click()
+    large = page.locator("dialog.enlarged .stage")
+    assert large.bounding_box()["width"] > 600 and large.bounding_box()["height"] < 800
+    at = state(page, "v.at[2]")
+    page.keyboard.press("ArrowUp")
+    assert state(page, "v.at[2]") == at + 1
+    assert f"axial {at + 2} of 16" in page.inner_text("dialog.enlarged output")
+    page.keyboard.press("3")
+    assert page.inner_text("dialog.enlarged .title") == "A to B"
+    page.keyboard.press("Escape")
+    page.wait_for_function("!document.querySelector('dialog.enlarged').open")
+    assert page.locator(".case .title").all_inner_texts() == order
+    assert page.locator(".gap").count() == 0
+    page.keyboard.press("?")
+    assert "window" in page.inner_text("dialog.help")
+    page.keyboard.press("Escape")
+    page.wait_for_function("!document.querySelector('dialog.help')")
+
+
+def test_address_holds_the_view(tmp_path: Path, visit: Visit) -> None:
+    page = open_case(tmp_path, visit)
+    press(page, "coronal")
+    press(page, "bone")
+    page.locator(".stage").nth(1).hover()
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("location.hash.includes('at=')")
+    shown = page.evaluate("location.hash").removeprefix("#")
+    place = state(page, "v.at")
+    again = open_case(tmp_path, visit, shown)
+    assert state(again, "[v.at, view.plane, view.window]") == [place, "coronal", "bone"]
+    damaged = open_case(
+        tmp_path, visit, "plane=x&window=a,b&limit=-1&case=case-0001-a&at=1,<b>,9e9"
+    )
+    assert state(damaged, "[view.plane, view.window]") == ["axial", "lung"]
+
+
+def test_outlines_of_the_mask_in_every_picture(tmp_path: Path, visit: Visit) -> None:
+    page = open_case(tmp_path, visit)
+    drawn = """() => { const c = document.querySelectorAll('.case canvas.lines')[1];
+        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(Boolean); }"""
+    assert not page.evaluate(drawn)
+    page.check("#lines")
+    page.wait_for_function(drawn)
+    page.keyboard.press("o")
+    assert not page.evaluate(drawn) and not page.is_checked("#lines")
 
 
 def test_size_and_smoothing(tmp_path: Path, visit: Visit) -> None:

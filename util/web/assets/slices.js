@@ -95,15 +95,36 @@ window.Mask2CT = (() => {
     return (v) => (v === NO_VALUE ? background : (0xff000000 | (shade(v) * 0x010101)) >>> 0);
   }
 
+  /** Pixel `below` under `above` of this opacity. */
+  function mix(below, above, opacity) {
+    const channel = (shift) => Math.round(((below >> shift) & 255) * (1 - opacity) + ((above >> shift) & 255) * opacity);
+    return (0xff000000 | (channel(16) << 16) | (channel(8) << 8) | channel(0)) >>> 0;
+  }
+
+  /**
+   * A function from indices to pixels. A source with `under` (another source) lies on it, as opaque as its values are
+   * large: from no change, which is clear, to half of the range, which has the whole opacity of the view.
+   */
+  function shader(source, view) {
+    const colour = colourOf(source, view), { value, step, under } = source;
+    if (!under) return (i) => colour(value(i));
+    const below = colourOf(under, view), full = view.limit / 2;
+    return (i) => {
+      const stored = value(i), ground = below(under.value(i));
+      if (stored === NO_VALUE) return ground;
+      return mix(ground, colour(stored), view.overlay * Math.min(1, Math.abs(stored * step) / full));
+    };
+  }
+
   // --- drawing --------------------------------------------------------------------------------------------------------
-  /** Paints a slice: `value` gives the stored value at an index, `colour` its pixel. */
-  function paint(canvas, slice, value, colour) {
+  /** Paints a slice: `pixel` gives the pixel of an index. */
+  function paint(canvas, slice, pixel) {
     const { width, height, step } = slice;
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const context = canvas.getContext("2d"), image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
     for (let row = 0, p = 0; row < height; row++) {
-      for (let column = 0, i = slice.index(0, row); column < width; column++, i += step) pixels[p++] = colour(value(i));
+      for (let column = 0, i = slice.index(0, row); column < width; column++, i += step) pixels[p++] = pixel(i);
     }
     context.putImageData(image, 0, 0);
   }
@@ -163,6 +184,6 @@ window.Mask2CT = (() => {
   }
 
   return {
-    config, NO_VALUE, withMinus, signed, valueText, decode, sliceGeometry, colourRange, colourOf, paint, drawOutlines,
+    config, NO_VALUE, withMinus, signed, valueText, decode, sliceGeometry, colourRange, shader, paint, drawOutlines,
   };
 })();

@@ -10,11 +10,15 @@
  */
 "use strict";
 (() => {
-  const { config, NO_VALUE, withMinus, decode, sliceGeometry, colourRange, colourOf, paint, drawOutlines, valueText } = Mask2CT;
+  const { config, NO_VALUE, withMinus, decode, sliceGeometry, colourRange, shader, paint, drawOutlines, valueText } = Mask2CT;
+  const { bindStage, bindPage, enlarge, remember, showPlace } = Mask2CT;
   const MAX_BYTES = 256 * 2 ** 20; // of voxels kept in memory though no picture on the screen needs them
   const SETTLE_MS = 120; // pictures that only fly past are not loaded
   const OUTLINE = "#ffe14a"; // of numbered regions
-  const view = { plane: config.plane, window: "lung", limit: config.limit, lines: true };
+  const FIRST = "axial", THREE = ["coronal", "sagittal"]; // planes below one another, where three are shown
+  const RULER_SHARE = 0.35; // of a picture's width, at most
+  // `plane` may be "three"; `overlay` is the opacity of differences on the CT, 0 for none.
+  const view = { plane: config.plane, window: "lung", limit: config.limit, lines: true, hairs: true, overlay: 0 };
   const viewers = [];
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
@@ -65,7 +69,20 @@
     },
   };
 
+  /** The longest of 1, 2, 5, 10, 20, 50, ... mm that is not longer than `most`. */
+  function roundLength(most) {
+    const power = 10 ** Math.floor(Math.log10(most));
+    return power * [5, 2, 1].find((factor) => factor * power <= most);
+  }
+
   // --- one viewer -----------------------------------------------------------------------------------------------------
+  /** The parts of a picture. */
+  function stageParts(stage) {
+    const all = (name) => [...stage.querySelectorAll(name)];
+    const [lines] = all("canvas.lines"), [cross] = all(".cross");
+    return { stage, canvases: all("canvas.voxels"), lines, edges: all(".edge"), cross, hairs: null, ruler: null };
+  }
+
   /** Panels on one grid that show the same place. */
   class SliceViewer {
     /** `root`: an element with `data-viewer`; it may hold a slider, a play button and an output for the place. */
@@ -74,6 +91,7 @@
       this.root = root;
       this.at = [...this.grid.start]; // the voxel through which all planes go
       this.cursor = null; // the voxel under the pointer
+      this.zooms = {}; // by plane: scale, and the place of the left upper corner as a share of the picture's frame
       this.timer = 0;
       this.slider = root.querySelector(".slices input");
       this.position = root.querySelector(".slices output");
@@ -90,26 +108,40 @@
 
     /** Makes a panel of a figure and listens to its pointer. */
     adopt(figure) {
-      const find = (name) => figure.querySelector(name);
       const panel = {
-        viewer: this, figure, stage: find(".stage"), canvases: [...figure.querySelectorAll("canvas.voxels")],
-        lines: find("canvas.lines"), edges: [...figure.querySelectorAll(".edge")], cross: find(".cross"),
-        bar: find(".bar"), value: find(".value"), ...JSON.parse(figure.dataset.panel), // kind, layers, plane, role, ...
-        sources: null, visible: false,
+        viewer: this, figure, ...stageParts(figure.querySelector(".stage")), bar: figure.querySelector(".bar"),
+        value: figure.querySelector(".value"), ...JSON.parse(figure.dataset.panel), // kind, layers, plane, role, ...
+        sources: null, visible: false, main: null, // of a further plane of a panel: that panel
       };
-      const { stage } = panel;
-      stage.addEventListener("pointermove", (event) => this.hover(this.pick(panel, event)));
-      stage.addEventListener("pointerleave", () => this.hover(null));
-      stage.addEventListener("wheel", (event) => {
-        if (!event.shiftKey) return; // the bare wheel scrolls the page
-        event.preventDefault();
-        const plane = this.plane(panel), axis = config.planes[plane][2];
-        this.move(plane, this.at[axis] + ((event.deltaY || event.deltaX) < 0 ? 1 : -1));
-      }, { passive: false });
-      if (panel.plane) stage.addEventListener("click", (event) => this.go(this.pick(panel, event) || this.at));
-      const cut = find("input.cut");
+      bindStage(panel);
+      const cut = figure.querySelector("input.cut");
       if (cut) this.bindCut(panel, cut);
       return panel;
+    }
+
+    /** Shows a panel in three planes below one another, or in one again. */
+    spread(panel) {
+      const wanted = view.plane === "three" && !panel.plane && panel.kind !== "wipe";
+      const further = this.panels.filter(({ main }) => main === panel);
+      if (wanted === further.length > 0) return;
+      if (!wanted) {
+        panel.stage.parentElement.replaceWith(panel.stage);
+        this.panels = this.panels.filter(({ main }) => main !== panel);
+        return;
+      }
+      const stack = document.createElement("div");
+      stack.className = "stack";
+      panel.stage.before(stack);
+      stack.append(panel.stage);
+      for (const plane of THREE) {
+        const stage = panel.stage.cloneNode(true);
+        stage.querySelectorAll(".made").forEach((made) => made.remove());
+        stack.append(stage);
+        const each = { ...panel, ...stageParts(stage), plane, main: panel, bar: null, value: null, sources: null };
+        bindStage(each);
+        this.panels.push(each);
+        this.frame(each);
+      }
     }
 
     /** The line of a before-and-after picture follows its slider and the pressed pointer. */
@@ -128,7 +160,22 @@
     // Places ............................................................................................................
     /** The plane of a panel; without one, of the toolbar. */
     plane(panel) {
-      return panel?.plane || view.plane;
+      return panel?.plane || (view.plane === "three" ? FIRST : view.plane);
+    }
+
+    /** Whether a panel is one of several planes, so that it shows the place of the others. */
+    isCrossed(panel) {
+      return Boolean(panel.plane) || (view.plane === "three" && panel.kind !== "wipe");
+    }
+
+    zoomOf(panel) {
+      return this.zooms[this.plane(panel)] || { scale: 1, x: 0, y: 0 };
+    }
+
+    setZoom(panel, zoom) {
+      this.zooms[this.plane(panel)] = zoom;
+      this.panels.forEach((each) => this.frame(each));
+      this.panels.forEach((each) => this.read(each));
     }
 
     slice(panel) {
@@ -137,9 +184,9 @@
 
     /** The voxel under the pointer, null beside the picture. */
     pick(panel, event) {
-      const slice = this.slice(panel), box = panel.stage.getBoundingClientRect();
-      const column = Math.floor(((event.clientX - box.left) / box.width) * slice.width);
-      const row = Math.floor(((event.clientY - box.top) / box.height) * slice.height);
+      const slice = this.slice(panel), box = panel.stage.getBoundingClientRect(), { scale, x, y } = this.zoomOf(panel);
+      const column = Math.floor((((event.clientX - box.left) / box.width - x) / scale) * slice.width);
+      const row = Math.floor((((event.clientY - box.top) / box.height - y) / scale) * slice.height);
       const inside = column >= 0 && row >= 0 && column < slice.width && row < slice.height;
       return inside ? slice.voxel(column, row) : null;
     }
@@ -151,6 +198,7 @@
       this.at = bounded;
       this.showPosition();
       this.redraw();
+      remember(this);
     }
 
     /** Moves one plane to a slice. */
@@ -178,19 +226,52 @@
 
     /** Sizes, edge letters and slider: known before the voxels are. */
     layout() {
-      for (const panel of this.panels) {
-        const { aspect, edges } = this.slice(panel);
-        panel.stage.style.aspectRatio = aspect;
-        panel.edges.forEach((edge, i) => { edge.textContent = edges[i]; });
-      }
+      for (const panel of this.panels.filter(({ main, visible }) => visible && !main)) this.spread(panel);
+      for (const panel of this.panels) this.frame(panel);
       this.cursor = null;
       this.showPosition();
     }
 
+    /** Size, letters, zoom, crosshair and ruler of a picture. */
+    frame(panel) {
+      const slice = this.slice(panel), { aspect, edges, width, height } = slice, { style } = panel.stage;
+      const { scale, x, y } = this.zoomOf(panel), zoom = { "--zoom": scale, "--left": `${x * 100}%`, "--top": `${y * 100}%` };
+      style.aspectRatio = aspect;
+      style.setProperty("--aspect", aspect);
+      for (const [name, value] of Object.entries(zoom)) style.setProperty(name, value);
+      panel.edges.forEach((edge, i) => { edge.textContent = edges[i]; });
+      if (!panel.hairs) return; // not yet on the screen
+      panel.stage.classList.toggle("crossed", view.hairs && this.isCrossed(panel));
+      const share = (index, length) => ((length - 0.5 - index) / length) * scale;
+      panel.hairs[0].style.left = `${(share(this.at[slice.across], width) + x) * 100}%`;
+      panel.hairs[1].style.top = `${(share(this.at[slice.down], height) + y) * 100}%`;
+      const millimetres = (width * this.grid.spacing[slice.across]) / scale, length = roundLength(RULER_SHARE * millimetres);
+      panel.ruler.style.width = `${(length / millimetres) * 100}%`;
+      panel.ruler.textContent = `${length} mm`;
+    }
+
+    /** Crosshair, ruler and button of a picture, made when it is first seen. */
+    furnish(panel) {
+      if (panel.hairs) return;
+      const make = (tag, name) => {
+        const node = document.createElement(tag);
+        node.className = `${name} made`;
+        panel.stage.append(node);
+        return node;
+      };
+      panel.hairs = [make("i", "hair across"), make("i", "hair down")];
+      panel.ruler = make("span", "ruler");
+      const button = Object.assign(make("button", "enlarge"), { type: "button", title: "Enlarge (F)", textContent: "⤢" });
+      button.setAttribute("aria-label", "Enlarge");
+      button.addEventListener("click", (event) => { event.stopPropagation(); enlarge(panel); });
+      button.addEventListener("pointerdown", (event) => event.stopPropagation());
+    }
+
     showPosition() {
-      if (!this.slider) return;
       const axis = config.planes[this.plane()][2], index = this.at[axis], count = this.grid.shape[axis];
       const text = `${index + 1} of ${count} · ${((index + 0.5) * this.grid.spacing[axis]).toFixed(0)} mm`;
+      showPlace(this, `${this.plane()} ${text}`);
+      if (!this.slider) return;
       this.slider.max = count - 1;
       this.slider.value = index;
       this.slider.setAttribute("aria-valuetext", text);
@@ -202,7 +283,7 @@
     show(panel, layers, change = {}) {
       Object.assign(panel, { layers, sources: null }, change);
       if ("title" in change) panel.figure.querySelector(".title").textContent = change.title;
-      if ("kind" in change) panel.figure.className = `panel ${panel.kind}`;
+      if ("kind" in change && !panel.main) panel.figure.className = `panel ${panel.kind}`;
       this.showBar(panel);
       this.draw(panel);
     }
@@ -234,8 +315,10 @@
         return;
       }
       const slice = this.slice(panel);
+      this.furnish(panel);
+      this.frame(panel);
       panel.sources = layers.map((layer) => this.source(layer));
-      panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, source.value, colourOf(source, view)));
+      panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, shader(source, view)));
       drawOutlines(panel.lines, slice, this.outlines(panel));
       panel.figure.dataset.state = "ready";
       this.read(panel);
@@ -250,7 +333,7 @@
 
     fail(panel, message) {
       panel.figure.dataset.state = "failed";
-      panel.value.textContent = message;
+      (panel.main || panel).value.textContent = message;
     }
 
     /** A layer as something to paint: `kind`, `step`, and `value(index)` as stored. */
@@ -293,18 +376,26 @@
       if (this.placeOutput) this.placeOutput.textContent = this.placeText();
     }
 
-    /** Shows the pointer's place and its value in a panel that shows its slice. */
-    read(panel) {
-      const { cursor } = this, slice = this.slice(panel), mark = panel.bar?.querySelector("b");
+    /** Rings the pointer's place in a panel that shows its slice. */
+    markPlace(panel) {
+      const { cursor } = this, slice = this.slice(panel), { scale, x, y } = this.zoomOf(panel);
       const there = cursor && panel.sources && cursor[slice.through] === this.at[slice.through];
       panel.stage.classList.toggle("pointed", Boolean(there));
+      if (!there) return;
+      panel.cross.style.left = `${(((slice.width - 0.5 - cursor[slice.across]) / slice.width) * scale + x) * 100}%`;
+      panel.cross.style.top = `${(((slice.height - 0.5 - cursor[slice.down]) / slice.height) * scale + y) * 100}%`;
+    }
+
+    /** Shows the pointer's place, and the value of its voxel in every panel. */
+    read(panel) {
+      this.markPlace(panel);
+      if (panel.main) return; // one read-out for all its planes
+      const { cursor } = this, mark = panel.bar?.querySelector("b"), [x, y] = this.grid.shape;
       panel.value.textContent = "";
       if (mark) mark.hidden = true;
-      if (!there) return;
-      const column = slice.width - 1 - cursor[slice.across], row = slice.height - 1 - cursor[slice.down];
-      panel.cross.style.left = `${((column + 0.5) / slice.width) * 100}%`;
-      panel.cross.style.top = `${((row + 0.5) / slice.height) * 100}%`;
-      const index = slice.index(column, row), stored = panel.sources.map((source) => source.value(index));
+      if (!cursor || !panel.sources) return;
+      const index = cursor[0] + x * (cursor[1] + y * cursor[2]);
+      const stored = panel.sources.map((source) => source.value(index));
       const texts = panel.sources.map((source, i) => valueText(source, stored[i]));
       panel.value.textContent = texts.length > 1 ? `before ${texts[0]}, after ${texts[1]}` : texts[0];
       panel.value.title = `voxel ${cursor.map((k, axis) => k * this.grid.block[axis]).join(", ")} (right, front, up)`;
@@ -329,44 +420,82 @@
   // --- the page -------------------------------------------------------------------------------------------------------
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
-      const panel = viewers.flatMap((viewer) => viewer.panels).find(({ figure }) => figure === target);
-      panel.visible = isIntersecting;
-      if (isIntersecting) setTimeout(() => panel.viewer.draw(panel), SETTLE_MS);
-      else panel.viewer.release(panel);
+      const viewer = viewers.find(({ panels }) => panels.some(({ figure }) => figure === target));
+      const shown = () => viewer.panels.filter(({ figure }) => figure === target);
+      for (const panel of shown()) panel.visible = isIntersecting;
+      if (isIntersecting) viewer.spread(shown()[0]);
+      for (const panel of shown()) {
+        if (isIntersecting) setTimeout(() => viewer.draw(panel), SETTLE_MS);
+        else viewer.release(panel);
+      }
     }
   }, { rootMargin: "500px 0px" });
 
   /** Shows the settings of the view, and draws everything anew. */
   function update() {
-    const range = document.getElementById("window-range");
+    const range = document.getElementById("window-range"), limit = document.getElementById("limit");
     if (range) range.textContent = `${config.windows[view.window].map(withMinus).join(" to ")} HU`;
+    if (limit) limit.value = view.limit;
     for (const viewer of viewers) viewer.redraw();
   }
 
-  /** A pressed button sets `data-set` to `data-value` and releases the others of its row. */
-  function bindChoice(button) {
-    button.addEventListener("click", () => {
-      const { set, value } = button.dataset;
-      for (const each of document.querySelectorAll(`button[data-set=${set}]`)) {
-        each.setAttribute("aria-pressed", String(each === button));
-      }
-      if (set === "size") {
-        document.body.style.setProperty("--panel", `${config.sizes[value]}px`);
-        return;
-      }
-      view[set] = value;
-      if (set === "plane") for (const viewer of viewers) viewer.layout();
-      update();
-    });
+  /** Sets a key of the view; the buttons that set it show so. */
+  function choose(set, value) {
+    for (const each of document.querySelectorAll(`button[data-set=${set}]`)) {
+      each.setAttribute("aria-pressed", String(each.dataset.value === value));
+    }
+    if (set === "size") {
+      document.body.style.setProperty("--panel", `${config.sizes[value]}px`);
+      return;
+    }
+    view[set] = value;
+    if (set === "plane") for (const viewer of viewers) viewer.layout();
+    update();
+    remember();
+  }
+
+  const box = (name) => document.getElementById(name);
+
+  /** Opacity of the differences on the CT, from their controls. */
+  const opacity = () => (box("overlay")?.checked ? Number(box("opacity").value) / 100 : 0);
+
+  /** Reads the boxes to tick. */
+  function readBoxes() {
+    view.lines = box("lines")?.checked ?? view.lines;
+    view.overlay = opacity();
+    box("opacity")?.toggleAttribute("disabled", !view.overlay);
+    update();
+  }
+
+  /** Ticks a box by its key, or turns what has no box. */
+  function tick(name) {
+    if (name === "hairs") view.hairs = !view.hairs;
+    else if (box(name)) box(name).checked = !box(name).checked;
+    readBoxes();
+  }
+
+  /** Shows what an address asks for, as far as the page has it. */
+  function apply(wanted) {
+    if (wanted.plane in config.planes || wanted.plane === "three") choose("plane", wanted.plane);
+    if (wanted.window) choose("window", wanted.window);
+    if (wanted.limit) view.limit = wanted.limit;
+    if (box("overlay") && wanted.overlay) {
+      box("overlay").checked = true;
+      box("opacity").value = wanted.overlay * 100;
+    }
+    readBoxes();
   }
 
   /** Connects the controls of the toolbar that this page has. */
   function bindControls() {
-    const onChange = (id, act) => document.getElementById(id)?.addEventListener("change", (event) => act(event.target));
-    document.querySelectorAll("button[data-set]").forEach(bindChoice);
-    onChange("limit", (select) => { view.limit = Number(select.value); update(); });
-    onChange("lines", (box) => { view.lines = box.checked; update(); });
-    onChange("smooth", (box) => document.body.classList.toggle("sharp", !box.checked));
+    const onChange = (id, act) => box(id)?.addEventListener("change", (event) => act(event.target));
+    for (const button of document.querySelectorAll("button[data-set]")) {
+      button.addEventListener("click", () => choose(button.dataset.set, button.dataset.value));
+    }
+    onChange("limit", (select) => { view.limit = Number(select.value); update(); remember(); });
+    for (const name of ["lines", "overlay"]) onChange(name, () => { readBoxes(); remember(); });
+    box("opacity")?.addEventListener("input", readBoxes);
+    onChange("smooth", (smooth) => document.body.classList.toggle("sharp", !smooth.checked));
     for (const name of ["diverging", "sequential"]) {
       document.body.style.setProperty(`--${name}`, `linear-gradient(90deg, ${config[name].join(", ")})`);
     }
@@ -374,7 +503,8 @@
 
   for (const root of document.querySelectorAll("[data-viewer]")) viewers.push(new SliceViewer(root));
   bindControls();
-  update();
+  readBoxes();
   for (const { panels } of viewers) for (const { figure } of panels) observer.observe(figure);
+  bindPage({ view, viewers, choose, tick, apply });
   Object.assign(Mask2CT, { view, viewers, SliceViewer, addVolume: (key, base64) => store.receive(key, base64) });
 })();
