@@ -17,6 +17,7 @@ from pipelines.atlas.statistics import associations, cautions, findings, interva
 from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
+from pipelines.atlas.statistics.sentences import real_scans_name
 from pipelines.atlas.study import AtlasStudy
 from util import cli
 
@@ -94,7 +95,9 @@ def atlas_tables(
     studied_roles = {attribute.column: attribute.role for attribute in plan.attributes}
     tests = findings.judge_effects(effects, estimated, studied_roles, warned)
     labels = {contrast.id: contrast.label for contrast in plan.contrasts}
-    ranked = findings.rank_findings(tests, labels, controls)
+    seen = int(real.density.index.isin(study.seen).sum())
+    scans_name = real_scans_name(seen, len(real.density))
+    ranked = findings.rank_findings(tests, labels, controls, scans_name)
     return {
         "attributes": _attribute_frame(study, measurements),
         "contrasts": tables.contrast_frame(plan.contrasts),

@@ -252,7 +252,7 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
         "refits": kinds.count("resampled"),
         "permuted": kinds.count("permuted"),
         "real": len(real.density),
-        "errors": "clustered by patient" if has_repeats else "HC3",
+        "errors": "CR3 cluster-robust" if has_repeats else "HC3",
         "tests": int(is_compared.sum()),
     }
 

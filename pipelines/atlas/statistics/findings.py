@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED
 from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
+from pipelines.atlas.statistics.regression import TOTAL
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05
@@ -44,6 +45,9 @@ TEST_COLUMNS = (
     "real_high_hu",
     "real_p",
     "real_q",
+    "total_hu",
+    "total_low_hu",
+    "total_high_hu",
     "agreement",
     "verdict",
     "why",
@@ -70,6 +74,7 @@ REAL_NAMES = {
     "high_hu": "real_high_hu",
     "p": "real_p",
 }
+TOTAL_NAMES = {"real_hu": "total_hu", "low_hu": "total_low_hu", "high_hu": "total_high_hu"}
 
 Row = dict[str, Any]
 
@@ -111,8 +116,10 @@ def judge_effects(
         cautions: Those that forbid a claim come before any number.
     """
     main = real[real["primary"] == "yes"].rename(columns=REAL_NAMES)
+    total = real[real["adjustment"] == TOTAL].rename(columns=TOTAL_NAMES)
     keys = ["contrast", "region"]
     tests = effects.merge(main[[*keys, *REAL_NAMES.values()]], "left", keys)
+    tests = tests.merge(total[[*keys, *TOTAL_NAMES.values()]], "left", keys)
     tests["role"] = tests["column"].map(roles)
     is_tested = tests["region"].isin(LUNG_REGIONS) & (tests["kind"] != "slope")
     tests["tested"] = np.where(is_tested, "yes", "no")
@@ -171,7 +178,10 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
 
 
 def rank_findings(
-    tests: pd.DataFrame, labels: Mapping[str, str], controls: pd.DataFrame
+    tests: pd.DataFrame,
+    labels: Mapping[str, str],
+    controls: pd.DataFrame,
+    scans: str = "the real scans",
 ) -> Findings:
     """Return the contrasts that are findings, and the others, ranked by their strongest region.
 
@@ -179,12 +189,13 @@ def rank_findings(
         tests: Table of `judge_effects`.
         labels: Label by contrast.
         controls: Table controls.csv.
+        scans: Name of the real scans in sentences; see `real_scans_name`.
     """
     found: list[Row] = []
     not_found: list[Row] = []
     for contrast, part in tests[tests["tested"] == "yes"].groupby("contrast", sort=False):
         rows = {row["region"]: row for row in part.to_dict("records")}
-        row = _finding_row(str(contrast), labels[str(contrast)], rows, controls)
+        row = _finding_row(str(contrast), labels[str(contrast)], rows, controls, scans)
         (found if row["regions"] else not_found).append(row)
     for ranked in (found, not_found):
         ranked.sort(key=lambda row: -abs(row["strongest_hu"]))
@@ -194,7 +205,11 @@ def rank_findings(
 
 
 def _finding_row(
-    contrast: str, label: str, rows: Mapping[str, Mapping[Any, Any]], controls: pd.DataFrame
+    contrast: str,
+    label: str,
+    rows: Mapping[str, Mapping[Any, Any]],
+    controls: pd.DataFrame,
+    scans: str,
 ) -> Row:
     """Return a contrast's row of findings.csv from its tests by region."""
     claimed = [region for region, row in rows.items() if row["verdict"] == "finding"]
@@ -205,9 +220,9 @@ def _finding_row(
     first = rows.get("lungs") or next(iter(rows.values()))
     if claimed:
         shown = rows["lungs" if "lungs" in claimed else strongest]
-        sentence = finding_sentence(label, shown, rows[strongest], controls)
+        sentence = finding_sentence(label, shown, rows[strongest], controls, scans)
     else:
-        sentence = not_found_sentence(label, first)
+        sentence = not_found_sentence(label, first, scans)
     return {
         "contrast": contrast,
         "column": first["column"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
+from statsmodels.regression.linear_model import RegressionResults, RegressionResultsWrapper
 
 from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute, Contrast
 
@@ -18,6 +19,8 @@ MIN_NUMBERS = 7  # distinct numbers of a covariate that is taken as a line, not 
 MIN_RESIDUAL_PATIENTS = 8  # patients beyond the number of terms
 # The primary estimate is the first of these that the cases suffice for.
 ADJUSTMENT_ORDER = ("all+volume", "base+diagnosis+volume", "base+volume", "base")
+# Adjusted for no later step on the way to the lungs: neither diagnosis, exposures nor lung volume.
+TOTAL = "base"
 UNKNOWN, OTHER = "(not known)", "(other)"
 MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates do not explain
 ROUNDING_TOLERANCE = 1e-9  # a smaller share is rounding
@@ -190,7 +193,7 @@ class Design:
         return cls(sm.add_constant(x[useful], has_constant="add"), terms, attribute)
 
     def fit(self, density: pd.Series, patient: pd.Series) -> Any:
-        """Fit the regression, with HC3 errors, or errors clustered by patient with repeated scans.
+        """Fit the regression, with HC3 errors, or a jackknife over patients with repeated scans.
 
         Returns:
             The results of statsmodels; None where patients are too few. Scans of one patient do
@@ -201,12 +204,11 @@ class Design:
         groups = patient.loc[y.index]
         if groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < MIN_RESIDUAL_PATIENTS:
             return None
-        errors: dict[str, Any] = {"cov_type": "HC3"}
-        if groups.duplicated().any():
-            errors = {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(groups)[0]}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a leverage of one gives NaN, which is reported
-            return sm.OLS(y, x).fit(**errors, use_t=True)
+            if groups.duplicated().any():
+                return _with_jackknife_errors(sm.OLS(y, x).fit(), pd.factorize(groups)[0])
+            return sm.OLS(y, x).fit(cov_type="HC3", use_t=True)
 
     def estimate(self, fit: Any, contrast: Contrast) -> dict[str, Any]:
         """Return estimate, interval and p value of a contrast, or the reason why there is none.
@@ -242,6 +244,38 @@ class Design:
             "high_hu": high,
             "p": fit.pvalues[name],
         }
+
+
+def _with_jackknife_errors(fit: Any, groups: np.ndarray) -> Any:
+    """Return a fit with errors from the fits without each cluster in turn.
+
+    This is HC3 for clusters (CR3; MacKinnon, Nielsen and Webb 2023, J. Econometrics 232). The
+    usual clustered errors are too small with few or unequal clusters.
+
+    Args:
+        fit: A fit of ordinary least squares.
+        groups: Number of each row's cluster, 0 to G - 1.
+
+    Returns:
+        Results with Student's t at G - 1 degrees of freedom. Errors are NaN where a term rests on
+        one cluster alone.
+    """
+    x = fit.model.exog
+    inverse = np.asarray(fit.normalized_cov_params)
+    residuals = np.asarray(fit.resid)
+    count = int(groups.max()) + 1
+    changes = np.full((count, x.shape[1]), np.nan)
+    for group in range(count):
+        rows = groups == group
+        leverage = x[rows] @ inverse @ x[rows].T
+        unexplained = np.eye(len(leverage)) - leverage
+        if np.linalg.eigvalsh(unexplained)[0] > ROUNDING_TOLERANCE:
+            changes[group] = inverse @ x[rows].T @ np.linalg.solve(unexplained, residuals[rows])
+    covariance = (count - 1) / count * changes.T @ changes
+    normalized = covariance / fit.scale  # statsmodels multiplies by the residual variance
+    results = RegressionResults(fit.model, np.asarray(fit.params), normalized, use_t=True)
+    results.df_resid_inference = count - 1
+    return RegressionResultsWrapper(results)
 
 
 def _attribute_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.atlas.statistics.regression import TOTAL
 from util.metrics.regions import region_name
 
 AGREEMENT_PHRASES = {
@@ -54,24 +55,47 @@ def generated_part(label: str, row: Row) -> str:
     return f"{label}: {format_hu(row['generated_hu'])} HU{bounds} {region_place(row['region'])}"
 
 
-def real_part(row: Row) -> str:
-    """Return the agreement of the real scans with a contrast."""
+def real_scans_name(seen: int, scans: int) -> str:
+    """Return how sentences call the real scans, of which the run was trained on `seen`."""
+    if not seen:
+        return "the real scans"
+    if seen == scans:
+        return "the scans that the run was trained on"
+    return f"the real scans ({seen} of {scans} used in training)"
+
+
+def real_part(row: Row, scans: str) -> str:
+    """Return the agreement of the real scans with a contrast: the total effect, then the direct.
+
+    Args:
+        row: Row of tests.csv.
+        scans: Name of the real scans.
+    """
     if pd.isna(row["real_hu"]):
-        return "the real scans give no estimate"
-    return (
-        f"the real scans {AGREEMENT_PHRASES[row['agreement']]} ({format_hu(row['real_hu'])} "
-        f"{format_interval(row['real_low_hu'], row['real_high_hu'])}, adjusted)"
+        return f"{scans} give no estimate"
+    direct = (
+        f"{format_hu(row['real_hu'])} {format_interval(row['real_low_hu'], row['real_high_hu'])}"
     )
+    if row["real_adjustment"] == TOTAL:
+        effects = f"total effect {direct}"
+    else:
+        effects = f"direct effect {direct}"
+        if pd.notna(row["total_hu"]):
+            bounds = format_interval(row["total_low_hu"], row["total_high_hu"])
+            effects = f"total effect {format_hu(row['total_hu'])} {bounds}, {effects}"
+    return f"{scans} {AGREEMENT_PHRASES[row['agreement']]} ({effects})"
 
 
-def finding_sentence(label: str, row: Row, strongest: Row, controls: pd.DataFrame) -> str:
+def finding_sentence(
+    label: str, row: Row, strongest: Row, controls: pd.DataFrame, scans: str
+) -> str:
     """Return a finding's size, interval, place, real scans, and the change by re-wording."""
     place = ""
     is_stronger = abs(strongest["generated_hu"]) > abs(row["generated_hu"])
     if strongest["region"] != row["region"] and is_stronger:
         change = format_hu(strongest["generated_hu"])
         place = f", strongest {region_place(strongest['region'])} ({change})"
-    text = f"{generated_part(label, row)}{place}; {real_part(row)}."
+    text = f"{generated_part(label, row)}{place}; {real_part(row, scans)}."
     is_reworded = (controls["control"] == "re-worded") & (controls["region"] == row["region"])
     reworded = controls.loc[is_reworded, "mean_abs_hu"]
     if len(reworded):
@@ -79,9 +103,9 @@ def finding_sentence(label: str, row: Row, strongest: Row, controls: pd.DataFram
     return text
 
 
-def not_found_sentence(label: str, row: Row) -> str:
+def not_found_sentence(label: str, row: Row, scans: str) -> str:
     """Return a contrast that is not a finding, and the reason."""
-    text = f"{generated_part(label, row)}; {real_part(row)}."
+    text = f"{generated_part(label, row)}; {real_part(row, scans)}."
     reason = str(row["why"]).rstrip(".")
     lead = "Not judged" if row["verdict"] == "not judged" else "Not found"
     return f"{text} {lead}: {reason}."

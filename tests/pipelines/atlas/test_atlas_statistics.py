@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pipelines.atlas import files
 from pipelines.atlas.pages.charts import agreement_plot
@@ -233,6 +234,24 @@ def test_scans_of_one_patient_are_clustered() -> None:
     assert b["real_hu"] == pytest.approx(a["real_hu"]) and b["se_hu"] > 0.8 * a["se_hu"]
 
 
+def test_clustered_errors_are_those_of_leaving_one_patient_out() -> None:
+    rng = np.random.default_rng(4)
+    data = scans(45)
+    data.patient[:] = rng.choice([f"p{k}" for k in range(22)], 45)
+    age = contrasts_of(AGE)[1]
+    roles = Roles({"AGE": AGE}, frozenset(), "")
+    row = estimate_contrasts(data, [age], roles).query("region == 'lungs'").iloc[0]
+    known = data.table["AGE"] != ""
+    x = data.table.loc[known, "AGE"].astype(float)
+    y, patient = data.density.loc[known, "lungs"], data.patient[known]
+    slope = np.polyfit(x, y, 1)[0]
+    left = [np.polyfit(x[patient != p], y[patient != p], 1)[0] for p in patient.unique()]
+    variance = (len(left) - 1) / len(left) * np.square(np.array(left) - slope).sum()
+    assert row["real_hu"] == pytest.approx(slope) and row["se_hu"] == pytest.approx(variance**0.5)
+    half = stats.t.ppf(0.975, len(left) - 1) * variance**0.5
+    assert row["high_hu"] - row["real_hu"] == pytest.approx(half)
+
+
 # --- cautions
 
 
@@ -384,9 +403,10 @@ def test_findings_are_ranked_and_have_sentences_with_their_numbers() -> None:
     first = next(row for row in ranked.found if row["contrast"] == NEVER_CURRENT)
     assert first["sentence"].startswith(
         "SMOKING Current against Never: +40 HU [35, 45] in both lungs, strongest in the upper "
-        "thirds (+52); the real scans agree (+"
+        "thirds (+52); the real scans agree (total effect +"
     )
-    assert first["sentence"].endswith("adjusted). Rewording the prompt changes 0.4 HU.")
+    assert ", direct effect +" in first["sentence"]
+    assert first["sentence"].endswith("]). Rewording the prompt changes 0.4 HU.")
     assert [row["rank"] for row in ranked.found] == list(range(1, len(ranked.found) + 1))
     assert all(row["contrast"] != SLOPE for row in ranked.found + ranked.not_found)
     looked_for = rank_findings(
@@ -396,6 +416,39 @@ def test_findings_are_ranked_and_have_sentences_with_their_numbers() -> None:
         not looked_for.found
         and "Not judged: 0 permuted refits are too few" in looked_for.not_found[0]["sentence"]
     )
+
+
+def test_scans_of_training_are_not_called_real_scans_without_a_word() -> None:
+    """Agreement with scans that the run was trained on shows how well it fits them."""
+    labels = {c.id: c.label for c in CONTRASTS}
+    controls = pd.DataFrame(columns=["control", "region", "mean_abs_hu"])
+    tests = judge_effects(effects(), REAL, ROLE_OF, [])
+    names = {
+        (0, 40): "; the real scans agree (",
+        (30, 40): "; the real scans (30 of 40 used in training) agree (",
+        (40, 40): "; the scans that the run was trained on agree (",
+    }
+    for (seen, total), text in names.items():
+        name = sentences.real_scans_name(seen, total)
+        ranked = rank_findings(tests, labels, controls, name)
+        first = next(row for row in ranked.found if row["contrast"] == NEVER_CURRENT)
+        assert text in first["sentence"]
+
+
+def test_a_total_effect_through_the_diagnosis_stands_before_the_direct_one() -> None:
+    """IPF, which current smokers have more often, adds 25 HU to their 40."""
+    data = scans(400, association=0.8)
+    real = estimate_contrasts(data, CONTRASTS, ROLES)
+    tests = judge_effects(effects(), real, ROLE_OF, [])
+    row = tests[(tests["contrast"] == NEVER_CURRENT) & (tests["region"] == "lungs")].iloc[0]
+    assert row["real_low_hu"] < 40 < row["real_high_hu"]
+    assert row["total_low_hu"] > row["real_high_hu"] and 55 < row["total_hu"] < 65
+    labels = {c.id: c.label for c in CONTRASTS}
+    controls = pd.DataFrame(columns=["control", "region", "mean_abs_hu"])
+    ranked = rank_findings(tests, labels, controls)
+    said = {row["contrast"]: row["sentence"] for row in [*ranked.found, *ranked.not_found]}
+    assert "(total effect +6" in said[NEVER_CURRENT]
+    assert said[NEVER_CURRENT].count("direct effect +") == 1
 
 
 def test_numbers_in_sentences() -> None:
