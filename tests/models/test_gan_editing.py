@@ -11,7 +11,7 @@ from torch import Tensor
 from models.base_model import MODELS, Condition
 from models.inference import RUN_ENTRIES  # noqa: F401  (registers the models)
 from models.text.base_encoder import TextEmbedding
-from tests.models.test_diffusion import LABELS, WIDTH, train_options
+from tests.networks import LABELS, WIDTH, train_options
 
 SIZE = (8, 8, 8)
 
