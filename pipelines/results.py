@@ -122,6 +122,7 @@ class CaseWriter:
         self.names = names
         self.rows: list[Row] = []
         self.panels: list[Panel] = []
+        self._variants: dict[tuple[str, str], Panel] = {}  # by column and value
 
     def write_factual(self, hu: Hu, title: str, **values: str) -> None:
         """Write the volume of the factual prompt; `values` are columns of its row."""
@@ -139,7 +140,8 @@ class CaseWriter:
         }
         self._write(hu, name, values, np.int16)
         title = title or f"{variant.column} = {variant.value}"
-        self.add_panel(title, "ct", hu, self.rows[-1]["file"])
+        panel = self.add_panel(title, "ct", hu, self.rows[-1]["file"])
+        self._variants[variant.column, variant.value] = panel
 
     def write_control(self, hu: Hu, value: str, prompt: str) -> None:
         """Write the factual volume under another condition, such as other noise."""
@@ -158,13 +160,20 @@ class CaseWriter:
         }
         self._write(hu, name, values, np.float32)
         title = f"{first.column}: {second.value} minus {first.value}"
-        self.add_panel(title, "difference", hu, self.rows[-1]["file"])
+        before = self._variants.get((first.column, first.value))
+        self.add_panel(title, "difference", hu, self.rows[-1]["file"], before)
 
     def add_panel(
-        self, title: str, kind: Kind, array: NDArray[Any], file: str | None = None
+        self,
+        title: str,
+        kind: Kind,
+        array: NDArray[Any],
+        file: str | None = None,
+        before: Panel | None = None,
     ) -> Panel:
-        """Add a panel for the page, and return it."""
-        panel = Panel(title, kind, array, voxel_sizes(self.sample.affine), file)
+        """Add a panel for the page, and return it; `before` is what a difference is laid on."""
+        spacing = voxel_sizes(self.sample.affine)
+        panel = Panel(title, kind, array, spacing, file, before=before)
         self.panels.append(panel)
         return panel
 

@@ -64,6 +64,7 @@ class Panel:
         file: Link to the volume's file, relative to the page; `None` for no link.
         caption: A short line below the title.
         outline: Numbered regions (X, Y, Z) that pages outline, 0 for none.
+        before: Of a difference: the volume that was subtracted; pages lay the difference on it.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Panel:
     file: str | None = None
     caption: str = ""
     outline: NDArray[Any] | None = None
+    before: Panel | None = None
 
     def size_mm(self, plane: str) -> tuple[float, float]:
         """Return width and height of a plane in mm."""

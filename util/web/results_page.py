@@ -106,8 +106,10 @@ class ResultsPage:
         shown: list[SlicePanel] = []
         mask = ""
         volumes: dict[str, VolumeEntry] = {}
-        for number, (panel, array) in enumerate(zip(panels, arrays, strict=True)):
-            name = f"{key}-{number}"
+        names = {id(panel): f"{key}-{number}" for number, panel in enumerate(panels)}
+        for panel, array in zip(panels, arrays, strict=True):
+            name = names[id(panel)]
+            under = names.get(id(panel.before), "")
             volumes[name] = write_volume(web, name, array, panel.kind)
             outline = ""
             if panel.outline is not None:
@@ -116,7 +118,13 @@ class ResultsPage:
                 volumes[outline] = write_volume(web, outline, regions, "mask")
             shown.append(
                 SlicePanel(
-                    panel.title, [name], panel.kind, panel.caption, panel.file, outline=outline
+                    panel.title,
+                    [name],
+                    panel.kind,
+                    panel.caption,
+                    panel.file,
+                    outline=outline,
+                    under=under,
                 )
             )
             if panel.kind == "mask":
@@ -187,6 +195,7 @@ class ResultsPage:
             viewer_parts.plane_and_window("axial")
             if self._changes:
                 viewer_parts.limit_choice(self._limit())
+                viewer_parts.overlay_choice()
             if self._labels:
                 page_parts.check_box("lines", "Outlines")
             viewer_parts.size_choice()

@@ -134,6 +134,7 @@ class SlicePanel:
         role: Name by which a page's script changes it.
         outline: Key of numbered regions to outline.
         zones: Numbers of the zones to outline, the strongest first.
+        under: Key of the CT that a difference can be laid on.
     """
 
     title: str
@@ -145,6 +146,7 @@ class SlicePanel:
     role: str = ""
     outline: str = ""
     zones: Sequence[int] = ()
+    under: str = ""
 
     def add(self) -> tags.figure:
         """Add the picture to the element whose `with` block this stands in."""
@@ -155,6 +157,7 @@ class SlicePanel:
             "role": self.role,
             "outline": self.outline,
             "zones": list(self.zones),
+            "under": self.under,
         }
         figure = tags.figure(
             cls=f"panel {self.kind}",
@@ -230,6 +233,21 @@ def limit_choice(limit: float) -> None:
         for value in LIMITS:
             chosen = {"selected": True} if value == limit else {}
             tags.option(f"{value} HU", value=value, **chosen)
+
+
+def overlay_choice() -> None:
+    """Add the choice to lay the differences on the CT, and their opacity."""
+    page_parts.check_box("overlay", "On the CT")
+    tags.input_(
+        type="range",
+        id="opacity",
+        min=10,
+        max=100,
+        value=80,
+        step=5,
+        disabled=True,
+        aria_label="Opacity of the differences on the CT",
+    )
 
 
 def size_choice() -> None:

@@ -415,13 +415,66 @@ def test_address_holds_the_view(tmp_path: Path, visit: Visit) -> None:
 
 def test_outlines_of_the_mask_in_every_picture(tmp_path: Path, visit: Visit) -> None:
     page = open_case(tmp_path, visit)
-    drawn = """() => { const c = document.querySelectorAll('.case canvas.lines')[1];
-        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(Boolean); }"""
-    assert not page.evaluate(drawn)
+    lines = "document.querySelectorAll('.case canvas.lines')[1].toDataURL()"
+    blank = page.evaluate(lines)
     page.check("#lines")
-    page.wait_for_function(drawn)
+    page.wait_for_function(f"blank => {lines} !== blank", arg=blank)
+    page.locator(".stage").nth(1).hover()
     page.keyboard.press("o")
-    assert not page.evaluate(drawn) and not page.is_checked("#lines")
+    assert page.evaluate(lines) == blank and not page.is_checked("#lines")
+
+
+def test_three_planes_with_a_linked_crosshair(tmp_path: Path, visit: Visit) -> None:
+    v = volumes()
+    page = open_case(tmp_path, visit)
+    press(page, "three")
+    page.wait_for_function("document.querySelectorAll('.case .stage').length === 9")
+    coronal = page.locator(".ct .stage").nth(1)
+    box = coronal.bounding_box()
+    column, row = 6, 3
+    place = ((column + 0.5) / SHAPE[0], (row + 0.5) / SHAPE[2])
+    page.mouse.click(box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"])
+    i, _, k = state(page, "v.at")
+    assert (i, k) == (SHAPE[0] - 1 - column, SHAPE[2] - 1 - row)
+    for number, (plane, index) in enumerate(
+        (("axial", k), ("coronal", fullest_slices(v["mask"])[1]), ("sagittal", i))
+    ):
+        expected = mask_rgb(radiological_slice(v["mask"], plane, index))
+        assert np.array_equal(pixels(page, number), expected)
+    line = page.locator(".ct .stage").nth(0).locator(".hair.across").bounding_box()
+    assert line["x"] - box["x"] == pytest.approx(place[0] * box["width"], abs=1.5)
+    page.keyboard.press("x")
+    assert not page.locator(".hair.across").first.is_visible()
+    page.keyboard.press("a")
+    page.wait_for_function("document.querySelectorAll('.case .stage').length === 3")
+    assert page.locator(".panel > .stage").count() == 3
+
+
+def test_differences_on_the_ct(tmp_path: Path, visit: Visit) -> None:
+    v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
+    ct = Panel("A", "ct", v["hu"], SPACING)
+    change = np.where(v["mask"] == 1, 5.0, 0.0)
+    panels = [
+        Panel("Mask", "mask", v["mask"], SPACING),
+        ct,
+        Panel("B minus A", "difference", change, SPACING, before=ct),
+    ]
+    results.add_case("a", "Age is 60.", [], panels)
+    page = visit(results.save({}))
+    wait_for_panels(page)
+    page.select_option("#limit", "20")
+    page.check("#overlay")
+    page.fill("#opacity", "60")
+    k = fullest_slices(v["mask"])[2]
+    ground = ct_gray(radiological_slice(np.rint(v["hu"]), "axial", k), LUNG)[..., None]
+    values = radiological_slice(change, "axial", k)
+    share = 0.6 * np.clip(np.abs(values) / 10, 0, 1)[..., None]  # full from half of the range on
+    expected = ground * (1 - share) + difference_rgb(values, 20) * share
+    np.testing.assert_allclose(pixels(page, 2), expected, atol=3, rtol=0)
+    page.locator(".stage").nth(1).hover()
+    page.keyboard.press("d")
+    assert not page.is_checked("#overlay")
+    np.testing.assert_allclose(pixels(page, 2), difference_rgb(values, 20), atol=4, rtol=0)
 
 
 def test_size_and_smoothing(tmp_path: Path, visit: Visit) -> None:

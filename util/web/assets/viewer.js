@@ -298,6 +298,7 @@
     /** Keys of all volumes that a panel needs. */
     keysOf(panel) {
       const keys = [...panel.layers.flat(), panel.outline];
+      if (view.overlay) keys.push(panel.under);
       if (view.lines || this.placeOutput) keys.push(this.mask);
       if (panel.zones.length || this.placeOutput) keys.push(this.zones);
       return [...new Set(keys.filter(Boolean))];
@@ -318,6 +319,7 @@
       this.furnish(panel);
       this.frame(panel);
       panel.sources = layers.map((layer) => this.source(layer));
+      this.layOn(panel);
       panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, shader(source, view)));
       drawOutlines(panel.lines, slice, this.outlines(panel));
       panel.figure.dataset.state = "ready";
@@ -344,6 +346,15 @@
       }
       const [from, to] = layer.map((key) => store.voxels(key));
       return { kind: "difference", step: this.volumes[layer[0]].step, value: (i) => to[i] - from[i] };
+    }
+
+    /** Lays a difference on its CT, where the view asks for it. */
+    layOn(panel) {
+      const [source] = panel.sources, [layer] = panel.layers;
+      const key = panel.under || (Array.isArray(layer) ? layer[0] : ""); // the volume before
+      const laid = source.kind === "difference" && view.overlay > 0 && key !== "";
+      if (laid) source.under = this.source(key);
+      panel.stage.classList.toggle("overlaid", laid);
     }
 
     /** What is outlined in a panel: the mask's labels, its zones by rank, its numbered regions. */
