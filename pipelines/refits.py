@@ -345,7 +345,7 @@ def changed_data(origin: OriginRun) -> list[str]:
     if not before:
         return []
     options = origin.options.data
-    cohort = load_cohort(options, seed=origin.options.run.seed, check=False)
+    cohort = load_cohort(options, seed=origin.options.run.seed, check=False, need_images=False)
     template = load_template(
         options.template, cohort.columns, options.key_column, options.patient_column
     )

@@ -193,7 +193,10 @@ def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
     )
     files.write_record(folder, record(folder, refits))
     case = SimpleNamespace(
-        id=CASE, image=folder / "volumes/scan.nii.gz", mask=folder / "volumes/mask.nii.gz"
+        id=CASE,
+        image=folder / "volumes/scan.nii.gz",
+        mask=folder / "volumes/mask.nii.gz",
+        body=None,
     )
     data = SimpleNamespace(hu_window=(-1000.0, 400.0), lung_labels=(1, 2), airway_label=3)
     return SimpleNamespace(
