@@ -30,7 +30,7 @@ from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
 
-MEAN_LEVEL = 7.0  # the noise level as which the network is told to predict the mean
+MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
 DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 
 EPSILON = 1e-6  # in squares, so that roots have a gradient where draws are equal
@@ -130,17 +131,9 @@ def _bands(x: Tensor) -> Iterator[Tensor]:
 
 def gaussian_smooth(x: Tensor, sigma: float) -> Tensor:
     """Smooth `(B, 1, X, Y, Z)` with a Gaussian of this SD in voxels; the border is repeated."""
-    radius = int(TRUNCATE * sigma + 0.999)
-    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma).square())
-    kernel = kernel / kernel.sum()
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = -1
-        padding = [0] * 6
-        padding[4 - 2 * axis] = padding[5 - 2 * axis] = radius
-        x = F.conv3d(F.pad(x, padding, mode="replicate"), kernel.view(shape))
-    return x
+    sd = torch.tensor(sigma, device=x.device)
+    kernel = gaussian_1d(sd, truncated=TRUNCATE, approx="sampled", normalize=True)
+    return separable_filtering(x, [kernel] * 3, mode="replicate")
 
 
 def _split_blocks(x: Tensor, parts: Sequence[int]) -> Tensor:
