@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pydicom
@@ -170,7 +171,18 @@ def read_slice_header(path: Path) -> SliceHeader:
         if start[128:] != b"DICM" and not bare:
             raise NotDicomImage(path)
         fields = list(GROUPING_FIELDS + IMAGE_FIELDS)
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=fields)
+        # A map never gives more than the file holds; reading asks for all memory that a damaged
+        # length claims.
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            dataset = pydicom.dcmread(
+                cast(BinaryIO, content),
+                stop_before_pixels=True,
+                force=bare,
+                specific_tags=fields,
+            )
         stored_class = dataset.file_meta.get("MediaStorageSOPClassUID")
         if DICOMDIR_UID in (_optional(dataset, "SOPClassUID"), stored_class):
             raise NotDicomImage(path)
