@@ -7,17 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from options.parser import parse
+from options.parser import parse_command
 from options.test_options import TestOptions
-from pipelines.generation import (
-    check_single_file,
-    generate_case,
-    generate_file,
-    open_plan,
-    open_run,
-)
-from pipelines.results import ResultsWriter, check_results_folder, results_folder
-from pipelines.run_cohort import warn_training_cases
 from util import cli
 from util.cli import UserError
 from util.locks import locked_folder
@@ -27,6 +18,11 @@ log = logging.getLogger(__name__)
 
 def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.generation import generate_case, open_plan, open_run
+    from pipelines.results import ResultsWriter, check_results_folder, results_folder
+    from pipelines.run_cohort import warn_training_cases
+
     folder = results_folder(options)
     with locked_folder(folder, "--results_dir"), cli.collected_warnings() as warnings:
         check_results_folder(folder, options)
@@ -44,6 +40,8 @@ def generate_cohort(options: TestOptions) -> Path:
 
 def generate_volume(options: TestOptions) -> Path:
     """Generate one volume from one mask and a text; return the file."""
+    from pipelines.generation import check_single_file, generate_file, open_plan, open_run
+
     out = check_single_file(options)
     generate_file(open_plan(options, open_run(options)), out)
     log.info("Wrote %s", out)
@@ -52,7 +50,7 @@ def generate_volume(options: TestOptions) -> Path:
 
 def main() -> None:
     """Parse the command line and generate."""
-    options = parse(TestOptions, __doc__ or "")
+    options = parse_command(TestOptions, __doc__ or "")
     source = options.source
     if bool(source.mask) == bool(source.dataroot) or (source.mask and options.edit.edit_real):
         raise UserError(

@@ -7,39 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from data.cache import cache_folder
-from models.base_model import MODELS
-from models.inference import locate_text_encoder
 from options.checks import check_train_options
-from options.parser import from_dict, parse
+from options.parser import check_inputs, check_paths, from_dict, parse
 from options.train_options import PRESETS, TrainOptions
-from pipelines.coarse_to_fine import load_global_generator
-from pipelines.training import (
-    check_unchanged,
-    dry_run,
-    ensure_cohort_clip,
-    finish,
-    fix_body_label,
-    make_dataset,
-    make_loader,
-    make_monitor,
-    make_trainer,
-    make_validation,
-    memory_advice,
-    open_folder,
-    open_study,
-    record_data,
-    restore_study,
-    save_body_shape,
-    warn_constant_text,
-    weigh_by_relevance,
-)
 from util import cli
 from util.locks import locked_folder
-from util.training import checkpoint, runs
-from util.training.devices import make_accelerator
+from util.training import runs
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +21,9 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
     """Parse the options; with `--continue_train` those of the run, changed by the flags given."""
     options = parse(TrainOptions, __doc__ or "", argv, PRESETS)
     if options.run.continue_train:
+        check_paths(options)
+        from models.inference import locate_text_encoder  # slow to import
+
         folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
         saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
         saved = replace(saved, run=replace(saved.run, accept_changes=False))  # holds for one call
@@ -68,62 +44,72 @@ def train(options: TrainOptions) -> Path:
 
 def train_run(options: TrainOptions, folder: Path) -> Path:
     """Train as `train` does, in a folder that no other process uses."""
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    import torch
+
+    from data.cache import cache_folder
+    from models.base_model import MODELS
+    from pipelines import training
+    from pipelines.coarse_to_fine import load_global_generator
+    from util.training import checkpoint
+    from util.training.devices import make_accelerator
+
     run = options.run
     MODELS[options.generator.model].check_options(options)
     if not run.continue_train:
         runs.check_new_run(folder, run.overwrite)
     accelerator = make_accelerator(options.optim.precision, run.gpu_ids)
     with accelerator.main_process_first():
-        options = ensure_cohort_clip(options, folder)
+        options = training.ensure_cohort_clip(options, folder)
     torch.manual_seed(run.seed)
 
     # Everything that can be wrong is checked before anything is written.
     cache = cache_folder(options.data, folder)
     keep_checks = run.continue_train or options.data.cache_dir
-    study = open_study(options, cache if keep_checks else None)
-    options = fix_body_label(options, study)
+    study = training.open_study(options, cache if keep_checks else None)
+    options = training.fix_body_label(options, study)
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None
     data_record: dict[str, Any] = {}
     if resumed:
-        study = restore_study(options, study, resumed)
+        study = training.restore_study(options, study, resumed)
         with accelerator.main_process_first():  # the other processes find its checksums
-            data_record = check_unchanged(options, study, resumed, cache)
-    warn_constant_text(options, study)
+            data_record = training.check_unchanged(options, study, resumed, cache)
+    training.warn_constant_text(options, study)
     n_labels, text_width = len(study.cohort.labels), study.encoder.width
     model = MODELS[options.generator.model](options, n_labels, text_width)
     if options.optim.load_global and not resumed:
         load_global_generator(options, model)
-    trainer = make_trainer(options, model, accelerator, len(study.training_cases))
+    trainer = training.make_trainer(options, model, accelerator, len(study.training_cases))
     if resumed:
         trainer.load(resumed)
     validation = None
     if accelerator.is_main_process and run.val_cases:
-        validation = make_validation(options, study, model, trainer)
+        validation = training.make_validation(options, study, model, trainer)
     if run.dry_run:
-        with memory_advice(options):
-            dry_run(options, study, model, trainer)
+        with training.memory_advice(options):
+            training.dry_run(options, study, model, trainer)
         return folder
 
     if accelerator.is_main_process:
-        open_folder(folder, options, study)
+        training.open_folder(folder, options, study)
         study.encoder.attach_cache(folder)
-        data_record = data_record or record_data(options, study, cache)
+        data_record = data_record or training.record_data(options, study, cache)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes
-        dataset = make_dataset(
+        dataset = training.make_dataset(
             options, study, study.training_cases, cache, model.draws * model.noise_channels
         )
-    save_body_shape(folder, options, dataset.volumes)
+    training.save_body_shape(folder, options, dataset.volumes)
     if not resumed:
-        study = weigh_by_relevance(options, study, cache)
-    monitor = make_monitor(options, study, trainer, folder, validation, data_record)
+        study = training.weigh_by_relevance(options, study, cache)
+    monitor = training.make_monitor(options, study, trainer, folder, validation, data_record)
 
-    with memory_advice(options), trainer.until_stopped():
-        for parts in trainer.iterate(make_loader(options, dataset, trainer)):
+    with training.memory_advice(options), trainer.until_stopped():
+        for parts in trainer.iterate(training.make_loader(options, dataset, trainer)):
             texts = [study.embed(part, accelerator.device) for part in parts]
             losses = trainer.step(list(zip(parts, texts, strict=True)))
             monitor(losses)
-    finish(trainer, monitor)
+    training.finish(trainer, monitor)
     page = folder / "web" / "index.html"
     log.info("Trained %s for %d steps; see %s.", run.name, trainer.steps_done, page)
     return folder
@@ -131,7 +117,10 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
 
 def main() -> None:
     """Parse the command line and train."""
-    train(read_options())
+    options = read_options()
+    if not options.run.continue_train:  # what a run has needed before may be gone
+        check_inputs(options)
+    train(options)
 
 
 if __name__ == "__main__":

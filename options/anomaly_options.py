@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 
 
 @dataclass(frozen=True)
 class ScanOptions:
     """Scans to search, and scans that calibrate the search."""
 
-    dataroot: str = flag("", "Folder of the cohort: img/, gtlung/ and the clinical table.")
+    dataroot: str = path_flag(
+        "", "Folder of the cohort: img/, gtlung/ and the clinical table.", kind="folder"
+    )
     split: str = flag(
         "test", "Split of the cases to search.", choices=("train", "val", "test", "all")
     )
     how_many: int = flag(0, "Number of cases, the first ones (0: all).", low=0)
-    clean: str = flag(
+    clean: str = path_flag(
         "",
         "Cohort of scans without findings that calibrates the map (default: the validation split "
         "of the run's cohort, or its training split if that has fewer than two cases).",
+        kind="folder",
     )
-    annotations: str = flag(
+    annotations: str = path_flag(
         "",
         "Folder with label files of known findings, named as the scans. They are shown beside the "
         "regions, and left out of the calibration.",
         old_names=("marks",),
+        kind="folder",
     )
     out: str = flag("", "Folder for page, maps and tables; an interrupted command resumes there.")
     overwrite: bool = flag(False, "Replace the content of --out made with other flags.")
@@ -35,8 +40,10 @@ class ScanOptions:
 class RunsOptions:
     """Runs that generate."""
 
-    name: tuple[str, ...] = flag(
-        (), "Name of the run; may be repeated for refits, whose spread is then included."
+    name: tuple[str, ...] = path_flag(
+        (),
+        "Name of the run; may be repeated for refits, whose spread is then included.",
+        kind="run",
     )
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
     which_epoch: str = flag("latest", "Checkpoint of the runs: latest, or the number of an epoch.")
@@ -63,6 +70,11 @@ class MapOptions:
 @dataclass(frozen=True)
 class AnomalyCommand:
     """All flags of scripts/find_anomalies.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot", "out", "name")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/find_anomalies.py --dataroot phantoms --name run1 --out anomalies"
+    )
 
     scans: ScanOptions = group(ScanOptions, "Scans")
     runs: RunsOptions = group(RunsOptions, "Runs")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 from options.test_options import ModelOptions
 
 
@@ -37,9 +39,9 @@ class RefitOptions:
 class RefitRun:
     """The run that is trained again."""
 
-    name: str = flag("", "Name of the run.")
+    name: str = path_flag("", "Name of the run.", kind="run")
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
-    dataroot: str = flag("", "Folder of the cohort; default: that of the run.")
+    dataroot: str = path_flag("", "Folder of the cohort; default: that of the run.", kind="folder")
     folds: int = flag(
         0, "Divide the training patients into folds, and also train without each of them.", low=0
     )
@@ -49,6 +51,9 @@ class RefitRun:
 class RefitCommand:
     """All flags of scripts/refit.py."""
 
+    REQUIRED: ClassVar[tuple[str, ...]] = ("name",)
+    EXAMPLE: ClassVar[str] = "python scripts/refit.py --name run1 --refits 20"
+
     run: RefitRun = group(RefitRun, "Run")
     refit: RefitOptions = group(RefitOptions, "Refits")
 
@@ -57,7 +62,7 @@ class RefitCommand:
 class AtlasCases:
     """The cases and attributes of an atlas."""
 
-    dataroot: str = flag("", "Folder of the cohort.")
+    dataroot: str = path_flag("", "Folder of the cohort.", kind="folder")
     split: str = flag("test", "Cases to generate.", choices=("train", "val", "test", "all"))
     how_many: int = flag(0, "Generate only the first cases (0: all).", low=0)
     fold: str = flag(
@@ -96,6 +101,15 @@ class AtlasOutput:
 @dataclass(frozen=True)
 class AtlasCommand:
     """All flags of scripts/build_atlas.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot", "name", "out")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/build_atlas.py --dataroot phantoms --name run1 --refits 20 "
+        "--permutations 40 --out atlas"
+    )
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "vessel_hu": "The atlas measures all voxels of a region; leave the flag out."
+    }
 
     cases: AtlasCases = group(AtlasCases, "Cases and attributes")
     model: ModelOptions = group(ModelOptions, "Run")

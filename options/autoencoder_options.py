@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.base_options import DataOptions, PatchOptions
 from options.parser import argument, flag, group
@@ -40,6 +41,11 @@ class AutoencoderOptions:
 @dataclass(frozen=True)
 class AutoencoderCommand:
     """All flags of the command."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot",)
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/train_autoencoder.py autoencoder.safetensors --dataroot phantoms"
+    )
 
     autoencoder: AutoencoderOptions = group(AutoencoderOptions, "Autoencoder")
     data: DataOptions = group(DataOptions, "Cohort")

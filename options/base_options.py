@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from options.parser import flag
+from options.parser import flag, path_flag
 from util.cli import UserError
 
 BODY_LABELS = ("auto", "masks", "none")  # of --body_label, beside a number
@@ -20,12 +20,15 @@ class DataOptions:
     # Values in the runs of earlier versions, which store no such option.
     ABSENT: ClassVar[Mapping[str, Any]] = {"body_label": "none"}
 
-    dataroot: str = flag(
+    dataroot: str = path_flag(
         "",
         "Folder with img/, gtlung/, clinical.csv or .xlsx; optionally splits.json, prompts.csv.",
+        kind="folder",
     )
-    template: str = flag(
-        "auto", "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file."
+    template: str = path_flag(
+        "auto",
+        "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file.",
+        kind="name or path",
     )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag(
@@ -56,7 +59,9 @@ class DataOptions:
     )
     strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
     cache_dir: str = flag("", "Folder of prepared volumes (empty: RUN.cache beside the run).")
-    splits: str = flag("", "File of splits to use instead of the dataroot's splits.json.")
+    splits: str = path_flag(
+        "", "File of splits to use instead of the dataroot's splits.json.", kind="file"
+    )
     permute: tuple[str, ...] = flag(
         (),
         "Permute this column over the training cases by --seed, for the null distribution. May "
@@ -126,11 +131,12 @@ class PatchOptions:
 class TextOptions:
     """How text becomes an embedding."""
 
-    text_encoder: str = flag(
+    text_encoder: str = path_flag(
         "cohort",
         "cohort (a small CLIP pre-trained on the training cases, beside the run), a folder of a "
         "transformers CLIP or BERT model, hub:ORG/MODEL to download one, medclip:FILE, or table "
         "(no language).",
+        kind="name or path",
     )
     text_revision: str = flag("", "Revision of a hub model.")
     text_mode: str = flag(
@@ -138,8 +144,10 @@ class TextOptions:
         "phrases: one token per phrase; sentence: the encoder's own tokens.",
         choices=("phrases", "sentence"),
     )
-    medclip_bert: str = flag(
-        "", "Folder of MedCLIP's BERT (config, tokenizer), if it is not beside the checkpoint."
+    medclip_bert: str = path_flag(
+        "",
+        "Folder of MedCLIP's BERT (config, tokenizer), if it is not beside the checkpoint.",
+        kind="folder",
     )
     whitening: float = flag(
         0.25,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.base_options import DataOptions
 from options.parser import flag, group
@@ -36,6 +37,11 @@ class ClipOptions:
 @dataclass(frozen=True)
 class ClipCommand:
     """All flags of the command."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("out", "dataroot")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/pretrain_clip.py --dataroot phantoms --template aiib23 --out clip"
+    )
 
     clip: ClipOptions = group(ClipOptions, "CLIP")
     data: DataOptions = group(DataOptions, "Cohort")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import argument, flag, group
+from options.parser import argument, flag, group, path_flag
 from options.test_options import CaseOptions, ModelOptions
 
 
@@ -13,7 +14,9 @@ class CompareOptions:
     """Runs to compare."""
 
     OUT: str = argument("Folder for the page, the table and the volumes.")
-    run: tuple[str, ...] = flag((), "Name of a run; repeated for each further run.")
+    run: tuple[str, ...] = path_flag(
+        (), "Name of a run; repeated for each further run.", kind="run"
+    )
     vary: tuple[str, ...] = flag(
         (), 'Attribute whose effect is compared, as "COLUMN=A,B"; may be repeated.'
     )
@@ -25,6 +28,11 @@ class CompareOptions:
 @dataclass(frozen=True)
 class CompareCommand:
     """All flags of scripts/compare_models.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("run", "dataroot")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/compare_models.py comparison --dataroot phantoms --run run1 --run run2"
+    )
 
     compare: CompareOptions = group(CompareOptions, "Comparison")
     source: CaseOptions = group(CaseOptions, "Cases")

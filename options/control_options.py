@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.parser import argument, flag, group
 from options.test_options import CaseOptions, ModelOptions
@@ -26,6 +27,11 @@ class ControlOptions:
 @dataclass(frozen=True)
 class ControlCommand:
     """All flags of scripts/make_controls.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot", "name")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/make_controls.py controls --dataroot phantoms --name run1"
+    )
 
     controls: ControlOptions = group(ControlOptions, "Controls")
     source: CaseOptions = group(CaseOptions, "Cases")

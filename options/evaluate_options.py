@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 
 
 @dataclass(frozen=True)
 class SetOptions:
     """Sets to compare: results of test.py, a dataroot with img/, or a folder of volumes."""
 
-    real: str = flag("", "Real scans.")
-    synthetic: str = flag("", "Synthetic volumes.")
-    train: str = flag("", "Scans that the generator was trained on, for the check for copies.")
+    real: str = path_flag("", "Real scans.", kind="folder")
+    synthetic: str = path_flag("", "Synthetic volumes.", kind="folder")
+    train: str = path_flag(
+        "", "Scans that the generator was trained on, for the check for copies.", kind="folder"
+    )
     out: str = flag(
         "",
         "Folder for the report and the measurements, from which an interrupted evaluation resumes.",
@@ -26,23 +29,35 @@ class SetOptions:
         "Use only the training scans of this split, if their folder has splits.json.",
         choices=("all", "train", "val", "test"),
     )
-    masks: str = flag(
+    masks: str = path_flag(
         "",
         "Folder of the masks that the synthetic volumes were made from (default: those of their "
         "dataroot, or of the real scans' cases).",
+        kind="folder",
     )
-    real_masks: str = flag("", "Folder of the real scans' masks (default: gtlung/ beside img/).")
-    segmented: str = flag(
+    real_masks: str = path_flag(
+        "", "Folder of the real scans' masks (default: gtlung/ beside img/).", kind="folder"
+    )
+    segmented: str = path_flag(
         "",
         "Folder of lungs segmented in the synthetic volumes by any tool (1 left, 2 right lung), "
         "in place of the threshold segmentation.",
+        kind="folder",
     )
-    segmented_real: str = flag("", "The same for the real scans, as ceiling.")
-    again: tuple[str, ...] = flag(
-        (), "Volumes of the same cases with other noise, for diversity; may be repeated."
+    segmented_real: str = path_flag("", "The same for the real scans, as ceiling.", kind="folder")
+    again: tuple[str, ...] = path_flag(
+        (),
+        "Volumes of the same cases with other noise, for diversity; may be repeated.",
+        kind="folder",
     )
-    shuffled: str = flag("", "Volumes made with other cases' prompts (control of the text effect).")
-    empty: str = flag("", "Volumes made with empty prompts (control of the text effect).")
+    shuffled: str = path_flag(
+        "",
+        "Volumes made with other cases' prompts (control of the text effect).",
+        kind="folder",
+    )
+    empty: str = path_flag(
+        "", "Volumes made with empty prompts (control of the text effect).", kind="folder"
+    )
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,10 @@ class MeasureOptions:
     column: tuple[str, ...] = flag(
         (), "Table column whose effect is read from the volumes; may be repeated."
     )
-    template: str = flag(
-        "auto", "How values of the table are read: aiib23, osic, auto, or a YAML file."
+    template: str = path_flag(
+        "auto",
+        "How values of the table are read: aiib23, osic, auto, or a YAML file.",
+        kind="name or path",
     )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag(
@@ -118,6 +135,12 @@ class MeasureOptions:
 @dataclass(frozen=True)
 class EvaluateOptions:
     """All flags of scripts/evaluate.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("real", "synthetic", "out")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/evaluate.py --real phantoms --synthetic results/run1/test_latest "
+        "--out evaluation"
+    )
 
     sets: SetOptions = group(SetOptions, "Sets")
     grid: ComparisonGridOptions = group(ComparisonGridOptions, "Grid")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 from options.test_options import ModelOptions
 
 
@@ -12,7 +13,9 @@ from options.test_options import ModelOptions
 class ExpandOptions:
     """The synthetic cohort."""
 
-    dataroot: str = flag("", "Folder of the real cohort whose masks and rows are used.")
+    dataroot: str = path_flag(
+        "", "Folder of the real cohort whose masks and rows are used.", kind="folder"
+    )
     split: str = flag(
         "train",
         "Split of the cases used; any but train leaks test patients.",
@@ -30,10 +33,11 @@ class ExpandOptions:
         "the value themselves.",
         choices=("changed", "own"),
     )
-    table: str = flag(
+    table: str = path_flag(
         "",
         "Table (.csv, .xlsx) of rows to make, instead of --balance; its column SYNTHETIC SOURCE "
         "may name the case whose mask is used.",
+        kind="file",
     )
     n: int = flag(0, "Cases to make (with --table 0: every row).", low=0)
     out: str = flag("", "Folder of the new cohort.")
@@ -66,6 +70,12 @@ class DeformOptions:
 @dataclass(frozen=True)
 class ExpandCommand:
     """All flags of scripts/expand.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot", "name", "out")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/expand.py --dataroot phantoms --name run1 --balance DIAGNOSIS --n 50 "
+        "--out synthetic"
+    )
 
     expand: ExpandOptions = group(ExpandOptions, "Cohort")
     model: ModelOptions = group(ModelOptions, "Run")

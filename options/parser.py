@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from options.usage import WIDTH, Input, check_input, epilog, suggestion, unknown_words
 from util.cli import UserError, format_list, shorten
 from util.schema import misfit
 
@@ -44,23 +45,30 @@ def flag(
         old_names: Earlier spellings: hidden flags, and names in the options of earlier runs.
         old_values: Earlier spellings of values, with today's.
     """
-    return dataclasses.field(
+    return _field(
+        help,
         default=default,
-        metadata={
-            "help": help,
-            "choices": choices,
-            "low": low,
-            "high": high,
-            "old_names": tuple(old_names),
-            "old_values": dict(old_values or {}),
-        },
+        choices=choices,
+        low=low,
+        high=high,
+        old_names=tuple(old_names),
+        old_values=dict(old_values or {}),
     )
 
 
-def argument(help: str) -> Any:
-    """Declare a field that is a required word without a flag."""
-    metadata = {"help": help, "choices": None, "low": None, "high": None, "positional": True}
-    return dataclasses.field(metadata=metadata)
+def path_flag(default: Any, help: str, *, kind: Input, old_names: Sequence[str] = ()) -> Any:
+    """Declare a flag that names something on disk, which must exist (see `check_inputs`)."""
+    return _field(help, default=default, input=kind, old_names=tuple(old_names))
+
+
+def argument(help: str, *, kind: Input | None = None) -> Any:
+    """Declare a field that is a required word without a flag; `kind` as for `path_flag`."""
+    return _field(help, positional=True, input=kind)
+
+
+def _field(help: str, *, default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
+    empty: dict[str, Any] = {"choices": None, "low": None, "high": None, "old_names": ()}
+    return dataclasses.field(default=default, metadata={**empty, "help": help, **metadata})
 
 
 def group(cls: type[T], title: str) -> Any:
@@ -119,7 +127,8 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
     for v in value if isinstance(value, tuple) else (value,):
         if meta["choices"] is not None and v not in meta["choices"]:
             choices = ", ".join(map(str, meta["choices"]))
-            raise UserError(f"{name} is {shorten(repr(v))}; it must be one of: {choices}.")
+            near = suggestion(str(v), map(str, meta["choices"]))
+            raise UserError(f"{name} is {shorten(repr(v))}; it must be one of: {choices}.{near}")
         if isinstance(v, float) and not math.isfinite(v):
             raise UserError(f"{name} is {v}; it must be a finite number.")
         if isinstance(v, int) and abs(v) > MAX_INTEGER:
@@ -137,46 +146,82 @@ def _shown(value: Any) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """An `argparse` parser whose errors are for users.
+
+    Attributes:
+        removed: Flags of earlier versions, with what takes their place.
+        visible: Names of the flags that the help shows.
+    """
+
+    removed: Mapping[str, str]
+    visible: Sequence[str]
+
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}. See {self.prog} --help.")
+
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the values of the flags that are given; raise `UserError` for unknown words."""
+        values, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise UserError(unknown_words(unknown, self.visible, self.removed, self.prog))
+        return vars(values)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=WIDTH)
 
 
 Presets = Mapping[str, Mapping[str, Any]]
 
 
-def build_parser(
-    cls: type, description: str, presets: Presets | None = None
-) -> argparse.ArgumentParser:
-    """Return the `argparse` parser of an option class; its result holds only given flags."""
+def build_parser(cls: type, description: str, presets: Presets | None = None) -> _Parser:
+    """Return the `argparse` parser of an option class; its result holds only given flags.
+
+    A class may have the attributes REQUIRED (flags that must be given, see `check_inputs`) and
+    EXAMPLE (a command line); it and its groups may have REMOVED (flags of earlier versions, with a
+    sentence on what takes their place).
+    """
     parser = _Parser(
         description=description,
+        epilog=epilog(getattr(cls, "EXAMPLE", ""), presets),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        formatter_class=_HelpFormatter,
     )
+    visible, removed = ["help"], dict(getattr(cls, "REMOVED", {}))
     if presets:
-        text = "Settings for a memory size; options given beside it take precedence."
+        text = "Settings for a memory size; options given beside it take precedence. See the end."
         parser.add_argument("--preset", choices=sorted(presets), help=text)
+        visible.append("preset")
     for outer, group_cls in groups_of(cls):
         section = parser.add_argument_group(outer.metadata.get("title", outer.name))
+        removed.update(getattr(group_cls, "REMOVED", {}))
         hints = typing.get_type_hints(group_cls)
         for field in dataclasses.fields(group_cls):
-            hint, meta = hints[field.name], field.metadata
-            if meta.get("positional"):
-                section.add_argument(field.name, help=meta["help"])
+            if field.metadata.get("positional"):
+                section.add_argument(field.name, help=field.metadata["help"])
                 continue
-            text = f"{meta['help']} [{_shown(field.default)}]".replace("%", "%%")
-            settings: dict[str, Any] = {"metavar": _metavar(hint, meta)}
-            if _unwrap(hint) is bool:
-                settings = {"action": argparse.BooleanOptionalAction}
-            elif _repeats(hint):
-                settings["action"] = "append"
-            section.add_argument(f"--{field.name}", help=text, **settings)
-            for old in meta["old_names"]:
-                section.add_argument(
-                    f"--{old}", dest=field.name, help=argparse.SUPPRESS, **settings
-                )
+            visible += [field.name, *([f"no-{field.name}"] if hints[field.name] is bool else [])]
+            is_required = field.name in getattr(cls, "REQUIRED", ())
+            _add_flag(section, field, hints[field.name], is_required)
+    parser.visible, parser.removed = visible, removed
     return parser
+
+
+def _add_flag(section: Any, field: dataclasses.Field[Any], hint: Any, is_required: bool) -> None:
+    """Add a flag with its earlier spellings to a section of the help."""
+    meta = field.metadata
+    end = "required" if is_required else _shown(field.default)
+    text = f"{meta['help']} [{end}]".replace("%", "%%")
+    settings: dict[str, Any] = {"metavar": _metavar(hint, meta)}
+    if _unwrap(hint) is bool:
+        settings = {"action": argparse.BooleanOptionalAction}
+    elif _repeats(hint):
+        settings["action"] = "append"
+    section.add_argument(f"--{field.name}", help=text, **settings)
+    for old in meta["old_names"]:
+        section.add_argument(f"--{old}", dest=field.name, help=argparse.SUPPRESS, **settings)
 
 
 def _metavar(hint: Any, meta: Mapping[str, Any]) -> str:
@@ -235,7 +280,7 @@ def parse(
         UserError: An unknown flag, or a value of the wrong type or outside its bounds.
     """
     parser = build_parser(cls, description, presets)
-    words = vars(parser.parse_args(join_negative(sys.argv[1:] if argv is None else argv)))
+    words = parser.read(join_negative(sys.argv[1:] if argv is None else argv))
     preset = (presets or {}).get(words.pop("preset", ""), {})
     groups = {}
     for outer, group_cls in groups_of(cls):
@@ -251,6 +296,52 @@ def parse(
                 check_value(field, values[field.name])
         groups[outer.name] = group_cls(**values)
     return cls(**groups)
+
+
+def check_inputs(options: Any) -> None:
+    """Raise `UserError` where a required flag is not given, or what a flag names does not exist.
+
+    Commands call this before anything long, in which the same is found later.
+
+    Args:
+        options: An option class, see `build_parser`.
+    """
+    required = getattr(options, "REQUIRED", ())
+    for group_values, field in _flags_of(options):
+        if field.name in required and not getattr(group_values, field.name):
+            raise UserError(f"--{field.name} is not given. It is needed: {field.metadata['help']}")
+    check_paths(options)
+
+
+def check_paths(options: Any) -> None:
+    """Raise `UserError` where what a flag names on disk does not exist (see `path_flag`)."""
+    flags = _flags_of(options)
+    folders = (getattr(group_values, "checkpoints_dir", "") for group_values, _ in flags)
+    checkpoints_dir = next(filter(None, folders), "")
+    for group_values, field in flags:
+        value, kind = getattr(group_values, field.name), field.metadata.get("input")
+        label = field.name if field.metadata.get("positional") else f"--{field.name}"
+        for name in value if isinstance(value, tuple) else (value,):
+            if kind:
+                check_input(label, kind, name, checkpoints_dir)
+
+
+def _flags_of(options: Any) -> list[tuple[Any, dataclasses.Field[Any]]]:
+    """Return every flag of an option class, with the group that holds its value."""
+    groups = [getattr(options, outer.name) for outer, _ in groups_of(type(options))]
+    return [(values, field) for values in groups for field in dataclasses.fields(values)]
+
+
+def parse_command(
+    cls: type[T],
+    description: str,
+    argv: Sequence[str] | None = None,
+    presets: Presets | None = None,
+) -> T:
+    """Parse as `parse` does, and check as `check_inputs` does."""
+    options = parse(cls, description, argv, presets)
+    check_inputs(options)
+    return options
 
 
 def _from_word(name: str, hint: Any, word: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import argument, flag, group
+from options.parser import argument, flag, group, path_flag
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ class PhantomOptions:
     confounding: float = flag(
         0.0, "Probability that smoking history decides the diagnosis.", low=0, high=1
     )
-    effects: str = flag("", "YAML table of effects (data/effects/phantom.yaml by default).")
+    effects: str = path_flag(
+        "", "YAML table of effects (data/effects/phantom.yaml by default).", kind="file"
+    )
     overwrite: bool = flag(False, "Replace a phantom cohort made with other settings.")
 
 
 @dataclass(frozen=True)
 class PhantomCommand:
     """All flags of the command."""
+
+    EXAMPLE: ClassVar[str] = "python scripts/make_phantoms.py phantoms --cases 40"
 
     cohort: PhantomOptions = group(PhantomOptions, "Cohort")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import argument, flag, group
+from options.parser import argument, flag, group, path_flag
 
 
 @dataclass(frozen=True)
 class PictureOptions:
     """What the picture shows."""
 
-    RESULTS: str = argument("Folder that test.py wrote.")
-    dataroot: str = flag("", "The cohort, for masks and real scans.")
+    RESULTS: str = argument("Folder that test.py wrote.", kind="folder")
+    dataroot: str = path_flag("", "The cohort, for masks and real scans.", kind="folder")
     case: str = flag("", "The case to show (empty: the first).")
     column: str = flag(
         "", "Attribute whose volumes and differences are shown (default: the first varied)."
@@ -26,5 +27,9 @@ class PictureOptions:
 @dataclass(frozen=True)
 class PictureCommand:
     """All flags of the command."""
+
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/make_picture.py results/run1/test_latest --dataroot phantoms"
+    )
 
     picture: PictureOptions = group(PictureOptions, "Picture")

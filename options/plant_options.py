@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.base_options import DataOptions
 from options.parser import flag, group
@@ -29,6 +30,11 @@ class PlantOptions:
 @dataclass(frozen=True)
 class PlantCommand:
     """All flags of scripts/plant.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot", "out")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/plant.py --dataroot phantoms --out planted --hu 20 --region lower"
+    )
 
     plant: PlantOptions = group(PlantOptions, "Planted effect")
     data: DataOptions = group(DataOptions, "Cohort")

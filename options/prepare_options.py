@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import argument, flag, group
+from options.parser import argument, flag, group, path_flag
 
 OLD_MASK_KINDS = {"given": "load", "classic": "threshold"}  # also in earlier records of cases
 
@@ -13,7 +14,7 @@ OLD_MASK_KINDS = {"given": "load", "classic": "threshold"}  # also in earlier re
 class SourceOptions:
     """Input, output and case ids."""
 
-    IN: str = argument("Folder with the scans, however nested.")
+    IN: str = argument("Folder with the scans, however nested.", kind="folder")
     OUT: str = argument("Folder for the dataroot; one that this command made is continued.")
     source: str = flag(
         "auto", "Content of IN.", choices=("auto", "dicom", "volumes", "aiib23", "osic")
@@ -64,7 +65,9 @@ class GridOptions:
         choices=("auto", "load", "threshold", "lungmask", "totalsegmentator"),
         old_values=OLD_MASK_KINDS,
     )
-    mask_dir: str = flag("", "Folder of the masks to load, named like the scans.")
+    mask_dir: str = path_flag(
+        "", "Folder of the masks to load, named like the scans.", kind="folder"
+    )
     tool_args: str = flag("", 'Further words for lungmask or TotalSegmentator, such as "--cpu".')
     tool_hours: float = flag(
         2.0, "A tool that takes longer for a case is stopped after these hours.", low=0.001
@@ -75,8 +78,10 @@ class GridOptions:
 class TableOptions:
     """The clinical table and the splits."""
 
-    table: str = flag(
-        "", "Clinical table, .csv or .xlsx; by default that of AIIB23 or OSIC, or none."
+    table: str = path_flag(
+        "",
+        "Clinical table, .csv or .xlsx; by default that of AIIB23 or OSIC, or none.",
+        kind="file",
     )
     key_column: str = flag(
         "", "Its column that names scan or patient; by default the only possible one."
@@ -101,6 +106,10 @@ class WorkOptions:
 @dataclass(frozen=True)
 class PrepareCommand:
     """All flags of the command."""
+
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/prepare_data.py dicoms cohort --table clinical.csv --spacing 1,1,1"
+    )
 
     source: SourceOptions = group(SourceOptions, "Source")
     series: SeriesOptions = group(SeriesOptions, "DICOM series")

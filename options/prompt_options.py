@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 
 
 @dataclass(frozen=True)
 class PromptOptions:
     """Table, template and output file."""
 
-    dataroot: str = flag("", "Folder with clinical.csv or clinical.xlsx.")
-    template: str = flag(
-        "auto", "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file."
+    dataroot: str = path_flag("", "Folder with clinical.csv or clinical.xlsx.", kind="folder")
+    template: str = path_flag(
+        "auto",
+        "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file.",
+        kind="name or path",
     )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag("", "Table column that names the patient; it stays out of the text.")
@@ -28,5 +31,8 @@ class PromptOptions:
 @dataclass(frozen=True)
 class PromptCommand:
     """All flags of the command."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot",)
+    EXAMPLE: ClassVar[str] = "python scripts/make_prompts.py --dataroot phantoms --template aiib23"
 
     prompts: PromptOptions = group(PromptOptions, "Prompts")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.diffusion_options import EditOptions, SamplingOptions
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 
 
 @dataclass(frozen=True)
 class CaseOptions:
     """The cases to generate."""
 
-    dataroot: str = flag("", "Folder of the cohort; img/ may be absent.")
+    dataroot: str = path_flag("", "Folder of the cohort; img/ may be absent.", kind="folder")
     split: str = flag("test", "Cases to generate.", choices=("train", "val", "test", "all"))
     how_many: int = flag(0, "Generate only the first cases (0: all).", low=0)
-    mask: str = flag(
+    mask: str = path_flag(
         "",
         "A single mask file instead of a cohort. With --out one file, otherwise a results folder.",
+        kind="file",
     )
     out: str = flag("", "File of the volume that is generated from --mask (.nii.gz).")
     strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
@@ -31,7 +33,7 @@ class CaseOptions:
 class ModelOptions:
     """The run that generates."""
 
-    name: str = flag("", "Name of the run.")
+    name: str = path_flag("", "Name of the run.", kind="run")
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
     which_epoch: str = flag("latest", "Checkpoint of the run: latest, or the number of an epoch.")
     text_encoder: str = flag(
@@ -80,6 +82,12 @@ class OutputOptions:
 @dataclass(frozen=True)
 class TestOptions:
     """All flags of test.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("name",)
+    EXAMPLE: ClassVar[str] = (
+        'python test.py --dataroot phantoms --name run1 --vary "SMOKING HISTORY=Never smoker,'
+        'Current smoker"'
+    )
 
     source: CaseOptions = group(CaseOptions, "Cases")
     model: ModelOptions = group(ModelOptions, "Run")

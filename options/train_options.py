@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from options.diffusion_options import DiffusionOptions, SamplingOptions
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,10 @@ class OptimOptions:
         low=0,
     )
     niter_fix_global: int = flag(0, "Epochs in which only the local enhancers are trained.", low=0)
-    load_global: str = flag(
-        "", "Run whose trained global generator initialises that of the local enhancers."
+    load_global: str = path_flag(
+        "",
+        "Run whose trained global generator initialises that of the local enhancers.",
+        kind="run",
     )
     precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = flag(True, "Use the memory format in which convolutions are fastest.")
@@ -245,6 +247,11 @@ class OptimOptions:
 @dataclass(frozen=True)
 class TrainOptions:
     """All flags of train.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("name", "dataroot")
+    EXAMPLE: ClassVar[str] = (
+        "python train.py --dataroot phantoms --template aiib23 --name run1 --preset cpu"
+    )
 
     run: RunOptions = group(RunOptions, "Run")
     data: DataOptions = group(DataOptions, "Cohort")

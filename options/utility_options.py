@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.base_options import DataOptions
-from options.parser import flag, group
+from options.parser import flag, group, path_flag
 
 
 @dataclass(frozen=True)
 class UtilityOptions:
     """Cohorts to compare."""
 
-    synthetic: str = flag(
-        "", "Folder of the synthetic cohort (see expand.py); all of its cases are trained on."
+    synthetic: str = path_flag(
+        "",
+        "Folder of the synthetic cohort (see expand.py); all of its cases are trained on.",
+        kind="folder",
     )
     column: str = flag("", "Column that the classifier predicts from the volume.")
     out: str = flag("", "Folder of the results.")
@@ -49,6 +52,12 @@ class ClassifierOptions:
 @dataclass(frozen=True)
 class UtilityCommand:
     """All flags of scripts/utility.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("synthetic", "column", "out", "dataroot")
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/utility.py --dataroot phantoms --synthetic synthetic --column DIAGNOSIS "
+        "--out utility"
+    )
 
     utility: UtilityOptions = group(UtilityOptions, "Comparison")
     data: DataOptions = group(DataOptions, "Cohort")

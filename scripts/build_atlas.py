@@ -11,14 +11,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.atlas_options import AtlasCommand
-from options.parser import parse
-from pipelines.atlas.run import build_atlas
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and build the atlas."""
-    build_atlas(parse(AtlasCommand, (__doc__ or "").splitlines()[0]))
+    options = parse_command(AtlasCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.atlas.run import build_atlas
+
+    build_atlas(options)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.evaluate_options import EvaluateOptions
-from options.parser import parse
-from pipelines.evaluation.run import evaluate
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and evaluate."""
-    evaluate(parse(EvaluateOptions, (__doc__ or "").splitlines()[0]))
+    options = parse_command(EvaluateOptions, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.evaluation.run import evaluate
+
+    evaluate(options)
 
 
 if __name__ == "__main__":

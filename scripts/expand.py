@@ -14,14 +14,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.expand_options import ExpandCommand
-from options.parser import parse
-from pipelines.synthesis.run import synthesise_cohort
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and generate the cohort."""
-    synthesise_cohort(parse(ExpandCommand, (__doc__ or "").splitlines()[0]))
+    options = parse_command(ExpandCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.synthesis.run import synthesise_cohort
+
+    synthesise_cohort(options)
 
 
 if __name__ == "__main__":

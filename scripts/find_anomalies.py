@@ -13,14 +13,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.anomaly_options import AnomalyCommand
-from options.parser import parse
-from pipelines.anomaly.run import find_anomalies
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and find anomalies."""
-    find_anomalies(parse(AnomalyCommand, (__doc__ or "").splitlines()[0]))
+    options = parse_command(AnomalyCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.anomaly.run import find_anomalies
+
+    find_anomalies(options)
 
 
 if __name__ == "__main__":

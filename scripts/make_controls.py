@@ -12,14 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.control_options import ControlCommand
-from options.parser import parse
-from pipelines.evaluation.controls import make_controls
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and make the controls."""
-    make_controls(parse(ControlCommand, (__doc__ or "").splitlines()[0]))
+    options = parse_command(ControlCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.evaluation.controls import make_controls
+
+    make_controls(options)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.phantom.write import make_phantom_cohort
-from options.parser import parse
+from options.parser import parse_command
 from options.phantom_options import PhantomCommand
 from util.cli import run_command
 
@@ -18,7 +17,11 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parse the command line and make the cohort."""
-    out = make_phantom_cohort(parse(PhantomCommand, __doc__ or "").cohort)
+    options = parse_command(PhantomCommand, __doc__ or "").cohort
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from data.phantom.write import make_phantom_cohort
+
+    out = make_phantom_cohort(options)
     log.info("Phantom cohort in %s; train with:", out)
     log.info("python train.py --dataroot %s --template aiib23 --name phantoms --preset cpu", out)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.parser import parse
+from options.parser import parse_command
 from options.picture_options import PictureCommand
-from pipelines.case_picture import draw_case
 from util.cli import run_command
 
 log = logging.getLogger(__name__)
@@ -18,7 +17,11 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parse the command line and draw the picture."""
-    log.info("Wrote %s", draw_case(parse(PictureCommand, __doc__ or "").picture))
+    options = parse_command(PictureCommand, __doc__ or "").picture
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.case_picture import draw_case
+
+    log.info("Wrote %s", draw_case(options))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.text.review import write_prompt_table
-from options.parser import parse
+from options.parser import parse_command
 from options.prompt_options import PromptCommand
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and write the table."""
-    write_prompt_table(parse(PromptCommand, (__doc__ or "").splitlines()[0]).prompts)
+    options = parse_command(PromptCommand, (__doc__ or "").splitlines()[0]).prompts
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from data.text.review import write_prompt_table
+
+    write_prompt_table(options)
 
 
 if __name__ == "__main__":

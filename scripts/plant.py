@@ -11,15 +11,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.parser import parse
+from options.parser import parse_command
 from options.plant_options import PlantCommand
-from pipelines.atlas.planted_effect import plant_effect
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and plant the effect."""
-    command = parse(PlantCommand, (__doc__ or "").splitlines()[0])
+    command = parse_command(PlantCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.atlas.planted_effect import plant_effect
+
     plant_effect(command.data, command.plant)
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from data.preparation.run import prepare_dataroot
-from options.parser import parse
+from options.parser import parse_command
 from options.prepare_options import PrepareCommand
 from util.cli import run_command
 
@@ -24,7 +23,11 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and prepare the dataroot."""
-    out = prepare_dataroot(parse(PrepareCommand, __doc__ or "", argv))
+    options = parse_command(PrepareCommand, __doc__ or "", argv)
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from data.preparation.run import prepare_dataroot
+
+    out = prepare_dataroot(options)
     log.info(
         "Train with: python train.py --dataroot %s --template aiib23 --patient_column Patient "
         "--name run1 --preset 24gb (--template aiib23, osic, auto or a file; --preset cpu, 24gb or "

@@ -8,14 +8,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.clip_options import ClipCommand
-from options.parser import parse
-from pipelines.clip_pretraining import pretrain_clip
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and train."""
-    pretrain_clip(parse(ClipCommand, __doc__ or ""))
+    options = parse_command(ClipCommand, __doc__ or "")
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.clip_pretraining import pretrain_clip
+
+    pretrain_clip(options)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.atlas_options import RefitCommand
-from options.parser import parse
-from pipelines.refits import refit_run
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and train the refits."""
-    refit_run(parse(RefitCommand, (__doc__ or "").splitlines()[0]))
+    options = parse_command(RefitCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.refits import refit_run
+
+    refit_run(options)
 
 
 if __name__ == "__main__":

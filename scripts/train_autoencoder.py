@@ -8,14 +8,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.autoencoder_options import AutoencoderCommand
-from options.parser import parse
-from pipelines.autoencoder_training import train_autoencoder
+from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and train."""
-    train_autoencoder(parse(AutoencoderCommand, __doc__ or ""))
+    options = parse_command(AutoencoderCommand, __doc__ or "")
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.autoencoder_training import train_autoencoder
+
+    train_autoencoder(options)
 
 
 if __name__ == "__main__":

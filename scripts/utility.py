@@ -12,15 +12,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.parser import parse
+from options.parser import parse_command
 from options.utility_options import UtilityCommand
-from pipelines.synthesis.utility import measure_utility
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and measure the utility."""
-    measure_utility(parse(UtilityCommand, (__doc__ or "").splitlines()[0]))
+    options = parse_command(UtilityCommand, (__doc__ or "").splitlines()[0])
+    # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.synthesis.utility import measure_utility
+
+    measure_utility(options)
 
 
 if __name__ == "__main__":

@@ -109,4 +109,4 @@ def test_flags_are_declared_in_options_alone(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "options.parser"
         for name in node.names
     }
-    assert not calls & names & {"flag", "argument", "group"}
+    assert not calls & names & {"flag", "path_flag", "argument", "group"}
