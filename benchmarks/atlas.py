@@ -132,19 +132,19 @@ def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
             part = part[(part["from"] == start) & (part["to"] == end)]
         row = part.iloc[0]
         true = true_effect(phantoms, column, row["from"], row["to"])
-        low, high = float(row["refit_low_hu"]), float(row["refit_high_hu"])
+        low, high = float(row["refit_low"]), float(row["refit_high"])
         rows.append(
             {
                 "column": column,
                 "from": row["from"],
                 "to": row["to"],
                 "true_hu": true,
-                "generated_hu": float(row["generated_hu"]),
+                "generated_hu": float(row["generated"]),
                 "low_hu": low,
                 "high_hu": high,
                 "holds": low <= true <= high,
-                "tied_low_hu": float(row["tied_low_hu"]),
-                "tied_high_hu": float(row["tied_high_hu"]),
+                "tied_low_hu": float(row["tied_low"]),
+                "tied_high_hu": float(row["tied_high"]),
             }
         )
     return rows
@@ -258,14 +258,14 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
         if refit["kind"] != "permuted":
             continue
         is_own = null["refit"] == refit["name"]
-        of_refit = null[is_own].set_index(["contrast", "region"])["effect_hu"]
-        others = null[~is_own].groupby(["contrast", "region"])["effect_hu"].apply(list)
+        of_refit = null[is_own].set_index(["contrast", "region"])["effect"]
+        others = null[~is_own].groupby(["contrast", "region"])["effect"].apply(list)
         rows = []
         for row in effects.to_dict("records"):
             key = (row["contrast"], row["region"])
             if key in of_refit.index:
                 test = intervals.permuted_null(of_refit[key], others[key])
-                rows.append(row | {"generated_hu": of_refit[key]} | test)
+                rows.append(row | {"generated": of_refit[key]} | test)
         scans = shuffle_column(study, real, refit)
         contrasts = estimate_contrasts(scans, study.plan.contrasts, roles)
         tests = findings.judge_effects(pd.DataFrame(rows), contrasts, of_column, [])
@@ -277,7 +277,7 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
         "fits": len(declared),
         "declared": sum(bool(v) for v in declared.values()),
         "findings": declared,
-        "largest_lung_effect_hu": float(lungs["effect_hu"].abs().max()),
+        "largest_lung_effect_hu": float(lungs["effect"].abs().max()),
     }
 
 
@@ -314,9 +314,8 @@ def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
         atlas_command(b, root, name, RefitOptions(gpus=b.gpus), "PLANTED")
     )
     rows = read_table(atlas, "spike")
-    real = read_table(atlas, "real").query("primary == 'yes'")[
-        ["region", "real_hu", "low_hu", "high_hu"]
-    ]
+    real = read_table(atlas, "real").query("primary == 'yes'")[["region", "real", "low", "high"]]
+    real = real.rename(columns={"real": "real_hu", "low": "low_hu", "high": "high_hu"})
     rows = rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].merge(
         real, how="left", on="region"
     )

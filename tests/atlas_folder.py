@@ -78,15 +78,15 @@ def tests_table(refits: bool) -> pd.DataFrame:
                     "to": contrast.end,
                     "region": region,
                     "tested": "yes",
-                    "generated_hu": -4.0 if region == "lungs" else 45.0,
+                    "generated": -4.0 if region == "lungs" else 45.0,
                     "permuted": 8 * refits,
-                    "permuted_max_hu": 2.0 if refits else None,
-                    "refit_low_hu": -6.0 if refits else None,
-                    "refit_high_hu": -2.0 if refits else None,
+                    "permuted_max": 2.0 if refits else None,
+                    "refit_low": -6.0 if refits else None,
+                    "refit_high": -2.0 if refits else None,
                     "real_cases": 30,
-                    "real_hu": -5.0,
-                    "real_low_hu": -9.0,
-                    "real_high_hu": -1.0,
+                    "real": -5.0,
+                    "real_low": -9.0,
+                    "real_high": -1.0,
                     "agreement": "agrees",
                     "verdict": "finding" if is_finding else "not judged",
                     "why": "",
@@ -108,7 +108,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         PopulationMap("effect_sd", CONTRASTS[0].id, 1, np.abs(array)),
     ]
     tests = tests_table(refits)
-    spread = {"patients": 1, "patients_low_hu": -4.0, "patients_high_hu": -4.0}
+    spread = {"patients": 1, "patients_low": -4.0, "patients_high": -4.0}
     sentence = {
         **dict.fromkeys(FINDING_COLUMNS, ""),
         "contrast": CONTRASTS[0].id,
@@ -129,7 +129,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         ],
         "contrasts": contrast_frame(CONTRASTS),
         "tests": tests,
-        "effects": tests[["contrast", "kind", "region", "generated_hu"]].assign(**spread),
+        "effects": tests[["contrast", "kind", "region", "generated"]].assign(**spread),
         "real": pd.DataFrame(),
         "ties": [],
         "refits": [],

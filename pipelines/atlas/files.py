@@ -16,7 +16,7 @@ from pipelines.atlas.statistics.population import PopulationMap
 from util.cli import unique_names
 from util.files import read_frame, read_json, write_frame, write_json
 
-FORMAT_VERSION = 1  # of the files' layout, see docs/reference/atlas_tables.md
+FORMAT_VERSION = 2  # of the files' layout, see docs/reference/atlas_tables.md
 ATLAS_RECORD = "atlas.json"
 MAP_COLUMNS = ["key", "kind", "contrast", "cases", "low_hu", "high_hu"]
 

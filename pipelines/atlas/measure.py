@@ -243,7 +243,7 @@ class CaseCounterfactuals:
                             "contrast": contrast.id,
                             "case": self.case,
                             "region": region,
-                            "effect_hu": mean,
+                            "effect": mean,
                         }
                     )
 
@@ -290,9 +290,9 @@ class CaseCounterfactuals:
                     "case": self.case,
                     "region": region,
                     "voxels": len(self.regions.indices[region]),
-                    "mean_diff_hu": mean,
+                    "effect": mean,
                     "mean_abs_hu": sizes[region],
-                    "noise_change_hu": noise_change,
+                    "noise_change": noise_change,
                 }
             )
 

@@ -40,7 +40,7 @@ def planted_effect_frame(study: AtlasStudy, measurements: AtlasMeasurements) -> 
     for row in measurements.effects:
         values = (row["from"], row["to"])
         if row["column"] == record["column"] and values in sign:
-            change = row["mean_diff_hu"] * sign[values]
+            change = row["effect"] * sign[values]
             changes.append({"region": row["region"], "change_hu": change})
     if not changes:
         return None

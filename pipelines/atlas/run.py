@@ -148,7 +148,7 @@ def write_atlas(opened: OpenAtlas, folder: Path) -> None:
     frames["cases"] = case_frame(opened, generated.cases, real)
     frames["arms"] = pd.DataFrame(measurements.arms, columns=list(ARM_COLUMNS))
     by_case = effect_frame(measurements.effects)
-    frames["effects_by_case"] = by_case.drop(columns=["kind", "noise_change_hu"])
+    frames["effects_by_case"] = by_case.drop(columns=["kind", "noise_change"])
     frames["volumes"] = pd.DataFrame(generated.volumes, columns=list(VOLUME_COLUMNS))
     frames["maps"] = files.write_maps(folder, measurements.maps.summary_maps())
     tests = frames["tests"]

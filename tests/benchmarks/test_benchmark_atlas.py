@@ -54,11 +54,11 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
                 "from": ends[0],
                 "to": ends[1],
                 "region": "lungs",
-                "generated_hu": (low + high) / 2,
-                "refit_low_hu": low,
-                "refit_high_hu": high,
-                "tied_low_hu": -1.0,
-                "tied_high_hu": 2.0,
+                "generated": (low + high) / 2,
+                "refit_low": low,
+                "refit_high": high,
+                "tied_low": -1.0,
+                "tied_high": 2.0,
             }
         )
     lungs = benchmark.lung_rows(pd.DataFrame(rows), PhantomCohort.from_folder(root))

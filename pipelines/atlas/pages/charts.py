@@ -70,7 +70,7 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
         labels: Contrasts with their names for readers.
         stem: File name without its ending.
     """
-    ranges = effects[["contrast", "region", "patients", "patients_low_hu", "patients_high_hu"]]
+    ranges = effects[["contrast", "region", "patients", "patients_low", "patients_high"]]
     rows = contrasts_shown(tests).merge(ranges, "left", ["contrast", "region"])
     figure = Figure(figsize=(11, 1.9 + 0.46 * max(1, len(rows))), layout="constrained")
     axes = figure.add_subplot()
@@ -93,12 +93,12 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
 
 def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
     if row["permuted"] > 0:
-        reach = row["permuted_max_hu"]
+        reach = row["permuted_max"]
         axes.add_patch(
             Rectangle((-reach, y - 0.38), 2 * reach, 0.76, color=PERMUTED_COLOUR, zorder=0)
         )
     texts = {
-        GENERATED_X: format_hu(row["generated_hu"]),
+        GENERATED_X: format_hu(row["generated"]),
         REAL_X: _forest_real(axes, y + 0.14, row),
         VERDICT_X: "finding" if row["verdict"] == "finding" else "",
     }
@@ -115,24 +115,24 @@ def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
 
 
 def _forest_generated(axes: Axes, y: float, row: Mapping[str, Any]) -> None:
-    if pd.notna(row["refit_low_hu"]):
-        ends = [row["refit_low_hu"], row["refit_high_hu"]]
+    if pd.notna(row["refit_low"]):
+        ends = [row["refit_low"], row["refit_high"]]
         axes.plot(ends, [y, y], color=GENERATED_COLOUR, linewidth=2)
     else:
-        ends = [row["patients_low_hu"], row["patients_high_hu"]]
+        ends = [row["patients_low"], row["patients_high"]]
         axes.plot(ends, [y, y], color=RANGE_COLOUR, linewidth=1, linestyle=DASHES)
-    axes.plot(row["generated_hu"], y, "o", color=GENERATED_COLOUR, markersize=7)
+    axes.plot(row["generated"], y, "o", color=GENERATED_COLOUR, markersize=7)
 
 
 def _forest_real(axes: Axes, y: float, row: Mapping[str, Any]) -> str:
     """Draw the difference in the real scans; return it as text."""
-    if pd.isna(row["real_hu"]):
+    if pd.isna(row["real"]):
         return "no estimate"
-    low = row["real_low_hu"]
-    high = row["real_high_hu"]
+    low = row["real_low"]
+    high = row["real_high"]
     axes.plot([low, high], [y, y], color=REAL_COLOUR, linewidth=2)
     axes.plot(
-        row["real_hu"],
+        row["real"],
         y,
         "s",
         color=REAL_COLOUR,
@@ -140,11 +140,11 @@ def _forest_real(axes: Axes, y: float, row: Mapping[str, Any]) -> str:
         markerfacecolor="white",
         markeredgewidth=1.6,
     )
-    return f"{format_hu(row['real_hu'])} {format_interval(low, high)}"
+    return f"{format_hu(row['real'])} {format_interval(low, high)}"
 
 
 def _forest_legend(rows: pd.DataFrame) -> list[Artist]:
-    refitted = rows["refit_low_hu"].notna()
+    refitted = rows["refit_low"].notna()
     handles: list[Artist] = [
         Line2D(
             [],
@@ -187,7 +187,7 @@ def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> N
     shown = tests[(tests["kind"] != "slope") & tests["region"].isin(list(REGION_TICKS))]
     regions = [region for region in REGION_TICKS if (shown["region"] == region).any()]
     contrasts = list(dict.fromkeys(shown["contrast"]))
-    wide = shown.pivot(index="contrast", columns="region", values="generated_hu")
+    wide = shown.pivot(index="contrast", columns="region", values="generated")
     table = wide.reindex(contrasts)[regions].to_numpy(float)
     size = (3.6 + 0.78 * len(regions), 1.5 + 0.42 * max(1, len(contrasts)))
     figure = Figure(figsize=size, layout="constrained")
@@ -222,21 +222,21 @@ def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path) -> None:
         labels: Contrasts with their names for readers.
         stem: File name without its ending.
     """
-    known = points[points["real_hu"].notna()]
+    known = points[points["real"].notna()]
     figure = Figure(figsize=(9.5, 5.6), layout="constrained")
     axes = figure.add_subplot()
     for agreement, part in known.groupby("agreement", sort=False):
         _agreement_points(axes, str(agreement), part)
     names = []
     for number, row in enumerate(known.to_dict("records"), 1):
-        place = (row["real_hu"], row["generated_hu"])
+        place = (row["real"], row["generated"])
         axes.annotate(str(number), place, (6, 5), textcoords="offset points", fontsize=9)
         names.append(f"{number}  {labels[row['contrast']]}")  # beside, where they do not overlap
     axes.text(
         1.03, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.5
     )
-    columns = ["real_hu", "generated_hu"]
-    columns += ["real_low_hu", "real_high_hu", "refit_low_hu", "refit_high_hu"]
+    columns = ["real", "generated"]
+    columns += ["real_low", "real_high", "refit_low", "refit_high"]
     largest = known[columns].astype(float).abs().max()
     reach = float(np.nanmax([1.0, *largest])) * 1.1
     axes.plot([-reach, reach], [-reach, reach], color="0.6", linewidth=1, linestyle="--")
@@ -256,11 +256,11 @@ def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path) -> None:
 
 
 def _agreement_points(axes: Axes, agreement: str, part: pd.DataFrame) -> None:
-    x = part["real_hu"].to_numpy(float)
-    y = part["generated_hu"].to_numpy(float)
-    across = [x - part["real_low_hu"].to_numpy(float), part["real_high_hu"].to_numpy(float) - x]
+    x = part["real"].to_numpy(float)
+    y = part["generated"].to_numpy(float)
+    across = [x - part["real_low"].to_numpy(float), part["real_high"].to_numpy(float) - x]
     upwards = np.nan_to_num(
-        [y - part["refit_low_hu"].to_numpy(float), part["refit_high_hu"].to_numpy(float) - y]
+        [y - part["refit_low"].to_numpy(float), part["refit_high"].to_numpy(float) - y]
     )
     axes.errorbar(
         x,
@@ -317,5 +317,5 @@ def _dose_curve(axes: Axes, rows: pd.DataFrame, label: str) -> None:
 def largest_change(tests: pd.DataFrame, regions: Sequence[str]) -> float:
     """Return the largest generated change in these regions without slopes, HU; 0 for none."""
     shown = tests[(tests["kind"] != "slope") & tests["region"].isin(regions)]
-    changes = shown["generated_hu"].abs().dropna()
+    changes = shown["generated"].abs().dropna()
     return float(changes.max()) if len(changes) else 0.0

@@ -154,7 +154,7 @@ def _forest(p: Population) -> None:
         "Every row is one change of one attribute. Blue: generated, mean over patients. Orange: "
         "the real scans, adjusted as the table of agreement says."
     )
-    if not len(tests) or not tests["refit_low_hu"].notna().any():
+    if not len(tests) or not tests["refit_low"].notna().any():
         text = (
             "There are no intervals of the generated differences, because there are too few "
             f"refits. {text}"
@@ -164,7 +164,7 @@ def _forest(p: Population) -> None:
         for row in p.record["effects"]:
             if row["kind"] == "slope" and row["region"] == "lungs":
                 label = p.labels[row["contrast"]]
-                change = f"{row['generated_hu']:+.2f} HU in both lungs (generated)."
+                change = f"{row['generated']:+.2f} HU in both lungs (generated)."
                 page_parts.note(typeset(f"{label}: {change}"))
 
 
@@ -205,7 +205,7 @@ def _agreement_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "change": tests["contrast"].map(p.labels),
-            "generated HU": tests["generated_hu"].map(_hu),
+            "generated HU": tests["generated"].map(_hu),
             "real HU [95 % interval]": _estimates(tests),
             "real scans": tests["real_cases"],
             "adjustment": tests["real_adjustment"],
@@ -217,7 +217,7 @@ def _agreement_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def _adjustment_table(p: Population, real: pd.DataFrame) -> pd.DataFrame:
-    bounds = real.rename(columns={"low_hu": "real_low_hu", "high_hu": "real_high_hu"})
+    bounds = real.rename(columns={"low": "real_low", "high": "real_high"})
     return pd.DataFrame(
         {
             "change": real["contrast"].map(p.labels),
@@ -233,7 +233,7 @@ def _adjustment_table(p: Population, real: pd.DataFrame) -> pd.DataFrame:
 def _estimates(rows: pd.DataFrame) -> list[str]:
     """Return the real differences with their intervals as text."""
     texts = []
-    for value, low, high in rows[["real_hu", "real_low_hu", "real_high_hu"]].to_numpy(float):
+    for value, low, high in rows[["real", "real_low", "real_high"]].to_numpy(float):
         if pd.isna(value):
             texts.append("no estimate")
         else:
@@ -256,7 +256,7 @@ def _controls(p: Population) -> None:
             for row in tests[tests["column"] == null].to_dict("records"):
                 tags.p(
                     f"{null} is known to have no effect. {p.labels[row['contrast']]}: "
-                    f"{_hu(row['generated_hu'])} HU in both lungs."
+                    f"{_hu(row['generated'])} HU in both lungs."
                 )
         kinds = [refit["kind"] for refit in p.record["refits"]]
         page_parts.note(

@@ -123,7 +123,7 @@ def widen_intervals(
         roles: Role by column.
 
     Returns:
-        The effects with `tied_low_hu` (at most 0) and `tied_high_hu` (at least 0), by which their
+        The effects with `tied_low` (at most 0) and `tied_high` (at least 0), by which their
         intervals are wider.
     """
     known = {attribute.column: attribute for attribute in attributes}
@@ -133,16 +133,16 @@ def widen_intervals(
             other = pair.other if column == pair.column else pair.column
             if column in known and other in known:
                 partners.setdefault(column, []).append(known[other])
-    effects = effects.assign(tied_low_hu=0.0, tied_high_hu=0.0)
+    effects = effects.assign(tied_low=0.0, tied_high=0.0)
     for _, rows in effects.groupby("region", sort=False):
         for column, others in partners.items():
             parts = _shiftable_parts(rows, table, known[column], others)
             for index, row in rows[rows["column"] == column].iterrows():
                 shifts = [project_effect(part, table[column], row) for part in parts]
-                effects.loc[index, "tied_low_hu"] = sum(min(0.0, shift) for shift in shifts)
-                effects.loc[index, "tied_high_hu"] = sum(max(0.0, shift) for shift in shifts)
-    effects["refit_low_hu"] += effects["tied_low_hu"]
-    effects["refit_high_hu"] += effects["tied_high_hu"]
+                effects.loc[index, "tied_low"] = sum(min(0.0, shift) for shift in shifts)
+                effects.loc[index, "tied_high"] = sum(max(0.0, shift) for shift in shifts)
+    effects["refit_low"] += effects["tied_low"]
+    effects["refit_high"] += effects["tied_high"]
     return effects
 
 
@@ -171,10 +171,10 @@ def effect_by_row(
     rows = effects[effects["column"] == attribute.column]
     values = table[attribute.column]
     if attribute.kind == "number":
-        slopes = rows.loc[rows["kind"] == "slope", "generated_hu"]
+        slopes = rows.loc[rows["kind"] == "slope", "generated"]
         per_unit = float(slopes.iloc[0]) if len(slopes) else np.nan
         return pd.to_numeric(values, errors="coerce") * per_unit
-    of_value = rows[rows["from"] == attribute.reference].set_index("to")["generated_hu"].to_dict()
+    of_value = rows[rows["from"] == attribute.reference].set_index("to")["generated"].to_dict()
     return values.map({attribute.reference: 0.0, **of_value}).astype(float)
 
 

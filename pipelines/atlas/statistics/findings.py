@@ -31,23 +31,23 @@ TEST_COLUMNS = (
     "to",
     "region",
     "tested",
-    "generated_hu",
-    "refit_low_hu",
-    "refit_high_hu",
+    "generated",
+    "refit_low",
+    "refit_high",
     "permuted",
-    "permuted_max_hu",
+    "permuted_max",
     "permuted_p",
     "exceeds_permuted",
     "real_adjustment",
     "real_cases",
-    "real_hu",
-    "real_low_hu",
-    "real_high_hu",
+    "real",
+    "real_low",
+    "real_high",
     "real_p",
     "real_q",
-    "total_hu",
-    "total_low_hu",
-    "total_high_hu",
+    "total",
+    "total_low",
+    "total_high",
     "agreement",
     "verdict",
     "why",
@@ -59,8 +59,8 @@ FINDING_COLUMNS = (
     "role",
     "label",
     "region",
-    "generated_hu",
-    "strongest_hu",
+    "generated",
+    "strongest",
     "regions",
     "why",
     "sentence",
@@ -69,12 +69,12 @@ FINDING_COLUMNS = (
 REAL_NAMES = {
     "adjustment": "real_adjustment",
     "cases": "real_cases",
-    "real_hu": "real_hu",
-    "low_hu": "real_low_hu",
-    "high_hu": "real_high_hu",
+    "real": "real",
+    "low": "real_low",
+    "high": "real_high",
     "p": "real_p",
 }
-TOTAL_NAMES = {"real_hu": "total_hu", "low_hu": "total_low_hu", "high_hu": "total_high_hu"}
+TOTAL_NAMES = {"real": "total", "low": "total_low", "high": "total_high"}
 
 Row = dict[str, Any]
 
@@ -124,15 +124,15 @@ def judge_effects(
     is_tested = tests["region"].isin(LUNG_REGIONS) & (tests["kind"] != "slope")
     tests["tested"] = np.where(is_tested, "yes", "no")
     tests["real_q"] = false_discovery(tests["real_p"].where(is_tested).astype(float))
-    is_larger = tests["generated_hu"].abs() > tests["permuted_max_hu"].astype(float)
+    is_larger = tests["generated"].abs() > tests["permuted_max"].astype(float)
     exceeds = np.where(is_larger, "yes", "no")
     tests["exceeds_permuted"] = np.where(tests["permuted"] > 0, exceeds, "")
     agreements = []
     verdicts = []
     reasons = []
     for row in tests.to_dict("records"):
-        bounds = float(row["real_low_hu"]), float(row["real_high_hu"])
-        row["agreement"] = classify_agreement(row["generated_hu"], *bounds)
+        bounds = float(row["real_low"]), float(row["real_high"])
+        row["agreement"] = classify_agreement(row["generated"], *bounds)
         verdict, reason = reach_verdict(row, cautions)
         agreements.append(row["agreement"])
         verdicts.append(verdict)
@@ -171,7 +171,7 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
         reason = f"the real scans do not show it (false-discovery rate {row['real_q']:.2g})"
         return "not found", reason
     if row["exceeds_permuted"] == "no":
-        return "not found", f"permuted refits reach {row['permuted_max_hu']:.1f} HU"
+        return "not found", f"permuted refits reach {row['permuted_max']:.1f} HU"
     if row["agreement"] == "opposite sign":
         return "not found", "the real scans show the opposite"
     return "finding", ""
@@ -198,7 +198,7 @@ def rank_findings(
         row = _finding_row(str(contrast), labels[str(contrast)], rows, controls, scans)
         (found if row["regions"] else not_found).append(row)
     for ranked in (found, not_found):
-        ranked.sort(key=lambda row: -abs(row["strongest_hu"]))
+        ranked.sort(key=lambda row: -abs(row["strongest"]))
         for rank, row in enumerate(ranked, 1):
             row["rank"] = rank
     return Findings(found, not_found)
@@ -215,7 +215,7 @@ def _finding_row(
     claimed = [region for region, row in rows.items() if row["verdict"] == "finding"]
     candidates = [region for region in SUBREGIONS if region in (claimed or rows)]
     strongest = max(
-        candidates or claimed or rows, key=lambda region: abs(rows[region]["generated_hu"])
+        candidates or claimed or rows, key=lambda region: abs(rows[region]["generated"])
     )
     first = rows.get("lungs") or next(iter(rows.values()))
     if claimed:
@@ -229,8 +229,8 @@ def _finding_row(
         "role": first["role"],
         "label": label,
         "region": strongest,
-        "generated_hu": first["generated_hu"],
-        "strongest_hu": rows[strongest]["generated_hu"],
+        "generated": first["generated"],
+        "strongest": rows[strongest]["generated"],
         "regions": " | ".join(claimed),
         "why": "" if claimed else first["why"],
         "sentence": sentence,

@@ -15,13 +15,13 @@ MIN_PERMUTED = 5  # permuted refits for a verdict
 
 REFIT_COLUMNS = (
     "refits",
-    "refit_mean_hu",
-    "refit_sd_hu",
-    "refit_low_hu",
-    "refit_high_hu",
+    "refit_mean",
+    "refit_sd",
+    "refit_low",
+    "refit_high",
     "permuted",
-    "permuted_max_hu",
-    "permuted_sd_hu",
+    "permuted_max",
+    "permuted_sd",
     "permuted_p",
 )
 
@@ -36,12 +36,12 @@ def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
     grouped = rows.groupby(keys, sort=False, dropna=False)
     return grouped.agg(
         patients=("case", "nunique"),
-        generated_hu=("mean_diff_hu", "mean"),
+        generated=("effect", "mean"),
         mean_abs_hu=("mean_abs_hu", "mean"),
-        patients_sd_hu=("mean_diff_hu", "std"),
-        patients_low_hu=("mean_diff_hu", "min"),
-        patients_high_hu=("mean_diff_hu", "max"),
-        noise_change_hu=("noise_change_hu", "max"),
+        patients_sd=("effect", "std"),
+        patients_low=("effect", "min"),
+        patients_high=("effect", "max"),
+        noise_change=("noise_change", "max"),
     ).reset_index()
 
 
@@ -56,10 +56,10 @@ def refit_interval(effect: float, refits: Sequence[float]) -> dict[str, Any]:
     sd = float(np.std(refits, ddof=1))
     half_width = float(stats.t.ppf(0.5 + LEVEL / 2, len(refits) - 1)) * sd
     return summary | {
-        "refit_mean_hu": float(np.mean(refits)),
-        "refit_sd_hu": sd,
-        "refit_low_hu": effect - half_width,
-        "refit_high_hu": effect + half_width,
+        "refit_mean": float(np.mean(refits)),
+        "refit_sd": sd,
+        "refit_low": effect - half_width,
+        "refit_high": effect + half_width,
     }
 
 
@@ -73,8 +73,8 @@ def permuted_null(effect: float, permuted: Sequence[float]) -> dict[str, Any]:
         return summary
     sizes = np.abs(permuted)
     return summary | {
-        "permuted_max_hu": float(sizes.max()),
-        "permuted_sd_hu": float(np.sqrt(np.mean(sizes**2))),
+        "permuted_max": float(sizes.max()),
+        "permuted_sd": float(np.sqrt(np.mean(sizes**2))),
         "permuted_p": float((1 + (sizes >= abs(effect)).sum()) / (1 + len(sizes))),
     }
 
@@ -84,14 +84,14 @@ def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         effects: Table of `effects_over_patients`.
-        refits: Columns `refit`, `kind` (resampled, permuted), `contrast`, `region`, `effect_hu`
+        refits: Columns `refit`, `kind` (resampled, permuted), `contrast`, `region`, `effect`
             (mean over cases).
     """
     rows = []
     for row in effects.to_dict("records"):
         same = (refits["contrast"] == row["contrast"]) & (refits["region"] == row["region"])
-        refit_effects = refits[same].groupby("kind")["effect_hu"].apply(list).to_dict()
-        effect = row["generated_hu"]
+        refit_effects = refits[same].groupby("kind")["effect"].apply(list).to_dict()
+        effect = row["generated"]
         rows.append(
             {
                 **{str(name): value for name, value in row.items()},

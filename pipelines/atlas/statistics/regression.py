@@ -33,10 +33,10 @@ REAL_COLUMNS = (
     "primary",
     "adjusted_for",
     "cases",
-    "real_hu",
-    "se_hu",
-    "low_hu",
-    "high_hu",
+    "real",
+    "se",
+    "low",
+    "high",
     "p",
     "vif",
     "reason",
@@ -140,7 +140,7 @@ def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
     would attribute effects of other columns to it.
     """
     real["primary"] = "no"
-    is_feasible = real["real_hu"].notna() | (real["reason"] == INSEPARABLE)
+    is_feasible = real["real"].notna() | (real["reason"] == INSEPARABLE)
     for _, part in real.groupby("contrast", sort=False):
         feasible = set(part.loc[is_feasible[part.index], "adjustment"])
         chosen = next((name for name in ADJUSTMENT_ORDER if name in feasible), ADJUSTMENT_ORDER[0])
@@ -238,10 +238,10 @@ class Design:
             return cases | {"reason": "the spread cannot be estimated"}
         low, high = sorted(scale * bound for bound in fit.conf_int().loc[name])
         return inflated | {
-            "real_hu": scale * fit.params[name],
-            "se_hu": se,
-            "low_hu": low,
-            "high_hu": high,
+            "real": scale * fit.params[name],
+            "se": se,
+            "low": low,
+            "high": high,
             "p": fit.pvalues[name],
         }
 

@@ -50,9 +50,9 @@ def generated_part(label: str, row: Row) -> str:
     The interval is left out without refits.
     """
     bounds = ""
-    if pd.notna(row["refit_low_hu"]):
-        bounds = f" {format_interval(row['refit_low_hu'], row['refit_high_hu'])}"
-    return f"{label}: {format_hu(row['generated_hu'])} HU{bounds} {region_place(row['region'])}"
+    if pd.notna(row["refit_low"]):
+        bounds = f" {format_interval(row['refit_low'], row['refit_high'])}"
+    return f"{label}: {format_hu(row['generated'])} HU{bounds} {region_place(row['region'])}"
 
 
 def real_scans_name(seen: int, scans: int) -> str:
@@ -71,18 +71,16 @@ def real_part(row: Row, scans: str) -> str:
         row: Row of tests.csv.
         scans: Name of the real scans.
     """
-    if pd.isna(row["real_hu"]):
+    if pd.isna(row["real"]):
         return f"{scans} give no estimate"
-    direct = (
-        f"{format_hu(row['real_hu'])} {format_interval(row['real_low_hu'], row['real_high_hu'])}"
-    )
+    direct = f"{format_hu(row['real'])} {format_interval(row['real_low'], row['real_high'])}"
     if row["real_adjustment"] == TOTAL:
         effects = f"total effect {direct}"
     else:
         effects = f"direct effect {direct}"
-        if pd.notna(row["total_hu"]):
-            bounds = format_interval(row["total_low_hu"], row["total_high_hu"])
-            effects = f"total effect {format_hu(row['total_hu'])} {bounds}, {effects}"
+        if pd.notna(row["total"]):
+            bounds = format_interval(row["total_low"], row["total_high"])
+            effects = f"total effect {format_hu(row['total'])} {bounds}, {effects}"
     return f"{scans} {AGREEMENT_PHRASES[row['agreement']]} ({effects})"
 
 
@@ -91,9 +89,9 @@ def finding_sentence(
 ) -> str:
     """Return a finding's size, interval, place, real scans, and the change by re-wording."""
     place = ""
-    is_stronger = abs(strongest["generated_hu"]) > abs(row["generated_hu"])
+    is_stronger = abs(strongest["generated"]) > abs(row["generated"])
     if strongest["region"] != row["region"] and is_stronger:
-        change = format_hu(strongest["generated_hu"])
+        change = format_hu(strongest["generated"])
         place = f", strongest {region_place(strongest['region'])} ({change})"
     text = f"{generated_part(label, row)}{place}; {real_part(row, scans)}."
     is_reworded = (controls["control"] == "re-worded") & (controls["region"] == row["region"])

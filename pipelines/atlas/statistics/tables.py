@@ -19,9 +19,9 @@ EFFECT_COLUMNS = [
     "case",
     "region",
     "voxels",
-    "mean_diff_hu",
+    "effect",
     "mean_abs_hu",
-    "noise_change_hu",
+    "noise_change",
 ]
 
 Rows = Sequence[Mapping[str, Any]]
@@ -29,7 +29,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def effect_frame(rows: Rows) -> pd.DataFrame:
     """Return the rows of effects_by_case.csv as a table."""
-    return pd.DataFrame(rows, columns=EFFECT_COLUMNS).astype({"noise_change_hu": float})
+    return pd.DataFrame(rows, columns=EFFECT_COLUMNS).astype({"noise_change": float})
 
 
 def control_frame(rows: Rows) -> pd.DataFrame:
@@ -59,9 +59,9 @@ def dose_frame(rows: Rows) -> pd.DataFrame:
 
 def refit_frame(rows: Rows) -> pd.DataFrame:
     """Return the mean effect over cases of each refit, contrast and region."""
-    frame = pd.DataFrame(rows, columns=["refit", "kind", "contrast", "case", "region", "effect_hu"])
+    frame = pd.DataFrame(rows, columns=["refit", "kind", "contrast", "case", "region", "effect"])
     keys = ["refit", "kind", "contrast", "region"]
-    return frame.groupby(keys, sort=False)["effect_hu"].mean().reset_index()
+    return frame.groupby(keys, sort=False)["effect"].mean().reset_index()
 
 
 def contrast_frame(contrasts: Sequence[Contrast]) -> pd.DataFrame:

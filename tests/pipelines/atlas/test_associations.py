@@ -51,25 +51,23 @@ def effects() -> pd.DataFrame:
                 "from": start,
                 "to": end,
                 "region": region,
-                "generated_hu": hu * factor,
+                "generated": hu * factor,
             }
             for region, factor in (("lungs", 1.0), ("upper", 2.0))
             for column, kind, start, end, hu in rows
         ]
     )
-    return frame.assign(
-        refit_low_hu=frame["generated_hu"] - 4, refit_high_hu=frame["generated_hu"] + 4
-    )
+    return frame.assign(refit_low=frame["generated"] - 4, refit_high=frame["generated"] + 4)
 
 
 def of(widened: pd.DataFrame, contrast: str, region: str = "lungs") -> tuple[float, float]:
     """Return by how much an interval is wider than that over refits, below and above; HU."""
     row = widened[(widened["contrast"] == contrast) & (widened["region"] == region)].iloc[0]
     below, above = (
-        row["refit_low_hu"] - (row["generated_hu"] - 4),
-        row["refit_high_hu"] - (row["generated_hu"] + 4),
+        row["refit_low"] - (row["generated"] - 4),
+        row["refit_high"] - (row["generated"] + 4),
     )
-    assert (row["tied_low_hu"], row["tied_high_hu"]) == pytest.approx((below, above))
+    assert (row["tied_low"], row["tied_high"]) == pytest.approx((below, above))
     return below, above
 
 
@@ -161,15 +159,15 @@ def test_only_effects_in_doubt_are_widened() -> None:
 
 
 def test_without_refits_there_is_still_no_interval() -> None:
-    none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect_hu"])
+    none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect"])
     widened = widen_intervals(
-        intervals.add_refits(effects().drop(columns=["refit_low_hu", "refit_high_hu"]), none),
+        intervals.add_refits(effects().drop(columns=["refit_low", "refit_high"]), none),
         [STRONG],
         TABLE,
         [A, B],
         {},
     )
-    assert widened["refit_low_hu"].isna().all() and widened["tied_high_hu"].max() > 0
+    assert widened["refit_low"].isna().all() and widened["tied_high"].max() > 0
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -200,7 +198,7 @@ def test_where_associations_hide_the_truth_the_intervals_still_hold_it() -> None
                     "from": "no",
                     "to": "yes",
                     "region": "lungs",
-                    "generated_hu": hu_of,
+                    "generated": hu_of,
                     **intervals.refit_interval(hu_of, [d[i] for d in drawn]),
                 }
                 for i, (c, hu_of) in enumerate(zip("AB", ridge(x, hu), strict=True))
@@ -214,6 +212,4 @@ def test_where_associations_hide_the_truth_the_intervals_still_hold_it() -> None
 
 def holding(intervals: pd.DataFrame) -> int:
     """Return how many of the two intervals contain the truth."""
-    return int(
-        ((intervals["refit_low_hu"] <= (40, 10)) & (intervals["refit_high_hu"] >= (40, 10))).sum()
-    )
+    return int(((intervals["refit_low"] <= (40, 10)) & (intervals["refit_high"] >= (40, 10))).sum())

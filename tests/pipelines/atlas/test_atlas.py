@@ -124,24 +124,22 @@ def test_contrasts_and_effects(atlas: Path) -> None:
     )
     lungs = effects[effects["region"] == "lungs"].set_index("contrast")
     by_case = table(atlas, "effects_by_case")
-    means = by_case[by_case["region"] == "lungs"].groupby("contrast")["mean_diff_hu"].mean()
-    assert np.allclose(lungs["generated_hu"], means[lungs.index], atol=1e-3)
+    means = by_case[by_case["region"] == "lungs"].groupby("contrast")["effect"].mean()
+    assert np.allclose(lungs["generated"], means[lungs.index], atol=1e-3)
     assert (
         (lungs["refits"] == 3).all()
         and (lungs["permuted"] == 5).all()
         and (lungs["patients"] == 2).all()
     )
-    middle = (lungs["refit_low_hu"] + lungs["refit_high_hu"]) / 2
-    assert (
-        np.allclose(middle, lungs["generated_hu"], atol=1e-3) and (lungs["refit_sd_hu"] > 0).all()
-    )
-    assert lungs["noise_change_hu"].notna().all()
+    middle = (lungs["refit_low"] + lungs["refit_high"]) / 2
+    assert np.allclose(middle, lungs["generated"], atol=1e-3) and (lungs["refit_sd"] > 0).all()
+    assert lungs["noise_change"].notna().all()
     age = lungs.loc["AGE=per_unit"]
     doses = table(atlas, "doses")
     ages = doses[(doses["column"] == "AGE") & (doses["region"] == "lungs")]
     assert len(ages) == 5 and np.isclose(
         np.polyfit(ages["value"].astype(float), ages["mean_change_hu"], 1)[0],
-        age["generated_hu"],
+        age["generated"],
         atol=1e-3,
     )
 
@@ -150,8 +148,8 @@ def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
     real = table(atlas, "real")
     main = real[(real["primary"] == "yes") & (real["region"] == "lungs")].set_index("contrast")
     smoking = main.loc["SMOKING_HISTORY=Never_smoker_to_Current_smoker"]
-    assert smoking["low_hu"] < 41 < smoking["high_hu"] and smoking["p"] < 1e-3
-    assert main.loc["AGE=per_unit", "low_hu"] < -0.95 < main.loc["AGE=per_unit", "high_hu"]
+    assert smoking["low"] < 41 < smoking["high"] and smoking["p"] < 1e-3
+    assert main.loc["AGE=per_unit", "low"] < -0.95 < main.loc["AGE=per_unit", "high"]
     assert set(real["adjustment"]) == {
         "base",
         "base+volume",
@@ -172,7 +170,7 @@ def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
 def test_verdicts_and_sentences(atlas: Path) -> None:
     atlas_record = record(atlas)
     assert (
-        atlas_record["version"] == 1
+        atlas_record["version"] == 2
         and atlas_record["conclusive"]
         and "contrasts that were studied are findings" in atlas_record["summary"]
     )
@@ -189,7 +187,7 @@ def test_verdicts_and_sentences(atlas: Path) -> None:
     assert set(tests[tests["tested"] == "yes"]["verdict"]) <= {"finding", "not found"}
     findings = tests[tests["verdict"] == "finding"]
     assert (findings["real_q"] <= 0.05).all() and (
-        findings["generated_hu"].abs() > findings["permuted_max_hu"]
+        findings["generated"].abs() > findings["permuted_max"]
     ).all()
 
 
@@ -210,7 +208,7 @@ def test_controls_and_maps(atlas: Path) -> None:
     row = maps[(maps["kind"] == "effect") & (maps["contrast"] == "AGE=per_unit")].iloc[0]
     effects = table(atlas, "effects")
     mean = effects[(effects["contrast"] == "AGE=per_unit") & (effects["region"] == "lungs")][
-        "generated_hu"
+        "generated"
     ].iloc[0]
     spread = effects[(effects["contrast"] == "AGE=per_unit") & (effects["region"] == "lungs")][
         "mean_abs_hu"

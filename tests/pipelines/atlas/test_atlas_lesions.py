@@ -98,7 +98,7 @@ def check_lesion(
     networks = Generators("run", generate, [], None, [])
     prompt = PLAN.template.phrases(healthy.case.row)
     CaseCounterfactuals(PLAN, healthy, prompt, networks, measured).measure()
-    generated = {row["region"]: row["mean_diff_hu"] for row in measured.effects}
+    generated = {row["region"]: row["effect"] for row in measured.effects}
     before = real_means(healthy, PLAN)
     after = real_means(sample_of(diseased, labels, affine), PLAN)
     assert before is not None and after is not None
@@ -154,4 +154,4 @@ def test_a_cohort_with_dense_fibrosis_has_the_right_sign() -> None:
     )
     real = estimate_contrasts(scans, PLAN.contrasts, Roles({"LESION": LESION}, frozenset(), ""))
     row = real[(real["primary"] == "yes") & (real["region"] == "lungs")].iloc[0]
-    assert 0 < row["low_hu"] < np.mean(truth) < row["high_hu"]
+    assert 0 < row["low"] < np.mean(truth) < row["high"]

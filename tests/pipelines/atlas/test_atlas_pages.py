@@ -92,7 +92,7 @@ def texts(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("refits", [False, True])
 def test_forest_plot_has_intervals_only_with_refits(drawn: list[Figure], refits: bool) -> None:
     tests = atlas_folder.tests_table(refits)
-    spread = tests.assign(patients=1, patients_low_hu=-7.0, patients_high_hu=1.0)
+    spread = tests.assign(patients=1, patients_low=-7.0, patients_high=1.0)
     charts.forest_plot(tests, spread, LABELS, Path("x"))
     shown = texts(drawn[0])
     assert ("95 % interval over refits" in shown) == ("finding" in shown) == refits

@@ -145,8 +145,8 @@ def test_masks_alone_give_generated_figures_and_no_claim(
         and not atlas_record["findings"]
     )
     assert (
-        atlas_record["tests"][0]["real_hu"] is None
-        and atlas_record["tests"][0]["generated_hu"] is not None
+        atlas_record["tests"][0]["real"] is None
+        and atlas_record["tests"][0]["generated"] is not None
     )
 
 

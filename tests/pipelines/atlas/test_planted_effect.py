@@ -157,11 +157,11 @@ def test_the_report_says_how_much_came_back(planted: Path, tmp_path: Path) -> No
     effects = pd.read_csv(tmp_path / "out" / "effects.csv").set_index("region")
     assert spike.loc["lower", "planted_hu"] == 20 and spike.loc["upper", "planted_hu"] == 0
     assert 2 < spike.loc["lungs", "planted_hu"] < 12 and spike.loc["elsewhere", "planted_hu"] == 0
-    generated = effects.loc["lower", "generated_hu"]
+    generated = effects.loc["lower", "generated"]
     assert spike.loc["lower", "generated_hu"] == pytest.approx(generated, abs=1e-3)
     assert spike.loc["lower", "recovered"] == pytest.approx(generated / 20, abs=1e-4)
     assert spike.loc["upper", "leaked_hu"] == pytest.approx(
-        effects.loc["upper", "generated_hu"], abs=1e-3
+        effects.loc["upper", "generated"], abs=1e-3
     )
     assert (
         json.loads((tmp_path / "out" / "atlas.json").read_text())["spike"][0]["region"]
