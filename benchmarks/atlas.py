@@ -39,6 +39,7 @@ from pipelines.atlas import run as atlas_run
 from pipelines.atlas.analysis import adjustable_columns, measure_real_scans
 from pipelines.atlas.planted_effect import plant_effect
 from pipelines.atlas.statistics import findings, intervals, tables
+from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util.cli import run_command
@@ -125,7 +126,8 @@ def true_effect(phantoms: PhantomCohort, column: str, start: str, end: str) -> f
 def lung_rows(effects: pd.DataFrame, phantoms: PhantomCohort) -> list[Row]:
     """Return an atlas's effects in the lungs for each of `CONTRASTS`, beside the truth."""
     rows = []
-    lungs = effects[(effects["region"] == "lungs") & (effects["kind"] != "slope")]
+    effects = effects[(effects["outcome"] == MEAN) & (effects["kind"] != "slope")]
+    lungs = effects[effects["region"] == "lungs"]
     for column, start, end in CONTRASTS:
         part = lungs[lungs["column"] == column]
         if start:
@@ -253,16 +255,17 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     null = null[null["kind"] == "permuted"]
     roles = adjustable_columns(study, "DIAGNOSIS")
     of_column = {a.column: a.role for a in study.plan.attributes}
+    keys = ["contrast", "outcome", "region"]
     declared: dict[str, list[str]] = {}
     for refit in opened.networks.refits:
         if refit["kind"] != "permuted":
             continue
         is_own = null["refit"] == refit["name"]
-        of_refit = null[is_own].set_index(["contrast", "region"])["effect"]
-        others = null[~is_own].groupby(["contrast", "region"])["effect"].apply(list)
+        of_refit = null[is_own].set_index(keys)["effect"]
+        others = null[~is_own].groupby(keys)["effect"].apply(list)
         rows = []
         for row in effects.to_dict("records"):
-            key = (row["contrast"], row["region"])
+            key = tuple(row[name] for name in keys)
             if key in of_refit.index:
                 test = intervals.permuted_null(of_refit[key], others[key])
                 rows.append(row | {"generated": of_refit[key]} | test)
@@ -270,9 +273,8 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
         contrasts = estimate_contrasts(scans, study.plan.contrasts, roles)
         tests = findings.judge_effects(pd.DataFrame(rows), contrasts, of_column, [])
         positive = tests[tests["verdict"] == "finding"]
-        pairs = zip(positive["contrast"], positive["region"], strict=True)
-        declared[refit["name"]] = [f"{contrast}: {region}" for contrast, region in pairs]
-    lungs = null[null["region"] == "lungs"]
+        declared[refit["name"]] = [": ".join(place) for place in positive[keys].to_numpy()]
+    lungs = null[(null["outcome"] == MEAN) & (null["region"] == "lungs")]
     return {
         "fits": len(declared),
         "declared": sum(bool(v) for v in declared.values()),
@@ -286,10 +288,10 @@ def shuffle_column(study: AtlasStudy, scans: RealScans, refit: Mapping[str, Any]
     options = replace(study.plan.data, permute=tuple(refit["permuted"]))
     cohort = apply_resampling(study.cohort, options, refit["seed"])
     rows = {case.id: study.formatted_row(case) for case in cohort.cases}
-    ids = [case.id for case in study.training if case.id in scans.density.index]
+    ids = [case.id for case in study.training if case.id in scans.outcomes.index]
     index = pd.Index(ids, dtype=object)
     table = pd.DataFrame([rows[case] for case in ids], index=index, columns=list(study.every))
-    return RealScans(scans.density.loc[ids], table, scans.volume.loc[ids], scans.patient.loc[ids])
+    return RealScans(scans.outcomes.loc[ids], table, scans.volume.loc[ids], scans.patient.loc[ids])
 
 
 def permutation_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:
@@ -314,8 +316,9 @@ def planted_effect_atlas(b: AtlasBenchmarkOptions, k: int) -> Row:
         atlas_command(b, root, name, RefitOptions(gpus=b.gpus), "PLANTED")
     )
     rows = read_table(atlas, "spike")
-    real = read_table(atlas, "real").query("primary == 'yes'")[["region", "real", "low", "high"]]
-    real = real.rename(columns={"real": "real_hu", "low": "low_hu", "high": "high_hu"})
+    real = read_table(atlas, "real").query("primary == 'yes' and outcome == @MEAN")
+    names = {"real": "real_hu", "low": "low_hu", "high": "high_hu"}
+    real = real[["region", *names]].rename(columns=names)
     rows = rows[rows["region"].isin([*THIRDS, "lungs", "elsewhere"])].merge(
         real, how="left", on="region"
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.atlas import files
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.findings import FINDING_COLUMNS, TEST_COLUMNS
+from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.statistics.population import FRAME, PopulationMap
 from pipelines.atlas.statistics.tables import contrast_frame
 
@@ -62,13 +63,10 @@ def tests_table(refits: bool) -> pd.DataFrame:
     """
     rows = []
     for contrast in CONTRASTS:
-        for region in ("lungs", "lower", "outside"):
-            is_finding = (
-                refits
-                and contrast.column == "AGE"
-                and region == "lungs"
-                and contrast.kind != "slope"
-            )
+        is_finding = refits and contrast.column == "AGE" and contrast.kind != "slope"
+        places = [(MEAN, region) for region in ("lungs", "lower", "outside")]
+        for outcome, region in [*places, ("share_below_950", "lungs")]:
+            in_lungs = region == "lungs"
             rows.append(
                 {
                     "contrast": contrast.id,
@@ -76,9 +74,10 @@ def tests_table(refits: bool) -> pd.DataFrame:
                     "kind": contrast.kind,
                     "from": contrast.start,
                     "to": contrast.end,
+                    "outcome": outcome,
                     "region": region,
                     "tested": "yes",
-                    "generated": -4.0 if region == "lungs" else 45.0,
+                    "generated": -4.0 if in_lungs else 45.0,
                     "permuted": 8 * refits,
                     "permuted_max": 2.0 if refits else None,
                     "refit_low": -6.0 if refits else None,
@@ -88,7 +87,7 @@ def tests_table(refits: bool) -> pd.DataFrame:
                     "real_low": -9.0,
                     "real_high": -1.0,
                     "agreement": "agrees",
-                    "verdict": "finding" if is_finding else "not judged",
+                    "verdict": "finding" if is_finding and in_lungs else "not judged",
                     "why": "",
                 }
             )
@@ -112,6 +111,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
     sentence = {
         **dict.fromkeys(FINDING_COLUMNS, ""),
         "contrast": CONTRASTS[0].id,
+        "outcome": MEAN,
         "sentence": SENTENCE,
     }
     return {
@@ -129,7 +129,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         ],
         "contrasts": contrast_frame(CONTRASTS),
         "tests": tests,
-        "effects": tests[["contrast", "kind", "region", "generated"]].assign(**spread),
+        "effects": tests[["contrast", "kind", "outcome", "region", "generated"]].assign(**spread),
         "real": pd.DataFrame(),
         "ties": [],
         "refits": [],

@@ -33,6 +33,12 @@ def table(atlas: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(atlas / f"{name}.csv", dtype={"from": str, "to": str}, keep_default_na=True)
 
 
+def means(atlas: Path, name: str) -> pd.DataFrame:
+    """Return the rows of the mean in a table with several outcomes."""
+    frame = table(atlas, name)
+    return frame[frame["outcome"] == "mean"]
+
+
 def record(atlas: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
     return values

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
-from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_means
+from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_outcomes
 from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
 from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution
+from pipelines.atlas.statistics.outcomes import outcome_frame
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 from pipelines.atlas.statistics.sentences import real_scans_name
 from pipelines.atlas.study import AtlasStudy
@@ -29,23 +30,23 @@ REFIT_COLUMNS = ["name", "kind", "seed", "steps", "permuted"]
 
 def measure_real_scans(study: AtlasStudy) -> RealScans:
     """Measure the real scans; those without lungs are left out."""
-    density = {}
+    measured = {}
     volume = {}
     rows = {}
     samples = VolumeDataset(study.real_cases, study.labels, study.plan.data)
     for sample in tqdm(samples, "real scans", unit="case", disable=not cli.is_main_process()):
-        means = real_means(sample, study.plan)
-        if means is None:
+        values = real_outcomes(sample, study.plan)
+        if values is None:
             continue
         case = sample.case
-        density[case.id] = means
+        measured[case.id] = values
         volume[case.id] = lung_volume_ml(sample, study.plan.data.lung_labels)
         rows[case.id] = study.formatted_row(case)
-    index = pd.Index(list(density), dtype=object)
+    index = pd.Index(list(measured), dtype=object)
     table = pd.DataFrame.from_dict(rows, orient="index")
     patients = patients_of(study.cohort, study.plan.data.patient_column)
     return RealScans(
-        pd.DataFrame.from_dict(density, orient="index").reindex(index),
+        outcome_frame(measured),
         table.reindex(index=index, columns=list(study.every)),
         pd.Series(volume, index=index, dtype=float),
         pd.Series([patients[case] for case in index], index=index, dtype=object),
@@ -95,8 +96,8 @@ def atlas_tables(
     studied_roles = {attribute.column: attribute.role for attribute in plan.attributes}
     tests = findings.judge_effects(effects, estimated, studied_roles, warned)
     labels = {contrast.id: contrast.label for contrast in plan.contrasts}
-    seen = int(real.density.index.isin(study.seen).sum())
-    scans_name = real_scans_name(seen, len(real.density))
+    seen = int(real.outcomes.index.isin(study.seen).sum())
+    scans_name = real_scans_name(seen, len(real.outcomes))
     ranked = findings.rank_findings(tests, labels, controls, scans_name)
     return {
         "attributes": _attribute_frame(study, measurements),
@@ -179,7 +180,7 @@ def cohort_cautions(
         *cautions.guessed_cautions(guessed),
         *cautions.collinear_cautions(estimated, contrast_columns),
     ]
-    if len(real.density):
+    if len(real.outcomes):
         warned += cautions.mask_cautions(real, attributes, adjustable)
     warned += cautions.role_cautions(attributes)
     for column, reason in study.left_out.items():

@@ -23,6 +23,7 @@ from pipelines.atlas.pages.page_case import (
     write_case_page,
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.study import AtlasStudy
 from util.files import path_inside
 from util.web.figures import LUNG, Panel, save_slices_png
@@ -160,6 +161,8 @@ class CasePageWriter:
                 keys[attribute.label, value.plain] = value.key
         sentences = {}
         for row in [*record["findings"], *record["not_found"]]:
+            if row["outcome"] != MEAN:
+                continue  # the page shows mean differences
             contrast = contrasts[row["contrast"]]
             column = contrast["column"]
             start = keys.get((column, f"{contrast['from']}{units[column]}"))

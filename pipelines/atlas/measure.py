@@ -17,8 +17,9 @@ from data.volume_dataset import VolumeSample
 from options.base_options import DataOptions
 from pipelines.atlas.attributes import attribute_variants
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
+from pipelines.atlas.statistics.outcomes import MEAN, Values
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
-from pipelines.atlas.statistics.regional import RegionVoxels
+from pipelines.atlas.statistics.regional import RegionOutcomes
 from util.metrics.regions import chest_regions
 
 Hu = NDArray[np.floating]
@@ -89,6 +90,10 @@ class MeasurementPlan:
         spacing = voxel_sizes(sample.affine)
         return chest_regions(sample.labels, spacing, self.data.lung_labels, self.data.airway_label)
 
+    def outcomes(self, sample: VolumeSample) -> RegionOutcomes:
+        """Return what measures the volumes of a case."""
+        return RegionOutcomes.from_masks(self.regions(sample), voxel_sizes(sample.affine).tolist())
+
 
 @dataclass
 class AtlasMeasurements:
@@ -129,7 +134,9 @@ class CaseCounterfactuals:
         self.case = sample.case.id
         self.factual = generators.generate(sample, prompt)
         lungs = np.isin(sample.labels, plan.data.lung_labels)
-        self.regions = RegionVoxels.from_masks(plan.regions(sample))
+        self.outcomes = plan.outcomes(sample)
+        self.regions = self.outcomes.voxels
+        self.factual_values = self.outcomes.measure(self.factual)
         self.frame = None
         if lungs.any():
             self.frame = LungFrame(sample.labels, plan.data.lung_labels)
@@ -218,13 +225,19 @@ class CaseCounterfactuals:
             for variant in variants:
                 keep(first[variant.value], variant)
         self._add_doses(attribute, volumes)
-        noise_means = []
-        for each in by_noise:
-            noise_means.append({value: self.regions.means(hu) for value, hu in each.items()})
+        by_draw = [self._measure_volumes(each) for each in by_noise]
         for contrast in self.plan.contrasts_of(attribute):
             difference = contrast_difference(volumes, contrast)
             self._add_map("effect", contrast.id, difference)
-            self._add_effects(contrast, difference, noise_means)
+            self._add_effects(contrast, difference, by_draw)
+
+    def _measure_volumes(self, volumes: Mapping[str, Hu]) -> dict[str, Values]:
+        """Return the outcomes of the volume of each value."""
+        measured = {}
+        for value, hu in volumes.items():
+            is_factual = hu is self.factual
+            measured[value] = self.factual_values if is_factual else self.outcomes.measure(hu)
+        return measured
 
     def _measure_replicates(self, attribute: AtlasAttribute, variants: Sequence[Variant]) -> None:
         """Measure an attribute's effect in each refit; permuted ones must have shuffled it."""
@@ -232,18 +245,20 @@ class CaseCounterfactuals:
             if replicate.kind == "permuted" and attribute.column not in replicate.permuted:
                 continue
             volumes = self._volumes(replicate.generate, variants)
+            values = self._measure_volumes(volumes)
             for contrast in self.plan.contrasts_of(attribute):
                 difference = contrast_difference(volumes, contrast)
                 self._add_map(replicate.kind, contrast.id, difference, replicate.name)
-                for region, mean in self.regions.means(difference).items():
+                for (outcome, region), effect in contrast_effects(values, contrast).items():
                     self.measurements.refits.append(
                         {
                             "refit": replicate.name,
                             "kind": replicate.kind,
                             "contrast": contrast.id,
                             "case": self.case,
+                            "outcome": outcome,
                             "region": region,
-                            "effect": mean,
+                            "effect": effect,
                         }
                     )
 
@@ -265,20 +280,22 @@ class CaseCounterfactuals:
         self,
         contrast: Contrast,
         difference: Hu,
-        noise_means: Sequence[Mapping[str, Mapping[str, float]]],
+        by_draw: Sequence[Mapping[str, Values]],
     ) -> None:
         """Add a contrast's rows of effects_by_case.csv.
 
         Args:
             contrast: The contrast.
-            difference: Its effect, averaged over noise fields.
-            noise_means: Regional means by noise field, value and region.
+            difference: Its effect on each voxel, averaged over noise fields.
+            by_draw: Outcomes by noise field and value.
         """
         sizes = self.regions.means(np.abs(difference))
-        for region, mean in self.regions.means(difference).items():
+        draws = [contrast_effects(values, contrast) for values in by_draw]
+        for outcome, region in draws[0]:
+            effects = [draw[outcome, region] for draw in draws]
+            mean = float(np.mean(effects))
             noise_change = None
-            if len(noise_means) > 1:
-                effects = [_weighted_sum(means, contrast, region) for means in noise_means]
+            if len(effects) > 1:
                 noise_change = max(abs(effect - mean) for effect in effects)
             self.measurements.effects.append(
                 {
@@ -288,19 +305,24 @@ class CaseCounterfactuals:
                     "from": contrast.start,
                     "to": contrast.end,
                     "case": self.case,
+                    "outcome": outcome,
                     "region": region,
                     "voxels": len(self.regions.indices[region]),
                     "effect": mean,
-                    "mean_abs_hu": sizes[region],
+                    "mean_abs_hu": sizes[region] if outcome == MEAN else None,
                     "noise_change": noise_change,
                 }
             )
 
 
-def _weighted_sum(
-    means: Mapping[str, Mapping[str, float]], contrast: Contrast, region: str
-) -> float:
-    return sum(weight * means[value][region] for value, weight in contrast.weights.items())
+def contrast_effects(
+    values: Mapping[str, Values], contrast: Contrast
+) -> dict[tuple[str, str], float]:
+    """Return a contrast's effect by (outcome, region) from the values of measured volumes."""
+    effects = {}
+    for key in values[next(iter(contrast.weights))]:
+        effects[key] = sum(weight * values[v][key] for v, weight in contrast.weights.items())
+    return effects
 
 
 def contrast_difference(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
@@ -309,13 +331,12 @@ def contrast_difference(volumes: Mapping[str, Hu], contrast: Contrast) -> Hu:
     return np.sum(parts, axis=0, dtype=np.float32)
 
 
-def real_means(sample: VolumeSample, plan: MeasurementPlan) -> dict[str, float] | None:
-    """Return the regional means of a case's scan, HU; None where it has no scan or no lungs."""
+def real_outcomes(sample: VolumeSample, plan: MeasurementPlan) -> Values | None:
+    """Return the outcomes of a case's scan; None where it has no scan or no lungs."""
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     if sample.image is None or not lungs.any():
         return None
-    scan = sample.to_hu(sample.image[0])
-    return RegionVoxels.from_masks(plan.regions(sample)).means(scan)
+    return plan.outcomes(sample).measure(sample.to_hu(sample.image[0]))
 
 
 def lung_volume_ml(sample: VolumeSample, lung_labels: Sequence[int]) -> float:

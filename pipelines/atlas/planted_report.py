@@ -12,6 +12,7 @@ from nibabel.affines import voxel_sizes
 from data.cache import load_case
 from pipelines.atlas.measure import AtlasMeasurements
 from pipelines.atlas.planted_effect import PLANT_RECORD
+from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.statistics.planted import ELSEWHERE, planted_effect_rows, planted_share
 from pipelines.atlas.study import AtlasStudy
 from util.files import read_json
@@ -39,7 +40,8 @@ def planted_effect_frame(study: AtlasStudy, measurements: AtlasMeasurements) -> 
     changes = []
     for row in measurements.effects:
         values = (row["from"], row["to"])
-        if row["column"] == record["column"] and values in sign:
+        is_mean = row["outcome"] == MEAN
+        if is_mean and row["column"] == record["column"] and values in sign:
             change = row["effect"] * sign[values]
             changes.append({"region": row["region"], "change_hu": change})
     if not changes:

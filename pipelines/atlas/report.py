@@ -78,7 +78,8 @@ def draw_population_figures(files: AtlasFiles, limit: float) -> list[str]:
         effects = pd.DataFrame(record["effects"])
         charts.forest_plot(files.tests, effects, labels, folder / "forest")
         charts.heat_map(files.tests, labels, limit, folder / "heat_map")
-        stems += ["forest", "heat_map"]
+        charts.outcome_map(files.tests, labels, folder / "outcomes")
+        stems += ["forest", "heat_map", "outcomes"]
     units = {}
     for attribute in record["attributes"]:
         if attribute.get("kind") == "number":

@@ -30,6 +30,7 @@ from pipelines.atlas.statistics.cautions import (
     low_relevance_cautions,
 )
 from pipelines.atlas.statistics.methods import methods_paragraph
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regression import RealScans
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import AtlasStudy
@@ -152,7 +153,8 @@ def write_atlas(opened: OpenAtlas, folder: Path) -> None:
     frames["volumes"] = pd.DataFrame(generated.volumes, columns=list(VOLUME_COLUMNS))
     frames["maps"] = files.write_maps(folder, measurements.maps.summary_maps())
     tests = frames["tests"]
-    frames["agreement"] = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
+    is_shown = (tests["outcome"] == MEAN) & (tests["region"] == "lungs")
+    frames["agreement"] = tests[is_shown & (tests["kind"] != "slope")]
     planted = planted_effect_frame(study, measurements)
     if planted is not None:
         frames["spike"] = planted
@@ -251,7 +253,7 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
         "window": " and ".join(f"{hu:g}" for hu in run.options.data.hu_window),
         "refits": kinds.count("resampled"),
         "permuted": kinds.count("permuted"),
-        "real": len(real.density),
+        "real": len(real.outcomes),
         "errors": "CR3 cluster-robust" if has_repeats else "HC3",
         "tests": int(is_compared.sum()),
     }
@@ -271,12 +273,16 @@ class AtlasSummary:
         too_small = cautions.loc[cautions["kind"] == "cohort too small", "text"]
         if len(too_small):
             return cls(str(too_small.iloc[0]), False)
-        found = len(frames["findings"])
-        studied = found + len(frames["not_found"])
+        found = frames["findings"]["contrast"].nunique()
+        studied = frames["tests"].loc[frames["tests"]["tested"] == "yes", "contrast"].nunique()
         if cautions["kind"].eq("no permuted refits").any():
             text = (
                 f"{studied} contrasts were studied; nothing is called a finding, because there "
                 "are too few permuted refits (scripts/refit.py)."
             )
             return cls(text, False)
-        return cls(f"{found} of {studied} contrasts that were studied are findings.", True)
+        text = (
+            f"{found} of {studied} contrasts that were studied are findings in at least one of "
+            f"{len(OUTCOMES)} outcomes."
+        )
+        return cls(text, True)

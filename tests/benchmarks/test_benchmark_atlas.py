@@ -53,6 +53,7 @@ def test_lung_rows_say_whether_the_interval_holds_the_truth(tmp_path: Path) -> N
                 "kind": "category",
                 "from": ends[0],
                 "to": ends[1],
+                "outcome": "mean",
                 "region": "lungs",
                 "generated": (low + high) / 2,
                 "refit_low": low,

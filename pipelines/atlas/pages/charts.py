@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
 
-from pipelines.atlas.statistics.sentences import format_hu, format_interval
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.sentences import format_change, format_interval
 from util.metrics.regions import region_name
 from util.web.figures import DIVERGING
 
@@ -30,6 +32,7 @@ AGREEMENT_COLOURS = {
     "no effect in either": "#4d4d4d",
     "cannot tell": "#bababa",
 }
+OUTCOME_LIMIT = 5.0  # times what is negligible, where the colours of outcomes end
 LUNG_REGIONS = ("lungs", "right_lung", "left_lung", "upper", "middle", "lower", "core", "rim")
 CONTROL_REGIONS = ("airway", "outside")
 REGION_TICKS = {
@@ -53,8 +56,14 @@ def save_chart(figure: Figure, stem: Path) -> None:
 
 
 def contrasts_shown(tests: pd.DataFrame, region: str = "lungs") -> pd.DataFrame:
-    """Return the rows of one region without slopes, whose unit is another."""
-    return tests[(tests["region"] == region) & (tests["kind"] != "slope")].reset_index(drop=True)
+    """Return the mean's rows of one region without slopes, whose unit is another."""
+    shown = mean_contrasts(tests)
+    return shown[shown["region"] == region].reset_index(drop=True)
+
+
+def mean_contrasts(tests: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the mean without slopes."""
+    return tests[(tests["outcome"] == MEAN) & (tests["kind"] != "slope")]
 
 
 def _with_minus(text: str) -> str:
@@ -70,8 +79,9 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
         labels: Contrasts with their names for readers.
         stem: File name without its ending.
     """
-    ranges = effects[["contrast", "region", "patients", "patients_low", "patients_high"]]
-    rows = contrasts_shown(tests).merge(ranges, "left", ["contrast", "region"])
+    keys = ["contrast", "outcome", "region"]
+    ranges = effects[[*keys, "patients", "patients_low", "patients_high"]]
+    rows = contrasts_shown(tests).merge(ranges, "left", keys)
     figure = Figure(figsize=(11, 1.9 + 0.46 * max(1, len(rows))), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows.to_dict("records")):
@@ -98,7 +108,7 @@ def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
             Rectangle((-reach, y - 0.38), 2 * reach, 0.76, color=PERMUTED_COLOUR, zorder=0)
         )
     texts = {
-        GENERATED_X: format_hu(row["generated"]),
+        GENERATED_X: format_change(row["generated"]),
         REAL_X: _forest_real(axes, y + 0.14, row),
         VERDICT_X: "finding" if row["verdict"] == "finding" else "",
     }
@@ -140,7 +150,7 @@ def _forest_real(axes: Axes, y: float, row: Mapping[str, Any]) -> str:
         markerfacecolor="white",
         markeredgewidth=1.6,
     )
-    return f"{format_hu(row['real'])} {format_interval(low, high)}"
+    return f"{format_change(row['real'])} {format_interval(low, high)}"
 
 
 def _forest_legend(rows: pd.DataFrame) -> list[Artist]:
@@ -184,34 +194,88 @@ def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> N
         limit: Colours run from minus to plus this, HU.
         stem: File name without its ending.
     """
-    shown = tests[(tests["kind"] != "slope") & tests["region"].isin(list(REGION_TICKS))]
+    shown = mean_contrasts(tests)
+    shown = shown[shown["region"].isin(list(REGION_TICKS))]
     regions = [region for region in REGION_TICKS if (shown["region"] == region).any()]
     contrasts = list(dict.fromkeys(shown["contrast"]))
     wide = shown.pivot(index="contrast", columns="region", values="generated")
     table = wide.reindex(contrasts)[regions].to_numpy(float)
-    size = (3.6 + 0.78 * len(regions), 1.5 + 0.42 * max(1, len(contrasts)))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(table, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-    for (y, x), value in np.ndenumerate(table):
-        if np.isfinite(value):
-            text = axes.text(x, y, _with_minus(format_hu(value)), fontsize=9)
-            text.set(ha="center", va="center")
-            text.set_color("white" if abs(value) > 0.7 * limit else "black")
-    for row in shown[shown["verdict"] == "finding"].to_dict("records"):
-        corner = (regions.index(row["region"]) - 0.46, contrasts.index(row["contrast"]) - 0.46)
-        axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=2))
+    findings = [(row["contrast"], row["region"]) for row in _finding_rows(shown)]
+    framed = [(contrasts.index(contrast), regions.index(region)) for contrast, region in findings]
+    figure, axes = _cell_chart(table, table, limit, framed)
     axes.set_xticks(range(len(regions)), [REGION_TICKS[r] for r in regions], fontsize=8.5)
     axes.set_yticks(range(len(contrasts)), [labels[c] for c in contrasts], fontsize=9)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     controls = [i for i, region in enumerate(regions) if region in CONTROL_REGIONS]
     if controls:
         axes.axvline(controls[0] - 0.5, color="0.3", linewidth=1)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.015)
+    bar = figure.colorbar(axes.images[0], ax=axes, shrink=0.9, pad=0.015)
     bar.set_label("HU (blue: less dense, red: denser)", fontsize=8.5)
     save_chart(figure, stem)
+
+
+def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path) -> None:
+    """Draw the generated difference of both lungs in every outcome; findings have a frame.
+
+    Colours are multiples of what is negligible in an outcome, because units differ.
+
+    Args:
+        tests: Rows of tests.csv.
+        labels: Contrasts with their names for readers.
+        stem: File name without its ending.
+    """
+    shown = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
+    outcomes = [
+        outcome for outcome in OUTCOMES.values() if (shown["outcome"] == outcome.name).any()
+    ]
+    names = [outcome.name for outcome in outcomes]
+    contrasts = list(dict.fromkeys(shown["contrast"]))
+    wide = shown.pivot(index="contrast", columns="outcome", values="generated")
+    table = wide.reindex(contrasts)[names].to_numpy(float)
+    findings = [(row["contrast"], row["outcome"]) for row in _finding_rows(shown)]
+    framed = [(contrasts.index(contrast), names.index(outcome)) for contrast, outcome in findings]
+    colours = table / [outcome.negligible for outcome in outcomes]
+    figure, axes = _cell_chart(colours, table, OUTCOME_LIMIT, framed)
+    ticks = [f"{o.label.replace(' ', chr(10), 1)}\n({o.unit})" for o in outcomes]
+    axes.set_xticks(range(len(outcomes)), ticks, fontsize=8.5)
+    axes.set_yticks(range(len(contrasts)), [labels[c] for c in contrasts], fontsize=9)
+    save_chart(figure, stem)
+
+
+def _finding_rows(tests: pd.DataFrame) -> list[dict[Any, Any]]:
+    return tests[tests["verdict"] == "finding"].to_dict("records")
+
+
+def _cell_chart(
+    colours: NDArray[np.float64],
+    values: NDArray[np.float64],
+    limit: float,
+    framed: Sequence[tuple[int, int]],
+) -> tuple[Figure, Axes]:
+    """Draw a table of changes as coloured cells with their values.
+
+    Args:
+        colours: `(rows, columns)`, shown from minus to plus `limit`.
+        values: The numbers in the cells.
+        limit: Where colours end.
+        framed: Row and column of the cells with a frame.
+    """
+    rows, columns = values.shape
+    size = (3.6 + 0.78 * columns, 1.5 + 0.42 * max(1, rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(colours, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = axes.text(x, y, _with_minus(format_change(value)), fontsize=9)
+            text.set(ha="center", va="center")
+            text.set_color("white" if abs(colours[y, x]) > 0.7 * limit else "black")
+    for y, x in framed:
+        corner = (x - 0.46, y - 0.46)
+        axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=2))
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure, axes
 
 
 def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path) -> None:
@@ -315,7 +379,7 @@ def _dose_curve(axes: Axes, rows: pd.DataFrame, label: str) -> None:
 
 
 def largest_change(tests: pd.DataFrame, regions: Sequence[str]) -> float:
-    """Return the largest generated change in these regions without slopes, HU; 0 for none."""
-    shown = tests[(tests["kind"] != "slope") & tests["region"].isin(regions)]
-    changes = shown["generated"].abs().dropna()
+    """Return the largest generated change of a mean without slopes, HU; 0 for none."""
+    shown = mean_contrasts(tests)
+    changes = shown.loc[shown["region"].isin(regions), "generated"].abs().dropna()
     return float(changes.max()) if len(changes) else 0.0

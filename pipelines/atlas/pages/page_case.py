@@ -12,7 +12,7 @@ from typing import Any
 from dominate import tags
 
 from pipelines.atlas.pages.case_voxels import FACTUAL, MASK, NOISE, REAL, ZONES, CaseVoxels
-from pipelines.atlas.statistics.sentences import format_hu
+from pipelines.atlas.statistics.sentences import format_change
 from pipelines.atlas.statistics.zones import top_zones
 from util.metrics.regions import region_name
 from util.web import page_parts, viewer_parts
@@ -346,14 +346,14 @@ def _pair(voxels: CaseVoxels, first: ShownValue, second: ShownValue) -> None:
                     data_go=json.dumps(voxels.centres[number - 1]),
                     title="Go to the slices through it",
                 )
-                tags.span(page_parts.typeset(f" {format_hu(change[zone])} HU"))
+                tags.span(page_parts.typeset(f" {format_change(change[zone])} HU"))
         if not zones:
             tags.li(_no_zone_text(voxels), cls="none")
 
 
 def _lung_change(voxels: CaseVoxels, start: str, end: str) -> str:
     change = voxels.change(start, end)
-    return f"{format_hu(change['lungs'])} HU in both lungs" if "lungs" in change else ""
+    return f"{format_change(change['lungs'])} HU in both lungs" if "lungs" in change else ""
 
 
 def _all_attributes(facts: CaseFacts, voxels: CaseVoxels) -> None:

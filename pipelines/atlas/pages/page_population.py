@@ -17,7 +17,8 @@ from dominate import tags
 from pipelines.atlas.pages.charts import contrasts_shown
 from pipelines.atlas.pages.page_case import FIRST_PLANE
 from pipelines.atlas.pages.page_maps import figure_links, map_choices, maps_section
-from pipelines.atlas.statistics.sentences import format_hu, format_interval
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.sentences import format_change, format_interval
 from util.metrics.regions import region_name
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
@@ -100,6 +101,7 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
                 _cautions(p)
             _forest(p)
             _heat_map(p)
+            _outcomes(p)
             maps_section(choices, p.grid, p.volumes, p.limit, p.figures)
             _agreement(p)
             with tags.div(cls="cards"):
@@ -121,15 +123,41 @@ def _figure(stem: str, text: str, figures: Sequence[str]) -> None:
 
 
 def _findings(p: Population) -> None:
-    for name, title, none in (
-        ("findings", "Findings", "None: nothing meets the rules above."),
-        ("not_found", "Looked for: not found, or not judged", "Nothing else was looked at."),
-    ):
-        with page_parts.card(title, "" if p.record["findings"] else "wide"):
-            rows = p.record[name]
-            tags.ol(*(tags.li(typeset(row["sentence"])) for row in rows), cls="sentences")
-            if not rows:
-                page_parts.note(none)
+    """Add the findings, the mean of each contrast first, and what is not one."""
+    width = "" if p.record["findings"] else "wide"
+    with page_parts.card("Findings", width):
+        by_contrast: dict[str, list[Mapping[str, Any]]] = {}
+        for row in p.record["findings"]:
+            by_contrast.setdefault(row["contrast"], []).append(row)
+        with tags.ol(cls="sentences"):
+            for rows in by_contrast.values():
+                first, *further = sorted(rows, key=lambda row: row["outcome"] != MEAN)
+                with tags.li(typeset(first["sentence"])):
+                    _further_outcomes(further)
+        if not by_contrast:
+            page_parts.note("None: nothing meets the rules above.")
+    with page_parts.card("Looked for: not found, or not judged", width):
+        rows = p.record["not_found"]
+        _sentence_list([row for row in rows if row["outcome"] == MEAN])
+        others = [row for row in rows if row["outcome"] != MEAN]
+        if others:
+            with page_parts.fold(f"The same of outcomes other than the mean ({len(others)})"):
+                _sentence_list(others)
+        if not rows:
+            page_parts.note("Nothing else was looked at.")
+
+
+def _further_outcomes(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Fold further outcomes in which a contrast is a finding."""
+    if rows:
+        names = ", ".join(OUTCOMES[row["outcome"]].label for row in rows)
+        with page_parts.fold(f"Also in: {names}"):
+            _sentence_list(rows)
+
+
+def _sentence_list(rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        tags.ol(*(tags.li(typeset(row["sentence"])) for row in rows), cls="sentences")
 
 
 def _cautions(p: Population) -> None:
@@ -162,7 +190,8 @@ def _forest(p: Population) -> None:
     with page_parts.card("How much: generated beside real, both lungs"):
         _figure("forest", text, p.figures)
         for row in p.record["effects"]:
-            if row["kind"] == "slope" and row["region"] == "lungs":
+            is_mean = row["outcome"] == MEAN and row["region"] == "lungs"
+            if row["kind"] == "slope" and is_mean:
                 label = p.labels[row["contrast"]]
                 change = f"{row['generated']:+.2f} HU in both lungs (generated)."
                 page_parts.note(typeset(f"{label}: {change}"))
@@ -177,6 +206,37 @@ def _heat_map(p: Population) -> None:
             f"{framed} The regions right of the line are controls, in which little should change.",
             p.figures,
         )
+
+
+def _outcomes(p: Population) -> None:
+    with page_parts.card("What: attributes by outcome, both lungs"):
+        _figure(
+            "outcomes",
+            "Generated difference in each outcome, measured in every volume before volumes are "
+            "compared. HU, or percentage points of the lung's voxels. Framed: findings.",
+            p.figures,
+        )
+        tests = p.frame("tests")
+        if len(tests):
+            shown = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
+            with page_parts.fold("All outcomes as a table; every region is in tests.csv"):
+                page_parts.frame_table(_outcome_table(p, shown))
+
+
+def _outcome_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
+    outcomes = tests["outcome"].map(OUTCOMES.__getitem__)
+    return pd.DataFrame(
+        {
+            "change": tests["contrast"].map(p.labels),
+            "outcome": outcomes.map(lambda outcome: outcome.label),
+            "unit": outcomes.map(lambda outcome: outcome.unit),
+            "generated": tests["generated"].map(_change),
+            "real [95 % interval]": _estimates(tests),
+            "agreement": tests["agreement"],
+            "verdict": tests["verdict"],
+            "why": tests["why"].fillna(""),
+        }
+    )
 
 
 def _agreement(p: Population) -> None:
@@ -198,14 +258,15 @@ def _agreement(p: Population) -> None:
         real = p.frame("real")
         if len(real):
             with page_parts.fold("Other adjustments of the real scans, both lungs"):
-                page_parts.frame_table(_adjustment_table(p, real[real["region"] == "lungs"]))
+                is_shown = (real["region"] == "lungs") & (real["outcome"] == MEAN)
+                page_parts.frame_table(_adjustment_table(p, real[is_shown]))
 
 
 def _agreement_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "change": tests["contrast"].map(p.labels),
-            "generated HU": tests["generated"].map(_hu),
+            "generated HU": tests["generated"].map(_change),
             "real HU [95 % interval]": _estimates(tests),
             "real scans": tests["real_cases"],
             "adjustment": tests["real_adjustment"],
@@ -237,12 +298,12 @@ def _estimates(rows: pd.DataFrame) -> list[str]:
         if pd.isna(value):
             texts.append("no estimate")
         else:
-            texts.append(typeset(f"{format_hu(value)} {format_interval(low, high)}"))
+            texts.append(typeset(f"{format_change(value)} {format_interval(low, high)}"))
     return texts
 
 
-def _hu(value: float) -> str:
-    return typeset(format_hu(value))
+def _change(value: float) -> str:
+    return typeset(format_change(value))
 
 
 def _controls(p: Population) -> None:
@@ -256,7 +317,7 @@ def _controls(p: Population) -> None:
             for row in tests[tests["column"] == null].to_dict("records"):
                 tags.p(
                     f"{null} is known to have no effect. {p.labels[row['contrast']]}: "
-                    f"{_hu(row['generated'])} HU in both lungs."
+                    f"{_change(row['generated'])} HU in both lungs."
                 )
         kinds = [refit["kind"] for refit in p.record["refits"]]
         page_parts.note(
@@ -299,10 +360,10 @@ def _planted_effect(p: Population) -> None:
             pd.DataFrame(
                 {
                     "region": frame["region"].map(region_name),
-                    "planted HU": frame["planted_hu"].map(_hu),
-                    "generated HU": frame["generated_hu"].map(_hu),
+                    "planted HU": frame["planted_hu"].map(_change),
+                    "generated HU": frame["generated_hu"].map(_change),
                     "share recovered": recovered,
-                    "elsewhere or missing HU": frame["leaked_hu"].map(_hu),
+                    "elsewhere or missing HU": frame["leaked_hu"].map(_change),
                 }
             )
         )

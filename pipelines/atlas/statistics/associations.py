@@ -134,7 +134,7 @@ def widen_intervals(
             if column in known and other in known:
                 partners.setdefault(column, []).append(known[other])
     effects = effects.assign(tied_low=0.0, tied_high=0.0)
-    for _, rows in effects.groupby("region", sort=False):
+    for _, rows in effects.groupby(["outcome", "region"], sort=False):
         for column, others in partners.items():
             parts = _shiftable_parts(rows, table, known[column], others)
             for index, row in rows[rows["column"] == column].iterrows():
@@ -164,7 +164,7 @@ def _shiftable_parts(
 def effect_by_row(
     effects: pd.DataFrame, table: pd.DataFrame, attribute: AtlasAttribute
 ) -> pd.Series:
-    """Return an attribute's generated effect in one region by training row, HU.
+    """Return an attribute's generated effect on one outcome of a region by training row.
 
     It is NaN where the value is not known.
     """

@@ -16,6 +16,7 @@ from pipelines.atlas.statistics.associations import (
 )
 from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
+from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.statistics.regression import (
     INSEPARABLE,
     MIN_LEVEL_CASES,
@@ -342,7 +343,8 @@ def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[C
         real: Table of `regression.estimate_contrasts`.
         columns: Column by contrast.
     """
-    main = real[(real["primary"] == "yes") & (real["region"] == "lungs")]
+    is_main = (real["primary"] == "yes") & (real["outcome"] == MEAN)
+    main = real[is_main & (real["region"] == "lungs")]
     inseparable = main.loc[main["reason"] == INSEPARABLE, "contrast"].map(columns)
     cautions = []
     for column in inseparable.unique():

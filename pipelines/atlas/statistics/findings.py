@@ -15,12 +15,12 @@ from statsmodels.stats.multitest import multipletests
 
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED
+from pipelines.atlas.statistics.outcomes import OUTCOMES
 from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
 from pipelines.atlas.statistics.regression import TOTAL
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05
-NEGLIGIBLE_HU = 10.0  # a real interval within minus and plus this shows that there is no effect
 
 TEST_COLUMNS = (
     "contrast",
@@ -29,6 +29,7 @@ TEST_COLUMNS = (
     "kind",
     "from",
     "to",
+    "outcome",
     "region",
     "tested",
     "generated",
@@ -58,6 +59,7 @@ FINDING_COLUMNS = (
     "column",
     "role",
     "label",
+    "outcome",
     "region",
     "generated",
     "strongest",
@@ -87,17 +89,18 @@ class Findings:
     not_found: list[Row]
 
 
-def classify_agreement(generated: float, low: float, high: float) -> str:
+def classify_agreement(generated: float, low: float, high: float, negligible: float) -> str:
     """Compare a generated effect with the interval of the real one.
 
-    "No effect in either" needs a narrow interval, because a wide one does not exclude an effect.
+    "No effect in either" needs an interval within minus and plus `negligible`, because a wide one
+    does not exclude an effect.
     """
     if not np.isfinite([generated, low, high]).all():
         return "cannot tell"
     is_inside = low <= generated <= high
     if low <= 0 <= high:
         is_small = abs(generated) <= (high - low) / 4
-        is_narrow = max(-low, high) <= NEGLIGIBLE_HU
+        is_narrow = max(-low, high) <= negligible
         return "no effect in either" if is_inside and is_small and is_narrow else "cannot tell"
     if np.sign(generated) != np.sign(low + high):
         return "opposite sign"
@@ -107,7 +110,9 @@ def classify_agreement(generated: float, low: float, high: float) -> str:
 def judge_effects(
     effects: pd.DataFrame, real: pd.DataFrame, roles: Mapping[str, str], cautions: Sequence[Caution]
 ) -> pd.DataFrame:
-    """Return tests.csv: every contrast and region with its verdict.
+    """Return tests.csv: every contrast, outcome and region with its verdict.
+
+    The false-discovery rate is controlled over all of them together.
 
     Args:
         effects: Table effects.csv.
@@ -117,7 +122,7 @@ def judge_effects(
     """
     main = real[real["primary"] == "yes"].rename(columns=REAL_NAMES)
     total = real[real["adjustment"] == TOTAL].rename(columns=TOTAL_NAMES)
-    keys = ["contrast", "region"]
+    keys = ["contrast", "outcome", "region"]
     tests = effects.merge(main[[*keys, *REAL_NAMES.values()]], "left", keys)
     tests = tests.merge(total[[*keys, *TOTAL_NAMES.values()]], "left", keys)
     tests["role"] = tests["column"].map(roles)
@@ -132,7 +137,8 @@ def judge_effects(
     reasons = []
     for row in tests.to_dict("records"):
         bounds = float(row["real_low"]), float(row["real_high"])
-        row["agreement"] = classify_agreement(row["generated"], *bounds)
+        negligible = OUTCOMES[row["outcome"]].negligible
+        row["agreement"] = classify_agreement(row["generated"], *bounds, negligible)
         verdict, reason = reach_verdict(row, cautions)
         agreements.append(row["agreement"])
         verdicts.append(verdict)
@@ -171,7 +177,8 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
         reason = f"the real scans do not show it (false-discovery rate {row['real_q']:.2g})"
         return "not found", reason
     if row["exceeds_permuted"] == "no":
-        return "not found", f"permuted refits reach {row['permuted_max']:.1f} HU"
+        unit = OUTCOMES[row["outcome"]].unit
+        return "not found", f"permuted refits reach {row['permuted_max']:.1f} {unit}"
     if row["agreement"] == "opposite sign":
         return "not found", "the real scans show the opposite"
     return "finding", ""
@@ -183,7 +190,10 @@ def rank_findings(
     controls: pd.DataFrame,
     scans: str = "the real scans",
 ) -> Findings:
-    """Return the contrasts that are findings, and the others, ranked by their strongest region.
+    """Return the findings, and what is not one: a row per contrast and outcome.
+
+    They are ranked by the change in their strongest region, in multiples of what is negligible in
+    that outcome.
 
     Args:
         tests: Table of `judge_effects`.
@@ -193,12 +203,13 @@ def rank_findings(
     """
     found: list[Row] = []
     not_found: list[Row] = []
-    for contrast, part in tests[tests["tested"] == "yes"].groupby("contrast", sort=False):
+    is_tested = tests["tested"] == "yes"
+    for (contrast, _), part in tests[is_tested].groupby(["contrast", "outcome"], sort=False):
         rows = {row["region"]: row for row in part.to_dict("records")}
         row = _finding_row(str(contrast), labels[str(contrast)], rows, controls, scans)
         (found if row["regions"] else not_found).append(row)
     for ranked in (found, not_found):
-        ranked.sort(key=lambda row: -abs(row["strongest"]))
+        ranked.sort(key=lambda row: -abs(row["strongest"]) / OUTCOMES[row["outcome"]].negligible)
         for rank, row in enumerate(ranked, 1):
             row["rank"] = rank
     return Findings(found, not_found)
@@ -211,7 +222,7 @@ def _finding_row(
     controls: pd.DataFrame,
     scans: str,
 ) -> Row:
-    """Return a contrast's row of findings.csv from its tests by region."""
+    """Return the row of findings.csv of a contrast and an outcome, from its tests by region."""
     claimed = [region for region, row in rows.items() if row["verdict"] == "finding"]
     candidates = [region for region in SUBREGIONS if region in (claimed or rows)]
     strongest = max(
@@ -228,6 +239,7 @@ def _finding_row(
         "column": first["column"],
         "role": first["role"],
         "label": label,
+        "outcome": first["outcome"],
         "region": strongest,
         "generated": first["generated"],
         "strongest": rows[strongest]["generated"],

@@ -27,12 +27,12 @@ REFIT_COLUMNS = (
 
 
 def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the generated effect of each contrast and region over cases.
+    """Return the generated effect of each contrast, outcome and region over cases.
 
     Args:
         rows: Rows of effects_by_case.csv.
     """
-    keys = ["contrast", "column", "kind", "from", "to", "region"]
+    keys = ["contrast", "column", "kind", "from", "to", "outcome", "region"]
     grouped = rows.groupby(keys, sort=False, dropna=False)
     return grouped.agg(
         patients=("case", "nunique"),
@@ -84,19 +84,20 @@ def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         effects: Table of `effects_over_patients`.
-        refits: Columns `refit`, `kind` (resampled, permuted), `contrast`, `region`, `effect`
-            (mean over cases).
+        refits: Columns `refit`, `kind` (resampled, permuted), `contrast`, `outcome`, `region`,
+            `effect` (mean over cases).
     """
+    keys = ["contrast", "outcome", "region"]
+    by_kind = refits.groupby([*keys, "kind"])["effect"].apply(list).to_dict()
     rows = []
     for row in effects.to_dict("records"):
-        same = (refits["contrast"] == row["contrast"]) & (refits["region"] == row["region"])
-        refit_effects = refits[same].groupby("kind")["effect"].apply(list).to_dict()
+        place = (row["contrast"], row["outcome"], row["region"])
         effect = row["generated"]
         rows.append(
             {
                 **{str(name): value for name, value in row.items()},
-                **refit_interval(effect, refit_effects.get("resampled", [])),
-                **permuted_null(effect, refit_effects.get("permuted", [])),
+                **refit_interval(effect, by_kind.get((*place, "resampled"), [])),
+                **permuted_null(effect, by_kind.get((*place, "permuted"), [])),
             }
         )
     return pd.DataFrame(rows).reindex(columns=[*effects.columns, *REFIT_COLUMNS])

@@ -16,9 +16,10 @@ attribute of the clinical row at a time was set to each value studied, with the 
 noise held fixed; values that contradicted the changed one were removed from the text. Categories
 were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 %
 quantiles of the training cases, giving the difference between the outer ones and a least-squares
-slope. Effects are differences in mean attenuation (HU) by region, over all voxels of a region and
-averaged over cases{noise_said}; voxels lie between {window} HU, the HU window of training. The seed
-of the noise is {seed}."""
+slope. Outcomes of a region are its mean attenuation, the SD of its detail, the 5th, 95th and 99.5th
+percentiles, and the shares of voxels below -950 HU, below -910 HU and above -700 HU, over all
+voxels; effects are differences of outcomes, averaged over cases{noise_said}. Voxels lie between
+{window} HU, the HU window of training. The seed of the noise is {seed}."""
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn
 with replacement and with another seed (Student's t times their standard deviation). The interval
@@ -31,15 +32,16 @@ given; the range over patients describes patients, not uncertainty."""
 PERMUTED = """
 For the null distribution, {permuted} refits were trained on permuted rows."""
 REAL = """
-The real scans of {real} cases were compared by linear regression of the regional mean attenuation
-on the attribute (statsmodels, {errors} errors), adjusted for demographics and acquisition, with and
+The real scans of {real} cases were compared by linear regression of each regional outcome on the
+attribute (statsmodels, {errors} errors), adjusted for demographics and acquisition, with and
 without the logarithm of the lung volume, the diagnosis and the other exposures; exposures were not
 adjusted for outcomes or mediators, and missing covariates had a level of their own."""
 FINDINGS = """
 A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the
 sign of the adjusted difference in the real scans, and the latter differs from 0 with a
-false-discovery rate of at most {fdr:.0%} over {tests} tests (contrasts and lung regions; Benjamini
-and Hochberg). Differences are associations in the training data, not effects of an intervention."""
+false-discovery rate of at most {fdr:.0%} over {tests} tests (contrasts, outcomes and lung regions;
+Benjamini and Hochberg). Differences are associations in the training data, not effects of an
+intervention."""
 
 
 def methods_paragraph(facts: Mapping[str, Any]) -> str:

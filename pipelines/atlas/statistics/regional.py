@@ -1,4 +1,4 @@
-"""Mean attenuation by region.
+"""Outcomes by region.
 
 Every voxel of a region counts. Leaving out dense voxels (vessels, by a threshold) would be a
 selection on the outcome: fibrosis and consolidation are dense, and would vanish from real scans.
@@ -6,11 +6,15 @@ selection on the outcome: fibrosis and consolidation are dense, and would vanish
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES, Values
+from util.metrics.texture import statistics_by_region
 
 Mask = NDArray[np.bool_]
 Hu = NDArray[np.floating]
@@ -39,3 +43,45 @@ class RegionVoxels:
         return {
             name: float(flat[index].mean(dtype=np.float64)) for name, index in self.indices.items()
         }
+
+
+@dataclass(frozen=True)
+class RegionOutcomes:
+    """Outcomes of volumes on one grid.
+
+    Attributes:
+        voxels: All regions, for the means.
+        lungs: Regions of the lungs within `box`, for the other outcomes; empty without lungs.
+        box: Slices of the grid that hold the lungs.
+        spacing: Voxel size in mm.
+    """
+
+    voxels: RegionVoxels
+    lungs: Mapping[str, Mask]
+    box: tuple[slice, ...]
+    spacing: Sequence[float]
+
+    @classmethod
+    def from_masks(cls, masks: Mapping[str, Mask], spacing: Sequence[float]) -> RegionOutcomes:
+        """Prepare regions, each `(X, Y, Z)`."""
+        voxels = RegionVoxels.from_masks(masks)
+        if "lungs" not in masks:
+            return cls(voxels, {}, (), spacing)
+        box = ndimage.find_objects(masks["lungs"].astype(np.uint8))[0]
+        lungs = {name: masks[name][box] for name in LUNG_REGIONS if name in masks}
+        return cls(voxels, lungs, box, spacing)
+
+    def measure(self, volume: Hu) -> Values:
+        """Return the values of a volume, HU, by (outcome, region).
+
+        The mean is that of every region; the other outcomes are those of the lungs' regions.
+        """
+        values = {(MEAN, region): mean for region, mean in self.voxels.means(volume).items()}
+        if not self.lungs:
+            return values
+        statistics = statistics_by_region(volume[self.box], self.lungs, self.spacing)
+        for outcome in OUTCOMES.values():
+            if outcome.name != MEAN:
+                for region, by_name in statistics.items():
+                    values[outcome.name, region] = outcome.scale * by_name[outcome.statistic]
+        return values

@@ -1,4 +1,4 @@
-"""Regressions of regional attenuation on an attribute in the real scans, with robust errors."""
+"""Regressions of regional outcomes on an attribute in the real scans, with robust errors."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ INSEPARABLE = "cannot be told apart from the columns adjusted for"
 
 REAL_COLUMNS = (
     "contrast",
+    "outcome",
     "region",
     "adjustment",
     "primary",
@@ -45,19 +46,25 @@ REAL_COLUMNS = (
 
 @dataclass(frozen=True)
 class RealScans:
-    """Regional means of real scans and their rows, indexed by case.
+    """Outcomes of real scans and their rows, indexed by case.
 
     Attributes:
-        density: One column per region, HU.
+        outcomes: One column per (outcome, region), each in the unit of its outcome.
         table: Columns of the clinical table as texts; "" where a value is not known.
         volume: Lung volume, ml.
         patient: The patient of each case.
     """
 
-    density: pd.DataFrame
+    outcomes: pd.DataFrame
     table: pd.DataFrame
     volume: pd.Series
     patient: pd.Series
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Every (outcome, region) that was measured."""
+        outcomes, regions = (self.outcomes.columns.get_level_values(level) for level in (0, 1))
+        return list(zip(map(str, outcomes), map(str, regions), strict=True))
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Roles:
 def estimate_contrasts(
     scans: RealScans, contrasts: Sequence[Contrast], roles: Roles
 ) -> pd.DataFrame:
-    """Return real.csv: every contrast in every region with every set of covariates.
+    """Return real.csv: every contrast, outcome and region with every set of covariates.
 
     A row without an estimate holds the reason.
     """
@@ -125,11 +132,11 @@ def _estimate_regions(
     design: Design, scans: RealScans, contrasts: Sequence[Contrast]
 ) -> list[dict[str, Any]]:
     rows = []
-    for region in scans.density.columns:
-        fit = design.fit(scans.density[region], scans.patient)
+    for outcome, region in scans.places:
+        fit = design.fit(scans.outcomes[outcome, region], scans.patient)
+        place = {"outcome": outcome, "region": region}
         for contrast in contrasts:
-            estimate = design.estimate(fit, contrast)
-            rows.append({"contrast": contrast.id, "region": region, **estimate})
+            rows.append({"contrast": contrast.id, **place, **design.estimate(fit, contrast)})
     return rows
 
 
@@ -192,14 +199,14 @@ class Design:
         useful = [column for column in x if column in terms or x[column].nunique() > 1]
         return cls(sm.add_constant(x[useful], has_constant="add"), terms, attribute)
 
-    def fit(self, density: pd.Series, patient: pd.Series) -> Any:
+    def fit(self, values: pd.Series, patient: pd.Series) -> Any:
         """Fit the regression, with HC3 errors, or a jackknife over patients with repeated scans.
 
         Returns:
             The results of statsmodels; None where patients are too few. Scans of one patient do
             not count twice.
         """
-        y = density.reindex(self.x.index).dropna()
+        y = values.reindex(self.x.index).dropna()
         x = self.x.loc[y.index]
         groups = patient.loc[y.index]
         if groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < MIN_RESIDUAL_PATIENTS:

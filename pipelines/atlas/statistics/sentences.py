@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regression import TOTAL
 from util.metrics.regions import region_name
 
@@ -29,8 +30,8 @@ def region_place(region: str) -> str:
     return f"in {name}" if region == "lungs" else f"in the {name}"
 
 
-def format_hu(value: float) -> str:
-    """Return a change with its sign, in whole HU from 10 HU on."""
+def format_change(value: float) -> str:
+    """Return a change with its sign, as a whole number from 10 on."""
     if round(abs(value), 1) == 0:
         return "0"
     return f"{value:+.0f}" if abs(value) >= 9.95 else f"{value:+.1f}"
@@ -38,7 +39,7 @@ def format_hu(value: float) -> str:
 
 def format_interval(low: float, high: float) -> str:
     """Return an interval such as `[36, 46]`, with signs where one bound is negative."""
-    bounds = [format_hu(low), format_hu(high)]
+    bounds = [format_change(low), format_change(high)]
     if min(low, high) >= 0:
         bounds = [bound.lstrip("+") for bound in bounds]
     return f"[{', '.join(bounds)}]"
@@ -47,12 +48,17 @@ def format_interval(low: float, high: float) -> str:
 def generated_part(label: str, row: Row) -> str:
     """Return `Current against never smokers: +41 HU [36, 46] in both lungs`.
 
-    The interval is left out without refits.
+    Outcomes other than the mean are named: `Emphysema yes against no: more of the lung lies below
+    -950 HU: +6.1 points [4, 8] in both lungs`. The interval is left out without refits.
     """
+    outcome = OUTCOMES[row["outcome"]]
+    words = outcome.words(row["generated"])
+    lead = f"{label}: {words}: " if words else f"{label}: "
     bounds = ""
     if pd.notna(row["refit_low"]):
         bounds = f" {format_interval(row['refit_low'], row['refit_high'])}"
-    return f"{label}: {format_hu(row['generated'])} HU{bounds} {region_place(row['region'])}"
+    change = f"{format_change(row['generated'])} {outcome.unit}{bounds}"
+    return f"{lead}{change} {region_place(row['region'])}"
 
 
 def real_scans_name(seen: int, scans: int) -> str:
@@ -73,14 +79,14 @@ def real_part(row: Row, scans: str) -> str:
     """
     if pd.isna(row["real"]):
         return f"{scans} give no estimate"
-    direct = f"{format_hu(row['real'])} {format_interval(row['real_low'], row['real_high'])}"
+    direct = f"{format_change(row['real'])} {format_interval(row['real_low'], row['real_high'])}"
     if row["real_adjustment"] == TOTAL:
         effects = f"total effect {direct}"
     else:
         effects = f"direct effect {direct}"
         if pd.notna(row["total"]):
             bounds = format_interval(row["total_low"], row["total_high"])
-            effects = f"total effect {format_hu(row['total'])} {bounds}, {effects}"
+            effects = f"total effect {format_change(row['total'])} {bounds}, {effects}"
     return f"{scans} {AGREEMENT_PHRASES[row['agreement']]} ({effects})"
 
 
@@ -91,12 +97,12 @@ def finding_sentence(
     place = ""
     is_stronger = abs(strongest["generated"]) > abs(row["generated"])
     if strongest["region"] != row["region"] and is_stronger:
-        change = format_hu(strongest["generated"])
+        change = format_change(strongest["generated"])
         place = f", strongest {region_place(strongest['region'])} ({change})"
     text = f"{generated_part(label, row)}{place}; {real_part(row, scans)}."
     is_reworded = (controls["control"] == "re-worded") & (controls["region"] == row["region"])
     reworded = controls.loc[is_reworded, "mean_abs_hu"]
-    if len(reworded):
+    if row["outcome"] == MEAN and len(reworded):
         text += f" Rewording the prompt changes {float(reworded.iloc[0]):.1f} HU."
     return text
 

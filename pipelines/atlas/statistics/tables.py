@@ -17,6 +17,7 @@ EFFECT_COLUMNS = [
     "from",
     "to",
     "case",
+    "outcome",
     "region",
     "voxels",
     "effect",
@@ -29,7 +30,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 def effect_frame(rows: Rows) -> pd.DataFrame:
     """Return the rows of effects_by_case.csv as a table."""
-    return pd.DataFrame(rows, columns=EFFECT_COLUMNS).astype({"noise_change": float})
+    return pd.DataFrame(rows, columns=EFFECT_COLUMNS).astype(
+        {"noise_change": float, "mean_abs_hu": float}
+    )
 
 
 def control_frame(rows: Rows) -> pd.DataFrame:
@@ -58,9 +61,9 @@ def dose_frame(rows: Rows) -> pd.DataFrame:
 
 
 def refit_frame(rows: Rows) -> pd.DataFrame:
-    """Return the mean effect over cases of each refit, contrast and region."""
-    frame = pd.DataFrame(rows, columns=["refit", "kind", "contrast", "case", "region", "effect"])
-    keys = ["refit", "kind", "contrast", "region"]
+    """Return the mean effect over cases of each refit, contrast, outcome and region."""
+    keys = ["refit", "kind", "contrast", "outcome", "region"]
+    frame = pd.DataFrame(rows, columns=[*keys, "case", "effect"])
     return frame.groupby(keys, sort=False)["effect"].mean().reset_index()
 
 

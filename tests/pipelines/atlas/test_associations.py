@@ -50,6 +50,7 @@ def effects() -> pd.DataFrame:
                 "kind": kind,
                 "from": start,
                 "to": end,
+                "outcome": "mean",
                 "region": region,
                 "generated": hu * factor,
             }
@@ -159,7 +160,7 @@ def test_only_effects_in_doubt_are_widened() -> None:
 
 
 def test_without_refits_there_is_still_no_interval() -> None:
-    none = pd.DataFrame(columns=["refit", "kind", "contrast", "region", "effect"])
+    none = pd.DataFrame(columns=["refit", "kind", "contrast", "outcome", "region", "effect"])
     widened = widen_intervals(
         intervals.add_refits(effects().drop(columns=["refit_low", "refit_high"]), none),
         [STRONG],
@@ -197,6 +198,7 @@ def test_where_associations_hide_the_truth_the_intervals_still_hold_it() -> None
                     "kind": "category",
                     "from": "no",
                     "to": "yes",
+                    "outcome": "mean",
                     "region": "lungs",
                     "generated": hu_of,
                     **intervals.refit_interval(hu_of, [d[i] for d in drawn]),

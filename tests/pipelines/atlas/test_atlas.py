@@ -10,12 +10,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from data.phantom.write import make_phantom_cohort
 from options.atlas_options import RefitOptions
 from options.phantom_options import PhantomOptions
 from pipelines import refits
-from tests.atlas_run import discover, in_this_process, record, table
+from pipelines.atlas.statistics.outcomes import OUTCOMES
+from pipelines.atlas.statistics.regional import LUNG_REGIONS
+from tests.atlas_run import discover, in_this_process, means, record, table
 from tests.commands import TrainedRun, command, files, refused, train
 from util.cli import UserError
 
@@ -118,14 +121,14 @@ def test_contrasts_and_effects(atlas: Path) -> None:
         "Ex smoker",
         "Current smoker",
     }
-    effects = table(atlas, "effects")
+    effects = means(atlas, "effects")
     assert {"lungs", "upper", "middle", "lower", "rim", "core", "outside", "label_1"} <= set(
         effects["region"]
     )
     lungs = effects[effects["region"] == "lungs"].set_index("contrast")
-    by_case = table(atlas, "effects_by_case")
-    means = by_case[by_case["region"] == "lungs"].groupby("contrast")["effect"].mean()
-    assert np.allclose(lungs["generated"], means[lungs.index], atol=1e-3)
+    by_case = means(atlas, "effects_by_case")
+    averages = by_case[by_case["region"] == "lungs"].groupby("contrast")["effect"].mean()
+    assert np.allclose(lungs["generated"], averages[lungs.index], atol=1e-3)
     assert (
         (lungs["refits"] == 3).all()
         and (lungs["permuted"] == 5).all()
@@ -145,7 +148,7 @@ def test_contrasts_and_effects(atlas: Path) -> None:
 
 
 def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
-    real = table(atlas, "real")
+    real = means(atlas, "real")
     main = real[(real["primary"] == "yes") & (real["region"] == "lungs")].set_index("contrast")
     smoking = main.loc["SMOKING_HISTORY=Never_smoker_to_Current_smoker"]
     assert smoking["low"] < 41 < smoking["high"] and smoking["p"] < 1e-3
@@ -175,20 +178,40 @@ def test_verdicts_and_sentences(atlas: Path) -> None:
         and "contrasts that were studied are findings" in atlas_record["summary"]
     )
     contrasts = atlas_record["findings"] + atlas_record["not_found"]
-    assert len(contrasts) == 4 and all(
-        row["sentence"].endswith(".") and " HU [" in row["sentence"] for row in contrasts
-    )
+    assert len(contrasts) == 4 * len(OUTCOMES)
+    for row in contrasts:
+        unit = f" {OUTCOMES[row['outcome']].unit} ["
+        assert row["sentence"].endswith(".") and unit in row["sentence"]
     assert (
         "3 refits" in atlas_record["methods"]
         and "5 refits were trained on permuted rows" in atlas_record["methods"]
     )
     assert (atlas / "methods.txt").read_text().strip() == atlas_record["methods"]
     tests = table(atlas, "tests")
-    assert set(tests[tests["tested"] == "yes"]["verdict"]) <= {"finding", "not found"}
+    is_tested = tests["tested"] == "yes"
+    not_judged = tests[is_tested & ~tests["verdict"].isin(["finding", "not found"])]
+    assert not_judged["real_p"].isna().all()  # the outcome is the same in all scans
     findings = tests[tests["verdict"] == "finding"]
     assert (findings["real_q"] <= 0.05).all() and (
         findings["generated"].abs() > findings["permuted_max"]
     ).all()
+
+
+def test_every_outcome_is_measured_in_every_region_of_the_lungs(atlas: Path) -> None:
+    for name in ("effects", "effects_by_case", "real", "tests"):
+        places = table(atlas, name).groupby("outcome")["region"].agg(set)
+        assert list(places.index) == sorted(OUTCOMES), name
+        for outcome, regions in places.items():
+            assert set(LUNG_REGIONS) <= regions, (name, outcome)
+            assert ("outside" in regions) == (outcome == "mean"), (name, outcome)
+    tests = table(atlas, "tests")
+    tested = tests[tests["tested"] == "yes"]
+    assert len(tested) == 4 * len(OUTCOMES) * len(LUNG_REGIONS)
+    known = tested["real_p"].dropna()
+    q = multipletests(known, method="fdr_bh")[1]
+    assert np.allclose(tested.loc[known.index, "real_q"], q, rtol=1e-3, atol=1e-9)
+    agreement = table(atlas, "agreement")
+    assert set(agreement["outcome"]) == {"mean"} and len(agreement) == 4
 
 
 def test_controls_and_maps(atlas: Path) -> None:
@@ -206,7 +229,7 @@ def test_controls_and_maps(atlas: Path) -> None:
     )
     assert set(arrays.files) == set(maps["key"]) and arrays["map_000"].shape == (80, 64, 72)
     row = maps[(maps["kind"] == "effect") & (maps["contrast"] == "AGE=per_unit")].iloc[0]
-    effects = table(atlas, "effects")
+    effects = means(atlas, "effects")
     mean = effects[(effects["contrast"] == "AGE=per_unit") & (effects["region"] == "lungs")][
         "generated"
     ].iloc[0]

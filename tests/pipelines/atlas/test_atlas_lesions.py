@@ -24,9 +24,10 @@ from pipelines.atlas.measure import (
     CaseCounterfactuals,
     Generators,
     MeasurementPlan,
-    real_means,
+    real_outcomes,
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
+from pipelines.atlas.statistics.outcomes import outcome_frame
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 from util.metrics.regions import chest_regions
 
@@ -79,7 +80,23 @@ def ground_glass(hu: Hu, regions: Regions, spacing: NDArray[np.floating]) -> Hu:
     return np.where(ball(regions, spacing, 45), hu + 200, hu).clip(*WINDOW)
 
 
-LESIONS = (honeycomb, consolidation, ground_glass)
+def emphysema(hu: Hu, regions: Regions, spacing: NDArray[np.floating]) -> Hu:
+    """Holes at -985 HU in a tenth of the upper thirds."""
+    holes = regions["upper"] & (np.random.default_rng(0).random(hu.shape) < 0.1)
+    return np.where(holes, np.float32(-985), hu)
+
+
+LESIONS = (honeycomb, consolidation, ground_glass, emphysema)
+# Each outcome of a region's voxels, computed by itself.
+TRUTHS: dict[str, Callable[[Hu], float]] = {
+    "mean": lambda hu: float(hu.mean(dtype=float)),
+    "percentile_5": lambda hu: float(np.percentile(hu, 5)),
+    "percentile_95": lambda hu: float(np.percentile(hu, 95)),
+    "percentile_99.5": lambda hu: float(np.percentile(hu, 99.5)),
+    "share_below_950": lambda hu: 100 * float((hu < -950).mean()),
+    "share_below_910": lambda hu: 100 * float((hu < -910).mean()),
+    "share_above_700": lambda hu: 100 * float((hu > -700).mean()),
+}
 
 
 def check_lesion(
@@ -98,15 +115,21 @@ def check_lesion(
     networks = Generators("run", generate, [], None, [])
     prompt = PLAN.template.phrases(healthy.case.row)
     CaseCounterfactuals(PLAN, healthy, prompt, networks, measured).measure()
-    generated = {row["region"]: row["effect"] for row in measured.effects}
-    before = real_means(healthy, PLAN)
-    after = real_means(sample_of(diseased, labels, affine), PLAN)
+    generated = {(row["outcome"], row["region"]): row["effect"] for row in measured.effects}
+    before = real_outcomes(healthy, PLAN)
+    after = real_outcomes(sample_of(diseased, labels, affine), PLAN)
     assert before is not None and after is not None
-    truth = {name: float((diseased - hu)[mask].mean()) for name, mask in regions.items()}
-    assert truth["lower"] > 10
-    for region in ("lungs", "lower", "right_lung", "core", "rim"):
-        assert generated[region] == pytest.approx(truth[region], abs=2), region
-        assert after[region] - before[region] == pytest.approx(truth[region], abs=2), region
+    for outcome, measure in TRUTHS.items():
+        for region in ("lungs", "lower", "right_lung", "core", "rim"):
+            mask = regions[region]
+            truth = measure(diseased[mask]) - measure(hu[mask])
+            near = pytest.approx(truth, rel=0.02, abs=0.1)
+            assert generated[outcome, region] == near, (outcome, region)
+            assert after[outcome, region] - before[outcome, region] == near, (outcome, region)
+    place = "upper" if lesion is emphysema else "lower"
+    assert abs(generated["mean", place]) > 8
+    detail = after["detail_sd", place] - before["detail_sd", place]
+    assert generated["detail_sd", place] == pytest.approx(detail, abs=0.1)
 
 
 @pytest.mark.parametrize("lesion", LESIONS)
@@ -127,31 +150,36 @@ def test_lesions_of_a_real_chest_are_whole_on_both_sides(lesion: Callable[..., H
     check_lesion(hu, mask.array[step].astype(np.uint8), affine, lesion)
 
 
-def test_a_cohort_with_dense_fibrosis_has_the_right_sign() -> None:
-    """The regression of real scans, where a threshold on density would drop the fibrosis."""
+@pytest.mark.parametrize(
+    ("lesion", "outcome"),
+    [(honeycomb, "mean"), (honeycomb, "percentile_95"), (emphysema, "share_below_950")],
+)
+def test_a_cohort_with_disease_shows_it(lesion: Callable[..., Hu], outcome: str) -> None:
+    """Right sign, and an interval that holds the truth."""
     anatomy = build_anatomy(
         PhantomPatient.random(np.random.default_rng(3)), (45, 34, 36), (8.0,) * 3
     )
     regions = chest_regions(anatomy.labels, (8.0, 8.0, 8.0))
     rng = np.random.default_rng(1)
-    means, truth, values = {}, [], {}
+    measured, truth, values = {}, [], {}
     for number in range(40):
-        hu = anatomy.hu + np.float32(rng.normal(0, 15))
+        hu = anatomy.hu + rng.normal(rng.normal(0, 15), 20, anatomy.hu.shape).astype(np.float32)
         values[str(number)] = {"LESION": "yes" if number % 2 else "no"}
         if number % 2:
-            dense = honeycomb(hu, regions, np.full(3, 8.0))
-            truth.append(float((dense - hu)[regions["lungs"]].mean()))
-            hu = dense
-        found = real_means(sample_of(hu, anatomy.labels, np.diag([8.0, 8, 8, 1])), PLAN)
-        assert found is not None
-        means[str(number)] = found
-    index = pd.Index(list(means))
+            diseased = lesion(hu, regions, np.full(3, 8.0))
+            lungs = regions["lungs"]
+            truth.append(TRUTHS[outcome](diseased[lungs]) - TRUTHS[outcome](hu[lungs]))
+            hu = diseased
+        one = real_outcomes(sample_of(hu, anatomy.labels, np.diag([8.0, 8, 8, 1])), PLAN)
+        assert one is not None
+        measured[str(number)] = one
     scans = RealScans(
-        pd.DataFrame.from_dict(means, orient="index"),
+        outcome_frame(measured),
         pd.DataFrame.from_dict(values, orient="index"),
-        pd.Series(5000.0, index),
-        pd.Series(list(index), index),
+        pd.Series(5000.0, list(measured)),
+        pd.Series(list(measured), list(measured)),
     )
     real = estimate_contrasts(scans, PLAN.contrasts, Roles({"LESION": LESION}, frozenset(), ""))
-    row = real[(real["primary"] == "yes") & (real["region"] == "lungs")].iloc[0]
+    is_shown = (real["primary"] == "yes") & (real["region"] == "lungs")
+    row = real[is_shown & (real["outcome"] == outcome)].iloc[0]
     assert 0 < row["low"] < np.mean(truth) < row["high"]

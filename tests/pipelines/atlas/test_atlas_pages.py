@@ -110,6 +110,17 @@ def test_heat_map_frames_findings(drawn: list[Figure], refits: bool) -> None:
     assert axes.images[0].get_clim() == (-100, 100) and shown is not None and shown.shape == (3, 3)
 
 
+@pytest.mark.parametrize("refits", [False, True])
+def test_outcome_map_has_its_own_scale_for_each_outcome(drawn: list[Figure], refits: bool) -> None:
+    charts.outcome_map(atlas_folder.tests_table(refits), LABELS, Path("x"))
+    axes = drawn[0].axes[0]
+    assert len(axes.patches) == 2 * refits  # the mean and the share of one contrast
+    assert texts(drawn[0]).count("−4.0") == 6  # three contrasts, without the slope
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown.shape == (3, 2) and shown[0].tolist() == [-0.4, -2.0]  # of 10 HU and 2 points
+    assert "(points)" in axes.get_xticklabels()[1].get_text()
+
+
 def test_charts_without_anything(drawn: list[Figure]) -> None:
     empty = atlas_folder.tests_table(False).iloc[:0]
     assert charts.largest_change(empty, ["lungs"]) == 0
@@ -160,9 +171,44 @@ def test_pages_claim_nothing_without_refits(atlas: Path) -> None:
     assert "<1>" not in text and "patient &lt;1&gt;" in text
 
 
+def test_outcomes_of_one_contrast_stand_together(tmp_path: Path) -> None:
+    study = atlas_folder.make_atlas(tmp_path / "a", refits=True)
+    path = tmp_path / "a" / "atlas.json"
+    record = json.loads(path.read_text())
+    rows = [
+        record["not_found"][0] | {"contrast": contrast, "outcome": outcome, "sentence": sentence}
+        for contrast, outcome, sentence in (
+            ("AGE=45_to_80", "share_below_950", "Less of the lung."),
+            ("DIAGNOSIS=HP_to_IPF", "percentile_95", "Denser dense tissue."),
+            ("AGE=45_to_80", "mean", "Age lowers the mean."),
+        )
+    ]
+    hidden = record["not_found"][0] | {"outcome": "detail_sd", "sentence": "Coarser."}
+    record |= {"findings": rows, "not_found": [*record["not_found"], hidden]}
+    path.write_text(json.dumps(record))
+    text = write_pages(tmp_path / "a", study).read_text()  # type: ignore[arg-type]
+    cards = re.findall(r"<section.*?</section>", text, re.DOTALL)
+    found = next(card for card in cards if "<h2>Findings</h2>" in card)
+    assert found.index("Age lowers the mean.") < found.index("Less of the lung.")
+    assert "Also in: share below −950 HU" in found and "Denser dense tissue." in found
+    assert found.index("Less of the lung.") < found.index("Denser dense tissue.")
+    others = next(card for card in cards if "Looked for" in card)
+    before, _, folded = others.partition("The same of outcomes other than the mean (1)")
+    assert "Coarser." in folded and "Coarser." not in before
+    cases = case_page(tmp_path / "a").read_text()
+    assert "Less of the lung." not in cases  # case pages show means
+
+
 def test_every_figure_is_png_and_svg(atlas: Path) -> None:
     stems = {p.stem for p in (atlas / "figures").iterdir()}
-    assert {"forest", "heat_map", "doses", "patient__1___DIAGNOSIS", "map_AGE_45_to_80"} <= stems
+    assert {
+        "forest",
+        "heat_map",
+        "outcomes",
+        "doses",
+        "patient__1___DIAGNOSIS",
+        "map_AGE_45_to_80",
+    } <= stems
     for stem in stems:
         assert Image.open(atlas / "figures" / f"{stem}.png").width > 200
         assert "<svg" in (atlas / "figures" / f"{stem}.svg").read_text()[:1000]

@@ -22,6 +22,7 @@ from pipelines.atlas.statistics.findings import (
     judge_effects,
     rank_findings,
 )
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
 
 LEVELS = ("Never", "Ex", "Current")
@@ -73,9 +74,9 @@ def scans(n: int = 150, sd: float = 5.0, association: float = 0.0, seed: int = 0
     )
     table.loc[rng.random(n) < 0.1, "AGE"] = ""
     index = pd.Index([f"c{i}" for i in range(n)], dtype=object)
-    density = pd.DataFrame({"lungs": hu, "upper": hu + 1}, index=index)
+    means = pd.DataFrame({(MEAN, "lungs"): hu, (MEAN, "upper"): hu + 1}, index=index)
     return RealScans(
-        density,
+        means,
         table.set_index(index),
         pd.Series(rng.uniform(3000, 6000, n), index),
         pd.Series(index, index),
@@ -214,11 +215,11 @@ def test_columns_of_low_relevance_are_named() -> None:
 def test_scans_of_one_patient_are_clustered() -> None:
     """An interval that takes repeated scans for new patients is narrower by a factor of 1.4."""
     once = scans(60)
-    index = pd.Index([f"{c}{k}" for k in "ab" for c in once.density.index], dtype=object)
+    index = pd.Index([f"{c}{k}" for k in "ab" for c in once.outcomes.index], dtype=object)
 
     order = [*range(60), *range(60)]
     doubled = RealScans(
-        once.density.iloc[order].set_axis(index),
+        once.outcomes.iloc[order].set_axis(index),
         once.table.iloc[order].set_axis(index),
         once.volume.iloc[order].set_axis(index),
         once.patient.iloc[order].set_axis(index),
@@ -238,7 +239,7 @@ def test_clustered_errors_are_those_of_leaving_one_patient_out() -> None:
     row = estimate_contrasts(data, [age], roles).query("region == 'lungs'").iloc[0]
     known = data.table["AGE"] != ""
     x = data.table.loc[known, "AGE"].astype(float)
-    y, patient = data.density.loc[known, "lungs"], data.patient[known]
+    y, patient = data.outcomes.loc[known, (MEAN, "lungs")], data.patient[known]
     slope = np.polyfit(x, y, 1)[0]
     left = [np.polyfit(x[patient != p], y[patient != p], 1)[0] for p in patient.unique()]
     variance = (len(left) - 1) / len(left) * np.square(np.array(left) - slope).sum()
@@ -297,23 +298,26 @@ def test_permuted_refits_give_a_p_value() -> None:
     assert intervals.permuted_null(5.0, []) == {"permuted": 0}
 
 
-def test_agreement() -> None:
-    assert (
-        classify_agreement(41, 21, 55) == "agrees" and classify_agreement(60, 21, 55) == "same sign"
-    )
-    assert (
-        classify_agreement(-5, 21, 55) == "opposite sign"
-        and classify_agreement(0.5, -6, 5) == "no effect in either"
-    )
-    assert (
-        classify_agreement(-7.6, -58, 22) == "cannot tell"
-        and classify_agreement(1, -22, 25) == "cannot tell"
-    )  # too wide to say none
-    assert classify_agreement(4.9, -6, 5) == "cannot tell"
-    assert (
-        classify_agreement(30, -6, 5) == "cannot tell"
-        and classify_agreement(30, np.nan, np.nan) == "cannot tell"
-    )
+@pytest.mark.parametrize(
+    ("generated", "low", "high", "agreement"),
+    [
+        (41, 21, 55, "agrees"),
+        (60, 21, 55, "same sign"),
+        (-5, 21, 55, "opposite sign"),
+        (0.5, -6, 5, "no effect in either"),
+        (-7.6, -58, 22, "cannot tell"),
+        (1, -22, 25, "cannot tell"),  # too wide to say none
+        (4.9, -6, 5, "cannot tell"),
+        (30, -6, 5, "cannot tell"),
+        (30, np.nan, np.nan, "cannot tell"),
+    ],
+)
+def test_agreement(generated: float, low: float, high: float, agreement: str) -> None:
+    assert classify_agreement(generated, low, high, negligible=10) == agreement
+
+
+def test_no_effect_depends_on_what_is_negligible_in_an_outcome() -> None:
+    assert classify_agreement(0.5, -6, 5, OUTCOMES["share_below_950"].negligible) == "cannot tell"
 
 
 def test_false_discoveries_are_controlled() -> None:
@@ -336,6 +340,7 @@ def effects(permuted: int = 19, largest: float = 6.0, **generated: float) -> pd.
                     "kind": contrast.kind,
                     "from": contrast.start,
                     "to": contrast.end,
+                    "outcome": MEAN,
                     "region": region,
                     "generated": hu,
                     "refit_low": hu - 5,
@@ -367,7 +372,7 @@ def test_a_finding_exceeds_permuted_refits_and_holds_in_the_real_scans() -> None
     assert verdicts(judge_effects(effects(permuted=0), REAL, ROLE_OF, []))["lungs"] == "not judged"
     assert verdicts(judge_effects(effects(Current=-40), REAL, ROLE_OF, []))["lungs"] == "not found"
     nothing = scans(seed=3)
-    nothing.density["lungs"] = np.random.default_rng(1).normal(-850, 20, len(nothing.density))
+    nothing.outcomes[MEAN, "lungs"] = np.random.default_rng(1).normal(-850, 20, 150)
     assert (
         verdicts(
             judge_effects(effects(), estimate_contrasts(nothing, CONTRASTS, ROLES), ROLE_OF, [])
@@ -413,6 +418,55 @@ def test_findings_are_ranked_and_have_sentences_with_their_numbers() -> None:
     )
 
 
+def test_findings_of_other_outcomes_name_them() -> None:
+    """Emphysema: more of the lung below -950 HU, while the mean hardly changes."""
+    data = scans()
+    rng = np.random.default_rng(7)
+    for place, hu in (("lungs", 0.0), ("upper", 2.0)):
+        smokers = (data.table["SMOKING"] == "Current").astype(float)
+        shares = 3 + (6 + hu) * smokers + rng.normal(size=len(smokers))
+        data.outcomes["share_below_950", place] = shares
+    generated = pd.concat(
+        [effects(), effects(largest=1.0).assign(outcome="share_below_950", generated=6.1)],
+        ignore_index=True,
+    ).assign(refit_low=4.0, refit_high=8.0)
+    generated.loc[generated["contrast"] == "SMOKING=Never_to_Ex", "generated"] = -0.02
+    tests = judge_effects(generated, estimate_contrasts(data, CONTRASTS, ROLES), ROLE_OF, [])
+    labels = {c.id: c.label for c in CONTRASTS}
+    controls = pd.DataFrame({"control": ["re-worded"], "region": ["lungs"], "mean_abs_hu": [0.44]})
+    ranked = rank_findings(tests, labels, controls)
+    row = next(
+        row
+        for row in ranked.found
+        if (row["contrast"], row["outcome"]) == (NEVER_CURRENT, "share_below_950")
+    )
+    assert row["sentence"].startswith(
+        "SMOKING Current against Never: more of the lung lies below \N{MINUS SIGN}950 HU: "
+        "+6.1 points [4.0, 8.0] in both lungs; the real scans agree ("
+    )
+    assert "Rewording" not in row["sentence"]  # is measured in the mean
+    ex = next(
+        row
+        for row in ranked.not_found
+        if (row["contrast"], row["outcome"]) == ("SMOKING=Never_to_Ex", "share_below_950")
+    )
+    assert "less of the lung lies below" in ex["sentence"]
+    assert {row["outcome"] for row in ranked.found + ranked.not_found} == {MEAN, "share_below_950"}
+
+
+def test_the_false_discovery_rate_is_that_of_all_outcomes_together() -> None:
+    data = scans()
+    alone = judge_effects(effects(), estimate_contrasts(data, CONTRASTS, ROLES), ROLE_OF, [])
+    noise = np.random.default_rng(5).normal(size=(len(data.table), 2))
+    for column, place in enumerate(("lungs", "upper")):
+        data.outcomes["detail_sd", place] = noise[:, column]
+    both = pd.concat([effects(), effects().assign(outcome="detail_sd")], ignore_index=True)
+    tests = judge_effects(both, estimate_contrasts(data, CONTRASTS, ROLES), ROLE_OF, [])
+    q = tests[tests["outcome"] == MEAN]["real_q"].dropna().to_numpy()
+    assert (q > alone["real_q"].dropna().to_numpy()).all()
+    assert not (tests[tests["outcome"] == "detail_sd"]["verdict"] == "finding").any()
+
+
 def test_scans_of_training_are_not_called_real_scans_without_a_word() -> None:
     """Agreement with scans that the run was trained on shows how well it fits them."""
     labels = {c.id: c.label for c in CONTRASTS}
@@ -447,7 +501,7 @@ def test_a_total_effect_through_the_diagnosis_stands_before_the_direct_one() -> 
 
 
 def test_numbers_in_sentences() -> None:
-    assert [sentences.format_hu(v) for v in (41.2, -3.14, 0.02, -12.6)] == [
+    assert [sentences.format_change(v) for v in (41.2, -3.14, 0.02, -12.6)] == [
         "+41",
         "-3.1",
         "0",

@@ -14,6 +14,7 @@ import pytest
 from data.table import read_table
 from data.volumes import load_volume
 from pipelines.atlas.planted_report import read_planted
+from tests.atlas_run import means
 from tests.commands import TrainedRun, command, files, refused, train
 from util.cli import UserError
 from util.metrics.regions import chest_regions
@@ -154,7 +155,7 @@ def test_the_report_says_how_much_came_back(planted: Path, tmp_path: Path) -> No
     done = command("scripts/build_atlas.py", "--dataroot", planted, *run.flags(), *words)
     assert done.code == 0, done.text
     spike = pd.read_csv(tmp_path / "out" / "spike.csv").set_index("region")
-    effects = pd.read_csv(tmp_path / "out" / "effects.csv").set_index("region")
+    effects = means(tmp_path / "out", "effects").set_index("region")
     assert spike.loc["lower", "planted_hu"] == 20 and spike.loc["upper", "planted_hu"] == 0
     assert 2 < spike.loc["lungs", "planted_hu"] < 12 and spike.loc["elsewhere", "planted_hu"] == 0
     generated = effects.loc["lower", "generated"]
