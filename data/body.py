@@ -14,12 +14,11 @@ from safetensors.numpy import load_file, save_file
 from scipy import ndimage
 from skimage.measure import label
 
-from data.geometry import Volume
+from data.geometry import Volume, shrink
 from options.base_options import DataOptions
 from util.cli import UserError
 from util.files import atomic_path
 from util.metrics.regions import Mask
-from util.web.web_data import shrink
 
 VERSION = 1  # part of the keys of prepared volumes: raise it when the body comes out differently
 BODY_FILE = "body.safetensors"  # of a run: the shape of its training cases

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
 
 Shape = tuple[int, int, int]
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -152,6 +153,27 @@ def resample(
     )
     array = np.asanyarray(resampled.dataobj).astype(dtype)
     return Volume(np.ascontiguousarray(array), np.asarray(affine, float))
+
+
+def shrink(array: NDArray[Any], block: Sequence[int], average: bool) -> NDArray[Any]:
+    """Return blocks of voxels as one: their mean, or the voxel in their middle (for labels).
+
+    The last block along an axis may be smaller.
+    """
+    if all(n == 1 for n in block):
+        return array
+    if not average:
+        middles = [
+            np.minimum(np.arange(n // 2, length + n // 2, n), length - 1)
+            for n, length in zip(block, array.shape, strict=True)
+        ]
+        return array[np.ix_(*middles)]
+    missing = [(0, -length % n) for n, length in zip(block, array.shape, strict=True)]
+    padded = np.pad(array, missing, mode="edge")
+    a, b, c = block
+    x, y, z = padded.shape
+    blocks = padded.reshape(x // a, a, y // b, b, z // c, c)
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def coordinate_grid(

@@ -409,3 +409,19 @@ class ResumeCheckCommand:
     """All flags of the command."""
 
     check: ResumeCheckOptions = group(ResumeCheckOptions, "Check")
+
+
+@dataclass(frozen=True)
+class PagesBenchmarkOptions:
+    """Pages that are measured."""
+
+    OUT: str = argument("Folder for the pages and pages.json.")
+    size: tuple[int, int, int] = flag((512, 512, 300), "Voxels of the large case.", low=16)
+    cases: int = flag(500, "Cases of the page of many.", low=2)
+
+
+@dataclass(frozen=True)
+class PagesBenchmarkCommand:
+    """All flags of the command."""
+
+    benchmark: PagesBenchmarkOptions = group(PagesBenchmarkOptions, "Benchmark")

@@ -14,12 +14,11 @@ from scipy import ndimage
 
 from data.body import BodyLabel, add_body
 from data.checks import label_problems
-from data.geometry import Volume, grids_match, resample
+from data.geometry import Volume, grids_match, resample, shrink
 from data.preparation import lungs
 from data.preparation.tools import segment_with_tool
 from data.volumes import load_volume
 from util.cli import UserError
-from util.web.web_data import shrink
 
 WORKING_MM = 1.6  # smaller voxels are averaged to about this size for the threshold
 

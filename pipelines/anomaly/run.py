@@ -47,7 +47,6 @@ from util.metrics.regions import chest_regions
 from util.records import open_record
 from util.web.figures import Panel
 from util.web.results_page import ResultsPage
-from util.web.web_data import block_shape
 
 log = logging.getLogger(__name__)
 
@@ -284,10 +283,9 @@ def report_scan(
     _write_volume(folder / f"{volumes}__unusual.nii.gz", deviation, sample, np.float32)
     _write_volume(folder / f"{volumes}__expected.nii.gz", scan.mean, sample, np.int16)
     _write_volume(folder / f"{volumes}__regions.nii.gz", labels, sample, np.uint8, order=0)
-    step = block_shape(deviation.shape, page.max_size)[2]
     notes = []
     for row, finding in zip(rows, findings, strict=True):
-        notes.append(f"{finding_sentence(row)} Axial slice {finding.at[2] // step + 1}.")
+        notes.append(f"{finding_sentence(row)} Axial slice {finding.at[2] + 1}.")
     page.add_case(
         case.id,
         expectation.prompts[0][case.id].sentence,

@@ -185,10 +185,7 @@ class CasePageWriter:
         if NOISE in self.volume_files:
             noise = self._volume(NOISE) - self._volume(FACTUAL)
             panels.append(self._difference("Control:\nother noise", noise, "nothing changed"))
-        x, y, z = (
-            index * block
-            for index, block in zip(self.voxels.grid.start, self.voxels.block, strict=True)
-        )
+        x, y, z = self.voxels.grid.start
         names = {one.column: one.name for one in self.study.plan.attributes}
         stem = f"{self.page}__{names[attribute.label]}"
         for ending in ("png", "svg"):

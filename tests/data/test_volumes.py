@@ -20,6 +20,7 @@ from data.geometry import (
     grid_with_spacing,
     grids_match,
     resample,
+    shrink,
     to_ras,
 )
 from data.volumes import (
@@ -420,3 +421,12 @@ def test_real_scans_come_back_as_they_were(tmp_path: Path) -> None:
     for grid in ("GetOrigin", "GetSpacing", "GetDirection"):
         assert getattr(one, grid)() == getattr(two, grid)()
     np.testing.assert_array_equal(sitk.GetArrayFromImage(one), sitk.GetArrayFromImage(two))
+
+
+def test_blocks_of_voxels_become_one() -> None:
+    array = np.arange(5 * 4 * 2, dtype=float).reshape(5, 4, 2)
+    mean = shrink(array, (2, 2, 1), average=True)
+    assert mean.shape == (3, 2, 2)
+    assert mean[0, 1, 1] == array[:2, 2:, 1].mean() and mean[2, 0, 0] == array[4, :2, 0].mean()
+    middles = array[np.ix_([1, 3, 4], [1, 3], [0, 1])]
+    assert np.array_equal(shrink(array, (2, 2, 1), average=False), middles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,7 @@ from util.web import page_parts, viewer_parts
 from util.web.figures import LABEL_NAMES, Panel, Window, nice_limit
 from util.web.tables import effect_tables, metric_tables
 from util.web.viewer_parts import SlicePanel, fitting_limit
-from util.web.web_data import (
-    PageGrid,
-    VolumeEntry,
-    block_shape,
-    check_panels,
-    shrink,
-    write_volume,
-)
+from util.web.web_data import PageGrid, VolumeEntry, check_panels, write_volume
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,6 @@ class ResultsPage:
         title: The page's title.
         window: Lowest and highest HU of the model's window.
         label_names: Names of mask labels; others are called "label 7".
-        max_size: Volumes longer than this along an axis are averaged in blocks, for the page alone.
         score_limit: Scores are coloured from minus to plus this.
     """
 
@@ -61,21 +54,19 @@ class ResultsPage:
         window: Window,
         *,
         label_names: Mapping[int, str] = LABEL_NAMES,
-        max_size: int = 192,
         score_limit: float = 10.0,
     ) -> None:
         self.folder = folder
         self.title = title
         self.window = window
         self.label_names = label_names
-        self.max_size = max_size
         self.score_limit = score_limit
         self._cases: list[_CaseSection] = []
         self._labels: set[int] = set()
         self._changes: list[float] = []
         page_parts.copy_assets(folder / "web", "page.css", *viewer_parts.SCRIPTS, "cases.js")
-        for old in (folder / "web").glob("case-*.js"):
-            old.unlink()
+        for old in (folder / "web").glob("case-*"):
+            shutil.rmtree(old)
 
     def add_case(
         self,
@@ -99,23 +90,21 @@ class ResultsPage:
         """
         check_panels(case, panels)
         web = self.folder / "web"
-        block = block_shape(panels[0].array.shape, self.max_size)
-        arrays = [shrink(p.array, block, average=p.kind != "mask") for p in panels]
         key = f"case-{len(self._cases) + 1:04d}-{safe_name(case)[:80]}"
-        content = np.zeros(arrays[0].shape)
+        content = np.zeros(panels[0].array.shape, bool)
         shown: list[SlicePanel] = []
         mask = ""
         volumes: dict[str, VolumeEntry] = {}
-        names = {id(panel): f"{key}-{number}" for number, panel in enumerate(panels)}
-        for panel, array in zip(panels, arrays, strict=True):
+        names = {id(panel): f"{key}/{number}" for number, panel in enumerate(panels)}
+        for panel in panels:
+            array = panel.array
             name = names[id(panel)]
             under = names.get(id(panel.before), "")
             volumes[name] = write_volume(web, name, array, panel.kind)
             outline = ""
             if panel.outline is not None:
                 outline = f"{name}-outline"
-                regions = shrink(panel.outline, block, average=False)
-                volumes[outline] = write_volume(web, outline, regions, "mask")
+                volumes[outline] = write_volume(web, outline, panel.outline, "mask")
             shown.append(
                 SlicePanel(
                     panel.title,
@@ -133,8 +122,7 @@ class ResultsPage:
                 self._labels.update(int(v) for v in np.unique(array) if v)
             elif panel.kind == "difference":
                 self._changes.append(float(np.quantile(np.abs(array), 0.995)))
-        start = None if at is None else tuple(int(v) // n for v, n in zip(at, block, strict=True))
-        grid = PageGrid.around(content, panels[0].spacing, block, start)
+        grid = PageGrid.around(content, panels[0].spacing, at)
         self._cases.append(
             _CaseSection(key, case, prompt, tuple(notes), shown, volumes, grid, mask)
         )
@@ -206,8 +194,10 @@ class ResultsPage:
                 )
 
     def _case(self, section: _CaseSection) -> None:
-        data = viewer_parts.viewer_data(section.grid, section.volumes, mask=section.mask)
-        with tags.section(cls="case card", id=section.key, data_viewer=data):
+        attributes = viewer_parts.viewer_attributes(
+            section.grid, section.volumes, mask=section.mask
+        )
+        with tags.section(cls="case card", id=section.key, **attributes):
             with tags.div(cls="about"):
                 tags.h2(tags.a(section.case, href=f"#{section.key}"))
                 page_parts.prompt_line(section.prompt)
@@ -218,13 +208,3 @@ class ResultsPage:
                     with panel.add():
                         if panel.kind == "mask":
                             viewer_parts.label_legend(sorted(self._labels), self.label_names)
-            if max(section.grid.block) > 1:
-                page_parts.note(_block_note(section.grid.block))
-
-
-def _block_note(block: Sequence[int]) -> str:
-    size = " × ".join(map(str, block))
-    return (
-        f"Shown smaller: a mean over {size} voxels (labels: the middle one); the files hold every "
-        "voxel."
-    )

@@ -25,13 +25,12 @@ from util.web.figures import (
 )
 from util.web.web_data import PageGrid, VolumeEntry
 
-SCRIPTS = ("slices.js", "gestures.js", "viewer.js")
+SCRIPTS = ("slices.js", "voxels.js", "gestures.js", "viewer.js")
 LIMITS = (5, 10, 20, 50, 100, 200, 500, 1000)  # ranges of differences to choose from, HU
 SIZES = {"small": 170, "medium": 250, "large": 400}  # width of a picture, pixels
 RANK_COLOURS = ("#000000", "#7b2fbe", "#0a7d3c")  # outlines of the strongest zones, in order
 SEQUENTIAL = colormaps["YlOrBr"]  # sizes without sign
 FRAMES_PER_SECOND = 8
-BAR_KINDS = ("difference", "score", "spread")
 READING = (
     "The patient's right is on the left of axial and coronal pictures (letters R, L). The front is "
     "on the left of sagittal ones (A: front, P: back, S: head, I: feet).",
@@ -91,32 +90,35 @@ def _palette(colours: Colormap) -> list[str]:
     return [to_hex(colours(i / 255)) for i in range(256)]
 
 
-def viewer_data(
+def viewer_attributes(
     grid: PageGrid,
     volumes: Mapping[str, VolumeEntry],
     *,
+    plane: str = "axial",
     mask: str = "",
     zones: str = "",
     zone_names: Sequence[str] = (),
-) -> str:
-    """Return `data-viewer` of an element whose pictures move together.
+) -> dict[str, str]:
+    """Return the attributes of an element whose pictures move together.
 
     Args:
         grid: Grid of the volumes as shown.
         volumes: Kind and step of each volume by its key.
+        plane: Plane shown first; space for its pictures is kept.
         mask: Key of the labels to outline in every picture.
         zones: Key of numbered zones, which panels may outline.
         zone_names: Names of the zones.
     """
-    return json.dumps(
-        {
-            "grid": asdict(grid),
-            "volumes": volumes,
-            "mask": mask,
-            "zones": zones,
-            "zone_names": list(zone_names),
-        }
-    )
+    data = {
+        "grid": asdict(grid),
+        "volumes": volumes,
+        "mask": mask,
+        "zones": zones,
+        "zone_names": list(zone_names),
+    }
+    across, down, *_ = PLANES[plane]
+    width, height = (grid.shape[axis] * grid.spacing[axis] for axis in (across, down))
+    return {"data_viewer": json.dumps(data), "style": f"--aspect:{width / height:.4g}"}
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,7 @@ class SlicePanel:
         )
         with figure:
             self._caption()
-            self._stage()
-            if self.kind == "wipe":
-                _cut_slider()
-            if self.kind in BAR_KINDS:
-                _colour_bar()
-            tags.output(cls="value")
+            tags.div(cls="stage")  # viewer.js makes what is in it once it is seen
         return figure
 
     def _caption(self) -> None:
@@ -182,35 +179,6 @@ class SlicePanel:
                 tags.a("NIfTI", href=page_parts.link(self.file), cls="file", title=self.file)
             if self.caption:
                 tags.span(page_parts.typeset(self.caption), cls="caption")
-
-    def _stage(self) -> None:
-        with tags.div(cls="stage"):
-            for name in ("before", "after") if self.kind == "wipe" else ("only",):
-                tags.canvas(cls=f"voxels {name}", role="img", aria_label=self.title)
-            tags.canvas(cls="lines", aria_hidden="true")
-            for edge in ("left", "right", "up", "down"):
-                tags.span(cls=f"edge {edge}")
-            tags.i(cls="cross")
-
-
-def _cut_slider() -> None:
-    tags.input_(
-        type="range",
-        cls="cut",
-        min=0,
-        max=100,
-        value=50,
-        aria_label="Left of the line before, right of it after",
-    )
-
-
-def _colour_bar() -> None:
-    with tags.div(cls="bar"):
-        tags.span(cls="low")
-        with tags.span(cls="scale"):
-            tags.i()
-            tags.b(hidden=True)
-        tags.span(cls="high")
 
 
 def toolbar(label: str, cls: str = "") -> tags.div:

@@ -1,13 +1,17 @@
-"""Voxels as scripts, because a page opened from disk may load scripts but not fetch files."""
+"""Voxels as scripts, because a page opened from disk may load scripts but not fetch files.
+
+A volume is stored in full resolution, in bricks of a script each. The viewer loads those through
+which a slice goes.
+"""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +30,10 @@ STEPS: dict[Kind, float] = {
     "score": 0.01,
 }
 INT16 = np.iinfo(np.int16)  # its lowest value stands for a voxel without value
+# Flat bricks: the axial slices, which are seen first, need few of them.
+BRICK = (128, 128, 16)
+UNDIVIDED = 2**21  # volumes of at most so many voxels are one brick (4 MiB)
+GZIP_LEVEL = 1  # once the bytes are in planes, a higher one takes longer and saves nothing
 
 
 class VolumeEntry(TypedDict):
@@ -37,44 +45,42 @@ class VolumeEntry(TypedDict):
 
 @dataclass(frozen=True)
 class PageGrid:
-    """Grid of volumes as a page shows them.
+    """Grid of volumes on a page.
 
     Attributes:
         shape: Voxels along each axis.
         spacing: Their size in mm.
-        block: Voxels of the files along each axis that are one on the page.
         start: Slices shown first.
         extent: First and last slice along each axis that hold something.
+        brick: Voxels along each axis of a brick; those at the far ends may be smaller.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
-    block: tuple[int, int, int]
     start: tuple[int, ...]
     extent: tuple[tuple[int, int], ...]
+    brick: tuple[int, ...]
 
     @classmethod
     def around(
         cls,
         content: NDArray[Any],
         spacing: Sequence[float],
-        block: tuple[int, int, int] = (1, 1, 1),
-        start: tuple[int, ...] | None = None,
+        start: Sequence[int] | None = None,
     ) -> PageGrid:
-        """Return the grid of an array as shown, above 0 where there is something to see.
+        """Return the grid of an array that is above 0 where there is something to see.
 
         Args:
             content: Mask (X, Y, Z) of what is looked at.
-            spacing: Voxel size of the files in mm.
-            block: See `PageGrid`.
+            spacing: Voxel size in mm.
             start: Slices shown first; by default those that hold most of `content`.
         """
         return cls(
             shape=content.shape,
-            spacing=tuple(float(s) * n for s, n in zip(spacing, block, strict=True)),
-            block=block,
-            start=start or fullest_slices(content),
+            spacing=tuple(map(float, spacing)),
+            start=fullest_slices(content) if start is None else tuple(map(int, start)),
             extent=_extent(content),
+            brick=brick_shape(content.shape),
         )
 
 
@@ -88,49 +94,58 @@ def _extent(content: NDArray[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(ends)
 
 
-def block_shape(shape: Sequence[int], max_size: int) -> tuple[int, int, int]:
-    """Return the voxels that become one on a page, so that no axis is longer than `max_size`."""
-    x, y, z = (math.ceil(n / max_size) for n in shape)
-    return x, y, z
+def brick_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the voxels of a brick along each axis; a small volume is one brick."""
+    if np.prod(shape, dtype=np.int64) <= UNDIVIDED:
+        return tuple(shape)
+    return tuple(min(n, size) for n, size in zip(shape, BRICK, strict=True))
 
 
-def shrink(array: NDArray[Any], block: Sequence[int], average: bool) -> NDArray[Any]:
-    """Return blocks of voxels as one: their mean, or the voxel in their middle (for labels).
-
-    The last block along an axis may be smaller.
-    """
-    if all(n == 1 for n in block):
-        return array
-    if not average:
-        middles = [
-            np.minimum(np.arange(n // 2, length + n // 2, n), length - 1)
-            for n, length in zip(block, array.shape, strict=True)
-        ]
-        return array[np.ix_(*middles)]
-    missing = [(0, -length % n) for n, length in zip(block, array.shape, strict=True)]
-    padded = np.pad(array, missing, mode="edge")
-    a, b, c = block
-    x, y, z = padded.shape
-    blocks = padded.reshape(x // a, a, y // b, b, z // c, c)
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+def bricks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the bricks of a volume (X, Y, Z), along the first axis first."""
+    corners = [
+        range(0, n, size) for n, size in zip(array.shape, brick_shape(array.shape), strict=True)
+    ]
+    for z, y, x in product(*reversed(corners)):
+        a, b, c = (
+            slice(start, start + size)
+            for start, size in zip((x, y, z), brick_shape(array.shape), strict=True)
+        )
+        yield array[a, b, c]
 
 
 def pack(array: NDArray[Any], step: float) -> str:
-    """Return values (X, Y, Z) as base64 of gzip of little-endian int16, the first axis fastest.
+    """Return values (X, Y, Z) as base64 of gzip of int16, the first axis fastest.
 
-    Values are multiples of `step`. NaN becomes the lowest int16, which no other value does.
+    Values are multiples of `step`. NaN becomes the lowest int16, which no other value does. The
+    low bytes of all values come first, then their high bytes: so they compress better and faster.
     """
-    rounded = np.clip(np.rint(np.asarray(array, np.float64) / step), INT16.min + 1, INT16.max)
-    stored = np.nan_to_num(rounded, nan=INT16.min).astype("<i2")
-    packed = gzip.compress(stored.tobytes(order="F"), compresslevel=6, mtime=0)
+    rounded = np.rint(np.asarray(array, np.float32) / np.float32(step))
+    np.clip(rounded, INT16.min + 1, INT16.max, out=rounded)
+    stored = np.nan_to_num(rounded, copy=False, nan=INT16.min).astype("<i2")
+    planes = np.frombuffer(stored.tobytes(order="F"), np.uint8).reshape(-1, 2).T
+    packed = gzip.compress(planes.tobytes(), compresslevel=GZIP_LEVEL, mtime=0)
     return base64.b64encode(packed).decode("ascii")
 
 
-def write_volume(folder: Path, key: str, array: NDArray[Any], kind: Kind) -> VolumeEntry:
-    """Write `folder`/KEY.js, which hands a volume to the viewer; return the volume's entry."""
-    step = STEPS[kind]
-    script = f"Mask2CT.addVolume({json.dumps(key)},{json.dumps(pack(array, step))});\n"
-    (folder / f"{key}.js").write_text(script, encoding="ascii")
+def write_volume(
+    folder: Path, key: str, array: NDArray[Any], kind: Kind, step: float | None = None
+) -> VolumeEntry:
+    """Write `folder`/KEY.N.js for each brick of a volume; return the volume's entry.
+
+    Args:
+        folder: The folder of the viewer's voxels.
+        key: Name of the volume; it may begin with a folder.
+        array: The volume (X, Y, Z).
+        kind: What its values are.
+        step: Stored values are multiples of this; by default that of the kind.
+    """
+    step = step or STEPS[kind]
+    (folder / key).parent.mkdir(parents=True, exist_ok=True)
+    for number, brick in enumerate(bricks(array)):
+        arguments = f"{json.dumps(key)},{number},{json.dumps(pack(brick, step))}"
+        path = folder / f"{key}.{number}.js"
+        path.write_text(f"Mask2CT.addBrick({arguments});\n", encoding="ascii")
     return {"kind": kind, "step": step}
 
 

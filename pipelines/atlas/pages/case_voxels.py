@@ -13,10 +13,9 @@ from pipelines.atlas.statistics.regional import RegionVoxels
 from pipelines.atlas.statistics.zones import label_zones, zone_masks
 from util.metrics.regions import chest_regions
 from util.web.figures import fullest_slices
-from util.web.web_data import PageGrid, VolumeEntry, block_shape, shrink, write_volume
+from util.web.web_data import PageGrid, VolumeEntry, write_volume
 
 Hu = NDArray[Any]
-MAX_SIZE = 192  # volumes longer than this along an axis are averaged in blocks, for the page alone
 MASK = "mask"  # keys of volumes
 ZONES = "zones"
 FACTUAL = "factual"
@@ -50,23 +49,19 @@ class CaseVoxels:
         masks = chest_regions(labels, spacing, lung_labels, airway_label)
         self.zones = zone_masks(masks)
         self._regions = RegionVoxels.from_masks({**masks, **self.zones})
-        self.block = block_shape(labels.shape, MAX_SIZE)
         self.labels = sorted(int(v) for v in np.unique(labels) if v)
         self.means: dict[str, dict[str, float]] = {}
         self.written: dict[str, VolumeEntry] = {}
-        mask = shrink(labels, self.block, average=False)
-        zones = shrink(label_zones(self.zones, labels.shape), self.block, average=False)
-        self.written[MASK] = write_volume(folder, MASK, mask, "mask")
+        zones = label_zones(self.zones, labels.shape)
+        self.written[MASK] = write_volume(folder, MASK, labels, "mask")
         self.written[ZONES] = write_volume(folder, ZONES, zones, "mask")
-        self.grid = PageGrid.around(zones if zones.any() else mask, spacing, self.block)
+        self.grid = PageGrid.around(zones if zones.any() else labels, spacing)
         self.centres = [fullest_slices(zones == k) for k in range(1, len(self.zones) + 1)]
         self.add(FACTUAL, factual)
 
     def add(self, key: str, volume: Hu) -> None:
         """Write a volume in HU under its key, and keep its regional means."""
-        self.written[key] = write_volume(
-            self.folder, key, shrink(volume, self.block, average=True), "ct"
-        )
+        self.written[key] = write_volume(self.folder, key, volume, "ct")
         self.means[key] = self._regions.means(volume)
 
     def change(self, start: str, end: str) -> dict[str, float]:

@@ -169,8 +169,13 @@ def write_case_page(
         window, limit, voxels.labels, voxels=f"../web/{name}/", plane=FIRST_PLANE
     )
     document.body["data-config"] = json.dumps(config | _chooser_config(facts, voxels))
-    viewer = viewer_parts.viewer_data(
-        voxels.grid, voxels.written, mask=MASK, zones=ZONES, zone_names=list(voxels.zones)
+    viewer = viewer_parts.viewer_attributes(
+        voxels.grid,
+        voxels.written,
+        plane=FIRST_PLANE,
+        mask=MASK,
+        zones=ZONES,
+        zone_names=list(voxels.zones),
     )
     with document:
         page_parts.page_header(
@@ -178,7 +183,7 @@ def write_case_page(
             cautions=(*page_parts.CAUTIONS, ONE_PATIENT, *([SEEN] if facts.seen else [])),
             links=_links(neighbours, facts.pages),
         )
-        with tags.main(data_viewer=viewer):
+        with tags.main(**viewer):
             with page_parts.card("Factual text", "about"):
                 page_parts.prompt_line(facts.prompt)
             viewer_parts.reading_help(READING)

@@ -59,9 +59,9 @@ def maps_section(
     if not choices:
         return
     first = next(iter(choices.values()))
-    viewer = viewer_parts.viewer_data(grid, volumes)
+    viewer = viewer_parts.viewer_attributes(grid, volumes)
     title = "Where: maps averaged over patients"
-    with page_parts.card(title, id="maps", data_viewer=viewer):
+    with page_parts.card(title, id="maps", **viewer):
         page_parts.note(
             "Every patient's lungs are stretched to one shape before averaging, so that the maps "
             "show places within the lungs, not one patient's anatomy. Click on a picture to move "

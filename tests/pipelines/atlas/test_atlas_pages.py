@@ -67,9 +67,9 @@ def test_small_helpers() -> None:
         == "CTD-ILD: −4 HU [−9, +1], 45-80, --fold"
     )
     assert (fitting_limit(82), fitting_limit(5), fitting_limit(5000)) == (100, 5, 1000)
-    stored = np.frombuffer(
-        gzip.decompress(base64.b64decode(pack(np.array([np.nan, -1e9, 1.0]), 1.0))), "<i2"
-    )
+    packed = gzip.decompress(base64.b64decode(pack(np.array([np.nan, -1e9, 1.0]), 1.0)))
+    low_then_high = np.frombuffer(packed, np.uint8).reshape(2, -1)
+    stored = np.ascontiguousarray(low_then_high.T).view("<i2").ravel()
     assert stored.tolist() == [INT16.min, INT16.min + 1, 1]
 
 

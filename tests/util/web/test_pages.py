@@ -29,7 +29,7 @@ from util.web.figures import (
 from util.web.results_page import ResultsPage
 from util.web.tables import effect_summary, effects_by_case, metric_summary
 from util.web.training_page import TrainingImage, binned, curves, write_training_page
-from util.web.web_data import block_shape, shrink
+from util.web.web_data import PageGrid, brick_shape, bricks, write_volume
 
 SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
 WINDOW = (-1000.0, 400.0)
@@ -65,10 +65,12 @@ def add(page: ResultsPage, case: str, prompt: str = "Age is 60.", **changed: Any
 
 
 def stored_values(path: Path, step: float) -> NDArray[Any]:
-    key, packed = json.loads(f"[{path.read_text().partition('(')[2].rpartition(')')[0]}]")
-    assert key == path.stem
-    values = np.frombuffer(gzip.decompress(base64.b64decode(packed)), "<i2")
-    return values.reshape(SHAPE, order="F") * step
+    """Return the values of a brick's file."""
+    key, number, packed = json.loads(f"[{path.read_text().partition('(')[2].rpartition(')')[0]}]")
+    assert path.match(f"{key}.{number}.js")
+    planes = np.frombuffer(gzip.decompress(base64.b64decode(packed)), np.uint8).reshape(2, -1)
+    values = np.ascontiguousarray(planes.T).view("<i2")
+    return values.ravel() * step
 
 
 def test_voxels_come_back(tmp_path: Path) -> None:
@@ -76,26 +78,23 @@ def test_voxels_come_back(tmp_path: Path) -> None:
     v = volumes()
     add(page, "a/b c")
     for number, (name, step) in enumerate((("mask", 1.0), ("hu", 1.0), ("diff", 0.1))):
-        values = stored_values(tmp_path / "web" / f"case-0001-a_b_c-{number}.js", step)
-        assert np.abs(values - v[name]).max() <= 0.501 * step
+        values = stored_values(tmp_path / "web" / "case-0001-a_b_c" / f"{number}.0.js", step)
+        assert np.abs(values.reshape(SHAPE, order="F") - v[name]).max() <= 0.501 * step
 
 
-def test_long_volumes_are_averaged_in_blocks() -> None:
-    assert block_shape((512, 160, 161), 160) == (4, 1, 2)
-    array = np.arange(5 * 4 * 2, dtype=float).reshape(5, 4, 2)
-    mean = shrink(array, (2, 2, 1), average=True)
-    assert mean.shape == (3, 2, 2)
-    assert mean[0, 1, 1] == array[:2, 2:, 1].mean() and mean[2, 0, 0] == array[4, :2, 0].mean()
-    assert np.array_equal(
-        shrink(array, (2, 2, 1), average=False), array[np.ix_([1, 3, 4], [1, 3], [0, 1])]
-    )
-
-
-def test_page_says_that_it_shows_blocks(tmp_path: Path) -> None:
-    page = ResultsPage(tmp_path, "t", WINDOW, max_size=10)
-    add(page, "a")
-    text = page.save({}).read_text()
-    assert "a mean over 3 × 2 × 2 voxels" in text and "[8, 10, 8]" in text.replace("&quot;", '"')
+def test_large_volumes_are_written_in_bricks_of_full_resolution(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(-900, 900, (150, 140, 101)).astype(np.int16)
+    array[:, :, 100] = 5
+    assert brick_shape(array.shape) == (128, 128, 16) and brick_shape(SHAPE) == SHAPE
+    grid = PageGrid.around(array > 0, SPACING)
+    assert grid.shape == array.shape and grid.spacing == SPACING
+    write_volume(tmp_path, "case/a", array, "ct")
+    parts = list(bricks(array))
+    assert len(list(tmp_path.rglob("*.js"))) == len(parts) == 2 * 2 * 7
+    assert np.array_equal(parts[1], array[128:, :128, :16])  # the first axis first
+    for number, part in enumerate(parts):
+        values = stored_values(tmp_path / "case" / f"a.{number}.js", 1.0)
+        assert np.array_equal(values, part.ravel(order="F"))
 
 
 def test_bad_volumes_are_refused(tmp_path: Path) -> None:
@@ -108,15 +107,14 @@ def test_bad_volumes_are_refused(tmp_path: Path) -> None:
 
 def test_everything_is_escaped_and_old_cases_go(tmp_path: Path) -> None:
     evil = '"><script>window.evil = 1</script>'
-    (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "case-0009-old.js").touch()
+    (tmp_path / "web" / "case-0009-old").mkdir(parents=True)
     page = ResultsPage(tmp_path, evil, WINDOW)
     add(page, evil, evil)
     text = page.save({evil: {evil: evil}}, cautions=[evil]).read_text()
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "volumes/a%20mask.nii.gz" in text
     assert "http" not in text and "//" not in text.replace("</", "")  # nothing from outside
-    assert not (tmp_path / "web" / "case-0009-old.js").exists()
+    assert not (tmp_path / "web" / "case-0009-old").exists()
 
 
 def test_effects_are_summed_up_over_cases_for_the_lungs() -> None:
@@ -493,12 +491,12 @@ def test_size_and_smoothing(tmp_path: Path, visit: Visit) -> None:
 def test_voxels_that_are_missing_are_named(tmp_path: Path, browser: Any) -> None:
     results = ResultsPage(tmp_path, "run", WINDOW)
     add(results, "a")
-    file = tmp_path / "web" / "case-0001-a-1.js"
+    file = tmp_path / "web" / "case-0001-a" / "1.0.js"
     file.unlink()
     page = browser.new_page()
     page.goto(results.save({}).as_uri())
     page.wait_for_selector(".ct[data-state=failed]")
-    assert page.inner_text(".ct .value") == f"The voxels are missing: web/{file.name}"
+    assert page.inner_text(".ct .value") == "The voxels are missing: web/case-0001-a/1.0.js"
     page.wait_for_selector(".mask[data-state=ready]")
     page.close()
 

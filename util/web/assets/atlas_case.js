@@ -1,9 +1,10 @@
 /** The chooser of a case's page: one attribute, changed from one value to another. */
 "use strict";
 (() => {
-  const { config, signed, viewers: [viewer] } = Mask2CT;
+  const { config, signed, viewerOf } = Mask2CT;
   if (!config.attributes.length) return;
   const byId = (id) => document.getElementById(id);
+  const viewer = viewerOf(document.querySelector("[data-viewer]"));
   const panels = viewer.panels.filter((panel) => panel.role);
   let attribute, from, to;
 

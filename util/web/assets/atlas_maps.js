@@ -1,9 +1,10 @@
 /** The chooser of the population maps: a contrast, and what stands beside its map. */
 "use strict";
 (() => {
-  const { config, viewers: [viewer] } = Mask2CT;
+  const { config, viewerOf } = Mask2CT;
   const contrast = document.getElementById("contrast"), beside = document.getElementById("beside");
   if (!contrast) return;
+  const viewer = viewerOf(contrast.closest("[data-viewer]"));
 
   function put(role, title, key) {
     const part = document.querySelector(`[data-part=${role}]`);

@@ -32,7 +32,7 @@
     ["?", "this help"],
   ];
   let pointed = null; // the panel under the pointer
-  let page = null; // {view, viewers, choose, tick, apply} of the viewer
+  let page = null; // {view, roots, viewerOf, choose, tick, apply} of the viewer
 
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
@@ -228,7 +228,7 @@
   // --- the view in the address ----------------------------------------------------------------------------------------
   let waiting = 0;
 
-  const nameOf = (viewer) => viewer.root.id || String(page.viewers.indexOf(viewer));
+  const nameOf = (root) => root.id || String(page.roots.indexOf(root));
 
   /** Writes the view into the address, so that a link to it shows the same. */
   function remember(viewer) {
@@ -237,7 +237,7 @@
     waiting = setTimeout(() => {
       const { view, last } = page, own = config.windows[view.window].join(",");
       const state = { plane: view.plane, window: view.window === "own" ? own : view.window, limit: view.limit };
-      if (last) Object.assign(state, { case: nameOf(last), at: last.at.join(",") });
+      if (last) Object.assign(state, { case: nameOf(last.root), at: last.at.join(",") });
       if (view.overlay) state.overlay = view.overlay;
       history.replaceState(null, "", `#${new URLSearchParams(state)}`);
     }, REMEMBER_MS);
@@ -254,8 +254,9 @@
       plane: state.get("plane"), window: known ? state.get("window") : config.windows.own && "own",
       limit: limit > 0 ? limit : 0, overlay: overlay > 0 && overlay <= 1 ? overlay : 0,
     });
-    const viewer = page.viewers.find((each) => nameOf(each) === state.get("case")), at = numbers("at");
-    if (!viewer) return;
+    const root = page.roots.find((each) => nameOf(each) === state.get("case")), at = numbers("at");
+    if (!root) return;
+    const viewer = page.viewerOf(root);
     if (at?.length === 3 && at.every(Number.isInteger)) viewer.go(at);
     viewer.root.scrollIntoView();
   }

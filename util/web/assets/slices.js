@@ -1,5 +1,5 @@
 /**
- * Voxels as pixels: what the slice viewer (viewer.js) is made of. These functions hold no state.
+ * Slices as pixels: what the slice viewer (viewer.js) is made of. These functions hold no state but a cache of colours.
  *
  * Arrays are RAS with the first axis fastest, stored as int16 multiples of a step. Every axis runs backwards on the
  * picture (radiological display: the patient's right on the left). `Mask2CT` is the only global name.
@@ -41,33 +41,19 @@ window.Mask2CT = (() => {
     return `${kind === "difference" ? signed(value, digits) : withMinus(value.toFixed(digits))} HU`;
   }
 
-  // --- voxels ---------------------------------------------------------------------------------------------------------
-  /** Base64 of gzip of int16 values as an array. */
-  async function decode(base64) {
-    if (typeof DecompressionStream === "undefined") {
-      throw new Error("This browser is too old for these pictures (it lacks DecompressionStream).");
-    }
-    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Int16Array(await new Response(stream).arrayBuffer());
-  }
-
+  // --- places ---------------------------------------------------------------------------------------------------------
   /**
    * How the slice of a plane through the voxel `at` lies on the picture.
    *
-   * Returns the axes `across`, `down` and `through` the picture, the letters at its `edges`, its `width` and `height` in
-   * pixels, `aspect` (width by height in mm), `step` (what one pixel to the right adds to an index), and the functions
-   * `index(column, row)` (of a pixel's voxel in the array) and `voxel(column, row)` (its three coordinates).
+   * Returns the axes `across`, `down` and `through` the picture and the `index` along the last one, the letters at its
+   * `edges`, its `width` and `height` in pixels, `aspect` (width by height in mm), and the function `voxel(column, row)`
+   * (the three coordinates of a pixel).
    */
   function sliceGeometry(grid, plane, at) {
-    const [across, down, through, edges] = config.planes[plane];
-    const [x, y] = grid.shape, stride = [1, x, x * y];
-    const width = grid.shape[across], height = grid.shape[down];
-    const first = at[through] * stride[through] + (height - 1) * stride[down] + (width - 1) * stride[across];
+    const [across, down, through, edges] = config.planes[plane], width = grid.shape[across], height = grid.shape[down];
     return {
-      across, down, through, edges, width, height, step: -stride[across],
+      across, down, through, index: at[through], edges, width, height,
       aspect: (width * grid.spacing[across]) / (height * grid.spacing[down]),
-      index: (column, row) => first - row * stride[down] - column * stride[across],
       voxel: (column, row) => {
         const voxel = [...at];
         voxel[across] = width - 1 - column;
@@ -85,14 +71,23 @@ window.Mask2CT = (() => {
     return kind === "spread" ? [0, view.limit] : null;
   }
 
-  /** A function from stored values to pixels, for a volume of this kind. */
-  function colourOf({ kind, step }, view) {
-    if (kind === "mask") return (v) => (v === 0 ? background : labelPixels.get(v) ?? 0xffffffff);
-    const [low, high] = colourRange(kind, view) || config.windows[view.window], width = high - low;
-    const shade = (v) => Math.max(0, Math.min(255, Math.round(((v * step - low) / width) * 255)));
+  const tables = new Map(); // pixels of all stored values, by what decides them
+
+  /** The pixel of every stored value `v` of a volume of this kind, at `v + 32768`. */
+  function pixelTable({ kind, step }, view) {
+    const [low, high] = colourRange(kind, view) || config.windows[view.window], key = [kind, step, low, high].join();
+    if (tables.has(key)) return tables.get(key);
     const palette = { difference: palettes.diverging, score: palettes.diverging, spread: palettes.sequential }[kind];
-    if (palette) return (v) => (v === NO_VALUE ? background : palette[shade(v)]);
-    return (v) => (v === NO_VALUE ? background : (0xff000000 | (shade(v) * 0x010101)) >>> 0);
+    const table = new Uint32Array(2 ** 16);
+    for (let i = 0; i < table.length; i++) {
+      const stored = i + NO_VALUE, shade = Math.max(0, Math.min(255, Math.round(((stored * step - low) / (high - low)) * 255)));
+      if (kind === "mask") table[i] = stored === 0 ? background : labelPixels.get(stored) ?? 0xffffffff;
+      else table[i] = palette ? palette[shade] : 0xff000000 | (shade * 0x010101);
+    }
+    if (kind !== "mask") table[0] = background; // no value
+    if (tables.size > 30) tables.clear(); // a drag of the window leaves many
+    tables.set(key, table);
+    return table;
   }
 
   /** Pixel `below` under `above` of this opacity. */
@@ -101,70 +96,92 @@ window.Mask2CT = (() => {
     return (0xff000000 | (channel(16) << 16) | (channel(8) << 8) | channel(0)) >>> 0;
   }
 
-  /**
-   * A function from indices to pixels. A source with `under` (another source) lies on it, as opaque as its values are
-   * large: from no change, which is clear, to half of the range, which has the whole opacity of the view.
-   */
-  function shader(source, view) {
-    const colour = colourOf(source, view), { value, step, under } = source;
-    if (!under) return (i) => colour(value(i));
-    const below = colourOf(under, view), full = view.limit / 2;
-    return (i) => {
-      const stored = value(i), ground = below(under.value(i));
-      if (stored === NO_VALUE) return ground;
-      return mix(ground, colour(stored), view.overlay * Math.min(1, Math.abs(stored * step) / full));
-    };
-  }
-
   // --- drawing --------------------------------------------------------------------------------------------------------
-  /** Paints a slice: `pixel` gives the pixel of an index. */
-  function paint(canvas, slice, pixel) {
-    const { width, height, step } = slice;
+  /**
+   * Paints a slice from a source: its `kind`, `step` and `values` as stored, pixel by pixel.
+   *
+   * A source with `under` (another source) lies on it, as opaque as its values are large: from no change, which is clear,
+   * to half of the range, which has the whole opacity of the view.
+   */
+  function paint(canvas, { width, height }, source, view) {
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const context = canvas.getContext("2d"), image = context.createImageData(width, height);
-    const pixels = new Uint32Array(image.data.buffer);
-    for (let row = 0, p = 0; row < height; row++) {
-      for (let column = 0, i = slice.index(0, row); column < width; column++, i += step) pixels[p++] = pixel(i);
+    const pixels = new Uint32Array(image.data.buffer), { values, step, under } = source, table = pixelTable(source, view);
+    if (under) {
+      const ground = pixelTable(under, view), below = under.values, full = view.limit / 2;
+      for (let p = 0; p < pixels.length; p++) {
+        const stored = values[p], opacity = stored === NO_VALUE ? 0 : view.overlay * Math.min(1, Math.abs(stored * step) / full);
+        pixels[p] = mix(ground[below[p] - NO_VALUE], table[stored - NO_VALUE], opacity);
+      }
+    } else {
+      for (let p = 0; p < pixels.length; p++) pixels[p] = table[values[p] - NO_VALUE];
     }
     context.putImageData(image, 0, 0);
   }
 
-  /** Lines between the voxels of different groups: a path for each group, and where its topmost voxel lies. */
-  function boundaries(slice, groupAt, fine) {
-    const { width, height } = slice, paths = new Map(), tops = new Map();
-    const group = (column, row) => (
-      column < 0 || row < 0 || column >= width || row >= height ? 0 : groupAt(slice.index(column, row)));
-    const line = (k, column, row, dx, dy) => {
+  const fineness = ({ width, height }) => Math.max(1, Math.round(640 / Math.max(width, height)));
+
+  /**
+   * Lines between the pixels of different groups (0: none), as long as they run straight.
+   *
+   * Returns a path for each group, and where its topmost pixel lies, both `fineness` times finer than the pixels.
+   */
+  function boundaries(slice, groups) {
+    const { width, height } = slice, fine = fineness(slice), paths = new Map(), tops = new Map();
+    const pathOf = (k) => paths.get(k) || paths.set(k, new Path2D()).get(k);
+    const line = (k, x, y, toX, toY) => {
       if (!k) return;
-      if (!paths.has(k)) paths.set(k, new Path2D());
-      paths.get(k).moveTo(column * fine, row * fine);
-      paths.get(k).lineTo((column + dx) * fine, (row + dy) * fine);
+      const path = pathOf(k);
+      path.moveTo(x * fine, y * fine);
+      path.lineTo(toX * fine, toY * fine);
     };
-    for (let row = 0; row <= height; row++) {
-      for (let column = 0; column <= width; column++) {
-        const here = group(column, row);
-        for (const [neighbour, dx, dy] of [[group(column - 1, row), 0, 1], [group(column, row - 1), 1, 0]]) {
-          if (here !== neighbour) for (const k of [here, neighbour]) line(k, column, row, dx, dy);
-        }
-        if (here && !tops.has(here)) tops.set(here, [column * fine, row * fine]);
+    for (let row = 0, p = 0, last = 0; row < height; row++) {
+      for (let column = 0; column < width; column++, p++) {
+        const k = groups[p];
+        if (k && k !== last && !tops.has(k)) tops.set(k, [column * fine, row * fine]);
+        last = k;
       }
+    }
+    const end = (one, two, x, y, toX, toY) => { line(one, x, y, toX, toY); line(two, x, y, toX, toY); };
+    for (let row = 0; row <= height; row++) {
+      let start = 0, one = 0, two = 0; // above and below the line that runs; equal where none does
+      for (let column = 0, p = row * width; column < width; column++, p++) {
+        const above = row > 0 ? groups[p - width] : 0, below = row < height ? groups[p] : 0;
+        if ((above === below && one === two) || (above === one && below === two)) continue;
+        if (one !== two) end(one, two, start, row, column, row);
+        start = column;
+        one = above;
+        two = below;
+      }
+      if (one !== two) end(one, two, start, row, width, row);
+    }
+    for (let column = 0; column <= width; column++) {
+      let start = 0, one = 0, two = 0;
+      for (let row = 0, p = column; row < height; row++, p += width) {
+        const left = column > 0 ? groups[p - 1] : 0, right = column < width ? groups[p] : 0;
+        if ((left === right && one === two) || (left === one && right === two)) continue;
+        if (one !== two) end(one, two, column, start, column, row);
+        start = row;
+        one = left;
+        two = right;
+      }
+      if (one !== two) end(one, two, column, start, column, height);
     }
     return { paths, tops };
   }
 
   /**
-   * Draws outlines of groups of voxels on a canvas of their own, finer than the voxels.
+   * Draws outlines on a canvas of their own, finer than the voxels.
    *
-   * Each of `outlines` has `group(index)` (0: none), `colour(group)`, `width` in pixels, and `numbered`: with a dark halo
+   * Each of `outlines` has `lines` (see `boundaries`), `colour(group)`, `width` in pixels, and `numbered`: with a dark halo
    * and the group's number above it.
    */
   function drawOutlines(canvas, slice, outlines) {
-    const fine = Math.max(2, Math.ceil(640 / Math.max(slice.width, slice.height)));
+    const fine = fineness(slice);
     Object.assign(canvas, { width: slice.width * fine, height: slice.height * fine }); // this clears it, too
     const pen = canvas.getContext("2d"), size = Math.round(canvas.width / 17);
     Object.assign(pen, { font: `bold ${size}px sans-serif`, lineCap: "square", lineJoin: "round" });
-    for (const { group, colour, width, numbered } of outlines) {
-      const { paths, tops } = boundaries(slice, group, fine);
+    for (const { lines: { paths, tops }, colour, width, numbered } of outlines) {
       const numbers = numbered ? [...tops].map(([k, [x, y]]) => [k, x + 4, Math.max(size, y - 8)]) : [];
       if (numbered) {
         Object.assign(pen, { strokeStyle: HALO, lineWidth: 3 * width });
@@ -184,6 +201,6 @@ window.Mask2CT = (() => {
   }
 
   return {
-    config, NO_VALUE, withMinus, signed, valueText, decode, sliceGeometry, colourRange, shader, paint, drawOutlines,
+    config, NO_VALUE, withMinus, signed, valueText, sliceGeometry, colourRange, paint, boundaries, drawOutlines,
   };
 })();

@@ -1,73 +1,35 @@
 /**
  * The slice viewer of every page: linked pictures of volumes on one grid, with slider, outlines and pointer read-out.
  *
- * An element with `data-viewer` (grid and volumes, see util/web/viewer_parts.py) becomes a `SliceViewer`; its `.panel`s
- * show layers: the key of a volume, or a pair of keys (the second minus the first). Voxels come from a script for each
- * volume, `<config.voxels><key>.js`, because a page opened from disk may load scripts but not fetch files.
+ * An element with `data-viewer` (grid and volumes, see util/web/viewer_parts.py) becomes a `SliceViewer` once it nears the
+ * screen; its `.panel`s show layers: the key of a volume, or a pair of keys (the second minus the first). Their pictures
+ * are made when they are first seen, so that a page of many cases opens at once. The voxels are those of voxels.js.
  *
- * Pages configure it by `data-` attributes, or by `Mask2CT.viewers` and `SliceViewer.show`. To extend it: what all viewers
+ * Pages configure it by `data-` attributes, or by `Mask2CT.viewerOf` and `SliceViewer.show`. To extend it: what all viewers
  * share (plane, window, range) is a key of `view` and a control in `bindControls`; what one viewer shows is a method.
  */
 "use strict";
 (() => {
-  const { config, NO_VALUE, withMinus, decode, sliceGeometry, colourRange, shader, paint, drawOutlines, valueText } = Mask2CT;
+  const { config, NO_VALUE, withMinus, voxels, sliceGeometry, colourRange, paint, boundaries, drawOutlines, valueText } = Mask2CT;
   const { bindStage, bindPage, enlarge, remember, showPlace } = Mask2CT;
-  const MAX_BYTES = 256 * 2 ** 20; // of voxels kept in memory though no picture on the screen needs them
   const SETTLE_MS = 120; // pictures that only fly past are not loaded
+  const AHEAD = 24; // slices ahead of the shown one that are loaded when there is time
+  const MARGIN = "500px 0px"; // so far from the screen, cases are made and pictures drawn
   const OUTLINE = "#ffe14a"; // of numbered regions
   const FIRST = "axial", THREE = ["coronal", "sagittal"]; // planes below one another, where three are shown
   const RULER_SHARE = 0.35; // of a picture's width, at most
   // `plane` may be "three"; `overlay` is the opacity of differences on the CT, 0 for none.
   const view = { plane: config.plane, window: "lung", limit: config.limit, lines: true, hairs: true, overlay: 0 };
-  const viewers = [];
+  const roots = [...document.querySelectorAll("[data-viewer]")];
+  const viewers = []; // of the roots that came near the screen
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
-  // --- voxels ---------------------------------------------------------------------------------------------------------
-  /** Decoded volumes by key, loaded once when they are first needed. */
-  const store = {
-    entries: new Map(), // key: {promise, resolve, reject, voxels}
-
-    voxels(key) {
-      return this.entries.get(key)?.voxels;
-    },
-
-    load(key) {
-      const known = this.entries.get(key);
-      if (known) return known.promise;
-      const entry = {};
-      entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
-      this.entries.set(key, entry);
-      const script = document.createElement("script");
-      script.src = `${config.voxels}${encodeURIComponent(key)}.js`;
-      script.onload = () => script.remove();
-      script.onerror = () => entry.reject(new Error(`The voxels are missing: ${config.voxels}${key}.js`));
-      document.head.append(script);
-      return entry.promise;
-    },
-
-    async receive(key, base64) {
-      const entry = this.entries.get(key);
-      try {
-        entry.voxels = await decode(base64);
-        entry.resolve();
-      } catch (error) {
-        entry.reject(error);
-      }
-    },
-
-    /** Drops the oldest volumes that no visible panel needs, until the others fit into `MAX_BYTES`. */
-    trim() {
-      const panels = viewers.flatMap((viewer) => viewer.panels.filter((panel) => panel.visible));
-      const used = new Set(panels.flatMap((panel) => panel.viewer.keysOf(panel)));
-      const unused = [...this.entries].filter(([key, { voxels }]) => voxels && !used.has(key));
-      let bytes = unused.reduce((sum, [, { voxels }]) => sum + voxels.byteLength, 0);
-      for (const [key, { voxels }] of unused) {
-        if (bytes <= MAX_BYTES) return;
-        bytes -= voxels.byteLength;
-        this.entries.delete(key);
-      }
-    },
-  };
+  /** An element of this class, with further properties and children. */
+  function element(tag, className, properties = {}, ...children) {
+    const node = Object.assign(document.createElement(tag), { className }, properties);
+    node.append(...children);
+    return node;
+  }
 
   /** The longest of 1, 2, 5, 10, 20, 50, ... mm that is not longer than `most`. */
   function roundLength(most) {
@@ -76,11 +38,27 @@
   }
 
   // --- one viewer -----------------------------------------------------------------------------------------------------
-  /** The parts of a picture. */
-  function stageParts(stage) {
-    const all = (name) => [...stage.querySelectorAll(name)];
-    const [lines] = all("canvas.lines"), [cross] = all(".cross");
-    return { stage, canvases: all("canvas.voxels"), lines, edges: all(".edge"), cross, hairs: null, ruler: null };
+  /** Fills the frame of a picture; returns its parts. */
+  function makePicture(stage, panel) {
+    const canvas = (name) => element("canvas", name);
+    const canvases = (panel.kind === "wipe" ? ["before", "after"] : ["only"]).map((name) => canvas(`voxels ${name}`));
+    for (const each of canvases) {
+      each.setAttribute("role", "img");
+      each.setAttribute("aria-label", panel.figure.querySelector(".title").textContent);
+    }
+    const lines = canvas("lines"), cross = element("i", "cross"), ruler = element("span", "ruler");
+    const edges = ["left", "right", "up", "down"].map((name) => element("span", `edge ${name}`));
+    const hairs = ["across", "down"].map((name) => element("i", `hair ${name}`));
+    const button = element("button", "enlarge", { type: "button", title: "Enlarge (F)", textContent: "⤢" });
+    button.setAttribute("aria-label", "Enlarge");
+    lines.setAttribute("aria-hidden", "true");
+    stage.replaceChildren(...canvases, lines, ...edges, cross, ...hairs, ruler, button);
+    return { stage, canvases, lines, edges, cross, hairs, ruler, button };
+  }
+
+  function makeBar() {
+    const mark = element("b", "", { hidden: true });
+    return element("div", "bar", {}, element("span", "low"), element("span", "scale", {}, element("i", ""), mark), element("span", "high"));
   }
 
   /** Panels on one grid that show the same place. */
@@ -92,6 +70,7 @@
       this.at = [...this.grid.start]; // the voxel through which all planes go
       this.cursor = null; // the voxel under the pointer
       this.zooms = {}; // by plane: scale, and the place of the left upper corner as a share of the picture's frame
+      this.cache = new Map(); // values and lines of the slices shown, by key and axis through them
       this.timer = 0;
       this.slider = root.querySelector(".slices input");
       this.position = root.querySelector(".slices output");
@@ -106,17 +85,28 @@
       this.layout();
     }
 
-    /** Makes a panel of a figure and listens to its pointer. */
+    /** Makes a panel of a figure. */
     adopt(figure) {
-      const panel = {
-        viewer: this, figure, ...stageParts(figure.querySelector(".stage")), bar: figure.querySelector(".bar"),
-        value: figure.querySelector(".value"), ...JSON.parse(figure.dataset.panel), // kind, layers, plane, role, ...
-        sources: null, visible: false, main: null, // of a further plane of a panel: that panel
+      return {
+        viewer: this, figure, ...JSON.parse(figure.dataset.panel), // kind, layers, plane, role, ...
+        stage: figure.querySelector(".stage"), canvases: [], bar: null, value: null, // made when it is first seen
+        sources: null, visible: false, turn: 0, main: null, // of a further plane of a panel: that panel
       };
+    }
+
+    /** Makes the picture of a panel, its colour bar and its read-out. */
+    furnish(panel) {
+      if (panel.canvases.length) return;
+      Object.assign(panel, makePicture(panel.stage, panel));
       bindStage(panel);
-      const cut = figure.querySelector("input.cut");
-      if (cut) this.bindCut(panel, cut);
-      return panel;
+      panel.button.addEventListener("click", (event) => { event.stopPropagation(); enlarge(panel); });
+      panel.button.addEventListener("pointerdown", (event) => event.stopPropagation());
+      if (panel.main) return;
+      panel.value = element("output", "value");
+      panel.stage.after(panel.value);
+      if (panel.kind === "wipe") this.bindCut(panel);
+      this.showBar(panel);
+      this.frame(panel);
     }
 
     /** Shows a panel in three planes below one another, or in one again. */
@@ -129,23 +119,23 @@
         this.panels = this.panels.filter(({ main }) => main !== panel);
         return;
       }
-      const stack = document.createElement("div");
-      stack.className = "stack";
+      const stack = element("div", "stack");
       panel.stage.before(stack);
       stack.append(panel.stage);
       for (const plane of THREE) {
-        const stage = panel.stage.cloneNode(true);
-        stage.querySelectorAll(".made").forEach((made) => made.remove());
-        stack.append(stage);
-        const each = { ...panel, ...stageParts(stage), plane, main: panel, bar: null, value: null, sources: null };
-        bindStage(each);
+        const each = { ...panel, stage: element("div", "stage"), canvases: [], plane, main: panel, bar: null, value: null, sources: null };
+        stack.append(each.stage);
         this.panels.push(each);
+        this.furnish(each);
         this.frame(each);
       }
     }
 
     /** The line of a before-and-after picture follows its slider and the pressed pointer. */
-    bindCut(panel, cut) {
+    bindCut(panel) {
+      const cut = element("input", "cut", { type: "range", min: 0, max: 100, value: 50 });
+      cut.setAttribute("aria-label", "Left of the line before, right of it after");
+      panel.stage.after(cut);
       const set = () => panel.figure.style.setProperty("--cut", `${cut.value}%`);
       cut.addEventListener("input", set);
       panel.stage.addEventListener("pointermove", (event) => {
@@ -195,10 +185,21 @@
     go(at) {
       const bounded = at.map((k, axis) => clamp(k, 0, this.grid.shape[axis] - 1));
       if (this.cursor) this.cursor = this.cursor.map((k, axis) => (bounded[axis] === this.at[axis] ? k : bounded[axis]));
+      const before = this.at;
       this.at = bounded;
       this.showPosition();
+      voxels.forget(new Set(Object.keys(this.volumes)));
       this.redraw();
+      this.loadAhead(before);
       remember(this);
+    }
+
+    /** Loads what the next slices need, in the direction in which the place moved. */
+    loadAhead(before) {
+      const ahead = this.at.map((k, axis) => clamp(k + AHEAD * Math.sign(k - before[axis]), 0, this.grid.shape[axis] - 1));
+      const names = this.panels.filter(({ visible }) => visible).flatMap(
+        (panel) => this.namesOf(panel, sliceGeometry(this.grid, this.plane(panel), ahead)));
+      voxels.loadLater([...new Set(names)]);
     }
 
     /** Moves one plane to a slice. */
@@ -239,8 +240,8 @@
       style.aspectRatio = aspect;
       style.setProperty("--aspect", aspect);
       for (const [name, value] of Object.entries(zoom)) style.setProperty(name, value);
+      if (!panel.canvases.length) return; // not yet on the screen
       panel.edges.forEach((edge, i) => { edge.textContent = edges[i]; });
-      if (!panel.hairs) return; // not yet on the screen
       panel.stage.classList.toggle("crossed", view.hairs && this.isCrossed(panel));
       const share = (index, length) => ((length - 0.5 - index) / length) * scale;
       panel.hairs[0].style.left = `${(share(this.at[slice.across], width) + x) * 100}%`;
@@ -248,23 +249,6 @@
       const millimetres = (width * this.grid.spacing[slice.across]) / scale, length = roundLength(RULER_SHARE * millimetres);
       panel.ruler.style.width = `${(length / millimetres) * 100}%`;
       panel.ruler.textContent = `${length} mm`;
-    }
-
-    /** Crosshair, ruler and button of a picture, made when it is first seen. */
-    furnish(panel) {
-      if (panel.hairs) return;
-      const make = (tag, name) => {
-        const node = document.createElement(tag);
-        node.className = `${name} made`;
-        panel.stage.append(node);
-        return node;
-      };
-      panel.hairs = [make("i", "hair across"), make("i", "hair down")];
-      panel.ruler = make("span", "ruler");
-      const button = Object.assign(make("button", "enlarge"), { type: "button", title: "Enlarge (F)", textContent: "⤢" });
-      button.setAttribute("aria-label", "Enlarge");
-      button.addEventListener("click", (event) => { event.stopPropagation(); enlarge(panel); });
-      button.addEventListener("pointerdown", (event) => event.stopPropagation());
     }
 
     showPosition() {
@@ -304,78 +288,103 @@
       return [...new Set(keys.filter(Boolean))];
     }
 
+    /** Names of the bricks that a panel needs for a slice. */
+    namesOf(panel, slice = this.slice(panel)) {
+      return this.keysOf(panel).flatMap((key) => voxels.namesOf(this.grid, key, slice));
+    }
+
     /** Draws a panel that is on the screen, once its voxels are there. */
     draw(panel) {
       if (!panel.visible || !panel.layers.length) return;
-      const keys = this.keysOf(panel), { layers } = panel;
-      if (!keys.every((key) => store.voxels(key))) {
-        Promise.all(keys.map((key) => store.load(key))).then(
-          () => { if (panel.layers === layers) this.draw(panel); store.trim(); },
+      const slice = this.slice(panel), names = this.namesOf(panel, slice), turn = panel.turn + 1;
+      panel.turn = turn; // only the newest call draws
+      if (!voxels.areThere(names)) {
+        voxels.load(names).then(
+          () => { if (panel.turn === turn) this.draw(panel); voxels.trim(neededNames); },
           (error) => this.fail(panel, error.message),
         );
         return;
       }
-      const slice = this.slice(panel);
-      this.furnish(panel);
       this.frame(panel);
-      panel.sources = layers.map((layer) => this.source(layer));
-      this.layOn(panel);
-      panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, shader(source, view)));
-      drawOutlines(panel.lines, slice, this.outlines(panel));
+      panel.sources = panel.layers.map((layer) => this.source(layer, slice));
+      this.layOn(panel, slice);
+      panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, source, view));
+      drawOutlines(panel.lines, slice, this.outlines(panel, slice));
       panel.figure.dataset.state = "ready";
       this.read(panel);
     }
 
     /** Frees the pictures of a panel that left the screen. */
     release(panel) {
+      if (!panel.canvases.length) return;
       for (const canvas of [...panel.canvases, panel.lines]) canvas.width = canvas.height = 0;
       delete panel.figure.dataset.state;
       panel.sources = null;
+      this.cache.clear();
     }
 
     fail(panel, message) {
       panel.figure.dataset.state = "failed";
+      this.furnish(panel);
       (panel.main || panel).value.textContent = message;
     }
 
-    /** A layer as something to paint: `kind`, `step`, and `value(index)` as stored. */
-    source(layer) {
-      if (!Array.isArray(layer)) {
-        const voxels = store.voxels(layer);
-        return { ...this.volumes[layer], value: (i) => voxels[i] };
-      }
-      const [from, to] = layer.map((key) => store.voxels(key));
-      return { kind: "difference", step: this.volumes[layer[0]].step, value: (i) => to[i] - from[i] };
+    /** What is kept of a slice of a volume: its `values`, and by name the `lines` between groups of them. */
+    kept(key, slice) {
+      const name = `${key} ${slice.through}`, known = this.cache.get(name);
+      if (known?.index === slice.index) return known;
+      const kept = { index: slice.index, values: voxels.valuesOf(this.grid, key, slice), lines: new Map() };
+      this.cache.set(name, kept);
+      return kept;
+    }
+
+    /** Lines between the groups of a slice; `groupOf` gives a value's group under this `name`. */
+    lines(key, slice, name = "", groupOf = null) {
+      const { values, lines } = this.kept(key, slice);
+      if (!lines.has(name)) lines.set(name, boundaries(slice, groupOf ? values.map(groupOf) : values));
+      return lines.get(name);
+    }
+
+    /** A layer's slice as something to paint: `kind`, `step`, and `values` as stored. */
+    source(layer, slice) {
+      if (!Array.isArray(layer)) return { ...this.volumes[layer], values: this.kept(layer, slice).values };
+      const [from, to] = layer.map((key) => this.kept(key, slice).values);
+      return { kind: "difference", step: this.volumes[layer[0]].step, values: to.map((value, p) => value - from[p]) };
     }
 
     /** Lays a difference on its CT, where the view asks for it. */
-    layOn(panel) {
+    layOn(panel, slice) {
       const [source] = panel.sources, [layer] = panel.layers;
       const key = panel.under || (Array.isArray(layer) ? layer[0] : ""); // the volume before
       const laid = source.kind === "difference" && view.overlay > 0 && key !== "";
-      if (laid) source.under = this.source(key);
+      if (laid) source.under = this.source(key, slice);
       panel.stage.classList.toggle("overlaid", laid);
     }
 
     /** What is outlined in a panel: the mask's labels, its zones by rank, its numbered regions. */
-    outlines(panel) {
-      const mask = view.lines && store.voxels(this.mask), zones = store.voxels(this.zones);
-      const regions = store.voxels(panel.outline), onWhite = panel.sources[0].kind === "difference", all = [];
+    outlines(panel, slice) {
+      const onWhite = panel.sources[0].kind === "difference", { zones } = panel, all = [];
       const labelColour = (k) => (onWhite ? "#8a93a0" : config.labels[k]?.[0] || "#ffffff");
-      if (mask) all.push({ group: (i) => mask[i], colour: labelColour, width: 2 });
-      if (zones && panel.zones.length) {
-        all.push({ group: (i) => panel.zones.indexOf(zones[i]) + 1, colour: (k) => config.ranks[k - 1], width: 5 });
+      if (view.lines && this.mask) all.push({ lines: this.lines(this.mask, slice), colour: labelColour, width: 2 });
+      if (this.zones && zones.length) {
+        const lines = this.lines(this.zones, slice, zones.join(), (zone) => zones.indexOf(zone) + 1);
+        all.push({ lines, colour: (k) => config.ranks[k - 1], width: 5 });
       }
-      if (regions) all.push({ group: (i) => regions[i], colour: () => OUTLINE, width: 5, numbered: true });
+      if (panel.outline) {
+        all.push({ lines: this.lines(panel.outline, slice), colour: () => OUTLINE, width: 5, numbered: true });
+      }
       return all;
     }
 
     // Read-out ..........................................................................................................
     showBar(panel) {
       const range = colourRange(panel.kind, view);
-      if (!panel.bar) return;
-      panel.bar.hidden = !range;
-      if (!range) return;
+      if (panel.bar) panel.bar.hidden = !range;
+      if (!range || !panel.value) return; // it has no bar, or was not yet on the screen
+      if (!panel.bar) {
+        panel.bar = makeBar();
+        panel.value.before(panel.bar);
+      }
       const [low, high] = range, unit = panel.kind === "score" ? "spreads" : "HU";
       panel.bar.querySelector(".low").textContent = withMinus(low);
       panel.bar.querySelector(".high").textContent = `${low < 0 ? "+" : ""}${high} ${unit}`;
@@ -401,15 +410,16 @@
     read(panel) {
       this.markPlace(panel);
       if (panel.main) return; // one read-out for all its planes
-      const { cursor } = this, mark = panel.bar?.querySelector("b"), [x, y] = this.grid.shape;
+      if (!panel.value) return; // not yet on the screen
+      const { cursor } = this, mark = panel.bar?.querySelector("b");
       panel.value.textContent = "";
       if (mark) mark.hidden = true;
       if (!cursor || !panel.sources) return;
-      const index = cursor[0] + x * (cursor[1] + y * cursor[2]);
-      const stored = panel.sources.map((source) => source.value(index));
+      const stored = panel.layers.map((layer) => this.stored(layer, cursor));
+      if (stored.includes(undefined)) return; // another plane's voxel, not loaded
       const texts = panel.sources.map((source, i) => valueText(source, stored[i]));
       panel.value.textContent = texts.length > 1 ? `before ${texts[0]}, after ${texts[1]}` : texts[0];
-      panel.value.title = `voxel ${cursor.map((k, axis) => k * this.grid.block[axis]).join(", ")} (right, front, up)`;
+      panel.value.title = `voxel ${cursor.join(", ")} (right, front, up)`;
       const range = colourRange(panel.sources[0].kind, view);
       if (mark && range && stored[0] !== NO_VALUE) {
         const share = (stored[0] * panel.sources[0].step - range[0]) / (range[1] - range[0]);
@@ -418,29 +428,60 @@
       }
     }
 
+    /** The stored value of a layer at a voxel; undefined while it is not loaded. */
+    stored(layer, at) {
+      const [from, to] = [layer].flat().map((key) => voxels.valueAt(this.grid, key, at));
+      if (!Array.isArray(layer)) return from;
+      return from === undefined || to === undefined ? undefined : to - from;
+    }
+
     /** Label and zone under the pointer. */
     placeText() {
-      const mask = store.voxels(this.mask), zones = store.voxels(this.zones), [x, y] = this.grid.shape;
-      if (!this.cursor || !mask) return "";
-      const index = this.cursor[0] + x * (this.cursor[1] + y * this.cursor[2]);
-      const zone = zones?.[index] ? `: ${this.zone_names[zones[index] - 1]}` : "";
-      return `${config.labels[mask[index]]?.[1] || "outside the mask"}${zone}`;
+      const label = this.cursor && this.mask ? this.stored(this.mask, this.cursor) : undefined;
+      if (label === undefined) return "";
+      const zone = this.zones ? this.stored(this.zones, this.cursor) : 0;
+      return `${config.labels[label]?.[1] || "outside the mask"}${zone ? `: ${this.zone_names[zone - 1]}` : ""}`;
     }
   }
 
   // --- the page -------------------------------------------------------------------------------------------------------
+  /** Names of the bricks that the pictures on the screen need. */
+  function neededNames() {
+    const panels = viewers.flatMap((viewer) => viewer.panels.filter((panel) => panel.visible));
+    return new Set(panels.flatMap((panel) => panel.viewer.namesOf(panel)));
+  }
+
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       const viewer = viewers.find(({ panels }) => panels.some(({ figure }) => figure === target));
       const shown = () => viewer.panels.filter(({ figure }) => figure === target);
       for (const panel of shown()) panel.visible = isIntersecting;
-      if (isIntersecting) viewer.spread(shown()[0]);
+      if (isIntersecting) {
+        viewer.furnish(shown()[0]);
+        viewer.spread(shown()[0]);
+      }
       for (const panel of shown()) {
         if (isIntersecting) setTimeout(() => viewer.draw(panel), SETTLE_MS);
         else viewer.release(panel);
       }
     }
-  }, { rootMargin: "500px 0px" });
+  }, { rootMargin: MARGIN });
+
+  /** The viewer of an element with `data-viewer`, made where it is not yet there. */
+  function viewerOf(root) {
+    const known = viewers.find((viewer) => viewer.root === root);
+    if (known) return known;
+    const viewer = new SliceViewer(root);
+    viewers.push(viewer);
+    viewers.sort((one, two) => roots.indexOf(one.root) - roots.indexOf(two.root));
+    for (const { figure } of viewer.panels) observer.observe(figure);
+    nearing.unobserve(root);
+    return viewer;
+  }
+
+  const nearing = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) if (isIntersecting) viewerOf(target);
+  }, { rootMargin: MARGIN });
 
   /** Shows the settings of the view, and draws everything anew. */
   function update() {
@@ -512,10 +553,9 @@
     }
   }
 
-  for (const root of document.querySelectorAll("[data-viewer]")) viewers.push(new SliceViewer(root));
   bindControls();
   readBoxes();
-  for (const { panels } of viewers) for (const { figure } of panels) observer.observe(figure);
-  bindPage({ view, viewers, choose, tick, apply });
-  Object.assign(Mask2CT, { view, viewers, SliceViewer, addVolume: (key, base64) => store.receive(key, base64) });
+  for (const root of roots) nearing.observe(root);
+  bindPage({ view, roots, viewerOf, choose, tick, apply });
+  Object.assign(Mask2CT, { view, viewers, viewerOf });
 })();
