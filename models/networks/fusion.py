@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.networks.layers import PointwiseConv3d
 from models.registry import Registry
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
@@ -32,7 +33,15 @@ class FusionUnit(nn.Module):
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features `(B, C, X, Y, Z)` that depend on the text."""
+        return x + self.residual(x, text)
+
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return what the text adds to the features, of the shape of `x` `(B, C, X, Y, Z)`."""
         raise NotImplementedError
+
+    def projected_residual(self, x: Tensor, text: TextEmbedding, head: nn.Conv3d) -> Tensor:
+        """Return the residual after a 1x1x1 convolution without bias, `(B, n, X, Y, Z)`."""
+        return head(self.residual(x, text))
 
 
 @FUSIONS.register("none")
@@ -40,8 +49,12 @@ class NoFusion(FusionUnit):
     """The identity: no text."""
 
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
-        """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
+        """Return `x`."""
         return x
+
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
+        """Return zeros of the shape of `x`."""
+        return torch.zeros_like(x)
 
 
 def zero_module(layer: nn.Module) -> nn.Module:
@@ -59,12 +72,12 @@ class ConcatFusion(FusionUnit):
         super().__init__(channels, text_width, options)
         hidden = options.text_hidden or channels
         self.text = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU())
-        self.project = zero_module(nn.Conv3d(channels + hidden, channels, 1))
+        self.project = zero_module(PointwiseConv3d(channels + hidden, channels))
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         repeated = self.text(text.pooled)[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
-        return x + self.project(torch.cat([x, repeated.to(x.dtype)], 1))
+        return self.project(torch.cat([x, repeated.to(x.dtype)], 1))
 
 
 def broadcast_channels(values: Tensor, x: Tensor) -> Tensor:
@@ -99,11 +112,15 @@ class Affine(nn.Module):
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(nn.Linear(text_width, hidden), nn.SiLU(), last) if hidden else last
 
+    def values(self, text: TextEmbedding) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of each prompt, `(B, C)`."""
+        scale, shift = self.mlp(text.pooled * self.scale).chunk(2, 1)
+        return scale, shift
+
     def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
-        values = self.mlp(text.pooled * self.scale)[:, :, None, None, None].to(x.dtype)
-        scale, shift = values.chunk(2, 1)
-        return x * (1 + scale) + shift
+        scale, shift = self.values(text)
+        return x * broadcast_channels(1 + scale, x) + broadcast_channels(shift, x)
 
 
 @FUSIONS.register("affine")
@@ -114,13 +131,13 @@ class AffineFusion(FusionUnit):
         super().__init__(channels, text_width, options)
         self.first = Affine(channels, text_width, options.text_hidden)
         self.second = Affine(channels, text_width, options.text_hidden)
-        self.project = zero_module(nn.Conv3d(channels, channels, 1))
+        self.project = zero_module(PointwiseConv3d(channels, channels))
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         h = F.silu(self.first(x, text))
         h = F.silu(self.second(h, text))
-        return x + self.project(h)
+        return self.project(h)
 
 
 @FUSIONS.register("additive")
@@ -135,13 +152,36 @@ class AdditiveFusion(FusionUnit):
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
-        self.fields = nn.Conv3d(channels, self.FIELDS * channels, 1)
+        self.fields = PointwiseConv3d(channels, self.FIELDS * channels)
         self.affine = Affine(self.FIELDS * channels, text_width, options.text_hidden)
-        self.project = zero_module(nn.Conv3d(self.FIELDS * channels, channels, 1))
+        self.project: nn.Conv3d = PointwiseConv3d(self.FIELDS * channels, channels)
+        zero_module(self.project)
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
-        return x + self.project(self.affine(F.silu(self.fields(x)), text))
+        return self._weighted_fields(x, text, self.project.weight.flatten(1), self.project.bias)
+
+    def projected_residual(self, x: Tensor, text: TextEmbedding, head: nn.Conv3d) -> Tensor:
+        """Return the residual after a 1x1x1 convolution without bias, `(B, n, X, Y, Z)`."""
+        weight = head.weight.flatten(1)
+        project, bias = self.project.weight.flatten(1), self.project.bias
+        assert bias is not None
+        return self._weighted_fields(x, text, weight @ project, weight @ bias)
+
+    def _weighted_fields(
+        self, x: Tensor, text: TextEmbedding, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Return `weight` `(n, fields)` times the affine layer of the fields, `(B, n, X, Y, Z)`.
+
+        Both are linear: one product per voxel with a matrix of the prompt.
+        """
+        voxels = F.silu(self.fields(x)).movedim(1, -1)
+        scale, shift = self.affine.values(text)  # (B, fields)
+        matrix = (weight * (1 + scale)[:, None]).transpose(1, 2)  # (B, fields, n)
+        offset = F.linear(shift, weight, bias)[:, None]  # (B, 1, n)
+        dtype = voxels.dtype
+        product = torch.baddbmm(offset.to(dtype), voxels.flatten(1, 3), matrix.to(dtype))
+        return product.unflatten(1, x.shape[2:]).movedim(-1, 1)
 
 
 @FUSIONS.register("attention")
@@ -159,7 +199,7 @@ class AttentionFusion(FusionUnit):
         self.project = nn.Linear(width, channels)
         zero_module(self.project)
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         b, c, *size = x.shape
         voxels = self.norm(x.movedim(1, -1).reshape(b, -1, c)).to(x.dtype)  # (B, V, C)
@@ -171,7 +211,7 @@ class AttentionFusion(FusionUnit):
         v = self._split_heads(self.value(tokens))
         attend = self._attend_folded if x.device.type == "cpu" else self._attend
         out = attend(voxels, k, v, valid)  # (B, V, C)
-        return x + out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
+        return out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
 
     def _attend(self, voxels: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
         q = self._split_heads(self.query(voxels))
@@ -194,16 +234,20 @@ class AttentionFusion(FusionUnit):
             offset = offset.masked_fill(~valid[:, None], -torch.inf)
             project = self.project.weight.unflatten(1, (heads, width))
             values = torch.einsum("chd,bhld->bhlc", project, v)  # (B, H, L, C)
-        dtype = voxels.dtype
-        logits = torch.baddbmm(
-            offset.flatten(1)[:, None].to(dtype), voxels, keys.flatten(2).to(dtype)
-        )
-        weights = logits.unflatten(-1, (heads, length)).softmax(-1).flatten(2)  # (B, V, H L)
-        return torch.baddbmm(
-            self.project.bias.to(dtype)[None, None],
-            weights.to(dtype),
-            values.flatten(1, 2).to(dtype),
-        )
+            dtype = voxels.dtype
+            # Voxels last: a softmax over another axis than the last runs over whole lines of them.
+            logits = torch.baddbmm(
+                offset.flatten(1)[..., None].to(dtype),
+                keys.flatten(2).transpose(1, 2).to(dtype),
+                voxels.transpose(1, 2),
+            )
+            # Sums are in float32 within the softmax, also for bf16.
+            weights = logits.unflatten(1, (heads, length)).softmax(2).flatten(1, 2)  # (B, H L, V)
+            return torch.baddbmm(
+                self.project.bias.to(dtype)[None, None],
+                weights.transpose(1, 2),
+                values.flatten(1, 2).to(dtype),
+            )
 
     def _split_heads(self, t: Tensor) -> Tensor:
         """Return `(B, N, W)` as heads `(B, H, N, W/H)`."""
@@ -219,6 +263,7 @@ class BothFusion(FusionUnit):
         self.attention = AttentionFusion(channels, text_width, options)
         self.affine = AffineFusion(channels, text_width, options)
 
-    def forward(self, x: Tensor, text: TextEmbedding) -> Tensor:
+    def residual(self, x: Tensor, text: TextEmbedding) -> Tensor:
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
-        return self.affine(self.attention(x, text), text)
+        attended = self.attention.residual(x, text)
+        return attended + self.affine.residual(x + attended, text)

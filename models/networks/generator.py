@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.networks.filters import box_mean
 from models.networks.fusion import FUSIONS, FusionUnit
 from models.networks.layers import (
     NoiseInjection,
+    PointwiseConv3d,
     ResBlock,
     ScalarConv3d,
     Upsample,
@@ -300,16 +302,16 @@ class TextResidualHead(nn.Module):
         self.body = body
         fusion = options.fusion if options.fusion_at == "output" else "additive"
         self.fusion: FusionUnit = FUSIONS[fusion](options.ngf, text_width, options)
-        self.head = nn.Conv3d(options.ngf, 1, 1, bias=False)
+        self.head = PointwiseConv3d(options.ngf, 1, bias=False)
         self.n_labels = n_labels
         self.place: nn.Sequential | None = None
         if options.text_position:
             positions = input_channels(options, n_labels) - n_labels + len(self.MASK_KERNELS)
             features = n_labels + positions * (1 + 2 * self.FREQUENCIES)
             self.place = nn.Sequential(
-                nn.Conv3d(features, self.HIDDEN, 1),
+                PointwiseConv3d(features, self.HIDDEN),
                 nn.SiLU(),
-                nn.Conv3d(self.HIDDEN, options.ngf, 1),
+                PointwiseConv3d(self.HIDDEN, options.ngf),
             )
 
     def forward(
@@ -326,7 +328,7 @@ class TextResidualHead(nn.Module):
         if self.place is not None:
             place = self.place(self.position_features(condition))
             x = x + torch.cat([place] * (len(x) // len(place)))
-        effect = self.head(self.fusion(x, text) - x)
+        effect = self.fusion.projected_residual(x, text, self.head)
         if text.weight is not None:
             effect = torch.lerp(effect.detach(), effect, text.weight[:, None, None, None, None])
         return effect if region is None else effect * region
@@ -342,15 +344,15 @@ class TextResidualHead(nn.Module):
         positions = [condition[:, self.n_labels :]]
         for kernel in self.MASK_KERNELS:
             size = min(kernel, largest)
-            share = F.avg_pool3d(inside, size, 1, size // 2, count_include_pad=False)
-            positions.append(2 * share - 1)
+            positions.append(2 * box_mean(inside, size) - 1)
         position = torch.cat(positions, 1)
         fourier_features = []
         for k in range(self.FREQUENCIES):
             angle = torch.pi * 2**k * position
             fourier_features += [angle.sin(), angle.cos()]
         labels = condition[:, : self.n_labels]
-        return self.COORD_SCALE * torch.cat([labels, position, *fourier_features], 1)
+        features = self.COORD_SCALE * torch.cat([labels, position, *fourier_features], 1)
+        return features.contiguous(memory_format=torch.channels_last_3d)
 
 
 class Generator(nn.Module):

@@ -85,6 +85,23 @@ class Conv3d(nn.Conv3d):
         return super().forward(input)
 
 
+class PointwiseConv3d(nn.Conv3d):
+    """A convolution of single voxels, 1x1x1.
+
+    With channels innermost it is one matrix product, which on a CPU is several times as fast as the
+    convolution.
+    """
+
+    def __init__(self, c_in: int, c_out: int, bias: bool = True) -> None:
+        super().__init__(c_in, c_out, 1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, c_in, X, Y, Z)` to `(B, c_out, X, Y, Z)`."""
+        if not input.is_contiguous(memory_format=torch.channels_last_3d):
+            return super().forward(input)
+        return F.linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 def conv(c_in: int, c_out: int, norm: str, padding: Padding, stride: int = 1) -> nn.Sequential:
     """Build a 3x3x3 convolution, normalisation and SiLU.
 
@@ -139,7 +156,7 @@ class Upsample(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.project = nn.Conv3d(c_in, c_out, 1)
+        self.project = PointwiseConv3d(c_in, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, c_in, X, Y, Z)` to `(B, c_out, 2X, 2Y, 2Z)`."""

@@ -16,6 +16,7 @@ from models.networks.layers import (
     ChannelNorm,
     Conv3d,
     NoiseInjection,
+    PointwiseConv3d,
     ScalarConv3d,
     halve_noise,
     make_norm,
@@ -414,6 +415,29 @@ def test_scalar_convolution_is_a_convolution(size: int, padding: int, mode: Any)
     ]
     assert torch.allclose(fast(x), plain(x), atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last_3d, torch.contiguous_format])
+def test_pointwise_convolution_is_a_convolution(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    fast, plain = PointwiseConv3d(5, 3), nn.Conv3d(5, 3, 1)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 5, 6, 5, 7).contiguous(memory_format=memory_format).requires_grad_()
+    y = fast(x)
+    torch.testing.assert_close(y, plain(x))
+    assert y.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_residual_passes_a_head_as_one_product(name: str) -> None:
+    torch.manual_seed(0)
+    unit: FusionUnit = FUSIONS[name](8, WIDTH, GENERATOR)
+    wake(unit)
+    x, head = torch.randn(2, 8, 3, 4, 5), PointwiseConv3d(8, 1, bias=False)
+    expected = head(unit(x, text()) - x)
+    torch.testing.assert_close(
+        unit.projected_residual(x, text(), head), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_text_multiplies_the_noise_inside_the_region() -> None:

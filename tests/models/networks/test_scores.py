@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.networks.filters import gaussian_smooth
 from models.networks.scores import (
-    gaussian_smooth,
+    QUANTILES,
+    _quantiles,
     mean_score,
     patch_score,
     quantile_score,
@@ -119,3 +121,22 @@ def test_smoothing_keeps_a_constant_and_the_mean_of_a_ramp() -> None:
     ramp = torch.arange(24.0).expand(1, 1, 24, 24, 24)
     smooth = gaussian_smooth(ramp, 1.6)
     assert torch.allclose(smooth[..., 6:-6], ramp[..., 6:-6], atol=1e-4)
+
+
+def test_quantiles_are_those_of_the_sorted_values_inside() -> None:
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(2, 3, 200, generator=generator, requires_grad=True)
+    inside = torch.rand(1, 3, 200, generator=generator) < 0.5
+    quantiles = _quantiles(values, inside)
+    assert quantiles.shape == (2, 3, QUANTILES)
+    for draw in range(2):
+        for block in range(3):
+            ordered = values[draw, block][inside[0, block]].sort().values
+            ranks = torch.searchsorted(ordered, quantiles[draw, block].contiguous())
+            torch.testing.assert_close(ordered[ranks], quantiles[draw, block])
+            assert ranks[0] == 0 and ranks[-1] == len(ordered) - 1
+            assert (ranks.diff() >= 0).all()
+    quantiles.sum().backward()  # every quantile's gradient reaches the voxel it came from
+    assert values.grad is not None
+    assert values.grad.sum() == quantiles.numel()
+    assert not values.grad[:, ~inside[0]].any()

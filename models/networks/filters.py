@@ -1,0 +1,58 @@
+"""Separable filters of volumes, as matrix products along the axes."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers import gaussian_1d, separable_filtering
+from torch import Tensor
+
+TRUNCATE = 2.5  # SD at which a Gaussian is cut off
+
+
+def gaussian_smooth(x: Tensor, sigma: float) -> Tensor:
+    """Smooth `(B, 1, X, Y, Z)` with a Gaussian of this SD in voxels; the border is repeated."""
+    return filter_axes(x, "gaussian", sigma)
+
+
+def box_mean(x: Tensor, side: int) -> Tensor:
+    """Return the mean over cubes of `side` voxels, an odd number, around each voxel.
+
+    At the border it is the mean of the voxels that are there.
+    """
+    return filter_axes(x, "box", side)
+
+
+def filter_axes(x: Tensor, kind: str, size: float) -> Tensor:
+    """Filter `(B, 1, X, Y, Z)` along each axis by a product with a matrix.
+
+    That is ten times as fast on a CPU as convolutions of one channel.
+    """
+    of_x, of_y, of_z = (_filter_matrix(kind, size, side, x.device) for side in x.shape[2:])
+    x = of_y.T @ (x @ of_z)
+    return (of_x.T @ x.flatten(3)).view_as(x)
+
+
+@functools.lru_cache(maxsize=64)
+def _filter_matrix(kind: str, size: float, length: int, device: torch.device) -> Tensor:
+    """Return the matrix `(length, length)` that filters rows of this length.
+
+    Args:
+        kind: `gaussian`, whose border is repeated, or `box`, a mean of the voxels that are there.
+        size: SD of the Gaussian, or side of the box, in voxels.
+        length: Voxels along the axis.
+        device: Where the matrix is needed.
+    """
+    rows = torch.eye(length)[:, None]
+    if kind == "gaussian":
+        kernel = gaussian_1d(
+            torch.tensor(size), truncated=TRUNCATE, approx="sampled", normalize=True
+        )
+        rows = separable_filtering(rows, [kernel], mode="replicate")
+    else:
+        side = int(size)
+        rows = F.avg_pool1d(rows, side, 1, side // 2)
+        rows = rows / rows.sum(0, keepdim=True)
+    return rows[:, 0].to(device)
