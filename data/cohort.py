@@ -53,6 +53,7 @@ class Cohort:
         warnings: What a person should know of the table (see `data.text.columns`) and of the
             volumes (see `data.checks.check_volumes`).
         body_label: Label of the body, None where there is none.
+        rejected: Ids of cases that `review.csv` rejects; they are not among the cases.
     """
 
     root: Path
@@ -63,6 +64,7 @@ class Cohort:
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     body_label: int | None = None
+    rejected: tuple[str, ...] = ()
 
     @cached_property
     def file_names(self) -> dict[str, str]:

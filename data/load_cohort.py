@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from data.body import BODY_FILE, BodyLabel, surrounding_label
 from data.checks import check_volumes
 from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
 from data.resampling import apply_resampling
+from data.review import rejected_cases, rejection_sentence
 from data.splits import Splits, draw_splits, read_splits
 from data.table import ClinicalTable, find_table, match_table, read_table
 from data.text.columns import review_table
@@ -46,7 +47,7 @@ def load_cohort(
 
     Raises:
         UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, no
-            scan has a row, or the table, the splits or a volume are malformed.
+            scan has a row, or the table, the splits, `review.csv` or a volume are malformed.
     """
     root = _check_root(options)
     masks = files_by_case(root / MASKS)
@@ -55,15 +56,25 @@ def load_cohort(
         raise UserError(
             f"{root / IMAGES} does not exist; training needs the scan of every mask there."
         )
-    _check_pairs(root, images, masks, need_images)
+    rejected = rejected_cases(root, [*masks, *images])
+    _check_pairs(root, _without(images, rejected), _without(masks, rejected), need_images)
     table = _read_clinical_table(root, list(masks), options)
     empty_row = dict.fromkeys(table.columns, "")
     cases = []
     for case_id in sorted(masks, key=natural_key):
         row = {**empty_row, **table.rows.get(case_id, {})}
         cases.append(Case(case_id, images.get(case_id), masks[case_id], row))
-    splits = _load_splits(root, cases, table.columns, options, seed)
-    cohort = Cohort(root, tuple(cases), splits, (), table.columns)
+    splits = _load_splits(root, cases, table.columns, options, seed, rejected)
+    cases = [case for case in cases if case.id not in rejected]
+    cohort = Cohort(
+        root,
+        tuple(cases),
+        splits,
+        (),
+        table.columns,
+        warnings=(rejection_sentence(rejected),) if rejected else (),
+        rejected=tuple(rejected),
+    )
     cohort = _select_columns(cohort, options, left_out)
     cohort = apply_resampling(cohort, options, seed)
     if not check:
@@ -193,6 +204,10 @@ def files_by_case(folder: Path) -> dict[str, Path]:
     return files
 
 
+def _without(files: Mapping[str, Path], rejected: Collection[str]) -> dict[str, Path]:
+    return {case: path for case, path in files.items() if case not in rejected}
+
+
 def _check_pairs(
     root: Path, images: dict[str, Path], masks: dict[str, Path], need_images: bool
 ) -> None:
@@ -253,7 +268,7 @@ def _select_columns(cohort: Cohort, options: DataOptions, left_out: Sequence[str
         cases=tuple(cases),
         columns=columns,
         left_out=review.left_out,
-        warnings=review.remarks,
+        warnings=(*cohort.warnings, *review.remarks),
     )
 
 
@@ -263,6 +278,7 @@ def _load_splits(
     columns: Sequence[str],
     options: DataOptions,
     seed: int,
+    rejected: Collection[str],
 ) -> Splits:
     column = options.patient_column
     if column and column != options.key_column and column not in columns:
@@ -274,5 +290,10 @@ def _load_splits(
     ids = [case.id for case in cases]
     path = Path(options.splits) if options.splits else root / "splits.json"
     if options.splits or path.is_file():
-        return read_splits(path, ids, patients)
+        splits = read_splits(path, ids, patients)
+        return {
+            name: tuple(case for case in members if case not in rejected)
+            for name, members in splits.items()
+        }
+    ids = [case for case in ids if case not in rejected]
     return draw_splits(ids, seed, patients, images=any(case.image for case in cases))

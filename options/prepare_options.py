@@ -96,6 +96,10 @@ class TableOptions:
 class WorkOptions:
     """How the work is done."""
 
+    slices: bool = flag(
+        True,
+        "Put every slice of every case into the report, at about half the size of the scans.",
+    )
     jobs: int = flag(
         2,
         "Cases at a time, each in a process of its own (up to 4 GB each); 0 works in this one.",

@@ -98,6 +98,10 @@ def run_splits(folder: Path, cohort: Cohort, options: DataOptions, accept_change
     stored = read_run_splits(folder / SPLITS_FILE)
     if stored is None:
         return cohort.splits
+    stored = {
+        name: tuple(case for case in cases if case not in cohort.rejected)
+        for name, cases in stored.items()
+    }
     path = _splits_file(cohort, options)
     changes = split_changes(stored, cohort.splits) if path.is_file() else []
     if changes and not accept_changes:

@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from data.geometry import Volume, resample
 from data.preparation.headers import ACQUISITION
 from data.preparation.lungs import AIRWAY, BODY, LEFT, RIGHT
 from data.preparation.masks import MaskPlan, make_mask
+from data.preparation.pictures import CaseView, draw_montage, remove_slices, write_slices
 from data.preparation.pixels import AIR_HU, Scan, clip_to_hu, read_stack, to_source_orientation
 from data.preparation.quality import measure_case, quality_warnings
 from data.preparation.series import stack_slices
@@ -40,7 +41,6 @@ from data.volumes import load_volume, read_header
 from options.prepare_options import OLD_MASK_KINDS
 from util.cli import UserError
 from util.files import atomic_path, file_fingerprint, json_digest, write_json
-from util.web.outlines import outlined_slices
 
 # Raised where a case would come out differently, so that it is prepared again: for masks that are
 # made here (2: they label the body), and for masks that are given.
@@ -48,6 +48,7 @@ VERSION_MADE = 2
 VERSION_GIVEN = 1
 RECORDS = ".prepared"  # folders of a dataroot
 REPORT_FOLDER = "report"
+VOXELS_FOLDER = "voxels"  # within it: the slices of the report's viewer
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -64,12 +65,13 @@ class DiskFullError(UserError):
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of a case in a dataroot."""
+    """The files of a case in a dataroot; `voxels` is the report's folder of all cases' slices."""
 
     image: Path
     mask: Path
     picture: Path
     record: Path
+    voxels: Path
 
     @classmethod
     def in_dataroot(cls, root: Path, case: str) -> CaseFiles:
@@ -79,6 +81,7 @@ class CaseFiles:
             mask=root / MASKS / f"{case}.nii.gz",
             picture=root / REPORT_FOLDER / f"{case}.png",
             record=root / RECORDS / f"{case}.json",
+            voxels=root / REPORT_FOLDER / VOXELS_FOLDER,
         )
 
     def sizes(self) -> list[int]:
@@ -87,8 +90,9 @@ class CaseFiles:
 
     def remove(self) -> None:
         """Remove the case from the dataroot, its record first."""
-        for path in reversed(astuple(self)):
+        for path in (self.record, self.picture, self.mask, self.image):
             path.unlink(missing_ok=True)
+        remove_slices(self.voxels, self.record.stem)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class CaseTask:
         spacing: Voxel size in mm, None as scanned.
         uneven: "error" or "resample" for slices at uneven steps.
         columns: Columns that may be taken from its header; nothing else of a header is written.
+        slices: Whether the report shows every slice.
     """
 
     case: str
@@ -112,6 +117,7 @@ class CaseTask:
     spacing: tuple[float, float, float] | None = None
     uneven: str = "error"
     columns: tuple[str, ...] = ACQUISITION
+    slices: bool = True
 
     @property
     def files(self) -> CaseFiles:
@@ -198,14 +204,14 @@ def _write_case(task: CaseTask) -> Record:
     _check_hu(task, facts)
     write_volume(task.files.image, grid, scan.source_affine)
     write_volume(task.files.mask, Volume(mask, grid.affine), scan.source_affine)
-    with atomic_path(task.files.picture) as temporary:
-        temporary.write_bytes(outlined_slices(grid.array, mask, measures["spacing_mm"]))
+    view = draw_case(task, grid, mask)
     series = task.source.series
     header = dict(series.first.row) if series else {}
     return {
         "case": task.case,
         "fingerprint": task.fingerprint(),
         "sizes": task.files.sizes(),
+        "view": view,
         "masks": task.masks.kind,
         "row": {name: header.get(name, "") for name in task.columns},
         "measures": measures,
@@ -219,6 +225,45 @@ def _write_case(task: CaseTask) -> Record:
         "left_out": [list(pair) for pair in task.source.left_out],
         "slices": len(series.headers) if series else 0,
     }
+
+
+def draw_case(task: CaseTask, scan: Volume, mask: NDArray[Any]) -> dict[str, Any] | None:
+    """Write the montage of a case, and its slices where the report shows them; return their view.
+
+    Args:
+        task: The case.
+        scan: HU in RAS.
+        mask: Labels on the same grid.
+    """
+    draw_montage(task.files.picture, scan.array, mask, scan.affine)
+    if not task.slices:
+        return None
+    return write_slices(task.files.voxels, task.case, scan, mask).as_record()
+
+
+def is_drawn(task: CaseTask, record: Record) -> bool:
+    """Return whether a finished case has the pictures of this report; earlier ones had others."""
+    if "view" not in record or (task.slices and record["view"] is None):
+        return False
+    view = CaseView.from_record(record, task.files.record)
+    if view is None:
+        return True
+    return all((task.files.voxels / f"{key}.0.js").is_file() for key in view.volumes)
+
+
+def redraw_case(task: CaseTask) -> Record:
+    """Draw the pictures of a finished case from its files, and return its record.
+
+    Raises:
+        UserError: A file of the case cannot be read.
+    """
+    record: Record = json.loads(task.files.record.read_text(encoding="utf-8"))
+    scan = load_volume(task.files.image)
+    mask = load_volume(task.files.mask).array.astype(np.int16)
+    view = draw_case(task, scan, mask)
+    record |= {"view": view, "sizes": task.files.sizes()}
+    write_json(task.files.record, record)
+    return record
 
 
 def _read_scan(task: CaseTask) -> Scan:

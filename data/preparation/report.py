@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.preparation.case import REPORT_FOLDER, Record
+from data.preparation.case import REPORT_FOLDER, VOXELS_FOLDER, CaseFiles, Record
+from data.preparation.pictures import MASK, SCAN, CaseView
 from data.preparation.quality import PERCENTILES
 from data.preparation.sources import Source, Unreadable
+from data.review import Review, read_review
 from options.parser import command_line
 from options.prepare_options import PrepareCommand
 from util.files import write_csv
-from util.web.preparation_page import CaseCard, write_preparation_page
+from util.web.preparation_page import CaseCard, CaseSlices, write_preparation_page
 
 SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that identify people
 MEASURED_COLUMNS = (
@@ -83,8 +85,8 @@ def csv_row(case: str, record: Record | None, reason: str = "") -> dict[str, Any
     }
 
 
-def case_card(case: str, record: Record) -> CaseCard:
-    """Return a case as the page shows it."""
+def case_card(case: str, record: Record, out: Path, review: Review | None) -> CaseCard:
+    """Return a case of a dataroot as the page shows it, with what a person decided on it."""
     measures = record["measures"]
     median = measures["lung_hu_median"]
     facts = {
@@ -105,7 +107,18 @@ def case_card(case: str, record: Record) -> CaseCard:
         tuple(record["warnings"]),
         tuple(record["notes"]),
         tuple((title, reason) for title, reason in record["left_out"]),
+        slices=_slices(case, record, out),
+        mark=review.mark if review else "",
+        note=review.note if review else "",
     )
+
+
+def _slices(case: str, record: Record, out: Path) -> CaseSlices | None:
+    view = CaseView.from_record(record, CaseFiles.in_dataroot(out, case).record)
+    if view is None:
+        return None
+    labels = tuple(label for label in record["measures"]["labels"] if label)
+    return CaseSlices(view.grid, view.volumes, f"{case}/{SCAN}", f"{case}/{MASK}", labels)
 
 
 def _dimensions(values: Sequence[float]) -> str:
@@ -126,12 +139,17 @@ def write_report(report: PreparationReport) -> None:
     for case, reason in report.failed.items():
         left_out = report.sources[case].left_out
         failed.append(CaseCard(case, "", {}, warnings=(reason,), left_out=left_out))
-    cards = [case_card(case, record) for case, record in report.records.items()]
+    reviews = read_review(report.out)
+    cards = [
+        case_card(case, record, report.out, reviews.get(case))
+        for case, record in report.records.items()
+    ]
     grid = replace(report.options.grid, mask_dir="")  # a path, like the groups left out
     groups = command_line(replace(report.options, grid=grid))
     flags = {name: groups[name] for name in groups if name in SHOWN_OPTIONS}
     remarks = [*report.remarks, *_unreadable_remarks(report)]
-    write_preparation_page(report.out, failed, cards, report.origins, remarks, flags)
+    voxels = f"{REPORT_FOLDER}/{VOXELS_FOLDER}/"
+    write_preparation_page(report.out, voxels, failed, cards, report.origins, remarks, flags)
 
 
 def _unreadable_remarks(report: PreparationReport) -> list[str]:

@@ -18,8 +18,10 @@ from data.preparation.case import (
     CaseTask,
     DiskFullError,
     Record,
+    is_drawn,
     prepare_case,
     read_finished_record,
+    redraw_case,
 )
 from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
 from data.preparation.jobs import run_in_processes
@@ -29,6 +31,7 @@ from data.preparation.register import CaseRegister
 from data.preparation.report import PreparationReport, hide_paths, write_report
 from data.preparation.sources import Discovery, Source, detect_source_kind, discover_sources
 from data.preparation.tools import PROGRAMS, check_installed
+from data.review import read_review
 from options.prepare_options import GridOptions, PrepareCommand, SourceOptions, TableOptions
 from util.cli import UserError, format_list
 from util.files import write_csv
@@ -118,6 +121,7 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
     if options.source.ids == "auto":
         private = kind in ("dicom", "volumes")
     table = _join_table(discovery, options.table, private)
+    read_review(out)  # a damaged one is an error before anything long
     key_file = _key_file(options.source, out)
     dataroot.open_dataroot(out, root)
     register = CaseRegister(key_file, private)
@@ -133,6 +137,7 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
             spacing=options.grid.spacing,
             uneven=options.series.uneven,
             columns=columns,
+            slices=options.work.slices,
         )
         tasks.append(task)
     log.info("%s: %d scans (%s).", root, len(tasks), kind)
@@ -213,12 +218,15 @@ def prepare_cases(tasks: Sequence[CaseTask], jobs: int) -> PreparationResult:
     """
     result = PreparationResult()
     waiting = []
+    undrawn = []
     for task in tasks:
         record = read_finished_record(task)
         if record is None:
             waiting.append(task)
         else:
             result.records[task.case] = record
+            if not is_drawn(task, record):
+                undrawn.append(task)
     result.unchanged = len(result.records)
     if result.unchanged:
         log.info("%d cases are there already and unchanged.", result.unchanged)
@@ -232,6 +240,11 @@ def prepare_cases(tasks: Sequence[CaseTask], jobs: int) -> PreparationResult:
                 result.failed[task.case] = _discard_failed(task, outcome)
             else:
                 result.records[task.case] = outcome
+    for task, outcome in run_in_processes(redraw_case, undrawn, jobs):
+        if isinstance(outcome, Exception):
+            log.warning("%s: its pictures could not be drawn: %s", task.case, outcome)
+        else:
+            result.records[task.case] = outcome
     return result
 
 

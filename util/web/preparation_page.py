@@ -1,7 +1,11 @@
-"""The page of prepared scans: thumbnails, facts and warnings of each case, troubled ones first."""
+"""The page of prepared scans: slices, facts and warnings of each case, troubled ones first.
+
+Marks to accept or reject a case are saved as `review.csv`, which training obeys.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +13,40 @@ from pathlib import Path
 from dominate import tags
 
 from util.web import page_parts, viewer_parts
-from util.web.figures import LABEL_NAMES
+from util.web.figures import LABEL_NAMES, LUNG
+from util.web.viewer_parts import SlicePanel
+from util.web.web_data import PageGrid, VolumeEntry
 
 CAUTIONS = (
     "For research only. Masks are made by a computer: look at every outline before you train on "
     "it.",
     "This page shows scans of patients. Treat it as you treat the scans.",
 )
+REVIEW = (
+    "Accept or reject each case (keys Y and N, pointer on the case), and save the marks as "
+    "review.csv into the folder of this page. train.py leaves rejected cases out and names them. "
+    "Until they are saved, the marks are kept by this browser alone."
+)
+BODY = 4  # the label that prepare_data.py gives the body
+
+
+@dataclass(frozen=True)
+class CaseSlices:
+    """Every slice of a case.
+
+    Attributes:
+        grid: Grid of scan and mask.
+        volumes: Kind and step of each by key.
+        scan: Key of the scan.
+        mask: Key of the mask.
+        labels: Labels of the mask.
+    """
+
+    grid: PageGrid
+    volumes: Mapping[str, VolumeEntry]
+    scan: str
+    mask: str
+    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,11 +55,14 @@ class CaseCard:
 
     Attributes:
         case: Its name.
-        picture: Link relative to the page; "" for a case that was not prepared.
+        picture: Link to its montage, relative to the page; "" for a case that was not prepared.
         facts: Values to show by their names.
         warnings: What has to be looked at.
         notes: What is good to know.
         left_out: Other series of the study, with the reasons why they were left out.
+        slices: Its slices, `None` where the page does not hold them.
+        mark: "accept", "reject", or "" where nobody decided.
+        note: Why.
     """
 
     case: str
@@ -37,10 +71,14 @@ class CaseCard:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+    slices: CaseSlices | None = None
+    mark: str = ""
+    note: str = ""
 
 
 def write_preparation_page(
     folder: Path,
+    voxels: str,
     failed: Sequence[CaseCard],
     cards: Sequence[CaseCard],
     columns: Mapping[str, str],
@@ -51,14 +89,20 @@ def write_preparation_page(
 
     Args:
         folder: The dataroot.
+        voxels: Folder of the cases' slices, relative to it.
         failed: Cases that were not prepared; their warning is the reason.
         cards: The others; those with warnings are shown first.
         columns: Every column of the table and where it comes from.
         remarks: Remarks on the folder as a whole.
         options: The command's flags by group.
     """
-    page_parts.copy_assets(folder / "report", "page.css", "cases.js")
-    document = page_parts.new_document("Prepared scans", "report/", scripts=("cases.js",))
+    scripts = (*viewer_parts.SCRIPTS, "cases.js", "review.js")
+    page_parts.copy_assets(folder / "report", "page.css", *scripts)
+    document = page_parts.new_document("Prepared scans", "report/", scripts=scripts)
+    labels = sorted({label for card in cards if card.slices for label in card.slices.labels})
+    names = {**LABEL_NAMES, BODY: "body"}
+    config = viewer_parts.viewer_config(LUNG, 100, labels, voxels=voxels, label_names=names)
+    document.body["data-config"] = json.dumps(config)
     warned = [card for card in cards if card.warnings]
     clean = [card for card in cards if not card.warnings]
     counts = f"Ready: {len(cards)}, of which with a warning: {len(warned)}."
@@ -68,9 +112,10 @@ def write_preparation_page(
         )
         with tags.main():
             if remarks:
-                with page_parts.card("About the folder"):
+                title = f"{len(remarks)} remarks on the folder"
+                with page_parts.fold(title, "card remarks", open=len(remarks) == 1):
                     page_parts.bullet_list(remarks)
-            _toolbar()
+            _toolbar(labels, names)
             for card in failed:
                 _case(card, "bad")
             for card in (*warned, *clean):
@@ -81,29 +126,44 @@ def write_preparation_page(
     return page_parts.write_document(document, folder / "report.html")
 
 
-def _toolbar() -> None:
+def _toolbar(labels: Sequence[int], names: Mapping[int, str]) -> None:
     with viewer_parts.toolbar("Cases shown"):
+        if labels:
+            viewer_parts.plane_and_window("axial")
+            page_parts.check_box("lines", "Outlines", checked=True)
         page_parts.check_box("warned", "Only cases with warnings")
         page_parts.search_field("Find a case or a warning", "Find a case or a warning")
-        viewer_parts.label_legend(list(LABEL_NAMES))
-        tags.span(
-            "Axial, coronal, sagittal; lung window; the patient's right is on the left.",
-            cls="group",
-        )
+        viewer_parts.label_legend(labels or list(LABEL_NAMES), names)
+        with tags.div(cls="group review-bar"):
+            tags.button(
+                "Save review.csv", type="button", id="save-review", cls="back", title=REVIEW
+            )
+            tags.output(id="review-state")
 
 
 def _case(card: CaseCard, cls: str = "") -> None:
-    warned = {"data_warned": "1"} if card.warnings else {}
-    with tags.section(cls=f"case card {cls}".strip(), id=card.case, **warned):
-        tags.h2(tags.a(card.case, href=f"#{page_parts.link(card.case)}"))
+    attributes = {"data_warned": "1"} if card.warnings else {}
+    if card.slices is not None:
+        slices = card.slices
+        attributes |= viewer_parts.viewer_attributes(slices.grid, slices.volumes, mask=slices.mask)
+    with tags.section(cls=f"case card {cls}".strip(), id=card.case, **attributes):
+        with tags.div(cls="case-top"):
+            tags.h2(tags.a(card.case, href=f"#{page_parts.link(card.case)}"))
+            if not cls:
+                _review_buttons(card)
         page_parts.bullet_list(card.warnings, "notes")
+        if card.picture:
+            tags.img(
+                src=page_parts.link(card.picture),
+                alt=f"Slices of {card.case} with the mask's outline",
+                cls="montage",
+                loading="lazy",
+            )
         with tags.div(cls="row"):
-            if card.picture:
-                tags.img(
-                    src=page_parts.link(card.picture),
-                    alt=f"Slices of {card.case} with the mask's outline",
-                    loading="lazy",
-                )
+            if card.slices is not None:
+                with tags.div(cls="every-slice"):
+                    viewer_parts.slice_slider(f"Slice of {card.case}", play=True)
+                    SlicePanel("Every slice", [card.slices.scan]).add()
             if card.facts:
                 page_parts.key_table(card.facts, "number")
         for text in card.notes:
@@ -111,6 +171,26 @@ def _case(card: CaseCard, cls: str = "") -> None:
         if card.left_out:
             with page_parts.fold(f"{len(card.left_out)} other series of this study left out"):
                 page_parts.bullet_list([f"{name}: {reason}" for name, reason in card.left_out])
+
+
+def _review_buttons(card: CaseCard) -> None:
+    """Add the buttons and the note of a case's mark, for review.js."""
+    with tags.div(cls="group review", data_case=card.case, role="group", aria_label="Review"):
+        with tags.div(cls="buttons"):
+            for mark, text in (("accept", "✓ Accept"), ("reject", "✗ Reject")):
+                tags.button(
+                    text,
+                    type="button",
+                    data_mark=mark,
+                    aria_pressed="true" if card.mark == mark else "false",
+                )
+        tags.input_(
+            type="text",
+            value=card.note,
+            placeholder="Note",
+            aria_label=f"Note on {card.case}",
+            maxlength=300,
+        )
 
 
 def _columns(columns: Mapping[str, str]) -> None:
