@@ -79,6 +79,11 @@ class AtlasCases:
     reference: tuple[str, ...] = flag(
         (), 'Value that others are compared with, as "COLUMN=VALUE"; may be repeated.'
     )
+    roles: str = flag(
+        "",
+        "Template (YAML) whose roles decide what real scans are adjusted for; default: those of "
+        "the run's template.",
+    )
     null_column: str = flag("", "A column known to have no effect, shown as a control.")
     diagnosis_column: str = flag(
         "DIAGNOSIS", "Column that the real scans are adjusted for separately."

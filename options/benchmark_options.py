@@ -78,6 +78,28 @@ class AtlasBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class RealScansBenchmarkOptions:
+    """Simulated cohorts of the benchmark of regressions of real scans."""
+
+    OUT: str = argument("Folder for figures.")
+    studies: tuple[str, ...] = flag(
+        (), "A study to run; may be repeated (default: all).", choices=("missing", "coverage")
+    )
+    cohorts: int = flag(40, "Simulated cohorts of each study.", low=2)
+    cases: int = flag(150, "Patients of a cohort.", low=40)
+    patient_sd: float = flag(
+        15.0, "SD in HU between patients for reasons outside the table.", low=0
+    )
+
+
+@dataclass(frozen=True)
+class RealScansBenchmarkCommand:
+    """All flags of the command."""
+
+    benchmark: RealScansBenchmarkOptions = group(RealScansBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class DiffusionBenchmarkOptions:
     """What the diffusion benchmark measures."""
 

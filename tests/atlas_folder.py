@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.atlas import files
+from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.findings import FINDING_COLUMNS, TEST_COLUMNS
 from pipelines.atlas.statistics.outcomes import MEAN
@@ -22,6 +23,13 @@ CASE, SHAPE, SPACING = "patient <1>", (24, 20, 18), (8.0, 8.0, 12.0)
 DIAGNOSIS = AtlasAttribute("DIAGNOSIS", "exposure", "category", ("HP", "IPF", "CTD-ILD"), {}, "")
 AGE = AtlasAttribute("AGE", "demographic", "number", ("45", "80"), {}, "years")
 CONTRASTS = [c for a in (DIAGNOSIS, AGE) for c in contrasts_of(a)]
+OTHERS = (
+    AtlasAttribute("SEX", "demographic", "category", ("Female", "Male"), {}),
+    AtlasAttribute("KERNEL", "acquisition", "category", ("soft", "sharp"), {}),
+    AtlasAttribute("FVC", "mediator", "number", ("60", "90"), {}),
+    AtlasAttribute("DEAD", "outcome", "category", ("No", "Yes"), {}),
+)
+ROLES = Roles({a.column: a for a in (DIAGNOSIS, AGE, *OTHERS)}, frozenset(), "DIAGNOSIS")
 LOWER_HU, AGE_HU = 50.0, -20.0  # IPF in the lower thirds; all of both lungs from 45 to 80 years
 SENTENCE = (
     "IPF against HP: -4.0 HU in both lungs; the real scans are inconclusive. Not judged: too few."
@@ -94,6 +102,16 @@ def tests_table(refits: bool) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=list(TEST_COLUMNS))
 
 
+def missing_rows() -> list[dict[str, Any]]:
+    """missing.csv of one contrast."""
+    common = {"contrast": CONTRASTS[0].id, "effect": "direct", "outcome": "mean", "cases": 30}
+    rows = []
+    for assumption, hu in (("missing at random", -5.0), ("unknown AGE higher by 0.5 SD", -7.0)):
+        bounds = {"real": hu, "low": hu - 4, "high": hu + 4}
+        rows.append({**common, "assumption": assumption, **bounds})
+    return rows
+
+
 def record(folder: Path, refits: bool) -> dict[str, Any]:
     """atlas.json, and maps.npz beside it."""
     maps = []
@@ -131,6 +149,8 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         "tests": tests,
         "effects": tests[["contrast", "kind", "outcome", "region", "generated"]].assign(**spread),
         "real": pd.DataFrame(),
+        "missing": missing_rows(),
+        "adjustment": ROLES.rows("DIAGNOSIS", {}) + ROLES.rows("AGE", {}),
         "ties": [],
         "refits": [],
         "maps": files.write_maps(folder, maps),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.cohort import PROMPTS_FILE, Cohort
@@ -70,10 +70,17 @@ class ChangedRow:
 
 @dataclass(frozen=True)
 class Template:
-    """Wording and rules that turn the rows of one table into prompts."""
+    """Wording and rules that turn the rows of one table into prompts.
+
+    Attributes:
+        name: Name or path.
+        columns: The columns that it names.
+        roles: Roles that replace those of the columns.
+    """
 
     name: str
     columns: Mapping[str, Column]
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> Column:
         known = self.columns.get(column)
@@ -81,7 +88,35 @@ class Template:
 
     def role(self, column: str) -> str:
         """Return exposure, demographic, mediator, outcome, acquisition or id."""
-        return self[column].role
+        return self.roles.get(column) or self[column].role
+
+    def with_roles(self, path: Path, columns: Sequence[str]) -> Template:
+        """Return the template with the roles that another one gives; the wording stays.
+
+        Args:
+            path: The other template, a YAML file.
+            columns: Columns of the table.
+
+        Raises:
+            UserError: The file breaks the format, names no column of the table, or makes an
+                identifier of one, or one of an identifier.
+        """
+        roles = {}
+        for name, column in read_template_columns(path, "--roles").items():
+            if name not in columns:
+                continue
+            if column.role != self.role(name) and "id" in (column.role, self.role(name)):
+                raise UserError(
+                    f"--roles {path}: {name!r} has the role {column.role}, and {self.role(name)} "
+                    "in the run's template. Whether a column is in the text is decided in training."
+                )
+            roles[name] = column.role
+        if not roles:
+            raise UserError(
+                f"--roles {path} names no column of the table; it has: "
+                f"{format_list(self.attributes(columns), 40)}."
+            )
+        return replace(self, roles={**self.roles, **roles})
 
     def format_value(self, row: Row, column: str) -> str:
         """Return the value of a column as the text shows it, "" where it is not known."""

@@ -185,8 +185,8 @@ def guess_role(column: str) -> str:
     return "exposure"
 
 
-def read_template_columns(path: Path) -> dict[str, Column]:
-    """Read the columns of a template file.
+def read_template_columns(path: Path, option: str = "--template") -> dict[str, Column]:
+    """Read the columns of a template file, which a command line names with `option`.
 
     Raises:
         UserError: The file cannot be read or breaks the format above.
@@ -195,9 +195,8 @@ def read_template_columns(path: Path) -> dict[str, Column]:
         raw = parse_yaml(path.read_bytes())
     except OSError:
         names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
-        raise UserError(
-            f"--template {path} is neither auto, {names} nor a YAML file that can be read."
-        ) from None
+        listed = f"neither auto, {names} nor" if option == "--template" else "not"
+        raise UserError(f"{option} {path} is {listed} a YAML file that can be read.") from None
     except ValueError as error:
         raise UserError(f"Template {path} is not valid YAML: {error}. Correct it.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("columns"), dict):

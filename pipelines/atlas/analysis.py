@@ -14,10 +14,12 @@ from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
 from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_outcomes
 from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
+from pipelines.atlas.statistics.adjustment import ADJUSTMENT_COLUMNS, Roles
 from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.outcomes import outcome_frame
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
+from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
+from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
 from pipelines.atlas.study import AtlasStudy
 from util import cli
@@ -50,6 +52,7 @@ def measure_real_scans(study: AtlasStudy) -> RealScans:
         table.reindex(index=index, columns=list(study.every)),
         pd.Series(volume, index=index, dtype=float),
         pd.Series([patients[case] for case in index], index=index, dtype=object),
+        _dependants(study),
     )
 
 
@@ -86,8 +89,11 @@ def atlas_tables(
     )
     adjustable = adjustable_columns(study, run.diagnosis)
     estimated = estimate_contrasts(real, plan.contrasts, adjustable)
+    missing = missing_sensitivity(real, plan.contrasts, adjustable)
+    contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     warned = [
         *cohort_cautions(study, real, adjustable, estimated, pairs),
+        *cautions.imputation_cautions(real, missing, contrast_columns),
         *cautions.refit_cautions(run.refits, run.steps),
         *run.cautions,
     ]
@@ -104,6 +110,8 @@ def atlas_tables(
         "contrasts": tables.contrast_frame(plan.contrasts),
         "effects": effects,
         "real": estimated,
+        "missing": missing,
+        "adjustment": adjustment_frame(study, real, adjustable),
         "tests": tests,
         "doses": tables.dose_frame(measurements.doses),
         "controls": controls,
@@ -118,12 +126,24 @@ def atlas_tables(
     }
 
 
+def adjustment_frame(study: AtlasStudy, real: RealScans, adjustable: Roles) -> pd.DataFrame:
+    """Return adjustment.csv: what each studied column is adjusted for, and what it is not."""
+    rows = []
+    for attribute in study.plan.attributes:
+        rows += adjustable.rows(attribute.column, real.completed.not_imputed)
+    return _frame(rows, ADJUSTMENT_COLUMNS)
+
+
 def adjustable_columns(study: AtlasStudy, diagnosis: str) -> Roles:
     """Return the columns that the real scans may be adjusted for."""
+    return Roles(study.every, _dependants(study), diagnosis)
+
+
+def _dependants(study: AtlasStudy) -> frozenset[str]:
     dependants: set[str] = set()
     for columns in dependent_columns(study.plan.template).values():
         dependants.update(columns)
-    return Roles(study.every, frozenset(dependants), diagnosis)
+    return frozenset(dependants)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -255,6 +255,7 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
         "permuted": kinds.count("permuted"),
         "real": len(real.outcomes),
         "errors": "CR3 cluster-robust" if has_repeats else "HC3",
+        "imputed": bool(real.completed.imputed),
         "tests": int(is_compared.sum()),
     }
 

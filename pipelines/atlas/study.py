@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -76,6 +77,8 @@ class AtlasStudy:
         """
         cohort = generation.cohort
         template = generation.template
+        if options.roles:
+            template = template.with_roles(Path(options.roles), cohort.columns)
         if options.fold and trained_on is not cohort:
             raise UserError(
                 f"--fold is {options.fold!r}, which is for the run's own cohort "

@@ -9,21 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.associations import (
     MIN_ASSOCIATION_CASES,
     Association,
     ambiguous_columns,
 )
 from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute
+from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
-from pipelines.atlas.statistics.outcomes import MEAN
-from pipelines.atlas.statistics.regression import (
-    INSEPARABLE,
-    MIN_LEVEL_CASES,
-    Design,
-    RealScans,
-    Roles,
-)
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.regression import INSEPARABLE, AttributeTables, RealScans
+from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from util.phrasing import LOW_RELEVANCE
 
 MIN_LEVEL_PATIENTS = 10  # training patients of a value
@@ -31,6 +28,7 @@ MIN_PATIENTS = 20  # training patients, and patients with a real scan
 MIN_ASSOCIATION = 0.3
 MAX_VIF = 5.0
 MAX_MISSING = 0.3
+MAX_UNKNOWN = 0.8  # share of empty cells from which nothing is claimed
 THROUGH_MASK_P = 0.01
 
 CAUTION_COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
@@ -109,8 +107,12 @@ def count_cautions(
             cautions += _spellings(attribute)
         missing = 1 - sum(attribute.counts.values()) / max(len(table), 1)
         if missing >= MAX_MISSING:
+            forbids = missing >= MAX_UNKNOWN
             text = f"{attribute.column} is empty in {missing:.0%} of the training cases."
-            cautions.append(Caution("missing", text, attribute.column, value=round(missing, 3)))
+            if forbids:
+                text += " The few that are known may be a selection, so it is not claimed."
+            value = round(missing, 3)
+            cautions.append(Caution("missing", text, attribute.column, "", value, forbids))
     return cautions
 
 
@@ -297,6 +299,47 @@ def guessed_cautions(roles: Mapping[str, str]) -> list[Caution]:
     return [Caution("roles guessed", text)]
 
 
+def imputation_cautions(
+    scans: RealScans, missing: pd.DataFrame, columns: Mapping[str, str]
+) -> list[Caution]:
+    """State the assumption on unknown cells, and what it decides.
+
+    Args:
+        scans: The real scans.
+        missing: Table of `sensitivity.missing_sensitivity`.
+        columns: Column by contrast.
+    """
+    cautions = []
+    completed = scans.completed
+    if completed.imputed:
+        shares = (f"{column} {share:.0%}" for column, share in completed.imputed.items())
+        text = (
+            f"Unknown cells of the rows of real scans ({', '.join(shares)}) are imputed, assuming "
+            "that they are missing at random: that whether a cell is known depends only on what is "
+            "known of the case. Cases whose own value is unknown are left out. See the table of "
+            "other assumptions."
+        )
+        cautions.append(Caution("imputed", text, value=max(completed.imputed.values())))
+    for column, share in completed.not_imputed.items():
+        text = (
+            f"{column} is not known in {share:.0%} of the real scans, too many to impute, so that "
+            "no estimate is adjusted for it. Whether it explains a difference cannot be concluded."
+        )
+        cautions.append(Caution("not adjusted", text, column, value=round(share, 3)))
+    for row in sensitivity_ranges(missing).to_dict("records"):
+        matters = abs(row["at_random"]) > OUTCOMES[MEAN].negligible
+        if row["least"] < 0 < row["most"] and matters:
+            column = columns[row["contrast"]]
+            text = (
+                f"{column}: the sign of the {row['effect']} effect in the real scans depends on "
+                f"what unknown cells hold ({row['least']:+.0f} to {row['most']:+.0f} HU), so "
+                "it is not claimed."
+            )
+            value = round(row["at_random"], 3)
+            cautions.append(Caution("not at random", text, column, "", value, forbids=True))
+    return cautions
+
+
 def mask_cautions(
     scans: RealScans, attributes: Sequence[AtlasAttribute], roles: Roles
 ) -> list[Caution]:
@@ -310,16 +353,16 @@ def mask_cautions(
 
 
 def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> Caution | None:
-    logged = np.log(scans.volume.clip(lower=1e-6))
-    base = roles.adjustments(attribute.column)["base"]
-    design = Design.from_scans(scans, attribute, base, volume=False)
-    fit = design.fit(logged, scans.patient) if design.terms else None
+    covariates = scans.covariates_known(roles.total(attribute.column))
+    design = AttributeTables.from_scans(scans, attribute).designs(covariates).designs[0]
+    fit = design.fit(scans.log_volume, scans.patient) if design.terms else None
     if fit is None:
         return None
     p = float(fit.f_test(np.eye(len(fit.params))[1 : 1 + len(design.terms)]).pvalue)
     if not p < THROUGH_MASK_P:
         return None
-    name = max(design.terms, key=lambda term: abs(fit.tvalues[term]))
+    index = max(range(len(design.terms)), key=lambda term: abs(fit.tvalues[1 + term]))
+    name = design.terms[index]
     first, last = attribute.values[0], attribute.values[-1]
     if attribute.kind == "number":
         span = float(last) - float(first)
@@ -327,7 +370,7 @@ def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> 
     else:
         span = 1.0
         compared = f"{name} against {attribute.reference}"
-    change = float(np.expm1(span * fit.params[name]))
+    change = float(np.expm1(span * fit.params[1 + index]))
     text = (
         f"{attribute.column} is associated with the size of the lungs ({compared}: {change:+.0%}, "
         f"p = {p:.2g}, adjusted). What it does through their size cannot show here, because the "

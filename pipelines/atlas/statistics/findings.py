@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from pipelines.atlas.statistics.adjustment import TOTAL
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED
 from pipelines.atlas.statistics.outcomes import OUTCOMES
 from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
-from pipelines.atlas.statistics.regression import TOTAL
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05

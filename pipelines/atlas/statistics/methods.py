@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.atlas.statistics.associations import STRONG_ASSOCIATION
 from pipelines.atlas.statistics.findings import FDR
+from pipelines.atlas.statistics.imputation import IMPUTATIONS
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
 
 GENERATED = """
@@ -33,9 +34,12 @@ PERMUTED = """
 For the null distribution, {permuted} refits were trained on permuted rows."""
 REAL = """
 The real scans of {real} cases were compared by linear regression of each regional outcome on the
-attribute (statsmodels, {errors} errors), adjusted for demographics and acquisition, with and
-without the logarithm of the lung volume, the diagnosis and the other exposures; exposures were not
-adjusted for outcomes or mediators, and missing covariates had a level of their own."""
+attribute (statsmodels, {errors} errors). Total effects are adjusted for demographics and
+acquisition (those of the diagnosis and of mediators for exposures, too); direct effects for other
+exposures, mediators and the logarithm of the lung volume, too. Outcomes and columns that depend on
+others were not adjusted for.{imputed_said}"""
+IMPUTED = """ Unknown covariates were imputed {count} times by chained equations, assuming that they
+are missing at random, and pooled by Rubin's rules."""
 FINDINGS = """
 A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the
 sign of the adjusted difference in the real scans, and the latter differs from 0 with a
@@ -50,7 +54,13 @@ def methods_paragraph(facts: Mapping[str, Any]) -> str:
     if facts["permuted"]:
         parts.append(PERMUTED)
     parts += [REAL, FINDINGS]
+    imputed = IMPUTED.format(count=IMPUTATIONS) if facts["imputed"] else ""
     text = "".join(parts).format(
-        **facts, least=MIN_PERMUTED, fewest=MIN_REFITS, fdr=FDR, strong=STRONG_ASSOCIATION
+        **facts,
+        imputed_said=imputed,
+        least=MIN_PERMUTED,
+        fewest=MIN_REFITS,
+        fdr=FDR,
+        strong=STRONG_ASSOCIATION,
     )
     return " ".join(text.split())

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
+from numpy.typing import NDArray
 from statsmodels.regression.linear_model import RegressionResults, RegressionResultsWrapper
 
-from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute, Contrast
+from pipelines.atlas.statistics.adjustment import (
+    ADJUSTMENT_ORDER,
+    DIRECT,
+    TOTAL,
+    VOLUME,
+    Adjustment,
+    Roles,
+)
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
+from pipelines.atlas.statistics.imputation import (
+    MIN_LEVEL_CASES,
+    CompletedTables,
+    PooledEstimate,
+    impute_tables,
+    is_number_column,
+    pool_levels,
+)
+from pipelines.atlas.statistics.outcomes import MEAN
 
-MIN_LEVEL_CASES = 3  # cases of a level; rarer levels of a covariate are pooled
-MIN_NUMBERS = 7  # distinct numbers of a covariate that is taken as a line, not as levels
 MIN_RESIDUAL_PATIENTS = 8  # patients beyond the number of terms
-# The primary estimate is the first of these that the cases suffice for.
-ADJUSTMENT_ORDER = ("all+volume", "base+diagnosis+volume", "base+volume", "base")
-# Adjusted for no later step on the way to the lungs: neither diagnosis, exposures nor lung volume.
-TOTAL = "base"
-UNKNOWN, OTHER = "(not known)", "(other)"
 MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates do not explain
 ROUNDING_TOLERANCE = 1e-9  # a smaller share is rounding
+MAIN_PLACE = (MEAN, "lungs")  # where every adjustment is estimated
 INSEPARABLE = "cannot be told apart from the columns adjusted for"
 
 REAL_COLUMNS = (
     "contrast",
     "outcome",
     "region",
+    "effect",
     "adjustment",
     "primary",
     "adjusted_for",
     "cases",
+    "imputed_cases",
     "real",
     "se",
     "low",
@@ -53,12 +68,15 @@ class RealScans:
         table: Columns of the clinical table as texts; "" where a value is not known.
         volume: Lung volume, ml.
         patient: The patient of each case.
+        dependants: Columns that depend on another one. They are never adjusted for, and their
+            empty cells may be meant (pack-years of a never smoker), so they are not imputed.
     """
 
     outcomes: pd.DataFrame
     table: pd.DataFrame
     volume: pd.Series
     patient: pd.Series
+    dependants: frozenset[str] = frozenset()
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -66,41 +84,21 @@ class RealScans:
         outcomes, regions = (self.outcomes.columns.get_level_values(level) for level in (0, 1))
         return list(zip(map(str, outcomes), map(str, regions), strict=True))
 
+    @cached_property
+    def log_volume(self) -> pd.Series:
+        """The logarithm of the lung volume."""
+        return np.log(self.volume.clip(lower=1e-6))
 
-@dataclass(frozen=True)
-class Roles:
-    """The columns that a regression may adjust for.
+    @cached_property
+    def completed(self) -> CompletedTables:
+        """The table with its unknown cells imputed."""
+        columns = [column for column in self.table if column not in self.dependants]
+        measured = np.column_stack([self.outcomes.to_numpy(float), self.log_volume])
+        return impute_tables(self.table[columns], pd.DataFrame(measured))
 
-    Attributes:
-        attributes: All columns that can be studied or adjusted for.
-        dependants: Columns that depend on another one; they are never adjusted for.
-        diagnosis: The column of the diagnosis.
-    """
-
-    attributes: Mapping[str, AtlasAttribute]
-    dependants: frozenset[str]
-    diagnosis: str
-
-    def adjustments(self, column: str) -> dict[str, list[str]]:
-        """Return the sets of covariates for an attribute.
-
-        They never contain outcomes or mediators, because these come after exposures.
-        """
-        base = self._covariates(column, "demographic", "acquisition")
-        sets = {"base": base}
-        diagnosis = self.attributes.get(self.diagnosis)
-        is_later = diagnosis is None or diagnosis.role in LATER_ROLES
-        if self.diagnosis != column and not is_later:
-            sets["base+diagnosis"] = list(dict.fromkeys([*base, self.diagnosis]))
-        sets["all"] = list(dict.fromkeys([*base, *self._covariates(column, "exposure")]))
-        return sets
-
-    def _covariates(self, column: str, *roles: str) -> list[str]:
-        names = []
-        for name, attribute in self.attributes.items():
-            if attribute.role in roles and name != column and name not in self.dependants:
-                names.append(name)
-        return names
+    def covariates_known(self, covariates: Sequence[str]) -> list[str]:
+        """Return the covariates that can be adjusted for: known, or imputed where they are not."""
+        return [column for column in covariates if column not in self.completed.not_imputed]
 
 
 def estimate_contrasts(
@@ -108,46 +106,70 @@ def estimate_contrasts(
 ) -> pd.DataFrame:
     """Return real.csv: every contrast, outcome and region with every set of covariates.
 
+    Cases whose value of the attribute is not known are left out; unknown covariates are imputed.
     A row without an estimate holds the reason.
     """
     rows: list[dict[str, Any]] = []
     for column in dict.fromkeys(contrast.column for contrast in contrasts):
         attribute = roles.attributes[column]
         of_column = [contrast for contrast in contrasts if contrast.column == column]
-        for name, covariates in roles.adjustments(column).items():
-            for volume in (False, True):
-                design = Design.from_scans(scans, attribute, covariates, volume)
-                common = {
-                    "adjustment": f"{name}+volume" if volume else name,
-                    "adjusted_for": " | ".join(
-                        [*covariates, *(["log lung volume"] if volume else [])]
-                    ),
-                }
-                for row in _estimate_regions(design, scans, of_column):
-                    rows.append({**row, **common})
+        tables = AttributeTables.from_scans(scans, attribute)
+        adjustments = {adjustment.name: adjustment for adjustment in roles.adjustments(column)}
+        direct = _adjusted_rows(tables, adjustments.pop(DIRECT), of_column, scans.places)
+        rows += _adjusted_rows(tables, adjustments.pop(TOTAL), of_column, scans.places)
+        # Parts of the direct set stand in for it where the cases do not suffice.
+        is_feasible = all(_is_feasible(row) for row in direct if place_of(row) == MAIN_PLACE)
+        places = [MAIN_PLACE] if is_feasible and MAIN_PLACE in scans.places else scans.places
+        for adjustment in adjustments.values():
+            rows += _adjusted_rows(tables, adjustment, of_column, places)
+        rows += direct
     return _with_primary(pd.DataFrame(rows, columns=list(REAL_COLUMNS)))
 
 
-def _estimate_regions(
-    design: Design, scans: RealScans, contrasts: Sequence[Contrast]
-) -> list[dict[str, Any]]:
-    rows = []
-    for outcome, region in scans.places:
-        fit = design.fit(scans.outcomes[outcome, region], scans.patient)
-        place = {"outcome": outcome, "region": region}
-        for contrast in contrasts:
-            rows.append({"contrast": contrast.id, **place, **design.estimate(fit, contrast)})
-    return rows
+def place_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the outcome and the region of a row."""
+    return row["outcome"], row["region"]
 
 
-def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
-    """Mark each contrast's primary estimate: the richest adjustment that the cases suffice for.
+def _is_feasible(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has an estimate.
 
     An adjustment from which the attribute cannot be told apart counts too, because a thinner one
     would attribute effects of other columns to it.
     """
+    return "reason" not in row or row["reason"] == INSEPARABLE
+
+
+def _adjusted_rows(
+    tables: AttributeTables,
+    adjustment: Adjustment,
+    contrasts: Sequence[Contrast],
+    places: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """Return the rows of real.csv of one set of covariates."""
+    scans = tables.scans
+    covariates = scans.covariates_known(adjustment.covariates)
+    designs = tables.designs(covariates, adjustment.volume)
+    common = {
+        "effect": adjustment.effect,
+        "adjustment": adjustment.name,
+        "adjusted_for": " | ".join([*covariates, *([VOLUME] if adjustment.volume else [])]),
+        "imputed_cases": designs.imputed_cases,
+    }
+    rows = []
+    for outcome, region in places:
+        fits = designs.fit(scans.outcomes[outcome, region], scans.patient)
+        place = {"outcome": outcome, "region": region}
+        for contrast in contrasts:
+            estimate = designs.estimate(fits, contrast)
+            rows.append({"contrast": contrast.id, **place, **estimate, **common})
+    return rows
+
+
+def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
+    """Mark each contrast's primary estimate: the richest adjustment that the cases suffice for."""
     real["primary"] = "no"
-    is_feasible = real["real"].notna() | (real["reason"] == INSEPARABLE)
+    is_feasible = real["reason"].isna() | (real["reason"] == INSEPARABLE)
     for _, part in real.groupby("contrast", sort=False):
         feasible = set(part.loc[is_feasible[part.index], "adjustment"])
         chosen = next((name for name in ADJUSTMENT_ORDER if name in feasible), ADJUSTMENT_ORDER[0])
@@ -156,48 +178,134 @@ def _with_primary(real: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class AttributeTables:
+    """The cases whose value of an attribute is known, one table per imputation.
+
+    Attributes:
+        terms: The attribute's terms by case; rare values of a category are left out.
+        attribute: The attribute.
+        scans: The real scans.
+        blocks: Columns of each covariate, by the number of the table and the covariate.
+    """
+
+    terms: pd.DataFrame
+    attribute: AtlasAttribute
+    scans: RealScans
+    blocks: dict[tuple[int, str], pd.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def from_scans(cls, scans: RealScans, attribute: AtlasAttribute) -> AttributeTables:
+        """Choose the cases."""
+        values = scans.table[attribute.column]
+        values = values[values != ""]
+        if attribute.kind == "category":
+            counts = values.value_counts()
+            values = values[values.isin(counts.index[counts >= MIN_LEVEL_CASES])]
+        return cls(_attribute_terms(values, attribute), attribute, scans)
+
+    def designs(self, covariates: Sequence[str], volume: bool = False) -> Designs:
+        """Return the design matrices with these covariates, which are known or imputed."""
+        designs = []
+        for number in range(len(self.scans.completed.of_columns(covariates))):
+            blocks = [self._block(number, covariate) for covariate in covariates]
+            if volume:
+                logged = self.scans.log_volume.loc[self.terms.index]
+                blocks.append((logged - logged.mean()).to_frame(VOLUME))
+            designs.append(Design.from_blocks(self.terms, blocks, self.attribute))
+        rows = self.scans.table.loc[self.terms.index, list(covariates)]
+        return Designs(designs, int((rows == "").any(axis=1).sum()))
+
+    def _block(self, number: int, covariate: str) -> pd.DataFrame:
+        key = (number, covariate)
+        if key not in self.blocks:
+            table = self.scans.completed.tables[number]
+            self.blocks[key] = covariate_columns(table.loc[self.terms.index, covariate])
+        return self.blocks[key]
+
+
+@dataclass(frozen=True)
+class Designs:
+    """The design matrices of one attribute and set of covariates, one per completed table.
+
+    Attributes:
+        designs: The matrices.
+        imputed_cases: Cases with an imputed covariate.
+    """
+
+    designs: Sequence[Design]
+    imputed_cases: int
+
+    def fit(self, values: pd.Series, patient: pd.Series) -> list[Any]:
+        """Fit each regression; see `Design.fit`."""
+        return [design.fit(values, patient) for design in self.designs]
+
+    def estimate(self, fits: Sequence[Any], contrast: Contrast) -> dict[str, Any]:
+        """Return estimate, interval and p value of a contrast, or the reason why there is none.
+
+        Args:
+            fits: Results of `fit`.
+            contrast: A contrast of the attribute.
+        """
+        estimates = []
+        for design, fit in zip(self.designs, fits, strict=True):
+            estimate = design.estimate(fit, contrast)
+            if "reason" in estimate:
+                return estimate
+            estimates.append(estimate)
+        pooled = PooledEstimate.from_tables(
+            [estimate["value"] for estimate in estimates],
+            [estimate["se"] for estimate in estimates],
+            estimates[0]["df"],
+        )
+        low, high = pooled.interval()
+        vif = float(np.mean([estimate["vif"] for estimate in estimates]))
+        return {
+            "cases": estimates[0]["cases"],
+            "vif": round(vif, 2),
+            "real": pooled.value,
+            "se": pooled.se,
+            "low": low,
+            "high": high,
+            "p": pooled.p,
+        }
+
+
+@dataclass(frozen=True)
 class Design:
     """A design matrix.
 
     Attributes:
-        x: `(cases, terms)`: the constant, the attribute's terms, then the covariates'.
+        x: `(cases, columns)`: the constant, the attribute's terms, then the covariates' columns.
+        cases: The cases.
         terms: The attribute's terms: one per value, or its column for a number.
         attribute: The attribute.
     """
 
-    x: pd.DataFrame
+    x: NDArray[np.float64]
+    cases: pd.Index
     terms: tuple[str, ...]
     attribute: AtlasAttribute
 
     @classmethod
-    def from_scans(
-        cls, scans: RealScans, attribute: AtlasAttribute, covariates: Sequence[str], volume: bool
+    def from_blocks(
+        cls, terms: pd.DataFrame, blocks: Sequence[pd.DataFrame], attribute: AtlasAttribute
     ) -> Design:
-        """Build the matrix of the cases whose value of the attribute is known.
+        """Join the terms of an attribute and the columns of its covariates; constant ones go."""
+        columns = [np.ones((len(terms), 1)), terms.to_numpy(float)]
+        for block in blocks:
+            values = block.to_numpy(float)
+            columns.append(values[:, np.ptp(values, axis=0) > 0] if len(values) else values)
+        return cls(np.hstack(columns), terms.index, tuple(map(str, terms.columns)), attribute)
 
-        Args:
-            scans: The real scans.
-            attribute: The attribute; rare values of a category are left out.
-            covariates: Columns to adjust for.
-            volume: Adjust for the logarithm of the lung volume, too.
-        """
-        values = scans.table[attribute.column]
-        if attribute.kind == "category":
-            counts = values[values != ""].value_counts()
-            values = values[values.isin(counts.index[counts >= MIN_LEVEL_CASES])]
-        else:
-            values = values[values != ""]
-        parts = [_attribute_terms(values, attribute)]
-        terms = tuple(parts[0].columns)
-        table = scans.table.loc[values.index]
-        for covariate in covariates:
-            parts.append(covariate_columns(table[covariate]))
-        if volume:
-            logged = np.log(scans.volume.loc[values.index].clip(lower=1e-6))
-            parts.append((logged - logged.mean()).to_frame("log lung volume"))
-        x = pd.concat(parts, axis=1).astype(float)
-        useful = [column for column in x if column in terms or x[column].nunique() > 1]
-        return cls(sm.add_constant(x[useful], has_constant="add"), terms, attribute)
+    @cached_property
+    def rank(self) -> int:
+        """Rank of the matrix."""
+        return int(np.linalg.matrix_rank(self.x))
+
+    @cached_property
+    def vif(self) -> float:
+        """Variance inflation of the attribute's terms."""
+        return variance_inflation(self.x, range(1, 1 + len(self.terms)))
 
     def fit(self, values: pd.Series, patient: pd.Series) -> Any:
         """Fit the regression, with HC3 errors, or a jackknife over patients with repeated scans.
@@ -206,10 +314,12 @@ class Design:
             The results of statsmodels; None where patients are too few. Scans of one patient do
             not count twice.
         """
-        y = values.reindex(self.x.index).dropna()
-        x = self.x.loc[y.index]
-        groups = patient.loc[y.index]
-        if groups.nunique() - np.linalg.matrix_rank(x.to_numpy()) < MIN_RESIDUAL_PATIENTS:
+        measured = values.reindex(self.cases).to_numpy(float)
+        is_known = np.isfinite(measured)
+        y, x = measured[is_known], self.x[is_known]
+        groups = patient.loc[self.cases[is_known]]
+        rank = self.rank if is_known.all() else np.linalg.matrix_rank(x)
+        if not len(y) or groups.nunique() - rank < MIN_RESIDUAL_PATIENTS:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a leverage of one gives NaN, which is reported
@@ -218,7 +328,7 @@ class Design:
             return sm.OLS(y, x).fit(cov_type="HC3", use_t=True)
 
     def estimate(self, fit: Any, contrast: Contrast) -> dict[str, Any]:
-        """Return estimate, interval and p value of a contrast, or the reason why there is none.
+        """Return value, standard error and degrees of freedom of a contrast, or a reason.
 
         Args:
             fit: Result of `fit`.
@@ -232,25 +342,21 @@ class Design:
         if name not in self.terms:
             rare = contrast.start if is_category and not self.terms else name
             return cases | {"reason": f"fewer than {MIN_LEVEL_CASES} cases have {rare}"}
-        indices = [list(fit.model.exog_names).index(term) for term in self.terms]
-        vif = variance_inflation(fit.model.exog, indices)
+        vif = self.vif
+        if len(fit.model.exog) < len(self.x):
+            vif = variance_inflation(fit.model.exog, range(1, 1 + len(self.terms)))
         inflated = {**cases, "vif": round(vif, 2) if np.isfinite(vif) else None}
         if not vif < 1 / MIN_UNIQUE_VARIANCE:
             return inflated | {"reason": INSEPARABLE}
         scale = 1.0
         if contrast.kind == "quantiles":
             scale = float(contrast.end) - float(contrast.start)
-        se = abs(scale) * fit.bse[name]
+        index = 1 + self.terms.index(name)
+        se = float(abs(scale) * fit.bse[index])
         if not (np.isfinite(se) and se > 0):
             return cases | {"reason": "the spread cannot be estimated"}
-        low, high = sorted(scale * bound for bound in fit.conf_int().loc[name])
-        return inflated | {
-            "real": scale * fit.params[name],
-            "se": se,
-            "low": low,
-            "high": high,
-            "p": fit.pvalues[name],
-        }
+        df = getattr(fit, "df_resid_inference", None) or fit.df_resid
+        return inflated | {"value": float(scale * fit.params[index]), "se": se, "df": float(df)}
 
 
 def _with_jackknife_errors(fit: Any, groups: np.ndarray) -> Any:
@@ -295,24 +401,13 @@ def _attribute_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFra
 
 
 def covariate_columns(values: pd.Series) -> pd.DataFrame:
-    """Return a covariate as columns of a design.
-
-    A value that is not known is a level of its own; rare levels are pooled.
-    """
+    """Return a covariate, known in every case, as columns of a design; rare levels are pooled."""
     if values.empty:
         return pd.DataFrame(index=values.index)
-    numbers = pd.to_numeric(values, errors="coerce")
-    known = values != ""
-    if numbers[known].notna().all() and numbers.nunique() >= MIN_NUMBERS:
-        columns = (numbers - numbers.mean()).fillna(0).to_frame(values.name)
-        if (~known).sum() >= MIN_LEVEL_CASES:
-            columns[f"{values.name} {UNKNOWN}"] = ~known
-        return columns
-    levels = values.where(known, UNKNOWN)
-    levels = levels.where(levels.map(levels.value_counts()) >= MIN_LEVEL_CASES, OTHER)
-    counts = levels.value_counts()
-    if counts.get(OTHER, MIN_LEVEL_CASES) < MIN_LEVEL_CASES:
-        levels = levels.replace(OTHER, counts.index[0])
+    if is_number_column(values):
+        numbers = pd.to_numeric(values)
+        return (numbers - numbers.mean()).to_frame(values.name)
+    levels = pool_levels(values)
     reference = f"{values.name}_{levels.value_counts().index[0]}"
     return pd.get_dummies(levels, prefix=str(values.name)).drop(columns=reference)
 

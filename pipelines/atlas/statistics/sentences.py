@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.atlas.statistics.adjustment import TOTAL
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
-from pipelines.atlas.statistics.regression import TOTAL
 from util.metrics.regions import region_name
 
 AGREEMENT_PHRASES = {

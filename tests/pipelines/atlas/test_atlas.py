@@ -154,12 +154,11 @@ def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
     assert smoking["low"] < 41 < smoking["high"] and smoking["p"] < 1e-3
     assert main.loc["AGE=per_unit", "low"] < -0.95 < main.loc["AGE=per_unit", "high"]
     assert set(real["adjustment"]) == {
-        "base",
-        "base+volume",
-        "base+diagnosis",
-        "base+diagnosis+volume",
-        "all",
-        "all+volume",
+        "total",
+        "direct: volume",
+        "direct: diagnosis, volume",
+        "direct: other columns",
+        "direct",
     }
     exposures = real[~real["contrast"].str.startswith("AGE")]["adjusted_for"].str.cat(sep=" ")
     assert (

@@ -26,9 +26,10 @@ from pipelines.atlas.measure import (
     MeasurementPlan,
     real_outcomes,
 )
+from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.outcomes import outcome_frame
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
+from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from util.metrics.regions import chest_regions
 
 REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"

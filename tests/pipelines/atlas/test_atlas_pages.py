@@ -408,3 +408,21 @@ def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     page.select_option("#beside", "generated")
     page.wait_for_timeout(300)
     assert page.locator("[data-role=beside] .bar").first.is_hidden()
+
+
+def test_the_graph_of_an_adjustment_stands_on_the_page(atlas: Path, visit: Visit) -> None:
+    page = visit(atlas / "index.html")
+    graphs = page.locator("#adjustment svg")
+    assert graphs.count() == 2  # diagnosis and age
+    first = graphs.first
+    assert first.locator("g.both").count() == 2 and first.locator("g.direct").count() == 2
+    assert "DEAD" in str(first.locator("g.never").all_text_contents())
+    sizes = first.locator("rect").evaluate_all(
+        "boxes => boxes.map(b => b.getBoundingClientRect())"
+        ".map(r => [r.left, r.top, r.right, r.bottom])"
+    )
+    for one, box in enumerate(sizes):
+        for other in sizes[one + 1 :]:
+            apart = box[2] <= other[0] or other[2] <= box[0]
+            assert apart or box[3] <= other[1] or other[3] <= box[1]
+    assert "unknown AGE higher by 0.5 SD" in page.content()

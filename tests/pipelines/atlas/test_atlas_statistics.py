@@ -14,6 +14,7 @@ from scipy import stats
 from pipelines.atlas import files
 from pipelines.atlas.pages.charts import agreement_plot
 from pipelines.atlas.statistics import cautions, findings, intervals, sentences
+from pipelines.atlas.statistics.adjustment import Adjustment, Roles
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
 from pipelines.atlas.statistics.findings import (
@@ -23,7 +24,7 @@ from pipelines.atlas.statistics.findings import (
     rank_findings,
 )
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
-from pipelines.atlas.statistics.regression import RealScans, Roles, estimate_contrasts
+from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 
 LEVELS = ("Never", "Ex", "Current")
 SMOKING = AtlasAttribute("SMOKING", "exposure", "category", LEVELS, dict.fromkeys(LEVELS, 50))
@@ -106,7 +107,7 @@ def test_regression_finds_what_was_put_in() -> None:
         row = primary(real, contrast)
         assert row["low"] < truth < row["high"] and abs(row["real"] - truth) < 0.15 * abs(truth)
         assert row["p"] < 1e-6
-    assert primary(real, NEVER_CURRENT)["adjustment"] == "all+volume"
+    assert primary(real, NEVER_CURRENT)["adjustment"] == "direct"
 
 
 def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> None:
@@ -116,12 +117,15 @@ def test_exposures_are_never_adjusted_for_outcomes_or_what_hangs_on_others() -> 
         "DIAGNOSIS",
     )
     sets = roles.adjustments("SMOKING")
-    assert sets == {
-        "base": ["AGE", "KERNEL"],
-        "base+diagnosis": ["AGE", "KERNEL", "DIAGNOSIS"],
-        "all": ["AGE", "KERNEL", "DIAGNOSIS"],
-    }
-    assert "base+diagnosis" not in roles.adjustments("DIAGNOSIS")
+    base = ("AGE", "KERNEL")
+    assert sets == [
+        Adjustment("total", base),
+        Adjustment("direct: volume", base, True),
+        Adjustment("direct: diagnosis, volume", (*base, "DIAGNOSIS"), True),
+        Adjustment("direct: other columns", ("AGE", "DIAGNOSIS", "KERNEL")),
+        Adjustment("direct", ("AGE", "DIAGNOSIS", "KERNEL"), True),
+    ]
+    assert not any("diagnosis" in one.name for one in roles.adjustments("DIAGNOSIS"))
     adjusted = set(estimate_contrasts(scans(), CONTRASTS, roles)["adjusted_for"])
     assert any("log lung volume" in s for s in adjusted) and any("log" not in s for s in adjusted)
     assert not any("DEAD" in s or "PACKS" in s for s in adjusted)
@@ -172,9 +176,7 @@ def test_a_thinner_adjustment_does_not_save_an_inseparable_attribute() -> None:
     roles = Roles({"AGE": AGE, "SUM": attribute, **risks}, frozenset(), "DIAGNOSIS")
     real = estimate_contrasts(data, contrasts_of(attribute), roles)
     row = primary(real, "SUM=0_to_3")
-    assert (
-        row["adjustment"] == "all+volume" and pd.isna(row["real"]) and "told apart" in row["reason"]
-    )
+    assert row["adjustment"] == "direct" and pd.isna(row["real"]) and "told apart" in row["reason"]
     warned = cautions.collinear_cautions(real, {c.id: c.column for c in contrasts_of(attribute)})
     assert [c.column for c in warned] == ["SUM"] and warned[0].forbids
 
@@ -215,6 +217,7 @@ def test_columns_of_low_relevance_are_named() -> None:
 def test_scans_of_one_patient_are_clustered() -> None:
     """An interval that takes repeated scans for new patients is narrower by a factor of 1.4."""
     once = scans(60)
+    once.table.loc[once.table["AGE"] == "", "AGE"] = "65"  # imputed values would differ by scan
     index = pd.Index([f"{c}{k}" for k in "ab" for c in once.outcomes.index], dtype=object)
 
     order = [*range(60), *range(60)]
