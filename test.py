@@ -12,6 +12,7 @@ from options.test_options import TestOptions
 from util import cli
 from util.cli import UserError
 from util.locks import locked_folder
+from util.notices import collected_warnings
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +20,12 @@ log = logging.getLogger(__name__)
 def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.generation import generate_case, open_plan, open_run
+    from pipelines.generation import generate_case, open_plan, open_run, page_context
     from pipelines.results import ResultsWriter, check_results_folder, results_folder
     from pipelines.run_cohort import warn_training_cases
 
     folder = results_folder(options)
-    with locked_folder(folder, "--results_dir"), cli.collected_warnings() as warnings:
+    with locked_folder(folder, "--results_dir"), collected_warnings() as notices:
         check_results_folder(folder, options)
         run = open_run(options)
         plan = open_plan(options, run)
@@ -34,7 +35,7 @@ def generate_cohort(options: TestOptions) -> Path:
         hidden = not cli.is_main_process()
         for sample in tqdm(samples, desc="generating", unit="case", disable=hidden):
             generate_case(plan, sample, results)
-        log.info("%d cases in %s", len(samples), results.save(warnings))
+        log.info("%d cases in %s", len(samples), results.save(page_context(plan, notices)))
     return folder
 
 

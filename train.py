@@ -51,6 +51,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     from models.base_model import MODELS
     from pipelines import training
     from pipelines.coarse_to_fine import load_global_generator
+    from pipelines.evidence import EVIDENCE
     from util.training import checkpoint
     from util.training.devices import make_accelerator
 
@@ -102,7 +103,9 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     training.save_body_shape(folder, options, dataset.volumes)
     if not resumed:
         study = training.weigh_by_relevance(options, study, cache)
-    monitor = training.make_monitor(options, study, trainer, folder, validation, data_record)
+    evidence = training.find_evidence(options, study, resumed, cache)
+    records = {"data": data_record, EVIDENCE: evidence}
+    monitor = training.make_monitor(options, study, trainer, folder, validation, records)
 
     with training.memory_advice(options), trainer.until_stopped():
         for parts in trainer.iterate(training.make_loader(options, dataset, trainer)):

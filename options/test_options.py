@@ -63,10 +63,11 @@ class InterventionOptions:
     prompt: str = flag("", "Free text instead of every case's row.")
     seed: int = flag(0, "Seed of the noise; the same seed gives the same volumes.", low=0)
     draws: int = flag(
-        1,
+        0,
         "Noises over which effects are averaged, each shared by all values of a case. The volumes "
-        "of the first are written. From 2 on, effects have a Monte-Carlo error.",
-        low=1,
+        "of the first are written; the second is the control on the page. (0: two with --vary, one "
+        "without and with --edit_real)",
+        low=0,
     )
 
 

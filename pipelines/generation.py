@@ -21,12 +21,12 @@ from data.body import BodyLabel
 from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
 from data.load_cohort import report_bodies
+from data.resampling import patients_of
 from data.text.counterfactuals import (
     Intervention,
     Variant,
     check_intervention,
     counterfactual_variants,
-    describe_removed,
     factual_variant,
     free_text_variants,
     parse_intervention,
@@ -41,7 +41,17 @@ from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
 from options.test_options import TestOptions
-from pipelines.results import CaseResult, CaseWriter, Hu, ResultsWriter, Row, VolumeNames
+from pipelines.evidence import attribute_facts, warn_young_run
+from pipelines.results import (
+    CaseResult,
+    CaseWriter,
+    DroppedColumns,
+    Hu,
+    PageContext,
+    ResultsWriter,
+    Row,
+    VolumeNames,
+)
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from util.cli import UserError, format_list
 from util.files import claim_file
@@ -54,6 +64,7 @@ from util.metrics.texture import (
     detail_ratio,
     statistics_by_region,
 )
+from util.notices import Notice
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +111,14 @@ class GenerationPlan:
     settings: Sequence[Intervention]
     interventions: Sequence[Intervention]
     editor: Editor | None
+
+    @property
+    def draws(self) -> int:
+        """Noises that effects are averaged over; by default two, so that noise can be judged."""
+        if self.options.arms.draws:
+            return self.options.arms.draws
+        is_deterministic = self.editor is not None or not self.run.generator.model.noise_channels
+        return 1 if is_deterministic or not self.interventions else 2
 
     @cached_property
     def file_names(self) -> VolumeNames:
@@ -151,6 +170,16 @@ class GenerationPlan:
         return sample.to_hu(volume)
 
 
+def page_context(plan: GenerationPlan, notices: Sequence[Notice]) -> PageContext:
+    """Return what the page of the results says beside the volumes."""
+    prompts = [prompt.annotated for prompt in plan.prompts.values()]
+    return PageContext(
+        patients_of(plan.cohort, plan.data.patient_column),
+        attribute_facts(plan.run, plan.template, plan.interventions, prompts),
+        notices,
+    )
+
+
 def open_run(options: TestOptions) -> LoadedRun:
     """Load the run that the options name."""
     return load_run(options.model, seed=options.arms.seed, sampling=options.sampling)
@@ -190,6 +219,7 @@ def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
     encoder = run.generator.encoder
     for case in cases:
         encoder.validate([variant.prompt.texts for variant in plan.variants(case).all()])
+    warn_young_run(run)
     prompts = [prompt.annotated for prompt in plan.prompts.values()]
     warn_low_relevance(encoder, prompts, [i.column for i in plan.interventions])
     return plan
@@ -304,30 +334,33 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     variants = plan.variants(case)
     writer, scan = results.case_writer(sample, plan.file_names), plan.scan(sample)
     real = None if sample.image is None else sample.to_hu(sample.image[0])
-    writer.add_panel("mask", "mask", sample.labels)
+    writer.panels.append(writer.panel("mask", "mask", sample.labels))
     factual = plan.generate(sample, variants.factual.prompt, scan)
     writer.write_factual(
         factual,
         "regenerated" if scan else "generated",
+        variants.factual.prompt.texts,
         prompt=variants.factual.prompt.sentence,
         column=";".join(i.column for i in plan.settings),
         value=";".join(i.values[0] for i in plan.settings),
     )
     if real is not None:
-        writer.add_panel("real scan", "ct", real)
+        writer.panels.append(replace(writer.panel("real scan", "ct", real), role="real"))
     spacing = voxel_sizes(sample.affine)
     masks = chest_regions(sample.labels, spacing, plan.data.lung_labels, plan.data.airway_label)
     effects: list[Row] = []
     notes = _volume_notes(plan.cohort, case)
-    notes += _dropped_note("--set", variants.factual)
+    dropped = [DroppedColumns(v.dropped, v.column, v.value) for v in variants.all() if v.dropped]
     for group in variants.counterfactual:
         volumes = {v.value: plan.generate(sample, v.prompt, scan) for v in group}
         _write_variants(writer, group, volumes, real if scan else None)
-        for variant in group:
-            notes += _dropped_note(f"{variant.column} = {variant.value}", variant)
+        draws = _effects_over_draws(plan, sample, group, volumes, masks)
         for first, second in variant_pairs(group):
             writer.write_difference(_difference(volumes, first, second), first, second)
-        effects += _effects_over_draws(plan, sample, group, volumes, masks)
+            if draws.other_noise:
+                control = _difference(draws.other_noise, first, second)
+                writer.add_noise_control(control, first, second)
+        effects += draws.rows
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     correlation = _noise_correlation(plan, sample, variants.factual.prompt, factual, lungs)
     window = plan.data.hu_window
@@ -337,8 +370,21 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     ratio = None if real is None else detail_ratio(factual, real, lungs, spacing)
     notes += texture_notes(ratio, correlation)
     sentence = variants.factual.prompt.sentence
-    result = CaseResult(writer.rows, effects, metrics, sentence, notes, writer.panels)
+    result = CaseResult(writer.rows, effects, metrics, sentence, notes, writer.panels, dropped)
     results.add(case.id, result)
+
+
+@dataclass(frozen=True)
+class EffectsOverDraws:
+    """Effects of an intervention on a case.
+
+    Attributes:
+        rows: Rows of effects.csv.
+        other_noise: The volumes of the second noise by value; empty where one noise was drawn.
+    """
+
+    rows: list[Row]
+    other_noise: Mapping[str, Hu]
 
 
 def _difference(volumes: Mapping[str, Hu], first: Variant, second: Variant) -> Hu:
@@ -351,8 +397,8 @@ def _effects_over_draws(
     group: Sequence[Variant],
     volumes: Mapping[str, Hu],
     masks: Mapping[str, NDArray[np.bool_]],
-) -> list[Row]:
-    """Return the rows of effects.csv of an intervention, as means over `--draws` noises.
+) -> EffectsOverDraws:
+    """Return the effects of an intervention as means over `--draws` noises.
 
     Args:
         plan: The plan.
@@ -364,9 +410,12 @@ def _effects_over_draws(
     spacing = voxel_sizes(sample.affine)
     pairs = variant_pairs(group)
     draws: list[list[dict[str, dict[str, float]]]] = [[] for _ in pairs]
-    for number in range(plan.options.arms.draws):
+    other_noise: Mapping[str, Hu] = {}
+    for number in range(plan.draws):
         if number:
             volumes = {v.value: plan.generate(sample, v.prompt, draw=number) for v in group}
+        if number == 1:
+            other_noise = volumes
         statistics = {
             value: statistics_by_region(volume, masks, spacing) for value, volume in volumes.items()
         }
@@ -378,7 +427,7 @@ def _effects_over_draws(
     for (first, second), by_draw in zip(pairs, draws, strict=True):
         contrast = Contrast(sample.case.id, first.column, first.value, second.value)
         rows += effect_rows(contrast, by_draw, masks)
-    return rows
+    return EffectsOverDraws(rows, other_noise)
 
 
 def _noise_correlation(
@@ -386,7 +435,7 @@ def _noise_correlation(
 ) -> float | None:
     """Return the mean correlation of the detail of each further draw with the first volume's."""
     spacing = voxel_sizes(sample.affine)
-    draws = range(1, plan.options.arms.draws)
+    draws = range(1, plan.draws)
     if not draws or not lungs.any():
         return None
     correlations = []
@@ -405,19 +454,15 @@ def _write_variants(
         writer.write_variant(volume, variant)
         if edited is not None:
             title = f"{variant.column} = {variant.value} minus real scan"
-            writer.add_panel(title, "difference", volume - edited)
+            panel = writer.panel(title, "difference", volume - edited)
+            values = ("real scan", variant.value)
+            writer.panels.append(replace(panel, attribute=variant.column, values=values))
 
 
 def _volume_notes(cohort: Cohort, case: Case) -> list[str]:
     """Return the warnings that name a file of a case."""
     files = [str(path) for path in (case.image, case.mask) if path is not None]
     return [text for text in cohort.warnings if any(file in text for file in files)]
-
-
-def _dropped_note(change: str, variant: Variant) -> list[str]:
-    if not variant.dropped:
-        return []
-    return [describe_removed(change, variant.dropped)]
 
 
 def _edit_metrics(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,26 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.cohort import Cohort
-from data.text.counterfactuals import Variant
+from data.text.counterfactuals import Variant, describe_removed
 from data.volume_dataset import VolumeSample
 from data.volumes import strip_suffix, write_like
 from options.parser import to_dict
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
-from util.cli import UserError, digest_name, safe_name, unique_names
+from util.cli import UserError, digest_name, format_list, safe_name, unique_names
 from util.files import claim_folder, write_csv, write_json
 from util.metrics.effects import EFFECT_COLUMNS
 from util.metrics.fidelity import METRIC_COLUMNS
+from util.notices import Notice
 from util.training import runs
+from util.web import page_parts
+from util.web.attribute_list import AttributeFacts
 from util.web.figures import Kind, Panel
-from util.web.results_page import ResultsPage
+from util.web.results_page import ResultsPage, ResultsReport
 
 VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
 RESULTS_FILE = "results.json"  # the run and the flags that a results folder belongs to
+ATLAS_RECORD = "atlas.json"  # of an atlas beside the results
 
 Row = dict[str, Any]
 Hu = NDArray[np.floating]
@@ -124,10 +129,18 @@ class CaseWriter:
         self.panels: list[Panel] = []
         self._variants: dict[tuple[str, str], Panel] = {}  # by column and value
 
-    def write_factual(self, hu: Hu, title: str, **values: str) -> None:
-        """Write the volume of the factual prompt; `values` are columns of its row."""
+    def write_factual(self, hu: Hu, title: str, texts: Sequence[str] = (), **values: str) -> None:
+        """Write the volume of the factual prompt.
+
+        Args:
+            hu: The volume.
+            title: Title of its panel.
+            texts: Phrases of the prompt.
+            values: Columns of its row in volumes.csv.
+        """
         self._write(hu, "", {"kind": "own", **values}, np.int16)
-        self.add_panel(title, "ct", hu, self.rows[-1]["file"])
+        panel = self.panel(title, "ct", hu, self.rows[-1]["file"])
+        self.panels.append(replace(panel, role="generated", phrases=tuple(texts)))
 
     def write_variant(self, hu: Hu, variant: Variant, title: str = "") -> None:
         """Write the volume of a counterfactual variant."""
@@ -140,14 +153,20 @@ class CaseWriter:
         }
         self._write(hu, name, values, np.int16)
         title = title or f"{variant.column} = {variant.value}"
-        panel = self.add_panel(title, "ct", hu, self.rows[-1]["file"])
+        panel = replace(
+            self.panel(title, "ct", hu, self.rows[-1]["file"]),
+            attribute=variant.column,
+            values=(variant.value,),
+            phrases=tuple(variant.prompt.texts),
+        )
+        self.panels.append(panel)
         self._variants[variant.column, variant.value] = panel
 
     def write_control(self, hu: Hu, value: str, prompt: str) -> None:
         """Write the factual volume under another condition, such as other noise."""
         name = f"__{safe_name(value)}"
         self._write(hu, name, {"kind": "control", "value": value, "prompt": prompt}, np.int16)
-        self.add_panel(value, "ct", hu, self.rows[-1]["file"])
+        self.panels.append(self.panel(value, "ct", hu, self.rows[-1]["file"]))
 
     def write_difference(self, hu: Hu, first: Variant, second: Variant) -> None:
         """Write the difference of two variants, `second` minus `first`."""
@@ -159,23 +178,26 @@ class CaseWriter:
             "to": second.value,
         }
         self._write(hu, name, values, np.float32)
-        title = f"{first.column}: {second.value} minus {first.value}"
+        panel = self._difference_panel(hu, first, second)
         before = self._variants.get((first.column, first.value))
-        self.add_panel(title, "difference", hu, self.rows[-1]["file"], before)
+        self.panels.append(replace(panel, file=self.rows[-1]["file"], before=before))
 
-    def add_panel(
-        self,
-        title: str,
-        kind: Kind,
-        array: NDArray[Any],
-        file: str | None = None,
-        before: Panel | None = None,
-    ) -> Panel:
-        """Add a panel for the page, and return it; `before` is what a difference is laid on."""
-        spacing = voxel_sizes(self.sample.affine)
-        panel = Panel(title, kind, array, spacing, file, before=before)
-        self.panels.append(panel)
-        return panel
+    def add_noise_control(self, hu: Hu, first: Variant, second: Variant) -> None:
+        """Add the difference of two variants under another noise to the page, not to the files."""
+        panel = self._difference_panel(hu, first, second)
+        caption = "the same with other noise"
+        self.panels.append(replace(panel, caption=caption, role="control"))
+
+    def _difference_panel(self, hu: Hu, first: Variant, second: Variant) -> Panel:
+        title = f"{first.column}: {second.value} minus {first.value}"
+        values = (first.value, second.value)
+        phrases = (*first.prompt.texts, *second.prompt.texts)
+        panel = self.panel(title, "difference", hu)
+        return replace(panel, attribute=first.column, values=values, phrases=phrases)
+
+    def panel(self, title: str, kind: Kind, array: NDArray[Any], file: str | None = None) -> Panel:
+        """Return a volume of the case as a panel of a page."""
+        return Panel(title, kind, array, voxel_sizes(self.sample.affine), file)
 
     def _write(self, hu: Hu, name: str, values: Mapping[str, str], dtype: Any) -> None:
         case = self.sample.case
@@ -195,6 +217,26 @@ class CaseWriter:
 
 
 @dataclass(frozen=True)
+class DroppedColumns:
+    """Columns that a change removed from a text, because they contradict it.
+
+    Attributes:
+        columns: The columns.
+        column: The attribute varied; "" for `--set`.
+        value: Its value.
+    """
+
+    columns: tuple[str, ...]
+    column: str = ""
+    value: str = ""
+
+    @property
+    def change(self) -> str:
+        """The change in words."""
+        return f"{self.column} = {self.value}" if self.column else "--set"
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """Everything that one case adds to the tables and the page.
 
@@ -203,8 +245,9 @@ class CaseResult:
         effects: Rows of effects.csv.
         metrics: Rows of metrics.csv.
         prompt: The factual prompt as a sentence.
-        notes: Sentences for the page, such as columns that were removed from the text.
+        notes: Sentences for the page on the case as a whole.
         panels: Panels of the page, in order.
+        dropped: Columns that a change of one attribute removed from the text.
     """
 
     volumes: Sequence[Row]
@@ -213,6 +256,40 @@ class CaseResult:
     prompt: str
     notes: Sequence[str]
     panels: Sequence[Panel]
+    dropped: Sequence[DroppedColumns] = ()
+
+
+def _dropped_notices(results: Sequence[CaseResult]) -> list[Notice]:
+    """Return one notice for each change that removed columns from the text, with its cases."""
+    cases: dict[DroppedColumns, list[str]] = {}
+    for result in results:
+        for dropped in result.dropped:
+            cases.setdefault(dropped, []).append(str(result.volumes[0]["case"]))
+    return [
+        Notice(
+            f"{describe_removed(dropped.change, dropped.columns)} Cases: {format_list(names)}.",
+            "phrases dropped",
+            dropped.column,
+            dropped.value,
+            tuple(names),
+        )
+        for dropped, names in cases.items()
+    ]
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """What the page of a results folder says beside the volumes.
+
+    Attributes:
+        patients: Patient of each case.
+        facts: What decides whether an attribute shows, by attribute.
+        notices: What a reader has to know before judging the volumes.
+    """
+
+    patients: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, AttributeFacts] = field(default_factory=dict)
+    notices: Sequence[Notice] = ()
 
 
 class ResultsWriter:
@@ -258,15 +335,13 @@ class ResultsWriter:
                 case, result.prompt or "(nothing known)", result.notes, result.panels
             )
 
-    def save(self, warnings: Sequence[str] = ()) -> Path:
-        """Write tables and page, and return the file to look at.
-
-        Args:
-            warnings: What a reader of the page has to know before judging the volumes.
-        """
+    def save(self, context: PageContext | None = None) -> Path:
+        """Write tables and page, and return the file to look at."""
+        context = context or PageContext()
         volumes: list[Row] = []
         effects: list[Row] = []
         metrics: list[Row] = []
+        notices = [*context.notices, *_dropped_notices(self.results)]
         for result in self.results:
             volumes += result.volumes
             effects += result.effects
@@ -280,4 +355,22 @@ class ResultsWriter:
         for group in to_dict(self.options).values():
             flags.update(group)
         shown = {"test.py": flags, **to_dict(self.run_options)}
-        return self.page.save(shown, effects, metrics, warnings=warnings)
+        report = ResultsReport(
+            effects, metrics, context.patients, context.facts, notices, links=self._links(effects)
+        )
+        return self.page.save(shown, report)
+
+    def _links(self, effects: Sequence[Row]) -> dict[str, str]:
+        """Return the addresses of the run's other pages, and of the tables."""
+        model = self.options.model
+        run = runs.run_folder(model.checkpoints_dir, model.name)
+        pages = {f"Training of {model.name}": run / "web" / "index.html"}
+        for record in sorted(self.folder.parent.glob(f"*/{ATLAS_RECORD}")):
+            pages[f"Atlas {record.parent.name}"] = record.parent / "index.html"
+        links = {
+            text: page_parts.link(os.path.relpath(path, self.folder))
+            for text, path in pages.items()
+            if path.is_file()
+        }
+        tables = ["volumes.csv", *(["effects.csv"] if effects else []), "metrics.csv"]
+        return {**links, **{name: name for name in tables}}

@@ -15,6 +15,7 @@ from data.load_cohort import load_cohort
 from data.splits import Splits, read_run_splits, split_changes
 from options.base_options import DataOptions
 from util.cli import UserError, format_list
+from util.notices import notice
 from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
 
@@ -142,6 +143,7 @@ def warn_training_cases(folder: Path, state: Mapping[str, Any], cases: Sequence[
             len(trained_on),
             len(cases),
             format_list(trained_on),
+            extra=notice("trained on this case", cases=trained_on),
         )
 
 

@@ -59,6 +59,7 @@ from options.clip_options import ClipCommand, ClipOptions
 from options.parser import command_line, from_dict, to_dict
 from options.train_options import TrainOptions, fixed_options
 from pipelines.clip_pretraining import pretrain_clip
+from pipelines.evidence import EVIDENCE, training_evidence
 from pipelines.power import describe_smallest_effect
 from pipelines.run_cohort import run_splits
 from pipelines.validation import Validation, ValidationCase
@@ -306,6 +307,17 @@ def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Stud
     return replace(study, case_weights={case.id: weight for case, weight in by_case})
 
 
+def find_evidence(
+    options: TrainOptions, study: Study, resumed: Path | None, cache: Path
+) -> dict[str, Any]:
+    """Return what the training cases can show (see `training_evidence`); a resumed run knows it."""
+    if resumed is not None and EVIDENCE in (state := checkpoint.load_state(resumed)):
+        return dict(state[EVIDENCE])
+    if not is_main_process():
+        return {}
+    return training_evidence(study.cohort, study.template, options.data, cache)
+
+
 def make_dataset(
     options: TrainOptions, study: Study, cases: Sequence[Case], cache: Path, noise_channels: int
 ) -> PatchDataset:
@@ -400,7 +412,7 @@ def make_monitor(
     trainer: Trainer,
     folder: Path,
     validation: Validation | None,
-    data: Mapping[str, Any],
+    records: Mapping[str, Any],
 ) -> Monitor:
     """Return the monitor, which logs, validates and saves at intervals.
 
@@ -410,8 +422,9 @@ def make_monitor(
         trainer: The trainer.
         folder: The run's folder.
         validation: Generates validation cases; None where nothing is validated.
-        data: See `record_data`.
+        records: Further entries of the checkpoints, such as that of `record_data`.
     """
+    data = records["data"]
     tensors, values = study.encoder.state()
     extra = CheckpointExtra(
         state={
@@ -421,7 +434,8 @@ def make_monitor(
             "encoder": study.encoder.identity,
             "encoder_values": values,
             "weights": study.case_weights,
-            "data": dict(data),
+            "steps": trainer.config.steps,
+            **records,
         },
         tensors={TEXT_PART: tensors},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import logging
@@ -11,7 +10,7 @@ import re
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tqdm import tqdm
 
@@ -20,7 +19,6 @@ log = logging.getLogger(__name__)
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
 INTERRUPTED = 130  # exit code after Ctrl-C
 threads_abandoned = threading.Event()  # set where threads are still at work after Ctrl-C
-PACKAGES = ("data", "models", "pipelines", "util")  # whose warnings pages repeat
 MAX_SHOWN = 300  # characters of a user's text in a message
 MAX_NAME_LENGTH = 100  # a file name of 255 characters holds a case, a column and two values
 
@@ -69,34 +67,6 @@ def setup_logging(level: int = logging.INFO) -> None:
     logging.captureWarnings(True)
     for noisy in ("transformers", "matplotlib", "nibabel", "PIL"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-class _WarningCollector(logging.Handler):
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno == logging.WARNING and record.name.partition(".")[0] in PACKAGES:
-            self.texts += [text] if text not in self.texts else []
-
-
-@contextlib.contextmanager
-def collected_warnings() -> Iterator[list[str]]:
-    """Collect the warnings of the project's own code, for a page that must not hide them.
-
-    Yields:
-        The texts, each once, in their order; the list grows while the block runs.
-    """
-    texts: list[str] = []
-    handler = _WarningCollector(texts)
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield texts
-    finally:
-        root.removeHandler(handler)
 
 
 def is_main_process() -> bool:

@@ -13,8 +13,11 @@ from data.cohort import Case
 from data.text.prompts import Prompt, Row, Template
 from data.text.values import parse_number
 from util.cli import UserError, format_list
+from util.notices import notice
 
 log = logging.getLogger(__name__)
+
+NEVER_SEEN = "value not seen in training"  # badge of pictures that mean nothing
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,14 @@ def check_intervention(
             raise UserError(
                 f"{flag}: no {noun} has {column}={value}; there are: {listed or 'none'}."
             )
-        meaning = ""
+        meaning, badge = "", "outside the range of training"
         if not is_numeric:
             never = "has never seen it" if noun != "case" else "may never have seen it"
             meaning = f"; the model {never}, so its effect means nothing"
+            badge = NEVER_SEEN
         elif _lies_between(shown, known):
             meaning = "; the model interpolates between its neighbours"
+            badge = "interpolated"
         log.warning(
             "%s: no %s has %s=%s%s. Known: %s.",
             flag,
@@ -146,6 +151,7 @@ def check_intervention(
             value,
             meaning,
             listed or "none",
+            extra=notice(badge, column, value),
         )
 
 

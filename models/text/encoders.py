@@ -22,6 +22,7 @@ from options.base_options import TextOptions
 from util import phrasing
 from util.cli import UserError, format_list
 from util.files import atomic_path
+from util.notices import notice
 
 __all__ = ["TextEmbedding", "TextEncoder", "build_text_encoder"]
 
@@ -124,6 +125,7 @@ class LanguagePhrases(PhraseEncoder):
                 "The training prompts do not contain these phrases, so their effect depends on the "
                 "text encoder alone and may be meaningless: %s.",
                 format_list(unseen),
+                extra=notice("phrase not seen in training", phrases=unseen),
             )
         return self.whitening(self._embed_raw(phrases))
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from models.text.base_encoder import TextEncoder
 from models.text.phrase_encoder import PhraseEncoder
 from models.text.terms import Term, fit_curve
+from util.notices import notice
 from util.phrasing import LOW_RELEVANCE, strip_phrase
 
 log = logging.getLogger(__name__)
@@ -253,6 +254,7 @@ def warn_low_relevance(
                 "not evidence that it has no effect.",
                 column,
                 relevance[column],
+                extra=notice("low relevance", column),
             )
 
 

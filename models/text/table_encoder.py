@@ -16,6 +16,7 @@ from models.text.base_encoder import ENCODERS, TextEncoder
 from models.text.phrase_encoder import PhraseEncoder
 from options.base_options import TextOptions
 from util.cli import UserError, format_list
+from util.notices import notice
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class TableEncoder(PhraseEncoder):
                 "Phrases without effect, because the training prompts do not contain them "
                 "(--text_encoder table): %s.",
                 format_list(unseen),
+                extra=notice("phrase not seen in training", phrases=unseen),
             )
         embeddings = torch.zeros(len(phrases), self.base)
         for i, phrase in enumerate(phrases):

@@ -44,9 +44,10 @@ from util.cli import UserError, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
 from util.locks import locked_folder
 from util.metrics.regions import chest_regions
+from util.notices import Notice, collected_warnings
 from util.records import open_record
 from util.web.figures import Panel
-from util.web.results_page import ResultsPage
+from util.web.results_page import ResultsPage, ResultsReport
 
 log = logging.getLogger(__name__)
 
@@ -346,12 +347,12 @@ def find_anomalies(command: AnomalyCommand) -> Path:
         raise UserError(
             f"--annotations {scans.annotations} does not exist or is not a folder. Check the path."
         )
-    with locked_folder(Path(scans.out), "--out"):
-        return _search_scans(command)
+    with locked_folder(Path(scans.out), "--out"), collected_warnings() as notices:
+        return _search_scans(command, notices)
 
 
-def _search_scans(command: AnomalyCommand) -> Path:
-    """Search every scan, in a folder that no other process uses."""
+def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
+    """Search every scan, in a folder that no other process uses; the page shows `notices`."""
     scans = command.scans
     folder = Path(scans.out)
     cache = folder / "compared"
@@ -382,9 +383,26 @@ def _search_scans(command: AnomalyCommand) -> Path:
     options: dict[str, Any] = {}
     for group in to_dict(command).values():
         options.update(group)
-    path = page.save({"find_anomalies.py": options}, cautions=(*CAUTIONS, reliability))
+    report = ResultsReport(
+        headline=f"{_strongest_sentence(rows, len(cases))} {reliability}",
+        first_case=str(max(rows, key=lambda row: row["peak_spreads"])["case"]) if rows else "",
+        cautions=CAUTIONS,
+        notices=notices,
+        links={name: name for name in ("findings.csv", "calibration.csv")},
+    )
+    path = page.save({"find_anomalies.py": options}, report)
     log.info("%s\nPage: %s", reliability, path)
     return path
+
+
+def _strongest_sentence(rows: Sequence[dict[str, Any]], scans: int) -> str:
+    """Return the outcome over all scans in a sentence with figures."""
+    strong = {row["case"] for row in rows if row["strong"] == "yes"}
+    text = f"{len(strong)} of {scans} scans have a strong region"
+    if not rows:
+        return f"{text}; no region stands out."
+    row = max(rows, key=lambda row: row["peak_spreads"])
+    return f"{text}; the strongest is in {row['case']}, {finding_sentence(row)}"
 
 
 def _record_settings(command: AnomalyCommand, loaded: Sequence[LoadedRun]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,19 @@ import pytest
 from data.load_cohort import load_cohort
 from options.base_options import DataOptions
 from tests.commands import TrainedRun
-from util.cli import collected_warnings
+from util.notices import collected_warnings
 
 
 def notice(results: Path) -> str:
-    """Return the part of the results' page that is to be read first; "" where it has none."""
+    """Return the warnings on the results' page; "" where it has none."""
     (page,) = results.rglob("index.html")
-    return page.read_text().partition("Read before judging")[2].partition("</section>")[0]
+    lists = re.findall(r'<ul class="cautions warnings">.*?</ul>', page.read_text())
+    return html.unescape("".join(lists))
+
+
+def printed_warnings(text: str) -> list[str]:
+    """Return the warnings that a command printed."""
+    return re.findall(r"^\d\d:\d\d:\d\d WARNING (.*)$", text, re.MULTILINE)
 
 
 def change_column(cohort: Path, column: str, **cells: str) -> None:
@@ -45,6 +53,8 @@ def test_warnings_stand_on_the_page(
     done = trained_run.test(tmp_path / "res", *flags, cohort=cohort_copy)
     assert done.code == 0, done.text
     text = notice(tmp_path / "res")
+    printed = printed_warnings(done.text)
+    assert len(printed) > 3 and all(warning in text for warning in printed)
     assert f"2 of the 2 cases are training cases of the run: {split[0]}" in text
     assert "may mean 'not known'" in text and "no training case has SEX=Unicorn" in text
 
@@ -66,13 +76,14 @@ def test_another_scan_of_the_same_name_is_no_training_case(
 
 
 def test_only_warnings_of_the_project_are_collected(cohort_dir: Path) -> None:
-    with collected_warnings() as texts:
+    with collected_warnings() as notices:
         logging.getLogger("data.text").warning("once, %d", 1)
         logging.getLogger("data.text").warning("once, %d", 1)
         logging.getLogger("data.text").info("no warning")
         logging.getLogger("py.warnings").warning("of a library")
         load_cohort(DataOptions(dataroot=str(cohort_dir)), seed=0)
     logging.getLogger("data.text").warning("too late")
+    texts = [notice.text for notice in notices]
     assert texts[0] == "once, 1" and "too late" not in texts
     assert not any("library" in text or text == "no warning" for text in texts)
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 Window = tuple[float, float]
 Kind = Literal["mask", "ct", "difference", "spread", "score"]
+Role = Literal["", "real", "generated", "control"]
 
 LUNG: Window = (-1350.0, 150.0)  # centre -600, width 1500
 MEDIASTINUM: Window = (-160.0, 240.0)  # centre 40, width 400
@@ -65,6 +66,11 @@ class Panel:
         caption: A short line below the title.
         outline: Numbered regions (X, Y, Z) that pages outline, 0 for none.
         before: Of a difference: the volume that was subtracted; pages lay the difference on it.
+        role: What it is to the case: the real scan, the volume of its own text, or the difference
+            of other noise that a difference is compared with.
+        attribute: Attribute that was varied; "" for none.
+        values: Its value, or the two values of a difference.
+        phrases: Phrases that it was generated from.
     """
 
     title: str
@@ -75,6 +81,10 @@ class Panel:
     caption: str = ""
     outline: NDArray[Any] | None = None
     before: Panel | None = None
+    role: Role = ""
+    attribute: str = ""
+    values: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
 
     def size_mm(self, plane: str) -> tuple[float, float]:
         """Return width and height of a plane in mm."""

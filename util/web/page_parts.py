@@ -97,7 +97,10 @@ def page_header(
         header.add(tags.nav(*(tags.a(text, href=address) for text, address in links.items())))
     header.add(tags.h1(title), *lines)
     with header:
-        bullet_list(cautions, "cautions")
+        if len(cautions) == 1:
+            tags.p(cautions[0], cls="cautions brief")
+        else:
+            bullet_list(cautions, "cautions")
 
 
 def card(title: str, cls: str = "", **attributes: Any) -> tags.section:
@@ -106,6 +109,12 @@ def card(title: str, cls: str = "", **attributes: Any) -> tags.section:
     with section:
         tags.h2(title)
     return section
+
+
+def badges(texts: Sequence[str]) -> None:
+    """Add warnings of a few words each; nothing where there are none."""
+    for text in dict.fromkeys(texts):
+        tags.span(text, cls="badge")
 
 
 def fold(summary: str, cls: str = "", **attributes: Any) -> tags.details:
@@ -182,8 +191,11 @@ def legend(colours: Mapping[str, str]) -> None:
 
 
 def frame_table(frame: pd.DataFrame, number: Callable[[float], str] = "{:.4g}".format) -> None:
-    """Add a data frame; numbers are formatted by `number`, absent ones are a dash."""
-    with tags.div(cls="scroll"), tags.table():
+    """Add a data frame; numbers are formatted by `number`, absent ones are a dash.
+
+    The first column stays in view where a table is scrolled sideways.
+    """
+    with tags.div(cls="scroll", tabindex="0"), tags.table():
         tags.thead(tags.tr(*(tags.th(str(c), scope="col") for c in frame.columns)))
         with tags.tbody():
             for row in frame.itertuples(index=False):

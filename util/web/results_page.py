@@ -1,11 +1,11 @@
-"""The page of generated volumes: linked slices of each case, and tables of effects and metrics."""
+"""The page of generated volumes: the clearest case in one row, then cases, tables and options."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,71 @@ import numpy as np
 from dominate import tags
 
 from util.cli import safe_name
+from util.metrics.contrasts import (
+    ContrastSummary,
+    clearest_contrast,
+    is_avoided,
+    summarise_contrasts,
+)
+from util.notices import Notice
 from util.web import page_parts, viewer_parts
-from util.web.figures import LABEL_NAMES, Panel, Window, nice_limit
-from util.web.tables import effect_tables, metric_tables
+from util.web.attribute_list import AttributeFacts, attribute_list
+from util.web.figures import LABEL_NAMES, Panel, Role, Window, nice_limit
+from util.web.tables import effect_tables, metric_sentence, metric_tables
 from util.web.viewer_parts import SlicePanel, fitting_limit
 from util.web.web_data import PageGrid, VolumeEntry, check_panels, write_volume
+
+MIN_LIMIT = 20.0  # smallest range of differences, HU: a null effect is to look like one
+SHARE_SHOWN = 0.995  # of a difference's voxels that its range of colours holds
+MEANINGLESS = ("value not seen in training", "low relevance")  # badges
+
+
+@dataclass(frozen=True)
+class ResultsReport:
+    """What a page says beside its volumes.
+
+    Attributes:
+        effects: Rows of effects.csv.
+        metrics: Rows of metrics.csv.
+        patients: Patient of each case.
+        facts: What decides whether an attribute shows, by attribute.
+        notices: Warnings of the command.
+        cautions: Sentences to add to the standing cautions.
+        links: Address of other pages and of tables by their text.
+        headline: The sentence at the top; by default that of the clearest contrast, or of the
+            metrics.
+        first_case: Case that comes first; "" for the order in which they were added.
+    """
+
+    effects: Sequence[Mapping[str, Any]] = ()
+    metrics: Sequence[Mapping[str, Any]] = ()
+    patients: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, AttributeFacts] = field(default_factory=dict)
+    notices: Sequence[Notice] = ()
+    cautions: Sequence[str] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
+    headline: str = ""
+    first_case: str = ""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A volume as the page shows it, and what it is: all of a `Panel` but the voxels."""
+
+    slice: SlicePanel
+    role: Role
+    attribute: str
+    values: tuple[str, ...]
+    phrases: tuple[str, ...]
+
+    def badges(self, case: str, notices: Sequence[Notice]) -> list[str]:
+        """Return the badges of this picture alone."""
+        return [
+            notice.badge
+            for notice in notices
+            if notice.badge
+            and notice.concerns_picture(case, self.attribute, self.values, self.phrases)
+        ]
 
 
 @dataclass(frozen=True)
@@ -28,7 +88,7 @@ class _CaseSection:
     case: str
     prompt: str
     notes: Sequence[str]
-    panels: Sequence[SlicePanel]
+    pictures: Sequence[_Picture]
     volumes: Mapping[str, VolumeEntry]
     grid: PageGrid
     mask: str
@@ -63,10 +123,13 @@ class ResultsPage:
         self.score_limit = score_limit
         self._cases: list[_CaseSection] = []
         self._labels: set[int] = set()
-        self._changes: list[float] = []
+        self._changes: dict[str, float] = {}  # largest change by attribute, HU
         page_parts.copy_assets(folder / "web", "page.css", *viewer_parts.SCRIPTS, "cases.js")
         for old in (folder / "web").glob("case-*"):
-            shutil.rmtree(old)
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:  # of version 0.1
+                old.unlink()
 
     def add_case(
         self,
@@ -92,7 +155,7 @@ class ResultsPage:
         web = self.folder / "web"
         key = f"case-{len(self._cases) + 1:04d}-{safe_name(case)[:80]}"
         content = np.zeros(panels[0].array.shape, bool)
-        shown: list[SlicePanel] = []
+        shown: list[_Picture] = []
         mask = ""
         volumes: dict[str, VolumeEntry] = {}
         names = {id(panel): f"{key}/{number}" for number, panel in enumerate(panels)}
@@ -105,84 +168,101 @@ class ResultsPage:
             if panel.outline is not None:
                 outline = f"{name}-outline"
                 volumes[outline] = write_volume(web, outline, panel.outline, "mask")
+            slice_panel = SlicePanel(
+                panel.title,
+                [name],
+                panel.kind,
+                panel.caption,
+                panel.file,
+                outline=outline,
+                under=under,
+            )
             shown.append(
-                SlicePanel(
-                    panel.title,
-                    [name],
-                    panel.kind,
-                    panel.caption,
-                    panel.file,
-                    outline=outline,
-                    under=under,
-                )
+                _Picture(slice_panel, panel.role, panel.attribute, panel.values, panel.phrases)
             )
             if panel.kind == "mask":
                 content = array
                 mask = name
                 self._labels.update(int(v) for v in np.unique(array) if v)
             elif panel.kind == "difference":
-                self._changes.append(float(np.quantile(np.abs(array), 0.995)))
+                change = float(np.quantile(np.abs(array), SHARE_SHOWN))
+                largest = self._changes.get(panel.attribute, 0.0)
+                self._changes[panel.attribute] = max(largest, change)
         grid = PageGrid.around(content, panels[0].spacing, at)
         self._cases.append(
             _CaseSection(key, case, prompt, tuple(notes), shown, volumes, grid, mask)
         )
 
     def save(
-        self,
-        options: Mapping[str, Mapping[str, Any]],
-        effects: Sequence[Mapping[str, Any]] = (),
-        metrics: Sequence[Mapping[str, Any]] = (),
-        cautions: Sequence[str] = (),
-        warnings: Sequence[str] = (),
+        self, options: Mapping[str, Mapping[str, Any]], report: ResultsReport | None = None
     ) -> Path:
         """Write the page and return its path.
 
         Args:
             options: The run's options, by group.
-            effects: Rows of effects.csv.
-            metrics: Rows of metrics.csv.
-            cautions: Sentences to add to the standing cautions.
-            warnings: Warnings of this command, which may decide what its results mean.
+            report: What the page says beside the volumes.
         """
+        report = report or ResultsReport()
         scripts = (*viewer_parts.SCRIPTS, "cases.js")
         document = page_parts.new_document(self.title, "web/", scripts=scripts)
         config = viewer_parts.viewer_config(
             self.window,
-            self._limit(),
+            0.0,
             sorted(self._labels),
             score_limit=self.score_limit,
             label_names=self.label_names,
         )
         document.body["data-config"] = json.dumps(config)
+        contrasts = summarise_contrasts(report.effects, report.patients)
+        meaningless = _meaningless(report.notices)
+        clearest = clearest_contrast(contrasts, meaningless)
         with document:
-            page_parts.page_header(self.title, cautions=(*page_parts.CAUTIONS, *cautions))
+            page_parts.page_header(
+                self.title,
+                tags.p(self._headline(clearest, meaningless, report), cls="headline"),
+                cautions=(page_parts.RESEARCH_ONLY,),
+                links=report.links,
+            )
             with tags.main():
-                if warnings:
-                    with page_parts.card("Read before judging", id="warnings"):
-                        page_parts.bullet_list(warnings, "cautions")
-                with tags.div(cls="cards"):
-                    effect_tables(effects)
-                    metric_tables(metrics)
-                    page_parts.option_tables(options)
                 tags.noscript(tags.p("The slices need JavaScript.", cls="note"))
                 self._toolbar()
-                for section in self._cases:
-                    self._case(section)
+                cases = sorted(self._cases, key=lambda s: s.case != report.first_case)
+                if clearest is not None:
+                    self._clearest_case(clearest, report.notices)
+                elif cases:
+                    self._case(cases.pop(0), report.notices)
+                _before_judging(report)
+                attribute_list(contrasts, report.notices, report.facts)
+                for section in cases:
+                    self._case(section, report.notices)
+                with tags.div(cls="cards"):
+                    effect_tables(report.effects, contrasts)
+                    metric_tables(report.metrics)
+                    page_parts.option_tables(options)
         return page_parts.write_document(document, self.folder / "index.html")
 
-    def _limit(self) -> float:
-        """Return the page's range of differences.
+    def _headline(
+        self, clearest: ContrastSummary | None, meaningless: Sequence[str], report: ResultsReport
+    ) -> str:
+        """Return the sentence at the top, from the figures of the page."""
+        if report.headline:
+            return page_parts.typeset(report.headline)
+        if clearest is None:
+            return page_parts.typeset(metric_sentence(report.metrics, len(self._cases)))
+        text = clearest.sentence()
+        if is_avoided(clearest, meaningless):
+            text = f"Means nothing (see below): {text}"
+        return page_parts.typeset(text)
 
-        It is the median of the volumes' own 99.5th percentiles, rounded up.
-        """
-        changes = [change for change in self._changes if change > 0]
-        return fitting_limit(nice_limit(float(np.median(changes))) if changes else 100.0)
+    def _limit(self, attribute: str) -> float:
+        """Return the range of an attribute's differences, for all cases and values."""
+        return fitting_limit(max(MIN_LIMIT, nice_limit(self._changes.get(attribute, 0.0))))
 
     def _toolbar(self) -> None:
         with viewer_parts.toolbar("View of all cases"):
             viewer_parts.plane_and_window("axial")
             if self._changes:
-                viewer_parts.limit_choice(self._limit())
+                viewer_parts.limit_choice()
                 viewer_parts.overlay_choice()
             if self._labels:
                 page_parts.check_box("lines", "Outlines")
@@ -193,18 +273,102 @@ class ResultsPage:
                     "Show the cases whose name or prompt contains this",
                 )
 
-    def _case(self, section: _CaseSection) -> None:
+    def _clearest_case(self, contrast: ContrastSummary, notices: Sequence[Notice]) -> None:
+        """Add one large row of the case with the largest effect."""
+        section = next(s for s in self._cases if s.case == contrast.clearest)
+        values = (contrast.start, contrast.end)
+        chosen = [p for p in section.pictures if p.role in ("real", "generated")]
+        chosen.sort(key=lambda p: p.role != "real")
+        for value in values:
+            chosen += _pictures_of(section, contrast.column, (value,))
+        chosen += _pictures_of(section, contrast.column, values)
+        with self._viewer(section, "card clearest", "clearest"):
+            with tags.h2(f"{section.case}: the largest change of {contrast.column} "):
+                page_parts.badges(_case_badges(section.case, notices))
+            self._row(section, chosen, notices)
+            viewer_parts.slice_slider("Slice of the clearest case")
+
+    def _viewer(self, section: _CaseSection, cls: str, name: str) -> tags.section:
+        """Add a section whose pictures move together, to be filled in a `with` block."""
         attributes = viewer_parts.viewer_attributes(
             section.grid, section.volumes, mask=section.mask
         )
-        with tags.section(cls="case card", id=section.key, **attributes):
+        return tags.section(cls=cls, id=name, **attributes)
+
+    def _case(self, section: _CaseSection, notices: Sequence[Notice]) -> None:
+        badges = _case_badges(section.case, notices)
+        with self._viewer(section, "case card", section.key) as viewer:
+            if badges:
+                viewer["data-warned"] = ""
             with tags.div(cls="about"):
-                tags.h2(tags.a(section.case, href=f"#{section.key}"))
+                with tags.h2(tags.a(section.case, href=f"#{section.key}"), " "):
+                    page_parts.badges(badges)
                 page_parts.prompt_line(section.prompt)
                 page_parts.bullet_list(section.notes, "notes")
             viewer_parts.slice_slider(f"Slice of {section.case}")
-            with tags.div(cls="panels"):
-                for panel in section.panels:
-                    with panel.add():
-                        if panel.kind == "mask":
-                            viewer_parts.label_legend(sorted(self._labels), self.label_names)
+            self._rows(section, notices)
+
+    def _rows(self, section: _CaseSection, notices: Sequence[Notice]) -> None:
+        """Add a row for each attribute, beside the case's own volumes."""
+        own = [p for p in section.pictures if not p.attribute]
+        attributes = list(dict.fromkeys(p.attribute for p in section.pictures if p.attribute))
+        if not attributes:
+            self._row(section, own, notices)
+            return
+        beside = [p for p in own if p.role]
+        beside.sort(key=lambda p: p.role != "real")
+        rest = [p for p in own if not p.role]
+        for number, attribute in enumerate(attributes):
+            tags.h3(attribute)
+            varied = [p for p in section.pictures if p.attribute == attribute]
+            last = rest if number == len(attributes) - 1 else []
+            self._row(section, [*beside, *varied, *last], notices)
+
+    def _row(
+        self, section: _CaseSection, pictures: Sequence[_Picture], notices: Sequence[Notice]
+    ) -> None:
+        with tags.div(cls="panels together", style=f"--columns:{len(pictures)}"):
+            for picture in pictures:
+                shown = replace(
+                    picture.slice,
+                    title=_short_title(picture),
+                    limit=self._limit(picture.attribute),
+                    badges=picture.badges(section.case, notices),
+                )
+                with shown.add():
+                    if shown.kind == "mask":
+                        viewer_parts.label_legend(sorted(self._labels), self.label_names)
+
+
+def _short_title(picture: _Picture) -> str:
+    """Return a title for a row whose heading names the attribute."""
+    if not picture.attribute:
+        return picture.slice.title
+    if picture.role == "control":
+        return "control: other noise"
+    return " minus ".join(reversed(picture.values))
+
+
+def _pictures_of(section: _CaseSection, attribute: str, values: tuple[str, ...]) -> list[_Picture]:
+    return [p for p in section.pictures if p.attribute == attribute and p.values == values]
+
+
+def _case_badges(case: str, notices: Sequence[Notice]) -> list[str]:
+    return [n.badge for n in notices if n.badge and n.concerns_case(case)]
+
+
+def _meaningless(notices: Sequence[Notice]) -> list[str]:
+    """Return the attributes, and "ATTRIBUTE=VALUE", whose effects mean nothing."""
+    return [
+        f"{notice.column}={notice.value}" if notice.value else notice.column
+        for notice in notices
+        if notice.badge in MEANINGLESS
+    ]
+
+
+def _before_judging(report: ResultsReport) -> None:
+    """Add the cautions, and the warnings that are not of one attribute."""
+    texts = [notice.text for notice in report.notices if not notice.column]
+    with page_parts.card("Read before judging", id="warnings"):
+        page_parts.bullet_list(texts, "cautions warnings")
+        page_parts.bullet_list((*page_parts.CAUTIONS[1:], *report.cautions), "notes-plain")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from util.metrics.contrasts import ContrastSummary, summarise_contrasts
 from util.metrics.regions import REGION_NAMES, region_name
 from util.web import page_parts
 
@@ -19,40 +21,66 @@ TEXTURE_COLUMNS = {
     "above -700 HU, %": ("change_share_above_-700_hu", 100.0),
 }
 
+# Metrics of the lungs in the sentence of a page without attributes.
+METRIC_WORDS = {
+    "mae_hu": "mean absolute error in the lungs {:.0f} HU",
+    "ssim": "SSIM {:.2f}",
+    "detail_ratio": "detail {:.2f} of the scans'",
+}
+
 
 def signed(value: float) -> str:
     """Return a change with its sign."""
     return f"{value:+.1f}"
 
 
-def effect_summary(effects: Rows) -> pd.DataFrame:
-    """Return mean, lowest and highest effect over cases, and the mean change of texture.
+def effect_summary(
+    effects: Rows, contrasts: Sequence[ContrastSummary] | None = None
+) -> pd.DataFrame:
+    """Return a row for each contrast: its mean effect with what decides its meaning first.
 
     Args:
         effects: Rows of effects.csv.
+        contrasts: Their summary over patients; by default every case is a patient.
 
     Returns:
-        A row for each intervention, for the region `lungs`; for every region where no row has it.
+        Mean HU with the 95 % interval over patients, patients with its sign, the change by another
+        noise, range over cases and change of texture, for the region `lungs`; mean and range for
+        every region where no row has it.
     """
     keys = ["column", "from", "to", "region"]
     frame = pd.DataFrame(effects).astype(dict.fromkeys(keys, str))
+    summaries = summarise_contrasts(effects) if contrasts is None else contrasts
+    by_key = {(c.column, c.start, c.end): c for c in summaries}
     if (frame["region"] == "lungs").any():
         frame = frame[frame["region"] == "lungs"]
     rows = []
     for (column, start, end, region), part in frame.groupby(keys, sort=False):
         change = part["mean_diff_hu"].astype(float)
-        row = {
+        row: dict[str, Any] = {
             "attribute": column,
             "from": start,
             "to": end,
-            "region": region,
             "mean HU": change.mean(),
+        }
+        if summary := by_key.get((column, start, end)):
+            row |= _interval(summary)
+        row |= {
+            "denser in": f"{(change > 0).sum()} of {len(change)} cases",
             "lowest HU": change.min(),
             "highest HU": change.max(),
-            "denser in": f"{(change > 0).sum()} of {len(change)} cases",
         }
-        rows.append(row | _texture_changes(part))
+        rows.append(row | _texture_changes(part) | {"region": region})
     return pd.DataFrame(rows)
+
+
+def _interval(summary: ContrastSummary) -> dict[str, Any]:
+    """Return the cells of a contrast's interval, and of the change by another noise."""
+    interval = "one patient"
+    if not math.isnan(summary.low):
+        interval = page_parts.typeset(f"{summary.low:.1f} to {summary.high:.1f}")
+    noise = "not drawn" if math.isnan(summary.noise_hu) else f"{summary.noise_hu:.1f}"
+    return {"mean HU": summary.mean, "95 % interval": interval, "another noise, HU": noise}
 
 
 def _texture_changes(part: pd.DataFrame) -> dict[str, float]:
@@ -98,14 +126,27 @@ def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns=REGION_NAMES)
 
 
-def effect_tables(effects: Rows) -> None:
-    """Add the effects' summary, and every case's effects folded away."""
+def effect_tables(effects: Rows, contrasts: Sequence[ContrastSummary]) -> None:
+    """Add the effects' summary over patients, and every case's effects folded away."""
     if not effects:
         return
     with page_parts.card("Effects over cases"):
-        page_parts.frame_table(_with_names(effect_summary(effects)), signed)
+        page_parts.frame_table(_with_names(effect_summary(effects, contrasts)), signed)
         with page_parts.fold("Mean change in HU, every case and region"):
             page_parts.frame_table(_with_names(effects_by_case(effects)), signed)
+
+
+def metric_sentence(metrics: Rows, cases: int) -> str:
+    """Return what volumes without an attribute varied show, in a sentence with figures."""
+    noun = "case" if cases == 1 else "cases"
+    text = f"{cases} {noun} generated from mask and text"
+    means = {}
+    if metrics:
+        frame = metric_summary(metrics)
+        lungs = frame[frame["region"] == "lungs"]
+        means = dict(zip(lungs["metric"], lungs["mean"], strict=True))
+    parts = [words.format(means[name]) for name, words in METRIC_WORDS.items() if name in means]
+    return f"{text}: {', '.join(parts)}." if parts else f"{text}."
 
 
 def metric_tables(metrics: Rows) -> None:

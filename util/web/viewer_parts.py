@@ -35,8 +35,8 @@ READING = (
     "The patient's right is on the left of axial and coronal pictures (letters R, L). The front is "
     "on the left of sagittal ones (A: front, P: back, S: head, I: feet).",
     "Differences are in Hounsfield units (HU): red is denser, blue is less dense, white is no "
-    "change. The colour bar runs from minus to plus the same value in every picture; choose it at "
-    "the top.",
+    "change. The colour bar runs from minus to plus the same value in all pictures of an "
+    "attribute; choose another one at the top. Changes beyond it are outlined in yellow.",
     "Point at a picture to read the value of that voxel in all of them. The mouse wheel and the "
     "arrow keys go through the slices, a drag sets the window, a click enlarges the picture, and "
     "“?” lists all keys.",
@@ -62,7 +62,7 @@ def viewer_config(
 
     Args:
         window: The model's window, HU.
-        limit: Range of the differences, HU.
+        limit: Range of the differences, HU; 0 where every picture has its own.
         labels: Labels of the masks.
         voxels: Folder of the volumes' scripts, relative to the page.
         plane: Plane shown first.
@@ -137,6 +137,8 @@ class SlicePanel:
         outline: Key of numbered regions to outline.
         zones: Numbers of the zones to outline, the strongest first.
         under: Key of the CT that a difference can be laid on.
+        limit: Range of a difference, HU, where the page has no common one.
+        badges: What has to be known before judging it, in a few words each.
     """
 
     title: str
@@ -149,6 +151,8 @@ class SlicePanel:
     outline: str = ""
     zones: Sequence[int] = ()
     under: str = ""
+    limit: float = 0.0
+    badges: Sequence[str] = ()
 
     def add(self) -> tags.figure:
         """Add the picture to the element whose `with` block this stands in."""
@@ -160,6 +164,7 @@ class SlicePanel:
             "outline": self.outline,
             "zones": list(self.zones),
             "under": self.under,
+            "limit": self.limit,
         }
         figure = tags.figure(
             cls=f"panel {self.kind}",
@@ -179,6 +184,7 @@ class SlicePanel:
                 tags.a("NIfTI", href=page_parts.link(self.file), cls="file", title=self.file)
             if self.caption:
                 tags.span(page_parts.typeset(self.caption), cls="caption")
+            page_parts.badges(self.badges)
 
 
 def toolbar(label: str, cls: str = "") -> tags.div:
@@ -195,9 +201,11 @@ def plane_and_window(plane: str) -> None:
     tags.output(id="window-range")
 
 
-def limit_choice(limit: float) -> None:
-    """Add the choice of the range of the differences."""
+def limit_choice(limit: float = 0.0) -> None:
+    """Add the choice of the range of the differences; 0 is the range of each attribute."""
     with tags.label("Differences ±", cls="group"), tags.select(id="limit"):
+        if not limit:
+            tags.option("by attribute", value="0", selected=True)
         for value in LIMITS:
             chosen = {"selected": True} if value == limit else {}
             tags.option(f"{value} HU", value=value, **chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import io
 import json
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from util.cli import UserError
+from util.notices import Notice
+from util.web.attribute_list import AttributeFacts
 from util.web.figures import (
     LUNG,
     Panel,
@@ -26,7 +29,7 @@ from util.web.figures import (
     radiological_slice,
     slice_row,
 )
-from util.web.results_page import ResultsPage
+from util.web.results_page import ResultsPage, ResultsReport
 from util.web.tables import effect_summary, effects_by_case, metric_summary
 from util.web.training_page import TrainingImage, binned, curves, write_training_page
 from util.web.web_data import PageGrid, brick_shape, bricks, write_volume
@@ -110,7 +113,7 @@ def test_everything_is_escaped_and_old_cases_go(tmp_path: Path) -> None:
     (tmp_path / "web" / "case-0009-old").mkdir(parents=True)
     page = ResultsPage(tmp_path, evil, WINDOW)
     add(page, evil, evil)
-    text = page.save({evil: {evil: evil}}, cautions=[evil]).read_text()
+    text = page.save({evil: {evil: evil}}, ResultsReport(cautions=[evil])).read_text()
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "volumes/a%20mask.nii.gz" in text
     assert "http" not in text and "//" not in text.replace("</", "")  # nothing from outside
@@ -217,8 +220,8 @@ def test_results_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
     # (javascript rounds halves up, numpy to even)
     expected = ct_gray(radiological_slice(hu, "axial", k), LUNG)
     np.testing.assert_allclose(pixels(page, 1)[..., 0].astype(int), expected, atol=1, rtol=0)
-    limit = float(page.input_value("#limit"))
-    assert limit == 20  # the next step above 12.3 HU
+    assert page.inner_text(".bar .high") == "+20 HU"  # no smaller range, whatever the changes
+    limit = 20
     shown = difference_rgb(radiological_slice(v["diff"], "axial", k), limit)
     np.testing.assert_allclose(pixels(page, 2).astype(int), shown, atol=4, rtol=0)
 
@@ -523,3 +526,119 @@ def test_training_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
         "[...document.images].every(i => i.complete && i.naturalWidth > 50)"
     )  # loaded when seen
     assert page.locator("img").count() == 2  # the losses and the slices
+
+
+# --- what a page says first ---
+
+
+def effects(changes: dict[str, float], column: str = "SMOKING") -> list[dict[str, Any]]:
+    return [
+        {
+            "case": case,
+            "column": column,
+            "from": "Never",
+            "to": "Current",
+            "region": "lungs",
+            "mean_diff_hu": change,
+            "draws": 2,
+            "mc_error_hu": 0.1,
+        }
+        for case, change in changes.items()
+    ]
+
+
+def varied_page(folder: Path, sizes: dict[str, float], report: ResultsReport) -> Path:
+    """Write a page of cases whose attribute SMOKING changes the lungs by so many HU."""
+    v, results = volumes(), ResultsPage(folder, "run", WINDOW)
+    lungs = v["mask"] > 0
+    for case, size in sizes.items():
+        diff = np.where(lungs, size, 0).astype(np.float32)
+        common: dict[str, Any] = {"attribute": "SMOKING", "phrases": ("SMOKING is Never",)}
+        pair, current = ("Never", "Current"), v["hu"] + diff
+        panels = [
+            Panel("mask", "mask", v["mask"], SPACING),
+            Panel("generated", "ct", v["hu"], SPACING, role="generated"),
+            Panel("real scan", "ct", v["hu"] + 5, SPACING, role="real"),
+            Panel("SMOKING = Never", "ct", v["hu"], SPACING, values=("Never",), **common),
+            Panel("SMOKING = Current", "ct", current, SPACING, values=("Current",), **common),
+            Panel("change", "difference", diff, SPACING, values=pair, **common),
+            Panel("again", "difference", diff, SPACING, values=pair, role="control", **common),
+        ]
+        results.add_case(case, "Age is 60.", [], panels)
+    return results.save({"Data": {}}, report)
+
+
+def test_a_page_begins_with_the_clearest_case_and_its_sentence(
+    tmp_path: Path, visit: Visit
+) -> None:
+    changes = {"a": 3.0, "b": 9.0, "c": 6.0}
+    notices = [
+        Notice("Low.", "low relevance", "SMOKING"),
+        Notice("Unseen.", "value not seen in training", "SMOKING", "Current"),
+        Notice("Trained.", "trained on this case", cases=("b",)),
+        Notice("Plain."),
+    ]
+    page = visit(varied_page(tmp_path, changes, ResultsReport(effects(changes), notices=notices)))
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    first = page.locator("#clearest .panel")
+    page.locator("#clearest .panel[data-state=ready]").nth(5).wait_for()
+    assert page.inner_text(".headline").startswith("Means nothing (see below): SMOKING, Current")
+    titles = [text.partition("\n")[0] for text in first.all_inner_texts()]
+    wanted = ["real scan", "generated", "Never", "Current", "Current minus Never"]
+    assert titles == [*wanted, "control: other noise"]
+    tops = {round(box["y"]) for i in range(6) if (box := first.nth(i).bounding_box())}
+    assert len(tops) == 1  # one row
+    stage = page.locator("#clearest .stage").first.bounding_box()
+    headline = page.locator(".headline").bounding_box()
+    assert headline["y"] < stage["y"] < 400
+    assert page.inner_text("#clearest h2").startswith("b: the largest change of SMOKING")
+    assert page.inner_text("#clearest h2 .badge") == "trained on this case"
+    badges = [first.nth(i).locator(".badge").all_inner_texts() for i in range(6)]
+    both = ["low relevance", "value not seen in training"]
+    assert badges == [[], [], both[:1], both, both, both]
+    text = page.inner_text("main")
+    assert all(notice.text in text for notice in notices)
+    assert "trained on this case" not in page.inner_text("#case-0001-a")
+
+
+def test_a_small_change_looks_small_and_a_large_one_is_marked(tmp_path: Path, visit: Visit) -> None:
+    changes = {"a": 2.0, "b": 2.0}
+    page = visit(varied_page(tmp_path / "null", changes, ResultsReport(effects(changes))))
+    page.locator("#clearest .panel.difference[data-state=ready]").first.wait_for()
+    ends = page.locator("#clearest .bar .high, #clearest .bar .low").all_inner_texts()
+    assert ends == ["−20", "+20 HU"] * 2
+    page.select_option("#limit", "20")
+    changes = {"a": 2.0, "b": 150.0}
+    page = visit(varied_page(tmp_path / "large", changes, ResultsReport(effects(changes))))
+    page.locator("#case-0001-a .panel.difference[data-state=ready]").first.wait_for()
+    ends = page.locator(".bar .high").all_inner_texts()
+    assert set(ends) == {"+200 HU"}  # one range, in the case of 2 HU too
+    page.select_option("#limit", "100")
+    shown = page.locator("#clearest .bar .high").first
+    assert shown.inner_text() == "≥ +100 HU"
+    assert page.locator("#case-0001-a .bar .high").first.inner_text() == "+100 HU"
+    yellow = """() => {
+      const c = document.querySelector('#clearest .difference canvas.lines');
+      const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+      let n = 0;
+      for (let i = 0; i < d.length; i += 4) if (d[i] > 240 && d[i + 2] < 100 && d[i + 3] > 200) n++;
+      return n;
+    }"""
+    assert page.evaluate(yellow) > 50
+
+
+def test_why_an_attribute_shows_nothing(tmp_path: Path) -> None:
+    facts = AttributeFacts(
+        "SMOKING", 0.05, {"Never": 30, "Current": 4}, {("Never", "Current"): 31.2}, "Labels alone."
+    )
+    report = ResultsReport(effects({"a": 0.1, "b": -0.1}), facts={"SMOKING": facts})
+    text = html.unescape(varied_page(tmp_path, {"a": 0.1, "b": -0.1}, report).read_text())
+    for reason in (
+        "Training patients by value: Never 30, Current 4.",
+        "31.2 HU is the smallest difference",
+        "0.05 of 1 (too low to show",
+        "Labels alone.",
+    ):
+        assert reason in text.partition("Why does it show nothing?")[2]
+    unknown = AttributeFacts("SMOKING", None, {"Never": 30}).reasons([])
+    assert any("the same value" in text for text in unknown)

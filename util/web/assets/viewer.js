@@ -15,10 +15,10 @@
   const SETTLE_MS = 120; // pictures that only fly past are not loaded
   const AHEAD = 24; // slices ahead of the shown one that are loaded when there is time
   const MARGIN = "500px 0px"; // so far from the screen, cases are made and pictures drawn
-  const OUTLINE = "#ffe14a"; // of numbered regions
+  const OUTLINE = "#ffe14a"; // of numbered regions, and of changes beyond the colours
   const FIRST = "axial", THREE = ["coronal", "sagittal"]; // planes below one another, where three are shown
   const RULER_SHARE = 0.35; // of a picture's width, at most
-  // `plane` may be "three"; `overlay` is the opacity of differences on the CT, 0 for none.
+  // `plane` may be "three"; `limit` 0 is each picture's own range; `overlay` is the opacity of differences on the CT.
   const view = { plane: config.plane, window: "lung", limit: config.limit, lines: true, hairs: true, overlay: 0 };
   const roots = [...document.querySelectorAll("[data-viewer]")];
   const viewers = []; // of the roots that came near the screen
@@ -168,6 +168,11 @@
       this.panels.forEach((each) => this.read(each));
     }
 
+    /** The view of a panel: that of all, in the panel's own range of differences where none is chosen. */
+    viewOf(panel) {
+      return { ...view, limit: view.limit || panel.limit };
+    }
+
     slice(panel) {
       return sliceGeometry(this.grid, this.plane(panel), this.at);
     }
@@ -308,7 +313,9 @@
       this.frame(panel);
       panel.sources = panel.layers.map((layer) => this.source(layer, slice));
       this.layOn(panel, slice);
-      panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, source, view));
+      panel.beyond = this.beyond(panel);
+      this.showBar(panel);
+      panel.sources.forEach((source, i) => paint(panel.canvases[i], slice, source, this.viewOf(panel)));
       drawOutlines(panel.lines, slice, this.outlines(panel, slice));
       panel.figure.dataset.state = "ready";
       this.read(panel);
@@ -361,6 +368,13 @@
       panel.stage.classList.toggle("overlaid", laid);
     }
 
+    /** Which voxels of a slice of differences lie below (-1) and above (1) the range of its colours. */
+    beyond(panel) {
+      const [{ kind, step, values }] = panel.sources, { limit } = this.viewOf(panel);
+      if (kind !== "difference") return [];
+      return values.map((v) => (v === NO_VALUE ? 0 : Number(v * step > limit) - Number(v * step < -limit)));
+    }
+
     /** What is outlined in a panel: the mask's labels, its zones by rank, its numbered regions. */
     outlines(panel, slice) {
       const onWhite = panel.sources[0].kind === "difference", { zones } = panel, all = [];
@@ -373,12 +387,14 @@
       if (panel.outline) {
         all.push({ lines: this.lines(panel.outline, slice), colour: () => OUTLINE, width: 5, numbered: true });
       }
+      const { beyond } = panel;
+      if (beyond.some(Boolean)) all.push({ lines: boundaries(slice, beyond.map(Math.abs)), colour: () => OUTLINE, width: 2 });
       return all;
     }
 
     // Read-out ..........................................................................................................
     showBar(panel) {
-      const range = colourRange(panel.kind, view);
+      const range = colourRange(panel.kind, this.viewOf(panel));
       if (panel.bar) panel.bar.hidden = !range;
       if (!range || !panel.value) return; // it has no bar, or was not yet on the screen
       if (!panel.bar) {
@@ -386,8 +402,10 @@
         panel.value.before(panel.bar);
       }
       const [low, high] = range, unit = panel.kind === "score" ? "spreads" : "HU";
-      panel.bar.querySelector(".low").textContent = withMinus(low);
-      panel.bar.querySelector(".high").textContent = `${low < 0 ? "+" : ""}${high} ${unit}`;
+      const below = panel.beyond?.includes(-1), above = panel.beyond?.includes(1);
+      panel.bar.querySelector(".low").textContent = `${below ? "≤ " : ""}${withMinus(low)}`;
+      panel.bar.querySelector(".high").textContent = `${above ? "≥ " : ""}${low < 0 ? "+" : ""}${high} ${unit}`;
+      panel.bar.title = below || above ? "Outlined in yellow: changes beyond the colours" : "";
     }
 
     hover(at) {
@@ -420,7 +438,7 @@
       const texts = panel.sources.map((source, i) => valueText(source, stored[i]));
       panel.value.textContent = texts.length > 1 ? `before ${texts[0]}, after ${texts[1]}` : texts[0];
       panel.value.title = `voxel ${cursor.join(", ")} (right, front, up)`;
-      const range = colourRange(panel.sources[0].kind, view);
+      const range = colourRange(panel.sources[0].kind, this.viewOf(panel));
       if (mark && range && stored[0] !== NO_VALUE) {
         const share = (stored[0] * panel.sources[0].step - range[0]) / (range[1] - range[0]);
         mark.hidden = false;
