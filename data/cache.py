@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from data import body
-from data.checks import FactStore, label_problems
+from data.checks import label_problems
 from data.cohort import Case
-from data.fingerprints import CHECKS_FILE, file_digests
+from data.fact_store import CHECKS_FILE, FactStore
+from data.fingerprints import file_digests
 from data.geometry import Shape, Volume, as_shape, resample
 from data.integrity import volume_fingerprint
 from data.volumes import load_volume
 from options.base_options import DataOptions
 from util.cli import UserError
 from util.files import json_digest
-from util.parallel import map_threads
+from util.parallel import map_processes, map_threads
 
 VERSION = 3  # part of the keys: raise it when the stored arrays change
 MAX_LUNG_POINTS = 20_000  # enough places to centre a patch on
@@ -140,6 +141,10 @@ def _compact(hu: np.ndarray) -> np.ndarray:
 
 
 def _key(case: Case, options: DataOptions, store: FactStore) -> str:
+    """Return the name of a case's folder, which follows from the content of scan and mask.
+
+    The time of a change can be set, and a moved cohort holds the same volumes.
+    """
     digests = file_digests(case, store)
     parts = [VERSION, digests, options.spacing, sorted(options.lung_labels)]
     if case.body is not None:
@@ -149,26 +154,41 @@ def _key(case: Case, options: DataOptions, store: FactStore) -> str:
     return json_digest(parts)[:24]
 
 
-def cache_case(
-    case: Case, options: DataOptions, cache: Path, store: FactStore | None = None
-) -> CachedCase:
+def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:
     """Return one case from the cache, and put it there first where it is missing.
-
-    The folder of a case appears complete or not at all. Its name follows from the content of scan
-    and mask: the time of a change can be set, and a moved cohort holds the same volumes.
 
     Args:
         case: The case.
         options: How it is prepared.
         cache: The cache.
-        store: Digests of files; by default those that the cache holds.
 
     Raises:
         UserError: A file cannot be read, or the disk is full.
     """
-    folder = cache / _key(case, options, store or FactStore(cache / CHECKS_FILE))
-    if folder.is_dir():
-        return CachedCase(folder)
+    folder = cache / _key(case, options, FactStore(cache / CHECKS_FILE))
+    if not folder.is_dir():
+        _prepare((case, folder), options)
+    return CachedCase(folder)
+
+
+def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[CachedCase]:
+    """Return every case from the cache, several prepared at a time (see `cache_case`)."""
+    store = FactStore(cache / CHECKS_FILE)
+    find_key = partial(_key, options=options, store=store)
+    keys = map_threads(find_key, cases, "Computing checksums")
+    store.save()
+    folders = [cache / key for key in keys]
+    missing = {
+        folder: case for case, folder in zip(cases, folders, strict=True) if not folder.is_dir()
+    }
+    tasks = [(case, folder) for folder, case in missing.items()]
+    map_processes(partial(_prepare, options=options), tasks, "Preparing volumes")
+    return [CachedCase(folder) for folder in folders]
+
+
+def _prepare(task: tuple[Case, Path], options: DataOptions) -> None:
+    """Prepare a case in its folder, which appears complete or not at all."""
+    case, folder = task
     image, mask = load_case(case, options.spacing)
     arrays = {
         "mask": mask.array,
@@ -179,7 +199,7 @@ def cache_case(
     if image is not None:
         # Resampled values are rounded: they change by less than half a HU, and take half the disk.
         arrays["image"] = _compact(np.rint(image.array) if options.spacing else image.array)
-    temporary = cache / f".{uuid.uuid4().hex}.tmp"
+    temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
         for name, array in arrays.items():
@@ -188,21 +208,11 @@ def cache_case(
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             raise UserError(
-                f"{cache} cannot take prepared volumes ({error.strerror or error}). Free space or "
-                "set --cache_dir."
+                f"{folder.parent} cannot take prepared volumes ({error.strerror or error}). Free "
+                "space or set --cache_dir."
             ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return CachedCase(folder)
-
-
-def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[CachedCase]:
-    """Return every case from the cache, several prepared at a time."""
-    store = FactStore(cache / CHECKS_FILE)
-    cache_one = partial(cache_case, options=options, cache=cache, store=store)
-    volumes = map_threads(cache_one, cases, "Preparing volumes")
-    store.save()
-    return volumes
 
 
 def cache_folder(options: DataOptions, run_folder: Path) -> Path:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from data.geometry import corner_distance, format_sides, grids_match
-from data.integrity import volume_fingerprint
-from data.volumes import check_labels, header_warnings, load_volume, read_header
+from data.fact_store import CHECKS_FILE, Facts, FactStore
+from data.geometry import Volume, corner_distance, format_sides, grids_match
+from data.volumes import VolumeHeader, check_labels, load_checked, load_volume
 from util.cli import UserError, format_list
-from util.files import write_json
-from util.parallel import map_threads
+from util.parallel import map_processes
+from util.schema import misfit
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +34,20 @@ MAX_SPACING_RATIO = 3.0
 MIN_CASES_TO_COMPARE = 4
 RANGE_PERCENTILES = (0.1, 99.9)
 MAX_DENSE_VOXELS = 2**22
-VERSION = 2  # part of the keys of stored facts: raise it when the checks change
 MAX_LABEL = 255
 MAX_DISTINCT_VALUES = 1000  # a mask with more is not read to its end
 MAX_SHOWN = 10
 
-Facts = dict[str, Any]
+# Types of the facts of a case (see `measure_case`).
+CASE_FACTS = {
+    "readable": bool,
+    "labels": list[float],
+    "warnings": list[str],
+    "problems": list[str],
+    "spacing": list[float],
+    "image": dict[str, Any] | None,
+}
+Grid = Volume | VolumeHeader
 
 
 def hu_facts(image: np.ndarray, lungs: np.ndarray | None = None) -> Facts:
@@ -141,16 +148,20 @@ def image_facts(path: Path, mask: Path | None = None, lung_labels: Sequence[int]
 
 
 def mask_facts(path: Path) -> Facts:
-    """Measure what `mask_problems` needs of a mask: {"labels": [value, ...]}.
+    """Measure what `mask_problems` needs of a mask: {"labels": [value, ...]}."""
+    return {"labels": mask_labels(load_volume(path).array)}
 
-    Where there are thousands of values, not all are listed.
-    """
+
+def mask_labels(mask: np.ndarray) -> list[float]:
+    """Return the values of a mask (X, Y, Z); where there are thousands, not all are listed."""
+    if mask.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(mask.ravel(), minlength=1)).astype(float).tolist()
     values: set[float] = set()
-    for plane in load_volume(path).array:  # plane by plane: sorting a whole scan takes gigabytes
+    for plane in mask:  # plane by plane: sorting a whole scan takes gigabytes
         values |= set(np.unique(plane).tolist())
         if len(values) > MAX_DISTINCT_VALUES:
             break
-    return {"labels": sorted(float(v) for v in values)}
+    return sorted(float(v) for v in values)
 
 
 def image_problems(path: Path, facts: Facts) -> list[str]:
@@ -200,10 +211,8 @@ def check_labels_known(
             check_labels([int(v) for v in mask_facts(mask)["labels"]], run_labels, mask)
 
 
-def grid_problems(image: Path, mask: Path) -> list[str]:
+def grid_problems(image: Path, image_grid: Grid, mask: Path, mask_grid: Grid) -> list[str]:
     """Return messages on a CT and a mask whose grids differ (see `geometry.GRID_TOLERANCE`)."""
-    image_grid = read_header(image)
-    mask_grid = read_header(mask)
     remedy = "Resample the mask onto the CT's grid (nearest neighbour)."
     shape = image_grid.shape
     if shape != mask_grid.shape:
@@ -217,52 +226,6 @@ def grid_problems(image: Path, mask: Path) -> list[str]:
             f"apart. {remedy}"
         ]
     return []
-
-
-class FactStore:
-    """Facts of files, stored by path, size and time of change, so that a second start is fast.
-
-    Args:
-        path: JSON file of the facts; None stores nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.facts: dict[str, Facts] = {}
-        if path is not None and path.is_file():
-            try:
-                self.facts = _read_facts(path)
-            except (OSError, ValueError, RecursionError):
-                log.warning("%s is damaged; the volumes are checked again.", path)
-        self.stored = len(self.facts)
-
-    def get(self, name: str, files: Sequence[Path], measure: Callable[[], Facts]) -> Facts:
-        """Return facts, measured where they are not known.
-
-        Args:
-            name: Name of the facts, with everything but the files that decides them.
-            files: Files of which the facts are.
-            measure: Measures the facts.
-        """
-        parts: list[str | int] = [VERSION, name]
-        for file in files:
-            parts += volume_fingerprint(file)
-        key = "|".join(map(str, parts))
-        if key not in self.facts:
-            self.facts[key] = measure()
-        return self.facts[key]
-
-    def save(self) -> None:
-        """Write the facts where new ones were measured."""
-        if self.path is not None and len(self.facts) > self.stored:
-            write_json(self.path, self.facts)
-
-
-def _read_facts(path: Path) -> dict[str, Facts]:
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(facts, dict) or not all(isinstance(v, dict) for v in facts.values()):
-        raise ValueError("it does not hold facts by file")
-    return facts
 
 
 @dataclass(frozen=True)
@@ -284,45 +247,83 @@ class CaseCheck:
     image: Facts | None = None
 
 
-def check_case_files(
-    files: tuple[Path | None, Path],
-    store: FactStore,
-    max_labels: int,
-    lung_labels: Sequence[int] = (1, 2),
-) -> CaseCheck:
-    """Check one case.
+def measure_case(files: tuple[Path | None, Path], lung_labels: Sequence[int]) -> Facts:
+    """Measure all that `judge_case` needs of a case; every file is opened once.
 
     Args:
         files: CT or None, and mask.
-        store: Facts that are known.
+        lung_labels: Labels of the lungs, under which HU are measured.
+
+    Returns:
+        Plain values, see `CASE_FACTS`. A file that cannot be read is among the problems, and
+        `readable` is false.
+    """
+    image_path, mask_path = files
+    facts: Facts = {"readable": True, "labels": [], "warnings": [], "problems": [], "spacing": []}
+    facts["image"] = None
+    try:
+        mask = load_checked(mask_path)
+        facts["labels"] = mask_labels(mask.volume.array)
+        facts["warnings"] += mask.warnings
+        facts["spacing"] = voxel_sizes(mask.volume.affine).tolist()
+        if image_path is None:
+            return facts
+        image = load_checked(image_path)
+        facts["warnings"] += image.warnings
+        facts["problems"] = grid_problems(image_path, image.volume, mask_path, mask.volume)
+        if not facts["problems"]:
+            facts["image"] = hu_facts(image.volume.array, np.isin(mask.volume.array, lung_labels))
+    except UserError as error:
+        facts["problems"].append(str(error))
+        facts["readable"] = False
+    return facts
+
+
+def judge_case(files: tuple[Path | None, Path], facts: Facts, max_labels: int) -> CaseCheck:
+    """Check one case by its facts.
+
+    Args:
+        files: CT or None, and mask.
+        facts: See `measure_case`.
         max_labels: More different labels than this are a problem.
-        lung_labels: Labels of the lungs, under which HU are judged.
     """
     image, mask = files
-    check = CaseCheck()
+    problems = mask_problems(mask, facts, max_labels)
+    labels = [] if problems else [int(v) for v in facts["labels"]]
+    problems += facts["problems"]
+    hu = facts["image"]
+    if hu is not None and image is not None and (wrong := image_problems(image, hu)):
+        problems += wrong
+        hu = None
+    return CaseCheck(problems, facts["warnings"], labels, facts["spacing"], hu)
+
+
+def _key(store: FactStore, name: str, files: tuple[Path | None, Path]) -> str:
+    """Return the key of a case's facts; "" where a file is not there, which its reader says."""
     try:
-        facts = store.get("mask", [mask], partial(mask_facts, mask))
-        check.problems.extend(mask_problems(mask, facts, max_labels))
-        if not check.problems:
-            check.labels.extend(int(v) for v in facts["labels"])
-        check.warnings.extend(header_warnings(mask))
-        check.spacing.extend(voxel_sizes(read_header(mask).affine).tolist())
-        if image is None:
-            return check
-        check.warnings.extend(header_warnings(image))
-        if problems := grid_problems(image, mask):
-            check.problems.extend(problems)
-            return check
-        name = f"image {','.join(map(str, sorted(lung_labels)))}"
-        measure = partial(image_facts, image, mask, lung_labels)
-        hu = store.get(name, [image, mask], measure)
-        if problems := image_problems(image, hu):
-            check.problems.extend(problems)
-        else:
-            check = replace(check, image=hu)
-    except UserError as error:
-        check.problems.append(str(error))
-    return check
+        return store.key(name, [path for path in files if path is not None])
+    except OSError:
+        return ""
+
+
+def _case_facts(
+    files: Sequence[tuple[Path | None, Path]], store: FactStore, lung_labels: Sequence[int]
+) -> list[Facts]:
+    """Return the facts of every case: those that are known, others measured in processes."""
+    name = f"case {','.join(map(str, sorted(lung_labels)))}"
+    keys = [_key(store, name, pair) for pair in files]
+    facts = [store.find(key) for key in keys]
+    unknown = [k for k, known in enumerate(facts) if known is None or misfit(known, CASE_FACTS)]
+    measure = partial(measure_case, lung_labels=tuple(lung_labels))
+    for k, measured in zip(
+        unknown,
+        map_processes(measure, [files[k] for k in unknown], "Checking volumes"),
+        strict=True,
+    ):
+        facts[k] = measured
+        if measured["readable"]:
+            store.add(keys[k], measured)
+    return [case for case in facts if case is not None]
 
 
 def outlier_warnings(
@@ -426,12 +427,11 @@ def check_volumes(
             integers or too many, or a CT is constant, not finite or not in HU. The first ten
             problems are listed.
     """
-    store = FactStore(cache / "checks.json" if cache else None)
-    check = partial(
-        check_case_files, store=store, max_labels=max_labels, lung_labels=tuple(lung_labels)
-    )
-    checks = map_threads(check, files, "Checking volumes", max_threads=8)
+    store = FactStore(cache / CHECKS_FILE if cache else None)
+    facts = _case_facts(files, store, lung_labels)
     store.save()
+    pairs = zip(files, facts, strict=True)
+    checks = [judge_case(pair, known, max_labels) for pair, known in pairs]
     problems: list[str] = []
     labels = {0}
     empty = []

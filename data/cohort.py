@@ -71,8 +71,12 @@ class Cohort:
         """The name of each case in the names of its files, without ending; no two are alike."""
         return unique_names((case.id for case in self.cases), _readable)
 
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {case.id: case for case in self.cases}
+
     def __getitem__(self, case_id: str) -> Case:
-        return {case.id: case for case in self.cases}[case_id]
+        return self._by_id[case_id]
 
     def split(self, name: str) -> tuple[Case, ...]:
         """Return the cases of a split; a resampled case occurs as often as it was drawn.

@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.checks import FactStore
 from data.cohort import PROMPTS_FILE, Case, Cohort
+from data.fact_store import CHECKS_FILE, FactStore
 from data.integrity import find_voxel_data
 from data.text.prompts import Prompt, Template
 from util.cli import UserError, format_list
 from util.files import file_sha256, json_digest
 from util.parallel import map_threads
 
-CHECKS_FILE = "checks.json"  # of the cache, also holds digests of files
 MAX_THREADS = 4
 
 DataRecord = Mapping[str, Any]

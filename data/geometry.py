@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import nibabel.processing
 import numpy as np
-import torch
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # slow to import, and not needed to read files
+    import torch
 
 Shape = tuple[int, int, int]
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -194,6 +196,8 @@ def coordinate_grid(
     Returns:
         float32 (3, x, y, z).
     """
+    import torch
+
     axes = []
     for whole, first, length in zip(shape, start, shape if size is None else size, strict=True):
         index = torch.arange(first, first + length, dtype=torch.float32)

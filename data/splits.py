@@ -140,10 +140,11 @@ def draw_splits(
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     tenth = max(1, round(len(order) / 10))
     drawn = {"train": order[2 * tenth :], "val": order[:tenth], "test": order[tenth : 2 * tenth]}
-    splits = {}
-    for split, members in drawn.items():
-        splits[split] = tuple(case for case in cases if patient_of[case] in set(members))
-    return splits
+    split_of = {patient: split for split, members in drawn.items() for patient in members}
+    splits: dict[str, list[str]] = {split: [] for split in SPLIT_NAMES}
+    for case in cases:
+        splits[split_of[patient_of[case]]].append(case)
+    return {split: tuple(members) for split, members in splits.items()}
 
 
 def read_run_splits(path: Path) -> Splits | None:
@@ -174,14 +175,21 @@ def split_changes(before: Splits, now: Splits) -> list[str]:
         now: The splits of its cohort.
     """
     changes = []
-    for case in dict.fromkeys(
-        case for splits in (before, now) for c in splits.values() for case in c
-    ):
-        old = [name for name in SPLIT_NAMES if case in before.get(name, ())]
-        new = [name for name in SPLIT_NAMES if case in now.get(name, ())]
+    old_splits, new_splits = _splits_by_case(before), _splits_by_case(now)
+    for case in dict.fromkeys([*old_splits, *new_splits]):
+        old, new = old_splits.get(case, []), new_splits.get(case, [])
         if old != new and (old or new != ["train"]):
             changes.append(f"{case} ({_list_splits(old)}, now {_list_splits(new)})")
     return changes
+
+
+def _splits_by_case(splits: Splits) -> dict[str, list[str]]:
+    """Return the splits of each case, each once, in the order of `SPLIT_NAMES`."""
+    by_case: dict[str, list[str]] = defaultdict(list)
+    for name in SPLIT_NAMES:
+        for case in dict.fromkeys(splits.get(name, ())):
+            by_case[case].append(name)
+    return by_case
 
 
 def _list_splits(names: Sequence[str]) -> str:

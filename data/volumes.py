@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-import torch
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -40,6 +39,9 @@ from data.integrity import (
 from util.cli import UserError
 from util.files import atomic_path
 
+if TYPE_CHECKING:  # slow to import, and not needed to read files
+    import torch
+
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 READ_ERRORS = (
@@ -57,7 +59,7 @@ GRID_FIELDS = (
     "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
 
-T = TypeVar("T", np.ndarray, torch.Tensor)
+T = TypeVar("T", np.ndarray, "torch.Tensor")
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,19 @@ def header_warnings(path: Path | str) -> list[str]:
         UserError: It cannot be read.
     """
     path = _check_path(path)
-    read_header(path)
-    if not is_nifti(path):
-        if find_voxel_data(path).has_grid:
-            return []
-        return [f"{path} states no voxel sizes; 1 mm is assumed. Check them."]
-    fields = _open_nifti(path)[0].header
+    if is_nifti(path):
+        return _form_warnings(path, _open_nifti(path)[0].header)
+    return _grid_warnings(path, _read_itk_header(path)[1])
+
+
+def _grid_warnings(path: Path, data: VoxelData) -> list[str]:
+    if data.has_grid:
+        return []
+    return [f"{path} states no voxel sizes; 1 mm is assumed. Check them."]
+
+
+def _form_warnings(path: Path, fields: Any) -> list[str]:
+    """Return what a person should know of the forms of a NIfTI header."""
     has_qform = int(fields["qform_code"]) > 0
     has_sform = int(fields["sform_code"]) > 0
     if not has_qform and not has_sform:
@@ -254,6 +263,14 @@ def read_header(path: Path | str) -> VolumeHeader:
     return _open_nifti(path)[1] if is_nifti(path) else _read_itk_header(path)[0]
 
 
+@dataclass(frozen=True)
+class CheckedVolume:
+    """A volume, and what a person should know of its header."""
+
+    volume: Volume
+    warnings: list[str]
+
+
 def load_volume(path: Path | str) -> Volume:
     """Read a volume and turn it to RAS; integer files stay integer, all others become float32.
 
@@ -262,19 +279,26 @@ def load_volume(path: Path | str) -> Volume:
     Raises:
         UserError: The file is missing, truncated, damaged, empty, not 3D or of an unknown format.
     """
+    return load_checked(path).volume
+
+
+def load_checked(path: Path | str) -> CheckedVolume:
+    """Read a volume as `load_volume` does, and what `header_warnings` says, in one go."""
     path = _check_path(path)
     if is_nifti(path):
         image, header = _open_nifti(path)
+        warnings = _form_warnings(path, image.header)
         with _readable(path):
             array = _read_nifti(path, image)
     else:
         header, data = _read_itk_header(path)
+        warnings = _grid_warnings(path, data)
         with _readable(path):
             verify_checksum(data)
             array = sitk.GetArrayFromImage(_itk_reader(path).Execute()).T  # from (Z, Y, X)
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
-    return to_ras(array, header.source_affine)
+    return CheckedVolume(to_ras(array, header.source_affine), warnings)
 
 
 def _read_nifti(path: Path, image: Any) -> np.ndarray:
@@ -282,7 +306,9 @@ def _read_nifti(path: Path, image: Any) -> np.ndarray:
     if not path.name.lower().endswith(".gz"):
         return np.asarray(image.dataobj)
     with gzip.open(path, "rb") as stream:
-        array = np.asarray(type(image).from_stream(stream).dataobj)
+        stored = image.dataobj
+        spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+        array = np.asarray(type(stored)(stream, spec))
         read_to_end(stream)
     return array
 
@@ -350,9 +376,9 @@ def _image_like(array: np.ndarray, like: Path, header: VolumeHeader) -> Any:
 
 
 def _as_float(values: T) -> T:
-    if isinstance(values, torch.Tensor):
-        return values if values.is_floating_point() else values.float()
-    return values if values.dtype.kind == "f" else values.astype(np.float32)
+    if isinstance(values, np.ndarray):
+        return values if values.dtype.kind == "f" else values.astype(np.float32)
+    return values if values.is_floating_point() else values.float()
 
 
 def to_unit(hu: T, window: tuple[float, float]) -> T:
@@ -373,6 +399,8 @@ def one_hot(mask: np.ndarray, labels: Sequence[int], source: object) -> torch.Te
     Raises:
         UserError: The mask holds a label that the run does not have; `source` names the file.
     """
+    import torch
+
     check_labels(np.unique(mask).tolist(), labels, source)
     return torch.stack([torch.from_numpy(mask == label) for label in labels]).float()
 

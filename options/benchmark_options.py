@@ -312,6 +312,21 @@ class PrepareBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class ManyCasesOptions:
+    """Cohorts of the benchmark of many cases."""
+
+    OUT: str = argument("Folder for cohorts and figures.")
+    cases: tuple[int, ...] = flag((5000,), "Sizes of the cohorts, with commas.", low=12)
+
+
+@dataclass(frozen=True)
+class ManyCasesCommand:
+    """All flags of the command."""
+
+    benchmark: ManyCasesOptions = group(ManyCasesOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class StepBenchmarkOptions:
     """Network and steps of the speed benchmark."""
 

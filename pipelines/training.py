@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Study:
     encoder: TextEncoder
     case_weights: Mapping[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def phrases(self) -> dict[str, list[str]]:
         """The phrase texts of each case."""
         return {case: prompt.texts for case, prompt in self.prompts.items()}

@@ -274,7 +274,7 @@ def run_formats() -> list[Format]:
     import torch
     from torch import nn
 
-    from data.checks import FactStore
+    from data.fact_store import FactStore
     from models.inference import RUN_ENTRIES, restore_encoder
     from models.text.encoders import build_text_encoder
     from options.base_options import TextOptions

@@ -22,12 +22,12 @@ from scipy import ndimage
 
 from data.checks import (
     LUNG_MEDIAN_HU,
-    Facts,
     constant_air_problems,
     hu_fact_problems,
     hu_facts,
 )
 from data.cohort import IMAGES, MASKS
+from data.fact_store import Facts
 from data.geometry import Volume, resample
 from data.preparation.headers import ACQUISITION
 from data.preparation.lungs import AIRWAY, BODY, LEFT, RIGHT

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
@@ -13,6 +11,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from util.cli import UserError
+from util.parallel import end_with_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -80,21 +79,10 @@ def _parallel(processes: int, **settings: Any) -> Parallel:
         "loky",
         pre_dispatch=processes,
         batch_size=1,
-        initializer=_end_with_parent,
+        initializer=end_with_parent,
         initargs=(os.getpid(),),
         **settings,
     )
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent is gone; else it would wait for work for minutes."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _numbered_result(

@@ -10,7 +10,8 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.checks import Facts, hu_facts
+from data.checks import hu_facts
+from data.fact_store import Facts
 from data.geometry import RAS, Volume, from_ras, to_ras
 from data.preparation.headers import SliceHeader
 from data.preparation.series import SliceStack

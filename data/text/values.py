@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list
@@ -129,6 +130,7 @@ def cap_age(column: str, value: str) -> str:
     return str(MAX_AGE) if number is not None and number >= MAX_AGE else cleaned
 
 
+@lru_cache(maxsize=4096)  # asked for every cell
 def is_age_column(column: str) -> bool:
     """Return whether a column holds ages, by its name."""
     return bool(re.search(r"\b(?:age|alter)\b", _column_key(column))) or (
@@ -157,6 +159,7 @@ def is_never_text(column: str) -> bool:
     return is_identifying(column) or bool(_ROW_NUMBER_COLUMN.fullmatch(_column_key(column)))
 
 
+@lru_cache(maxsize=4096)
 def _column_key(column: str) -> str:
     """Return a column's name as single words: `PatientName` and `patient_name` are one."""
     return normalise_key(re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", clean_cell(column)))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.checks import FactStore
+from data.fact_store import FactStore
 from data.volumes import load_volume
 from options.evaluate_options import EvaluateOptions
 from options.parser import to_dict

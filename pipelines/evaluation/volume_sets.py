@@ -11,14 +11,13 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from data.checks import (
-    Facts,
-    FactStore,
     grid_problems,
     hu_outlier_warnings,
     image_facts,
     image_problems,
 )
 from data.cohort import IMAGES, MASKS, natural_key
+from data.fact_store import Facts, FactStore
 from data.geometry import Shape, Volume, format_sides, resample
 from data.splits import read_splits
 from data.volumes import has_suffix, header_warnings, read_header, strip_suffix
@@ -197,8 +196,10 @@ def set_facts(
 
 def _volume_facts(file: VolumeFile, store: FactStore, lung_labels: Sequence[int]) -> Facts:
     paths = [path for path in (file.path, file.mask) if path is not None]
-    if file.mask is not None and (problems := grid_problems(file.path, file.mask)):
-        raise UserError(problems[0])
+    if file.mask is not None:
+        grids = read_header(file.path), read_header(file.mask)
+        if problems := grid_problems(file.path, grids[0], file.mask, grids[1]):
+            raise UserError(problems[0])
     name = f"image {','.join(map(str, sorted(lung_labels)))}"
     return store.get(name, paths, lambda: image_facts(file.path, file.mask, lung_labels))
 

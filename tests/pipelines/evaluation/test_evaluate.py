@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from data.checks import FactStore
+from data.fact_store import FactStore
 from data.geometry import resample
 from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
