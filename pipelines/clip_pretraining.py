@@ -37,6 +37,7 @@ from util.files import claim_folder, file_fingerprint, sync
 from util.locks import locked_folder
 from util.phrasing import join_phrases, strip_phrase
 from util.records import read_record, same_settings
+from util.training.devices import make_device
 from util.training.schedule import one_cycle
 
 log = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ def pretrain_clip(options: ClipCommand) -> Path:
 def _pretrain(options: ClipCommand) -> Path:
     """Pre-train in a folder that no other process uses."""
     out = Path(options.clip.out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = make_device("")
     data = options.data
     cohort = load_cohort(data, seed=options.clip.seed)
     check_lungs(cohort, data)

@@ -40,12 +40,12 @@ if ! [ -e "$venv" ]; then
     fi
 fi
 
-# A stamp with the hash of the requirements records what is installed.
-wanted=$(cat requirements.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
+# The versions are those of constraints.txt, with which the tests passed. A stamp with their hash records what is installed.
+wanted=$(cat requirements.txt constraints.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
 stamp=$venv/.installed-$(basename "$requirements")
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Installing $requirements into $venv (the first time some gigabytes; later starts skip this)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" -c constraints.txt ||
         fail "$requirements could not be installed; see the message of pip above. Run this again to resume."
     echo "$wanted" >"$stamp"
 fi

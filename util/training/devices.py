@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
+import warnings
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +15,14 @@ from accelerate import Accelerator
 from util.cli import UserError, world_size
 
 log = logging.getLogger(__name__)
+
+# What the NVIDIA driver or the system shows of a GPU, whatever torch can use.
+NVIDIA_FILES = (
+    Path("/dev/nvidia0"),
+    Path("/proc/driver/nvidia/gpus"),
+    Path("/usr/lib/wsl/lib/nvidia-smi"),
+)
+MAX_REASON = 300  # characters of CUDA's message
 
 # Parameters of glibc's mallopt (malloc.h) and their values here.
 MALLOC_SETTINGS = {
@@ -36,6 +47,42 @@ def tune_malloc() -> None:
         mallopt(parameter, size)
 
 
+def unusable_gpu() -> str:
+    """Return why a GPU of this machine cannot be used and the remedy, or "" where there is none."""
+    present = any(path.exists() for path in NVIDIA_FILES)
+    if not present or torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return ""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is a build without CUDA. Install one with it: "
+            "https://pytorch.org/get-started/locally"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            torch.cuda.init()
+            reason = ""
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error)
+    reason = " ".join((reason or " ".join(str(w.message) for w in caught)).split())[:MAX_REASON]
+    return (
+        f"torch {torch.__version__} was built for CUDA {torch.version.cuda} ({reason or 'none'}). "
+        "Update the NVIDIA driver, or install a torch built for an older CUDA: "
+        "https://pytorch.org/get-started/previous-versions"
+    )
+
+
+@functools.cache
+def warn_unusable_gpu() -> None:
+    """Warn once where a GPU is there and cannot be used."""
+    if problem := unusable_gpu():
+        log.warning(
+            "This machine has an NVIDIA GPU that cannot be used, so the CPU is: %s. Give --gpu_ids "
+            "-1 where the CPU is meant.",
+            problem,
+        )
+
+
 def select_gpus(gpu_ids: str) -> bool:
     """Check `--gpu_ids` and make the GPU of this process the current one.
 
@@ -46,7 +93,10 @@ def select_gpus(gpu_ids: str) -> bool:
         UserError: An id is not a number, or a GPU is not there.
     """
     if not gpu_ids:
-        return not torch.cuda.is_available()
+        if torch.cuda.is_available():
+            return False
+        warn_unusable_gpu()
+        return True
     try:
         ids = [int(part) for part in gpu_ids.split(",")]
     except ValueError:
