@@ -84,6 +84,12 @@ class AtlasCases:
         "Template (YAML) whose roles decide what real scans are adjusted for; default: those of "
         "the run's template.",
     )
+    control_labels: tuple[int, ...] = flag(
+        (),
+        "Mask labels that disease of the lungs cannot change, such as aorta or muscle: negative "
+        "controls, as air outside the body and in the trachea are.",
+        low=0,
+    )
     null_column: str = flag("", "A column known to have no effect, shown as a control.")
     diagnosis_column: str = flag(
         "DIAGNOSIS", "Column that the real scans are adjusted for separately."

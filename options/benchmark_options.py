@@ -462,3 +462,27 @@ class PagesBenchmarkCommand:
     """All flags of the command."""
 
     benchmark: PagesBenchmarkOptions = group(PagesBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
+class AcquisitionBenchmarkOptions:
+    """Cohorts whose kernel is tied to the diagnosis, or not."""
+
+    OUT: str = argument("Folder for the figures.")
+    cohorts: int = flag(10, "Cohorts of each kind.", low=1)
+    cases: int = flag(60, "Scans of a cohort.", low=30)
+    size: tuple[int, int, int] = flag((40, 32, 28), "Voxels of a phantom.", low=16)
+    tied: float = flag(
+        0.9, "Probability of the sharp kernel in IPF where it is tied; of the others, one minus it."
+    )
+    noise: float = flag(1.5, "Noise of the sharp kernel, times that of the soft one.", low=1)
+    sharpness: float = flag(
+        0.8, "Unsharp masking by the sharp kernel: weight of the difference to the blurred scan."
+    )
+
+
+@dataclass(frozen=True)
+class AcquisitionBenchmarkCommand:
+    """All flags of the command."""
+
+    benchmark: AcquisitionBenchmarkOptions = group(AcquisitionBenchmarkOptions, "Benchmark")

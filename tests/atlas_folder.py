@@ -173,6 +173,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
                 "voxel_abs_hu": 1.0,
             }
         ],
+        "negative_controls": [],
         "cautions": [{"kind": "no refits", "forbids": "no", "text": "There are 0 refits."}],
     }
 

@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
+from data.cache import load_case
+from data.cohort import Case
+from data.negative_controls import measure_controls
 from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
@@ -17,7 +21,12 @@ from pipelines.atlas.statistics import associations, cautions, findings, interva
 from pipelines.atlas.statistics.adjustment import ADJUSTMENT_COLUMNS, Roles
 from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution
-from pipelines.atlas.statistics.outcomes import outcome_frame
+from pipelines.atlas.statistics.negative_controls import (
+    control_cautions,
+    control_outcomes,
+    judge_controls,
+)
+from pipelines.atlas.statistics.outcomes import Values, outcome_frame
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
@@ -41,7 +50,7 @@ def measure_real_scans(study: AtlasStudy) -> RealScans:
         if values is None:
             continue
         case = sample.case
-        measured[case.id] = values
+        measured[case.id] = {**values, **_measure_controls(case, study)}
         volume[case.id] = lung_volume_ml(sample, study.plan.data.lung_labels)
         rows[case.id] = study.formatted_row(case)
     index = pd.Index(list(measured), dtype=object)
@@ -54,6 +63,15 @@ def measure_real_scans(study: AtlasStudy) -> RealScans:
         pd.Series([patients[case] for case in index], index=index, dtype=object),
         _dependants(study),
     )
+
+
+def _measure_controls(case: Case, study: AtlasStudy) -> Values:
+    """Measure the negative controls on the grid of the scan, which is not clipped there."""
+    scan, mask = load_case(case, None)
+    assert scan is not None
+    airway, labels = study.plan.data.airway_label, study.control_labels
+    spacing = voxel_sizes(scan.affine).tolist()
+    return control_outcomes(measure_controls(scan.array, mask.array, spacing, airway, labels))
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,10 @@ def atlas_tables(
     estimated = estimate_contrasts(real, plan.contrasts, adjustable)
     missing = missing_sensitivity(real, plan.contrasts, adjustable)
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
+    labels = {contrast.id: contrast.label for contrast in plan.contrasts}
+    negative_controls = judge_controls(estimated, plan.contrasts)
     warned = [
+        *control_cautions(negative_controls, labels, roles),
         *cohort_cautions(study, real, adjustable, estimated, pairs),
         *cautions.imputation_cautions(real, missing, contrast_columns),
         *cautions.refit_cautions(run.refits, run.steps),
@@ -101,7 +122,6 @@ def atlas_tables(
     controls = tables.control_frame(measurements.controls)
     studied_roles = {attribute.column: attribute.role for attribute in plan.attributes}
     tests = findings.judge_effects(effects, estimated, studied_roles, warned)
-    labels = {contrast.id: contrast.label for contrast in plan.contrasts}
     seen = int(real.outcomes.index.isin(study.seen).sum())
     scans_name = real_scans_name(seen, len(real.outcomes))
     ranked = findings.rank_findings(tests, labels, controls, scans_name)
@@ -115,6 +135,7 @@ def atlas_tables(
         "tests": tests,
         "doses": tables.dose_frame(measurements.doses),
         "controls": controls,
+        "negative_controls": negative_controls,
         "cautions": _frame([caution.to_row() for caution in warned], cautions.CAUTION_COLUMNS),
         "findings": _frame(ranked.found, findings.FINDING_COLUMNS),
         "not_found": _frame(ranked.not_found, findings.FINDING_COLUMNS),

@@ -23,6 +23,7 @@ from pipelines.atlas.measure import Row
 from pipelines.atlas.pages.charts import agreement_plot
 from pipelines.atlas.planted_report import planted_effect_frame, read_planted
 from pipelines.atlas.report import write_pages
+from pipelines.atlas.statistics import negative_controls
 from pipelines.atlas.statistics.cautions import (
     Caution,
     built_in_cautions,
@@ -42,7 +43,7 @@ from pipelines.run_cohort import (
     is_training_copy,
     load_run_cohort,
 )
-from util.cli import UserError
+from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder
 from util.locks import locked_folder
 
@@ -270,6 +271,20 @@ class AtlasSummary:
     @classmethod
     def from_frames(cls, frames: Frames) -> AtlasSummary:
         """Summarise the tables of an atlas."""
+        outcome = cls._from_findings(frames)
+        warned = frames["cautions"]
+        is_confounded = (warned["kind"] == negative_controls.KIND) & (warned["forbids"] == "yes")
+        confounded = warned.loc[is_confounded, "column"].tolist()
+        if not confounded:
+            return outcome
+        text = (
+            f"{outcome.text} Negative controls show that groups were scanned differently: "
+            f"{format_list(confounded)}."
+        )
+        return cls(text, outcome.conclusive)
+
+    @classmethod
+    def _from_findings(cls, frames: Frames) -> AtlasSummary:
         cautions = frames["cautions"]
         too_small = cautions.loc[cautions["kind"] == "cohort too small", "text"]
         if len(too_small):

@@ -26,7 +26,7 @@ from pipelines.atlas.attributes import (
 from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.generation import GenerationPlan
-from util.cli import UserError
+from util.cli import UserError, format_list
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class AtlasStudy:
             for them.
         pooled: Columns of `every` with too many values to be studied, whose rare values are pooled.
         fold_of: Fold by case, with cross-fitting.
+        control_labels: Mask labels that are negative controls.
     """
 
     cohort: Cohort
@@ -59,6 +60,7 @@ class AtlasStudy:
     every: Mapping[str, AtlasAttribute]
     pooled: Sequence[str]
     fold_of: Mapping[str, str]
+    control_labels: tuple[int, ...]
 
     @classmethod
     def from_options(
@@ -121,6 +123,7 @@ class AtlasStudy:
             every={**every, **pooled},
             pooled=tuple(pooled),
             fold_of=fold_of,
+            control_labels=_check_control_labels(options, generation),
         )
 
     @property
@@ -144,6 +147,21 @@ class AtlasStudy:
         """Return the rows of the training cases as the text shows them."""
         rows = [self.formatted_row(case) for case in self.training]
         return pd.DataFrame(rows, columns=list(self.every))
+
+
+def _check_control_labels(options: AtlasCases, generation: GenerationPlan) -> tuple[int, ...]:
+    """Return the labels of `--control_labels`; raise `UserError` for one that cannot serve."""
+    data = generation.data
+    reserved = {0, data.airway_label, *data.lung_labels}
+    possible = [label for label in generation.run.labels if label not in reserved]
+    for label in options.control_labels:
+        if label not in possible:
+            raise UserError(
+                f"--control_labels has {label}; it must be a label of the masks other than "
+                "background, lungs and airways, such as that of the aorta (here: "
+                f"{format_list([str(n) for n in possible]) or 'none'})."
+            )
+    return options.control_labels
 
 
 def _parse_columns(text: str) -> list[str]:

@@ -10,6 +10,8 @@ from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
+AIR, TRACHEA = "air", "trachea"  # negative controls, see `data.negative_controls`
+CONTROL_LABEL = "control_label_"
 # Names for readers; files hold the keys.
 REGION_NAMES = {
     "lungs": "both lungs",
@@ -22,6 +24,8 @@ REGION_NAMES = {
     "core": "central lung",
     "airway": "airways",
     "outside": "outside the lungs",
+    AIR: "air outside the body",
+    TRACHEA: "air in the trachea",
 }
 # Depths in the names of places, such as "right lower third, subpleural".
 DEPTH_NAMES = {"rim": "subpleural", "core": "central"}
@@ -31,6 +35,16 @@ RIM_MM = 10.0  # depth of the subpleural rim; one voxel where voxels are larger
 def region_name(region: str) -> str:
     """Return the name of a region for readers; `label_3` becomes "label 3"."""
     return REGION_NAMES.get(region, region.replace("_", " "))
+
+
+def control_region(label: int) -> str:
+    """Return the region of a label that is a negative control."""
+    return f"{CONTROL_LABEL}{label}"
+
+
+def is_negative_control(region: str) -> bool:
+    """Return whether disease of the lungs cannot change a region."""
+    return region in (AIR, TRACHEA) or region.startswith(CONTROL_LABEL)
 
 
 def chest_regions(

@@ -19,6 +19,7 @@ from pipelines.atlas.pages.charts import contrasts_shown
 from pipelines.atlas.pages.page_case import FIRST_PLANE
 from pipelines.atlas.pages.page_maps import figure_links, map_choices, maps_section
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL
+from pipelines.atlas.statistics.negative_controls import KIND, QUANTITIES
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import format_change, format_interval
@@ -100,6 +101,7 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
             cautions=(*page_parts.CAUTIONS, *RULES),
         )
         with tags.main():
+            _negative_controls(p)
             with tags.div(cls="cards"):
                 _findings(p)
                 _cautions(p)
@@ -125,6 +127,48 @@ def _figure(stem: str, text: str, figures: Sequence[str]) -> None:
     if stem in figures:
         address = f"figures/{page_parts.link(stem)}.svg"
         page_parts.chart(address, text, [tags.span(text), *figure_links(stem)])
+
+
+def _negative_controls(p: Population) -> None:
+    """Add what changes though no disease can change it; it stands before any finding."""
+    table = p.frame("negative_controls")
+    warned = p.frame("cautions")
+    texts = warned.loc[warned["kind"] == KIND, "text"].tolist() if len(warned) else []
+    with page_parts.card("Negative controls: what no disease can change"):
+        if texts:
+            page_parts.bullet_list([typeset(text) for text in texts], "caution-list forbid")
+        if not len(table) or table["real"].isna().all():
+            page_parts.note(
+                "None could be measured: the scans hold too little air outside the body, the masks "
+                "no wide airway, and no --control_labels were given. Whether groups were scanned "
+                "differently is not known."
+            )
+            return
+        regions = ", ".join(region_name(region) for region in table["region"].unique())
+        tested = int(table["p"].notna().sum())
+        lead = "" if texts else "No attribute changes them. "
+        page_parts.note(
+            f"{lead}Mean and noise of {regions} were compared like the lungs ({tested} tests, "
+            "false-discovery rate 5 %). An attribute that changes them is confounded by how scans "
+            "were acquired, or by body size."
+        )
+        with page_parts.fold("All negative controls as a table"):
+            page_parts.frame_table(_negative_control_table(p, table))
+
+
+def _negative_control_table(p: Population, table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "change": table["contrast"].map(p.labels),
+            "control": table["region"].map(region_name),
+            "of": table["outcome"].map(QUANTITIES),
+            "scans": table["cases"],
+            "adjustment": table["adjustment"],
+            "HU [95 % interval]": _estimates(table.rename(columns=SHORT_NAMES), "real"),
+            "false-discovery rate": table["q"].map("{:.2g}".format),
+            "changes": table["moved"],
+        }
+    )
 
 
 def _findings(p: Population) -> None:
@@ -167,6 +211,7 @@ def _sentence_list(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _cautions(p: Population) -> None:
     rows = p.frame("cautions")
+    rows = rows[rows["kind"] != KIND] if len(rows) else rows
     with page_parts.card("Cautions", "wide"):
         if not len(rows):
             page_parts.note("None beyond those above.")

@@ -31,7 +31,7 @@ MAX_MISSING = 0.3
 MAX_UNKNOWN = 0.8  # share of empty cells from which nothing is claimed
 THROUGH_MASK_P = 0.01
 
-CAUTION_COLUMNS = ("kind", "column", "other", "value", "forbids", "text")
+CAUTION_COLUMNS = ("kind", "column", "other", "value", "forbids", "outcomes", "text")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Caution:
         other: A second column, or a value of the first.
         value: A number that belongs to it.
         forbids: Whether it forbids a claim.
+        outcomes: Outcomes whose claims it forbids; empty for all.
     """
 
     kind: str
@@ -53,10 +54,18 @@ class Caution:
     other: str = ""
     value: float | str = ""
     forbids: bool = False
+    outcomes: tuple[str, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
         """Return the row of cautions.csv."""
-        return {**asdict(self), "forbids": "yes" if self.forbids else "no"}
+        outcomes = " | ".join(self.outcomes)
+        return {**asdict(self), "forbids": "yes" if self.forbids else "no", "outcomes": outcomes}
+
+    def forbids_claim(self, column: str, outcome: str) -> bool:
+        """Return whether it forbids a claim on an outcome of a column."""
+        is_about_column = not self.column or column in (self.column, self.other)
+        is_about_outcome = not self.outcomes or outcome in self.outcomes
+        return self.forbids and is_about_column and is_about_outcome
 
 
 def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str]) -> list[Caution]:

@@ -162,8 +162,7 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
         is_slope = row["kind"] == "slope"
         return "not judged", "judged by its quantiles" if is_slope else "a control region"
     for caution in cautions:
-        concerns = not caution.column or row["column"] in (caution.column, caution.other)
-        if caution.forbids and concerns:
+        if caution.forbids_claim(row["column"], row["outcome"]):
             return "not judged", caution.text
     if pd.isna(row["real_p"]):
         return "not judged", "the real scans give no estimate"

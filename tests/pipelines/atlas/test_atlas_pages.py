@@ -168,6 +168,7 @@ def test_pages_claim_nothing_without_refits(atlas: Path) -> None:
         and "Nothing is called a finding." in text
     )
     assert atlas_folder.SENTENCE.replace("-4.0", "−4.0") in text and "There are 0 refits." in text
+    assert "Whether groups were scanned differently is not known." in text
     assert "<1>" not in text and "patient &lt;1&gt;" in text
 
 
