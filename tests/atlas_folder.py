@@ -174,6 +174,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
             }
         ],
         "negative_controls": [],
+        "shape": [],
         "cautions": [{"kind": "no refits", "forbids": "no", "text": "There are 0 refits."}],
     }
 

@@ -10,7 +10,7 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from data.cache import load_case
+from data.cache import load_case, load_mask
 from data.cohort import Case
 from data.negative_controls import measure_controls
 from data.resampling import patients_of
@@ -30,8 +30,10 @@ from pipelines.atlas.statistics.outcomes import Values, outcome_frame
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
+from pipelines.atlas.statistics.shape import VOLUME, measure_shape, shape_frame
 from pipelines.atlas.study import AtlasStudy
 from util import cli
+from util.parallel import map_threads
 
 Frames = dict[str, pd.DataFrame]
 
@@ -65,6 +67,33 @@ def measure_real_scans(study: AtlasStudy) -> RealScans:
     )
 
 
+def measure_masks(study: AtlasStudy) -> RealScans:
+    """Measure the shape of lungs and airways in all masks, also of cases without a scan."""
+    data = study.plan.data
+
+    def measure(case: Case) -> Values:
+        mask = load_mask(case)
+        spacing = voxel_sizes(mask.affine).tolist()
+        return measure_shape(mask.array, spacing, data.lung_labels, data.airway_label)
+
+    shapes = map_threads(measure, study.compared, "masks")
+    lungs = (VOLUME, "lungs")
+    measured = {
+        case.id: shape for case, shape in zip(study.compared, shapes, strict=True) if lungs in shape
+    }
+    rows = [study.formatted_row(case) for case in study.compared if case.id in measured]
+    patients = patients_of(study.cohort, data.patient_column)
+    outcomes = outcome_frame(measured)
+    index = outcomes.index
+    return RealScans(
+        outcomes,
+        pd.DataFrame(rows, index=index, columns=list(study.every), dtype=object),
+        outcomes[lungs] if len(outcomes) else pd.Series(dtype=float),
+        pd.Series([patients[case] for case in index], index=index, dtype=object),
+        _dependants(study),
+    )
+
+
 def _measure_controls(case: Case, study: AtlasStudy) -> Values:
     """Measure the negative controls on the grid of the scan, which is not clipped there."""
     scan, mask = load_case(case, None)
@@ -92,9 +121,21 @@ class RunFacts:
 
 
 def atlas_tables(
-    study: AtlasStudy, measurements: AtlasMeasurements, real: RealScans, run: RunFacts
+    study: AtlasStudy,
+    measurements: AtlasMeasurements,
+    real: RealScans,
+    masks: RealScans,
+    run: RunFacts,
 ) -> Frames:
-    """Return every table over cases by name."""
+    """Return every table over cases by name.
+
+    Args:
+        study: The study.
+        measurements: Measurements of generated volumes.
+        real: Those of real scans.
+        masks: Those of masks.
+        run: The run.
+    """
     plan = study.plan
     roles = {column: attribute.role for column, attribute in study.every.items()}
     pairs = study_associations(study)
@@ -136,6 +177,7 @@ def atlas_tables(
         "doses": tables.dose_frame(measurements.doses),
         "controls": controls,
         "negative_controls": negative_controls,
+        "shape": shape_frame(masks, plan.contrasts, adjustable),
         "cautions": _frame([caution.to_row() for caution in warned], cautions.CAUTION_COLUMNS),
         "findings": _frame(ranked.found, findings.FINDING_COLUMNS),
         "not_found": _frame(ranked.not_found, findings.FINDING_COLUMNS),

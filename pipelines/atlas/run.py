@@ -17,7 +17,13 @@ from options.parser import to_dict
 from options.test_options import CaseOptions, InterventionOptions, TestOptions
 from pipelines import refits
 from pipelines.atlas import files
-from pipelines.atlas.analysis import Frames, RunFacts, atlas_tables, measure_real_scans
+from pipelines.atlas.analysis import (
+    Frames,
+    RunFacts,
+    atlas_tables,
+    measure_masks,
+    measure_real_scans,
+)
 from pipelines.atlas.generators import AtlasNetworks, GeneratedCases, generate_cases
 from pipelines.atlas.measure import Row
 from pipelines.atlas.pages.charts import agreement_plot
@@ -146,7 +152,7 @@ def write_atlas(opened: OpenAtlas, folder: Path) -> None:
         run_cautions(opened),
         options.cases.diagnosis_column,
     )
-    frames = atlas_tables(study, measurements, real, run_facts)
+    frames = atlas_tables(study, measurements, real, measure_masks(study), run_facts)
     frames["cases"] = case_frame(opened, generated.cases, real)
     frames["arms"] = pd.DataFrame(measurements.arms, columns=list(ARM_COLUMNS))
     by_case = effect_frame(measurements.effects)

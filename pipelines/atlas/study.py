@@ -38,7 +38,7 @@ class AtlasStudy:
         trained_on: The run's own cohort with its splits; `cohort` unless that holds other patients.
         labels: The run's mask labels.
         cases: Cases to generate.
-        real_cases: Cases with scans to compare with.
+        compared: Cases to compare with, with or without a scan.
         training: The run's training cases.
         plan: How each case is varied and measured.
         left_out: Reason by column that is not studied.
@@ -53,7 +53,7 @@ class AtlasStudy:
     trained_on: Cohort
     labels: Sequence[int]
     cases: Sequence[Case]
-    real_cases: Sequence[Case]
+    compared: Sequence[Case]
     training: Sequence[Case]
     plan: MeasurementPlan
     left_out: Mapping[str, str]
@@ -116,7 +116,7 @@ class AtlasStudy:
             trained_on=trained_on,
             labels=generation.run.labels,
             cases=cases,
-            real_cases=_real_cases(options, cohort, cases, cross_fitted=bool(fold_of)),
+            compared=_compared_cases(options, cohort, cases, cross_fitted=bool(fold_of)),
             training=training,
             plan=MeasurementPlan(template, generation.data, studied.attributes, contrasts),
             left_out=studied.left_out,
@@ -125,6 +125,11 @@ class AtlasStudy:
             fold_of=fold_of,
             control_labels=_check_control_labels(options, generation),
         )
+
+    @property
+    def real_cases(self) -> list[Case]:
+        """Cases with scans to compare with."""
+        return [case for case in self.compared if case.image]
 
     @property
     def seen(self) -> frozenset[str]:
@@ -273,15 +278,11 @@ def drop_impossible(
     return AttributeChoice(possible, left_out)
 
 
-def _real_cases(
+def _compared_cases(
     options: AtlasCases, cohort: Cohort, cases: Sequence[Case], cross_fitted: bool
 ) -> list[Case]:
-    """Return the cases with a scan among those to compare with."""
+    """Return the cases to compare with."""
     split = options.real_split
     if not split and cross_fitted:
-        compared = cases
-    elif split in ("", "all"):
-        compared = cohort.cases
-    else:
-        compared = cohort.split(split)
-    return [case for case in compared if case.image]
+        return list(cases)
+    return list(cohort.cases if split in ("", "all") else cohort.split(split))

@@ -23,6 +23,7 @@ from pipelines.atlas.statistics.negative_controls import KIND, QUANTITIES
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import format_change, format_interval
+from pipelines.atlas.statistics.shape import shape_sentences
 from util.metrics.regions import region_name
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
@@ -108,6 +109,7 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
             _forest(p)
             _heat_map(p)
             _outcomes(p)
+            _shape(p)
             maps_section(choices, p.grid, p.volumes, p.limit, p.figures)
             _agreement(p)
             _graphs(p)
@@ -285,6 +287,45 @@ def _outcome_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
             "agreement": tests["agreement"],
             "verdict": tests["verdict"],
             "why": tests["why"].fillna(""),
+        }
+    )
+
+
+def _shape(p: Population) -> None:
+    """Add what the masks show, which generated volumes cannot."""
+    shape = p.frame("shape")
+    with page_parts.card("Shape: lungs and airways in the masks"):
+        page_parts.note(
+            "The mask is held fixed, so that generated volumes cannot show a change of size. These "
+            "are differences between the masks themselves: volume by side, height, and volume of "
+            "the airways, total effects with 95 % intervals."
+        )
+        if not len(shape):
+            page_parts.note("No masks were compared.")
+            return
+        sentences = shape_sentences(shape, p.labels)
+        if sentences:
+            page_parts.bullet_list([typeset(text) for text in sentences], "sentences")
+        else:
+            page_parts.note("No contrast differs (false-discovery rate 5 %).")
+        with page_parts.fold("All measurements of the masks as a table"):
+            page_parts.frame_table(_shape_table(p, shape))
+
+
+def _shape_table(p: Population, shape: pd.DataFrame) -> pd.DataFrame:
+    shape = shape.rename(columns={"difference": "real", **SHORT_NAMES})
+    return pd.DataFrame(
+        {
+            "change": shape["contrast"].map(p.labels),
+            "measure": shape["measure"],
+            "of": shape["region"].map(region_name),
+            "unit": shape["unit"],
+            "mean": shape["mean"].map("{:.4g}".format),
+            "difference [95 % interval]": _estimates(shape, "real"),
+            "adjustment": shape["adjustment"],
+            "masks": shape["cases"],
+            "false-discovery rate": shape["q"].map("{:.2g}".format),
+            "why none": shape["reason"].fillna(""),
         }
     )
 
