@@ -51,6 +51,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     from models.base_model import MODELS
     from pipelines import training
     from pipelines.coarse_to_fine import load_global_generator
+    from pipelines.data_record import check_unchanged, record_data
     from pipelines.evidence import EVIDENCE
     from util.training import checkpoint
     from util.training.devices import make_accelerator
@@ -74,7 +75,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     if resumed:
         study = training.restore_study(options, study, resumed)
         with accelerator.main_process_first():  # the other processes find its checksums
-            data_record = training.check_unchanged(options, study, resumed, cache)
+            data_record = check_unchanged(options, study, resumed, cache)
     training.warn_constant_text(options, study)
     n_labels, text_width = len(study.cohort.labels), study.encoder.width
     model = MODELS[options.generator.model](options, n_labels, text_width)
@@ -94,7 +95,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
     if accelerator.is_main_process:
         training.open_folder(folder, options, study)
         study.encoder.attach_cache(folder)
-        data_record = data_record or training.record_data(options, study, cache)
+        data_record = data_record or record_data(options, study, cache)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes
         dataset = training.make_dataset(

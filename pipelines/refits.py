@@ -23,14 +23,15 @@ from tqdm import tqdm
 
 from data.cache import cache_folder
 from data.cohort import PROMPTS_FILE
-from data.fingerprints import data_changes, data_record, refuse_changes
+from data.fingerprints import refuse_changes
 from data.load_cohort import load_cohort
 from data.splits import read_run_splits
-from data.text.prompts import cohort_prompts, load_template
+from data.text.prompts import load_template
 from models.inference import locate_text_encoder
 from options.atlas_options import RefitCommand, RefitOptions
 from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
+from pipelines import run_cohort
 from pipelines.atlas.attributes import dependent_columns
 from util import cli
 from util.cli import UserError, format_list, unique_names
@@ -341,19 +342,11 @@ def changed_data(origin: OriginRun) -> list[str]:
 
     The list is empty for a run of a version that did not record its data.
     """
-    before = origin.data
-    if not before:
+    if not origin.data:
         return []
     options = origin.options.data
     cohort = load_cohort(options, seed=origin.options.run.seed, check=False, need_images=False)
-    template = load_template(
-        options.template, cohort.columns, options.key_column, options.patient_column
-    )
-    cases = [case for case in cohort.cases if case.id in before.get("files", {})]
-    cache = cache_folder(options, origin.folder)
-    prompts = cohort_prompts(cohort, template)
-    record = data_record(cohort, cases, template, prompts, cache if cache.is_dir() else None)
-    return data_changes(before, record)
+    return run_cohort.changed_data(origin.folder, options, cohort, origin.data)
 
 
 def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Sequence[Refit]) -> None:

@@ -1,4 +1,4 @@
-"""Cohorts read as a run's training read its own, with the splits that the run keeps."""
+"""Cohorts read as a run's training read its own: with its splits, and compared with its data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.cache import cache_folder
 from data.cohort import Case, Cohort
-from data.fingerprints import volume_digest
+from data.fingerprints import data_changes, data_record, volume_digest
 from data.load_cohort import load_cohort
 from data.splits import Splits, read_run_splits, split_changes
+from data.text.prompts import cohort_prompts, load_template
 from options.base_options import DataOptions
 from util.cli import UserError, format_list
 from util.notices import notice
@@ -59,6 +61,8 @@ def load_run_cohort(
 
     Raises:
         UserError: See `load_cohort` and `run_splits`.
+
+    Scans, masks and rows that changed since the training are warned of.
     """
     state = _read_state(folder)
     cohort = load_cohort(
@@ -70,11 +74,68 @@ def load_run_cohort(
     )
     if not root:
         return cohort
-    if is_training_cohort(options, root) or holds_training_scan(cohort, folder, state):
+    is_own = is_training_cohort(options, root)
+    if is_own or holds_training_scan(cohort, folder, state):
+        warn_changed_data(folder, replace(options, dataroot=root), cohort, state, is_own)
         splits = run_splits(folder, cohort, options, accept_changes)
         if split_changes(splits, cohort.splits) or not _splits_file(cohort, options).is_file():
             return replace(cohort, splits=splits)
     return cohort  # with the training cases that a resampled run did not draw
+
+
+def warn_changed_data(
+    folder: Path, options: DataOptions, cohort: Cohort, state: Mapping[str, Any], is_own: bool
+) -> None:
+    """Warn where scans, masks or rows are not those that a run was trained with.
+
+    Args:
+        folder: The run's folder.
+        options: How the run reads its cohort.
+        cohort: The run's cohort, or a copy of it.
+        state: The plain values of its checkpoint.
+        is_own: Whether it is the run's own cohort, where no case may be missing.
+    """
+    record = state.get("data") or {}
+    if not is_own:
+        ids = {case.id for case in cohort.cases}
+        record = {
+            name: {case: digest for case, digest in record.get(name, {}).items() if case in ids}
+            for name in ("files", "rows")
+        } | {"options": record.get("options", {})}
+    if changes := changed_data(folder, options, cohort, record):
+        log.warning(
+            "%s changed since the run %s was trained: %s. What is measured on these cases does not "
+            "belong to what the run has seen.",
+            cohort.root,
+            folder.name,
+            "; ".join(changes),
+        )
+
+
+def changed_data(
+    folder: Path, options: DataOptions, cohort: Cohort, record: Mapping[str, Any]
+) -> list[str]:
+    """Return which scans, masks and rows changed since a run was trained, in words.
+
+    Args:
+        folder: The run's folder.
+        options: How the run reads its cohort.
+        cohort: The cohort as it is now.
+        record: What the run was trained on (see `data.fingerprints`); empty in older runs, for
+            which nothing is found. Rows of permuted columns are not compared.
+    """
+    cases = [case for case in cohort.cases if case.id in record.get("files", {})]
+    if not record.get("files"):
+        return []
+    template = load_template(
+        options.template, cohort.columns, options.key_column, options.patient_column
+    )
+    cache = cache_folder(options, folder)
+    prompts = cohort_prompts(cohort, template)
+    now = data_record(cohort, cases, template, prompts, cache if cache.is_dir() else None)
+    if record.get("options", {}).get("permute"):
+        now = {**now, "rows": {}}
+    return data_changes(record, now)
 
 
 def _splits_file(cohort: Cohort, options: DataOptions) -> Path:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import resource
 import shutil
@@ -28,13 +27,6 @@ from data.body import BODY_FILE, BodyShape
 from data.cache import CachedCase, cache_folder
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
-from data.fingerprints import (
-    data_changes,
-    data_record,
-    option_changes,
-    refuse_changes,
-    used_cases,
-)
 from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_statistics
 from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
@@ -57,8 +49,8 @@ from models.text.base_encoder import TextEncoder
 from models.text.encoders import build_text_encoder
 from models.text.phrase_encoder import PhraseEncoder
 from options.clip_options import ClipCommand, ClipOptions
-from options.parser import command_line, from_dict, to_dict
-from options.train_options import TrainOptions, fixed_options
+from options.parser import command_line, to_dict
+from options.train_options import TrainOptions
 from pipelines.clip_pretraining import pretrain_clip
 from pipelines.evidence import EVIDENCE, training_evidence
 from pipelines.power import describe_smallest_effect
@@ -238,56 +230,6 @@ def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> 
         )
     cohort = replace(cohort, labels=tuple(state["labels"]), splits=splits)
     return replace(study, cohort=cohort, case_weights=state.get("weights", {}))
-
-
-def record_data(options: TrainOptions, study: Study, cache: Path | None) -> dict[str, Any]:
-    """Return digests of the data, training values and fixed options, for the checkpoint."""
-    cases = used_cases(study.cohort)
-    record = data_record(study.cohort, cases, study.template, study.prompts, cache)
-    return {**record, "options": fixed_options(options), "values": study.training_values}
-
-
-def check_unchanged(
-    options: TrainOptions, study: Study, checkpoint_dir: Path, cache: Path
-) -> dict[str, Any]:
-    """Compare data and fixed options with those that a run was trained with.
-
-    Args:
-        options: The options of the continued run.
-        study: Its study, restored (see `restore_study`).
-        checkpoint_dir: The checkpoint that is continued.
-        cache: Folder that stores digests of files.
-
-    Returns:
-        The record for the next checkpoint, which holds accepted changes by step.
-
-    Raises:
-        UserError: Something changed, and `accept_changes` is not given.
-    """
-    state = checkpoint.load_state(checkpoint_dir)
-    record = record_data(options, study, cache)
-    before = state.get("data")
-    if before is None:
-        log.warning(
-            "The checkpoint is of a version that did not record its data: changes of scans, masks "
-            "and rows since then cannot be found."
-        )
-        folder = checkpoint_dir.parent
-        saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
-        before = {"options": json.loads(json.dumps(fixed_options(saved)))}
-    changes = option_changes(before.get("options", {}), record["options"])
-    changes += data_changes(before, record)
-    if not options.run.accept_changes:
-        refuse_changes(
-            changes,
-            "Restore them, or go on with the changes by --accept_changes; new data belong to a new "
-            "run.",
-        )
-    accepted = dict(before.get("accepted", {}))
-    if changes:
-        log.warning("Changes since the run was trained are accepted: %s.", "; ".join(changes))
-        accepted[f"after step {state['step']}"] = "; ".join(changes)
-    return {**record, "accepted": accepted}
 
 
 def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Study:

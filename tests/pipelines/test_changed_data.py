@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from options.parser import from_dict
+from options.train_options import TrainOptions
+from pipelines.run_cohort import load_run_cohort
 from tests.atlas_run import discover, table
 from tests.commands import Outcome, TrainedRun, command, files, kept, refused, train
+from util.training import runs
 
 
 @pytest.fixture()
@@ -98,6 +103,32 @@ def test_refits_and_atlas_on_changed_data(run: TrainedRun, tmp_path: Path) -> No
     assert done.code == 0, done.text
     cautions = table(tmp_path / "after", "cautions").set_index("kind")["text"]
     assert first_case(run.cohort) in cautions["changed data"]
+
+
+def test_every_script_names_what_changed(
+    run: TrainedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """test.py, expand.py, find_anomalies.py and build_atlas.py load a run's cohort by this."""
+    saved = from_dict(TrainOptions, runs.read_options(run.folder), "options.json").data
+    data = replace(saved, dataroot=str(run.cohort))
+
+    def warnings_of(root: Path) -> str:
+        caplog.clear()
+        load_run_cohort(run.folder, data, str(root), 0, need_images=False)
+        return "\n".join(text for text in caplog.messages if "changed since the run" in text)
+
+    assert warnings_of(run.cohort) == ""
+    part = Path(shutil.copytree(run.cohort, tmp_path / "part"))
+    for folder in ("img", "gtlung"):  # a copy may lack cases
+        (part / folder / f"{first_case(part)}.nii.gz").unlink()
+    (part / "splits.json").unlink()
+    assert warnings_of(part) == ""
+    case = first_case(run.cohort)
+    change_table(run.cohort)
+    change_volume(run.cohort / "img" / f"{case}.nii.gz")
+    assert f"scans of {case}; table rows or prompts of {case}" in warnings_of(run.cohort)
+    copy = Path(shutil.copytree(run.cohort, tmp_path / "copy"))
+    assert f"scans of {case}" in warnings_of(copy)
 
 
 def test_a_moved_cohort_is_no_change(run: TrainedRun, tmp_path: Path) -> None:
