@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from options.parser import check_inputs, check_paths, from_dict, parse
 from options.train_options import PRESETS, TrainOptions
 from util import cli
 from util.locks import locked_folder
+from util.notices import Notice, collected_warnings
 from util.training import runs
 
 log = logging.getLogger(__name__)
@@ -38,12 +40,12 @@ def train(options: TrainOptions) -> Path:
     folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
     if options.run.dry_run:
         return train_run(options, folder)
-    with locked_folder(folder, "--name"):
-        return train_run(options, folder)
+    with locked_folder(folder, "--name"), collected_warnings() as notices:
+        return train_run(options, folder, notices)
 
 
-def train_run(options: TrainOptions, folder: Path) -> Path:
-    """Train as `train` does, in a folder that no other process uses."""
+def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = ()) -> Path:
+    """Train as `train` does, in a folder that no other process uses; the page shows `notices`."""
     # Slow to import: --help and mistakes in the command line are answered without it.
     import torch
 
@@ -106,7 +108,7 @@ def train_run(options: TrainOptions, folder: Path) -> Path:
         study = training.weigh_by_relevance(options, study, cache)
     evidence = training.find_evidence(options, study, resumed, cache)
     records = {"data": data_record, EVIDENCE: evidence}
-    monitor = training.make_monitor(options, study, trainer, folder, validation, records)
+    monitor = training.make_monitor(options, study, trainer, folder, validation, records, notices)
 
     with training.memory_advice(options), trainer.until_stopped():
         for parts in trainer.iterate(training.make_loader(options, dataset, trainer)):

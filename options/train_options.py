@@ -37,6 +37,13 @@ class RunOptions:
     save_latest_freq: int = flag(500, "Steps between saves of latest/.", low=1)
     save_epoch_freq: int = flag(0, "Epochs between saves of <epoch>/ (0: never).", low=0)
     val_freq: int = flag(0, "Steps between validations and pictures (0: ten times per run).", low=0)
+    val_share: float = flag(
+        0.2,
+        "Largest share of the time that validations take; they are postponed where they would take "
+        "more, but for the one after the last step.",
+        low=0.0,
+        high=1.0,
+    )
     val_cases: int = flag(2, "Cases of the validation split that each validation generates.", low=0)
     val_effect: tuple[str, ...] = flag(
         (), 'Attribute whose effect is tracked in validation, as "COLUMN=A,B".'

@@ -32,27 +32,92 @@ log = logging.getLogger(__name__)
 EVIDENCE = "evidence"  # entry of a checkpoint's state
 
 
+def contrast_key(intervention: Intervention) -> str:
+    """Return the name of an intervention in a checkpoint."""
+    return f"{intervention.column}={','.join(intervention.values[:2])}"
+
+
 def training_evidence(
-    cohort: Cohort, template: Template, options: DataOptions, cache: Path | None
+    cohort: Cohort,
+    template: Template,
+    options: DataOptions,
+    interventions: Sequence[Intervention],
+    cache: Path | None,
 ) -> dict[str, Any]:
-    """Return training patients by value of each column, and the SD of lung density between scans.
+    """Return training patients by value of each column, and the lung density of their scans.
 
     Args:
         cohort: The cohort; its training split counts.
         template: How rows become text.
         options: How the cohort is read.
+        interventions: The effects that are followed.
         cache: Folder of prepared volumes.
 
     Returns:
-        `patients`, `values` (patients by shown value, by column) and `lung_sd_hu` (None for fewer
-        than four scans), for the checkpoint.
+        `patients`, `values` (patients by shown value, by column), `lung_sd_hu` (SD of mean lung
+        density between scans, None for fewer than four) and `effects` (by intervention: the
+        difference between the scans of its two values with its 95 % interval, HU), for the
+        checkpoint.
     """
     cases = list({case.id: case for case in cohort.split("train")}.values())
+    step = max(1, -(-len(cases) // MAX_SCANS))
+    measured = [
+        (case, means["lungs"])
+        for case, means in zip(
+            cases[::step], lung_means(cases[::step], options, cache), strict=True
+        )
+        if "lungs" in means
+    ]
+    densities = [density for _, density in measured]
+    enough = len(densities) >= MIN_SCANS_FOR_SD
+    effects = {}
+    for intervention in interventions:
+        found = real_difference(template, intervention, measured)
+        if found is not None:
+            effects[contrast_key(intervention)] = found
     return {
         "patients": len({patients_of(cohort, options.patient_column)[c.id] for c in cases}),
         "values": patients_by_value(cohort, cases, template, options.patient_column),
-        "lung_sd_hu": _lung_sd(cases, options, cache),
+        "lung_sd_hu": float(np.std(densities, ddof=1)) if enough else None,
+        "effects": effects,
     }
+
+
+def real_difference(
+    template: Template, intervention: Intervention, measured: Sequence[tuple[Case, float]]
+) -> list[float] | None:
+    """Return the difference of lung density between two values with its 95 % interval, HU.
+
+    Ordinary least squares on this attribute alone: on an indicator of the second value among scans
+    with either value, or on the number itself where both values are numbers. None with fewer than
+    two scans of each value, or fewer than four with a number.
+    """
+    column, (start, end) = intervention.column, intervention.values[:2]
+    first, last = parse_number(start), parse_number(end)
+    x, y = [], []
+    for case, density in measured:
+        shown = template.format_value(case.row, column) if case.row.get(column) else ""
+        number = parse_number(shown)
+        if first is not None and last is not None:
+            if number is not None:
+                x.append((number - first) / (last - first))
+                y.append(density)
+        elif shown in (shown_values := _shown(template, case, intervention)):
+            x.append(float(shown_values.index(shown)))
+            y.append(density)
+    is_category = first is None or last is None
+    too_few = min(x.count(0.0), x.count(1.0)) < 2 if is_category else len(x) < MIN_SCANS_FOR_SD
+    if too_few or len(x) < 3 or np.ptp(x) == 0:
+        return None
+    fit = stats.linregress(x, y)
+    half = float(stats.t.ppf(0.975, len(x) - 2)) * float(fit.stderr)
+    return [float(fit.slope), float(fit.slope) - half, float(fit.slope) + half]
+
+
+def _shown(template: Template, case: Case, intervention: Intervention) -> list[str]:
+    """Return the two values of an intervention as the text shows them."""
+    rows = [template.change(case.row, intervention.column, v).row for v in intervention.values[:2]]
+    return [template.format_value(row, intervention.column) for row in rows]
 
 
 def patients_by_value(
@@ -76,13 +141,6 @@ def patients_by_value(
 def _number(text: str) -> float:
     number = parse_number(text)
     return float("inf") if number is None else number
-
-
-def _lung_sd(cases: Sequence[Case], options: DataOptions, cache: Path | None) -> float | None:
-    step = -(-len(cases) // MAX_SCANS)
-    means = lung_means(list(cases)[:: max(1, step)], options, cache)
-    densities = [m["lungs"] for m in means if "lungs" in m]
-    return float(np.std(densities, ddof=1)) if len(densities) >= MIN_SCANS_FOR_SD else None
 
 
 def attribute_facts(

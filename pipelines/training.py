@@ -43,7 +43,7 @@ from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
 from models.base_model import BatchText, GenerativeModel
 from models.inference import RUN_ENTRIES, TEXT_PART, VolumeGenerator, restore_encoder
-from models.sliding_window import SlidingWindow
+from models.sliding_window import SlidingWindow, round_up
 from models.text import relevance
 from models.text.base_encoder import TextEncoder
 from models.text.encoders import build_text_encoder
@@ -52,16 +52,18 @@ from options.clip_options import ClipCommand, ClipOptions
 from options.parser import command_line, to_dict
 from options.train_options import TrainOptions
 from pipelines.clip_pretraining import pretrain_clip
-from pipelines.evidence import EVIDENCE, training_evidence
+from pipelines.evidence import EVIDENCE, contrast_key, training_evidence
 from pipelines.power import describe_smallest_effect
 from pipelines.run_cohort import run_splits
 from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list, is_main_process, is_out_of_memory
+from util.notices import Notice
 from util.training import checkpoint, runs
 from util.training.devices import shutdown_distributed
-from util.training.monitor import WEB, CheckpointExtra, Intervals, Monitor
+from util.training.monitor import WEB, CheckpointExtra, Intervals, Monitor, PageContent
 from util.training.stopping import StopSignals
 from util.training.trainer import Trainer, TrainerConfig
+from util.web.training_page import TrackedEffect
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +260,8 @@ def find_evidence(
         return dict(state[EVIDENCE])
     if not is_main_process():
         return {}
-    return training_evidence(study.cohort, study.template, options.data, cache)
+    interventions = tracked_interventions(options)
+    return training_evidence(study.cohort, study.template, options.data, interventions, cache)
 
 
 def make_dataset(
@@ -337,16 +340,53 @@ def make_validation(
             variants = counterfactual_variants(sample.case.row, study.template, intervention)
             prompts += [variant.prompt for variant in variants[:2]]
         study.encoder.validate([prompt.texts for prompt in prompts])
-        cases.append(ValidationCase(sample, prompts[0], prompts[1:]))
+        pairs = list(zip(prompts[1::2], prompts[2::2], strict=True))
+        cases.append(ValidationCase(sample, prompts[0], pairs))
     generator = VolumeGenerator(
         model,
         study.encoder,
-        SlidingWindow(size, multiple),
+        validation_window(size, multiple, [case.sample.mask.shape[1:] for case in cases]),
         trainer.accelerator.device,
         options.run.seed,
     )
     folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
-    return Validation(cases, generator, options.data, folder / WEB)
+    tracked = tracked_effects(options)
+    return Validation(cases, generator, options.data, folder / WEB, tracked)
+
+
+def validation_window(
+    patch: Sequence[int], multiple: int, shapes: Sequence[Sequence[int]]
+) -> SlidingWindow:
+    """Return tiles of twice the patch size along each axis, but not larger than the volumes.
+
+    Overlapping tiles of the patch size generate a voxel up to eight times; larger ones fewer times.
+    One tile at a time takes less memory than a training step.
+    """
+    longest = [max((shape[axis] for shape in shapes), default=0) for axis in range(3)]
+    tile = []
+    for side, length in zip(patch, longest, strict=True):
+        largest = round_up(max(side, min(2 * side, length)), 2 * multiple)
+        tile.append(largest)
+    return SlidingWindow(tuple(tile), multiple, batch=1)
+
+
+def tracked_effects(
+    options: TrainOptions, real: Mapping[str, Sequence[float]] | None = None
+) -> list[TrackedEffect]:
+    """Return the effects of `--val_effect`, with the regression of the real scans (see evidence).
+
+    Args:
+        options: The run's options.
+        real: Difference and interval by intervention, as `training_evidence` returns them.
+    """
+    tracked = []
+    for number, intervention in enumerate(tracked_interventions(options), start=1):
+        start, end = intervention.values[:2]
+        metric = "val_lung_effect_hu" + (f"_{number}" if number > 1 else "")
+        title = f"{intervention.column}: {end} minus {start}"
+        found = (real or {}).get(contrast_key(intervention))
+        tracked.append(TrackedEffect(metric, title, *(found or ())))
+    return tracked
 
 
 def make_monitor(
@@ -356,6 +396,7 @@ def make_monitor(
     folder: Path,
     validation: Validation | None,
     records: Mapping[str, Any],
+    notices: Sequence[Notice] = (),
 ) -> Monitor:
     """Return the monitor, which logs, validates and saves at intervals.
 
@@ -366,6 +407,7 @@ def make_monitor(
         folder: The run's folder.
         validation: Generates validation cases; None where nothing is validated.
         records: Further entries of the checkpoints, such as that of `record_data`.
+        notices: Warnings of the command, for the page.
     """
     data = records["data"]
     tensors, values = study.encoder.state()
@@ -388,6 +430,7 @@ def make_monitor(
         save=run.save_latest_freq,
         validate=run.val_freq or max(1, config.steps // 10),
         checkpoint=run.save_epoch_freq * config.steps_per_epoch,
+        validation_share=run.val_share,
     )
     shown = to_dict(options)
     if data.get("accepted"):
@@ -396,7 +439,9 @@ def make_monitor(
         shown["warnings of the data"] = {
             str(number): text for number, text in enumerate(study.cohort.warnings, start=1)
         }
-    return Monitor(folder, trainer, shown, extra, validation, intervals)
+    real = records.get(EVIDENCE, {}).get("effects", {})
+    content = PageContent(shown, notices, tracked_effects(options, real))
+    return Monitor(folder, trainer, content, extra, validation, intervals)
 
 
 def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:

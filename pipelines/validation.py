@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -15,13 +17,17 @@ from tqdm import tqdm
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
 from models.inference import VolumeGenerator
+from models.sliding_window import round_up
 from options.base_options import DataOptions
 from util.cli import unique_names
 from util.metrics.fidelity import fidelity_by_region
 from util.metrics.texture import detail_correlation, detail_ratio
 from util.training.monitor import ValidationResult
-from util.web.figures import slice_row
-from util.web.training_page import TrainingImage
+from util.web.figures import Panel, fullest_slices, nice_limit, save_slices_png
+from util.web.training_page import TrackedEffect, TrainingImage
+
+PICTURE_DPI = 130
+MIN_LIMIT = 20.0  # smallest range of the colours of an effect, HU
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,12 @@ class ValidationCase:
     Attributes:
         sample: The case with its scan.
         prompt: Its factual prompt.
-        pair: The prompts of the two values of the tracked intervention; empty without one.
+        pairs: The prompts of the two values of each tracked intervention.
     """
 
     sample: VolumeSample
     prompt: Prompt
-    pair: Sequence[Prompt] = ()
+    pairs: Sequence[tuple[Prompt, Prompt]] = ()
 
 
 class Validation:
@@ -47,6 +53,7 @@ class Validation:
         generator: Generates with the network in training.
         data: HU window and lung labels.
         folder: Folder of the pictures.
+        tracked: What the pairs of prompts of each case compare.
     """
 
     def __init__(
@@ -55,7 +62,9 @@ class Validation:
         generator: VolumeGenerator,
         data: DataOptions,
         folder: Path,
+        tracked: Sequence[TrackedEffect] = (),
     ) -> None:
+        self.tracked = tracked
         self.cases = cases
         self.generator = generator
         self.data = data
@@ -72,23 +81,49 @@ class Validation:
         self.folder.mkdir(parents=True, exist_ok=True)
         values: dict[str, list[float]] = {}
         images = []
-        count = sum(1 + len(case.pair) for case in self.cases) + 1
+        count = self._count()
         # Without a terminal there is no bar.
         with tqdm(None, "validating", count, unit="volume", leave=False, disable=None) as bar:
             for case in self.cases:
-                volumes = []
-                for prompt in (case.prompt, *case.pair):
-                    volumes.append(self._generate(case, prompt))
-                    bar.update()
-                for name, value in self._metrics(case, *volumes).items():
-                    values.setdefault(f"lung_{name}", []).append(value)
+                volume = self._generate(case, case.prompt)
+                bar.update()
+                effects = []
+                for pair in case.pairs:
+                    first, second = (self._generate(case, prompt) for prompt in pair)
+                    bar.update(2)
+                    effects.append((second - first).astype(np.float32))
+                for name, value in self._metrics(case, volume, effects).items():
+                    values.setdefault(name, []).append(value)
                 if case is self.cases[0]:
-                    correlation = self._noise_correlation(case, volumes[0])
+                    correlation = self._noise_correlation(case, volume)
                     bar.update()
                     if math.isfinite(correlation):
                         values["lung_noise_correlation"] = [correlation]
-                images.append(self._picture(case, volumes[0], step))
+                images.append(self._picture(case, volume, effects, step))
         return ValidationResult({k: float(np.mean(v)) for k, v in values.items()}, images)
+
+    def _count(self) -> int:
+        """Return the number of volumes that a validation generates."""
+        return sum(1 + 2 * len(case.pairs) for case in self.cases) + 1
+
+    def estimate_seconds(self) -> float:
+        """Return about how long a validation takes, from the time of one tile."""
+        sample = self.cases[0].sample
+        window = self.generator.window
+        size = [round_up(side, window.multiple) for side in window.tile]
+        tile = SimpleNamespace(
+            name=sample.name,
+            mask=sample.mask[:, : size[0], : size[1], : size[2]],
+            coords=sample.coords[:, : size[0], : size[1], : size[2]],
+        )
+        start = time.perf_counter()
+        self.generator(tile, self.cases[0].prompt.texts)
+        seconds = time.perf_counter() - start
+        tiles = 1.0
+        for side, length in zip(size, sample.mask.shape[1:], strict=True):
+            step = side * (1 - window.overlap)
+            tiles *= 1 + max(0, math.ceil((length - side) / step))
+        return seconds * tiles * self._count()
 
     def _generate(self, case: ValidationCase, prompt: Prompt, noise_key: str = "") -> np.ndarray:
         return case.sample.to_hu(self.generator(case.sample, prompt.texts, noise_key))
@@ -102,7 +137,7 @@ class Validation:
         return np.isin(case.sample.labels, self.data.lung_labels)
 
     def _metrics(
-        self, case: ValidationCase, volume: np.ndarray, *pair: np.ndarray
+        self, case: ValidationCase, volume: np.ndarray, effects: Sequence[np.ndarray]
     ) -> dict[str, float]:
         assert case.sample.image is not None
         real = case.sample.to_hu(case.sample.image[0])
@@ -112,16 +147,27 @@ class Validation:
         ratio = detail_ratio(volume, real, lungs, voxel_sizes(case.sample.affine))
         if ratio is not None:
             metrics["detail_ratio"] = ratio
-        if pair:
-            first, second = pair
-            metrics["effect_hu"] = float((second - first)[lungs].mean())
-        return metrics
+        named = {f"lung_{name}": value for name, value in metrics.items()}
+        for tracked, effect in zip(self.tracked, effects, strict=True):
+            named[tracked.metric.removeprefix("val_")] = float(effect[lungs].mean())
+        return named
 
-    def _picture(self, case: ValidationCase, volume: np.ndarray, step: int) -> TrainingImage:
+    def _picture(
+        self, case: ValidationCase, volume: np.ndarray, effects: Sequence[np.ndarray], step: int
+    ) -> TrainingImage:
         sample = case.sample
         assert sample.image is not None
         real = sample.to_hu(sample.image[0])
+        spacing = voxel_sizes(sample.affine)
+        panels = [
+            Panel("real scan", "ct", real, spacing),
+            Panel("generated", "ct", volume, spacing),
+        ]
+        limit = MIN_LIMIT
+        for tracked, effect in zip(self.tracked, effects, strict=True):
+            panels.append(Panel(tracked.title.replace(": ", ":\n"), "difference", effect, spacing))
+            limit = max(limit, nice_limit(float(np.quantile(np.abs(effect), 0.995))))
         file = f"{step:08d}_{self.names[sample.name]}.png"
-        picture = slice_row(sample.labels, volume, real, voxel_sizes(sample.affine))
-        (self.folder / file).write_bytes(picture)
+        at = fullest_slices(sample.labels)
+        save_slices_png(self.folder / file, panels, at, limit=limit, dpi=PICTURE_DPI)
         return TrainingImage(step, sample.name, case.prompt.sentence, file)

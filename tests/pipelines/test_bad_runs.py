@@ -234,7 +234,7 @@ def test_a_signal_in_a_validation_abandons_it_and_saves(
 
     monkeypatch.setattr(Validation, "__call__", endless)
     start = time.monotonic()
-    words = ("--max_steps", "9", "--val_freq", "6")
+    words = ("--max_steps", "9", "--val_freq", "6", "--val_share", "1")
     done = command("train.py", *run_copy.flags(), "--continue_train", *words)
     assert done.code == 128 + number and time.monotonic() - start < 30
     assert "validation after step 6 is abandoned" in done.text

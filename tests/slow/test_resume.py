@@ -257,7 +257,7 @@ def test_two_processes_do_not_train_one_run(
 def test_validation_of_lost_steps_is_dropped(
     cohort_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    often = ("--val_freq", "1", "--val_cases", "1")
+    often = ("--val_freq", "1", "--val_cases", "1", "--val_share", "1")
     with monkeypatch.context() as patch:
         at_step(patch, 5, raise_killed)
         with pytest.raises(Killed):

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 from torch import Tensor
 
 from util.files import write_json
+from util.notices import Notice
 from util.records import read_record
 from util.schema import misfit
 from util.training.runs import RunLog, read_log
 from util.training.stopping import StopNow
 from util.training.trainer import Trainer
-from util.web.training_page import TrainingImage, write_training_page
+from util.web.training_page import (
+    TrackedEffect,
+    TrainingImage,
+    TrainingState,
+    write_progress,
+    write_training_page,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +41,76 @@ class ValidationResult:
     images: list[TrainingImage]
 
 
+class Validator(Protocol):
+    """Validation of the network in training."""
+
+    def __call__(self, step: int) -> ValidationResult:
+        """Return metrics and pictures at a step."""
+
+    def estimate_seconds(self) -> float:
+        """Return about how long a call takes."""
+
+
 @dataclass(frozen=True)
 class Intervals:
     """Steps between lines of the log, saves of latest/, validations, and numbered checkpoints.
 
-    `checkpoint` 0 writes no numbered checkpoints.
+    `checkpoint` 0 writes no numbered checkpoints. Validations are postponed while they would take
+    more than `validation_share` of the time; the one after the last step is not.
     """
 
     log: int
     save: int
     validate: int
     checkpoint: int
+    validation_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What the run's page shows beside the log.
+
+    Attributes:
+        options: The run's options by group.
+        notices: Warnings of the command; the list may grow.
+        tracked: The effects that are followed.
+    """
+
+    options: Mapping[str, Any]
+    notices: Sequence[Notice] = ()
+    tracked: Sequence[TrackedEffect] = ()
+
+
+@dataclass
+class Stopwatch:
+    """Times of a training, in seconds.
+
+    Attributes:
+        first_step: Step at which it began.
+        began: When it began.
+        validating: Time spent in validations.
+        last: Time of the last validation, or its estimate; None before.
+    """
+
+    first_step: int
+    began: float = field(default_factory=time.perf_counter)
+    validating: float = 0.0
+    last: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Time since the training began."""
+        return time.perf_counter() - self.began
+
+    def seconds_left(self, step: int, steps: int) -> float | None:
+        """Return the time for the remaining steps at the rate so far."""
+        done = step - self.first_step
+        return self.elapsed / done * (steps - step) if done else None
+
+    def may_validate(self, share: float) -> bool:
+        """Return whether a validation as long as the last one keeps its share of the time."""
+        expected = self.last or 0.0
+        return self.validating + expected <= share * (self.elapsed + expected)
 
 
 @dataclass(frozen=True)
@@ -60,9 +127,9 @@ class Monitor:
     Args:
         folder: The run's folder.
         trainer: Saves, and knows the main process.
-        options: The run's options by group, for its page.
+        content: What the run's page shows.
         extra: Stored in every checkpoint.
-        validate: Returns metrics and pictures at a step; None where nothing can be validated.
+        validate: The validation; None where nothing can be validated.
         intervals: How often each thing happens.
     """
 
@@ -70,14 +137,14 @@ class Monitor:
         self,
         folder: Path,
         trainer: Trainer,
-        options: Mapping[str, Any],
+        content: PageContent,
         extra: CheckpointExtra,
-        validate: Callable[[int], ValidationResult] | None,
+        validate: Validator | None,
         intervals: Intervals,
     ) -> None:
         self.folder = folder
         self.trainer = trainer
-        self.options = options
+        self.content = content
         self.extra = extra
         self.validate = validate
         self.intervals = intervals
@@ -86,6 +153,11 @@ class Monitor:
         self.images = self._earlier_images(trainer.steps_done)
         self._sums: dict[str, Tensor] = {}
         self._count = 0
+        self._watch = Stopwatch(trainer.steps_done)
+        self._is_due = False  # a validation is, and waits for its share of the time
+        self._page = 0  # number of the page written last
+        if self.log is not None:
+            self._write_page("running")
 
     def __call__(self, losses: Mapping[str, Tensor]) -> None:
         """Log, validate and save where the trainer's step asks for it."""
@@ -97,7 +169,9 @@ class Monitor:
         if step % self.intervals.log == 0 or last:
             self._write_log(step)
         if step % self.intervals.validate == 0 or last:
-            self._validate(step)
+            self._is_due = True
+        if self._is_due and (last or step % self.intervals.log == 0 or self._is_first_try(step)):
+            self._validate(step, last)
         if step % self.intervals.save == 0 or last:
             self.save("latest")
         if self.intervals.checkpoint and step % self.intervals.checkpoint == 0:
@@ -125,38 +199,98 @@ class Monitor:
         if self.log is not None and self._count:
             means = {f"loss_{k}": v.item() / self._count for k, v in self._sums.items()}
             self.log.write(step, means)
+            write_progress(self.folder / WEB, self._state("running"))
         self._sums = {}
         self._count = 0
 
-    def _validate(self, step: int) -> None:
+    def _is_first_try(self, step: int) -> bool:
+        return step % self.intervals.validate == 0
+
+    def _validate(self, step: int, last: bool) -> None:
         """Validate and write the page; a signal abandons both."""
         if self.log is not None:
             try:
                 with self.trainer.interruptible():
+                    if not (last or self._has_time(step)):
+                        return
+                    start = time.perf_counter()
                     result = self.validate(step) if self.validate is not None else None
+                    self._watch.last = time.perf_counter() - start
+                    self._watch.validating += self._watch.last
             except StopNow:
                 log.warning("The validation after step %d is abandoned.", step)
             else:
-                self._write_page(step, result)
+                self._add_result(step, result)
+                self._write_page("finished" if last else "running")
+        self._is_due = False
         self.trainer.accelerator.wait_for_everyone()
 
-    def _write_page(self, step: int, result: ValidationResult | None) -> None:
+    def _has_time(self, step: int) -> bool:
+        """Return whether a validation keeps its share of the time; say so once where it does not.
+
+        Other processes would wait for a validation at the same step, so that only a single one
+        postpones.
+        """
+        if self.validate is None or self.trainer.accelerator.num_processes > 1:
+            return True
+        if self._watch.last is None:
+            self._watch.last = self.validate.estimate_seconds()
+        if self._watch.may_validate(self.intervals.validation_share):
+            return True
+        if self._is_first_try(step):
+            log.info(
+                "The validation after step %d would take about %.0f s, more than its share of the "
+                "time (--val_share %g). It is postponed.",
+                step,
+                self._watch.last,
+                self.intervals.validation_share,
+            )
+        return False
+
+    def _add_result(self, step: int, result: ValidationResult | None) -> None:
         if result is not None and self.log is not None:
             self.log.write(step, {f"val_{k}": v for k, v in result.metrics.items()})
             texts = [f"{name} {value:.4g}" for name, value in result.metrics.items()]
             log.info("Step %d: %s", step, ", ".join(texts))
+            for image in result.images:
+                self.log.add_image(step, image.case, self.folder / WEB / image.file)
             self.images += result.images
             stored = [asdict(image) for image in self.images]
             write_json(self.folder / WEB / IMAGES_FILE, stored)
+
+    def _state(self, state: str) -> TrainingState:
+        step, steps = self.trainer.steps_done, self.trainer.config.steps
+        watch = self._watch
+        share = watch.validating / watch.elapsed if watch.elapsed > 0 else 0.0
+        text = (
+            f"Validation took {share:.0%} of the time so far; before the last step it is postponed "
+            f"where it would take more than {self.intervals.validation_share:.0%} (--val_share)."
+        )
+        return TrainingState(
+            step,
+            steps,
+            watch.seconds_left(step, steps) if state == "running" else None,
+            state,
+            self._page,
+            [notice.text for notice in self.content.notices],
+            self.content.tracked,
+            text if self.validate is not None else "",
+        )
+
+    def _write_page(self, state: str) -> None:
+        self._page = int(time.time())
         write_training_page(
             self.folder / WEB,
             self.folder.name,
             read_log(self.folder),
             self.images,
-            self.options,
+            self.content.options,
+            self._state(state),
         )
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log; the page of a training that did not come to its end says so."""
         if self.log is not None:
+            if self.trainer.steps_done < self.trainer.config.steps:
+                self._write_page("stopped")
             self.log.close()

@@ -85,6 +85,13 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(name.replace("_", "/", 1), value, step)
 
+    def add_image(self, step: int, name: str, file: Path) -> None:
+        """Add a picture to TensorBoard."""
+        import matplotlib.image
+
+        pixels = matplotlib.image.imread(file)[..., :3]
+        self._board.add_image(f"val/{name}", pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         """Close TensorBoard's file."""
         self._board.close()

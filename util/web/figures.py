@@ -7,7 +7,6 @@ axis reversed.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,46 +186,6 @@ def _draw(axes: Axes, panel: Panel, plane: str, display: Display) -> None:
         text = axes.text(x, y, letter, color="white", fontsize=7, transform=axes.transAxes)
         text.set(ha=side, va="center")
         text.set_path_effects([Stroke(linewidth=1.6, foreground=BACKGROUND), Normal()])
-
-
-def slice_row(
-    mask: NDArray[Any],
-    generated: NDArray[Any],
-    real: NDArray[Any] | None,
-    spacing: Sequence[float],
-    window: Window = LUNG,
-) -> bytes:
-    """Return a PNG file: mask, generated and (if there is one) real slices in three planes.
-
-    Args:
-        mask: Integer labels (X, Y, Z), RAS; the slices shown are those that hold most of it.
-        generated: HU, same shape.
-        real: HU, same shape, or `None`.
-        spacing: Voxel size in mm.
-        window: Lowest and highest HU shown.
-    """
-    panels = [Panel("mask", "mask", mask, spacing), Panel("generated", "ct", generated, spacing)]
-    if real is not None:
-        panels.append(Panel("real", "ct", real, spacing))
-    display = Display(fullest_slices(mask), window)
-    cells = [(plane, panel) for plane in PLANES for panel in panels]
-    sizes = [panel.size_mm(plane) for plane, panel in cells]
-    tall = max(height for _, height in sizes)
-    widths = [width / tall for width, _ in sizes]
-    size = (COLUMN_INCHES * sum(widths) + 0.05 * len(cells), 2.5)
-    figure = Figure(figsize=size, dpi=130, facecolor="white")
-    grid = GridSpec(
-        1, len(cells), figure, width_ratios=widths, left=0, right=1, bottom=0, top=0.89, wspace=0.03
-    )
-    for number, (plane, panel) in enumerate(cells):
-        axes = figure.add_subplot(grid[number])
-        _draw(axes, panel, plane, display)
-        axes.set_anchor("N")
-        title = f"{plane}: {panel.title}" if panel is panels[0] else panel.title
-        axes.set_title(title, fontsize=8, pad=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def save_slices_png(

@@ -1,10 +1,12 @@
-"""The page of a training run: curves, and pictures of validation cases, newest first.
+"""The page of a training run: progress, newest pictures, the followed effects, and curves.
 
-TensorBoard draws the same numbers while it runs; this page can be opened from disk.
+TensorBoard draws the same numbers and pictures; this page can be opened from disk, and renews
+itself while the run trains.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ COLOURS = {"Losses": "#2563a8", "Validation": "#b4552d", "Other": "#5c6878"}
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A picture made in training (see `util.web.figures.slice_row`).
+    """A picture made in training (see `util.web.figures.save_slices_png`).
 
     Attributes:
         step: The step after which it was made.
@@ -40,6 +42,51 @@ class TrainingImage:
     case: str
     prompt: str
     file: str
+
+
+@dataclass(frozen=True)
+class TrackedEffect:
+    """An attribute whose effect is followed in validation.
+
+    Attributes:
+        metric: Its name in the log.
+        title: What is compared, such as "SMOKING: Current minus Never".
+        real: The same difference between the training scans by regression, HU; NaN where too few
+            have one of the values.
+        low: Lower end of its 95 % interval.
+        high: Its upper end.
+    """
+
+    metric: str
+    title: str
+    real: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands.
+
+    Attributes:
+        step: Steps taken.
+        steps: Steps in all.
+        seconds_left: Estimated time to the end; None where it is not known.
+        state: "running", "finished" or "stopped".
+        page: Number of the page that is written, so that browsers renew an older one.
+        warnings: Warnings of the command.
+        tracked: The effects that are followed.
+        validation: A sentence on the time that validation takes.
+    """
+
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    state: str = "finished"
+    page: int = 0
+    warnings: Sequence[str] = ()
+    tracked: Sequence[TrackedEffect] = ()
+    validation: str = ""
 
 
 Curves = dict[str, tuple[list[float], list[float]]]
@@ -96,6 +143,7 @@ def write_training_page(
     log: Sequence[Mapping[str, Any]],
     images: Sequence[TrainingImage],
     options: Mapping[str, Mapping[str, Any]],
+    state: TrainingState | None = None,
 ) -> Path:
     """Write `folder`/index.html with its curves and return its path; a later call replaces it.
 
@@ -105,29 +153,129 @@ def write_training_page(
         log: Records of log.jsonl: a `step` and numbers, not the same ones in every record.
         images: Pictures in any order; the newest step comes first.
         options: The run's options, by group.
+        state: Where the training stands; by default after the log's last step.
     """
-    page_parts.copy_assets(folder, "page.css")
-    title = f"Training of {name}"
-    document = page_parts.new_document(title)
+    page_parts.copy_assets(folder, "page.css", "training.js")
     last = max((int(record["step"]) for record in log), default=0)
+    state = state or TrainingState(last, last)
+    title = f"Training of {name}"
+    document = page_parts.new_document(title, scripts=("training.js",))
+    document.body["data-page"] = str(state.page)
+    newest = max((image.step for image in images), default=0)
     with document:
-        state = f"After step {last}. Reload the page for newer numbers."
-        page_parts.page_header(title, tags.p(state, cls="note"))
+        page_parts.page_header(
+            title,
+            tags.p(effect_sentence(log, state.tracked), cls="headline"),
+            cautions=(page_parts.RESEARCH_ONLY,),
+        )
         with tags.main():
-            notes = validation_notes(log)
-            if notes:
-                with page_parts.card("Read before judging"):
-                    page_parts.bullet_list(notes, "cautions")
+            _progress(state)
+            _pictures([image for image in images if image.step == newest])
+            _before_judging([*state.warnings, *validation_notes(log)])
             with tags.div(cls="cards"):
-                page_parts.option_tables(options)
+                _tracked(folder, log, state, last)
                 for kind, chart in curves(log).items():
                     file = f"{kind.lower()}.svg"
                     draw_curves(chart, COLOURS[kind], folder / file)
                     with page_parts.card(kind, "wide"):
                         text = f"{kind} over steps: {', '.join(chart)}"
                         page_parts.chart(f"{file}?step={last}", text)
-            _pictures(images)
+            _pictures([image for image in images if image.step != newest])
+            page_parts.option_tables(options)
+    write_progress(folder, state)
     return page_parts.write_document(document, folder / "index.html")
+
+
+def write_progress(folder: Path, state: TrainingState) -> None:
+    """Write progress.js, which the page reads again and again."""
+    values = {
+        "step": state.step,
+        "steps": state.steps,
+        "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
+        "page": state.page,
+        "state": state.state,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "progress.js") as temporary:
+        temporary.write_text(f"Mask2CT.progress({json.dumps(values)});\n", encoding="ascii")
+
+
+def effect_sentence(log: Sequence[Mapping[str, Any]], tracked: Sequence[TrackedEffect]) -> str:
+    """Return where the run stands in a sentence with figures: the followed effects, or the error.
+
+    Args:
+        log: Records of log.jsonl.
+        tracked: The effects that are followed.
+    """
+    newest: dict[str, float] = {}
+    for record in log:
+        newest.update({k: v for k, v in record.items() if isinstance(v, int | float)})
+    texts = []
+    for effect in tracked:
+        if effect.metric in newest:
+            text = f"{effect.title}: {newest[effect.metric]:+.1f} HU in the generated lungs"
+            if not math.isnan(effect.real):
+                text += f", {effect.real:+.1f} [{effect.low:.1f}, {effect.high:.1f}] in real scans"
+            texts.append(f"{text}.")
+    if "val_lung_mae_hu" in newest:
+        texts.append(f"Mean absolute error in the lungs {newest['val_lung_mae_hu']:.0f} HU.")
+    return page_parts.typeset(" ".join(texts) or "No validation yet.")
+
+
+def _progress(state: TrainingState) -> None:
+    with tags.div(cls="progress"):
+        tags.progress(id="steps", max=max(1, state.steps), value=state.step)
+        tags.span(f"Step {state.step} of {state.steps}: {state.state}.", id="state")
+    page_parts.note(state.validation)
+
+
+def _before_judging(warnings: Sequence[str]) -> None:
+    if warnings:
+        with page_parts.card("Read before judging", id="warnings"):
+            page_parts.bullet_list(warnings, "cautions warnings")
+
+
+def _tracked(
+    folder: Path, log: Sequence[Mapping[str, Any]], state: TrainingState, last: int
+) -> None:
+    """Add a card with the curve of each effect that is followed, and the real scans' as a line."""
+    validation = curves(log).get("Validation", {})
+    for number, effect in enumerate(state.tracked):
+        if effect.metric not in validation:
+            continue
+        file = f"effect_{number}.svg"
+        draw_effect(effect, *validation[effect.metric], folder / file)
+        with page_parts.card(effect.title, "wide"):
+            text = f"Mean effect on the lungs over steps, HU: {effect.title}."
+            if math.isnan(effect.real):
+                text += " Too few training scans have both values for a regression."
+            else:
+                text += (
+                    " Line and band: the difference between the training scans by regression on "
+                    "this attribute alone, with its 95 % interval. It is not adjusted for other "
+                    "columns."
+                )
+            page_parts.chart(f"{file}?step={last}", text, [text])
+
+
+def draw_effect(
+    effect: TrackedEffect, steps: Sequence[float], values: Sequence[float], path: Path
+) -> None:
+    """Draw the curve of an effect and the regression of the real scans, as SVG."""
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(
+        steps, values, color=COLOURS["Validation"], marker="o", markersize=3, label="generated"
+    )
+    if not math.isnan(effect.real):
+        axes.axhspan(effect.low, effect.high, color="#5c6878", alpha=0.18, linewidth=0)
+        axes.axhline(effect.real, color="#5c6878", linestyle="--", label="real scans, regression")
+    axes.axhline(0, color="#aab2bd", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="HU in the lungs")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg")
 
 
 def validation_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -151,6 +299,6 @@ def _pictures(images: Sequence[TrainingImage]) -> None:
                 with tags.a(href=page_parts.link(image.file), title="Open the picture"):
                     tags.img(
                         src=page_parts.link(image.file),
-                        alt=f"{image.case}, step {step}: mask, generated, real",
+                        alt=f"{image.case}, step {step}: real, generated, effect",
                         loading="lazy",
                     )

@@ -8,6 +8,7 @@ import html
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,19 @@ from util.web.figures import (
     fullest_slices,
     mask_rgb,
     radiological_slice,
-    slice_row,
+    save_slices_png,
 )
 from util.web.results_page import ResultsPage, ResultsReport
 from util.web.tables import effect_summary, effects_by_case, metric_summary
-from util.web.training_page import TrainingImage, binned, curves, write_training_page
+from util.web.training_page import (
+    TrackedEffect,
+    TrainingImage,
+    TrainingState,
+    binned,
+    curves,
+    write_progress,
+    write_training_page,
+)
 from util.web.web_data import PageGrid, brick_shape, bricks, write_volume
 
 SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
@@ -162,6 +171,7 @@ def test_training_page_lists_newest_first_and_every_curve(tmp_path: Path) -> Non
     ]
     images = [TrainingImage(s, f"case{s}", "<b>bold</b>", f"{s}.png") for s in (10, 30, 20)]
     text = write_training_page(tmp_path, "run", log, images, {"Model": {"ngf": 64}}).read_text()
+    text = text.partition("</header>")[2].partition("</div>")[2]  # after the progress
     assert text.index("Step 30") < text.index("Step 20") < text.index("Step 10")
     assert "<b>bold" not in text and "ngf" in text
     for name in ("losses", "validation", "other"):
@@ -517,7 +527,7 @@ def test_pages_have_one_global_name(tmp_path: Path, visit: Visit) -> None:
 
 def test_training_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
     v = volumes()
-    (tmp_path / "10.png").write_bytes(slice_row(v["mask"], v["hu"], None, SPACING))
+    save_slices_png(tmp_path / "10.png", [Panel("generated", "ct", v["hu"], SPACING)])
     log = [{"step": 10, "loss_G": 1.0}]
     page = visit(
         write_training_page(tmp_path, "run", log, [TrainingImage(10, "a", "text", "10.png")], {})
@@ -526,6 +536,31 @@ def test_training_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
         "[...document.images].every(i => i.complete && i.naturalWidth > 50)"
     )  # loaded when seen
     assert page.locator("img").count() == 2  # the losses and the slices
+
+
+def test_a_training_page_follows_the_run(tmp_path: Path, visit: Visit) -> None:
+    state = TrainingState(15, 150, 5400.0, "running", 1, ["One patient."])
+    page = visit(write_training_page(tmp_path, "run", [], [], {}, state))
+    page.wait_for_function("document.getElementById('state').textContent.includes('h left')")
+    assert page.inner_text("#state") == "Step 15 of 150: running, about 1.5 h left."
+    assert "One patient." in page.inner_text("#warnings")
+    page.evaluate("window.old = true")
+    write_progress(tmp_path, replace(state, step=20, seconds_left=600.0))
+    page.wait_for_function("document.getElementById('steps').value === 20", timeout=15000)
+    assert "about 10 min left" in page.inner_text("#state") and page.evaluate("window.old")
+    write_training_page(tmp_path, "run", [], [], {}, replace(state, state="stopped", page=2))
+    page.wait_for_function("!window.old && document.getElementById('state')", timeout=15000)
+    assert page.inner_text("#state") == "Step 15 of 150: stopped."
+
+
+def test_a_followed_effect_stands_beside_the_real_scans(tmp_path: Path) -> None:
+    log = [{"step": s, "val_lung_effect_hu": 2.0 * s} for s in (10, 20)]
+    effect = TrackedEffect("val_lung_effect_hu", "SMOKING: Current minus Never", 42.0, 30.0, 54.0)
+    state = TrainingState(20, 20, tracked=[effect])
+    text = write_training_page(tmp_path, "run", log, [], {}, state).read_text()
+    sentence = "SMOKING: Current minus Never: +40.0 HU in the generated lungs, +42.0 [30.0, 54.0]"
+    assert sentence in text and "It is not adjusted for other columns." in text
+    assert (tmp_path / "effect_0.svg").stat().st_size > 1000
 
 
 # --- what a page says first ---
