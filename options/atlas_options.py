@@ -84,6 +84,11 @@ class AtlasCases:
         "Template (YAML) whose roles decide what real scans are adjusted for; default: those of "
         "the run's template.",
     )
+    without_vessels: bool = flag(
+        False,
+        "Also measure means without the vessels of the central lung, which are found by their "
+        "shape, so that dense disease stays.",
+    )
     control_labels: tuple[int, ...] = flag(
         (),
         "Mask labels that disease of the lungs cannot change, such as aorta or muscle: negative "

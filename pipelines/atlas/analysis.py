@@ -155,6 +155,7 @@ def atlas_tables(
     warned = [
         *control_cautions(negative_controls, labels, roles),
         *cohort_cautions(study, real, adjustable, estimated, pairs),
+        *cautions.vessel_cautions(estimated, plan.contrasts),
         *cautions.imputation_cautions(real, missing, contrast_columns),
         *cautions.refit_cautions(run.refits, run.steps),
         *run.cautions,

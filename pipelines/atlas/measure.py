@@ -74,12 +74,14 @@ class MeasurementPlan:
         data: How the cohort is read.
         attributes: Attributes to vary.
         contrasts: Contrasts between their values.
+        without_vessels: Whether means without vessels are measured, too.
     """
 
     template: Template
     data: DataOptions
     attributes: Sequence[AtlasAttribute]
     contrasts: Sequence[Contrast]
+    without_vessels: bool = False
 
     def contrasts_of(self, attribute: AtlasAttribute) -> list[Contrast]:
         """Return the contrasts of an attribute."""
@@ -90,9 +92,11 @@ class MeasurementPlan:
         spacing = voxel_sizes(sample.affine)
         return chest_regions(sample.labels, spacing, self.data.lung_labels, self.data.airway_label)
 
-    def outcomes(self, sample: VolumeSample) -> RegionOutcomes:
-        """Return what measures the volumes of a case."""
-        return RegionOutcomes.from_masks(self.regions(sample), voxel_sizes(sample.affine).tolist())
+    def outcomes(self, sample: VolumeSample, volume: Hu) -> RegionOutcomes:
+        """Return what measures the volumes of a case, of which one shows where its vessels are."""
+        regions = self.regions(sample)
+        outcomes = RegionOutcomes.from_masks(regions, voxel_sizes(sample.affine).tolist())
+        return outcomes.without_vessels(regions, volume) if self.without_vessels else outcomes
 
 
 @dataclass
@@ -134,7 +138,7 @@ class CaseCounterfactuals:
         self.case = sample.case.id
         self.factual = generators.generate(sample, prompt)
         lungs = np.isin(sample.labels, plan.data.lung_labels)
-        self.outcomes = plan.outcomes(sample)
+        self.outcomes = plan.outcomes(sample, self.factual)
         self.regions = self.outcomes.voxels
         self.factual_values = self.outcomes.measure(self.factual)
         self.frame = None
@@ -336,7 +340,8 @@ def real_outcomes(sample: VolumeSample, plan: MeasurementPlan) -> Values | None:
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     if sample.image is None or not lungs.any():
         return None
-    return plan.outcomes(sample).measure(sample.to_hu(sample.image[0]))
+    scan = sample.to_hu(sample.image[0])
+    return plan.outcomes(sample, scan).measure(scan)
 
 
 def lung_volume_ml(sample: VolumeSample, lung_labels: Sequence[int]) -> float:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, MEAN
 from pipelines.atlas.statistics.sentences import format_change, format_interval
 from util.metrics.regions import region_name
 from util.web.figures import DIVERGING
@@ -225,7 +225,7 @@ def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path) -> None:
     """
     shown = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
     outcomes = [
-        outcome for outcome in OUTCOMES.values() if (shown["outcome"] == outcome.name).any()
+        outcome for outcome in ALL_OUTCOMES.values() if (shown["outcome"] == outcome.name).any()
     ]
     names = [outcome.name for outcome in outcomes]
     contrasts = list(dict.fromkeys(shown["contrast"]))

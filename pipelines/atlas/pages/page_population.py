@@ -20,7 +20,7 @@ from pipelines.atlas.pages.page_case import FIRST_PLANE
 from pipelines.atlas.pages.page_maps import figure_links, map_choices, maps_section
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL
 from pipelines.atlas.statistics.negative_controls import KIND, QUANTITIES
-from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, MEAN, OUTCOMES
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import format_change, format_interval
 from pipelines.atlas.statistics.shape import shape_sentences
@@ -276,7 +276,7 @@ def _outcomes(p: Population) -> None:
 
 
 def _outcome_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
-    outcomes = tests["outcome"].map(OUTCOMES.__getitem__)
+    outcomes = tests["outcome"].map(ALL_OUTCOMES.__getitem__)
     return pd.DataFrame(
         {
             "change": tests["contrast"].map(p.labels),

@@ -15,12 +15,13 @@ from pipelines.atlas.statistics.associations import (
     Association,
     ambiguous_columns,
 )
-from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute
+from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
-from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
 from pipelines.atlas.statistics.regression import INSEPARABLE, AttributeTables, RealScans
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
+from pipelines.atlas.statistics.sentences import region_place
 from util.phrasing import LOW_RELEVANCE
 
 MIN_LEVEL_PATIENTS = 10  # training patients of a value
@@ -30,6 +31,8 @@ MAX_VIF = 5.0
 MAX_MISSING = 0.3
 MAX_UNKNOWN = 0.8  # share of empty cells from which nothing is claimed
 THROUGH_MASK_P = 0.01
+MAX_VESSEL_HU = 5.0  # by which means with and without vessels may differ
+MIN_REVERSAL_HU = 1.0  # by which they differ at least where another sign matters
 
 CAUTION_COLUMNS = ("kind", "column", "other", "value", "forbids", "outcomes", "text")
 
@@ -410,4 +413,35 @@ def collinear_cautions(real: pd.DataFrame, columns: Mapping[str, str]) -> list[C
                 f"inflation {vif:.1f}); it is not claimed."
             )
             cautions.append(Caution("collinear", text, str(column), value=float(vif), forbids=True))
+    return cautions
+
+
+def vessel_cautions(real: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[Caution]:
+    """Warn of contrasts whose mean depends on whether vessels count.
+
+    Args:
+        real: Table real.csv; without means without vessels, there is nothing to warn of.
+        contrasts: The contrasts; slopes are left out.
+    """
+    keys = ["contrast", "region"]
+    main = real[real["primary"] == "yes"]
+    kept = main[main["outcome"] == MEAN]
+    without = main[main["outcome"] == MEAN_WITHOUT_VESSELS]
+    both = kept.merge(without, on=keys, suffixes=("", "_without"))
+    cautions = []
+    for contrast in contrasts:
+        rows = both[both["contrast"] == contrast.id]
+        change = (rows["real"] - rows["real_without"]).abs()
+        is_reversed = (rows["real"] * rows["real_without"] < 0) & (change > MIN_REVERSAL_HU)
+        rows = rows[(change > MAX_VESSEL_HU) | is_reversed]
+        if contrast.kind == "slope" or not len(rows):
+            continue
+        worst = rows.loc[change[rows.index].idxmax()]
+        text = (
+            f"{contrast.label}: the difference in the real scans depends on whether vessels count. "
+            f"It is {worst['real']:+.1f} HU {region_place(str(worst['region']))} with them, and "
+            f"{worst['real_without']:+.1f} HU without."
+        )
+        value = round(float(change[rows.index].max()), 3)
+        cautions.append(Caution("vessels", text, contrast.column, value=value))
     return cautions

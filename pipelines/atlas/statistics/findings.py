@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from pipelines.atlas.statistics.adjustment import TOTAL
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.intervals import MIN_PERMUTED
-from pipelines.atlas.statistics.outcomes import OUTCOMES
+from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, OUTCOMES
 from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
@@ -127,6 +127,7 @@ def judge_effects(
     tests = tests.merge(total[[*keys, *TOTAL_NAMES.values()]], "left", keys)
     tests["role"] = tests["column"].map(roles)
     is_tested = tests["region"].isin(LUNG_REGIONS) & (tests["kind"] != "slope")
+    is_tested &= tests["outcome"].isin(list(OUTCOMES))
     tests["tested"] = np.where(is_tested, "yes", "no")
     tests["real_q"] = false_discovery(tests["real_p"].where(is_tested).astype(float))
     is_larger = tests["generated"].abs() > tests["permuted_max"].astype(float)
@@ -137,7 +138,7 @@ def judge_effects(
     reasons = []
     for row in tests.to_dict("records"):
         bounds = float(row["real_low"]), float(row["real_high"])
-        negligible = OUTCOMES[row["outcome"]].negligible
+        negligible = ALL_OUTCOMES[row["outcome"]].negligible
         row["agreement"] = classify_agreement(row["generated"], *bounds, negligible)
         verdict, reason = reach_verdict(row, cautions)
         agreements.append(row["agreement"])
@@ -159,8 +160,10 @@ def false_discovery(p: pd.Series) -> pd.Series:
 def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[str, str]:
     """Return finding, not found or not judged, and the reason ("" for a finding)."""
     if row["tested"] == "no":
-        is_slope = row["kind"] == "slope"
-        return "not judged", "judged by its quantiles" if is_slope else "a control region"
+        if row["kind"] == "slope":
+            return "not judged", "judged by its quantiles"
+        is_variant = row["outcome"] not in OUTCOMES
+        return "not judged", "a variant of the mean" if is_variant else "a control region"
     for caution in cautions:
         if caution.forbids_claim(row["column"], row["outcome"]):
             return "not judged", caution.text

@@ -71,6 +71,8 @@ def _percentile(number: str, negligible: float, tissue: str) -> Outcome:
 
 
 MEAN = "mean"
+# Measured with --without_vessels; a variant of the mean that no verdict rests on.
+MEAN_WITHOUT_VESSELS = "mean_without_vessels"
 OUTCOMES: dict[str, Outcome] = {
     outcome.name: outcome
     for outcome in (
@@ -90,6 +92,9 @@ OUTCOMES: dict[str, Outcome] = {
         _share("share_below_910", "below", -910),
         _share("share_above_700", "above", -700),
     )
+}
+ALL_OUTCOMES = OUTCOMES | {
+    MEAN_WITHOUT_VESSELS: Outcome(MEAN_WITHOUT_VESSELS, "mean without vessels", "mean_hu")
 }
 # What a change of image noise or of sharpness alone moves, too.
 TEXTURE_OUTCOMES = tuple(name for name in OUTCOMES if name != MEAN)

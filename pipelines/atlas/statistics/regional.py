@@ -1,19 +1,21 @@
 """Outcomes by region.
 
 Every voxel of a region counts. Leaving out dense voxels (vessels, by a threshold) would be a
-selection on the outcome: fibrosis and consolidation are dense, and would vanish from real scans.
+selection on the outcome: fibrosis and consolidation are dense, and would vanish from real scans. A
+second mean without vessels takes them by their shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES, Values
+from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES, Values
+from pipelines.atlas.statistics.vessels import find_vessels
 from util.metrics.texture import statistics_by_region
 
 Mask = NDArray[np.bool_]
@@ -54,12 +56,14 @@ class RegionOutcomes:
         lungs: Regions of the lungs within `box`, for the other outcomes; empty without lungs.
         box: Slices of the grid that hold the lungs.
         spacing: Voxel size in mm.
+        tissue: Regions of the lungs without vessels; None where vessels stay.
     """
 
     voxels: RegionVoxels
     lungs: Mapping[str, Mask]
     box: tuple[slice, ...]
     spacing: Sequence[float]
+    tissue: RegionVoxels | None = None
 
     @classmethod
     def from_masks(cls, masks: Mapping[str, Mask], spacing: Sequence[float]) -> RegionOutcomes:
@@ -71,12 +75,28 @@ class RegionOutcomes:
         lungs = {name: masks[name][box] for name in LUNG_REGIONS if name in masks}
         return cls(voxels, lungs, box, spacing)
 
+    def without_vessels(self, masks: Mapping[str, Mask], volume: Hu) -> RegionOutcomes:
+        """Return these outcomes with a second mean, without the vessels of one volume.
+
+        All volumes of a case lose the same voxels, so that no change decides which these are.
+
+        Args:
+            masks: The regions.
+            volume: The factual volume, or the scan, in HU.
+        """
+        vessels = find_vessels(volume, masks, self.spacing)
+        lungs = {name: masks[name] & ~vessels for name in self.lungs}
+        return replace(self, tissue=RegionVoxels.from_masks(lungs))
+
     def measure(self, volume: Hu) -> Values:
         """Return the values of a volume, HU, by (outcome, region).
 
         The mean is that of every region; the other outcomes are those of the lungs' regions.
         """
         values = {(MEAN, region): mean for region, mean in self.voxels.means(volume).items()}
+        if self.tissue is not None:
+            for region, mean in self.tissue.means(volume).items():
+                values[MEAN_WITHOUT_VESSELS, region] = mean
         if not self.lungs:
             return values
         statistics = statistics_by_region(volume[self.box], self.lungs, self.spacing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.outcomes import outcome_frame
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
+from pipelines.atlas.statistics.vessels import find_vessels
 from util.metrics.regions import chest_regions
 
 REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
@@ -149,6 +151,66 @@ def test_lesions_of_a_real_chest_are_whole_on_both_sides(lesion: Callable[..., H
     affine = np.diag([*(s * p.step for s, p in zip(np.diag(scan.affine), step, strict=False)), 1])
     hu = scan.array[step].astype(np.float32).clip(*WINDOW)
     check_lesion(hu, mask.array[step].astype(np.uint8), affine, lesion)
+
+
+def right_lung() -> tuple[Hu, NDArray[np.uint8], NDArray[np.floating]]:
+    """The right lung of a real chest at 2 mm, its labels and its affine."""
+    name = "LIDC-IDRI-0001.nii.gz"
+    scan, mask = load_volume(REALCT / "img" / name), load_volume(REALCT / "gtlung" / name)
+    labels = np.where(mask.array == 2, np.uint8(2), np.uint8(0))
+    box = ndimage.find_objects(labels == 2, 1)[0]
+    return scan.array[box].astype(np.float32).clip(*WINDOW), labels[box], scan.affine
+
+
+@pytest.mark.skipif(not REALCT.is_dir(), reason="the real scans (../shared/realct) are not here")
+@pytest.mark.parametrize("lesion", LESIONS[:3])
+def test_lesions_of_a_real_chest_stay_without_its_vessels(lesion: Callable[..., Hu]) -> None:
+    """Vessels go by their shape, and dense disease stays, on both sides."""
+    hu, labels, affine = right_lung()
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    regions = chest_regions(labels, spacing)
+    diseased = lesion(hu, regions, spacing)
+    plan = replace(PLAN, without_vessels=True)
+    real = []
+    for volume in (hu, diseased):
+        values = real_outcomes(sample_of(volume, labels, affine), plan)
+        assert values is not None
+        real.append(values)
+    outcomes = plan.outcomes(sample_of(hu, labels, affine), hu)
+    generated = [outcomes.measure(volume) for volume in (hu, diseased)]
+    for before, after in (real, generated):
+        for region in ("lungs", "lower", "core", "rim"):
+            truth = float((diseased - hu)[regions[region]].mean())
+            change = after["mean_without_vessels", region] - before["mean_without_vessels", region]
+            assert change == pytest.approx(truth, rel=0.1, abs=3), region
+
+
+@pytest.mark.skipif(not REALCT.is_dir(), reason="the real scans (../shared/realct) are not here")
+def test_vessels_of_a_real_chest_are_found() -> None:
+    hu, labels, affine = right_lung()
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    regions = chest_regions(labels, spacing)
+    vessels = find_vessels(hu, regions, spacing.tolist())
+    dense = regions["core"] & (hu > -700)
+    assert (vessels & dense).sum() > 0.4 * dense.sum()
+    assert 0.01 < vessels[regions["core"]].mean() < 0.1 and not vessels[~regions["core"]].any()
+    assert np.median(hu[vessels]) > np.median(hu[regions["core"]]) + 200
+
+
+def test_a_tube_is_a_vessel_and_neither_a_ball_nor_speckle_is() -> None:
+    shape, spacing = (50, 40, 40), (1.5, 1.5, 2.0)
+    regions = {"lungs": np.ones(shape, bool), "core": np.ones(shape, bool)}
+    x, y, z = (np.indices(shape).T * spacing).T
+    flat = np.random.default_rng(0).normal(-850, 20, shape)
+    tube = (y - 30) ** 2 + (z - 40) ** 2 < 3**2
+    ball = (x - 35) ** 2 + (y - 30) ** 2 + (z - 40) ** 2 < 20**2
+    speckle = np.random.default_rng(1).random(shape) < 0.3
+    found = find_vessels(np.where(tube, 40, flat), regions, spacing)
+    assert found[tube].mean() > 0.7 and found[~tube].mean() < 0.02
+    for disease, hu in ((ball, 30), (speckle, -450)):
+        assert find_vessels(np.where(disease, hu, flat), regions, spacing)[disease].mean() < 0.01
+    assert not find_vessels(flat, regions, spacing).any()
+    assert not find_vessels(flat, {"lungs": regions["lungs"]}, spacing).any()  # no central lung
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipelines.atlas.statistics.findings import (
     judge_effects,
     rank_findings,
 )
-from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
+from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 
 LEVELS = ("Never", "Ex", "Current")
@@ -468,6 +468,32 @@ def test_the_false_discovery_rate_is_that_of_all_outcomes_together() -> None:
     q = tests[tests["outcome"] == MEAN]["real_q"].dropna().to_numpy()
     assert (q > alone["real_q"].dropna().to_numpy()).all()
     assert not (tests[tests["outcome"] == "detail_sd"]["verdict"] == "finding").any()
+
+
+def test_means_that_depend_on_vessels_are_warned_of_and_decide_nothing() -> None:
+    data = scans()
+    current = (data.table["SMOKING"] == "Current").astype(float)
+    for place in ("lungs", "upper"):
+        shift = 12.0 if place == "upper" else 2.0
+        data.outcomes[MEAN_WITHOUT_VESSELS, place] = data.outcomes[MEAN, place] - shift * current
+    real = estimate_contrasts(data, CONTRASTS, ROLES)
+    (caution,) = cautions.vessel_cautions(real, CONTRASTS)
+    assert (
+        caution.column == "SMOKING" and caution.value == pytest.approx(12) and not caution.forbids
+    )
+    assert "HU in the upper thirds with them" in caution.text
+    assert not cautions.vessel_cautions(estimate_contrasts(scans(), CONTRASTS, ROLES), CONTRASTS)
+    both = pd.concat([effects(), effects().assign(outcome=MEAN_WITHOUT_VESSELS)])
+    tests = judge_effects(both.reset_index(drop=True), real, ROLE_OF, [])
+    variant = tests[tests["outcome"] == MEAN_WITHOUT_VESSELS]
+    assert set(variant["tested"]) == {"no"} and variant["real"].notna().any()
+    assert "a variant of the mean" in set(variant["why"])
+    ranked = rank_findings(
+        tests,
+        {c.id: c.label for c in CONTRASTS},
+        pd.DataFrame(columns=["control", "region", "mean_abs_hu"]),
+    )
+    assert {row["outcome"] for row in ranked.found + ranked.not_found} == {MEAN}
 
 
 def test_scans_of_training_are_not_called_real_scans_without_a_word() -> None:
