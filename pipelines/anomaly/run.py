@@ -320,12 +320,22 @@ def _panels(
     expected = f"{volumes}__expected.nii.gz"
     unusual = f"{volumes}__unusual.nii.gz"
     caption = "mean of the generated volumes"
+    real = Panel("scan", "ct", scan.real, spacing, None, "strongest regions outlined", labels)
     panels = [
         Panel("mask", "mask", mask, spacing),
-        Panel("scan", "ct", scan.real, spacing, None, "strongest regions outlined", labels),
+        real,
         Panel("expected", "ct", scan.mean, spacing, expected, caption),
-        Panel("scan minus expected", "difference", difference, spacing, None, "in the lungs"),
-        Panel("how unusual", "score", deviation, spacing, unusual, "in usual spreads", labels),
+        Panel(
+            "scan minus expected",
+            "difference",
+            difference,
+            spacing,
+            caption="in the lungs",
+            before=real,
+        ),
+        Panel(
+            "how unusual", "score", deviation, spacing, unusual, "in usual spreads", labels, real
+        ),
     ]
     if scan.annotated is not None:
         annotated = scan.annotated.astype(np.uint8)

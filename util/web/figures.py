@@ -64,7 +64,7 @@ class Panel:
         file: Link to the volume's file, relative to the page; `None` for no link.
         caption: A short line below the title.
         outline: Numbered regions (X, Y, Z) that pages outline, 0 for none.
-        before: Of a difference: the volume that was subtracted; pages lay the difference on it.
+        before: Of a difference or a score: the volume that pages lay it on.
         role: What it is to the case: the real scan, the volume of its own text, or the difference
             of other noise that a difference is compared with.
         attribute: Attribute that was varied; "" for none.

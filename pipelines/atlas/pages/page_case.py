@@ -235,6 +235,7 @@ def _toolbar(limit: float, labels: Sequence[int]) -> None:
     with viewer_parts.toolbar("View of all pictures"):
         viewer_parts.plane_and_window(FIRST_PLANE)
         viewer_parts.limit_choice(limit)
+        viewer_parts.overlay_choice()
         page_parts.check_box("lines", "Outline of the mask", checked=True)
         viewer_parts.label_legend(labels)
         viewer_parts.slice_slider("Slice of all pictures", play=True)

@@ -341,3 +341,7 @@ def test_outlines_are_drawn(looked: Path, visit: Callable[[Path], Any]) -> None:
     )
     assert [bool(p) for p in painted[:5]] == [False, True, False, False, True]
     assert "spreads" in page.inner_text(".score .bar")
+    first.locator(".score .stage").hover()
+    page.keyboard.press("d")  # differences and scores on the scan
+    assert page.is_checked("#overlay")
+    assert first.locator(".stage.overlaid").count() == 2

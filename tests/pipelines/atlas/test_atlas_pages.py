@@ -336,6 +336,12 @@ def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:
     assert page.inner_text("[data-role=wipe] .value") == "before −850 HU, after −800 HU"
     assert page.inner_text(".place").startswith("right lung: right lower third")
     assert page.is_visible("[data-role=difference] .bar b")
+    on_white = pixels(page, "#one [data-role=difference] canvas.voxels")
+    page.check("#overlay")
+    on_ct = pixels(page, "#one [data-role=difference] canvas.voxels")
+    assert page.locator("#one .difference .stage.overlaid").count() > 0
+    assert on_ct[..., :3].mean() < 0.8 * on_white[..., :3].mean()
+    page.uncheck("#overlay")
     page.uncheck("#lines")
     fewer = pixels(page, "#one [data-role=before] canvas.lines")
     assert fewer[..., 3].max() == 0

@@ -108,7 +108,7 @@ window.Mask2CT = (() => {
     const context = canvas.getContext("2d"), image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer), { values, step, under } = source, table = pixelTable(source, view);
     if (under) {
-      const ground = pixelTable(under, view), below = under.values, full = view.limit / 2;
+      const ground = pixelTable(under, view), below = under.values, full = colourRange(source.kind, view)[1] / 2;
       for (let p = 0; p < pixels.length; p++) {
         const stored = values[p], opacity = stored === NO_VALUE ? 0 : view.overlay * Math.min(1, Math.abs(stored * step) / full);
         pixels[p] = mix(ground[below[p] - NO_VALUE], table[stored - NO_VALUE], opacity);

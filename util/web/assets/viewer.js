@@ -17,6 +17,7 @@
   const MARGIN = "500px 0px"; // so far from the screen, cases are made and pictures drawn
   const OUTLINE = "#ffe14a"; // of numbered regions, and of changes beyond the colours
   const FIRST = "axial", THREE = ["coronal", "sagittal"]; // planes below one another, where three are shown
+  const SIGNED = ["difference", "score"]; // kinds that can be laid on a CT
   const RULER_SHARE = 0.35; // of a picture's width, at most
   // `plane` may be "three"; `limit` 0 is each picture's own range; `overlay` is the opacity of differences on the CT.
   const view = { plane: config.plane, window: "lung", limit: config.limit, lines: true, hairs: true, overlay: 0 };
@@ -363,7 +364,7 @@
     layOn(panel, slice) {
       const [source] = panel.sources, [layer] = panel.layers;
       const key = panel.under || (Array.isArray(layer) ? layer[0] : ""); // the volume before
-      const laid = source.kind === "difference" && view.overlay > 0 && key !== "";
+      const laid = SIGNED.includes(source.kind) && view.overlay > 0 && key !== "";
       if (laid) source.under = this.source(key, slice);
       panel.stage.classList.toggle("overlaid", laid);
     }
