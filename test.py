@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
     # Slow to import: --help and mistakes in the command line are answered without it.
+    from pipelines.case_pictures import draw_animations
     from pipelines.generation import generate_case, open_plan, open_run, page_context
     from pipelines.results import ResultsWriter, check_results_folder, results_folder
     from pipelines.run_cohort import warn_training_cases
@@ -36,6 +37,8 @@ def generate_cohort(options: TestOptions) -> Path:
         for sample in tqdm(samples, desc="generating", unit="case", disable=hidden):
             generate_case(plan, sample, results)
         log.info("%d cases in %s", len(samples), results.save(page_context(plan, notices)))
+        if options.output.gif and cli.is_main_process():
+            draw_animations(folder, options.source.dataroot, plan.data.lung_labels)
     return folder
 
 

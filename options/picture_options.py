@@ -1,4 +1,4 @@
-"""Flags of scripts/make_picture.py."""
+"""Flags of scripts/make_picture.py and scripts/make_pictures.py."""
 
 from __future__ import annotations
 
@@ -33,3 +33,43 @@ class PictureCommand:
     )
 
     picture: PictureOptions = group(PictureOptions, "Picture")
+
+
+@dataclass(frozen=True)
+class PictureSetOptions:
+    """Pictures to take away."""
+
+    RESULTS: str = argument("Folder that test.py wrote.", kind="folder")
+    dataroot: str = path_flag("", "The cohort, for masks and real scans.", kind="folder")
+    case: str = flag("", "The only case (default: the first --how_many).")
+    how_many: int = flag(1, "Number of cases (0: all).", low=0)
+    column: str = flag("", "The only attribute (default: every one that was varied).")
+    plane: str = flag("axial", "Plane of the slices.", choices=("axial", "coronal", "sagittal"))
+    formats: tuple[str, ...] = flag(
+        (),
+        "What to write, may be repeated: animations (gif, mp4), a stack of pictures (png), the "
+        "slice with the largest difference as a figure (svg), the slices with the largest "
+        "differences (top). Default: all, mp4 where ffmpeg is installed.",
+        choices=("gif", "mp4", "png", "svg", "top"),
+    )
+    frames: int = flag(60, "Most slices of an animation or a stack.", low=1)
+    fps: int = flag(8, "Slices per second of an animation.", low=1, high=60)
+    top: int = flag(4, "Number of slices with the largest differences.", low=1, high=20)
+    limit: float | None = flag(
+        None,
+        "Differences are shown from -limit to +limit HU (default: chosen to fit, at least 20).",
+        low=0.1,
+    )
+    lung_labels: tuple[int, ...] = flag((1, 2), "Labels of the lungs in the masks.", low=1)
+    out: str = flag("pictures", "Folder for the pictures.")
+
+
+@dataclass(frozen=True)
+class PictureSetCommand:
+    """All flags of the command."""
+
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/make_pictures.py results/run1/test_latest --dataroot phantoms"
+    )
+
+    pictures: PictureSetOptions = group(PictureSetOptions, "Pictures")

@@ -78,6 +78,11 @@ class OutputOptions:
     results_dir: str = flag("results", "Folder of all results.")
     overwrite: bool = flag(False, "Replace results that another run or other options left there.")
     page: bool = flag(True, "Write index.html beside the volumes.")
+    gif: bool = flag(
+        False,
+        "Write animations through the slices of every case and attribute into pictures/, as GIF, "
+        "and as MP4 where ffmpeg is installed; scripts/make_pictures.py draws more.",
+    )
 
 
 @dataclass(frozen=True)

@@ -24,30 +24,51 @@ def draw_case(options: PictureOptions) -> Path:
         UserError: The folder holds no results, or not of this case.
     """
     results = Path(options.RESULTS)
+    rows = read_results(results)
+    case = options.case or rows[0]["case"]
+    rows_of_case = case_rows(results, rows, case)
+    column = options.column
+    if not column:
+        column = next((row["column"] for row in rows_of_case if row["kind"] == "varied"), "")
+    panels = cohort_panels(Path(options.dataroot), case) if options.dataroot else []
+    for row in rows_of_case:
+        if row["kind"] == "own" or row["column"] == column:
+            panels.append(result_panel(results, row))
+    out = Path(options.out)
+    save_slices_png(out, panels, limit=options.limit)
+    return out
+
+
+def read_results(results: Path) -> list[dict[str, str]]:
+    """Return the rows of the table of volumes of a results folder.
+
+    Raises:
+        UserError: The folder holds no results.
+    """
     table = results / "volumes.csv"
     if not table.is_file():
         raise UserError(f"{table} does not exist; RESULTS is the folder that test.py wrote.")
     rows = read_csv(table, RESULT_COLUMNS)
     if not rows:
         raise UserError(f"{table} has no rows. Give the folder that test.py wrote.")
-    case = options.case or rows[0]["case"]
+    return rows
+
+
+def case_rows(results: Path, rows: list[dict[str, str]], case: str) -> list[dict[str, str]]:
+    """Return the rows of a case.
+
+    Raises:
+        UserError: The results have no such case.
+    """
     rows_of_case = [row for row in rows if row["case"] == case]
     if not rows_of_case:
         cases = format_list(sorted({row["case"] for row in rows}))
-        raise UserError(f"--case {case!r} is not in {table}; it has: {cases}.")
-    column = options.column
-    if not column:
-        column = next((row["column"] for row in rows_of_case if row["kind"] == "varied"), "")
-    panels = _cohort_panels(Path(options.dataroot), case) if options.dataroot else []
-    for row in rows_of_case:
-        if row["kind"] == "own" or row["column"] == column:
-            panels.append(_result_panel(results, row))
-    out = Path(options.out)
-    save_slices_png(out, panels, limit=options.limit)
-    return out
+        raise UserError(f"--case {case!r} is not in {results / 'volumes.csv'}; it has: {cases}.")
+    return rows_of_case
 
 
-def _cohort_panels(root: Path, case: str) -> list[Panel]:
+def cohort_panels(root: Path, case: str) -> list[Panel]:
+    """Return mask and real scan of a case, as far as the cohort has them."""
     panels = []
     for folder, kind, title in ((MASKS, "mask", "mask"), (IMAGES, "ct", "real scan")):
         files = files_by_case(root / folder) if (root / folder).is_dir() else {}
@@ -56,7 +77,8 @@ def _cohort_panels(root: Path, case: str) -> list[Panel]:
     return panels
 
 
-def _result_panel(results: Path, row: dict[str, str]) -> Panel:
+def result_panel(results: Path, row: dict[str, str]) -> Panel:
+    """Return the volume of a row of the table of volumes."""
     path = path_inside(results, row["file"], results / "volumes.csv")
     if row["kind"] == "difference":
         return _panel(path, "difference", f"{row['to']}\nminus {row['from']}")

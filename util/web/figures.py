@@ -19,6 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
@@ -158,7 +159,8 @@ def fullest_slices(mask: NDArray[Any]) -> tuple[int, int, int]:
     return slices[0], slices[1], slices[2]
 
 
-def _colours(panel: Panel, plane: str, display: Display) -> NDArray[np.uint8]:
+def panel_colours(panel: Panel, plane: str, display: Display) -> NDArray[np.uint8]:
+    """Return the slice of a volume as colours (rows, columns, 3), uint8."""
     values = radiological_slice(panel.array, plane, display.at[PLANES[plane][2]])
     if panel.kind == "mask":
         return mask_rgb(values)
@@ -167,10 +169,11 @@ def _colours(panel: Panel, plane: str, display: Display) -> NDArray[np.uint8]:
     return difference_rgb(values, display.limit)
 
 
-def _draw(axes: Axes, panel: Panel, plane: str, display: Display) -> None:
+def draw_panel(axes: Axes, panel: Panel, plane: str, display: Display) -> AxesImage:
+    """Draw the slice of a volume with the letters of its sides; return the picture."""
     width, height = panel.size_mm(plane)
-    axes.imshow(
-        _colours(panel, plane, display),
+    image = axes.imshow(
+        panel_colours(panel, plane, display),
         extent=(0, width, height, 0),
         interpolation="nearest" if panel.kind == "mask" else "bilinear",
     )
@@ -186,6 +189,7 @@ def _draw(axes: Axes, panel: Panel, plane: str, display: Display) -> None:
         text = axes.text(x, y, letter, color="white", fontsize=7, transform=axes.transAxes)
         text.set(ha=side, va="center")
         text.set_path_effects([Stroke(linewidth=1.6, foreground=BACKGROUND), Normal()])
+    return image
 
 
 def save_slices_png(
@@ -221,7 +225,7 @@ def save_slices_png(
     for row, panel in enumerate(panels):
         for column, plane in enumerate(PLANES):
             axes = figure.add_subplot(grid[row, column])
-            _draw(axes, panel, plane, display)
+            draw_panel(axes, panel, plane, display)
             if column == 0:
                 label = f"{panel.title}\n{panel.caption}".rstrip()
                 text = axes.text(-0.06, 0.5, label, fontsize=9, transform=axes.transAxes)

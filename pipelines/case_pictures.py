@@ -1,0 +1,166 @@
+"""Pictures to take away from a results folder: animations, stacks, figures, strongest slices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data.volumes import strip_suffix
+from options.picture_options import PictureSetOptions
+from pipelines.case_picture import case_rows, cohort_panels, read_results, result_panel
+from util.cli import UserError, format_list, safe_name
+from util.web.figures import Panel, nice_limit
+from util.web.slice_sheet import (
+    SliceSheet,
+    frame_slices,
+    has_ffmpeg,
+    save_animation,
+    top_slices,
+)
+
+log = logging.getLogger(__name__)
+
+MIN_LIMIT = 20.0  # smallest range of differences, HU, so that a null effect looks like one
+FORMATS = ("gif", "mp4", "png", "svg", "top")
+
+
+def draw_picture_set(options: PictureSetOptions) -> list[Path]:
+    """Draw the pictures of cases and attributes; return the files and folders.
+
+    Raises:
+        UserError: The folder holds no results, or not of this case or attribute, or ffmpeg is
+            missing.
+    """
+    results = Path(options.RESULTS)
+    rows = read_results(results)
+    formats = _formats(options)
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    if options.case:
+        cases = [options.case]
+    elif options.how_many:
+        cases = cases[: options.how_many]
+    written: list[Path] = []
+    for case in cases:
+        rows_of_case = case_rows(results, rows, case)
+        columns = list(dict.fromkeys(r["column"] for r in rows_of_case if r["kind"] == "varied"))
+        if options.column and options.column not in columns:
+            raise UserError(
+                f"--column {options.column!r} was not varied for {case}; there are: "
+                f"{format_list(columns) or 'none'}."
+            )
+        beside = cohort_panels(Path(options.dataroot), case) if options.dataroot else []
+        for column in [options.column] if options.column else columns or [""]:
+            panels = [
+                result_panel(results, row)
+                for row in rows_of_case
+                if row["kind"] == "own" or (column and row["column"] == column)
+            ]
+            stem = safe_name(f"{strip_suffix(case)}__{column}" if column else strip_suffix(case))
+            heading = f"{case} · {column}" if column else case
+            written += _draw(options, formats, Path(options.out) / stem, heading, beside, panels)
+    return written
+
+
+def draw_animations(results: Path, dataroot: str, lung_labels: tuple[int, ...]) -> list[Path]:
+    """Draw animations of every case and attribute into `results`/pictures; return the files."""
+    options = PictureSetOptions(
+        RESULTS=str(results),
+        dataroot=dataroot,
+        how_many=0,
+        formats=("gif", "mp4") if has_ffmpeg() else ("gif",),
+        lung_labels=lung_labels,
+        out=str(results / "pictures"),
+    )
+    return draw_picture_set(options)
+
+
+def _formats(options: PictureSetOptions) -> list[str]:
+    """Return the formats to write; without a choice, MP4 only where ffmpeg is there.
+
+    Raises:
+        UserError: MP4 is asked for, and ffmpeg is missing.
+    """
+    if options.formats:
+        if "mp4" in options.formats and not has_ffmpeg():
+            raise UserError("--formats mp4 needs the program ffmpeg. Install it, or take gif.")
+        return list(options.formats)
+    return [name for name in FORMATS if name != "mp4" or has_ffmpeg()]
+
+
+def _draw(
+    options: PictureSetOptions,
+    formats: Sequence[str],
+    stem: Path,
+    heading: str,
+    beside: Sequence[Panel],
+    volumes: Sequence[Panel],
+) -> list[Path]:
+    """Draw one attribute of one case."""
+    masks = [panel for panel in beside if panel.kind == "mask"]
+    scans = [panel for panel in beside if panel.kind == "ct"]
+    panels = [_short(panel) for panel in (*scans, *volumes)]
+    shape = panels[0].array.shape
+    panels = [panel for panel in panels if panel.array.shape == shape]
+    content = _content(masks, shape, options.lung_labels)
+    differences = [panel.array for panel in panels if panel.kind == "difference"]
+    limit = options.limit or _limit(differences, content)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    sheet = SliceSheet(panels, options.plane, heading, limit=limit)
+    slices = frame_slices(content, options.plane, options.frames)
+    top = top_slices(differences, content, options.plane, options.top) if differences else []
+    written: list[Path] = []
+    for name in ("gif", "mp4"):
+        if name in formats:
+            written.append(stem.with_name(f"{stem.name}.{name}"))
+            save_animation(sheet, slices, written[-1], options.fps)
+    if "png" in formats:
+        written.append(stem.with_name(f"{stem.name}_slices"))
+        _save_stack(sheet, slices, written[-1])
+    if "svg" in formats:
+        strongest = top_slices(differences, content, options.plane, 1) if differences else []
+        sheet.show(strongest[0] if strongest else slices[len(slices) // 2])
+        written.append(stem.with_name(f"{stem.name}.svg"))
+        sheet.save(written[-1])
+    if "top" in formats and top:
+        written.append(stem.with_name(f"{stem.name}_top.png"))
+        text = f"{heading}: {options.plane} slices with the largest differences"
+        SliceSheet(panels, options.plane, text, limit=limit, indices=top).save(written[-1])
+    for path in written:
+        log.info("Wrote %s", path)
+    return written
+
+
+def _content(
+    masks: Sequence[Panel], shape: tuple[int, ...], lung_labels: Sequence[int]
+) -> np.ndarray:
+    """Return where the lungs are; the whole mask where it has none, everything without a mask."""
+    for mask in masks:
+        for content in (np.isin(mask.array, lung_labels), mask.array > 0):
+            if mask.array.shape == shape and content.any():
+                return content
+    return np.ones(shape, bool)
+
+
+def _save_stack(sheet: SliceSheet, slices: Sequence[int], folder: Path) -> None:
+    """Save every slice as a PNG of its own, named by its number."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for index in slices:
+        sheet.show(index)
+        sheet.save(folder / f"{index + 1:04d}.png")
+
+
+def _short(panel: Panel) -> Panel:
+    """Return a panel whose title fits above a picture: the value without its attribute."""
+    return replace(panel, title=panel.title.rpartition("\n= ")[2])
+
+
+def _limit(differences: Sequence[np.ndarray], content: np.ndarray) -> float:
+    """Return the range of differences: their 99.5th percentile where it counts, rounded up."""
+    largest = [float(np.quantile(np.abs(d[content]), 0.995)) for d in differences]
+    return max(MIN_LIMIT, nice_limit(max(largest, default=0.0)))
