@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from util.cli import UserError
 from util.notices import Notice
@@ -677,3 +678,71 @@ def test_why_an_attribute_shows_nothing(tmp_path: Path) -> None:
         assert reason in text.partition("Why does it show nothing?")[2]
     unknown = AttributeFacts("SMOKING", None, {"Never": 30}).reasons([])
     assert any("the same value" in text for text in unknown)
+
+
+def test_fingers_go_through_slices_and_zoom(tmp_path: Path, browser: Any) -> None:
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    add(results, "a")
+    context = browser.new_context(has_touch=True, viewport={"width": 400, "height": 800})
+    page = context.new_page()
+    page.goto(results.save({}).as_uri())
+    page.locator(".ct .stage").scroll_into_view_if_needed()
+    page.locator(".ct[data-state=ready]").wait_for()
+    box = page.locator(".ct .stage").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        places = [{"x": a, "y": b, "id": n} for n, (a, b) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    at = state(page, "v.at[2]")
+    touch("touchStart", (x - 40, y))
+    touch("touchMove", (x - 20, y))
+    touch("touchMove", (x - 4, y))
+    touch("touchEnd")
+    assert state(page, "v.at[2]") == at + 3  # 36 pixels, 12 for a slice
+    touch("touchStart", (x - 20, y), (x + 20, y))
+    touch("touchMove", (x - 40, y), (x + 40, y))
+    touch("touchMove", (x - 50, y), (x + 50, y))
+    touch("touchEnd")
+    assert 2 <= state(page, "v.zooms.axial.scale") <= 3
+    assert state(page, "v.at[2]") == at + 3
+    page.touchscreen.tap(x, y)
+    page.wait_for_selector("dialog.enlarged[open]")
+    context.close()
+
+
+def test_the_print_view_is_not_black(tmp_path: Path, browser: Any) -> None:
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    for number in range(4):
+        add(results, f"patient {number}")
+    page = browser.new_page(color_scheme="dark", viewport={"width": 800, "height": 600})
+    page.goto(results.save({}).as_uri())
+    wait_for_panels(page)
+    page.emulate_media(media="print")
+    shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")
+    assert (np.asarray(shot) < 60).mean() < 0.25
+    assert not page.locator(".toolbar").is_visible()
+    page.close()
+
+
+def test_differences_differ_for_the_colour_blind() -> None:
+    """The ends of the range stay apart for deuteranopia and protanopia (Machado et al. 2009)."""
+    ends = difference_rgb(np.array([-20.0, 0.0, 20.0]), 20) / 255
+    linear = np.where(ends <= 0.04045, ends / 12.92, ((ends + 0.055) / 1.055) ** 2.4)
+    deuteranopia = (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.01182, 0.04294, 0.968881),
+    )
+    protanopia = (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    )
+    for matrix in (deuteranopia, protanopia):
+        seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.4)
+        low, middle, high = rgb2lab(seen)
+        for one, two in ((low, middle), (middle, high), (low, high)):
+            assert deltaE_ciede2000(one, two) > 20  # 1 is just seen

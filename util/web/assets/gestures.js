@@ -23,6 +23,7 @@
     ["Ctrl + wheel, + and −", "zoom"],
     ["Shift + drag, middle button", "move the zoomed picture"],
     ["0", "back to the whole picture"],
+    ["Touch", "one finger across: slices; two: zoom and move; a tap enlarges"],
     ["Click, F", "enlarge to the screen; Esc goes back"],
     ["1 to 9", "that picture of the row, while one is enlarged"],
     ["A, C, S, T", "axial, coronal, sagittal, three planes"],
@@ -73,6 +74,15 @@
     panel.viewer.setZoom(panel, { scale, x, y });
   }
 
+  /** Two fingers: their distance zooms, their middle moves the picture. */
+  function pinch(panel, before, after) {
+    const middle = ([one, two]) => ({ clientX: (one.clientX + two.clientX) / 2, clientY: (one.clientY + two.clientY) / 2 });
+    const apart = ([one, two]) => Math.max(1, Math.hypot(one.clientX - two.clientX, one.clientY - two.clientY));
+    const from = middle(before), to = middle(after);
+    zoom(panel, apart(after) / apart(before), shares(panel, to));
+    pan(panel, panel.viewer.zoomOf(panel), to.clientX - from.clientX, to.clientY - from.clientY);
+  }
+
   function dragWindow([low, high], dx, dy) {
     const level = (low + high) / 2 + (dy * (high - low)) / 400, width = Math.max(10, (high - low) * Math.exp(dx / 250));
     config.windows.own = [Math.round(level - width / 2), Math.round(level + width / 2)];
@@ -99,14 +109,30 @@
   function bindStage(panel) {
     const { stage, viewer } = panel;
     let press = null, moved = false, turned = 0;
+    const fingers = new Map(); // by pointer: where it is
     stage.addEventListener("pointerdown", (event) => {
       moved = false;
+      if (event.pointerType === "touch") fingers.set(event.pointerId, event);
+      if (fingers.size === 2) { // they zoom and move; nothing else
+        press = null;
+        stage.setPointerCapture(event.pointerId);
+        return;
+      }
       press = { x: event.clientX, y: event.clientY, act: beginDrag(panel, event) };
       if (event.button === 1) event.preventDefault(); // not the browser's own scrolling
       if (press.act) stage.setPointerCapture(event.pointerId);
     });
     stage.addEventListener("pointermove", (event) => {
       pointed = panel;
+      if (fingers.has(event.pointerId)) {
+        const before = [...fingers.values()];
+        fingers.set(event.pointerId, event);
+        if (fingers.size === 2) {
+          moved = true;
+          pinch(panel, before, [...fingers.values()]);
+          return;
+        }
+      }
       if (press) {
         const dx = event.clientX - press.x, dy = event.clientY - press.y;
         moved ||= Math.hypot(dx, dy) >= CLICK_PX;
@@ -114,7 +140,7 @@
       }
       viewer.hover(viewer.pick(panel, event));
     });
-    for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, () => { press = null; });
+    for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, (event) => { press = null; fingers.delete(event.pointerId); });
     stage.addEventListener("pointerleave", () => {
       if (pointed === panel) pointed = null;
       viewer.hover(null);
