@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ AGREEMENT_COLOURS = {
     "no effect in either": "#4d4d4d",
     "cannot tell": "#bababa",
 }
+TICK_WIDTH = 11  # characters of a line below a cell
 OUTCOME_LIMIT = 5.0  # times what is negligible, where the colours of outcomes end
 LUNG_REGIONS = ("lungs", "right_lung", "left_lung", "upper", "middle", "lower", "core", "rim")
 CONTROL_REGIONS = ("airway", "outside")
@@ -235,7 +237,7 @@ def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path) -> None:
     framed = [(contrasts.index(contrast), names.index(outcome)) for contrast, outcome in findings]
     colours = table / [outcome.negligible for outcome in outcomes]
     figure, axes = _cell_chart(colours, table, OUTCOME_LIMIT, framed)
-    ticks = [f"{o.label.replace(' ', chr(10), 1)}\n({o.unit})" for o in outcomes]
+    ticks = [f"{textwrap.fill(o.label, TICK_WIDTH)}\n({o.unit})" for o in outcomes]
     axes.set_xticks(range(len(outcomes)), ticks, fontsize=8.5)
     axes.set_yticks(range(len(contrasts)), [labels[c] for c in contrasts], fontsize=9)
     save_chart(figure, stem)

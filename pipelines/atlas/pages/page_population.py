@@ -146,7 +146,7 @@ def _negative_controls(p: Population) -> None:
                 "differently is not known."
             )
             return
-        regions = ", ".join(region_name(region) for region in table["region"].unique())
+        regions = " and ".join(region_name(region) for region in table["region"].unique())
         tested = int(table["p"].notna().sum())
         lead = "" if texts else "No attribute changes them. "
         page_parts.note(
@@ -167,8 +167,8 @@ def _negative_control_table(p: Population, table: pd.DataFrame) -> pd.DataFrame:
             "scans": table["cases"],
             "adjustment": table["adjustment"],
             "HU [95 % interval]": _estimates(table.rename(columns=SHORT_NAMES), "real"),
-            "false-discovery rate": table["q"].map("{:.2g}".format),
-            "changes": table["moved"],
+            "false-discovery rate": table["q"].map(_rate),
+            "changes": table["moved"].where(table["q"].notna(), ""),
         }
     )
 
@@ -265,7 +265,8 @@ def _outcomes(p: Population) -> None:
         _figure(
             "outcomes",
             "Generated difference in each outcome, measured in every volume before volumes are "
-            "compared. HU, or percentage points of the lung's voxels. Framed: findings.",
+            "compared. HU, or percentage points of the lung's voxels. Colours are multiples of "
+            "what is negligible in each outcome. Framed: findings.",
             p.figures,
         )
         tests = p.frame("tests")
@@ -324,7 +325,7 @@ def _shape_table(p: Population, shape: pd.DataFrame) -> pd.DataFrame:
             "difference [95 % interval]": _estimates(shape, "real"),
             "adjustment": shape["adjustment"],
             "masks": shape["cases"],
-            "false-discovery rate": shape["q"].map("{:.2g}".format),
+            "false-discovery rate": shape["q"].map(_rate),
             "why none": shape["reason"].fillna(""),
         }
     )
@@ -454,6 +455,10 @@ def _estimates(rows: pd.DataFrame, name: str) -> list[str]:
         else:
             texts.append(typeset(f"{format_change(value)} {format_interval(low, high)}"))
     return texts
+
+
+def _rate(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.2g}"
 
 
 def _change(value: float) -> str:

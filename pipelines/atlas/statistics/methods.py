@@ -40,6 +40,9 @@ exposures, mediators and the logarithm of the lung volume, too. Outcomes and col
 others were not adjusted for.{imputed_said}"""
 IMPUTED = """ Unknown covariates were imputed {count} times by chained equations, assuming that they
 are missing at random, and pooled by Rubin's rules."""
+CONTROLS = """
+Air outside the body and in the trachea served as negative controls (mean and noise, false-discovery
+rate {fdr:.0%}); volumes and heights of the masks were compared in the same way as outcomes."""
 FINDINGS = """
 A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the
 sign of the adjusted difference in the real scans, and the latter differs from 0 with a
@@ -53,7 +56,7 @@ def methods_paragraph(facts: Mapping[str, Any]) -> str:
     parts = [GENERATED, REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED]
     if facts["permuted"]:
         parts.append(PERMUTED)
-    parts += [REAL, FINDINGS]
+    parts += [REAL, CONTROLS, FINDINGS]
     imputed = IMPUTED.format(count=IMPUTATIONS) if facts["imputed"] else ""
     text = "".join(parts).format(
         **facts,

@@ -82,6 +82,11 @@ def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
         discover(trained_run, out, "--columns", "SEX", "--null_column", "AGE"),
         "--null_column 'AGE'",
     )
+    refused(
+        discover(trained_run, out, "--columns", "SEX", "--control_labels", "3"),
+        "--control_labels has 3",
+        "other than background, lungs and airways",
+    )
     refused(discover(trained_run, out, "--columns", "SEX", "--fold", "5"), "--fold is '5'", "k/K")
     refused(
         discover(trained_run, out, "--columns", "SEX", "--fold", "1/99"), "only 9 training patients"
