@@ -69,7 +69,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
 
     # Everything that can be wrong is checked before anything is written.
     cache = cache_folder(options.data, folder)
-    keep_checks = run.continue_train or options.data.cache_dir
+    keep_checks = run.continue_train or options.data.cache_dir or cache.is_dir()
     study = training.open_study(options, cache if keep_checks else None)
     options = training.fix_body_label(options, study)
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from data import body
+from data.cache_space import make_room, mark_in_use
 from data.checks import label_problems
+from data.chunks import SUFFIX, open_chunks, save_chunks
 from data.cohort import Case
 from data.fact_store import CHECKS_FILE, FactStore
 from data.fingerprints import file_digests
@@ -26,6 +29,7 @@ from util.files import json_digest
 from util.parallel import map_processes, map_threads
 
 VERSION = 3  # part of the keys: raise it when the stored arrays change
+SHARED_CACHE = "volumes.cache"  # beside the runs
 MAX_LUNG_POINTS = 20_000  # enough places to centre a patch on
 
 
@@ -39,16 +43,23 @@ class CachedCase:
     folder: Path
 
     def image(self) -> np.ndarray:
-        """CT in HU (X, Y, Z): int16 where all values are integers, else float32."""
-        return _open(self.folder / "image.npy")
+        """CT in HU (X, Y, Z): int16 where all values are integers, else float32.
+
+        Boxes of it can be taken; see `scan` for all of it.
+        """
+        return _open_volume(self.folder / "image.npy")
 
     def mask(self) -> np.ndarray:
-        """Labels, uint8 (X, Y, Z)."""
-        return _open(self.folder / "mask.npy")
+        """Labels, uint8 (X, Y, Z), of which boxes can be taken; see `labelled` for all of it."""
+        return _open_volume(self.folder / "mask.npy")
+
+    def scan(self) -> Volume:
+        """The whole CT with its affine."""
+        return Volume(np.asanyarray(self.image()[:]), self.affine())
 
     def labelled(self) -> Volume:
-        """The mask with its affine."""
-        return Volume(self.mask(), self.affine())
+        """The whole mask with its affine."""
+        return Volume(np.asanyarray(self.mask()[:]), self.affine())
 
     def affine(self) -> np.ndarray:
         """Affine (4, 4) of the model's grid, voxel index to RAS mm."""
@@ -65,6 +76,15 @@ class CachedCase:
     def shape(self) -> Shape:
         """(X, Y, Z) of the case on the model's grid."""
         return as_shape(self.mask().shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _open_volume(path: Path) -> np.ndarray:
+    """Open a volume, or its compressed chunks, which are read alike by boxes."""
+    if path.is_file():
+        return _open(path)
+    chunks: np.ndarray = open_chunks(path.with_suffix(SUFFIX))
+    return chunks
 
 
 @functools.lru_cache(maxsize=4096)
@@ -151,6 +171,8 @@ def _key(case: Case, options: DataOptions, store: FactStore) -> str:
         parts.append([body.VERSION, case.body.label])
         if case.image is None and case.body.shape_file is not None:
             parts.append(volume_fingerprint(case.body.shape_file))
+    if options.cache_compression != "none":
+        parts.append([options.cache_compression, options.hu_window])
     return json_digest(parts)[:24]
 
 
@@ -182,7 +204,10 @@ def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> lis
         folder: case for case, folder in zip(cases, folders, strict=True) if not folder.is_dir()
     }
     tasks = [(case, folder) for folder, case in missing.items()]
+    if tasks:
+        make_room(cache, [case for case, _ in tasks], options)
     map_processes(partial(_prepare, options=options), tasks, "Preparing volumes")
+    mark_in_use(cache, keys)
     return [CachedCase(folder) for folder in folders]
 
 
@@ -198,12 +223,18 @@ def _prepare(task: tuple[Case, Path], options: DataOptions) -> None:
     }
     if image is not None:
         # Resampled values are rounded: they change by less than half a HU, and take half the disk.
-        arrays["image"] = _compact(np.rint(image.array) if options.spacing else image.array)
+        hu = np.rint(image.array) if options.spacing else image.array
+        if options.cache_compression != "none":
+            hu = hu.clip(math.floor(options.hu_window[0]), math.ceil(options.hu_window[1]))
+        arrays["image"] = _compact(hu)
     temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
+            if options.cache_compression == "none" or array.ndim != 3:
+                np.save(temporary / f"{name}.npy", array)
+            else:
+                save_chunks(temporary / f"{name}{SUFFIX}", array)
         temporary.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
@@ -216,12 +247,13 @@ def _prepare(task: tuple[Case, Path], options: DataOptions) -> None:
 
 
 def cache_folder(options: DataOptions, run_folder: Path) -> Path:
-    """Return `--cache_dir`, or `RUN.cache` beside the run's folder.
+    """Return `--cache_dir`, or `volumes.cache` beside the run's folder, which runs share.
 
     Prepared volumes are patients' data, so they stay out of the folder that is passed on. A run of
-    an earlier version keeps its `cache/`.
+    an earlier version keeps its `cache/` or `RUN.cache`.
     """
     if options.cache_dir:
         return Path(options.cache_dir)
-    inside = run_folder / "cache"
-    return inside if inside.is_dir() else run_folder.with_name(f"{run_folder.name}.cache")
+    earlier = (run_folder / "cache", run_folder.with_name(f"{run_folder.name}.cache"))
+    shared = run_folder.with_name(SHARED_CACHE)
+    return next((folder for folder in earlier if folder.is_dir()), shared)

@@ -306,7 +306,7 @@ def _key(store: FactStore, name: str, files: tuple[Path | None, Path]) -> str:
         return ""
 
 
-def _case_facts(
+def case_facts(
     files: Sequence[tuple[Path | None, Path]], store: FactStore, lung_labels: Sequence[int]
 ) -> list[Facts]:
     """Return the facts of every case: those that are known, others measured in processes."""
@@ -428,7 +428,7 @@ def check_volumes(
             problems are listed.
     """
     store = FactStore(cache / CHECKS_FILE if cache else None)
-    facts = _case_facts(files, store, lung_labels)
+    facts = case_facts(files, store, lung_labels)
     store.save()
     pairs = zip(files, facts, strict=True)
     checks = [judge_case(pair, known, max_labels) for pair, known in pairs]

@@ -103,8 +103,7 @@ def _load(case: Case, options: DataOptions, cache: Path | None) -> tuple[Volume,
         return None
     if cache is not None:
         prepared = cache_case(case, options, cache)
-        affine = prepared.affine()
-        return Volume(prepared.image(), affine), Volume(prepared.mask(), affine)
+        return prepared.scan(), prepared.labelled()
     image, mask = load_case(case, None)
     assert image is not None
     return image, mask

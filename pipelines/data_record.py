@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from data.checks import case_facts
+from data.fact_store import CHECKS_FILE, FactStore
 from data.fingerprints import (
     data_changes,
     data_record,
@@ -24,6 +26,11 @@ log = logging.getLogger(__name__)
 
 def record_data(options: TrainOptions, study: Study, cache: Path | None) -> dict[str, Any]:
     """Return digests of the data, training values and fixed options, for the checkpoint."""
+    if cache is not None:  # what the checks have found, for the next start
+        store = FactStore(cache / CHECKS_FILE)
+        files = [(case.image, case.mask) for case in study.cohort.cases]
+        case_facts(files, store, options.data.lung_labels)
+        store.save()
     cases = used_cases(study.cohort)
     record = data_record(study.cohort, cases, study.template, study.prompts, cache)
     return {**record, "options": fixed_options(options), "values": study.training_values}

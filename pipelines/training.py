@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from data.body import BODY_FILE, BodyShape
-from data.cache import CachedCase, cache_folder
+from data.cache import CachedCase
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort
@@ -450,8 +449,6 @@ def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
         runs.save_options(folder, to_dict(options))
     else:
         runs.create_run_folder(folder, options.run.overwrite, to_dict(options))
-        if not options.data.cache_dir:  # of a replaced run
-            shutil.rmtree(cache_folder(options.data, folder), ignore_errors=True)
     save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
 
 

@@ -93,5 +93,5 @@ def test_processes_find_what_threads_find(
     monkeypatch.setattr(parallel, "MIN_ITEMS_FOR_PROCESSES", 1)
     monkeypatch.setattr(parallel, "available_cores", lambda: 2)
     store = FactStore(None)
-    assert checks._case_facts(files, store, (1, 2)) == by_threads
+    assert checks.case_facts(files, store, (1, 2)) == by_threads
     assert len(store.facts) == len(files) - 1  # what cannot be read is read again
