@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,13 +22,17 @@ from nibabel.affines import voxel_sizes
 from models.inference import VolumeGenerator
 from options.compare_options import CompareCommand
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
+from pipelines.case_picture import cohort_panels, read_results, result_panel
 from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation import GenerationPlan, open_plan, open_run
+from pipelines.results import results_folder
 from util.cli import UserError
 from util.files import read_csv, write_frame
 from util.metrics.texture import detail_correlation
 from util.training import runs
-from util.web import page_parts
+from util.web import page_parts, viewer_parts
+from util.web.figures import Panel
+from util.web.picture_row import PictureRow, write_panels
 from util.web.tables import effect_summary, metric_summary
 
 log = logging.getLogger(__name__)
@@ -46,6 +52,10 @@ SHOWN = (
     "detail_sd_hu",
     "vessel_share",
 )
+
+WINDOW = (-1000.0, 400.0)  # of the button "Whole"
+PICTURED_CASES = 3
+DIFFERENCE_LIMIT = 50.0  # HU, the same for all runs
 
 GenerateCohort = Callable[[TestOptions], Path]
 
@@ -70,7 +80,9 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
     frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
     out = Path(command.compare.OUT)
     write_frame(out / "models.csv", frame)
-    page = write_comparison_page(out, frame)
+    folders = {name: results_folder(_test_options(command, name)) for name in names}
+    rows = write_pictures(out, folders, command.source.dataroot)
+    page = write_comparison_page(out, frame, rows)
     log.info("\n%s\n%s", frame.set_index("run").T.to_string(), page)
     return page
 
@@ -79,12 +91,7 @@ def measure_run(
     command: CompareCommand, name: str, generate_cohort: GenerateCohort
 ) -> dict[str, Any]:
     """Return the metrics of one run; its volumes stay in OUT."""
-    options = TestOptions(
-        source=command.source,
-        model=replace(command.model, name=name),
-        arms=InterventionOptions(vary=command.compare.vary),
-        output=OutputOptions(results_dir=command.compare.OUT, overwrite=True),
-    )
+    options = _test_options(command, name)
     folder = generate_cohort(options)
     plan = open_plan(options, open_run(options))
     record = {
@@ -94,6 +101,16 @@ def measure_run(
         "weights, M": sum(p.numel() for p in plan.run.network.parameters()) / 1e6,
     }
     return record | measure_generation(plan, command.compare.noises) | summarise_results(folder)
+
+
+def _test_options(command: CompareCommand, name: str) -> TestOptions:
+    """Return the options of test.py for one of the runs."""
+    return TestOptions(
+        source=command.source,
+        model=replace(command.model, name=name),
+        arms=InterventionOptions(vary=command.compare.vary),
+        output=OutputOptions(results_dir=command.compare.OUT, overwrite=True),
+    )
 
 
 def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
@@ -153,24 +170,83 @@ def _read_rows(table: Path) -> list[dict[str, Any]]:
     return [dict(row) for row in read_csv(table)]
 
 
-def write_comparison_page(out: Path, frame: pd.DataFrame) -> Path:
-    """Write a page with one row per metric and one column per run; return it.
+def write_pictures(out: Path, folders: Mapping[str, Path], dataroot: str) -> dict[str, PictureRow]:
+    """Write the voxels of the first cases, as every run generated them; return rows by case.
+
+    Args:
+        out: Folder of the page, which holds the runs' results.
+        folders: Results folder of each run.
+        dataroot: The cohort, for masks and real scans; "" for none.
+    """
+    web = out / "web"
+    for old in web.glob("case-*"):
+        shutil.rmtree(old)
+    tables = {name: read_results(folder) for name, folder in folders.items()}
+    cases = list(dict.fromkeys(row["case"] for table in tables.values() for row in table))
+    rows = {}
+    for number, case in enumerate(cases[:PICTURED_CASES], 1):
+        panels = cohort_panels(Path(dataroot), case) if dataroot else []
+        for kind in ("own", "difference"):
+            for name, folder in folders.items():
+                for row in tables[name]:
+                    if row["case"] == case and row["kind"] == kind:
+                        panels.append(_panel_of_run(name, folder, row))
+        shape = panels[0].array.shape
+        panels = [panel for panel in panels if panel.array.shape == shape]
+        rows[case] = write_panels(web, f"case-{number:04d}", case, panels)
+    return rows
+
+
+def _panel_of_run(name: str, folder: Path, row: dict[str, str]) -> Panel:
+    """Return a volume of a run, named after it."""
+    panel = result_panel(folder, row)
+    caption = ""
+    if row["kind"] == "difference":
+        caption = f"{row['column']}: {row['to']} minus {row['from']}"
+    link = f"{name}/{folder.name}/{row['file']}"
+    return replace(panel, title=name, caption=caption, file=link)
+
+
+def write_comparison_page(
+    out: Path, frame: pd.DataFrame, pictures: Mapping[str, PictureRow] | None = None
+) -> Path:
+    """Write a page of the same cases by each run, and a table of metrics; return it.
 
     Args:
         out: Folder of the page, which holds the runs' results.
         frame: One row per run.
+        pictures: Rows of pictures by case.
     """
-    page_parts.copy_assets(out / "web", "page.css")
-    document = page_parts.new_document(TITLE, "web/")
+    pictures = pictures or {}
+    scripts = viewer_parts.SCRIPTS if pictures else ()
+    page_parts.copy_assets(out / "web", "page.css", *scripts)
+    document = page_parts.new_document(TITLE, "web/", scripts=scripts)
+    labels = sorted({label for row in pictures.values() for label in row.labels})
+    config = viewer_parts.viewer_config(WINDOW, 0.0, labels)
+    document.body["data-config"] = json.dumps(config)
     with document:
-        page_parts.page_header(TITLE, cautions=(*page_parts.CAUTIONS, CAUTION))
-        with tags.main(), page_parts.card("Metrics"):
-            by_metric = frame.set_index("run").T.reset_index()
-            page_parts.frame_table(by_metric.rename(columns={"index": "metric"}))
-            links = []
-            for name in frame["run"]:
-                for page in sorted((out / name).glob("*/index.html")):
-                    address = page_parts.link(f"{name}/{page.parent.name}/index.html")
-                    links.append(tags.a(f"{name} ", href=address))
-            tags.p("Volumes and pictures: ", *links)
+        page_parts.page_header(TITLE, cautions=(*page_parts.CAUTIONS[:1], CAUTION))
+        with tags.main():
+            if pictures:
+                with viewer_parts.toolbar("View of all cases"):
+                    viewer_parts.plane_and_window("axial")
+                    viewer_parts.limit_choice()
+                    viewer_parts.overlay_choice()
+                    page_parts.check_box("lines", "Outlines")
+                    viewer_parts.size_choice()
+            for case, row in pictures.items():
+                with tags.section(cls="case card", id=row.key, **row.attributes()):
+                    tags.h2(f"{case} by each run")
+                    viewer_parts.slice_slider(f"Slice of {case}")
+                    row.add(DIFFERENCE_LIMIT)
+            with page_parts.card("Metrics"):
+                by_metric = frame.set_index("run").T.reset_index()
+                page_parts.frame_table(by_metric.rename(columns={"index": "metric"}))
+                links = []
+                for name in frame["run"]:
+                    for page in sorted((out / name).glob("*/index.html")):
+                        address = page_parts.link(f"{name}/{page.parent.name}/index.html")
+                        links.append(tags.a(f"{name} ", href=address))
+                tags.p("Volumes and pictures: ", *links)
+            page_parts.bullet_list(page_parts.CAUTIONS[1:], "notes")
     return page_parts.write_document(document, out / "index.html")

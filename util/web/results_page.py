@@ -23,9 +23,10 @@ from util.notices import Notice
 from util.web import page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
 from util.web.figures import LABEL_NAMES, Panel, Role, Window, nice_limit
+from util.web.picture_row import write_panels
 from util.web.tables import effect_tables, metric_sentence, metric_tables
 from util.web.viewer_parts import SlicePanel, fitting_limit
-from util.web.web_data import PageGrid, VolumeEntry, check_panels, write_volume
+from util.web.web_data import PageGrid, VolumeEntry
 
 MIN_LIMIT = 20.0  # smallest range of differences, HU: a null effect is to look like one
 SHARE_SHOWN = 0.995  # of a difference's voxels that its range of colours holds
@@ -151,46 +152,20 @@ class ResultsPage:
         Raises:
             UserError: The volumes do not share a grid, or hold values that cannot be shown.
         """
-        check_panels(case, panels)
-        web = self.folder / "web"
         key = f"case-{len(self._cases) + 1:04d}-{safe_name(case)[:80]}"
-        content = np.zeros(panels[0].array.shape, bool)
+        row = write_panels(self.folder / "web", key, case, panels, at)
+        self._labels.update(row.labels)
         shown: list[_Picture] = []
-        mask = ""
-        volumes: dict[str, VolumeEntry] = {}
-        names = {id(panel): f"{key}/{number}" for number, panel in enumerate(panels)}
-        for panel in panels:
-            array = panel.array
-            name = names[id(panel)]
-            under = names.get(id(panel.before), "")
-            volumes[name] = write_volume(web, name, array, panel.kind)
-            outline = ""
-            if panel.outline is not None:
-                outline = f"{name}-outline"
-                volumes[outline] = write_volume(web, outline, panel.outline, "mask")
-            slice_panel = SlicePanel(
-                panel.title,
-                [name],
-                panel.kind,
-                panel.caption,
-                panel.file,
-                outline=outline,
-                under=under,
-            )
+        for picture, panel in zip(row.pictures, panels, strict=True):
             shown.append(
-                _Picture(slice_panel, panel.role, panel.attribute, panel.values, panel.phrases)
+                _Picture(picture, panel.role, panel.attribute, panel.values, panel.phrases)
             )
-            if panel.kind == "mask":
-                content = array
-                mask = name
-                self._labels.update(int(v) for v in np.unique(array) if v)
-            elif panel.kind == "difference":
-                change = float(np.quantile(np.abs(array), SHARE_SHOWN))
+            if panel.kind == "difference":
+                change = float(np.quantile(np.abs(panel.array), SHARE_SHOWN))
                 largest = self._changes.get(panel.attribute, 0.0)
                 self._changes[panel.attribute] = max(largest, change)
-        grid = PageGrid.around(content, panels[0].spacing, at)
         self._cases.append(
-            _CaseSection(key, case, prompt, tuple(notes), shown, volumes, grid, mask)
+            _CaseSection(key, case, prompt, tuple(notes), shown, row.volumes, row.grid, row.mask)
         )
 
     def save(

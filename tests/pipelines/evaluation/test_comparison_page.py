@@ -1,0 +1,61 @@
+"""The page that shows the same cases by several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from pipelines.evaluation.compare_models import write_comparison_page, write_pictures
+from util.files import write_csv
+
+SHAPE = (20, 16, 12)
+COLUMNS = ("file", "case", "kind", "column", "value", "from", "to")
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1.0])), path)
+
+
+def test_the_same_case_by_each_run(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:16, 3:13, 2:10] = 1
+    hu = np.where(mask > 0, -850, 40).astype(np.int16)
+    save(tmp_path / "cohort" / "img" / "c.nii.gz", hu)
+    save(tmp_path / "cohort" / "gtlung" / "c.nii.gz", mask)
+    out = tmp_path / "out"
+    folders = {}
+    for number, name in enumerate(("gan", "diffusion"), 1):
+        folders[name] = out / name / "test_latest"
+        save(folders[name] / "own.nii.gz", hu + np.int16(10 * number))
+        save(folders[name] / "d.nii.gz", np.where(mask > 0, 20.0 * number, 0).astype(np.float32))
+        rows = [
+            {"file": "own.nii.gz", "case": "c", "kind": "own"},
+            {
+                "file": "d.nii.gz",
+                "case": "c",
+                "kind": "difference",
+                "column": "AGE",
+                "from": "45",
+                "to": "80",
+            },
+        ]
+        write_csv(folders[name] / "volumes.csv", COLUMNS, rows)
+    pictures = write_pictures(out, folders, str(tmp_path / "cohort"))
+    frame = pd.DataFrame([{"run": "gan", "mae": 1.0}, {"run": "diffusion", "mae": 2.0}])
+    page = visit(write_comparison_page(out, frame, pictures))
+    page.click("button[data-value=small]")  # the row does not break; now all of it is seen
+    page.locator(".case .panel[data-state=ready]").nth(5).wait_for()
+    titles = page.locator(".case .title").all_inner_texts()
+    assert titles == ["mask", "real scan", "gan", "diffusion", "gan", "diffusion"]
+    assert page.locator(".case .stage").first.bounding_box()["y"] < 400
+    box = page.locator(".case .stage").nth(5).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    values = page.locator(".case .value").all_inner_texts()
+    assert values[2:] == ["−840 HU", "−830 HU", "+20.0 HU", "+40.0 HU"]
+    assert page.locator("table").inner_text().count("mae") == 1
