@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +21,12 @@ from options.diffusion_options import SamplingOptions
 from options.parser import from_dict
 from options.test_options import ModelOptions
 from options.train_options import TrainOptions
-from util import seeding
+from util import __version__, seeding
 from util.cli import UserError, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import make_device
+
+log = logging.getLogger(__name__)
 
 TEXT_PART = "text"  # part of a checkpoint: what the encoder learned from the training prompts
 
@@ -243,6 +246,7 @@ def load_run(
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
     state = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES)
+    _warn_of_version(folder, state.get("version"))
     text = locate_text_encoder(options.text, folder)
     if model_options.text_encoder:
         text = replace(text, text_encoder=model_options.text_encoder)
@@ -265,3 +269,17 @@ def load_run(
     )
     generator = VolumeGenerator(model, encoder, window, device, seed)
     return LoadedRun(folder, options, state, generator)
+
+
+def _warn_of_version(folder: Path, version: str | None) -> None:
+    """Warn of a run of another minor version: defaults and networks have changed since."""
+    version = version or "0.1"  # whose checkpoints hold no version
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        log.warning(
+            "The run %s was trained by version %s, and this is version %s. It generates as that "
+            "version did; train a new run for what has been added since, such as texture that "
+            "follows the text.",
+            folder.name,
+            version,
+            __version__,
+        )

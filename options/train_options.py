@@ -58,6 +58,7 @@ class GeneratorOptions:
         "noise_at": "decoder",
         "text_noise": False,
         "text_effect": False,
+        "text_texture": False,
     }
 
     model: str = flag(
@@ -115,6 +116,11 @@ class GeneratorOptions:
         True,
         "Add the mean effect of the text to the volume, as a residual in which effects of phrases "
         "add up; units at other places then serve texture and combinations.",
+    )
+    text_texture: bool = flag(
+        True,
+        "Let text and place set the strength of random texture at the output, and how many voxels "
+        "are replaced by dark or dense material; part of the text's effect on the volume.",
     )
     text_region: Literal["labels", "everywhere"] = flag(
         "labels",

@@ -17,6 +17,11 @@ def gaussian_smooth(x: Tensor, sigma: float) -> Tensor:
     return filter_axes(x, "gaussian", sigma)
 
 
+def smooth_noise(x: Tensor, sigma: float) -> Tensor:
+    """Smooth standard normal noise `(B, 1, X, Y, Z)`; each voxel has SD 1 again."""
+    return filter_axes(x, "noise", sigma)
+
+
 def box_mean(x: Tensor, side: int) -> Tensor:
     """Return the mean over cubes of `side` voxels, an odd number, around each voxel.
 
@@ -40,17 +45,22 @@ def _filter_matrix(kind: str, size: float, length: int, device: torch.device) ->
     """Return the matrix `(length, length)` that filters rows of this length.
 
     Args:
-        kind: `gaussian`, whose border is repeated, or `box`, a mean of the voxels that are there.
+        kind: `gaussian`, whose border is repeated; `noise`, a Gaussian of the voxels that are there
+            whose weights have squares that add up to 1; or `box`, a mean of the voxels that are
+            there.
         size: SD of the Gaussian, or side of the box, in voxels.
         length: Voxels along the axis.
         device: Where the matrix is needed.
     """
     rows = torch.eye(length)[:, None]
-    if kind == "gaussian":
+    if kind in ("gaussian", "noise"):
         kernel = gaussian_1d(
             torch.tensor(size), truncated=TRUNCATE, approx="sampled", normalize=True
         )
-        rows = separable_filtering(rows, [kernel], mode="replicate")
+        mode = "replicate" if kind == "gaussian" else "zeros"
+        rows = separable_filtering(rows, [kernel], mode=mode)
+        if kind == "noise":
+            rows = rows / rows.square().sum(0, keepdim=True).sqrt()
     else:
         side = int(size)
         rows = F.avg_pool1d(rows, side, 1, side // 2)

@@ -39,9 +39,9 @@ class FusionUnit(nn.Module):
         """Return what the text adds to the features, of the shape of `x` `(B, C, X, Y, Z)`."""
         raise NotImplementedError
 
-    def projected_residual(self, x: Tensor, text: TextEmbedding, head: nn.Conv3d) -> Tensor:
-        """Return the residual after a 1x1x1 convolution without bias, `(B, n, X, Y, Z)`."""
-        return head(self.residual(x, text))
+    def projected_residual(self, x: Tensor, text: TextEmbedding, weight: Tensor) -> Tensor:
+        """Return the residual after a convolution by `weight` `(n, C, 1, 1, 1)`, `(B, n, ...)`."""
+        return F.conv3d(self.residual(x, text), weight)
 
 
 @FUSIONS.register("none")
@@ -161,9 +161,9 @@ class AdditiveFusion(FusionUnit):
         """Return features of the shape of `x` `(B, C, X, Y, Z)`."""
         return self._weighted_fields(x, text, self.project.weight.flatten(1), self.project.bias)
 
-    def projected_residual(self, x: Tensor, text: TextEmbedding, head: nn.Conv3d) -> Tensor:
-        """Return the residual after a 1x1x1 convolution without bias, `(B, n, X, Y, Z)`."""
-        weight = head.weight.flatten(1)
+    def projected_residual(self, x: Tensor, text: TextEmbedding, weight: Tensor) -> Tensor:
+        """Return the residual after a convolution by `weight` `(n, C, 1, 1, 1)`, `(B, n, ...)`."""
+        weight = weight.flatten(1)
         project, bias = self.project.weight.flatten(1), self.project.bias
         assert bias is not None
         return self._weighted_fields(x, text, weight @ project, weight @ bias)

@@ -24,6 +24,7 @@ from models.networks.layers import (
     halve_noise,
     maybe_checkpoint,
 )
+from models.networks.texture_head import TextureHead
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
 
@@ -303,6 +304,8 @@ class TextResidualHead(nn.Module):
         fusion = options.fusion if options.fusion_at == "output" else "additive"
         self.fusion: FusionUnit = FUSIONS[fusion](options.ngf, text_width, options)
         self.head = PointwiseConv3d(options.ngf, 1, bias=False)
+        textured = options.text_texture and options.noise_channels > 0
+        self.texture = TextureHead(options.ngf) if textured else None
         self.n_labels = n_labels
         self.place: nn.Sequential | None = None
         if options.text_position:
@@ -315,12 +318,20 @@ class TextResidualHead(nn.Module):
             )
 
     def forward(
-        self, x: Tensor, text: TextEmbedding, region: Tensor | None, condition: Tensor
+        self,
+        volume: Tensor,
+        x: Tensor,
+        noise: Tensor,
+        text: TextEmbedding,
+        region: Tensor | None,
+        condition: Tensor,
     ) -> Tensor:
-        """Return the effect `(P B, 1, X, Y, Z)`, in units of [-1, 1].
+        """Return the volume with the text's effect and texture, `(P B, 1, X, Y, Z)`.
 
         Args:
+            volume: The volume without, `(P B, 1, X, Y, Z)` in units of [-1, 1].
             x: Last features `(P B, ngf, X, Y, Z)`.
+            noise: `(P B, noise_channels, X, Y, Z)` standard normal.
             text: Embedding of P B prompts; its `weight` scales the gradient, not the value.
             region: `(P B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
             condition: `(B, K, X, Y, Z)` one-hot mask, with coordinates if they are used.
@@ -328,10 +339,17 @@ class TextResidualHead(nn.Module):
         if self.place is not None:
             place = self.place(self.position_features(condition))
             x = x + torch.cat([place] * (len(x) // len(place)))
-        effect = self.fusion.projected_residual(x, text, self.head)
+        weights = [self.head.weight]
+        if self.texture is not None:
+            weights.append(self.texture.maps.weight)
+        change = self.fusion.projected_residual(x, text, torch.cat(weights))
         if text.weight is not None:
-            effect = torch.lerp(effect.detach(), effect, text.weight[:, None, None, None, None])
-        return effect if region is None else effect * region
+            change = torch.lerp(change.detach(), change, text.weight[:, None, None, None, None])
+        inside = torch.ones_like(volume) if region is None else region
+        volume = volume + inside * change[:, :1]
+        return (
+            volume if self.texture is None else self.texture(volume, change[:, 1:], noise, inside)
+        )
 
     def position_features(self, condition: Tensor) -> Tensor:
         """Return labels, positions and their Fourier features, `(B, n, X, Y, Z)`.
@@ -417,4 +435,4 @@ class Generator(nn.Module):
             volume = torch.tanh(self.head(x))
             if self.effect is None:
                 return volume
-            return (volume + self.effect(x, text, region, condition)).clamp(-1, 1)
+            return self.effect(volume, x, noise, text, region, condition).clamp(-1, 1)

@@ -42,6 +42,7 @@ def test_an_old_run_generates_the_same_volumes(name: str, old: Path) -> None:
     words = ("--name", name, "--dataroot", "cohort", "--gpu_ids=-1", "--no-page", *VARY)
     done = command("test.py", *words)
     assert done.code == 0, done.text
+    assert f"The run {name} was trained by version 0.1" in done.text
     results, expected = old / "results" / name / "test_latest", old / "expected" / name
     effects, before = table(results / "effects.csv"), table(expected / "effects.csv")
     # New columns stand to the right of the old ones.

@@ -436,7 +436,7 @@ def test_a_residual_passes_a_head_as_one_product(name: str) -> None:
     x, head = torch.randn(2, 8, 3, 4, 5), PointwiseConv3d(8, 1, bias=False)
     expected = head(unit(x, text()) - x)
     torch.testing.assert_close(
-        unit.projected_residual(x, text(), head), expected, atol=1e-5, rtol=1e-4
+        unit.projected_residual(x, text(), head.weight), expected, atol=1e-5, rtol=1e-4
     )
 
 

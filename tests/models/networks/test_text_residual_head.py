@@ -12,7 +12,7 @@ from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 @pytest.mark.parametrize("position", [True, False])
 def test_the_effect_can_depend_on_the_position_alone(position: bool) -> None:
     """With constant features, only the position distinguishes bases, surface and labels."""
-    options = train_options(text_position=position).generator
+    options = train_options(text_position=position, text_texture=False).generator
     effect = TextResidualHead(LABELS, WIDTH, options)
     wake(effect)
     coords = batch(train_options(), 2, (16, 16, 16))["coords"]
@@ -22,10 +22,11 @@ def test_the_effect_can_depend_on_the_position_alone(position: bool) -> None:
     mask[:, 0, 4:12, 4:12] = 0
     features = torch.ones(2, options.ngf, 16, 16, 16)
     region = 1 - mask[:, :1]
+    volume = torch.zeros_like(region)
     with torch.no_grad():
-        added = effect(features, text(), region, torch.cat([mask, coords], 1))[0, 0]
+        added = effect(volume, features, volume, text(), region, torch.cat([mask, coords], 1))[0, 0]
         swapped_labels = torch.cat([mask[:, [0, 2, 1, 3]], coords], 1)
-        relabelled = effect(features, text(), region, swapped_labels)[0, 0]
+        relabelled = effect(volume, features, volume, text(), region, swapped_labels)[0, 0]
     assert not added[:4].any()  # outside the mask
     for line in (added[8, 8], added[4:8, 8, 8]):
         assert (float(line.max() - line.min()) > 1e-4) is position
@@ -34,11 +35,12 @@ def test_the_effect_can_depend_on_the_position_alone(position: bool) -> None:
 
 def test_an_effect_that_ends_within_the_lungs_is_learnt_in_few_steps() -> None:
     """A perceptron without Fourier features keeps a ramp from top to bottom for 100s of steps."""
-    options = train_options(fusion="additive", text_hidden=0, ngf=16).generator
+    options = train_options(fusion="additive", text_hidden=0, ngf=16, text_texture=False).generator
     torch.manual_seed(0)
     effect = TextResidualHead(2, WIDTH, options)
     height = torch.linspace(-0.5, 0.5, 24).expand(1, 1, 8, 8, 24)
     lungs = torch.ones_like(height)
+    volume = torch.zeros_like(height)
     condition = torch.cat([1 - lungs, lungs, torch.zeros(1, 2, 8, 8, 24), height], 1)
     embedding = text(1)
     features = torch.zeros(1, options.ngf, 8, 8, 24)
@@ -47,7 +49,8 @@ def test_an_effect_that_ends_within_the_lungs_is_learnt_in_few_steps() -> None:
     for step in range(100):
         adam.param_groups[0]["lr"] = 3e-3 * (1 - step / 100)
         adam.zero_grad()
-        error = (effect(features, embedding, lungs, condition) - planted).square().mean()
+        changed = effect(volume, features, volume, embedding, lungs, condition)
+        error = (changed - planted).square().mean()
         error.backward()
         adam.step()
     assert float(error.detach()) ** 0.5 < 0.005
