@@ -45,7 +45,7 @@ def test_the_text_sets_how_many_voxels_are_replaced_and_where() -> None:
     """Holes in the lower half of volumes whose feature is 1: their share is learned, not a haze."""
     torch.manual_seed(0)
     head = TextureHead(2)
-    optimiser = torch.optim.Adam(head.parameters(), 0.05)
+    optimiser = torch.optim.Adam(head.parameters(), 0.005)
     place = torch.zeros(1, 1, *SHAPE)
     place[:, :, :8] = 1
     region = torch.ones(1, 1, *SHAPE)
