@@ -34,7 +34,7 @@ class TextureHead(nn.Module):
     START_STRENGTH = 0.02  # of [-1, 1]; a strength of 0 has no gradient
     MAX_LOG_STRENGTH = 3.0  # beside that
     # Features that make effects of a tenth of the range, some 70 HU, must move thresholds by SDs.
-    SCALE = 10.0
+    SCALE = 20.0
     THRESHOLD = 3.0  # SD: 0.1 % of the voxels
     START_LEVELS = (-2.1, 0.0)  # arctanh of the densities of dark and dense events
     WIDTH = 0.12  # of the smooth step H, in SD

@@ -53,7 +53,7 @@ def test_the_text_sets_how_many_voxels_are_replaced_and_where() -> None:
     draws = torch.Generator().manual_seed(1)
 
     def maps(ill: float) -> torch.Tensor:
-        return head.maps(0.1 * torch.cat([ill * place, ill * (1 - place)], 1))
+        return head.maps(0.05 * torch.cat([ill * place, ill * (1 - place)], 1))
 
     for step in range(100):
         ill = float(step % 2)
