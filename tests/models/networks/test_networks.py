@@ -27,6 +27,8 @@ from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text,
 from util.cli import UserError
 
 UNITS = ("concat", "affine", "additive", "attention", "both")
+# Thresholds of events multiply rounding, by as much as random parameters are larger than learned ones.
+ROUNDING = 1e-4
 
 
 def make_generator(**changes: Any) -> Generator:
@@ -168,7 +170,7 @@ def test_padding_of_prompts_does_nothing(name: str) -> None:
     long = TextEmbedding(
         torch.cat([short.tokens, filler], 1), nn.functional.pad(short.valid, (0, 2)), short.pooled
     )
-    assert torch.allclose(generate(network, short), generate(network, long), atol=1e-6)
+    assert torch.allclose(generate(network, short), generate(network, long), atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -177,7 +179,7 @@ def test_order_of_phrases_does_nothing(name: str) -> None:
     wake(network)
     embedding = text(tokens=4)
     turned = TextEmbedding(embedding.tokens.flip(1), embedding.valid.flip(1), embedding.pooled)
-    assert torch.allclose(generate(network, embedding), generate(network, turned), atol=1e-6)
+    assert torch.allclose(generate(network, embedding), generate(network, turned), atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", FUSIONS.names())
