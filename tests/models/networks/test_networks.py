@@ -27,7 +27,7 @@ from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text,
 from util.cli import UserError
 
 UNITS = ("concat", "affine", "additive", "attention", "both")
-# Thresholds of events multiply rounding, by as much as random parameters are larger than learned ones.
+# Thresholds of events multiply rounding: random parameters are larger than learned ones.
 ROUNDING = 1e-4
 
 
