@@ -35,7 +35,7 @@ def test_a_scan_is_kept_and_the_difference_of_two_texts_is_added() -> None:
     torch.manual_seed(0)
     gan = MODELS["pix2pixhd"](train_options(), LABELS, WIDTH, training=False)
     for parameter in gan.raw["G"].parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+        parameter.add_(0.05 * torch.randn_like(parameter))
     gan.check_editing()
     scan = 0.2 * torch.randn(1, 1, *SIZE)
     factual, other = condition(1), condition(2)
