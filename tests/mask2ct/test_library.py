@@ -99,7 +99,7 @@ def test_two_prompts_are_compared_as_test_py_does(
     pair = run.compare(mask, NEVER, CURRENT)
     np.testing.assert_array_equal(pair.difference.hu, pair.b.hu - pair.a.hu)
     assert nib.load(pair.difference.save(tmp_path / "d.nii.gz")).get_data_dtype() == np.float32
-    words = ("--mask", str(mask), "--prompt", NEVER, "--gpu_ids=-1", "--no-page")
+    words = ("--mask", str(mask), "--prompt", NEVER, "--gpu_ids=-1", "--no-page", "--draws", "1")
     vary = ("--vary", "SMOKING HISTORY=Never smoker,Current smoker", "--results_dir", str(tmp_path))
     done = command("test.py", *trained_run.flags(), *words, *vary)
     assert done.code == 0, done.text
