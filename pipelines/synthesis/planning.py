@@ -274,6 +274,14 @@ def cohort_readme(
     return "\n".join(lines)
 
 
+def warning_section(warnings: Sequence[str]) -> str:
+    """Return the part of the README.md with the warnings of the command; "" without any."""
+    if not warnings:
+        return ""
+    lines = ["", "## Read before use", "", *(f"- {escape_text(text)}" for text in warnings), ""]
+    return "\n".join(lines)
+
+
 CAUTIONS = (
     "## Research use only",
     "",

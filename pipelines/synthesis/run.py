@@ -27,6 +27,7 @@ from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
 from options.test_options import ModelOptions
 from pipelines.evaluation.memorisation import NearestScan
+from pipelines.evidence import warn_young_run
 from pipelines.generation import run_samples
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
@@ -41,11 +42,13 @@ from pipelines.synthesis.planning import (
     cohort_readme,
     plan_balanced,
     plan_table,
+    warning_section,
 )
 from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_path, read_json, write_csv, write_json
 from util.locks import locked_folder
+from util.notices import Notice, collected_warnings
 from util.records import open_record, read_record, wait_for_record
 from util.training import runs
 
@@ -277,7 +280,11 @@ def plan_cases(
 
 
 def write_cohort(
-    command: ExpandCommand, run: LoadedRun, cohort: Cohort, planned: Sequence[PlannedCase]
+    command: ExpandCommand,
+    run: LoadedRun,
+    cohort: Cohort,
+    planned: Sequence[PlannedCase],
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write table, splits and README, once every case of every process is there.
 
@@ -286,6 +293,7 @@ def write_cohort(
         run: The trained run.
         cohort: The real cohort.
         planned: The new cases.
+        warnings: Warnings of the command.
     """
     e = command.expand
     out = Path(e.out)
@@ -306,10 +314,16 @@ def write_cohort(
         counts.update(case.row.get(e.balance, "") for case in written)
     step = run.state["step"]
     text = cohort_readme(
-        records, run.folder.name, step, cohort.root.name, e.balance, counts, e.check_copies
+        records,
+        run.folder.name,
+        step,
+        cohort.root.name,
+        e.balance,
+        counts,
+        e.check_copies,
     )
     with atomic_path(out / "README.md") as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text + warning_section(warnings), encoding="utf-8")
     log.info(
         "%d synthetic cases in %s (%d redrawn, %d left out as copies).",
         len(written),
@@ -363,12 +377,15 @@ def synthesise_cohort(command: ExpandCommand) -> Path:
     e = command.expand
     if not e.out:
         raise UserError("--out is not given; it is the folder of the new cohort.")
-    with locked_folder(Path(e.out), "--out"):
-        return _synthesise_share(command)
+    with locked_folder(Path(e.out), "--out"), collected_warnings() as notices:
+        return _synthesise_share(command, notices)
 
 
-def _synthesise_share(command: ExpandCommand) -> Path:
-    """Generate this process's share, in a folder that no other command uses."""
+def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path:
+    """Generate this process's share, in a folder that no other command uses.
+
+    The README of the cohort repeats `notices`.
+    """
     e = command.expand
     out = Path(e.out)
     run = load_run(_with_all_gpus(command.model))
@@ -376,6 +393,7 @@ def _synthesise_share(command: ExpandCommand) -> Path:
     cohort = load_run_cohort(run.folder, data, e.dataroot, run.options.run.seed, need_images=False)
     cases = select_source_cases(command, run, cohort)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
+    warn_young_run(run)
     planned = plan_cases(command, run, cases, template)
     settings = _record_settings(command, run)
     if cli.is_main_process():
@@ -397,7 +415,7 @@ def _synthesise_share(command: ExpandCommand) -> Path:
             remaining, "synthetic cases", unit="case", disable=not cli.is_main_process()
         ):
             write_json(records / f"{case.id}.json", synthesise(case))
-    write_cohort(command, run, cohort, planned)
+    write_cohort(command, run, cohort, planned, [notice.text for notice in notices])
     return out
 
 

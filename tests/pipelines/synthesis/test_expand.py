@@ -224,7 +224,8 @@ def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
         assert case.image is not None and load_volume(case.image).array.dtype == np.int16
     counts = Counter(case.row["DIAGNOSIS"] for case in cohort.cases)
     assert max(counts.values()) - min(counts.values()) <= 1
-    assert "Research use only" in (synthetic_cohort / "README.md").read_text()
+    readme = (synthetic_cohort / "README.md").read_text()
+    assert "Research use only" in readme and "was trained on 9 scans" in readme
     table = pd.read_csv(synthetic_cohort / "copies.csv")
     assert (table["distance"] >= table["threshold"]).all() and list(table["left_out"]) == [
         False
