@@ -52,6 +52,7 @@ from pipelines.run_cohort import (
 from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder
 from util.locks import locked_folder
+from util.notices import Notice, collected_warnings
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +101,10 @@ def build_atlas(options: AtlasCommand) -> Path:
     if not options.output.out:
         raise UserError("--out is not given; it is the folder for the atlas.")
     out = Path(options.output.out)
-    with locked_folder(out, "--out"):
+    with locked_folder(out, "--out"), collected_warnings() as notices:
         claim_folder(out, [files.ATLAS_RECORD], options.output.overwrite)
         with atomic_folder(out) as folder:
-            write_atlas(open_atlas(options), folder)
+            write_atlas(open_atlas(options), folder, notices)
     log.info("The atlas is in %s", out)
     return out
 
@@ -140,8 +141,8 @@ def training_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
     return cohort if is_training_copy(cohort, trained_on) else trained_on
 
 
-def write_atlas(opened: OpenAtlas, folder: Path) -> None:
-    """Generate, compare, and write everything into `folder`."""
+def write_atlas(opened: OpenAtlas, folder: Path, notices: Sequence[Notice] = ()) -> None:
+    """Generate, compare, and write everything into `folder`; the page shows `notices`."""
     options, study = opened.options, opened.study
     real = measure_real_scans(study)
     generated = opened.generate(folder, options.output.volumes)
@@ -181,6 +182,7 @@ def write_atlas(opened: OpenAtlas, folder: Path) -> None:
         "summary": summary.text,
         "conclusive": summary.conclusive,
         "methods": methods,
+        "warnings": [notice.text for notice in notices],
     }
     for name, frame in frames.items():
         if name not in CASE_TABLES:

@@ -180,16 +180,19 @@ def write_case_page(
     with document:
         page_parts.page_header(
             f"{facts.case}: what the attributes change in this patient",
-            cautions=(*page_parts.CAUTIONS, ONE_PATIENT, *([SEEN] if facts.seen else [])),
+            cautions=(page_parts.RESEARCH_ONLY,),
             links=_links(neighbours, facts.pages),
         )
         with tags.main(**viewer):
-            with page_parts.card("Factual text", "about"):
-                page_parts.prompt_line(facts.prompt)
-            viewer_parts.reading_help(READING)
             tags.noscript(tags.p("The pictures need JavaScript.", cls="note"))
             _toolbar(limit, voxels.labels)
             _one_attribute(facts, voxels)
+            with page_parts.card("Read before judging", "about", id="warnings"):
+                cautions = (*page_parts.CAUTIONS[1:], ONE_PATIENT, *([SEEN] if facts.seen else []))
+                page_parts.bullet_list(cautions, "cautions")
+            with page_parts.card("Factual text", "about"):
+                page_parts.prompt_line(facts.prompt)
+            viewer_parts.reading_help(READING)
             _differential(facts, voxels)
             _all_attributes(facts, voxels)
     (folder / "cases").mkdir(exist_ok=True)

@@ -99,9 +99,13 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
         page_parts.page_header(
             title,
             tags.p(p.record["summary"], cls=cls),
-            cautions=(*page_parts.CAUTIONS, *RULES),
+            cautions=(page_parts.RESEARCH_ONLY,),
         )
         with tags.main():
+            maps_section(choices, p.grid, p.volumes, p.limit, p.figures)
+            with page_parts.card("Read before judging", id="warnings"):
+                page_parts.bullet_list((*page_parts.CAUTIONS[1:], *RULES), "cautions")
+                page_parts.bullet_list(p.record.get("warnings", []), "cautions warnings")
             _negative_controls(p)
             with tags.div(cls="cards"):
                 _findings(p)
@@ -110,7 +114,6 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
             _heat_map(p)
             _outcomes(p)
             _shape(p)
-            maps_section(choices, p.grid, p.volumes, p.limit, p.figures)
             _agreement(p)
             _graphs(p)
             with tags.div(cls="cards"):

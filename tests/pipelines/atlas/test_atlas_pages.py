@@ -135,11 +135,21 @@ def test_charts_without_anything(drawn: list[Figure]) -> None:
 # --- content ---
 
 
+WARNING = "The run is unfinished: step 1 of 2."
+
+
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("atlas") / "a"
-    write_pages(folder, atlas_folder.make_atlas(folder))  # type: ignore[arg-type]
+    study = atlas_folder.make_atlas(folder)
+    record = json.loads((folder / "atlas.json").read_text())
+    (folder / "atlas.json").write_text(json.dumps({**record, "warnings": [WARNING]}))
+    write_pages(folder, study)  # type: ignore[arg-type]
     return folder
+
+
+def test_warnings_of_the_command_stand_on_the_page(atlas: Path) -> None:
+    assert f"<li>{WARNING}</li>" in (atlas / "index.html").read_text()
 
 
 def case_page(atlas: Path) -> Path:
