@@ -27,7 +27,8 @@ class RefitOptions:
     )
     gpus: str = flag(
         "",
-        "GPUs to train refits on side by side, such as 0,1; default: one refit after the other.",
+        "GPUs to train refits on side by side, such as 0,1 (-1,-1: two on the CPU); default: all "
+        "GPUs there are, or without one all cores, as far as memory goes.",
     )
     reuse_encoder: bool = flag(
         False, "Keep the run's own CLIP instead of training one for each refit."

@@ -1,18 +1,16 @@
 """Refits: retraining a run on resampled patients, on permuted columns, or without a fold.
 
-Every refit is a process of `train.py` in `checkpoints/RUN/refits/`. A finished refit has a record
-beside its folder.
+Every refit is a run of `train.py` in `checkpoints/RUN/refits/`. A few processes train them one
+after the other (see `pipelines.refit_worker`), so that packages are imported, volumes prepared and
+files checked once. A finished refit has a record beside its folder.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +31,7 @@ from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
 from pipelines import run_cohort
 from pipelines.atlas.attributes import dependent_columns
+from pipelines.refit_worker import RefitWorker, make_workers
 from util import cli
 from util.cli import UserError, format_list, unique_names
 from util.files import write_json
@@ -40,7 +39,6 @@ from util.locks import locked_folder
 from util.records import read_record
 from util.training import checkpoint, runs
 
-ROOT = Path(__file__).resolve().parents[1]
 REFITS = "refits"  # folder below the run's
 RECORD_TYPES = {  # of a finished refit
     "name": str,
@@ -316,7 +314,7 @@ def _splits_file(origin: OriginRun) -> str:
 
 
 def train_refits(origin: OriginRun, options: RefitOptions, refits: Sequence[Refit]) -> None:
-    """Train the refits that are not finished, side by side on `--gpus`.
+    """Train the refits that are not finished, side by side (see `make_workers`).
 
     Raises:
         UserError: A refit failed; the message contains that of its process.
@@ -351,22 +349,20 @@ def changed_data(origin: OriginRun) -> list[str]:
 
 def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Sequence[Refit]) -> None:
     (origin.folder / REFITS).mkdir(parents=True, exist_ok=True)
-    gpus: queue.Queue[str] = queue.Queue()
-    for gpu in options.gpus.split(","):
-        gpus.put(gpu.strip())
-    num_workers = gpus.qsize()
-    cores = max(1, (os.cpu_count() or 1) // num_workers)
-    threads = os.environ.get("OMP_NUM_THREADS") or str(cores)
+    workers = make_workers(options.gpus, origin.options.run.gpu_ids, len(missing))
+    free: queue.Queue[RefitWorker] = queue.Queue()
+    for worker in workers:
+        free.put(worker)
 
-    def train_on_free_gpu(refit: Refit) -> None:
-        gpu = gpus.get()
+    def train_when_free(refit: Refit) -> None:
+        worker = free.get()
         try:
-            train_refit(origin, refit, options, gpu, threads)
+            train_refit(origin, refit, options, worker)
         finally:
-            gpus.put(gpu)
+            free.put(worker)
 
-    with ThreadPoolExecutor(num_workers) as pool:
-        jobs = [pool.submit(train_on_free_gpu, refit) for refit in missing]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        jobs = [pool.submit(train_when_free, refit) for refit in missing]
         progress = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.is_main_process())
         try:
             for job in progress:
@@ -374,22 +370,24 @@ def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Seque
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            for worker in workers:
+                worker.close()
 
 
 def train_refit(
-    origin: OriginRun, refit: Refit, options: RefitOptions, gpu: str, threads: str
+    origin: OriginRun, refit: Refit, options: RefitOptions, worker: RefitWorker
 ) -> None:
-    """Train one refit in its own process, whose messages go to NAME.log beside it.
+    """Train one refit, whose messages go to NAME.log beside it.
 
     Args:
         origin: The run.
         refit: The refit.
         options: How refits are trained.
-        gpu: The GPU; "" for that of the run.
-        threads: Threads of the process.
+        worker: The process that trains it.
 
     Raises:
-        UserError: The process failed.
+        UserError: The training failed.
     """
     home = origin.folder / REFITS
     log_path = home / f"{refit.name}.log"
@@ -400,15 +398,7 @@ def train_refit(
     if record_path.is_file():  # of another state of the run, or with other steps
         shutil.rmtree(home / refit.name, ignore_errors=True)
         record_path.unlink()
-    words = train_arguments(origin, refit, options, gpu)
-    with log_path.open("w") as file:
-        code = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *words],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
-        ).returncode
+    code = worker.train(train_arguments(origin, refit, options, worker.gpu), log_path)
     if code:
         raise UserError(
             f"The refit {refit.name} ended with exit code {code}: {_last_messages(log_path)} (see "

@@ -18,6 +18,7 @@ from options.phantom_options import PhantomOptions
 from pipelines import refits
 from pipelines.atlas.statistics.outcomes import OUTCOMES
 from pipelines.atlas.statistics.regional import LUNG_REGIONS
+from pipelines.refit_worker import RefitWorker
 from tests.atlas_run import discover, in_this_process, means, record, table
 from tests.commands import TrainedRun, command, files, refused, train
 from util.cli import UserError
@@ -310,13 +311,15 @@ def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None
 def test_a_refit_that_fails_has_a_message(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = refits.OriginRun.load(run.folder)
     one = refits.Refit("resampled_009", "resampled", 1009)
+    worker = RefitWorker("", "1")
     monkeypatch.setattr(
         refits, "train_arguments", lambda *_: ["--dataroot", "no/such", "--name", "x"]
     )
     with pytest.raises(
         UserError, match=r"resampled_009 ended with exit code 2: .*no/such.*resampled_009\.log"
     ):
-        refits.train_refit(origin, one, RefitOptions(), "", "1")
+        refits.train_refit(origin, one, RefitOptions(), worker)
+    worker.close()
     assert not one.record_path(run.folder).exists()
 
 
