@@ -18,7 +18,10 @@ class RefitOptions:
         0, "Runs on patients drawn with replacement, for intervals; finished ones are kept.", low=0
     )
     permutations: int = flag(
-        0, "Runs on permuted rows, for the null distribution; finished ones are kept.", low=0
+        0,
+        "Runs on permuted rows, for the null distribution; findings need at least 19. Finished "
+        "ones are kept.",
+        low=0,
     )
     permute: tuple[str, ...] = flag(
         (),
@@ -73,7 +76,8 @@ class AtlasCases:
     )
     real_split: str = flag(
         "",
-        "Real scans to compare with; default: all, or with --fold those generated.",
+        "Real scans to compare with; default: those that the run was not trained on where there "
+        "are enough (else all, and nothing is claimed), or with --fold those generated.",
         choices=("", "train", "val", "test", "all"),
     )
     columns: str = flag("", 'Attributes to study, as "A,B"; default: all that can be studied.')

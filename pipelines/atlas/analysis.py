@@ -20,7 +20,7 @@ from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_outc
 from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
 from pipelines.atlas.statistics.adjustment import ADJUSTMENT_COLUMNS, Roles
 from pipelines.atlas.statistics.associations import Association
-from pipelines.atlas.statistics.cautions import Caution
+from pipelines.atlas.statistics.cautions import Caution, NextCommands
 from pipelines.atlas.statistics.negative_controls import (
     control_cautions,
     control_outcomes,
@@ -112,12 +112,14 @@ class RunFacts:
         refits: Records of the refits that are used.
         cautions: Cautions that its options call for.
         diagnosis: Column of the diagnosis.
+        commands: Commands that cautions advise.
     """
 
     steps: int
     refits: Sequence[Mapping[str, Any]]
     cautions: Sequence[Caution]
     diagnosis: str
+    commands: NextCommands
 
 
 def atlas_tables(
@@ -157,7 +159,8 @@ def atlas_tables(
         *cohort_cautions(study, real, adjustable, estimated, pairs),
         *cautions.vessel_cautions(estimated, plan.contrasts),
         *cautions.imputation_cautions(real, missing, contrast_columns),
-        *cautions.refit_cautions(run.refits, run.steps),
+        *_patient_cautions(study, real, run.commands),
+        *cautions.refit_cautions(run.refits, run.steps, run.commands),
         *run.cautions,
     ]
     warned.sort(key=lambda caution: not caution.forbids)
@@ -257,7 +260,6 @@ def cohort_cautions(
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     patient = _training_patients(study)
     warned = [
-        *_patient_cautions(study, real, patient),
         *cautions.association_cautions(pairs, roles),
         *cautions.count_cautions(attributes, study.training_rows(), patient),
         *cautions.pooled_cautions({column: study.every[column] for column in study.pooled}),
@@ -279,10 +281,11 @@ def _training_patients(study: AtlasStudy) -> pd.Series:
     return pd.Series([patients[case.id] for case in study.training], dtype=object)
 
 
-def _patient_cautions(study: AtlasStudy, scans: RealScans, patient: pd.Series) -> list[Caution]:
+def _patient_cautions(study: AtlasStudy, scans: RealScans, commands: NextCommands) -> list[Caution]:
     """Return cautions on the number of patients, and on what the networks were trained on."""
     seen = scans.patient[scans.patient.index.isin(study.seen)].nunique()
-    warned = cautions.size_cautions(patient.nunique(), scans.patient.nunique(), seen)
+    training = _training_patients(study).nunique()
+    warned = cautions.size_cautions(training, scans.patient.nunique(), seen, commands)
     if study.trained_on is not study.cohort:
         text = (
             f"The run was trained on {len(study.training)} cases of {study.trained_on.root}; "

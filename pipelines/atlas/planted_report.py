@@ -13,7 +13,12 @@ from data.cache import load_case
 from pipelines.atlas.measure import AtlasMeasurements
 from pipelines.atlas.planted_effect import PLANT_RECORD
 from pipelines.atlas.statistics.outcomes import MEAN
-from pipelines.atlas.statistics.planted import ELSEWHERE, planted_effect_rows, planted_share
+from pipelines.atlas.statistics.planted import (
+    ELSEWHERE,
+    interval_columns,
+    planted_effect_rows,
+    planted_share,
+)
 from pipelines.atlas.study import AtlasStudy
 from util.files import read_json
 from util.metrics.regions import chest_regions
@@ -21,6 +26,10 @@ from util.schema import check_record
 
 PLANT_TYPES = {"column": str, "from": str, "to": str, "region": str, "hu": float}
 COLUMNS = ["region", "planted_hu", "generated_hu", "recovered", "leaked_hu"]
+BOUND_NAMES = {
+    "generated": {"refit_low": "low", "refit_high": "high"},
+    "real": {"real_low": "low", "real_high": "high"},
+}
 
 
 def read_planted(root: Path) -> dict[str, Any] | None:
@@ -31,8 +40,16 @@ def read_planted(root: Path) -> dict[str, Any] | None:
     return check_record(read_json(path), PLANT_TYPES, path, "Plant the effect again.")
 
 
-def planted_effect_frame(study: AtlasStudy, measurements: AtlasMeasurements) -> pd.DataFrame | None:
-    """Return spike.csv, or None where nothing was planted or the column is not studied."""
+def planted_effect_frame(
+    study: AtlasStudy, measurements: AtlasMeasurements, tests: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Return spike.csv, or None where nothing was planted or the column is not studied.
+
+    Args:
+        study: The study.
+        measurements: The generated effects.
+        tests: Table tests.csv, for the intervals of refits and of real scans.
+    """
     record = read_planted(study.cohort.root)
     if record is None:
         return None
@@ -55,7 +72,17 @@ def planted_effect_frame(study: AtlasStudy, measurements: AtlasMeasurements) -> 
         rest = (generated["lungs"] - inside * generated[record["region"]]) / (1 - inside)
         planted[ELSEWHERE] = 0.0
         generated[ELSEWHERE] = float(np.asarray(rest))
-    return pd.DataFrame(planted_effect_rows(planted, generated), columns=COLUMNS)
+    frame = pd.DataFrame(planted_effect_rows(planted, generated), columns=COLUMNS)
+    rows = tests[(tests["column"] == record["column"]) & (tests["outcome"] == MEAN)]
+    is_pair = [(row["from"], row["to"]) in sign for row in rows.to_dict("records")]
+    rows = rows[is_pair].set_index("region")
+    is_reverse = len(rows) and sign[rows["from"].iloc[0], rows["to"].iloc[0]] < 0
+    truth = frame.set_index("region")["planted_hu"]
+    for name, names in BOUND_NAMES.items():
+        bounds = rows[list(names)].rename(columns=names)
+        columns = interval_columns(name, truth, bounds, -1.0 if is_reverse else 1.0)
+        frame = frame.join(columns, on="region")
+    return frame
 
 
 def _mean_shares(study: AtlasStudy, planted_region: str) -> dict[str, float]:

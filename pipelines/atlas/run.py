@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from models.inference import LoadedRun
 from models.text.relevance import column_relevance
 from options.atlas_options import AtlasCommand
 from options.parser import to_dict
-from options.test_options import CaseOptions, InterventionOptions, TestOptions
+from options.test_options import CaseOptions, InterventionOptions, ModelOptions, TestOptions
 from pipelines import refits
 from pipelines.atlas import files
 from pipelines.atlas.analysis import (
@@ -32,10 +33,12 @@ from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics import negative_controls
 from pipelines.atlas.statistics.cautions import (
     Caution,
+    NextCommands,
     built_in_cautions,
     changed_data_cautions,
     low_relevance_cautions,
 )
+from pipelines.atlas.statistics.intervals import MIN_PERMUTED
 from pipelines.atlas.statistics.methods import methods_paragraph
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regression import RealScans
@@ -67,6 +70,7 @@ CASE_COLUMNS = (
     "prompt",
 )
 ARM_COLUMNS = ("case", "column", "value", "prompt", "dropped", "file")
+ADVISED_REFITS, ADVISED_FOLDS = 20, 5
 # Tables with one row per case, which atlas.json does not hold.
 CASE_TABLES = ("cases", "arms", "effects_by_case", "volumes", "agreement")
 
@@ -152,6 +156,7 @@ def write_atlas(opened: OpenAtlas, folder: Path, notices: Sequence[Notice] = ())
         opened.networks.refits,
         run_cautions(opened),
         options.cases.diagnosis_column,
+        next_commands(options),
     )
     frames = atlas_tables(study, measurements, real, measure_masks(study), run_facts)
     frames["cases"] = case_frame(opened, generated.cases, real)
@@ -163,7 +168,7 @@ def write_atlas(opened: OpenAtlas, folder: Path, notices: Sequence[Notice] = ())
     tests = frames["tests"]
     is_shown = (tests["outcome"] == MEAN) & (tests["region"] == "lungs")
     frames["agreement"] = tests[is_shown & (tests["kind"] != "slope")]
-    planted = planted_effect_frame(study, measurements)
+    planted = planted_effect_frame(study, measurements, tests)
     if planted is not None:
         frames["spike"] = planted
     labels = {contrast.id: contrast.label for contrast in study.plan.contrasts}
@@ -190,6 +195,19 @@ def write_atlas(opened: OpenAtlas, folder: Path, notices: Sequence[Notice] = ())
     files.write_record(folder, record)
     write_pages(folder, study)
     log.info("%s", summary.text)
+
+
+def next_commands(options: AtlasCommand) -> NextCommands:
+    """Return the commands that train missing refits, and that build a cross-fitted atlas."""
+    words = ["--name", options.model.name, "--dataroot", options.cases.dataroot]
+    if options.model.checkpoints_dir != ModelOptions().checkpoints_dir:
+        words += ["--checkpoints_dir", options.model.checkpoints_dir]
+    run = shlex.join(words)
+    out = shlex.join(["--out", f"{options.output.out}_cross_fitted"])
+    return NextCommands(
+        f"python scripts/refit.py {run} --refits {ADVISED_REFITS} --permutations {MIN_PERMUTED}",
+        f"python scripts/build_atlas.py {run} --fold all/{ADVISED_FOLDS} {out}",
+    )
 
 
 def run_cautions(opened: OpenAtlas) -> list[Caution]:
@@ -265,8 +283,15 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
         "real": len(real.outcomes),
         "errors": "CR3 cluster-robust" if has_repeats else "HC3",
         "imputed": bool(real.completed.imputed),
+        "seen_said": _seen_text(study, real),
         "tests": int(is_compared.sum()),
     }
+
+
+def _seen_text(study: AtlasStudy, real: RealScans) -> str:
+    """Return what the methods say of scans that were used in training."""
+    seen = int(real.outcomes.index.isin(study.seen).sum())
+    return f" ({seen} of them used in training)" if seen else ", none of them used in training,"
 
 
 @dataclass(frozen=True)
@@ -302,7 +327,13 @@ class AtlasSummary:
         if cautions["kind"].eq("no permuted refits").any():
             text = (
                 f"{studied} contrasts were studied; nothing is called a finding, because there "
-                "are too few permuted refits (scripts/refit.py)."
+                "are too few permuted refits (scripts/refit.py; the command is among the cautions)."
+            )
+            return cls(text, False)
+        if cautions["kind"].eq("seen").any():
+            text = (
+                f"{studied} contrasts were studied; nothing is called a finding, because the model "
+                "was trained on scans that it is compared with."
             )
             return cls(text, False)
         text = (

@@ -24,6 +24,7 @@ from pipelines.atlas.attributes import (
     pooled_covariate,
 )
 from pipelines.atlas.measure import MeasurementPlan
+from pipelines.atlas.statistics.cautions import MIN_PATIENTS
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.generation import GenerationPlan
 from util.cli import UserError, format_list
@@ -108,6 +109,9 @@ class AtlasStudy:
         fold_of = folds_of_cases(options, training, patients)
         cases = _cases_to_generate(options, cohort, training, fold_of)
         studied = drop_impossible(template, chosen, cases, wanted)
+        trained: frozenset[str] = frozenset()
+        if trained_on is cohort and not fold_of:
+            trained = frozenset(patients[case.id] for case in training)
         contrasts = []
         for attribute in studied.attributes:
             contrasts += contrasts_of(attribute)
@@ -116,7 +120,7 @@ class AtlasStudy:
             trained_on=trained_on,
             labels=generation.run.labels,
             cases=cases,
-            compared=_compared_cases(options, cohort, cases, cross_fitted=bool(fold_of)),
+            compared=_compared_cases(options, cohort, cases, trained, patients),
             training=training,
             plan=MeasurementPlan(
                 template,
@@ -285,10 +289,32 @@ def drop_impossible(
 
 
 def _compared_cases(
-    options: AtlasCases, cohort: Cohort, cases: Sequence[Case], cross_fitted: bool
+    options: AtlasCases,
+    cohort: Cohort,
+    cases: Sequence[Case],
+    trained: frozenset[str],
+    patients: Mapping[str, str],
 ) -> list[Case]:
-    """Return the cases to compare with."""
+    """Return the cases to compare with.
+
+    Args:
+        options: What to study.
+        cohort: The cohort.
+        cases: Cases to generate.
+        trained: Patients whose scans the network that generates was trained on.
+        patients: The patient of each case.
+    """
     split = options.real_split
-    if not split and cross_fitted:
-        return list(cases)
-    return list(cohort.cases if split in ("", "all") else cohort.split(split))
+    compared: Sequence[Case]
+    if split == "all":
+        compared = cohort.cases
+    elif split:
+        compared = cohort.split(split)
+    elif options.fold:
+        compared = cases
+    else:
+        unseen = [case for case in cohort.cases if patients[case.id] not in trained]
+        if len({patients[case.id] for case in unseen if case.image}) >= MIN_PATIENTS:
+            return unseen
+        compared = cohort.cases
+    return list(compared)

@@ -21,6 +21,7 @@ from pipelines.atlas.pages.page_maps import figure_links, map_choices, maps_sect
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL
 from pipelines.atlas.statistics.negative_controls import KIND, QUANTITIES
 from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, MEAN, OUTCOMES
+from pipelines.atlas.statistics.planted import planted_sentence
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import format_change, format_interval
 from pipelines.atlas.statistics.shape import shape_sentences
@@ -31,9 +32,10 @@ from util.web.page_parts import typeset
 from util.web.web_data import PageGrid, VolumeEntry
 
 RULES = (
-    "A finding is larger than every permuted refit and has the sign of the adjusted difference in "
-    "the real scans, whose interval excludes 0 with the false-discovery rate controlled. Nothing "
-    "else on this page is called a finding.",
+    "A finding is larger than permuted refits reach in any region of the lungs (p at most 0.05), "
+    "and has the sign of the adjusted difference in real scans that no network was trained on, "
+    "whose interval excludes 0 with the false-discovery rate controlled. Nothing else on this page "
+    "is called a finding.",
     "All pictures come from one trained network. The range over patients is not an uncertainty; "
     "intervals come from refits.",
     "Differences are associations in these data, not what would happen to a patient.",
@@ -518,17 +520,29 @@ def _planted_effect(p: Population) -> None:
     frame = p.frame("spike")
     recovered = ["" if pd.isna(share) else f"{share:.0%}" for share in frame["recovered"]]
     with page_parts.card("How much of the planted effect was recovered"):
+        page_parts.note(planted_sentence(frame))
         page_parts.frame_table(
             pd.DataFrame(
                 {
                     "region": frame["region"].map(region_name),
                     "planted HU": frame["planted_hu"].map(_change),
                     "generated HU": frame["generated_hu"].map(_change),
+                    "bias HU": frame["leaked_hu"].map(_change),
                     "share recovered": recovered,
-                    "elsewhere or missing HU": frame["leaked_hu"].map(_change),
+                    "generated, 95 % interval": _bounds(frame, "generated"),
+                    "holds the truth": frame["generated_holds"].fillna(""),
+                    "real scans, 95 % interval": _bounds(frame, "real"),
+                    "real: holds the truth": frame["real_holds"].fillna(""),
                 }
             )
         )
+
+
+def _bounds(frame: pd.DataFrame, name: str) -> list[str]:
+    texts = []
+    for low, high in frame[[f"{name}_low_hu", f"{name}_high_hu"]].to_numpy(float):
+        texts.append("" if pd.isna(low) else typeset(format_interval(low, high)))
+    return texts
 
 
 def _patients(p: Population) -> None:

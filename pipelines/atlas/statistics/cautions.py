@@ -17,7 +17,7 @@ from pipelines.atlas.statistics.associations import (
 )
 from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
-from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
+from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
 from pipelines.atlas.statistics.regression import INSEPARABLE, AttributeTables, RealScans
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
@@ -175,14 +175,31 @@ def role_cautions(attributes: Sequence[AtlasAttribute]) -> list[Caution]:
     return cautions
 
 
-def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
-    """Warn of a cohort too small to conclude anything, and of scans seen in training.
+@dataclass(frozen=True)
+class NextCommands:
+    """Command lines that cautions advise.
+
+    Attributes:
+        refit: Trains the refits that are missing.
+        cross_fit: Builds the atlas so that no network has seen the scans it is compared with.
+    """
+
+    refit: str = "scripts/refit.py --refits 20 --permutations 19"
+    cross_fit: str = "scripts/build_atlas.py --fold all/5"
+
+
+def size_cautions(
+    training: int, real: int, seen: int, commands: NextCommands | None = None
+) -> list[Caution]:
+    """Forbid claims of a cohort that is too small, and of scans seen in training.
 
     Args:
         training: Patients that the run was trained on.
         real: Patients with a scan to compare with.
         seen: Patients that are both.
+        commands: Commands to advise.
     """
+    commands = commands or NextCommands()
     cautions = []
     if training < MIN_PATIENTS or real < MIN_PATIENTS:
         text = (
@@ -196,19 +213,25 @@ def size_cautions(training: int, real: int, seen: int) -> list[Caution]:
         text = (
             f"The model was trained on scans of {seen} of the {real} patients that it is "
             "compared with: agreement then shows fit to the training scans only, and nothing about "
-            "new patients. Compare with --fold, or --real_split test."
+            "new patients, so nothing is claimed. Scans that no network has seen are compared "
+            f"where there are at least {MIN_PATIENTS} such patients, or with cross-fitting: "
+            f"{commands.cross_fit}"
         )
-        cautions.append(Caution("seen", text, value=seen))
+        cautions.append(Caution("seen", text, value=seen, forbids=True))
     return cautions
 
 
-def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caution]:
+def refit_cautions(
+    refits: Sequence[Mapping[str, Any]], steps: int, commands: NextCommands | None = None
+) -> list[Caution]:
     """Warn of missing intervals or null distributions, and of refits with other training options.
 
     Args:
         refits: Records of the refits.
         steps: Training steps of the run that generates.
+        commands: Commands to advise.
     """
+    commands = commands or NextCommands()
     cautions = []
     kinds = [refit["kind"] for refit in refits]
     other_steps = sorted({int(refit["steps"]) for refit in refits} - {steps})
@@ -223,15 +246,16 @@ def refit_cautions(refits: Sequence[Mapping[str, Any]], steps: int) -> list[Caut
     if resampled < MIN_REFITS:
         text = (
             f"There are {resampled} refits on resampled patients, too few for intervals (at least "
-            f"{MIN_REFITS}; scripts/refit.py --refits 20): the spread over patients is not the "
-            "uncertainty."
+            f"{MIN_REFITS}): the spread over patients is not the uncertainty. To train them: "
+            f"{commands.refit}"
         )
         cautions.append(Caution("no refits", text, value=resampled))
     permuted = kinds.count("permuted")
     if permuted < MIN_PERMUTED:
         text = (
             f"There are {permuted} permuted refits, too few to call anything a finding (at least "
-            f"{MIN_PERMUTED}; scripts/refit.py --permutations 20)."
+            f"{MIN_PERMUTED}, because {MIN_PERMUTED - 1} cannot give a p value of "
+            f"{MAX_PERMUTED_P:g}). To train them: {commands.refit}"
         )
         cautions.append(Caution("no permuted refits", text, value=permuted))
     return cautions

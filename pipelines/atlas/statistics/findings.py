@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 
 from pipelines.atlas.statistics.adjustment import TOTAL
 from pipelines.atlas.statistics.cautions import Caution
-from pipelines.atlas.statistics.intervals import MIN_PERMUTED
+from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED
 from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, OUTCOMES
 from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
@@ -130,7 +130,7 @@ def judge_effects(
     is_tested &= tests["outcome"].isin(list(OUTCOMES))
     tests["tested"] = np.where(is_tested, "yes", "no")
     tests["real_q"] = false_discovery(tests["real_p"].where(is_tested).astype(float))
-    is_larger = tests["generated"].abs() > tests["permuted_max"].astype(float)
+    is_larger = tests["permuted_p"].astype(float) <= MAX_PERMUTED_P
     exceeds = np.where(is_larger, "yes", "no")
     tests["exceeds_permuted"] = np.where(tests["permuted"] > 0, exceeds, "")
     agreements = []
@@ -180,7 +180,11 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
         return "not found", reason
     if row["exceeds_permuted"] == "no":
         unit = OUTCOMES[row["outcome"]].unit
-        return "not found", f"permuted refits reach {row['permuted_max']:.1f} {unit}"
+        reason = (
+            f"permuted refits reach {row['permuted_max']:.1f} {unit} in some region of the lungs "
+            f"(p = {row['permuted_p']:.2g})"
+        )
+        return "not found", reason
     if row["agreement"] == "opposite sign":
         return "not found", "the real scans show the opposite"
     return "finding", ""

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pipelines.atlas.statistics.regional import LUNG_REGIONS
+
 LEVEL = 0.95
 MIN_REFITS = 3  # resampled refits for an SD
-MIN_PERMUTED = 5  # permuted refits for a verdict
+MAX_PERMUTED_P = 0.05  # of a finding
+MIN_PERMUTED = 19  # permuted refits for a verdict: fewer cannot give so small a p value
 
 REFIT_COLUMNS = (
     "refits",
@@ -63,20 +66,46 @@ def refit_interval(effect: float, refits: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def permuted_null(effect: float, permuted: Sequence[float]) -> dict[str, Any]:
+def permuted_null(
+    effect: float, permuted: Sequence[float], largest: Sequence[float] = ()
+) -> dict[str, Any]:
     """Compare an effect with those of permuted refits: their maximum and SD, and a p value.
 
-    The p value is (1 + refits at least as large) / (1 + refits).
+    The p value is (1 + refits at least as large) / (1 + refits), which holds for any number of
+    refits (Phipson and Smyth 2010). Where several regions are tested, a refit counts with its
+    largest effect in any of them (Westfall and Young 1993).
+
+    Args:
+        effect: The effect in a region.
+        permuted: Effects of the refits in that region.
+        largest: Largest absolute effect of each refit in any region tested; default: that of
+            this region.
     """
     summary: dict[str, Any] = {"permuted": len(permuted)}
     if not permuted:
         return summary
-    sizes = np.abs(permuted)
+    sizes = np.abs(largest if len(largest) else permuted)
     return summary | {
         "permuted_max": float(sizes.max()),
-        "permuted_sd": float(np.sqrt(np.mean(sizes**2))),
+        "permuted_sd": float(np.sqrt(np.mean(np.square(permuted)))),
         "permuted_p": float((1 + (sizes >= abs(effect)).sum()) / (1 + len(sizes))),
     }
+
+
+def largest_effects(refits: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
+    """Return each permuted refit's largest absolute effect in any lung region that is tested.
+
+    Args:
+        refits: As of `add_refits`.
+
+    Returns:
+        One number per refit, by contrast and outcome.
+    """
+    is_tested = (refits["kind"] == "permuted") & refits["region"].isin(LUNG_REGIONS)
+    sizes = refits[is_tested].assign(size=refits["effect"].abs())
+    by_refit = sizes.groupby(["contrast", "outcome", "refit"], sort=False)["size"].max()
+    grouped = by_refit.groupby(["contrast", "outcome"]).apply(list)
+    return {(str(c), str(o)): values for (c, o), values in grouped.items()}
 
 
 def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
@@ -89,6 +118,7 @@ def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["contrast", "outcome", "region"]
     by_kind = refits.groupby([*keys, "kind"])["effect"].apply(list).to_dict()
+    largest = largest_effects(refits)
     rows = []
     for row in effects.to_dict("records"):
         place = (row["contrast"], row["outcome"], row["region"])
@@ -97,7 +127,11 @@ def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
             {
                 **{str(name): value for name, value in row.items()},
                 **refit_interval(effect, by_kind.get((*place, "resampled"), [])),
-                **permuted_null(effect, by_kind.get((*place, "permuted"), [])),
+                **permuted_null(
+                    effect,
+                    by_kind.get((*place, "permuted"), []),
+                    largest.get(place[:2], []) if place[2] in LUNG_REGIONS else [],
+                ),
             }
         )
     return pd.DataFrame(rows).reindex(columns=[*effects.columns, *REFIT_COLUMNS])

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.atlas.statistics.associations import STRONG_ASSOCIATION
 from pipelines.atlas.statistics.findings import FDR
 from pipelines.atlas.statistics.imputation import IMPUTATIONS
-from pipelines.atlas.statistics.intervals import MIN_PERMUTED, MIN_REFITS
+from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
 
 GENERATED = """
 Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder},
@@ -33,18 +33,19 @@ given; the range over patients describes patients, not uncertainty."""
 PERMUTED = """
 For the null distribution, {permuted} refits were trained on permuted rows."""
 REAL = """
-The real scans of {real} cases were compared by linear regression of each regional outcome on the
-attribute (statsmodels, {errors} errors). Total effects are adjusted for demographics and
-acquisition (those of the diagnosis and of mediators for exposures, too); direct effects for other
-exposures, mediators and the logarithm of the lung volume, too. Outcomes and columns that depend on
-others were not adjusted for.{imputed_said}"""
+The real scans of {real} cases{seen_said} were compared by linear regression of each regional
+outcome on the attribute (statsmodels, {errors} errors). Total effects are adjusted for demographics
+and acquisition (those of the diagnosis and of mediators for exposures, too); direct effects for
+other exposures, mediators and the logarithm of the lung volume, too. Outcomes and columns that
+depend on others were not adjusted for.{imputed_said}"""
 IMPUTED = """ Unknown covariates were imputed {count} times by chained equations, assuming that they
 are missing at random, and pooled by Rubin's rules."""
 CONTROLS = """
 Air outside the body and in the trachea served as negative controls (mean and noise, false-discovery
 rate {fdr:.0%}); volumes and heights of the masks were compared in the same way as outcomes."""
 FINDINGS = """
-A difference counts as a finding where it exceeds all of at least {least} permuted refits, has the
+A difference counts as a finding where it has a permutation p value of at most {permuted_p:g} (at
+least {least} permuted refits, each with its largest effect over the regions of the lungs), has the
 sign of the adjusted difference in the real scans, and the latter differs from 0 with a
 false-discovery rate of at most {fdr:.0%} over {tests} tests (contrasts, outcomes and lung regions;
 Benjamini and Hochberg). Differences are associations in the training data, not effects of an
@@ -62,6 +63,7 @@ def methods_paragraph(facts: Mapping[str, Any]) -> str:
         **facts,
         imputed_said=imputed,
         least=MIN_PERMUTED,
+        permuted_p=MAX_PERMUTED_P,
         fewest=MIN_REFITS,
         fdr=FDR,
         strong=STRONG_ASSOCIATION,

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+
+from pipelines.atlas.statistics.regional import LUNG_REGIONS
 
 ELSEWHERE = "elsewhere"  # the lungs without the planted region
 MIN_PLANTED_HU = 1.0  # planted effect of a region below which no recovered share is given
@@ -20,6 +23,43 @@ def planted_share(masks: Mapping[str, Mask], planted: str) -> dict[str, float]:
     if where is None:
         return dict.fromkeys(masks, 0.0)
     return {name: float((mask & where).sum() / mask.sum()) for name, mask in masks.items()}
+
+
+def interval_columns(
+    name: str, planted: pd.Series, estimates: pd.DataFrame, sign: float
+) -> pd.DataFrame:
+    """Return the bounds of estimates of planted effects, and whether they hold the truth.
+
+    Args:
+        name: Start of the new columns: `generated` or `real`.
+        planted: Planted effect by region, HU.
+        estimates: Bounds `low` and `high` by region, HU.
+        sign: 1, or -1 where the estimates are of the reverse contrast.
+    """
+    bounds = estimates.reindex(planted.index)[["low", "high"]].astype(float) * sign
+    low, high = bounds.min(axis=1, skipna=False), bounds.max(axis=1, skipna=False)
+    holds = np.where((low <= planted) & (planted <= high), "yes", "no")
+    columns = {
+        f"{name}_low_hu": low,
+        f"{name}_high_hu": high,
+        f"{name}_holds": np.where(low.isna(), "", holds),
+    }
+    return pd.DataFrame(columns, index=planted.index)
+
+
+def planted_sentence(frame: pd.DataFrame) -> str:
+    """Return bias and coverage of a planted effect over the regions of the lungs."""
+    regions = frame[frame["region"].isin(LUNG_REGIONS)]
+    bias = float(regions["leaked_hu"].abs().mean())
+    parts = [f"Over {len(regions)} regions of the lungs the mean absolute bias is {bias:.1f} HU"]
+    for name, text in (("generated", "generated"), ("real", "real scans'")):
+        known = regions.loc[regions[f"{name}_holds"].isin(["yes", "no"]), f"{name}_holds"]
+        if len(known):
+            held = int((known == "yes").sum())
+            parts.append(f"the {text} 95 % intervals hold the truth in {held} of {len(known)}")
+    if len(parts) == 1:
+        parts.append("there are no intervals, because there are too few refits and scans")
+    return f"{'; '.join(parts)}."
 
 
 def planted_effect_rows(
