@@ -38,8 +38,10 @@ from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run
 from pipelines.atlas.analysis import adjustable_columns, measure_real_scans
 from pipelines.atlas.planted_effect import plant_effect
+from pipelines.atlas.progress import AtlasProgress
 from pipelines.atlas.statistics import findings, intervals, tables
 from pipelines.atlas.statistics.outcomes import MEAN
+from pipelines.atlas.statistics.regional import LUNG_REGIONS
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.study import AtlasStudy
 from util.cli import run_command
@@ -248,7 +250,7 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
     refits = RefitOptions(gpus=b.gpus, permutations=b.permutations)
     opened = atlas_run.open_atlas(atlas_command(b, root, name, refits))
     with tempfile.TemporaryDirectory() as folder:
-        measured = opened.generate(Path(folder), 0).measurements
+        measured = opened.generate(AtlasProgress(Path(folder), ""), 0).measurements
     study, real = opened.study, measure_real_scans(opened.study)
     effects = intervals.effects_over_patients(tables.effect_frame(measured.effects))
     null = tables.refit_frame(measured.refits)
@@ -263,11 +265,14 @@ def permutation_tests(b: AtlasBenchmarkOptions) -> Row:
         is_own = null["refit"] == refit["name"]
         of_refit = null[is_own].set_index(keys)["effect"]
         others = null[~is_own].groupby(keys)["effect"].apply(list)
+        largest = intervals.largest_effects(null[~is_own])
         rows = []
         for row in effects.to_dict("records"):
             key = tuple(row[name] for name in keys)
             if key in of_refit.index:
-                test = intervals.permuted_null(of_refit[key], others[key])
+                is_lung = key[2] in LUNG_REGIONS
+                of_regions = largest[key[0], key[1]] if is_lung else []
+                test = intervals.permuted_null(of_refit[key], others[key], of_regions)
                 rows.append(row | {"generated": of_refit[key]} | test)
         scans = shuffle_column(study, real, refit)
         contrasts = estimate_contrasts(scans, study.plan.contrasts, roles)

@@ -26,7 +26,10 @@ from options.benchmark_options import RealScansBenchmarkCommand, RealScansBenchm
 from options.parser import parse
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL, Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
+from pipelines.atlas.statistics.findings import FDR, judge_effects
+from pipelines.atlas.statistics.intervals import MIN_PERMUTED, add_refits
 from pipelines.atlas.statistics.outcomes import MEAN
+from pipelines.atlas.statistics.regional import LUNG_REGIONS
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from util.cli import run_command
 from util.files import write_json
@@ -52,6 +55,7 @@ REGION_SD = 5.0  # HU
 MISSING = 0.25  # share of empty cells
 TRUTH_CASES = 200_000  # cases of which the true total effects are the mean
 NULL_COLUMN = "OCCUPATION"
+NULL_SD = 6.0  # HU; of the effects that networks generate by chance
 
 
 def _attribute(column: str, role: str, values: Sequence[str], number: bool) -> AtlasAttribute:
@@ -332,7 +336,54 @@ def _summary(frame: pd.DataFrame, keys: list[str]) -> list[Row]:
     return rows
 
 
-STUDIES = {"missing": missing_study, "coverage": coverage_study}
+def permuted_study(o: RealScansBenchmarkOptions) -> list[Row]:
+    """Return one row per cohort: whether a permuted column becomes a finding.
+
+    Smoking is permuted, so that it has no effect. The effects that a network would generate from it
+    are drawn from the same normal distribution as those of its permuted refits.
+    """
+    regions = [region for region in EFFECTS if region in LUNG_REGIONS]
+    rows: list[Row] = []
+    for seed in range(1, o.cohorts + 1):
+        cohort = Cohort.draw(o.cases, o.patient_sd, 2000 + seed)
+        rng = np.random.default_rng([seed, 3])
+        table = cohort.table.mask(rng.random(cohort.table.shape) < 0.1, "")
+        table["SMOKING"] = rng.permutation(table["SMOKING"].to_numpy())
+        effects, refits = [], []
+        for contrast in CONTRASTS:
+            place = {"contrast": contrast.id, "outcome": MEAN}
+            ends = {"column": contrast.column, "kind": contrast.kind}
+            ends |= {"from": contrast.start, "to": contrast.end}
+            for region in regions:
+                effect = true_effect(contrast.id, DIRECT, region)
+                if contrast.column == "SMOKING":
+                    effect = float(rng.normal(0, NULL_SD))
+                effects.append({**place, **ends, "region": region, "generated": effect})
+                for refit, null in enumerate(rng.normal(0, NULL_SD, MIN_PERMUTED)):
+                    one = {"refit": f"p{refit}", "kind": "permuted", "effect": float(null)}
+                    refits.append({**place, "region": region, **one})
+        judged = judge_effects(
+            add_refits(pd.DataFrame(effects), pd.DataFrame(refits)),
+            estimate_contrasts(cohort.scans(table), CONTRASTS, ROLES),
+            {column: attribute.role for column, attribute in ATTRIBUTES.items()},
+            [],
+        )
+        is_finding = judged["verdict"] == "finding"
+        permuted = is_finding & (judged["column"] == "SMOKING")
+        shown = judged["real_q"].le(FDR) & (judged["column"] == "SMOKING")
+        rows.append(
+            {
+                "cohort": seed,
+                "declared": bool(permuted.any()),
+                "shown_by_real_scans": bool(shown.any()),
+                "true_findings": int((is_finding & ~permuted).sum()),
+            }
+        )
+        log.info("permuted: cohort %d of %d", seed, o.cohorts)
+    return rows
+
+
+STUDIES = {"missing": missing_study, "coverage": coverage_study, "permuted": permuted_study}
 
 
 def summary_sentences(figures: Mapping[str, list[Row]]) -> list[str]:
@@ -350,6 +401,12 @@ def summary_sentences(figures: Mapping[str, list[Row]]) -> list[str]:
         frame = pd.DataFrame(figures["coverage"])
         held = round((frame["coverage"] * frame["cohorts"]).sum())
         sentences.append(f"Intervals hold the truth in {held} of {frame['cohorts'].sum()}.")
+    if "permuted" in figures:
+        frame = pd.DataFrame(figures["permuted"])
+        sentences.append(
+            f"{frame['declared'].sum()} of {len(frame)} permuted columns become a finding (by the "
+            f"real scans alone: {frame['shown_by_real_scans'].sum()})."
+        )
     return sentences
 
 

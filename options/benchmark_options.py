@@ -83,7 +83,9 @@ class RealScansBenchmarkOptions:
 
     OUT: str = argument("Folder for figures.")
     studies: tuple[str, ...] = flag(
-        (), "A study to run; may be repeated (default: all).", choices=("missing", "coverage")
+        (),
+        "A study to run; may be repeated (default: all).",
+        choices=("missing", "coverage", "permuted"),
     )
     cohorts: int = flag(40, "Simulated cohorts of each study.", low=2)
     cases: int = flag(150, "Patients of a cohort.", low=40)

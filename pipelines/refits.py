@@ -36,6 +36,7 @@ from util import cli
 from util.cli import UserError, format_list, unique_names
 from util.files import write_json
 from util.locks import locked_folder
+from util.progress import RemainingTime
 from util.records import read_record
 from util.training import checkpoint, runs
 
@@ -364,9 +365,11 @@ def _train_side_by_side(origin: OriginRun, options: RefitOptions, missing: Seque
     with ThreadPoolExecutor(len(workers)) as pool:
         jobs = [pool.submit(train_when_free, refit) for refit in missing]
         progress = tqdm(as_completed(jobs), "Refits", len(jobs), disable=not cli.is_main_process())
+        remaining = RemainingTime(len(jobs), "refits")
         try:
             for job in progress:
                 job.result()
+                remaining.step()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

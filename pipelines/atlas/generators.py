@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -16,20 +15,20 @@ from models.inference import LoadedRun, VolumeGenerator, load_run
 from options.atlas_options import AtlasCommand
 from pipelines import refits
 from pipelines.atlas.measure import (
-    AtlasMeasurements,
     CaseCounterfactuals,
     GenerateFn,
     Generators,
     Hu,
     Replicate,
-    Row,
     lung_volume_ml,
 )
+from pipelines.atlas.progress import AtlasProgress, GeneratedCases
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, run_samples
 from pipelines.results import CaseWriter, VolumeNames
 from util import cli
 from util.cli import UserError
+from util.progress import RemainingTime
 
 log = logging.getLogger(__name__)
 
@@ -113,47 +112,34 @@ def make_generate_fn(generator: VolumeGenerator) -> GenerateFn:
     return generate
 
 
-@dataclass
-class GeneratedCases:
-    """The generated cases of an atlas.
-
-    Attributes:
-        measurements: Their measurements.
-        cases: Their rows of cases.csv.
-        volumes: Rows of volumes.csv.
-    """
-
-    measurements: AtlasMeasurements = field(default_factory=AtlasMeasurements)
-    cases: list[Row] = field(default_factory=list)
-    volumes: list[Row] = field(default_factory=list)
-
-
 def generate_cases(
     generation: GenerationPlan,
     study: AtlasStudy,
     networks: AtlasNetworks,
-    folder: Path,
+    progress: AtlasProgress,
     num_kept: int,
 ) -> GeneratedCases:
-    """Generate and measure every case.
+    """Generate and measure every case, but those that are finished already.
 
     Args:
         generation: The run and the prompts.
         study: The study.
         networks: The networks.
-        folder: The atlas; kept volumes go to `folder/volumes/`.
+        progress: Finished cases; kept volumes go to its folder.
         num_kept: Number of cases whose volumes are kept.
     """
-    generated = GeneratedCases()
-    samples = run_samples(generation.run, study.cases, study.plan.data)
+    generated = progress.load()
+    done = len(generated.cases)
+    samples = run_samples(generation.run, study.cases[done:], study.plan.data)
+    remaining = RemainingTime(len(study.cases) - done, "cases")
     values = {attribute.column: attribute.values for attribute in study.plan.attributes}
     names = VolumeNames.from_cohort(study.cohort, values)
-    progress = tqdm(samples, "generating", unit="case", disable=not cli.is_main_process())
-    for index, sample in enumerate(progress):
+    bar = tqdm(samples, "generating", unit="case", disable=not cli.is_main_process())
+    for index, sample in enumerate(bar, done):
         generators = networks.by_fold[study.fold_of.get(sample.case.id, "")]
         prompt = generation.prompts[sample.case.id]
         case = CaseCounterfactuals(study.plan, sample, prompt, generators, generated.measurements)
-        writer = CaseWriter(folder, sample, generation.options.arms.seed, names)
+        writer = CaseWriter(progress.folder, sample, generation.options.arms.seed, names)
         if index < num_kept:
             writer.write_factual(case.factual, "generated", prompt=prompt.sentence)
             if generators.other_noise is not None:
@@ -172,6 +158,9 @@ def generate_cases(
                 "prompt": prompt.sentence,
             }
         )
+        progress.save(generated)
+        remaining.step()
+    progress.save(generated, always=True)
     _add_files(generated)
     return generated
 

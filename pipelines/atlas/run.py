@@ -25,10 +25,11 @@ from pipelines.atlas.analysis import (
     measure_masks,
     measure_real_scans,
 )
-from pipelines.atlas.generators import AtlasNetworks, GeneratedCases, generate_cases
+from pipelines.atlas.generators import AtlasNetworks, generate_cases
 from pipelines.atlas.measure import Row
 from pipelines.atlas.pages.charts import agreement_plot
 from pipelines.atlas.planted_report import planted_effect_frame, read_planted
+from pipelines.atlas.progress import AtlasProgress, GeneratedCases, progress_folder
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics import negative_controls
 from pipelines.atlas.statistics.cautions import (
@@ -53,9 +54,10 @@ from pipelines.run_cohort import (
     load_run_cohort,
 )
 from util.cli import UserError, format_list
-from util.files import atomic_folder, claim_folder
+from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
+from util.training import checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +93,37 @@ class OpenAtlas:
     study: AtlasStudy
     networks: AtlasNetworks
 
-    def generate(self, folder: Path, num_kept: int) -> GeneratedCases:
+    def generate(self, progress: AtlasProgress, num_kept: int) -> GeneratedCases:
         """Generate and measure every case; see `generate_cases`."""
-        return generate_cases(self.generation, self.study, self.networks, folder, num_kept)
+        return generate_cases(self.generation, self.study, self.networks, progress, num_kept)
+
+    @property
+    def key(self) -> str:
+        """Digest of what generated cases depend on: settings, networks, and the cases' files."""
+        settings = to_dict(self.options)
+        for name in ("out", "overwrite"):
+            del settings["output"][name]
+        run = self.generation.run
+        checkpoint_dir = checkpoint.find(run.folder / self.options.model.which_epoch)
+        cases = []
+        for case in self.study.cases:
+            files = [case.mask, *([case.image] if case.image else [])]
+            prompt = self.generation.prompts[case.id].sentence
+            cases.append([case.id, prompt, *map(file_fingerprint, files)])
+        values = {
+            "settings": settings,
+            "run": file_fingerprint(checkpoint_dir / checkpoint.STATE_FILE),
+            "refits": [dict(record) for record in self.networks.refits],
+            "folds": {fold: one.run for fold, one in self.networks.by_fold.items()},
+            "cases": cases,
+        }
+        return json_digest(values)
 
 
 def build_atlas(options: AtlasCommand) -> Path:
     """Build an atlas; return its folder, which appears whole or not at all.
+
+    Finished cases are kept beside it until then, so that a stopped command resumes.
 
     Raises:
         UserError: `out` holds something that must not be replaced, or run and cohort do not serve.
@@ -108,7 +134,14 @@ def build_atlas(options: AtlasCommand) -> Path:
     with locked_folder(out, "--out"), collected_warnings() as notices:
         claim_folder(out, [files.ATLAS_RECORD], options.output.overwrite)
         with atomic_folder(out) as folder:
-            write_atlas(open_atlas(options), folder, notices)
+            opened = open_atlas(options)
+            progress = AtlasProgress(progress_folder(out), opened.key)
+            try:
+                write_atlas(opened, folder, progress, notices)
+            except BaseException:
+                progress.close()
+                raise
+        progress.remove()
     log.info("The atlas is in %s", out)
     return out
 
@@ -145,11 +178,14 @@ def training_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:
     return cohort if is_training_copy(cohort, trained_on) else trained_on
 
 
-def write_atlas(opened: OpenAtlas, folder: Path, notices: Sequence[Notice] = ()) -> None:
+def write_atlas(
+    opened: OpenAtlas, folder: Path, progress: AtlasProgress, notices: Sequence[Notice] = ()
+) -> None:
     """Generate, compare, and write everything into `folder`; the page shows `notices`."""
     options, study = opened.options, opened.study
     real = measure_real_scans(study)
-    generated = opened.generate(folder, options.output.volumes)
+    generated = opened.generate(progress, options.output.volumes)
+    progress.move_volumes(folder)
     measurements = generated.measurements
     run_facts = RunFacts(
         int(opened.generation.run.state["step"]),

@@ -39,7 +39,8 @@ class AtlasStudy:
         trained_on: The run's own cohort with its splits; `cohort` unless that holds other patients.
         labels: The run's mask labels.
         cases: Cases to generate.
-        compared: Cases to compare with, with or without a scan.
+        compared: Cases whose masks are compared, with or without a scan.
+        real_cases: Cases whose scans are compared: those that no network was trained on, if enough.
         training: The run's training cases.
         plan: How each case is varied and measured.
         left_out: Reason by column that is not studied.
@@ -55,6 +56,7 @@ class AtlasStudy:
     labels: Sequence[int]
     cases: Sequence[Case]
     compared: Sequence[Case]
+    real_cases: Sequence[Case]
     training: Sequence[Case]
     plan: MeasurementPlan
     left_out: Mapping[str, str]
@@ -120,7 +122,8 @@ class AtlasStudy:
             trained_on=trained_on,
             labels=generation.run.labels,
             cases=cases,
-            compared=_compared_cases(options, cohort, cases, trained, patients),
+            compared=_compared_cases(options, cohort, cases),
+            real_cases=_real_cases(options, cohort, cases, trained, patients),
             training=training,
             plan=MeasurementPlan(
                 template,
@@ -135,11 +138,6 @@ class AtlasStudy:
             fold_of=fold_of,
             control_labels=_check_control_labels(options, generation),
         )
-
-    @property
-    def real_cases(self) -> list[Case]:
-        """Cases with scans to compare with."""
-        return [case for case in self.compared if case.image]
 
     @property
     def seen(self) -> frozenset[str]:
@@ -288,14 +286,21 @@ def drop_impossible(
     return AttributeChoice(possible, left_out)
 
 
-def _compared_cases(
+def _compared_cases(options: AtlasCases, cohort: Cohort, cases: Sequence[Case]) -> Sequence[Case]:
+    """Return the cases whose masks are compared; no network learns from a mask's shape."""
+    if options.real_split not in ("", "all"):
+        return cohort.split(options.real_split)
+    return cases if options.fold and not options.real_split else cohort.cases
+
+
+def _real_cases(
     options: AtlasCases,
     cohort: Cohort,
     cases: Sequence[Case],
     trained: frozenset[str],
     patients: Mapping[str, str],
 ) -> list[Case]:
-    """Return the cases to compare with.
+    """Return the cases with a scan to compare with.
 
     Args:
         options: What to study.
@@ -304,17 +309,9 @@ def _compared_cases(
         trained: Patients whose scans the network that generates was trained on.
         patients: The patient of each case.
     """
-    split = options.real_split
-    compared: Sequence[Case]
-    if split == "all":
-        compared = cohort.cases
-    elif split:
-        compared = cohort.split(split)
-    elif options.fold:
-        compared = cases
-    else:
-        unseen = [case for case in cohort.cases if patients[case.id] not in trained]
-        if len({patients[case.id] for case in unseen if case.image}) >= MIN_PATIENTS:
-            return unseen
-        compared = cohort.cases
-    return list(compared)
+    compared = [case for case in _compared_cases(options, cohort, cases) if case.image]
+    if options.real_split or options.fold:
+        return compared
+    unseen = [case for case in compared if patients[case.id] not in trained]
+    is_enough = len({patients[case.id] for case in unseen}) >= MIN_PATIENTS
+    return unseen if is_enough else compared

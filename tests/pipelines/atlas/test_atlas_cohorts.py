@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.phantom.write import make_phantom_cohort
 from options.phantom_options import PhantomOptions
+from pipelines.atlas import progress
+from pipelines.atlas.measure import CaseCounterfactuals, KeepFn
+from pipelines.atlas.statistics.population import FRAME
 from tests.atlas_run import discover, record, table
-from tests.commands import TrainedRun, refused
+from tests.commands import TrainedRun, files, refused
+from util.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,55 @@ def test_other_patients_are_not_taken_for_those_of_training(
         record(out)["counts"]["training"] > 4
     )  # the run's own training cases, of which the others have too few
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within one process: no handler of errors sees it."""
+
+
+def test_a_killed_atlas_resumes_and_is_the_same(
+    trained_run: TrainedRun, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--columns", "SEX,AGE", "--split", "all", "--volumes", "3")
+    assert discover(trained_run, tmp_path / "whole", *words, cohort=others).code == 0
+    measure = CaseCounterfactuals.measure
+    measured: list[str] = []
+
+    def killed(case: CaseCounterfactuals, keep: KeepFn | None = None) -> None:
+        measure(case, keep)  # its volumes are written, and its rows are lost
+        measured.append(case.case)
+        if len(measured) == 3:
+            raise Killed
+
+    monkeypatch.setattr(progress, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(CaseCounterfactuals, "measure", killed)
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        discover(trained_run, out, *words, cohort=others)
+    kept = tmp_path / ".out.progress"
+    assert len(read_json(kept / "state.json")["cases"]) == 2 and not out.exists()
+    done = discover(trained_run, out, *words, cohort=others)
+    assert done.code == 0 and "2 cases of the interrupted atlas are used" in done.text
+    assert len(measured) == 5 and measured[3] == measured[2] and not kept.exists()
+    for name in ("effects_by_case", "cases", "arms", "volumes", "doses", "controls", "maps"):
+        assert (out / f"{name}.csv").read_text() == (tmp_path / "whole" / f"{name}.csv").read_text()
+    assert files(out / "volumes") == files(tmp_path / "whole" / "volumes")
+    assert (out / "maps.npz").read_bytes() == (tmp_path / "whole" / "maps.npz").read_bytes()
+
+
+def test_cases_of_other_settings_or_damaged_ones_are_not_used(tmp_path: Path) -> None:
+    first = progress.AtlasProgress(tmp_path / "kept", "a")
+    generated = first.load()
+    generated.cases.append({"case": "x"})
+    generated.measurements.maps.add(("effect", "A", ""), np.ones(FRAME, np.float32))
+    first.save(generated, always=True)
+    again = progress.AtlasProgress(tmp_path / "kept", "a").load()
+    assert again.cases == [{"case": "x"}]
+    assert again.measurements.maps.averages["effect", "A", ""].cases == 1
+    assert not progress.AtlasProgress(tmp_path / "kept", "b").load().cases
+    first.save(generated, always=True)
+    (tmp_path / "kept" / "maps_1.npz").write_bytes(b"PK broken")
+    assert not progress.AtlasProgress(tmp_path / "kept", "a").load().cases
 
 
 def test_folds_are_of_the_runs_own_patients(

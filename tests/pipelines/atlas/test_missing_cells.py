@@ -228,4 +228,7 @@ def test_the_benchmark_writes_its_figures() -> None:
     rows = benchmark.coverage_study(options)
     assert {row["effect"] for row in rows} == {"total", "direct"}
     assert all(row["cohorts"] == 2 and 0 <= row["coverage"] <= 1 for row in rows)
-    assert "of" in benchmark.summary_sentences({"coverage": rows})[0]
+    nulls = benchmark.permuted_study(options)
+    assert len(nulls) == 2 and all(row["true_findings"] for row in nulls)
+    held, declared = benchmark.summary_sentences({"coverage": rows, "permuted": nulls})
+    assert held.startswith("Intervals hold the truth in") and "of 2 permuted columns" in declared

@@ -1,0 +1,55 @@
+"""Estimates of the end of a long command, in its log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import datetime, timedelta
+
+log = logging.getLogger(__name__)
+
+MIN_S = 60.0  # between two messages
+SHORT_S = 120.0  # a command that ends sooner needs no estimate
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as `3 h 20 min`, `12 min` or `40 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+class RemainingTime:
+    """Log how long a number of equal pieces will take, from those that are done.
+
+    Args:
+        total: Number of pieces.
+        name: Their name in messages, plural.
+    """
+
+    def __init__(self, total: int, name: str) -> None:
+        self.total = total
+        self.name = name
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def step(self) -> None:
+        """Count a piece; log the estimate after the first one, then at most once a minute."""
+        self.done += 1
+        now = time.monotonic()
+        remaining = (now - self.start) / self.done * (self.total - self.done)
+        is_due = self.done == 1 or now - self.last >= MIN_S
+        if remaining < SHORT_S or not is_due:
+            return
+        self.last = now
+        end = datetime.now() + timedelta(seconds=remaining)
+        log.info(
+            "%d of %d %s are done; about %s left, until %s.",
+            self.done,
+            self.total,
+            self.name,
+            format_duration(remaining),
+            end.strftime("%Y-%m-%d %H:%M"),
+        )
