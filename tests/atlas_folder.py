@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.atlas import files
+from pipelines.atlas.statistics.additivity import ADDITIVITY_COLUMNS
 from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.findings import FINDING_COLUMNS, TEST_COLUMNS
@@ -112,6 +113,25 @@ def missing_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def additivity_rows() -> list[dict[str, Any]]:
+    """additivity.csv: a curve that cannot be told, and an effect that differs by sex."""
+    common = {**dict.fromkeys(ADDITIVITY_COLUMNS, None), "cases": 30}
+    curve = {"column": "AGE", "test": "curve", "other": "", "reason": "too few cases"}
+    differs = {
+        "column": "DIAGNOSIS",
+        "test": "interaction",
+        "other": "SEX",
+        "p": 0.001,
+        "q": 0.002,
+        "contrast": CONTRASTS[0].id,
+        "at_first": "Female",
+        "effect_first": 10.0,
+        "at_second": "Male",
+        "effect_second": 60.0,
+    }
+    return [{**common, **curve}, {**common, **differs}]
+
+
 def record(folder: Path, refits: bool) -> dict[str, Any]:
     """atlas.json, and maps.npz beside it."""
     maps = []
@@ -150,6 +170,10 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         "effects": tests[["contrast", "kind", "outcome", "region", "generated"]].assign(**spread),
         "real": pd.DataFrame(),
         "missing": missing_rows(),
+        "additivity": additivity_rows(),
+        "curves": [
+            {"column": "AGE", "value": "80", "cases": 30, "real": -18.0, "low": -25.0, "high": -9.0}
+        ],
         "adjustment": ROLES.rows("DIAGNOSIS", {}) + ROLES.rows("AGE", {}),
         "ties": [],
         "refits": [],

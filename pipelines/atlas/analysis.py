@@ -18,6 +18,7 @@ from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
 from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_outcomes
 from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
+from pipelines.atlas.statistics.additivity import additivity_sentences, additivity_tests
 from pipelines.atlas.statistics.adjustment import ADJUSTMENT_COLUMNS, Roles
 from pipelines.atlas.statistics.associations import Association
 from pipelines.atlas.statistics.cautions import Caution, NextCommands
@@ -151,6 +152,7 @@ def atlas_tables(
     adjustable = adjustable_columns(study, run.diagnosis)
     estimated = estimate_contrasts(real, plan.contrasts, adjustable)
     missing = missing_sensitivity(real, plan.contrasts, adjustable)
+    additivity, curves = additivity_tests(real, plan.contrasts, adjustable)
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     labels = {contrast.id: contrast.label for contrast in plan.contrasts}
     negative_controls = judge_controls(estimated, plan.contrasts)
@@ -159,6 +161,7 @@ def atlas_tables(
         *cohort_cautions(study, real, adjustable, estimated, pairs),
         *cautions.vessel_cautions(estimated, plan.contrasts),
         *cautions.imputation_cautions(real, missing, contrast_columns),
+        *cautions.additivity_cautions(additivity_sentences(additivity, labels)),
         *_patient_cautions(study, real, run.commands),
         *cautions.refit_cautions(run.refits, run.steps, run.commands),
         *run.cautions,
@@ -176,6 +179,8 @@ def atlas_tables(
         "effects": effects,
         "real": estimated,
         "missing": missing,
+        "additivity": additivity,
+        "curves": curves,
         "adjustment": adjustment_frame(study, real, adjustable),
         "tests": tests,
         "doses": tables.dose_frame(measurements.doses),

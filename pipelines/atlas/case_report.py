@@ -22,8 +22,10 @@ from pipelines.atlas.pages.page_case import (
     pair_rows,
     write_case_page,
 )
+from pipelines.atlas.statistics.additivity import additivity_sentences, alike_sentence
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
 from pipelines.atlas.statistics.outcomes import MEAN
+from pipelines.atlas.statistics.regression import MAIN_PLACE
 from pipelines.atlas.study import AtlasStudy
 from util.files import path_inside
 from util.web.figures import LUNG, Panel, save_slices_png
@@ -159,6 +161,12 @@ class CasePageWriter:
         for attribute in attributes:
             for value in attribute.values:
                 keys[attribute.label, value.plain] = value.key
+        alike = {}
+        for effect in record["effects"]:
+            if (effect.get("outcome", MEAN), effect["region"]) == MAIN_PLACE:
+                alike[effect["contrast"]] = alike_sentence(effect)
+        labels = {name: contrast["label"] for name, contrast in contrasts.items()}
+        different = additivity_sentences(pd.DataFrame(record["additivity"]), labels)
         sentences = {}
         for row in [*record["findings"], *record["not_found"]]:
             if row["outcome"] != MEAN:
@@ -168,7 +176,9 @@ class CasePageWriter:
             start = keys.get((column, f"{contrast['from']}{units[column]}"))
             end = keys.get((column, f"{contrast['to']}{units[column]}"))
             if start is not None and end is not None:
-                sentences[pair_key(start, end)] = typeset(row["sentence"])
+                more = [alike.get(row["contrast"], ""), *different.get(column, [])]
+                text = " ".join([row["sentence"], *filter(None, more)])
+                sentences[pair_key(start, end)] = typeset(text)
         return sentences
 
     def _draw(self, attribute: ShownAttribute) -> None:

@@ -362,6 +362,18 @@ def _agreement(p: Population) -> None:
             with page_parts.fold("Other adjustments of the real scans, both lungs"):
                 is_shown = (real["region"] == "lungs") & (real["outcome"] == MEAN)
                 page_parts.frame_table(_adjustment_table(p, real[is_shown]))
+        additivity = p.frame("additivity")
+        if len(additivity):
+            with page_parts.fold("Does the effect differ by sex or age? Is it a straight line?"):
+                page_parts.note(
+                    "Tests of what an additive model of the real scans leaves out, mean of both "
+                    "lungs; q is the false-discovery rate over these tests."
+                )
+                page_parts.frame_table(_additivity_table(additivity))
+                curves = p.frame("curves")
+                if len(curves):
+                    page_parts.note("Splines of numbers, against their lowest value:")
+                    page_parts.frame_table(_curve_table(curves))
         missing = p.frame("missing")
         if len(missing):
             with page_parts.fold("What if unknown cells are not missing at random?"):
@@ -404,6 +416,39 @@ def _sensitivity_texts(missing: pd.DataFrame) -> dict[str, str]:
             bounds = f"{format_change(row['least'])} to {format_change(row['most'])}"
             texts[str(row["contrast"])] = typeset(bounds)
     return texts
+
+
+def _additivity_table(tests: pd.DataFrame) -> pd.DataFrame:
+    effects = []
+    for row in tests.to_dict("records"):
+        text = ""
+        if pd.notna(row["effect_first"]):
+            first = f"{format_change(row['effect_first'])} at {row['at_first']}"
+            text = f"{first}, {format_change(row['effect_second'])} at {row['at_second']}"
+        effects.append(typeset(text))
+    tested = tests["test"].where(tests["other"] == "", tests["test"] + " with " + tests["other"])
+    return pd.DataFrame(
+        {
+            "column": tests["column"],
+            "test": tested,
+            "scans": tests["cases"],
+            "p": tests["p"],
+            "q": tests["q"],
+            "effect (HU)": effects,
+            "why none": tests["reason"].fillna(""),
+        }
+    )
+
+
+def _curve_table(curves: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "column": curves["column"],
+            "value": curves["value"],
+            "scans": curves["cases"],
+            "real HU [95 % interval]": _estimates(curves.rename(columns=SHORT_NAMES), "real"),
+        }
+    )
 
 
 def _missing_table(p: Population, missing: pd.DataFrame) -> pd.DataFrame:

@@ -376,6 +376,16 @@ def imputation_cautions(
     return cautions
 
 
+def additivity_cautions(sentences: Mapping[str, Sequence[str]]) -> list[Caution]:
+    """Warn of columns that an additive model does not fit; sentences by column."""
+    cautions = []
+    for column, texts in sentences.items():
+        for text in texts:
+            advice = f"{text} An average over patients hides that."
+            cautions.append(Caution("not additive", advice, column))
+    return cautions
+
+
 def mask_cautions(
     scans: RealScans, attributes: Sequence[AtlasAttribute], roles: Roles
 ) -> list[Caution]:

@@ -207,7 +207,7 @@ class AttributeTables:
         """Return the design matrices with these covariates, which are known or imputed."""
         designs = []
         for number in range(len(self.scans.completed.of_columns(covariates))):
-            blocks = [self._block(number, covariate) for covariate in covariates]
+            blocks = [self.block(number, covariate) for covariate in covariates]
             if volume:
                 logged = self.scans.log_volume.loc[self.terms.index]
                 blocks.append((logged - logged.mean()).to_frame(VOLUME))
@@ -215,7 +215,8 @@ class AttributeTables:
         rows = self.scans.table.loc[self.terms.index, list(covariates)]
         return Designs(designs, int((rows == "").any(axis=1).sum()))
 
-    def _block(self, number: int, covariate: str) -> pd.DataFrame:
+    def block(self, number: int, covariate: str) -> pd.DataFrame:
+        """Return the columns of a covariate in one of the tables."""
         key = (number, covariate)
         if key not in self.blocks:
             table = self.scans.completed.tables[number]

@@ -1,0 +1,331 @@
+"""Tests of additivity in the real scans: curves of numbers, and effects that differ by sex and age.
+
+The regressions of `regression` take a number as a straight line and an effect as the same in all
+patients. Here their residuals are tested for what that leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from patsy import dmatrix  # type: ignore[import-untyped]
+from statsmodels.stats.multitest import multipletests
+
+from pipelines.atlas.statistics.adjustment import Roles
+from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
+from pipelines.atlas.statistics.imputation import PooledEstimate
+from pipelines.atlas.statistics.regression import (
+    MAIN_PLACE,
+    AttributeTables,
+    Design,
+    RealScans,
+)
+
+SPLINE_DF = 4  # a natural cubic spline: constant, line, and two terms of curvature
+MIN_SPLINE_VALUES = 8  # distinct values of a number that has a curve
+MIN_CELL = 5  # cases of each pair of values of an interaction
+MAX_Q = 0.05  # false-discovery rate of what is told
+MIN_ALIKE_PATIENTS = 3  # whose generated effects are compared
+# A generated effect is alike in all patients up to this SD, or up to this share of it.
+MIN_ALIKE_HU, ALIKE_SHARE = 0.5, 0.05
+CURVE = "curve"
+INTERACTION = "interaction"
+ADDITIVITY_COLUMNS = (
+    "column",
+    "test",
+    "other",
+    "outcome",
+    "region",
+    "cases",
+    "p",
+    "q",
+    "contrast",
+    "at_first",
+    "effect_first",
+    "at_second",
+    "effect_second",
+    "reason",
+)
+CURVE_COLUMNS = ("column", "value", "outcome", "region", "cases", "real", "low", "high")
+
+Array = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+def additivity_tests(
+    scans: RealScans, contrasts: Sequence[Contrast], roles: Roles
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return additivity.csv and curves.csv, of the mean of both lungs.
+
+    Every studied number is tested for a curve, and every studied column for an effect that differs
+    by each demographic column. Wald tests use the robust errors of the regression; over completed
+    tables the median p value counts (Eekhout, van de Wiel and Heymans 2017).
+    """
+    rows: list[Row] = []
+    curves: list[Row] = []
+    place = {"outcome": MAIN_PLACE[0], "region": MAIN_PLACE[1]}
+    if MAIN_PLACE in scans.places:
+        for column in dict.fromkeys(contrast.column for contrast in contrasts):
+            attribute = roles.attributes[column]
+            model = _AttributeModel(AttributeTables.from_scans(scans, attribute), roles)
+            of_column = [c for c in contrasts if c.column == column and c.kind != "slope"]
+            if attribute.kind == "number":
+                rows.append({"column": column, "test": CURVE, "other": "", **model.test_curve()})
+                curves += [{"column": column, **row, **place} for row in model.curve()]
+            for other in _modifiers(roles, column, scans):
+                tested = model.test_interaction(other, of_column)
+                rows.append({"column": column, "test": INTERACTION, "other": other, **tested})
+    frame = pd.DataFrame([{**row, **place} for row in rows], columns=list(ADDITIVITY_COLUMNS))
+    known = frame["p"].notna()
+    if known.any():
+        frame.loc[known, "q"] = multipletests(frame.loc[known, "p"].astype(float), method="fdr_bh")[
+            1
+        ]
+    return frame, pd.DataFrame(curves, columns=list(CURVE_COLUMNS))
+
+
+def _modifiers(roles: Roles, column: str, scans: RealScans) -> list[str]:
+    """Return the demographic columns, such as sex and age, that an effect may differ by."""
+    names = []
+    for name, attribute in roles.attributes.items():
+        if attribute.role == "demographic" and name != column and name not in roles.dependants:
+            names.append(name)
+    return scans.covariates_known(names)
+
+
+class _AttributeModel:
+    """The regression of one attribute on the mean of both lungs, to which terms are added.
+
+    Args:
+        tables: The cases whose value of the attribute is known.
+        roles: The roles of the columns.
+    """
+
+    def __init__(self, tables: AttributeTables, roles: Roles) -> None:
+        self.tables = tables
+        self.scans = tables.scans
+        self.attribute: AtlasAttribute = tables.attribute
+        column = self.attribute.column
+        self.covariates = self.scans.covariates_known(roles.direct(column))
+        self.designs = tables.designs(self.covariates, volume=True).designs
+        self.measured = self.scans.outcomes[MAIN_PLACE]
+
+    def _fits(self, extra: Sequence[Array]) -> list[Any] | None:
+        """Fit each table's regression with more columns; None where cases are too few."""
+        fits = []
+        for design, columns in zip(self.designs, extra, strict=True):
+            wider = Design(
+                np.hstack([design.x, columns]), design.cases, design.terms, design.attribute
+            )
+            fit = wider.fit(self.measured, self.scans.patient)
+            if fit is None or not np.isfinite(fit.bse).all():
+                return None
+            fits.append(fit)
+        return fits
+
+    def _test(self, extra: Sequence[Array]) -> tuple[list[Any] | None, Row]:
+        """Return the fits with more columns, and a joint test of these."""
+        fits = self._fits(extra)
+        cases = {"cases": len(self.tables.terms)}
+        if fits is None:
+            return None, cases | {"reason": "too few cases for so many terms"}
+        values = []
+        for fit, columns in zip(fits, extra, strict=True):
+            count = len(fit.params)
+            restriction = np.eye(count)[count - columns.shape[1] :]
+            values.append(float(fit.f_test(restriction).pvalue))
+        return fits, {"cases": int(fits[0].nobs), "p": float(np.median(values))}
+
+    def _curvature(self) -> tuple[Array, Array] | None:
+        """Return the curvature terms of the cases, and of the attribute's values shown.
+
+        They are a natural cubic spline (patsy's `cr`) without its constant and its line.
+        """
+        x = self.tables.terms.to_numpy(float)[:, 0]
+        if len(np.unique(x)) < MIN_SPLINE_VALUES:
+            return None
+        basis = dmatrix(f"cr(x, df={SPLINE_DF}) - 1", {"x": x})
+        shown = np.array([float(value) for value in self.attribute.values])
+        at_values = dmatrix(basis.design_info, {"x": shown.clip(x.min(), x.max())})
+        line = np.column_stack([np.ones_like(x), x])
+        coefficients = np.linalg.lstsq(line, np.asarray(basis), rcond=None)[0]
+        residual = np.asarray(basis) - line @ coefficients
+        axes = np.linalg.svd(residual, full_matrices=False)[2][: SPLINE_DF - 2].T
+        lines = np.column_stack([np.ones_like(shown), shown])
+        return residual @ axes, (np.asarray(at_values) - lines @ coefficients) @ axes
+
+    def test_curve(self) -> Row:
+        """Test whether a number acts along a straight line."""
+        curvature = self._curvature()
+        if curvature is None:
+            reason = f"fewer than {MIN_SPLINE_VALUES} different values"
+            return {"cases": len(self.tables.terms), "reason": reason}
+        return self._test([curvature[0]] * len(self.designs))[1]
+
+    def curve(self) -> list[Row]:
+        """Return the spline of a number at its values, against the first of them."""
+        curvature = self._curvature()
+        if curvature is None:
+            return []
+        at_cases, at_values = curvature
+        fits = self._fits([at_cases] * len(self.designs))
+        if fits is None:
+            return []
+        shown = [float(value) for value in self.attribute.values]
+        rows = []
+        for number, value in enumerate(self.attribute.values[1:], 1):
+            changes = []
+            for fit in fits:
+                weights = np.zeros(len(fit.params))
+                weights[1] = shown[number] - shown[0]
+                weights[-at_cases.shape[1] :] = at_values[number] - at_values[0]
+                changes.append(fit.t_test(weights))
+            pooled = PooledEstimate.from_tables(
+                [float(np.squeeze(change.effect)) for change in changes],
+                [float(np.squeeze(change.sd)) for change in changes],
+                float(changes[0].df_denom),
+            )
+            low, high = pooled.interval()
+            bounds = {"real": pooled.value, "low": low, "high": high}
+            rows.append({"value": value, "cases": int(fits[0].nobs), **bounds})
+        return rows
+
+    def test_interaction(self, other: str, contrasts: Sequence[Contrast]) -> Row:
+        """Test whether an effect differs by another column, and return it at two of its values."""
+        cases = len(self.tables.terms)
+        known = self.scans.table.loc[self.tables.terms.index]
+        reason = _rare_pair(known[self.attribute.column], known[other], self.attribute)
+        if reason:
+            return {"cases": cases, "reason": reason}
+        terms = self.tables.terms.to_numpy(float)
+        if not terms.shape[1]:
+            return {"cases": cases, "reason": "the reference is not among the cases"}
+        blocks: list[Array] = []
+        for number in range(len(self.designs)):
+            # A column without unknown cells is the same in every table.
+            same = min(number, len(self.scans.completed.of_columns([other])) - 1)
+            blocks.append(self.tables.block(same, other).to_numpy(float))
+        width = min(block.shape[1] for block in blocks)
+        if not width or any(block.shape[1] != width for block in blocks):
+            return {"cases": cases, "reason": f"{other} hardly varies"}
+        extra: list[Array] = []
+        for block in blocks:
+            centred = block - block.mean(0)
+            products = (terms - terms.mean(0))[:, :, None] * centred[:, None, :]
+            extra.append(products.reshape(len(terms), -1))
+        fits, row = self._test(extra)
+        if fits is None:
+            return row
+        return row | self._at_two_values(other, fits, blocks, contrasts)
+
+    def _at_two_values(
+        self,
+        other: str,
+        fits: Sequence[Any],
+        blocks: Sequence[Array],
+        contrasts: Sequence[Contrast],
+    ) -> Row:
+        """Return the effect of the contrast that differs most, at two values of another column."""
+        values = self.scans.table.loc[self.tables.terms.index, other]
+        known = values[values != ""]
+        numbers = pd.to_numeric(known, errors="coerce")
+        if blocks[0].shape[1] == 1 and numbers.notna().all() and numbers.nunique() > 2:
+            first, second = (f"{v:g}" for v in numbers.quantile([0.1, 0.9]))
+            mean = float(pd.to_numeric(values[values != ""]).mean())
+            points = [np.array([float(v) - mean]) for v in (first, second)]
+        else:
+            first, second = (str(value) for value in known.value_counts().index[:2])
+            points = []
+            for value in (first, second):
+                rows = (values == value).to_numpy()
+                points.append(blocks[0][rows].mean(0) - blocks[0].mean(0))
+        count, width = len(self.tables.terms.columns), blocks[0].shape[1]
+        names = [str(term) for term in self.tables.terms.columns]
+        best: Row = {}
+        for contrast in contrasts:
+            name = contrast.end if self.attribute.kind == "category" else contrast.column
+            if name not in names:
+                continue
+            index = names.index(name)
+            scale = 1.0
+            if contrast.kind == "quantiles":
+                scale = float(contrast.end) - float(contrast.start)
+            effects = []
+            for point in points:
+                changes = []
+                for fit in fits:
+                    products = fit.params[-count * width :].reshape(count, width)[index]
+                    changes.append(scale * (fit.params[1 + index] + products @ point))
+                effects.append(float(np.mean(changes)))
+            difference = abs(effects[1] - effects[0])
+            if not best or difference > abs(best["effect_second"] - best["effect_first"]):
+                best = {
+                    "contrast": contrast.id,
+                    "at_first": first,
+                    "effect_first": effects[0],
+                    "at_second": second,
+                    "effect_second": effects[1],
+                }
+        return best
+
+
+def _rare_pair(first: pd.Series, second: pd.Series, attribute: AtlasAttribute) -> str:
+    """Return why the cohort cannot tell an interaction of two categories, or ""."""
+    known = (first != "") & (second != "")
+    numbers = pd.to_numeric(second[known], errors="coerce")
+    if attribute.kind != "category" or numbers.notna().all():
+        return ""
+    table = pd.crosstab(first[known], second[known])
+    common = table.loc[:, table.sum() >= MIN_CELL]
+    if common.shape[1] < 2:
+        return f"fewer than {MIN_CELL} cases have a second value of {second.name}"
+    rare = common.stack()
+    rare = rare[rare < MIN_CELL]
+    if len(rare):
+        one, other = rare.index[0]
+        return f"fewer than {MIN_CELL} cases have both {one} and {other}"
+    return ""
+
+
+def alike_sentence(effect: Mapping[str, Any]) -> str:
+    """Return that the model changes all patients alike, or "".
+
+    Args:
+        effect: Row of effects.csv of a mean.
+    """
+    sd, mean = effect.get("patients_sd"), effect["generated"]
+    if pd.isna(sd) or effect.get("patients", 0) < MIN_ALIKE_PATIENTS:
+        return ""
+    if sd > max(MIN_ALIKE_HU, ALIKE_SHARE * abs(mean)):
+        return ""
+    return (
+        f"The model changes all patients alike (SD over {effect['patients']:.0f} patients "
+        f"{sd:.1f} HU): it says nothing of how this patient differs from others."
+    )
+
+
+def additivity_sentences(tests: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return, by column, sentences on what an additive model does not fit."""
+    sentences: dict[str, list[str]] = {}
+    for row in tests.to_dict("records"):
+        if not (pd.notna(row["q"]) and row["q"] <= MAX_Q):
+            continue
+        column = str(row["column"])
+        if row["test"] == CURVE:
+            what = "it does not act along a straight line"
+        else:
+            what = (
+                f"its effect differs by {row['other']} ({labels[row['contrast']]}: "
+                f"{row['effect_first']:+.0f} HU at {row['at_first']}, {row['effect_second']:+.0f} "
+                f"HU at {row['at_second']})"
+            )
+        text = (
+            f"An additive model does not fit {column}: {what}; real scans, mean of both lungs, "
+            f"p = {row['p']:.2g}."
+        )
+        sentences.setdefault(column, []).append(text)
+    return sentences

@@ -1,0 +1,102 @@
+"""Curves and interactions in the real scans, on simulated cohorts with a known truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import real_scans as benchmark
+from pipelines.atlas.statistics.additivity import (
+    additivity_sentences,
+    additivity_tests,
+    alike_sentence,
+)
+from pipelines.atlas.statistics.cautions import additivity_cautions
+from pipelines.atlas.statistics.outcomes import MEAN
+from pipelines.atlas.statistics.regression import RealScans
+
+CONTRASTS = [c for c in benchmark.CONTRASTS if c.column in ("SMOKING", "AGE")]
+LABELS = {contrast.id: contrast.label for contrast in CONTRASTS}
+
+
+def scans(by_sex: float = 0.0, curved: float = 0.0, seed: int = 1) -> RealScans:
+    """Return 250 simulated patients; smoking does more in men, and age bends, by these HU."""
+    made = benchmark.Cohort.draw(250, 10.0, seed).scans()
+    male = (made.table["SEX"] == "Male") & (made.table["SMOKING"] == "Current")
+    age = made.table["AGE"].astype(float)
+    change = by_sex * male + curved * ((age - 65) / 10) ** 2
+    return replace(made, outcomes=made.outcomes.add(change, axis=0))
+
+
+def rows_of(made: RealScans) -> dict[tuple[str, str, str], dict[Any, Any]]:
+    frame = additivity_tests(made, CONTRASTS, benchmark.ROLES)[0]
+    return {(row["column"], row["test"], row["other"]): row for row in frame.to_dict("records")}
+
+
+def test_an_effect_that_differs_by_sex_is_told() -> None:
+    made = scans(by_sex=40.0)
+    row = rows_of(made)["SMOKING", "interaction", "SEX"]
+    assert row["q"] < 0.01 and row["contrast"] == "SMOKING=Never_to_Current"
+    effects = {row["at_first"]: row["effect_first"], row["at_second"]: row["effect_second"]}
+    assert effects["Male"] - effects["Female"] == pytest.approx(40, abs=12)
+    tests = additivity_tests(made, CONTRASTS, benchmark.ROLES)[0]
+    sentences = additivity_sentences(tests, LABELS)["SMOKING"]
+    assert sentences[0].startswith("An additive model does not fit SMOKING: its effect differs by")
+    assert "HU at Female" in sentences[0] and "HU at Male" in sentences[0]
+    warned = additivity_cautions({"SMOKING": sentences})
+    assert warned[0].kind == "not additive" and not warned[0].forbids
+
+
+def test_a_curved_number_is_told_and_its_spline_follows_it() -> None:
+    made = scans(curved=10.0)
+    tests, curves = additivity_tests(made, CONTRASTS, benchmark.ROLES)
+    row = tests[tests["test"] == "curve"].iloc[0]
+    assert row["column"] == "AGE" and row["q"] < 0.01
+    sentence = additivity_sentences(tests, LABELS)["AGE"][0]
+    assert "does not act along a straight line" in sentence
+    for one in curves.to_dict("records"):
+        z = (float(one["value"]) - 65) / 10
+        truth = -10 * (z + 1.5) + 10 * (z**2 - 1.5**2)
+        assert one["low"] - 6 < truth < one["high"] + 6 and abs(one["real"] - truth) < 12
+
+
+def test_an_additive_cohort_is_seldom_called_another() -> None:
+    told = 0
+    for seed in range(10):
+        told += any(row["q"] <= 0.05 for row in rows_of(scans(seed=10 + seed)).values())
+    assert told <= 2
+
+
+def test_what_a_cohort_cannot_tell_has_a_reason() -> None:
+    made = scans()
+    never = made.table["SMOKING"] == "Never"
+    table = made.table.assign(SEX=np.where(never, "Male", made.table["SEX"]))
+    row = rows_of(replace(made, table=table))["SMOKING", "interaction", "SEX"]
+    assert pd.isna(row["p"]) and "fewer than 5 cases have both" in row["reason"]
+    table = made.table.assign(AGE=np.where(made.table["AGE"].astype(int) > 65, "70", "60"))
+    row = rows_of(replace(made, table=table))["AGE", "curve", ""]
+    assert row["reason"] == "fewer than 8 different values"
+    few = made.table.index[:14]
+    small = RealScans(
+        made.outcomes.loc[few], made.table.loc[few], made.volume[few], made.patient[few]
+    )
+    assert all(pd.isna(row["p"]) for row in rows_of(small).values())
+
+
+def test_unknown_cells_do_not_break_the_tests() -> None:
+    made = scans(by_sex=40.0)
+    rng = np.random.default_rng(3)
+    table = made.table.mask(rng.random(made.table.shape) < 0.1, "")
+    row = rows_of(replace(made, table=table))["SMOKING", "interaction", "SEX"]
+    assert row["p"] < 0.01 and row["cases"] < 250
+
+
+def test_a_model_that_changes_all_patients_alike_is_told() -> None:
+    effect = {"outcome": MEAN, "patients": 6, "generated": 40.0, "patients_sd": 0.4}
+    assert "all patients alike (SD over 6 patients 0.4 HU)" in alike_sentence(effect)
+    assert alike_sentence({**effect, "patients_sd": 8.0}) == ""
+    assert alike_sentence({**effect, "patients": 2}) == ""
