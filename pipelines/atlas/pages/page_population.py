@@ -394,7 +394,7 @@ def _agreement_table(p: Population, tests: pd.DataFrame) -> pd.DataFrame:
             "real: direct effect": _estimates(
                 tests.where(tests["real_adjustment"] != TOTAL), "real"
             ),
-            "direct, if cells are not missing at random": tests["contrast"]
+            "direct, not at random": tests["contrast"]
             .map(_sensitivity_texts(p.frame("missing")))
             .fillna(""),
             "real scans": tests["real_cases"],
