@@ -393,6 +393,7 @@ def train_refit(
         UserError: The training failed.
     """
     home = origin.folder / REFITS
+    home.mkdir(parents=True, exist_ok=True)
     log_path = home / f"{refit.name}.log"
     record_path = refit.record_path(origin.folder)
     log.info(
