@@ -59,14 +59,14 @@ def test_a_folder_that_is_no_run_is_never_replaced(
 def test_bad_input_with_overwrite_leaves_the_old_run(
     run_copy: TrainedRun, cohort_copy: Path
 ) -> None:
-    before = files(run_copy.checkpoints)
+    before = kept(run_copy.checkpoints)
     cut(cohort_copy / "img" / "phantom_003.nii.gz")
     refused(
         train(cohort_copy, run_copy.checkpoints, "--overwrite", name=run_copy.name), "truncated"
     )
     words = ("--overwrite", "--val_effect", "HEIGHT=1,2")
     refused(train(run_copy.cohort, run_copy.checkpoints, *words, name=run_copy.name), "HEIGHT")
-    assert files(run_copy.checkpoints) == before
+    assert kept(run_copy.checkpoints) == before
 
 
 def test_a_run_that_is_not_there(tmp_path: Path, cohort_dir: Path, run_copy: TrainedRun) -> None:

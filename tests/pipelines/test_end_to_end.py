@@ -53,7 +53,8 @@ def generate(run: TrainedRun, results: Path, *words: str, cohort: Path | None = 
 @pytest.fixture(scope="module")
 def results(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Test results with a page and three smoking levels."""
-    return generate(trained_run, tmp_path_factory.mktemp("results"), "--vary", SMOKING, "--page")
+    folder = tmp_path_factory.mktemp("results")
+    return generate(trained_run, folder, "--vary", SMOKING, "--draws", "1", "--page")
 
 
 # --- training ---
@@ -372,7 +373,7 @@ def test_the_same_text_gives_the_same_bytes(
 def test_two_runs_give_the_same_bytes(
     trained_run: TrainedRun, results: Path, tmp_path: Path
 ) -> None:
-    again = generate(trained_run, tmp_path / "again", "--vary", SMOKING)
+    again = generate(trained_run, tmp_path / "again", "--vary", SMOKING, "--draws", "1")
     assert volumes(again) == volumes(results)
     for name in ("volumes.csv", "effects.csv", "metrics.csv"):
         assert (again / name).read_bytes() == (results / name).read_bytes()
