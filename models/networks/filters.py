@@ -41,6 +41,7 @@ def filter_axes(x: Tensor, kind: str, size: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what generation made first must serve a later training
 def _filter_matrix(kind: str, size: float, length: int, device: torch.device) -> Tensor:
     """Return the matrix `(length, length)` that filters rows of this length.
 

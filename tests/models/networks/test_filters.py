@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers import gaussian_1d, separable_filtering
 
-from models.networks.filters import TRUNCATE, box_mean, gaussian_smooth
+from models.networks.filters import TRUNCATE, box_mean, gaussian_smooth, smooth_noise
 
 
 def volume() -> torch.Tensor:
@@ -24,3 +24,12 @@ def test_smoothing_is_a_convolution_whose_border_is_repeated() -> None:
     kernel = gaussian_1d(torch.tensor(1.6), TRUNCATE, approx="sampled", normalize=True)
     expected = separable_filtering(x, [kernel] * 3, mode="replicate")
     torch.testing.assert_close(gaussian_smooth(x, 1.6), expected)
+
+
+def test_a_filter_that_generation_used_first_serves_training() -> None:
+    x = torch.rand(1, 1, 5, 6, 13)
+    with torch.inference_mode():
+        smooth_noise(x, 2.3)
+    x.requires_grad_()
+    smooth_noise(x, 2.3).square().sum().backward()
+    assert x.grad is not None and x.grad.abs().min() > 0
