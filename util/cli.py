@@ -65,7 +65,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for noisy in ("transformers", "matplotlib", "nibabel", "PIL"):
+    for noisy in ("transformers", "matplotlib", "nibabel", "numexpr", "PIL"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
