@@ -8,6 +8,8 @@ resolution, then 1/2, 1/4 ...
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ from models.networks.layers import (
 from models.networks.texture_head import TextureHead
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 
 
 def input_channels(options: GeneratorOptions, n_labels: int) -> int:
@@ -48,9 +52,9 @@ def organ_region(mask: Tensor, body: int | None) -> Tensor:
     return region if body is None else region - mask[:, body : body + 1]
 
 
-def repeat_batch(x: Tensor | None, times: int) -> Tensor | None:
-    """Return the batch `times` times, one after the other."""
-    return x if x is None or times == 1 else x.repeat(times, 1, 1, 1, 1)
+def repeat_batch(x: MaybeTensor, times: int) -> MaybeTensor:
+    """Return the batch `times` times, one after the other, in its memory format."""
+    return x if x is None or times == 1 else torch.cat([x] * times)
 
 
 def make_noise(channels: int, text_width: int, options: GeneratorOptions) -> NoiseInjection | None:
@@ -125,7 +129,7 @@ class FusedResBlocks(nn.Module):
         """`(B, C, X, Y, Z)` to the same shape, or to `(P B, ...)` for noise of P draws."""
         for block in self.blocks:
             x = maybe_checkpoint(block, self.recompute, x)
-        x = torch.cat([x] * (len(noise) // len(x)))
+        x = repeat_batch(x, len(noise) // len(x))
         if self.noise is not None:
             x = self.noise(x, noise, text, region)
         return fuse(self.fusion, x, text, region)
@@ -259,7 +263,7 @@ class LocalEnhancer(nn.Module):
         draws = len(noise) // len(condition)
         fine = maybe_checkpoint(self.stem, self.recompute, condition)  # (width, 1)
         x = maybe_checkpoint(self.down, self.recompute, fine)  # (2 width, 1/2)
-        x = torch.cat([x] * draws) + coarse
+        x = repeat_batch(x, draws) + coarse
         x = self.stage(x, noise, text, halve_region(region))
         skip = repeat_batch(fine, draws) if self.skip else None
         return maybe_checkpoint(self.decoder, self.recompute, x, skip, noise, text, region)
@@ -338,7 +342,7 @@ class TextResidualHead(nn.Module):
         """
         if self.place is not None:
             place = self.place(self.position_features(condition))
-            x = x + torch.cat([place] * (len(x) // len(place)))
+            x = x + repeat_batch(place, len(x) // len(place))
         weights = [self.head.weight]
         if self.texture is not None:
             weights.append(self.texture.maps.weight)
