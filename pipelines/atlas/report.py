@@ -12,7 +12,8 @@ from tqdm import tqdm
 from pipelines.atlas.case_report import CasePageWriter
 from pipelines.atlas.files import AtlasFiles, write_table
 from pipelines.atlas.pages import charts, map_voxels
-from pipelines.atlas.pages.page_population import Population, write_population_page
+from pipelines.atlas.pages.page_population import write_population_page
+from pipelines.atlas.pages.population import Population
 from pipelines.atlas.statistics.regional import LUNG_REGIONS
 from pipelines.atlas.study import AtlasStudy
 from util import cli
