@@ -1,10 +1,10 @@
-"""Grids in space: canonical orientation, comparison, resampling, coordinates and crops."""
+"""Grids in space: canonical orientation, comparison, resampling and crops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import nibabel.processing
@@ -12,9 +12,6 @@ import numpy as np
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:  # slow to import, and not needed to read files
-    import torch
 
 Shape = tuple[int, int, int]
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -176,33 +173,6 @@ def shrink(array: NDArray[Any], block: Sequence[int], average: bool) -> NDArray[
     x, y, z = padded.shape
     blocks = padded.reshape(x // a, a, y // b, b, z // c, c)
     return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
-
-
-def coordinate_grid(
-    shape: Sequence[int],
-    start: Sequence[int] = (0, 0, 0),
-    size: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """Return the position of each voxel of a crop in the whole volume.
-
-    Voxel i of n along an axis lies at (2 i + 1) / n - 1, so that the volume spans -1 to 1 whatever
-    its size; voxels of padding lie beyond.
-
-    Args:
-        shape: (X, Y, Z) of the whole volume, without padding.
-        start: First voxel of the crop; may be negative.
-        size: Size of the crop; the whole volume by default.
-
-    Returns:
-        float32 (3, x, y, z).
-    """
-    import torch
-
-    axes = []
-    for whole, first, length in zip(shape, start, shape if size is None else size, strict=True):
-        index = torch.arange(first, first + length, dtype=torch.float32)
-        axes.append((2 * index + 1) / whole - 1)
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 def crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.augment import random_affine
 from data.cache import cache_cases
 from data.cohort import Case
-from data.geometry import coordinate_grid, crop
+from data.geometry import crop
 from data.volumes import check_labels, to_unit
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util import seeding
+from util.volume_inputs import coordinate_grid
 
 log = logging.getLogger(__name__)
 
@@ -166,13 +167,13 @@ class PatchDataset(Dataset[PatchSample]):
         rng = np.random.default_rng([self.seed, 2, index])
         start = self._draw_start(k, rng)
         hu, mask = self._cut(k, start, rng)
-        noise = seeding.noise_field(self.seed, f"sample {index}", self.noise_shape)
+        key = seeding.noise_key(self.seed, f"sample {index}")[None]
         return PatchSample(
             image=torch.from_numpy(to_unit(hu, self.window))[None],
             mask=torch.from_numpy((mask == self.labels[:, None, None, None]).astype(np.float32)),
             coords=coordinate_grid(self.volumes[k].shape(), start, self.patch.patch_size),
-            noise=noise,
-            draws=seeding.uniform_draws(noise, N_DRAWS),
+            noise=seeding.noise_box(key, self.noise_shape[0], (0, 0, 0), self.noise_shape[1:])[0],
+            draws=seeding.uniform_draws(key, N_DRAWS)[0],
             prompt=self._drop_phrases(self.prompts[k], rng),
             mismatched_prompt=self._draw_mismatched_prompt(k, rng),
             case=self.ids[k],

@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from data.cache import load_case
 from data.cohort import Case
-from data.geometry import Shape, Volume, coordinate_grid, crop, resample
-from data.volumes import one_hot, read_header, to_hu, to_unit
+from data.geometry import Shape, Volume, crop, resample
+from data.volumes import label_channels, read_header, to_hu, to_unit
 from options.base_options import DataOptions
+from util.volume_inputs import CoordinateInput, LabelInput
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class VolumeSample:
     Attributes:
         case: The case.
         image: `(1, X, Y, Z)` in [-1, 1], or None where the case has no scan.
-        mask: `(K, X, Y, Z)` one-hot.
-        coords: `(3, X, Y, Z)` position in the unpadded volume, -1 to 1.
+        channels: `(X, Y, Z)` uint8, the channel of each voxel in the one-hot mask.
+        n_labels: K, channels of the one-hot mask.
         inside: Slices of the padded grid that hold the case.
         labels: `(X', Y', Z')` mask labels without the padding.
         affine: `(4, 4)` of the grid without the padding, voxel index to RAS mm.
@@ -33,8 +34,8 @@ class VolumeSample:
 
     case: Case
     image: torch.Tensor | None
-    mask: torch.Tensor
-    coords: torch.Tensor
+    channels: torch.Tensor
+    n_labels: int
     inside: tuple[slice, slice, slice]
     labels: np.ndarray
     affine: np.ndarray
@@ -44,6 +45,15 @@ class VolumeSample:
     def name(self) -> str:
         """The case's id."""
         return self.case.id
+
+    def mask_input(self, device: torch.device) -> LabelInput:
+        """Return the mask, one-hot `(1, K, X, Y, Z)`, as boxes on a device."""
+        return LabelInput(self.channels, self.n_labels, device)
+
+    def coords_input(self, device: torch.device) -> CoordinateInput:
+        """Return coordinates `(1, 3, X, Y, Z)` in the unpadded volume as boxes on a device."""
+        start = [-(side.start or 0) for side in self.inside]
+        return CoordinateInput(self.channels.shape, start, self.labels.shape, device)
 
     def to_hu(self, volume: torch.Tensor | np.ndarray) -> np.ndarray:
         """Return a padded volume `(X, Y, Z)` in [-1, 1] as HU without the padding."""
@@ -114,8 +124,8 @@ class VolumeDataset(Dataset[VolumeSample]):
         return VolumeSample(
             case=case,
             image=image,
-            mask=one_hot(crop(mask.array, start, size, 0), self.labels, case.mask),
-            coords=coordinate_grid(mask.shape, start, size),
+            channels=label_channels(crop(mask.array, start, size, 0), self.labels, case.mask),
+            n_labels=len(self.labels),
             inside=(x, y, z),
             labels=mask.array,
             affine=mask.affine,

@@ -393,16 +393,26 @@ def to_hu(unit: T, window: tuple[float, float]) -> T:
     return (_as_float(unit) + 1) * ((high - low) / 2) + low
 
 
-def one_hot(mask: np.ndarray, labels: Sequence[int], source: object) -> torch.Tensor:
-    """Return a mask as float32 (K, X, Y, Z), one channel per label of the run in their order.
+def label_channels(mask: np.ndarray, labels: Sequence[int], source: object) -> torch.Tensor:
+    """Return the channel of each voxel in a one-hot mask of the run, uint8 (X, Y, Z).
+
+    Args:
+        mask: Labels, uint8 (X, Y, Z).
+        labels: The labels of the run, one per channel.
+        source: File of the mask, for the message.
 
     Raises:
-        UserError: The mask holds a label that the run does not have; `source` names the file.
+        UserError: The mask holds a label that the run does not have.
     """
     import torch
 
-    check_labels(np.unique(mask).tolist(), labels, source)
-    return torch.stack([torch.from_numpy(mask == label) for label in labels]).float()
+    unknown = len(labels)
+    channel = np.full(256, unknown, np.uint8)
+    channel[list(labels)] = np.arange(len(labels))
+    channels = channel[mask]
+    if channels.max() == unknown:
+        check_labels(np.unique(mask[channels == unknown]).tolist(), labels, source)
+    return torch.from_numpy(channels)
 
 
 def check_labels(mask_labels: Sequence[int], run_labels: Sequence[int], source: object) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from models.networks.fusion import FUSIONS
@@ -18,6 +19,7 @@ from models.text.base_encoder import TextEmbedding
 from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
+from util.volume_inputs import VolumeInput
 
 Batch = Mapping[str, Any]
 # (function of tiles, whole tensors) -> whole tensor, see models/sliding_window.py
@@ -30,14 +32,16 @@ MODELS: Registry[type[GenerativeModel]] = Registry("--model")
 class Condition:
     """What a whole volume is generated from.
 
+    Mask and coordinates are tensors, or inputs of a model that `boxed_inputs`.
+
     Attributes:
         mask: `(1, K, X, Y, Z)` one-hot labels, background first.
         coords: `(1, 3, X, Y, Z)` position in the whole volume, -1 to 1.
         text: Embedding of one prompt.
     """
 
-    mask: Tensor
-    coords: Tensor
+    mask: Any
+    coords: Any
     text: TextEmbedding
 
 
@@ -74,6 +78,10 @@ class GenerativeModel(ABC):
         size_multiple: Every side of a patch or tile is a multiple of this.
         noise_channels: N, channels of the noise field.
         draws: P, noise fields of a training sample, from which as many volumes are drawn.
+        boxed_inputs: Whether `generate_variants` takes inputs of which boxes are cut, instead of
+            whole tensors.
+        exact_tiles: Whether tiles with a halo have the values of the whole volume; those of other
+            models overlap and are blended.
     """
 
     networks: dict[str, nn.Module]
@@ -83,6 +91,8 @@ class GenerativeModel(ABC):
     size_multiple: int
     noise_channels: int
     draws: int = 1
+    boxed_inputs: bool = False
+    exact_tiles: bool = False
 
     @abstractmethod
     def __init__(
@@ -132,6 +142,17 @@ class GenerativeModel(ABC):
             noise: `(1,N,X,Y,Z)` standard normal.
             tiler: Runs a function of tiles over the volume.
         """
+
+    def generate_variants(
+        self, condition: Condition, noise: Tensor | VolumeInput, tiler: Tiler
+    ) -> Tensor:
+        """Generate a volume per prompt of `condition.text`, `(A,1,X,Y,Z)`, from the same noise."""
+        assert isinstance(noise, Tensor)
+        volumes = []
+        for number in range(len(condition.text.pooled)):
+            text = condition.text.select(number)
+            volumes.append(self.generate(replace(condition, text=text), noise, tiler))
+        return torch.cat(volumes)
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         """Replace the run's settings of sampling; raises `UserError` if they do not fit."""

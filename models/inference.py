@@ -25,9 +25,11 @@ from util import __version__, seeding
 from util.cli import UserError, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import make_device
+from util.volume_inputs import NoiseInput, VolumeInput, whole
 
 log = logging.getLogger(__name__)
 
+VARIANTS_AT_ONCE = 4  # prompts of a case that are generated as one batch
 TEXT_PART = "text"  # part of a checkpoint: what the encoder learned from the training prompts
 
 
@@ -42,13 +44,11 @@ class Sample(Protocol):
     def name(self) -> str:
         """Decides the noise, together with the seed."""
 
-    @property
-    def mask(self) -> Tensor:
-        """One-hot labels `(K, X, Y, Z)`."""
+    def mask_input(self, device: torch.device) -> VolumeInput:
+        """Return one-hot labels `(1, K, X, Y, Z)`."""
 
-    @property
-    def coords(self) -> Tensor:
-        """Position in the whole volume `(3, X, Y, Z)`, -1 to 1."""
+    def coords_input(self, device: torch.device) -> VolumeInput:
+        """Return the position in the whole volume `(1, 3, X, Y, Z)`, -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,43 @@ class VolumeGenerator:
         Returns:
             `(X, Y, Z)` in [-1, 1], float32, on the CPU.
         """
-        shape = (self.model.noise_channels, *sample.mask.shape[1:])
-        noise = self._batched(seeding.noise_field(self.seed, noise_key or sample.name, shape))
-        condition = self._condition(sample, prompt)
-        with self._inference(sample.name):
-            volume = self.model.generate(condition, noise, self.window)
-        return volume[0, 0].float().cpu()
+        return self.variants(sample, [prompt], noise_key)[0]
+
+    def variants(
+        self, sample: Sample, prompts: Sequence[Sequence[str]], noise_key: str = ""
+    ) -> list[Tensor]:
+        """Generate a volume for each prompt, from the same noise.
+
+        What the text does not change is computed once, and equal prompts are generated once.
+
+        Args:
+            sample: Mask and coordinates.
+            prompts: The texts of the phrases of each prompt.
+            noise_key: Decides the noise in place of the sample's name.
+
+        Returns:
+            `(X, Y, Z)` in [-1, 1] each, float32, on the CPU.
+        """
+        distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        volumes: dict[tuple[str, ...], Tensor] = {}
+        for first in range(0, len(distinct), VARIANTS_AT_ONCE):
+            some = distinct[first : first + VARIANTS_AT_ONCE]
+            condition = self._condition(sample, some)
+            key = seeding.noise_key(self.seed, noise_key or sample.name)
+            size = condition.mask.shape[2:]
+            noise: Any = NoiseInput(key, self.model.noise_channels, size, self.device)
+            if not self.model.boxed_inputs:
+                noise = whole(noise)
+            with self._inference(sample.name):
+                generated = self.model.generate_variants(condition, noise, self.window)
+            volumes |= zip(some, generated[:, 0].float().cpu(), strict=True)
+        return [volumes[tuple(prompt)] for prompt in prompts]
 
     def invert(
         self, image: Tensor, sample: Sample, prompt: Sequence[str], strength: float
     ) -> Tensor:
         """Return the state from which `regenerate` makes `image` `(1, X, Y, Z)` again."""
-        condition = self._condition(sample, prompt)
+        condition = self._condition(sample, [prompt])
         with self._inference(sample.name):
             return self.model.invert(self._batched(image), condition, strength, self.window)
 
@@ -101,14 +126,18 @@ class VolumeGenerator:
         self, state: Tensor, sample: Sample, prompt: Sequence[str], strength: float
     ) -> Tensor:
         """Generate `(X, Y, Z)` in [-1, 1] from a state of `invert`."""
-        condition = self._condition(sample, prompt)
+        condition = self._condition(sample, [prompt])
         with self._inference(sample.name):
             volume = self.model.regenerate(state, condition, strength, self.window)
         return volume[0, 0].float().cpu()
 
-    def _condition(self, sample: Sample, prompt: Sequence[str]) -> Condition:
-        text = self.encoder.encode([list(prompt)]).to(self.device)
-        return Condition(self._batched(sample.mask), self._batched(sample.coords), text)
+    def _condition(self, sample: Sample, prompts: Sequence[Sequence[str]]) -> Condition:
+        text = self.encoder.encode([list(prompt) for prompt in prompts]).to(self.device)
+        mask: Any = sample.mask_input(self.device)
+        coords: Any = sample.coords_input(self.device)
+        if not self.model.boxed_inputs:
+            mask, coords = whole(mask), whole(coords)
+        return Condition(mask, coords, text)
 
     def _batched(self, volume: Tensor) -> Tensor:
         return volume[None].to(self.device)
@@ -265,7 +294,11 @@ def load_run(
     tile = model_options.tile
     size = options.patch.patch_size if tile is None else tuple(t for t in tile if t)
     window = SlidingWindow(
-        size, model.size_multiple, model_options.overlap, model_options.tile_batch
+        size,
+        model.size_multiple,
+        model_options.overlap,
+        model_options.tile_batch,
+        by_memory=tile is None,
     )
     generator = VolumeGenerator(model, encoder, window, device, seed)
     return LoadedRun(folder, options, state, generator)

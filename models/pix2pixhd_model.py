@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ from models.base_model import (
 )
 from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscriminator
 from models.networks.fusion import FusionUnit
-from models.networks.generator import Generator, organ_region, size_multiple
+from models.networks.generator import (
+    Generator,
+    input_channels,
+    organ_region,
+    receptive_halo,
+    size_multiple,
+)
 from models.networks.layers import NoiseInjection
 from models.networks.losses import (
     PerceptualLoss,
@@ -29,8 +35,15 @@ from models.networks.losses import (
     voxel_loss,
 )
 from models.networks.scores import mean_score, patch_score, quantile_score
+from models.sliding_window import ScaledInput, SlidingWindow, TileReach
+from models.text.base_encoder import TextEmbedding
 from options.train_options import TrainOptions
 from util.cli import UserError
+from util.volume_inputs import VolumeInput
+
+# float32 values per channel and voxel that decoding holds at once, measured: features, their
+# norms, attention, and the perceptron of the position.
+VALUES_PER_CHANNEL = 20
 
 
 @MODELS.register("pix2pixhd")
@@ -44,13 +57,17 @@ class Pix2PixHDModel(GenerativeModel):
         training: Whether to build what only training needs.
     """
 
+    boxed_inputs = True
+
     def __init__(
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
     ) -> None:
         self.options = options
         self.ema_network = "G"
+        self.exact_tiles = receptive_halo(options.generator) is not None
         self.size_multiple = size_multiple(options.generator)
         self.noise_channels = options.generator.noise_channels
+        self.input_channels = input_channels(options.generator, n_labels) + self.noise_channels
         loss = options.loss
         self.draws = 2 if loss.lambda_mean or loss.lambda_patch or loss.lambda_quantile else 1
         self.body = options.data.body_channel(n_labels)
@@ -236,11 +253,78 @@ class Pix2PixHDModel(GenerativeModel):
         return total
 
     def generate(self, condition: Condition, noise: Tensor, tiler: Tiler) -> Tensor:
-        def generate_tiles(mask: Tensor, coords: Tensor, noise: Tensor) -> Tensor:
-            text = condition.text.expand(len(mask))
-            return self.inference_network(mask, coords, noise, text)
+        return self.generate_variants(condition, noise, tiler)
 
-        return tiler(generate_tiles, condition.mask, condition.coords, noise)
+    def generate_variants(
+        self, condition: Condition, noise: Tensor | VolumeInput, tiler: Tiler
+    ) -> Tensor:
+        sides = condition.mask.shape[2:]
+        aligned = not any(side % self.size_multiple for side in sides)
+        if self.exact_tiles and aligned and isinstance(tiler, SlidingWindow):
+            return self._generate_exactly(condition, noise, tiler)
+        volumes = []
+        for number in range(len(condition.text.pooled)):
+            text = condition.text.select(number)
+
+            def generate_tiles(
+                mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding = text
+            ) -> Tensor:
+                return self.inference_network(mask, coords, noise, text.expand(len(mask)))
+
+            volumes.append(tiler(generate_tiles, condition.mask, condition.coords, noise))
+        return torch.cat(volumes)
+
+    def _generate_exactly(
+        self, condition: Condition, noise: Tensor | VolumeInput, tiler: SlidingWindow
+    ) -> Tensor:
+        """Generate in tiles, with the values of the whole volume.
+
+        The blocks at the coarsest scale look far, and their features are few: they are computed for
+        the whole volume, once for all prompts. The tiles' encoder and decoder look no further than
+        `receptive_halo`.
+
+        Returns:
+            `(A, 1, X, Y, Z)` in [-1, 1], on the CPU.
+        """
+        network, text, stride = self.inference_network, condition.text, self.size_multiple
+        network = cast(Generator, network)
+        device = next(network.parameters()).device
+        sides = condition.mask.shape[2:]
+        variants = len(text.pooled)
+        mask, coords = ScaledInput(condition.mask), ScaledInput(condition.coords)
+        width = self.options.generator.ngf * stride
+        coarse = torch.empty(1, width, *(side // stride for side in sides), device=device)
+        encoder = TileReach(stride, self._voxel_bytes(0), stride)
+        tiler.run_exactly(network.encode, [mask, coords], encoder, coarse)
+        for block in network.blocks:
+            refined = torch.empty_like(coarse)
+            reach = TileReach(2, 4 * 6 * width)
+            tiler.coarser(stride).run_exactly(block, [ScaledInput(coarse)], reach, refined)
+            coarse = refined
+
+        def decode(coarse: Tensor, mask: Tensor, coords: Tensor, noise: Tensor) -> Tensor:
+            # Without an organ, prompts change nothing.
+            everywhere = self.options.generator.text_region == "everywhere"
+            same = not everywhere and not organ_region(mask, self.body).any()
+            prompts = text.select(0) if same else text
+            repeated = noise.expand(len(prompts.pooled), -1, -1, -1, -1)
+            return network.decode(coarse, mask, coords, repeated, prompts)
+
+        halo = receptive_halo(self.options.generator)
+        assert halo is not None
+        out = torch.empty(variants, 1, *sides)
+        inputs = [ScaledInput(coarse, stride), mask, coords, ScaledInput(noise)]
+        reach = TileReach(halo, self._voxel_bytes(variants))
+        return tiler.run_exactly(decode, inputs, reach, out)
+
+    def _voxel_bytes(self, variants: int) -> int:
+        """Return about how much memory a voxel of a tile takes while it passes the network.
+
+        Args:
+            variants: Prompts that are decoded; 0 for the encoder alone.
+        """
+        encoder = 2 * self.input_channels + 4 * self.options.generator.ngf
+        return 4 * (encoder + variants * VALUES_PER_CHANNEL * self.options.generator.ngf)
 
     def check_editing(self) -> None:
         """Scans can always be edited: by the difference of two generated volumes."""

@@ -1,17 +1,28 @@
-"""Sliding windows: a function of tiles runs over a whole volume and is blended smoothly."""
+"""Sliding windows: a function of tiles runs over a whole volume.
+
+A function whose receptive field is known gives exactly the volume's values on tiles with a halo.
+Others are blended smoothly.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
+import psutil
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from util.cli import UserError
+from util.volume_inputs import Box, VolumeInput, cut_box, whole
+
+# On a CPU larger tiles save little work, and on a GPU some memory is left to fragments.
+MAX_CPU_BYTES = 2 * 2**30
+FREE_SHARE = 0.6
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -20,18 +31,81 @@ def round_up(size: int, multiple: int) -> int:
 
 
 @dataclass(frozen=True)
-class SlidingWindow:
-    """Runs a function over overlapping tiles with Gaussian weights (MONAI's sliding window).
+class ScaledInput:
+    """A volume whose voxels are `scale` times as large as those of the grid of the tiles."""
 
-    Every tile starts on a multiple of the network's total stride, and the volume is padded until
-    tiles fit without a last flush one: a network that halves its input gives other values on an
-    unaligned tile.
+    volume: Tensor | VolumeInput
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class TileReach:
+    """What a function of tiles needs.
+
+    Attributes:
+        halo: Voxels beyond its output that it depends on, along each axis.
+        voxel_bytes: Memory that it takes per voxel of a tile, about.
+        out_scale: Size of its output's voxels in those of the grid.
+    """
+
+    halo: int
+    voxel_bytes: int
+    out_scale: int = 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A box of a volume, and the part of it `(first, end)` per axis that is kept."""
+
+    start: Box
+    size: Box
+    core: Sequence[tuple[int, int]]
+
+
+def fitting_tile(
+    size: Sequence[int],
+    smallest: Sequence[int],
+    multiple: int,
+    voxel_bytes: int,
+    device: torch.device,
+) -> tuple[int, ...]:
+    """Return the largest tile that fits into memory: the volume, or about a cube.
+
+    Args:
+        size: Size of the volume.
+        smallest: Smallest tile.
+        multiple: Sides are multiples of this.
+        voxel_bytes: Memory that a voxel takes.
+        device: Whose memory counts.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] * FREE_SHARE
+    else:
+        free = min(psutil.virtual_memory().available * FREE_SHARE, MAX_CPU_BYTES)
+    tile = list(size)
+    while math.prod(tile) * voxel_bytes > free:
+        axis = max(range(len(tile)), key=lambda i: tile[i] if tile[i] > smallest[i] else 0)
+        if tile[axis] <= smallest[axis]:
+            break
+        tile[axis] = max(smallest[axis], round_up(tile[axis] - multiple, multiple))
+    return tuple(tile)
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Runs a function over tiles of a volume.
+
+    Called, it blends overlapping tiles with Gaussian weights (MONAI's sliding window). Tiles start
+    on multiples of the network's total stride, and the volume is padded until they fit without a
+    last flush one: a network that halves its input gives other values on an unaligned tile.
+    `run_exactly` is for functions whose receptive field is known.
 
     Args:
         tile: Size in voxels, rounded up to `multiple`; empty takes the whole volume at once.
         multiple: The network's total stride, in voxels.
         overlap: Share of a tile that its neighbour covers too.
         batch: Tiles worked on at once.
+        by_memory: Whether `run_exactly` chooses its tiles by the memory that is free.
 
     Raises:
         UserError: Tile and overlap give a step that is not a multiple of the stride.
@@ -41,6 +115,7 @@ class SlidingWindow:
     multiple: int
     overlap: float = 0.5
     batch: int = 4
+    by_memory: bool = False
 
     def __post_init__(self) -> None:
         for size in self.tile:
@@ -53,21 +128,22 @@ class SlidingWindow:
                     "with --overlap 0.5."
                 )
 
-    def __call__(self, function: Callable[..., Tensor], *volumes: Tensor) -> Tensor:
+    def __call__(self, function: Callable[..., Tensor], *volumes: Tensor | VolumeInput) -> Tensor:
         """Return `function` of whole volumes, computed in tiles.
 
         Args:
             function: Maps tiles `(B, C_i, x, y, z)`, one per volume, to tiles `(B, C, x, y, z)`.
-            volumes: Tensors `(1, C_i, X, Y, Z)`.
+            volumes: Tensors or inputs `(1, C_i, X, Y, Z)`.
 
         Returns:
             `(1, C, X, Y, Z)`.
         """
-        size = tuple(volumes[0].shape[2:])
+        tensors = [whole(volume) for volume in volumes]
+        size = tuple(tensors[0].shape[2:])
         tile = tuple(round_up(side, self.multiple) for side in self.tile or size)
         target = [self._padded(s, t) for s, t in zip(size, tile, strict=True)]
-        channels = [volume.shape[1] for volume in volumes]
-        stacked = torch.cat([pad_edge(volume, target) for volume in volumes], 1)
+        channels = [volume.shape[1] for volume in tensors]
+        stacked = torch.cat([pad_edge(volume, target) for volume in tensors], 1)
 
         def split_channels(tiles: Tensor) -> Tensor:
             return function(*torch.split(tiles, channels, 1))
@@ -89,6 +165,70 @@ class SlidingWindow:
             assert isinstance(blended, Tensor)
             out = blended
         return out[:, :, : size[0], : size[1], : size[2]]
+
+    def run_exactly(
+        self,
+        function: Callable[..., Tensor],
+        volumes: Sequence[ScaledInput],
+        reach: TileReach,
+        out: Tensor,
+    ) -> Tensor:
+        """Compute a function in tiles with a halo, whose values are those of the whole volume.
+
+        Args:
+            function: Maps boxes `(1, C_i, x, y, z)`, one per volume, to `(B, C, x, y, z)`.
+            volumes: The volumes, whose voxels may be larger than the grid's.
+            reach: Receptive field and memory of the function.
+            out: `(B, C, X, Y, Z)`, on a grid whose voxels may also be larger; it is written.
+
+        Returns:
+            `out`.
+        """
+        size = tuple(side * reach.out_scale for side in out.shape[2:])
+        for box in self._boxes(size, reach, out.device):
+            inputs = [
+                cut_box(
+                    item.volume,
+                    [start // item.scale for start in box.start],
+                    [side // item.scale for side in box.size],
+                )
+                for item in volumes
+            ]
+            result = function(*inputs)
+            scale = reach.out_scale
+            kept, cut = [slice(None)] * 2, [slice(None)] * 2
+            for (first, end), start in zip(box.core, box.start, strict=True):
+                kept.append(slice(first // scale, end // scale))
+                cut.append(slice((first - start) // scale, (end - start) // scale))
+            out[tuple(kept)] = result[tuple(cut)]
+        return out
+
+    def _boxes(self, size: Sequence[int], reach: TileReach, device: torch.device) -> Iterator[Tile]:
+        """Yield tiles of one size, each with the part of it that is kept.
+
+        The last tile along an axis moves back until it fits, so that none is thinner.
+        """
+        halo = round_up(reach.halo, self.multiple)
+        smallest = [min(side, round_up(2 * halo, self.multiple) + self.multiple) for side in size]
+        if self.by_memory:
+            wanted = fitting_tile(size, smallest, self.multiple, reach.voxel_bytes, device)
+        else:
+            wanted = self.tile or tuple(size)
+        tile = [
+            min(side, round_up(max(want, low), self.multiple))
+            for side, want, low in zip(size, wanted, smallest, strict=True)
+        ]
+        axes = []
+        for side, length in zip(size, tile, strict=True):
+            axis = []
+            kept = 0
+            for start in [*range(0, side - length, max(1, length - 2 * halo)), side - length]:
+                end = side if start == side - length else start + length - halo
+                axis.append((start, (kept, end)))
+                kept = end
+            axes.append(axis)
+        for places in product(*axes):
+            yield Tile([start for start, _ in places], tile, [core for _, core in places])
 
     def coarser(self, factor: int) -> SlidingWindow:
         """Return the same tiles on a grid of voxels `factor` times as large."""

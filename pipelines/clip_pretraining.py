@@ -23,7 +23,7 @@ from data.cache import load_case
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort
 from data.text.prompts import Prompt, cohort_prompts, load_template
-from data.volumes import one_hot, to_unit
+from data.volumes import label_channels, to_unit
 from models.text.clip import (
     VolumeEncoder,
     contrastive_loss,
@@ -39,6 +39,7 @@ from util.phrasing import join_phrases, strip_phrase
 from util.records import read_record, same_settings
 from util.training.devices import make_device
 from util.training.schedule import one_cycle
+from util.volume_inputs import one_hot
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def load_pairs(
         if image is None:
             raise UserError(f"Case {case.id} has no scan; CLIP learns from scans and prompts.")
         unit = torch.from_numpy(to_unit(image.array, options.data.hu_window))[None].float()
-        labels = one_hot(mask.array, cohort.labels, case.mask)
+        channels = label_channels(mask.array, cohort.labels, case.mask)
+        labels = one_hot(channels[None], len(cohort.labels))[0]
         images.append(F.adaptive_avg_pool3d(unit, options.clip.clip_size))
         masks.append(F.adaptive_avg_pool3d(labels, options.clip.clip_size))
     if len(images) < MIN_PAIRS:

@@ -162,12 +162,23 @@ class GenerationPlan:
             scan: A real scan to regenerate with this text; None for a new volume.
             draw: Number of the noise of a new volume; 0 is the noise of the volumes written.
         """
+        return self.generate_all(sample, [prompt], scan, draw)[0]
+
+    def generate_all(
+        self,
+        sample: VolumeSample,
+        prompts: Sequence[Prompt],
+        scan: EditScan | None = None,
+        draw: int = 0,
+    ) -> list[Hu]:
+        """Return a volume for each prompt, see `generate`."""
+        texts = [prompt.texts for prompt in prompts]
         if self.editor is not None and scan is not None:
-            volume = self.editor(scan, prompt.texts)
+            volumes = [self.editor(scan, text) for text in texts]
         else:
             noise_key = f"{sample.name}, draw {draw}" if draw else ""
-            volume = self.run.generator(sample, prompt.texts, noise_key)
-        return sample.to_hu(volume)
+            volumes = self.run.generator.variants(sample, texts, noise_key)
+        return [sample.to_hu(volume) for volume in volumes]
 
 
 def page_context(plan: GenerationPlan, notices: Sequence[Notice]) -> PageContext:
@@ -335,7 +346,9 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     writer, scan = results.case_writer(sample, plan.file_names), plan.scan(sample)
     real = None if sample.image is None else sample.to_hu(sample.image[0])
     writer.panels.append(writer.panel("mask", "mask", sample.labels))
-    factual = plan.generate(sample, variants.factual.prompt, scan)
+    first_group = variants.counterfactual[0] if variants.counterfactual else ()
+    prompts = [variant.prompt for variant in (variants.factual, *first_group)]
+    factual, *first_volumes = plan.generate_all(sample, prompts, scan)
     writer.write_factual(
         factual,
         "regenerated" if scan else "generated",
@@ -352,7 +365,10 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     notes = _volume_notes(plan.cohort, case)
     dropped = [DroppedColumns(v.dropped, v.column, v.value) for v in variants.all() if v.dropped]
     for group in variants.counterfactual:
-        volumes = {v.value: plan.generate(sample, v.prompt, scan) for v in group}
+        generated = first_volumes
+        if group is not first_group:
+            generated = plan.generate_all(sample, [v.prompt for v in group], scan)
+        volumes = {v.value: volume for v, volume in zip(group, generated, strict=True)}
         _write_variants(writer, group, volumes, real if scan else None)
         draws = _effects_over_draws(plan, sample, group, volumes, masks)
         for first, second in variant_pairs(group):
@@ -413,7 +429,8 @@ def _effects_over_draws(
     other_noise: Mapping[str, Hu] = {}
     for number in range(plan.draws):
         if number:
-            volumes = {v.value: plan.generate(sample, v.prompt, draw=number) for v in group}
+            drawn = plan.generate_all(sample, [v.prompt for v in group], draw=number)
+            volumes = {v.value: volume for v, volume in zip(group, drawn, strict=True)}
         if number == 1:
             other_noise = volumes
         statistics = {

@@ -344,7 +344,7 @@ def make_validation(
     generator = VolumeGenerator(
         model,
         study.encoder,
-        validation_window(size, multiple, [case.sample.mask.shape[1:] for case in cases]),
+        validation_window(size, multiple, [case.sample.channels.shape for case in cases]),
         trainer.accelerator.device,
         options.run.seed,
     )
@@ -359,14 +359,15 @@ def validation_window(
     """Return tiles of twice the patch size along each axis, but not larger than the volumes.
 
     Overlapping tiles of the patch size generate a voxel up to eight times; larger ones fewer times.
-    One tile at a time takes less memory than a training step.
+    One tile at a time takes less memory than a training step. A model with exact tiles chooses
+    them by the free memory.
     """
     longest = [max((shape[axis] for shape in shapes), default=0) for axis in range(3)]
     tile = []
     for side, length in zip(patch, longest, strict=True):
         largest = round_up(max(side, min(2 * side, length)), 2 * multiple)
         tile.append(largest)
-    return SlidingWindow(tuple(tile), multiple, batch=1)
+    return SlidingWindow(tuple(tile), multiple, batch=1, by_memory=True)
 
 
 def tracked_effects(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -43,6 +43,11 @@ class ValidationCase:
     sample: VolumeSample
     prompt: Prompt
     pairs: Sequence[tuple[Prompt, Prompt]] = ()
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The factual prompt, then those of the pairs."""
+        return [self.prompt, *itertools.chain.from_iterable(self.pairs)]
 
 
 class Validation:
@@ -85,13 +90,11 @@ class Validation:
         # Without a terminal there is no bar.
         with tqdm(None, "validating", count, unit="volume", leave=False, disable=None) as bar:
             for case in self.cases:
-                volume = self._generate(case, case.prompt)
-                bar.update()
-                effects = []
-                for pair in case.pairs:
-                    first, second = (self._generate(case, prompt) for prompt in pair)
-                    bar.update(2)
-                    effects.append((second - first).astype(np.float32))
+                prompts = case.prompts
+                volume, *others = self._generate(case, prompts)
+                bar.update(len(prompts))
+                pairs = zip(others[::2], others[1::2], strict=True)
+                effects = [(second - first).astype(np.float32) for first, second in pairs]
                 for name, value in self._metrics(case, volume, effects).items():
                     values.setdefault(name, []).append(value)
                 if case is self.cases[0]:
@@ -104,32 +107,34 @@ class Validation:
 
     def _count(self) -> int:
         """Return the number of volumes that a validation generates."""
-        return sum(1 + 2 * len(case.pairs) for case in self.cases) + 1
+        return sum(len(case.prompts) for case in self.cases) + 1
 
     def estimate_seconds(self) -> float:
-        """Return about how long a validation takes, from the time of one tile."""
-        sample = self.cases[0].sample
+        """Return about how long a validation takes, from the time of one tile of a case."""
+        sample, prompts = self.cases[0].sample, self.cases[0].prompts
         window = self.generator.window
         size = [round_up(side, window.multiple) for side in window.tile]
-        tile = SimpleNamespace(
-            name=sample.name,
-            mask=sample.mask[:, : size[0], : size[1], : size[2]],
-            coords=sample.coords[:, : size[0], : size[1], : size[2]],
-        )
+        tile = replace(sample, channels=sample.channels[: size[0], : size[1], : size[2]])
         start = time.perf_counter()
-        self.generator(tile, self.cases[0].prompt.texts)
-        seconds = time.perf_counter() - start
+        self.generator.variants(tile, [prompt.texts for prompt in prompts])
+        seconds = (time.perf_counter() - start) / len(prompts)
         tiles = 1.0
-        for side, length in zip(size, sample.mask.shape[1:], strict=True):
-            step = side * (1 - window.overlap)
-            tiles *= 1 + max(0, math.ceil((length - side) / step))
+        for side, length in zip(size, sample.channels.shape, strict=True):
+            if self.generator.model.exact_tiles:  # they hardly overlap
+                tiles *= max(1, length / side)
+            else:
+                tiles *= 1 + max(0, math.ceil((length - side) / (side * (1 - window.overlap))))
         return seconds * tiles * self._count()
 
-    def _generate(self, case: ValidationCase, prompt: Prompt, noise_key: str = "") -> np.ndarray:
-        return case.sample.to_hu(self.generator(case.sample, prompt.texts, noise_key))
+    def _generate(
+        self, case: ValidationCase, prompts: Sequence[Prompt], noise_key: str = ""
+    ) -> list[np.ndarray]:
+        texts = [prompt.texts for prompt in prompts]
+        volumes = self.generator.variants(case.sample, texts, noise_key)
+        return [case.sample.to_hu(volume) for volume in volumes]
 
     def _noise_correlation(self, case: ValidationCase, volume: np.ndarray) -> float:
-        other = self._generate(case, case.prompt, f"{case.sample.name}, other noise")
+        other = self._generate(case, [case.prompt], f"{case.sample.name}, other noise")[0]
         spacing = voxel_sizes(case.sample.affine)
         return detail_correlation(volume, other, self._lungs(case), spacing)
 

@@ -16,7 +16,6 @@ from options.train_options import (
     OptimOptions,
     TrainOptions,
 )
-from util.seeding import uniform_draws
 
 LABELS, WIDTH, SIZE = 4, 6, (8, 8, 8)
 
@@ -76,7 +75,7 @@ def batch(
         "mask": torch.nn.functional.one_hot(labels, LABELS).movedim(-1, 1).float(),
         "coords": coords,
         "noise": noise,
-        "draws": torch.stack([uniform_draws(one, 4) for one in noise]),
+        "draws": torch.rand(count, 4, generator=draw),
     }
 
 

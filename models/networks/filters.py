@@ -22,6 +22,11 @@ def smooth_noise(x: Tensor, sigma: float) -> Tensor:
     return filter_axes(x, "noise", sigma)
 
 
+def noise_reach(sigma: float) -> int:
+    """Return how many voxels far `smooth_noise` looks."""
+    return int(TRUNCATE * sigma + 0.5)  # as in MONAI
+
+
 def box_mean(x: Tensor, side: int) -> Tensor:
     """Return the mean over cubes of `side` voxels, an odd number, around each voxel.
 

@@ -1,9 +1,9 @@
 """Generator of pix2pixHD in 3D: a global generator, local enhancers around it, and text fusion.
 
 Several volumes may be drawn of one condition: mask and coordinates have the batch B, noise and text
-P times that, one draw of all conditions after the other. What does not depend on the noise is then
-computed once. Shapes in comments leave out the batch: `(channels, size)`, with size 1 for full
-resolution, then 1/2, 1/4 ...
+P times that, one draw of all conditions after the other. What depends neither on noise nor on text
+is then computed once. Shapes in comments leave out the batch: `(channels, size)`, with size 1 for
+full resolution, then 1/2, 1/4 ...
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks.filters import box_mean
+from models.networks.filters import box_mean, noise_reach
 from models.networks.fusion import FUSIONS, FusionUnit
 from models.networks.layers import (
     NoiseInjection,
@@ -26,7 +26,7 @@ from models.networks.layers import (
     halve_noise,
     maybe_checkpoint,
 )
-from models.networks.texture_head import TextureHead
+from models.networks.texture_head import FIELD_SIGMAS, TextureHead
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
 
@@ -41,6 +41,34 @@ def input_channels(options: GeneratorOptions, n_labels: int) -> int:
 def size_multiple(options: GeneratorOptions) -> int:
     """Return the number of which sides of patches and tiles, and starts of tiles, are multiples."""
     return 2 ** (options.n_downsample_global + options.n_local_enhancers)
+
+
+def receptive_halo(options: GeneratorOptions) -> int | None:
+    """Return how many voxels beyond its output `Generator.decode` looks; None for all of them.
+
+    Coarse features are counted as an input, where they are multiples of the stride. `encode` looks
+    one such multiple beyond its output.
+    """
+    if options.norm in ("group", "instance"):
+        return None
+    enhancers = options.n_local_enhancers
+    depth = options.n_downsample_global + enhancers
+    reach = 1  # of the head
+    largest = max(TextResidualHead.MASK_KERNELS) // 2 if options.text_position else 0
+    if options.text_texture and options.noise_channels:
+        largest = max(largest, noise_reach(max(FIELD_SIGMAS)))
+    for level in range(depth):
+        reach += 1  # of the convolution after the skip connection
+        seen = reach  # of the condition, through the encoder of this level
+        first = min(level, enhancers)  # where that encoder begins
+        for _ in range(level - first):
+            seen = 2 * seen + 1
+        largest = max(largest, (seen + 1) * 2**first)
+        reach = -(-reach // 2)
+        if level < enhancers:
+            reach += 2 * options.n_blocks_local
+            largest = max(largest, (2 * reach + 2) * 2**level)
+    return max(largest, reach * 2**depth)
 
 
 def organ_region(mask: Tensor, body: int | None) -> Tensor:
@@ -123,12 +151,20 @@ class FusedResBlocks(nn.Module):
             ResBlock(channels, options.norm, options.padding) for _ in range(blocks)
         )
 
+    def refine(self, x: Tensor) -> Tensor:
+        """Return features of the shape of `x` after the blocks, which see no noise and no text."""
+        for block in self.blocks:
+            x = maybe_checkpoint(block, self.recompute, x)
+        return x
+
     def forward(
         self, x: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
     ) -> Tensor:
         """`(B, C, X, Y, Z)` to the same shape, or to `(P B, ...)` for noise of P draws."""
-        for block in self.blocks:
-            x = maybe_checkpoint(block, self.recompute, x)
+        return self.draw(self.refine(x), noise, text, region)
+
+    def draw(self, x: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
+        """Return refined features with noise and text, `(P B, ...)` for noise of P draws."""
         x = repeat_batch(x, len(noise) // len(x))
         if self.noise is not None:
             x = self.noise(x, noise, text, region)
@@ -204,26 +240,55 @@ class GlobalGenerator(nn.Module):
             UpBlock(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth))
         )
 
-    def forward(
-        self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
+    def encode(self, condition: Tensor) -> list[Tensor]:
+        """Return features before each halving, `(2^i ngf, 1/2^i)`; the last are to be halved."""
+        features = [maybe_checkpoint(self.stem, self.recompute, condition)]  # (ngf, 1)
+        for down in self.down[:-1]:
+            features.append(maybe_checkpoint(down, self.recompute, features[-1]))
+        return features
+
+    def coarsest(self, features: Tensor) -> Tensor:
+        """Return the coarsest features of the last ones of `encode`, before the blocks."""
+        return maybe_checkpoint(self.down[-1], self.recompute, features)
+
+    def decode(
+        self,
+        coarse: Tensor,
+        features: list[Tensor],
+        noise: Tensor,
+        text: TextEmbedding,
+        region: Tensor | None,
     ) -> Tensor:
-        """Return features `(P B, ngf, X, Y, Z)` of a condition `(B, c_in, X, Y, Z)`."""
-        draws = len(noise) // len(condition)
-        x = maybe_checkpoint(self.stem, self.recompute, condition)  # (ngf, 1)
-        skips: list[Tensor | None] = []
+        """Return features `(P B, ngf, X, Y, Z)`.
+
+        Args:
+            coarse: The coarsest features after the blocks.
+            features: Those of `encode`, for the skip connections.
+            noise: `(P B, noise_channels, X, Y, Z)`.
+            text: Embedding of P B prompts.
+            region: `(P B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
+        """
+        draws = len(noise) // len(coarse)
         noises = [noise]
         regions = [region]
-        for down in self.down:
-            skips.append(repeat_batch(x, draws) if self.skip else None)
+        for _ in self.down:
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
-            x = maybe_checkpoint(down, self.recompute, x)  # (2^i ngf, 1/2^i)
-        x = self.bottleneck(x, noises.pop(), text, regions.pop())
+        x = self.bottleneck.draw(coarse, noises.pop(), text, regions.pop())
+        skips = [repeat_batch(x, draws) if self.skip else None for x in features]
         for decoder in self.decoders:
             x = maybe_checkpoint(
                 decoder, self.recompute, x, skips.pop(), noises.pop(), text, regions.pop()
             )
         return x
+
+    def forward(
+        self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
+    ) -> Tensor:
+        """Return features `(P B, ngf, X, Y, Z)` of a condition `(B, c_in, X, Y, Z)`."""
+        features = self.encode(condition)
+        coarse = self.bottleneck.refine(self.coarsest(features[-1]))
+        return self.decode(coarse, features, noise, text, region)
 
 
 class LocalEnhancer(nn.Module):
@@ -404,6 +469,22 @@ class Generator(nn.Module):
         residual = residual and options.fusion != "none"
         self.effect = TextResidualHead(n_labels, text_width, options, body) if residual else None
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks at the coarsest scale, each of which looks two of its voxels far."""
+        return self.global_generator.bottleneck.blocks
+
+    def encode(self, mask: Tensor, coords: Tensor) -> Tensor:
+        """Return the coarsest features `(B, C, X/2^n, ...)` before the blocks, see `forward`."""
+        condition = self._conditions(mask, coords)[-1]
+        return self.global_generator.coarsest(self.global_generator.encode(condition)[-1])
+
+    def decode(
+        self, coarse: Tensor, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding
+    ) -> Tensor:
+        """Generate a volume as `forward` does, from its coarsest features after the blocks."""
+        return self._generate(coarse, mask, coords, noise, text)
+
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generate a volume.
 
@@ -412,25 +493,48 @@ class Generator(nn.Module):
             coords: `(B, 3, X, Y, Z)` position in the whole volume, -1 to 1; not used without
                 `coord_channels`.
             noise: `(P B, noise_channels, X, Y, Z)` standard normal, for P draws.
-            text: Embedding of B prompts.
+            text: Embedding of B prompts, the same in all draws, or of P B.
 
         Returns:
             `(P B, 1, X, Y, Z)` in [-1, 1], float32.
         """
+        return self._generate(None, mask, coords, noise, text)
+
+    def _conditions(self, mask: Tensor, coords: Tensor) -> list[Tensor]:
+        """Return the condition at the resolution of each enhancer and of the global generator."""
+        conditions = [torch.cat([mask, coords], 1) if self.options.coord_channels else mask]
+        for _ in self.enhancers:
+            conditions.append(F.avg_pool3d(conditions[-1], 2))
+        return conditions
+
+    def _generate(
+        self,
+        coarse: Tensor | None,
+        mask: Tensor,
+        coords: Tensor,
+        noise: Tensor,
+        text: TextEmbedding,
+    ) -> Tensor:
+        """Generate from a condition, and from its coarsest features where they are known."""
         draws = len(noise) // len(mask)
-        text = text.repeat(draws)
-        condition = torch.cat([mask, coords], 1) if self.options.coord_channels else mask
+        if len(text.pooled) < len(noise):
+            text = text.repeat(draws)
         everywhere = self.options.text_region == "everywhere"
         region = None if everywhere else organ_region(mask, self.body)
         region = repeat_batch(region, draws)
-        conditions = [condition]
+        conditions = self._conditions(mask, coords)
+        condition = conditions[0]
         noises = [noise]
         regions = [region]
         for _ in self.enhancers:
-            conditions.append(F.avg_pool3d(conditions[-1], 2))
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
-        x = self.global_generator(conditions.pop(), noises.pop(), text, regions.pop())
+        network = self.global_generator
+        if coarse is None:
+            x = network(conditions.pop(), noises.pop(), text, regions.pop())
+        else:
+            features = network.encode(conditions.pop())
+            x = network.decode(coarse, features, noises.pop(), text, regions.pop())
         for enhancer in self.enhancers:
             x = enhancer(conditions.pop(), noises.pop(), text, regions.pop(), x)
         # The last step is always in full precision, because bf16 resolves 2.7 HU near -860 HU.

@@ -49,6 +49,10 @@ class TextEmbedding:
         """Return one prompt's embedding for each of `batch` tiles, without a copy."""
         return self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
+    def select(self, number: int) -> TextEmbedding:
+        """Return one prompt as a batch of one."""
+        return self._map(lambda tensor: tensor[number : number + 1])
+
     def repeat(self, times: int) -> TextEmbedding:
         """Return the batch `times` times, one after the other."""
         return (

@@ -18,12 +18,13 @@ from data import cache as cache_module
 from data.augment import random_affine
 from data.cache import CachedCase, cache_case, cache_cases
 from data.cohort import Case
-from data.geometry import coordinate_grid
 from data.patch_dataset import PatchBatch, PatchDataset, PatchSettings, patch_loader
 from data.volume_dataset import VolumeDataset, padded_size
 from data.volumes import load_volume, to_unit, write_like
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError
+from util.seeding import noise_box, noise_key, uniform_draws
+from util.volume_inputs import coordinate_grid
 
 SHAPE, LABELS, WINDOW = (24, 20, 16), (0, 1, 2, 3), (-1000.0, 400.0)
 AFFINE = np.diag([-1.5, -1.5, 2.0, 1.0])  # LPS
@@ -225,12 +226,14 @@ def test_unknown_label_is_named(cases: list[Case], tmp_path: Path) -> None:
         VolumeDataset(cases, LABELS, DataOptions())[2]
 
 
-def test_draws_are_the_later_digits_of_the_first_noise_values(
-    cases: list[Case], tmp_path: Path
-) -> None:
-    sample = dataset(cases, tmp_path / "cache")[3]
-    first = sample["noise"].flatten()[:4].double().abs() * 4096
-    torch.testing.assert_close(sample["draws"], (first - first.floor()).float(), atol=0, rtol=0)
+def test_noise_and_draws_follow_from_seed_and_number(cases: list[Case], tmp_path: Path) -> None:
+    patches = dataset(cases, tmp_path / "cache")
+    sample = patches[3]
+    key = noise_key(patches.seed, "sample 3")[None]
+    channels, *size = sample["noise"].shape
+    assert torch.equal(sample["noise"], noise_box(key, channels, (0, 0, 0), size)[0])
+    assert torch.equal(sample["draws"], uniform_draws(key, 4)[0])
+    assert not torch.equal(sample["draws"], patches[4]["draws"])
 
 
 # --- loader ---------------------------------------------------------------------------------------
@@ -363,18 +366,20 @@ def test_whole_volumes_come_back(cases: list[Case], tmp_path: Path) -> None:
     assert [sample.name for sample in dataset] == [case.id for case in cases]
     whole = dataset[0]
     assert whole.image is not None
-    assert whole.image.shape == (1, 32, 24, 16) and whole.mask.shape == (4, 32, 24, 16) == (
-        4,
-        *whole.coords.shape[1:],
+    cpu = torch.device("cpu")
+    mask, coords = (
+        volume_input.box((0, 0, 0), volume_input.shape[2:])
+        for volume_input in (whole.mask_input(cpu), whole.coords_input(cpu))
     )
-    torch.testing.assert_close(whole.mask.sum(0), torch.ones(32, 24, 16))
+    assert whole.image.shape == (1, 32, 24, 16) and mask.shape == (1, 4, 32, 24, 16)
+    torch.testing.assert_close(mask.sum(1), torch.ones(1, 32, 24, 16))
     assert cases[0].image
     hu = load_volume(cases[0].image).array
     np.testing.assert_allclose(whole.to_hu(whole.image[0]), hu, atol=1e-3)
     np.testing.assert_array_equal(whole.to_source_grid(hu), hu)
-    inside = (slice(None), *whole.inside)
-    torch.testing.assert_close(whole.coords[inside], coordinate_grid(SHAPE))
-    np.testing.assert_array_equal(whole.mask[inside].argmax(0).numpy(), whole.labels)
+    inside = (0, slice(None), *whole.inside)
+    torch.testing.assert_close(coords[inside], coordinate_grid(SHAPE))
+    np.testing.assert_array_equal(mask[inside].argmax(0).numpy(), whole.labels)
     write_like(tmp_path / "out.nii.gz", whole.to_source_grid(whole.labels), cases[0].mask)
     np.testing.assert_array_equal(
         nib.load(tmp_path / "out.nii.gz").dataobj, nib.load(cases[0].mask).dataobj
@@ -387,9 +392,9 @@ def test_whole_volumes_of_masks_alone_at_another_spacing(cases: list[Case]) -> N
     assert (
         whole.image is None
         and whole.labels.shape == (12, 10, 8)
-        and whole.mask.shape == (4, 16, 16, 16)
+        and whole.channels.shape == (16, 16, 16)
     )
-    back = whole.to_source_grid((whole.mask[1] + whole.mask[2]).numpy()[whole.inside])
+    back = whole.to_source_grid(np.isin(whole.channels.numpy(), (1, 2))[whole.inside])
     lungs = np.isin(load_volume(alone.mask).array, (1, 2))
     assert back.shape == SHAPE and ((back > 0.5) == lungs).mean() > 0.85
     assert padded_size((5, 8, 9), (6, 4, 4), (4, 8, 2)) == (8, 8, 10)

@@ -14,7 +14,6 @@ from scipy.spatial.transform import Rotation
 
 from data.geometry import (
     Volume,
-    coordinate_grid,
     corner_distance,
     crop,
     grid_with_spacing,
@@ -25,8 +24,8 @@ from data.geometry import (
 )
 from data.volumes import (
     header_warnings,
+    label_channels,
     load_volume,
-    one_hot,
     read_header,
     strip_suffix,
     to_hu,
@@ -34,6 +33,7 @@ from data.volumes import (
     write_like,
 )
 from util.cli import UserError
+from util.volume_inputs import coordinate_grid, one_hot
 
 SHAPE = (9, 11, 7)
 REALCT = Path(__file__).resolve().parents[2] / ".." / "shared" / "realct"
@@ -340,11 +340,14 @@ def test_whole_hu_survive_the_window() -> None:
 
 def test_one_hot_knows_its_labels() -> None:
     mask = np.array([[[0, 3], [1, 2]]], np.uint8)
-    hot = one_hot(mask, (0, 1, 2, 3), "a.nii.gz")
-    assert hot.shape == (4, 1, 2, 2) and hot.dtype == torch.float32
-    np.testing.assert_array_equal(hot.argmax(0).numpy(), mask)
+    channels = label_channels(mask * 2, (0, 2, 4, 6), "a.nii.gz")
+    assert channels.dtype == torch.uint8
+    np.testing.assert_array_equal(channels.numpy(), mask)
+    hot = one_hot(channels[None], 4)
+    assert hot.shape == (1, 4, 1, 2, 2) and hot.dtype == torch.float32
+    np.testing.assert_array_equal(hot[0].argmax(0).numpy(), mask)
     with pytest.raises(UserError, match=r"label 7 in a\.nii\.gz; the run has only 0, 1, 2, 3"):
-        one_hot(np.array([[[0, 7]]]), (0, 1, 2, 3), "a.nii.gz")
+        label_channels(np.array([[[0, 7]]], np.uint8), (0, 1, 2, 3), "a.nii.gz")
 
 
 @pytest.mark.parametrize("name", list(affines()))

@@ -18,7 +18,7 @@ from options.parser import from_dict, to_dict
 from options.train_options import TrainOptions
 from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options, wake
 from util.cli import UserError
-from util.seeding import uniform_draws
+from util.seeding import noise_box, noise_key, uniform_draws
 
 TARGETS = ("flow", "v", "noise")
 
@@ -40,8 +40,9 @@ def model(**changes: Any) -> DiffusionModel:
 
 
 def test_draws_follow_from_the_sample_and_are_uniform() -> None:
-    noise = torch.randn(4000, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    drawn = torch.stack([uniform_draws(one, 4) for one in noise])
+    keys = torch.stack([noise_key(0, f"sample {number}") for number in range(4000)])
+    noise = noise_box(keys, 1, (0, 0, 0), (4, 4, 4))
+    drawn = uniform_draws(keys, 4)
     assert drawn.min() >= 0 and drawn.max() < 1
     assert torch.allclose(drawn.mean(0), torch.full((4,), 0.5), atol=0.02)
     assert torch.allclose(drawn.var(0), torch.full((4,), 1 / 12), atol=0.005)

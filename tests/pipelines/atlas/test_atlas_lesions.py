@@ -56,8 +56,8 @@ def sample_of(hu: Hu, labels: NDArray[np.integer], affine: NDArray[np.floating])
     image = torch.from_numpy((2 * (hu - low) / (high - low) - 1).astype(np.float32))[None]
     x, y, z = map(slice, hu.shape)
     case = Case("one", None, Path("mask.nii.gz"), {"LESION": "no"})
-    empty = torch.zeros(0)
-    return VolumeSample(case, image, empty, empty, (x, y, z), labels, affine, WINDOW)
+    channels = torch.zeros(hu.shape, dtype=torch.uint8)
+    return VolumeSample(case, image, channels, 1, (x, y, z), labels, affine, WINDOW)
 
 
 def ball(regions: Regions, spacing: NDArray[np.floating], radius: float) -> NDArray[np.bool_]:
