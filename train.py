@@ -91,7 +91,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
         validation = training.make_validation(options, study, model, trainer)
     if run.dry_run:
         with training.memory_advice(options):
-            training.dry_run(options, study, model, trainer)
+            training.dry_run(options, study, model, trainer, validation)
         return folder
 
     if accelerator.is_main_process:
@@ -111,7 +111,8 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     monitor = training.make_monitor(options, study, trainer, folder, validation, records, notices)
 
     with training.memory_advice(options), trainer.until_stopped():
-        for parts in trainer.iterate(training.make_loader(options, dataset, trainer)):
+        loader = training.make_loader(options, dataset, trainer)
+        for parts in trainer.iterate(loader, prepare=dataset.inputs):
             texts = [study.embed(part, accelerator.device) for part in parts]
             losses = trainer.step(list(zip(parts, texts, strict=True)))
             monitor(losses)

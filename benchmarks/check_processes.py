@@ -110,7 +110,8 @@ def record_training(options: ProcessCheckOptions, work: Path) -> None:
     recorder = Recorder(trainer, options.steps)
     weights = [study.case_weights[case.id] for case in cases]
     recorder.vectors["step 0: weights of cases"] = torch.tensor(weights)
-    for parts in trainer.iterate(training.make_loader(settings, dataset, trainer)):
+    loader = training.make_loader(settings, dataset, trainer)
+    for parts in trainer.iterate(loader, prepare=dataset.inputs):
         trainer.step([(part, study.embed(part, accelerator.device)) for part in parts])
         recorder.record_weights()
     if accelerator.is_main_process:

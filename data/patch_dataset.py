@@ -1,9 +1,14 @@
-"""Patches for training; sample i depends on the seed and on i alone."""
+"""Patches for training; sample i depends on the seed and on i alone.
+
+Workers cut HU and labels, 3 bytes a voxel. One-hot mask, coordinates and noise are made from them
+on the device, see `PatchDataset.inputs`.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,34 +28,35 @@ from data.geometry import crop
 from data.volumes import check_labels, to_unit
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util import seeding
-from util.volume_inputs import coordinate_grid
+from util.volume_inputs import one_hot, patch_coordinates
 
 log = logging.getLogger(__name__)
 
 Phrases = Sequence[str]
 BACKGROUND = 0
 N_DRAWS = 4  # uniform numbers per sample
+MAX_WORKERS = 8  # more do not load faster than a GPU trains
 
 
 class PatchSample(TypedDict):
-    """One patch; tensors are float32.
+    """One patch.
 
     Attributes:
-        image: CT (1, x, y, z) in [-1, 1].
-        mask: One-hot labels (K, x, y, z).
-        coords: Position in the volume (3, x, y, z), see `coordinate_grid`.
-        noise: Standard normal (N, x, y, z).
-        draws: Uniform numbers (4,) in [0, 1], for a diffusion model's time and dropout.
+        hu: CT (x, y, z) in HU, int16, or float32 where a scan has other values.
+        channels: Channel of each voxel in the one-hot mask (x, y, z), uint8.
+        start: First voxel of the patch in its volume (3,), may be negative.
+        shape: Size of the volume (3,).
+        key: Key of the patch's random numbers (2,), see `util.seeding`.
         prompt: Phrases of the case, after dropout.
         mismatched_prompt: Phrases of another case, at least one of which is wrong for this one.
         case: Id of the case.
     """
 
-    image: torch.Tensor
-    mask: torch.Tensor
-    coords: torch.Tensor
-    noise: torch.Tensor
-    draws: torch.Tensor
+    hu: torch.Tensor
+    channels: torch.Tensor
+    start: torch.Tensor
+    shape: torch.Tensor
+    key: torch.Tensor
     prompt: list[str]
     mismatched_prompt: list[str]
     case: str
@@ -59,11 +65,11 @@ class PatchSample(TypedDict):
 class PatchBatch(TypedDict):
     """B samples: stacked tensors (B, ...) and lists of B entries, see `PatchSample`."""
 
-    image: torch.Tensor
-    mask: torch.Tensor
-    coords: torch.Tensor
-    noise: torch.Tensor
-    draws: torch.Tensor
+    hu: torch.Tensor
+    channels: torch.Tensor
+    start: torch.Tensor
+    shape: torch.Tensor
+    key: torch.Tensor
     prompts: list[list[str]]
     mismatched_prompts: list[list[str]]
     cases: list[str]
@@ -76,15 +82,21 @@ def collate_patches(samples: Sequence[PatchSample]) -> PatchBatch:
         for key, value in sample.items():
             values[key].append(value)
     return PatchBatch(
-        image=torch.stack(values["image"]),
-        mask=torch.stack(values["mask"]),
-        coords=torch.stack(values["coords"]),
-        noise=torch.stack(values["noise"]),
-        draws=torch.stack(values["draws"]),
+        hu=_stack_volumes(values["hu"]),
+        channels=torch.stack(values["channels"]),
+        start=torch.stack(values["start"]),
+        shape=torch.stack(values["shape"]),
+        key=torch.stack(values["key"]),
         prompts=values["prompt"],
         mismatched_prompts=values["mismatched_prompt"],
         cases=values["case"],
     )
+
+
+def _stack_volumes(volumes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack volumes, as float32 unless all are int16."""
+    same = all(volume.dtype == torch.int16 for volume in volumes)
+    return torch.stack(list(volumes) if same else [volume.float() for volume in volumes])
 
 
 @functools.lru_cache(maxsize=4)
@@ -142,8 +154,10 @@ class PatchDataset(Dataset[PatchSample]):
         self.patch = settings.patch
         self.text = settings.text
         self.seed = settings.seed
-        self.noise_shape = (settings.noise_channels, *settings.patch.patch_size)
+        self.noise_channels = settings.noise_channels
         self.volumes = cache_cases(cases, settings.data, cache)
+        self._channel = np.zeros(256, np.uint8)
+        self._channel[self.labels] = np.arange(len(labels))
         for case, volume in zip(cases, self.volumes, strict=True):
             check_labels(volume.labels(), labels, case.mask)
         self._warn_large_patches()
@@ -167,17 +181,37 @@ class PatchDataset(Dataset[PatchSample]):
         rng = np.random.default_rng([self.seed, 2, index])
         start = self._draw_start(k, rng)
         hu, mask = self._cut(k, start, rng)
-        key = seeding.noise_key(self.seed, f"sample {index}")[None]
         return PatchSample(
-            image=torch.from_numpy(to_unit(hu, self.window))[None],
-            mask=torch.from_numpy((mask == self.labels[:, None, None, None]).astype(np.float32)),
-            coords=coordinate_grid(self.volumes[k].shape(), start, self.patch.patch_size),
-            noise=seeding.noise_box(key, self.noise_shape[0], (0, 0, 0), self.noise_shape[1:])[0],
-            draws=seeding.uniform_draws(key, N_DRAWS)[0],
+            hu=torch.from_numpy(hu),
+            channels=torch.from_numpy(self._channel[mask]),
+            start=torch.tensor(start),
+            shape=torch.tensor(self.volumes[k].shape()),
+            key=seeding.noise_key(self.seed, f"sample {index}"),
             prompt=self._drop_phrases(self.prompts[k], rng),
             mismatched_prompt=self._draw_mismatched_prompt(k, rng),
             case=self.ids[k],
         )
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what networks take, on the device that a batch was moved to.
+
+        Args:
+            batch: See `PatchBatch`.
+
+        Returns:
+            `image` (B, 1, x, y, z) in [-1, 1]; `mask` (B, K, x, y, z) one-hot; `coords`
+            (B, 3, x, y, z), see `coordinate_grid`; `noise` (B, N, x, y, z) standard normal; `draws`
+            (B, 4) uniform, for a diffusion model's time and dropout; and what else a batch holds.
+        """
+        size = batch["hu"].shape[1:]
+        return {
+            "image": to_unit(batch["hu"].float(), self.window)[:, None],
+            "mask": one_hot(batch["channels"], len(self.labels)),
+            "coords": patch_coordinates(batch["start"], batch["shape"], size),
+            "noise": seeding.noise_box(batch["key"], self.noise_channels, (0, 0, 0), size),
+            "draws": seeding.uniform_draws(batch["key"], N_DRAWS),
+            **{name: batch[name] for name in ("prompts", "mismatched_prompts", "cases")},
+        }
 
     def _draw_start(self, k: int, rng: np.random.Generator) -> tuple[int, ...]:
         """Draw the first voxel of a patch, which may be negative.
@@ -206,7 +240,8 @@ class PatchDataset(Dataset[PatchSample]):
         size = self.patch.patch_size
         air = self.window[0]
         if self.patch.augment and rng.random() < self.patch.augment:
-            return random_affine(image, mask, start, size, air, rng)
+            hu, labels = random_affine(image, mask, start, size, air, rng)
+            return np.rint(hu).astype(image.dtype) if image.dtype.kind == "i" else hu, labels
         return crop(image, start, size, air), crop(mask, start, size, BACKGROUND)
 
     def _drop_phrases(self, phrases: Phrases, rng: np.random.Generator) -> list[str]:
@@ -255,6 +290,25 @@ def _ignore_signals(worker: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def choose_workers(asked: int | None, device: torch.device) -> int:
+    """Return the number of processes that load patches: as asked, or by the cores.
+
+    A CPU is busy with the step itself, beside which a patch costs nothing; a GPU leaves the cores
+    free.
+
+    Args:
+        asked: Number of workers, or None for a choice.
+        device: Where the step is computed.
+    """
+    if asked is not None:
+        return asked
+    if device.type == "cpu":
+        return 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or "1")  # set by torchrun
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(MAX_WORKERS, (cores or 1) // processes - 1))
 
 
 def patch_loader(

@@ -136,8 +136,12 @@ class PatchOptions:
         low=0,
         high=1,
     )
-    num_workers: int = flag(
-        0, "Worker processes that load patches, per training process.", low=0, high=64
+    num_workers: int | None = flag(
+        None,
+        "Worker processes that load patches, per training process (none: by the cores; 0 on a CPU, "
+        "where a patch costs little beside its step).",
+        low=0,
+        high=64,
     )
 
 

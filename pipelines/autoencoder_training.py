@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
-from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
+from data.patch_dataset import PatchDataset, PatchSettings, choose_workers, patch_loader
 from models.networks.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -70,7 +70,9 @@ def make_config(options: AutoencoderCommand) -> AutoencoderConfig:
     return AutoencoderConfig("AutoencoderKL", config, options.data.hu_window, channel_norm=True)
 
 
-def load_batches(options: AutoencoderCommand, cohort: Cohort, cache: Path) -> Iterator[Batch]:
+def load_batches(
+    options: AutoencoderCommand, cohort: Cohort, cache: Path, device: torch.device
+) -> Iterator[Batch]:
     """Return training patches for all steps, and for the evaluation after them.
 
     Raises:
@@ -84,7 +86,14 @@ def load_batches(options: AutoencoderCommand, cohort: Cohort, cache: Path) -> It
     settings = PatchSettings(options.data, options.patch, TextOptions(), o.seed)
     dataset = PatchDataset(cases, prompts, cohort.labels, settings, cache)
     count = (o.max_steps + EVALUATION_BATCHES) * o.batch_size
-    return iter(patch_loader(dataset, 0, count, o.batch_size, workers=options.patch.num_workers))
+    workers = choose_workers(options.patch.num_workers, device)
+    loader = patch_loader(dataset, 0, count, o.batch_size, workers=workers)
+
+    def to_inputs(batch: Batch) -> Batch:
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return dataset.inputs(moved)
+
+    return map(to_inputs, loader)
 
 
 def autoencoder_loss(
@@ -117,7 +126,6 @@ def fit_autoencoder(
     Raises:
         UserError: The loss is not finite.
     """
-    device = accelerator.device
     optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
     schedule = one_cycle(optimizer, options.lr, options.max_steps)
     steps = tqdm(
@@ -125,8 +133,7 @@ def fit_autoencoder(
     )
     for step in steps:
         batch = next(batches)
-        image = batch["image"].to(device)
-        mask = batch["mask"].to(device)
+        image, mask = batch["image"], batch["mask"]
         with accelerator.autocast():
             loss = autoencoder_loss(network, image, mask, options)
         if not torch.isfinite(loss):
@@ -159,8 +166,8 @@ def evaluate_autoencoder(
     latents = []
     errors = []
     for batch in batches:
-        image = batch["image"].to(device)
-        labelled = batch["mask"].to(device)[:, :1] == 0
+        image = batch["image"]
+        labelled = batch["mask"][:, :1] == 0
         z = autoencoder.encode(image)
         latents.append(z)
         errors.append((autoencoder.decode(z) - image)[labelled].abs())
@@ -206,7 +213,7 @@ def train_autoencoder(options: AutoencoderCommand) -> Path:
         cache = options.data.cache_dir or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="autoencoder_")
         )
-        batches = load_batches(options, cohort, Path(cache))
+        batches = load_batches(options, cohort, Path(cache), accelerator.device)
         fit_autoencoder(network, batches, o, accelerator)
         config, error_hu = evaluate_autoencoder(network, config, batches, accelerator.device)
     save_autoencoder(network, config, out)

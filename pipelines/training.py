@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import resource
 import signal
 import sys
@@ -28,7 +29,7 @@ from data.checks import check_labels_known
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort
 from data.lung_density import lung_statistics
-from data.patch_dataset import PatchDataset, PatchSettings, patch_loader
+from data.patch_dataset import PatchDataset, PatchSettings, choose_workers, patch_loader
 from data.resampling import patients_of
 from data.splits import save_splits
 from data.text.counterfactuals import (
@@ -58,7 +59,7 @@ from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list, is_main_process, is_out_of_memory
 from util.notices import Notice
 from util.training import checkpoint, runs
-from util.training.devices import shutdown_distributed
+from util.training.devices import device_name, shutdown_distributed
 from util.training.monitor import WEB, CheckpointExtra, Intervals, Monitor, PageContent
 from util.training.stopping import StopSignals
 from util.training.trainer import Trainer, TrainerConfig
@@ -67,7 +68,7 @@ from util.web.training_page import TrackedEffect
 log = logging.getLogger(__name__)
 
 DRY_RUN_CASES = 4
-DRY_RUN_STEPS = 2
+DRY_RUN_STEPS = 3  # the last is measured
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ def make_loader(options: TrainOptions, dataset: PatchDataset, trainer: Trainer) 
         trainer.steps_done * optim.batch_size,
         trainer.config.steps * optim.batch_size,
         optim.batch_size // (accelerator.num_processes * optim.gradient_accumulation),
-        workers=options.patch.num_workers,
+        workers=choose_workers(options.patch.num_workers, accelerator.device),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
@@ -453,8 +454,22 @@ def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
     save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
 
 
-def dry_run(options: TrainOptions, study: Study, model: GenerativeModel, trainer: Trainer) -> None:
-    """Take two steps that are not saved, and report options, sizes, memory and time."""
+def dry_run(
+    options: TrainOptions,
+    study: Study,
+    model: GenerativeModel,
+    trainer: Trainer,
+    validation: Validation | None,
+) -> None:
+    """Take steps that are not saved, and report options, sizes, memory and time.
+
+    Args:
+        options: The run's options.
+        study: The study.
+        model: The model.
+        trainer: The trainer.
+        validation: Of which one tile is generated; None where nothing is validated.
+    """
     for name, flags in command_line(options).items():
         log.info("%s: %s", name, flags)
     for name, network in model.raw.items():
@@ -467,22 +482,42 @@ def dry_run(options: TrainOptions, study: Study, model: GenerativeModel, trainer
             options, study, cases[:DRY_RUN_CASES], Path(cache), model.draws * model.noise_channels
         )
         loader = make_loader(options, dataset, trainer)
-        seconds = 0.0
-        for parts in trainer.iterate(loader, until=trainer.steps_done + DRY_RUN_STEPS):
-            start = time.perf_counter()
-            trainer.step([(part, study.embed(part, device)) for part in parts])
+        until = trainer.steps_done + DRY_RUN_STEPS
+        waiting = seconds = 0.0
+        start = time.perf_counter()
+        for parts in trainer.iterate(loader, until, dataset.inputs):
+            waiting = time.perf_counter() - start
+            losses = trainer.step([(part, study.embed(part, device)) for part in parts])
+            [value.item() for value in losses.values()]  # a GPU is waited for
             seconds = time.perf_counter() - start
+            start = time.perf_counter()
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**30
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    config = trainer.config
     log.info(
-        "A step takes %.2f s and up to %.1f GiB; %d steps take about %.1f hours. Nothing was "
-        "written.",
+        "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %d steps take "
+        "about %.1f hours%s. Nothing was written.",
+        device_name(device),
         seconds,
+        seconds - waiting,
         memory,
-        trainer.config.steps,
-        seconds * trainer.config.steps / 3600,
+        config.steps,
+        seconds * config.steps / 3600,
+        _validation_time(options, config.steps, validation),
+    )
+
+
+def _validation_time(options: TrainOptions, steps: int, validation: Validation | None) -> str:
+    """Return the time of all validations as text, by the time of a tile."""
+    if validation is None:
+        return ", without validation"
+    count = math.ceil(steps / (options.run.val_freq or max(1, steps // 10)))
+    hours = validation.estimate_seconds() * count / 3600
+    share = options.run.val_share
+    return (
+        f", and {count} validations {hours:.1f} hours more, postponed beyond --val_share {share:g}"
     )
 
 

@@ -134,6 +134,23 @@ def coordinate_grid(
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
+def patch_coordinates(start: Tensor, shape: Tensor, size: Box) -> Tensor:
+    """Return `coordinate_grid` of a batch of crops, float32 `(B, 3, x, y, z)`.
+
+    Args:
+        start: First voxel of each crop `(B, 3)`.
+        shape: Size of the whole volume of each `(B, 3)`.
+        size: `(x, y, z)` of all crops.
+    """
+    axes = []
+    for axis, length in enumerate(size):
+        index = (start[:, axis, None] + torch.arange(length, device=start.device)).float()
+        position = (2 * index + 1) / shape[:, axis, None].float() - 1  # (B, length)
+        sides = [length if other == axis else 1 for other in range(3)]
+        axes.append(position.view(-1, *sides).expand(-1, *size))
+    return torch.stack(axes, 1)
+
+
 def one_hot(channels: Tensor, n_labels: int) -> Tensor:
     """Return channels `(B, X, Y, Z)` as one-hot float32 `(B, K, X, Y, Z)`."""
     numbers = torch.arange(n_labels, device=channels.device, dtype=channels.dtype)

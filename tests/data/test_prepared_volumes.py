@@ -103,7 +103,7 @@ def test_runs_share_prepared_volumes_and_earlier_runs_keep_theirs(tmp_path: Path
 
 def test_compressed_volumes_give_the_same_patches(cases: list[Case], tmp_path: Path) -> None:
     pytest.importorskip("blosc2")
-    from data.patch_dataset import PatchDataset, PatchSettings
+    from data.patch_dataset import PatchDataset, PatchSettings, collate_patches
 
     plain, packed = DataOptions(), DataOptions(cache_compression="blosc2")
     prompts = {case.id: ["a", case.id] for case in cases}
@@ -111,10 +111,9 @@ def test_compressed_volumes_give_the_same_patches(cases: list[Case], tmp_path: P
     for options in (plain, packed):
         settings = PatchSettings(options, PatchOptions(patch_size=(16, 16, 8)), TextOptions(), 0, 1)
         dataset = PatchDataset(cases, prompts, (0, 1, 2, 3), settings, tmp_path / "cache")
-        patches.append([dataset[k] for k in range(8)])
-    for one, two in zip(*patches, strict=True):
-        for name in ("image", "mask"):
-            np.testing.assert_array_equal(np.asarray(one[name]), np.asarray(two[name]))  # type: ignore[literal-required]
+        patches.append(dataset.inputs(collate_patches([dataset[k] for k in range(8)])))
+    for name in ("image", "mask"):
+        np.testing.assert_array_equal(patches[0][name].numpy(), patches[1][name].numpy())
     prepared = [cache_cases(cases, options, tmp_path / "cache") for options in (plain, packed)]
     assert size_of(prepared[1]) < 0.7 * size_of(prepared[0])  # small volumes; a third at 1 mm
     window = packed.hu_window

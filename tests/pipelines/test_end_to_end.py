@@ -5,6 +5,7 @@ is the truth.
 from __future__ import annotations
 
 import json
+import re
 import os
 import shutil
 from collections.abc import Callable
@@ -126,6 +127,8 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
     assert (
         "M parameters" in done.text and "GiB" in done.text and "--patch_size 16,16,8" in done.text
     )
+    assert re.search(r"On \d+ CPU cores?, a step takes .* s without its data", done.text)
+    assert re.search(r"hours, and \d+ validations .* hours more", done.text)
     assert not (tmp_path / "ck").exists()
 
 

@@ -127,6 +127,14 @@ def make_device(gpu_ids: str) -> torch.device:
     return torch.device("cpu" if select_gpus(gpu_ids) else f"cuda:{torch.cuda.current_device()}")
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of a device for readers."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    count = torch.get_num_threads()
+    return f"{count} CPU core{'s' if count > 1 else ''}"
+
+
 def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
     """Return Accelerate's handle on devices and processes, also under `torchrun`.
 

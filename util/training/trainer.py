@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,6 +24,8 @@ from util.training.stopping import StepUndo, StopNow, StopSignals, answer_signal
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+PROGRESS_STEPS = 20  # between updates of the losses beside the bar, for which a GPU is waited for
+FINITE_STEPS = 20  # between checks of a GPU's losses
 
 
 class RunStopped(UserError):
@@ -119,6 +121,7 @@ class Trainer:
         self.steps_done = 0
         self.stop_signal: int | None = None
         self._losses: dict[str, Tensor] = {}
+        self._loss_sums: dict[str, Tensor] = {}
         self._signals: StopSignals | None = None
         self.optimizers: dict[str, Any] = {}
         groups = model.param_groups()
@@ -146,7 +149,10 @@ class Trainer:
         return cast(nn.Module, torch.compile(wrapped) if self.config.compiled else wrapped)
 
     def iterate(
-        self, batches: Iterable[Mapping[str, Any]], until: int | None = None
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        until: int | None = None,
+        prepare: Callable[[Batch], Batch] | None = None,
     ) -> Iterator[list[Batch]]:
         """Iterate over the batches of the remaining steps, with a progress bar.
 
@@ -157,6 +163,7 @@ class Trainer:
             batches: This process's batches from the current step on, `gradient_accumulation` of
                 them per step.
             until: End before this step, for a measurement; without a progress bar.
+            prepare: Makes a batch, moved to the device, into what the model takes.
 
         Yields:
             The parts of one step's batch, on the device.
@@ -176,10 +183,10 @@ class Trainer:
             while self.steps_done < end:
                 parts = itertools.islice(feed, self.config.gradient_accumulation)
                 with self.interruptible(self._is_alone):
-                    moved = [self.to_device(part) for part in parts]
+                    moved = [self.to_device(part, prepare) for part in parts]
                 yield moved
                 bar.update()
-                if self.steps_done % 5 == 1:
+                if self.steps_done % PROGRESS_STEPS == 1 and not bar.disable:
                     values = {name: f"{v.item():.3f}" for name, v in self._losses.items()}
                     bar.set_postfix(values, refresh=False)
                 if self._stop_requested(signals):
@@ -280,13 +287,29 @@ class Trainer:
         return losses
 
     def _check_finite(self, name: str, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(loss):
+        """Stop a training whose loss is not finite.
+
+        A CPU sees it at once. A GPU would have to be waited for in every step: it keeps the sum of
+        the losses, which stays not finite, and is asked every `FINITE_STEPS` steps.
+
+        Raises:
+            RunStopped: The loss is not finite.
+        """
+        total = loss.detach()
+        step = f"in step {self.steps_done + 1}"
+        if loss.device.type != "cpu":
+            total = self._loss_sums[name] = self._loss_sums.get(name, 0) + total
+            if self.steps_done % FINITE_STEPS and self.steps_done + 1 < self.config.steps:
+                return
+            step = f"in one of the last {FINITE_STEPS} steps before step {self.steps_done + 2}"
+        if not torch.isfinite(total):
             values = ", ".join(f"{term} {v.item():.4g}" for term, v in terms.items())
             raise RunStopped(
-                f"The loss of {name} is {loss.item()} in step {self.steps_done + 1} ({values}). "
+                f"The loss of {name} is {total.item()} {step} ({values}). "
                 "The last checkpoint is kept; continue from it with --continue_train and a lower "
                 "--lr, with --grad_clip 1, or with --precision fp32."
             )
+        self._loss_sums.pop(name, None)
 
     def _prepare_update(self, name: str, updated: Sequence[str], undo: StepUndo | None) -> None:
         """Keep a copy of a network that is updated before others; after the last, none is needed.
@@ -322,23 +345,28 @@ class Trainer:
             started = self.steps_done >= group["from_epoch"] * config.steps_per_epoch
             group["lr"] = group["base_lr"] * min(1.0, left) * started
 
-    def to_device(self, batch: Mapping[str, Any]) -> Batch:
+    def to_device(
+        self, batch: Mapping[str, Any], prepare: Callable[[Batch], Batch] | None = None
+    ) -> Batch:
         """Move a batch's tensors to the device, volumes in the networks' memory format."""
+        device = self.accelerator.device
         moved: Batch = dict(batch)
         for name, value in batch.items():
             if isinstance(value, Tensor):
-                layout = self.format if value.ndim == 5 else torch.preserve_format
-                moved[name] = value.to(
-                    self.accelerator.device, non_blocking=True, memory_format=layout
-                )
+                moved[name] = value.to(device, non_blocking=True)
+        if prepare is not None:
+            moved = prepare(moved)
+        for name, value in moved.items():
+            if isinstance(value, Tensor) and value.ndim == 5:
+                moved[name] = value.to(memory_format=self.format)
         return moved
 
     def _stop_requested(self, signals: StopSignals) -> bool:
         """Whether any process received a signal; all processes get the same answer."""
+        if self._is_alone:
+            return signals.received is not None
         asked = torch.tensor(float(signals.received is not None), device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            asked = self.accelerator.reduce(asked, reduction="sum")
-        return bool(asked.item())
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
     def generating_network(self) -> nn.Module:
         """Return the averaged network, or the trained one where nothing is averaged."""
