@@ -356,6 +356,30 @@ class StepBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class GenerateBenchmarkOptions:
+    """Network and volume of the generation benchmark."""
+
+    size: tuple[int, int, int] = flag((256, 256, 152), "Voxels of the volume.", low=8)
+    tile: tuple[int, int, int] | None = flag(
+        None, "Voxels of a tile (none: by the free memory).", low=8
+    )
+    ngf: int = flag(16, "Channels at full resolution.", low=1)
+    n_downsample_global: int = flag(2, "Halvings.", low=1)
+    n_blocks_global: int = flag(3, "Residual blocks.", low=0)
+    prompts: int = flag(3, "Prompts that are compared with one; 1 leaves it out.", low=1, high=4)
+    whole: bool = flag(False, "Also generate the whole volume at once, and compare.")
+    gpu_ids: str = flag("", "GPU to use; -1 for the CPU; default: a GPU if available.")
+    out: str = flag("", "JSON file for the figures.")
+
+
+@dataclass(frozen=True)
+class GenerateBenchmarkCommand:
+    """All flags of the command."""
+
+    generate: GenerateBenchmarkOptions = group(GenerateBenchmarkOptions, "Generation")
+
+
+@dataclass(frozen=True)
 class TilesBenchmarkOptions:
     """Output of the tiling benchmark."""
 
