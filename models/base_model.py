@@ -70,6 +70,7 @@ class GenerativeModel(ABC):
     """Base class of all models.
 
     Attributes:
+        options: The run's options.
         networks: The trained networks by name. The trainer replaces them by wrapped ones (several
             processes, compiled).
         raw: The networks themselves, never wrapped.
@@ -93,6 +94,7 @@ class GenerativeModel(ABC):
     draws: int = 1
     boxed_inputs: bool = False
     exact_tiles: bool = False
+    options: TrainOptions
 
     @abstractmethod
     def __init__(

@@ -104,11 +104,7 @@ class VolumeGenerator:
         for first in range(0, len(distinct), VARIANTS_AT_ONCE):
             some = distinct[first : first + VARIANTS_AT_ONCE]
             condition = self._condition(sample, some)
-            key = seeding.noise_key(self.seed, noise_key or sample.name)
-            size = condition.mask.shape[2:]
-            noise: Any = NoiseInput(key, self.model.noise_channels, size, self.device)
-            if not self.model.boxed_inputs:
-                noise = whole(noise)
+            noise = self._noise(noise_key or sample.name, condition.mask.shape[2:])
             with self._inference(sample.name):
                 generated = self.model.generate_variants(condition, noise, self.window)
             volumes |= zip(some, generated[:, 0].float().cpu(), strict=True)
@@ -130,6 +126,16 @@ class VolumeGenerator:
         with self._inference(sample.name):
             volume = self.model.regenerate(state, condition, strength, self.window)
         return volume[0, 0].float().cpu()
+
+    def _noise(self, name: str, size: Sequence[int]) -> Any:
+        """Return the noise of a volume, `(1, N, X, Y, Z)`, as boxes where the model takes them."""
+        channels = self.model.noise_channels
+        if not self.model.options.generator.noise_by_place:
+            generator = seeding.seeded_generator(self.seed, name)
+            return self._batched(torch.randn(channels, *size, generator=generator))
+        key = seeding.noise_key(self.seed, name)
+        noise = NoiseInput(key, channels, size, self.device)
+        return noise if self.model.boxed_inputs else whole(noise)
 
     def _condition(self, sample: Sample, prompts: Sequence[Sequence[str]]) -> Condition:
         text = self.encoder.encode([list(prompt) for prompt in prompts]).to(self.device)

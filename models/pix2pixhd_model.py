@@ -64,7 +64,8 @@ class Pix2PixHDModel(GenerativeModel):
     ) -> None:
         self.options = options
         self.ema_network = "G"
-        self.exact_tiles = receptive_halo(options.generator) is not None
+        has_halo = receptive_halo(options.generator) is not None
+        self.exact_tiles = has_halo and options.generator.noise_by_place
         self.size_multiple = size_multiple(options.generator)
         self.noise_channels = options.generator.noise_channels
         self.input_channels = input_channels(options.generator, n_labels) + self.noise_channels

@@ -56,6 +56,7 @@ class GeneratorOptions:
 
     ABSENT: ClassVar[Mapping[str, Any]] = {
         "noise_at": "decoder",
+        "noise_by_place": False,
         "text_noise": False,
         "text_effect": False,
         "text_texture": False,
@@ -97,6 +98,11 @@ class GeneratorOptions:
         "Scales that receive noise: those of the decoder, or also the coarsest, where focal "
         "lesions find a place.",
         choices=("decoder", "all"),
+    )
+    noise_by_place: bool = flag(
+        True,
+        "Generate with noise that depends on the place, in tiles that equal the whole volume; runs "
+        "of earlier versions have one field per volume, and blended tiles.",
     )
     text_noise: bool = flag(
         True, "Let the text make the noise of every channel stronger or weaker."
