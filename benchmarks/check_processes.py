@@ -85,6 +85,7 @@ def train_words(options: ProcessCheckOptions, work: Path) -> list[str]:
         "n_local_enhancers": 1 if options.model == "pix2pixhd" else 0,
         "n_downsample_global": 1,
         "fusion": "both",
+        "text_texture": options.text_texture,
         "max_steps": options.steps,
         "batch_size": options.batch_size,
     }
@@ -129,6 +130,7 @@ def measure_processes(
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [__file__, f"--work={work}", f"--record={file}", f"--steps={options.steps}"]
     command += [f"--batch_size={options.batch_size}", f"--model={options.model}"]
+    command.append("--text_texture" if options.text_texture else "--no-text_texture")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
     if done.returncode:

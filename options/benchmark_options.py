@@ -434,6 +434,11 @@ class ProcessCheckOptions:
         1e-5, "Largest relative L2 difference of a network's gradients or weights.", low=0
     )
     model: str = flag("pix2pixhd", "Kind of generative model.")
+    text_texture: bool = flag(
+        False,
+        "With the texture head of pix2pixhd. Its thresholds make it discontinuous: once weights "
+        "differ by rounding, a voxel on a threshold changes sides; compare one step then.",
+    )
     out: str = flag("", "JSON file for the figures.")
     work: str = flag("", "Folder for cohort and measurements (empty: a temporary one).")
     record: str = flag(
