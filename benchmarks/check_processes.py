@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,9 @@ def measure_processes(
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [__file__, f"--work={work}", f"--record={file}", f"--steps={options.steps}"]
-    command += [f"--batch_size={options.batch_size}", f"--model={options.model}"]
-    command.append("--text_texture" if options.text_texture else "--no-text_texture")
+    settings = asdict(options) | {"work": work, "record": file}
+    del settings["out"]
+    command += [__file__, *flag_words(**settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
     if done.returncode:

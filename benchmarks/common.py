@@ -14,13 +14,13 @@ FINISHED = "finished"  # marks the folder of a run that was trained to its end
 
 
 def flag_words(**flags: object) -> list[str]:
-    """Return flags as words of a command line; True is a flag without a value."""
+    """Return flags as words of a command line; True is a flag without a value, False `--no-`."""
     words: list[str] = []
     for name, value in flags.items():
-        words.append(f"--{name}")
+        words.append(f"--no-{name}" if value is False else f"--{name}")
         if isinstance(value, tuple):
             words.append(",".join(map(str, value)))
-        elif value is not True:
+        elif not isinstance(value, bool):
             words.append(str(value))
     return words
 
