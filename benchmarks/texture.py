@@ -2,7 +2,8 @@
 
 Scanned chests are split into training and test chests. A generator is trained with the defaults,
 and one with those of version 0.1. Detail, power by band, vessels and the correlation of two noises
-stand beside the scans'.
+stand beside the scans'; so do the distances of evaluate.py, which need no learned weights to rank
+the two.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from benchmarks.real_chests import find_chests, split_chests
 from benchmarks.report.effects_tables import markdown_table
 from data.cohort import IMAGES, MASKS
 from options.benchmark_options import TextureBenchmarkCommand, TextureBenchmarkOptions
+from options.evaluate_options import EvaluateOptions
 from options.parser import parse
 from options.test_options import TestOptions
+from pipelines.evaluation.run import evaluate
 from util.cli import UserError, run_command
 from util.files import write_json
 
@@ -36,7 +39,9 @@ OLD_FLAGS = (
     "--noise_channels 1 --gan_mode lsgan --lambda_gan 0.5 --lambda_mean 0 --lambda_patch 0 "
     "--lambda_quantile 0 --lambda_l1 80 --batch_size 8"
 )
+MIN_CHESTS = 8  # a quarter of them is tested, and a distance needs two volumes
 MODELS = {"version 0.1": OLD_FLAGS, "default": ""}
+DISTANCES = ("2.5D FID", "2.5D KID", "Lung histogram")  # metrics of evaluate.py that begin so
 MEASURES = ("detail_sd_hu", "vessel_share", "share_below_-950_hu", "percentile_99.5_hu")
 
 
@@ -93,14 +98,35 @@ def compare(results: Path) -> dict[str, float]:
     return figures
 
 
+def measure_distances(o: TextureBenchmarkOptions, cohort: Path, results: Path) -> dict[str, float]:
+    """Return FID, KID and Wasserstein-1 of held-out chests and their generated counterparts."""
+    out = Path(o.OUT) / "evaluations" / results.parent.name
+    words = flag_words(real=cohort, real_split="test", synthetic=results, out=out, match=True)
+    evaluate(parse(EvaluateOptions, "", words))
+    metrics = pd.read_csv(out / "figures.csv")
+    return {
+        str(name): float(value)
+        for name, value in zip(metrics["name"], metrics["value"], strict=True)
+        if str(name).startswith(DISTANCES)
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train both models unless that is done, and write table and figures."""
     o = parse(TextureBenchmarkCommand, __doc__ or "", argv).benchmark
     unknown = sorted(set(o.models) - set(MODELS))
     if unknown:
         raise UserError(f"--models is {unknown[0]!r}; it must be one of: {', '.join(MODELS)}.")
+    chests = len(find_chests(o.chests))
+    if chests < MIN_CHESTS:
+        raise UserError(
+            f"--chests hold {chests} chests; {MIN_CHESTS} are needed, of which two are tested."
+        )
     cohort = make_cohort(o)
-    figures = {model: compare(train_and_test(o, cohort, model)) for model in o.models or MODELS}
+    figures = {}
+    for model in o.models or MODELS:
+        results = train_and_test(o, cohort, model)
+        figures[model] = compare(results) | measure_distances(o, cohort, results)
     write_json(Path(o.OUT) / f"figures_seed{o.seed}.json", figures)
     table = pd.DataFrame(figures).rename_axis("metric").reset_index()
     text = markdown_table(table)

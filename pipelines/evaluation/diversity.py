@@ -26,8 +26,10 @@ def ms_ssim(
 
     It has as many of the five scales as the smallest side allows.
     """
-    scales = max(1, min(len(WEIGHTS), int(np.log2(max(min(one.shape) / KERNEL, 1))) + 1))
-    while scales > 1 and min(one.shape) // 2 ** (scales - 1) < KERNEL:
+    side = min(one.shape)
+    scales = len(WEIGHTS)
+    # The coarsest scale needs a kernel's voxels, and MONAI asks for the second number.
+    while scales > 1 and side // max(2 ** (scales - 1), (scales - 1) ** 2) < KERNEL:
         scales -= 1
     weights = np.array(WEIGHTS[:scales])
     metric = MultiScaleSSIMMetric(

@@ -307,6 +307,12 @@ def test_overlap_of_shifted_lungs() -> None:
     assert none["dice_lungs"] == 0 and np.isnan(none["hd95_mm_lungs"])
 
 
+@pytest.mark.parametrize("side", [5, 8, 16, 17, 27, 33, 64])
+def test_ms_ssim_of_thin_volumes(side: int) -> None:
+    volume = RNG.normal(-800, 100, (70, 66, side))
+    assert ms_ssim(volume, volume, (-1000, 400)) == pytest.approx(1, abs=1e-5)
+
+
 def test_ms_ssim_and_volumes_that_are_all_alike() -> None:
     one = RNG.normal(-500, 200, (20, 24, 16))
     assert ms_ssim(one, one, (-1000, 400)) == pytest.approx(1, abs=1e-5)
