@@ -193,8 +193,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
 ) -> None:
     original = Trainer.to_device
 
-    def spoil(self: Trainer, batch: Any) -> Any:
-        moved = original(self, batch)
+    def spoil(self: Trainer, batch: Any, prepare: Any) -> Any:
+        moved = original(self, batch, prepare)
         return {**moved, "image": moved["image"] * float("inf")} if self.steps_done == 5 else moved
 
     monkeypatch.setattr(Trainer, "to_device", spoil)
