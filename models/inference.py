@@ -29,7 +29,7 @@ from util.volume_inputs import NoiseInput, VolumeInput, whole
 
 log = logging.getLogger(__name__)
 
-VARIANTS_AT_ONCE = 4  # prompts of a case that are generated as one batch
+VARIANTS_AT_ONCE = 4  # prompts of a case whose volumes are generated together
 TEXT_PART = "text"  # part of a checkpoint: what the encoder learned from the training prompts
 
 

@@ -295,7 +295,7 @@ class Pix2PixHDModel(GenerativeModel):
         mask, coords = ScaledInput(condition.mask), ScaledInput(condition.coords)
         width = self.options.generator.ngf * stride
         coarse = torch.empty(1, width, *(side // stride for side in sides), device=device)
-        encoder = TileReach(stride, self._voxel_bytes(0), stride)
+        encoder = TileReach(stride, self._voxel_bytes(decoded=False), stride)
         tiler.run_exactly(network.encode, [mask, coords], encoder, coarse)
         for block in network.blocks:
             refined = torch.empty_like(coarse)
@@ -308,24 +308,19 @@ class Pix2PixHDModel(GenerativeModel):
             everywhere = self.options.generator.text_region == "everywhere"
             same = not everywhere and not organ_region(mask, self.body).any()
             prompts = text.select(0) if same else text
-            repeated = noise.expand(len(prompts.pooled), -1, -1, -1, -1)
-            return network.decode(coarse, mask, coords, repeated, prompts)
+            return network.decode(coarse, mask, coords, noise, prompts)
 
         halo = receptive_halo(self.options.generator)
         assert halo is not None
         out = torch.empty(variants, 1, *sides)
         inputs = [ScaledInput(coarse, stride), mask, coords, ScaledInput(noise)]
-        reach = TileReach(halo, self._voxel_bytes(variants))
+        reach = TileReach(halo, self._voxel_bytes(decoded=True))
         return tiler.run_exactly(decode, inputs, reach, out)
 
-    def _voxel_bytes(self, variants: int) -> int:
-        """Return about how much memory a voxel of a tile takes while it passes the network.
-
-        Args:
-            variants: Prompts that are decoded; 0 for the encoder alone.
-        """
+    def _voxel_bytes(self, decoded: bool) -> int:
+        """Return about how much memory a voxel of a tile takes in the encoder, or in both parts."""
         encoder = 2 * self.input_channels + 4 * self.options.generator.ngf
-        return 4 * (encoder + variants * VALUES_PER_CHANNEL * self.options.generator.ngf)
+        return 4 * (encoder + decoded * VALUES_PER_CHANNEL * self.options.generator.ngf)
 
     def check_editing(self) -> None:
         """Scans can always be edited: by the difference of two generated volumes."""

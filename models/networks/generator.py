@@ -8,6 +8,8 @@ full resolution, then 1/2, 1/4 ...
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -255,40 +257,27 @@ class GlobalGenerator(nn.Module):
         self,
         coarse: Tensor,
         features: list[Tensor],
-        noise: Tensor,
+        noises: Sequence[Tensor],
         text: TextEmbedding,
-        region: Tensor | None,
+        regions: Sequence[Tensor | None],
     ) -> Tensor:
         """Return features `(P B, ngf, X, Y, Z)`.
 
         Args:
             coarse: The coarsest features after the blocks.
             features: Those of `encode`, for the skip connections.
-            noise: `(P B, noise_channels, X, Y, Z)`.
+            noises: `(P B, noise_channels, X / 2^i, ...)`, for every scale from the finest on.
             text: Embedding of P B prompts.
-            region: `(P B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
+            regions: `(P B, 1, X / 2^i, ...)`, 1 where text has an effect; None for everywhere.
         """
-        draws = len(noise) // len(coarse)
-        noises = [noise]
-        regions = [region]
-        for _ in self.down:
-            noises.append(halve_noise(noises[-1]))
-            regions.append(halve_region(regions[-1]))
+        noises, regions = list(noises), list(regions)
         x = self.bottleneck.draw(coarse, noises.pop(), text, regions.pop())
-        skips = [repeat_batch(x, draws) if self.skip else None for x in features]
+        skips = [repeat_batch(f, len(x) // len(f)) if self.skip else None for f in features]
         for decoder in self.decoders:
             x = maybe_checkpoint(
                 decoder, self.recompute, x, skips.pop(), noises.pop(), text, regions.pop()
             )
         return x
-
-    def forward(
-        self, condition: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
-    ) -> Tensor:
-        """Return features `(P B, ngf, X, Y, Z)` of a condition `(B, c_in, X, Y, Z)`."""
-        features = self.encode(condition)
-        coarse = self.bottleneck.refine(self.coarsest(features[-1]))
-        return self.decode(coarse, features, noise, text, region)
 
 
 class LocalEnhancer(nn.Module):
@@ -393,7 +382,7 @@ class TextResidualHead(nn.Module):
         noise: Tensor,
         text: TextEmbedding,
         region: Tensor | None,
-        condition: Tensor,
+        place: Tensor | None,
     ) -> Tensor:
         """Return the volume with the text's effect and texture, `(P B, 1, X, Y, Z)`.
 
@@ -403,10 +392,9 @@ class TextResidualHead(nn.Module):
             noise: `(P B, noise_channels, X, Y, Z)` standard normal.
             text: Embedding of P B prompts; its `weight` scales the gradient, not the value.
             region: `(P B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
-            condition: `(B, K, X, Y, Z)` one-hot mask, with coordinates if they are used.
+            place: Features of `places`, of B conditions.
         """
-        if self.place is not None:
-            place = self.place(self.position_features(condition))
+        if place is not None:
             x = x + repeat_batch(place, len(x) // len(place))
         weights = [self.head.weight]
         if self.texture is not None:
@@ -419,6 +407,14 @@ class TextResidualHead(nn.Module):
         return (
             volume if self.texture is None else self.texture(volume, change[:, 1:], noise, inside)
         )
+
+    def places(self, condition: Tensor) -> Tensor | None:
+        """Return features `(B, ngf, X, Y, Z)` of each voxel's position, without text.
+
+        Args:
+            condition: `(B, K, X, Y, Z)` one-hot mask, with coordinates if they are used.
+        """
+        return None if self.place is None else self.place(self.position_features(condition))
 
     def position_features(self, condition: Tensor) -> Tensor:
         """Return labels, positions and their Fourier features, `(B, n, X, Y, Z)`.
@@ -440,6 +436,27 @@ class TextResidualHead(nn.Module):
         labels = condition[:, : self.n_labels]
         features = self.COORD_SCALE * torch.cat([labels, position, *fourier_features], 1)
         return features.contiguous(memory_format=torch.channels_last_3d)
+
+
+@dataclass(frozen=True)
+class SharedFeatures:
+    """What prompts of the same mask and noise share; one entry per scale, from the finest on.
+
+    Attributes:
+        conditions: The condition of each enhancer.
+        noises: `(P B, noise_channels, ...)`.
+        regions: `(P B, 1, ...)`, 1 where text has an effect; None for everywhere.
+        features: Those of the global generator's encoder.
+        coarse: Its coarsest features after the blocks.
+        place: Features of the positions, see `TextResidualHead.places`.
+    """
+
+    conditions: Sequence[Tensor]
+    noises: Sequence[Tensor]
+    regions: Sequence[Tensor | None]
+    features: list[Tensor]
+    coarse: Tensor
+    place: Tensor | None
 
 
 class Generator(nn.Module):
@@ -482,8 +499,21 @@ class Generator(nn.Module):
     def decode(
         self, coarse: Tensor, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding
     ) -> Tensor:
-        """Generate a volume as `forward` does, from its coarsest features after the blocks."""
-        return self._generate(coarse, mask, coords, noise, text)
+        """Generate a volume for each prompt, from the coarsest features after the blocks.
+
+        Args:
+            coarse: `(1, C, X / 2^n, ...)`.
+            mask: `(1, K, X, Y, Z)`, see `forward`.
+            coords: `(1, 3, X, Y, Z)`.
+            noise: `(1, noise_channels, X, Y, Z)`.
+            text: Embedding of A prompts.
+
+        Returns:
+            `(A, 1, X, Y, Z)` in [-1, 1], float32.
+        """
+        shared = self._share(coarse, mask, coords, noise)
+        prompts = [text.select(number) for number in range(len(text.pooled))]
+        return torch.cat([self._finish(shared, prompt) for prompt in prompts])
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generate a volume.
@@ -498,7 +528,9 @@ class Generator(nn.Module):
         Returns:
             `(P B, 1, X, Y, Z)` in [-1, 1], float32.
         """
-        return self._generate(None, mask, coords, noise, text)
+        if len(text.pooled) < len(noise):
+            text = text.repeat(len(noise) // len(mask))
+        return self._finish(self._share(None, mask, coords, noise), text)
 
     def _conditions(self, mask: Tensor, coords: Tensor) -> list[Tensor]:
         """Return the condition at the resolution of each enhancer and of the global generator."""
@@ -507,40 +539,44 @@ class Generator(nn.Module):
             conditions.append(F.avg_pool3d(conditions[-1], 2))
         return conditions
 
-    def _generate(
-        self,
-        coarse: Tensor | None,
-        mask: Tensor,
-        coords: Tensor,
-        noise: Tensor,
-        text: TextEmbedding,
-    ) -> Tensor:
-        """Generate from a condition, and from its coarsest features where they are known."""
-        draws = len(noise) // len(mask)
-        if len(text.pooled) < len(noise):
-            text = text.repeat(draws)
+    def _share(
+        self, coarse: Tensor | None, mask: Tensor, coords: Tensor, noise: Tensor
+    ) -> SharedFeatures:
+        """Compute what no text changes; the coarsest features only where they are not known."""
         everywhere = self.options.text_region == "everywhere"
         region = None if everywhere else organ_region(mask, self.body)
-        region = repeat_batch(region, draws)
-        conditions = self._conditions(mask, coords)
-        condition = conditions[0]
         noises = [noise]
-        regions = [region]
-        for _ in self.enhancers:
+        regions = [repeat_batch(region, len(noise) // len(mask))]
+        network = self.global_generator
+        for _ in range(len(self.enhancers) + len(network.down)):
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
-        network = self.global_generator
+        conditions = self._conditions(mask, coords)
+        features = network.encode(conditions[-1])
         if coarse is None:
-            x = network(conditions.pop(), noises.pop(), text, regions.pop())
-        else:
-            features = network.encode(conditions.pop())
-            x = network.decode(coarse, features, noises.pop(), text, regions.pop())
-        for enhancer in self.enhancers:
-            x = enhancer(conditions.pop(), noises.pop(), text, regions.pop(), x)
+            coarse = network.bottleneck.refine(network.coarsest(features[-1]))
+        place = None
+        if self.effect is not None:
+            # As the last step: bf16 resolves 2.7 HU near -860 HU.
+            with torch.autocast(mask.device.type, enabled=False):
+                place = self.effect.places(conditions[0])
+        return SharedFeatures(conditions[:-1], noises, regions, features, coarse, place)
+
+    def _finish(self, shared: SharedFeatures, text: TextEmbedding) -> Tensor:
+        """Generate volumes `(P B, 1, X, Y, Z)` of P B prompts."""
+        first = len(self.enhancers)  # scale of the global generator
+        noises, regions = shared.noises, shared.regions
+        x = self.global_generator.decode(
+            shared.coarse, shared.features, noises[first:], text, regions[first:]
+        )
+        for scale in reversed(range(first)):
+            enhancer = self.enhancers[first - 1 - scale]
+            x = enhancer(shared.conditions[scale], noises[scale], text, regions[scale], x)
         # The last step is always in full precision, because bf16 resolves 2.7 HU near -860 HU.
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             volume = torch.tanh(self.head(x))
             if self.effect is None:
                 return volume
-            return self.effect(volume, x, noise, text, region, condition).clamp(-1, 1)
+            changed = self.effect(volume, x, noises[0], text, regions[0], shared.place)
+            return changed.clamp(-1, 1)

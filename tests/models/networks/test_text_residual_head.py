@@ -49,7 +49,7 @@ def test_an_effect_that_ends_within_the_lungs_is_learnt_in_few_steps() -> None:
     for step in range(100):
         adam.param_groups[0]["lr"] = 3e-3 * (1 - step / 100)
         adam.zero_grad()
-        changed = effect(volume, features, volume, embedding, lungs, condition)
+        changed = effect(volume, features, volume, embedding, lungs, effect.places(condition))
         error = (changed - planted).square().mean()
         error.backward()
         adam.step()
