@@ -24,9 +24,10 @@ def test_the_effect_can_depend_on_the_position_alone(position: bool) -> None:
     region = 1 - mask[:, :1]
     volume = torch.zeros_like(region)
     with torch.no_grad():
-        added = effect(volume, features, volume, text(), region, torch.cat([mask, coords], 1))[0, 0]
-        swapped_labels = torch.cat([mask[:, [0, 2, 1, 3]], coords], 1)
-        relabelled = effect(volume, features, volume, text(), region, swapped_labels)[0, 0]
+        place = effect.places(torch.cat([mask, coords], 1))
+        added = effect(volume, features, volume, text(), region, place)[0, 0]
+        swapped = effect.places(torch.cat([mask[:, [0, 2, 1, 3]], coords], 1))
+        relabelled = effect(volume, features, volume, text(), region, swapped)[0, 0]
     assert not added[:4].any()  # outside the mask
     for line in (added[8, 8], added[4:8, 8, 8]):
         assert (float(line.max() - line.min()) > 1e-4) is position
