@@ -23,6 +23,7 @@ GRID_TOLERANCE = 0.05
 # Two statements of one grid agree up to the rounding of headers.
 MAX_AXIS_ANGLE_DEGREES = 1.0
 MAX_SIDE_DIFFERENCE = 0.01  # relative
+MAX_AXIS_COSINE = 1e-4  # of perpendicular axes: a voxel's side over 10,000 voxels
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ def axes_agree(first: np.ndarray, second: np.ndarray) -> bool:
         return False
     cosines = np.sum((first[:3, :3] / one) * (second[:3, :3] / two), axis=0)
     return bool(cosines.min() >= np.cos(np.radians(MAX_AXIS_ANGLE_DEGREES)))
+
+
+def axes_are_orthogonal(affine: np.ndarray) -> bool:
+    """Return whether the axes of a grid are perpendicular, up to the rounding of headers."""
+    directions = affine[:3, :3] / voxel_sizes(affine)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() <= MAX_AXIS_COSINE)
 
 
 def format_sides(sides: np.ndarray) -> str:

@@ -314,7 +314,11 @@ def _read_nifti(path: Path, image: Any) -> np.ndarray:
 
 
 def write_like(
-    path_out: Path | str, array_ras: np.ndarray, like: Path | str, dtype: Any = np.int16
+    path_out: Path | str,
+    array_ras: np.ndarray,
+    like: Path | str,
+    dtype: Any = np.int16,
+    window: tuple[float, float] | None = None,
 ) -> None:
     """Write a NIfTI on the grid of another file: same shape, affine and orientation.
 
@@ -325,6 +329,8 @@ def write_like(
         array_ras: (X, Y, Z) on the canonicalised grid of `like`, as `load_volume(like)` has it.
         like: The source of the grid, such as the case's mask.
         dtype: Type on disk: int16 for HU, float32 for differences, uint8 for labels.
+        window: Values that a viewer shows as black and white (`cal_min`, `cal_max`); None leaves
+            the choice to the viewer.
 
     Raises:
         UserError: A value is not finite, or the disk is full.
@@ -346,6 +352,8 @@ def write_like(
         limits = np.iinfo(dtype)
         array = np.rint(array).clip(limits.min, limits.max)
     image = _image_like(array.astype(dtype), like, header)
+    if window is not None:
+        image.header["cal_min"], image.header["cal_max"] = window
     with atomic_path(path_out) as temporary:
         nib.save(image, temporary)
 

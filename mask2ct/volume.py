@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from data.dicom_export import DicomStudy
 from data.geometry import from_ras
 from data.volumes import read_header, write_like
 from util.cli import UserError
@@ -68,8 +69,28 @@ class Volume:
         if not path.name.endswith((".nii", ".nii.gz")):
             raise UserError(f"{path} cannot be written as NIfTI. Choose a name ending in .nii.gz.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_like(path, self.ras, self.mask, np.float32 if self.kind == "difference" else np.int16)
+        if self.kind == "difference":
+            write_like(path, self.ras, self.mask, np.float32)
+        else:
+            write_like(path, self.ras, self.mask, np.int16, LUNG)
         return path
+
+    def save_dicom(self, folder: str | Path, description: str = "generated") -> Path:
+        """Write a CT as a DICOM series of axial slices; see `data.dicom_export`.
+
+        Args:
+            folder: Folder of the slices; an existing one is replaced.
+            description: What the volume shows, for the series description.
+
+        Raises:
+            UserError: The volume is a difference, its grid is sheared, or the disk refuses a file.
+        """
+        if self.kind == "difference":
+            raise UserError(
+                "save_dicom: the volume is a difference of two, and a CT series holds HU. Save it "
+                "as NIfTI."
+            )
+        return DicomStudy.from_mask(self.mask).write_series(Path(folder), self.ras, description)
 
     def show(self, viewer: Viewer = "auto") -> Any:
         """Show the volume in a notebook.

@@ -80,6 +80,11 @@ class OutputOptions:
     results_dir: str = flag("results", "Folder of all results.")
     overwrite: bool = flag(False, "Replace results that another run or other options left there.")
     page: bool = flag(True, "Write index.html beside the volumes.")
+    dicom: bool = flag(
+        False,
+        "Also write every generated volume as a DICOM CT series into dicom/, with the mask as a "
+        "DICOM segmentation; with --out beside the file.",
+    )
     gif: bool = flag(
         False,
         "Write animations through the slices of every case and attribute into pictures/, as GIF, "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.body import BodyLabel
 from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
+from data.dicom_export import check_dicom_grid
 from data.load_cohort import report_bodies
 from data.resampling import patients_of
 from data.text.counterfactuals import (
@@ -35,7 +36,7 @@ from data.text.counterfactuals import (
 )
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import has_suffix, load_volume, write_like
+from data.volumes import has_suffix, load_volume, strip_suffix, write_like
 from models.editing import Editor, EditScan
 from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
@@ -45,12 +46,14 @@ from pipelines.evidence import attribute_facts, warn_young_run
 from pipelines.results import (
     CaseResult,
     CaseWriter,
+    DicomWriter,
     DroppedColumns,
     Hu,
     PageContext,
     ResultsWriter,
     Row,
     VolumeNames,
+    dicom_key,
 )
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from util.cli import UserError, format_list
@@ -65,6 +68,7 @@ from util.metrics.texture import (
     statistics_by_region,
 )
 from util.notices import Notice
+from util.web.figures import LUNG
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +217,9 @@ def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
     cohort = _mask_cohort(options, run) if source.mask else _load_cohort(options, run, data)
     cases = _selected_cases(options, cohort)
     check_labels_known(cohort.labels, run.labels, [case.mask for case in cases])
+    if options.output.dicom:
+        for case in cases:
+            check_dicom_grid(case.mask)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
     plan = GenerationPlan(
         run,
@@ -521,12 +528,24 @@ def check_single_file(options: TestOptions) -> Path:
             "go to a folder below --results_dir."
         )
     claim_file(out, options.output.overwrite)
+    if options.output.dicom:
+        claim_file(dicom_folder(out), options.output.overwrite)
     return out
+
+
+def dicom_folder(out: Path) -> Path:
+    """Return the folder of the DICOM series beside the file of `--out`."""
+    return out.with_name(f"{strip_suffix(out.name)}_dicom")
 
 
 def generate_file(plan: GenerationPlan, out: Path) -> None:
     """Generate the factual volume of the plan's only case into one file."""
     sample = plan.samples[0]
     volume = plan.generate(sample, plan.variants(sample.case).factual.prompt)
+    on_file, mask = sample.to_source_grid(volume), sample.case.mask
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_like(out, sample.to_source_grid(volume), sample.case.mask, np.int16)
+    write_like(out, on_file, mask, np.int16, LUNG)
+    if plan.options.output.dicom:
+        DicomWriter(mask, dicom_key(plan.options), plan.data).write(
+            dicom_folder(out), on_file, "generated"
+        )

@@ -15,9 +15,11 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.cohort import Cohort
+from data.dicom_export import DicomStudy, chest_segments
 from data.text.counterfactuals import Variant, describe_removed
 from data.volume_dataset import VolumeSample
 from data.volumes import strip_suffix, write_like
+from options.base_options import DataOptions
 from options.parser import to_dict
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
@@ -29,11 +31,12 @@ from util.notices import Notice
 from util.training import runs
 from util.web import page_parts
 from util.web.attribute_list import AttributeFacts
-from util.web.figures import Kind, Panel
+from util.web.figures import LUNG, Kind, Panel
 from util.web.results_page import ResultsPage, ResultsReport
 
 VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
 RESULTS_FILE = "results.json"  # the run and the flags that a results folder belongs to
+DICOM_FOLDER = "dicom"  # of a results folder
 ATLAS_RECORD = "atlas.json"  # of an atlas beside the results
 
 Row = dict[str, Any]
@@ -106,6 +109,29 @@ def _value_names(values: Sequence[str]) -> dict[str, str]:
     }
 
 
+class DicomWriter:
+    """Writer of one case's volumes as DICOM series of one study.
+
+    Args:
+        mask: The case's mask file.
+        key: Run and seed, which tell studies of one mask apart.
+        data: Labels of lungs, airways and body.
+    """
+
+    def __init__(self, mask: Path, key: str, data: DataOptions) -> None:
+        self.study = DicomStudy.from_mask(mask, key)
+        self.segments = chest_segments(data.lung_labels, data.airway_label, data.body_number)
+        self._count = 0
+
+    def write(self, folder: Path, hu: Hu, description: str) -> None:
+        """Write a series, and beside the first one the mask as `<folder>_mask.dcm`."""
+        self._count += 1
+        self.study.write_series(folder, hu, description, self._count)
+        if self._count == 1 and self.study.labels.any():
+            mask = folder.with_name(f"{folder.name}_mask.dcm")
+            self.study.write_segmentation(mask, folder, self.segments)
+
+
 class CaseWriter:
     """Writer of one case's volumes, on the grid of the mask's file.
 
@@ -114,17 +140,26 @@ class CaseWriter:
         sample: The case.
         seed: Seed of the noise, for the table.
         names: Names of the files.
+        dicom: Writes the volumes as DICOM as well; None for NIfTI alone.
 
     Attributes:
         rows: Rows of volumes.csv, one per volume written.
         panels: The volumes as panels of a page.
     """
 
-    def __init__(self, folder: Path, sample: VolumeSample, seed: int, names: VolumeNames) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sample: VolumeSample,
+        seed: int,
+        names: VolumeNames,
+        dicom: DicomWriter | None = None,
+    ) -> None:
         self.folder = folder
         self.sample = sample
         self.seed = seed
         self.names = names
+        self.dicom = dicom
         self.rows: list[Row] = []
         self.panels: list[Panel] = []
         self._variants: dict[tuple[str, str], Panel] = {}  # by column and value
@@ -138,7 +173,7 @@ class CaseWriter:
             texts: Phrases of the prompt.
             values: Columns of its row in volumes.csv.
         """
-        self._write(hu, "", {"kind": "own", **values}, np.int16)
+        self._write_ct(hu, "", title, {"kind": "own", **values})
         panel = self.panel(title, "ct", hu, self.rows[-1]["file"])
         self.panels.append(replace(panel, role="generated", phrases=tuple(texts)))
 
@@ -151,8 +186,8 @@ class CaseWriter:
             "value": variant.value,
             "prompt": variant.prompt.sentence,
         }
-        self._write(hu, name, values, np.int16)
         title = title or f"{variant.column} = {variant.value}"
+        self._write_ct(hu, name, title, values)
         panel = replace(
             self.panel(title, "ct", hu, self.rows[-1]["file"]),
             attribute=variant.column,
@@ -165,7 +200,7 @@ class CaseWriter:
     def write_control(self, hu: Hu, value: str, prompt: str) -> None:
         """Write the factual volume under another condition, such as other noise."""
         name = f"__{safe_name(value)}"
-        self._write(hu, name, {"kind": "control", "value": value, "prompt": prompt}, np.int16)
+        self._write_ct(hu, name, value, {"kind": "control", "value": value, "prompt": prompt})
         self.panels.append(self.panel(value, "ct", hu, self.rows[-1]["file"]))
 
     def write_difference(self, hu: Hu, first: Variant, second: Variant) -> None:
@@ -177,7 +212,7 @@ class CaseWriter:
             "from": first.value,
             "to": second.value,
         }
-        self._write(hu, name, values, np.float32)
+        self._write(self.sample.to_source_grid(hu), name, values, np.float32)
         panel = self._difference_panel(hu, first, second)
         before = self._variants.get((first.column, first.value))
         self.panels.append(replace(panel, file=self.rows[-1]["file"], before=before))
@@ -199,7 +234,22 @@ class CaseWriter:
         """Return a volume of the case as a panel of a page."""
         return Panel(title, kind, array, voxel_sizes(self.sample.affine), file)
 
-    def _write(self, hu: Hu, name: str, values: Mapping[str, str], dtype: Any) -> None:
+    def _write_ct(self, hu: Hu, name: str, title: str, values: Mapping[str, str]) -> None:
+        """Write HU on the model's grid as NIfTI, and as DICOM where it is asked for."""
+        on_file = self.sample.to_source_grid(hu)
+        self._write(on_file, name, values, np.int16, LUNG)
+        if self.dicom is not None:
+            stem = f"{self.names.cases[self.sample.case.id]}{name}"
+            self.dicom.write(self.folder / DICOM_FOLDER / stem, on_file, title)
+
+    def _write(
+        self,
+        on_file: Hu,
+        name: str,
+        values: Mapping[str, str],
+        dtype: Any,
+        window: tuple[float, float] | None = None,
+    ) -> None:
         case = self.sample.case
         file = f"volumes/{self.names.cases[case.id]}{name}.nii.gz"
         path = self.folder / file
@@ -209,7 +259,7 @@ class CaseWriter:
                 f"{path} would be written twice, the second time for case {case.id!r}. Rename the "
                 "case, or the column or value that is varied."
             )
-        write_like(path, self.sample.to_source_grid(hu), case.mask, dtype)
+        write_like(path, on_file, case.mask, dtype, window)
         row = dict.fromkeys(VOLUME_COLUMNS, "")
         row.update(file=file, case=case.id, seed=str(self.seed))
         row.update(values)
@@ -292,6 +342,12 @@ class PageContext:
     notices: Sequence[Notice] = ()
 
 
+def dicom_key(options: TestOptions) -> str:
+    """Return what tells the DICOM studies of one mask apart: run, checkpoint and seed."""
+    model = options.model
+    return f"{model.name}, {model.which_epoch}, seed {options.arms.seed}"
+
+
 class ResultsWriter:
     """Writer of a results folder.
 
@@ -325,7 +381,11 @@ class ResultsWriter:
 
     def case_writer(self, sample: VolumeSample, names: VolumeNames) -> CaseWriter:
         """Return the writer of a case's volumes."""
-        return CaseWriter(self.folder, sample, self.options.arms.seed, names)
+        dicom = None
+        if self.options.output.dicom:
+            key = dicom_key(self.options)
+            dicom = DicomWriter(sample.case.mask, key, self.run_options.data)
+        return CaseWriter(self.folder, sample, self.options.arms.seed, names, dicom)
 
     def add(self, case: str, result: CaseResult) -> None:
         """Add a case to the tables and the page."""

@@ -51,6 +51,7 @@ from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
 from util.records import open_record, read_record, wait_for_record
 from util.training import runs
+from util.web.figures import LUNG
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class CaseSynthesiser:
             if not nearest.copied:
                 header = read_header(mask)
                 hu = resample(volume.hu, grid=(header.shape, header.affine))
-                write_like(out / IMAGES / mask.name, hu.array, mask, np.int16)
+                write_like(out / IMAGES / mask.name, hu.array, mask, np.int16, LUNG)
                 return self._record(planned, number, nearest, left_out=False)
         mask.unlink()
         return self._record(planned, number, nearest, left_out=True)

@@ -468,7 +468,41 @@ def test_one_mask_and_a_text(trained_run: TrainedRun, cohort_dir: Path, tmp_path
     assert made.shape == source.shape and np.array_equal(made.affine, source.affine)
     assert list(out.parent.iterdir()) == [out]
     assert command("test.py", *words).code == 2
-    assert command("test.py", *words, "--overwrite").code == 0
+    assert command("test.py", *words, "--overwrite", "--dicom").code == 0
+    series = out.parent / "one_dicom"
+    assert len(list(series.iterdir())) == source.shape[2]
+    assert (out.parent / "one_dicom_mask.dcm").is_file()
+
+
+def test_volumes_are_written_as_dicom(trained_run: TrainedRun, tmp_path: Path) -> None:
+    folder = generate(trained_run, tmp_path, "--vary", SMOKING, "--how_many", "1", "--dicom")
+    for row in rows(folder / "volumes.csv"):
+        series = folder / "dicom" / Path(row["file"]).name.removesuffix(".nii.gz")
+        assert series.is_dir() == (row["kind"] != "difference")
+        if series.is_dir():
+            image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series)))
+            voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)[::-1, ::-1]
+            assert np.array_equal(voxels, load_volume(folder / row["file"]).array)
+            header = nib.load(folder / row["file"]).header
+            assert (float(header["cal_min"]), float(header["cal_max"])) == (-1350.0, 150.0)
+    assert len(list((folder / "dicom").glob("*_mask.dcm"))) == 1
+
+
+def test_a_sheared_mask_is_no_dicom(
+    trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path
+) -> None:
+    mask = tmp_path / "sheared.nii.gz"
+    source = nib.load(cohort_dir / "gtlung" / f"{own_cases(cohort_dir)[0]}.nii.gz")
+    affine = source.affine.copy()
+    affine[0, 2] += 0.5
+    nib.save(nib.Nifti1Image(np.asarray(source.dataobj), affine), mask)
+    words = ("--mask", str(mask), "--results_dir", str(tmp_path / "results"))
+    refused(
+        command("test.py", *words, *trained_run.flags(), "--dicom"),
+        "not perpendicular",
+        "leave --dicom out",
+    )
+    assert not list(tmp_path.glob("results/*/*/volumes"))
 
 
 def test_one_mask_is_a_cohort_of_one_case(
