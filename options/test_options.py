@@ -62,6 +62,12 @@ class InterventionOptions:
         'Generate every case with each value of a column, as "COLUMN=A,B[,C...]"; may be '
         "repeated. A value with a comma is put in double quotes.",
     )
+    vary_text: tuple[str, ...] = flag(
+        (),
+        'Generate every case with other words in its text, as "WORDS=>OTHER[=>...]"; may be '
+        "repeated. The words are part of a phrase, or several phrases; nothing behind the arrow "
+        "removes them.",
+    )
     prompt: str = flag("", "Free text instead of every case's row.")
     seed: int = flag(0, "Seed of the noise; the same seed gives the same volumes.", low=0)
     draws: int = flag(

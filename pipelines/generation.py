@@ -24,16 +24,19 @@ from data.dicom_export import check_dicom_grid
 from data.load_cohort import report_bodies
 from data.resampling import patients_of
 from data.text.counterfactuals import (
+    CaseText,
     Intervention,
     Variant,
+    WrittenText,
+    case_text,
     check_intervention,
     counterfactual_variants,
-    factual_variant,
-    free_text_variants,
+    edit_variants,
     parse_intervention,
     values_by_column,
     variant_pairs,
 )
+from data.text.free_text import TextEdit, TextReader
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import has_suffix, load_volume, strip_suffix, write_like
@@ -67,7 +70,7 @@ from util.metrics.texture import (
     detail_ratio,
     statistics_by_region,
 )
-from util.notices import Notice
+from util.notices import Notice, notice
 from util.web.figures import LUNG
 
 log = logging.getLogger(__name__)
@@ -102,6 +105,7 @@ class GenerationPlan:
         prompts: The prompt of each case of the cohort, from its row or prompts.csv.
         settings: Interventions of `--set`, on every case's factual row.
         interventions: Interventions of `--vary`.
+        edits: Edits of wordings, of `--vary_text`.
         editor: Regenerates the cases' real scans, with `--edit_real`.
     """
 
@@ -114,6 +118,7 @@ class GenerationPlan:
     prompts: dict[str, Prompt]
     settings: Sequence[Intervention]
     interventions: Sequence[Intervention]
+    edits: Sequence[TextEdit]
     editor: Editor | None
 
     @property
@@ -122,13 +127,30 @@ class GenerationPlan:
         if self.options.arms.draws:
             return self.options.arms.draws
         is_deterministic = self.editor is not None or not self.run.generator.model.noise_channels
-        return 1 if is_deterministic or not self.interventions else 2
+        return 1 if is_deterministic or not (self.interventions or self.edits) else 2
 
     @cached_property
     def file_names(self) -> VolumeNames:
         """Names of the files of all variants."""
         values = {i.column: i.values for i in self.interventions}
+        values |= {edit.column: edit.values for edit in self.edits}
         return VolumeNames.from_cohort(self.cohort, values)
+
+    @cached_property
+    def reader(self) -> TextReader:
+        """Reads texts that people wrote; it knows the values of training, or of the cohort."""
+        rows = [case.row for case in self.cohort.cases]
+        values: dict[str, list[str]] = values_by_column(self.template, rows)
+        for column, trained in (_training_values(self) or {}).items():
+            if column in values:
+                values[column] = list(dict.fromkeys([*trained, *values[column]]))
+        return TextReader(self.template, values)
+
+    def text(self, case: Case) -> CaseText:
+        """Return the factual text of a case before `--set`."""
+        if self.options.arms.prompt:
+            return WrittenText(Prompt.from_free_text(self.options.arms.prompt), self.reader)
+        return case_text(case, self.prompts[case.id], self.reader)
 
     @property
     def samples(self) -> VolumeDataset:
@@ -137,17 +159,19 @@ class GenerationPlan:
 
     def variants(self, case: Case) -> CaseVariants:
         """Return the variants of a case."""
-        free_text = self.options.arms.prompt
-        written = None if self.settings else self.prompts[case.id]
-        factual, row = factual_variant(case, self.template, self.settings, written, free_text)
-        groups = []
-        for intervention in self.interventions:
-            if self.options.source.mask and free_text:
-                group = free_text_variants(factual.prompt, row, self.template, intervention)
-            else:
-                group = counterfactual_variants(row, self.template, intervention)
-            groups.append(group)
-        return CaseVariants(factual, groups)
+        text = self.text(case)
+        dropped: list[str] = []
+        for setting in self.settings:
+            changed = text.change(setting.column, setting.values[0])
+            new = text.with_value(setting.column, setting.values[0])
+            if changed is None or new is None:
+                raise UserError(_not_stated("--set", setting, [case.id]))
+            text = new
+            dropped += changed.dropped
+        groups = [counterfactual_variants(text, i) for i in self.interventions]
+        groups += [edit_variants(text.prompt, edit) for edit in self.edits]
+        factual = Variant(text.prompt, dropped=tuple(dropped))
+        return CaseVariants(factual, [group for group in groups if group])
 
     def scan(self, sample: VolumeSample) -> EditScan | None:
         """Return the case's real scan, where it is to be edited."""
@@ -231,12 +255,14 @@ def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
         cohort_prompts(cohort, template),
         [parse_intervention("--set", text, 1) for text in options.arms.set],
         [parse_intervention("--vary", text, 2) for text in options.arms.vary],
+        [TextEdit.parse("--vary_text", text) for text in options.arms.vary_text],
         _open_editor(options, run, cases),
     )
     _check_interventions(plan)
+    _check_texts(plan)
     encoder = run.generator.encoder
-    for case in cases:
-        encoder.validate([variant.prompt.texts for variant in plan.variants(case).all()])
+    variants = [variant for case in cases for variant in plan.variants(case).all()]
+    encoder.validate([variant.prompt.texts for variant in variants])  # at once: one warning
     warn_young_run(run)
     prompts = [prompt.annotated for prompt in plan.prompts.values()]
     warn_low_relevance(encoder, prompts, [i.column for i in plan.interventions])
@@ -272,11 +298,6 @@ def _load_cohort(options: TestOptions, run: LoadedRun, data: DataOptions) -> Coh
 
 def _mask_cohort(options: TestOptions, run: LoadedRun) -> Cohort:
     """Return the mask of `--mask` as a cohort of one case, whose row is empty."""
-    if options.arms.prompt and options.arms.set:
-        raise UserError(
-            "--set changes a row, and with --mask --prompt takes its place. Put all phrases "
-            "into --prompt, or use --set alone."
-        )
     mask = Path(options.source.mask)
     load_volume(mask)  # a damaged file is an error before the network works
     columns = tuple(run.state["columns"])
@@ -335,6 +356,50 @@ def _check_interventions(plan: GenerationPlan) -> None:
                     f"{flag}: the run {plan.run.folder.name} was trained without the column "
                     f"{intervention.column!r}."
                 )
+
+
+def _check_texts(plan: GenerationPlan) -> None:
+    """Check that the cases' texts hold what is varied in them.
+
+    Cases whose text does not are generated without these variants, and named in a warning.
+
+    Raises:
+        UserError: The text of no case holds it.
+    """
+    varied: list[Intervention | TextEdit] = [*plan.interventions, *plan.edits]
+    counts = Counter(one.column for one in varied)
+    if repeated := [column for column, count in counts.items() if count > 1]:
+        raise UserError(
+            f"--vary_text is given {counts[repeated[0]]} times for one wording "
+            f"({repeated[0].removeprefix('text: ')!r}). Give all its replacements once: "
+            '--vary_text "A=>B=>C".'
+        )
+    stated = {case.id: {v.column for v in plan.variants(case).all()} for case in plan.cases}
+    for one in varied:
+        missing = [case for case, columns in stated.items() if one.column not in columns]
+        if not missing:
+            continue
+        flag = "--vary_text" if isinstance(one, TextEdit) else "--vary"
+        text = _not_stated(flag, one, missing)
+        if len(missing) == len(stated):
+            raise UserError(text)
+        log.warning("%s", text, extra=notice("not in the text", one.column, cases=missing))
+
+
+def _not_stated(flag: str, one: Intervention | TextEdit, cases: Sequence[str]) -> str:
+    """Return that texts do not hold what is to be changed, and what to do."""
+    named = f"the text{'s' if len(cases) > 1 else ''} of {format_list(list(cases))}"
+    verb = "do" if len(cases) > 1 else "does"
+    if isinstance(one, TextEdit):
+        return (
+            f"{flag}: {named} {verb} not hold the words {one.wordings[0]!r}, so nothing can take "
+            "their place. Give words as the texts have them (see volumes.csv)."
+        )
+    return (
+        f"{flag}: {named} {verb} not state {one.column!r} in words that are understood, so that "
+        "it cannot be changed there; a text that a person wrote is never replaced as a whole. "
+        'Name the words themselves: --vary_text "WORDS OF THE TEXT=>OTHER WORDS".'
+    )
 
 
 def _training_values(plan: GenerationPlan) -> dict[str, list[str]] | None:
@@ -522,10 +587,10 @@ def check_single_file(options: TestOptions) -> Path:
             "--out names one volume, and --draws measures effects over several. Leave one of them "
             "out; without --out the results go to a folder below --results_dir."
         )
-    if options.arms.vary:
+    if options.arms.vary or options.arms.vary_text:
         raise UserError(
-            "--out names one volume, and --vary makes several. Leave --out out: the results then "
-            "go to a folder below --results_dir."
+            "--out names one volume, and --vary and --vary_text make several. Leave --out out: the "
+            "results then go to a folder below --results_dir."
         )
     claim_file(out, options.output.overwrite)
     if options.output.dicom:

@@ -34,11 +34,13 @@ from data.resampling import patients_of
 from data.splits import save_splits
 from data.text.counterfactuals import (
     Intervention,
+    case_text,
     check_intervention,
     counterfactual_variants,
     parse_intervention,
     values_by_column,
 )
+from data.text.free_text import TextReader
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
 from models.base_model import BatchText, GenerativeModel
@@ -103,6 +105,11 @@ class Study:
     def training_values(self) -> dict[str, list[str]]:
         """The distinct values of each column in the training cases' rows."""
         return values_by_column(self.template, [case.row for case in self.training_cases])
+
+    @property
+    def reader(self) -> TextReader:
+        """Reads texts that people wrote."""
+        return TextReader(self.template, self.training_values)
 
     def embed(self, batch: Mapping[str, Any], device: torch.device) -> BatchText:
         """Return the embeddings of a batch's prompts and of the mismatched ones."""
@@ -337,7 +344,8 @@ def make_validation(
     for sample in samples:
         prompts = [study.prompts[sample.name]]
         for intervention in tracked_interventions(options):
-            variants = counterfactual_variants(sample.case.row, study.template, intervention)
+            text = case_text(sample.case, study.prompts[sample.name], study.reader)
+            variants = counterfactual_variants(text, intervention)
             prompts += [variant.prompt for variant in variants[:2]]
         study.encoder.validate([prompt.texts for prompt in prompts])
         pairs = list(zip(prompts[1::2], prompts[2::2], strict=True))

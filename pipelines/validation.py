@@ -153,7 +153,8 @@ class Validation:
         if ratio is not None:
             metrics["detail_ratio"] = ratio
         named = {f"lung_{name}": value for name, value in metrics.items()}
-        for tracked, effect in zip(self.tracked, effects, strict=True):
+        # A written text that does not state the attribute has no effect to track.
+        for tracked, effect in zip(self.tracked, effects, strict=False):
             named[tracked.metric.removeprefix("val_")] = float(effect[lungs].mean())
         return named
 
@@ -169,7 +170,7 @@ class Validation:
             Panel("generated", "ct", volume, spacing),
         ]
         limit = MIN_LIMIT
-        for tracked, effect in zip(self.tracked, effects, strict=True):
+        for tracked, effect in zip(self.tracked, effects, strict=False):
             panels.append(Panel(tracked.title.replace(": ", ":\n"), "difference", effect, spacing))
             limit = max(limit, nice_limit(float(np.quantile(np.abs(effect), 0.995))))
         file = f"{step:08d}_{self.names[sample.name]}.png"

@@ -65,6 +65,21 @@ def notice(
     return {"notice": {**parts, "cases": tuple(cases), "phrases": tuple(phrases)}}
 
 
+_warned: list[set[str]] = []  # phrases that warnings have named, per `collected_warnings`
+
+
+def not_yet_warned(phrases: Sequence[str]) -> list[str]:
+    """Return the phrases that no warning of this command has named, and note them.
+
+    Networks of one command, such as the refits of an atlas, have encoders of their own, which
+    would name the same phrase again. Outside of a command all are returned.
+    """
+    new = [phrase for phrase in phrases if not any(phrase in named for named in _warned)]
+    for named in _warned:
+        named.update(new)
+    return new
+
+
 class _Collector(logging.Handler):
     def __init__(self, notices: list[Notice]) -> None:
         super().__init__(logging.WARNING)
@@ -89,7 +104,9 @@ def collected_warnings() -> Iterator[list[Notice]]:
     handler = _Collector(notices)
     root = logging.getLogger()
     root.addHandler(handler)
+    _warned.append(set())
     try:
         yield notices
     finally:
+        _warned.pop()
         root.removeHandler(handler)

@@ -1,15 +1,17 @@
-"""Variants of a case: its factual row, and the same row with one attribute changed."""
+"""Variants of a case: its factual text, and the same text with one attribute changed."""
 
 from __future__ import annotations
 
 import csv
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from data.cohort import Case
+from data.text.free_text import ChangedText, TextEdit, TextReader
 from data.text.prompts import Prompt, Row, Template
 from data.text.values import parse_number
 from util.cli import UserError, format_list
@@ -179,71 +181,113 @@ def _lies_between(value: str, known: Sequence[str]) -> bool:
     return number is not None and bool(numbers) and min(numbers) < number < max(numbers)
 
 
-def factual_variant(
-    case: Case,
-    template: Template,
-    settings: Sequence[Intervention],
-    written: Prompt | None,
-    free_text: str,
-) -> tuple[Variant, dict[str, str]]:
-    """Return the factual row of a case as a variant, and the row as changed by `--set`.
+class CaseText(ABC):
+    """The factual text of a case, and what it becomes when an attribute is changed.
+
+    Attributes:
+        prompt: The text.
+    """
+
+    prompt: Prompt
+
+    @abstractmethod
+    def change(self, column: str, value: str) -> ChangedText | None:
+        """Return the text with one attribute changed; None where the text does not state it.
+
+        Args:
+            column: The attribute.
+            value: Its value; "" removes the attribute.
+
+        Raises:
+            UserError: There is no such column, or the value is not a number where one is needed.
+        """
+
+    @abstractmethod
+    def with_value(self, column: str, value: str) -> CaseText | None:
+        """Return the same as the new factual text of the case."""
+
+
+@dataclass(frozen=True)
+class RowText(CaseText):
+    """A text that a template words from a row of the table.
+
+    Attributes:
+        row: The row, without values that contradict others.
+        template: How rows become text.
+    """
+
+    row: Mapping[str, str]
+    template: Template
+
+    @property
+    def prompt(self) -> Prompt:  # type: ignore[override]
+        """The row in words."""
+        return self.template.phrases(self.row)
+
+    def change(self, column: str, value: str) -> ChangedText:
+        """Return the text of the changed row; values that contradict it are removed."""
+        changed = self.template.change(self.row, column, value)
+        return ChangedText(self.template.phrases(changed.row), changed.dropped)
+
+    def with_value(self, column: str, value: str) -> RowText:
+        """Return the text of the changed row."""
+        return replace(self, row=self.template.change(self.row, column, value).row)
+
+
+@dataclass(frozen=True)
+class WrittenText(CaseText):
+    """A text that a person wrote: of `prompts.csv`, or of `--prompt`.
+
+    Attributes:
+        prompt: The text.
+        reader: Finds what it states.
+    """
+
+    prompt: Prompt
+    reader: TextReader
+
+    def change(self, column: str, value: str) -> ChangedText | None:
+        """Return the text with the statements on a column replaced, and nothing else."""
+        return self.reader.change(self.prompt, column, value)
+
+    def with_value(self, column: str, value: str) -> WrittenText | None:
+        """Return the text with the statements on a column replaced."""
+        changed = self.change(column, value)
+        return None if changed is None else replace(self, prompt=changed.prompt)
+
+
+def case_text(case: Case, prompt: Prompt, reader: TextReader) -> CaseText:
+    """Return the text of a case, which is its row's or one that a person wrote.
 
     Args:
         case: The case.
-        template: How rows become text.
-        settings: Interventions of `--set`, made one after the other.
-        written: The case's prompt in `prompts.csv`, if there is one.
-        free_text: Text of `--prompt`, which replaces everything.
+        prompt: Its prompt, see `cohort_prompts`.
+        reader: Reads written texts, and words rows by its template.
     """
-    row = template.consistent(case.row).row
-    dropped: list[str] = []
-    for setting in settings:
-        changed = template.change(row, setting.column, setting.values[0])
-        row = changed.row
-        dropped += changed.dropped
-    if free_text:
-        prompt = Prompt.from_free_text(free_text)
-    else:
-        prompt = template.phrases(row) if written is None else written
-    return Variant(prompt, dropped=tuple(dropped)), row
+    row = RowText(reader.template.consistent(case.row).row, reader.template)
+    return row if prompt == row.prompt else WrittenText(prompt, reader)
 
 
-def counterfactual_variants(
-    row: dict[str, str], template: Template, intervention: Intervention
-) -> list[Variant]:
-    """Return one variant per value of an intervention."""
+def counterfactual_variants(text: CaseText, intervention: Intervention) -> list[Variant]:
+    """Return one variant per value of an intervention; none where the text does not state it."""
     column = intervention.column
     variants = []
     for value in intervention.values:
-        changed = template.change(row, column, value)
-        prompt = template.phrases(changed.row)
-        variants.append(Variant(prompt, column, value, changed.dropped))
+        changed = text.change(column, value)
+        if changed is None:
+            return []
+        variants.append(Variant(changed.prompt, column, value, changed.dropped))
     return variants
 
 
-def free_text_variants(
-    prompt: Prompt, row: dict[str, str], template: Template, intervention: Intervention
-) -> list[Variant]:
-    """Return one variant per value of an intervention on a free text, which has no table row.
-
-    The phrase of the intervention's column is replaced in the text, or added at its end.
-
-    Args:
-        prompt: The free text.
-        row: A row in which every column of the run is empty, but for those of `--set`.
-        template: Words the new phrase.
-        intervention: The column and its values.
-    """
-    column = template[intervention.column]
-    matches = [column.matches_phrase(phrase.text) for phrase in prompt]
-    place = matches.index(True) if True in matches else len(prompt)
-    remaining = [phrase for phrase, match in zip(prompt, matches, strict=True) if not match]
+def edit_variants(prompt: Prompt, edit: TextEdit) -> list[Variant]:
+    """Return one variant per wording of an edit, the first as it stands; none without the words."""
     variants = []
-    for value in intervention.values:
-        changed = template.change(row, intervention.column, value)
-        phrases = [p for p in template.phrases(changed.row) if p.column == intervention.column]
-        text = Prompt([*remaining[:place], *phrases, *remaining[place:]])
-        variants.append(Variant(text, intervention.column, value))
+    for wording, value in zip(edit.wordings, edit.values, strict=True):
+        edited = prompt if wording == edit.wordings[0] else edit.apply(prompt, wording)
+        if edit.apply(prompt, "") is None or edited is None:
+            return []
+        variants.append(Variant(edited, edit.column, value))
     return variants
 
 

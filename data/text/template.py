@@ -45,6 +45,7 @@ ROLES = ("exposure", "demographic", "mediator", "outcome", "acquisition", "id")
 KINDS = ("category", "number", "date", "text")
 MAX_DIGITS = 15
 MAX_SHOWN = 200  # characters of a wrong entry in a message
+LINK = re.compile(r"\b(?:is|are|was|were)\b|[:=]")  # between the name of a column and its value
 FORMS = {str: "text (in quotes)", int: "whole number", bool: "true or false"}
 # Roles by the whole name of a column.
 _ROLE_NAMES = {
@@ -148,15 +149,28 @@ class Column:
             return f"{self.name} is {value}"
         return pattern.replace("{value}", value).replace("{unit}", self.unit)
 
-    def matches_phrase(self, phrase: str) -> bool:
-        """Return whether a phrase of a free text words this column, whatever its value."""
-        patterns = [f"{self.name} is {{value}}", self.phrase, *self.phrases.values()]
+    def parse_phrase(self, phrase: str) -> str | None:
+        """Return the value of a phrase that words this column as `to_phrase` does, else None.
+
+        Capitals and punctuation do not count, so that a value has neither; it is "" where the
+        wording tells none.
+        """
         text = normalise_phrase(phrase)
-        for pattern in patterns:
-            beginning = normalise_phrase((pattern or "").partition("{value}")[0])
-            if beginning and text.startswith(beginning):
-                return True
-        return False
+        for key, wording in self.phrases.items():
+            if text == normalise_phrase(wording.replace("{value}", key)):
+                return key
+        for pattern in (f"{self.name} is {{value}}", self.phrase.replace("{unit}", self.unit)):
+            before, placeholder, after = pattern.partition("{value}")
+            start, end = normalise_phrase(before), normalise_phrase(after)
+            if not placeholder:
+                if start and text == start:
+                    return ""
+            elif start and text.startswith(f"{start} ") and text.endswith(end):
+                value = text[len(start) : len(text) - len(end)].strip()
+                is_linked = LINK.search(phrase) is not None or pattern == self.phrase
+                if parse_number(value) is not None or (is_linked and self.kind != "number"):
+                    return value
+        return None
 
     def excluded_columns(self, value: str) -> list[str]:
         """Return the columns that have no meaning for a known value of this one."""

@@ -22,7 +22,7 @@ from options.base_options import TextOptions
 from util import phrasing
 from util.cli import UserError, format_list
 from util.files import atomic_path
-from util.notices import notice
+from util.notices import not_yet_warned, notice
 
 __all__ = ["TextEmbedding", "TextEncoder", "build_text_encoder"]
 
@@ -119,8 +119,8 @@ class LanguagePhrases(PhraseEncoder):
 
     def embed(self, phrases: Sequence[str]) -> Tensor:
         """Return whitened embeddings `(N, base)`; warn of unseen phrases."""
-        unseen = sorted(set(phrases) - set(self.phrases))
-        if self.phrases and unseen:
+        unseen = sorted(set(phrases) - set(self.phrases)) if self.phrases else []
+        if unseen := not_yet_warned(unseen):
             log.warning(
                 "The training prompts do not contain these phrases, so their effect depends on the "
                 "text encoder alone and may be meaningless: %s.",

@@ -7,7 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from data.text.counterfactuals import Variant
+from data.text.counterfactuals import (
+    CaseText,
+    Intervention,
+    RowText,
+    Variant,
+    counterfactual_variants,
+)
 from data.text.prompts import Row, Template
 from data.text.values import parse_number
 from pipelines.atlas.statistics.contrasts import AtlasAttribute
@@ -197,22 +203,18 @@ def _check_columns(flag: str, named: Sequence[str], candidates: list[str]) -> No
             )
 
 
-def attribute_variants(template: Template, row: Row, attribute: AtlasAttribute) -> list[Variant]:
+def attribute_variants(text: CaseText, attribute: AtlasAttribute) -> list[Variant]:
     """Return one variant per value of an attribute.
 
     The list is empty where the rest of the row rules the attribute out, such as pack-years of a
-    never smoker.
+    never smoker, and where a text that a person wrote does not state it.
     """
-    factual = template.consistent(row).row
-    variants = []
-    for value in attribute.values:
-        changed = {**factual, attribute.column: value}
-        if not template.consistent(changed).row[attribute.column]:
-            return []
-        consistent = template.change(factual, attribute.column, value)
-        prompt = template.phrases(consistent.row)
-        variants.append(Variant(prompt, attribute.column, value, consistent.dropped))
-    return variants
+    if isinstance(text, RowText):
+        for value in attribute.values:
+            changed = {**text.row, attribute.column: value}
+            if not text.template.consistent(changed).row[attribute.column]:
+                return []
+    return counterfactual_variants(text, Intervention(attribute.column, tuple(attribute.values)))
 
 
 def dependent_columns(template: Template) -> dict[str, tuple[str, ...]]:

@@ -137,8 +137,9 @@ def generate_cases(
     bar = tqdm(samples, "generating", unit="case", disable=not cli.is_main_process())
     for index, sample in enumerate(bar, done):
         generators = networks.by_fold[study.fold_of.get(sample.case.id, "")]
-        prompt = generation.prompts[sample.case.id]
-        case = CaseCounterfactuals(study.plan, sample, prompt, generators, generated.measurements)
+        text = generation.text(sample.case)
+        prompt = text.prompt
+        case = CaseCounterfactuals(study.plan, sample, text, generators, generated.measurements)
         writer = CaseWriter(progress.folder, sample, generation.options.arms.seed, names)
         if index < num_kept:
             writer.write_factual(case.factual, "generated", prompt=prompt.sentence)

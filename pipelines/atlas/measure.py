@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from data.text.counterfactuals import Variant
+from data.text.counterfactuals import CaseText, Variant
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template
 from data.volume_dataset import VolumeSample
@@ -117,7 +117,7 @@ class CaseCounterfactuals:
     Args:
         plan: The measurements to make.
         sample: The case.
-        prompt: Its factual prompt.
+        text: Its factual text.
         generators: The networks that generate it.
         measurements: Receives rows and maps.
     """
@@ -126,13 +126,14 @@ class CaseCounterfactuals:
         self,
         plan: MeasurementPlan,
         sample: VolumeSample,
-        prompt: Prompt,
+        text: CaseText,
         generators: Generators,
         measurements: AtlasMeasurements,
     ) -> None:
         self.plan = plan
         self.sample = sample
-        self.prompt = prompt
+        self.text = text
+        self.prompt = prompt = text.prompt
         self.generators = generators
         self.measurements = measurements
         self.case = sample.case.id
@@ -156,7 +157,7 @@ class CaseCounterfactuals:
             self._add_map("real", "", self.sample.to_hu(self.sample.image[0]))
         self._measure_controls()
         for attribute in self.plan.attributes:
-            variants = attribute_variants(self.plan.template, self.sample.case.row, attribute)
+            variants = attribute_variants(self.text, attribute)
             for variant in variants:
                 self.measurements.arms.append(
                     {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from data.cohort import Cohort
+from data.text.paraphrase import reworded
 from models.inference import LoadedRun
 from models.text.relevance import column_relevance
 from options.atlas_options import AtlasCommand
@@ -25,6 +26,7 @@ from pipelines.atlas.analysis import (
     measure_masks,
     measure_real_scans,
 )
+from pipelines.atlas.attributes import attribute_variants
 from pipelines.atlas.generators import AtlasNetworks, generate_cases
 from pipelines.atlas.measure import Row
 from pipelines.atlas.pages.charts import agreement_plot
@@ -157,12 +159,28 @@ def open_atlas(options: AtlasCommand) -> OpenAtlas:
     generation = open_plan(test_options, run)
     trained_on = training_cohort(run, generation.cohort)
     study = AtlasStudy.from_options(options.cases, generation, trained_on)
+    validate_texts(generation, study)
     read_planted(study.cohort.root)  # damage is found before the long work
     if study.folds or options.refit.refits or options.refit.permutations:
         origin = refits.OriginRun.load(run.folder, str(trained_on.root))
         planned = refits.planned_refits(origin, options.refit, study.folds)
         refits.train_refits(origin, options.refit, planned)
     return OpenAtlas(options, generation, study, AtlasNetworks.load(options, run, study))
+
+
+def validate_texts(generation: GenerationPlan, study: AtlasStudy) -> None:
+    """Check the text of every volume at once, so that wording not seen is warned of once.
+
+    Raises:
+        UserError: A text is too long for the encoder.
+    """
+    prompts = []
+    for case in study.cases:
+        text = generation.text(case)
+        prompts += [text.prompt, reworded(text.prompt)]
+        for attribute in study.plan.attributes:
+            prompts += [variant.prompt for variant in attribute_variants(text, attribute)]
+    generation.run.generator.encoder.validate([prompt.texts for prompt in prompts])
 
 
 def training_cohort(run: LoadedRun, cohort: Cohort) -> Cohort:

@@ -110,7 +110,7 @@ class AtlasStudy:
         patients = patients_of(cohort, generation.data.patient_column)
         fold_of = folds_of_cases(options, training, patients)
         cases = _cases_to_generate(options, cohort, training, fold_of)
-        studied = drop_impossible(template, chosen, cases, wanted)
+        studied = drop_impossible(generation, chosen, cases, wanted)
         trained: frozenset[str] = frozenset()
         if trained_on is cohort and not fold_of:
             trained = frozenset(patients[case.id] for case in training)
@@ -253,12 +253,15 @@ def _cases_to_generate(
 
 
 def drop_impossible(
-    template: Template, choice: AttributeChoice, cases: Sequence[Case], wanted: Sequence[str]
+    generation: GenerationPlan,
+    choice: AttributeChoice,
+    cases: Sequence[Case],
+    wanted: Sequence[str],
 ) -> AttributeChoice:
-    """Leave out the attributes that the rest of the row rules out in every case.
+    """Leave out the attributes that the rest of the row rules out, or no text states.
 
     Args:
-        template: How rows become text.
+        generation: The run and the texts of the cases.
         choice: The attributes.
         cases: Cases to generate.
         wanted: Columns asked for by name.
@@ -266,11 +269,11 @@ def drop_impossible(
     Raises:
         UserError: Such an attribute was asked for, or none is left.
     """
-    reason = "the rest of the row rules it out in every case"
+    reason = "in every case, the rest of the row rules it out or the written text does not state it"
     possible = []
     left_out = dict(choice.left_out)
     for attribute in choice.attributes:
-        if any(attribute_variants(template, case.row, attribute) for case in cases):
+        if any(attribute_variants(generation.text(case), attribute) for case in cases):
             possible.append(attribute)
         elif attribute.column in wanted:
             raise UserError(

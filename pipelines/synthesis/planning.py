@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ import numpy as np
 
 from data.cohort import Case
 from data.table import ClinicalTable
-from data.text.prompts import Template
+from data.text.counterfactuals import CaseText, RowText, WrittenText, case_text
+from data.text.free_text import TextReader
+from data.text.prompts import Prompt, Template
 from util.cli import MAX_NAME_LENGTH, UserError, format_list
 from util.markdown import code, escape_text
+
+log = logging.getLogger(__name__)
 
 # Columns of every synthetic row. `data.text.template` keeps these out of all texts.
 SYNTHETIC = "SYNTHETIC"
@@ -38,6 +43,7 @@ class PlannedCase:
         id: Its name.
         source: The real case whose mask is deformed.
         row: Its clinical row.
+        prompt: Its text: the row in words, or the source's written text with the value changed.
         seed: Seed of mask and noise.
         dropped: Columns that were emptied because they would contradict the row.
     """
@@ -45,8 +51,52 @@ class PlannedCase:
     id: str
     source: Case
     row: dict[str, str]
+    prompt: Prompt
     seed: int
     dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceTexts:
+    """The real cases with their texts.
+
+    Attributes:
+        cases: The cases.
+        prompts: Their prompts, of their rows or of `prompts.csv`.
+        reader: Reads texts that people wrote, and words rows.
+    """
+
+    cases: Sequence[Case]
+    prompts: Mapping[str, Prompt]
+    reader: TextReader
+
+    def text(self, case: Case) -> CaseText:
+        """Return the text of a case."""
+        return case_text(case, self.prompts[case.id], self.reader)
+
+    def stating(self, column: str) -> list[Case]:
+        """Return the cases in whose text a column can be changed, and warn of the others.
+
+        Raises:
+            UserError: There is none.
+        """
+        silent = []
+        for case in self.cases:
+            text = self.text(case)
+            if isinstance(text, WrittenText) and not self.reader.row(text.prompt)[column]:
+                silent.append(case.id)
+        if silent:
+            problem = (
+                f"--balance {column}: the texts of {len(silent)} of {len(self.cases)} cases in "
+                f"prompts.csv do not state it in words that are understood: {format_list(silent)}."
+            )
+            if len(silent) == len(self.cases):
+                raise UserError(
+                    f"{problem} Use --rows own, word the texts as the template does, or move "
+                    "prompts.csv away."
+                )
+            log.warning("%s They are not used as sources.", problem)
+        return [case for case in self.cases if case.id not in silent]
 
 
 def cases_by_value(
@@ -105,8 +155,7 @@ def balanced_counts(counts: Mapping[str, int], n: int, together: bool) -> dict[s
 
 
 def plan_balanced(
-    cases: Sequence[Case],
-    template: Template,
+    texts: SourceTexts,
     column: str,
     n: int,
     *,
@@ -117,8 +166,7 @@ def plan_balanced(
     """Plan new cases that balance a column.
 
     Args:
-        cases: Real cases whose masks and rows are used.
-        template: What a value implies for the other values of its row.
+        texts: Real cases whose masks, rows and texts are used.
         column: The column to balance.
         n: Number of new cases.
         together: Balance real and new cases together; else the new ones alone.
@@ -127,9 +175,11 @@ def plan_balanced(
         seed: Decides which patients come first.
 
     Raises:
-        UserError: See `cases_by_value`.
+        UserError: See `cases_by_value`; or, with `changed`, no written text states the column.
     """
-    groups = cases_by_value(cases, template, column)
+    template = texts.reader.template
+    groups = cases_by_value(texts.cases, template, column)
+    cases = texts.stating(column) if changed else list(texts.cases)
     cells = {}  # the most common spelling of each value in the table
     for value, members in groups.items():
         spellings = Counter(case.row[column] for case in members)
@@ -143,10 +193,15 @@ def plan_balanced(
     planned = []
     for number, value in enumerate(values):
         source = next(queues[value])
-        new = template.change(source.row, column, cells[value])
+        row = template.change(source.row, column, cells[value])
+        text = texts.text(source)
+        # Patients who have the value themselves keep the text that was written of them.
+        new = text.change(column, cells[value]) if changed or isinstance(text, RowText) else None
+        dropped = row.dropped if new is None else new.dropped
+        prompt = text.prompt if new is None else new.prompt
         case_seed = _case_seed(seed, number)
         planned.append(
-            PlannedCase(synthetic_id(number, n), source, new.row, case_seed, new.dropped)
+            PlannedCase(synthetic_id(number, n), source, row.row, prompt, case_seed, dropped)
         )
     return planned
 
@@ -186,7 +241,9 @@ def plan_table(
             )
         new = template.consistent(row)
         case = by_id[source] if source else next(queue)
-        planned.append(PlannedCase(name, case, new.row, _case_seed(seed, number), new.dropped))
+        prompt = template.phrases(new.row)
+        case_seed = _case_seed(seed, number)
+        planned.append(PlannedCase(name, case, new.row, prompt, case_seed, new.dropped))
     if not planned:
         raise UserError("--table holds no rows. Give a row for every case to make.")
     return planned

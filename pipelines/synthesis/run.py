@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from data.cache import load_mask
 from data.checks import check_labels_known
-from data.cohort import IMAGES, MASKS, Case, Cohort
+from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
 from data.geometry import Volume, resample
 from data.splits import save_splits
 from data.table import read_table
-from data.text.prompts import Template, load_template
+from data.text.counterfactuals import values_by_column
+from data.text.free_text import TextReader
+from data.text.prompts import Template, cohort_prompts, load_template
 from data.volumes import read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.expand_options import ExpandCommand
@@ -39,6 +41,7 @@ from pipelines.synthesis.planning import (
     SOURCE,
     SYNTHETIC,
     PlannedCase,
+    SourceTexts,
     cohort_readme,
     plan_balanced,
     plan_table,
@@ -144,8 +147,7 @@ class CaseSynthesiser:
         case = Case(planned.id, None, mask, planned.row, planned.source.body)
         sample = run_samples(self.run, [case], self.run.options.data)[0]
         generator = replace(self.run.generator, seed=planned.seed)
-        texts = self.template.phrases(planned.row).texts
-        volume = generator(sample, texts, noise_key=f"{planned.id}:{number}")
+        volume = generator(sample, planned.prompt.texts, noise_key=f"{planned.id}:{number}")
         return SyntheticVolume(
             Volume(sample.to_hu(volume), sample.affine),
             Volume(deformed.labels, source.affine),
@@ -174,7 +176,9 @@ class CaseSynthesiser:
             for case in tqdm(
                 cases, "cases outside training", unit="case", disable=not cli.is_main_process()
             ):
-                planned = PlannedCase(case.id, case, dict(case.row), self.command.expand.seed)
+                row = dict(case.row)
+                prompt = self.template.phrases(row)
+                planned = PlannedCase(case.id, case, row, prompt, self.command.expand.seed)
                 distances.append(copies.distance_to_source(self.draw_volume(planned, mask, 0)))
             mask.unlink(missing_ok=True)
             write_json(path, distances)
@@ -193,7 +197,7 @@ class CaseSynthesiser:
             "distance": round(nearest.distance, 5),
             "threshold": round(nearest.threshold, 5),
             "emptied": list(planned.dropped),
-            "prompt": self.template.phrases(planned.row).sentence,
+            "prompt": planned.prompt.sentence,
         }
 
 
@@ -234,9 +238,7 @@ def scans_by_training(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[
     return training, unseen
 
 
-def plan_cases(
-    command: ExpandCommand, run: LoadedRun, cases: Sequence[Case], template: Template
-) -> list[PlannedCase]:
+def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> list[PlannedCase]:
     """Plan the new cases from `--balance` or `--table`.
 
     Raises:
@@ -252,13 +254,12 @@ def plan_cases(
                 "--table: the run was trained without %s, so these columns change nothing.",
                 format_list(unknown),
             )
-        planned = plan_table(table, cases, template, e.n, e.seed)
+        planned = plan_table(table, texts.cases, texts.reader.template, e.n, e.seed)
     else:
         if not e.n:
             raise UserError("--n is 0; with --balance it says how many cases to make.")
         planned = plan_balanced(
-            cases,
-            template,
+            texts,
             e.balance,
             e.n,
             together=e.goal == "together",
@@ -276,7 +277,7 @@ def plan_cases(
             f"--table: {format_list(repeated)} differ in capitals alone, which is one file on many "
             "disks. Give other names."
         )
-    run.generator.encoder.validate([template.phrases(case.row).texts for case in planned])
+    run.generator.encoder.validate([case.prompt.texts for case in planned])
     return planned
 
 
@@ -306,6 +307,9 @@ def write_cohort(
     left_out = {record["case"] for record in records if record["left_out"]}
     written = [case for case in planned if case.id not in left_out]
     _write_table(out / "clinical.csv", run, cohort, planned, written)
+    if (cohort.root / PROMPTS_FILE).is_file():
+        prompts = [{"File Name": case.id, "Prompt": case.prompt.sentence} for case in written]
+        write_csv(out / PROMPTS_FILE, ("File Name", "Prompt"), prompts)
     splits = {"train": tuple(case.id for case in written), "val": (), "test": ()}
     save_splits(out / runs.SPLITS_FILE, splits)
     rows = [{column: record[column] for column in COPY_COLUMNS} for record in records]
@@ -395,7 +399,10 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     cases = select_source_cases(command, run, cohort)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
     warn_young_run(run)
-    planned = plan_cases(command, run, cases, template)
+    rows = [case.row for case in cohort.cases]
+    reader = TextReader(template, values_by_column(template, rows))
+    texts = SourceTexts(cases, cohort_prompts(cohort, template), reader)
+    planned = plan_cases(command, run, texts)
     settings = _record_settings(command, run)
     if cli.is_main_process():
         open_record(out, RECORD, settings, e.overwrite)

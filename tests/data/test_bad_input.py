@@ -318,9 +318,9 @@ def test_a_mask_and_what_goes_with_it(
         "no.nii.gz",
     )
     refused(
-        command("test.py", "--mask", mask, "--set", "AGE=60", "--prompt", "Age: 60.", *flags),
+        command("test.py", "--mask", mask, "--set", "AGE=60", "--prompt", "a nodule", *flags),
         "--set",
-        "--prompt",
+        "'AGE'",
     )
     vary = ("--vary", "AGE=45,80", "--out", tmp_path / "o.nii.gz")
     refused(command("test.py", "--mask", mask, *vary, *flags), "--out", "--results_dir")

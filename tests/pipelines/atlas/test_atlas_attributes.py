@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.text.counterfactuals import RowText
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Phrase, Prompt, load_template
 from pipelines.atlas.attributes import (
@@ -129,15 +130,14 @@ def test_attributes_that_a_row_rules_out_are_not_tried() -> None:
     template = load_template("aiib23")
     packs = AtlasAttribute("PACK-YEARS", "exposure", "number", ("10", "40"), {"10": 5, "40": 5})
     row = {"SMOKING HISTORY": "Never smoker", "PACK-YEARS": "", "AGE": "60"}
-    assert attribute_variants(template, row, packs) == []
-    arms = attribute_variants(template, {**row, "SMOKING HISTORY": "Ex smoker"}, packs)
-    assert [arm.value for arm in arms] == ["10", "40"]
+    assert attribute_variants(RowText(row, template), packs) == []
+    smoker = RowText({**row, "SMOKING HISTORY": "Ex smoker"}, template)
+    assert [arm.value for arm in attribute_variants(smoker, packs)] == ["10", "40"]
     smoking = AtlasAttribute(
         "SMOKING HISTORY", "exposure", "category", ("Never smoker", "Ex smoker"), {}
     )
-    arms = attribute_variants(
-        template, {"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, smoking
-    )
+    smoker = RowText({"SMOKING HISTORY": "Ex smoker", "PACK-YEARS": "20"}, template)
+    arms = attribute_variants(smoker, smoking)
     assert arms[0].dropped == ("PACK-YEARS",) and arms[1].dropped == ()
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from data.cohort import Case
 from data.phantom.anatomy import PhantomPatient, build_anatomy
+from data.text.counterfactuals import RowText
 from data.text.prompts import Prompt, Template
 from data.text.template import Column
 from data.volume_dataset import VolumeSample
@@ -116,8 +117,8 @@ def check_lesion(
 
     measured = AtlasMeasurements()
     networks = Generators("run", generate, [], None, [])
-    prompt = PLAN.template.phrases(healthy.case.row)
-    CaseCounterfactuals(PLAN, healthy, prompt, networks, measured).measure()
+    text = RowText(healthy.case.row, PLAN.template)
+    CaseCounterfactuals(PLAN, healthy, text, networks, measured).measure()
     generated = {(row["outcome"], row["region"]): row["effect"] for row in measured.effects}
     before = real_outcomes(healthy, PLAN)
     after = real_outcomes(sample_of(diseased, labels, affine), PLAN)

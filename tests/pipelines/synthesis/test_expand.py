@@ -17,7 +17,9 @@ from data.cohort import Case
 from data.geometry import Volume
 from data.load_cohort import load_cohort
 from data.table import ClinicalTable
-from data.text.prompts import Template, load_template
+from data.text.counterfactuals import values_by_column
+from data.text.free_text import TextReader
+from data.text.prompts import Prompt, Template, load_template
 from data.volumes import load_volume, read_header
 from options.base_options import DataOptions
 from options.expand_options import DeformOptions, ExpandCommand
@@ -26,7 +28,13 @@ from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
-from pipelines.synthesis.planning import balanced_counts, cohort_readme, plan_balanced, plan_table
+from pipelines.synthesis.planning import (
+    SourceTexts,
+    balanced_counts,
+    cohort_readme,
+    plan_balanced,
+    plan_table,
+)
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
 from util.records import open_record
@@ -43,6 +51,16 @@ def cases(*rows: dict[str, str]) -> list[Case]:
     return [Case(f"case{k}", None, Path(f"case{k}.nii.gz"), row) for k, row in enumerate(rows)]
 
 
+def texts(*rows: dict[str, str], written: str = "") -> SourceTexts:
+    """Cases with the texts of their rows, or all with one that was written."""
+    real = cases(*rows)
+    values = values_by_column(template(), rows)
+    prompts = {case.id: template().phrases(case.row) for case in real}
+    if written:
+        prompts = dict.fromkeys(prompts, Prompt.from_free_text(written))
+    return SourceTexts(real, prompts, TextReader(template(), values))
+
+
 # --- the plan
 
 
@@ -55,7 +73,7 @@ def test_shares_are_as_equal_as_can_be() -> None:
 
 def test_a_changed_row_stays_possible() -> None:
     planned_cases = plan_balanced(
-        cases(CTD, CTD, CTD, ROW), template(), "DIAGNOSIS", 20, together=False, changed=True, seed=1
+        texts(CTD, CTD, CTD, ROW), "DIAGNOSIS", 20, together=False, changed=True, seed=1
     )
     assert Counter(p.row["DIAGNOSIS"] for p in planned_cases) == {"HP": 10, "CTD-ILD": 10}
     turned = [
@@ -75,7 +93,7 @@ def test_a_changed_row_stays_possible() -> None:
 
 def test_own_rows_come_from_patients_who_have_the_value() -> None:
     planned_cases = plan_balanced(
-        cases(CTD, ROW, ROW), template(), "DIAGNOSIS", 8, together=True, changed=False, seed=1
+        texts(CTD, ROW, ROW), "DIAGNOSIS", 8, together=True, changed=False, seed=1
     )
     assert sorted(Counter(p.row["DIAGNOSIS"] for p in planned_cases).items()) == [
         ("CTD-ILD", 5),
@@ -87,10 +105,9 @@ def test_own_rows_come_from_patients_who_have_the_value() -> None:
 
 
 def test_plan_depends_on_the_seed_alone() -> None:
-    real = cases(CTD, ROW, ROW)
+    real = texts(CTD, ROW, ROW)
     one, again, second_seed = (
-        plan_balanced(real, template(), "DIAGNOSIS", 6, together=False, changed=True, seed=s)
-        for s in (1, 1, 2)
+        plan_balanced(real, "DIAGNOSIS", 6, together=False, changed=True, seed=s) for s in (1, 1, 2)
     )
     assert one == again and [p.seed for p in one] != [p.seed for p in second_seed]
 
@@ -113,7 +130,27 @@ def test_columns_that_cannot_be_balanced(
     rows: tuple[dict[str, str], ...], column: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        plan_balanced(cases(*rows), template(), column, 4, together=False, changed=True, seed=0)
+        plan_balanced(texts(*rows), column, 4, together=False, changed=True, seed=0)
+
+
+def test_written_texts_are_changed_and_never_replaced() -> None:
+    written = "62-year-old woman with HP, honeycombing."
+    planned = plan_balanced(
+        texts(ROW, CTD, written=written), "DIAGNOSIS", 4, together=False, changed=True, seed=0
+    )
+    assert {p.prompt.sentence.partition(": ")[2] for p in planned} == {
+        "62-year-old woman with HP, honeycombing.",
+        "62-year-old woman with CTD-ILD, honeycombing.",
+    }
+    own = plan_balanced(
+        texts(ROW, CTD, written=written), "DIAGNOSIS", 4, together=False, changed=False, seed=0
+    )
+    assert {p.prompt.sentence for p in own} == {Prompt.from_free_text(written).sentence}
+    silent = texts(ROW, CTD, written="nodule")
+    with pytest.raises(
+        UserError, match=r"2 of 2 cases in prompts\.csv do not state it.*--rows own"
+    ):
+        plan_balanced(silent, "DIAGNOSIS", 4, together=False, changed=True, seed=0)
 
 
 def test_rows_of_a_table() -> None:
