@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import count, product
 
 import psutil
 import torch
@@ -106,6 +106,8 @@ class SlidingWindow:
         overlap: Share of a tile that its neighbour covers too.
         batch: Tiles worked on at once.
         by_memory: Whether `run_exactly` chooses its tiles by the memory that is free.
+        on_tile: Called before each step with its number and the number of steps, for progress; an
+            error that it raises ends the computation.
 
     Raises:
         UserError: Tile and overlap give a step that is not a multiple of the stride.
@@ -116,6 +118,7 @@ class SlidingWindow:
     overlap: float = 0.5
     batch: int = 4
     by_memory: bool = False
+    on_tile: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for size in self.tile:
@@ -145,7 +148,11 @@ class SlidingWindow:
         channels = [volume.shape[1] for volume in tensors]
         stacked = torch.cat([pad_edge(volume, target) for volume in tensors], 1)
 
+        steps = self._steps(target, tile)
+        done = count()
+
         def split_channels(tiles: Tensor) -> Tensor:
+            self._report(next(done), steps)
             return function(*torch.split(tiles, channels, 1))
 
         if list(tile) == target:
@@ -185,7 +192,9 @@ class SlidingWindow:
             `out`.
         """
         size = tuple(side * reach.out_scale for side in out.shape[2:])
-        for box in self._boxes(size, reach, out.device):
+        boxes = list(self._boxes(size, reach, out.device))
+        for number, box in enumerate(boxes):
+            self._report(number, len(boxes))
             inputs = [
                 cut_box(
                     item.volume,
@@ -234,6 +243,19 @@ class SlidingWindow:
         """Return the same tiles on a grid of voxels `factor` times as large."""
         tile = tuple(side // factor for side in self.tile)
         return replace(self, tile=tile, multiple=max(1, self.multiple // factor))
+
+    def _report(self, number: int, steps: int) -> None:
+        if self.on_tile is not None:
+            self.on_tile(number, steps)
+
+    def _steps(self, padded: Sequence[int], tile: Sequence[int]) -> int:
+        """Return how often the function is called for a padded volume."""
+        apart = [round(side * (1 - self.overlap)) for side in tile]
+        tiles = [
+            1 + (whole_side - side) // step
+            for whole_side, side, step in zip(padded, tile, apart, strict=True)
+        ]
+        return math.ceil(math.prod(tiles) / self.batch)
 
     def _padded(self, size: int, tile: int) -> int:
         step = round(tile * (1 - self.overlap))

@@ -141,7 +141,7 @@ class GenerationPlan:
         """Reads texts that people wrote; it knows the values of training, or of the cohort."""
         rows = [case.row for case in self.cohort.cases]
         values: dict[str, list[str]] = values_by_column(self.template, rows)
-        for column, trained in (_training_values(self) or {}).items():
+        for column, trained in (training_values(self) or {}).items():
             if column in values:
                 values[column] = list(dict.fromkeys([*trained, *values[column]]))
         return TextReader(self.template, values)
@@ -347,7 +347,7 @@ def _check_interventions(plan: GenerationPlan) -> None:
             f"--vary is given {counts[repeated[0]]} times for {repeated[0]!r}, so that its files "
             f'would be written twice. Give all values once: --vary "{repeated[0]}=A,B,C".'
         )
-    trained = _training_values(plan)
+    trained = training_values(plan)
     for flag, interventions in (("--set", plan.settings), ("--vary", plan.interventions)):
         for intervention in interventions:
             check_intervention(flag, intervention, plan.template, rows, trained)
@@ -402,7 +402,7 @@ def _not_stated(flag: str, one: Intervention | TextEdit, cases: Sequence[str]) -
     )
 
 
-def _training_values(plan: GenerationPlan) -> dict[str, list[str]] | None:
+def training_values(plan: GenerationPlan) -> dict[str, list[str]] | None:
     """Return the values that the run was trained on; None where an older run does not know them."""
     if values := plan.run.state.get("data", {}).get("values"):
         return dict(values)
@@ -442,7 +442,7 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
             generated = plan.generate_all(sample, [v.prompt for v in group], scan)
         volumes = {v.value: volume for v, volume in zip(group, generated, strict=True)}
         _write_variants(writer, group, volumes, real if scan else None)
-        draws = _effects_over_draws(plan, sample, group, volumes, masks)
+        draws = effects_over_draws(plan, sample, group, volumes, masks)
         for first, second in variant_pairs(group):
             writer.write_difference(_difference(volumes, first, second), first, second)
             if draws.other_noise:
@@ -479,7 +479,7 @@ def _difference(volumes: Mapping[str, Hu], first: Variant, second: Variant) -> H
     return (volumes[second.value] - volumes[first.value]).astype(np.float32)
 
 
-def _effects_over_draws(
+def effects_over_draws(
     plan: GenerationPlan,
     sample: VolumeSample,
     group: Sequence[Variant],

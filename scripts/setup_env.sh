@@ -41,7 +41,7 @@ if ! [ -e "$venv" ]; then
 fi
 
 # The versions are those of constraints.txt, with which the tests passed. A stamp with their hash records what is installed.
-wanted=$(cat requirements.txt constraints.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
+wanted=$(cat requirements*.txt constraints.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
 stamp=$venv/.installed-$(basename "$requirements")
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Installing $requirements into $venv (the first time some gigabytes; later starts skip this)"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.base_model import Condition
 from models.pix2pixhd_model import Pix2PixHDModel
-from models.sliding_window import SlidingWindow, pad_edge
+from models.sliding_window import ScaledInput, SlidingWindow, TileReach, pad_edge
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
 
@@ -124,3 +124,30 @@ def whole_against_tiles(**changes: Any) -> float:
 def test_tiles_agree_with_the_whole_by_default() -> None:
     assert whole_against_tiles() < 0.02
     assert whole_against_tiles(norm="instance") > 5 * whole_against_tiles()
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (40, 17, 9)])
+@pytest.mark.parametrize("tiles_at_once", [1, 3])
+def test_every_step_is_reported_and_can_end_the_computation(
+    size: tuple[int, ...], tiles_at_once: int
+) -> None:
+    said: list[tuple[int, int]] = []
+    x = torch.randn(1, 1, *size)
+
+    def note(number: int, steps: int) -> None:
+        said.append((number, steps))
+
+    SlidingWindow((16, 8, 8), 2, batch=tiles_at_once, on_tile=note)(same, x)
+    assert said == [(number, len(said)) for number in range(len(said))]
+    said.clear()
+    window = SlidingWindow((16, 8, 8), 2, on_tile=note)
+    reach = TileReach(2, 4)
+    window.run_exactly(same, [ScaledInput(x)], reach, torch.empty_like(x))
+    assert said == [(number, len(said)) for number in range(len(said))]
+
+    def stop(number: int, steps: int) -> None:
+        if number == 1:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        SlidingWindow((8, 8, 8), 2, batch=1, on_tile=stop)(same, x)

@@ -226,9 +226,9 @@ def overlay_choice() -> None:
     )
 
 
-def size_choice() -> None:
+def size_choice(size: str = "medium") -> None:
     """Add the choices of the pictures' size and smoothing."""
-    page_parts.choice_buttons("size", "Size", {"small": "S", "medium": "M", "large": "L"}, "medium")
+    page_parts.choice_buttons("size", "Size", {"small": "S", "medium": "M", "large": "L"}, size)
     page_parts.check_box("smooth", "Smooth", checked=True)
 
 
