@@ -82,8 +82,8 @@ def work_folder(path: str) -> Iterator[Path]:
         UserError: The folder cannot be written, holds something else, or another page uses it.
     """
     if not path:
-        with tempfile.TemporaryDirectory(prefix="mask2ct-app-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="mask2ct-app-") as temporary:
+            yield Path(temporary)
         return
     folder = Path(path)
     try:
