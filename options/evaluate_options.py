@@ -58,6 +58,12 @@ class SetOptions:
     empty: str = path_flag(
         "", "Volumes made with empty prompts (control of the text effect).", kind="folder"
     )
+    counterfactuals: tuple[str, ...] = path_flag(
+        (),
+        "Results of test.py --vary of another run or with --edit_real, whose changed volumes are "
+        "judged beside those of --synthetic; may be repeated.",
+        kind="folder",
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,11 @@ class MeasureOptions:
     pairs: bool = flag(True, "Compare volumes with the real scans of the same name.")
     resegment: bool = flag(
         True, "Segment the lungs in the volumes and compare them with the masks."
+    )
+    axioms: bool = flag(
+        True,
+        "Judge changed volumes (test.py --vary) by effectiveness, composition, reversibility, "
+        "minimality and realism.",
     )
     draws: int = flag(
         100,

@@ -61,7 +61,7 @@ from pipelines.results import (
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from util.cli import UserError, format_list
 from util.files import claim_file
-from util.metrics.edit_metrics import edit_rows
+from util.metrics.edit_metrics import edit_rows, reversal_rows
 from util.metrics.effects import Contrast, effect_rows, region_effects
 from util.metrics.fidelity import metric_rows, texture_notes
 from util.metrics.regions import chest_regions
@@ -455,6 +455,8 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     metrics = metric_rows(case.id, factual, real, lungs, window, spacing, correlation)
     if scan is not None and real is not None:
         metrics += _edit_metrics(plan, sample, scan, real, masks)
+    else:
+        metrics += _reversal_metrics(plan, sample, factual, variants, masks)
     ratio = None if real is None else detail_ratio(factual, real, lungs, spacing)
     notes += texture_notes(ratio, correlation)
     sentence = variants.factual.prompt.sentence
@@ -572,6 +574,25 @@ def _edit_metrics(
         {name: sample.to_hu(volume) for name, volume in checks.edited.items()},
         {name: sample.to_hu(volume) for name, volume in checks.returned.items()},
     )
+
+
+def _reversal_metrics(
+    plan: GenerationPlan,
+    sample: VolumeSample,
+    factual: Hu,
+    variants: CaseVariants,
+    masks: Mapping[str, NDArray[np.bool_]],
+) -> list[Row]:
+    """Return rows of metrics.csv on generated volumes whose row is changed and changed back."""
+    returned: dict[str, Hu] = {}
+    for variant in variants.all()[1:]:
+        if variant.returned is None:
+            continue
+        volume = factual  # the same text and noise
+        if variant.returned != variants.factual.prompt:
+            volume = plan.generate(sample, variant.returned)
+        returned[f"{variant.column}={variant.value}"] = volume
+    return reversal_rows(sample.case.id, factual, masks, returned)
 
 
 def check_single_file(options: TestOptions) -> Path:

@@ -32,12 +32,17 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Variant:
-    """One volume to generate: its text, and the changed attribute ("" for the factual row)."""
+    """One volume to generate: its text, and the changed attribute ("" for the factual row).
+
+    `returned` is the text of the changed row with the attribute changed back, where there is a row.
+    What the change dropped does not come back.
+    """
 
     prompt: Prompt
     column: str = ""
     value: str = ""
     dropped: tuple[str, ...] = ()
+    returned: Prompt | None = None
 
 
 def describe_removed(change: str, columns: Sequence[str]) -> str:
@@ -206,6 +211,10 @@ class CaseText(ABC):
     def with_value(self, column: str, value: str) -> CaseText | None:
         """Return the same as the new factual text of the case."""
 
+    def returned(self, column: str, value: str) -> Prompt | None:
+        """Return the text with one attribute changed and changed back; None without a row."""
+        return None
+
 
 @dataclass(frozen=True)
 class RowText(CaseText):
@@ -232,6 +241,10 @@ class RowText(CaseText):
     def with_value(self, column: str, value: str) -> RowText:
         """Return the text of the changed row."""
         return replace(self, row=self.template.change(self.row, column, value).row)
+
+    def returned(self, column: str, value: str) -> Prompt:
+        """Return the text of the row changed and changed back."""
+        return self.with_value(column, value).with_value(column, self.row[column]).prompt
 
 
 @dataclass(frozen=True)
@@ -276,7 +289,8 @@ def counterfactual_variants(text: CaseText, intervention: Intervention) -> list[
         changed = text.change(column, value)
         if changed is None:
             return []
-        variants.append(Variant(changed.prompt, column, value, changed.dropped))
+        returned = text.returned(column, value)
+        variants.append(Variant(changed.prompt, column, value, changed.dropped, returned))
     return variants
 
 

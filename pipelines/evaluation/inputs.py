@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 from data.table import find_table, match_table, read_table
-from data.text.prompts import load_template
+from data.text.prompts import Row, Template, load_template
 from options.evaluate_options import EvaluateOptions
-from pipelines.evaluation.text_effect import PredictedAttribute
+from pipelines.evaluation.text_effect import PredictedAttribute, are_numbers
 from pipelines.evaluation.volume_sets import VolumeSet, find_set, with_masks
 from util.cli import UserError, format_list
-
-MIN_NUMBERS = 6  # distinct numbers of a column that is predicted as a number
 
 
 def find_sets(options: EvaluateOptions) -> dict[str, VolumeSet]:
@@ -73,14 +69,24 @@ class TableValues:
     Attributes:
         attributes: The attributes to predict.
         patients: The patient of each case; empty where they are not known.
+        rows: Raw rows by case, with `template` that reads them; empty without a table.
     """
 
     attributes: list[PredictedAttribute] = field(default_factory=list)
     patients: dict[str, str] = field(default_factory=dict)
+    rows: Mapping[str, Row] = field(default_factory=dict)
+    template: Template | None = None
 
 
-def read_table_values(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> TableValues:
+def read_table_values(
+    options: EvaluateOptions, sets: Mapping[str, VolumeSet], need_rows: bool = False
+) -> TableValues:
     """Read the attributes to predict, and each case's patient, from the real scans' table.
+
+    Args:
+        options: The command's options.
+        sets: The sets by name.
+        need_rows: Whether rows are needed though no column is named.
 
     Raises:
         UserError: No table or column, no case in common, or too few values.
@@ -110,21 +116,15 @@ def read_table_values(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -
             f"and --synthetic have no case in common (real: {format_list(cases, 3)}; synthetic: "
             f"{format_list(sets['synthetic'].cases, 3)}). Name files by case."
         )
-    if columns:
+    if columns or need_rows:
         table = match_table(table, cases, path, m.key_column)
     template = load_template(m.template, table.columns, m.key_column, m.patient_column)
     rows = {case: table.rows[case] for case in cases if case in table.rows}
     attributes = []
     for column in m.column:
         values = {case: template.format_value(row, column) for case, row in rows.items()}
-        attributes.append(PredictedAttribute.from_values(column, values, _are_numbers(values)))
+        attributes.append(PredictedAttribute.from_values(column, values, are_numbers(values)))
     patients = {}
     if m.patient_column:
         patients = {case: row[m.patient_column] for case, row in table.rows.items()}
-    return TableValues(attributes, patients)
-
-
-def _are_numbers(values: Mapping[str, str]) -> bool:
-    known = pd.Series([value for value in values.values() if value], dtype=object)
-    numbers = pd.to_numeric(known, errors="coerce")
-    return bool(len(numbers) and numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS)
+    return TableValues(attributes, patients, rows, template)

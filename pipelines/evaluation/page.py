@@ -13,6 +13,8 @@ from dominate import tags
 from matplotlib.figure import Figure
 
 from pipelines.evaluation.baselines import Metric
+from pipelines.evaluation.counterfactual_page import add_counterfactuals
+from pipelines.evaluation.counterfactuals import CounterfactualReport
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from util.web import page_parts
@@ -109,6 +111,7 @@ class ReportContent:
         left_out: Metrics that were not computed, and what they need.
         options: The command's options.
         conclusive: Whether there are enough scans to interpret the metrics.
+        counterfactuals: The axioms of changed volumes; None where there are none.
     """
 
     facts: Mapping[str, str]
@@ -118,6 +121,7 @@ class ReportContent:
     left_out: Sequence[str]
     options: Mapping[str, Mapping[str, Any]]
     conclusive: bool = True
+    counterfactuals: CounterfactualReport | None = None
 
 
 def interpret_metric(metric: Metric) -> str:
@@ -196,6 +200,8 @@ def write_report(folder: Path, title: str, content: ReportContent, histogram: st
                 if metrics:
                     frame = metric_frame(metrics, content.conclusive)
                     _add_section(heading, text, frame, histogram if group == "hu" else "")
+            if content.counterfactuals is not None and content.counterfactuals.rows:
+                add_counterfactuals(content.counterfactuals)
             page_parts.option_tables(content.options, "Options of this evaluation")
     return page_parts.write_document(document, folder / "report.html")
 

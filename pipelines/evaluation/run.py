@@ -17,7 +17,14 @@ from data.fact_store import FactStore
 from data.volumes import load_volume
 from options.evaluate_options import EvaluateOptions
 from options.parser import to_dict
+from pipelines.evaluation.axioms import CaseBootstrap
 from pipelines.evaluation.baselines import Metric, ResamplingPlan
+from pipelines.evaluation.counterfactual_sets import find_counterfactuals
+from pipelines.evaluation.counterfactuals import (
+    CounterfactualPlan,
+    CounterfactualReport,
+    judge_counterfactuals,
+)
 from pipelines.evaluation.density import density_metrics
 from pipelines.evaluation.diversity import diversity_metrics
 from pipelines.evaluation.extractors import Extractor, make_extractor
@@ -78,6 +85,7 @@ class EvaluationPlan:
         networks: 2D networks.
         networks_3d: 3D networks.
         measurer: Measures a volume.
+        counterfactuals: Changed volumes, which are judged by the axioms.
         volume_warnings: What a person should know of the volumes.
     """
 
@@ -88,6 +96,7 @@ class EvaluationPlan:
     networks: Sequence[Extractor]
     networks_3d: Sequence[Extractor]
     measurer: VolumeMeasurer
+    counterfactuals: CounterfactualPlan
     volume_warnings: Sequence[str] = ()
 
     @classmethod
@@ -106,7 +115,15 @@ class EvaluationPlan:
         for volumes in sets.values():
             volume_warnings += check_hu(volumes, store, options.grid.lung_labels)
         grid = _common_grid(options, sets, store)
-        table = read_table_values(options, sets)
+        changed = []
+        if m.axioms:
+            changed = find_counterfactuals(
+                sets["synthetic"], options.sets.counterfactuals, sets["real"]
+            )
+        table = read_table_values(options, sets, need_rows=bool(changed))
+        counterfactuals = CounterfactualPlan.from_table(
+            changed, table.template, table.rows, m.column
+        )
         device = make_device(m.gpu_ids)
         networks = [make_extractor(c, device, 2) for c in m.extractor or ("random",)]
         networks_3d = [make_extractor(c, device, 3) for c in m.extractor_3d or ("random",)]
@@ -114,7 +131,17 @@ class EvaluationPlan:
             log.info("Features by %s, sha256 %s", network.about, network.digest)
         measurer = VolumeMeasurer(grid, networks, networks_3d, out / CACHE)
         store.save()
-        return cls(options, out, sets, table, networks, networks_3d, measurer, volume_warnings)
+        return cls(
+            options,
+            out,
+            sets,
+            table,
+            networks,
+            networks_3d,
+            measurer,
+            counterfactuals,
+            volume_warnings,
+        )
 
     @property
     def conclusive(self) -> bool:
@@ -170,12 +197,14 @@ class EvaluationResult:
         metrics: All metrics but those of copies.
         pair_rows: Rows of pairs.csv.
         copies: The check for copies, where there are training scans.
+        counterfactuals: The axioms of changed volumes.
     """
 
     measurements: Measurements
     metrics: Sequence[Metric]
     pair_rows: Sequence[Mapping[str, Any]]
     copies: CopyReport | None
+    counterfactuals: CounterfactualReport
 
 
 def measure_sets(plan: EvaluationPlan) -> dict[str, list[VolumeMeasurements]]:
@@ -303,7 +332,7 @@ def _draw_pair(path: Path, files: Mapping[str, VolumeFile], grid: ComparisonGrid
 
 
 def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
-    """Write figures.csv, volumes.csv, pairs.csv, memorisation.csv, evaluation.json and the page."""
+    """Write the tables as CSV, evaluation.json and the page."""
     out = plan.out
     for name, table in _result_tables(plan, result).items():
         if len(table):
@@ -315,9 +344,10 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         plan.warnings,
         result.metrics,
         result.copies,
-        unmeasured_metrics(plan),
+        [*unmeasured_metrics(plan), *result.counterfactuals.left_out],
         to_dict(plan.options),
         plan.conclusive,
+        result.counterfactuals,
     )
     page = write_report(out, "Synthetic against real", content, HISTOGRAM)
     record: dict[str, Any] = {
@@ -325,6 +355,8 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         "warnings": content.warnings,
         "options": content.options,
         "figures": [_replace_nan(metric.row()) for metric in result.metrics],
+        "counterfactuals": [_replace_nan(row.row()) for row in result.counterfactuals.rows],
+        "not_measured": content.left_out,
     }
     if result.copies is not None:
         verdicts = dict(zip(result.copies.cases, result.copies.verdicts, strict=True))
@@ -349,6 +381,7 @@ def _result_tables(plan: EvaluationPlan, result: EvaluationResult) -> dict[str, 
         "figures": pd.DataFrame(figures),
         "volumes": pd.DataFrame(volumes),
         "pairs": pd.DataFrame(result.pair_rows),
+        "counterfactuals": result.counterfactuals.frame,
         "memorisation": pd.DataFrame() if result.copies is None else copy_frame(result.copies),
     }
 
@@ -376,6 +409,11 @@ def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
     """Return the metrics that are not computed, each with the input that it needs."""
     o = plan.options.sets
     needs = []
+    if not plan.counterfactuals.sets and plan.options.measure.axioms:
+        needs.append(
+            "Counterfactuals (effectiveness, composition, reversibility, minimality, realism): "
+            "--synthetic or --counterfactuals with results of test.py --vary."
+        )
     if not o.train:
         needs.append("Memorisation: --train with the scans that the generator was trained on.")
     if not plan.table.attributes:
@@ -423,7 +461,15 @@ def _write_evaluation(options: EvaluateOptions) -> Path:
         pair_rows = pair_fidelity(plan.sets["synthetic"], plan.sets["real"], grid, cache)
     metrics = compute_metrics(plan, measurements, pair_rows)
     copies = find_copies(plan, measurements)
-    page = write_outputs(plan, EvaluationResult(measurements, metrics, pair_rows, copies))
+    counterfactuals = judge_counterfactuals(
+        plan.counterfactuals,
+        plan.sets["real"],
+        measurements["real"],
+        plan.measurer,
+        CaseBootstrap(options.measure.draws, options.measure.seed),
+    )
+    result = EvaluationResult(measurements, metrics, pair_rows, copies, counterfactuals)
+    page = write_outputs(plan, result)
     for metric in metrics:
         baseline = f" (baseline {metric.baseline:.4g})" if np.isfinite(metric.baseline) else ""
         log.info("%s: %.4g%s", metric.name, metric.value, baseline)

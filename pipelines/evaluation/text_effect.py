@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.impute import SimpleImputer
@@ -32,6 +33,7 @@ from util.cli import UserError, format_list
 
 FOLDS = 5
 MIN_SCANS = 5  # of a class, or with a number
+MIN_NUMBERS = 6  # distinct numbers of a column that is predicted as a number
 RANK_CORRELATION = "rank correlation"
 ABSOLUTE_ERROR = "mean absolute error"
 AUC = "AUC"
@@ -91,6 +93,13 @@ class PredictedAttribute:
         return np.array(values, float) if self.number else np.array(values)
 
 
+def are_numbers(values: Mapping[str, str]) -> bool:
+    """Return whether a column's known values are numbers, and enough of them to be predicted."""
+    known = pd.Series([value for value in values.values() if value], dtype=object)
+    numbers = pd.to_numeric(known, errors="coerce")
+    return bool(len(numbers) and numbers.notna().all() and numbers.nunique() >= MIN_NUMBERS)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Predictions `(n, classes)` or `(n, 1)` for n cases and their true values `(n,)`."""
@@ -137,18 +146,19 @@ class AttributePredictor:
 
         A case that is not a real scan is predicted by the mean of all models.
         """
-        cases = []
+        known = [volume for volume in volumes if volume.case in self.attribute.values]
+        return Prediction(self.read(known), self.attribute.target([v.case for v in known]))
+
+    def read(self, volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
+        """Return predictions `(n, classes)` or `(n, 1)`, of volumes whose value may be unknown."""
         values = []
         for volume in volumes:
-            if volume.case not in self.attribute.values:
-                continue
             models = self.models
             if volume.case in self.unseen:
                 models = [self.models[self.unseen[volume.case]]]
             by_model = [self._predict_one(model, volume.regional[None]) for model in models]
-            cases.append(volume.case)
             values.append(np.mean(by_model, 0)[0])
-        return Prediction(np.array(values), self.attribute.target(cases))
+        return np.array(values)
 
     def _predict_one(self, model: Pipeline, x: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.attribute.number:

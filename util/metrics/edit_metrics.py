@@ -1,4 +1,4 @@
-"""Metrics of edited real scans.
+"""Metrics of edited real scans, and of generated volumes that are changed back.
 
 Composition, reversibility, minimality and effectiveness as defined by Monteiro et al. 2023.
 """
@@ -14,6 +14,7 @@ from util.metrics.fidelity import METRIC_COLUMNS
 
 Volume = NDArray[np.floating]
 Masks = Mapping[str, NDArray[np.bool_]]
+Row = dict[str, str | float]
 REGIONS = ("lungs", "outside")
 
 
@@ -24,7 +25,7 @@ def edit_rows(
     cycles: Mapping[str, Volume],
     edited: Mapping[str, Volume],
     returned: Mapping[str, Volume],
-) -> list[dict[str, str | float]]:
+) -> list[Row]:
     """Return the rows of metrics.csv for one edited scan.
 
     Args:
@@ -37,7 +38,7 @@ def edit_rows(
             effect; its absolute change outside the lungs should be small (minimality).
         returned: The edited scans edited back. Their distance from the scan is the reversibility.
     """
-    rows: list[dict[str, str | float]] = []
+    rows: list[Row] = []
     for region in REGIONS:
         if region not in masks:
             continue
@@ -48,6 +49,28 @@ def edit_rows(
         for name, volume, absolute in changes:
             change = (volume - real)[masks[region]].astype(np.float64)
             value = float((np.abs(change) if absolute else change).mean())
-            cells = (case, region, name, round(value, 4))
-            rows.append(dict(zip(METRIC_COLUMNS, cells, strict=True)))
+            rows.append(_row(case, region, name, value))
     return rows
+
+
+def reversal_rows(
+    case: str, factual: Volume, masks: Masks, returned: Mapping[str, Volume]
+) -> list[Row]:
+    """Return the rows of metrics.csv for one generated volume that is changed and changed back.
+
+    Args:
+        case: Id of the case.
+        factual: The volume of the factual row, `(X, Y, Z)` in HU.
+        masks: Masks of the regions; `lungs` and `outside` are used.
+        returned: The volume of the row changed to "COLUMN=VALUE" and back, by that name.
+    """
+    rows: list[Row] = []
+    for region in REGIONS:
+        for name, volume in returned.items() if region in masks else ():
+            change = np.abs((volume - factual)[masks[region]].astype(np.float64))
+            rows.append(_row(case, region, f"reversibility_mae_hu {name}", float(change.mean())))
+    return rows
+
+
+def _row(case: str, region: str, metric: str, value: float) -> Row:
+    return dict(zip(METRIC_COLUMNS, (case, region, metric, round(value, 4)), strict=True))
