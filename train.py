@@ -72,6 +72,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     keep_checks = run.continue_train or options.data.cache_dir or cache.is_dir()
     study = training.open_study(options, cache if keep_checks else None)
     options = training.fix_body_label(options, study)
+    options = training.fix_target_labels(options, study)
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None
     data_record: dict[str, Any] = {}
     if resumed:

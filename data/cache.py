@@ -96,7 +96,8 @@ def _open(path: Path) -> np.ndarray:
 def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | None, Volume]:
     """Return CT (linear) and mask (nearest, uint8) of a case on the model's grid.
 
-    A mask without the body gets it here (see `data.body.add_body`), and nowhere else.
+    A mask without the body gets it here (see `data.body.add_body`), and a scan that is not in HU
+    its scale (see `data.intensity`), and nowhere else.
 
     Args:
         case: The case.
@@ -107,7 +108,7 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
             cannot be added.
     """
     mask = _read_mask(case)
-    image = None if case.image is None else load_volume(case.image)
+    image = load_scan(case)
     if spacing is not None:
         mask = resample(mask, spacing=spacing, order=0)
         if image is not None:
@@ -115,6 +116,14 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
     if case.body is not None:
         mask = body.add_body(mask, image, case.body, case.mask)
     return image, mask
+
+
+def load_scan(case: Case) -> Volume | None:
+    """Return the scan of a case on the grid of its file, in HU or on its scale; None without."""
+    if case.image is None:
+        return None
+    scan = load_volume(case.image)
+    return scan if case.scale is None else case.scale(scan)
 
 
 def load_mask(case: Case) -> Volume:
@@ -171,6 +180,8 @@ def _key(case: Case, options: DataOptions, store: FactStore) -> str:
         parts.append([body.VERSION, case.body.label])
         if case.image is None and case.body.shape_file is not None:
             parts.append(volume_fingerprint(case.body.shape_file))
+    if case.scale is not None:
+        parts.append(case.scale.key)
     if options.cache_compression != "none":
         parts.append([options.cache_compression, options.hu_window])
     return json_digest(parts)[:24]

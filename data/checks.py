@@ -14,6 +14,7 @@ from nibabel.affines import voxel_sizes
 
 from data.fact_store import CHECKS_FILE, Facts, FactStore
 from data.geometry import Volume, corner_distance, format_sides, grids_match
+from data.intensity import IntensityScale
 from data.volumes import VolumeHeader, check_labels, load_checked, load_volume
 from util.cli import UserError, format_list
 from util.parallel import map_processes
@@ -31,6 +32,7 @@ MIN_AIR_SHARE = 0.005  # of the voxels that are not padding
 MAX_LUNG_MEDIAN_DIFFERENCE_HU = 200.0
 MAX_AIR_SHARE_RATIO = 4.0
 MAX_SPACING_RATIO = 3.0
+MAX_CUT_SHARE = 0.5  # of the width of --intensity_window that values lie beyond it
 MIN_CASES_TO_COMPARE = 4
 RANGE_PERCENTILES = (0.1, 99.9)
 MAX_DENSE_VOXELS = 2**22
@@ -113,7 +115,8 @@ def hu_fact_problems(facts: Facts) -> list[str]:
     if not reasons:
         return []
     return [
-        f"is not in HU: its values run from {low:g} to {high:g}; {'; '.join(reasons)}. {remedy}"
+        f"is not in HU: its values run from {low:g} to {high:g}; {'; '.join(reasons)}. {remedy} "
+        "If it is not CT, give --modality mr or custom."
     ]
 
 
@@ -131,6 +134,40 @@ def constant_air_problems(facts: Facts) -> list[str]:
         f"is not in HU: all its air ({AIR_HU[0]:g} to {AIR_HU[1]:g} HU) has the one value "
         f"{air[0]:g}, as padding has, and the values of a scan vary. Apply the rescale slope and "
         "intercept, also outside the field of view."
+    ]
+
+
+def intensity_problems(facts: Facts, scale: IntensityScale) -> list[str]:
+    """Return what shows that a scan cannot be scaled to arbitrary units, without its name."""
+    low, high = facts["low"], facts["high"]
+    if not facts["finite"] or low == high:
+        return hu_fact_problems(facts)
+    window = scale.window
+    if window is not None and (high <= window[0] or low >= window[1]):
+        return [
+            f"has values from {low:g} to {high:g}, all of them outside --intensity_window "
+            f"{window[0]:g},{window[1]:g}. Give the range that the scans have."
+        ]
+    return []
+
+
+def intensity_warnings(path: Path, facts: Facts, scale: IntensityScale) -> list[str]:
+    """Return what a person should know of a scan that is scaled to arbitrary units."""
+    if scale.window is not None:
+        low, high = facts["range"]
+        width = scale.window[1] - scale.window[0]
+        lost = max(scale.window[0] - low, high - scale.window[1])
+        if lost <= MAX_CUT_SHARE * width:
+            return []
+        return [
+            f"{path}: 99.8 % of its values run from {low:g} to {high:g}, and --intensity_window "
+            f"{scale.window[0]:g},{scale.window[1]:g} cuts off what lies beyond. Check the unit."
+        ]
+    if facts["range"][0] >= 0:
+        return []
+    return [
+        f"{path} has negative values (from {facts['low']:g}), which MR scans do not have. If it is "
+        "CT, use --modality ct; z-scores and the like have lost what percentiles could compare."
     ]
 
 
@@ -164,9 +201,13 @@ def mask_labels(mask: np.ndarray) -> list[float]:
     return sorted(float(v) for v in values)
 
 
-def image_problems(path: Path, facts: Facts) -> list[str]:
-    """Return messages on a CT that is not finite, constant, or not in HU."""
-    return [f"{path} {problem}" for problem in hu_fact_problems(facts)]
+def image_problems(path: Path, facts: Facts, scale: IntensityScale | None = None) -> list[str]:
+    """Return messages on a scan that is not finite, constant, or not in HU.
+
+    With a scale, HU are not expected.
+    """
+    problems = hu_fact_problems(facts) if scale is None else intensity_problems(facts, scale)
+    return [f"{path} {problem}" for problem in problems]
 
 
 def mask_problems(path: Path, facts: Facts, max_labels: int) -> list[str]:
@@ -237,7 +278,8 @@ class CaseCheck:
         warnings: What a person should look at.
         labels: Labels of the mask.
         spacing: Voxel sides of the mask in mm, empty where it cannot be read.
-        image: Facts of the CT (see `hu_facts`), None without a CT or where it cannot be read.
+        image: Facts of the CT (see `hu_facts`), None without a CT or where it cannot be read or is
+            not in HU.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -279,23 +321,32 @@ def measure_case(files: tuple[Path | None, Path], lung_labels: Sequence[int]) ->
     return facts
 
 
-def judge_case(files: tuple[Path | None, Path], facts: Facts, max_labels: int) -> CaseCheck:
+def judge_case(
+    files: tuple[Path | None, Path],
+    facts: Facts,
+    max_labels: int,
+    scale: IntensityScale | None = None,
+) -> CaseCheck:
     """Check one case by its facts.
 
     Args:
         files: CT or None, and mask.
         facts: See `measure_case`.
         max_labels: More different labels than this are a problem.
+        scale: How intensities are scaled, None for HU.
     """
     image, mask = files
     problems = mask_problems(mask, facts, max_labels)
     labels = [] if problems else [int(v) for v in facts["labels"]]
     problems += facts["problems"]
-    hu = facts["image"]
-    if hu is not None and image is not None and (wrong := image_problems(image, hu)):
+    measured, warnings = facts["image"], list(facts["warnings"])
+    if measured is not None and image is not None:
+        wrong = image_problems(image, measured, scale)
+        if scale is not None and not wrong:
+            warnings += intensity_warnings(image, measured, scale)
         problems += wrong
-        hu = None
-    return CaseCheck(problems, facts["warnings"], labels, facts["spacing"], hu)
+        measured = measured if scale is None and not wrong else None
+    return CaseCheck(problems, warnings, labels, facts["spacing"], measured)
 
 
 def _key(store: FactStore, name: str, files: tuple[Path | None, Path]) -> str:
@@ -413,6 +464,7 @@ def check_volumes(
     max_labels: int = 16,
     cache: Path | None = None,
     lung_labels: Sequence[int] = (1, 2),
+    scale: IntensityScale | None = None,
 ) -> CohortCheck:
     """Read every volume once, and log what a person should look at.
 
@@ -421,17 +473,18 @@ def check_volumes(
         max_labels: More different labels than this are an error.
         cache: Folder that stores the results.
         lung_labels: Labels of the lungs, under which HU are judged.
+        scale: How intensities are scaled, None for HU.
 
     Raises:
         UserError: A file cannot be read, CT and mask lie on different grids, labels are not
-            integers or too many, or a CT is constant, not finite or not in HU. The first ten
-            problems are listed.
+            integers or too many, or a CT is constant, not finite or, without a scale, not in HU.
+            The first ten problems are listed.
     """
     store = FactStore(cache / CHECKS_FILE if cache else None)
     facts = case_facts(files, store, lung_labels)
     store.save()
     pairs = zip(files, facts, strict=True)
-    checks = [judge_case(pair, known, max_labels) for pair, known in pairs]
+    checks = [judge_case(pair, known, max_labels, scale) for pair, known in pairs]
     problems: list[str] = []
     labels = {0}
     empty = []

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data.body import BodyLabel
+from data.intensity import IntensityScale
 from data.splits import Splits
 from data.volumes import strip_suffix
 from util.cli import UserError, safe_name, unique_names
@@ -28,6 +29,7 @@ class Case:
         mask: Integer labels on the grid of the CT.
         row: Clinical row of raw strings by column, "" where a value is not known.
         body: How the mask gets a body on reading, None where it stays as it is.
+        scale: How intensities of the scan are scaled on reading, None for HU.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Case:
     mask: Path
     row: dict[str, str] = field(default_factory=dict)
     body: BodyLabel | None = None
+    scale: IntensityScale | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from data.body import BODY_FILE, BodyLabel, surrounding_label
 from data.checks import check_volumes
-from data.cohort import IMAGES, MASKS, Case, Cohort, natural_key
+from data.cohort import IMAGES, Case, Cohort, natural_key
+from data.intensity import IntensityScale
 from data.resampling import apply_resampling
 from data.review import rejected_cases, rejection_sentence
 from data.splits import Splits, draw_splits, read_splits
@@ -17,10 +18,12 @@ from data.table import ClinicalTable, find_table, match_table, read_table
 from data.text.columns import review_table
 from data.text.prompts import load_template
 from data.volumes import SUFFIXES, has_suffix, load_volume, strip_suffix
-from options.base_options import MAX_LABEL, DataOptions
+from options.base_options import LUNG_LABELS, MAX_LABEL, DataOptions
 from util.cli import UserError, format_list
 
 log = logging.getLogger(__name__)
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 
 
 def load_cohort(
@@ -50,20 +53,24 @@ def load_cohort(
             scan has a row, or the table, the splits, `review.csv` or a volume are malformed.
     """
     root = _check_root(options)
-    masks = files_by_case(root / MASKS)
+    folder = root / options.mask_folder
+    masks = files_by_case(folder)
     images = files_by_case(root / IMAGES) if (root / IMAGES).is_dir() else {}
     if need_images and not images:
         raise UserError(
             f"{root / IMAGES} does not exist; training needs the scan of every mask there."
         )
     rejected = rejected_cases(root, [*masks, *images])
-    _check_pairs(root, _without(images, rejected), _without(masks, rejected), need_images)
+    _check_pairs(
+        root / IMAGES, folder, _without(images, rejected), _without(masks, rejected), need_images
+    )
     table = _read_clinical_table(root, list(masks), options)
     empty_row = dict.fromkeys(table.columns, "")
+    scale = IntensityScale.from_options(options)
     cases = []
     for case_id in sorted(masks, key=natural_key):
         row = {**empty_row, **table.rows.get(case_id, {})}
-        cases.append(Case(case_id, images.get(case_id), masks[case_id], row))
+        cases.append(Case(case_id, images.get(case_id), masks[case_id], row, scale=scale))
     splits = _load_splits(root, cases, table.columns, options, seed, rejected)
     cases = [case for case in cases if case.id not in rejected]
     cohort = Cohort(
@@ -80,7 +87,7 @@ def load_cohort(
     if not check:
         return _with_body(cohort, options, options.body_number, run_folder)
     files = [(case.image, case.mask) for case in cases]
-    check_result = check_volumes(files, options.max_labels, cache, options.lung_labels)
+    check_result = check_volumes(files, options.max_labels, cache, options.lung_labels, scale)
     warnings = (*cohort.warnings, *check_result.warnings)
     cohort = replace(cohort, labels=check_result.labels, warnings=warnings)
     number = options.body_number
@@ -165,8 +172,13 @@ def report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]], number: 
 
 
 def check_lungs(cohort: Cohort, options: DataOptions) -> None:
-    """Raise `UserError` where no mask of the cohort holds a label of the lungs."""
-    if cohort.labels and not set(options.lung_labels) & set(cohort.labels):
+    """Raise `UserError` where no mask of the cohort holds a label of the lungs.
+
+    Where volumes are not of a chest, any label will do.
+    """
+    if cohort.labels and not options.terms.is_ct:
+        _check_targets(cohort, options)
+    elif cohort.labels and not set(options.lung_labels) & set(cohort.labels):
         raise UserError(
             f"--lung_labels is {','.join(map(str, options.lung_labels))}, but the masks in "
             f"{cohort.root} hold {format_list([str(v) for v in cohort.labels])} only; give the "
@@ -174,17 +186,44 @@ def check_lungs(cohort: Cohort, options: DataOptions) -> None:
         )
 
 
+def _check_targets(cohort: Cohort, options: DataOptions) -> None:
+    targets = set(target_labels(cohort.labels, options))
+    if not targets & set(cohort.labels):
+        raise UserError(
+            f"The masks in {cohort.root / options.mask_folder} hold "
+            f"{format_list([str(v) for v in cohort.labels])} only, and effects are to be measured "
+            f"in {format_list([str(v) for v in sorted(targets)]) or 'labels above 0'}. Give "
+            "--lung_labels that occur, or masks with labels."
+        )
+
+
+def target_labels(labels: Sequence[int], options: DataOptions) -> tuple[int, ...]:
+    """Return the labels that effects are measured in: those of the lungs for chest CT.
+
+    Args:
+        labels: Labels of the cohort's masks.
+        options: How the cohort is read; labels other than those of lungs were chosen by a user.
+    """
+    if options.terms.is_ct or options.lung_labels != LUNG_LABELS:
+        return options.lung_labels
+    return tuple(label for label in labels if label)
+
+
 def _check_root(options: DataOptions) -> Path:
+    masks = options.mask_folder
     if not options.dataroot:
         raise UserError(
-            f"--dataroot is not given; it is the folder that holds {IMAGES}/ and {MASKS}/."
+            f"--dataroot is not given; it is the folder that holds {IMAGES}/ and {masks}/."
         )
     root = Path(options.dataroot)
     if not root.is_dir():
         raise UserError(f"--dataroot {root} does not exist or is not a folder.")
-    if not (root / MASKS).is_dir():
+    if not (root / masks).is_dir():
         inside = format_list(sorted(path.name for path in root.iterdir())) or "nothing"
-        raise UserError(f"--dataroot {root} has no folder {MASKS}/ with masks; it holds: {inside}.")
+        raise UserError(
+            f"--dataroot {root} has no folder {masks}/ with masks; it holds: {inside}. Where masks "
+            "lie in another folder, name it by --mask_folder."
+        )
     return root
 
 
@@ -200,8 +239,20 @@ def files_by_case(folder: Path) -> dict[str, Path]:
             raise UserError(f"{folder} holds case {case_id!r} twice: {both}. Keep one of them.")
         files[case_id] = path
     if not files:
+        _refuse_pictures(folder)
         raise UserError(f"{folder} is empty: it has no file that ends in {', '.join(SUFFIXES)}.")
     return files
+
+
+def _refuse_pictures(folder: Path) -> None:
+    """Raise `UserError` where a folder holds pictures in place of volumes."""
+    pictures = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES]
+    if pictures:
+        raise UserError(
+            f"{folder} holds 2D images ({format_list(pictures)}), and the networks take volumes: "
+            "an X-ray or a single picture has neither slices nor voxel sizes. Give CT or MR "
+            f"volumes ({', '.join(SUFFIXES)}); scripts/prepare_data.py prepares DICOM."
+        )
 
 
 def _without(files: Mapping[str, Path], rejected: Collection[str]) -> dict[str, Path]:
@@ -209,19 +260,23 @@ def _without(files: Mapping[str, Path], rejected: Collection[str]) -> dict[str, 
 
 
 def _check_pairs(
-    root: Path, images: dict[str, Path], masks: dict[str, Path], need_images: bool
+    image_folder: Path,
+    mask_folder: Path,
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    need_images: bool,
 ) -> None:
     no_mask = sorted(set(images) - set(masks), key=natural_key)
     no_image = sorted(set(masks) - set(images), key=natural_key)
     if no_mask:
         raise UserError(
-            f"{len(no_mask)} scans in {root / IMAGES} have no mask of the same name in "
-            f"{root / MASKS}: {format_list(no_mask)}. Add the masks or remove the scans."
+            f"{len(no_mask)} scans in {image_folder} have no mask of the same name in "
+            f"{mask_folder}: {format_list(no_mask)}. Add the masks or remove the scans."
         )
     if no_image and need_images:
         raise UserError(
-            f"{len(no_image)} masks in {root / MASKS} have no scan of the same name in "
-            f"{root / IMAGES}: {format_list(no_image)}. Add the scans or remove the masks."
+            f"{len(no_image)} masks in {mask_folder} have no scan of the same name in "
+            f"{image_folder}: {format_list(no_image)}. Add the scans or remove the masks."
         )
     if no_image and images:
         log.warning("%d masks have no scan: %s.", len(no_image), format_list(no_image))

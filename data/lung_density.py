@@ -13,8 +13,9 @@ from scipy import ndimage
 from data.cache import cache_case, load_case
 from data.cohort import Case
 from data.geometry import Volume
+from data.regions import regions_of
 from options.base_options import DataOptions
-from util.metrics.regions import chest_regions
+from util.metrics.regions import label_names
 from util.metrics.texture import statistics_by_region
 from util.parallel import map_threads
 
@@ -52,8 +53,9 @@ def lung_statistics(
 
     Returns:
         For each case, the statistics of `util.metrics.texture` by "PART STATISTIC", such as "upper
-        mean_hu", for the parts `TEXTURE_PARTS` that it has. `log_detail_sd` stands in place of the
-        detail SD, whose effects are factors. Empty without a scan or lungs.
+        mean_hu", for the parts `TEXTURE_PARTS` that it has; without a chest, for all labels
+        together (`lungs`) and for each. `log_detail_sd` stands in place of the detail SD, whose
+        effects are factors. Empty without a scan or lungs.
     """
     return map_threads(partial(_statistics, options=options, cache=cache), cases, "Lung texture")
 
@@ -69,13 +71,16 @@ def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[st
     if not tissue.any():
         return {}
     box = ndimage.find_objects(tissue.astype(np.uint8))[0]
-    regions = chest_regions(mask.array[box], sides, options.lung_labels, options.airway_label)
-    parts = {part: regions[part] for part in ("lungs", *TEXTURE_PARTS) if part in regions}
+    regions = regions_of(mask.array[box], sides, options)
+    measured = TEXTURE_PARTS if options.terms.is_ct else ("lungs", *label_names(regions))
+    parts = {part: regions[part] for part in ("lungs", *measured) if part in regions}
     hu = image.array[box].astype(np.float64).clip(*options.hu_window)
     by_part = statistics_by_region(hu, parts, sides)
     values = {}
-    for part in TEXTURE_PARTS:
+    for part in measured:
         for name, value in by_part.get(part, {}).items():
+            if not options.terms.has(name):
+                continue
             if name == "detail_sd_hu":
                 values[f"{part} log_detail_sd"] = float(np.log(max(value, MIN_DETAIL_HU)))
             else:
@@ -92,7 +97,7 @@ def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, fl
     strides = [max(1, round(COARSE_MM / side)) for side in sides]
     sparse = tuple(slice(None, None, stride) for stride in strides)
     spacing = [side * stride for side, stride in zip(sides, strides, strict=True)]
-    parts = chest_regions(mask.array[sparse], spacing, options.lung_labels, options.airway_label)
+    parts = regions_of(mask.array[sparse], spacing, options)
     hu = image.array[sparse].astype(np.float64).clip(*options.hu_window)
     return {part: float(hu[parts[part]].mean()) for part in PARTS if part in parts}
 

@@ -106,6 +106,12 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check_header(path: Path, shape: Sequence[int], affine: np.ndarray) -> VolumeHeader:
+    if sum(length > 1 for length in shape) == 2:
+        raise UserError(
+            f"{path} is a 2D image {tuple(shape)}, such as an X-ray or a single slice. The "
+            "networks are three-dimensional: they need slices and the distance between them. "
+            "Save the whole CT or MR volume; projection images cannot be used."
+        )
     if len(shape) != 3:
         raise UserError(
             f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a single "

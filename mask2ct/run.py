@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data.body import BodyLabel
 from data.cohort import Case
+from data.regions import regions_of
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
 from mask2ct.volume import Volume
@@ -25,7 +26,6 @@ from options.test_options import ModelOptions
 from pipelines.generation import run_samples
 from util.cli import UserError
 from util.metrics.effects import CHANGE_COLUMNS, Contrast, effect_rows, region_effects
-from util.metrics.regions import chest_regions
 from util.metrics.texture import statistics_by_region
 
 Mask = Any  # a path, a nibabel or SimpleITK image, or (array, affine)
@@ -110,7 +110,7 @@ class Run:
         difference = second - first
         data = self._loaded.options.data
         spacing = voxel_sizes(sample.affine)
-        masks = chest_regions(sample.labels, spacing, data.lung_labels, data.airway_label)
+        masks = regions_of(sample.labels, spacing, data)
         before, after = (statistics_by_region(hu, masks, spacing) for hu in (first, second))
         draws = [region_effects(difference, before, after, masks)]
         rows = effect_rows(Contrast(sample.name, "prompt", "a", "b"), draws, masks)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from options.parser import flag, path_flag
 from util.cli import UserError
+from util.modality import MODALITIES, UNIT_WINDOW, Terms
 
 BODY_LABELS = ("auto", "masks", "none")  # of --body_label, beside a number
 MAX_LABEL = 255
+HU_WINDOW = (-1000.0, 400.0)
+LUNG_LABELS = (1, 2)
+AIRWAY_LABEL = 3
+NO_LABEL = -1  # the airways' in masks that are not of a chest
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,26 @@ class DataOptions:
         "",
         "Folder with img/, gtlung/, clinical.csv or .xlsx; optionally splits.json, prompts.csv.",
         kind="folder",
+    )
+    mask_folder: str = flag("gtlung", "Folder of the masks in --dataroot.")
+    modality: str = flag(
+        "ct",
+        "What the volumes are: ct (chest CT in HU), mr (intensities by percentiles of each scan), "
+        "or custom (intensities by --intensity_window). For mr and custom, units are arbitrary "
+        "(a.u., 0 to 1000), and regions are the mask's labels.",
+        choices=tuple(MODALITIES),
+    )
+    intensity_window: tuple[float, float] | None = flag(
+        None,
+        "With --modality mr or custom: intensities of the files at 0 and 1000 a.u. (none: by "
+        "--percentiles).",
+    )
+    percentiles: tuple[float, float] = flag(
+        (0.5, 99.5),
+        "With --modality mr: percentiles of each scan at 0 and 1000 a.u.; voxels of its lowest "
+        "value do not count.",
+        low=0,
+        high=100,
     )
     template: str = path_flag(
         "auto",
@@ -39,15 +64,24 @@ class DataOptions:
         "Column to use in the text although nearly every row has another value, such as a "
         "finding in words. May be repeated.",
     )
-    lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
-    airway_label: int = flag(3, "Mask label of the airways.")
+    lung_labels: tuple[int, ...] = flag(
+        LUNG_LABELS,
+        "Mask labels of the left and the right lung; with --modality mr or custom the labels that "
+        "effects are measured in (1,2: all labels).",
+    )
+    airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways.")
     body_label: str = flag(
         "masks",
         "Mask label of the body: masks (the label around the lungs, if there is one), auto (the "
         "same, and the next free label where masks hold lungs and airways only, found in the "
         "scans), a number (masks without it get it from their scans), or none.",
     )
-    max_labels: int = flag(16, "Most different labels that a mask may hold.", low=2, high=255)
+    max_labels: int = flag(
+        160,
+        "Most different labels that a mask may hold; one with more is taken for a picture.",
+        low=2,
+        high=255,
+    )
     spacing: tuple[float, float, float] | None = flag(
         None,
         "Voxel size in mm to resample to (linear for CT, nearest for masks).",
@@ -55,7 +89,7 @@ class DataOptions:
         high=50,
     )
     hu_window: tuple[float, float] = flag(
-        (-1000.0, 400.0), "HU mapped linearly to -1 and 1.", low=-4000, high=8000
+        HU_WINDOW, "HU mapped linearly to -1 and 1.", low=-4000, high=8000
     )
     strict: bool = flag(False, "Treat scans without a row, and rows without a scan, as an error.")
     cache_dir: str = flag(
@@ -85,6 +119,64 @@ class DataOptions:
         False, "Draw the training patients with replacement (bootstrap) by --seed."
     )
     fold: str = flag("", "Leave out fold k of K training patients, given as k/K (cross-fitting).")
+
+    def __post_init__(self) -> None:
+        """Settle what follows from the modality.
+
+        Raises:
+            UserError: A flag does not go with the modality.
+        """
+        if self.terms.is_ct:
+            if self.intensity_window is not None:
+                raise UserError(
+                    "--intensity_window is given with --modality ct, whose volumes are in HU. Use "
+                    "--hu_window, or --modality custom."
+                )
+            return
+        self._check_intensities()
+        for name, default, settled in (
+            ("hu_window", HU_WINDOW, UNIT_WINDOW),
+            ("airway_label", AIRWAY_LABEL, NO_LABEL),
+        ):
+            if getattr(self, name) not in (default, settled):
+                raise UserError(
+                    f"--{name} is given with --modality {self.modality}; it is for chest CT. Leave "
+                    "it out (--intensity_window sets the range of other intensities)."
+                )
+            object.__setattr__(self, name, settled)
+        if self.body_label not in BODY_LABELS:
+            raise UserError(
+                f"--body_label is {self.body_label} with --modality {self.modality}; bodies are "
+                "found in chest CT. Leave it out."
+            )
+        object.__setattr__(self, "body_label", "none")
+
+    def _check_intensities(self) -> None:
+        window, (low, high) = self.intensity_window, self.percentiles
+        if window is None and self.modality == "custom":
+            raise UserError(
+                "--modality custom needs --intensity_window LOW,HIGH: the intensities of the files "
+                "that become 0 and 1000 a.u. For scans without a common scale use --modality mr."
+            )
+        if window is not None and window[0] >= window[1]:
+            raise UserError(
+                f"--intensity_window is {window[0]:g},{window[1]:g}; the first must be below the "
+                "second."
+            )
+        if low >= high:
+            raise UserError(
+                f"--percentiles is {low:g},{high:g}; the first must be below the second."
+            )
+
+    @property
+    def terms(self) -> Terms:
+        """Unit and words of the modality, and names of the labels that are known."""
+        terms, lungs = MODALITIES[self.modality], self.lung_labels
+        if not terms.is_ct or (lungs, self.airway_label) == (LUNG_LABELS, AIRWAY_LABEL):
+            return terms
+        sides = ["left lung", "right lung"] if len(lungs) == 2 else ["lung"] * len(lungs)
+        names = {0: "background", **dict(zip(lungs, sides, strict=True))}
+        return replace(terms, label_names={**names, self.airway_label: "airway"})
 
     @property
     def body_number(self) -> int | None:

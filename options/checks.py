@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+from options.base_options import DataOptions
 from options.diffusion_options import (
     FLOW_SAMPLERS,
     SCHEDULE_SAMPLERS,
@@ -30,6 +31,20 @@ def check_train_options(options: TrainOptions) -> None:
             "attribute can be tracked. Give it once."
         )
     _check_losses(options)
+
+
+def check_chest_ct(options: DataOptions, purpose: str) -> None:
+    """Raise `UserError` where a command that is made for chest CT gets other volumes.
+
+    Args:
+        options: How the cohort is read.
+        purpose: What the command does, such as "planting effects".
+    """
+    if not options.terms.is_ct:
+        raise UserError(
+            f"--modality is {options.modality}, and {purpose} works on chest CT in HU with "
+            "labelled lungs. train.py, test.py and scripts/build_atlas.py take other volumes."
+        )
 
 
 def check_patch_size(options: TrainOptions, factor: int = 1) -> None:

@@ -22,6 +22,7 @@ from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
 from data.dicom_export import check_dicom_grid
 from data.load_cohort import report_bodies
+from data.regions import regions_of
 from data.resampling import patients_of
 from data.text.counterfactuals import (
     CaseText,
@@ -64,7 +65,6 @@ from util.files import claim_file
 from util.metrics.edit_metrics import edit_rows, reversal_rows
 from util.metrics.effects import Contrast, effect_rows, region_effects
 from util.metrics.fidelity import metric_rows, texture_notes
-from util.metrics.regions import chest_regions
 from util.metrics.texture import (
     detail_correlation,
     detail_ratio,
@@ -432,7 +432,7 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     if real is not None:
         writer.panels.append(replace(writer.panel("real scan", "ct", real), role="real"))
     spacing = voxel_sizes(sample.affine)
-    masks = chest_regions(sample.labels, spacing, plan.data.lung_labels, plan.data.airway_label)
+    masks = regions_of(sample.labels, spacing, plan.data)
     effects: list[Row] = []
     notes = _volume_notes(plan.cohort, case)
     dropped = [DroppedColumns(v.dropped, v.column, v.value) for v in variants.all() if v.dropped]

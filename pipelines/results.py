@@ -377,7 +377,8 @@ class ResultsWriter:
         title = f"{model.name}: {cases}, {model.which_epoch} (step {step})"
         self.page = None
         if options.output.page:
-            self.page = ResultsPage(folder, title, run_options.data.hu_window)
+            data = run_options.data
+            self.page = ResultsPage(folder, title, data.hu_window, terms=data.terms)
 
     def case_writer(self, sample: VolumeSample, names: VolumeNames) -> CaseWriter:
         """Return the writer of a case's volumes."""
@@ -401,14 +402,15 @@ class ResultsWriter:
         volumes: list[Row] = []
         effects: list[Row] = []
         metrics: list[Row] = []
+        terms = self.run_options.data.terms
         notices = [*context.notices, *_dropped_notices(self.results)]
         for result in self.results:
             volumes += result.volumes
             effects += result.effects
             metrics += result.metrics
-        write_csv(self.folder / "volumes.csv", VOLUME_COLUMNS, volumes)
-        write_csv(self.folder / "effects.csv", EFFECT_COLUMNS, effects)
-        write_csv(self.folder / "metrics.csv", METRIC_COLUMNS, metrics)
+        write_csv(self.folder / "volumes.csv", VOLUME_COLUMNS, terms.rows(volumes))
+        write_csv(self.folder / "effects.csv", terms.columns(EFFECT_COLUMNS), terms.rows(effects))
+        write_csv(self.folder / "metrics.csv", METRIC_COLUMNS, terms.rows(metrics))
         if self.page is None:
             return self.folder / "volumes.csv"
         flags: Row = {}

@@ -27,7 +27,7 @@ from data.body import BODY_FILE, BodyShape
 from data.cache import CachedCase
 from data.checks import check_labels_known
 from data.cohort import Case, Cohort
-from data.load_cohort import check_lungs, load_cohort
+from data.load_cohort import check_lungs, load_cohort, target_labels
 from data.lung_density import lung_statistics
 from data.patch_dataset import PatchDataset, PatchSettings, choose_workers, patch_loader
 from data.resampling import patients_of
@@ -150,6 +150,12 @@ def fix_body_label(options: TrainOptions, study: Study) -> TrainOptions:
         )
     text = "none" if number is None else str(number)
     return replace(options, data=replace(options.data, body_label=text))
+
+
+def fix_target_labels(options: TrainOptions, study: Study) -> TrainOptions:
+    """Return the options with the labels that effects are measured in."""
+    labels = target_labels(study.cohort.labels, options.data)
+    return replace(options, data=replace(options.data, lung_labels=labels))
 
 
 def save_body_shape(folder: Path, options: TrainOptions, volumes: Sequence[CachedCase]) -> None:
@@ -449,7 +455,7 @@ def make_monitor(
             str(number): text for number, text in enumerate(study.cohort.warnings, start=1)
         }
     real = records.get(EVIDENCE, {}).get("effects", {})
-    content = PageContent(shown, notices, tracked_effects(options, real))
+    content = PageContent(shown, notices, tracked_effects(options, real), options.data.terms)
     return Monitor(folder, trainer, content, extra, validation, intervals)
 
 
@@ -484,7 +490,7 @@ def dry_run(
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         log.info("Network %s: %.2f M parameters.", name, millions)
     cases, device = study.training_cases, trainer.accelerator.device
-    log.info("%s", describe_smallest_effect(cases, options.data))
+    log.info("%s", options.data.terms.text(describe_smallest_effect(cases, options.data)))
     with tempfile.TemporaryDirectory() as cache:
         dataset = make_dataset(
             options, study, cases[:DRY_RUN_CASES], Path(cache), model.draws * model.noise_channels

@@ -23,7 +23,7 @@ from util.cli import unique_names
 from util.metrics.fidelity import fidelity_by_region
 from util.metrics.texture import detail_correlation, detail_ratio
 from util.training.monitor import ValidationResult
-from util.web.figures import Panel, fullest_slices, nice_limit, save_slices_png
+from util.web.figures import LUNG, Panel, fullest_slices, nice_limit, save_slices_png
 from util.web.training_page import TrackedEffect, TrainingImage
 
 PICTURE_DPI = 130
@@ -103,7 +103,9 @@ class Validation:
                     if math.isfinite(correlation):
                         values["lung_noise_correlation"] = [correlation]
                 images.append(self._picture(case, volume, effects, step))
-        return ValidationResult({k: float(np.mean(v)) for k, v in values.items()}, images)
+        terms = self.data.terms
+        means = {terms.name(name): float(np.mean(v)) for name, v in values.items()}
+        return ValidationResult(means, images)
 
     def _count(self) -> int:
         """Return the number of volumes that a validation generates."""
@@ -175,5 +177,8 @@ class Validation:
             limit = max(limit, nice_limit(float(np.quantile(np.abs(effect), 0.995))))
         file = f"{step:08d}_{self.names[sample.name]}.png"
         at = fullest_slices(sample.labels)
-        save_slices_png(self.folder / file, panels, at, limit=limit, dpi=PICTURE_DPI)
+        terms = self.data.terms
+        window = LUNG if terms.is_ct else self.data.hu_window
+        path = self.folder / file
+        save_slices_png(path, panels, at, window, limit, PICTURE_DPI, terms.unit)
         return TrainingImage(step, sample.name, case.prompt.sentence, file)

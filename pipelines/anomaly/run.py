@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.checks import check_labels_known
 from data.cohort import Case
 from data.geometry import Volume, grids_match, resample
+from data.regions import regions_of
 from data.text.prompts import Prompt, cohort_prompts, load_template
 from data.volume_dataset import VolumeSample
 from data.volumes import SUFFIXES, load_volume, read_header, write_like
@@ -43,7 +44,6 @@ from util import cli
 from util.cli import UserError, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
 from util.locks import locked_folder
-from util.metrics.regions import chest_regions
 from util.notices import Notice, collected_warnings
 from util.records import open_record
 from util.web.figures import Panel
@@ -274,7 +274,7 @@ def report_scan(
     sample = expectation.sample(case)
     data = expectation.data
     deviation = calibration.deviation_map(scan)
-    masks = chest_regions(sample.labels, scan.spacing, data.lung_labels, data.airway_label)
+    masks = regions_of(sample.labels, scan.spacing, data)
     findings = top_regions(deviation, masks, calibration.threshold, command.map.regions)
     labels = label_regions(findings, deviation.shape)
     difference = scan.real - scan.mean
@@ -380,7 +380,14 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     calibration = calibrate_map(command, clean, calibration_cases)
     reliability = calibration_sentence(command, calibration_cases, calibration)
     score_limit = float(np.ceil(SCORE_MARGIN * calibration.threshold))
-    page = ResultsPage(folder, TITLE, loaded[0].options.data.hu_window, score_limit=score_limit)
+    data = loaded[0].options.data
+    page = ResultsPage(
+        folder,
+        TITLE,
+        data.hu_window,
+        score_limit=score_limit,
+        terms=data.terms,
+    )
     rows: list[dict[str, Any]] = []
     for case in tqdm(cases, "scans", unit="scan", disable=not cli.is_main_process()):
         rows += report_scan(command, expectation, case, calibration, page)

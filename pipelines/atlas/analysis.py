@@ -31,9 +31,10 @@ from pipelines.atlas.statistics.outcomes import Values, outcome_frame
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
-from pipelines.atlas.statistics.shape import VOLUME, measure_shape, shape_frame
+from pipelines.atlas.statistics.shape import VOLUME, measure_shape, region_shapes, shape_frame
 from pipelines.atlas.study import AtlasStudy
 from util import cli
+from util.metrics.regions import label_regions
 from util.parallel import map_threads
 
 Frames = dict[str, pd.DataFrame]
@@ -75,6 +76,8 @@ def measure_masks(study: AtlasStudy) -> RealScans:
     def measure(case: Case) -> Values:
         mask = load_mask(case)
         spacing = voxel_sizes(mask.affine).tolist()
+        if not data.terms.is_ct:
+            return region_shapes(label_regions(mask.array, data.lung_labels), spacing)
         return measure_shape(mask.array, spacing, data.lung_labels, data.airway_label)
 
     shapes = map_threads(measure, study.compared, "masks")
@@ -96,7 +99,12 @@ def measure_masks(study: AtlasStudy) -> RealScans:
 
 
 def _measure_controls(case: Case, study: AtlasStudy) -> Values:
-    """Measure the negative controls on the grid of the scan, which is not clipped there."""
+    """Measure the negative controls on the grid of the scan, which is not clipped there.
+
+    They are known for chest CT alone.
+    """
+    if not study.plan.data.terms.is_ct:
+        return {}
     scan, mask = load_case(case, None)
     assert scan is not None
     airway, labels = study.plan.data.airway_label, study.control_labels

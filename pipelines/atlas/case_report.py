@@ -10,6 +10,7 @@ from nibabel.affines import voxel_sizes
 
 from data.cache import load_case
 from data.cohort import Case
+from data.regions import regions_of
 from data.text.counterfactuals import describe_removed
 from data.volumes import load_volume
 from pipelines.atlas.files import AtlasFiles
@@ -60,8 +61,7 @@ class CasePageWriter:
             files.folder / "web" / self.page,
             mask.array,
             self.spacing,
-            data.lung_labels,
-            data.airway_label,
+            regions_of(mask.array, self.spacing.tolist(), data),
             self._volume(FACTUAL),
         )
         if scan is not None:
@@ -92,8 +92,16 @@ class CasePageWriter:
             seen=bool((self._rows(self.files.cases)["seen"] == "yes").any()),
             pages=self.files.page_names,
         )
-        window = self.study.plan.data.hu_window
-        write_case_page(self.files.folder, facts, self.voxels, self.limit, window, neighbours)
+        data = self.study.plan.data
+        write_case_page(
+            self.files.folder,
+            facts,
+            self.voxels,
+            self.limit,
+            data.hu_window,
+            neighbours,
+            data.terms,
+        )
         for shown in attributes:
             self._draw(shown)
         return pair_rows(facts, self.voxels)
@@ -200,7 +208,9 @@ class CasePageWriter:
         stem = f"{self.page}__{names[attribute.label]}"
         for ending in ("png", "svg"):
             path = self.files.folder / "figures" / f"{stem}.{ending}"
-            save_slices_png(path, panels, (x, y, z), LUNG, self.limit)
+            data = self.study.plan.data
+            window = LUNG if data.terms.is_ct else data.hu_window
+            save_slices_png(path, panels, (x, y, z), window, self.limit, unit=data.terms.unit)
 
     def _difference(self, title: str, difference: np.ndarray, caption: str) -> Panel:
         return Panel(title, "difference", difference, self.spacing, caption=caption)

@@ -15,14 +15,20 @@ from pipelines.atlas.statistics.findings import TEST_COLUMNS
 from pipelines.atlas.statistics.population import PopulationMap
 from util.cli import unique_names
 from util.files import read_frame, read_json, write_frame, write_json
+from util.modality import CT, Terms
 
 FORMAT_VERSION = 2  # of the files' layout, see docs/reference/atlas_tables.md
 ATLAS_RECORD = "atlas.json"
 MAP_COLUMNS = ["key", "kind", "contrast", "cases", "low_hu", "high_hu"]
 
 
-def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
-    """Write `NAME.csv`, numbers with six digits."""
+def write_table(folder: Path, name: str, frame: pd.DataFrame, terms: Terms = CT) -> None:
+    """Write `NAME.csv`, numbers with six digits, in the names and words of the modality."""
+    if not terms.is_ct:
+        frame = frame.rename(columns=terms.name)
+        for column in frame.columns.intersection(["region", "unit", "sentence", "reason", "text"]):
+            change = terms.name if column == "region" else terms.text
+            frame[column] = frame[column].map(change, na_action="ignore")
     write_frame(folder / f"{name}.csv", frame, float_format="%.6g")
 
 

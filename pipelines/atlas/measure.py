@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from data.regions import regions_of
 from data.text.counterfactuals import CaseText, Variant
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template
@@ -20,7 +21,6 @@ from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.outcomes import MEAN, Values
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
 from pipelines.atlas.statistics.regional import RegionOutcomes
-from util.metrics.regions import chest_regions
 
 Hu = NDArray[np.floating]
 # Maps a case and a prompt to `(X, Y, Z)` HU on the model's grid, without padding.
@@ -90,7 +90,7 @@ class MeasurementPlan:
     def regions(self, sample: VolumeSample) -> dict[str, NDArray[np.bool_]]:
         """Return the regions of a case, each `(X, Y, Z)`."""
         spacing = voxel_sizes(sample.affine)
-        return chest_regions(sample.labels, spacing, self.data.lung_labels, self.data.airway_label)
+        return regions_of(sample.labels, spacing, self.data)
 
     def outcomes(self, sample: VolumeSample, volume: Hu) -> RegionOutcomes:
         """Return what measures the volumes of a case, of which one shows where its vessels are."""
@@ -144,7 +144,8 @@ class CaseCounterfactuals:
         self.factual_values = self.outcomes.measure(self.factual)
         self.frame = None
         if lungs.any():
-            self.frame = LungFrame(sample.labels, plan.data.lung_labels)
+            is_chest = plan.data.terms.is_ct
+            self.frame = LungFrame(sample.labels, plan.data.lung_labels, is_chest)
 
     def measure(self, keep: KeepFn | None = None) -> None:
         """Generate and measure everything.

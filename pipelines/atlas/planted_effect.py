@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
 from data.load_cohort import load_cohort
+from data.regions import regions_of
 from data.resampling import group_by_patient, patients_of
 from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
@@ -23,7 +24,6 @@ from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder, read_csv, write_csv
-from util.metrics.regions import chest_regions
 from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
@@ -145,9 +145,7 @@ class _CohortCopy:
 
     def _region(self, case: Case) -> np.ndarray:
         data, mask = self.data, load_volume(case.mask)
-        masks = chest_regions(
-            mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label
-        )
+        masks = regions_of(mask.array, voxel_sizes(mask.affine).tolist(), data)
         if self.options.region not in masks:
             raise UserError(
                 f"{case.mask} has no voxel in --region {self.options.region}. Choose another "

@@ -10,6 +10,7 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 
 from data.cache import load_case
+from data.regions import regions_of
 from pipelines.atlas.measure import AtlasMeasurements
 from pipelines.atlas.planted_effect import PLANT_RECORD
 from pipelines.atlas.statistics.outcomes import MEAN
@@ -21,7 +22,6 @@ from pipelines.atlas.statistics.planted import (
 )
 from pipelines.atlas.study import AtlasStudy
 from util.files import read_json
-from util.metrics.regions import chest_regions
 from util.schema import check_record
 
 PLANT_TYPES = {"column": str, "from": str, "to": str, "region": str, "hu": float}
@@ -91,8 +91,6 @@ def _mean_shares(study: AtlasStudy, planted_region: str) -> dict[str, float]:
     shares = []
     for case in study.cases:
         mask = load_case(case, data.spacing)[1]
-        masks = chest_regions(
-            mask.array, voxel_sizes(mask.affine), data.lung_labels, data.airway_label
-        )
+        masks = regions_of(mask.array, voxel_sizes(mask.affine).tolist(), data)
         shares.append(planted_share(masks, planted_region))
     return {str(region): float(mean) for region, mean in pd.DataFrame(shares).mean().items()}

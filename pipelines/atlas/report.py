@@ -14,9 +14,10 @@ from pipelines.atlas.files import AtlasFiles, write_table
 from pipelines.atlas.pages import charts, map_voxels
 from pipelines.atlas.pages.page_population import write_population_page
 from pipelines.atlas.pages.population import Population
-from pipelines.atlas.statistics.regional import LUNG_REGIONS
+from pipelines.atlas.statistics.regional import tested_regions
 from pipelines.atlas.study import AtlasStudy
 from util import cli
+from util.modality import CT, Terms
 from util.web import page_parts, viewer_parts
 
 ASSETS = ("page.css", "atlas.css", *viewer_parts.SCRIPTS, "atlas_case.js", "atlas_maps.js")
@@ -39,7 +40,8 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     limit = colour_limit(files)
     page_parts.copy_assets(folder / "web", *ASSETS)
     (folder / "figures").mkdir(exist_ok=True)
-    figures = draw_population_figures(files, limit)
+    terms = study.plan.data.terms
+    figures = draw_population_figures(files, limit, terms)
     cases = {case.id: case for case in study.cohort.cases}
     names = files.kept_cases
     rows: list[dict[str, Any]] = []
@@ -48,21 +50,24 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
         before = names[index - 1] if index else None
         after = names[index + 1] if index + 1 < len(names) else None
         rows += CasePageWriter(files, study, cases[name], limit).write([before, after])
-    write_table(folder, "pairs", pd.DataFrame(rows, columns=PAIR_COLUMNS))
+    write_table(folder, "pairs", pd.DataFrame(rows, columns=PAIR_COLUMNS), terms)
     return write_population(files, study, figures, limit)
 
 
 def colour_limit(files: AtlasFiles) -> float:
     """Return the range of differences of all pages, HU: it holds the largest change of a region."""
-    return viewer_parts.fitting_limit(max(1.0, charts.largest_change(files.tests, LUNG_REGIONS)))
+    return viewer_parts.fitting_limit(
+        max(1.0, charts.largest_change(files.tests, tested_regions(files.tests["region"])))
+    )
 
 
-def draw_population_figures(files: AtlasFiles, limit: float) -> list[str]:
+def draw_population_figures(files: AtlasFiles, limit: float, terms: Terms = CT) -> list[str]:
     """Draw the charts and maps into figures/.
 
     Args:
         files: The atlas.
         limit: Range of differences, HU.
+        terms: Unit and words of the modality.
 
     Returns:
         The stems of the figures.
@@ -77,22 +82,25 @@ def draw_population_figures(files: AtlasFiles, limit: float) -> list[str]:
         stems.append("agreement")
     if len(charts.contrasts_shown(files.tests)):
         effects = pd.DataFrame(record["effects"])
-        charts.forest_plot(files.tests, effects, labels, folder / "forest")
-        charts.heat_map(files.tests, labels, limit, folder / "heat_map")
-        charts.outcome_map(files.tests, labels, folder / "outcomes")
+        charts.forest_plot(files.tests, effects, labels, folder / "forest", terms)
+        charts.heat_map(files.tests, labels, limit, folder / "heat_map", terms)
+        charts.outcome_map(files.tests, labels, folder / "outcomes", terms)
         stems += ["forest", "heat_map", "outcomes"]
     units = {}
     for attribute in record["attributes"]:
         if attribute.get("kind") == "number":
             units[attribute["column"]] = attribute["unit"] or ""
-    if record["doses"] and charts.dose_plot(pd.DataFrame(record["doses"]), units, folder / "doses"):
+    doses = pd.DataFrame(record["doses"])
+    if len(doses) and charts.dose_plot(doses, units, folder / "doses", terms):
         stems.append("doses")
     table = pd.DataFrame(record["maps"])
     if len(table):
         is_slope = {c["contrast"]: c["kind"] == "slope" for c in record["contrasts"]}
         drawn = {contrast: label for contrast, label in labels.items() if not is_slope[contrast]}
         null = map_voxels.null_contrast(record)
-        stems += map_voxels.draw_maps(folder, table, files.read_maps(), drawn, limit, null)
+        stems += map_voxels.draw_maps(
+            folder, table, files.read_maps(), drawn, limit, null, terms.unit
+        )
     return stems
 
 
@@ -125,4 +133,6 @@ def write_population(
         pages=files.page_names,
         files=sorted(tables),
     )
-    return write_population_page(files.folder, population, study.plan.data.hu_window)
+    return write_population_page(
+        files.folder, population, study.plan.data.hu_window, study.plan.data.terms
+    )

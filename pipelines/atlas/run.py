@@ -226,11 +226,12 @@ def write_atlas(
     if planted is not None:
         frames["spike"] = planted
     labels = {contrast.id: contrast.label for contrast in study.plan.contrasts}
-    agreement_plot(frames["agreement"], labels, folder / "agreement")
+    agreement_plot(frames["agreement"], labels, folder / "agreement", study.plan.data.terms)
+    terms = study.plan.data.terms
     for name, frame in frames.items():
-        files.write_table(folder, name, frame)
+        files.write_table(folder, name, frame, terms)
     facts = method_facts(opened, frames, real)
-    methods = methods_paragraph(facts)
+    methods = terms.text(methods_paragraph(facts))
     summary = AtlasSummary.from_frames(frames)
     (folder / "methods.txt").write_text(methods + "\n", encoding="utf-8")
     record = {
@@ -248,7 +249,7 @@ def write_atlas(
             record[name] = frame
     files.write_record(folder, record)
     write_pages(folder, study)
-    log.info("%s", summary.text)
+    log.info("%s", terms.text(summary.text))
 
 
 def next_commands(options: AtlasCommand) -> NextCommands:

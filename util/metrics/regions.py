@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,24 @@ def chest_regions(
     for label in np.unique(labels):
         masks[f"label_{label}"] = labels == label
     return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def label_regions(labels: NDArray[np.integer], target_labels: Sequence[int]) -> dict[str, Mask]:
+    """Return the regions of a mask that is not of a chest, masks `(X, Y, Z)` by name.
+
+    `lungs` is the union of the target labels, which tables call `labelled`; `outside` is the rest,
+    and `label_<k>` each label. Those without a voxel are left out.
+    """
+    targets = np.isin(labels, target_labels)
+    masks = {"lungs": targets, "outside": ~targets}
+    for label in np.unique(labels):
+        masks[f"label_{label}"] = labels == label
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def label_names(regions: Iterable[str]) -> list[str]:
+    """Return the regions that are labels other than the background, in their order."""
+    return [name for name in regions if re.fullmatch(r"label_[1-9]\d*", name)]
 
 
 def _thirds(lungs: Mask) -> dict[str, Mask]:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from util.metrics.regions import label_names
+
 DETAIL_MM = 3.0  # SD of the Gaussian whose result is subtracted; one voxel where voxels are larger
 TREND_MM = 24.0  # the same for the power spectrum, whose coarse bands are detail too
 TAPER_MM = 8.0  # depth below the border over which the window of the power spectrum rises
@@ -87,14 +89,15 @@ def statistics_by_region(
 ) -> dict[str, dict[str, float]]:
     """Return `STATISTICS` of every region of one volume, which is smoothed once per tissue.
 
-    The lungs' parts are smoothed within the lungs, airways and the rest by themselves.
+    The lungs' parts are smoothed within the lungs, airways and the rest by themselves; without
+    parts of lungs, each label by itself.
 
     Args:
         hu: `(X, Y, Z)` in HU.
         masks: Regions of `util.metrics.regions.chest_regions`.
         spacing: Voxel size in mm.
     """
-    tissues = [masks[tissue] for tissue in TISSUES if tissue in masks]
+    tissues = [masks[tissue] for tissue in _tissues(masks) if tissue in masks]
     inner = [interior(tissue) for tissue in tissues]
     fine = _detail_of_all(hu, inner, spacing)
     inside = np.logical_or.reduce(inner)
@@ -111,6 +114,13 @@ def statistics_by_region(
         for name in border:
             statistics[name]["detail_sd_hu"] = float(whole[masks[name]].std())
     return statistics
+
+
+def _tissues(masks: Mapping[str, Mask]) -> Sequence[str]:
+    """Return the names of disjoint tissues among regions of a chest, or of labels alone."""
+    labels = label_names(masks)
+    is_chest = "upper" in masks or "airway" in masks or "lungs" not in masks
+    return TISSUES if is_chest or not labels else (*labels, "outside")
 
 
 def _detail_of_all(hu: Volume, tissues: Sequence[Mask], spacing: Sequence[float]) -> Array:

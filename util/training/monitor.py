@@ -12,6 +12,7 @@ from typing import Any, Protocol, get_type_hints
 from torch import Tensor
 
 from util.files import write_json
+from util.modality import CT, Terms
 from util.notices import Notice
 from util.records import read_record
 from util.schema import misfit
@@ -74,11 +75,13 @@ class PageContent:
         options: The run's options by group.
         notices: Warnings of the command; the list may grow.
         tracked: The effects that are followed.
+        terms: Unit and words of the modality.
     """
 
     options: Mapping[str, Any]
     notices: Sequence[Notice] = ()
     tracked: Sequence[TrackedEffect] = ()
+    terms: Terms = CT
 
 
 @dataclass
@@ -286,6 +289,7 @@ class Monitor:
             self.images,
             self.content.options,
             self._state(state),
+            self.content.terms,
         )
 
     def close(self) -> None:

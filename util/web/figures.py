@@ -41,7 +41,6 @@ LABEL_COLOURS = (
     "#5fd0d0",
     "#c98b6b",
 )
-LABEL_NAMES: Mapping[int, str] = {0: "background", 1: "left lung", 2: "right lung", 3: "airway"}
 BACKGROUND = "#0b0d11"
 # Axis across the picture, axis down it, axis through it; letters at its left, right, top, bottom.
 PLANES: Mapping[str, tuple[int, int, int, tuple[str, str, str, str]]] = {
@@ -199,6 +198,7 @@ def save_slices_png(
     window: Window = LUNG,
     limit: float | None = None,
     dpi: int = 120,
+    unit: str = "HU",
 ) -> None:
     """Save a picture with a row per volume, a column per plane, a colour bar for differences.
 
@@ -211,6 +211,7 @@ def save_slices_png(
         limit: Differences run from -limit to +limit HU; by default their 99.5th percentile, rounded
             up.
         dpi: Pixels per inch; a column is about 2.2 inches wide.
+        unit: Unit of the differences.
     """
     if at is None:
         masks = [panel.array for panel in panels if panel.kind == "mask"]
@@ -231,7 +232,7 @@ def save_slices_png(
                 text = axes.text(-0.06, 0.5, label, fontsize=9, transform=axes.transAxes)
                 text.set(ha="right", va="center")
     if rows:
-        _colour_bar(figure, grid, rows, limit)
+        _colour_bar(figure, grid, rows, limit, unit)
     ending = "svg" if path.suffix == ".svg" else "png"
     figure.savefig(path, format=ending, bbox_inches="tight", pad_inches=0.08)
 
@@ -266,11 +267,13 @@ def _sheet(figure: Figure, panel: Panel, rows: int, right: float) -> GridSpec:
     return grid
 
 
-def _colour_bar(figure: Figure, grid: GridSpec, rows: Sequence[int], limit: float) -> None:
+def _colour_bar(
+    figure: Figure, grid: GridSpec, rows: Sequence[int], limit: float, unit: str
+) -> None:
     place = grid[rows[0] : rows[-1] + 1, -1].get_position(figure)
     bottom = place.y0 + 0.1 * place.height
     axes = figure.add_axes((place.x1 + 0.015, bottom, 0.015, 0.8 * place.height))
     bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), DIVERGING), cax=axes)
     bar.set_ticks([-limit, 0, limit], labels=[f"−{limit:g}", "0", f"+{limit:g}"])
-    bar.set_label("HU", fontsize=8)
+    bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=8)

@@ -15,6 +15,7 @@ import pandas as pd
 from dominate import tags
 
 from util.files import atomic_path
+from util.modality import CT, Terms
 
 ASSETS = Path(__file__).parent / "assets"
 RESEARCH_ONLY = "For research only: not for diagnosis, treatment or any other clinical decision."
@@ -58,8 +59,15 @@ def copy_assets(folder: Path, *names: str) -> None:
         shutil.copyfile(ASSETS / name, folder / name)
 
 
-def write_document(document: dominate.document, path: Path) -> Path:
-    """Write a page in one step, so that a browser never sees half of it; return its path."""
+def write_document(document: dominate.document, path: Path, terms: Terms = CT) -> Path:
+    """Write a page in one step, so that a browser never sees half of it; return its path.
+
+    Args:
+        document: The page.
+        path: The file.
+        terms: Words of the modality that the page shows, in place of those for chest CT.
+    """
+    terms.document(document)
     with atomic_path(path) as temporary:
         temporary.write_text(document.render(pretty=False), encoding="utf-8")
     return path

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from dominate import tags
 
+from util.modality import LABEL_NAMES
 from util.web import viewer_parts
-from util.web.figures import LABEL_NAMES, Panel
+from util.web.figures import Panel
 from util.web.viewer_parts import SlicePanel
 from util.web.web_data import PageGrid, VolumeEntry, check_panels, write_volume
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dominate import tags
 
+from util.modality import CT, LABEL_NAMES
 from util.web import page_parts, viewer_parts
-from util.web.figures import LABEL_NAMES, LUNG
+from util.web.figures import LUNG
 from util.web.viewer_parts import SlicePanel
 from util.web.web_data import PageGrid, VolumeEntry
 
@@ -101,7 +102,8 @@ def write_preparation_page(
     document = page_parts.new_document("Prepared scans", "report/", scripts=scripts)
     labels = sorted({label for card in cards if card.slices for label in card.slices.labels})
     names = {**LABEL_NAMES, BODY: "body"}
-    config = viewer_parts.viewer_config(LUNG, 100, labels, voxels=voxels, label_names=names)
+    terms = replace(CT, label_names=names)
+    config = viewer_parts.viewer_config(LUNG, 100, labels, voxels=voxels, terms=terms)
     document.body["data-config"] = json.dumps(config)
     warned = [card for card in cards if card.warnings]
     clean = [card for card in cards if not card.warnings]

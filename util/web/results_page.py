@@ -19,10 +19,11 @@ from util.metrics.contrasts import (
     is_avoided,
     summarise_contrasts,
 )
+from util.modality import CT, Terms
 from util.notices import Notice
 from util.web import page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
-from util.web.figures import LABEL_NAMES, Panel, Role, Window, nice_limit
+from util.web.figures import Panel, Role, Window, nice_limit
 from util.web.picture_row import write_panels
 from util.web.tables import effect_tables, metric_sentence, metric_tables
 from util.web.viewer_parts import SlicePanel, fitting_limit
@@ -104,8 +105,8 @@ class ResultsPage:
         folder: The results folder; links to volumes are relative to it.
         title: The page's title.
         window: Lowest and highest HU of the model's window.
-        label_names: Names of mask labels; others are called "label 7".
         score_limit: Scores are coloured from minus to plus this.
+        terms: Unit, words and names of labels of the modality.
     """
 
     def __init__(
@@ -114,14 +115,14 @@ class ResultsPage:
         title: str,
         window: Window,
         *,
-        label_names: Mapping[int, str] = LABEL_NAMES,
         score_limit: float = 10.0,
+        terms: Terms = CT,
     ) -> None:
         self.folder = folder
         self.title = title
         self.window = window
-        self.label_names = label_names
         self.score_limit = score_limit
+        self.terms = terms
         self._cases: list[_CaseSection] = []
         self._labels: set[int] = set()
         self._changes: dict[str, float] = {}  # largest change by attribute, HU
@@ -185,7 +186,7 @@ class ResultsPage:
             0.0,
             sorted(self._labels),
             score_limit=self.score_limit,
-            label_names=self.label_names,
+            terms=self.terms,
         )
         document.body["data-config"] = json.dumps(config)
         contrasts = summarise_contrasts(report.effects, report.patients)
@@ -211,10 +212,10 @@ class ResultsPage:
                 for section in cases:
                     self._case(section, report.notices)
                 with tags.div(cls="cards"):
-                    effect_tables(report.effects, contrasts)
-                    metric_tables(report.metrics)
+                    effect_tables(report.effects, contrasts, self.terms)
+                    metric_tables([m for m in report.metrics if self.terms.has(str(m["metric"]))])
                     page_parts.option_tables(options)
-        return page_parts.write_document(document, self.folder / "index.html")
+        return page_parts.write_document(document, self.folder / "index.html", self.terms)
 
     def _headline(
         self, clearest: ContrastSummary | None, meaningless: Sequence[str], report: ResultsReport
@@ -235,7 +236,7 @@ class ResultsPage:
 
     def _toolbar(self) -> None:
         with viewer_parts.toolbar("View of all cases"):
-            viewer_parts.plane_and_window("axial")
+            viewer_parts.plane_and_window("axial", self.terms)
             if self._changes:
                 viewer_parts.limit_choice()
                 viewer_parts.overlay_choice()
@@ -312,7 +313,7 @@ class ResultsPage:
                 )
                 with shown.add():
                     if shown.kind == "mask":
-                        viewer_parts.label_legend(sorted(self._labels), self.label_names)
+                        viewer_parts.label_legend(sorted(self._labels), self.terms.label_names)
 
 
 def _short_title(picture: _Picture) -> str:

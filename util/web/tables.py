@@ -10,6 +10,7 @@ import pandas as pd
 
 from util.metrics.contrasts import ContrastSummary, summarise_contrasts
 from util.metrics.regions import REGION_NAMES, region_name
+from util.modality import CT, Terms
 from util.web import page_parts
 
 Rows = Sequence[Mapping[str, Any]]
@@ -35,13 +36,14 @@ def signed(value: float) -> str:
 
 
 def effect_summary(
-    effects: Rows, contrasts: Sequence[ContrastSummary] | None = None
+    effects: Rows, contrasts: Sequence[ContrastSummary] | None = None, terms: Terms = CT
 ) -> pd.DataFrame:
     """Return a row for each contrast: its mean effect with what decides its meaning first.
 
     Args:
         effects: Rows of effects.csv.
         contrasts: Their summary over patients; by default every case is a patient.
+        terms: Words of the modality, which decides what changes of texture mean something.
 
     Returns:
         Mean HU with the 95 % interval over patients, patients with its sign, the change by another
@@ -70,7 +72,7 @@ def effect_summary(
             "lowest HU": change.min(),
             "highest HU": change.max(),
         }
-        rows.append(row | _texture_changes(part) | {"region": region})
+        rows.append(row | _texture_changes(part, terms) | {"region": region})
     return pd.DataFrame(rows)
 
 
@@ -83,11 +85,11 @@ def _interval(summary: ContrastSummary) -> dict[str, Any]:
     return {"mean HU": summary.mean, "95 % interval": interval, "another noise, HU": noise}
 
 
-def _texture_changes(part: pd.DataFrame) -> dict[str, float]:
+def _texture_changes(part: pd.DataFrame, terms: Terms) -> dict[str, float]:
     """Return the mean changes of detail and of thin and dense lung, where they were measured."""
     changes = {}
     for name, (column, factor) in TEXTURE_COLUMNS.items():
-        if column in part:
+        if column in part and terms.has(column):
             changes[name] = factor * float(part[column].astype(float).mean())
     return changes
 
@@ -126,12 +128,12 @@ def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns=REGION_NAMES)
 
 
-def effect_tables(effects: Rows, contrasts: Sequence[ContrastSummary]) -> None:
+def effect_tables(effects: Rows, contrasts: Sequence[ContrastSummary], terms: Terms = CT) -> None:
     """Add the effects' summary over patients, and every case's effects folded away."""
     if not effects:
         return
     with page_parts.card("Effects over cases"):
-        page_parts.frame_table(_with_names(effect_summary(effects, contrasts)), signed)
+        page_parts.frame_table(_with_names(effect_summary(effects, contrasts, terms)), signed)
         with page_parts.fold("Mean change in HU, every case and region"):
             page_parts.frame_table(_with_names(effects_by_case(effects)), signed)
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from util.files import atomic_path
 from util.metrics.fidelity import texture_notes
+from util.modality import CT, Terms
 from util.web import page_parts
 
 MAX_POINTS = 400  # more points than this along a curve are averaged in bins
@@ -144,6 +145,7 @@ def write_training_page(
     images: Sequence[TrainingImage],
     options: Mapping[str, Mapping[str, Any]],
     state: TrainingState | None = None,
+    terms: Terms = CT,
 ) -> Path:
     """Write `folder`/index.html with its curves and return its path; a later call replaces it.
 
@@ -154,6 +156,7 @@ def write_training_page(
         images: Pictures in any order; the newest step comes first.
         options: The run's options, by group.
         state: Where the training stands; by default after the log's last step.
+        terms: Unit and words of the modality.
     """
     page_parts.copy_assets(folder, "page.css", "training.js")
     last = max((int(record["step"]) for record in log), default=0)
@@ -165,15 +168,15 @@ def write_training_page(
     with document:
         page_parts.page_header(
             title,
-            tags.p(effect_sentence(log, state.tracked), cls="headline"),
+            tags.p(effect_sentence(log, state.tracked, terms), cls="headline"),
             cautions=(page_parts.RESEARCH_ONLY,),
         )
         with tags.main():
             _progress(state)
             _pictures([image for image in images if image.step == newest])
-            _before_judging([*state.warnings, *validation_notes(log)])
+            _before_judging([*state.warnings, *validation_notes(log, terms)])
             with tags.div(cls="cards"):
-                _tracked(folder, log, state, last)
+                _tracked(folder, log, state, last, terms)
                 for kind, chart in curves(log).items():
                     file = f"{kind.lower()}.svg"
                     draw_curves(chart, COLOURS[kind], folder / file)
@@ -183,7 +186,7 @@ def write_training_page(
             _pictures([image for image in images if image.step != newest])
             page_parts.option_tables(options)
     write_progress(folder, state)
-    return page_parts.write_document(document, folder / "index.html")
+    return page_parts.write_document(document, folder / "index.html", terms)
 
 
 def write_progress(folder: Path, state: TrainingState) -> None:
@@ -200,25 +203,30 @@ def write_progress(folder: Path, state: TrainingState) -> None:
         temporary.write_text(f"Mask2CT.progress({json.dumps(values)});\n", encoding="ascii")
 
 
-def effect_sentence(log: Sequence[Mapping[str, Any]], tracked: Sequence[TrackedEffect]) -> str:
+def effect_sentence(
+    log: Sequence[Mapping[str, Any]], tracked: Sequence[TrackedEffect], terms: Terms = CT
+) -> str:
     """Return where the run stands in a sentence with figures: the followed effects, or the error.
 
     Args:
         log: Records of log.jsonl.
         tracked: The effects that are followed.
+        terms: Unit and words of the modality, whose names the log has.
     """
     newest: dict[str, float] = {}
     for record in log:
         newest.update({k: v for k, v in record.items() if isinstance(v, int | float)})
     texts = []
     for effect in tracked:
-        if effect.metric in newest:
-            text = f"{effect.title}: {newest[effect.metric]:+.1f} HU in the generated lungs"
+        metric = terms.name(effect.metric)
+        if metric in newest:
+            text = f"{effect.title}: {newest[metric]:+.1f} HU in the generated lungs"
             if not math.isnan(effect.real):
                 text += f", {effect.real:+.1f} [{effect.low:.1f}, {effect.high:.1f}] in real scans"
             texts.append(f"{text}.")
-    if "val_lung_mae_hu" in newest:
-        texts.append(f"Mean absolute error in the lungs {newest['val_lung_mae_hu']:.0f} HU.")
+    error = newest.get(terms.name("val_lung_mae_hu"))
+    if error is not None:
+        texts.append(f"Mean absolute error in the lungs {error:.0f} HU.")
     return page_parts.typeset(" ".join(texts) or "No validation yet.")
 
 
@@ -236,15 +244,16 @@ def _before_judging(warnings: Sequence[str]) -> None:
 
 
 def _tracked(
-    folder: Path, log: Sequence[Mapping[str, Any]], state: TrainingState, last: int
+    folder: Path, log: Sequence[Mapping[str, Any]], state: TrainingState, last: int, terms: Terms
 ) -> None:
     """Add a card with the curve of each effect that is followed, and the real scans' as a line."""
     validation = curves(log).get("Validation", {})
     for number, effect in enumerate(state.tracked):
-        if effect.metric not in validation:
+        metric = terms.name(effect.metric)
+        if metric not in validation:
             continue
         file = f"effect_{number}.svg"
-        draw_effect(effect, *validation[effect.metric], folder / file)
+        draw_effect(effect, *validation[metric], folder / file, terms)
         with page_parts.card(effect.title, "wide"):
             text = f"Mean effect on the lungs over steps, HU: {effect.title}."
             if math.isnan(effect.real):
@@ -259,7 +268,11 @@ def _tracked(
 
 
 def draw_effect(
-    effect: TrackedEffect, steps: Sequence[float], values: Sequence[float], path: Path
+    effect: TrackedEffect,
+    steps: Sequence[float],
+    values: Sequence[float],
+    path: Path,
+    terms: Terms = CT,
 ) -> None:
     """Draw the curve of an effect and the regression of the real scans, as SVG."""
     figure = Figure(figsize=(8, 2.6), layout="constrained")
@@ -271,23 +284,22 @@ def draw_effect(
         axes.axhspan(effect.low, effect.high, color="#5c6878", alpha=0.18, linewidth=0)
         axes.axhline(effect.real, color="#5c6878", linestyle="--", label="real scans, regression")
     axes.axhline(0, color="#aab2bd", linewidth=0.8)
-    axes.set(xlabel="step", ylabel="HU in the lungs")
+    axes.set(xlabel="step", ylabel=terms.text("HU in the lungs"))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="svg")
 
 
-def validation_notes(log: Sequence[Mapping[str, Any]]) -> list[str]:
+def validation_notes(log: Sequence[Mapping[str, Any]], terms: Terms = CT) -> list[str]:
     """Return sentences on the texture of the newest validation."""
+    names = [terms.name("val_lung_detail_ratio"), terms.name("val_lung_noise_correlation")]
     newest: dict[str, float] = {}
     for record in log:
-        for name in ("val_lung_detail_ratio", "val_lung_noise_correlation"):
+        for name in names:
             if isinstance(record.get(name), int | float):
                 newest[name] = record[name]
-    return texture_notes(
-        newest.get("val_lung_detail_ratio"), newest.get("val_lung_noise_correlation")
-    )
+    return texture_notes(*map(newest.get, names))
 
 
 def _pictures(images: Sequence[TrainingImage]) -> None:

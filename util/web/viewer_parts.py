@@ -11,12 +11,12 @@ from dominate import tags
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, to_hex
 
+from util.modality import CT, LABEL_NAMES, Terms
 from util.web import page_parts
 from util.web.figures import (
     BACKGROUND,
     BONE,
     DIVERGING,
-    LABEL_NAMES,
     LUNG,
     MEDIASTINUM,
     PLANES,
@@ -56,7 +56,7 @@ def viewer_config(
     voxels: str = "web/",
     plane: str = "axial",
     score_limit: float = 10.0,
-    label_names: Mapping[int, str] = LABEL_NAMES,
+    terms: Terms = CT,
 ) -> dict[str, Any]:
     """Return the settings that all viewers of a page share, for `data-config` of its body.
 
@@ -67,10 +67,13 @@ def viewer_config(
         voxels: Folder of the volumes' scripts, relative to the page.
         plane: Plane shown first.
         score_limit: Scores are coloured from minus to plus this.
-        label_names: Names of mask labels; others are called "label 7".
+        terms: Unit, words and names of labels of the modality.
     """
+    windows = {"lung": LUNG, "mediastinum": MEDIASTINUM, "bone": BONE} if terms.is_ct else {}
     return {
-        "windows": {"lung": LUNG, "mediastinum": MEDIASTINUM, "bone": BONE, "model": window},
+        "windows": {**windows, "model": window},
+        "unit": terms.unit,
+        "no_value": terms.text("no lung"),
         "limit": limit,
         "score_limit": int(score_limit) if float(score_limit).is_integer() else score_limit,
         "voxels": voxels,
@@ -79,7 +82,7 @@ def viewer_config(
         "sizes": SIZES,
         "frames_per_second": FRAMES_PER_SECOND,
         "background": BACKGROUND,
-        "labels": {k: [label_colour(k), label_name(k, label_names)] for k in labels if k},
+        "labels": {k: [label_colour(k), label_name(k, terms.label_names)] for k in labels if k},
         "ranks": RANK_COLOURS,
         "diverging": _palette(DIVERGING),
         "sequential": _palette(SEQUENTIAL),
@@ -192,12 +195,14 @@ def toolbar(label: str, cls: str = "") -> tags.div:
     return tags.div(cls=f"toolbar {cls}".strip(), role="toolbar", aria_label=label)
 
 
-def plane_and_window(plane: str) -> None:
-    """Add the choices of the plane and of the HU window."""
+def plane_and_window(plane: str, terms: Terms = CT) -> None:
+    """Add the choices of the plane and, for CT, of the HU window."""
     planes = {**{name: name.capitalize() for name in PLANES}, "three": "Three planes"}
     windows = {"lung": "Lung", "mediastinum": "Mediastinum", "bone": "Bone", "model": "Whole"}
     page_parts.choice_buttons("plane", "Plane", planes, plane)
-    page_parts.choice_buttons("window", "Window", windows, "lung")
+    if not terms.is_ct:
+        windows = {"model": windows["model"]}
+    page_parts.choice_buttons("window", "Window", windows, next(iter(windows)))
     tags.output(id="window-range")
 
 

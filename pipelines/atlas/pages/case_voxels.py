@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pipelines.atlas.statistics.regional import RegionVoxels
 from pipelines.atlas.statistics.zones import label_zones, zone_masks
-from util.metrics.regions import chest_regions
 from util.web.figures import fullest_slices
 from util.web.web_data import PageGrid, VolumeEntry, write_volume
 
@@ -30,8 +29,7 @@ class CaseVoxels:
         folder: Folder of the scripts.
         labels: Mask `(X, Y, Z)` in RAS.
         spacing: Voxel size in mm.
-        lung_labels: Labels of the left and the right lung.
-        airway_label: Label of the airways.
+        regions: Masks of the regions by name.
         factual: HU, generated from the factual row.
     """
 
@@ -40,15 +38,13 @@ class CaseVoxels:
         folder: Path,
         labels: NDArray[np.integer],
         spacing: Sequence[float],
-        lung_labels: Sequence[int],
-        airway_label: int,
+        regions: Mapping[str, NDArray[np.bool_]],
         factual: Hu,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        masks = chest_regions(labels, spacing, lung_labels, airway_label)
-        self.zones = zone_masks(masks)
-        self._regions = RegionVoxels.from_masks({**masks, **self.zones})
+        self.zones = zone_masks(regions)
+        self._regions = RegionVoxels.from_masks({**regions, **self.zones})
         self.labels = sorted(int(v) for v in np.unique(labels) if v)
         self.means: dict[str, dict[str, float]] = {}
         self.written: dict[str, VolumeEntry] = {}

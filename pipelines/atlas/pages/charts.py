@@ -14,11 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, MEAN
 from pipelines.atlas.statistics.sentences import format_change, format_interval
 from util.metrics.regions import region_name
+from util.modality import CT, Terms
 from util.web.figures import DIVERGING
 
 GENERATED_COLOUR = "#1f4e79"
@@ -50,11 +52,19 @@ VERDICT_X = 1.5
 Labels = Mapping[str, str]
 
 
-def save_chart(figure: Figure, stem: Path) -> None:
-    """Save `stem`.png and `stem`.svg."""
+def save_chart(figure: Figure, stem: Path, terms: Terms) -> None:
+    """Save `stem`.png and `stem`.svg, in the words of the modality."""
+    rename_texts(figure, terms)
     for ending in ("png", "svg"):
         path = stem.with_name(f"{stem.name}.{ending}")
         figure.savefig(path, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+
+
+def rename_texts(figure: Figure, terms: Terms) -> None:
+    """Change all texts of a chart to those of the modality."""
+    if not terms.is_ct:
+        for text in figure.findobj(Text):
+            text.set_text(terms.text(text.get_text()))
 
 
 def contrasts_shown(tests: pd.DataFrame, region: str = "lungs") -> pd.DataFrame:
@@ -72,7 +82,9 @@ def _with_minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem: Path) -> None:
+def forest_plot(
+    tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem: Path, terms: Terms = CT
+) -> None:
     """Draw a row per contrast: generated and real difference of both lungs.
 
     Args:
@@ -80,6 +92,7 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
         effects: Rows of effects.csv, for the range over patients.
         labels: Contrasts with their names for readers.
         stem: File name without its ending.
+        terms: Unit and words of the modality.
     """
     keys = ["contrast", "outcome", "region"]
     ranges = effects[[*keys, "patients", "patients_low", "patients_high"]]
@@ -100,7 +113,7 @@ def forest_plot(tests: pd.DataFrame, effects: pd.DataFrame, labels: Labels, stem
         axes.text(x, 1.0, text, transform=axes.transAxes, fontsize=8.5, va="bottom", color="0.3")
     handles = _forest_legend(rows)
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
-    save_chart(figure, stem)
+    save_chart(figure, stem, terms)
 
 
 def _forest_row(axes: Axes, y: int, row: Mapping[str, Any]) -> None:
@@ -187,7 +200,9 @@ def _forest_legend(rows: pd.DataFrame) -> list[Artist]:
     return handles
 
 
-def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> None:
+def heat_map(
+    tests: pd.DataFrame, labels: Labels, limit: float, stem: Path, terms: Terms = CT
+) -> None:
     """Draw the generated difference of every contrast in every region; findings have a frame.
 
     Args:
@@ -195,6 +210,7 @@ def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> N
         labels: Contrasts with their names for readers.
         limit: Colours run from minus to plus this, HU.
         stem: File name without its ending.
+        terms: Unit and words of the modality.
     """
     shown = mean_contrasts(tests)
     shown = shown[shown["region"].isin(list(REGION_TICKS))]
@@ -212,10 +228,10 @@ def heat_map(tests: pd.DataFrame, labels: Labels, limit: float, stem: Path) -> N
         axes.axvline(controls[0] - 0.5, color="0.3", linewidth=1)
     bar = figure.colorbar(axes.images[0], ax=axes, shrink=0.9, pad=0.015)
     bar.set_label("HU (blue: less dense, red: denser)", fontsize=8.5)
-    save_chart(figure, stem)
+    save_chart(figure, stem, terms)
 
 
-def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path) -> None:
+def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path, terms: Terms = CT) -> None:
     """Draw the generated difference of both lungs in every outcome; findings have a frame.
 
     Colours are multiples of what is negligible in an outcome, because units differ.
@@ -224,6 +240,7 @@ def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path) -> None:
         tests: Rows of tests.csv.
         labels: Contrasts with their names for readers.
         stem: File name without its ending.
+        terms: Unit and words of the modality.
     """
     shown = tests[(tests["region"] == "lungs") & (tests["kind"] != "slope")]
     outcomes = [
@@ -240,7 +257,7 @@ def outcome_map(tests: pd.DataFrame, labels: Labels, stem: Path) -> None:
     ticks = [f"{textwrap.fill(o.label, TICK_WIDTH)}\n({o.unit})" for o in outcomes]
     axes.set_xticks(range(len(outcomes)), ticks, fontsize=8.5)
     axes.set_yticks(range(len(contrasts)), [labels[c] for c in contrasts], fontsize=9)
-    save_chart(figure, stem)
+    save_chart(figure, stem, terms)
 
 
 def _finding_rows(tests: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -280,13 +297,14 @@ def _cell_chart(
     return figure, axes
 
 
-def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path) -> None:
+def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path, terms: Terms = CT) -> None:
     """Draw a point per contrast: real difference with its interval across, generated upwards.
 
     Args:
         points: Rows of tests.csv of one region.
         labels: Contrasts with their names for readers.
         stem: File name without its ending.
+        terms: Unit and words of the modality.
     """
     known = points[points["real"].notna()]
     figure = Figure(figsize=(9.5, 5.6), layout="constrained")
@@ -341,13 +359,14 @@ def _agreement_points(axes: Axes, agreement: str, part: pd.DataFrame) -> None:
     )
 
 
-def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path) -> bool:
+def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path, terms: Terms = CT) -> bool:
     """Draw the change of both lungs along the values of every number.
 
     Args:
         doses: Rows of doses.csv.
         units: Unit of each number column.
         stem: File name without its ending.
+        terms: Unit and words of the modality.
 
     Returns:
         Whether there was anything to draw; else there is no file.
@@ -365,7 +384,7 @@ def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path) -> bool
         axes.set_title(column)
     for axes in grid[len(columns) :]:
         axes.set_visible(False)
-    save_chart(figure, stem)
+    save_chart(figure, stem, terms)
     return True
 
 

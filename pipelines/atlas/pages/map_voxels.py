@@ -108,6 +108,7 @@ def draw_maps(
     labels: Mapping[str, str],
     limit: float,
     null: str = "",
+    unit: str = "HU",
 ) -> list[str]:
     """Draw `map_CONTRAST.png` and .svg: an effect above one of its controls, in three planes.
 
@@ -118,6 +119,7 @@ def draw_maps(
         labels: Contrasts with their names for readers.
         limit: Range of differences, HU.
         null: A contrast known to have no effect, "" for none.
+        unit: Unit of the differences.
 
     Returns:
         The stems of the files.
@@ -137,6 +139,6 @@ def draw_maps(
             panels.append(Panel(CONTROLS[control], "difference", maps[beside[control]], FRAME_MM))
         stem = f"map_{names[contrast]}"
         for ending in ("png", "svg"):
-            save_slices_png(folder / f"{stem}.{ending}", panels, at, LUNG, limit)
+            save_slices_png(folder / f"{stem}.{ending}", panels, at, LUNG, limit, unit=unit)
         stems.append(stem)
     return stems

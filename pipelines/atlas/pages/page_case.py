@@ -15,6 +15,7 @@ from pipelines.atlas.pages.case_voxels import FACTUAL, MASK, NOISE, REAL, ZONES,
 from pipelines.atlas.statistics.sentences import format_change
 from pipelines.atlas.statistics.zones import top_zones
 from util.metrics.regions import region_name
+from util.modality import CT, Terms
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
 from util.web.viewer_parts import RANK_COLOURS, SlicePanel
@@ -147,6 +148,7 @@ def write_case_page(
     limit: float,
     window: Window,
     neighbours: Sequence[str | None],
+    terms: Terms = CT,
 ) -> Path:
     """Write `folder`/cases/CASE.html and return its path.
 
@@ -157,6 +159,7 @@ def write_case_page(
         limit: Range of differences, HU.
         window: The model's window, HU.
         neighbours: The cases before and after, if any.
+        terms: Unit and words of the modality.
     """
     name = facts.pages[facts.case]
     document = page_parts.new_document(
@@ -166,7 +169,12 @@ def write_case_page(
         [*viewer_parts.SCRIPTS, "atlas_case.js"],
     )
     config = viewer_parts.viewer_config(
-        window, limit, voxels.labels, voxels=f"../web/{name}/", plane=FIRST_PLANE
+        window,
+        limit,
+        voxels.labels,
+        voxels=f"../web/{name}/",
+        plane=FIRST_PLANE,
+        terms=terms,
     )
     document.body["data-config"] = json.dumps(config | _chooser_config(facts, voxels))
     viewer = viewer_parts.viewer_attributes(
@@ -185,7 +193,7 @@ def write_case_page(
         )
         with tags.main(**viewer):
             tags.noscript(tags.p("The pictures need JavaScript.", cls="note"))
-            _toolbar(limit, voxels.labels)
+            _toolbar(limit, voxels.labels, terms)
             _one_attribute(facts, voxels)
             with page_parts.card("Read before judging", "about", id="warnings"):
                 cautions = (*page_parts.CAUTIONS[1:], ONE_PATIENT, *([SEEN] if facts.seen else []))
@@ -196,7 +204,7 @@ def write_case_page(
             _differential(facts, voxels)
             _all_attributes(facts, voxels)
     (folder / "cases").mkdir(exist_ok=True)
-    return page_parts.write_document(document, folder / "cases" / f"{name}.html")
+    return page_parts.write_document(document, folder / "cases" / f"{name}.html", terms)
 
 
 def _chooser_config(facts: CaseFacts, voxels: CaseVoxels) -> dict[str, Any]:
@@ -234,13 +242,13 @@ def _links(neighbours: Sequence[str | None], pages: Mapping[str, str]) -> dict[s
     return links
 
 
-def _toolbar(limit: float, labels: Sequence[int]) -> None:
+def _toolbar(limit: float, labels: Sequence[int], terms: Terms) -> None:
     with viewer_parts.toolbar("View of all pictures"):
-        viewer_parts.plane_and_window(FIRST_PLANE)
+        viewer_parts.plane_and_window(FIRST_PLANE, terms)
         viewer_parts.limit_choice(limit)
         viewer_parts.overlay_choice()
         page_parts.check_box("lines", "Outline of the mask", checked=True)
-        viewer_parts.label_legend(labels)
+        viewer_parts.label_legend(labels, terms.label_names)
         viewer_parts.slice_slider("Slice of all pictures", play=True)
         tags.output(cls="place", title="Where the pointer is")
 

@@ -35,6 +35,7 @@ from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.planted import planted_sentence
 from pipelines.atlas.statistics.shape import shape_sentences
 from util.metrics.regions import region_name
+from util.modality import CT, Terms
 from util.web import page_parts, viewer_parts
 from util.web.figures import Window
 from util.web.page_parts import typeset
@@ -50,13 +51,15 @@ RULES = (
 )
 
 
-def write_population_page(folder: Path, p: Population, window: Window) -> Path:
+def write_population_page(folder: Path, p: Population, window: Window, terms: Terms = CT) -> Path:
     """Write `folder`/index.html and return its path."""
     title = f"Counterfactual atlas of {p.record['run']}"
     scripts = [*viewer_parts.SCRIPTS, "atlas_maps.js"]
     document = page_parts.new_document(title, "web/", ["atlas.css"], scripts)
     choices = map_choices(p.record)
-    config = viewer_parts.viewer_config(window, p.limit, voxels="web/maps/", plane=FIRST_PLANE)
+    config = viewer_parts.viewer_config(
+        window, p.limit, voxels="web/maps/", plane=FIRST_PLANE, terms=terms
+    )
     document.body["data-config"] = json.dumps(config | {"choices": choices})
     cls = "summary" if p.record["conclusive"] else "summary inconclusive"
     with document:
@@ -88,7 +91,7 @@ def write_population_page(folder: Path, p: Population, window: Window) -> Path:
             _cohort(p)
             _methods(p)
             page_parts.option_tables(p.record["settings"], "Settings of this atlas")
-    return page_parts.write_document(document, folder / "index.html")
+    return page_parts.write_document(document, folder / "index.html", terms)
 
 
 def _figure(stem: str, text: str, figures: Sequence[str]) -> None:

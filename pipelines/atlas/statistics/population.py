@@ -23,15 +23,18 @@ class LungFrame:
     Args:
         labels: `(X, Y, Z)` in RAS.
         lung_labels: Labels of the lungs; unless they are exactly two, one box holds both lungs.
+        sides: Whether two labels are those of the left and the right lung.
     """
 
-    def __init__(self, labels: NDArray[np.integer], lung_labels: Sequence[int]) -> None:
-        sides = [labels == label for label in lung_labels if (labels == label).any()]
-        if len(sides) != 2:
-            sides = [np.isin(labels, lung_labels)]
-        sides.sort(key=lambda side: float(np.flatnonzero(side.any((1, 2))).mean()))
-        width = FRAME[0] // len(sides)
-        self.parts = [(side, _box_coordinates(side, (width, *FRAME[1:]))) for side in sides]
+    def __init__(
+        self, labels: NDArray[np.integer], lung_labels: Sequence[int], sides: bool = True
+    ) -> None:
+        lungs = [labels == label for label in lung_labels if (labels == label).any()]
+        if len(lungs) != 2 or not sides:
+            lungs = [np.isin(labels, lung_labels)]
+        lungs.sort(key=lambda lung: float(np.flatnonzero(lung.any((1, 2))).mean()))
+        width = FRAME[0] // len(lungs)
+        self.parts = [(lung, _box_coordinates(lung, (width, *FRAME[1:]))) for lung in lungs]
         self.weight = self._to_frame(np.ones(labels.shape))
 
     def __call__(self, volume: NDArray[np.floating]) -> Array:

@@ -7,7 +7,7 @@ second mean without vessels takes them by their shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES, Values
 from pipelines.atlas.statistics.vessels import find_vessels
+from util.metrics.regions import label_names
 from util.metrics.texture import statistics_by_region
 
 Mask = NDArray[np.bool_]
@@ -26,6 +27,15 @@ Indices = NDArray[np.integer]
 SUBREGIONS = ("upper", "middle", "lower", "core", "rim")
 # Regions where effects are tested.
 LUNG_REGIONS = ("lungs", "left_lung", "right_lung", *SUBREGIONS)
+
+
+def tested_regions(masks: Iterable[str]) -> list[str]:
+    """Return the regions where effects are tested: of lungs, or each label without a chest."""
+    names = list(masks)
+    is_chest = "upper" in names or "lungs" not in names
+    return [
+        name for name in (*LUNG_REGIONS, *([] if is_chest else label_names(names))) if name in names
+    ]
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class RegionOutcomes:
         if "lungs" not in masks:
             return cls(voxels, {}, (), spacing)
         box = ndimage.find_objects(masks["lungs"].astype(np.uint8))[0]
-        lungs = {name: masks[name][box] for name in LUNG_REGIONS if name in masks}
+        lungs = {name: masks[name][box] for name in tested_regions(masks)}
         return cls(voxels, lungs, box, spacing)
 
     def without_vessels(self, masks: Mapping[str, Mask], volume: Hu) -> RegionOutcomes:

@@ -61,13 +61,23 @@ def measure_shape(
         airway_label: Label of the airways.
 
     Returns:
-        Volume in ml and height (extent from foot to head) in mm by (measure, region); what the mask
-        does not hold is left out.
+        See `region_shapes`.
     """
     masks = {"lungs": np.isin(labels, lung_labels)}
     if len(lung_labels) == len(SIDES):
         masks |= {side: labels == label for side, label in zip(SIDES, lung_labels, strict=True)}
     masks["airway"] = labels == airway_label
+    return region_shapes(masks, spacing)
+
+
+def region_shapes(masks: Mapping[str, NDArray[np.bool_]], spacing: Sequence[float]) -> Values:
+    """Return volume in ml and height (extent from foot to head) in mm by (measure, region).
+
+    Args:
+        masks: Regions `(X, Y, Z)` in RAS; what has no voxel is left out, as is the height of
+            `airway`.
+        spacing: Voxel size in mm.
+    """
     voxel = float(np.prod(spacing)) / 1000
     values = {}
     for region, mask in masks.items():

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from util.metrics.regions import DEPTH_NAMES
+from util.metrics.regions import DEPTH_NAMES, label_names, region_name
 
 Mask = NDArray[np.bool_]
 
@@ -24,10 +24,12 @@ def zone_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
 
     Args:
         masks: Regions of `util.metrics.regions.chest_regions`, each `(X, Y, Z)`. Without two
-            sides, both lungs count as one.
+            sides, both lungs count as one. Of `label_regions`, the labels are the zones.
     """
     sides = [name for name in ("right_lung", "left_lung") if name in masks] or ["lungs"]
     zones = {}
+    if "lungs" in masks and "upper" not in masks:  # not a chest: labels
+        return {region_name(name): masks[name] for name in label_names(masks)}
     for side, third, (depth, name) in product(sides, THIRDS, DEPTH_NAMES.items()):
         if {side, third, depth} <= set(masks):
             mask = masks[side] & masks[third] & masks[depth]

@@ -45,7 +45,7 @@
     const name = viewer.zone_names[zone - 1], item = document.createElement("li"), swatch = element("i", "", "swatch");
     swatch.style.borderColor = config.ranks[rank];
     const link = button(name, false, () => viewer.go(config.centres[zone - 1]), "link");
-    item.append(swatch, link, ` ${signed(change(name))} HU`);
+    item.append(swatch, link, ` ${signed(change(name))} ${config.unit || "HU"}`);
     return item;
   }
 

@@ -13,13 +13,16 @@
   const MAX_ZOOM = 12;
   const REMEMBER_MS = 300; // the address follows once the hand rests; browsers limit how often it may change
   const PAGE_SLICES = 10;
-  const WINDOW_KEYS = { l: "lung", m: "mediastinum", b: "bone", w: "model" };
+  const WINDOW_KEYS = Object.fromEntries(
+    Object.entries({ l: "lung", m: "mediastinum", b: "bone", w: "model" }).filter(([, name]) => name in config.windows),
+  );
+  const isChest = "lung" in config.windows;
   const PLANE_KEYS = { a: "axial", c: "coronal", s: "sagittal", t: "three" };
   const HELP = [
     ["Wheel, ↑ ↓ ← →", "next and previous slice (pointer on a picture)"],
-    ["Page ↑ ↓, Home, End", "ten slices; first and last slice of the lungs"],
+    ["Page ↑ ↓, Home, End", `ten slices; first and last slice of the ${isChest ? "lungs" : "labels"}`],
     ["Drag", "window: to the side its width, up and down its level"],
-    ["L, M, B, W", "window of lung, mediastinum, bone; the model's whole window"],
+    ...(isChest ? [["L, M, B, W", "window of lung, mediastinum, bone; the model's whole window"]] : []),
     ["Ctrl + wheel, + and −", "zoom"],
     ["Shift + drag, middle button", "move the zoomed picture"],
     ["0", "back to the whole picture"],
@@ -29,7 +32,7 @@
     ["A, C, S, T", "axial, coronal, sagittal, three planes"],
     ["Click in three planes", "moves the crosshair; X hides it"],
     ["O", "outlines of the mask"],
-    ["D", "differences on the CT"],
+    ["D", `differences on the ${isChest ? "CT" : "volume"}`],
     ["?", "this help"],
   ];
   let pointed = null; // the panel under the pointer

@@ -34,11 +34,11 @@ window.Mask2CT = (() => {
 
   /** The read-out of a stored value of a volume of this kind. */
   function valueText({ kind, step }, stored) {
-    if (stored === NO_VALUE) return "no lung";
+    if (stored === NO_VALUE) return config.no_value || "no lung";
     if (kind === "mask") return stored === 0 ? "background" : config.labels[stored]?.[1] || `label ${stored}`;
     const value = stored * step, digits = step < 1 ? 1 : 0;
     if (kind === "score") return `${signed(value, digits)} spreads`;
-    return `${kind === "difference" ? signed(value, digits) : withMinus(value.toFixed(digits))} HU`;
+    return `${kind === "difference" ? signed(value, digits) : withMinus(value.toFixed(digits))} ${config.unit || "HU"}`;
   }
 
   // --- places ---------------------------------------------------------------------------------------------------------

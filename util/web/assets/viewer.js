@@ -20,7 +20,7 @@
   const SIGNED = ["difference", "score"]; // kinds that can be laid on a CT
   const RULER_SHARE = 0.35; // of a picture's width, at most
   // `plane` may be "three"; `limit` 0 is each picture's own range; `overlay` is the opacity of differences on the CT.
-  const view = { plane: config.plane, window: "lung", limit: config.limit, lines: true, hairs: true, overlay: 0 };
+  const view = { plane: config.plane, window: Object.keys(config.windows)[0], limit: config.limit, lines: true, hairs: true, overlay: 0 };
   const roots = [...document.querySelectorAll("[data-viewer]")];
   const viewers = []; // of the roots that came near the screen
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
@@ -402,7 +402,7 @@
         panel.bar = makeBar();
         panel.value.before(panel.bar);
       }
-      const [low, high] = range, unit = panel.kind === "score" ? "spreads" : "HU";
+      const [low, high] = range, unit = panel.kind === "score" ? "spreads" : config.unit || "HU";
       const below = panel.beyond?.includes(-1), above = panel.beyond?.includes(1);
       panel.bar.querySelector(".low").textContent = `${below ? "≤ " : ""}${withMinus(low)}`;
       panel.bar.querySelector(".high").textContent = `${above ? "≥ " : ""}${low < 0 ? "+" : ""}${high} ${unit}`;
@@ -505,7 +505,7 @@
   /** Shows the settings of the view, and draws everything anew. */
   function update() {
     const range = document.getElementById("window-range"), limit = document.getElementById("limit");
-    if (range) range.textContent = `${config.windows[view.window].map(withMinus).join(" to ")} HU`;
+    if (range) range.textContent = `${config.windows[view.window].map(withMinus).join(" to ")} ${config.unit || "HU"}`;
     if (limit) limit.value = view.limit;
     for (const viewer of viewers) viewer.redraw();
   }
