@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from options.base_options import DataOptions
 from pipelines.atlas import files
 from pipelines.atlas.statistics.additivity import ADDITIVITY_COLUMNS
 from pipelines.atlas.statistics.adjustment import Roles
@@ -243,8 +244,9 @@ def make_atlas(folder: Path, refits: bool = False) -> SimpleNamespace:
         image=folder / "volumes/scan.nii.gz",
         mask=folder / "volumes/mask.nii.gz",
         body=None,
+        scale=None,
     )
-    data = SimpleNamespace(hu_window=(-1000.0, 400.0), lung_labels=(1, 2), airway_label=3)
+    data = DataOptions()
     return SimpleNamespace(
         cohort=SimpleNamespace(cases=[case]),
         formatted_row=lambda case: {"DIAGNOSIS": "HP", "AGE": "60"},

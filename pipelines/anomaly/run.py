@@ -23,6 +23,7 @@ from data.volume_dataset import VolumeSample
 from data.volumes import SUFFIXES, load_volume, read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.anomaly_options import AnomalyCommand
+from options.checks import check_chest_ct
 from options.parser import to_dict
 from options.test_options import ModelOptions
 from pipelines.anomaly.findings import (
@@ -367,6 +368,7 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     folder = Path(scans.out)
     cache = folder / "compared"
     loaded = open_runs(command)
+    check_chest_ct(loaded[0].options.data, "the search for anomalies")
     training_root = loaded[0].options.data.dataroot
     expectation = ExpectationModel(command, loaded, scans.dataroot, cache)
     clean = ExpectationModel(command, loaded, scans.clean or training_root, cache)

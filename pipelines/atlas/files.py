@@ -19,6 +19,7 @@ from util.modality import CT, Terms
 
 FORMAT_VERSION = 2  # of the files' layout, see docs/reference/atlas_tables.md
 ATLAS_RECORD = "atlas.json"
+TEXT_COLUMNS = ["region", "prompt", "unit", "sentence", "reason", "text", "why"]
 MAP_COLUMNS = ["key", "kind", "contrast", "cases", "low_hu", "high_hu"]
 
 
@@ -26,8 +27,8 @@ def write_table(folder: Path, name: str, frame: pd.DataFrame, terms: Terms = CT)
     """Write `NAME.csv`, numbers with six digits, in the names and words of the modality."""
     if not terms.is_ct:
         frame = frame.rename(columns=terms.name)
-        for column in frame.columns.intersection(["region", "unit", "sentence", "reason", "text"]):
-            change = terms.name if column == "region" else terms.text
+        for column in frame.columns.intersection(TEXT_COLUMNS):
+            change = {"region": terms.name, "prompt": terms.prompt}.get(column, terms.text)
             frame[column] = frame[column].map(change, na_action="ignore")
     write_frame(folder / f"{name}.csv", frame, float_format="%.6g")
 

@@ -95,7 +95,8 @@ class MeasurementPlan:
     def outcomes(self, sample: VolumeSample, volume: Hu) -> RegionOutcomes:
         """Return what measures the volumes of a case, of which one shows where its vessels are."""
         regions = self.regions(sample)
-        outcomes = RegionOutcomes.from_masks(regions, voxel_sizes(sample.affine).tolist())
+        spacing = voxel_sizes(sample.affine).tolist()
+        outcomes = RegionOutcomes.from_masks(regions, spacing, self.data.terms)
         return outcomes.without_vessels(regions, volume) if self.without_vessels else outcomes
 
 

@@ -20,6 +20,7 @@ from data.regions import regions_of
 from data.resampling import group_by_patient, patients_of
 from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
+from options.checks import check_chest_ct
 from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
@@ -43,6 +44,7 @@ def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
         UserError: The cohort is damaged, the column exists already, the folder is not empty, or a
             case has no voxel in the region.
     """
+    check_chest_ct(data, "planting an effect")
     cohort = load_cohort(data)
     out = _check_out(options.out, cohort)
     column = options.column

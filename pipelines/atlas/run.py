@@ -332,6 +332,7 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
         "cases_said": cases,
         "noise_said": f" and over {noises} fields of noise" if noises > 1 else "",
         "seed": options.output.seed,
+        "unit": study.plan.data.terms.unit,
         "window": " and ".join(f"{hu:g}" for hu in run.options.data.hu_window),
         "refits": kinds.count("resampled"),
         "permuted": kinds.count("permuted"),
@@ -391,8 +392,9 @@ class AtlasSummary:
                 "was trained on scans that it is compared with."
             )
             return cls(text, False)
+        measured = set(frames["tests"]["outcome"]) & set(OUTCOMES)
         text = (
             f"{found} of {studied} contrasts that were studied are findings in at least one of "
-            f"{len(OUTCOMES)} outcomes."
+            f"{len(measured)} outcomes."
         )
         return cls(text, True)

@@ -16,6 +16,7 @@ from data.cohort import Case, Cohort
 from data.resampling import fold_cases, parse_fold, patients_of
 from data.text.prompts import Row, Template
 from options.atlas_options import AtlasCases
+from options.checks import check_chest_ct
 from pipelines.atlas.attributes import (
     AttributeChoice,
     attribute_variants,
@@ -82,6 +83,8 @@ class AtlasStudy:
         """
         cohort = generation.cohort
         template = generation.template
+        if options.without_vessels:
+            check_chest_ct(generation.data, "--without_vessels")
         if options.roles:
             template = template.with_roles(Path(options.roles), cohort.columns)
         if options.fold and trained_on is not cohort:

@@ -26,6 +26,7 @@ from data.text.free_text import TextReader
 from data.text.prompts import Template, cohort_prompts, load_template
 from data.volumes import read_header, write_like
 from models.inference import LoadedRun, load_run
+from options.checks import check_chest_ct
 from options.expand_options import ExpandCommand
 from options.test_options import ModelOptions
 from pipelines.evaluation.memorisation import NearestScan
@@ -395,6 +396,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     out = Path(e.out)
     run = load_run(_with_all_gpus(command.model))
     data = run.options.data
+    check_chest_ct(data, "expanding a cohort")
     cohort = load_run_cohort(run.folder, data, e.dataroot, run.options.run.seed, need_images=False)
     cases = select_source_cases(command, run, cohort)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)

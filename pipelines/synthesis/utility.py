@@ -21,6 +21,7 @@ from data.fingerprints import volume_digest
 from data.load_cohort import load_cohort
 from data.text.prompts import Template, load_template
 from data.volumes import load_volume
+from options.checks import check_chest_ct
 from options.utility_options import UtilityCommand
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
@@ -221,6 +222,7 @@ def measure_utility(command: UtilityCommand) -> dict[str, Any]:
             raise UserError(f"{flag} is not given. See --help.")
     device = make_device(u.gpu_ids)
     data = command.data
+    check_chest_ct(data, "the classifier of lungs")
     real = load_cohort(data)
     synthetic = load_cohort(replace(data, dataroot=u.synthetic))
     template = load_template(data.template, real.columns, data.key_column, data.patient_column)

@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, MEAN
+from pipelines.atlas.statistics.regional import tested_regions
 from pipelines.atlas.statistics.sentences import format_change, format_interval
 from util.metrics.regions import region_name
 from util.modality import CT, Terms
@@ -213,15 +214,19 @@ def heat_map(
         terms: Unit and words of the modality.
     """
     shown = mean_contrasts(tests)
-    shown = shown[shown["region"].isin(list(REGION_TICKS))]
-    regions = [region for region in REGION_TICKS if (shown["region"] == region).any()]
+    tested = tested_regions(shown["region"].unique())
+    ticks = {**{name: region_name(name).replace(" ", "\n") for name in tested}, **REGION_TICKS}
+    order = [name for name in LUNG_REGIONS if name in tested]
+    order += [name for name in (*tested, *CONTROL_REGIONS) if name not in order]
+    shown = shown[shown["region"].isin(order)]
+    regions = [region for region in order if (shown["region"] == region).any()]
     contrasts = list(dict.fromkeys(shown["contrast"]))
     wide = shown.pivot(index="contrast", columns="region", values="generated")
     table = wide.reindex(contrasts)[regions].to_numpy(float)
     findings = [(row["contrast"], row["region"]) for row in _finding_rows(shown)]
     framed = [(contrasts.index(contrast), regions.index(region)) for contrast, region in findings]
     figure, axes = _cell_chart(table, table, limit, framed)
-    axes.set_xticks(range(len(regions)), [REGION_TICKS[r] for r in regions], fontsize=8.5)
+    axes.set_xticks(range(len(regions)), [ticks[r] for r in regions], fontsize=8.5)
     axes.set_yticks(range(len(contrasts)), [labels[c] for c in contrasts], fontsize=9)
     controls = [i for i, region in enumerate(regions) if region in CONTROL_REGIONS]
     if controls:

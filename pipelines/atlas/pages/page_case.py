@@ -12,6 +12,7 @@ from typing import Any
 from dominate import tags
 
 from pipelines.atlas.pages.case_voxels import FACTUAL, MASK, NOISE, REAL, ZONES, CaseVoxels
+from pipelines.atlas.statistics.regional import tested_regions
 from pipelines.atlas.statistics.sentences import format_change
 from pipelines.atlas.statistics.zones import top_zones
 from util.metrics.regions import region_name
@@ -176,7 +177,7 @@ def write_case_page(
         plane=FIRST_PLANE,
         terms=terms,
     )
-    document.body["data-config"] = json.dumps(config | _chooser_config(facts, voxels))
+    document.body["data-config"] = json.dumps(config | _chooser_config(facts, voxels, terms))
     viewer = viewer_parts.viewer_attributes(
         voxels.grid,
         voxels.written,
@@ -207,7 +208,7 @@ def write_case_page(
     return page_parts.write_document(document, folder / "cases" / f"{name}.html", terms)
 
 
-def _chooser_config(facts: CaseFacts, voxels: CaseVoxels) -> dict[str, Any]:
+def _chooser_config(facts: CaseFacts, voxels: CaseVoxels, terms: Terms) -> dict[str, Any]:
     """Return the settings of atlas_case.js."""
     named = {}
     attributes = []
@@ -223,12 +224,14 @@ def _chooser_config(facts: CaseFacts, voxels: CaseVoxels) -> dict[str, Any]:
                 "values": [asdict(value) for value in attribute.values],
             }
         )
+    known = voxels.means[FACTUAL]
+    regions = [*REGIONS, *(name for name in tested_regions(known) if name not in REGIONS)]
     return {
         "factual": FACTUAL,
         "centres": voxels.centres,
         "named": named,
-        "sentences": facts.sentences,
-        "regions": {region: region_name(region) for region in REGIONS},
+        "sentences": {pair: terms.text(text) for pair, text in facts.sentences.items()},
+        "regions": {region: terms.text(region_name(region)) for region in regions},
         "means": voxels.means,
         "attributes": attributes,
     }

@@ -109,6 +109,12 @@ def _negative_controls(p: Population) -> None:
     with page_parts.card("Negative controls: what no disease can change"):
         if texts:
             page_parts.bullet_list([typeset(text) for text in texts], "caution-list forbid")
+        if p.record["counts"].get("unit", CT.unit) != CT.unit:
+            page_parts.note(
+                "None are known for this modality. Whether groups were scanned differently is not "
+                "known."
+            )
+            return
         if not len(table) or table["real"].isna().all():
             page_parts.note(
                 "None could be measured: the scans hold too little air outside the body, the masks "

@@ -17,7 +17,7 @@ from pipelines.atlas.statistics.adjustment import TOTAL
 from pipelines.atlas.statistics.cautions import Caution
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED
 from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, OUTCOMES
-from pipelines.atlas.statistics.regional import LUNG_REGIONS, SUBREGIONS
+from pipelines.atlas.statistics.regional import SUBREGIONS, tested_regions
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
 
 FDR = 0.05
@@ -126,7 +126,8 @@ def judge_effects(
     tests = effects.merge(main[[*keys, *REAL_NAMES.values()]], "left", keys)
     tests = tests.merge(total[[*keys, *TOTAL_NAMES.values()]], "left", keys)
     tests["role"] = tests["column"].map(roles)
-    is_tested = tests["region"].isin(LUNG_REGIONS) & (tests["kind"] != "slope")
+    is_tested = tests["region"].isin(tested_regions(tests["region"].unique()))
+    is_tested &= tests["kind"] != "slope"
     is_tested &= tests["outcome"].isin(list(OUTCOMES))
     tests["tested"] = np.where(is_tested, "yes", "no")
     tests["real_q"] = false_discovery(tests["real_p"].where(is_tested).astype(float))

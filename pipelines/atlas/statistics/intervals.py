@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipelines.atlas.statistics.regional import LUNG_REGIONS
+from pipelines.atlas.statistics.regional import tested_regions
 
 LEVEL = 0.95
 MIN_REFITS = 3  # resampled refits for an SD
@@ -101,7 +101,9 @@ def largest_effects(refits: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
     Returns:
         One number per refit, by contrast and outcome.
     """
-    is_tested = (refits["kind"] == "permuted") & refits["region"].isin(LUNG_REGIONS)
+    is_tested = (refits["kind"] == "permuted") & refits["region"].isin(
+        tested_regions(refits["region"].unique())
+    )
     sizes = refits[is_tested].assign(size=refits["effect"].abs())
     by_refit = sizes.groupby(["contrast", "outcome", "refit"], sort=False)["size"].max()
     grouped = by_refit.groupby(["contrast", "outcome"]).apply(list)
@@ -119,6 +121,7 @@ def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
     keys = ["contrast", "outcome", "region"]
     by_kind = refits.groupby([*keys, "kind"])["effect"].apply(list).to_dict()
     largest = largest_effects(refits)
+    tested = tested_regions(effects["region"].unique())
     rows = []
     for row in effects.to_dict("records"):
         place = (row["contrast"], row["outcome"], row["region"])
@@ -130,7 +133,7 @@ def add_refits(effects: pd.DataFrame, refits: pd.DataFrame) -> pd.DataFrame:
                 **permuted_null(
                     effect,
                     by_kind.get((*place, "permuted"), []),
-                    largest.get(place[:2], []) if place[2] in LUNG_REGIONS else [],
+                    largest.get(place[:2], []) if place[2] in tested else [],
                 ),
             }
         )

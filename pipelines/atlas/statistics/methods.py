@@ -9,6 +9,7 @@ from pipelines.atlas.statistics.associations import STRONG_ASSOCIATION
 from pipelines.atlas.statistics.findings import FDR
 from pipelines.atlas.statistics.imputation import IMPUTATIONS
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
+from util.modality import CT
 
 GENERATED = """
 Counterfactual volumes were generated with the run {run} ({model}, text encoder {encoder},
@@ -18,9 +19,10 @@ noise held fixed; values that contradicted the changed one were removed from the
 were compared with a reference value; numbers were generated at the 10, 30, 50, 70 and 90 %
 quantiles of the training cases, giving the difference between the outer ones and a least-squares
 slope. Outcomes of a region are its mean attenuation, the SD of its detail, the 5th, 95th and 99.5th
-percentiles, and the shares of voxels below -950 HU, below -910 HU and above -700 HU, over all
-voxels; effects are differences of outcomes, averaged over cases{noise_said}. Voxels lie between
-{window} HU, the HU window of training. The seed of the noise is {seed}."""
+percentiles{shares_said}, over all voxels; effects are differences of outcomes, averaged over
+cases{noise_said}. Voxels lie between {window} HU, the HU window of training. The seed of the noise
+is {seed}."""
+SHARES = ", and the shares of voxels below -950 HU, below -910 HU and above -700 HU"
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn
 with replacement and with another seed (Student's t times their standard deviation). The interval
@@ -42,7 +44,9 @@ IMPUTED = """ Unknown covariates were imputed {count} times by chained equations
 are missing at random, and pooled by Rubin's rules."""
 CONTROLS = """
 Air outside the body and in the trachea served as negative controls (mean and noise, false-discovery
-rate {fdr:.0%}); volumes and heights of the masks were compared in the same way as outcomes."""
+rate {fdr:.0%})."""
+SHAPES = """
+Volumes and heights of the masks were compared in the same way as outcomes."""
 FINDINGS = """
 A difference counts as a finding where it has a permutation p value of at most {permuted_p:g} (at
 least {least} permuted refits, each with its largest effect over the regions of the lungs), has the
@@ -57,11 +61,13 @@ def methods_paragraph(facts: Mapping[str, Any]) -> str:
     parts = [GENERATED, REFITTED if facts["refits"] >= MIN_REFITS else NOT_REFITTED]
     if facts["permuted"]:
         parts.append(PERMUTED)
-    parts += [REAL, CONTROLS, FINDINGS]
+    is_ct = facts.get("unit", CT.unit) == CT.unit
+    parts += [REAL, *([CONTROLS] if is_ct else []), SHAPES, FINDINGS]
     imputed = IMPUTED.format(count=IMPUTATIONS) if facts["imputed"] else ""
     text = "".join(parts).format(
         **facts,
         imputed_said=imputed,
+        shares_said=SHARES if is_ct else "",
         least=MIN_PERMUTED,
         permuted_p=MAX_PERMUTED_P,
         fewest=MIN_REFITS,

@@ -14,10 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES, Values
+from pipelines.atlas.statistics.outcomes import (
+    MEAN,
+    MEAN_WITHOUT_VESSELS,
+    OUTCOMES,
+    Outcome,
+    Values,
+)
 from pipelines.atlas.statistics.vessels import find_vessels
 from util.metrics.regions import label_names
 from util.metrics.texture import statistics_by_region
+from util.modality import CT, Terms
 
 Mask = NDArray[np.bool_]
 Hu = NDArray[np.floating]
@@ -29,9 +36,9 @@ SUBREGIONS = ("upper", "middle", "lower", "core", "rim")
 LUNG_REGIONS = ("lungs", "left_lung", "right_lung", *SUBREGIONS)
 
 
-def tested_regions(masks: Iterable[str]) -> list[str]:
-    """Return the regions where effects are tested: of lungs, or each label without a chest."""
-    names = list(masks)
+def tested_regions(regions: Iterable[str]) -> list[str]:
+    """Return those regions where effects are tested: of lungs, or each label without a chest."""
+    names = list(regions)
     is_chest = "upper" in names or "lungs" not in names
     return [
         name for name in (*LUNG_REGIONS, *([] if is_chest else label_names(names))) if name in names
@@ -67,6 +74,7 @@ class RegionOutcomes:
         box: Slices of the grid that hold the lungs.
         spacing: Voxel size in mm.
         tissue: Regions of the lungs without vessels; None where vessels stay.
+        outcomes: What is measured.
     """
 
     voxels: RegionVoxels
@@ -74,16 +82,20 @@ class RegionOutcomes:
     box: tuple[slice, ...]
     spacing: Sequence[float]
     tissue: RegionVoxels | None = None
+    outcomes: Sequence[Outcome] = tuple(OUTCOMES.values())
 
     @classmethod
-    def from_masks(cls, masks: Mapping[str, Mask], spacing: Sequence[float]) -> RegionOutcomes:
-        """Prepare regions, each `(X, Y, Z)`."""
+    def from_masks(
+        cls, masks: Mapping[str, Mask], spacing: Sequence[float], terms: Terms = CT
+    ) -> RegionOutcomes:
+        """Prepare regions, each `(X, Y, Z)`; outcomes are those that the modality has."""
         voxels = RegionVoxels.from_masks(masks)
+        outcomes = tuple(one for one in OUTCOMES.values() if terms.has(one.statistic))
         if "lungs" not in masks:
-            return cls(voxels, {}, (), spacing)
+            return cls(voxels, {}, (), spacing, outcomes=outcomes)
         box = ndimage.find_objects(masks["lungs"].astype(np.uint8))[0]
         lungs = {name: masks[name][box] for name in tested_regions(masks)}
-        return cls(voxels, lungs, box, spacing)
+        return cls(voxels, lungs, box, spacing, outcomes=outcomes)
 
     def without_vessels(self, masks: Mapping[str, Mask], volume: Hu) -> RegionOutcomes:
         """Return these outcomes with a second mean, without the vessels of one volume.
@@ -110,7 +122,7 @@ class RegionOutcomes:
         if not self.lungs:
             return values
         statistics = statistics_by_region(volume[self.box], self.lungs, self.spacing)
-        for outcome in OUTCOMES.values():
+        for outcome in self.outcomes:
             if outcome.name != MEAN:
                 for region, by_name in statistics.items():
                     values[outcome.name, region] = outcome.scale * by_name[outcome.statistic]

@@ -80,7 +80,7 @@ def test_small_helpers() -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures that were saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(charts, "save_chart", lambda figure, stem: figures.append(figure))
+    monkeypatch.setattr(charts, "save_chart", lambda figure, stem, terms: figures.append(figure))
     return figures
 
 
