@@ -45,6 +45,7 @@ from models.editing import Editor, EditScan
 from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
+from options.checks import check_chest_ct
 from options.test_options import TestOptions
 from pipelines.evidence import attribute_facts, warn_young_run
 from pipelines.results import (
@@ -58,6 +59,7 @@ from pipelines.results import (
     Row,
     VolumeNames,
     dicom_key,
+    display_window,
 )
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from util.cli import UserError, format_list
@@ -71,7 +73,6 @@ from util.metrics.texture import (
     statistics_by_region,
 )
 from util.notices import Notice, notice
-from util.web.figures import LUNG
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,7 @@ def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
     cases = _selected_cases(options, cohort)
     check_labels_known(cohort.labels, run.labels, [case.mask for case in cases])
     if options.output.dicom:
+        check_chest_ct(data, "--dicom")
         for case in cases:
             check_dicom_grid(case.mask)
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
@@ -630,7 +632,7 @@ def generate_file(plan: GenerationPlan, out: Path) -> None:
     volume = plan.generate(sample, plan.variants(sample.case).factual.prompt)
     on_file, mask = sample.to_source_grid(volume), sample.case.mask
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_like(out, on_file, mask, np.int16, LUNG)
+    write_like(out, on_file, mask, np.int16, display_window(plan.data))
     if plan.options.output.dicom:
         DicomWriter(mask, dicom_key(plan.options), plan.data).write(
             dicom_folder(out), on_file, "generated"

@@ -31,7 +31,7 @@ from util.notices import Notice
 from util.training import runs
 from util.web import page_parts
 from util.web.attribute_list import AttributeFacts
-from util.web.figures import LUNG, Kind, Panel
+from util.web.figures import LUNG, Kind, Panel, Window
 from util.web.results_page import ResultsPage, ResultsReport
 
 VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
@@ -132,6 +132,11 @@ class DicomWriter:
             self.study.write_segmentation(mask, folder, self.segments)
 
 
+def display_window(options: DataOptions) -> Window:
+    """Return the values that viewers show as black and white: those of lungs for CT."""
+    return LUNG if options.terms.is_ct else options.hu_window
+
+
 class CaseWriter:
     """Writer of one case's volumes, on the grid of the mask's file.
 
@@ -141,6 +146,7 @@ class CaseWriter:
         seed: Seed of the noise, for the table.
         names: Names of the files.
         dicom: Writes the volumes as DICOM as well; None for NIfTI alone.
+        window: Values that viewers show as black and white.
 
     Attributes:
         rows: Rows of volumes.csv, one per volume written.
@@ -154,12 +160,14 @@ class CaseWriter:
         seed: int,
         names: VolumeNames,
         dicom: DicomWriter | None = None,
+        window: Window = LUNG,
     ) -> None:
         self.folder = folder
         self.sample = sample
         self.seed = seed
         self.names = names
         self.dicom = dicom
+        self.window = window
         self.rows: list[Row] = []
         self.panels: list[Panel] = []
         self._variants: dict[tuple[str, str], Panel] = {}  # by column and value
@@ -237,7 +245,7 @@ class CaseWriter:
     def _write_ct(self, hu: Hu, name: str, title: str, values: Mapping[str, str]) -> None:
         """Write HU on the model's grid as NIfTI, and as DICOM where it is asked for."""
         on_file = self.sample.to_source_grid(hu)
-        self._write(on_file, name, values, np.int16, LUNG)
+        self._write(on_file, name, values, np.int16, self.window)
         if self.dicom is not None:
             stem = f"{self.names.cases[self.sample.case.id]}{name}"
             self.dicom.write(self.folder / DICOM_FOLDER / stem, on_file, title)
@@ -386,7 +394,8 @@ class ResultsWriter:
         if self.options.output.dicom:
             key = dicom_key(self.options)
             dicom = DicomWriter(sample.case.mask, key, self.run_options.data)
-        return CaseWriter(self.folder, sample, self.options.arms.seed, names, dicom)
+        window = display_window(self.run_options.data)
+        return CaseWriter(self.folder, sample, self.options.arms.seed, names, dicom, window)
 
     def add(self, case: str, result: CaseResult) -> None:
         """Add a case to the tables and the page."""

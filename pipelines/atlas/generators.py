@@ -25,7 +25,7 @@ from pipelines.atlas.measure import (
 from pipelines.atlas.progress import AtlasProgress, GeneratedCases
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, run_samples
-from pipelines.results import CaseWriter, VolumeNames
+from pipelines.results import CaseWriter, VolumeNames, display_window
 from util import cli
 from util.cli import UserError
 from util.progress import RemainingTime
@@ -140,7 +140,13 @@ def generate_cases(
         text = generation.text(sample.case)
         prompt = text.prompt
         case = CaseCounterfactuals(study.plan, sample, text, generators, generated.measurements)
-        writer = CaseWriter(progress.folder, sample, generation.options.arms.seed, names)
+        writer = CaseWriter(
+            progress.folder,
+            sample,
+            generation.options.arms.seed,
+            names,
+            window=display_window(study.plan.data),
+        )
         if index < num_kept:
             writer.write_factual(case.factual, "generated", prompt=prompt.sentence)
             if generators.other_noise is not None:

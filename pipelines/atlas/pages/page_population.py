@@ -73,7 +73,7 @@ def write_population_page(folder: Path, p: Population, window: Window, terms: Te
             with page_parts.card("Read before judging", id="warnings"):
                 page_parts.bullet_list((*page_parts.CAUTIONS[1:], *RULES), "cautions")
                 page_parts.bullet_list(p.record.get("warnings", []), "cautions warnings")
-            _negative_controls(p)
+            _negative_controls(p, terms)
             with tags.div(cls="cards"):
                 _findings(p)
                 _cautions(p)
@@ -101,7 +101,7 @@ def _figure(stem: str, text: str, figures: Sequence[str]) -> None:
         page_parts.chart(address, text, [tags.span(text), *figure_links(stem)])
 
 
-def _negative_controls(p: Population) -> None:
+def _negative_controls(p: Population, terms: Terms) -> None:
     """Add what changes though no disease can change it; it stands before any finding."""
     table = p.frame("negative_controls")
     warned = p.frame("cautions")
@@ -109,7 +109,7 @@ def _negative_controls(p: Population) -> None:
     with page_parts.card("Negative controls: what no disease can change"):
         if texts:
             page_parts.bullet_list([typeset(text) for text in texts], "caution-list forbid")
-        if p.record["counts"].get("unit", CT.unit) != CT.unit:
+        if not terms.is_ct:
             page_parts.note(
                 "None are known for this modality. Whether groups were scanned differently is not "
                 "known."
