@@ -50,6 +50,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     import torch
 
     from data.cache import cache_folder
+    from data.label_schemes import recognise_labels
     from models.base_model import MODELS
     from pipelines import training
     from pipelines.coarse_to_fine import load_global_generator
@@ -58,6 +59,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     from util.training import checkpoint
     from util.training.devices import make_accelerator
 
+    options = replace(options, data=recognise_labels(options.data))
     run = options.run
     MODELS[options.generator.model].check_options(options)
     if not run.continue_train:

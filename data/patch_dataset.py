@@ -28,7 +28,7 @@ from data.geometry import crop
 from data.volumes import check_labels, to_unit
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util import seeding
-from util.volume_inputs import one_hot, patch_coordinates
+from util.volume_inputs import mask_input, patch_coordinates
 
 log = logging.getLogger(__name__)
 
@@ -199,14 +199,14 @@ class PatchDataset(Dataset[PatchSample]):
             batch: See `PatchBatch`.
 
         Returns:
-            `image` (B, 1, x, y, z) in [-1, 1]; `mask` (B, K, x, y, z) one-hot; `coords`
+            `image` (B, 1, x, y, z) in [-1, 1]; `mask` (B, K, x, y, z), see `mask_input`; `coords`
             (B, 3, x, y, z), see `coordinate_grid`; `noise` (B, N, x, y, z) standard normal; `draws`
             (B, 4) uniform, for a diffusion model's time and dropout; and what else a batch holds.
         """
         size = batch["hu"].shape[1:]
         return {
             "image": to_unit(batch["hu"].float(), self.window)[:, None],
-            "mask": one_hot(batch["channels"], len(self.labels)),
+            "mask": mask_input(batch["channels"], len(self.labels)),
             "coords": patch_coordinates(batch["start"], batch["shape"], size),
             "noise": seeding.noise_box(batch["key"], self.noise_channels, (0, 0, 0), size),
             "draws": seeding.uniform_draws(batch["key"], N_DRAWS),

@@ -24,6 +24,7 @@ from models.diffusion.latent_space import LatentSpace, PixelSpace
 from models.diffusion.noise_schedule import MIN_SCALE, DiffusionSampler, NoiseSchedule
 from models.networks.denoiser import Denoiser
 from models.networks.generator import organ_region, size_multiple
+from models.networks.label_embedding import body_channel
 from models.text.base_encoder import TextEmbedding
 from options.checks import check_patch_size, check_sampling
 from options.diffusion_options import SamplingOptions
@@ -39,6 +40,12 @@ def mask_text(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
     return TextEmbedding(
         text.tokens * kept[:, None, None], text.valid & kept[:, None], text.pooled * kept[:, None]
     )
+
+
+def embed_labels(network: nn.Module, mask: Tensor) -> Tensor:
+    """Return a mask as the denoiser takes it, before it is dropped or averaged."""
+    labels = getattr(network, "labels", None)
+    return mask if labels is None else labels(mask)
 
 
 def append_dims(values: Tensor) -> Tensor:
@@ -65,6 +72,7 @@ class DiffusionModel(GenerativeModel):
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
     ) -> None:
         self.options, diffusion = options, options.diffusion
+        self.n_labels = n_labels
         self.body = options.data.body_channel(n_labels)
         self.space = self.make_space(options)
         self.ema_network = "G"
@@ -111,14 +119,14 @@ class DiffusionModel(GenerativeModel):
         diffusion, schedule = self.options.diffusion, self.schedule
         x0 = self.space.encode(batch["image"])
         eps = self.space.noise(batch["noise"])
-        mask = self.space.reduce(batch["mask"])
+        mask = self.space.reduce(embed_labels(self.raw["G"], batch["mask"]))
         coords = self.space.reduce(batch["coords"])
         time, terminal, text_drop, mask_drop = batch["draws"].unbind(1)
         kept_text = mask_text(text.matched, text_drop >= diffusion.text_dropout)
         kept_mask = mask * append_dims(mask_drop >= diffusion.mask_dropout)
         condition = Condition(kept_mask, coords, kept_text)
         t = schedule.training_times(time, terminal)
-        region = organ_region(mask, self.body)
+        region = organ_region(mask, body_channel(self.n_labels, self.body))
         by_label = 1 + (self.options.loss.label_weight - 1) * region
         if schedule.edm:
             learns_mean = terminal < diffusion.terminal_prob
@@ -209,7 +217,8 @@ class DiffusionModel(GenerativeModel):
 
     def _run_tiles(self, x: Tensor, level: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
         """Return the network's output for a whole volume `x` at a noise level `(1,)`."""
-        mask, coords = self.space.reduce(condition.mask), self.space.reduce(condition.coords)
+        mask = self.space.reduce(embed_labels(self.inference_network, condition.mask))
+        coords = self.space.reduce(condition.coords)
         if self.space.factor > 1:
             tiler = tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
 

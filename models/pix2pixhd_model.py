@@ -26,6 +26,7 @@ from models.networks.generator import (
     receptive_halo,
     size_multiple,
 )
+from models.networks.label_embedding import make_label_embedding
 from models.networks.layers import NoiseInjection
 from models.networks.losses import (
     PerceptualLoss,
@@ -76,8 +77,11 @@ class Pix2PixHDModel(GenerativeModel):
         self.raw = {"G": self.generator}
         self.adversarial = options.loss.lambda_gan > 0 or options.loss.lambda_feat > 0
         if training and self.adversarial:
-            channels = n_labels + 3 * options.generator.coord_channels
-            self.raw["D"] = MultiScaleDiscriminator(options.discriminator, channels, text_width)
+            channels = input_channels(options.generator, n_labels)
+            labels = make_label_embedding(n_labels, self.body)
+            self.raw["D"] = MultiScaleDiscriminator(
+                options.discriminator, channels, text_width, labels
+            )
         self.networks = dict(self.raw)
         self.inference_network = self.generator
         perceptual = training and options.loss.lambda_perceptual > 0

@@ -29,6 +29,11 @@ from models.base_model import (
     NetworkLoss,
     Tiler,
 )
+from models.networks.label_embedding import (
+    LabelEmbedding,
+    make_label_embedding,
+    mask_channels,
+)
 from models.networks.layers import conv
 from models.text.base_encoder import TextEmbedding
 from options.train_options import TrainOptions
@@ -41,10 +46,14 @@ class TemplateNetwork(nn.Module):
         channels: Width of the features.
         n_inputs: Channels of mask, coordinates and noise together.
         text_width: C, channels of the text embedding.
+        labels: Embeds masks of many labels; None where they are one-hot.
     """
 
-    def __init__(self, channels: int, n_inputs: int, text_width: int) -> None:
+    def __init__(
+        self, channels: int, n_inputs: int, text_width: int, labels: LabelEmbedding | None = None
+    ) -> None:
         super().__init__()
+        self.labels = labels
         # The norm acts on the channels of one voxel, so that tiles of a volume agree.
         self.stem = conv(n_inputs, channels, "layer", "zeros")
         self.text = nn.Linear(text_width, channels)
@@ -62,6 +71,7 @@ class TemplateNetwork(nn.Module):
             noise: `(B,N,X,Y,Z)` standard normal.
             text: Embedding of B prompts.
         """
+        mask = mask if self.labels is None else self.labels(mask)
         x = self.stem(torch.cat([mask, coords, noise], 1))
         x = self.body(x + self.text(text.pooled)[:, :, None, None, None])
         # bf16 resolves 2.7 HU near -860 HU, so the last step is taken in full precision.
@@ -88,8 +98,9 @@ class TemplateModel(GenerativeModel):
         self.size_multiple = 1
         self.noise_channels = 1
         # Fill in: the networks; those that only training needs only where `training` is true.
-        n_inputs = n_labels + 3 + self.noise_channels
-        network = TemplateNetwork(options.generator.ngf, n_inputs, text_width)
+        n_inputs = mask_channels(n_labels) + 3 + self.noise_channels
+        labels = make_label_embedding(n_labels, options.data.body_channel(n_labels))
+        network = TemplateNetwork(options.generator.ngf, n_inputs, text_width, labels)
         self.ema_network = "G"
         self.raw = {"G": network}
         self.networks = dict(self.raw)

@@ -45,6 +45,7 @@ from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
 from models.base_model import BatchText, GenerativeModel
 from models.inference import RUN_ENTRIES, TEXT_PART, VolumeGenerator, restore_encoder
+from models.networks.label_embedding import mask_channels
 from models.sliding_window import SlidingWindow, round_up
 from models.text import relevance
 from models.text.base_encoder import TextEncoder
@@ -489,6 +490,7 @@ def dry_run(
     for name, network in model.raw.items():
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         log.info("Network %s: %.2f M parameters.", name, millions)
+    log.info("%s", describe_mask(options, len(study.cohort.labels)))
     cases, device = study.training_cases, trainer.accelerator.device
     log.info("%s", options.data.terms.text(describe_smallest_effect(cases, options.data)))
     with tempfile.TemporaryDirectory() as cache:
@@ -521,6 +523,19 @@ def dry_run(
         seconds * config.steps / 3600,
         _validation_time(options, config.steps, validation),
     )
+
+
+def describe_mask(options: TrainOptions, n_labels: int) -> str:
+    """Return how masks enter the networks, and what memory that takes in a step."""
+    voxels = options.optim.batch_size * math.prod(options.patch.patch_size)
+    mib = 4 * voxels / 2**20  # of a channel, float32
+    channels = mask_channels(n_labels)
+    text = (
+        f"The masks hold {n_labels} labels, which take {channels} channels and {channels * mib:.1f}"
+    )
+    if channels == n_labels:
+        return f"{text} MiB of each step, one-hot."
+    return f"{text} MiB of each step, by a learned embedding (one-hot: {n_labels * mib:.1f} MiB)."
 
 
 def _validation_time(options: TrainOptions, steps: int, validation: Validation | None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from util.seeding import noise_box
 
 Box = Sequence[int]
+MAX_ONE_HOT = 16  # labels; more enter a network as numbers, which it embeds
 
 
 class VolumeInput(Protocol):
@@ -31,7 +32,7 @@ class VolumeInput(Protocol):
 
 @dataclass(frozen=True)
 class LabelInput:
-    """A one-hot mask.
+    """A mask: one-hot, or the number of each voxel's label where there are many.
 
     Args:
         channels: `(X, Y, Z)` uint8, the channel of each voxel.
@@ -45,13 +46,13 @@ class LabelInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(1, K, X, Y, Z)`."""
-        return (1, self.n_labels, *self.channels.shape)
+        """`(1, K, X, Y, Z)`, or `(1, 1, X, Y, Z)` for numbers."""
+        return (1, self.n_labels if self.n_labels <= MAX_ONE_HOT else 1, *self.channels.shape)
 
     def box(self, start: Box, size: Box) -> Tensor:
-        """Return a float32 one-hot box."""
+        """Return a float32 box, see `mask_input`."""
         x, y, z = (slice(s, s + n) for s, n in zip(start, size, strict=True))
-        return one_hot(self.channels[None, x, y, z].to(self.device), self.n_labels)
+        return mask_input(self.channels[None, x, y, z].to(self.device), self.n_labels)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,15 @@ def patch_coordinates(start: Tensor, shape: Tensor, size: Box) -> Tensor:
         sides = [length if other == axis else 1 for other in range(3)]
         axes.append(position.view(-1, *sides).expand(-1, *size))
     return torch.stack(axes, 1)
+
+
+def mask_input(channels: Tensor, n_labels: int) -> Tensor:
+    """Return channels `(B, X, Y, Z)` as networks take them, float32.
+
+    Up to `MAX_ONE_HOT` labels are one-hot, `(B, K, X, Y, Z)`; of more, the numbers are passed on,
+    `(B, 1, X, Y, Z)`.
+    """
+    return one_hot(channels, n_labels) if n_labels <= MAX_ONE_HOT else channels[:, None].float()
 
 
 def one_hot(channels: Tensor, n_labels: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.networks.fusion import FUSIONS, FusionUnit, broadcast_channels
 from models.networks.generator import fuse, halve_region, input_channels, organ_region
+from models.networks.label_embedding import body_channel, make_label_embedding
 from models.networks.layers import (
     Conv3d,
     Padding,
@@ -126,7 +127,8 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
-        self.body = body
+        self.body = body_channel(n_labels, body)
+        self.labels = make_label_embedding(n_labels, body)
         self.time_width = time_width
         norm = options.norm
         padding = options.padding
@@ -168,7 +170,7 @@ class Denoiser(nn.Module):
         Args:
             x: `(B, C, X, Y, Z)` noisy image x_t.
             log_noise: `(B,)` log(sigma_t / alpha_t).
-            mask: `(B, K, X, Y, Z)` one-hot, or shares of labels; zero for no mask.
+            mask: `(B, K, X, Y, Z)` one-hot or embedded, or shares of labels; zero for no mask.
             coords: `(B, 3, X, Y, Z)` position in the whole volume; not used without
                 `coord_channels`.
             text: Embedding of B prompts.

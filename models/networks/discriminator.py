@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.networks.label_embedding import LabelEmbedding
 from models.networks.layers import Conv3d, ScalarConv3d, make_norm
 from options.train_options import DiscriminatorOptions
 
@@ -104,13 +105,21 @@ class MultiScaleDiscriminator(nn.Module):
         options: Scales, width, depth, norm and whether the text is used.
         c_condition: Channels of mask and coordinates.
         text_width: Width of the text embedding.
+        labels: Embeds the mask, the first channel of the condition; None where it is one-hot.
     """
 
-    def __init__(self, options: DiscriminatorOptions, c_condition: int, text_width: int) -> None:
+    def __init__(
+        self,
+        options: DiscriminatorOptions,
+        c_condition: int,
+        text_width: int,
+        labels: LabelEmbedding | None = None,
+    ) -> None:
         super().__init__()
         self.scales = nn.ModuleList(
             PatchDiscriminator(2 + c_condition, options, text_width) for _ in range(options.num_D)
         )
+        self.labels = labels
 
     def forward(
         self, volume: Tensor, condition: Tensor, pooled: Tensor, mismatched: Tensor | None = None
@@ -129,6 +138,8 @@ class MultiScaleDiscriminator(nn.Module):
         texts = [pooled] if mismatched is None else [pooled, mismatched]
         outputs: list[DiscriminatorOutput] = []
         mismatched_scores: list[Tensor] = []
+        if self.labels is not None:
+            condition = torch.cat([self.labels(condition[:, :1]), condition[:, 1:]], 1)
         for i, scale in enumerate(self.scales):
             if i:
                 volume = _halve(volume)

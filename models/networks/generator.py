@@ -18,6 +18,11 @@ from torch import Tensor, nn
 
 from models.networks.filters import box_mean, noise_reach
 from models.networks.fusion import FUSIONS, FusionUnit
+from models.networks.label_embedding import (
+    body_channel,
+    make_label_embedding,
+    mask_channels,
+)
 from models.networks.layers import (
     NoiseInjection,
     PointwiseConv3d,
@@ -36,8 +41,8 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 
 
 def input_channels(options: GeneratorOptions, n_labels: int) -> int:
-    """Return the channels of the condition: one-hot mask, and coordinates if they are used."""
-    return n_labels + 3 * options.coord_channels
+    """Return the channels of the condition: mask, and coordinates if they are used."""
+    return mask_channels(n_labels) + 3 * options.coord_channels
 
 
 def size_multiple(options: GeneratorOptions) -> int:
@@ -74,10 +79,14 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
 
 
 def organ_region(mask: Tensor, body: int | None) -> Tensor:
-    """Return where a one-hot mask `(B, K, X, Y, Z)` has an organ's label, `(B, 1, X, Y, Z)`.
+    """Return where a mask `(B, K, X, Y, Z)` has an organ's label, `(B, 1, X, Y, Z)`.
 
-    Background, the first channel, and the channel of the body, if there is one, are no organs.
+    The mask is one-hot, embedded, or of one channel with the numbers of labels. Background, the
+    first channel, and the channel of the body, if there is one, are no organs.
     """
+    if mask.shape[1] == 1:
+        organs = mask > 0 if body is None else (mask > 0) & (mask != body)
+        return organs.to(mask.dtype)
     region = 1 - mask[:, :1]
     return region if body is None else region - mask[:, body : body + 1]
 
@@ -474,7 +483,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
-        self.body = body
+        self.body = body_channel(n_labels, body)
         c_in = input_channels(options, n_labels)
         n = options.n_local_enhancers
         self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
@@ -484,7 +493,11 @@ class Generator(nn.Module):
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
         residual = options.fusion_at == "output" or options.text_effect
         residual = residual and options.fusion != "none"
-        self.effect = TextResidualHead(n_labels, text_width, options, body) if residual else None
+        channels = mask_channels(n_labels)
+        self.effect = (
+            TextResidualHead(channels, text_width, options, self.body) if residual else None
+        )
+        self.labels = make_label_embedding(n_labels, body)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -493,7 +506,7 @@ class Generator(nn.Module):
 
     def encode(self, mask: Tensor, coords: Tensor) -> Tensor:
         """Return the coarsest features `(B, C, X/2^n, ...)` before the blocks, see `forward`."""
-        condition = self._conditions(mask, coords)[-1]
+        condition = self._conditions(self._embedded(mask), coords)[-1]
         return self.global_generator.coarsest(self.global_generator.encode(condition)[-1])
 
     def decode(
@@ -532,8 +545,14 @@ class Generator(nn.Module):
             text = text.repeat(len(noise) // len(mask))
         return self._finish(self._share(None, mask, coords, noise), text)
 
+    def _embedded(self, mask: Tensor) -> Tensor:
+        return mask if self.labels is None else self.labels(mask)
+
     def _conditions(self, mask: Tensor, coords: Tensor) -> list[Tensor]:
-        """Return the condition at the resolution of each enhancer and of the global generator."""
+        """Return the condition at the resolution of each enhancer and of the global generator.
+
+        The mask is embedded already.
+        """
         conditions = [torch.cat([mask, coords], 1) if self.options.coord_channels else mask]
         for _ in self.enhancers:
             conditions.append(F.avg_pool3d(conditions[-1], 2))
@@ -543,6 +562,7 @@ class Generator(nn.Module):
         self, coarse: Tensor | None, mask: Tensor, coords: Tensor, noise: Tensor
     ) -> SharedFeatures:
         """Compute what no text changes; the coarsest features only where they are not known."""
+        mask = self._embedded(mask)
         everywhere = self.options.text_region == "everywhere"
         region = None if everywhere else organ_region(mask, self.body)
         noises = [noise]

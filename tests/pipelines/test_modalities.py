@@ -93,3 +93,31 @@ def test_commands_for_chests_refuse(mr_run: TrainedRun, tmp_path: Path) -> None:
     flags = ("--dataroot", str(mr_run.cohort), "--modality", "mr", "--out", str(tmp_path / "out"))
     done = command("scripts/plant.py", *flags)
     assert done.code == 2 and "works on chest CT in HU" in done.text
+
+
+@pytest.mark.parametrize("model", ["pix2pixhd", "diffusion"])
+def test_masks_of_many_labels(model: str, tmp_path: Path) -> None:
+    cohort = write_mr_cohort(tmp_path / "heads", 3)
+    for mask in (cohort / "gtlung").iterdir():
+        image = nib.load(mask)  # type: ignore[attr-defined]
+        labels = np.asarray(image.dataobj)
+        blocks = np.arange(labels.size).reshape(labels.shape) % 131
+        many = np.where(labels > 0, 1 + blocks, 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(many, image.affine), mask)
+    flags = ("--modality", "mr", "--template", "auto", "--model", model)
+    dry = train(cohort, tmp_path / "runs", *flags, "--dry_run", name="many")
+    assert dry.code == 0, dry.text
+    assert "132 labels, which take 16 channels and 0.1 MiB" in dry.text, dry.text
+    assert "one-hot: 1.0 MiB" in dry.text
+    done = train(cohort, tmp_path / "runs", *flags, "--max_steps", "2", name="many")
+    assert done.code == 0, done.text
+    run = TrainedRun(tmp_path / "runs", "many", cohort)
+    words = ("--vary", "SEX=F,M", "--how_many", "1")
+    tested = (
+        run.test(tmp_path / "results", *words, "--sampling_steps", "2")
+        if model == "diffusion"
+        else run.test(tmp_path / "results", *words)
+    )
+    assert tested.code == 0, tested.text
+    effects = read_csv(tmp_path / "results" / "many" / "test_latest" / "effects.csv")
+    assert {"labelled", "label_131"} <= {row["region"] for row in effects}

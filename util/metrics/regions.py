@@ -59,7 +59,8 @@ def chest_regions(
     Args:
         labels: Label mask `(X, Y, Z)` in RAS; the last axis runs from foot to head.
         spacing: Voxel size in mm.
-        lung_labels: Labels of the left and the right lung.
+        lung_labels: Labels of the left and the right lung, or of more parts, whose sides follow
+            from where they lie.
         airway_label: Label of the airways.
 
     Returns:
@@ -71,8 +72,7 @@ def chest_regions(
     lungs = np.isin(labels, lung_labels)
     airway = labels == airway_label
     masks: dict[str, Mask] = {"lungs": lungs}
-    for side, label in zip(("left_lung", "right_lung"), lung_labels, strict=False):
-        masks[side] = labels == label
+    masks |= _lung_sides(labels, lungs, lung_labels)
     if lungs.any():
         masks |= _thirds(lungs)
         masks |= _split_by_depth(lungs, airway, spacing)
@@ -81,6 +81,25 @@ def chest_regions(
     for label in np.unique(labels):
         masks[f"label_{label}"] = labels == label
     return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def _lung_sides(
+    labels: NDArray[np.integer], lungs: Mask, lung_labels: Sequence[int]
+) -> dict[str, Mask]:
+    """Return both sides of the lungs; of more than two parts by their centres along the x axis."""
+    sides = ("left_lung", "right_lung")
+    if len(lung_labels) <= len(sides) or not lungs.any():
+        return {side: labels == label for side, label in zip(sides, lung_labels, strict=False)}
+    middle = _centre(lungs)
+    left = [k for k in lung_labels if (labels == k).any() and _centre(labels == k) < middle]
+    is_left = np.isin(labels, left)
+    return {"left_lung": lungs & is_left, "right_lung": lungs & ~is_left}
+
+
+def _centre(mask: Mask) -> float:
+    """Return the middle of a mask's extent along the first axis, which runs from left to right."""
+    filled = np.flatnonzero(mask.any((1, 2)))
+    return float(filled[0] + filled[-1]) / 2
 
 
 def label_regions(labels: NDArray[np.integer], target_labels: Sequence[int]) -> dict[str, Mask]:
