@@ -27,6 +27,7 @@ from pipelines.generation import run_samples
 from util.cli import UserError
 from util.metrics.effects import CHANGE_COLUMNS, Contrast, effect_rows, region_effects
 from util.metrics.texture import statistics_by_region
+from util.training.shared_runs import is_shared
 
 Mask = Any  # a path, a nibabel or SimpleITK image, or (array, affine)
 
@@ -175,7 +176,8 @@ def load(
     """Load a trained run.
 
     Args:
-        folder: The run's folder, such as "checkpoints/run1".
+        folder: The run's folder, such as "checkpoints/run1", or a zip or folder that
+            `scripts/export.py` wrote.
         which_epoch: "latest", or the number of an epoch that was saved.
         gpu_ids: GPU to use, such as "0"; "-1" for the CPU; "" for a GPU if available.
         text_encoder: Folder of the run's text encoder, where it has moved since training.
@@ -186,7 +188,7 @@ def load(
     """
     folder = Path(folder)
     options = ModelOptions(
-        name=folder.name,
+        name=str(folder) if is_shared(str(folder)) else folder.name,
         checkpoints_dir=str(folder.parent),
         which_epoch=which_epoch,
         gpu_ids=gpu_ids,

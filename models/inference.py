@@ -25,6 +25,7 @@ from util import __version__, seeding
 from util.cli import UserError, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import make_device
+from util.training.shared_runs import is_shared
 from util.volume_inputs import NoiseInput, VolumeInput, whole
 
 log = logging.getLogger(__name__)
@@ -182,12 +183,14 @@ class LoadedRun:
         options: The options that it was trained with.
         state: Plain values of the checkpoint: step, labels, columns, encoder.
         generator: Generates with the run's network.
+        text_encoder: Where its text encoder lies now, as `--text_encoder` takes it.
     """
 
     folder: Path
     options: TrainOptions
     state: dict[str, Any]
     generator: VolumeGenerator
+    text_encoder: str
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -240,13 +243,31 @@ def locate_text_encoder(options: TextOptions, folder: Path) -> TextOptions:
     return replace(options, text_encoder=stored, medclip_bert=bert)
 
 
+def locate_shared_files(options: TrainOptions, folder: Path) -> TrainOptions:
+    """Return the options of a run with the files that lie in its own folder, as a shared run has.
+
+    Args:
+        options: The run's options; a template or an autoencoder may be a file beside them.
+        folder: The run's folder.
+    """
+    data, diffusion = options.data, options.diffusion
+    if data.template and (folder / data.template).is_file():
+        data = replace(data, template=str(folder / data.template))
+    if diffusion.autoencoder and (folder / diffusion.autoencoder).is_file():
+        diffusion = replace(diffusion, autoencoder=str(folder / diffusion.autoencoder))
+    return replace(options, data=data, diffusion=diffusion)
+
+
 def _locate(stored: str, folder: Path) -> str:
     """Return the first path that exists, else `stored`.
 
-    Candidates are: the stored path; `<run folder>.clip` and the same name beside a parent of the
-    run folder, for a stored name that ends so; the stored path below each parent of the run folder.
+    Candidates are: the path below the run's folder, as a shared run has it; the stored path;
+    `<run folder>.clip` and the same name beside a parent of the run folder, for a stored name that
+    ends so; the stored path below each parent of the run folder.
     """
     path, folder = Path(stored), folder.resolve()
+    if is_shared(str(folder)) and stored and (folder / path).exists():
+        return str(folder / path)
     if path.exists():
         return stored
     candidates = []
@@ -276,8 +297,9 @@ def load_run(
     Raises:
         UserError: No such run or checkpoint, damaged files, another architecture or text encoder.
     """
-    folder = runs.run_folder(model_options.checkpoints_dir, model_options.name)
+    folder = runs.find_run(model_options.checkpoints_dir, model_options.name)
     options = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
+    options = locate_shared_files(options, folder)
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
     state = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES)
@@ -287,7 +309,8 @@ def load_run(
         text = replace(text, text_encoder=model_options.text_encoder)
     encoder = build_text_encoder(text)
     encoder.check_identity(state["encoder"])
-    encoder.attach_cache(folder)
+    if not is_shared(str(folder)):  # a shared folder keeps no texts of its users
+        encoder.attach_cache(folder)
     restore_encoder(encoder, checkpoint_dir, state)
     model_class = MODELS[options.generator.model]
     model = model_class(options, len(state["labels"]), encoder.width, training=False)
@@ -307,7 +330,7 @@ def load_run(
         by_memory=tile is None,
     )
     generator = VolumeGenerator(model, encoder, window, device, seed)
-    return LoadedRun(folder, options, state, generator)
+    return LoadedRun(folder, options, state, generator, text.text_encoder)
 
 
 def _warn_of_version(folder: Path, version: str | None) -> None:

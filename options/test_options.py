@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import flag, group, path_flag
+from util.training.shared_runs import is_shared, shared_title
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class CaseOptions:
 class ModelOptions:
     """The run that generates."""
 
-    name: str = path_flag("", "Name of the run.", kind="run")
+    name: str = path_flag(
+        "", "Name of the run, or a zip or folder that scripts/export.py wrote.", kind="run"
+    )
     checkpoints_dir: str = flag("checkpoints", "Folder of all runs.")
     which_epoch: str = flag("latest", "Checkpoint of the run: latest, or the number of an epoch.")
     text_encoder: str = flag(
@@ -48,6 +51,11 @@ class ModelOptions:
     overlap: float = flag(0.5, "Share of a tile that overlaps its neighbour.", low=0, high=0.9)
     tile_batch: int = flag(4, "Tiles that are generated at once.", low=1)
     use_average: bool = flag(True, "Generate with the moving average of the weights.")
+
+    @property
+    def title(self) -> str:
+        """What results call the run: its name, or that of a shared run's file or folder."""
+        return shared_title(self.name) if is_shared(self.name) else self.name
 
 
 @dataclass(frozen=True)

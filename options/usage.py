@@ -92,7 +92,7 @@ def check_input(flag: str, kind: Input, value: str, checkpoints_dir: str) -> Non
         return
     if kind == "run":
         try:
-            runs.read_options(runs.run_folder(checkpoints_dir, value))
+            runs.read_options(runs.find_run(checkpoints_dir, value))
         except UserError as error:
             raise UserError(f"{'' if flag == '--name' else f'{flag} {value}: '}{error}") from None
     elif kind == "folder" and not Path(value).is_dir():

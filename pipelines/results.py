@@ -46,13 +46,13 @@ Hu = NDArray[np.floating]
 def results_folder(options: TestOptions) -> Path:
     """Return the folder of these results; raise `UserError` where the names lead elsewhere."""
     model, source = options.model, options.source
-    runs.run_folder(model.checkpoints_dir, model.name)
+    runs.find_run(model.checkpoints_dir, model.name)
     if safe_name(model.which_epoch) != model.which_epoch or model.which_epoch.startswith("."):
         raise UserError(
             f"--which_epoch is {model.which_epoch!r}; it must be latest, or the number of an epoch."
         )
     cases = safe_name(strip_suffix(Path(source.mask).name)) if source.mask else source.split
-    return Path(options.output.results_dir) / model.name / f"{cases}_{model.which_epoch}"
+    return Path(options.output.results_dir) / model.title / f"{cases}_{model.which_epoch}"
 
 
 def check_results_folder(folder: Path, options: TestOptions) -> None:
@@ -353,7 +353,7 @@ class PageContext:
 def dicom_key(options: TestOptions) -> str:
     """Return what tells the DICOM studies of one mask apart: run, checkpoint and seed."""
     model = options.model
-    return f"{model.name}, {model.which_epoch}, seed {options.arms.seed}"
+    return f"{model.title}, {model.which_epoch}, seed {options.arms.seed}"
 
 
 class ResultsWriter:
@@ -379,10 +379,10 @@ class ResultsWriter:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         model = options.model
-        record = {"run": model.name, "step": step, "options": to_dict(options)}
+        record = {"run": model.title, "step": step, "options": to_dict(options)}
         write_json(folder / RESULTS_FILE, record)
         cases = Path(options.source.mask).name or options.source.split
-        title = f"{model.name}: {cases}, {model.which_epoch} (step {step})"
+        title = f"{model.title}: {cases}, {model.which_epoch} (step {step})"
         self.page = None
         if options.output.page:
             data = run_options.data
@@ -434,8 +434,8 @@ class ResultsWriter:
     def _links(self, effects: Sequence[Row]) -> dict[str, str]:
         """Return the addresses of the run's other pages, and of the tables."""
         model = self.options.model
-        run = runs.run_folder(model.checkpoints_dir, model.name)
-        pages = {f"Training of {model.name}": run / "web" / "index.html"}
+        run = runs.find_run(model.checkpoints_dir, model.name)
+        pages = {f"Training of {model.title}": run / "web" / "index.html"}
         for record in sorted(self.folder.parent.glob(f"*/{ATLAS_RECORD}")):
             pages[f"Atlas {record.parent.name}"] = record.parent / "index.html"
         links = {

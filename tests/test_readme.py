@@ -17,8 +17,17 @@ from options.train_options import PRESETS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-# Flags of hf, sbatch, torchrun and pip.
-FOREIGN_FLAGS = {"local-dir", "nodes", "gpus-per-node", "nproc_per_node", "no-build-isolation"}
+# Flags of hf, sbatch, torchrun, pip, docker and monai.bundle.
+FOREIGN_FLAGS = {
+    "rm",
+    "config_file",
+    "bundle_root",
+    "local-dir",
+    "nodes",
+    "gpus-per-node",
+    "nproc_per_node",
+    "no-build-isolation",
+}
 
 
 def commands() -> list[type]:

@@ -76,7 +76,7 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
             f"--run names {len(names)} runs; give it twice at least, once for each run to compare."
         )
     for name in names:  # a run that is not there is an error before anything long
-        runs.read_options(runs.run_folder(command.model.checkpoints_dir, name))
+        runs.read_options(runs.find_run(command.model.checkpoints_dir, name))
     frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
     out = Path(command.compare.OUT)
     write_frame(out / "models.csv", frame)

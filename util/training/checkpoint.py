@@ -60,8 +60,8 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
     Args:
         folder: Folder of the checkpoint, such as `checkpoints/RUN/latest`.
         parts: Tensors by part (network, optimiser, average); each becomes `<part>.safetensors`.
-        state: Plain values for `state.json`. It also holds the version of the project, and the
-            sha256 of every part and of itself.
+        state: Plain values for `state.json`. It also holds the version of the project, unless
+            `state` names that of a copied checkpoint, and the sha256 of every part and of itself.
 
     Raises:
         UserError: The disk is full or cannot be written; the previous checkpoint is untouched.
@@ -80,7 +80,7 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
                 **state,
                 "parts": sorted(parts),
                 "sha256": digests,
-                "version": __version__,
+                "version": state.get("version") or __version__,
             }
             values["digest"] = json_digest(values)
             write_json(temporary / STATE_FILE, values)

@@ -12,6 +12,7 @@ from typing import Any
 from util.cli import UserError, format_list
 from util.files import atomic_path, claim_folder, read_json, write_json
 from util.schema import check_record, fits, misfit
+from util.training.shared_runs import is_shared, open_shared
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,15 @@ def run_folder(checkpoints_dir: str, name: str) -> Path:
             f"--name is {name!r}; it must be a plain name without path separators or a leading dot."
         )
     return Path(checkpoints_dir) / name
+
+
+def find_run(checkpoints_dir: str, name: str) -> Path:
+    """Return the folder of a trained run: by its name, or a shared one by its file or folder.
+
+    Raises:
+        UserError: See `run_folder` and `util.training.shared_runs`.
+    """
+    return open_shared(name) if is_shared(name) else run_folder(checkpoints_dir, name)
 
 
 def check_new_run(folder: Path, overwrite: bool) -> None:
