@@ -55,6 +55,11 @@ class DataOptions:
         "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file.",
         kind="name or path",
     )
+    paraphrases: str = path_flag(
+        "",
+        "File of other words for the template's phrases (YAML), which training learns as well.",
+        kind="file",
+    )
     key_column: str = flag("File Name", "Table column that names the scan.")
     patient_column: str = flag(
         "", "Table column that names the patient; all scans of a patient go into one split."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from options.anomaly_options import MapOptions, RunsOptions
 from options.diffusion_options import EditOptions, SamplingOptions
-from options.parser import argument, flag, group
+from options.parser import argument, flag, group, path_flag
 from options.test_options import CaseOptions, InterventionOptions, ModelOptions
 from options.utility_options import ClassifierOptions
 
@@ -517,3 +518,54 @@ class AcquisitionBenchmarkCommand:
     """All flags of the command."""
 
     benchmark: AcquisitionBenchmarkOptions = group(AcquisitionBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
+class ParaphrasesBenchmarkOptions:
+    """The wordings, and the effect of which they should keep all."""
+
+    vary: str = flag(
+        "SMOKING HISTORY=Never smoker,Current smoker",
+        'Effect, as "COLUMN=A,B"; the wordings are of B.',
+    )
+    listed: str = path_flag(
+        "benchmarks/paraphrases/training.yaml", "Wordings that training may know.", kind="file"
+    )
+    held_out: str = path_flag(
+        "benchmarks/paraphrases/held_out.yaml", "Wordings that no training knows.", kind="file"
+    )
+    json: str = flag("", "File for the figures as JSON.")
+
+
+@dataclass(frozen=True)
+class ParaphrasesBenchmarkCommand:
+    """All flags of benchmarks/paraphrases.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("name", "dataroot")
+
+    paraphrases: ParaphrasesBenchmarkOptions = group(ParaphrasesBenchmarkOptions, "Wordings")
+    source: CaseOptions = group(CaseOptions, "Cases")
+    model: ModelOptions = group(ModelOptions, "Run")
+
+
+@dataclass(frozen=True)
+class FineTuningBenchmarkOptions:
+    """The source, and the small cohort that runs are trained on with and without it."""
+
+    work: str = flag("", "Folder of cohorts and runs; finished ones are used again.")
+    source_cases: int = flag(96, "Cases of the source.", low=20)
+    cases: int = flag(12, "Training cases of the small cohort.", low=2)
+    source_steps: int = flag(400, "Steps of the source.", low=1)
+    steps: int = flag(100, "Steps of each run on the small cohort.", low=1)
+    size: tuple[int, int, int] = flag((48, 48, 32), "Voxels of the phantoms.", low=24)
+    seed: int = flag(0, "Seed of the small cohort's patients and of the runs.", low=0)
+    json: str = flag("", "File for the figures as JSON.")
+
+
+@dataclass(frozen=True)
+class FineTuningBenchmarkCommand:
+    """All flags of benchmarks/fine_tuning.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("work",)
+
+    benchmark: FineTuningBenchmarkOptions = group(FineTuningBenchmarkOptions, "Comparison")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data.cache import load_case
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort
+from data.text.paraphrases import Paraphrases, load_paraphrases
 from data.text.prompts import Prompt, cohort_prompts, load_template
 from data.volumes import label_channels, to_unit
 from models.text.clip import (
@@ -33,7 +34,7 @@ from models.text.clip import (
 )
 from options.clip_options import ClipCommand, ClipOptions
 from util.cli import UserError, file_problem, is_main_process
-from util.files import claim_folder, file_fingerprint, sync
+from util.files import claim_folder, file_fingerprint, file_sha256, sync
 from util.locks import locked_folder
 from util.phrasing import join_phrases, strip_phrase
 from util.records import read_record, same_settings
@@ -94,10 +95,22 @@ def load_pairs(
     return Pairs(torch.stack(images), torch.stack(masks), [prompts[c.id] for c in described])
 
 
-def draw_phrases(prompt: Prompt, rng: np.random.Generator) -> list[str]:
-    """Draw the phrases of a prompt for one step, in random order: in half of the steps all."""
+def draw_phrases(
+    prompt: Prompt, rng: np.random.Generator, paraphrases: Paraphrases | None = None
+) -> list[str]:
+    """Draw the phrases of a prompt for one step, in random order: in half of the steps all.
+
+    With paraphrases, half of the phrases that have some are said in other words.
+    """
     count = len(prompt) if rng.random() < 0.5 else rng.integers(1, len(prompt) + 1)
-    return [prompt[i].text for i in rng.permutation(len(prompt))[:count]]
+    texts = [prompt[i].text for i in rng.permutation(len(prompt))[:count]]
+    if paraphrases is None or not paraphrases.wordings:
+        return texts
+    drawn = []
+    for text in texts:
+        others = paraphrases.alternatives(text)
+        drawn.append(str(rng.choice(others)) if others and rng.random() < 0.5 else text)
+    return drawn
 
 
 class Clip(nn.Module):
@@ -144,7 +157,13 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def fit_clip(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.device) -> float:
+def fit_clip(
+    clip: Clip,
+    pairs: Pairs,
+    options: ClipOptions,
+    device: torch.device,
+    paraphrases: Paraphrases | None = None,
+) -> float:
     """Train in place; return the mean loss of the last tenth of the steps.
 
     Raises:
@@ -158,7 +177,7 @@ def fit_clip(clip: Clip, pairs: Pairs, options: ClipOptions, device: torch.devic
     steps = tqdm(range(options.clip_steps), desc="Training CLIP", disable=not is_main_process())
     for step in steps:
         chosen = rng.permutation(len(pairs.prompts))[:batch_size].tolist()
-        prompts = [draw_phrases(pairs.prompts[i], rng) for i in chosen]
+        prompts = [draw_phrases(pairs.prompts[i], rng, paraphrases) for i in chosen]
         # Phrases are the default of the generator's text encoder; some steps use sentences.
         if step % SENTENCE_EVERY:
             texts = clip.embed_phrases(prompts)
@@ -203,6 +222,8 @@ def clip_settings(
     del settings["out"]
     del settings["overwrite"]
     settings["hu_window"] = options.data.hu_window
+    if options.data.paraphrases:
+        settings["paraphrases"] = file_sha256(Path(options.data.paraphrases))
     settings["cohort"] = digest.hexdigest()
     settings["version"] = VERSION
     return json.loads(json.dumps(settings))  # with lists for tuples, as in the file
@@ -289,12 +310,17 @@ def _pretrain(options: ClipCommand) -> Path:
     if is_trained(out, settings, options.clip.overwrite):
         log.info("%s holds this CLIP already.", out)
         return out
+    paraphrases = load_paraphrases(data.paraphrases, template, cohort.columns)
     pairs = load_pairs(cohort.split("train"), prompts, cohort, options)
     torch.manual_seed(options.clip.seed)
     sentences = [prompt.sentence for prompt in pairs.prompts]
-    clip = Clip(sentences, len(cohort.labels)).to(device)
+    for prompt in pairs.prompts if paraphrases.wordings else ():
+        words = [(paraphrases.alternatives(text) or [text])[-1] for text in prompt.texts]
+        sentences.append(join_phrases(words))
+    words = [text for texts in paraphrases.wordings.values() for text in texts]
+    clip = Clip([*sentences, *words], len(cohort.labels)).to(device)
     with single_thread():
-        loss = fit_clip(clip, pairs, options.clip, device)
+        loss = fit_clip(clip, pairs, options.clip, device, paraphrases)
     held_out = [case for case in held_out_cases(cohort) if prompts[case.id]]
     if len(held_out) < MIN_PAIRS:
         log.warning("No held-out pairs (val, test): the retrieval below is of the training pairs.")

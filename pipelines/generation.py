@@ -145,7 +145,8 @@ class GenerationPlan:
         for column, trained in (training_values(self) or {}).items():
             if column in values:
                 values[column] = list(dict.fromkeys([*trained, *values[column]]))
-        return TextReader(self.template, values)
+        synonyms = self.run.state["encoder_values"].get("synonyms") or {}
+        return TextReader(self.template, values, synonyms)
 
     def text(self, case: Case) -> CaseText:
         """Return the factual text of a case before `--set`."""

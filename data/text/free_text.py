@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from data.text.prompts import Phrase, Prompt, Template
@@ -69,10 +69,12 @@ class TextReader:
     Attributes:
         template: Wording of the table.
         values: Known values, as shown, by column; the keys are the columns that exist.
+        synonyms: Phrases that other words stand for, by their normalised form.
     """
 
     template: Template
     values: Mapping[str, Sequence[str]]
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _wordings(self) -> list[tuple[re.Pattern[str], str, str]]:
@@ -111,8 +113,9 @@ class TextReader:
 
     def read(self, phrase: str) -> list[Statement]:
         """Return the statements of a phrase, in their order."""
+        wording = self.synonyms.get(normalise_phrase(phrase), phrase)
         for column in self.values:
-            value = self.template[column].parse_phrase(phrase)
+            value = self.template[column].parse_phrase(wording)
             if value is not None:
                 return [Statement(column, value, 0, len(phrase), is_phrase=True)]
         statements: list[Statement] = []

@@ -111,6 +111,25 @@ class TextEncoder(ABC):
     def attach_cache(self, folder: Path) -> None:  # noqa: B027  (optional)
         """Reuse the embedded phrases stored in this folder, and store new ones there."""
 
+    def adopt(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        """Continue what an encoder of the same identity learned in another run, after `fit`.
+
+        Args:
+            tensors: Its learned tensors, see `state`.
+            values: Its plain values.
+
+        Returns:
+            `(C_old, C_new)`, which maps embeddings of this encoder to those of the other; None
+            where none exists.
+        """
+        self.load_state(tensors, values)
+        return torch.eye(self.width)
+
+    def is_same(self, saved: Mapping[str, str]) -> bool:
+        """Return whether an identity is this encoder's, wherever its files lie."""
+        keys = {*saved, *self.identity} - {"source", "revision"}
+        return all(saved.get(key) == self.identity.get(key) for key in keys)
+
     def check_identity(self, saved: Mapping[str, str]) -> None:
         """Compare with the identity of the encoder that a run was trained with.
 

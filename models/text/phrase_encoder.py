@@ -39,6 +39,7 @@ VALUE_TYPES = {
     "phrases": list[str] | None,
     "shares": dict[str, float] | None,
     "terms": list[dict[str, Any]] | None,
+    "synonyms": dict[str, str] | None,
 }
 STEM_TYPES = {"mean": float, "sd": float, "phrase": str}
 
@@ -171,6 +172,8 @@ class PhraseEncoder(TextEncoder):
 
     Attributes:
         phrase_weights: Factor of the token of each training phrase; empty for 1.
+        synonyms: The phrase that other words stand for, by their normalised form; `#` stands for a
+            number (see `data.text.paraphrases`).
         terms: Tokens that follow from several phrases, or from the size of a number.
     """
 
@@ -178,6 +181,7 @@ class PhraseEncoder(TextEncoder):
 
     def __init__(self, numbers: bool) -> None:
         self.numbers = Numbers() if numbers else None
+        self.synonyms: Mapping[str, str] = {}
         self._wordings = Wordings()
         self.set_phrase_weights({})
 
@@ -226,7 +230,7 @@ class PhraseEncoder(TextEncoder):
         shares = dict(self.phrase_weights)
         terms = [term.to_values() for term in self.terms]
         values = {"numbers": numbers, "phrases": self.phrases, "shares": shares, "terms": terms}
-        return {}, values
+        return {}, {**values, "synonyms": dict(self.synonyms)}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Restore the result of `state`; raise `UserError` for values of other types."""
@@ -235,8 +239,33 @@ class PhraseEncoder(TextEncoder):
         if self.numbers is not None:
             self.numbers = Numbers.from_values(values["numbers"])
         self._wordings = Wordings(values.get("phrases") or ())
+        self.synonyms = values.get("synonyms") or {}
         terms = [Term.from_values(term) for term in values.get("terms") or ()]
         self.set_phrase_weights(values.get("shares") or {}, terms)
+
+    def adopt(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Tensor | None:
+        """Take over what an encoder learned in another run; own phrases and numbers are added."""
+        numbers, phrases, synonyms = self.numbers, self.phrases, self.synonyms
+        self.load_state(tensors, values)
+        self.synonyms = {**self.synonyms, **synonyms}
+        if numbers is not None and self.numbers is not None:
+            known = self.numbers.stems
+            replaced = {stem["phrase"] for name, stem in numbers.stems.items() if name in known}
+            phrases = [phrase for phrase in phrases if phrase not in replaced]
+            self.numbers = Numbers({**numbers.stems, **known})
+        before, width = self.phrases, self.width
+        self._wordings = Wordings([*before, *map(self._wordings, phrases)])
+        self.set_phrase_weights(self.phrase_weights, self.terms)
+        return self._map_embeddings(before, width)
+
+    def _map_embeddings(self, before: Sequence[str], width: int) -> Tensor | None:
+        """Return the map of `adopt`.
+
+        Args:
+            before: Phrases that the other encoder had.
+            width: Its width.
+        """
+        return torch.eye(self.width)
 
     def encode(self, prompts: Prompts) -> TextEmbedding:
         """Embed a batch of prompts, one token per phrase, then one per term."""
@@ -298,8 +327,18 @@ class PhraseEncoder(TextEncoder):
         return [[self.locate(p) for p in prompt if strip_phrase(p)] for prompt in prompts]
 
     def _locate_number(self, phrase: str) -> tuple[str, float]:
-        text = strip_phrase(phrase)
+        text = self._without_synonym(strip_phrase(phrase))
         return (text, 0.0) if self.numbers is None else self.numbers.locate(text)
+
+    def _without_synonym(self, text: str) -> str:
+        """Return the phrase that other words stand for, or the text itself."""
+        if not self.synonyms:
+            return text
+        if (phrase := self.synonyms.get(normalise_phrase(text))) is not None:
+            return phrase
+        stem, value = parse_number(text) or ("", 0.0)
+        phrase = self.synonyms.get(normalise_phrase(stem)) if stem else None
+        return text if phrase is None else phrase.replace("#", f"{value:g}")
 
     def _weights_of(self, phrases: Sequence[str], embeddings: Tensor) -> Tensor:
         """Return the weights `(N,)`; an unseen phrase has that of the nearest training phrase."""

@@ -52,6 +52,16 @@ class TableEncoder(PhraseEncoder):
                 embeddings[i, channels[phrase]] = self.base**0.5
         return embeddings
 
+    def _map_embeddings(self, before: Sequence[str], width: int) -> Tensor:
+        """Return a map that knows a phrase by its words and scales channels as `embed` does."""
+        base, old = self.base, width // 2
+        places = {phrase: place for place, phrase in enumerate(self.phrases)}
+        matrix = torch.zeros(width, 2 * base)
+        for place, phrase in enumerate(before):
+            for half in (0, 1):  # presence, and size of a number
+                matrix[half * old + place, half * base + places[phrase]] = (old / base) ** 0.5
+        return matrix
+
 
 @ENCODERS.register("table")
 def build_table_encoder(options: TextOptions) -> TextEncoder:
