@@ -31,6 +31,11 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
         saved = replace(saved, run=replace(saved.run, accept_changes=False))  # holds for one call
         saved = replace(saved, text=locate_text_encoder(saved.text, folder))
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
+    elif options.run.init_from:
+        from pipelines.fine_tuning import SourceRun  # slow to import
+
+        source = SourceRun.load(options.run.init_from, options.run.checkpoints_dir)
+        options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=source.start_options())
     check_train_options(options)
     return options
 
@@ -53,9 +58,9 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     from data.label_schemes import recognise_labels
     from models.base_model import MODELS
     from pipelines import training
-    from pipelines.coarse_to_fine import load_global_generator
     from pipelines.data_record import check_unchanged, record_data
     from pipelines.evidence import EVIDENCE
+    from pipelines.fine_tuning import start_model
     from util.training import checkpoint
     from util.training.devices import make_accelerator
 
@@ -82,10 +87,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
         with accelerator.main_process_first():  # the other processes find its checksums
             data_record = check_unchanged(options, study, resumed, cache)
     training.warn_constant_text(options, study)
-    n_labels, text_width = len(study.cohort.labels), study.encoder.width
-    model = MODELS[options.generator.model](options, n_labels, text_width)
-    if options.optim.load_global and not resumed:
-        load_global_generator(options, model)
+    model = start_model(options, study, resumed is not None)
     trainer = training.make_trainer(options, model, accelerator, len(study.training_cases))
     if resumed:
         trainer.load(resumed)

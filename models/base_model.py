@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -83,6 +84,8 @@ class GenerativeModel(ABC):
             whole tensors.
         exact_tiles: Whether tiles with a halo have the values of the whole volume; those of other
             models overlap and are blended.
+        label_offsets: First channel of the mask's labels in the input of each network, by name;
+            the labels are consecutive.
     """
 
     networks: dict[str, nn.Module]
@@ -94,6 +97,7 @@ class GenerativeModel(ABC):
     draws: int = 1
     boxed_inputs: bool = False
     exact_tiles: bool = False
+    label_offsets: Mapping[str, int] = MappingProxyType({})
     options: TrainOptions
 
     @abstractmethod
@@ -155,6 +159,10 @@ class GenerativeModel(ABC):
             text = condition.text.select(number)
             volumes.append(self.generate(replace(condition, text=text), noise, tiler))
         return torch.cat(volumes)
+
+    def named_parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parts that a fine-tuning can leave as they are, with their parameters."""
+        return {}
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         """Replace the run's settings of sampling; raises `UserError` if they do not fit."""

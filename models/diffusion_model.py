@@ -81,6 +81,7 @@ class DiffusionModel(GenerativeModel):
         edm = diffusion.preconditioning == "edm"
         default = self.space.sigma_data if edm else self.space.sigma
         self.schedule = NoiseSchedule(diffusion, diffusion.sigma_data or default)
+        self.label_offsets = {"G": self.space.channels}  # behind the noisy image
         self.raw = {
             "G": Denoiser(
                 options.generator,
@@ -112,7 +113,7 @@ class DiffusionModel(GenerativeModel):
         check_sampling(self.options.diffusion, self.sampling)
 
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
-        parameters = list(self.raw["G"].parameters())
+        parameters = [p for p in self.raw["G"].parameters() if p.requires_grad]
         return {"G": [{"params": parameters, "lr": self.options.optim.lr, "from_epoch": 0}]}
 
     def training_step(self, batch: Batch, text: BatchText) -> Iterator[NetworkLoss]:

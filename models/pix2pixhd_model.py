@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscrim
 from models.networks.fusion import FusionUnit
 from models.networks.generator import (
     Generator,
+    LocalEnhancer,
     input_channels,
     organ_region,
     receptive_halo,
@@ -59,6 +61,8 @@ class Pix2PixHDModel(GenerativeModel):
     """
 
     boxed_inputs = True
+    # The discriminator sees a volume and its detail before the mask.
+    label_offsets = MappingProxyType({"G": 0, "D": 2})
 
     def __init__(
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
@@ -113,13 +117,34 @@ class Pix2PixHDModel(GenerativeModel):
         ]
         groups: dict[str, list[dict[str, Any]]] = {"G": []}
         for rate, from_epoch, belongs in kinds:
-            parameters = [p for p in self.generator.parameters() if belongs(id(p))]
+            parameters = [
+                p for p in self.generator.parameters() if belongs(id(p)) and p.requires_grad
+            ]
             if parameters:
                 groups["G"].append({"params": parameters, "lr": rate, "from_epoch": from_epoch})
         if "D" in self.raw:
             parameters = list(self.raw["D"].parameters())
             groups["D"] = [{"params": parameters, "lr": optim.lr_D, "from_epoch": 0}]
         return groups
+
+    def named_parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return `anatomy`, all but what the text enters by; `text`; and `encoder`.
+
+        The encoder is what sees mask and coordinates alone.
+        """
+        generator = self.generator
+        text = list(self._text_parameters())
+        ids = {id(parameter) for parameter in text}
+        network = generator.global_generator
+        seeing: list[nn.Module] = [network.stem, network.down, network.bottleneck.blocks]
+        for enhancer in generator.enhancers:
+            assert isinstance(enhancer, LocalEnhancer)
+            seeing += [enhancer.stem, enhancer.down]
+        return {
+            "anatomy": [p for p in generator.parameters() if id(p) not in ids],
+            "text": text,
+            "encoder": [p for module in seeing for p in module.parameters()],
+        }
 
     def _text_parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the text enters by: its residual, and units within the network beside it.

@@ -31,6 +31,11 @@ def check_train_options(options: TrainOptions) -> None:
             "attribute can be tracked. Give it once."
         )
     _check_losses(options)
+    if options.run.freeze and not options.run.init_from:
+        raise UserError(
+            "--freeze keeps parts of a trained network as they are; give the run to start from "
+            "with --init_from."
+        )
 
 
 def check_chest_ct(options: DataOptions, purpose: str) -> None:

@@ -23,6 +23,17 @@ class RunOptions:
         "With --continue_train: go on although scans, masks, rows, splits or fixed options are not "
         "those that the run was trained with.",
     )
+    init_from: str = path_flag(
+        "",
+        "Start from the weights and options of another run (a name, or an exported zip or folder); "
+        "labels and phrases are mapped, what it does not know starts without effect.",
+        kind="run",
+    )
+    freeze: tuple[str, ...] = flag(
+        (),
+        "With --init_from: leave a part of the network as it is; anatomy (all but what the text "
+        "enters by), text, or encoder (what sees the mask alone). May be repeated.",
+    )
     overwrite: bool = flag(False, "Replace a run of this name.")
     dry_run: bool = flag(
         False, "Check all input, print options, sizes, memory and time per step, and stop."

@@ -41,6 +41,7 @@ from data.text.counterfactuals import (
     values_by_column,
 )
 from data.text.free_text import TextReader
+from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
 from models.base_model import BatchText, GenerativeModel
@@ -201,6 +202,14 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     for intervention in tracked_interventions(options):
         trained = study.training_values
         check_intervention("--val_effect", intervention, template, rows, trained, must_occur=True)
+    if data.paraphrases:
+        if not isinstance(encoder, PhraseEncoder):
+            raise UserError(
+                "--paraphrases gives other words for phrases, and --text_mode sentence reads whole "
+                "texts. Use --text_mode phrases."
+            )
+        paraphrases = load_paraphrases(data.paraphrases, template, cohort.columns)
+        encoder.synonyms = paraphrases.synonyms
     encoder.fit([study.phrases[case.id] for case in study.training_cases])
     return study
 
@@ -258,6 +267,8 @@ def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Stud
         return study
     if len(cases) > relevance.MAX_SCANS:
         return study
+    if len(cases) < relevance.MIN_SCANS and encoder.phrase_weights:
+        return study  # those of the run that training started from
     prompts = [study.prompts[case.id].annotated for case in cases]
     statistics = lung_statistics(cases, options.data, cache)
     weights = relevance.estimate_relevance(encoder, prompts, statistics)
