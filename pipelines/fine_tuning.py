@@ -24,7 +24,8 @@ from models.inference import (
     locate_shared_files,
     locate_text_encoder,
 )
-from models.networks.fusion import FusionUnit
+from models.networks.fusion import Affine, FusionUnit
+from models.networks.layers import NoiseInjection
 from models.text.base_encoder import TextEncoder
 from options.parser import from_dict
 from options.train_options import TrainOptions
@@ -144,6 +145,11 @@ class SourceRun:
         self, name: str, network: nn.Module, tensors: Mapping[str, Tensor], mapping: _Mapping
     ) -> None:
         fresh = _text_modules(network, mapping.roles.text) if mapping.text is None else ()
+        scaled = [
+            f"{unit}."
+            for unit, module in network.named_modules()
+            if isinstance(module, Affine | NoiseInjection)
+        ]
         state = network.state_dict()
         new: dict[str, Tensor] = {}
         for key, own in state.items():
@@ -151,6 +157,10 @@ class SourceRun:
                 new[key] = own
                 continue
             new[key] = mapping(key, tensors[key])
+            is_scaled = key in mapping.roles.text and key.startswith(tuple(scaled))
+            if is_scaled and mapping.text is not None:  # it divides by the root of the width
+                old_width, width = mapping.text.shape
+                new[key] = new[key] * (width / old_width) ** 0.5
         if set(tensors) - set(state) or set(state) - set(tensors):
             problems = checkpoint.weight_differences(state, tensors)
         else:

@@ -5,7 +5,7 @@ The file (YAML) lists wordings by column and value; `"{value}"` stands for any v
     SMOKING HISTORY:
       Current smoker: [The patient currently smokes., active smoker]
     AGE:
-      "{value}": [aged {value}, "{value} years old"]
+      "{value}": ["aged {value}", "{value} years old"]
 
 A run trained with it takes each wording for the template's own phrase, and the cohort's CLIP learns
 from all of them, so that wordings close to them are understood better.

@@ -248,13 +248,10 @@ class PhraseEncoder(TextEncoder):
         numbers, phrases, synonyms = self.numbers, self.phrases, self.synonyms
         self.load_state(tensors, values)
         self.synonyms = {**self.synonyms, **synonyms}
-        if numbers is not None and self.numbers is not None:
-            known = self.numbers.stems
-            replaced = {stem["phrase"] for name, stem in numbers.stems.items() if name in known}
-            phrases = [phrase for phrase in phrases if phrase not in replaced]
-            self.numbers = Numbers({**numbers.stems, **known})
         before, width = self.phrases, self.width
-        self._wordings = Wordings([*before, *map(self._wordings, phrases)])
+        if numbers is not None and self.numbers is not None:
+            self.numbers = Numbers({**numbers.stems, **self.numbers.stems})
+        self._wordings = Wordings([*before, *(self.locate(phrase)[0] for phrase in phrases)])
         self.set_phrase_weights(self.phrase_weights, self.terms)
         return self._map_embeddings(before, width)
 

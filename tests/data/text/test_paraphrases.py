@@ -20,7 +20,7 @@ SMOKING HISTORY:
   Current smoker: [The patient currently smokes., active smoker]
   Never smoker: [has never smoked]
 AGE:
-  "{value}": ["{value} years old", aged {value}.]
+  "{value}": ["{value} years old", "aged {value}."]
 SEX:
   M: [a man]
 """

@@ -72,7 +72,7 @@ def test_it_generates_the_volume_of_the_run(
         done = command("test.py", *run, *made)
         assert done.code == 0, done.text
         volumes.append(np.asarray(nib.load(out).dataobj))
-    assert np.array_equal(*volumes)
+    assert np.array_equal(volumes[0], volumes[1])
     again = mask2ct.load(exported).generate(mask_of(trained_run), PROMPT)
     assert np.array_equal(np.rint(again.hu), volumes[0])
 
