@@ -27,8 +27,9 @@ from models.inference import (
 from models.networks.fusion import Affine, FusionUnit
 from models.networks.layers import NoiseInjection
 from models.text.base_encoder import TextEncoder
+from options.base_options import DataOptions
 from options.parser import from_dict
-from options.train_options import TrainOptions
+from options.train_options import RunOptions, TrainOptions
 from pipelines.coarse_to_fine import load_global_generator
 from pipelines.training import Study
 from util.cli import UserError, format_list
@@ -77,18 +78,14 @@ class SourceRun:
 
         Cohort, splits, names and the length of training are the new run's own.
         """
-        own, data = TrainOptions(), self.options.data
+        own = DataOptions()
+        cohort = ("dataroot", "splits", "cache_dir", "permute", "resample", "fold", "paraphrases")
+        cohort += ("body_label", "text_columns", "key_column", "patient_column")
+        data = replace(self.options.data, **{name: getattr(own, name) for name in cohort})
         return replace(
             self.options,
-            run=own.run,
-            data=replace(
-                own.data,
-                template=data.template,
-                lung_labels=data.lung_labels,
-                airway_label=data.airway_label,
-                spacing=data.spacing,
-                hu_window=data.hu_window,
-            ),
+            run=RunOptions(),
+            data=data,
             text=locate_text_encoder(self.options.text, self.folder),
             optim=replace(self.options.optim, load_global="", niter_fix_global=0),
         )

@@ -50,7 +50,7 @@ def inference_config() -> dict[str, Any]:
 
 def metadata(run: LoadedRun) -> dict[str, Any]:
     """Return what MONAI's bundle specification asks for."""
-    low, high = run.options.data.hu_window
+    (low, high), is_ct = run.options.data.hu_window, run.options.data.terms.is_ct
     labels = {str(channel): f"label {label}" for channel, label in enumerate(run.labels)}
     image = {"type": "image", "spatial_shape": ["*", "*", "*"], "is_patch_data": False}
     return {
@@ -63,8 +63,8 @@ def metadata(run: LoadedRun) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {"mask2ct": __version__},
         "name": run.folder.name,
-        "task": "Generation of chest CT from a mask and clinical text",
-        "description": "Generative model of chest CT trained with Mask2CT; research use only.",
+        "task": "Generation of volumes from a mask and clinical text",
+        "description": "Generative model trained with Mask2CT; research use only.",
         "authors": "the owners of the run",
         "copyright": "the owners of the run",
         "intended_use": "Research; not for diagnosis, treatment or any other clinical decision.",
@@ -83,8 +83,8 @@ def metadata(run: LoadedRun) -> dict[str, Any]:
             "outputs": {
                 "pred": {
                     **image,
-                    "format": "hounsfield",
-                    "modality": "CT",
+                    "format": "hounsfield" if is_ct else "magnitude",
+                    "modality": run.options.data.modality.upper(),
                     "num_channels": 1,
                     "dtype": "float32",
                     "value_range": [low, high],

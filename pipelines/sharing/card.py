@@ -75,12 +75,13 @@ def _summary(facts: CardFacts) -> str:
     low, high = options.data.hu_window
     labels = ", ".join(str(label) for label in facts.state["labels"])
     lungs = ", ".join(map(str, options.data.lung_labels))
+    terms = options.data.terms
+    subject = "chest CT, conditioned on a lung mask" if terms.is_ct else "3D volumes, on a mask"
     encoder = code(facts.state["encoder"].get("kind", ""))
     return f"""
 # {escape_text(facts.name)}
 
-A generative model of chest CT, conditioned on a lung mask and on clinical text, trained with
-Mask2CT ({code(generator.model)}, {facts.parameters / 1e6:.2f} million parameters, step
+A generative model of {subject} and on clinical text, trained with Mask2CT ({code(generator.model)}, {facts.parameters / 1e6:.2f} million parameters, step
 {facts.state["step"]}, version {facts.state["version"]}, exported by {__version__}).
 
 ```bash
@@ -94,7 +95,7 @@ volume = mask2ct.load("FILE_OR_FOLDER").generate("lung.nii.gz", "...")
 | | |
 |---|---|
 | input | mask with the labels {labels} (lungs {lungs}), text |
-| output | volume in HU on the grid of the mask, window {low:g} to {high:g} HU |
+| output | volume in {terms.unit} on the grid of the mask, {low:g} to {high:g} {terms.unit} |
 | text encoder | {encoder}, mode {code(options.text.text_mode)} |
 """
 
