@@ -78,11 +78,13 @@ def _summary(facts: CardFacts) -> str:
     terms = options.data.terms
     subject = "chest CT, conditioned on a lung mask" if terms.is_ct else "3D volumes, on a mask"
     encoder = code(facts.state["encoder"].get("kind", ""))
+    step, version = facts.state["step"], facts.state["version"]
     return f"""
 # {escape_text(facts.name)}
 
-A generative model of {subject} and on clinical text, trained with Mask2CT ({code(generator.model)}, {facts.parameters / 1e6:.2f} million parameters, step
-{facts.state["step"]}, version {facts.state["version"]}, exported by {__version__}).
+A generative model of {subject} and on clinical text, trained with Mask2CT
+({code(generator.model)}, {facts.parameters / 1e6:.2f} million parameters, step {step},
+version {version}, exported by {__version__}).
 
 ```bash
 python test.py --name FILE_OR_FOLDER --mask lung.nii.gz --prompt "..." --out generated.nii.gz
