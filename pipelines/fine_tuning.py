@@ -79,8 +79,10 @@ class SourceRun:
         Cohort, splits, names and the length of training are the new run's own.
         """
         own = DataOptions()
-        cohort = ("dataroot", "splits", "cache_dir", "permute", "resample", "fold", "paraphrases")
-        cohort += ("body_label", "text_columns", "key_column", "patient_column")
+        cohort = [
+            *("dataroot", "splits", "cache_dir", "permute", "resample", "fold", "paraphrases"),
+            *("body_label", "text_columns", "key_column", "patient_column"),
+        ]
         data = replace(self.options.data, **{name: getattr(own, name) for name in cohort})
         return replace(
             self.options,
