@@ -40,7 +40,6 @@ from util.phrasing import join_phrases, strip_phrase
 from util.records import read_record, same_settings
 from util.training.devices import make_device
 from util.training.schedule import one_cycle
-from util.volume_inputs import one_hot
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +83,18 @@ def load_pairs(
             raise UserError(f"Case {case.id} has no scan; CLIP learns from scans and prompts.")
         unit = torch.from_numpy(to_unit(image.array, options.data.hu_window))[None].float()
         channels = label_channels(mask.array, cohort.labels, case.mask)
-        labels = one_hot(channels[None], len(cohort.labels))[0]
-        images.append(F.adaptive_avg_pool3d(unit, options.clip.clip_size))
-        masks.append(F.adaptive_avg_pool3d(labels, options.clip.clip_size))
+        size = options.clip.clip_size
+        images.append(F.adaptive_avg_pool3d(unit, size))
+        # One label at a time: all of them as one-hot channels of a whole scan may take gigabytes.
+        shares = [
+            F.adaptive_avg_pool3d((channels == k)[None].float(), size)
+            for k in range(len(cohort.labels))
+        ]
+        masks.append(torch.cat(shares))
     if len(images) < MIN_PAIRS:
         raise UserError(
             f"Only {len(images)} cases of {cohort.root} have a prompt; CLIP needs at least "
-            f"{MIN_PAIRS}."
+            f"{MIN_PAIRS}. Add a clinical table or prompts.csv, or train with --text_encoder table."
         )
     return Pairs(torch.stack(images), torch.stack(masks), [prompts[c.id] for c in described])
 
