@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from pipelines.evaluation.baselines import (
 )
 from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from util.metrics.fidelity import lung_densitometry
-from util.metrics.texture import POWER_BANDS, radial_power, region_statistics, vessel_share
+from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, region_statistics, vessel_share
 
 # 0.5 to 99.5 percentile of the lungs' median in MAISI (Guo et al. 2024, arXiv 2409.11169).
 GATE_HU = (-937.0, -367.0)
@@ -32,9 +32,12 @@ NAMES = {
     "percentile_95_hu": "95th percentile of the lungs (HU)",
     "percentile_99.5_hu": "99.5th percentile of the lungs (HU)",
     "share_below_-910_hu": "Share of lung below -910 HU",
+}
+TEXTURE_NAMES = {
     "detail_sd_hu": "Detail SD of the lungs (HU)",
     "vessel_share": "Share of lung 150 HU above its median",
 }
+Band = tuple[float, float]  # lowest and highest frequency, 1/mm
 POWER_NAME = "Power of the lungs at {} to {} mm per period (log10 of HU^2 mm^3)"
 
 
@@ -53,7 +56,10 @@ def lung_density(
 
 
 def lung_texture(
-    hu: NDArray[np.floating], lungs: NDArray[np.bool_], spacing: Sequence[float]
+    hu: NDArray[np.floating],
+    lungs: NDArray[np.bool_],
+    spacing: Sequence[float],
+    power: Mapping[Band, float],
 ) -> dict[str, float]:
     """Return percentiles, detail and the logarithm of the power of the lungs; empty without lungs.
 
@@ -61,18 +67,28 @@ def lung_texture(
         hu: `(X, Y, Z)` in HU, on a grid that all compared volumes share: detail depends on it.
         lungs: Lungs of the same shape.
         spacing: Voxel size in mm.
+        power: Power by band, HU^2 mm^3 (see `util.metrics.texture.radial_power`).
     """
     if not lungs.any():
         return {}
     statistics = region_statistics(hu, lungs, spacing)
-    texture = {name: value for name, value in statistics.items() if name in NAMES}
+    names = {**NAMES, **TEXTURE_NAMES}
+    texture = {name: value for name, value in statistics.items() if name in names}
     texture["vessel_share"] = vessel_share(hu, lungs)
-    for band, power in radial_power(hu, lungs, spacing).items():
-        texture[_power_key(band)] = float(np.log10(max(power, 1.0)))
+    for band in POWER_BANDS:
+        if band in power:
+            texture[_power_key(band)] = float(np.log10(max(power[band], 1.0)))
     return texture
 
 
-def _power_key(band: tuple[float, float]) -> str:
+def lung_spectrum(power: Mapping[Band, float]) -> NDArray[np.float64]:
+    """Return the logarithm of the power in `SPECTRUM_BANDS`; NaN in bands not resolved."""
+    return np.array(
+        [np.log10(max(power[b], 1.0)) if b in power else np.nan for b in SPECTRUM_BANDS]
+    )
+
+
+def _power_key(band: Band) -> str:
     return f"log_power_{1 / band[0]:g}_to_{1 / band[1]:g}_mm"
 
 
@@ -98,15 +114,36 @@ def density_metrics(
 
     name = "Lung histogram, Wasserstein-1 (HU)"
     metrics = [compare_with_baseline("hu", name, histogram_distance, plan, lower_bound=0.0)]
-    names = dict(NAMES)
+    metrics += _mean_differences("hu", NAMES, pool, plan)
+    metrics.append(_gate_share("synthetic", synthetic))
+    metrics.append(_gate_share("real", real))
+    return metrics
+
+
+def texture_metrics(
+    real: Sequence[VolumeMeasurements],
+    synthetic: Sequence[VolumeMeasurements],
+    plan: ResamplingPlan,
+) -> list[Metric]:
+    """Return differences of the means of detail, vessels and power, synthetic minus real."""
+    names = dict(TEXTURE_NAMES)
     for band in POWER_BANDS:
         names[_power_key(band)] = POWER_NAME.format(f"{1 / band[0]:g}", f"{1 / band[1]:g}")
+    return _mean_differences("texture", names, [*real, *synthetic], plan)
+
+
+def _mean_differences(
+    group: str,
+    names: Mapping[str, str],
+    pool: Sequence[VolumeMeasurements],
+    plan: ResamplingPlan,
+) -> list[Metric]:
+    """Return the differences of those measures that a volume of the pool has."""
+    metrics = []
     for key, name in names.items():
         values = np.array([v.density.get(key, np.nan) for v in pool])
         if np.isfinite(values).any():
-            metrics.append(_mean_difference(name, values, plan))
-    metrics.append(_gate_share("synthetic", synthetic))
-    metrics.append(_gate_share("real", real))
+            metrics.append(_mean_difference(group, name, values, plan))
     return metrics
 
 
@@ -116,18 +153,20 @@ def _histogram_shares(volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def _mean_difference(name: str, values: NDArray[np.float64], plan: ResamplingPlan) -> Metric:
+def _mean_difference(
+    group: str, name: str, values: NDArray[np.float64], plan: ResamplingPlan
+) -> Metric:
     """Return the difference of two means; its baseline is the absolute one of two halves."""
 
     def difference(one: Index, two: Index) -> float:
         return finite_mean(values[two]) - finite_mean(values[one])
 
-    signed = compare_with_baseline("hu", name, difference, plan)
+    signed = compare_with_baseline(group, name, difference, plan)
     sizes = np.abs([difference(one, two) for one, two in plan.halves])
     real = finite_mean(values[plan.real])
     synthetic = finite_mean(values[plan.synthetic])
     return Metric(
-        "hu",
+        group,
         f"{name}, synthetic minus real",
         signed.value,
         signed.low,

@@ -20,7 +20,7 @@ from data.geometry import Volume, grids_match
 from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask, threshold_lungs
 from data.volumes import load_volume, to_unit
-from pipelines.evaluation.density import lung_density, lung_texture
+from pipelines.evaluation.density import lung_density, lung_spectrum, lung_texture
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.measurements import (
     PLANES,
@@ -34,10 +34,11 @@ from util.cli import UserError
 from util.files import atomic_path, json_digest
 from util.metrics.fidelity import fidelity_by_region
 from util.metrics.regions import body_mask, chest_regions
+from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # part of the cache keys: raise it when the measurements change
+VERSION = 3  # part of the cache keys: raise it when the measurements change
 MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
 SEGMENTED_LABELS = (1, 2)  # left and right lung of a segmentation
 
@@ -124,6 +125,7 @@ class VolumeMeasurer:
             density=json.loads(str(arrays["density"])),
             regional=arrays["regional"],
             small=arrays["small"],
+            spectrum=arrays["spectrum"],
             overlap=json.loads(str(arrays["overlap"])),
         )
 
@@ -148,9 +150,12 @@ class VolumeMeasurer:
         common = on_grid(Volume(hu, volume.affine), grid.spacing, grid.extent)
         lung_volume = Volume(lungs.astype(np.uint8), volume.affine)
         common_lungs = on_grid(lung_volume, grid.spacing, grid.extent, order=0).array > 0
+        sides = [grid.spacing] * 3
+        bands = (*POWER_BANDS, *SPECTRUM_BANDS)
+        power = radial_power(common.array, common_lungs, sides, bands)
         if density:
             # Overlapping names keep the values on the volume's own grid.
-            density = lung_texture(common.array, common_lungs, [grid.spacing] * 3) | density
+            density = lung_texture(common.array, common_lungs, sides, power) | density
         small = common
         if max(common.shape) > MAX_COARSE_SIDE:
             small = on_grid(common, max(grid.extent) / MAX_COARSE_SIDE, grid.extent)
@@ -158,6 +163,7 @@ class VolumeMeasurer:
             "detail": detail_vector(hu, spacing, lungs).astype(np.float16),
             "histogram": histogram,
             "small": small.array.astype(np.float16),
+            "spectrum": lung_spectrum(power),
             "density": np.array(json.dumps(density)),
             "overlap": np.array(json.dumps(overlaps)),
             "regional": _regional_statistics(hu, labels, spacing, lung_labels, grid.airway_label),

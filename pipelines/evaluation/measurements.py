@@ -28,6 +28,8 @@ class VolumeMeasurements:
         regional: `(R,)` mean, SD and 15th percentile of HU in each of `REGIONS`; NaN where a region
             is empty.
         small: `(x, y, z)` the volume on a coarse grid, HU.
+        spectrum: `(S,)` logarithm of the lungs' power in `util.metrics.texture.SPECTRUM_BANDS`, in
+            HU^2 mm^3; NaN in bands that the grid does not resolve.
         overlap: Dice and distance of the segmented lungs to the mask, by name; empty without a
             mask.
     """
@@ -40,4 +42,5 @@ class VolumeMeasurements:
     density: dict[str, float]
     regional: NDArray[np.float64]
     small: NDArray[np.float16]
+    spectrum: NDArray[np.float64]
     overlap: dict[str, float]

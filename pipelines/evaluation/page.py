@@ -1,24 +1,27 @@
-"""Page of an evaluation: every metric beside its baseline, and pictures of the closest pairs."""
+"""Page of an evaluation: the verdict, pairs in the viewer, every metric beside its baseline."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from dominate import tags
-from matplotlib.figure import Figure
 
 from pipelines.evaluation.baselines import Metric
+from pipelines.evaluation.charts import HISTOGRAM, TEXTURE
 from pipelines.evaluation.counterfactual_page import add_counterfactuals
 from pipelines.evaluation.counterfactuals import CounterfactualReport
-from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
-from util.web import page_parts
+from pipelines.evaluation.pictures import PicturedPair
+from pipelines.evaluation.verdict import interpret_metric
+from util.web import page_parts, viewer_parts
+from util.web.figures import Window
 
+WEB = "web"  # folder of scripts and voxels
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "realism": (
         "Realism",
@@ -32,6 +35,13 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "Density in HU",
         "Density of the lungs within the masks. A difference of 0 is right. A difference within "
         "the baseline is as large as chance makes it between two halves of the real scans.",
+    ),
+    "texture": (
+        "Texture of the lungs",
+        "Detail is what remains after a Gaussian mean of 3 mm is subtracted. The power spectrum "
+        "says how strong structures of each size are. A generator that is too smooth has less "
+        "detail and less power at fine periods. A difference of 0 is right, and one within the "
+        "baseline is as large as chance makes it.",
     ),
     "mask": (
         "Faithful to the mask",
@@ -67,19 +77,23 @@ COPIES_TEXT = (
 )
 COLUMNS = {
     "name": "metric",
+    "verdict": "reading",
     "value": "value",
-    "low": "95 % from",
-    "high": "to",
-    "matched": "at the baseline's size",
     "floor": "baseline",
     "floor_high": "baseline, 95 %",
+    "matched": "at the baseline's size",
+    "low": "95 % from",
+    "high": "to",
     "ceiling": "real scans reach",
-    "verdict": "reading",
     "note": "note",
 }
-BIN_HU = 10  # width of the bins in the picture of the histograms
-WITHIN = "within the baseline"
-BEYOND = "beyond the baseline"
+CHARTS = {
+    "hu": (HISTOGRAM, "Histograms of lung voxels, real and synthetic"),
+    "texture": (
+        TEXTURE,
+        "Detail SD of every volume, and the radial power spectrum of the lungs, real and synthetic",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -90,13 +104,16 @@ class CopyReport:
         cases: The volumes.
         verdicts: The verdict on each.
         check: The check.
-        pictures: Link and caption of each picture of a closest pair.
     """
 
     cases: Sequence[str]
     verdicts: Sequence[CopyVerdict]
     check: CopyCheck
-    pictures: Sequence[tuple[str, str]]
+
+    @property
+    def by_case(self) -> dict[str, CopyVerdict]:
+        """The verdict on each volume by its name."""
+        return dict(zip(self.cases, self.verdicts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,12 @@ class ReportContent:
     """Content of the page.
 
     Attributes:
-        facts: The sets, grid and networks compared, by name.
+        verdict: The outcome in a sentence.
+        pictures: Pairs of a volume and a scan, the first of which comes first; at least one.
+        window: Lowest and highest HU compared.
+        links: Address of tables and other pages by their text.
+        facts: The sets and the grid compared, by name.
+        networks: The feature networks with the digests of their weights, by name.
         warnings: Warnings at the top of the page.
         metrics: All metrics, in the order of `SECTIONS` by their groups.
         copies: The check for copies, where there were training scans.
@@ -114,7 +136,12 @@ class ReportContent:
         counterfactuals: The axioms of changed volumes; None where there are none.
     """
 
+    verdict: str
+    pictures: Sequence[PicturedPair]
+    window: Window
+    links: Mapping[str, str]
     facts: Mapping[str, str]
+    networks: Mapping[str, str]
     warnings: Sequence[str]
     metrics: Sequence[Metric]
     copies: CopyReport | None
@@ -124,104 +151,101 @@ class ReportContent:
     counterfactuals: CounterfactualReport | None = None
 
 
-def interpret_metric(metric: Metric) -> str:
-    """Return a metric's relation to its baseline in words; empty where it has none."""
-    if not np.isfinite(metric.baseline):
-        return ""
-    if metric.better == "zero":
-        return WITHIN if abs(metric.value) <= metric.baseline_high else BEYOND
-    if metric.better == "near":
-        more_alike = metric.low > metric.baseline_high
-        return "more alike than real pairs" if more_alike else "as real pairs or less alike"
-    if metric.group == "text":
-        shows = metric.value < metric.baseline_high
-        if metric.better == "high":
-            shows = metric.value > metric.baseline_high
-        return "text shows" if shows else "no more than chance"
-    size = metric.matched if np.isfinite(metric.matched) else metric.value
-    return WITHIN if size <= metric.baseline_high else BEYOND
-
-
 def metric_frame(metrics: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
     """Return metrics as a table, interpreted where there are enough scans.
 
-    Columns without content are left out.
+    Columns without content are left out, and the digests of networks, which stand at the end of
+    the page.
     """
     rows = []
     for metric in metrics:
         verdict = interpret_metric(metric) if conclusive else ""
-        rows.append(metric.row() | {"verdict": verdict})
+        note = "" if metric.group == "realism" else page_parts.typeset(metric.note)
+        rows.append(metric.row() | {"verdict": verdict, "note": note})
     frame = pd.DataFrame(rows)[list(COLUMNS)].rename(columns=COLUMNS)
     is_empty = frame.isna().all() | (frame.astype(str) == "").all()
     return frame.loc[:, ~is_empty]
 
 
-def draw_histogram(
-    path: Path, real: Sequence[VolumeMeasurements], synthetic: Sequence[VolumeMeasurements]
-) -> None:
-    """Draw the lungs' histograms, a mean over volumes, as SVG."""
-    figure = Figure(figsize=(7, 2.6))
-    axes = figure.add_subplot()
-    for name, volumes, colour in (("real", real, "#5c6878"), ("synthetic", synthetic, "#2563a8")):
-        shares = np.mean([v.histogram / max(v.histogram.sum(), 1) for v in volumes], 0)
-        end = len(shares) // BIN_HU * BIN_HU
-        wide = shares[:end].reshape(-1, BIN_HU).sum(1)
-        axes.plot(
-            HU_BINS[:end:BIN_HU] + 4.5,
-            100 * wide,
-            label=f"{name} ({len(volumes)})",
-            color=colour,
-        )
-    axes.set(xlim=(-1050, -300), xlabel="HU", ylabel="% of lung per 10 HU")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, format="svg", bbox_inches="tight")
-
-
-def write_report(folder: Path, title: str, content: ReportContent, histogram: str = "") -> Path:
+def write_report(folder: Path, title: str, content: ReportContent) -> Path:
     """Write report.html; return it.
 
     Args:
-        folder: Folder of the page and of `page.css`.
+        folder: Folder of the page, of its pictures and charts.
         title: Heading.
         content: Content of the page.
-        histogram: Link to the picture of the lungs' histograms.
     """
-    page_parts.copy_assets(folder, "page.css")
-    document = page_parts.new_document(title)
+    scripts = viewer_parts.SCRIPTS
+    page_parts.copy_assets(folder / WEB, "page.css", *scripts)
+    document = page_parts.new_document(title, f"{WEB}/", scripts=scripts)
+    labels = sorted({label for pair in content.pictures for label in pair.row.labels})
+    config = viewer_parts.viewer_config(content.window, 0.0, labels, voxels=f"{WEB}/")
+    document.body["data-config"] = json.dumps(config)
+    first, *others = content.pictures
     with document.body:
-        page_parts.page_header(title, cautions=(*page_parts.CAUTIONS, *content.warnings))
-        with tags.main(), tags.div(cls="cards"):
-            _add_facts(content.facts, content.left_out)
-            if content.copies is not None:
-                _add_copies(content.copies)
-            for group, (heading, text) in SECTIONS.items():
-                metrics = [m for m in content.metrics if m.group == group]
-                if metrics:
-                    frame = metric_frame(metrics, content.conclusive)
-                    _add_section(heading, text, frame, histogram if group == "hu" else "")
-            if content.counterfactuals is not None and content.counterfactuals.rows:
-                add_counterfactuals(content.counterfactuals)
-            page_parts.option_tables(content.options, "Options of this evaluation")
+        page_parts.page_header(
+            title,
+            tags.p(page_parts.typeset(content.verdict), cls="headline"),
+            cautions=(page_parts.RESEARCH_ONLY,),
+            links=content.links,
+        )
+        with tags.main():
+            tags.noscript(tags.p("The slices need JavaScript.", cls="note"))
+            _add_toolbar(bool(labels))
+            _add_pair(first, "card clearest")
+            with page_parts.card("Read before judging", id="warnings"):
+                page_parts.bullet_list(content.warnings, "cautions warnings")
+                page_parts.bullet_list(page_parts.CAUTIONS[1:], "notes-plain")
+            for pair in others:
+                _add_pair(pair, "case card")
+            with tags.div(cls="cards"):
+                _add_metrics(content)
+                if content.counterfactuals is not None and content.counterfactuals.rows:
+                    add_counterfactuals(content.counterfactuals)
+                with page_parts.card("What was compared", "wide"):
+                    page_parts.key_table(content.facts)
+                    if content.left_out:
+                        with page_parts.fold("Not measured, and what it needs"):
+                            page_parts.bullet_list(content.left_out)
+                page_parts.option_tables(content.options, "Options of this evaluation")
+                with page_parts.card("Networks and their weights", "wide", id="hashes"):
+                    page_parts.key_table(content.networks, "hash")
     return page_parts.write_document(document, folder / "report.html")
 
 
-def _add_facts(facts: Mapping[str, str], left_out: Sequence[str]) -> None:
-    with page_parts.card("What was compared", "wide"):
-        page_parts.key_table(facts)
-        if left_out:
-            with page_parts.fold("Not measured, and what it needs"):
-                page_parts.bullet_list(left_out)
+def _add_toolbar(with_masks: bool) -> None:
+    with viewer_parts.toolbar("View of all pairs"):
+        viewer_parts.plane_and_window("axial")
+        viewer_parts.limit_choice(by="pair")
+        viewer_parts.overlay_choice()
+        if with_masks:
+            page_parts.check_box("lines", "Outlines")
+        viewer_parts.size_choice()
 
 
-def _add_section(heading: str, text: str, frame: pd.DataFrame, picture: str) -> None:
-    with page_parts.card(heading, "wide evidence"):
-        page_parts.note(text)
-        page_parts.frame_table(frame)
-        if picture:
-            page_parts.chart(
-                page_parts.link(picture), "Histograms of lung voxels, real and synthetic"
-            )
+def _add_pair(picture: PicturedPair, cls: str) -> None:
+    """Add a volume beside a scan; their pictures move together."""
+    pair = picture.pair
+    with tags.section(cls=cls, id=picture.row.key, **picture.row.attributes()):
+        with tags.h2(f"{pair.heading} "):
+            page_parts.badges(pair.badges)
+            tags.span(pair.caption, cls="about-pair")
+        picture.row.add(picture.limit)
+        viewer_parts.slice_slider(f"Slice of {pair.synthetic.case}")
+
+
+def _add_metrics(content: ReportContent) -> None:
+    if content.copies is not None:
+        _add_copies(content.copies)
+    for group, (heading, text) in SECTIONS.items():
+        metrics = [m for m in content.metrics if m.group == group]
+        if not metrics:
+            continue
+        with page_parts.card(heading, "wide evidence", id=group):
+            page_parts.note(text)
+            page_parts.frame_table(metric_frame(metrics, content.conclusive))
+            if group in CHARTS:
+                page_parts.chart(*CHARTS[group])
 
 
 def _add_copies(copies: CopyReport) -> None:
@@ -239,9 +263,6 @@ def _add_copies(copies: CopyReport) -> None:
                 "Too few real scans to say what is too close: the threshold is only half of the "
                 "smallest distance among them."
             )
-        with tags.div(cls="charts"):
-            for link, caption in copies.pictures:
-                page_parts.chart(page_parts.link(link), caption, [caption], "small")
         with page_parts.fold("Every volume"):
             page_parts.frame_table(copy_frame(copies))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +15,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.fact_store import FactStore
-from data.volumes import load_volume
 from options.evaluate_options import EvaluateOptions
 from options.parser import to_dict
 from pipelines.evaluation.axioms import CaseBootstrap
 from pipelines.evaluation.baselines import Metric, ResamplingPlan
+from pipelines.evaluation.charts import HISTOGRAM, TEXTURE, draw_histogram, draw_texture
 from pipelines.evaluation.counterfactual_sets import find_counterfactuals
 from pipelines.evaluation.counterfactuals import (
     CounterfactualPlan,
     CounterfactualReport,
     judge_counterfactuals,
 )
-from pipelines.evaluation.density import density_metrics
+from pipelines.evaluation.density import density_metrics, texture_metrics
 from pipelines.evaluation.diversity import diversity_metrics
 from pipelines.evaluation.extractors import Extractor, make_extractor
 from pipelines.evaluation.inputs import TableValues, find_sets, read_table_values
@@ -33,17 +34,12 @@ from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer, pair_fi
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.overlap import overlap_metrics
-from pipelines.evaluation.page import (
-    CopyReport,
-    ReportContent,
-    copy_frame,
-    draw_histogram,
-    interpret_metric,
-    write_report,
-)
+from pipelines.evaluation.page import WEB, CopyReport, ReportContent, copy_frame, write_report
 from pipelines.evaluation.pairs import pair_metrics
+from pipelines.evaluation.pictures import closest_pairs, typical_pairs, write_pairs
 from pipelines.evaluation.realism import realism_metrics
 from pipelines.evaluation.text_effect import text_metrics
+from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
@@ -51,23 +47,21 @@ from pipelines.evaluation.volume_sets import (
     common_spacing,
     common_window,
     median_extent,
-    on_grid,
 )
-from util.cli import UserError, unique_names
-from util.files import atomic_path, claim_folder, write_frame, write_json
+from util.cli import UserError
+from util.files import claim_folder, write_frame, write_json
 from util.locks import locked_folder
 from util.training.devices import make_device
-from util.web.figures import LUNG, Panel, save_slices_png
+from util.web import page_parts
 
 log = logging.getLogger(__name__)
 
+TITLE = "Synthetic against real"
 RECORD = "evaluation.json"
 CACHE = "cache"
 CHECKS = "checks.json"  # in the cache
-PICTURES = "pictures"
-HISTOGRAM = "histogram.svg"
 MIN_CONCLUSIVE = 20  # volumes per set below which metrics are not interpreted
-PICTURED_PAIRS = 4  # the closest ones
+PAGES_OF_SETS = {"synthetic": "← Generated volumes", "real": "← Real set"}  # those with a page
 CONTROLS = {"shuffled": "shuffled prompts", "empty": "empty prompts"}
 
 Measurements = Mapping[str, Sequence[VolumeMeasurements]]  # by set
@@ -150,16 +144,22 @@ class EvaluationPlan:
         return smaller >= MIN_CONCLUSIVE
 
     @property
+    def shortage(self) -> str:
+        """Why the metrics are not interpreted; "" where they are."""
+        if self.conclusive:
+            return ""
+        return (
+            f"{len(self.sets['real'].files)} real scans and "
+            f"{len(self.sets['synthetic'].files)} synthetic volumes allow no conclusion (at least "
+            f"{MIN_CONCLUSIVE} of each are needed)"
+        )
+
+    @property
     def warnings(self) -> list[str]:
         """Warnings for the page and the log."""
         warnings = []
-        if not self.conclusive:
-            warnings.append(
-                f"{len(self.sets['real'].files)} real scans and "
-                f"{len(self.sets['synthetic'].files)} synthetic volumes allow no conclusion (at "
-                f"least {MIN_CONCLUSIVE} of each are needed): the metrics below only show that "
-                "everything runs."
-            )
+        if self.shortage:
+            warnings.append(f"{self.shortage}: the metrics only show that everything runs.")
         if all(network.name == "random network" for network in self.networks):
             warnings.append(
                 "The distances come from a network without learned weights. They rank models on "
@@ -264,6 +264,7 @@ def compute_metrics(
     digests_3d = network_digests(plan.networks_3d)
     metrics = realism_metrics(real, synthetic, resampling, digests, digests_3d, _show_progress)
     metrics += density_metrics(real, synthetic, resampling)
+    metrics += texture_metrics(real, synthetic, resampling)
     metrics += pair_metrics(pair_rows, m.draws, m.seed)
     metrics += diversity_metrics(real, synthetic, again, plan.measurer.grid.window, m.seed)
     metrics += overlap_metrics(real, synthetic, m.draws, m.seed)
@@ -277,7 +278,7 @@ def compute_metrics(
 
 
 def find_copies(plan: EvaluationPlan, measurements: Measurements) -> CopyReport | None:
-    """Check for copies of the training scans, and draw the closest pairs."""
+    """Check for copies of the training scans."""
     if "train" not in measurements:
         return None
     train = measurements["train"]
@@ -294,24 +295,7 @@ def find_copies(plan: EvaluationPlan, measurements: Measurements) -> CopyReport 
     )
     cases = [v.case for v in synthetic]
     verdicts = check(_details(synthetic), _features(synthetic), sources=cases)
-    synthetic_files = {file.case: file for file in plan.sets["synthetic"].files}
-    train_files = {file.case: file for file in plan.sets["train"].files}
-    names = unique_names(cases)
-    pictures = []
-    for i in np.argsort([v.image.distance for v in verdicts])[:PICTURED_PAIRS]:
-        nearest = verdicts[i].image
-        link = f"{PICTURES}/{names[cases[i]]}.png"
-        pair = {
-            "synthetic": synthetic_files[cases[i]],
-            "training scan": train_files[nearest.case],
-        }
-        _draw_pair(plan.out / link, pair, plan.measurer.grid)
-        caption = (
-            f"{cases[i]} and training scan {nearest.case}: distance {nearest.distance:.2f}, copy "
-            f"below {nearest.threshold:.2f}, closest real {nearest.closest_real:.2f}"
-        )
-        pictures.append((link, caption))
-    return CopyReport(cases, verdicts, check, pictures)
+    return CopyReport(cases, verdicts, check)
 
 
 def _details(volumes: Sequence[VolumeMeasurements]) -> np.ndarray:
@@ -322,15 +306,6 @@ def _features(volumes: Sequence[VolumeMeasurements]) -> np.ndarray:
     return np.stack([v.whole[0] for v in volumes])
 
 
-def _draw_pair(path: Path, files: Mapping[str, VolumeFile], grid: ComparisonGrid) -> None:
-    panels = []
-    for title, file in files.items():
-        volume = on_grid(load_volume(file.path), grid.spacing, grid.extent)
-        panels.append(Panel(title, "ct", volume.array, (grid.spacing,) * 3))
-    with atomic_path(path) as part:
-        save_slices_png(part, panels, window=LUNG, dpi=80)
-
-
 def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
     """Write the tables as CSV, evaluation.json and the page."""
     out = plan.out
@@ -338,9 +313,20 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         if len(table):
             write_frame(out / f"{name}.csv", table)
     measurements = result.measurements
-    draw_histogram(out / HISTOGRAM, measurements["real"], measurements["synthetic"])
+    shown = {name: measurements[name] for name in ("real", "synthetic")}
+    draw_histogram(out / HISTOGRAM, shown)
+    draw_texture(out / TEXTURE, shown)
+    pairs = typical_pairs(plan.sets, measurements, result.pair_rows)
+    if result.copies is not None:
+        pairs += closest_pairs(plan.sets, result.copies.by_case)
+    verdicts = None if result.copies is None else result.copies.verdicts
     content = ReportContent(
+        verdict_sentence(result.metrics, verdicts, plan.shortage),
+        write_pairs(out / WEB, pairs),
+        plan.measurer.grid.window,
+        _links(plan),
         _describe_inputs(plan),
+        _describe_networks(plan),
         plan.warnings,
         result.metrics,
         result.copies,
@@ -349,9 +335,10 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         plan.conclusive,
         result.counterfactuals,
     )
-    page = write_report(out, "Synthetic against real", content, HISTOGRAM)
+    page = write_report(out, TITLE, content)
     record: dict[str, Any] = {
-        "facts": content.facts,
+        "verdict": content.verdict,
+        "facts": {**content.facts, **content.networks},
         "warnings": content.warnings,
         "options": content.options,
         "figures": [_replace_nan(metric.row()) for metric in result.metrics],
@@ -359,10 +346,10 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         "not_measured": content.left_out,
     }
     if result.copies is not None:
-        verdicts = dict(zip(result.copies.cases, result.copies.verdicts, strict=True))
+        by_case = result.copies.by_case
         record["memorisation"] = {
-            "copies": [case for case, verdict in verdicts.items() if verdict.copy],
-            "closer_than_real": [case for case, verdict in verdicts.items() if verdict.alarm],
+            "copies": [case for case, verdict in by_case.items() if verdict.copy],
+            "closer_than_real": [case for case, verdict in by_case.items() if verdict.alarm],
         }
     write_json(out / RECORD, record)
     return page
@@ -387,16 +374,33 @@ def _result_tables(plan: EvaluationPlan, result: EvaluationResult) -> dict[str, 
 
 
 def _describe_inputs(plan: EvaluationPlan) -> dict[str, str]:
-    """Return sets, grid and networks in words, for the page."""
+    """Return sets and grid in words, for the page."""
     grid = plan.measurer.grid
     facts = {name: f"{len(s.files)} volumes, {s.root}" for name, s in plan.sets.items()}
     facts["grid"] = (
         f"{grid.spacing:.3g} mm, {' x '.join(f'{e:.0f}' for e in grid.extent)} mm, "
         f"{grid.slices} slices per plane, {grid.window[0]:g} to {grid.window[1]:g} HU"
     )
-    for number, network in enumerate((*plan.networks, *plan.networks_3d), start=1):
-        facts[f"network {number}"] = f"{network.about}, sha256 {network.digest}"
     return facts
+
+
+def _describe_networks(plan: EvaluationPlan) -> dict[str, str]:
+    """Return the feature networks with the digests of their weights."""
+    return {
+        f"network {number}": f"{network.about}, sha256 {network.digest}"
+        for number, network in enumerate((*plan.networks, *plan.networks_3d), start=1)
+    }
+
+
+def _links(plan: EvaluationPlan) -> dict[str, str]:
+    """Return the addresses of the tables, and of the pages of the sets."""
+    links = {}
+    for name, title in PAGES_OF_SETS.items():
+        page = plan.sets[name].root / "index.html" if name in plan.sets else None
+        if page is not None and page.is_file():
+            links[title] = page_parts.link(os.path.relpath(page, plan.out))
+    tables = [path.name for path in sorted(plan.out.glob("*.csv"))]
+    return {**links, **{name: name for name in tables}}
 
 
 def _replace_nan(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ MIN_INTERIOR = 0.25  # share of a region within its tissue's border; with less, 
 VESSEL_HU = 150.0  # above the lungs' median
 # Octaves in 1/mm: structures of 64 to 32, 32 to 16, 16 to 8 and 8 to 4 mm per period.
 POWER_BANDS = ((1 / 64, 1 / 32), (1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4))
+# Third octaves from 64 to 2 mm per period, for curves.
+SPECTRUM_BANDS = tuple((2 ** (k / 3) / 64, 2 ** ((k + 1) / 3) / 64) for k in range(15))
 PERCENTILES = (5.0, 15.0, 95.0, 99.5)
 LOW_HU = (-950.0, -910.0)
 HIGH_HU = -700.0

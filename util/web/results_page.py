@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from dominate import tags
 
 from util.cli import safe_name
@@ -23,14 +23,12 @@ from util.modality import CT, Terms
 from util.notices import Notice
 from util.web import page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
-from util.web.figures import Panel, Role, Window, nice_limit
+from util.web.figures import Panel, Role, Window
 from util.web.picture_row import write_panels
 from util.web.tables import effect_tables, metric_sentence, metric_tables
-from util.web.viewer_parts import SlicePanel, fitting_limit
+from util.web.viewer_parts import SlicePanel, difference_limit, largest_change
 from util.web.web_data import PageGrid, VolumeEntry
 
-MIN_LIMIT = 20.0  # smallest range of differences, HU: a null effect is to look like one
-SHARE_SHOWN = 0.995  # of a difference's voxels that its range of colours holds
 MEANINGLESS = ("value not seen in training", "low relevance")  # badges
 
 
@@ -48,6 +46,7 @@ class ResultsReport:
         links: Address of other pages and of tables by their text.
         headline: The sentence at the top; by default that of the clearest contrast, or of the
             metrics.
+        tables: Further tables by their heading.
         first_case: Case that comes first; "" for the order in which they were added.
     """
 
@@ -59,6 +58,7 @@ class ResultsReport:
     cautions: Sequence[str] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     headline: str = ""
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     first_case: str = ""
 
 
@@ -162,7 +162,7 @@ class ResultsPage:
                 _Picture(picture, panel.role, panel.attribute, panel.values, panel.phrases)
             )
             if panel.kind == "difference":
-                change = float(np.quantile(np.abs(panel.array), SHARE_SHOWN))
+                change = largest_change(panel.array)
                 largest = self._changes.get(panel.attribute, 0.0)
                 self._changes[panel.attribute] = max(largest, change)
         self._cases.append(
@@ -214,6 +214,9 @@ class ResultsPage:
                 with tags.div(cls="cards"):
                     effect_tables(report.effects, contrasts, self.terms)
                     metric_tables([m for m in report.metrics if self.terms.has(str(m["metric"]))])
+                    for heading, table in report.tables.items():
+                        with page_parts.card(heading):
+                            page_parts.frame_table(table)
                     page_parts.option_tables(options)
         return page_parts.write_document(document, self.folder / "index.html", self.terms)
 
@@ -232,7 +235,7 @@ class ResultsPage:
 
     def _limit(self, attribute: str) -> float:
         """Return the range of an attribute's differences, for all cases and values."""
-        return fitting_limit(max(MIN_LIMIT, nice_limit(self._changes.get(attribute, 0.0))))
+        return difference_limit(self._changes.get(attribute, 0.0))
 
     def _toolbar(self) -> None:
         with viewer_parts.toolbar("View of all cases"):

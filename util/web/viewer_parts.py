@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from dominate import tags
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, to_hex
+from numpy.typing import NDArray
 
 from util.modality import CT, LABEL_NAMES, Terms
 from util.web import page_parts
@@ -22,11 +24,14 @@ from util.web.figures import (
     PLANES,
     Window,
     label_colour,
+    nice_limit,
 )
 from util.web.web_data import PageGrid, VolumeEntry
 
 SCRIPTS = ("slices.js", "voxels.js", "gestures.js", "viewer.js")
 LIMITS = (5, 10, 20, 50, 100, 200, 500, 1000)  # ranges of differences to choose from, HU
+MIN_LIMIT = 20.0  # smallest range of differences, HU: a null effect is to look like one
+SHARE_SHOWN = 0.995  # of a difference's voxels that its range of colours holds
 SIZES = {"small": 170, "medium": 250, "large": 400}  # width of a picture, pixels
 RANK_COLOURS = ("#000000", "#7b2fbe", "#0a7d3c")  # outlines of the strongest zones, in order
 SEQUENTIAL = colormaps["YlOrBr"]  # sizes without sign
@@ -46,6 +51,16 @@ READING = (
 def fitting_limit(largest: float) -> float:
     """Return the first of `LIMITS` that holds a change of so many HU."""
     return next((float(v) for v in LIMITS if v >= largest), float(LIMITS[-1]))
+
+
+def largest_change(difference: NDArray[Any]) -> float:
+    """Return the size in HU that only few voxels of a difference exceed."""
+    return float(np.quantile(np.abs(difference), SHARE_SHOWN))
+
+
+def difference_limit(largest: float) -> float:
+    """Return the range of colours for changes of so many HU."""
+    return fitting_limit(max(MIN_LIMIT, nice_limit(largest)))
 
 
 def viewer_config(
@@ -206,11 +221,11 @@ def plane_and_window(plane: str, terms: Terms = CT) -> None:
     tags.output(id="window-range")
 
 
-def limit_choice(limit: float = 0.0) -> None:
-    """Add the choice of the range of the differences; 0 is the range of each attribute."""
+def limit_choice(limit: float = 0.0, by: str = "attribute") -> None:
+    """Add the choice of the range of the differences; 0 is the range of each `by`."""
     with tags.label("Differences ±", cls="group"), tags.select(id="limit"):
         if not limit:
-            tags.option("by attribute", value="0", selected=True)
+            tags.option(f"by {by}", value="0", selected=True)
         for value in LIMITS:
             chosen = {"selected": True} if value == limit else {}
             tags.option(f"{value} HU", value=value, **chosen)

@@ -105,17 +105,26 @@ def read_metrics(folder: Path) -> Any:
 
 def test_a_report_holds_every_part(report: Path) -> None:
     table = read_metrics(report)
-    assert set(table["group"]) == {"realism", "planes", "hu", "pairs", "diversity", "mask", "text"}
+    assert set(table["group"]) == {
+        "realism",
+        "planes",
+        "hu",
+        "texture",
+        "pairs",
+        "diversity",
+        "mask",
+        "text",
+    }
     assert {f.name for f in report.iterdir()} >= {
         "report.html",
-        "page.css",
         "histogram.svg",
+        "texture.svg",
         "figures.csv",
         "volumes.csv",
         "pairs.csv",
         "memorisation.csv",
         "evaluation.json",
-        "pictures",
+        "web",
         "cache",
     }
     assert 30 < table.loc["Mean absolute error (HU), lungs", "value"] < 40  # of noise with SD 40
@@ -128,6 +137,7 @@ def test_a_report_holds_every_part(report: Path) -> None:
         and "without learned weights" in record["warnings"][1]
     )
     assert any("sha256" in str(v) for v in record["facts"].values())
+    assert record["verdict"].startswith("12 of 12 volumes are called copies of training scans. No")
 
 
 def test_planted_copies_raise_the_alarm(report: Path) -> None:
@@ -138,15 +148,40 @@ def test_planted_copies_raise_the_alarm(report: Path) -> None:
     )
     page = (report / "report.html").read_text()
     assert "12 of 12 volumes are called copies" in page
-    assert len(list((report / "pictures").glob("*.png"))) == 4 and page.count("<figcaption") == 4
+    assert page.count("training scan nearest to it") == 4 and '"badge">copy<' in page
 
 
-def test_the_report_opens_from_disk(report: Path, visit: Callable[[Path], Any]) -> None:
+def test_the_report_opens_with_its_verdict_and_a_typical_pair(
+    report: Path, cohort_dir: Path, visit: Callable[[Path], Any]
+) -> None:
     page = visit(report / "report.html")
-    page.wait_for_load_state("load")
-    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
-    assert page.evaluate("document.images.length") == 5
-    assert "Memorisation" in page.locator("h2").all_inner_texts()
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    page.locator("#pair-01 .panel[data-state=ready]").nth(3).wait_for()
+    stage = page.locator(".stage").first.bounding_box()
+    headline = page.locator(".headline").bounding_box()
+    assert headline["y"] < stage["y"] < 400
+    errors = pd.read_csv(report / "pairs.csv").query("metric == 'mae_hu' and region == 'lungs'")
+    case = errors.sort_values("value")["case"].iloc[6]  # of twelve
+    assert page.inner_text("#pair-01 h2").startswith(f"{case}: the typical volume")
+    titles = page.locator("#pair-01 .title").all_inner_texts()
+    wanted = [f"real scan {case}", f"synthetic {case}", "synthetic minus real scan", "mask"]
+    assert titles == wanted
+    box = page.locator("#pair-01 .stage").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    i, j, k = page.evaluate("Mask2CT.viewers[0].cursor")
+    scan = load_volume(cohort_dir / "img" / f"{case}.nii.gz").array
+    shown = page.locator("#pair-01 .value").first.inner_text().replace("−", "-")
+    assert float(shown.removesuffix(" HU")) == pytest.approx(float(scan[i, j, k]), abs=0.51)
+    for image in page.locator("img").all():
+        image.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 50)")
+    assert page.evaluate("document.images.length") == 2
+    headings = page.locator("h2").all_inner_texts()
+    assert "Memorisation" in headings and "Texture of the lungs" in headings
+    assert headings[-1] == "Networks and their weights"
+    assert "sha256" in page.inner_text("#hashes") and "sha256" not in page.inner_text("#realism")
+    columns = page.locator("#realism thead th").all_inner_texts()
+    assert columns[:3] == ["metric", "value", "baseline"]  # the reading is left out: too few
 
 
 def test_a_set_against_itself_is_zero_and_training_scans_are_optional(
@@ -162,6 +197,7 @@ def test_a_set_against_itself_is_zero_and_training_scans_are_optional(
     assert len(zero) > 8 and zero["value"].abs().max() < 1e-6
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Memorisation: --train" in page and "called copies" not in page
+    assert "beside its own scan" in page and "training scan nearest" not in page
 
 
 def test_a_second_start_measures_nothing_again(

@@ -16,7 +16,13 @@ from pipelines.evaluation.baselines import (
     centred_interval,
     compare_with_baseline,
 )
-from pipelines.evaluation.density import density_metrics, lung_density, lung_texture
+from pipelines.evaluation.density import (
+    density_metrics,
+    lung_density,
+    lung_spectrum,
+    lung_texture,
+    texture_metrics,
+)
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.distances import FrechetDistance, KernelDistance, frechet
 from pipelines.evaluation.diversity import diversity_metrics, ms_ssim
@@ -27,12 +33,19 @@ from pipelines.evaluation.measurements import (
     REGIONS,
     VolumeMeasurements,
 )
-from pipelines.evaluation.memorisation import CopyCheck, copy_threshold, leave_one_out
+from pipelines.evaluation.memorisation import (
+    CopyCheck,
+    CopyVerdict,
+    NearestScan,
+    copy_threshold,
+    leave_one_out,
+)
 from pipelines.evaluation.overlap import overlap
-from pipelines.evaluation.page import interpret_metric
 from pipelines.evaluation.realism import realism_metrics
 from pipelines.evaluation.text_effect import PredictedAttribute, text_metrics
+from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
 from util.cli import UserError
+from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
 
 RNG = np.random.default_rng(0)
 
@@ -54,6 +67,7 @@ def measured(
         np.full(len(REGIONS) * len(REGION_STATISTICS), mean)
         + rng.normal(0, 5, len(REGIONS) * len(REGION_STATISTICS)),
         rng.normal(-500, 100, (12, 12, 12)).astype(np.float16),
+        np.full(len(SPECTRUM_BANDS), np.nan),
         {},
     )
 
@@ -234,6 +248,35 @@ def test_readings(metric: Metric, reading: str) -> None:
     assert interpret_metric(metric) == ""
 
 
+def test_the_verdict_names_what_decides_it() -> None:
+    metrics = [
+        Metric("realism", "2.5D FID, random", 9.0, matched=8.0, baseline=2.0, baseline_high=3.0),
+        Metric("hu", "Mean lung attenuation (HU), synthetic minus real", -3.0, -5.0, -1.0),
+        Metric("texture", "Detail SD of the lungs (HU), synthetic minus real", -9.0, -10.0, -8.0),
+        Metric("text", "AGE read from volumes (rank correlation)", 0.7, better="high"),
+        Metric("text", "SEX read from volumes (AUC)", 0.5, better="high"),
+        Metric("text", "AGE read from volumes of empty prompts (r)", 0.9, better="high"),
+    ]
+    judged = [
+        metrics[0],
+        *(replace(m, baseline=1.0, baseline_high=4.0, better="zero") for m in metrics[1:3]),
+        *(replace(m, baseline=0.5, baseline_high=0.6) for m in metrics[3:]),
+    ]
+    copies = [CopyVerdict(NearestScan("a", distance, 0.5), None) for distance in (0.1, 0.9)]
+    assert verdict_sentence(judged, copies) == (
+        "1 of 2 volumes are called copies of training scans. Told apart from real scans: 2 of 3 "
+        "measures lie beyond the baseline. The text of AGE shows in the volumes. The text of SEX "
+        "shows no more than chance. 2.5D FID, random: 8, between halves of the real scans 2; mean "
+        "lung attenuation -3.0 HU [-5.0, -1.0]; detail SD -9.0 HU [-10.0, -8.0]."
+    )
+    near = [replace(m, baseline_high=10.0) for m in judged[:3]]
+    text = verdict_sentence(near, copies[1:])
+    assert "No copy of a training scan among 1 volumes." in text
+    assert "Not told apart from real scans: all 3 measures" in text
+    few = verdict_sentence(judged, None, "2 scans are too few")
+    assert few.startswith("No verdict: 2 scans are too few. 2.5D FID") and "apart" not in few
+
+
 def test_tables_keep_their_column_names() -> None:
     row = Metric("hu", "x", 1.0, baseline=2.0, baseline_high=3.0).row()
     assert row["floor"] == 2.0 and row["floor_high"] == 3.0 and "baseline" not in row
@@ -271,13 +314,17 @@ def test_smooth_lungs_are_far_from_real_ones_in_detail_alone() -> None:
         volumes = []
         for volume in group(count, seed=seed):
             hu = ramp + rng.normal(0, sd, lungs.shape)
-            texture = lung_texture(hu, lungs, spacing)
-            volumes.append(replace(volume, density={**volume.density, **texture}))
+            power = radial_power(hu, lungs, spacing, (*POWER_BANDS, *SPECTRUM_BANDS))
+            texture = lung_texture(hu, lungs, spacing, power)
+            spectrum = lung_spectrum(power)
+            volumes.append(
+                replace(volume, density={**volume.density, **texture}, spectrum=spectrum)
+            )
         return volumes
 
     real, smooth = textured(40, 6, 1), textured(8, 6, 2)
     plan = ResamplingPlan.from_counts(6, 6, 20, 0)
-    metrics = {f.name: f for f in density_metrics(real, smooth, plan)}
+    metrics = {f.name: f for f in texture_metrics(real, smooth, plan)}
     detail = metrics["Detail SD of the lungs (HU), synthetic minus real"]
     assert detail.value == pytest.approx(-32, rel=0.05) and detail.baseline_high < 1
     powers = [f.value for name, f in metrics.items() if name.startswith("Power of the lungs")]
@@ -286,7 +333,7 @@ def test_smooth_lungs_are_far_from_real_ones_in_detail_alone() -> None:
 
 
 def test_volumes_without_lungs_are_left_out() -> None:
-    assert lung_texture(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), (2, 2, 2)) == {}
+    assert lung_texture(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), (2, 2, 2), {}) == {}
     density, histogram = lung_density(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool))
     assert density == {} and histogram.sum() == 0 and len(histogram) == len(HU_BINS)
 
