@@ -325,7 +325,9 @@ def cohort_readme(
         *table,
         copies,
         "",
-        *CAUTIONS,
+        "## Research use only",
+        "",
+        *(f"- {text}" for text in LIMITS),
         "",
     ]
     return "\n".join(lines)
@@ -339,19 +341,17 @@ def warning_section(warnings: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-CAUTIONS = (
-    "## Research use only",
-    "",
-    "- Not for diagnosis, treatment or any other clinical decision, and not to test a product for "
+LIMITS = (
+    "Not for diagnosis, treatment or any other clinical decision, and not to test a product for "
     "the clinic.",
-    "- Train with these volumes if you like; **test on real scans alone**. All are in the split "
-    "`train` for that reason.",
-    "- They hold what the generator learned, with its errors and the biases of its training "
-    "cohort. A rare group rests",
-    "  on the few real patients of that group; many volumes of few patients are not new patients.",
-    "- A mask comes from a real patient. Keep volumes made from test patients' masks out of "
+    "Train with these volumes if you like; test on real scans alone. All are in the split train "
+    "for that reason.",
+    "They hold what the generator learned, with its errors and the biases of its training cohort. "
+    "A rare group rests on the few real patients of that group; many volumes of few patients are "
+    "not new patients.",
+    "A mask comes from a real patient. Keep volumes made from test patients' masks out of "
     "training: the source is named.",
-    "- The search for copies finds close ones; it is not a proof of privacy. Treat the volumes as "
+    "The search for copies finds close ones; it is not a proof of privacy. Treat the volumes as "
     "you treat the scans.",
-    "- Say in every publication that the data are synthetic, and how they were made.",
+    "Say in every publication that the data are synthetic, and how they were made.",
 )

@@ -28,6 +28,7 @@ from data.volumes import read_header, write_like
 from models.inference import LoadedRun, load_run
 from options.checks import check_chest_ct
 from options.expand_options import ExpandCommand
+from options.parser import to_dict
 from options.test_options import ModelOptions
 from pipelines.evaluation.memorisation import NearestScan
 from pipelines.evidence import warn_young_run
@@ -35,6 +36,7 @@ from pipelines.generation import run_samples
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import deform_plausibly
+from pipelines.synthesis.page import CohortReport, write_cohort_page
 from pipelines.synthesis.planning import (
     PROVENANCE,
     RUN,
@@ -287,16 +289,16 @@ def write_cohort(
     run: LoadedRun,
     cohort: Cohort,
     planned: Sequence[PlannedCase],
-    warnings: Sequence[str] = (),
+    notices: Sequence[Notice] = (),
 ) -> None:
-    """Write table, splits and README, once every case of every process is there.
+    """Write table, splits, README and page, once every case of every process is there.
 
     Args:
         command: The command's options.
         run: The trained run.
         cohort: The real cohort.
         planned: The new cases.
-        warnings: Warnings of the command.
+        notices: Warnings of the command.
     """
     e = command.expand
     out = Path(e.out)
@@ -315,27 +317,29 @@ def write_cohort(
     save_splits(out / runs.SPLITS_FILE, splits)
     rows = [{column: record[column] for column in COPY_COLUMNS} for record in records]
     write_csv(out / "copies.csv", COPY_COLUMNS, rows)
-    counts: Counter[str] = Counter()
-    if e.balance:
-        counts.update(case.row.get(e.balance, "") for case in written)
-    step = run.state["step"]
+    report = CohortReport(
+        cohort.root.name, e.balance, e.check_copies, records, written, to_dict(command), notices
+    )
     text = cohort_readme(
         records,
         run.folder.name,
-        step,
-        cohort.root.name,
-        e.balance,
-        counts,
-        e.check_copies,
+        run.state["step"],
+        report.source,
+        report.column,
+        report.counts if e.balance else {},
+        report.checked,
     )
     with atomic_path(out / "README.md") as part:
+        warnings = [notice.text for notice in notices]
         part.write_text(text + warning_section(warnings), encoding="utf-8")
+    page = write_cohort_page(out, run, report)
     log.info(
-        "%d synthetic cases in %s (%d redrawn, %d left out as copies).",
+        "%d synthetic cases in %s (%d redrawn, %d left out as copies). Page: %s",
         len(written),
         out,
         sum(record["redrawn"] for record in records),
         len(left_out),
+        page,
     )
 
 
@@ -390,7 +394,7 @@ def synthesise_cohort(command: ExpandCommand) -> Path:
 def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path:
     """Generate this process's share, in a folder that no other command uses.
 
-    The README of the cohort repeats `notices`.
+    Page and README of the cohort repeat `notices`.
     """
     e = command.expand
     out = Path(e.out)
@@ -425,7 +429,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
             remaining, "synthetic cases", unit="case", disable=not cli.is_main_process()
         ):
             write_json(records / f"{case.id}.json", synthesise(case))
-    write_cohort(command, run, cohort, planned, [notice.text for notice in notices])
+    write_cohort(command, run, cohort, planned, notices)
     return out
 
 

@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +30,9 @@ from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
+from pipelines.synthesis.page import CohortReport, cohort_sentence, pictured_cases
 from pipelines.synthesis.planning import (
+    PlannedCase,
     SourceTexts,
     balanced_counts,
     cohort_readme,
@@ -267,6 +271,46 @@ def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
     assert (table["distance"] >= table["threshold"]).all() and list(table["left_out"]) == [
         False
     ] * 4
+
+
+def test_the_page_begins_with_the_outcome_and_a_case_beside_its_source(
+    synthetic_cohort: Path, visit: Callable[[Path], Any]
+) -> None:
+    page = visit(synthetic_cohort / "index.html")
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    page.locator(".case").first.locator(".panel[data-state=ready]").nth(2).wait_for()
+    copies = pd.read_csv(synthetic_cohort / "copies.csv")
+    nearest = copies.loc[copies["distance"].idxmin()]
+    headline = page.inner_text(".headline")
+    assert headline.startswith("4 synthetic cases by tiny (step 4), from the masks of ")
+    assert f"the nearest, {nearest['case']}, is at distance {nearest['distance']:.2f}" in headline
+    first = page.locator(".case").first
+    row = pd.read_csv(synthetic_cohort / "clinical.csv", dtype=str).set_index("File Name")
+    source = row.loc[first.locator("h2 a").inner_text(), "SYNTHETIC SOURCE"]
+    assert first.locator(".title").all_inner_texts() == [f"real scan {source}", "synthetic", "mask"]
+    assert (
+        page.locator(".headline").bounding_box()["y"]
+        < first.locator(".stage").first.bounding_box()["y"]
+    )
+    warnings = page.inner_text("#warnings")
+    assert "was trained on 9 scans" in warnings and "not a proof of privacy" in warnings
+    assert page.locator(".case").count() == 4 and page.get_by_text("Cases by value").count() == 1
+
+
+def test_the_pictured_cases_take_the_values_in_turn() -> None:
+    planned = [
+        PlannedCase(f"s{k}", cases(ROW)[0], {"DIAGNOSIS": value}, 0)
+        for k, value in enumerate(["HP"] * 20 + ["IPF"] * 2)
+    ]
+    report = CohortReport("cohort", "DIAGNOSIS", False, [], planned, {})
+    shown = [case.row["DIAGNOSIS"] for case in pictured_cases(report)]
+    assert shown == ["HP", "IPF", "HP", "IPF", *["HP"] * 8]
+    assert report.counts == {"HP": 20, "IPF": 2}
+    text = cohort_sentence(report, "run1", 40)
+    assert text == (
+        "22 synthetic cases by run1 (step 40), from the masks of 1 cases of cohort; DIAGNOSIS: "
+        "HP 20, IPF 2. Copies of training scans were not searched for."
+    )
 
 
 def test_a_stopped_command_goes_on_and_changes_nothing(
