@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,9 +28,9 @@ from util.metrics.effects import EFFECT_COLUMNS
 from util.metrics.fidelity import METRIC_COLUMNS
 from util.notices import Notice
 from util.training import runs
-from util.web import page_parts
 from util.web.attribute_list import AttributeFacts
 from util.web.figures import LUNG, Kind, Panel, Window
+from util.web.page_links import LinkedPage, link_pages
 from util.web.results_page import ResultsPage, ResultsReport
 
 VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prompt", "seed")
@@ -426,22 +425,33 @@ class ResultsWriter:
         for group in to_dict(self.options).values():
             flags.update(group)
         shown = {"test.py": flags, **to_dict(self.run_options)}
-        report = ResultsReport(
-            effects, metrics, context.patients, context.facts, notices, links=self._links(effects)
-        )
-        return self.page.save(shown, report)
-
-    def _links(self, effects: Sequence[Row]) -> dict[str, str]:
-        """Return the addresses of the run's other pages, and of the tables."""
-        model = self.options.model
-        run = runs.find_run(model.checkpoints_dir, model.name)
-        pages = {f"Training of {model.title}": run / "web" / "index.html"}
-        for record in sorted(self.folder.parent.glob(f"*/{ATLAS_RECORD}")):
-            pages[f"Atlas {record.parent.name}"] = record.parent / "index.html"
-        links = {
-            text: page_parts.link(os.path.relpath(path, self.folder))
-            for text, path in pages.items()
-            if path.is_file()
-        }
         tables = ["volumes.csv", *(["effects.csv"] if effects else []), "metrics.csv"]
-        return {**links, **{name: name for name in tables}}
+        report = ResultsReport(
+            effects,
+            metrics,
+            context.patients,
+            context.facts,
+            notices,
+            links={name: name for name in tables},
+        )
+        page = self.page.save(shown, report)
+        self._link(page)
+        return page
+
+    def _link(self, page: Path) -> None:
+        """Let the page and those of the run's training and atlases link to each other."""
+        model = self.options.model
+        here = LinkedPage(f"Volumes {self.folder.name}", page)
+        link_pages(here, training_page(runs.find_run(model.checkpoints_dir, model.name)))
+        for record in sorted(self.folder.parent.glob(f"*/{ATLAS_RECORD}")):
+            link_pages(here, atlas_page(record.parent))
+
+
+def training_page(run: Path) -> LinkedPage:
+    """Return the page of a run's training."""
+    return LinkedPage(f"Training of {run.name}", run / "web" / "index.html", "")
+
+
+def atlas_page(folder: Path) -> LinkedPage:
+    """Return the first page of an atlas."""
+    return LinkedPage(f"Atlas {folder.resolve().name}", folder / "index.html")

@@ -18,7 +18,7 @@ from pipelines.atlas.statistics.regional import tested_regions
 from pipelines.atlas.study import AtlasStudy
 from util import cli
 from util.modality import CT, Terms
-from util.web import page_parts, viewer_parts
+from util.web import page_links, page_parts, viewer_parts
 
 ASSETS = ("page.css", "atlas.css", *viewer_parts.SCRIPTS, "atlas_case.js", "atlas_maps.js")
 PAIR_COLUMNS = ["case", "column", "from", "to", "zone", "mean_diff_hu", "rank"]
@@ -39,6 +39,7 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     files = AtlasFiles.from_folder(folder)
     limit = colour_limit(files)
     page_parts.copy_assets(folder / "web", *ASSETS)
+    page_links.copy_link_assets(folder / "web")
     (folder / "figures").mkdir(exist_ok=True)
     terms = study.plan.data.terms
     figures = draw_population_figures(files, limit, terms)

@@ -48,7 +48,7 @@ from pipelines.atlas.statistics.regression import RealScans
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, open_plan, open_run
-from pipelines.results import VOLUME_COLUMNS
+from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, atlas_page, training_page
 from pipelines.run_cohort import (
     holds_training_scan,
     is_training_cohort,
@@ -59,7 +59,8 @@ from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
-from util.training import checkpoint
+from util.training import checkpoint, runs
+from util.web.page_links import LinkedPage, link_pages
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +145,18 @@ def build_atlas(options: AtlasCommand) -> Path:
                 progress.close()
                 raise
         progress.remove()
+    link_atlas(out, options.model)
     log.info("The atlas is in %s", out)
     return out
+
+
+def link_atlas(out: Path, model: ModelOptions) -> None:
+    """Let the atlas and the run's pages (training, generated volumes) link to each other."""
+    atlas = atlas_page(out)
+    link_pages(atlas, training_page(runs.find_run(model.checkpoints_dir, model.name)))
+    for record in sorted(out.parent.glob(f"*/{RESULTS_FILE}")):
+        text = f"Volumes {record.parent.name}"
+        link_pages(atlas, LinkedPage(text, record.parent / "index.html"))
 
 
 def open_atlas(options: AtlasCommand) -> OpenAtlas:

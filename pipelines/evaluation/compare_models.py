@@ -53,6 +53,12 @@ SHOWN = (
     "vessel_share",
 )
 
+# Metrics of the sentence at the top, by their column.
+HEADLINE = {
+    "lungs: mae_hu": "Mean absolute error in the lungs, HU",
+    "lungs: detail_sd_hu": "detail SD, HU",
+    "MS-SSIM of pairs, new noise": "similarity under new noise",
+}
 WINDOW = (-1000.0, 400.0)  # of the button "Whole"
 PICTURED_CASES = 3
 DIFFERENCE_LIMIT = 50.0  # HU, the same for all runs
@@ -207,6 +213,22 @@ def _panel_of_run(name: str, folder: Path, row: dict[str, str]) -> Panel:
     return replace(panel, title=name, caption=caption, file=link)
 
 
+def comparison_sentence(frame: pd.DataFrame) -> str:
+    """Return the metrics of `HEADLINE` that the runs have, run by run, in a sentence."""
+    parts = []
+    for column, name in HEADLINE.items():
+        if column in frame and frame[column].notna().all():
+            values = zip(frame["run"], frame[column], strict=True)
+            parts.append(f"{name}: {', '.join(f'{run} {value:.3g}' for run, value in values)}")
+    effects = [column for column in frame if column.endswith(", HU") and ": " in column]
+    for column in effects[:1]:
+        values = zip(frame["run"], frame[column], strict=True)
+        parts.append(f"{column}: {', '.join(f'{run} {value:+.1f}' for run, value in values)}")
+    if not parts:
+        return f"{len(frame)} runs on the same cases."
+    return f"{len(frame)} runs on the same cases. {'; '.join(parts)}."
+
+
 def write_comparison_page(
     out: Path, frame: pd.DataFrame, pictures: Mapping[str, PictureRow] | None = None
 ) -> Path:
@@ -225,7 +247,12 @@ def write_comparison_page(
     config = viewer_parts.viewer_config(WINDOW, 0.0, labels)
     document.body["data-config"] = json.dumps(config)
     with document:
-        page_parts.page_header(TITLE, cautions=(*page_parts.CAUTIONS[:1], CAUTION))
+        page_parts.page_header(
+            TITLE,
+            tags.p(page_parts.typeset(comparison_sentence(frame)), cls="headline"),
+            cautions=(page_parts.RESEARCH_ONLY,),
+            links={"models.csv": "models.csv"},
+        )
         with tags.main():
             if pictures:
                 with viewer_parts.toolbar("View of all cases"):
@@ -248,5 +275,5 @@ def write_comparison_page(
                         address = page_parts.link(f"{name}/{page.parent.name}/index.html")
                         links.append(tags.a(f"{name} ", href=address))
                 tags.p("Volumes and pictures: ", *links)
-            page_parts.bullet_list(page_parts.CAUTIONS[1:], "notes")
+            page_parts.bullet_list((CAUTION, *page_parts.CAUTIONS[1:]), "notes")
     return page_parts.write_document(document, out / "index.html")

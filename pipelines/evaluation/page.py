@@ -18,7 +18,7 @@ from pipelines.evaluation.counterfactuals import CounterfactualReport
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from pipelines.evaluation.pictures import PicturedPair
 from pipelines.evaluation.verdict import interpret_metric
-from util.web import page_parts, viewer_parts
+from util.web import page_links, page_parts, viewer_parts
 from util.web.figures import Window
 
 WEB = "web"  # folder of scripts and voxels
@@ -175,8 +175,9 @@ def write_report(folder: Path, title: str, content: ReportContent) -> Path:
         title: Heading.
         content: Content of the page.
     """
-    scripts = viewer_parts.SCRIPTS
-    page_parts.copy_assets(folder / WEB, "page.css", *scripts)
+    scripts = (*viewer_parts.SCRIPTS, *page_links.SCRIPTS)
+    page_parts.copy_assets(folder / WEB, "page.css", *viewer_parts.SCRIPTS)
+    page_links.copy_link_assets(folder / WEB)
     document = page_parts.new_document(title, f"{WEB}/", scripts=scripts)
     labels = sorted({label for pair in content.pictures for label in pair.row.labels})
     config = viewer_parts.viewer_config(content.window, 0.0, labels, voxels=f"{WEB}/")

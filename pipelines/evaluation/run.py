@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ from util.cli import UserError
 from util.files import claim_folder, write_frame, write_json
 from util.locks import locked_folder
 from util.training.devices import make_device
-from util.web import page_parts
+from util.web.page_links import LinkedPage, link_pages
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,6 @@ RECORD = "evaluation.json"
 CACHE = "cache"
 CHECKS = "checks.json"  # in the cache
 MIN_CONCLUSIVE = 20  # volumes per set below which metrics are not interpreted
-PAGES_OF_SETS = {"synthetic": "← Generated volumes", "real": "← Real set"}  # those with a page
 CONTROLS = {"shuffled": "shuffled prompts", "empty": "empty prompts"}
 
 Measurements = Mapping[str, Sequence[VolumeMeasurements]]  # by set
@@ -324,7 +322,7 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         verdict_sentence(result.metrics, verdicts, plan.shortage),
         write_pairs(out / WEB, pairs),
         plan.measurer.grid.window,
-        _links(plan),
+        {path.name: path.name for path in sorted(out.glob("*.csv"))},
         _describe_inputs(plan),
         _describe_networks(plan),
         plan.warnings,
@@ -336,6 +334,7 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         result.counterfactuals,
     )
     page = write_report(out, TITLE, content)
+    _link_sets(plan, page)
     record: dict[str, Any] = {
         "verdict": content.verdict,
         "facts": {**content.facts, **content.networks},
@@ -392,15 +391,12 @@ def _describe_networks(plan: EvaluationPlan) -> dict[str, str]:
     }
 
 
-def _links(plan: EvaluationPlan) -> dict[str, str]:
-    """Return the addresses of the tables, and of the pages of the sets."""
-    links = {}
-    for name, title in PAGES_OF_SETS.items():
-        page = plan.sets[name].root / "index.html" if name in plan.sets else None
-        if page is not None and page.is_file():
-            links[title] = page_parts.link(os.path.relpath(page, plan.out))
-    tables = [path.name for path in sorted(plan.out.glob("*.csv"))]
-    return {**links, **{name: name for name in tables}}
+def _link_sets(plan: EvaluationPlan, page: Path) -> None:
+    """Let the page and those of the sets link to each other, where the sets have pages."""
+    here = LinkedPage(f"Evaluation {plan.out.name}", page)
+    for volumes in plan.sets.values():
+        name = volumes.root.resolve().name
+        link_pages(here, LinkedPage(f"Volumes {name}", volumes.root / "index.html"))
 
 
 def _replace_nan(row: Mapping[str, Any]) -> dict[str, Any]:

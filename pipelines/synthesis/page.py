@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ from data.cohort import IMAGES, MASKS
 from data.geometry import resample
 from data.volumes import load_volume
 from models.inference import LoadedRun
+from pipelines.results import training_page
 from pipelines.synthesis.planning import LIMITS, PlannedCase
 from util.notices import Notice
-from util.web import page_parts
 from util.web.figures import Panel
+from util.web.page_links import LinkedPage, link_pages
 from util.web.results_page import ResultsPage, ResultsReport
 
 PICTURED_CASES = 12
-TABLES = ("clinical.csv", "copies.csv")
+TABLES = ("clinical.csv", "copies.csv", "README.md")
 NOT_KNOWN = "(not known)"
 
 
@@ -67,11 +67,6 @@ def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Pat
         if case.dropped:
             notes.append(f"Emptied, because they contradict the row: {', '.join(case.dropped)}.")
         page.add_case(case.id, record.get("prompt", ""), notes, _panels(folder, case))
-    training = run.folder / "web" / "index.html"
-    links = {}
-    if training.is_file():
-        address = page_parts.link(os.path.relpath(training, folder))
-        links[f"Training of {run.folder.name}"] = address
     tables = {}
     if report.column:
         tables["Cases by value"] = pd.DataFrame(
@@ -79,16 +74,18 @@ def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Pat
         )
     if report.checked:
         tables["Nearest training scans"] = _copies_table(report.records)
-    return page.save(
+    path = page.save(
         report.options,
         ResultsReport(
             headline=cohort_sentence(report, run.folder.name, run.state["step"]),
             notices=report.notices,
             cautions=LIMITS,
-            links={**links, **{name: name for name in (*TABLES, "README.md")}},
+            links={name: name for name in TABLES},
             tables=tables,
         ),
     )
+    link_pages(LinkedPage(page.title, path), training_page(run.folder))
+    return path
 
 
 def cohort_sentence(report: CohortReport, run: str, step: int) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import logging
-import re
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,14 @@ import pytest
 from data.load_cohort import load_cohort
 from options.base_options import DataOptions
 from tests.commands import TrainedRun
+from tests.pages import page_warnings, printed_warnings
 from util.notices import collected_warnings
 
 
 def notice(results: Path) -> str:
     """Return the warnings on the results' page; "" where it has none."""
     (page,) = results.rglob("index.html")
-    lists = re.findall(r'<ul class="cautions warnings">.*?</ul>', page.read_text())
-    return html.unescape("".join(lists))
-
-
-def printed_warnings(text: str) -> list[str]:
-    """Return the warnings that a command printed."""
-    return re.findall(r"^\d\d:\d\d:\d\d WARNING (.*)$", text, re.MULTILINE)
+    return page_warnings(page)
 
 
 def change_column(cohort: Path, column: str, **cells: str) -> None:

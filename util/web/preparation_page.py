@@ -110,7 +110,9 @@ def write_preparation_page(
     counts = f"Ready: {len(cards)}, of which with a warning: {len(warned)}."
     with document:
         page_parts.page_header(
-            "Prepared scans", tags.p(f"{counts} Not prepared: {len(failed)}."), cautions=CAUTIONS
+            "Prepared scans",
+            tags.p(f"{counts} Not prepared: {len(failed)}.", cls="headline"),
+            cautions=CAUTIONS,
         )
         with tags.main():
             if remarks:

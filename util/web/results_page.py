@@ -21,7 +21,7 @@ from util.metrics.contrasts import (
 )
 from util.modality import CT, Terms
 from util.notices import Notice
-from util.web import page_parts, viewer_parts
+from util.web import page_links, page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
 from util.web.figures import Panel, Role, Window
 from util.web.picture_row import write_panels
@@ -127,6 +127,7 @@ class ResultsPage:
         self._labels: set[int] = set()
         self._changes: dict[str, float] = {}  # largest change by attribute, HU
         page_parts.copy_assets(folder / "web", "page.css", *viewer_parts.SCRIPTS, "cases.js")
+        page_links.copy_link_assets(folder / "web")
         for old in (folder / "web").glob("case-*"):
             if old.is_dir():
                 shutil.rmtree(old)
@@ -179,7 +180,7 @@ class ResultsPage:
             report: What the page says beside the volumes.
         """
         report = report or ResultsReport()
-        scripts = (*viewer_parts.SCRIPTS, "cases.js")
+        scripts = (*viewer_parts.SCRIPTS, "cases.js", *page_links.SCRIPTS)
         document = page_parts.new_document(self.title, "web/", scripts=scripts)
         config = viewer_parts.viewer_config(
             self.window,
@@ -206,7 +207,7 @@ class ResultsPage:
                 if clearest is not None:
                     self._clearest_case(clearest, report.notices)
                 elif cases:
-                    self._case(cases.pop(0), report.notices)
+                    self._case(cases.pop(0), report.notices, pictures_first=True)
                 _before_judging(report)
                 attribute_list(contrasts, report.notices, report.facts)
                 for section in cases:
@@ -274,18 +275,25 @@ class ResultsPage:
         )
         return tags.section(cls=cls, id=name, **attributes)
 
-    def _case(self, section: _CaseSection, notices: Sequence[Notice]) -> None:
+    def _case(
+        self, section: _CaseSection, notices: Sequence[Notice], pictures_first: bool = False
+    ) -> None:
+        """Add a case: its heading, text and pictures, or the pictures before the text."""
         badges = _case_badges(section.case, notices)
-        with self._viewer(section, "case card", section.key) as viewer:
+        cls = "case card pictures-first" if pictures_first else "case card"
+        with self._viewer(section, cls, section.key) as viewer:
             if badges:
                 viewer["data-warned"] = ""
+            with tags.h2(tags.a(section.case, href=f"#{section.key}"), " "):
+                page_parts.badges(badges)
+            if pictures_first:
+                self._rows(section, notices)
             with tags.div(cls="about"):
-                with tags.h2(tags.a(section.case, href=f"#{section.key}"), " "):
-                    page_parts.badges(badges)
                 page_parts.prompt_line(section.prompt)
                 page_parts.bullet_list(section.notes, "notes")
             viewer_parts.slice_slider(f"Slice of {section.case}")
-            self._rows(section, notices)
+            if not pictures_first:
+                self._rows(section, notices)
 
     def _rows(self, section: _CaseSection, notices: Sequence[Notice]) -> None:
         """Add a row for each attribute, beside the case's own volumes."""

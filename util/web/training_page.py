@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from util.files import atomic_path
 from util.metrics.fidelity import texture_notes
 from util.modality import CT, Terms
-from util.web import page_parts
+from util.web import page_links, page_parts
 
 MAX_POINTS = 400  # more points than this along a curve are averaged in bins
 COLUMNS = 4
@@ -159,10 +159,11 @@ def write_training_page(
         terms: Unit and words of the modality.
     """
     page_parts.copy_assets(folder, "page.css", "training.js")
+    page_links.copy_link_assets(folder)
     last = max((int(record["step"]) for record in log), default=0)
     state = state or TrainingState(last, last)
     title = f"Training of {name}"
-    document = page_parts.new_document(title, scripts=("training.js",))
+    document = page_parts.new_document(title, scripts=("training.js", *page_links.SCRIPTS))
     document.body["data-page"] = str(state.page)
     newest = max((image.step for image in images), default=0)
     with document:

@@ -142,6 +142,24 @@ def pair_rows(facts: CaseFacts, voxels: CaseVoxels) -> list[dict[str, Any]]:
     return rows
 
 
+def case_sentence(facts: CaseFacts, voxels: CaseVoxels) -> str:
+    """Return the largest change of an attribute in the lungs, beside that of another noise."""
+    changes = {}
+    for attribute in facts.attributes:
+        for first, second in value_pairs(attribute):
+            change = voxels.change(first.key, second.key).get("lungs")
+            if change is not None:
+                changes[f"{attribute.label}, {second.plain} against {first.plain}"] = change
+    if not changes:
+        return "No attribute could be changed in the lungs of this patient."
+    largest = max(changes, key=lambda name: abs(changes[name]))
+    text = f"Largest change in the lungs: {largest}: {format_change(changes[largest])} HU"
+    if NOISE in voxels.means:
+        noise = voxels.change(FACTUAL, NOISE).get("lungs", 0.0)
+        text += f"; another noise changes {format_change(noise)} HU"
+    return f"{text}."
+
+
 def write_case_page(
     folder: Path,
     facts: CaseFacts,
@@ -189,6 +207,7 @@ def write_case_page(
     with document:
         page_parts.page_header(
             f"{facts.case}: what the attributes change in this patient",
+            tags.p(page_parts.typeset(case_sentence(facts, voxels)), cls="headline"),
             cautions=(page_parts.RESEARCH_ONLY,),
             links=_links(neighbours, facts.pages),
         )

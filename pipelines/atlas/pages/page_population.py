@@ -36,10 +36,11 @@ from pipelines.atlas.statistics.planted import planted_sentence
 from pipelines.atlas.statistics.shape import shape_sentences
 from util.metrics.regions import region_name
 from util.modality import CT, Terms
-from util.web import page_parts, viewer_parts
+from util.web import page_links, page_parts, viewer_parts
 from util.web.figures import Window
 from util.web.page_parts import typeset
 
+TABLES = ("findings.csv", "tests.csv", "effects_by_case.csv", "methods.txt")  # linked at the top
 RULES = (
     "A finding is larger than permuted refits reach in any region of the lungs (p at most 0.05), "
     "and has the sign of the adjusted difference in real scans that no network was trained on, "
@@ -54,7 +55,7 @@ RULES = (
 def write_population_page(folder: Path, p: Population, window: Window, terms: Terms = CT) -> Path:
     """Write `folder`/index.html and return its path."""
     title = f"Counterfactual atlas of {p.record['run']}"
-    scripts = [*viewer_parts.SCRIPTS, "atlas_maps.js"]
+    scripts = [*viewer_parts.SCRIPTS, "atlas_maps.js", *page_links.SCRIPTS]
     document = page_parts.new_document(title, "web/", ["atlas.css"], scripts)
     choices = map_choices(p.record)
     config = viewer_parts.viewer_config(
@@ -67,6 +68,7 @@ def write_population_page(folder: Path, p: Population, window: Window, terms: Te
             title,
             tags.p(p.record["summary"], cls=cls),
             cautions=(page_parts.RESEARCH_ONLY,),
+            links={name: name for name in TABLES if name in p.files},
         )
         with tags.main():
             maps_section(choices, p.grid, p.volumes, p.limit, p.figures)

@@ -33,6 +33,7 @@ from pipelines.anomaly.normal_model import (
     conformal_threshold,
 )
 from tests.commands import TrainedRun, command, refused
+from tests.pages import shows_picture_first
 from util.cli import UserError
 from util.metrics.regions import chest_regions
 
@@ -332,7 +333,7 @@ def test_the_program_ends_with_one_message(tmp_path: Path) -> None:
 
 
 def test_outlines_are_drawn(looked: Path, visit: Callable[[Path], Any]) -> None:
-    page = visit(looked / "index.html")
+    page = shows_picture_first(visit, looked / "index.html")
     first = page.locator(".case").first
     first.locator(".panel[data-state=ready]").nth(4).wait_for()
     painted = first.locator("canvas.lines").evaluate_all(

@@ -21,6 +21,7 @@ from pipelines.atlas.statistics.regional import LUNG_REGIONS
 from pipelines.refit_worker import RefitWorker
 from tests.atlas_run import discover, in_this_process, means, record, table
 from tests.commands import TrainedRun, command, files, refused, train
+from tests.pages import page_warnings, printed_warnings
 from util.cli import UserError
 
 COLUMNS = "SMOKING HISTORY,AGE,RISK OCCUPATIONAL"
@@ -92,10 +93,18 @@ def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "2",
         )
     assert done.code == 0, done.text
+    printed = printed_warnings(done.text)
+    (out / "printed.json").write_text(json.dumps(printed))
     return out
 
 
 # --- what is written
+
+
+def test_printed_warnings_stand_on_the_page(atlas: Path) -> None:
+    printed = json.loads((atlas / "printed.json").read_text())
+    text = page_warnings(atlas / "index.html")
+    assert printed and [warning for warning in printed if warning not in text] == []
 
 
 def test_every_file_and_column_that_the_docs_name(atlas: Path) -> None:

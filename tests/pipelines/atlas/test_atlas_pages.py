@@ -23,6 +23,7 @@ from pipelines.atlas.pages import charts
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder
+from tests.pages import shows_picture_first
 from util.cli import UserError
 from util.metrics.regions import chest_regions
 from util.web.figures import difference_rgb, radiological_slice
@@ -302,6 +303,14 @@ def assert_difference(page: Any, expected: NDArray[Any]) -> None:
 
 def press(page: Any, group: str, text: str) -> None:
     page.locator(f"#{group} button", has_text=re.compile(rf"^{re.escape(text)}")).click()
+
+
+def test_pages_begin_with_a_sentence_and_pictures(atlas: Path, visit: Visit) -> None:
+    page = shows_picture_first(visit, atlas / "index.html")
+    assert page.locator("nav a").all_inner_texts()[0] == "findings.csv"
+    page = shows_picture_first(visit, case_page(atlas))
+    sentence = page.inner_text(".headline")
+    assert sentence.startswith("Largest change in the lungs: ") and "another noise" in sentence
 
 
 def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:

@@ -21,6 +21,7 @@ from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
 from pipelines.evaluation.volume_sets import check_hu, common_window, find_set, with_masks
 from tests.commands import Outcome, TrainedRun, command, refused
+from tests.pages import shows_picture_first
 from util.cli import UserError
 
 REALCT = Path(__file__).resolve().parents[4] / "shared" / "realct"
@@ -154,12 +155,8 @@ def test_planted_copies_raise_the_alarm(report: Path) -> None:
 def test_the_report_opens_with_its_verdict_and_a_typical_pair(
     report: Path, cohort_dir: Path, visit: Callable[[Path], Any]
 ) -> None:
-    page = visit(report / "report.html")
-    page.set_viewport_size({"width": 1400, "height": 1000})
+    page = shows_picture_first(visit, report / "report.html")
     page.locator("#pair-01 .panel[data-state=ready]").nth(3).wait_for()
-    stage = page.locator(".stage").first.bounding_box()
-    headline = page.locator(".headline").bounding_box()
-    assert headline["y"] < stage["y"] < 400
     errors = pd.read_csv(report / "pairs.csv").query("metric == 'mae_hu' and region == 'lungs'")
     case = errors.sort_values("value")["case"].iloc[6]  # of twelve
     assert page.inner_text("#pair-01 h2").startswith(f"{case}: the typical volume")

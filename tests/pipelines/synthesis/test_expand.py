@@ -40,6 +40,7 @@ from pipelines.synthesis.planning import (
     plan_table,
 )
 from tests.commands import TrainedRun, command, refused
+from tests.pages import page_warnings, printed_warnings, shows_picture_first
 from util.cli import UserError
 from util.records import open_record
 
@@ -276,25 +277,36 @@ def test_the_cohort_can_be_loaded_and_says_where_it_comes_from(
 def test_the_page_begins_with_the_outcome_and_a_case_beside_its_source(
     synthetic_cohort: Path, visit: Callable[[Path], Any]
 ) -> None:
-    page = visit(synthetic_cohort / "index.html")
-    page.set_viewport_size({"width": 1400, "height": 1000})
+    page = shows_picture_first(visit, synthetic_cohort / "index.html")
     page.locator(".case").first.locator(".panel[data-state=ready]").nth(2).wait_for()
     copies = pd.read_csv(synthetic_cohort / "copies.csv")
-    nearest = copies.loc[copies["distance"].idxmin()]
+    nearest = copies.sort_values("distance").iloc[0]
     headline = page.inner_text(".headline")
     assert headline.startswith("4 synthetic cases by tiny (step 4), from the masks of ")
     assert f"the nearest, {nearest['case']}, is at distance {nearest['distance']:.2f}" in headline
     first = page.locator(".case").first
-    row = pd.read_csv(synthetic_cohort / "clinical.csv", dtype=str).set_index("File Name")
-    source = row.loc[first.locator("h2 a").inner_text(), "SYNTHETIC SOURCE"]
+    table = pd.read_csv(synthetic_cohort / "clinical.csv", dtype=str)
+    sources = dict(zip(table["File Name"], table["SYNTHETIC SOURCE"], strict=True))
+    source = sources[first.locator("h2 a").inner_text()]
     assert first.locator(".title").all_inner_texts() == [f"real scan {source}", "synthetic", "mask"]
-    assert (
-        page.locator(".headline").bounding_box()["y"]
-        < first.locator(".stage").first.bounding_box()["y"]
-    )
     warnings = page.inner_text("#warnings")
     assert "was trained on 9 scans" in warnings and "not a proof of privacy" in warnings
     assert page.locator(".case").count() == 4 and page.get_by_text("Cases by value").count() == 1
+
+
+def test_printed_warnings_stand_on_the_page(
+    trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
+    """Test cases as sources, copies searched for in another cohort, columns without a use."""
+    table = tmp_path / "rows.csv"
+    table.write_text("File Name,DIAGNOSIS,SHOE SIZE\nnew_1,IPF,43\n")
+    words = ("--dataroot", cohort_copy, *trained_run.flags(), "--out", tmp_path / "out")
+    done = command("scripts/expand.py", *words, "--table", table, "--split", "test")
+    assert done.code == 0, done.text
+    printed = printed_warnings(done.text)
+    assert len(printed) >= 3 and any("SHOE SIZE" in text for text in printed)
+    text = page_warnings(tmp_path / "out" / "index.html")
+    assert [warning for warning in printed if warning not in text] == []
 
 
 def test_the_pictured_cases_take_the_values_in_turn() -> None:

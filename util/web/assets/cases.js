@@ -5,7 +5,8 @@
   function update() {
     const wanted = search?.value.toLowerCase() || "";
     for (const element of document.querySelectorAll(".case")) {
-      const text = (element.querySelector(".about") || element).textContent.toLowerCase();
+      const parts = element.querySelector(".about") ? [...element.querySelectorAll("h2, .about")] : [element];
+      const text = parts.map((part) => part.textContent).join(" ").toLowerCase();
       element.hidden = !text.includes(wanted) || Boolean(warned?.checked && !("warned" in element.dataset));
     }
   }
