@@ -49,7 +49,7 @@ class PictureSetOptions:
         (),
         "What to write, may be repeated: animations (gif, mp4), a stack of pictures (png), the "
         "slice with the largest difference as a figure (svg), the slices with the largest "
-        "differences (top). Default: all, mp4 where ffmpeg is installed.",
+        "differences (top). Default: all, mp4 where ffmpeg or imageio-ffmpeg is installed.",
         choices=("gif", "mp4", "png", "svg", "top"),
     )
     frames: int = flag(60, "Most slices of an animation or a stack.", low=1)

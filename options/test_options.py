@@ -102,7 +102,8 @@ class OutputOptions:
     gif: bool = flag(
         False,
         "Write animations through the slices of every case and attribute into pictures/, as GIF, "
-        "and as MP4 where ffmpeg is installed; scripts/make_pictures.py draws more.",
+        "and as MP4 where ffmpeg or imageio-ffmpeg is installed; scripts/make_pictures.py draws "
+        "more.",
     )
 
 

@@ -16,8 +16,8 @@ from util.cli import UserError, format_list, safe_name
 from util.web.figures import Panel, nice_limit
 from util.web.slice_sheet import (
     SliceSheet,
+    find_ffmpeg,
     frame_slices,
-    has_ffmpeg,
     save_animation,
     top_slices,
 )
@@ -71,7 +71,7 @@ def draw_animations(results: Path, dataroot: str, lung_labels: tuple[int, ...]) 
         RESULTS=str(results),
         dataroot=dataroot,
         how_many=0,
-        formats=("gif", "mp4") if has_ffmpeg() else ("gif",),
+        formats=("gif", "mp4") if find_ffmpeg() else ("gif",),
         lung_labels=lung_labels,
         out=str(results / "pictures"),
     )
@@ -85,10 +85,13 @@ def _formats(options: PictureSetOptions) -> list[str]:
         UserError: MP4 is asked for, and ffmpeg is missing.
     """
     if options.formats:
-        if "mp4" in options.formats and not has_ffmpeg():
-            raise UserError("--formats mp4 needs the program ffmpeg. Install it, or take gif.")
+        if "mp4" in options.formats and not find_ffmpeg():
+            raise UserError(
+                "--formats mp4 needs the program ffmpeg. Install it, or the package "
+                "imageio-ffmpeg, or take gif."
+            )
         return list(options.formats)
-    return [name for name in FORMATS if name != "mp4" or has_ffmpeg()]
+    return [name for name in FORMATS if name != "mp4" or find_ffmpeg()]
 
 
 def _draw(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -218,10 +220,19 @@ def save_animation(
     )
     is_film = path.suffix == ".mp4"
     writer = FFMpegWriter(fps=frames_per_second) if is_film else PillowWriter(fps=frames_per_second)
-    with atomic_path(path) as temporary:
+    settings = {"animation.ffmpeg_path": find_ffmpeg() or "ffmpeg"}
+    with atomic_path(path) as temporary, mpl.rc_context(settings):
         animation.save(str(temporary), writer=writer)
 
 
-def has_ffmpeg() -> bool:
-    """Return whether animations can be saved as MP4."""
-    return shutil.which("ffmpeg") is not None
+def find_ffmpeg() -> str | None:
+    """Return the program ffmpeg, else that of the package imageio-ffmpeg; None without either."""
+    program = shutil.which("ffmpeg")
+    if program is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
+        import imageio_ffmpeg
+
+        try:
+            program = str(imageio_ffmpeg.get_ffmpeg_exe())
+        except RuntimeError:  # the package holds none for this system
+            return None
+    return program

@@ -127,8 +127,10 @@ def viewer_attributes(
         zones: Key of numbered zones, which panels may outline.
         zone_names: Names of the zones.
     """
+    coarse = grid.halved()
     data = {
         "grid": asdict(grid),
+        "coarse": coarse and asdict(coarse),
         "volumes": volumes,
         "mask": mask,
         "zones": zones,

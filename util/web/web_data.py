@@ -33,6 +33,9 @@ INT16 = np.iinfo(np.int16)  # its lowest value stands for a voxel without value
 # Flat bricks: the axial slices, which are seen first, need few of them.
 BRICK = (128, 128, 16)
 UNDIVIDED = 2**21  # volumes of at most so many voxels are one brick (4 MiB)
+COARSE = (
+    "~"  # ends the keys of volumes in half the resolution, which are shown while slices fly past
+)
 GZIP_LEVEL = 1  # once the bytes are in planes, a higher one takes longer and saves nothing
 
 
@@ -83,6 +86,22 @@ class PageGrid:
             brick=brick_shape(content.shape),
         )
 
+    def halved(self) -> PageGrid | None:
+        """Return the grid of `halve`; None for volumes that are one brick."""
+        if self.brick == self.shape:
+            return None
+        x, y, z = self.shape
+        shape = ((x + 1) // 2, (y + 1) // 2, z)
+        factors = (2, 2, 1)
+        start = tuple(k // f for k, f in zip(self.start, factors, strict=True))
+        extent = tuple(
+            (low // f, high // f) for (low, high), f in zip(self.extent, factors, strict=True)
+        )
+        spacing = tuple(
+            side * n / half for side, n, half in zip(self.spacing, self.shape, shape, strict=True)
+        )
+        return PageGrid(shape, spacing, start, extent, brick_shape(shape))
+
 
 def _extent(content: NDArray[Any]) -> tuple[tuple[int, int], ...]:
     """Return the first and last slice along each axis that hold something."""
@@ -114,6 +133,19 @@ def bricks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield array[a, b, c]
 
 
+def halve(array: NDArray[Any], kind: Kind) -> NDArray[Any]:
+    """Return a volume (X, Y, Z) in half the resolution along X and Y.
+
+    Values are means of four voxels, labels those of one of them.
+    """
+    x, y, z = array.shape
+    even = np.pad(array, ((0, x % 2), (0, y % 2), (0, 0)), mode="edge")
+    if kind == "mask":
+        return even[::2, ::2]
+    pairs = even.reshape((x + 1) // 2, 2, (y + 1) // 2, 2, z)
+    return np.asarray(pairs.mean((1, 3), dtype=np.float32))
+
+
 def pack(array: NDArray[Any], step: float) -> str:
     """Return values (X, Y, Z) as base64 of gzip of int16, the first axis fastest.
 
@@ -133,6 +165,8 @@ def write_volume(
 ) -> VolumeEntry:
     """Write `folder`/KEY.N.js for each brick of a volume; return the volume's entry.
 
+    A volume of several bricks is written a second time, in half the resolution, as KEY~.N.js.
+
     Args:
         folder: The folder of the viewer's voxels.
         key: Name of the volume; it may begin with a folder.
@@ -142,11 +176,17 @@ def write_volume(
     """
     step = step or STEPS[kind]
     (folder / key).parent.mkdir(parents=True, exist_ok=True)
+    _write_bricks(folder, key, array, step)
+    if brick_shape(array.shape) != array.shape:
+        _write_bricks(folder, f"{key}{COARSE}", halve(array, kind), step)
+    return {"kind": kind, "step": step}
+
+
+def _write_bricks(folder: Path, key: str, array: NDArray[Any], step: float) -> None:
     for number, brick in enumerate(bricks(array)):
         arguments = f"{json.dumps(key)},{number},{json.dumps(pack(brick, step))}"
         path = folder / f"{key}.{number}.js"
         path.write_text(f"Mask2CT.addBrick({arguments});\n", encoding="ascii")
-    return {"kind": kind, "step": step}
 
 
 def check_panels(case: str, panels: Sequence[Panel]) -> None:

@@ -43,7 +43,7 @@ from util.web.training_page import (
     write_progress,
     write_training_page,
 )
-from util.web.web_data import PageGrid, brick_shape, bricks, write_volume
+from util.web.web_data import PageGrid, brick_shape, bricks, halve, write_volume
 
 SHAPE, SPACING = (24, 20, 16), (2.0, 2.0, 4.0)
 WINDOW = (-1000.0, 400.0)
@@ -104,11 +104,61 @@ def test_large_volumes_are_written_in_bricks_of_full_resolution(tmp_path: Path) 
     assert grid.shape == array.shape and grid.spacing == SPACING
     write_volume(tmp_path, "case/a", array, "ct")
     parts = list(bricks(array))
-    assert len(list(tmp_path.rglob("*.js"))) == len(parts) == 2 * 2 * 7
+    assert len(list(tmp_path.rglob("a.*.js"))) == len(parts) == 2 * 2 * 7
     assert np.array_equal(parts[1], array[128:, :128, :16])  # the first axis first
     for number, part in enumerate(parts):
         values = stored_values(tmp_path / "case" / f"a.{number}.js", 1.0)
         assert np.array_equal(values, part.ravel(order="F"))
+
+
+def test_large_volumes_are_written_in_half_the_resolution_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(-900, 900, (151, 140, 101)).astype(np.int16)
+    coarse = PageGrid.around(array > 0, SPACING).halved()
+    assert coarse is not None and coarse.shape == (76, 70, 101)
+    assert coarse.spacing == pytest.approx((2 * 151 / 152, 4.0, 4.0))
+    write_volume(tmp_path, "a", array, "ct")
+    means = halve(array, "ct")
+    assert means[3, 5, 7] == array[6:8, 10:12, 7].mean() and means.shape == coarse.shape
+    assert means[75, 5, 7] == array[150, 10:12, 7].mean()
+    for number, part in enumerate(bricks(means)):
+        values = stored_values(tmp_path / f"a~.{number}.js", 1.0)
+        assert np.array_equal(values, np.rint(part.ravel(order="F")))
+    labels = rng.integers(0, 3, (5, 4, 3))
+    assert np.array_equal(halve(labels, "mask"), labels[::2, ::2])
+    small = PageGrid.around(np.ones(SHAPE), SPACING)
+    write_volume(tmp_path, "small", np.zeros(SHAPE), "ct")
+    assert small.halved() is None and not list(tmp_path.glob("small~*"))
+
+
+def test_slices_that_fly_past_are_in_half_the_resolution(tmp_path: Path, visit: Visit) -> None:
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-900, 100, (160, 150, 96)).astype(np.float32)
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    panels = [Panel("A", "ct", hu, SPACING), Panel("B", "ct", -hu - 800, SPACING)]
+    results.add_case("a", "", [], panels)
+    page = visit(results.save({}))
+    page.locator(".panel[data-state=ready]").nth(1).wait_for()
+    expected = ct_gray(radiological_slice(hu, "axial", 48), LUNG)
+    np.testing.assert_allclose(pixels(page, 0)[..., 0].astype(int), expected, atol=1, rtol=0)
+    page.locator(".stage").first.hover()
+    # Far from what is loaded: first in half the resolution, once at rest in the full one.
+    sizes = page.evaluate("""async () => {
+      const [viewer] = Mask2CT.viewers, panel = viewer.panels[0], sizes = [];
+      const pause = async () => {
+        await new Promise((resolve) => setTimeout(resolve, 30));
+        sizes.push(panel.canvases[0].width);
+      };
+      for (let k = 50; k < 90; k++) {
+        viewer.move("axial", k);
+        await pause();
+      }
+      do await pause(); while (panel.drawn.suffix || viewer.moving);
+      return sizes;
+    }""")
+    assert 80 in sizes and sizes[-1] == 160
+    expected = ct_gray(radiological_slice(hu, "axial", 89), LUNG)
+    np.testing.assert_allclose(pixels(page, 0)[..., 0].astype(int), expected, atol=1, rtol=0)
 
 
 def test_bad_volumes_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ from PIL import Image
 from util.web.figures import Panel, difference_rgb
 from util.web.slice_sheet import (
     SliceSheet,
+    find_ffmpeg,
     frame_slices,
-    has_ffmpeg,
     save_animation,
     sheet_rows,
     top_slices,
@@ -66,7 +68,23 @@ def test_an_animation_has_a_picture_for_each_slice(tmp_path: Path) -> None:
             animation.seek(number)
             frames.append(np.asarray(animation.convert("RGB")))
     assert not np.array_equal(frames[0], frames[2])
-    if not has_ffmpeg():
-        pytest.skip("no ffmpeg")
-    save_animation(sheet, [4, 6, 8], tmp_path / "a.mp4")
-    assert (tmp_path / "a.mp4").stat().st_size > 500
+
+
+def test_an_animation_as_mp4_has_a_frame_for_each_slice(tmp_path: Path) -> None:
+    reader = pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed")
+    program = find_ffmpeg()
+    assert program is not None and (shutil.which("ffmpeg") or "imageio_ffmpeg" in program)
+    sheet = SliceSheet(PANELS, "coronal", "case")
+    save_animation(sheet, [4, 6, 8], tmp_path / "a.mp4", 10)
+    frames, seconds = reader.count_frames_and_secs(str(tmp_path / "a.mp4"))
+    assert frames == 3 and seconds == pytest.approx(0.3, abs=0.05)
+    film = reader.read_frames(str(tmp_path / "a.mp4"))
+    width, height = next(film)["size"]
+    pictures = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in film]
+    assert np.abs(pictures[0].astype(int) - pictures[2]).max() > 50
+
+
+def test_without_ffmpeg_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert find_ffmpeg() is None

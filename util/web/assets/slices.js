@@ -97,6 +97,15 @@ window.Mask2CT = (() => {
   }
 
   // --- drawing --------------------------------------------------------------------------------------------------------
+  const images = new WeakMap(); // by canvas: what is painted on it
+
+  function imageOf(canvas, context) {
+    const { width, height } = canvas, known = images.get(canvas);
+    if (known?.width === width && known.height === height) return known;
+    images.set(canvas, context.createImageData(width, height));
+    return images.get(canvas);
+  }
+
   /**
    * Paints a slice from a source: its `kind`, `step` and `values` as stored, pixel by pixel.
    *
@@ -105,7 +114,7 @@ window.Mask2CT = (() => {
    */
   function paint(canvas, { width, height }, source, view) {
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+    const context = canvas.getContext("2d"), image = imageOf(canvas, context);
     const pixels = new Uint32Array(image.data.buffer), { values, step, under } = source, table = pixelTable(source, view);
     if (under) {
       const ground = pixelTable(under, view), below = under.values, full = colourRange(source.kind, view)[1] / 2;
@@ -119,7 +128,8 @@ window.Mask2CT = (() => {
     context.putImageData(image, 0, 0);
   }
 
-  const fineness = ({ width, height }) => Math.max(1, Math.round(640 / Math.max(width, height)));
+  /** How much finer than its pixels the lines of a slice are drawn; slices may say so themselves. */
+  const fineness = ({ width, height, fine }) => fine || Math.max(1, Math.round(640 / Math.max(width, height)));
 
   /**
    * Lines between the pixels of different groups (0: none), as long as they run straight.
@@ -178,8 +188,10 @@ window.Mask2CT = (() => {
    */
   function drawOutlines(canvas, slice, outlines) {
     const fine = fineness(slice);
-    Object.assign(canvas, { width: slice.width * fine, height: slice.height * fine }); // this clears it, too
-    const pen = canvas.getContext("2d"), size = Math.round(canvas.width / 17);
+    const width = slice.width * fine, height = slice.height * fine, pen = canvas.getContext("2d");
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    else pen.clearRect(0, 0, width, height);
+    const size = Math.round(canvas.width / 17);
     Object.assign(pen, { font: `bold ${size}px sans-serif`, lineCap: "square", lineJoin: "round" });
     for (const { lines: { paths, tops }, colour, width, numbered } of outlines) {
       const numbers = numbered ? [...tops].map(([k, [x, y]]) => [k, x + 4, Math.max(size, y - 8)]) : [];
@@ -201,6 +213,6 @@ window.Mask2CT = (() => {
   }
 
   return {
-    config, NO_VALUE, withMinus, signed, valueText, sliceGeometry, colourRange, paint, boundaries, drawOutlines,
+    config, NO_VALUE, withMinus, signed, valueText, sliceGeometry, colourRange, paint, fineness, boundaries, drawOutlines,
   };
 })();

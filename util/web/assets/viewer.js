@@ -10,13 +10,14 @@
  */
 "use strict";
 (() => {
-  const { config, NO_VALUE, withMinus, voxels, sliceGeometry, colourRange, paint, boundaries, drawOutlines, valueText } = Mask2CT;
-  const { bindStage, bindPage, enlarge, remember, showPlace } = Mask2CT;
-  const SETTLE_MS = 120; // pictures that only fly past are not loaded
+  const { config, NO_VALUE, withMinus, voxels, sliceGeometry, colourRange, paint, fineness, boundaries, drawOutlines } = Mask2CT;
+  const { valueText, bindStage, bindPage, enlarge, remember, showPlace } = Mask2CT;
+  const SETTLE_MS = 120; // pictures that only fly past are not loaded, or in half the resolution
   const AHEAD = 24; // slices ahead of the shown one that are loaded when there is time
   const MARGIN = "500px 0px"; // so far from the screen, cases are made and pictures drawn
   const OUTLINE = "#ffe14a"; // of numbered regions, and of changes beyond the colours
   const FIRST = "axial", THREE = ["coronal", "sagittal"]; // planes below one another, where three are shown
+  const COARSE = "~"; // ends the keys of volumes in half the resolution (see util/web/web_data.py)
   const SIGNED = ["difference", "score"]; // kinds that can be laid on a CT
   const RULER_SHARE = 0.35; // of a picture's width, at most
   // `plane` may be "three"; `limit` 0 is each picture's own range; `overlay` is the opacity of differences on the CT.
@@ -66,13 +67,14 @@
   class SliceViewer {
     /** `root`: an element with `data-viewer`; it may hold a slider, a play button and an output for the place. */
     constructor(root) {
-      Object.assign(this, JSON.parse(root.dataset.viewer)); // grid, volumes, mask, zones, zone_names
+      Object.assign(this, JSON.parse(root.dataset.viewer)); // grid, coarse, volumes, mask, zones, zone_names
       this.root = root;
       this.at = [...this.grid.start]; // the voxel through which all planes go
       this.cursor = null; // the voxel under the pointer
       this.zooms = {}; // by plane: scale, and the place of the left upper corner as a share of the picture's frame
       this.cache = new Map(); // values and lines of the slices shown, by key and axis through them
       this.timer = 0;
+      this.moving = 0; // a timer, while slices follow each other quickly
       this.slider = root.querySelector(".slices input");
       this.position = root.querySelector(".slices output");
       this.playButton = root.querySelector(".play");
@@ -174,8 +176,23 @@
       return { ...view, limit: view.limit || panel.limit };
     }
 
-    slice(panel) {
-      return sliceGeometry(this.grid, this.plane(panel), this.at);
+    /** The slice of a panel through a voxel, in full resolution. */
+    slice(panel, at = this.at) {
+      return { ...sliceGeometry(this.grid, this.plane(panel), at), grid: this.grid, suffix: "" };
+    }
+
+    /** The same in half the resolution, which large volumes have too. */
+    coarseSlice(panel, at = this.at) {
+      const place = at.map((k, axis) => Math.floor((k * this.coarse.shape[axis]) / this.grid.shape[axis]));
+      const fine = 2 * fineness(this.slice(panel)); // the lines stay as fine as they are
+      return { ...sliceGeometry(this.coarse, this.plane(panel), place), grid: this.coarse, suffix: COARSE, fine };
+    }
+
+    /** The slice to draw: while slices fly past, in half the resolution where the full one is not yet there. */
+    drawnSlice(panel) {
+      const slice = this.slice(panel);
+      if (!this.coarse || !this.moving || voxels.areThere(this.namesOf(panel, slice))) return slice;
+      return this.coarseSlice(panel);
     }
 
     /** The voxel under the pointer, null beside the picture. */
@@ -194,17 +211,26 @@
       const before = this.at;
       this.at = bounded;
       this.showPosition();
-      voxels.forget(new Set(Object.keys(this.volumes)));
+      voxels.forget(new Set(Object.keys(this.volumes).flatMap((key) => [key, key + COARSE])));
+      clearTimeout(this.moving);
+      this.moving = setTimeout(() => this.settle(before), SETTLE_MS);
       this.redraw();
-      this.loadAhead(before);
+      if (this.coarse) this.loadAhead(before, (panel, at) => this.coarseSlice(panel, at));
       remember(this);
     }
 
-    /** Loads what the next slices need, in the direction in which the place moved. */
-    loadAhead(before) {
+    /** Draws in full resolution what was drawn in half of it, once the slices rest. */
+    settle(before) {
+      this.moving = 0;
+      for (const panel of this.panels) if (panel.drawn?.suffix) this.draw(panel);
+      this.loadAhead(before, (panel, at) => this.slice(panel, at));
+    }
+
+    /** Loads what the next slices need, in the direction in which the place moved; `sliceAt` is that of a panel. */
+    loadAhead(before, sliceAt) {
       const ahead = this.at.map((k, axis) => clamp(k + AHEAD * Math.sign(k - before[axis]), 0, this.grid.shape[axis] - 1));
-      const names = this.panels.filter(({ visible }) => visible).flatMap(
-        (panel) => this.namesOf(panel, sliceGeometry(this.grid, this.plane(panel), ahead)));
+      const visible = this.panels.filter((panel) => panel.visible);
+      const names = visible.flatMap((panel) => this.namesOf(panel, sliceAt(panel, ahead)));
       voxels.loadLater([...new Set(names)]);
     }
 
@@ -296,13 +322,13 @@
 
     /** Names of the bricks that a panel needs for a slice. */
     namesOf(panel, slice = this.slice(panel)) {
-      return this.keysOf(panel).flatMap((key) => voxels.namesOf(this.grid, key, slice));
+      return this.keysOf(panel).flatMap((key) => voxels.namesOf(slice.grid, key + slice.suffix, slice));
     }
 
     /** Draws a panel that is on the screen, once its voxels are there. */
     draw(panel) {
       if (!panel.visible || !panel.layers.length) return;
-      const slice = this.slice(panel), names = this.namesOf(panel, slice), turn = panel.turn + 1;
+      const slice = this.drawnSlice(panel), names = this.namesOf(panel, slice), turn = panel.turn + 1;
       panel.turn = turn; // only the newest call draws
       if (!voxels.areThere(names)) {
         voxels.load(names).then(
@@ -312,6 +338,7 @@
         return;
       }
       this.frame(panel);
+      panel.drawn = slice;
       panel.sources = panel.layers.map((layer) => this.source(layer, slice));
       this.layOn(panel, slice);
       panel.beyond = this.beyond(panel);
@@ -339,9 +366,9 @@
 
     /** What is kept of a slice of a volume: its `values`, and by name the `lines` between groups of them. */
     kept(key, slice) {
-      const name = `${key} ${slice.through}`, known = this.cache.get(name);
+      const stored = key + slice.suffix, name = `${stored} ${slice.through}`, known = this.cache.get(name);
       if (known?.index === slice.index) return known;
-      const kept = { index: slice.index, values: voxels.valuesOf(this.grid, key, slice), lines: new Map() };
+      const kept = { index: slice.index, values: voxels.valuesOf(slice.grid, stored, slice), lines: new Map() };
       this.cache.set(name, kept);
       return kept;
     }
@@ -369,11 +396,23 @@
       panel.stage.classList.toggle("overlaid", laid);
     }
 
-    /** Which voxels of a slice of differences lie below (-1) and above (1) the range of its colours. */
+    /**
+     * Which voxels of a slice of differences lie beyond the range of its colours: `groups` (1 where they do), and
+     * whether any lies `below` or `above` it; null where none does.
+     */
     beyond(panel) {
-      const [{ kind, step, values }] = panel.sources, { limit } = this.viewOf(panel);
-      if (kind !== "difference") return [];
-      return values.map((v) => (v === NO_VALUE ? 0 : Number(v * step > limit) - Number(v * step < -limit)));
+      const [{ kind, step, values }] = panel.sources, most = this.viewOf(panel).limit / step;
+      if (kind !== "difference") return null;
+      let below = false, above = false, groups = null;
+      for (let p = 0; p < values.length; p++) {
+        const v = values[p];
+        if ((v <= most && v >= -most) || v === NO_VALUE) continue;
+        groups ||= new Uint8Array(values.length);
+        groups[p] = 1;
+        if (v > 0) above = true;
+        else below = true;
+      }
+      return groups && { groups, below, above };
     }
 
     /** What is outlined in a panel: the mask's labels, its zones by rank, its numbered regions. */
@@ -388,8 +427,8 @@
       if (panel.outline) {
         all.push({ lines: this.lines(panel.outline, slice), colour: () => OUTLINE, width: 5, numbered: true });
       }
-      const { beyond } = panel;
-      if (beyond.some(Boolean)) all.push({ lines: boundaries(slice, beyond.map(Math.abs)), colour: () => OUTLINE, width: 2 });
+      const groups = panel.beyond?.groups;
+      if (groups) all.push({ lines: boundaries(slice, groups), colour: () => OUTLINE, width: 2 });
       return all;
     }
 
@@ -403,7 +442,7 @@
         panel.value.before(panel.bar);
       }
       const [low, high] = range, unit = panel.kind === "score" ? "spreads" : config.unit || "HU";
-      const below = panel.beyond?.includes(-1), above = panel.beyond?.includes(1);
+      const { below, above } = panel.beyond || {};
       panel.bar.querySelector(".low").textContent = `${below ? "≤ " : ""}${withMinus(low)}`;
       panel.bar.querySelector(".high").textContent = `${above ? "≥ " : ""}${low < 0 ? "+" : ""}${high} ${unit}`;
       panel.bar.title = below || above ? "Outlined in yellow: changes beyond the colours" : "";
