@@ -280,6 +280,7 @@ def _one_attribute(facts: CaseFacts, voxels: CaseVoxels) -> None:
         page_parts.note("No attribute could be changed in this patient.")
         return
     with page_parts.card("One attribute changed", "study", id="one"):
+        _chosen_panels(voxels)
         with tags.div(cls="chooser"):
             for label, name in (("Attribute", "attributes"), ("From", "from"), ("To", "to")):
                 with tags.div(cls="group", role="group", aria_label=label):
@@ -287,7 +288,6 @@ def _one_attribute(facts: CaseFacts, voxels: CaseVoxels) -> None:
                     tags.div(cls="buttons", id=name)
         tags.p("Both sides are the same: nothing changes.", id="same", cls="note", hidden=True)
         tags.ul(id="dropped", cls="notes")
-        _chosen_panels(voxels)
         _chosen_numbers(voxels)
 
 

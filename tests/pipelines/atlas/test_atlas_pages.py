@@ -306,8 +306,7 @@ def press(page: Any, group: str, text: str) -> None:
 
 
 def test_pages_begin_with_a_sentence_and_pictures(atlas: Path, visit: Visit) -> None:
-    page = shows_picture_first(visit, atlas / "index.html")
-    assert page.locator("nav a").all_inner_texts()[0] == "findings.csv"
+    shows_picture_first(visit, atlas / "index.html")
     page = shows_picture_first(visit, case_page(atlas))
     sentence = page.inner_text(".headline")
     assert sentence.startswith("Largest change in the lungs: ") and "another noise" in sentence
