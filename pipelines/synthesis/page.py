@@ -66,7 +66,7 @@ def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Pat
         notes = [_origin(case, record, report.checked)]
         if case.dropped:
             notes.append(f"Emptied, because they contradict the row: {', '.join(case.dropped)}.")
-        page.add_case(case.id, record.get("prompt", ""), notes, _panels(folder, case))
+        page.add_case(case.id, case.prompt.sentence, notes, _panels(folder, case))
     tables = {}
     if report.column:
         tables["Cases by value"] = pd.DataFrame(

@@ -311,7 +311,7 @@ def test_printed_warnings_stand_on_the_page(
 
 def test_the_pictured_cases_take_the_values_in_turn() -> None:
     planned = [
-        PlannedCase(f"s{k}", cases(ROW)[0], {"DIAGNOSIS": value}, 0)
+        PlannedCase(f"s{k}", cases(ROW)[0], {"DIAGNOSIS": value}, template().phrases({}), 0)
         for k, value in enumerate(["HP"] * 20 + ["IPF"] * 2)
     ]
     report = CohortReport("cohort", "DIAGNOSIS", False, [], planned, {})
