@@ -220,10 +220,11 @@ def comparison_sentence(frame: pd.DataFrame) -> str:
         if column in frame and frame[column].notna().all():
             values = zip(frame["run"], frame[column], strict=True)
             parts.append(f"{name}: {', '.join(f'{run} {value:.3g}' for run, value in values)}")
-    effects = [column for column in frame if column.endswith(", HU") and ": " in column]
-    for column in effects[:1]:
-        values = zip(frame["run"], frame[column], strict=True)
-        parts.append(f"{column}: {', '.join(f'{run} {value:+.1f}' for run, value in values)}")
+    columns = [str(column) for column in frame.columns]
+    effects = [column for column in columns if column.endswith(", HU") and ": " in column]
+    for effect in effects[:1]:
+        values = zip(frame["run"], frame[effect], strict=True)
+        parts.append(f"{effect}: {', '.join(f'{run} {value:+.1f}' for run, value in values)}")
     if not parts:
         return f"{len(frame)} runs on the same cases."
     return f"{len(frame)} runs on the same cases. {'; '.join(parts)}."

@@ -220,8 +220,10 @@ def save_animation(
     )
     is_film = path.suffix == ".mp4"
     writer = FFMpegWriter(fps=frames_per_second) if is_film else PillowWriter(fps=frames_per_second)
-    settings = {"animation.ffmpeg_path": find_ffmpeg() or "ffmpeg"}
-    with atomic_path(path) as temporary, mpl.rc_context(settings):
+    with (
+        atomic_path(path) as temporary,
+        mpl.rc_context({"animation.ffmpeg_path": find_ffmpeg() or "ffmpeg"}),
+    ):
         animation.save(str(temporary), writer=writer)
 
 

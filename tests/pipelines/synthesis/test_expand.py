@@ -300,7 +300,8 @@ def test_printed_warnings_stand_on_the_page(
     """Test cases as sources, copies searched for in another cohort, columns without a use."""
     table = tmp_path / "rows.csv"
     table.write_text("File Name,DIAGNOSIS,SHOE SIZE\nnew_1,IPF,43\n")
-    words = ("--dataroot", cohort_copy, *trained_run.flags(), "--out", tmp_path / "out")
+    run = replace(trained_run, cohort=cohort_copy)
+    words = ("--dataroot", str(run.cohort), *run.flags(), "--out", str(tmp_path / "out"))
     done = command("scripts/expand.py", *words, "--table", table, "--split", "test")
     assert done.code == 0, done.text
     printed = printed_warnings(done.text)
