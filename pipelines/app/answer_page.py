@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from dominate import tags
 
@@ -19,9 +18,8 @@ from util.metrics.regions import region_name
 from util.notices import Notice
 from util.web import page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
-from util.web.figures import Panel, Window, nice_limit
+from util.web.figures import Panel, Window
 from util.web.picture_row import PictureRow, write_panels
-from util.web.results_page import MIN_LIMIT, SHARE_SHOWN
 
 SIZE = "small"  # of the pictures at first: all stand in one row
 EFFECT_HEADINGS = {
@@ -101,11 +99,9 @@ def write_answer_page(folder: Path, content: PageContent) -> Path:
 def _limit(panels: Sequence[Panel]) -> float:
     """Return the range of the differences, HU."""
     changes = [
-        float(np.quantile(np.abs(panel.array), SHARE_SHOWN))
-        for panel in panels
-        if panel.kind == "difference"
+        viewer_parts.largest_change(panel.array) for panel in panels if panel.kind == "difference"
     ]
-    return viewer_parts.fitting_limit(max(MIN_LIMIT, nice_limit(max(changes, default=0.0))))
+    return viewer_parts.difference_limit(max(changes, default=0.0))
 
 
 def _viewer(row: PictureRow, limit: float, has_difference: bool) -> None:

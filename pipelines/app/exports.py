@@ -20,8 +20,8 @@ from util.files import atomic_folder, atomic_path, write_csv
 from util.metrics.effects import EFFECT_COLUMNS
 from util.web.figures import LUNG, Panel, nice_limit, save_slices_png
 from util.web.page_parts import CAUTIONS
-from util.web.results_page import MIN_LIMIT, SHARE_SHOWN
 from util.web.slice_sheet import SliceSheet, frame_slices, save_animation
+from util.web.viewer_parts import MIN_LIMIT, largest_change
 
 GENERATED = ("a", "b", "difference")  # volumes of an answer that are written; scans are not copied
 RECORD = "question.json"
@@ -119,8 +119,7 @@ def _write_page(answer: Answer, folder: Path) -> None:
 
 def _limit(panels: Sequence[Panel]) -> float:
     changes = [panel.array for panel in panels if panel.kind == "difference"]
-    largest = max((float(np.quantile(np.abs(c), SHARE_SHOWN)) for c in changes), default=0.0)
-    return max(MIN_LIMIT, nice_limit(largest))
+    return max(MIN_LIMIT, nice_limit(max(map(largest_change, changes), default=0.0)))
 
 
 FORMATS: Mapping[str, Callable[[Answer, Path], None]] = {

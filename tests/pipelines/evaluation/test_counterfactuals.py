@@ -254,6 +254,7 @@ def measured(case: str, feature: float) -> VolumeMeasurements:
         {},
         nothing,
         nothing.astype(np.float16),
+        nothing,
         {},
     )
 
