@@ -59,7 +59,9 @@ class CohortReport:
 
 def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Path:
     """Write `folder`/index.html and return its path."""
-    page = ResultsPage(folder, f"Synthetic cohort {folder.name}", run.options.data.hu_window)
+    data = run.options.data
+    title = f"Synthetic cohort {folder.name}"
+    page = ResultsPage(folder, title, data.hu_window, terms=data.terms)
     records = {record["case"]: record for record in report.records}
     for case in pictured_cases(report):
         record = records[case.id]
