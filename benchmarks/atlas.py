@@ -102,7 +102,7 @@ def atlas_command(
     """Return the command that builds the atlas of a run."""
     reference = ("DIAGNOSIS=HP",) if "DIAGNOSIS" in columns else ()
     return AtlasCommand(
-        AtlasCases(dataroot=str(root), columns=columns, reference=reference),
+        AtlasCases(dataroot=str(root), columns=columns, reference=reference, fold="none"),
         ModelOptions(name=name, checkpoints_dir=f"{b.OUT}/runs"),
         refits,
         AtlasOutput(out=f"{b.OUT}/atlases/{name}", overwrite=True, volumes=0),

@@ -23,6 +23,7 @@ from data.cache import cache_folder
 from data.cohort import PROMPTS_FILE
 from data.fingerprints import refuse_changes
 from data.load_cohort import load_cohort
+from data.resampling import patients_of
 from data.splits import read_run_splits
 from data.text.prompts import load_template
 from models.inference import locate_text_encoder
@@ -31,6 +32,8 @@ from options.parser import command_line, from_dict
 from options.train_options import TrainOptions
 from pipelines import run_cohort
 from pipelines.atlas.attributes import dependent_columns
+from pipelines.atlas.statistics.cautions import MIN_PATIENTS
+from pipelines.cross_fitting import FOLDS, needs_folds
 from pipelines.refit_worker import RefitWorker, make_workers
 from util import cli
 from util.cli import UserError, format_list, unique_names
@@ -131,13 +134,15 @@ def refit_run(options: RefitCommand) -> None:
         UserError: Nothing is asked for, the run cannot be refitted, or a refit fails.
     """
     wanted, name = options.refit, options.run.name
-    folds = options.run.folds
+    folds = options.run.folds or 0
     if not (wanted.refits or wanted.permutations or folds):
         raise UserError("Nothing to train: give --refits, --permutations or --folds.")
     if folds == 1:
         raise UserError("--folds is 1; leaving one part of one out leaves nobody. Give at least 2.")
     folder = runs.run_folder(options.run.checkpoints_dir, name)
     origin = OriginRun.load(folder, options.run.dataroot)
+    if options.run.folds is None:
+        folds = default_folds(origin)
     refits = planned_refits(origin, wanted, [f"{k}/{folds}" for k in range(1, folds + 1)])
     if wanted.refit_steps not in (0, origin.step):
         log.warning(
@@ -153,6 +158,24 @@ def refit_run(options: RefitCommand) -> None:
         name,
         name,
     )
+
+
+def default_folds(origin: OriginRun) -> int:
+    """Return the number of folds that findings of this run need, 0 for none."""
+    options = origin.options.data
+    cohort = run_cohort.load_run_cohort(
+        origin.folder, options, options.dataroot, origin.options.run.seed, need_images=False
+    )
+    if not needs_folds(cohort, patients_of(cohort, options.patient_column)):
+        return 0
+    log.info(
+        "Fewer than %d patients are outside the training split. %d more refits are trained, each "
+        "without a %dth of the patients, for cross-fitting (--folds 0: none).",
+        MIN_PATIENTS,
+        FOLDS,
+        FOLDS,
+    )
+    return FOLDS
 
 
 def planned_refits(

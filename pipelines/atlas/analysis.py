@@ -17,7 +17,14 @@ from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
 from pipelines.atlas.measure import AtlasMeasurements, lung_volume_ml, real_outcomes
-from pipelines.atlas.statistics import associations, cautions, findings, intervals, tables
+from pipelines.atlas.statistics import (
+    associations,
+    cautions,
+    findings,
+    interactions,
+    intervals,
+    tables,
+)
 from pipelines.atlas.statistics.additivity import additivity_sentences, additivity_tests
 from pipelines.atlas.statistics.adjustment import ADJUSTMENT_COLUMNS, Roles
 from pipelines.atlas.statistics.associations import Association
@@ -161,6 +168,13 @@ def atlas_tables(
     estimated = estimate_contrasts(real, plan.contrasts, adjustable)
     missing = missing_sensitivity(real, plan.contrasts, adjustable)
     additivity, curves = additivity_tests(real, plan.contrasts, adjustable)
+    additivity = interactions.add_generated(
+        additivity,
+        measurements.effects,
+        measurements.refits,
+        _generated_rows(study),
+        plan.contrasts,
+    )
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     labels = {contrast.id: contrast.label for contrast in plan.contrasts}
     negative_controls = judge_controls(estimated, plan.contrasts)
@@ -224,6 +238,12 @@ def _dependants(study: AtlasStudy) -> frozenset[str]:
     for columns in dependent_columns(study.plan.template).values():
         dependants.update(columns)
     return frozenset(dependants)
+
+
+def _generated_rows(study: AtlasStudy) -> pd.DataFrame:
+    """Return the rows of the generated cases as the text shows them, indexed by case."""
+    rows = {case.id: study.formatted_row(case) for case in study.cases}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(study.every))
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -30,6 +30,8 @@ from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.generation import GenerationPlan
 from util.cli import UserError, format_list
 
+DEFAULT_SPLIT = "test"  # whose cases are generated without cross-fitting
+
 
 @dataclass(frozen=True)
 class AtlasStudy:
@@ -251,7 +253,8 @@ def _cases_to_generate(
     if fold_of:
         cases = [case for case in training if case.id in fold_of]
     else:
-        cases = list(cohort.cases if options.split == "all" else cohort.split(options.split))
+        split = options.split or DEFAULT_SPLIT
+        cases = list(cohort.cases if split == "all" else cohort.split(split))
     return cases[: options.how_many or len(cases)]
 
 

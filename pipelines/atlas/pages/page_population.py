@@ -291,7 +291,9 @@ def _agreement(p: Population) -> None:
             with page_parts.fold("Does the effect differ by sex or age? Is it a straight line?"):
                 page_parts.note(
                     "Tests of what an additive model of the real scans leaves out, mean of both "
-                    "lungs; q is the false-discovery rate over these tests."
+                    "lungs; q is the false-discovery rate over these tests. Beside them stands "
+                    "the effect that was generated for patients with either value (of a number: a "
+                    "line through all patients); intervals of their difference come from refits."
                 )
                 page_parts.frame_table(additivity_table(additivity))
                 curves = p.frame("curves")

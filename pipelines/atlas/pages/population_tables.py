@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from pipelines.atlas.pages.population import Population
@@ -110,13 +113,12 @@ def _sensitivity_texts(missing: pd.DataFrame) -> dict[str, str]:
 
 def additivity_table(tests: pd.DataFrame) -> pd.DataFrame:
     """Return the tests of what an additive model leaves out."""
-    effects = []
-    for row in tests.to_dict("records"):
-        text = ""
-        if pd.notna(row["effect_first"]):
-            first = f"{format_change(row['effect_first'])} at {row['at_first']}"
-            text = f"{first}, {format_change(row['effect_second'])} at {row['at_second']}"
-        effects.append(typeset(text))
+    effects = [_at_two_values(row, "effect") for row in tests.to_dict("records")]
+    generated = [_at_two_values(row, "generated") for row in tests.to_dict("records")]
+    bounds = tests.reindex(columns=["generated_low", "generated_high"]).to_numpy(float)
+    intervals = [
+        "" if pd.isna(low) else typeset(format_interval(low, high)) for low, high in bounds
+    ]
     tested = tests["test"].where(tests["other"] == "", tests["test"] + " with " + tests["other"])
     return pd.DataFrame(
         {
@@ -125,10 +127,21 @@ def additivity_table(tests: pd.DataFrame) -> pd.DataFrame:
             "scans": tests["cases"],
             "p": tests["p"],
             "q": tests["q"],
-            "effect (HU)": effects,
+            "real effect (HU)": effects,
+            "generated effect (HU)": generated,
+            "generated, 95 % interval of the difference": intervals,
             "why none": tests["reason"].fillna(""),
         }
     )
+
+
+def _at_two_values(row: Mapping[Any, Any], name: str) -> str:
+    """Return the columns NAME_first and NAME_second as text, "" where there are none."""
+    first, second = row.get(f"{name}_first"), row.get(f"{name}_second")
+    if first is None or pd.isna(first):
+        return ""
+    text = f"{format_change(first)} at {row['at_first']}, {format_change(float(second or 0))} at"
+    return typeset(f"{text} {row['at_second']}")
 
 
 def curve_table(curves: pd.DataFrame) -> pd.DataFrame:

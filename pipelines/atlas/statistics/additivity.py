@@ -308,6 +308,20 @@ def alike_sentence(effect: Mapping[str, Any]) -> str:
     )
 
 
+def _generated_text(row: Mapping[Any, Any]) -> str:
+    """Return what the generator shows of an interaction of the real scans, or ""."""
+    first, second = row.get("generated_first"), row.get("generated_second")
+    if first is None or second is None or pd.isna(first) or pd.isna(second):
+        return ""
+    real = row["effect_second"] - row["effect_first"]
+    generated = second - first
+    numbers = f"{first:+.0f} HU and {second:+.0f} HU"
+    if abs(generated) < max(MIN_ALIKE_HU, ALIKE_SHARE * abs(real)):
+        return f" The generator does not show it: {numbers}."
+    verb = "shows it, too" if np.sign(generated) == np.sign(real) else "shows the opposite"
+    return f" The generator {verb}: {numbers}."
+
+
 def additivity_sentences(tests: pd.DataFrame, labels: Mapping[str, str]) -> dict[str, list[str]]:
     """Return, by column, sentences on what an additive model does not fit."""
     sentences: dict[str, list[str]] = {}
@@ -315,6 +329,7 @@ def additivity_sentences(tests: pd.DataFrame, labels: Mapping[str, str]) -> dict
         if not (pd.notna(row["q"]) and row["q"] <= MAX_Q):
             continue
         column = str(row["column"])
+        shown = ""
         if row["test"] == CURVE:
             what = "it does not act along a straight line"
         else:
@@ -323,9 +338,10 @@ def additivity_sentences(tests: pd.DataFrame, labels: Mapping[str, str]) -> dict
                 f"{row['effect_first']:+.0f} HU at {row['at_first']}, {row['effect_second']:+.0f} "
                 f"HU at {row['at_second']})"
             )
+            shown = _generated_text(row)
         text = (
             f"An additive model does not fit {column}: {what}; real scans, mean of both lungs, "
-            f"p = {row['p']:.2g}."
+            f"p = {row['p']:.2g}.{shown}"
         )
         sentences.setdefault(column, []).append(text)
     return sentences

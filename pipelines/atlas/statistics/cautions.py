@@ -182,10 +182,12 @@ class NextCommands:
     Attributes:
         refit: Trains the refits that are missing.
         cross_fit: Builds the atlas so that no network has seen the scans it is compared with.
+        cross_fit_cost: What that trains, in words.
     """
 
     refit: str = "scripts/refit.py --refits 20 --permutations 19"
     cross_fit: str = "scripts/build_atlas.py --fold all/5"
+    cross_fit_cost: str = "5 refits"
 
 
 def size_cautions(
@@ -214,8 +216,8 @@ def size_cautions(
             f"The model was trained on scans of {seen} of the {real} patients that it is "
             "compared with: agreement then shows fit to the training scans only, and nothing about "
             "new patients, so nothing is claimed. Scans that no network has seen are compared "
-            f"where there are at least {MIN_PATIENTS} such patients, or with cross-fitting: "
-            f"{commands.cross_fit}"
+            f"where there are at least {MIN_PATIENTS} such patients, or with cross-fitting, which "
+            f"trains {commands.cross_fit_cost} where they are not finished: {commands.cross_fit}"
         )
         cautions.append(Caution("seen", text, value=seen, forbids=True))
     return cautions

@@ -16,6 +16,7 @@ from pipelines.atlas.statistics.additivity import (
     alike_sentence,
 )
 from pipelines.atlas.statistics.cautions import additivity_cautions
+from pipelines.atlas.statistics.interactions import add_generated, effects_at
 from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.statistics.regression import RealScans
 
@@ -100,3 +101,57 @@ def test_a_model_that_changes_all_patients_alike_is_told() -> None:
     assert "all patients alike (SD over 6 patients 0.4 HU)" in alike_sentence(effect)
     assert alike_sentence({**effect, "patients_sd": 8.0}) == ""
     assert alike_sentence({**effect, "patients": 2}) == ""
+
+
+# --- the generator's own interactions
+
+
+def generated(by_sex: float, cases: pd.DataFrame, refit: str = "") -> list[dict[str, Any]]:
+    """Rows of a generator whose effect of smoking is 40 HU, and so much more in men."""
+    rows = []
+    for case, sex in cases["SEX"].items():
+        effect = 40.0 + by_sex * (sex == "Male")
+        place = {"outcome": MEAN, "region": "lungs", "contrast": "SMOKING=Never_to_Current"}
+        kind = refit.partition("_")[0]
+        rows.append({**place, "case": case, "effect": effect, "refit": refit, "kind": kind})
+        rows.append({**rows[-1], "region": "upper", "effect": 999.0})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("by_sex", "said"),
+    [(35.0, "shows it, too: "), (0.0, "does not show it: "), (-35.0, "shows the opposite: ")],
+)
+def test_the_generators_interaction_stands_beside_that_of_the_scans(
+    by_sex: float, said: str
+) -> None:
+    made = scans(by_sex=40.0)
+    cases = made.table.iloc[:40]
+    refits = []
+    for k, change in enumerate((-4.0, 0.0, 4.0)):
+        refits += generated(by_sex + change, cases, f"resampled_{k}")
+        refits += generated(change, cases, f"permuted_{k}")
+    tests = additivity_tests(made, CONTRASTS, benchmark.ROLES)[0]
+    shown = add_generated(tests, generated(by_sex, cases), refits, cases, CONTRASTS)
+    is_smoking = (shown["column"] == "SMOKING") & (shown["other"] == "SEX")
+    row = shown[is_smoking].iloc[0]
+    sign = 1 if row["at_second"] == "Male" else -1
+    assert row["generated_difference"] == pytest.approx(sign * by_sex)
+    at = {row["at_first"]: row["generated_first"], row["at_second"]: row["generated_second"]}
+    assert at["Female"] == pytest.approx(40) and at["Male"] == pytest.approx(40 + by_sex)
+    assert row["generated_cases"] == 40
+    assert row["generated_low"] == pytest.approx(sign * by_sex - 4 * 4.3027, abs=0.01)
+    assert row["generated_permuted_p"] == (1.0 if by_sex == 0 else 0.25)
+    assert said in additivity_sentences(shown, LABELS)["SMOKING"][0]
+    # A curve is no interaction, and smoking by age has a line through the patients.
+    assert shown.loc[shown["test"] == "curve", "generated_first"].isna().all()
+
+
+def test_few_patients_show_no_interaction_of_the_generator() -> None:
+    effects = pd.Series({"a": 1.0, "b": 2.0, "c": 3.0, "d": 9.0})
+    sexes = pd.Series({"a": "Male", "b": "Male", "c": "Male", "d": "Female"})
+    assert effects_at(effects, sexes, ("Female", "Male")) is None
+    ages = pd.Series({"a": "40", "b": "50", "c": "60", "d": ""})
+    assert effects_at(effects, ages, ("45", "70")) == pytest.approx((1.5, 4.0))
+    empty = additivity_tests(scans(), [], benchmark.ROLES)[0]
+    assert add_generated(empty, [], [], pd.DataFrame(), []).empty

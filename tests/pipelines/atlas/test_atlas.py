@@ -255,7 +255,7 @@ def test_cautions_cases_and_arms(atlas: Path, run: TrainedRun) -> None:
     texts = cautions.set_index("kind")["text"]
     refit = f"python scripts/refit.py {' '.join(words)} --checkpoints_dir {run.checkpoints}"
     assert texts["no permuted refits"].endswith(f"{refit} --refits 20 --permutations 19")
-    assert "--fold all/5" in texts["seen"]
+    assert "5 refits of 4 steps each" in texts["seen"] and "--fold all/5" in texts["seen"]
     assert cautions["forbids"].tolist() == sorted(cautions["forbids"], reverse=True)
     cases = table(atlas, "cases")
     assert (
@@ -302,7 +302,7 @@ def test_refits_are_listed_and_differ_as_they_should(atlas: Path, run: TrainedRu
 
 def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None:
     """A process trains missing refits, resumes stopped ones, and leaves finished ones alone."""
-    words = ("scripts/refit.py", *run.flags(), "--refits", "4")
+    words = ("scripts/refit.py", *run.flags(), "--refits", "4", "--folds", "0")
     done = command(*words)
     assert done.code == 0, done.text
     folder = run.folder / "refits"
