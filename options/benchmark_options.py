@@ -270,6 +270,43 @@ class KindsBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class CoverageBenchmarkOptions:
+    """Cohorts and runs of the benchmark of intervals."""
+
+    OUT: str = argument("Folder for cohorts, runs, atlases and figures.")
+    groups: tuple[str, ...] = flag(
+        ("texture", "sparse"), "Groups of planted columns, see benchmarks/kinds.py."
+    )
+    seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of cohort and training.")
+    side: str = flag(
+        "both",
+        "What is measured: regressions of the real scans (no training), or the generator.",
+        choices=("both", "scans", "generator"),
+    )
+    part: str = flag("1/1", "This process's share of the pieces, as k/K.")
+    refits: int = flag(6, "Refits of each run on resampled patients.", low=3)
+    cases: int = flag(108, "Patients, test cases included.", low=9)
+    test_cases: int = flag(12, "Test cases.", low=1)
+    size: tuple[int, int, int] = flag((48, 48, 32), "Voxels of a phantom.", low=16)
+    patient_sd: float = flag(
+        20.0, "SD in HU between patients for reasons outside the table.", low=0
+    )
+    text_encoder: str = flag("minilm", "As in train.py; minilm is MiniLM.")
+    max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
+    gpus: str = flag(
+        "", "GPUs that refits are trained on side by side, such as 0,1; -1,-1: two on the CPU."
+    )
+    train_flags: str = flag("", "More flags for train.py, in one text.")
+
+
+@dataclass(frozen=True)
+class CoverageBenchmarkCommand:
+    """All flags of the command."""
+
+    benchmark: CoverageBenchmarkOptions = group(CoverageBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class TextureBenchmarkOptions:
     """Chests and training of the texture benchmark."""
 

@@ -26,7 +26,7 @@ def needs_folds(cohort: Cohort, patients: Mapping[str, str]) -> bool:
         cohort: The run's own cohort with its splits.
         patients: The patient of each case.
     """
-    trained = {patients[case.id] for case in cohort.split("train")}
+    trained = {patients[case_id] for case_id in cohort.splits.get("train", ())}
     unseen = {patients[case.id] for case in cohort.cases if case.image} - trained
     return len(unseen) < MIN_PATIENTS <= len(trained)
 

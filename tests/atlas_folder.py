@@ -184,10 +184,12 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
                 "column": "AGE",
                 "value": v,
                 "region": "lungs",
-                "mean_change_hu": c,
-                "sd_over_cases_hu": None,
+                "mean_change": c,
+                "sd_over_cases": None,
+                "outcome": outcome,
             }
             for v, c in (("45", 0.0), ("80", AGE_HU))
+            for outcome in (MEAN, "share_below_950")
         ],
         "controls": [
             {

@@ -63,6 +63,7 @@ class CasePageWriter:
             self.spacing,
             regions_of(mask.array, self.spacing.tolist(), data),
             self._volume(FACTUAL),
+            data.terms,
         )
         if scan is not None:
             self.voxels.add(REAL, np.clip(scan.array, *data.hu_window))
@@ -175,16 +176,25 @@ class CasePageWriter:
                 alike[effect["contrast"]] = alike_sentence(effect)
         labels = {name: contrast["label"] for name, contrast in contrasts.items()}
         different = additivity_sentences(pd.DataFrame(record["additivity"]), labels)
-        sentences = {}
-        for row in [*record["findings"], *record["not_found"]]:
+        sentences: dict[str, str] = {}
+        rows = [*record["findings"], *record["not_found"]]
+        beyond: dict[str, list[str]] = {}
+        for row in record["findings"]:
             if row["outcome"] != MEAN:
-                continue  # the page shows mean differences
+                beyond.setdefault(row["contrast"], []).append(row["sentence"])
+        for row in rows:
+            if row["outcome"] != MEAN:
+                continue  # findings beyond the mean follow its sentence
             contrast = contrasts[row["contrast"]]
             column = contrast["column"]
             start = keys.get((column, f"{contrast['from']}{units[column]}"))
             end = keys.get((column, f"{contrast['to']}{units[column]}"))
             if start is not None and end is not None:
-                more = [alike.get(row["contrast"], ""), *different.get(column, [])]
+                more = [
+                    *beyond.get(row["contrast"], []),
+                    alike.get(row["contrast"], ""),
+                    *different.get(column, []),
+                ]
                 text = " ".join([row["sentence"], *filter(None, more)])
                 sentences[pair_key(start, end)] = typeset(text)
         return sentences

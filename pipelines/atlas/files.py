@@ -17,7 +17,7 @@ from util.cli import unique_names
 from util.files import read_frame, read_json, write_frame, write_json
 from util.modality import CT, Terms
 
-FORMAT_VERSION = 2  # of the files' layout, see docs/reference/atlas_tables.md
+FORMAT_VERSION = 3  # of the files' layout, see docs/reference/atlas_tables.md
 ATLAS_RECORD = "atlas.json"
 TEXT_COLUMNS = ["region", "prompt", "unit", "sentence", "reason", "text", "why"]
 MAP_COLUMNS = ["key", "kind", "contrast", "cases", "low_hu", "high_hu"]

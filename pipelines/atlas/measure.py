@@ -20,7 +20,7 @@ from pipelines.atlas.attributes import attribute_variants
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.outcomes import MEAN, Values
 from pipelines.atlas.statistics.population import LungFrame, PopulationMaps
-from pipelines.atlas.statistics.regional import RegionOutcomes
+from pipelines.atlas.statistics.regional import LOCAL_OUTCOMES, RegionOutcomes
 
 Hu = NDArray[np.floating]
 # Maps a case and a prompt to `(X, Y, Z)` HU on the model's grid, without padding.
@@ -231,12 +231,13 @@ class CaseCounterfactuals:
         if keep is not None:
             for variant in variants:
                 keep(first[variant.value], variant)
-        self._add_doses(attribute, volumes)
         by_draw = [self._measure_volumes(each) for each in by_noise]
+        self._add_doses(attribute, by_draw)
         for contrast in self.plan.contrasts_of(attribute):
             difference = contrast_difference(volumes, contrast)
             self._add_map("effect", contrast.id, difference)
             self._add_effects(contrast, difference, by_draw)
+        self._add_local_maps(attribute, by_noise)
 
     def _measure_volumes(self, volumes: Mapping[str, Hu]) -> dict[str, Values]:
         """Return the outcomes of the volume of each value."""
@@ -269,19 +270,41 @@ class CaseCounterfactuals:
                         }
                     )
 
-    def _add_doses(self, attribute: AtlasAttribute, volumes: Mapping[str, Hu]) -> None:
-        first = self.regions.means(volumes[attribute.values[0]])
-        for value, volume in volumes.items():
-            for region, mean in self.regions.means(volume).items():
+    def _add_doses(
+        self, attribute: AtlasAttribute, by_draw: Sequence[Mapping[str, Values]]
+    ) -> None:
+        """Add rows of doses.csv: outcomes along an attribute's values, against its first."""
+        first = attribute.values[0]
+        for value in by_draw[0]:
+            for outcome, region in by_draw[0][first]:
+                key = (outcome, region)
+                change = float(np.mean([draw[value][key] - draw[first][key] for draw in by_draw]))
                 self.measurements.doses.append(
                     {
                         "column": attribute.column,
                         "value": value,
                         "case": self.case,
+                        "outcome": outcome,
                         "region": region,
-                        "change_hu": mean - first[region],
+                        "change": change,
                     }
                 )
+
+    def _add_local_maps(
+        self, attribute: AtlasAttribute, by_noise: Sequence[Mapping[str, Hu]]
+    ) -> None:
+        """Add maps of outcomes that single voxels have, as means over noise fields."""
+        if self.frame is None:
+            return
+        known = {outcome.name for outcome in self.outcomes.outcomes}
+        for outcome in [name for name in LOCAL_OUTCOMES if name in known]:
+            mapped: dict[str, Hu] = {}
+            for volumes in by_noise:
+                for value, volume in volumes.items():
+                    local = self.outcomes.local(volume, outcome) / np.float32(len(by_noise))
+                    mapped[value] = mapped[value] + local if value in mapped else local
+            for contrast in self.plan.contrasts_of(attribute):
+                self._add_map(outcome, contrast.id, contrast_difference(mapped, contrast))
 
     def _add_effects(
         self,

@@ -94,6 +94,8 @@ def draw_population_figures(files: AtlasFiles, limit: float, terms: Terms = CT) 
     doses = pd.DataFrame(record["doses"])
     if len(doses) and charts.dose_plot(doses, units, folder / "doses", terms):
         stems.append("doses")
+    if len(doses) and charts.dose_outcome_plot(doses, units, folder / "doses_outcomes", terms):
+        stems.append("doses_outcomes")
     table = pd.DataFrame(record["maps"])
     if len(table):
         is_slope = {c["contrast"]: c["kind"] == "slope" for c in record["contrasts"]}

@@ -104,7 +104,7 @@ class OpenAtlas:
 
     @property
     def key(self) -> str:
-        """Digest of what generated cases depend on: settings, networks, and the cases' files."""
+        """Digest of what generated cases depend on: settings, networks, files, and format."""
         settings = to_dict(self.options)
         for name in ("out", "overwrite"):
             del settings["output"][name]
@@ -112,10 +112,11 @@ class OpenAtlas:
         checkpoint_dir = checkpoint.find(run.folder / self.options.model.which_epoch)
         cases = []
         for case in self.study.cases:
-            files = [case.mask, *([case.image] if case.image else [])]
+            paths = [case.mask, *([case.image] if case.image else [])]
             prompt = self.generation.prompts[case.id].sentence
-            cases.append([case.id, prompt, *map(file_fingerprint, files)])
+            cases.append([case.id, prompt, *map(file_fingerprint, paths)])
         values = {
+            "version": files.FORMAT_VERSION,
             "settings": settings,
             "run": file_fingerprint(checkpoint_dir / checkpoint.STATE_FILE),
             "refits": [dict(record) for record in self.networks.refits],

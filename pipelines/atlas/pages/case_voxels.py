@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.atlas.statistics.regional import RegionVoxels
+from pipelines.atlas.statistics.regional import RegionOutcomes, RegionVoxels
 from pipelines.atlas.statistics.zones import label_zones, zone_masks
+from util.modality import CT, Terms
 from util.web.figures import fullest_slices
 from util.web.web_data import PageGrid, VolumeEntry, write_volume
 
@@ -31,6 +32,7 @@ class CaseVoxels:
         spacing: Voxel size in mm.
         regions: Masks of the regions by name.
         factual: HU, generated from the factual row.
+        terms: Outcomes of the modality.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class CaseVoxels:
         spacing: Sequence[float],
         regions: Mapping[str, NDArray[np.bool_]],
         factual: Hu,
+        terms: Terms = CT,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.zones = zone_masks(regions)
         self._regions = RegionVoxels.from_masks({**regions, **self.zones})
+        self._outcomes = RegionOutcomes.from_masks(regions, spacing, terms)
         self.labels = sorted(int(v) for v in np.unique(labels) if v)
         self.means: dict[str, dict[str, float]] = {}
+        self.outcomes: dict[str, dict[str, float]] = {}
         self.written: dict[str, VolumeEntry] = {}
         zones = label_zones(self.zones, labels.shape)
         self.written[MASK] = write_volume(folder, MASK, labels, "mask")
@@ -56,9 +61,11 @@ class CaseVoxels:
         self.add(FACTUAL, factual)
 
     def add(self, key: str, volume: Hu) -> None:
-        """Write a volume in HU under its key, and keep its regional means."""
+        """Write a volume in HU under its key; keep its regional means and the lungs' outcomes."""
         self.written[key] = write_volume(self.folder, key, volume, "ct")
         self.means[key] = self._regions.means(volume)
+        values = self._outcomes.measure(volume)
+        self.outcomes[key] = {o: v for (o, region), v in values.items() if region == "lungs"}
 
     def change(self, start: str, end: str) -> dict[str, float]:
         """Return the mean of `end` minus `start` by region and zone, HU."""

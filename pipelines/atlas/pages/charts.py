@@ -365,7 +365,7 @@ def _agreement_points(axes: Axes, agreement: str, part: pd.DataFrame) -> None:
 
 
 def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path, terms: Terms = CT) -> bool:
-    """Draw the change of both lungs along the values of every number.
+    """Draw the change of both lungs' mean along the values of every number.
 
     Args:
         doses: Rows of doses.csv.
@@ -376,7 +376,7 @@ def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path, terms: 
     Returns:
         Whether there was anything to draw; else there is no file.
     """
-    lungs = doses[doses["region"] == "lungs"]
+    lungs = doses[(doses["region"] == "lungs") & (doses["outcome"] == MEAN)]
     columns = [column for column in units if (lungs["column"] == column).any()]
     if not columns:
         return False
@@ -385,7 +385,9 @@ def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path, terms: 
     figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False).ravel()
     for axes, column in zip(grid, columns, strict=False):
-        _dose_curve(axes, lungs[lungs["column"] == column], units[column] or column)
+        of_column = lungs[lungs["column"] == column]
+        _dose_curve(axes, of_column, units[column] or column)
+        axes.set_ylabel(f"Change against {of_column['value'].iloc[0]} (HU)")
         axes.set_title(column)
     for axes in grid[len(columns) :]:
         axes.set_visible(False)
@@ -393,14 +395,38 @@ def dose_plot(doses: pd.DataFrame, units: Mapping[str, str], stem: Path, terms: 
     return True
 
 
+def dose_outcome_plot(
+    doses: pd.DataFrame, units: Mapping[str, str], stem: Path, terms: Terms = CT
+) -> bool:
+    """Draw the change of both lungs along every number, a row per number and a column per outcome.
+
+    The mean is left out, which `dose_plot` draws. For the arguments and the result see there.
+    """
+    lungs = doses[(doses["region"] == "lungs") & (doses["outcome"] != MEAN)]
+    columns = [column for column in units if (lungs["column"] == column).any()]
+    outcomes = [o for o in ALL_OUTCOMES.values() if (lungs["outcome"] == o.name).any()]
+    if not columns or not outcomes:
+        return False
+    figure = Figure(figsize=(2.3 * len(outcomes), 2.2 * len(columns)), layout="constrained")
+    grid = figure.subplots(len(columns), len(outcomes), squeeze=False)
+    for row, column in zip(grid, columns, strict=True):
+        for axes, outcome in zip(row, outcomes, strict=True):
+            is_shown = (lungs["column"] == column) & (lungs["outcome"] == outcome.name)
+            _dose_curve(axes, lungs[is_shown], units[column] or column)
+            axes.set_title(f"{textwrap.fill(outcome.label, 16)} ({outcome.unit})", fontsize=8.5)
+        row[0].set_ylabel(column, fontsize=9)
+    save_chart(figure, stem, terms)
+    return True
+
+
 def _dose_curve(axes: Axes, rows: pd.DataFrame, label: str) -> None:
     x = rows["value"].to_numpy(float)
-    y = rows["mean_change_hu"].to_numpy(float)
-    sd = np.nan_to_num(rows["sd_over_cases_hu"].to_numpy(float))
+    y = rows["mean_change"].to_numpy(float)
+    sd = np.nan_to_num(rows["sd_over_cases"].to_numpy(float))
     axes.fill_between(x, y - sd, y + sd, color=RANGE_COLOUR, alpha=0.35, linewidth=0)
     axes.plot(x, y, "o-", color=GENERATED_COLOUR)
     axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set(xlabel=label, ylabel=f"Change against {rows['value'].iloc[0]} (HU)")
+    axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.atlas.statistics.outcomes import DETAIL_SD, HIGH_SHARE, LOW_SHARE
 from pipelines.atlas.statistics.population import FRAME
 from util.cli import unique_names
 from util.web.figures import LUNG, Kind, Panel, fullest_slices, save_slices_png
@@ -18,6 +19,9 @@ from util.web.web_data import PageGrid, VolumeEntry, write_volume
 FRAME_MM = (3.5, 3.5, 3.5)  # about the size of an adult's lungs; the frame itself has none
 KINDS: Mapping[str, Kind] = {  # how the maps of atlas.json are coloured
     "effect": "difference",
+    DETAIL_SD: "difference",
+    LOW_SHARE: "difference",
+    HIGH_SHARE: "difference",
     "permuted": "difference",
     "other noise": "difference",
     "other refit": "difference",
@@ -35,6 +39,9 @@ BESIDE = {  # maps that may stand beside an effect, with their titles
     "other refit": "Control: another refit, nothing changed",
     "re-worded": "Control: the same facts in other words",
     "re-ordered": "Control: phrases in another order",
+    DETAIL_SD: "Texture: change of the size of the detail (HU)",
+    LOW_SHARE: "Emphysema: change of the share below −950 HU (points)",
+    HIGH_SHARE: "Dense lung: change of the share above −700 HU (points)",
     "effect_sd": "Spread over patients (SD)",
     "refit_sd": "Spread over refits (SD)",
     "generated": "Mean generated lungs",

@@ -12,6 +12,7 @@ from typing import Any
 from dominate import tags
 
 from pipelines.atlas.pages.case_voxels import FACTUAL, MASK, NOISE, REAL, ZONES, CaseVoxels
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regional import tested_regions
 from pipelines.atlas.statistics.sentences import format_change
 from pipelines.atlas.statistics.zones import top_zones
@@ -252,6 +253,17 @@ def _chooser_config(facts: CaseFacts, voxels: CaseVoxels, terms: Terms) -> dict[
         "sentences": {pair: terms.text(text) for pair, text in facts.sentences.items()},
         "regions": {region: terms.text(region_name(region)) for region in regions},
         "means": voxels.means,
+        "outcomes": [
+            {
+                "name": o.name,
+                "label": terms.text(o.label),
+                "unit": terms.text(o.unit),
+                "negligible": o.negligible,
+            }
+            for o in OUTCOMES.values()
+            if o.name != MEAN
+        ],
+        "lungs": voxels.outcomes,
         "attributes": attributes,
     }
 
@@ -323,6 +335,13 @@ def _chosen_numbers(voxels: CaseVoxels) -> None:
             tags.h3("Mean change by region (HU)")
             with tags.table():
                 tags.tbody(id="regions")
+            tags.h3("Both lungs beyond the mean")
+            with tags.table():
+                tags.tbody(id="outcomes")
+            page_parts.note(
+                "Each volume is measured, then the two are compared. Bars: multiples of what is "
+                "negligible."
+            )
         with tags.div():
             tags.h3("Strongest zones")
             tags.ol(id="strongest")

@@ -16,6 +16,8 @@ from util.web.web_data import PageGrid, VolumeEntry
 
 READING = (
     "Black is outside the lungs. The frame has no true size; only places within it mean something.",
+    "Texture and shares are changes at each place, in HU or percentage points, on the same range "
+    "of colours as the difference in HU. Percentiles belong to a region and have no map.",
     "Spreads over patients or refits (SD) have no sign: the darker the brown, the larger.",
 )
 

@@ -358,6 +358,14 @@ def _doses(p: Population) -> None:
                 "deviation over patients, not an uncertainty.",
                 p.figures,
             )
+            if "doses_outcomes" in p.figures:
+                with page_parts.fold("The same of outcomes other than the mean"):
+                    _figure(
+                        "doses_outcomes",
+                        "Change of each outcome of both lungs against the lowest value, measured "
+                        "in every volume before volumes are compared.",
+                        p.figures,
+                    )
 
 
 def _planted_effect(p: Population) -> None:

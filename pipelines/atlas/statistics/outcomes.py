@@ -71,6 +71,8 @@ def _percentile(number: str, negligible: float, tissue: str) -> Outcome:
 
 
 MEAN = "mean"
+# Outcomes that have a value in every voxel, and so a map.
+DETAIL_SD, LOW_SHARE, HIGH_SHARE = "detail_sd", "share_below_950", "share_above_700"
 # Measured with --without_vessels; a variant of the mean that no verdict rests on.
 MEAN_WITHOUT_VESSELS = "mean_without_vessels"
 OUTCOMES: dict[str, Outcome] = {
@@ -78,7 +80,7 @@ OUTCOMES: dict[str, Outcome] = {
     for outcome in (
         Outcome(MEAN, "mean", "mean_hu"),
         Outcome(
-            "detail_sd",
+            DETAIL_SD,
             "detail SD",
             "detail_sd_hu",
             negligible=5.0,

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.atlas.statistics.outcomes import (
+    DETAIL_SD,
+    HIGH_SHARE,
+    LOW_SHARE,
     MEAN,
     MEAN_WITHOUT_VESSELS,
     OUTCOMES,
@@ -23,7 +26,7 @@ from pipelines.atlas.statistics.outcomes import (
 )
 from pipelines.atlas.statistics.vessels import find_vessels
 from util.metrics.regions import label_names
-from util.metrics.texture import statistics_by_region
+from util.metrics.texture import HIGH_HU, LOW_HU, detail, statistics_by_region
 from util.modality import CT, Terms
 
 Mask = NDArray[np.bool_]
@@ -32,6 +35,7 @@ Indices = NDArray[np.integer]
 
 # Parts of the lungs where an effect may be strongest.
 SUBREGIONS = ("upper", "middle", "lower", "core", "rim")
+LOCAL_OUTCOMES = (DETAIL_SD, LOW_SHARE, HIGH_SHARE)  # have a value in every voxel
 # Regions where effects are tested.
 LUNG_REGIONS = ("lungs", "left_lung", "right_lung", *SUBREGIONS)
 
@@ -109,6 +113,24 @@ class RegionOutcomes:
         vessels = find_vessels(volume, masks, self.spacing)
         lungs = {name: masks[name] & ~vessels for name in self.lungs}
         return replace(self, tissue=RegionVoxels.from_masks(lungs))
+
+    def local(self, volume: Hu, outcome: str) -> Hu:
+        """Return one of `LOCAL_OUTCOMES` in every voxel of the lungs, `(X, Y, Z)` float32.
+
+        These are the shares beyond a limit (0 or 100 points in a voxel) and the size of the detail
+        in HU. A percentile belongs to a region and has no map. Other voxels are 0.
+        """
+        values = np.zeros(volume.shape, np.float32)
+        if not self.lungs:
+            return values
+        lungs, part = self.lungs["lungs"], volume[self.box]
+        if outcome == DETAIL_SD:
+            local = np.abs(detail(part, lungs, self.spacing))
+        else:
+            beyond = part < min(LOW_HU) if outcome == LOW_SHARE else part > HIGH_HU
+            local = 100.0 * beyond
+        values[self.box] = np.where(lungs, local, 0)
+        return values
 
     def measure(self, volume: Hu) -> Values:
         """Return the values of a volume, HU, by (outcome, region).

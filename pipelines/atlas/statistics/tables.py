@@ -50,13 +50,14 @@ def control_frame(rows: Rows) -> pd.DataFrame:
 
 
 def dose_frame(rows: Rows) -> pd.DataFrame:
-    """Return doses.csv: generated means along an attribute's values, against its first."""
-    frame = pd.DataFrame(rows, columns=["column", "value", "case", "region", "change_hu"])
-    grouped = frame.groupby(["column", "value", "region"], sort=False)
+    """Return doses.csv: generated outcomes along an attribute's values, against its first."""
+    keys = ["column", "value", "outcome", "region"]
+    frame = pd.DataFrame(rows, columns=[*keys, "case", "change"])
+    grouped = frame.groupby(keys, sort=False)
     return grouped.agg(
         cases=("case", "nunique"),
-        mean_change_hu=("change_hu", "mean"),
-        sd_over_cases_hu=("change_hu", "std"),
+        mean_change=("change", "mean"),
+        sd_over_cases=("change", "std"),
     ).reset_index()
 
 

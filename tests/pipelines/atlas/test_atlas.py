@@ -9,10 +9,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
 from data.phantom.write import make_phantom_cohort
+from data.volumes import load_volume, write_like
 from options.atlas_options import RefitOptions
 from options.phantom_options import PhantomOptions
 from pipelines import refits
@@ -47,6 +49,19 @@ FILES = (
 )
 
 
+AORTA = 4
+
+
+def add_aorta(mask_path: Path, scan_path: Path) -> None:
+    """Label a column of soft tissue between the lungs, where no disease of the lungs is."""
+    mask = load_volume(mask_path).array.copy()
+    scan = load_volume(scan_path).array
+    middle = np.zeros(mask.shape, bool)
+    middle[8:16, 6:18] = True
+    mask[middle & (mask == 0) & (scan > -300)] = AORTA
+    write_like(mask_path, mask, mask_path, np.uint8)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A tiny run on 34 phantoms (30 for training, 1 for validation, 3 for test)."""
@@ -63,6 +78,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
             patient_sd=5.0,
         )
     )
+    for path in (cohort / "gtlung").iterdir():
+        add_aorta(path, cohort / "img" / path.name)
     done = train(cohort, place / "ck", "--val_cases", "0", name="run")
     assert done.code == 0, done.text
     return TrainedRun(place / "ck", "run", cohort)
@@ -149,9 +166,11 @@ def test_contrasts_and_effects(atlas: Path) -> None:
     assert lungs["noise_change"].notna().all()
     age = lungs.loc["AGE=per_unit"]
     doses = table(atlas, "doses")
-    ages = doses[(doses["column"] == "AGE") & (doses["region"] == "lungs")]
+    in_lungs = doses[(doses["column"] == "AGE") & (doses["region"] == "lungs")]
+    assert set(in_lungs["outcome"]) == set(OUTCOMES) and len(in_lungs) == 5 * len(OUTCOMES)
+    ages = in_lungs[in_lungs["outcome"] == "mean"]
     assert len(ages) == 5 and np.isclose(
-        np.polyfit(ages["value"].astype(float), ages["mean_change_hu"], 1)[0],
+        np.polyfit(ages["value"].astype(float), ages["mean_change"], 1)[0],
         age["generated"],
         atol=1e-3,
     )
@@ -181,7 +200,7 @@ def test_the_real_scans_show_the_planted_truth(atlas: Path) -> None:
 def test_verdicts_and_sentences(atlas: Path) -> None:
     atlas_record = record(atlas)
     assert (
-        atlas_record["version"] == 2
+        atlas_record["version"] == 3
         and not atlas_record["conclusive"]
         and "too few permuted refits" in atlas_record["summary"]
         and not atlas_record["findings"]
@@ -231,6 +250,7 @@ def test_controls_and_maps(atlas: Path) -> None:
     )  # known phrases in other punctuation
     maps, arrays = table(atlas, "maps"), np.load(atlas / "maps.npz")
     kinds = maps.groupby("kind")["key"].count()
+    assert kinds["detail_sd"] == kinds["share_below_950"] == kinds["share_above_700"] == 5
     assert kinds["effect"] == kinds["effect_sd"] == kinds["permuted"] == kinds["refit_sd"] == 5
     assert {"generated", "real", "coverage", "other noise", "re-ordered", "re-worded"} <= set(
         kinds.index
@@ -295,6 +315,46 @@ def test_refits_are_listed_and_differ_as_they_should(atlas: Path, run: TrainedRu
         for k in (1, 2)
     ]
     assert splits[0]["train"] != splits[1]["train"] and splits[0]["test"] == splits[1]["test"]
+
+
+# --- vessels and labels that disease cannot change
+
+
+def test_vessels_and_control_labels_from_the_command_to_the_page(
+    run: TrainedRun, tmp_path: Path
+) -> None:
+    """The aorta of men is 40 HU denser: they were scanned with contrast."""
+    cohort = Path(shutil.copytree(run.cohort, tmp_path / "cohort"))
+    sexes = pd.read_csv(cohort / "clinical.csv", dtype=str).set_index("File Name")["SEX"]
+    for path in (cohort / "img").iterdir():
+        scan = load_volume(path).array.astype(np.float32)
+        labels = load_volume(cohort / "gtlung" / path.name).array
+        is_man = sexes[path.name.removesuffix(".nii.gz")] in ("1", "Male", "M")
+        write_like(path, scan + 40.0 * is_man * (labels == AORTA), path)
+    words = ("--columns", "SEX", "--how_many", "1", "--volumes", "0", "--without_vessels")
+    out = tmp_path / "out"
+    done = discover(run, out, *words, "--control_labels", str(AORTA), cohort=cohort)
+    assert done.code == 0, done.text
+    for name in ("effects", "effects_by_case", "real", "tests"):
+        rows = table(out, name)
+        variant = rows[rows["outcome"] == "mean_without_vessels"]
+        assert set(variant["region"]) == set(LUNG_REGIONS), name
+    tests = table(out, "tests").set_index(["outcome", "region"])
+    judged = tests.loc[("mean_without_vessels", "lungs")]
+    assert judged["tested"] == "no" and judged["why"] == "a variant of the mean"
+    real = table(out, "real")
+    real = real[(real["primary"] == "yes") & (real["region"] == "lungs")].set_index("outcome")
+    means = real.loc[["mean", "mean_without_vessels"], "real"].to_numpy(float)
+    assert np.isfinite(means).all() and abs(means[0] - means[1]) < 20
+    controls = table(out, "negative_controls")
+    aorta = controls[controls["region"] == f"control_label_{AORTA}"].set_index("outcome")
+    row = aorta.loc["mean"]
+    assert row["moved"] == "yes" and abs(abs(row["real"]) - 40) < 8
+    cautions = table(out, "cautions")
+    (warned,) = cautions[cautions["kind"] == "negative control"].to_dict("records")
+    assert warned["column"] == "SEX" and warned["forbids"] == "yes"
+    page = (out / "index.html").read_text()
+    assert f"control label {AORTA}" in page and "groups were scanned differently: SEX" in page
 
 
 # --- refits

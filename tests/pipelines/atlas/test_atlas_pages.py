@@ -21,6 +21,7 @@ from PIL import Image
 
 from pipelines.atlas.pages import charts
 from pipelines.atlas.report import write_pages
+from pipelines.atlas.statistics.outcomes import OUTCOMES
 from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder
 from tests.pages import shows_picture_first
@@ -127,7 +128,7 @@ def test_charts_without_anything(drawn: list[Figure]) -> None:
     assert charts.largest_change(empty, ["lungs"]) == 0
     assert (
         not charts.dose_plot(
-            pd.DataFrame(columns=["column", "region"]), {"AGE": "years"}, Path("x")
+            pd.DataFrame(columns=["column", "region", "outcome"]), {"AGE": "years"}, Path("x")
         )
         and drawn == []
     )
@@ -208,7 +209,9 @@ def test_outcomes_of_one_contrast_stand_together(tmp_path: Path) -> None:
     before, _, folded = others.partition("The same of outcomes other than the mean (1)")
     assert "Coarser." in folded and "Coarser." not in before
     cases = case_page(tmp_path / "a").read_text()
-    assert "Less of the lung." not in cases  # case pages show means
+    # A patient's page has the findings beyond the mean after the sentence on the mean.
+    assert cases.index("Age lowers the mean.") < cases.index("Less of the lung.")
+    assert "Coarser." not in cases
 
 
 def test_every_figure_is_png_and_svg(atlas: Path) -> None:
@@ -218,6 +221,7 @@ def test_every_figure_is_png_and_svg(atlas: Path) -> None:
         "heat_map",
         "outcomes",
         "doses",
+        "doses_outcomes",
         "patient__1___DIAGNOSIS",
         "map_AGE_45_to_80",
     } <= stems
@@ -337,6 +341,9 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     page.wait_for_timeout(300)
     assert_difference(page, v["80"] - v["45"])
     assert "both lungs\t−20.0" in page.inner_text("#regions")
+    outcomes = page.inner_text("#outcomes")
+    assert "95th percentile\t−20.0 HU" in outcomes and "share below −950 HU\t0.0 points" in outcomes
+    assert page.locator("#outcomes tr").count() == len(OUTCOMES) - 1
     assert page.inner_text("[data-role=before] .title") == "From: 45 years"
     press(page, "to", "45 years")
     assert page.is_visible("#same") and "both lungs\t0.0" in page.inner_text("#regions")

@@ -8,6 +8,8 @@ import pytest
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.planted import planted_effect_rows, planted_share
 from pipelines.atlas.statistics.population import FRAME, LungFrame, PopulationMaps
+from pipelines.atlas.statistics.regional import LOCAL_OUTCOMES, RegionOutcomes
+from util.metrics.regions import chest_regions
 
 AGE = AtlasAttribute(
     "AGE", "demographic", "number", ("40", "50", "60", "70", "80"), {"60": 150}, "years"
@@ -77,3 +79,22 @@ def test_planted_effects_are_compared_region_by_region() -> None:
         "leaked_hu"
     ] == pytest.approx(-2)
     assert rows["elsewhere"]["recovered"] is None and rows["elsewhere"]["leaked_hu"] == 2
+
+
+def test_local_outcomes_average_to_those_of_the_region() -> None:
+    labels = chest(2, 16)
+    rng = np.random.default_rng(0)
+    volume = np.where(labels > 0, -850 + rng.normal(0, 80, labels.shape), 0).astype(np.float32)
+    outcomes = RegionOutcomes.from_masks(chest_regions(labels, (5, 5, 5)), (5, 5, 5))
+    local = {name: outcomes.local(volume, name) for name in LOCAL_OUTCOMES}
+    values = outcomes.measure(volume)
+    assert set(local) == {"detail_sd", "share_below_950", "share_above_700"}
+    for name in ("share_below_950", "share_above_700"):
+        mean = local[name][labels > 0].mean()
+        assert mean == pytest.approx(values[name, "lungs"]) and 0 < mean < 100
+        assert not local[name][labels == 0].any()
+    # The mean size of normal noise is 0.8 of its SD.
+    size = local["detail_sd"][labels > 0].mean() / values["detail_sd", "lungs"]
+    assert size == pytest.approx(0.8, abs=0.05)
+    nothing = RegionOutcomes.from_masks({"outside": labels == 0}, (5, 5, 5))
+    assert not nothing.local(volume, "detail_sd").any()

@@ -31,14 +31,20 @@
   const ofPair = (table) => table[`${from.key}|${to.key}`] || table[`${to.key}|${from.key}`];
   const change = (region) => config.means[to.key][region] - config.means[from.key][region];
 
-  /** A region's mean change, with a bar to the left (less dense) or right (denser) of zero. */
-  function regionRow([region, name]) {
+  /** A change as a row, with a bar to the left (less) or right (more) of zero. */
+  function changeRow(name, value, limit, unit = "") {
     const row = document.createElement("tr"), cell = element("td", "", "lean");
-    const bar = element("i", "", change(region) < 0 ? "down" : "up");
-    bar.style.width = `${Math.min(50, (Math.abs(change(region)) / config.limit) * 50)}%`;
+    const bar = element("i", "", value < 0 ? "down" : "up");
+    bar.style.width = `${Math.min(50, (Math.abs(value) / limit) * 50)}%`;
     cell.append(bar);
-    row.append(element("td", name), element("td", signed(change(region)), "number"), cell);
+    row.append(element("td", name), element("td", `${signed(value)}${unit}`, "number"), cell);
     return row;
+  }
+
+  /** Outcomes beyond the mean: HU or percentage points; bars end at five times what is negligible. */
+  function outcomeRow({ name, label, unit, negligible }) {
+    const value = config.lungs[to.key][name] - config.lungs[from.key][name];
+    return changeRow(label, value, 5 * negligible, ` ${unit}`);
   }
 
   function zoneItem(zone, rank) {
@@ -51,7 +57,9 @@
 
   function showNumbers(zones) {
     const regions = Object.entries(config.regions).filter(([region]) => region in config.means[from.key]);
-    byId("regions").replaceChildren(...regions.map(regionRow));
+    byId("regions").replaceChildren(...regions.map(([region, name]) => changeRow(name, change(region), config.limit)));
+    const outcomes = config.outcomes.filter(({ name }) => name in config.lungs[from.key]);
+    byId("outcomes").replaceChildren(...outcomes.map(outcomeRow));
     byId("strongest").replaceChildren(...zones.map(zoneItem));
     byId("none").hidden = zones.length > 0;
     byId("population").textContent = ofPair(config.sentences) || "This pair of values was not compared over patients.";
