@@ -30,6 +30,7 @@ from data.volumes import has_suffix
 from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
 from options.app_options import AppCommand
+from options.checks import check_chest_ct
 from options.test_options import CaseOptions, InterventionOptions, TestOptions
 from pipelines.app.question import MAX_TEXT, NOT_KNOWN, Question
 from pipelines.evidence import EVIDENCE, warn_young_run
@@ -144,6 +145,7 @@ class AppSession:
             UserError: The run or the cohort cannot be used.
         """
         run = load_run(options.model, sampling=options.sampling)
+        check_chest_ct(run.options.data, "the live page")
         source = CaseOptions(dataroot=options.app.dataroot, split="all", accept_changes=True)
         arms = InterventionOptions(draws=options.app.draws)
         test = TestOptions(source, options.model, arms, options.sampling)

@@ -93,6 +93,8 @@ def test_commands_for_chests_refuse(mr_run: TrainedRun, tmp_path: Path) -> None:
     flags = ("--dataroot", str(mr_run.cohort), "--modality", "mr", "--out", str(tmp_path / "out"))
     done = command("scripts/plant.py", *flags)
     assert done.code == 2 and "works on chest CT in HU" in done.text
+    done = command("scripts/app.py", *mr_run.flags())
+    assert done.code == 2 and "the live page works on chest CT in HU" in done.text
 
 
 @pytest.mark.parametrize("model", ["pix2pixhd", "diffusion"])
