@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 EFFECT = "SMOKING HISTORY=Never smoker,Current smoker"
 TEST_CASES = 6
+EMA = 0.95  # decay of the moving average
 
 
 def make_cohort(o: FineTuningBenchmarkOptions, name: str, cases: int, seed: int) -> Path:
@@ -47,7 +48,8 @@ def make_cohort(o: FineTuningBenchmarkOptions, name: str, cases: int, seed: int)
 def train_all(o: FineTuningBenchmarkOptions, source: Path, small: Path) -> dict[str, Path]:
     """Train the source, and the small cohort from it and from nothing."""
     runs = Path(o.work) / "runs"
-    common = flag_words(template="aiib23", text_encoder="table", val_cases=0, seed=o.seed)
+    # Few steps: with the default decay, the average would still be of the first weights.
+    common = flag_words(template="aiib23", text_encoder="table", val_cases=0, seed=o.seed, ema=EMA)
     preset = ["--preset", "cpu"]
     data = flag_words(dataroot=source, max_steps=o.source_steps)
     train_run(runs / "source", [*common, *data], preset)

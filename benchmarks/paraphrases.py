@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if not any(kinds.values()):
         raise UserError(f"--listed and --held_out hold no wording of {phrase!r}. Add some.")
+    wordings = [[wording] for names in kinds.values() for wording in names]
+    plan.run.generator.encoder.validate(wordings)  # at once: one warning
     effects: dict[str, list[float]] = {}
     for sample in plan.samples:
         group: Sequence[Variant] = plan.variants(sample.case).counterfactual[0]
