@@ -27,6 +27,12 @@ class AppOptions:
         "Folder for the volumes and files of the page (default: a temporary one that is removed "
         "at the end).",
     )
+    teach: bool = flag(False, "Add a quiz: what was changed in a chest, and where?")
+    case_set: str = flag(
+        "",
+        "Folder of the quiz's cases.yaml, which is written for a start where it is missing "
+        "(default: questions made for the run).",
+    )
     draws: int = flag(
         2,
         "Noises over which effects are averaged; the second one is the control on the page.",

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from data.cache import load_case
 from data.cohort import Case, Cohort
@@ -44,6 +46,7 @@ from util.training.schedule import one_cycle
 log = logging.getLogger(__name__)
 
 RECORD = "clip.json"
+VOLUME_FILE = "volume_encoder.safetensors"  # the image side
 VERSION = 1  # of the method; a CLIP of another version is trained again
 SENTENCE_EVERY = 4  # steps
 MIN_PAIRS = 2
@@ -121,19 +124,58 @@ class Clip(nn.Module):
     """Volume encoder, text encoder and temperature.
 
     Args:
-        texts: Sentences of the training prompts, for the tokenizer.
+        tokenizer: Tokenizer of the text encoder.
+        text: The text encoder.
         labels: K, channels of the one-hot mask.
     """
 
-    def __init__(self, texts: Sequence[str], labels: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, text: CLIPTextModelWithProjection, labels: int
+    ) -> None:
         super().__init__()
-        unlimited = make_tokenizer(texts, 10**6)
-        longest = len(unlimited(max(texts, key=len))["input_ids"])
-        self.tokenizer = make_tokenizer(texts, max(MIN_TEXT_LENGTH, 2 * longest))
-        self.text = make_text_model(self.tokenizer)
+        self.tokenizer = tokenizer
+        self.text = text
         self.volume = VolumeEncoder(labels)
         # Logarithm of the inverse temperature.
         self.scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
+
+    @classmethod
+    def for_texts(cls, texts: Sequence[str], labels: int) -> Clip:
+        """Return an untrained CLIP whose tokenizer knows the training prompts."""
+        unlimited = make_tokenizer(texts, 10**6)
+        longest = len(unlimited(max(texts, key=len))["input_ids"])
+        tokenizer = make_tokenizer(texts, max(MIN_TEXT_LENGTH, 2 * longest))
+        return cls(tokenizer, make_text_model(tokenizer), labels)
+
+    @classmethod
+    def load(cls, folder: Path, labels: int) -> Clip:
+        """Read a CLIP that `save_clip` wrote, text side and image side.
+
+        Args:
+            folder: Its folder.
+            labels: K, channels of the one-hot mask.
+
+        Raises:
+            UserError: The image side was not saved, or a file is damaged or of other labels.
+        """
+        path = folder / VOLUME_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no image encoder ({VOLUME_FILE}), so that scans cannot be compared. "
+                "A CLIP that is trained with this version keeps it (scripts/pretrain_clip.py)."
+            )
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            clip = cls(tokenizer, CLIPTextModelWithProjection.from_pretrained(folder), labels)
+            weights = load_file(path)
+            clip.scale.data.copy_(weights.pop("scale"))
+            clip.volume.load_state_dict(weights)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise UserError(
+                f"The CLIP in {folder} cannot be read ({str(error)[:200]}). Train it again with "
+                "scripts/pretrain_clip.py --overwrite."
+            ) from None
+        return clip
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return embeddings `(N, C)` of N texts."""
@@ -279,7 +321,7 @@ def _write_clip(clip: Clip, folder: Path, record: Mapping[str, Any]) -> None:
     weights = {**clip.volume.state_dict(), "scale": clip.scale.detach()}
     save_file(
         {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
-        folder / "volume_encoder.safetensors",
+        folder / VOLUME_FILE,
     )
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     for path in folder.iterdir():
@@ -322,7 +364,7 @@ def _pretrain(options: ClipCommand) -> Path:
         words = [(paraphrases.alternatives(text) or [text])[-1] for text in prompt.texts]
         sentences.append(join_phrases(words))
     words = [text for texts in paraphrases.wordings.values() for text in texts]
-    clip = Clip([*sentences, *words], len(cohort.labels)).to(device)
+    clip = Clip.for_texts([*sentences, *words], len(cohort.labels)).to(device)
     with single_thread():
         loss = fit_clip(clip, pairs, options.clip, device, paraphrases)
     held_out = [case for case in held_out_cases(cohort) if prompts[case.id]]

@@ -7,6 +7,8 @@ register it; `--fusion` selects it by its name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -186,7 +188,14 @@ class AdditiveFusion(FusionUnit):
 
 @FUSIONS.register("attention")
 class AttentionFusion(FusionUnit):
-    """Cross-attention: queries from voxels, keys and values from text tokens, padding masked."""
+    """Cross-attention: queries from voxels, keys and values from text tokens, padding masked.
+
+    Attributes:
+        on_weights: Called with the attention `(B, L, X, Y, Z)` of each voxel to the null token and
+            the text's tokens, the mean over heads, where it is recorded.
+    """
+
+    on_weights: Callable[[Tensor], None] | None = None
 
     def __init__(self, channels: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__(channels, text_width, options)
@@ -209,9 +218,18 @@ class AttentionFusion(FusionUnit):
         valid = F.pad(text.valid, (1, 0), value=True)
         k = self._split_heads(self.key(tokens))
         v = self._split_heads(self.value(tokens))
+        if self.on_weights is not None:
+            self.on_weights(self._weights(voxels, k, valid).unflatten(-1, tuple(size)))
         attend = self._attend_folded if x.device.type == "cpu" else self._attend
         out = attend(voxels, k, v, valid)  # (B, V, C)
         return out.reshape(b, *size, c).movedim(-1, 1).to(x.dtype)
+
+    def _weights(self, voxels: Tensor, k: Tensor, valid: Tensor) -> Tensor:
+        """Return the attention of voxels `(B, V, C)` to tokens, the heads' mean, `(B, L, V)`."""
+        q = self._split_heads(self.query(voxels))
+        logits = (q @ k.to(q.dtype).transpose(-1, -2)) * k.shape[-1] ** -0.5
+        logits = logits.masked_fill(~valid[:, None, None, :], -torch.inf)
+        return logits.softmax(-1).mean(1).transpose(1, 2)
 
     def _attend(self, voxels: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
         q = self._split_heads(self.query(voxels))

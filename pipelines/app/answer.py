@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from data.volume_dataset import VolumeSample
 from pipelines.app.answer_page import PageContent, write_answer_page
 from pipelines.app.question import Question
 from pipelines.app.session import AppSession, AskedText, OpenCase
+from pipelines.app.similar_cases import CaseIndex
 from pipelines.evidence import attribute_facts
 from pipelines.generation import GenerationPlan, effects_over_draws
 from pipelines.results import Hu
@@ -78,6 +80,9 @@ class AnswerDesk:
     Args:
         session: The run and its cases.
         folder: Folder of the answers' pages.
+
+    Attributes:
+        lock: Held while the network generates.
     """
 
     def __init__(self, session: AppSession, folder: Path) -> None:
@@ -85,7 +90,7 @@ class AnswerDesk:
         self.folder = folder
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._by_phrase: list[Notice] = []  # warned of once in the life of the encoder
-        self._lock = threading.Lock()  # one network, one generation at a time
+        self.lock = threading.Lock()  # one network, one generation at a time
 
     def answer(self, question: Question, progress: Progress, cancelled: threading.Event) -> Answer:
         """Return the answer to a question; a known one is not generated again.
@@ -99,7 +104,7 @@ class AnswerDesk:
             UserError: The question does not fit the run.
             CancelledError: The user cancelled it.
         """
-        with self._lock:
+        with self.lock:
             if question.key in self._answers:
                 self._answers.move_to_end(question.key)
                 return self._answers[question.key]
@@ -114,6 +119,11 @@ class AnswerDesk:
                 _, old = self._answers.popitem(last=False)
                 shutil.rmtree(old.folder, ignore_errors=True)
             return answer
+
+    @cached_property
+    def index(self) -> CaseIndex:
+        """The cohort's scans by similarity; raises `UserError` where the run has no CLIP."""
+        return CaseIndex(self.session)
 
     def known(self, question: Question) -> Answer:
         """Return an answer that was given; raise `UserError` where it was not, or is forgotten."""
@@ -136,7 +146,7 @@ class AnswerDesk:
             self._check_texts(texts)
             run = self.session.run
             warn_training_cases(run.folder, run.state, [opened.sample.case])
-            plan = self.session.question_plan(question, _watcher(progress, cancelled))
+            plan = self.session.question_plan(question, watcher(progress, cancelled))
             volumes, effects, control = _volumes(plan, opened, texts)
         progress(0.95, "Writing the page")
         notices = self._notices(collected, texts)
@@ -159,7 +169,7 @@ class AnswerDesk:
                     texts.b.annotated,
                 ],
             ),
-            window=plan.data.hu_window,
+            data=plan.data,
             run_name=run.folder.name,
         )
         write_answer_page(folder, content)
@@ -190,7 +200,8 @@ class AnswerDesk:
         return list(dict.fromkeys(every))
 
 
-def _watcher(progress: Progress, cancelled: threading.Event) -> Callable[[int, int], None]:
+def watcher(progress: Progress, cancelled: threading.Event) -> Callable[[int, int], None]:
+    """Return what is called before each tile: it shows progress, and ends what was cancelled."""
     passes = 0
 
     def on_tile(number: int, steps: int) -> None:

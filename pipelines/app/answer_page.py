@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from dominate import tags
 
+from options.base_options import DataOptions
 from pipelines.app.question import Question
 from pipelines.app.session import AskedText
 from util.metrics.contrasts import ContrastSummary
@@ -18,7 +19,7 @@ from util.metrics.regions import region_name
 from util.notices import Notice
 from util.web import page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
-from util.web.figures import Panel, Window
+from util.web.figures import Panel
 from util.web.picture_row import PictureRow, write_panels
 
 SIZE = "small"  # of the pictures at first: all stand in one row
@@ -43,7 +44,7 @@ class PageContent:
         contrasts: Their summary.
         notices: What a reader has to know.
         facts: What the training data support, by attribute.
-        window: Lowest and highest HU of the model.
+        data: How the cohort is read: window, unit and words of the modality.
         run_name: Name of the run.
     """
 
@@ -54,7 +55,7 @@ class PageContent:
     contrasts: Sequence[ContrastSummary]
     notices: Sequence[Notice]
     facts: Mapping[str, AttributeFacts]
-    window: Window
+    data: DataOptions
     run_name: str
 
     @property
@@ -77,8 +78,9 @@ def write_answer_page(folder: Path, content: PageContent) -> Path:
     page_parts.copy_assets(folder / "web", "page.css", *viewer_parts.SCRIPTS)
     row = write_panels(folder / "web", "case", content.question.case, content.panels)
     document = page_parts.new_document(content.title, "web/", scripts=viewer_parts.SCRIPTS)
-    limit = _limit(content.panels)
-    config = viewer_parts.viewer_config(content.window, limit, row.labels)
+    limit = difference_limit(content.panels)
+    data = content.data
+    config = viewer_parts.viewer_config(data.hu_window, limit, row.labels, terms=data.terms)
     document.body["data-config"] = json.dumps(config)
     document.body["style"] = f"--panel:{viewer_parts.SIZES[SIZE]}px"
     with document:
@@ -88,15 +90,15 @@ def write_answer_page(folder: Path, content: PageContent) -> Path:
             cautions=(page_parts.RESEARCH_ONLY,),
         )
         with tags.main():
-            _viewer(row, limit, bool(content.effects))
+            _viewer(row, limit, content)
             prompts(content.texts)
             _cautions(content)
             attribute_list(content.contrasts, content.notices, content.facts)
             effect_table(content.effects)
-    return page_parts.write_document(document, folder / "index.html")
+    return page_parts.write_document(document, folder / "index.html", data.terms)
 
 
-def _limit(panels: Sequence[Panel]) -> float:
+def difference_limit(panels: Sequence[Panel]) -> float:
     """Return the range of the differences, HU."""
     changes = [
         viewer_parts.largest_change(panel.array) for panel in panels if panel.kind == "difference"
@@ -104,17 +106,17 @@ def _limit(panels: Sequence[Panel]) -> float:
     return viewer_parts.difference_limit(max(changes, default=0.0))
 
 
-def _viewer(row: PictureRow, limit: float, has_difference: bool) -> None:
+def _viewer(row: PictureRow, limit: float, content: PageContent) -> None:
     with viewer_parts.toolbar("View of the volumes"):
-        viewer_parts.plane_and_window("axial")
-        if has_difference:
+        viewer_parts.plane_and_window("axial", content.data.terms)
+        if content.effects:
             viewer_parts.limit_choice(limit)
             viewer_parts.overlay_choice()
         page_parts.check_box("lines", "Outlines")
         viewer_parts.size_choice(SIZE)
     with tags.section(cls="card", id="answer", **row.attributes()):
         viewer_parts.slice_slider("Slice", play=True)
-        row.add(limit)
+        row.add(limit, content.data.terms.label_names)
 
 
 def prompts(texts: AskedText) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from data.volumes import strip_suffix, write_like
+from options.checks import check_chest_ct
 from pipelines.app.answer import Answer
-from pipelines.results import DicomWriter, dicom_key
+from pipelines.results import DicomWriter, dicom_key, display_window
 from util import __version__
 from util.cli import UserError, safe_name
 from util.files import atomic_folder, atomic_path, write_csv
 from util.metrics.effects import EFFECT_COLUMNS
-from util.web.figures import LUNG, Panel, nice_limit, save_slices_png
+from util.web.figures import Panel, nice_limit, save_slices_png
 from util.web.page_parts import CAUTIONS
 from util.web.slice_sheet import SliceSheet, frame_slices, save_animation
 from util.web.viewer_parts import MIN_LIMIT, largest_change
@@ -85,13 +86,14 @@ def _write_nifti(answer: Answer, folder: Path) -> None:
     for name, hu in _generated(answer).items():
         kind = np.float32 if name == "difference" else np.int16
         grid = answer.sample.to_source_grid(hu)
-        window = None if name == "difference" else LUNG
+        window = None if name == "difference" else display_window(answer.plan.data)
         write_like(folder / f"{name}.nii.gz", grid, answer.sample.case.mask, kind, window)
 
 
 def _write_dicom(answer: Answer, folder: Path) -> None:
     """Write A and B as CT series of one study, and the mask as a segmentation."""
     plan = answer.plan
+    check_chest_ct(plan.data, "DICOM")
     writer = DicomWriter(answer.sample.case.mask, dicom_key(plan.options), plan.data)
     for name in ("a", "b"):
         if name in answer.volumes:

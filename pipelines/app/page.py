@@ -14,18 +14,14 @@ from dominate import tags
 
 from pipelines.app.answer import AnswerDesk, CancelledError
 from pipelines.app.answer_page import prompts
+from pipelines.app.controls import NETWORK, PROGRESS, VIEW, frame_of, shown_errors
 from pipelines.app.exports import FORMATS, export
 from pipelines.app.question import NOT_KNOWN, Question, parse_seed
 from pipelines.app.session import AppSession, KnownColumn
 from util.cli import UserError
-from util.web.page_parts import CAUTIONS
 
 AS_A = "as A"
 UNKNOWN = "not known"
-NETWORK = "network"  # everything that generates waits in one queue
-VIEW = "view"  # address of the answers' pages
-FRAME_HEIGHT = "88vh"  # the page within scrolls by itself, so that a picture can fill the frame
-PROGRESS = gr.Progress()  # Gradio finds it as a default value
 SHOW_LINK = "(link) => { if (link) history.replaceState(null, '', new URL(link).search); }"
 
 
@@ -238,14 +234,9 @@ class AskPage:
                 )
             except CancelledError:
                 return [tags.p("Cancelled.").render(), gr.skip(), gr.skip()]
-        frame = tags.iframe(
-            src=f"/{VIEW}/{question.key}/index.html",
-            title="Volumes and effects",
-            id="answer-frame",
-            style=f"width:100%; height:{FRAME_HEIGHT}; border:0",
-        )
+        frame = frame_of(f"/{VIEW}/{question.key}/index.html", "answer-frame")
         status = tags.p(f"Generated in {answer.seconds:.1f} s.", id="done")
-        return [status.render(), frame.render(), f"{self.address}/?{question.query}"]
+        return [status.render(), frame, f"{self.address}/?{question.query}"]
 
     def generate_linked(
         self,
@@ -293,19 +284,3 @@ class AskPage:
 def _cell(value: Any) -> str:
     text = str(value or "").strip()
     return NOT_KNOWN if text == UNKNOWN else text
-
-
-class shown_errors:
-    """Errors for users become messages on the page."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise gr.Error(str(error), duration=None, print_exception=False) from None
-
-
-def caution() -> None:
-    """Add the standing caution."""
-    gr.HTML(tags.p(CAUTIONS[0], " ", CAUTIONS[1], cls="caution").render(), elem_id="caution")

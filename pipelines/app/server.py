@@ -38,6 +38,7 @@ CSS = """
 #prompts mark { background: #ffe9a8; color: inherit; }
 #prompts h2 { display: none; }
 #prompts p { margin: .15rem 0; }
+#voxel { display: none; }
 .problem { color: #b3261e; }
 #status { min-height: 2.6rem; }
 """
@@ -131,8 +132,10 @@ def build_app(options: AppCommand, folder: Path) -> Any:
     from starlette.staticfiles import StaticFiles
 
     from pipelines.app.answer import AnswerDesk
-    from pipelines.app.page import VIEW, AskPage, caution
+    from pipelines.app.controls import VIEW, caution
+    from pipelines.app.page import AskPage
     from pipelines.app.session import AppSession
+    from pipelines.app.teaching import LISTEN, build_teaching
 
     session = AppSession.from_options(options, folder)
     for name in ("answers", "exports", "uploads"):
@@ -143,7 +146,9 @@ def build_app(options: AppCommand, folder: Path) -> Any:
     with gr.Blocks(analytics_enabled=False, title=title, fill_width=True) as page:
         gr.Markdown(f"## {title}")
         caution()
-        AskPage(session, desk, address, folder / "exports").build()
+        with gr.Tab("Ask", id="ask"):
+            AskPage(session, desk, address, folder / "exports").build()
+        build_teaching(desk, options.app)
     page.queue(default_concurrency_limit=1, api_open=False)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
@@ -165,6 +170,7 @@ def build_app(options: AppCommand, folder: Path) -> Any:
         allowed_paths=[str(folder / "exports")],
         theme=gr.themes.Default(**fonts),
         css=CSS,
+        head=LISTEN,
     )
 
 

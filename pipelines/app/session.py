@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.body import BodyLabel
 from data.checks import check_labels_known, mask_facts, mask_problems
 from data.cohort import Case, Cohort
+from data.regions import regions_of
 from data.text.counterfactuals import (
     Intervention,
     check_intervention,
@@ -36,7 +37,6 @@ from pipelines.app.question import MAX_TEXT, NOT_KNOWN, Question
 from pipelines.evidence import EVIDENCE, warn_young_run
 from pipelines.generation import GenerationPlan, open_plan, run_samples, training_values
 from util.cli import UserError, format_list, safe_name
-from util.metrics.regions import chest_regions
 from util.notices import Notice, collected_warnings
 
 log = logging.getLogger(__name__)
@@ -233,9 +233,7 @@ class AppSession:
         """Read a case; the last ones are kept."""
         if name not in self._open:
             sample = run_samples(self.run, [self.case(name)], self.plan.data)[0]
-            data = self.plan.data
-            spacing = voxel_sizes(sample.affine)
-            regions = chest_regions(sample.labels, spacing, data.lung_labels, data.airway_label)
+            regions = regions_of(sample.labels, voxel_sizes(sample.affine), self.plan.data)
             self._open[name] = OpenCase(sample, regions)
             while len(self._open) > KEPT_SAMPLES:
                 self._open.popitem(last=False)

@@ -24,7 +24,7 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 Window = tuple[float, float]
-Kind = Literal["mask", "ct", "difference", "spread", "score"]
+Kind = Literal["mask", "ct", "difference", "spread", "score", "share"]
 Role = Literal["", "real", "generated", "control"]
 
 LUNG: Window = (-1350.0, 150.0)  # centre -600, width 1500
@@ -57,8 +57,8 @@ class Panel:
 
     Attributes:
         title: Its name ("generated", "SMOKING HISTORY = Never smoker").
-        kind: "mask" (integer labels), "ct" (HU), "difference" (HU), "spread" (HU, without sign) or
-            "score" (usual spreads).
+        kind: "mask" (integer labels), "ct" (HU), "difference" (HU), "spread" (HU, without sign),
+            "score" (usual spreads) or "share" (percent).
         array: (X, Y, Z), RAS.
         spacing: Voxel size along the array's axes in mm.
         file: Link to the volume's file, relative to the page; `None` for no link.

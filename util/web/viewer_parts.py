@@ -91,6 +91,7 @@ def viewer_config(
         "no_value": terms.text("no lung"),
         "limit": limit,
         "score_limit": int(score_limit) if float(score_limit).is_integer() else score_limit,
+        "share_limit": 100,  # percent
         "voxels": voxels,
         "plane": plane,
         "planes": PLANES,
@@ -149,7 +150,7 @@ class SlicePanel:
         title: What it shows.
         layers: Keys of volumes, or pairs of them (the second minus the first); two layers make a
             before-and-after.
-        kind: "mask", "ct", "difference", "score", "spread" or "wipe" (a before-and-after).
+        kind: "mask", "ct", "difference", "score", "spread", "share" or "wipe" (a before-and-after).
         caption: A line below the title.
         file: Link to the volume's file.
         plane: Plane that is always shown; empty for the toolbar's.

@@ -28,6 +28,7 @@ STEPS: dict[Kind, float] = {
     "difference": 0.1,
     "spread": 0.1,
     "score": 0.01,
+    "share": 0.1,
 }
 INT16 = np.iinfo(np.int16)  # its lowest value stands for a voxel without value
 # Flat bricks: the axial slices, which are seen first, need few of them.

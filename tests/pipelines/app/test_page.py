@@ -28,14 +28,25 @@ SMOKING = "SMOKING HISTORY"
 HARMLESS = ("svelte-i18n", "Method not implemented.")
 
 
+CASE_SET = f"""\
+title: Two questions
+cases:
+- {{case: phantom_010, column: {SMOKING}, from: Never smoker, to: Current smoker}}
+- {{case: phantom_011, column: AGE, from: 50, to: 80, note: The last one.}}
+"""
+
+
 @pytest.fixture(scope="module")
 def address(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of the tiny run, served by the command; it ends well on Ctrl-C."""
-    port, log = free_port(), tmp_path_factory.mktemp("log") / "app.log"
+    """The page of the tiny run with a quiz, served by the command; it ends well on Ctrl-C."""
+    port, folder = free_port(), tmp_path_factory.mktemp("page")
+    log = folder / "app.log"
+    (folder / "cases.yaml").write_text(CASE_SET)
     words = [*trained_run.flags(), "--dataroot", str(trained_run.cohort), "--port", port]
+    words += ["--teach", "--case_set", str(folder), "--no-open_browser", "--gpu_ids=-1"]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "scripts/app.py", *words, "--no-open_browser", "--gpu_ids=-1"],
+            [sys.executable, "scripts/app.py", *words],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
@@ -48,7 +59,7 @@ def address(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}"
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0, log.read_text()
+            assert process.wait(60) == 0, log.read_text()
         finally:
             process.kill()
     assert "Traceback" not in log.read_text()
@@ -178,3 +189,42 @@ def test_a_mask_is_dropped(
     page.locator("#prompts mark").wait_for()
     page.click("#generate")
     assert "real scan" not in generated(page).locator(".panel .title").all_inner_texts()
+
+
+def test_a_quiz_is_played(page: Any, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("tab", name="Quiz").click()
+    page.click("#quiz-start")
+    frame = page.frame_locator("#quiz-question-frame")
+    frame.locator(".panel[data-state=ready]").nth(1).wait_for()
+    assert "Never smoker" not in frame.locator("body").inner_text()
+    frame.locator(".panel .stage").nth(1).click(position={"x": 120, "y": 120})
+    frame.locator(".pin").wait_for()
+    assert frame.locator("dialog[open]").count() == 0  # the click marks, it does not enlarge
+    page.locator("#quiz-choice label", has_text=SMOKING).click()
+    page.click("#quiz-answer")
+    page.locator("#quiz-feedback li", has_text=f"{SMOKING} is right.").wait_for()
+    answer = page.frame_locator("#quiz-answer-frame")
+    answer.locator(".panel.difference").first.wait_for()
+    assert "Current smoker against Never smoker" in answer.locator(".headline").inner_text()
+    score = page.inner_text("#quiz-score")
+    assert score.startswith("Question 1 of 2 · ") and score.endswith("of 2 points")
+    page.click("#quiz-next")
+    page.locator("#quiz-score", has_text="Question 2 of 2").wait_for()
+    page.click("#quiz-answer")
+    page.get_by_text("Choose the attribute that was changed.").first.wait_for()
+
+
+def test_a_differential_and_attention_maps(page: Any, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("tab", name="Differential").click()
+    page.click("#compare")
+    frame = page.frame_locator("#differential-frame")
+    frame.locator(".panel.difference[data-state=ready]").first.wait_for()
+    assert "own text" in frame.locator(".panel .title").first.inner_text()
+    assert "need the cohort's own CLIP" in frame.locator("#similar").inner_text()
+    page.click("#attention")
+    frame = page.frame_locator("#attention-frame")
+    frame.locator(".panel.share[data-state=ready]").first.wait_for()
+    frame.locator(".panel.share .stage").first.hover()
+    assert frame.locator(".panel.share .value").first.inner_text().endswith("%")

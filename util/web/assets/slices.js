@@ -38,6 +38,7 @@ window.Mask2CT = (() => {
     if (kind === "mask") return stored === 0 ? "background" : config.labels[stored]?.[1] || `label ${stored}`;
     const value = stored * step, digits = step < 1 ? 1 : 0;
     if (kind === "score") return `${signed(value, digits)} spreads`;
+    if (kind === "share") return `${value.toFixed(digits)} %`;
     return `${kind === "difference" ? signed(value, digits) : withMinus(value.toFixed(digits))} ${config.unit || "HU"}`;
   }
 
@@ -68,6 +69,7 @@ window.Mask2CT = (() => {
   function colourRange(kind, view) {
     if (kind === "difference") return [-view.limit, view.limit];
     if (kind === "score") return [-config.score_limit, config.score_limit];
+    if (kind === "share") return [0, config.share_limit];
     return kind === "spread" ? [0, view.limit] : null;
   }
 
@@ -77,7 +79,7 @@ window.Mask2CT = (() => {
   function pixelTable({ kind, step }, view) {
     const [low, high] = colourRange(kind, view) || config.windows[view.window], key = [kind, step, low, high].join();
     if (tables.has(key)) return tables.get(key);
-    const palette = { difference: palettes.diverging, score: palettes.diverging, spread: palettes.sequential }[kind];
+    const palette = { difference: palettes.diverging, score: palettes.diverging, spread: palettes.sequential, share: palettes.sequential }[kind];
     const table = new Uint32Array(2 ** 16);
     for (let i = 0; i < table.length; i++) {
       const stored = i + NO_VALUE, shade = Math.max(0, Math.min(255, Math.round(((stored * step - low) / (high - low)) * 255)));

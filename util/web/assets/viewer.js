@@ -441,7 +441,7 @@
         panel.bar = makeBar();
         panel.value.before(panel.bar);
       }
-      const [low, high] = range, unit = panel.kind === "score" ? "spreads" : config.unit || "HU";
+      const [low, high] = range, unit = { score: "spreads", share: "%" }[panel.kind] || config.unit || "HU";
       const { below, above } = panel.beyond || {};
       panel.bar.querySelector(".low").textContent = `${below ? "≤ " : ""}${withMinus(low)}`;
       panel.bar.querySelector(".high").textContent = `${above ? "≥ " : ""}${low < 0 ? "+" : ""}${high} ${unit}`;
