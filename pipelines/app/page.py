@@ -72,7 +72,9 @@ class AskPage:
         """Add the controls to the page that is being made."""
         with gr.Row():
             with gr.Column(scale=2, min_width=400):
-                case = gr.Dropdown(self.session.cases, label="Case", elem_id="case")
+                case = gr.Dropdown(
+                    self.session.cases, label="Case", elem_id="case", allow_custom_value=True
+                )
                 with gr.Row():
                     generate = gr.Button("Generate", variant="primary", elem_id="generate")
                     another = gr.Button("Another draw", elem_id="another", min_width=130)
@@ -256,10 +258,11 @@ class AskPage:
             question = Question.from_query(urlencode(dict(request.query_params)))
             columns = list(self.session.columns)
             if not question.case:
-                first = next(iter(self.session.cases), None)
+                first = next((case.id for case in self.session.plan.cohort.cases), None)
                 if first is None:
                     return [gr.skip()] * (4 + 2 * len(columns)) + [False]
-                return [first, 0, *self.fill(first), False]
+                shown = gr.update(choices=self.session.cases, value=first)
+                return [shown, 0, *self.fill(first), False]
             row = self.session.row(question.case)
             self.session.texts(question)
         a = [question.factual.get(column, row[column]) or UNKNOWN for column in columns]

@@ -54,7 +54,9 @@ class DifferentialPage:
         columns = columns_of(session)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                case = gr.Dropdown(session.cases, label="Case", elem_id="d-case")
+                case = gr.Dropdown(
+                    session.cases, label="Case", elem_id="d-case", allow_custom_value=True
+                )
                 text = gr.Textbox(label="Free text instead of the row", lines=2, elem_id="d-text")
                 column = gr.Dropdown(columns, label="Each value of", elem_id="d-column")
                 seed = gr.Number(0, label="Noise seed", precision=0, minimum=0)
