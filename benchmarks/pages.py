@@ -121,6 +121,7 @@ def open_page(browser: Any, path: Path, pictures: int) -> tuple[Any, float]:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     start = time.monotonic()
     page.goto(path.as_uri())
+    page.click("button[data-value=small]")  # the row does not break; now all of it is seen
     first = page.locator(".case").first
     first.locator(".panel[data-state=ready]").nth(pictures - 1).wait_for(timeout=120_000)
     return page, time.monotonic() - start

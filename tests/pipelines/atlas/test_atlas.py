@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,11 +87,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return TrainedRun(place / "ck", "run", cohort)
 
 
+def train_with_a_warning(
+    origin: refits.OriginRun, o: RefitOptions, wanted: Sequence[refits.Refit]
+) -> None:
+    """Train refits in this process, after a warning, which the page has to show."""
+    logging.getLogger("pipelines.refits").warning("Refits are trained in this process.")
+    in_this_process(origin, o, wanted)
+
+
 @pytest.fixture(scope="module")
 def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An atlas with 3 resampled and 5 permuted refits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refits, "train_refits", in_this_process)
+        patch.setattr(refits, "train_refits", train_with_a_warning)
         out = tmp_path_factory.mktemp("made") / "atlas"
         done = discover(
             run,
