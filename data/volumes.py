@@ -106,6 +106,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check_header(path: Path, shape: Sequence[int], affine: np.ndarray) -> VolumeHeader:
+    if min(shape, default=0) < 1:
+        raise UserError(f"{path} is empty: its shape is {tuple(shape)}. Export it again.")
     if sum(length > 1 for length in shape) == 2:
         raise UserError(
             f"{path} is a 2D image {tuple(shape)}, such as an X-ray or a single slice. The "
@@ -117,8 +119,6 @@ def _check_header(path: Path, shape: Sequence[int], affine: np.ndarray) -> Volum
             f"{path} has {len(shape)} dimensions {tuple(shape)}; a volume has three. Save a single "
             "3D volume."
         )
-    if min(shape) < 1:
-        raise UserError(f"{path} is empty: its shape is {tuple(shape)}. Export it again.")
     sides = voxel_sizes(affine)
     is_finite = bool(np.isfinite(affine).all() and np.abs(affine[:3, 3]).max() <= MAX_ORIGIN_MM)
     if (

@@ -123,7 +123,7 @@ def test_the_page_says_it_before_any_finding(tmp_path: Path) -> None:
 
 def test_the_summary_names_what_acquisition_confounds() -> None:
     row = Caution("negative control", "It changes.", "DIAGNOSIS", forbids=True).to_row()
-    tests = pd.DataFrame({"contrast": ["a"], "tested": ["yes"]})
+    tests = pd.DataFrame({"contrast": ["a"], "tested": ["yes"], "outcome": ["mean_hu"]})
     frames = {
         "cautions": pd.DataFrame([row]),
         "findings": pd.DataFrame({"contrast": ["a"]}),

@@ -356,7 +356,7 @@ def test_overlap_of_shifted_lungs() -> None:
 
 @pytest.mark.parametrize("side", [5, 8, 16, 17, 27, 33, 64])
 def test_ms_ssim_of_thin_volumes(side: int) -> None:
-    volume = RNG.normal(-800, 100, (70, 66, side))
+    volume = np.random.default_rng(side).normal(-800, 100, (70, 66, side))
     assert ms_ssim(volume, volume, (-1000, 400)) == pytest.approx(1, abs=1e-5)
 
 
