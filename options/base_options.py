@@ -131,7 +131,7 @@ class DataOptions:
         Raises:
             UserError: A flag does not go with the modality.
         """
-        if self.terms.is_ct:
+        if MODALITIES[self.modality].is_ct:
             if self.intensity_window is not None:
                 raise UserError(
                     "--intensity_window is given with --modality ct, whose volumes are in HU. Use "
@@ -177,11 +177,16 @@ class DataOptions:
     def terms(self) -> Terms:
         """Unit and words of the modality, and names of the labels that are known."""
         terms, lungs = MODALITIES[self.modality], self.lung_labels
-        if not terms.is_ct or (lungs, self.airway_label) == (LUNG_LABELS, AIRWAY_LABEL):
+        if not terms.is_ct:
             return terms
-        sides = ["left lung", "right lung"] if len(lungs) == 2 else ["lung"] * len(lungs)
-        names = {0: "background", **dict(zip(lungs, sides, strict=True))}
-        return replace(terms, label_names={**names, self.airway_label: "airway"})
+        names = dict(terms.label_names)
+        if (lungs, self.airway_label) != (LUNG_LABELS, AIRWAY_LABEL):
+            sides = ["left lung", "right lung"] if len(lungs) == 2 else ["lung"] * len(lungs)
+            names = {0: "background", **dict(zip(lungs, sides, strict=True))}
+            names[self.airway_label] = "airway"
+        if self.body_number is not None:
+            names[self.body_number] = "body"
+        return terms if names == terms.label_names else replace(terms, label_names=names)
 
     @property
     def body_number(self) -> int | None:

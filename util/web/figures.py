@@ -22,6 +22,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Window = tuple[float, float]
 Kind = Literal["mask", "ct", "difference", "spread", "score", "share"]
@@ -148,9 +149,31 @@ def nice_limit(value: float) -> float:
     return max(1.0, float(next(m * step for m in (1, 2, 5, 10) if m * step >= value * (1 - 1e-9))))
 
 
+def inner_labels(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where a mask has labels, without one that surrounds all others, such as the body.
+
+    Args:
+        mask: Labels (X, Y, Z), or a region.
+    """
+    labels = mask.astype(np.uint8)
+    foreground = labels > 0
+    boxes = {k: box for k, box in enumerate(ndimage.find_objects(labels), 1) if box}
+    counts = np.bincount(labels[foreground], minlength=1)
+    largest = int(counts.argmax())
+    others = [box for label, box in boxes.items() if label != largest]
+    for box in others:
+        for outer, inner in zip(boxes[largest], box, strict=True):
+            if not outer.start <= inner.start <= inner.stop <= outer.stop:
+                return foreground
+    return foreground & (labels != largest) if others else foreground
+
+
 def fullest_slices(mask: NDArray[Any]) -> tuple[int, int, int]:
-    """Return the slice along each axis that holds most of the mask; the middle if it is empty."""
-    foreground = mask > 0
+    """Return the slice along each axis that holds most of a mask's inner labels.
+
+    Of an empty mask it is the middle.
+    """
+    foreground = inner_labels(mask)
     slices = []
     for axis in range(3):
         counts = foreground.sum(axis=tuple(a for a in range(3) if a != axis))

@@ -11,7 +11,7 @@ from dominate import tags
 
 from util.modality import LABEL_NAMES
 from util.web import viewer_parts
-from util.web.figures import Panel
+from util.web.figures import Panel, inner_labels
 from util.web.viewer_parts import SlicePanel
 from util.web.web_data import PageGrid, VolumeEntry, check_panels, write_volume
 
@@ -90,7 +90,7 @@ def write_panels(
             )
         )
         if panel.kind == "mask":
-            content = panel.array
+            content = inner_labels(panel.array)
             mask = name
             labels = tuple(int(v) for v in np.unique(panel.array) if v)
     grid = PageGrid.around(content, panels[0].spacing, at)

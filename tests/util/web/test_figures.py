@@ -15,6 +15,7 @@ from util.web.figures import (
     ct_gray,
     difference_rgb,
     fullest_slices,
+    inner_labels,
     mask_rgb,
     nice_limit,
     radiological_slice,
@@ -72,6 +73,17 @@ def test_fullest_slices() -> None:
     assert fullest_slices(mask) == (3, 3, 4)
     mask[1:3, 5, 2], mask[1, 5, 3] = 1, 1
     assert fullest_slices(mask) == (1, 5, 2)
+
+
+def test_a_label_around_all_others_is_not_looked_for() -> None:
+    mask = np.zeros((10, 10, 10), np.uint8)
+    mask[1:9, 1:9, 1:9] = 4  # the body
+    mask[2:4, 3, 6], mask[6:8, 3, 6] = 1, 2  # lungs
+    assert fullest_slices(mask) == (2, 3, 6)
+    assert np.array_equal(inner_labels(mask), (mask == 1) | (mask == 2))
+    mask[0, 0, 0] = 3  # outside the body
+    assert np.array_equal(inner_labels(mask), mask > 0)
+    assert not inner_labels(np.zeros((3, 3, 3), np.uint8)).any()
 
 
 def test_save_slices_png(tmp_path: Path) -> None:
