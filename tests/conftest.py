@@ -96,11 +96,15 @@ def visit(browser: Any) -> Iterator[Callable[[Path], Any]]:
     requests: list[str] = []
     context = browser.new_context(viewport={"width": 1200, "height": 800})
 
+    def note_failure(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page was left while it was loading
+            complaints.append(f"failed: {request.url} ({request.failure})")
+
     def open_page(path: Path) -> Any:
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page.on("requestfailed", note_failure)
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
         page.requests = requests
