@@ -36,7 +36,7 @@ class IntensityScale:
 
     @property
     def key(self) -> list[object]:
-        """What decides scaled values, for the names of prepared volumes."""
+        """Return the settings that scaled values depend on; prepared volumes are named by them."""
         return ["window", self.window] if self.window else ["percentiles", self.percentiles]
 
     def ends(self, intensities: np.ndarray) -> tuple[float, float]:

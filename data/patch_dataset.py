@@ -201,7 +201,7 @@ class PatchDataset(Dataset[PatchSample]):
         Returns:
             `image` (B, 1, x, y, z) in [-1, 1]; `mask` (B, K, x, y, z), see `mask_input`; `coords`
             (B, 3, x, y, z), see `coordinate_grid`; `noise` (B, N, x, y, z) standard normal; `draws`
-            (B, 4) uniform, for a diffusion model's time and dropout; and what else a batch holds.
+            (B, 4) uniform, for a diffusion model's time and dropout; and prompts and case names.
         """
         size = batch["hu"].shape[1:]
         return {

@@ -96,21 +96,38 @@ def visit(browser: Any) -> Iterator[Callable[[Path], Any]]:
     requests: list[str] = []
     context = browser.new_context(viewport={"width": 1200, "height": 800})
 
-    def note_failure(request: Any) -> None:
-        if request.failure != "net::ERR_ABORTED":  # the page was left while it was loading
-            complaints.append(f"failed: {request.url} ({request.failure})")
+    loading: set[Any] = set()
+
+    def begin(request: Any) -> None:
+        requests.append(request.url)
+        if request.url.startswith("file:"):
+            loading.add(request)
+
+    def fail(request: Any) -> None:
+        loading.discard(request)
+        complaints.append(f"failed: {request.url}")
+
+    def settle() -> None:
+        """Wait for what the pages are loading: leaving a page cancels it."""
+        for _ in range(200):
+            if not loading or not context.pages:
+                break
+            context.pages[0].wait_for_timeout(50)
 
     def open_page(path: Path) -> Any:
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", note_failure)
-        page.on("request", lambda request: requests.append(request.url))
+        page.on("request", begin)
+        page.on("requestfinished", lambda request: loading.discard(request))
+        page.on("requestfailed", fail)
         page.goto(path.as_uri())
         page.requests = requests
+        page.settle = settle
         return page
 
     yield open_page
+    settle()
     context.close()
     assert complaints == []
     assert all(url.startswith(("file:", "data:")) for url in requests)
