@@ -13,12 +13,13 @@ from tests.commands import ROOT
 from util.parallel import map_threads
 
 SLEEP = """
+import os
 import time
 from util.cli import run_command
 from util.parallel import map_threads
 
 def sleep(seconds):
-    print("working", flush=True)
+    os.write(1, b"working\\n")  # not print, which writes the end of the line by itself
     time.sleep(seconds)
 
 run_command(lambda: map_threads(sleep, [60] * 9, "Sleeping"))

@@ -137,7 +137,6 @@ def test_marks_are_saved(tmp_path: Path, visit: Callable[[Path], Any], picker: b
     page.locator("#b h2").hover()
     page.keyboard.press("n")
     page.fill("#b .review input", '=the mask, "leaks"')
-    page.settle()
     page.reload()  # marks that are not saved survive
     page.evaluate(replaced)
     assert page.inner_text("#review-state") == "1 accepted, 1 rejected, 0 open · not saved"
