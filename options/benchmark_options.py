@@ -317,7 +317,7 @@ class TextureBenchmarkOptions:
     models: tuple[str, ...] = flag(
         (), "A model; may be repeated (default: all). Of: version 0.1, default."
     )
-    seed: int = flag(0, "Seed of split and training.", low=0)
+    seeds: tuple[int, ...] = flag((0,), "Seeds of split and training.")
     spacing: float = flag(2.0, "Voxel side in mm.", low=0.5)
     max_steps: int = flag(0, "Steps of training (0: those of the preset).", low=0)
     train_flags: str = flag("", "More flags for train.py, in one text.")
