@@ -49,7 +49,7 @@ class RunOptions:
     save_epoch_freq: int = flag(0, "Epochs between saves of <epoch>/ (0: never).", low=0)
     val_freq: int = flag(0, "Steps between validations and pictures (0: ten times per run).", low=0)
     val_share: float = flag(
-        0.2,
+        0.1,
         "Largest share of the time that validations take; they are postponed where they would take "
         "more, but for the one after the last step.",
         low=0.0,
