@@ -106,7 +106,8 @@ class MeasureOptions:
     )
     extractor_3d: tuple[str, ...] = flag(
         (),
-        "Network of the volumes' features: random, or medicalnet:FILE; may be repeated. (default: "
+        "Network of the volumes' features: random, or medicalnet, astra, merlin (chest CT), video "
+        "(Fréchet video distance) with a local file as NAME:FILE; may be repeated. (default: "
         "random)",
     )
     column: tuple[str, ...] = flag(

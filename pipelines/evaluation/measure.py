@@ -38,7 +38,7 @@ from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # part of the cache keys: raise it when the measurements change
+VERSION = 4  # part of the cache keys: raise it when the measurements change
 MAX_COARSE_SIDE = 48  # voxels of the longest side of the coarse copy
 SEGMENTED_LABELS = (1, 2)  # left and right lung of a segmentation
 

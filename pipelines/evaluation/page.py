@@ -28,8 +28,9 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "Distances between the real and the synthetic set, in the features of a network. Smaller "
         "is better. No set can be expected below the baseline, the distance between two random "
         "halves of the real scans. Compare the column “at the baseline's size” with the baseline, "
-        "because both are of equally many volumes and FID falls with their number. Only metrics "
-        "of the same network, grid and number of volumes can be compared.",
+        "because both are of equally many volumes and FID falls with their number. With fewer "
+        "volumes than some hundreds, read KID or MMD: they do not depend on the number. Only "
+        "metrics of the same network, grid and number of volumes can be compared.",
     ),
     "hu": (
         "Density in HU",

@@ -43,11 +43,12 @@ def plane_distances(
 def volume_distances(
     pool: Sequence[VolumeMeasurements], network: int, real: Index
 ) -> dict[str, Distance]:
-    """Return Fréchet distance and MMD of whole volumes between groups of a pool of volumes."""
+    """Return Fréchet distance, KID and MMD of whole volumes between groups of a pool."""
     features = np.stack([v.whole[network] for v in pool])[:, None]
     cases = [v.case for v in pool]
     return {
         "Fréchet distance": FrechetDistance(features),
+        "KID": KernelDistance(features, cases, "polynomial"),
         "MMD": KernelDistance(features, cases, "rbf", real),
     }
 

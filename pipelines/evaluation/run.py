@@ -118,7 +118,9 @@ class EvaluationPlan:
         )
         device = make_device(m.gpu_ids)
         networks = [make_extractor(c, device, 2) for c in m.extractor or ("random",)]
-        networks_3d = [make_extractor(c, device, 3) for c in m.extractor_3d or ("random",)]
+        networks_3d = [
+            make_extractor(c, device, 3, grid.window) for c in m.extractor_3d or ("random",)
+        ]
         for network in (*networks, *networks_3d):
             log.info("Features by %s, sha256 %s", network.about, network.digest)
         measurer = VolumeMeasurer(grid, networks, networks_3d, out / CACHE)
@@ -163,6 +165,8 @@ class EvaluationPlan:
                 "The distances come from a network without learned weights. They rank models on "
                 "the same data, and cannot be compared with published values."
             )
+        for network in self.networks_3d:
+            warnings += network.window_warnings(self.measurer.grid.window)
         return [*warnings, *self.volume_warnings]
 
 

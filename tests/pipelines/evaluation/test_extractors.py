@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
-from monai.networks.nets import resnet10
+from monai.networks.nets import ResNet, resnet10
+from torchvision.models import video
 
 from pipelines.evaluation.distances import frechet
 from pipelines.evaluation.extractors import make_extractor
@@ -98,6 +99,80 @@ def test_medicalnet_checkpoint(tmp_path: Path) -> None:
     )
     extract = make_extractor(f"medicalnet:{tmp_path / 'r10.pth'}", CPU, 3)
     assert extract(torch.zeros(1, 1, 24, 24, 24)).shape == (1, 512)
+
+
+def i3resnet_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a small network in the names and the precision of the published file."""
+    torch.manual_seed(seed)
+    network = ResNet(
+        "bottleneck",
+        [1, 2, 1, 1],
+        [2, 2, 4, 4],
+        n_input_channels=3,
+        conv1_t_size=(3, 7, 7),  # type: ignore[arg-type]
+        conv1_t_stride=(1, 2, 2),  # type: ignore[arg-type]
+        feed_forward=False,
+        bias_downsample=False,
+    )
+    return {
+        k: v.bfloat16() if v.is_floating_point() else v for k, v in network.state_dict().items()
+    }
+
+
+def test_chest_ct_network(tmp_path: Path) -> None:
+    state = i3resnet_state()
+    torch.save({"state_dict": state, "meta": {"n_tensor": len(state)}}, tmp_path / "a.pt")
+    whole = {f"encode_image.i3_resnet.{k}": v for k, v in state.items()}
+    other = {"encode_text.weight": torch.zeros(2), **whole}
+    torch.save(other, tmp_path / "checkpoint.pt")
+    extract = make_extractor(f"astra:{tmp_path / 'a.pt'}", CPU, 3, (-1000, 1000))
+    merlin = make_extractor(f"merlin:{tmp_path / 'checkpoint.pt'}", CPU, 3)
+    assert (extract.name, merlin.name) == ("astra network", "merlin network")
+    assert extract.digest == merlin.digest and extract.hu_window == (-1000, 200)
+    volume = torch.rand(1, 1, 16, 12, 10) * 2 - 1
+    prepared = extract.prepare(volume)
+    assert prepared.shape == (1, 3, 160, 224, 224)
+    hu = volume[0, 0, 0, 0, 0] * 1000
+    assert prepared[0, 0, 0, 0, 0] == pytest.approx(float((hu + 1000) / 1200), abs=1e-5)
+    assert prepared.min() >= 0 and prepared.max() == 1  # above 200 HU all is 1
+    # The second axis of the input is the volume's first, the third its second.
+    steps = extract.prepare(make_volume_with_step(axis=0))[0, 0]
+    assert steps[0, :112].max() < steps[0, 112:].min()
+    assert not extract.window_warnings((-1000, 400))
+    (warning,) = extract.window_warnings((-1000, 100))
+    assert "astra (a.pt) was trained on -1000 to 200 HU" in warning
+    features = extract.network(prepared[:, :, :16, :64, :64])
+    assert features.shape == (1, 16) and features.isfinite().all()
+
+
+def make_volume_with_step(axis: int) -> torch.Tensor:
+    volume = torch.full((1, 1, 8, 8, 8), -0.9)
+    volume.narrow(axis + 2, 4, 4)[:] = 0.1
+    return volume
+
+
+def test_chest_ct_network_of_other_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="no inflated 3D ResNet"):
+        make_extractor(f"astra:{path}", CPU, 3)
+    torch.save(i3resnet_state() | {"layer2.1.conv3.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="weights of another network"):
+        make_extractor(f"astra:{path}", CPU, 3)
+    with pytest.raises(UserError, match="none of torchvision's r3d_18"):
+        make_extractor(f"video:{path}", CPU, 3)
+
+
+def test_video_network_sees_axial_slices(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(video.r3d_18(weights=None).state_dict(), tmp_path / "r3d.pth")
+    extract = make_extractor(f"video:{tmp_path / 'r3d.pth'}", CPU, 3)
+    top = extract.prepare(make_volume_with_step(axis=2))  # the upper slices are dense
+    assert top.shape == (1, 3, 64, 112, 112)
+    assert top[0, 0, :30].max() < top[0, 0, 34:].min()
+    front = extract.prepare(make_volume_with_step(axis=1))
+    assert front[0, 0, :, :50].min() > front[0, 0, :, 62:].max()  # front of the patient is up
+    assert extract.network(top[:, :, :4, :32, :32]).shape == (1, 512)
 
 
 def test_inception_and_vgg_checkpoints(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_distances_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
         "2.5D KID",
         "2.5D MMD",
         "3D Fréchet distance",
+        "3D KID",
         "3D MMD",
     }
     for name in by_set[0]:
