@@ -102,6 +102,9 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     if accelerator.is_main_process:
         training.open_folder(folder, options, study)
         study.encoder.attach_cache(folder)
+        if not resumed:
+            with training.memory_advice(options):
+                training.check_latents(options, study, model, accelerator.device, folder)
         data_record = data_record or record_data(options, study, cache)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from util.cli import UserError, format_list
 
-WRAPPERS = ("state_dict", "model", "net")  # keys under which training programs store the weights
+# Keys under which training programs store the weights; MAISI's call an autoencoder's by the last.
+WRAPPERS = ("state_dict", "model", "net", "unet_state_dict")
 
 
 def read_weights(file: Path, source: str) -> dict[str, Tensor]:
@@ -42,10 +43,10 @@ def read_weights(file: Path, source: str) -> dict[str, Tensor]:
 
 def _unwrap(content: object, source: str) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
+        wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if tensors:
+        if tensors and not wrapped:
             return tensors
-        wrapped = [content[key] for key in WRAPPERS if key in content]
         if not wrapped:
             keys = format_list([str(key) for key in content])
             raise UserError(

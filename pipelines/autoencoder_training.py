@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from models.networks.autoencoder import (
     config_file,
 )
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
-from options.base_options import TextOptions
+from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError, is_main_process
 from util.files import atomic_path, claim_file, write_json
 from util.training.devices import make_accelerator
@@ -70,24 +70,43 @@ def make_config(options: AutoencoderCommand) -> AutoencoderConfig:
     return AutoencoderConfig("AutoencoderKL", config, options.data.hu_window, channel_norm=True)
 
 
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which patches are drawn.
+
+    Attributes:
+        data: How the cohort is read.
+        patch: How patches are cut.
+        steps: Batches.
+        batch_size: Patches of each.
+        seed: Seed of order and crops.
+    """
+
+    data: DataOptions
+    patch: PatchOptions
+    steps: int
+    batch_size: int
+    seed: int
+
+
 def load_batches(
-    options: AutoencoderCommand, cohort: Cohort, cache: Path, device: torch.device
+    plan: BatchPlan, cohort: Cohort, cache: Path, device: torch.device
 ) -> Iterator[Batch]:
-    """Return training patches for all steps, and for the evaluation after them.
+    """Return patches of the training cases.
 
     Raises:
         UserError: A training case without a scan.
     """
-    o = options.autoencoder
     cases = cohort.split("train")
     if missing := [case.id for case in cases if case.image is None]:
         raise UserError(f"Case {missing[0]} has no scan; an autoencoder learns from scans.")
     prompts: dict[str, list[str]] = {case.id: [] for case in cases}
-    settings = PatchSettings(options.data, options.patch, TextOptions(), o.seed)
+    settings = PatchSettings(plan.data, plan.patch, TextOptions(), plan.seed)
     dataset = PatchDataset(cases, prompts, cohort.labels, settings, cache)
-    count = (o.max_steps + EVALUATION_BATCHES) * o.batch_size
-    workers = choose_workers(options.patch.num_workers, device)
-    loader = patch_loader(dataset, 0, count, o.batch_size, workers=workers)
+    workers = choose_workers(plan.patch.num_workers, device)
+    loader = patch_loader(
+        dataset, 0, plan.steps * plan.batch_size, plan.batch_size, workers=workers
+    )
 
     def to_inputs(batch: Batch) -> Batch:
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -153,16 +172,24 @@ def fit_autoencoder(
 def evaluate_autoencoder(
     network: AutoencoderKL,
     config: AutoencoderConfig,
+    window: tuple[float, float],
     batches: Iterator[Batch],
     device: torch.device,
 ) -> tuple[AutoencoderConfig, float]:
     """Measure the latents and the error of the reconstruction.
 
+    Args:
+        network: The network.
+        config: Its description.
+        window: HU that -1 and 1 stand for in the patches.
+        batches: Patches.
+        device: Where to run.
+
     Returns:
         The config with mean and SD of each latent channel, and the mean absolute error in labelled
         voxels, in HU.
     """
-    autoencoder = Autoencoder(network, config, config.hu_window).to(device)
+    autoencoder = Autoencoder(network, config, window).to(device)
     latents = []
     errors = []
     for batch in batches:
@@ -174,9 +201,17 @@ def evaluate_autoencoder(
     z = torch.cat(latents).float()
     mean = z.mean((0, 2, 3, 4)).tolist()
     std = z.std((0, 2, 3, 4)).clamp_min(MIN_STD).tolist()
-    low, high = config.hu_window
+    low, high = window
     error_hu = float(torch.cat(errors).mean()) * (high - low) / 2
     return replace(config, mean=tuple(mean), std=tuple(std)), error_hu
+
+
+def check_out_file(out: Path, overwrite: bool) -> None:
+    """Raise `UserError` unless weights and .json may be written at `out`."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"OUT is {str(out)!r}; it must name a file that ends in .safetensors.")
+    for file in (out, config_file(out)):
+        claim_file(file, overwrite, "OUT")
 
 
 def save_autoencoder(network: AutoencoderKL, config: AutoencoderConfig, out: Path) -> None:
@@ -200,10 +235,7 @@ def train_autoencoder(options: AutoencoderCommand) -> Path:
     """
     o = options.autoencoder
     out = Path(o.OUT)
-    if out.suffix != ".safetensors":
-        raise UserError(f"OUT is {o.OUT!r}; it must name a file that ends in .safetensors.")
-    for file in (out, config_file(out)):
-        claim_file(file, o.overwrite, "OUT")
+    check_out_file(out, o.overwrite)
     config = make_config(options)
     cohort = load_cohort(options.data, seed=o.seed)
     accelerator = make_accelerator(o.precision, o.gpu_ids)
@@ -213,9 +245,13 @@ def train_autoencoder(options: AutoencoderCommand) -> Path:
         cache = options.data.cache_dir or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="autoencoder_")
         )
-        batches = load_batches(options, cohort, Path(cache), accelerator.device)
+        steps = o.max_steps + EVALUATION_BATCHES
+        plan = BatchPlan(options.data, options.patch, steps, o.batch_size, o.seed)
+        batches = load_batches(plan, cohort, Path(cache), accelerator.device)
         fit_autoencoder(network, batches, o, accelerator)
-        config, error_hu = evaluate_autoencoder(network, config, batches, accelerator.device)
+        config, error_hu = evaluate_autoencoder(
+            network, config, config.hu_window, batches, accelerator.device
+        )
     save_autoencoder(network, config, out)
     log.info(
         "The mean absolute error in labelled voxels of training patches is %.1f HU. Saved %s; use "

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -45,6 +46,7 @@ from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset
 from models.base_model import BatchText, GenerativeModel
+from models.diffusion.latent_space import LatentSpace
 from models.inference import RUN_ENTRIES, TEXT_PART, VolumeGenerator, restore_encoder
 from models.networks.label_embedding import mask_channels
 from models.sliding_window import SlidingWindow, round_up
@@ -55,12 +57,14 @@ from models.text.phrase_encoder import PhraseEncoder
 from options.clip_options import ClipCommand, ClipOptions
 from options.parser import command_line, to_dict
 from options.train_options import TrainOptions
+from pipelines.autoencoder_check import check_reconstruction, report_check
 from pipelines.clip_pretraining import pretrain_clip
 from pipelines.evidence import EVIDENCE, contrast_key, training_evidence
 from pipelines.power import describe_smallest_effect
 from pipelines.run_cohort import run_splits
 from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list, is_main_process, is_out_of_memory
+from util.files import write_frame
 from util.notices import Notice
 from util.training import checkpoint, runs
 from util.training.devices import device_name, shutdown_distributed
@@ -73,6 +77,8 @@ log = logging.getLogger(__name__)
 
 DRY_RUN_CASES = 4
 DRY_RUN_STEPS = 3  # the last is measured
+CHECKED_RECONSTRUCTIONS = 2  # training scans that the autoencoder of latents is checked on
+RECONSTRUCTION_FILE = "autoencoder.csv"  # in the run's folder
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,8 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
 def fix_body_label(options: TrainOptions, study: Study) -> TrainOptions:
     """Return the options with the label that `--body_label` stands for in this cohort."""
     number, data = study.cohort.body_label, options.data
-    chest = {0, data.airway_label, *data.lung_labels}
-    if data.body_label == "masks" and number is None and chest.issuperset(study.cohort.labels):
+    is_chest = data.chest_labels.issuperset(study.cohort.labels)
+    if data.body_label == "masks" and number is None and is_chest:
         log.warning(
             "The masks label lungs and airways alone, so where the body ends is left to chance: "
             "generated volumes fray there. --body_label auto finds the body in the scans."
@@ -478,6 +484,26 @@ def open_folder(folder: Path, options: TrainOptions, study: Study) -> None:
     else:
         runs.create_run_folder(folder, options.run.overwrite, to_dict(options))
     save_splits(folder / runs.SPLITS_FILE, study.cohort.splits)
+
+
+def check_latents(
+    options: TrainOptions, study: Study, model: GenerativeModel, device: torch.device, folder: Path
+) -> None:
+    """Reconstruct training scans by the autoencoder of a latent diffusion, and report the loss.
+
+    No later step restores what the autoencoder loses. The numbers are written to the run's folder.
+    """
+    space = getattr(model, "space", None)
+    if not isinstance(space, LatentSpace):
+        return
+    size, multiple = options.patch.patch_size, model.size_multiple
+    cases = study.training_cases[:CHECKED_RECONSTRUCTIONS]
+    samples = list(VolumeDataset(cases, study.cohort.labels, options.data, size, [multiple] * 3))
+    window = validation_window(size, multiple, [sample.channels.shape for sample in samples])
+    check = check_reconstruction(space, samples, window, options.data, device)
+    terms = options.data.terms
+    write_frame(folder / RECONSTRUCTION_FILE, pd.DataFrame(terms.rows(check.rows)))
+    report_check(check, terms)
 
 
 def dry_run(

@@ -19,7 +19,8 @@ def test_formats_and_wrappers(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "w.pt")
     torch.save({"epoch": 3, "state_dict": STATE}, tmp_path / "wrapped.pth")
     torch.save({"model": {"net": STATE}}, tmp_path / "twice.pth")
-    for name in ("w.safetensors", "w.pt", "wrapped.pth", "twice.pth"):
+    torch.save({"unet_state_dict": STATE, "scale_factor": torch.ones(1)}, tmp_path / "maisi.pt")
+    for name in ("w.safetensors", "w.pt", "wrapped.pth", "twice.pth", "maisi.pt"):
         weights = read_weights(tmp_path / name, "--flag")
         assert list(weights) == list(STATE)
         assert torch.equal(weights["layer.weight"], STATE["layer.weight"])
