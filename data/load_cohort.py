@@ -112,7 +112,7 @@ def choose_body_label(
         case_labels: Labels of each case's mask.
         options: Labels of lungs and airways.
     """
-    chest = {0, options.airway_label, *options.lung_labels}
+    chest = options.chest_labels
     for case, labels in zip(cohort.cases, case_labels, strict=True):
         if set(labels) - chest:
             around = surrounding_label(load_volume(case.mask).array, options.lung_labels)

@@ -52,7 +52,7 @@ class DataOptions:
     )
     template: str = path_flag(
         "auto",
-        "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file.",
+        "Wording of rows: aiib23, osic, lesions, auto (COLUMN is VALUE), or a YAML file.",
         kind="name or path",
     )
     paraphrases: str = path_flag(
@@ -75,6 +75,13 @@ class DataOptions:
         "effects are measured in (1,2: all labels).",
     )
     airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways.")
+    lesion_labels: tuple[int, ...] = flag(
+        (),
+        "Mask labels of lesions in the lungs (empty: none): regions of the lungs then hold them, "
+        "and effects are told by lesion, too.",
+        low=1,
+        high=MAX_LABEL,
+    )
     body_label: str = flag(
         "masks",
         "Mask label of the body: masks (the label around the lungs, if there is one), auto (the "
@@ -131,6 +138,7 @@ class DataOptions:
         Raises:
             UserError: A flag does not go with the modality.
         """
+        self._check_lesions()
         if MODALITIES[self.modality].is_ct:
             if self.intensity_window is not None:
                 raise UserError(
@@ -155,6 +163,18 @@ class DataOptions:
                 "found in chest CT. Leave it out."
             )
         object.__setattr__(self, "body_label", "none")
+
+    def _check_lesions(self) -> None:
+        if taken := sorted(set(self.lesion_labels) & {*self.lung_labels, self.airway_label}):
+            raise UserError(
+                f"--lesion_labels holds {taken[0]}, the label of a lung or of the airways "
+                "(--lung_labels, --airway_label). Lesions need labels of their own."
+            )
+        if self.lesion_labels and not MODALITIES[self.modality].is_ct:
+            raise UserError(
+                f"--lesion_labels is given with --modality {self.modality}, whose regions are the "
+                "mask's labels anyway. Leave it out."
+            )
 
     def _check_intensities(self) -> None:
         window, (low, high) = self.intensity_window, self.percentiles
@@ -184,9 +204,16 @@ class DataOptions:
             sides = ["left lung", "right lung"] if len(lungs) == 2 else ["lung"] * len(lungs)
             names = {0: "background", **dict(zip(lungs, sides, strict=True))}
             names[self.airway_label] = "airway"
+        for label in self.lesion_labels:
+            names[label] = f"lesion (label {label})"
         if self.body_number is not None:
             names[self.body_number] = "body"
         return terms if names == terms.label_names else replace(terms, label_names=names)
+
+    @property
+    def chest_labels(self) -> set[int]:
+        """Labels of the background, the lungs with their lesions, and the airways."""
+        return {0, self.airway_label, *self.lung_labels, *self.lesion_labels}
 
     @property
     def body_number(self) -> int | None:
@@ -198,12 +225,12 @@ class DataOptions:
         text = self.body_label
         if text in BODY_LABELS:
             return None
-        taken = {0, self.airway_label, *self.lung_labels}
+        taken = self.chest_labels
         number = int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else 0
         if number in taken or number > MAX_LABEL:
             raise UserError(
                 f"--body_label is {text!r}; it must be auto, masks, none, or a label from 1 to "
-                f"{MAX_LABEL} that is neither that of a lung nor that of the airways."
+                f"{MAX_LABEL} that is not that of a lung, a lesion or the airways."
             )
         return number
 

@@ -115,7 +115,7 @@ class MeasureOptions:
     )
     template: str = path_flag(
         "auto",
-        "How values of the table are read: aiib23, osic, auto, or a YAML file.",
+        "How values of the table are read: aiib23, osic, lesions, auto, or a YAML file.",
         kind="name or path",
     )
     key_column: str = flag("File Name", "Table column that names the scan.")

@@ -15,7 +15,7 @@ class PromptOptions:
     dataroot: str = path_flag("", "Folder with clinical.csv or clinical.xlsx.", kind="folder")
     template: str = path_flag(
         "auto",
-        "Wording of rows: aiib23, osic, auto (COLUMN is VALUE), or a YAML file.",
+        "Wording of rows: aiib23, osic, lesions, auto (COLUMN is VALUE), or a YAML file.",
         kind="name or path",
     )
     key_column: str = flag("File Name", "Table column that names the scan.")

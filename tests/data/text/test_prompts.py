@@ -139,7 +139,7 @@ def test_bad_values_and_columns_name_themselves(aiib23: Template) -> None:
         aiib23.change(row(), "Smoking", "x")
     with pytest.raises(UserError, match="identifier"):
         aiib23.change(row(), "Mapping ID", "x")
-    with pytest.raises(UserError, match="aiib23, osic"):
+    with pytest.raises(UserError, match="aiib23, lesions, osic"):
         load_template("nowhere")
 
 
