@@ -89,14 +89,14 @@ def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
     name = f"seed{seed}_{b.rows}_{b.n}"
     expansion = ExpandOptions(
         dataroot=str(root),
-        balance=DIAGNOSIS,
+        balance=(DIAGNOSIS,),
         goal="together",
         rows=b.rows,
         n=b.n,
         seed=seed,
         out=f"{b.OUT}/synthetic/{name}",
     )
-    synthetic = synthesis.synthesise_cohort(ExpandCommand(expansion, model, DeformOptions()))
+    synthetic = synthesis.synthesise_cohort(ExpandCommand(expansion, model, deform=DeformOptions()))
     classification = UtilityOptions(
         synthetic=str(synthetic),
         column=DIAGNOSIS,

@@ -325,6 +325,7 @@ def write_like(
     like: Path | str,
     dtype: Any = np.int16,
     window: tuple[float, float] | None = None,
+    description: str = "",
 ) -> None:
     """Write a NIfTI on the grid of another file: same shape, affine and orientation.
 
@@ -337,6 +338,8 @@ def write_like(
         dtype: Type on disk: int16 for HU, float32 for differences, uint8 for labels.
         window: Values that a viewer shows as black and white (`cal_min`, `cal_max`); None leaves
             the choice to the viewer.
+        description: What the volume is, at most 79 ASCII characters (`descrip`); "" leaves that of
+            `like`.
 
     Raises:
         UserError: A value is not finite, or the disk is full.
@@ -360,6 +363,8 @@ def write_like(
     image = _image_like(array.astype(dtype), like, header)
     if window is not None:
         image.header["cal_min"], image.header["cal_max"] = window
+    if description:
+        image.header["descrip"] = description
     with atomic_path(path_out) as temporary:
         nib.save(image, temporary)
 

@@ -82,6 +82,7 @@ class GenerativeModel(ABC):
         draws: P, noise fields of a training sample, from which as many volumes are drawn.
         boxed_inputs: Whether `generate_variants` takes inputs of which boxes are cut, instead of
             whole tensors.
+        invertible: Whether `invert` finds the noise that gives a real scan.
         exact_tiles: Whether tiles with a halo have the values of the whole volume; those of other
             models overlap and are blended.
         label_offsets: First channel of the mask's labels in the input of each network, by name;
@@ -96,6 +97,7 @@ class GenerativeModel(ABC):
     noise_channels: int
     draws: int = 1
     boxed_inputs: bool = False
+    invertible: bool = False
     exact_tiles: bool = False
     label_offsets: Mapping[str, int] = MappingProxyType({})
     options: TrainOptions
@@ -172,11 +174,12 @@ class GenerativeModel(ABC):
                 "in one step. Leave the flag out, or use a run of --model diffusion."
             )
 
-    def check_editing(self) -> None:
+    def check_inversion(self) -> None:
         """Raise `UserError` unless the model can `invert` and `regenerate` real scans."""
         raise UserError(
-            "--edit_real: the run is not a diffusion model, so it cannot find the noise that gives "
-            "a real scan. Use a run of --model diffusion or latent_diffusion."
+            "The run is not a diffusion model, so it cannot find the noise that gives a real scan. "
+            "Use --how residual, which adds the difference of two generated volumes to the scan, "
+            "or a run of --model diffusion or latent_diffusion."
         )
 
     def invert(self, image: Tensor, condition: Condition, strength: float, tiler: Tiler) -> Tensor:

@@ -68,6 +68,8 @@ class DiffusionModel(GenerativeModel):
         training: Not used; sampling takes the same network.
     """
 
+    invertible = True
+
     def __init__(
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True
     ) -> None:
@@ -281,10 +283,10 @@ class DiffusionModel(GenerativeModel):
         sample = self._sampler(condition, tiler).sample(start, self._times(), fresh)
         return self._decode(self._mean(sample, condition, tiler) + sample, tiler)
 
-    def check_editing(self) -> None:
+    def check_inversion(self) -> None:
         if self.sampling.sampler == "ddpm":
             raise UserError(
-                "--edit_real cannot go back along --sampler ddpm, which draws new noise in every "
+                "Real scans cannot be edited along --sampler ddpm, which draws new noise in every "
                 "step. Use --sampler ddim."
             )
 

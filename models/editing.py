@@ -1,7 +1,8 @@
-"""Counterfactuals of real scans: inversion to noise, and regeneration with another text."""
+"""Counterfactuals of real scans: by inversion to noise, or by the difference of two texts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,19 @@ Prompt = Sequence[str]  # the texts of its phrases
 
 @dataclass(frozen=True)
 class EditScan:
-    """A real scan: its sample, `image` `(1, X, Y, Z)` in [-1, 1], and its factual prompt."""
+    """A real scan.
+
+    Attributes:
+        sample: Its sample.
+        image: `(1, X, Y, Z)` in [-1, 1].
+        prompt: Its factual prompt.
+        noise_key: Decides the noise of generated volumes in place of the sample's name.
+    """
 
     sample: Sample
     image: Tensor
     prompt: tuple[str, ...]
+    noise_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,21 +46,18 @@ class EditChecks:
     returned: dict[str, Tensor]
 
 
-class Editor:
-    """Regeneration of real scans with another text.
+class Editor(ABC):
+    """Real scans with another text.
 
-    All texts of a scan start from one inversion; the inversion of the latest scan is kept.
+    All texts of a scan start from one state; that of the latest scan is kept.
 
     Args:
         generator: Generates and inverts.
-        strength: Noise level up to which a scan is inverted.
-
-    Raises:
-        UserError: The model cannot invert.
+        strength: Noise level up to which a scan is inverted, or factor of the difference that is
+            added to it.
     """
 
     def __init__(self, generator: VolumeGenerator, strength: float) -> None:
-        generator.model.check_editing()
         self.generator = generator
         self.strength = strength
         self._scan: EditScan | None = None
@@ -97,8 +103,50 @@ class Editor:
         """Return an edited scan `(X, Y, Z)`, whose text is `prompt`, with its factual prompt."""
         return self._regenerate(scan, self._invert(scan, edited[None], prompt), scan.prompt)
 
+    @abstractmethod
+    def _invert(self, scan: EditScan, image: Tensor, prompt: Prompt) -> Tensor:
+        """Return the state from which `_regenerate` makes `image` `(1, X, Y, Z)` again."""
+
+    @abstractmethod
+    def _regenerate(self, scan: EditScan, state: Tensor, prompt: Prompt) -> Tensor:
+        """Return a volume `(X, Y, Z)` in [-1, 1] with a text from a state."""
+
+
+class InversionEditor(Editor):
+    """Inversion of scans to noise and regeneration with another text, by a diffusion model.
+
+    Raises:
+        UserError: The model cannot invert.
+    """
+
+    def __init__(self, generator: VolumeGenerator, strength: float) -> None:
+        generator.model.check_inversion()
+        super().__init__(generator, strength)
+
     def _invert(self, scan: EditScan, image: Tensor, prompt: Prompt) -> Tensor:
         return self.generator.invert(image, scan.sample, prompt, self.strength)
 
     def _regenerate(self, scan: EditScan, state: Tensor, prompt: Prompt) -> Tensor:
         return self.generator.regenerate(state, scan.sample, prompt, self.strength)
+
+
+class ResidualEditor(Editor):
+    """Scans plus the difference of two generated volumes with the same noise.
+
+    The patient's anatomy and texture stay, and the difference of the two texts comes on top.
+    """
+
+    def _invert(self, scan: EditScan, image: Tensor, prompt: Prompt) -> Tensor:
+        return image - self.strength * self._generate(scan, prompt)
+
+    def _regenerate(self, scan: EditScan, state: Tensor, prompt: Prompt) -> Tensor:
+        return (state + self.strength * self._generate(scan, prompt)).clamp(-1, 1)[0]
+
+    def _generate(self, scan: EditScan, prompt: Prompt) -> Tensor:
+        return self.generator(scan.sample, prompt, scan.noise_key)[None]
+
+
+def make_editor(generator: VolumeGenerator, strength: float) -> Editor:
+    """Return the editor that suits a model: by inversion where it can invert scans."""
+    kind = InversionEditor if generator.model.invertible else ResidualEditor
+    return kind(generator, strength)

@@ -350,25 +350,3 @@ class Pix2PixHDModel(GenerativeModel):
         """Return about how much memory a voxel of a tile takes in the encoder, or in both parts."""
         encoder = 2 * self.input_channels + 4 * self.options.generator.ngf
         return 4 * (encoder + decoded * VALUES_PER_CHANNEL * self.options.generator.ngf)
-
-    def check_editing(self) -> None:
-        """Scans can always be edited: by the difference of two generated volumes."""
-
-    def invert(self, image: Tensor, condition: Condition, strength: float, tiler: Tiler) -> Tensor:
-        """Return the scan less the volume generated with its text, times `strength`.
-
-        `regenerate` adds the volume of another text and the same noise: the patient's anatomy and
-        texture stay, and the difference of the two texts comes on top.
-        """
-        return image - strength * self._generate_fixed(image, condition, tiler)
-
-    def regenerate(
-        self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
-    ) -> Tensor:
-        return (state + strength * self._generate_fixed(state, condition, tiler)).clamp(-1, 1)
-
-    def _generate_fixed(self, like: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
-        """Return a generated volume whose noise depends on its size alone."""
-        shape = (1, self.noise_channels, *like.shape[2:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return self.generate(condition, noise.to(like), tiler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from options.diffusion_options import SamplingOptions
 from options.parser import flag, group, path_flag
 from options.test_options import ModelOptions
 
@@ -21,7 +22,25 @@ class ExpandOptions:
         "Split of the cases used; any but train leaks test patients.",
         choices=("train", "val", "test", "all"),
     )
-    balance: str = flag("", "Column whose values are equally frequent in the new cohort.")
+    how: str = flag(
+        "generate",
+        "Generate new volumes, or change real training scans by one attribute: by adding the "
+        "difference of two generated volumes (residual), or by inversion of a diffusion model "
+        "(edit).",
+        choices=("generate", "edit", "residual"),
+    )
+    edit_strength: float = flag(
+        1.0,
+        "With --how residual the factor of the difference; with edit the noise level to which a "
+        "scan is inverted, 1 being pure noise. A lower one changes less.",
+        low=0.01,
+        high=1,
+    )
+    balance: tuple[str, ...] = flag(
+        (),
+        "Column whose values are equally frequent in the new cohort; given twice, every "
+        "combination of the values of two columns that a real case has.",
+    )
     goal: str = flag(
         "alone",
         "Balance the new cohort alone, or the real split and the new cohort together.",
@@ -30,13 +49,13 @@ class ExpandOptions:
     rows: str = flag(
         "changed",
         "Take any patient and change the column and its implications, or only patients who have "
-        "the value themselves.",
+        "the value themselves. Edits always change it.",
         choices=("changed", "own"),
     )
     table: str = path_flag(
         "",
         "Table (.csv, .xlsx) of rows to make, instead of --balance; its column SYNTHETIC SOURCE "
-        "may name the case whose mask is used.",
+        "may name the case whose mask is used, and must name the scan to edit.",
         kind="file",
     )
     n: int = flag(0, "Cases to make (with --table 0: every row).", low=0)
@@ -47,6 +66,11 @@ class ExpandOptions:
     )
     redraws: int = flag(5, "Number of redraws of a copy before the case is left out.", low=0)
     overwrite: bool = flag(False, "Replace a synthetic cohort made with other flags.")
+
+    @property
+    def edits(self) -> bool:
+        """Whether real scans are edited instead of new volumes generated."""
+        return self.how != "generate"
 
 
 @dataclass(frozen=True)
@@ -79,4 +103,5 @@ class ExpandCommand:
 
     expand: ExpandOptions = group(ExpandOptions, "Cohort")
     model: ModelOptions = group(ModelOptions, "Run")
+    sampling: SamplingOptions = group(SamplingOptions, "Sampling of diffusion models")
     deform: DeformOptions = group(DeformOptions, "Masks")

@@ -41,7 +41,7 @@ from data.text.free_text import TextEdit, TextReader
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import has_suffix, load_volume, strip_suffix, write_like
-from models.editing import Editor, EditScan
+from models.editing import Editor, EditScan, make_editor
 from models.inference import LoadedRun, load_run
 from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
@@ -339,7 +339,7 @@ def _open_editor(options: TestOptions, run: LoadedRun, cases: Sequence[Case]) ->
             "--edit_real changes the patients' own scans, and these cases have none: "
             f"{format_list(missing)}. Put them into {folder}, or leave --edit_real out."
         )
-    return Editor(run.generator, options.edit.edit_strength)
+    return make_editor(run.generator, options.edit.edit_strength)
 
 
 def _check_interventions(plan: GenerationPlan) -> None:

@@ -1,8 +1,9 @@
 """Generate a synthetic cohort in the layout of --dataroot.
 
-It is balanced over a column, or has the rows of a table. Masks are those of real cases, deformed
-smoothly; rows follow what the run's template implies. A volume that is too close to a training scan
-is redrawn up to --redraws times, then dropped. An interrupted command resumes. Several GPUs:
+It is balanced over a column or two, or has the rows of a table. Masks are those of real cases,
+deformed smoothly; rows follow what the run's template implies. A volume that is too close to a
+training scan is redrawn up to --redraws times, then dropped. With --how residual or edit, real
+training scans are changed by one attribute instead. An interrupted command resumes. Several GPUs:
 torchrun --nproc_per_node 4 scripts/expand.py ...
 """
 

@@ -52,10 +52,13 @@ class CopyVerdict:
     Attributes:
         image: Nearest by the detail inside the lungs (1 - correlation).
         feature: Nearest by features (standardised Euclidean), or `None` where there are none.
+        edit_of: The case whose scan the volume declares to be an edit of, which is not compared; ""
+            for a generated volume.
     """
 
     image: NearestScan
     feature: NearestScan | None
+    edit_of: str = ""
 
     @property
     def copy(self) -> bool:
@@ -252,7 +255,11 @@ class CopyCheck:
         return len(self.image.reference) >= MIN_REFERENCES
 
     def __call__(
-        self, image: Vectors, features: Vectors | None = None, sources: Sequence[str] | None = None
+        self,
+        image: Vectors,
+        features: Vectors | None = None,
+        sources: Sequence[str] | None = None,
+        edit_sources: Sequence[str] | None = None,
     ) -> list[CopyVerdict]:
         """Return the verdict on each of N volumes.
 
@@ -262,21 +269,25 @@ class CopyCheck:
             sources: The case whose mask each was made from, "" where none. A volume has the shape
                 of that case's lungs by design. For this pair features are not compared, and the
                 detail inside the lungs alone decides.
+            edit_sources: The case whose scan each is a declared edit of, "" where none. It is close
+                to that scan by design, so that only the other scans are compared.
         """
-        nearest = self._nearest(self.image, image, None)
+        nearest = self._nearest(self.image, image, [edit_sources])
         by_feature: Sequence[NearestScan | None] = [None] * len(nearest)
         if self.feature is not None and features is not None:
-            by_feature = self._nearest(self.feature, features, sources)
-        return [CopyVerdict(*pair) for pair in zip(nearest, by_feature, strict=True)]
+            by_feature = self._nearest(self.feature, features, [sources, edit_sources])
+        edits = [""] * len(nearest) if edit_sources is None else edit_sources
+        return [CopyVerdict(*one) for one in zip(nearest, by_feature, edits, strict=True)]
 
     def _nearest(
-        self, kind: ScanDistance, vectors: Vectors, left_out: Sequence[str] | None
+        self, kind: ScanDistance, vectors: Vectors, left_out: Sequence[Sequence[str] | None]
     ) -> list[NearestScan]:
         threshold = kind.threshold
         closest_real = float(min(kind.reference, default=0.0))
         distances = np.concatenate([kind.distances(block) for block in _blocks(vectors)])
-        if left_out is not None:
-            distances[np.asarray(left_out)[:, None] == np.asarray(self.cases)[None]] = np.inf
+        for cases in left_out:
+            if cases is not None:
+                distances[np.asarray(cases)[:, None] == np.asarray(self.cases)[None]] = np.inf
         nearest = []
         for row in distances:
             i = row.argmin()

@@ -252,6 +252,7 @@ def _add_metrics(content: ReportContent) -> None:
 
 def _add_copies(copies: CopyReport) -> None:
     copied = sum(verdict.copy for verdict in copies.verdicts)
+    edits = sum(bool(verdict.edit_of) for verdict in copies.verdicts)
     alarms = sum(verdict.alarm for verdict in copies.verdicts)
     with page_parts.card("Memorisation", "wide"):
         tags.p(
@@ -259,6 +260,12 @@ def _add_copies(copies: CopyReport) -> None:
             f"{alarms} are closer to one than any real scan is.",
             cls="cautions" if copied else "",
         )
+        if edits:
+            page_parts.note(
+                f"{edits} volumes are declared edits of a training scan. Each is close to its "
+                "source by design and no leak of the generator; it is compared with the other "
+                "scans."
+            )
         page_parts.note(COPIES_TEXT)
         if not copies.check.conclusive:
             page_parts.note(
@@ -278,6 +285,7 @@ def copy_frame(copies: CopyReport) -> pd.DataFrame:
     pairs = sorted(
         zip(copies.cases, copies.verdicts, strict=True), key=lambda pair: pair[1].image.distance
     )
+    any_edit = any(verdict.edit_of for verdict in copies.verdicts)
     rows = []
     for case, verdict in pairs:
         row: dict[str, Any] = {
@@ -285,6 +293,8 @@ def copy_frame(copies: CopyReport) -> pd.DataFrame:
             "copy": "yes" if verdict.copy else "no",
             "closer than real": "yes" if verdict.alarm else "no",
         }
+        if any_edit:
+            row["declared edit of"] = verdict.edit_of
         for name, nearest in (("detail", verdict.image), ("features", verdict.feature)):
             if nearest is not None:
                 row[f"nearest by {name}"] = nearest.case

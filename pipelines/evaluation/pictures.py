@@ -142,7 +142,11 @@ def closest_pairs(sets: Mapping[str, VolumeSet], verdicts: Mapping[str, CopyVerd
     for case in sorted(verdicts, key=lambda case: verdicts[case].image.distance)[:CLOSEST]:
         verdict = verdicts[case]
         nearest = verdict.image
-        badges = (("copy", verdict.copy), ("closer than real", verdict.alarm))
+        badges = (
+            ("copy", verdict.copy),
+            ("closer than real", verdict.alarm),
+            (f"declared edit of {verdict.edit_of}", bool(verdict.edit_of)),
+        )
         pairs.append(
             Pair(
                 f"{case} and the training scan nearest to it, {nearest.case}",

@@ -47,7 +47,7 @@ from pipelines.evaluation.volume_sets import (
     common_window,
     median_extent,
 )
-from util.cli import UserError
+from util.cli import UserError, format_list
 from util.files import claim_folder, write_frame, write_json
 from util.locks import locked_folder
 from util.training.devices import make_device
@@ -167,7 +167,29 @@ class EvaluationPlan:
             )
         for network in self.networks_3d:
             warnings += network.window_warnings(self.measurer.grid.window)
+        volumes = self.sets["synthetic"].files
+        if edits := [file for file in volumes if file.edit_of]:
+            warnings.append(
+                f"{len(edits)} of {len(volumes)} volumes are declared edits of real scans "
+                "(edits.csv), not generated volumes. Realism, texture and diversity are those of "
+                "the scans."
+            )
+        if strangers := self.foreign_edits:
+            names = format_list([f"{file.case} (of {file.edit_of})" for file in strangers])
+            warnings.append(
+                f"{len(strangers)} declared edits are of scans that are not among those of "
+                f"--train: {names}. If these people are held out, the volumes show them."
+            )
         return [*warnings, *self.volume_warnings]
+
+    @property
+    def foreign_edits(self) -> list[VolumeFile]:
+        """Declared edits whose scan is not a training scan, where those are given."""
+        if "train" not in self.sets:
+            return []
+        training = set(self.sets["train"].cases)
+        files = self.sets["synthetic"].files
+        return [file for file in files if file.edit_of and file.edit_of not in training]
 
 
 def _common_grid(
@@ -296,7 +318,9 @@ def find_copies(plan: EvaluationPlan, measurements: Measurements) -> CopyReport 
         patients=[plan.table.patients.get(v.case, v.case) for v in train],
     )
     cases = [v.case for v in synthetic]
-    verdicts = check(_details(synthetic), _features(synthetic), sources=cases)
+    edit_of = {file.case: file.edit_of for file in plan.sets["synthetic"].files}
+    edit_sources = [edit_of[case] for case in cases]
+    verdicts = check(_details(synthetic), _features(synthetic), cases, edit_sources)
     return CopyReport(cases, verdicts, check)
 
 
@@ -352,6 +376,7 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         by_case = result.copies.by_case
         record["memorisation"] = {
             "copies": [case for case, verdict in by_case.items() if verdict.copy],
+            "declared_edits": {case: v.edit_of for case, v in by_case.items() if v.edit_of},
             "closer_than_real": [case for case, verdict in by_case.items() if verdict.alarm],
         }
     write_json(out / RECORD, record)

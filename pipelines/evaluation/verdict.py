@@ -61,9 +61,12 @@ def _copies_sentence(copies: Sequence[CopyVerdict] | None) -> str:
     if copies is None:
         return ""
     copied = sum(verdict.copy for verdict in copies)
+    edits = sum(bool(verdict.edit_of) for verdict in copies)
+    declared = f" {edits} are declared edits of training scans." if edits else ""
     if copied:
-        return f"{copied} of {len(copies)} volumes are called copies of training scans."
-    return f"No copy of a training scan among {len(copies)} volumes."
+        return f"{copied} of {len(copies)} volumes are called copies of training scans.{declared}"
+    other = "undeclared copy" if edits else "copy"
+    return f"No {other} of a training scan among {len(copies)} volumes.{declared}"
 
 
 def _separation_sentence(metrics: Sequence[Metric]) -> str:

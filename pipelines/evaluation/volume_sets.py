@@ -19,6 +19,7 @@ from data.checks import (
 from data.cohort import IMAGES, MASKS, natural_key
 from data.fact_store import Facts, FactStore
 from data.geometry import Shape, Volume, format_sides, resample
+from data.provenance import declared_edits
 from data.splits import read_splits
 from data.volumes import has_suffix, header_warnings, read_header, strip_suffix
 from util.cli import UserError, format_list
@@ -40,11 +41,13 @@ class VolumeFile:
         case: Name of the case, by which pairs are formed.
         path: File of the volume.
         mask: Mask of the case, where there is one.
+        edit_of: The case whose real scan it is a declared edit of; "" for none.
     """
 
     case: str
     path: Path
     mask: Path | None
+    edit_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
     mask_folder = Path(masks) if masks else root / MASKS
     by_mask = _volumes(mask_folder) if mask_folder.is_dir() else {}
     cases = sorted(_cases_of_split(root, flag, split, list(volumes)), key=natural_key)
-    files = tuple(VolumeFile(case, volumes[case], by_mask.get(case)) for case in cases)
+    edits = declared_edits(root)
+    files = tuple(
+        VolumeFile(case, volumes[case], by_mask.get(case), edits.get(case, "")) for case in cases
+    )
     if not files:
         content = format_list(sorted(p.name for p in root.iterdir())) or "nothing"
         raise UserError(

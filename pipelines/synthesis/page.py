@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,119 +13,76 @@ from nibabel.affines import voxel_sizes
 
 from data.cohort import IMAGES, MASKS
 from data.geometry import resample
+from data.provenance import EDITS_FILE
 from data.volumes import load_volume
 from models.inference import LoadedRun
 from pipelines.results import training_page
-from pipelines.synthesis.planning import LIMITS, PlannedCase
-from util.notices import Notice
+from pipelines.synthesis.case_edits import edit_rows
+from pipelines.synthesis.planning import PlannedCase
+from pipelines.synthesis.report import (
+    NOT_KNOWN,
+    CohortReport,
+    cohort_sentence,
+    describe_changes,
+)
 from util.web.figures import Panel
 from util.web.page_links import LinkedPage, link_pages
 from util.web.results_page import ResultsPage, ResultsReport
 
 PICTURED_CASES = 12
-TABLES = ("clinical.csv", "copies.csv", "README.md")
-NOT_KNOWN = "(not known)"
-
-
-@dataclass(frozen=True)
-class CohortReport:
-    """Content of the page of a synthetic cohort.
-
-    Attributes:
-        source: Name of the real cohort.
-        column: The balanced column; "" for none.
-        checked: Whether copies of training scans were searched for.
-        records: Records of all cases, those left out, too.
-        written: The cases that were written.
-        options: The command's options.
-        notices: Warnings of the command.
-    """
-
-    source: str
-    column: str
-    checked: bool
-    records: Sequence[Mapping[str, Any]]
-    written: Sequence[PlannedCase]
-    options: Mapping[str, Mapping[str, Any]]
-    notices: Sequence[Notice] = ()
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of cases by value of the balanced column."""
-        return {value: len(cases) for value, cases in sorted(_by_value(self).items())}
 
 
 def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Path:
     """Write `folder`/index.html and return its path."""
     data = run.options.data
-    title = f"Synthetic cohort {folder.name}"
+    kind = "Edited scans" if report.edits else "Synthetic cohort"
+    title = f"{kind} {folder.name}"
     page = ResultsPage(folder, title, data.hu_window, terms=data.terms)
     records = {record["case"]: record for record in report.records}
     for case in pictured_cases(report):
         record = records[case.id]
-        notes = [_origin(case, record, report.checked)]
+        if report.edits:
+            notes = [_edit_origin(case, record)]
+            panels = _edit_panels(folder, case)
+        else:
+            notes = [_origin(case, record, report.checked)]
+            panels = _panels(folder, case)
         if case.dropped:
             notes.append(f"Emptied, because they contradict the row: {', '.join(case.dropped)}.")
-        page.add_case(case.id, case.prompt.sentence, notes, _panels(folder, case))
-    tables = {}
-    if report.column:
-        tables["Cases by value"] = pd.DataFrame(
-            {report.column: list(report.counts), "cases": list(report.counts.values())}
-        )
-    if report.checked:
-        tables["Nearest training scans"] = _copies_table(report.records)
+        page.add_case(case.id, case.prompt.sentence, notes, panels)
+    file = EDITS_FILE if report.edits else "copies.csv"
     path = page.save(
         report.options,
         ResultsReport(
-            headline=cohort_sentence(report, run.folder.name, run.state["step"]),
+            headline=cohort_sentence(report),
             notices=report.notices,
-            cautions=LIMITS,
-            links={name: name for name in TABLES},
-            tables=tables,
+            cautions=report.limits,
+            links={name: name for name in ("clinical.csv", file, "README.md")},
+            tables=_tables(report),
         ),
     )
     link_pages(LinkedPage(page.title, path), training_page(run.folder))
     return path
 
 
-def cohort_sentence(report: CohortReport, run: str, step: int) -> str:
-    """Return what was made, from what, and how close it comes to the training scans."""
-    sources = len({case.source.id for case in report.written})
-    text = (
-        f"{len(report.written)} synthetic cases by {run} (step {step}), from the masks of "
-        f"{sources} cases of {report.source}"
-    )
-    if report.column:
-        counts = [f"{value or NOT_KNOWN} {n}" for value, n in report.counts.items()]
-        text += f"; {report.column}: {', '.join(counts)}"
-    if not report.checked:
-        return f"{text}. Copies of training scans were not searched for."
-    redrawn = sum(int(record["redrawn"]) for record in report.records)
-    left_out = sum(bool(record["left_out"]) for record in report.records)
-    text += f". {redrawn} draws were too close to a training scan and drawn again, {left_out} cases"
-    text += " left out"
-    kept = [r for r in report.records if not r["left_out"] and r["nearest_training_case"]]
-    if not kept:
-        return f"{text}."
-    nearest = min(kept, key=lambda record: record["distance"])
-    return (
-        f"{text}; the nearest, {nearest['case']}, is at distance {nearest['distance']:.2f} from "
-        f"{nearest['nearest_training_case']} (copy below {nearest['threshold']:.2f})."
-    )
+def _tables(report: CohortReport) -> dict[str, pd.DataFrame]:
+    tables = {}
+    if report.columns:
+        rows = [
+            [*(value or NOT_KNOWN for value in values), n] for values, n in report.counts.items()
+        ]
+        tables["Cases by value"] = pd.DataFrame(rows, columns=[*report.columns, "cases"])
+    if report.edits:
+        tables["What was changed"] = _edits_table(report.records)
+    elif report.checked:
+        tables["Nearest training scans"] = _copies_table(report.records)
+    return tables
 
 
 def pictured_cases(report: CohortReport) -> list[PlannedCase]:
-    """Return the first cases of each value of the balanced column, the values in turn."""
-    by_value = [cases for _, cases in sorted(_by_value(report).items())]
-    in_turn = chain.from_iterable(zip_longest(*by_value))
+    """Return the first cases of each value of the balanced columns, the values in turn."""
+    in_turn = chain.from_iterable(zip_longest(*report.by_values.values()))
     return [case for case in in_turn if case is not None][:PICTURED_CASES]
-
-
-def _by_value(report: CohortReport) -> dict[str, list[PlannedCase]]:
-    by_value: dict[str, list[PlannedCase]] = defaultdict(list)
-    for case in report.written:
-        by_value[case.row.get(report.column, "")].append(case)
-    return by_value
 
 
 def _origin(case: PlannedCase, record: Mapping[str, Any], checked: bool) -> str:
@@ -139,6 +94,15 @@ def _origin(case: PlannedCase, record: Mapping[str, Any], checked: bool) -> str:
             f"{record['distance']:.2f} (copy below {record['threshold']:.2f})."
         )
     return text
+
+
+def _edit_origin(case: PlannedCase, record: Mapping[str, Any]) -> str:
+    """Return whose scan was edited, and what was changed."""
+    return (
+        f"Edit of the real scan {case.source.id}: {describe_changes(case)}. The lungs change by "
+        f"{record['mean_change_hu']:+.1f} HU in the mean and by "
+        f"{record['mean_absolute_change_hu']:.1f} HU on average over voxels; seed {case.seed}."
+    )
 
 
 def _panels(folder: Path, case: PlannedCase) -> list[Panel]:
@@ -160,6 +124,33 @@ def _panels(folder: Path, case: PlannedCase) -> list[Panel]:
         Panel("mask", "mask", mask.astype(np.uint8), sides, f"{MASKS}/{name}", "deformed")
     )
     return panels
+
+
+def _edit_panels(folder: Path, case: PlannedCase) -> list[Panel]:
+    """Return the source's scan, the edited one, what was added, and the mask of both."""
+    name = f"{case.id}.nii.gz"
+    edited = load_volume(folder / IMAGES / name)
+    mask = load_volume(folder / MASKS / name).array.astype(np.uint8)
+    sides = [float(side) for side in voxel_sizes(edited.affine)]
+    assert case.source.image is not None
+    scan = load_volume(case.source.image).array
+    change = edited.array.astype(np.float32) - scan
+    real = Panel(f"real scan {case.source.id}", "ct", scan, sides, role="real")
+    title = f"edit of {case.source.id}"
+    caption = describe_changes(case)
+    return [
+        real,
+        Panel(title, "ct", edited.array, sides, f"{IMAGES}/{name}", caption, role="generated"),
+        Panel("edit minus real scan", "difference", change, sides, before=real),
+        Panel("mask", "mask", mask, sides, f"{MASKS}/{name}", "the scan's own"),
+    ]
+
+
+def _edits_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return what was changed in every case."""
+    table = pd.DataFrame(edit_rows([dict(record) for record in records]))
+    names = {"source": "edit of", "mean_change_hu": "mean change, HU"}
+    return table.rename(columns={**names, "mean_absolute_change_hu": "mean absolute change, HU"})
 
 
 def _copies_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

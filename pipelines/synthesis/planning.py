@@ -1,4 +1,4 @@
-"""Plan of a synthetic cohort: mask, row and seed of every new case."""
+"""Plan of a synthetic cohort: source, row and seed of every new case."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from data.cohort import Case
+from data.provenance import PROVENANCE, SOURCE
 from data.table import ClinicalTable
-from data.text.counterfactuals import CaseText, RowText, WrittenText, case_text
+from data.text.counterfactuals import CaseText, WrittenText, case_text
 from data.text.free_text import TextReader
 from data.text.prompts import Prompt, Template
 from util.cli import MAX_NAME_LENGTH, UserError, format_list
-from util.markdown import code, escape_text
 
 log = logging.getLogger(__name__)
 
-# Columns of every synthetic row. `data.text.template` keeps these out of all texts.
-SYNTHETIC = "SYNTHETIC"
-SOURCE = "SYNTHETIC SOURCE"
-SEED = "SYNTHETIC SEED"
-RUN = "SYNTHETIC RUN"
-PROVENANCE = (SYNTHETIC, SOURCE, SEED, RUN)
 MAX_VALUES = 20  # a column with more is a number or free text, and cannot be balanced
+MAX_BALANCED = 2  # columns whose joint distribution is balanced
 
 # Streams of random numbers, so that no two uses of a seed share one.
 BALANCE_STREAM = 11
 TABLE_STREAM = 12
 CASE_STREAM = 13
 
+Values = tuple[str, ...]  # of the balanced columns
+Group = TypeVar("Group", str, Values)
+# Patients whose row a new case takes: anybody, those who have its values, or those who do not.
+Sources = Literal["changed", "own", "other"]
+
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case to generate.
+    """A case to make.
 
     Attributes:
         id: Its name.
-        source: The real case whose mask is deformed.
+        source: The real case whose mask, or scan, is used.
         row: Its clinical row.
         prompt: Its text: the row in words, or the source's written text with the value changed.
         seed: Seed of mask and noise.
@@ -53,7 +54,17 @@ class PlannedCase:
     row: dict[str, str]
     prompt: Prompt
     seed: int
-    dropped: tuple[str, ...] = ()
+    dropped: Values = ()
+
+    @property
+    def changes(self) -> dict[str, tuple[str, str]]:
+        """Cells of the source's row before and after, by column, where they differ."""
+        changed = {}
+        for column, before in self.source.row.items():
+            after = self.row.get(column, "")
+            if after != before:
+                changed[column] = (before, after)
+        return changed
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,8 @@ class SourceTexts:
         """Return the text of a case."""
         return case_text(case, self.prompts[case.id], self.reader)
 
-    def stating(self, column: str) -> list[Case]:
-        """Return the cases in whose text a column can be changed, and warn of the others.
+    def stating(self, columns: Sequence[str]) -> list[Case]:
+        """Return the cases in whose text columns can be changed, and warn of the others.
 
         Raises:
             UserError: There is none.
@@ -83,12 +94,15 @@ class SourceTexts:
         silent = []
         for case in self.cases:
             text = self.text(case)
-            if isinstance(text, WrittenText) and not self.reader.row(text.prompt)[column]:
-                silent.append(case.id)
+            if isinstance(text, WrittenText):
+                stated = self.reader.row(text.prompt)
+                if not all(stated[column] for column in columns):
+                    silent.append(case.id)
         if silent:
             problem = (
-                f"--balance {column}: the texts of {len(silent)} of {len(self.cases)} cases in "
-                f"prompts.csv do not state it in words that are understood: {format_list(silent)}."
+                f"--balance {' and '.join(columns)}: the texts of {len(silent)} of "
+                f"{len(self.cases)} cases in prompts.csv do not state it in words that are "
+                f"understood: {format_list(silent)}."
             )
             if len(silent) == len(self.cases):
                 raise UserError(
@@ -97,6 +111,46 @@ class SourceTexts:
                 )
             log.warning("%s They are not used as sources.", problem)
         return [case for case in self.cases if case.id not in silent]
+
+    def changed(self, source: Case, cells: Mapping[str, str]) -> ChangedCase:
+        """Return row and text of a case with cells set; those of the same value stay as they are.
+
+        Args:
+            source: The case.
+            cells: New cells by column.
+
+        Raises:
+            UserError: The written text of the case does not state a column, or a cell does not fit
+                its column.
+        """
+        template = self.reader.template
+        row = template.consistent(source.row).row
+        text = self.text(source)
+        dropped: list[str] = []
+        for column, cell in cells.items():
+            if template[column].format_value(cell) == template.format_value(row, column):
+                continue
+            row = template.change(row, column, cell).row
+            changed = text.change(column, cell)
+            new = text.with_value(column, cell)
+            if changed is None or new is None:
+                raise UserError(
+                    f"The text of {source.id} in prompts.csv does not state {column} in words that "
+                    "are understood, so it cannot be changed. Word it as the template does, or "
+                    "choose another case."
+                )
+            dropped += changed.dropped
+            text = new
+        return ChangedCase(row, text.prompt, tuple(dropped))
+
+
+@dataclass(frozen=True)
+class ChangedCase:
+    """Row and text of a case after a change, and the columns that it emptied."""
+
+    row: dict[str, str]
+    prompt: Prompt
+    dropped: Values
 
 
 def cases_by_value(
@@ -138,11 +192,47 @@ def cases_by_value(
     return groups
 
 
-def balanced_counts(counts: Mapping[str, int], n: int, together: bool) -> dict[str, int]:
-    """Return how many of `n` new cases each value gets, so that values are as equal as possible.
+def cases_by_values(
+    cases: Sequence[Case], template: Template, columns: Sequence[str]
+) -> dict[Values, list[Case]]:
+    """Return the cases of every combination of known values of columns.
 
     Args:
-        counts: How many real cases have each value.
+        cases: The cases.
+        template: How rows become text.
+        columns: The columns, see `cases_by_value`.
+
+    Raises:
+        UserError: More than `MAX_BALANCED` columns, a column twice, or one that cannot be
+            balanced.
+    """
+    if len(columns) > MAX_BALANCED or len(set(columns)) < len(columns):
+        raise UserError(
+            f"--balance is given for {format_list(columns)}; it takes one column, or "
+            f"{MAX_BALANCED} different ones whose combinations are balanced."
+        )
+    members = [cases_by_value(cases, template, column) for column in columns]
+    value_of = [{case.id: v for v, group in by.items() for case in group} for by in members]
+    groups: dict[Values, list[Case]] = {}
+    for case in cases:
+        if all(case.id in by_case for by_case in value_of):
+            groups.setdefault(tuple(by_case[case.id] for by_case in value_of), []).append(case)
+    absent = [" and ".join(v) for v in product(*map(sorted, members)) if v not in groups]
+    if absent:
+        log.warning(
+            "--balance %s: no case has %s, so none is made. What the generator would make of a "
+            "combination that it never saw means nothing.",
+            " and ".join(columns),
+            format_list(absent),
+        )
+    return groups
+
+
+def balanced_counts(counts: Mapping[Group, int], n: int, together: bool) -> dict[Group, int]:
+    """Return how many of `n` new cases each group gets, so that groups are as equal as possible.
+
+    Args:
+        counts: How many real cases each group has.
         n: New cases.
         together: Balance real and new cases together; else the new cases alone.
     """
@@ -156,79 +246,115 @@ def balanced_counts(counts: Mapping[str, int], n: int, together: bool) -> dict[s
 
 def plan_balanced(
     texts: SourceTexts,
-    column: str,
+    columns: Sequence[str],
     n: int,
     *,
     together: bool,
-    changed: bool,
+    sources: Sources,
     seed: int,
 ) -> list[PlannedCase]:
-    """Plan new cases that balance a column.
+    """Plan new cases that balance a column, or the combinations of two.
 
     Args:
-        texts: Real cases whose masks, rows and texts are used.
-        column: The column to balance.
+        texts: Real cases whose masks, scans, rows and texts are used.
+        columns: The columns to balance.
         n: Number of new cases.
         together: Balance real and new cases together; else the new ones alone.
-        changed: Take any patient, and change the value and what it implies; else only patients who
-            have the value.
+        sources: Take any patient, and change the values and what they imply; only patients who have
+            the values; or only patients who have others, those with one other value first.
         seed: Decides which patients come first.
 
     Raises:
-        UserError: See `cases_by_value`; or, with `changed`, no written text states the column.
+        UserError: See `cases_by_values`; no written text states the columns; or no case has other
+            values.
     """
     template = texts.reader.template
-    groups = cases_by_value(texts.cases, template, column)
-    cases = texts.stating(column) if changed else list(texts.cases)
-    cells = {}  # the most common spelling of each value in the table
-    for value, members in groups.items():
-        spellings = Counter(case.row[column] for case in members)
-        cells[value] = spellings.most_common(1)[0][0]
+    groups = cases_by_values(texts.cases, template, columns)
+    candidates = list(texts.cases) if sources == "own" else texts.stating(columns)
+    spellings = [  # the most common spelling of each value in the table
+        _common_spellings(cases_by_value(texts.cases, template, column), column)
+        for column in columns
+    ]
     counts = balanced_counts({v: len(members) for v, members in groups.items()}, n, together)
     rng = np.random.default_rng([seed, BALANCE_STREAM])
-    values = rng.permutation(np.repeat(list(counts), list(counts.values()))).tolist()
+    targets = [value for value, count in counts.items() for _ in range(count)]
+    targets = [targets[k] for k in rng.permutation(len(targets))]
     queues = {}
     for value, members in groups.items():
-        queues[value] = _cycle_randomly(cases if changed else members, rng)
+        chosen = members if sources == "own" else candidates
+        if sources == "other" and counts[value]:
+            chosen = _cases_with_other_values(groups, value, candidates, columns)
+        queues[value] = _cycle_randomly(chosen, rng)
     planned = []
-    for number, value in enumerate(values):
+    for number, value in enumerate(targets):
         source = next(queues[value])
-        row = template.change(source.row, column, cells[value])
-        text = texts.text(source)
-        # Patients who have the value themselves keep the text that was written of them.
-        new = text.change(column, cells[value]) if changed or isinstance(text, RowText) else None
-        dropped = row.dropped if new is None else new.dropped
-        prompt = text.prompt if new is None else new.prompt
+        cells = {c: by[v] for c, by, v in zip(columns, spellings, value, strict=True)}
+        new = texts.changed(source, cells)
+        name = case_name(number, n, is_edit=sources == "other")
         case_seed = _case_seed(seed, number)
-        planned.append(
-            PlannedCase(synthetic_id(number, n), source, row.row, prompt, case_seed, dropped)
-        )
+        planned.append(PlannedCase(name, source, new.row, new.prompt, case_seed, new.dropped))
     return planned
 
 
+def _common_spellings(groups: Mapping[str, Sequence[Case]], column: str) -> dict[str, str]:
+    return {
+        value: Counter(case.row[column] for case in members).most_common(1)[0][0]
+        for value, members in groups.items()
+    }
+
+
+def _cases_with_other_values(
+    groups: Mapping[Values, Sequence[Case]],
+    values: Values,
+    candidates: Sequence[Case],
+    columns: Sequence[str],
+) -> list[Case]:
+    """Return the candidates whose scans can be given values: with as few changes as possible."""
+    allowed = {case.id for case in candidates}
+    by_distance: dict[int, list[Case]] = {}
+    for group, members in groups.items():
+        distance = sum(a != b for a, b in zip(group, values, strict=True))
+        by_distance.setdefault(distance, []).extend(c for c in members if c.id in allowed)
+    for distance in range(1, len(columns) + 1):
+        if by_distance.get(distance):
+            return by_distance[distance]
+    raise UserError(
+        f"--balance {' and '.join(columns)}: no training scan with another value than "
+        f"{' and '.join(values)} can be edited. Choose another column, or use --how generate."
+    )
+
+
 def plan_table(
-    table: ClinicalTable, cases: Sequence[Case], template: Template, n: int, seed: int
+    table: ClinicalTable, texts: SourceTexts, n: int, seed: int, edits: bool = False
 ) -> list[PlannedCase]:
     """Plan new cases from a table of rows.
 
-    Its column `SYNTHETIC SOURCE` may name the case whose mask is used.
+    Its column `SYNTHETIC SOURCE` may name the case whose mask is used. Edits need it: it names the
+    scan, and the row is the source's with the cells of the table that are not empty.
 
     Args:
         table: Rows by the new cases' ids.
-        cases: Real cases whose masks are used.
-        template: What values imply; contradicting cells are emptied.
+        texts: Real cases whose masks, or scans, are used; what values imply, so that contradicting
+            cells are emptied.
         n: Only the first `n` rows (0: all).
         seed: Decides the masks of rows that name none.
+        edits: Whether scans are edited.
 
     Raises:
-        UserError: A source that is not a case, or an id that a real case has.
+        UserError: A source that is missing or not a case, or an id that a real case has.
     """
-    by_id = {case.id: case for case in cases}
-    queue = _cycle_randomly(cases, np.random.default_rng([seed, TABLE_STREAM]))
+    template = texts.reader.template
+    by_id = {case.id: case for case in texts.cases}
+    queue = _cycle_randomly(texts.cases, np.random.default_rng([seed, TABLE_STREAM]))
     planned = []
     for number, (name, cells) in enumerate(list(table.rows.items())[: n or None]):
         row = {column: value for column, value in cells.items() if column not in PROVENANCE}
         source = cells.get(SOURCE, "").strip()
+        if edits and not source:
+            raise UserError(
+                f"--table, row {name}: {SOURCE} is empty. An edit needs the case whose scan is "
+                "edited; name it there."
+            )
         if source and source not in by_id:
             raise UserError(
                 f"--table, row {name}: {SOURCE} is {source!r}, which is no case of the split; it "
@@ -239,11 +365,15 @@ def plan_table(
             raise UserError(
                 f"--table: {name!r} is the name of a real case. Give synthetic cases other names."
             )
-        new = template.consistent(row)
         case = by_id[source] if source else next(queue)
-        prompt = template.phrases(new.row)
+        if edits:
+            new = texts.changed(case, {c: v for c, v in row.items() if v and c in case.row})
+        else:
+            consistent = template.consistent(row)
+            prompt = template.phrases(consistent.row)
+            new = ChangedCase(consistent.row, prompt, consistent.dropped)
         case_seed = _case_seed(seed, number)
-        planned.append(PlannedCase(name, case, new.row, prompt, case_seed, new.dropped))
+        planned.append(PlannedCase(name, case, new.row, new.prompt, case_seed, new.dropped))
     if not planned:
         raise UserError("--table holds no rows. Give a row for every case to make.")
     return planned
@@ -259,9 +389,9 @@ def _check_name(name: str) -> None:
         )
 
 
-def synthetic_id(number: int, n: int) -> str:
+def case_name(number: int, n: int, is_edit: bool = False) -> str:
     """Return the name of a new case; all names of a cohort sort in their order."""
-    return f"synthetic_{number + 1:0{max(4, len(str(n)))}d}"
+    return f"{'edited' if is_edit else 'synthetic'}_{number + 1:0{max(4, len(str(n)))}d}"
 
 
 def _case_seed(seed: int, number: int) -> int:
@@ -273,85 +403,3 @@ def _cycle_randomly(cases: Sequence[Case], rng: np.random.Generator) -> Iterator
     while True:
         for k in rng.permutation(len(cases)):
             yield cases[k]
-
-
-def cohort_readme(
-    records: Sequence[Mapping[str, Any]],
-    run: str,
-    step: int,
-    source: str,
-    column: str,
-    counts: Mapping[str, int],
-    checked: bool,
-) -> str:
-    """Return the README.md of a synthetic cohort: its origin and its limits.
-
-    Names and values of users are escaped, so that none becomes markup.
-
-    Args:
-        records: Records of every case (`redrawn`, `left_out`).
-        run: Name of the generator's run.
-        step: Step of its checkpoint.
-        source: Folder of the real cohort.
-        column: The balanced column, or "".
-        counts: Number of cases by value of that column.
-        checked: Whether copies of training scans were searched for.
-    """
-    left_out = sum(bool(record["left_out"]) for record in records)
-    table = []
-    if column:
-        table = [f"| {escape_text(column)} | cases |", "|---|---|"]
-        for value, n in sorted(counts.items()):
-            table.append(f"| {escape_text(value) or '(not known)'} | {n} |")
-        table.append("")
-    copies = "Copies: **not searched for** (`--no-check_copies`)."
-    if checked:
-        redrawn = sum(int(record["redrawn"]) for record in records)
-        copies = (
-            f"Copies: {redrawn} draws were too close to a training scan and made again; "
-            f"{left_out} cases were left out."
-        )
-    lines = [
-        "# Synthetic chest CT",
-        "",
-        f"{len(records) - left_out} volumes generated by Mask2CT (run {code(run)}, step {step}). "
-        "**Nobody's scans.**",
-        "",
-        f"Masks are those of cases of {code(source)}, varied by smooth deformation. In "
-        f"`clinical.csv` the column `{SOURCE}`",
-        f"names the case, `{SEED}` the seed and `{RUN}` the generator; `copies.csv` holds the "
-        "nearest training scan.",
-        "",
-        *table,
-        copies,
-        "",
-        "## Research use only",
-        "",
-        *(f"- {text}" for text in LIMITS),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def warning_section(warnings: Sequence[str]) -> str:
-    """Return the part of the README.md with the warnings of the command; "" without any."""
-    if not warnings:
-        return ""
-    lines = ["", "## Read before use", "", *(f"- {escape_text(text)}" for text in warnings), ""]
-    return "\n".join(lines)
-
-
-LIMITS = (
-    "Not for diagnosis, treatment or any other clinical decision, and not to test a product for "
-    "the clinic.",
-    "Train with these volumes if you like; test on real scans alone. All are in the split train "
-    "for that reason.",
-    "They hold what the generator learned, with its errors and the biases of its training cohort. "
-    "A rare group rests on the few real patients of that group; many volumes of few patients are "
-    "not new patients.",
-    "A mask comes from a real patient. Keep volumes made from test patients' masks out of "
-    "training: the source is named.",
-    "The search for copies finds close ones; it is not a proof of privacy. Treat the volumes as "
-    "you treat the scans.",
-    "Say in every publication that the data are synthetic, and how they were made.",
-)

@@ -1,4 +1,4 @@
-"""Generation of a synthetic cohort in the layout of a dataroot."""
+"""A synthetic cohort in the layout of a dataroot: generated cases, or edited training scans."""
 
 from __future__ import annotations
 
@@ -6,50 +6,54 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.cache import load_mask
 from data.checks import check_labels_known
-from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
-from data.geometry import Volume, resample
-from data.splits import save_splits
-from data.table import read_table
-from data.text.counterfactuals import values_by_column
-from data.text.free_text import TextReader
-from data.text.prompts import Template, cohort_prompts, load_template
-from data.volumes import read_header, write_like
-from models.inference import LoadedRun, load_run
-from options.checks import check_chest_ct
-from options.expand_options import ExpandCommand
-from options.parser import to_dict
-from options.test_options import ModelOptions
-from pipelines.evaluation.memorisation import NearestScan
-from pipelines.evidence import warn_young_run
-from pipelines.generation import run_samples
-from pipelines.run_cohort import is_training_cohort, load_run_cohort
-from pipelines.synthesis.copies import CopySearch, SyntheticVolume
-from pipelines.synthesis.deform import deform_plausibly
-from pipelines.synthesis.page import CohortReport, write_cohort_page
-from pipelines.synthesis.planning import (
+from data.cohort import PROMPTS_FILE, Case, Cohort
+from data.fingerprints import volume_digest
+from data.provenance import (
+    CHANGE,
+    EDIT_COLUMNS,
+    EDITS_FILE,
+    HOW,
     PROVENANCE,
     RUN,
     SEED,
     SOURCE,
     SYNTHETIC,
+)
+from data.splits import save_splits
+from data.table import read_table
+from data.text.counterfactuals import values_by_column
+from data.text.free_text import TextReader
+from data.text.prompts import cohort_prompts, load_template
+from models.inference import LoadedRun, load_run
+from models.text.relevance import warn_low_relevance
+from options.checks import check_chest_ct
+from options.expand_options import ExpandCommand
+from options.parser import to_dict
+from options.test_options import ModelOptions
+from pipelines.evidence import warn_young_run
+from pipelines.run_cohort import is_training_cohort, load_run_cohort
+from pipelines.synthesis import case_edits, case_synthesis
+from pipelines.synthesis.case_edits import CaseEditor, check_edits, edit_rows, editable_cases
+from pipelines.synthesis.case_synthesis import CaseSynthesiser
+from pipelines.synthesis.copies import CopySearch
+from pipelines.synthesis.page import write_cohort_page
+from pipelines.synthesis.planning import (
     PlannedCase,
+    Sources,
     SourceTexts,
-    cohort_readme,
     plan_balanced,
     plan_table,
-    warning_section,
 )
+from pipelines.synthesis.report import CohortReport, cohort_readme, describe_changes
 from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_path, read_json, write_csv, write_json
@@ -57,14 +61,11 @@ from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
 from util.records import open_record, read_record, wait_for_record
 from util.training import runs
-from util.web.figures import LUNG
 
 log = logging.getLogger(__name__)
 
 RECORD = "expansion.json"  # the run and the flags that the cohort belongs to
 RECORDS = "records"  # folder with a record of every case
-SAME_MASK_FILE = "same_mask.json"  # distances of unseen cases to the scans of their masks
-MAX_UNSEEN = 24  # cases outside the training split that are generated for it
 COPY_COLUMNS = (
     "case",
     "source",
@@ -76,146 +77,66 @@ COPY_COLUMNS = (
 )
 
 
-# Types of a case's record.
-RECORD_TYPES = {
-    "case": str,
-    "source": str,
-    "seed": int,
-    "redrawn": int,
-    "left_out": bool,
-    "nearest_training_case": str,
-    "distance": float,
-    "threshold": float,
-}
+def is_finished(record: Path, edits: bool) -> bool:
+    """Return whether a case is finished; one whose record is damaged is made again.
 
-
-def is_finished(record: Path) -> bool:
-    """Return whether a case is finished; one whose record is damaged is made again."""
+    Args:
+        record: Its record.
+        edits: Whether the cohort holds edited scans.
+    """
     if not record.is_file():
         return False
+    types = case_edits.RECORD_TYPES if edits else case_synthesis.RECORD_TYPES
     fix = f"The case {record.stem} is made again"
-    return read_record(record, RECORD_TYPES, fix) is not None
-
-
-@dataclass(frozen=True)
-class CaseSynthesiser:
-    """Generates and writes single cases.
-
-    Attributes:
-        command: The command's options.
-        run: The trained run.
-        template: How rows become text.
-        copies: The search for copies, or None where copies are not searched for.
-    """
-
-    command: ExpandCommand
-    run: LoadedRun
-    template: Template
-    copies: CopySearch | None = None
-
-    def __call__(self, planned: PlannedCase) -> dict[str, Any]:
-        """Write mask and volume of a case; return its record.
-
-        A volume that is too close to a training scan is redrawn up to `redraws` times, then
-        dropped.
-        """
-        out = Path(self.command.expand.out)
-        mask = out / MASKS / f"{planned.id}.nii.gz"
-        nearest = NearestScan()
-        for number in range(self.command.expand.redraws + 1):
-            volume = self.draw_volume(planned, mask, number)
-            if self.copies is not None:
-                nearest = self.copies(volume)
-            if not nearest.copied:
-                header = read_header(mask)
-                hu = resample(volume.hu, grid=(header.shape, header.affine))
-                write_like(out / IMAGES / mask.name, hu.array, mask, np.int16, LUNG)
-                return self._record(planned, number, nearest, left_out=False)
-        mask.unlink()
-        return self._record(planned, number, nearest, left_out=True)
-
-    def draw_volume(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
-        """Deform the mask, write it to the file `mask`, and generate its volume.
-
-        Args:
-            planned: The case.
-            mask: File of the deformed mask.
-            number: Number of the draw, which decides deformation and noise.
-        """
-        source = load_mask(planned.source)
-        deformed = deform_plausibly(
-            source, self.command.deform, [planned.seed, number], planned.source.mask
-        )
-        write_like(mask, deformed.labels, planned.source.mask, np.uint8)
-        case = Case(planned.id, None, mask, planned.row, planned.source.body)
-        sample = run_samples(self.run, [case], self.run.options.data)[0]
-        generator = replace(self.run.generator, seed=planned.seed)
-        volume = generator(sample, planned.prompt.texts, noise_key=f"{planned.id}:{number}")
-        return SyntheticVolume(
-            Volume(sample.to_hu(volume), sample.affine),
-            Volume(deformed.labels, source.affine),
-            planned.source,
-            deformed.deformation,
-        )
-
-    def with_copy_search(self, copies: CopySearch, unseen: Sequence[Case]) -> CaseSynthesiser:
-        """Return a synthesiser that searches for copies.
-
-        The effect of a mask alone is measured on cases outside the training split.
-
-        Args:
-            copies: The search.
-            unseen: Cases outside the training split.
-        """
-        out = Path(self.command.expand.out)
-        path = out / SAME_MASK_FILE
-        cases = unseen[:MAX_UNSEEN]
-        distances = None
-        if path.is_file():
-            distances = read_record(path, list[float], "The distances are measured again")
-        if distances is None or len(distances) != len(cases):
-            mask = out / f".{os.getpid()}.nii.gz"
-            distances = []
-            for case in tqdm(
-                cases, "cases outside training", unit="case", disable=not cli.is_main_process()
-            ):
-                row = dict(case.row)
-                prompt = self.template.phrases(row)
-                planned = PlannedCase(case.id, case, row, prompt, self.command.expand.seed)
-                distances.append(copies.distance_to_source(self.draw_volume(planned, mask, 0)))
-            mask.unlink(missing_ok=True)
-            write_json(path, distances)
-        return replace(self, copies=copies.with_same_mask_threshold(distances))
-
-    def _record(
-        self, planned: PlannedCase, redrawn: int, nearest: NearestScan, left_out: bool
-    ) -> dict[str, Any]:
-        return {
-            "case": planned.id,
-            "source": planned.source.id,
-            "seed": planned.seed,
-            "redrawn": redrawn,
-            "left_out": left_out,
-            "nearest_training_case": nearest.case,
-            "distance": round(nearest.distance, 5),
-            "threshold": round(nearest.threshold, 5),
-            "emptied": list(planned.dropped),
-            "prompt": planned.prompt.sentence,
-        }
+    return read_record(record, types, fix) is not None
 
 
 def select_source_cases(command: ExpandCommand, run: LoadedRun, cohort: Cohort) -> list[Case]:
-    """Return the real cases whose masks and rows are used."""
-    split = command.expand.split
-    cases = list(cohort.cases if split == "all" else cohort.split(split))
+    """Return the real cases whose masks, or scans, and rows are used."""
+    e, data = command.expand, run.options.data
+    if e.edits:
+        if e.split != "train":
+            raise UserError(
+                f"--split {e.split}: --how {e.how} changes real scans, and scans of people who are "
+                "held out would get into training. Leave --split out."
+            )
+        if e.rows == "own" and e.balance:
+            raise UserError(
+                f"--rows own: --how {e.how} changes the value of a scan, so its row cannot stay "
+                "its own. Leave --rows out, or use --how generate."
+            )
+        cases = editable_cases(cohort, data.patient_column, held_out_masks(run, cohort))
+        if missing := len(set(cohort.splits["train"])) - len(cases):
+            log.warning(
+                "%d training cases are no sources of edits: they have no scan, or their patient is "
+                "held out.",
+                missing,
+            )
+    else:
+        cases = list(cohort.cases if e.split == "all" else cohort.split(e.split))
+        if e.split != "train":
+            log.warning(
+                "--split %s: masks of patients who are not for training are used, so tests on "
+                "these patients mean less.",
+                e.split,
+            )
     check_labels_known(cohort.labels, run.labels, [case.mask for case in cases])
-    if split != "train":
-        log.warning(
-            "--split %s: masks of patients who are not for training are used, so tests on these "
-            "patients mean less.",
-            split,
-        )
     return cases
+
+
+def held_out_masks(run: LoadedRun, cohort: Cohort) -> set[str]:
+    """Return digests of the masks of the run's own cohort that it did not train on.
+
+    They are empty where the cohort is the run's own, whose splits tell the same.
+    """
+    data = run.options.data
+    if is_training_cohort(data, cohort.root) or not Path(data.dataroot).is_dir():
+        return set()
+    seed = run.options.run.seed
+    trained_on = load_run_cohort(run.folder, data, data.dataroot, seed, need_images=False)
+    training = set(trained_on.splits["train"])
+    held_out = [case for case in trained_on.cases if case.id not in training]
+    return {volume_digest(case.mask)["sha256"] for case in held_out}
 
 
 def scans_by_training(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[Case]]:
@@ -257,23 +178,23 @@ def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> li
                 "--table: the run was trained without %s, so these columns change nothing.",
                 format_list(unknown),
             )
-        planned = plan_table(table, texts.cases, texts.reader.template, e.n, e.seed)
+        planned = plan_table(table, texts, e.n, e.seed, e.edits)
     else:
         if not e.n:
             raise UserError("--n is 0; with --balance it says how many cases to make.")
+        sources: Sources = "other" if e.edits else "own" if e.rows == "own" else "changed"
         planned = plan_balanced(
-            texts,
-            e.balance,
-            e.n,
-            together=e.goal == "together",
-            changed=e.rows == "changed",
-            seed=e.seed,
+            texts, e.balance, e.n, together=e.goal == "together", sources=sources, seed=e.seed
         )
-        if e.balance not in run.state["columns"]:
+        if untrained := [column for column in e.balance if column not in run.state["columns"]]:
             raise UserError(
                 f"--balance: the run {run.folder.name} was trained without the column "
-                f"{e.balance!r}. Choose another column."
+                f"{untrained[0]!r}. Choose another column."
             )
+        prompts = [prompt.annotated for prompt in texts.prompts.values()]
+        warn_low_relevance(run.generator.encoder, prompts, e.balance)
+    if e.edits:
+        check_edits(e, run, texts, planned)
     counts = Counter(case.id.casefold() for case in planned)
     if repeated := [case.id for case in planned if counts[case.id.casefold()] > 1]:
         raise UserError(
@@ -303,41 +224,46 @@ def write_cohort(
     e = command.expand
     out = Path(e.out)
     paths = [out / RECORDS / f"{case.id}.json" for case in planned]
-    if not all(is_finished(path) for path in paths):
+    if not all(is_finished(path, e.edits) for path in paths):
         log.info("Other processes are still at work; the last one writes the table.")
         return
     records = [read_json(path) for path in paths]
-    left_out = {record["case"] for record in records if record["left_out"]}
+    left_out = {record["case"] for record in records if record.get("left_out")}
     written = [case for case in planned if case.id not in left_out]
-    _write_table(out / "clinical.csv", run, cohort, planned, written)
+    report = CohortReport(
+        cohort.root.name,
+        run.folder.name,
+        run.state["step"],
+        e.how,
+        e.balance,
+        e.check_copies,
+        records,
+        written,
+        to_dict(command),
+        notices,
+    )
+    _write_table(out / "clinical.csv", run, cohort, planned, report)
     if (cohort.root / PROMPTS_FILE).is_file():
         prompts = [{"File Name": case.id, "Prompt": case.prompt.sentence} for case in written]
         write_csv(out / PROMPTS_FILE, ("File Name", "Prompt"), prompts)
     splits = {"train": tuple(case.id for case in written), "val": (), "test": ()}
     save_splits(out / runs.SPLITS_FILE, splits)
-    rows = [{column: record[column] for column in COPY_COLUMNS} for record in records]
-    write_csv(out / "copies.csv", COPY_COLUMNS, rows)
-    report = CohortReport(
-        cohort.root.name, e.balance, e.check_copies, records, written, to_dict(command), notices
-    )
-    text = cohort_readme(
-        records,
-        run.folder.name,
-        run.state["step"],
-        report.source,
-        report.column,
-        report.counts if e.balance else {},
-        report.checked,
-    )
+    if e.edits:
+        write_csv(out / EDITS_FILE, EDIT_COLUMNS, edit_rows(records))
+    else:
+        rows = [{column: record[column] for column in COPY_COLUMNS} for record in records]
+        write_csv(out / "copies.csv", COPY_COLUMNS, rows)
     with atomic_path(out / "README.md") as part:
-        warnings = [notice.text for notice in notices]
-        part.write_text(text + warning_section(warnings), encoding="utf-8")
+        part.write_text(cohort_readme(report), encoding="utf-8")
     page = write_cohort_page(out, run, report)
+    if e.edits:
+        log.info("%d edited scans in %s. Page: %s", len(written), out, page)
+        return
     log.info(
         "%d synthetic cases in %s (%d redrawn, %d left out as copies). Page: %s",
         len(written),
         out,
-        sum(record["redrawn"] for record in records),
+        report.count("redrawn"),
         len(left_out),
         page,
     )
@@ -348,7 +274,7 @@ def _write_table(
     run: LoadedRun,
     cohort: Cohort,
     planned: Sequence[PlannedCase],
-    written: Sequence[PlannedCase],
+    report: CohortReport,
 ) -> None:
     """Write the clinical table of the written cases, with the columns of all planned ones."""
     key_column = run.options.data.key_column
@@ -357,12 +283,14 @@ def _write_table(
         columns.update(dict.fromkeys(case.row))
     columns.update(dict.fromkeys(PROVENANCE))
     rows = []
-    for case in written:
+    for case in report.written:
         row: dict[str, Any] = {**case.row, key_column: case.id}
-        row[SYNTHETIC] = "yes"
+        row[SYNTHETIC] = "edited" if report.edits else "yes"
+        row[HOW] = report.how
         row[SOURCE] = case.source.id
+        row[CHANGE] = describe_changes(case) if report.edits else ""
         row[SEED] = case.seed
-        row[RUN] = f"{run.folder.name} step {run.state['step']}"
+        row[RUN] = f"{report.run} step {report.step}"
         rows.append(row)
     write_csv(path, list(columns), rows)
 
@@ -377,6 +305,7 @@ def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
         "run": run.folder.name,
         "step": run.state["step"],
         "deform": asdict(command.deform),
+        "sampling": asdict(command.sampling),
         "table": hashlib.sha256(Path(table).read_bytes()).hexdigest() if table else "",
         **settings,
     }
@@ -398,7 +327,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     """
     e = command.expand
     out = Path(e.out)
-    run = load_run(_with_all_gpus(command.model))
+    run = load_run(_with_all_gpus(command.model), sampling=command.sampling)
     data = run.options.data
     check_chest_ct(data, "expanding a cohort")
     cohort = load_run_cohort(run.folder, data, e.dataroot, run.options.run.seed, need_images=False)
@@ -418,19 +347,29 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     records.mkdir(exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
     share = planned[rank :: cli.world_size()]
-    remaining = [case for case in share if not is_finished(records / f"{case.id}.json")]
+    remaining = [c for c in share if not is_finished(records / f"{c.id}.json", e.edits)]
     if remaining:
-        synthesise = CaseSynthesiser(command, run, template)
-        if e.check_copies:
-            training, unseen = scans_by_training(run, cohort)
-            copies = CopySearch.from_cases(training, data.lung_labels)
-            synthesise = synthesise.with_copy_search(copies, unseen)
-        for case in tqdm(
-            remaining, "synthetic cases", unit="case", disable=not cli.is_main_process()
-        ):
-            write_json(records / f"{case.id}.json", synthesise(case))
+        make_case: Callable[[PlannedCase], dict[str, Any]]
+        if e.edits:
+            make_case = CaseEditor(e, run, texts)
+        else:
+            make_case = _open_synthesiser(command, run, cohort, texts)
+        title = "edited scans" if e.edits else "synthetic cases"
+        for case in tqdm(remaining, title, unit="case", disable=not cli.is_main_process()):
+            write_json(records / f"{case.id}.json", make_case(case))
     write_cohort(command, run, cohort, planned, notices)
     return out
+
+
+def _open_synthesiser(
+    command: ExpandCommand, run: LoadedRun, cohort: Cohort, texts: SourceTexts
+) -> CaseSynthesiser:
+    synthesiser = CaseSynthesiser(command, run, texts.reader.template)
+    if not command.expand.check_copies:
+        return synthesiser
+    training, unseen = scans_by_training(run, cohort)
+    copies = CopySearch.from_cases(training, run.options.data.lung_labels)
+    return synthesiser.with_copy_search(copies, unseen)
 
 
 def _with_all_gpus(model: ModelOptions) -> ModelOptions:

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from data.cohort import Case, Cohort
 from data.fingerprints import volume_digest
 from data.load_cohort import load_cohort
+from data.provenance import SOURCE
 from data.text.prompts import Template, load_template
 from data.volumes import load_volume
 from options.checks import check_chest_ct
 from options.utility_options import UtilityCommand
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
-from pipelines.synthesis.planning import SOURCE, cases_by_value
+from pipelines.synthesis.planning import cases_by_value
 from util import cli
 from util.cli import UserError, format_list
 from util.files import json_digest, write_csv, write_json
@@ -284,7 +285,7 @@ def _check_apart(real: Cohort, synthetic: Cohort) -> None:
     tests = set(real.splits["test"])
     if leaks := sorted(c.row[SOURCE] for c in synthetic.cases if c.row.get(SOURCE, "") in tests):
         raise UserError(
-            f"--synthetic {synthetic.root}: volumes were made from masks of test cases "
+            f"--synthetic {synthetic.root}: volumes were made from masks or scans of test cases "
             f"({format_list(leaks)}), so the test would not be independent. Make the cohort from "
             "the training split."
         )

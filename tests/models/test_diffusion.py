@@ -305,7 +305,7 @@ def test_an_edit_without_change_gives_the_scan_and_one_with_change_does_not(
     built = model(diffusion_target="v")
     built.set_sampling(SamplingOptions(sampler="ddpm"))
     with pytest.raises(UserError, match="--sampler ddpm"):
-        built.check_editing()
+        built.check_inversion()
 
 
 def test_training_finds_an_effect_of_text() -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,15 @@ from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
-from pipelines.synthesis.page import CohortReport, cohort_sentence, pictured_cases
+from pipelines.synthesis.page import pictured_cases
 from pipelines.synthesis.planning import (
     PlannedCase,
     SourceTexts,
     balanced_counts,
-    cohort_readme,
     plan_balanced,
     plan_table,
 )
+from pipelines.synthesis.report import CohortReport, cohort_readme, cohort_sentence
 from tests.commands import TrainedRun, command, refused
 from tests.pages import page_warnings, printed_warnings, shows_picture_first
 from util.cli import UserError
@@ -77,42 +77,39 @@ def test_shares_are_as_equal_as_can_be() -> None:
 
 
 def test_a_changed_row_stays_possible() -> None:
-    planned_cases = plan_balanced(
-        texts(CTD, CTD, CTD, ROW), "DIAGNOSIS", 20, together=False, changed=True, seed=1
+    plan = plan_balanced(
+        texts(CTD, CTD, CTD, ROW), ["DIAGNOSIS"], 20, together=False, sources="changed", seed=1
     )
-    assert Counter(p.row["DIAGNOSIS"] for p in planned_cases) == {"HP": 10, "CTD-ILD": 10}
+    assert Counter(p.row["DIAGNOSIS"] for p in plan) == {"HP": 10, "CTD-ILD": 10}
     turned = [
-        p
-        for p in planned_cases
-        if p.source.row["DIAGNOSIS"] == "CTD-ILD" and p.row["DIAGNOSIS"] == "HP"
+        p for p in plan if p.source.row["DIAGNOSIS"] == "CTD-ILD" and p.row["DIAGNOSIS"] == "HP"
     ]
     assert turned
     for planned in turned:
         assert planned.row["TYPE CTD"] == planned.row["CTD DIAG DATE"] == ""
         assert set(planned.dropped) == {"TYPE CTD", "CTD DIAG DATE"}
-    assert len({p.id for p in planned_cases}) == len({p.seed for p in planned_cases}) == 20
+    assert len({p.id for p in plan}) == len({p.seed for p in plan}) == 20
     assert (
-        max(Counter(p.source.id for p in planned_cases if p.row["DIAGNOSIS"] == "HP").values()) <= 3
+        max(Counter(p.source.id for p in plan if p.row["DIAGNOSIS"] == "HP").values()) <= 3
     )  # patients take turns
 
 
 def test_own_rows_come_from_patients_who_have_the_value() -> None:
-    planned_cases = plan_balanced(
-        texts(CTD, ROW, ROW), "DIAGNOSIS", 8, together=True, changed=False, seed=1
+    plan = plan_balanced(
+        texts(CTD, ROW, ROW), ["DIAGNOSIS"], 8, together=True, sources="own", seed=1
     )
-    assert sorted(Counter(p.row["DIAGNOSIS"] for p in planned_cases).items()) == [
+    assert sorted(Counter(p.row["DIAGNOSIS"] for p in plan).items()) == [
         ("CTD-ILD", 5),
         ("HP", 3),
     ]
-    assert all(
-        p.source.row["DIAGNOSIS"] == p.row["DIAGNOSIS"] and not p.dropped for p in planned_cases
-    )
+    assert all(p.source.row["DIAGNOSIS"] == p.row["DIAGNOSIS"] and not p.dropped for p in plan)
 
 
 def test_plan_depends_on_the_seed_alone() -> None:
     real = texts(CTD, ROW, ROW)
     one, again, second_seed = (
-        plan_balanced(real, "DIAGNOSIS", 6, together=False, changed=True, seed=s) for s in (1, 1, 2)
+        plan_balanced(real, ["DIAGNOSIS"], 6, together=False, sources="changed", seed=s)
+        for s in (1, 1, 2)
     )
     assert one == again and [p.seed for p in one] != [p.seed for p in second_seed]
 
@@ -135,27 +132,32 @@ def test_columns_that_cannot_be_balanced(
     rows: tuple[dict[str, str], ...], column: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        plan_balanced(texts(*rows), column, 4, together=False, changed=True, seed=0)
+        plan_balanced(texts(*rows), [column], 4, together=False, sources="changed", seed=0)
 
 
 def test_written_texts_are_changed_and_never_replaced() -> None:
     written = "62-year-old woman with HP, honeycombing."
     planned = plan_balanced(
-        texts(ROW, CTD, written=written), "DIAGNOSIS", 4, together=False, changed=True, seed=0
+        texts(ROW, CTD, written=written),
+        ["DIAGNOSIS"],
+        4,
+        together=False,
+        sources="changed",
+        seed=0,
     )
     assert {p.prompt.sentence.partition(": ")[2] for p in planned} == {
         "62-year-old woman with HP, honeycombing.",
         "62-year-old woman with CTD-ILD, honeycombing.",
     }
     own = plan_balanced(
-        texts(ROW, CTD, written=written), "DIAGNOSIS", 4, together=False, changed=False, seed=0
+        texts(ROW, CTD, written=written), ["DIAGNOSIS"], 4, together=False, sources="own", seed=0
     )
     assert {p.prompt.sentence for p in own} == {Prompt.from_free_text(written).sentence}
     silent = texts(ROW, CTD, written="nodule")
     with pytest.raises(
         UserError, match=r"2 of 2 cases in prompts\.csv do not state it.*--rows own"
     ):
-        plan_balanced(silent, "DIAGNOSIS", 4, together=False, changed=True, seed=0)
+        plan_balanced(silent, ["DIAGNOSIS"], 4, together=False, sources="changed", seed=0)
 
 
 def test_rows_of_a_table() -> None:
@@ -164,16 +166,14 @@ def test_rows_of_a_table() -> None:
         "a": {"DIAGNOSIS": "HP", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": "case1"},
         "b": {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis", "SYNTHETIC SOURCE": ""},
     }
-    first, second = plan_table(ClinicalTable(columns, rows), cases(ROW, CTD), template(), 0, 3)
+    first, second = plan_table(ClinicalTable(columns, rows), texts(ROW, CTD), 0, 3)
     assert (
         first.source.id == "case1"
         and first.row == {"DIAGNOSIS": "HP", "TYPE CTD": ""}
         and first.dropped == ("TYPE CTD",)
     )
     assert second.row == {"DIAGNOSIS": "CTD-ILD", "TYPE CTD": "Myositis"}
-    assert [
-        p.id for p in plan_table(ClinicalTable(columns, rows), cases(ROW, CTD), template(), 1, 3)
-    ] == ["a"]
+    assert [p.id for p in plan_table(ClinicalTable(columns, rows), texts(ROW, CTD), 1, 3)] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_rows_of_a_table() -> None:
 )
 def test_bad_tables(rows: dict[str, dict[str, str]], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        plan_table(ClinicalTable(("DIAGNOSIS",), rows), cases(ROW), template(), 0, 0)
+        plan_table(ClinicalTable(("DIAGNOSIS",), rows), texts(ROW), 0, 0)
 
 
 def test_provenance_never_enters_a_text() -> None:
@@ -201,16 +201,27 @@ def test_provenance_never_enters_a_text() -> None:
         assert [p.column for p in load_template(name, list(row)).phrases(row)] == ["DIAGNOSIS"]
 
 
+def report(planned: Sequence[PlannedCase] = (), **changes: Any) -> CohortReport:
+    """A report on cases balanced by diagnosis, whose copies were searched for."""
+    found = CohortReport("cohort", "run1", 40, "generate", ("DIAGNOSIS",), True, (), planned, {})
+    return replace(found, **changes)
+
+
+def planned_cases(*values: str) -> list[PlannedCase]:
+    source, prompt = cases(ROW)[0], template().phrases({})
+    return [PlannedCase(f"s{k}", source, {"DIAGNOSIS": v}, prompt, 0) for k, v in enumerate(values)]
+
+
 def test_readme_tells_what_was_redrawn() -> None:
     records = [{"redrawn": 2, "left_out": False}, {"redrawn": 5, "left_out": True}]
-    text = cohort_readme(records, "run1", 40, "cohort", "DIAGNOSIS", {"HP": 1}, True)
+    text = cohort_readme(report(planned_cases("HP"), records=records))
     assert (
         "1 volumes" in text and "7 draws were too close" in text and "1 cases were left out" in text
     )
     assert (
         "| HP | 1 |" in text and "Not for diagnosis" in text and "test on real scans alone" in text
     )
-    assert "not searched for" in cohort_readme(records, "run1", 40, "cohort", "", {}, False)
+    assert "not searched for" in cohort_readme(report(records=records, checked=False))
 
 
 # --- the folder
@@ -311,16 +322,11 @@ def test_printed_warnings_stand_on_the_page(
 
 
 def test_the_pictured_cases_take_the_values_in_turn() -> None:
-    planned = [
-        PlannedCase(f"s{k}", cases(ROW)[0], {"DIAGNOSIS": value}, template().phrases({}), 0)
-        for k, value in enumerate(["HP"] * 20 + ["IPF"] * 2)
-    ]
-    report = CohortReport("cohort", "DIAGNOSIS", False, [], planned, {})
-    shown = [case.row["DIAGNOSIS"] for case in pictured_cases(report)]
+    found = report(planned_cases(*["HP"] * 20, *["IPF"] * 2), checked=False)
+    shown = [case.row["DIAGNOSIS"] for case in pictured_cases(found)]
     assert shown == ["HP", "IPF", "HP", "IPF", *["HP"] * 8]
-    assert report.counts == {"HP": 20, "IPF": 2}
-    text = cohort_sentence(report, "run1", 40)
-    assert text == (
+    assert found.counts == {("HP",): 20, ("IPF",): 2}
+    assert cohort_sentence(found) == (
         "22 synthetic cases by run1 (step 40), from the masks of 1 cases of cohort; DIAGNOSIS: "
         "HP 20, IPF 2. Copies of training scans were not searched for."
     )
@@ -373,15 +379,12 @@ def test_a_damaged_record_is_made_again(
 
 
 def test_the_readme_holds_no_markup_of_users() -> None:
-    text = cohort_readme(
-        [{"left_out": False, "redrawn": 0}],
-        run="a`b<script>",
-        step=1,
-        source="<img src=x>",
-        column="<b>SEX</b>|x",
-        counts={"<script>alert(1)</script>": 1, "[a](http://b)": 2, "": 3},
-        checked=True,
-    )
+    column = "<b>SEX</b>|x"
+    values = ["<script>alert(1)</script>", "[a](http://b)", ""]
+    written = [
+        replace(c, row={column: v}) for c, v in zip(planned_cases(*"abc"), values, strict=True)
+    ]
+    text = cohort_readme(report(written, source="<img src=x>", run="a`b<script>", columns=[column]))
     outside = re.sub(r"(`+) .*? \1|`[^`]*`", "", text)
     assert "<" not in outside and "](" not in outside and "(not known)" in text
     assert all(line.count("|") == 3 for line in text.splitlines() if line.startswith("|"))

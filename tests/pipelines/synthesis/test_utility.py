@@ -217,7 +217,7 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(
         leaking / "clinical.csv", index=False
     )
-    refused("made from masks of test cases", "--column", "SEX", synthetic_cohort=leaking)
+    refused("made from masks or scans of test cases", "--column", "SEX", synthetic_cohort=leaking)
 
 
 @pytest.mark.parametrize(("finish", "lowest", "highest"), [(0.8, 0.9, 1.0), (0.0, 0.0, 0.5)])

@@ -1,0 +1,150 @@
+"""Generation of single synthetic cases: a mask, its volume, and the search for copies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.cache import load_mask
+from data.cohort import IMAGES, MASKS, Case
+from data.geometry import Volume, resample
+from data.text.prompts import Template
+from data.volumes import read_header, write_like
+from models.inference import LoadedRun
+from options.expand_options import ExpandCommand
+from pipelines.evaluation.memorisation import NearestScan
+from pipelines.generation import run_samples
+from pipelines.synthesis.copies import CopySearch, SyntheticVolume
+from pipelines.synthesis.deform import deform_plausibly
+from pipelines.synthesis.planning import PlannedCase
+from util import cli
+from util.files import write_json
+from util.records import read_record
+from util.web.figures import LUNG
+
+SAME_MASK_FILE = "same_mask.json"  # distances of unseen cases to the scans of their masks
+MAX_UNSEEN = 24  # cases outside the training split that are generated for it
+# Types of a case's record.
+RECORD_TYPES = {
+    "case": str,
+    "source": str,
+    "seed": int,
+    "redrawn": int,
+    "left_out": bool,
+    "nearest_training_case": str,
+    "distance": float,
+    "threshold": float,
+}
+
+
+@dataclass(frozen=True)
+class CaseSynthesiser:
+    """Generates and writes single cases.
+
+    Attributes:
+        command: The command's options.
+        run: The trained run.
+        template: How rows become text.
+        copies: The search for copies, or None where copies are not searched for.
+    """
+
+    command: ExpandCommand
+    run: LoadedRun
+    template: Template
+    copies: CopySearch | None = None
+
+    def __call__(self, planned: PlannedCase) -> dict[str, Any]:
+        """Write mask and volume of a case; return its record.
+
+        A volume that is too close to a training scan is redrawn up to `redraws` times, then
+        dropped.
+        """
+        out = Path(self.command.expand.out)
+        mask = out / MASKS / f"{planned.id}.nii.gz"
+        nearest = NearestScan()
+        for number in range(self.command.expand.redraws + 1):
+            volume = self.draw_volume(planned, mask, number)
+            if self.copies is not None:
+                nearest = self.copies(volume)
+            if not nearest.copied:
+                header = read_header(mask)
+                hu = resample(volume.hu, grid=(header.shape, header.affine))
+                write_like(out / IMAGES / mask.name, hu.array, mask, np.int16, LUNG)
+                return self._record(planned, number, nearest, left_out=False)
+        mask.unlink()
+        return self._record(planned, number, nearest, left_out=True)
+
+    def draw_volume(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
+        """Deform the mask, write it to the file `mask`, and generate its volume.
+
+        Args:
+            planned: The case.
+            mask: File of the deformed mask.
+            number: Number of the draw, which decides deformation and noise.
+        """
+        source = load_mask(planned.source)
+        deformed = deform_plausibly(
+            source, self.command.deform, [planned.seed, number], planned.source.mask
+        )
+        write_like(mask, deformed.labels, planned.source.mask, np.uint8)
+        case = Case(planned.id, None, mask, planned.row, planned.source.body)
+        sample = run_samples(self.run, [case], self.run.options.data)[0]
+        generator = replace(self.run.generator, seed=planned.seed)
+        volume = generator(sample, planned.prompt.texts, noise_key=f"{planned.id}:{number}")
+        return SyntheticVolume(
+            Volume(sample.to_hu(volume), sample.affine),
+            Volume(deformed.labels, source.affine),
+            planned.source,
+            deformed.deformation,
+        )
+
+    def with_copy_search(self, copies: CopySearch, unseen: Sequence[Case]) -> CaseSynthesiser:
+        """Return a synthesiser that searches for copies.
+
+        The effect of a mask alone is measured on cases outside the training split.
+
+        Args:
+            copies: The search.
+            unseen: Cases outside the training split.
+        """
+        out = Path(self.command.expand.out)
+        path = out / SAME_MASK_FILE
+        cases = unseen[:MAX_UNSEEN]
+        distances = None
+        if path.is_file():
+            distances = read_record(path, list[float], "The distances are measured again")
+        if distances is None or len(distances) != len(cases):
+            mask = out / f".{os.getpid()}.nii.gz"
+            distances = []
+            for case in tqdm(
+                cases, "cases outside training", unit="case", disable=not cli.is_main_process()
+            ):
+                row = dict(case.row)
+                prompt = self.template.phrases(row)
+                planned = PlannedCase(case.id, case, row, prompt, self.command.expand.seed)
+                distances.append(copies.distance_to_source(self.draw_volume(planned, mask, 0)))
+            mask.unlink(missing_ok=True)
+            write_json(path, distances)
+        return replace(self, copies=copies.with_same_mask_threshold(distances))
+
+    def _record(
+        self, planned: PlannedCase, redrawn: int, nearest: NearestScan, left_out: bool
+    ) -> dict[str, Any]:
+        return {
+            "case": planned.id,
+            "source": planned.source.id,
+            "seed": planned.seed,
+            "redrawn": redrawn,
+            "left_out": left_out,
+            "nearest_training_case": nearest.case,
+            "distance": round(nearest.distance, 5),
+            "threshold": round(nearest.threshold, 5),
+            "emptied": list(planned.dropped),
+            "prompt": planned.prompt.sentence,
+        }

@@ -1,0 +1,211 @@
+"""Account of a synthetic cohort: its outcome in a sentence, its README.md, and its limits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.provenance import CHANGE, EDITS_FILE, RUN, SEED, SOURCE
+from pipelines.synthesis.planning import PlannedCase, Values
+from util.markdown import code, escape_text
+from util.notices import Notice
+
+NOT_KNOWN = "(not known)"
+LIMITS = (
+    "Not for diagnosis, treatment or any other clinical decision, and not to test a product for "
+    "the clinic.",
+    "Train with these volumes if you like; test on real scans alone. All are in the split train "
+    "for that reason.",
+    "They hold what the generator learned, with its errors and the biases of its training cohort. "
+    "A rare group rests on the few real patients of that group; many volumes of few patients are "
+    "not new patients.",
+    "A mask comes from a real patient. Keep volumes made from test patients' masks out of "
+    "training: the source is named.",
+    "The search for copies finds close ones; it is not a proof of privacy. Treat the volumes as "
+    "you treat the scans.",
+    "Say in every publication that the data are synthetic, and how they were made.",
+)
+EDIT_LIMITS = (
+    *LIMITS[:2],
+    "An edit is a real patient's scan with one finding added or removed: treat it as you treat the "
+    "scan, and keep it on the same side of every split as its source.",
+    "The change is what the generator learned of the attribute, with its errors and the biases of "
+    "its training cohort; everything else is the patient's own, so many edits of few patients are "
+    "not new patients.",
+    LIMITS[-1],
+)
+HOW_IN_WORDS = {
+    "residual": "the scan plus the difference of two generated volumes of the same noise, one with "
+    "the text of its own row and one with the changed text",
+    "edit": "inverted to noise by the diffusion model with the text of its own row, and sampled "
+    "again with the changed text",
+}
+
+
+@dataclass(frozen=True)
+class CohortReport:
+    """Content of the account of a synthetic cohort.
+
+    Attributes:
+        source: Name of the real cohort.
+        run: Name of the run.
+        step: Step of its checkpoint.
+        how: How the cases were made, as `--how`.
+        columns: The balanced columns; empty for none.
+        checked: Whether copies of training scans were searched for.
+        records: Records of all cases, those left out, too.
+        written: The cases that were written.
+        options: The command's options.
+        notices: Warnings of the command.
+    """
+
+    source: str
+    run: str
+    step: int
+    how: str
+    columns: Sequence[str]
+    checked: bool
+    records: Sequence[Mapping[str, Any]]
+    written: Sequence[PlannedCase]
+    options: Mapping[str, Mapping[str, Any]]
+    notices: Sequence[Notice] = ()
+
+    @property
+    def edits(self) -> bool:
+        """Whether the cases are edited scans."""
+        return self.how != "generate"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Cautions of page and README."""
+        return EDIT_LIMITS if self.edits else LIMITS
+
+    @property
+    def by_values(self) -> dict[Values, list[PlannedCase]]:
+        """The written cases by their values of the balanced columns, sorted."""
+        groups: dict[Values, list[PlannedCase]] = defaultdict(list)
+        for case in self.written:
+            groups[tuple(case.row.get(column, "") for column in self.columns)].append(case)
+        return dict(sorted(groups.items()))
+
+    @property
+    def counts(self) -> dict[Values, int]:
+        """Number of written cases by their values of the balanced columns."""
+        return {values: len(cases) for values, cases in self.by_values.items()}
+
+    def count(self, entry: str) -> int:
+        """Return the sum of a number in the records of all cases."""
+        return sum(int(record[entry]) for record in self.records)
+
+
+def describe_changes(case: PlannedCase) -> str:
+    """Return the changed cells of a case's row in words, such as "SEX: Male to Female"."""
+    changes = case.changes.items()
+    return "; ".join(f"{c}: {a or NOT_KNOWN} to {b or NOT_KNOWN}" for c, (a, b) in changes)
+
+
+def cohort_sentence(report: CohortReport) -> str:
+    """Return what was made, from what, and how far it is from real scans."""
+    sources = len({case.source.id for case in report.written})
+    if report.edits:
+        text = f"{len(report.written)} edited scans of {sources} training cases of {report.source}"
+        text += f" by {report.run} (step {report.step})"
+    else:
+        text = (
+            f"{len(report.written)} synthetic cases by {report.run} (step {report.step}), from the "
+            f"masks of {sources} cases of {report.source}"
+        )
+    if report.columns:
+        counts = [f"{_name(values)} {n}" for values, n in report.counts.items()]
+        text += f"; {' and '.join(report.columns)}: {', '.join(counts)}"
+    return f"{text}. {_edit_outcome(report) if report.edits else _copy_outcome(report)}"
+
+
+def _name(values: Values) -> str:
+    return " and ".join(value or NOT_KNOWN for value in values)
+
+
+def _edit_outcome(report: CohortReport) -> str:
+    changes = [float(record["mean_absolute_change_hu"]) for record in report.records]
+    if not changes:
+        return "No case was edited."
+    return (
+        f"Each is a real patient's scan, {HOW_IN_WORDS[report.how]}; the lungs change by "
+        f"{min(changes):.1f} to {max(changes):.1f} HU on average over voxels."
+    )
+
+
+def _copy_outcome(report: CohortReport) -> str:
+    if not report.checked:
+        return "Copies of training scans were not searched for."
+    text = (
+        f"{report.count('redrawn')} draws were too close to a training scan and drawn again, "
+        f"{report.count('left_out')} cases left out"
+    )
+    kept = [r for r in report.records if not r["left_out"] and r["nearest_training_case"]]
+    if not kept:
+        return f"{text}."
+    nearest = min(kept, key=lambda record: record["distance"])
+    return (
+        f"{text}; the nearest, {nearest['case']}, is at distance {nearest['distance']:.2f} from "
+        f"{nearest['nearest_training_case']} (copy below {nearest['threshold']:.2f})."
+    )
+
+
+def cohort_readme(report: CohortReport) -> str:
+    """Return the README.md of a synthetic cohort: its origin, its limits, and the warnings.
+
+    Names and values of users are escaped, so that none becomes markup.
+    """
+    made_by = f"Mask2CT (run {code(report.run)}, step {report.step})"
+    if report.edits:
+        lines = [
+            "# Edited chest CT",
+            "",
+            f"{len(report.written)} **real scans of patients**, each changed by {made_by}.",
+            "",
+            f"Each is a scan of the training split of {code(report.source)}: "
+            f"{HOW_IN_WORDS[report.how]}. Its mask is the scan's own. `{EDITS_FILE}`",
+            f"names for each case the scan (`source`) and what was changed; `clinical.csv` has the "
+            f"same in `{SOURCE}` and `{CHANGE}`.",
+        ]
+    else:
+        lines = [
+            "# Synthetic chest CT",
+            "",
+            f"{len(report.written)} volumes generated by {made_by}. **Nobody's scans.**",
+            "",
+            f"Masks are those of cases of {code(report.source)}, varied by smooth deformation. In "
+            f"`clinical.csv` the column `{SOURCE}`",
+            f"names the case, `{SEED}` the seed and `{RUN}` the generator; `copies.csv` holds the "
+            "nearest training scan.",
+        ]
+    lines += ["", *_count_table(report)]
+    if not report.edits:
+        lines += [_copies_line(report), ""]
+    lines += ["## Research use only", "", *(f"- {text}" for text in report.limits), ""]
+    if report.notices:
+        warnings = [f"- {escape_text(notice.text)}" for notice in report.notices]
+        lines += ["## Read before use", "", *warnings, ""]
+    return "\n".join(lines)
+
+
+def _count_table(report: CohortReport) -> list[str]:
+    if not report.columns:
+        return []
+    names = [escape_text(column) for column in report.columns]
+    rows = [[*names, "cases"], ["---"] * (len(names) + 1)]
+    for values, n in report.counts.items():
+        rows.append([*(escape_text(value) or NOT_KNOWN for value in values), str(n)])
+    return [*(f"| {' | '.join(cells)} |" for cells in rows), ""]
+
+
+def _copies_line(report: CohortReport) -> str:
+    if not report.checked:
+        return "Copies: **not searched for** (`--no-check_copies`)."
+    return (
+        f"Copies: {report.count('redrawn')} draws were too close to a training scan and made "
+        f"again; {report.count('left_out')} cases were left out."
+    )
