@@ -225,6 +225,27 @@ class ExpandBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class MaskShapesOptions:
+    """Cohorts of the benchmark of drawn masks."""
+
+    OUT: str = argument("Folder for figures.json and table.md.")
+    cases: int = flag(60, "Training masks.", low=10)
+    size: tuple[int, int, int] = flag((56, 48, 40), "Voxels of a phantom.", low=16)
+    patient_sd: float = flag(
+        0.08, "SD of the logarithm of lung volume between patients of one row.", low=0
+    )
+    draws: int = flag(20, "Masks drawn for each sex and height.", low=2)
+    seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of cohorts and draws.", low=0)
+
+
+@dataclass(frozen=True)
+class MaskShapesCommand:
+    """All flags of the command."""
+
+    benchmark: MaskShapesOptions = group(MaskShapesOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class KindsBenchmarkOptions:
     """Cohorts and models of the benchmark of effects of every kind."""
 

@@ -46,6 +46,13 @@ class ExpandOptions:
         "Balance the new cohort alone, or the real split and the new cohort together.",
         choices=("alone", "together"),
     )
+    masks: str = flag(
+        "deform",
+        "Masks of training cases, deformed smoothly (deform) or as they stand (given; with --table "
+        "those of the most similar rows), or masks without a patient, drawn from a statistical "
+        "shape model for each row (shape).",
+        choices=("deform", "shape", "given"),
+    )
     rows: str = flag(
         "changed",
         "Take any patient and change the column and its implications, or only patients who have "
@@ -75,7 +82,7 @@ class ExpandOptions:
 
 @dataclass(frozen=True)
 class DeformOptions:
-    """Size of the deformations of masks."""
+    """Size of the deformations of `--masks deform`."""
 
     elastic_mm: float = flag(
         8.0, "Largest shift of a node of the smooth deformation.", low=0, high=100

@@ -1,9 +1,10 @@
 """Generate a synthetic cohort in the layout of --dataroot.
 
 It is balanced over a column or two, or has the rows of a table. Masks are those of real cases,
-deformed smoothly; rows follow what the run's template implies. A volume that is too close to a
-training scan is redrawn up to --redraws times, then dropped. With --how residual or edit, real
-training scans are changed by one attribute instead. An interrupted command resumes. Several GPUs:
+deformed smoothly, or with --masks shape drawn from a statistical shape model; rows follow what the
+run's template implies. A volume that is too close to a training scan is redrawn up to --redraws
+times, then dropped. With --how residual or edit, real training scans are changed by one attribute
+instead. An interrupted command resumes. Several GPUs:
 torchrun --nproc_per_node 4 scripts/expand.py ...
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +22,14 @@ from options.expand_options import ExpandCommand
 from pipelines.evaluation.memorisation import NearestScan
 from pipelines.generation import run_samples
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
-from pipelines.synthesis.deform import deform_plausibly
+from pipelines.synthesis.masks import MaskMaker, NewMask
 from pipelines.synthesis.planning import PlannedCase
 from util import cli
 from util.files import write_json
 from util.records import read_record
 from util.web.figures import LUNG
+
+log = logging.getLogger(__name__)
 
 SAME_MASK_FILE = "same_mask.json"  # distances of unseen cases to the scans of their masks
 MAX_UNSEEN = 24  # cases outside the training split that are generated for it
@@ -37,9 +40,13 @@ RECORD_TYPES = {
     "seed": int,
     "redrawn": int,
     "left_out": bool,
+    "reason": str,
     "nearest_training_case": str,
     "distance": float,
     "threshold": float,
+    "nearest_mask": str,
+    "mask_distance": float,
+    "mask_threshold": float,
 }
 
 
@@ -51,68 +58,77 @@ class CaseSynthesiser:
         command: The command's options.
         run: The trained run.
         template: How rows become text.
+        make_mask: Makes the mask of a case.
         copies: The search for copies, or None where copies are not searched for.
     """
 
     command: ExpandCommand
     run: LoadedRun
     template: Template
+    make_mask: MaskMaker
     copies: CopySearch | None = None
 
     def __call__(self, planned: PlannedCase) -> dict[str, Any]:
         """Write mask and volume of a case; return its record.
 
         A volume that is too close to a training scan is redrawn up to `redraws` times, then
-        dropped.
+        dropped. A case without a plausible mask is dropped, too.
         """
         out = Path(self.command.expand.out)
         mask = out / MASKS / f"{planned.id}.nii.gz"
         nearest = NearestScan()
         for number in range(self.command.expand.redraws + 1):
-            volume = self.draw_volume(planned, mask, number)
+            new = self.make_mask(planned, number)
+            if new.problems:
+                reason = f"no plausible mask ({'; '.join(new.problems)})"
+                log.warning("%s is left out: %s.", planned.id, reason)
+                return _record(planned, number, NearestScan(), new, reason)
+            volume = self.generate(planned, new, mask, number)
             if self.copies is not None:
                 nearest = self.copies(volume)
             if not nearest.copied:
                 header = read_header(mask)
                 hu = resample(volume.hu, grid=(header.shape, header.affine))
                 write_like(out / IMAGES / mask.name, hu.array, mask, np.int16, LUNG)
-                return self._record(planned, number, nearest, left_out=False)
+                return _record(planned, number, nearest, new)
         mask.unlink()
-        return self._record(planned, number, nearest, left_out=True)
+        return _record(planned, number, nearest, new, "copy")
 
-    def draw_volume(self, planned: PlannedCase, mask: Path, number: int) -> SyntheticVolume:
-        """Deform the mask, write it to the file `mask`, and generate its volume.
+    def generate(
+        self, planned: PlannedCase, new: NewMask, mask: Path, number: int
+    ) -> SyntheticVolume:
+        """Write a mask to the file `mask`, and generate its volume.
 
         Args:
             planned: The case.
-            mask: File of the deformed mask.
-            number: Number of the draw, which decides deformation and noise.
+            new: Its mask.
+            mask: File of the mask.
+            number: Number of the draw, which decides the noise.
         """
-        source = load_mask(planned.source)
-        deformed = deform_plausibly(
-            source, self.command.deform, [planned.seed, number], planned.source.mask
-        )
-        write_like(mask, deformed.labels, planned.source.mask, np.uint8)
+        write_like(mask, new.labels, planned.source.mask, np.uint8)
         case = Case(planned.id, None, mask, planned.row, planned.source.body)
         sample = run_samples(self.run, [case], self.run.options.data)[0]
         generator = replace(self.run.generator, seed=planned.seed)
         volume = generator(sample, planned.prompt.texts, noise_key=f"{planned.id}:{number}")
         return SyntheticVolume(
             Volume(sample.to_hu(volume), sample.affine),
-            Volume(deformed.labels, source.affine),
+            Volume(new.labels, load_mask(planned.source).affine),
             planned.source,
-            deformed.deformation,
+            new.deformation,
         )
 
     def with_copy_search(self, copies: CopySearch, unseen: Sequence[Case]) -> CaseSynthesiser:
         """Return a synthesiser that searches for copies.
 
-        The effect of a mask alone is measured on cases outside the training split.
+        The effect of a mask alone is measured on cases outside the training split; a drawn shape
+        is nobody's mask.
 
         Args:
             copies: The search.
             unseen: Cases outside the training split.
         """
+        if self.command.expand.masks == "shape":
+            return replace(self, copies=copies)
         out = Path(self.command.expand.out)
         path = out / SAME_MASK_FILE
         cases = unseen[:MAX_UNSEEN]
@@ -128,23 +144,38 @@ class CaseSynthesiser:
                 row = dict(case.row)
                 prompt = self.template.phrases(row)
                 planned = PlannedCase(case.id, case, row, prompt, self.command.expand.seed)
-                distances.append(copies.distance_to_source(self.draw_volume(planned, mask, 0)))
+                volume = self.generate(planned, self.make_mask(planned, 0), mask, 0)
+                distances.append(copies.distance_to_source(volume))
             mask.unlink(missing_ok=True)
             write_json(path, distances)
         return replace(self, copies=copies.with_same_mask_threshold(distances))
 
-    def _record(
-        self, planned: PlannedCase, redrawn: int, nearest: NearestScan, left_out: bool
-    ) -> dict[str, Any]:
-        return {
-            "case": planned.id,
-            "source": planned.source.id,
-            "seed": planned.seed,
-            "redrawn": redrawn,
-            "left_out": left_out,
-            "nearest_training_case": nearest.case,
-            "distance": round(nearest.distance, 5),
-            "threshold": round(nearest.threshold, 5),
-            "emptied": list(planned.dropped),
-            "prompt": planned.prompt.sentence,
-        }
+
+def _record(
+    planned: PlannedCase, redrawn: int, nearest: NearestScan, new: NewMask, reason: str = ""
+) -> dict[str, Any]:
+    """Return the record of a case.
+
+    Args:
+        planned: The case.
+        redrawn: How often it was drawn again.
+        nearest: The training scan nearest to its volume.
+        new: Its mask.
+        reason: Why it is left out; "" for a case that is written.
+    """
+    return {
+        "case": planned.id,
+        "source": planned.source.id,
+        "seed": planned.seed,
+        "redrawn": redrawn,
+        "left_out": bool(reason),
+        "reason": reason,
+        "nearest_training_case": nearest.case,
+        "distance": round(nearest.distance, 5),
+        "threshold": round(nearest.threshold, 5),
+        "nearest_mask": new.nearest.case,
+        "mask_distance": round(new.nearest.distance, 5),
+        "mask_threshold": round(new.nearest.threshold, 5),
+        "emptied": list(planned.dropped),
+        "prompt": planned.prompt.sentence,
+    }

@@ -1,4 +1,4 @@
-"""Search for copies of training scans among volumes made from deformed masks."""
+"""Search for copies of training scans among synthetic volumes."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SyntheticVolume:
-    """A volume and the deformed mask that it was generated from.
+    """A volume and the mask that it was generated from.
 
     Attributes:
         hu: The volume in HU, on the model's grid.
-        labels: The deformed mask, on the grid of the source case's file.
-        source: The case whose mask was deformed.
-        deformation: The map that deformed it.
+        labels: The mask, on the grid of the source case's file.
+        source: The case whose mask, or row and grid, were used.
+        deformation: The map from the source's mask to it; None where the mask is a drawn shape.
     """
 
     hu: Volume
     labels: Volume
     source: Case
-    deformation: sitk.Transform
+    deformation: sitk.Transform | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class CopySearch:
     def distance_to_source(self, volume: SyntheticVolume) -> float:
         """Return the distance to the scan of the mask's case, deformed as the mask was."""
         scan = volume.source.image
-        assert scan is not None
+        assert scan is not None and volume.deformation is not None
         deformed = apply_deformation(load_volume(scan), volume.deformation, order=1)
         moved = Volume(deformed, volume.labels.affine)
         warped = _detail(moved, volume.labels.array, self.lungs)[None]
@@ -117,7 +117,7 @@ class CopySearch:
         """Return the training scan nearest to a volume, in proportion to its threshold."""
         source = volume.source.id
         usual = self.check.image.threshold
-        same_mask = self.same_mask_threshold
+        same_mask = 0.0 if volume.deformation is None else self.same_mask_threshold
         candidates = []
         distances = self.check.image.distances(self._vector(volume))[0]
         for case, distance in zip(self.check.cases, distances, strict=True):

@@ -45,8 +45,8 @@ def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Pat
             notes = [_edit_origin(case, record)]
             panels = _edit_panels(folder, case)
         else:
-            notes = [_origin(case, record, report.checked)]
-            panels = _panels(folder, case)
+            notes = [_origin(case, record, report)]
+            panels = _panels(folder, case, report.masks)
         if case.dropped:
             notes.append(f"Emptied, because they contradict the row: {', '.join(case.dropped)}.")
         page.add_case(case.id, case.prompt.sentence, notes, panels)
@@ -85,13 +85,31 @@ def pictured_cases(report: CohortReport) -> list[PlannedCase]:
     return [case for case in in_turn if case is not None][:PICTURED_CASES]
 
 
-def _origin(case: PlannedCase, record: Mapping[str, Any], checked: bool) -> str:
-    """Return where a case comes from, and how close it is to a training scan."""
-    text = f"Mask of {case.source.id}, deformed; seed {case.seed}."
-    if checked and record["nearest_training_case"]:
+MASK_ORIGIN = {
+    "deform": "Mask of {source}, deformed",
+    "given": "Mask of {source}, as it stands",
+    "shape": "Mask drawn from the shape model for this row, on the grid of {source}",
+}
+MASK_CAPTIONS = {  # of the source's scan, and of the mask
+    "deform": ("its mask was deformed", "deformed"),
+    "given": ("its mask was used", "as it stands"),
+    "shape": ("its grid was used; the mask is another", "drawn, of no patient"),
+}
+
+
+def _origin(case: PlannedCase, record: Mapping[str, Any], report: CohortReport) -> str:
+    """Return where a case comes from, and how close it is to training scans and masks."""
+    origin = MASK_ORIGIN[report.masks].format(source=case.source.id)
+    text = f"{origin}; seed {case.seed}."
+    if report.checked and record["nearest_training_case"]:
         text += (
             f" Nearest training scan: {record['nearest_training_case']}, distance "
             f"{record['distance']:.2f} (copy below {record['threshold']:.2f})."
+        )
+    if record["nearest_mask"]:
+        text += (
+            f" Nearest training mask: {record['nearest_mask']}, distance "
+            f"{record['mask_distance']:.2f} (copy below {record['mask_threshold']:.2f})."
         )
     return text
 
@@ -105,8 +123,9 @@ def _edit_origin(case: PlannedCase, record: Mapping[str, Any]) -> str:
     )
 
 
-def _panels(folder: Path, case: PlannedCase) -> list[Panel]:
-    """Return the scan whose mask was used, the synthetic volume and its mask."""
+def _panels(folder: Path, case: PlannedCase, masks: str) -> list[Panel]:
+    """Return the scan of the source, the synthetic volume and its mask."""
+    about_scan, about_mask = MASK_CAPTIONS[masks]
     name = f"{case.id}.nii.gz"
     volume = load_volume(folder / IMAGES / name)
     mask = load_volume(folder / MASKS / name).array
@@ -116,12 +135,11 @@ def _panels(folder: Path, case: PlannedCase) -> list[Panel]:
         grid = (volume.shape, volume.affine)
         scan = resample(load_volume(case.source.image), grid=grid)
         title = f"real scan {case.source.id}"
-        caption = "its mask was deformed"
-        panels.append(Panel(title, "ct", scan.array, sides, caption=caption, role="real"))
+        panels.append(Panel(title, "ct", scan.array, sides, caption=about_scan, role="real"))
     file = f"{IMAGES}/{name}"
     panels.append(Panel("synthetic", "ct", volume.array, sides, file, role="generated"))
     panels.append(
-        Panel("mask", "mask", mask.astype(np.uint8), sides, f"{MASKS}/{name}", "deformed")
+        Panel("mask", "mask", mask.astype(np.uint8), sides, f"{MASKS}/{name}", about_mask)
     )
     return panels
 
@@ -154,17 +172,23 @@ def _edits_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _copies_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return every case's distance to the nearest training scan, the nearest first."""
+    """Return every case's distance to the nearest training scan and mask, the nearest first."""
     rows = [
         {
             "case": record["case"],
             "distance": float(record["distance"]),
             "copy below": float(record["threshold"]),
             "nearest training scan": record["nearest_training_case"] or "none",
+            "mask distance": float(record["mask_distance"]),
+            "mask copy below": float(record["mask_threshold"]),
+            "nearest training mask": record["nearest_mask"],
             "drawn again": int(record["redrawn"]),
-            "left out": "yes" if record["left_out"] else "no",
-            "mask of": record["source"],
+            "left out": record["reason"] if record["left_out"] else "no",
+            "source": record["source"],
         }
         for record in sorted(records, key=lambda record: record["distance"])
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if any(record["nearest_mask"] for record in records):
+        return table
+    return table.drop(columns=["mask distance", "mask copy below", "nearest training mask"])

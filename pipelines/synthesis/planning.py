@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.cohort import Case
 from data.provenance import PROVENANCE, SOURCE
 from data.table import ClinicalTable
 from data.text.counterfactuals import CaseText, WrittenText, case_text
 from data.text.free_text import TextReader
-from data.text.prompts import Prompt, Template
+from data.text.prompts import Prompt, Row, Template
+from pipelines.synthesis.row_features import RowFeatures
 from util.cli import MAX_NAME_LENGTH, UserError, format_list
 
 log = logging.getLogger(__name__)
@@ -325,7 +327,13 @@ def _cases_with_other_values(
 
 
 def plan_table(
-    table: ClinicalTable, texts: SourceTexts, n: int, seed: int, edits: bool = False
+    table: ClinicalTable,
+    texts: SourceTexts,
+    n: int,
+    seed: int,
+    *,
+    edits: bool = False,
+    similar: bool = False,
 ) -> list[PlannedCase]:
     """Plan new cases from a table of rows.
 
@@ -339,13 +347,17 @@ def plan_table(
         n: Only the first `n` rows (0: all).
         seed: Decides the masks of rows that name none.
         edits: Whether scans are edited.
+        similar: Whether rows that name no case take the one with the most similar row, instead of
+            a random one.
 
     Raises:
         UserError: A source that is missing or not a case, or an id that a real case has.
     """
     template = texts.reader.template
     by_id = {case.id: case for case in texts.cases}
-    queue = _cycle_randomly(texts.cases, np.random.default_rng([seed, TABLE_STREAM]))
+    rng = np.random.default_rng([seed, TABLE_STREAM])
+    retrieval = Retrieval.from_cases(texts, rng) if similar else None
+    queue = _cycle_randomly(texts.cases, rng)
     planned = []
     for number, (name, cells) in enumerate(list(table.rows.items())[: n or None]):
         row = {column: value for column, value in cells.items() if column not in PROVENANCE}
@@ -365,7 +377,10 @@ def plan_table(
             raise UserError(
                 f"--table: {name!r} is the name of a real case. Give synthetic cases other names."
             )
-        case = by_id[source] if source else next(queue)
+        if source:
+            case = by_id[source]
+        else:
+            case = retrieval.most_similar(row) if retrieval else next(queue)
         if edits:
             new = texts.changed(case, {c: v for c, v in row.items() if v and c in case.row})
         else:
@@ -377,6 +392,41 @@ def plan_table(
     if not planned:
         raise UserError("--table holds no rows. Give a row for every case to make.")
     return planned
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Search for the case whose row is most like another: nearest by standardised columns.
+
+    Attributes:
+        cases: The cases.
+        features: How rows are encoded.
+        encoded: `(N, F)` their rows.
+    """
+
+    cases: Sequence[Case]
+    features: RowFeatures
+    encoded: NDArray[np.float64]
+
+    @classmethod
+    def from_cases(cls, texts: SourceTexts, rng: np.random.Generator) -> Retrieval | None:
+        """Encode the rows of cases; None where no column tells them apart.
+
+        Args:
+            texts: The cases.
+            rng: Decides between cases that are equally similar.
+        """
+        cases = [texts.cases[k] for k in rng.permutation(len(texts.cases))]
+        rows = [case.row for case in cases]
+        features = RowFeatures.from_rows(rows, texts.reader.template)
+        if not features.columns:
+            return None
+        return cls(cases, features, features.encode(rows))
+
+    def most_similar(self, row: Row) -> Case:
+        """Return the case whose row is nearest."""
+        distances = np.linalg.norm(self.encoded - self.features.encode([row]), axis=1)
+        return self.cases[int(distances.argmin())]
 
 
 def _check_name(name: str) -> None:

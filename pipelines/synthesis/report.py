@@ -21,8 +21,8 @@ LIMITS = (
     "They hold what the generator learned, with its errors and the biases of its training cohort. "
     "A rare group rests on the few real patients of that group; many volumes of few patients are "
     "not new patients.",
-    "A mask comes from a real patient. Keep volumes made from test patients' masks out of "
-    "training: the source is named.",
+    "A mask comes from a real patient, or is drawn from the shapes of real patients. Keep volumes "
+    "made from test patients' masks out of training: the source is named.",
     "The search for copies finds close ones; it is not a proof of privacy. Treat the volumes as "
     "you treat the scans.",
     "Say in every publication that the data are synthetic, and how they were made.",
@@ -36,6 +36,12 @@ EDIT_LIMITS = (
     "not new patients.",
     LIMITS[-1],
 )
+MASKS_IN_WORDS = {
+    "deform": "those of cases of {source}, varied by smooth deformation",
+    "given": "**those of patients** of {source}, as they stand",
+    "shape": "drawn for each row from a statistical shape model of the masks of {source}; "
+    "`copies.csv` has the nearest training mask of each, which is farther than a copy would be",
+}
 HOW_IN_WORDS = {
     "residual": "the scan plus the difference of two generated volumes of the same noise, one with "
     "the text of its own row and one with the changed text",
@@ -53,6 +59,7 @@ class CohortReport:
         run: Name of the run.
         step: Step of its checkpoint.
         how: How the cases were made, as `--how`.
+        masks: Where generated cases have their masks from, as `--masks`.
         columns: The balanced columns; empty for none.
         checked: Whether copies of training scans were searched for.
         records: Records of all cases, those left out, too.
@@ -65,6 +72,7 @@ class CohortReport:
     run: str
     step: int
     how: str
+    masks: str
     columns: Sequence[str]
     checked: bool
     records: Sequence[Mapping[str, Any]]
@@ -113,9 +121,11 @@ def cohort_sentence(report: CohortReport) -> str:
         text = f"{len(report.written)} edited scans of {sources} training cases of {report.source}"
         text += f" by {report.run} (step {report.step})"
     else:
+        origin = f"from the masks of {sources} cases of {report.source}"
+        if report.masks == "shape":
+            origin = f"with masks drawn from the shapes of {report.source}, which are no patient's"
         text = (
-            f"{len(report.written)} synthetic cases by {report.run} (step {report.step}), from the "
-            f"masks of {sources} cases of {report.source}"
+            f"{len(report.written)} synthetic cases by {report.run} (step {report.step}), {origin}"
         )
     if report.columns:
         counts = [f"{_name(values)} {n}" for values, n in report.counts.items()]
@@ -125,6 +135,10 @@ def cohort_sentence(report: CohortReport) -> str:
 
 def _name(values: Values) -> str:
     return " and ".join(value or NOT_KNOWN for value in values)
+
+
+def _used_of_source(report: CohortReport) -> str:
+    return "row and grid" if report.masks == "shape" else "mask"
 
 
 def _edit_outcome(report: CohortReport) -> str:
@@ -138,11 +152,17 @@ def _edit_outcome(report: CohortReport) -> str:
 
 
 def _copy_outcome(report: CohortReport) -> str:
+    """Return how close generated cases are to training scans and masks, and what was left out."""
+    return f"{_scan_outcome(report)}{_mask_outcome(report)}"
+
+
+def _scan_outcome(report: CohortReport) -> str:
     if not report.checked:
         return "Copies of training scans were not searched for."
+    copies = sum(record["reason"] == "copy" for record in report.records)
     text = (
         f"{report.count('redrawn')} draws were too close to a training scan and drawn again, "
-        f"{report.count('left_out')} cases left out"
+        f"{copies} cases left out"
     )
     kept = [r for r in report.records if not r["left_out"] and r["nearest_training_case"]]
     if not kept:
@@ -152,6 +172,23 @@ def _copy_outcome(report: CohortReport) -> str:
         f"{text}; the nearest, {nearest['case']}, is at distance {nearest['distance']:.2f} from "
         f"{nearest['nearest_training_case']} (copy below {nearest['threshold']:.2f})."
     )
+
+
+def _mask_outcome(report: CohortReport) -> str:
+    """Return how close drawn masks are to training masks; "" for masks of patients."""
+    if report.masks != "shape":
+        return ""
+    implausible = sum(r["reason"] not in ("", "copy") for r in report.records)
+    text = f" {implausible} cases were left out because no plausible mask was drawn."
+    kept = [r for r in report.records if not r["left_out"]]
+    if kept:
+        nearest = min(kept, key=lambda record: record["mask_distance"])
+        text += (
+            f" The mask nearest to a patient's, that of {nearest['case']}, has a distance of "
+            f"{nearest['mask_distance']:.2f} (1 - Dice) from that of {nearest['nearest_mask']} "
+            f"(copy below {nearest['mask_threshold']:.2f})."
+        )
+    return text
 
 
 def cohort_readme(report: CohortReport) -> str:
@@ -177,10 +214,10 @@ def cohort_readme(report: CohortReport) -> str:
             "",
             f"{len(report.written)} volumes generated by {made_by}. **Nobody's scans.**",
             "",
-            f"Masks are those of cases of {code(report.source)}, varied by smooth deformation. In "
+            f"Masks are {MASKS_IN_WORDS[report.masks].format(source=code(report.source))}. In "
             f"`clinical.csv` the column `{SOURCE}`",
-            f"names the case, `{SEED}` the seed and `{RUN}` the generator; `copies.csv` holds the "
-            "nearest training scan.",
+            f"names the case whose {_used_of_source(report)} was used, `{SEED}` the seed and "
+            f"`{RUN}` the generator; `copies.csv` holds the nearest training scan.",
         ]
     lines += ["", *_count_table(report)]
     if not report.edits:
@@ -207,5 +244,5 @@ def _copies_line(report: CohortReport) -> str:
         return "Copies: **not searched for** (`--no-check_copies`)."
     return (
         f"Copies: {report.count('redrawn')} draws were too close to a training scan and made "
-        f"again; {report.count('left_out')} cases were left out."
+        f"again; {report.count('left_out')} cases were left out, for the `reason` in `copies.csv`."
     )

@@ -28,6 +28,7 @@ from data.provenance import (
     SOURCE,
     SYNTHETIC,
 )
+from data.resampling import patients_of
 from data.splits import save_splits
 from data.table import read_table
 from data.text.counterfactuals import values_by_column
@@ -45,6 +46,7 @@ from pipelines.synthesis import case_edits, case_synthesis
 from pipelines.synthesis.case_edits import CaseEditor, check_edits, edit_rows, editable_cases
 from pipelines.synthesis.case_synthesis import CaseSynthesiser
 from pipelines.synthesis.copies import CopySearch
+from pipelines.synthesis.masks import DeformedMasks, MaskMaker, ShapeMasks, given_mask
 from pipelines.synthesis.page import write_cohort_page
 from pipelines.synthesis.planning import (
     PlannedCase,
@@ -54,6 +56,7 @@ from pipelines.synthesis.planning import (
     plan_table,
 )
 from pipelines.synthesis.report import CohortReport, cohort_readme, describe_changes
+from pipelines.synthesis.shape_model import MaskLabels
 from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_path, read_json, write_csv, write_json
@@ -71,9 +74,13 @@ COPY_COLUMNS = (
     "source",
     "redrawn",
     "left_out",
+    "reason",
     "nearest_training_case",
     "distance",
     "threshold",
+    "nearest_mask",
+    "mask_distance",
+    "mask_threshold",
 )
 
 
@@ -95,6 +102,11 @@ def select_source_cases(command: ExpandCommand, run: LoadedRun, cohort: Cohort) 
     """Return the real cases whose masks, or scans, and rows are used."""
     e, data = command.expand, run.options.data
     if e.edits:
+        if e.masks != "deform":
+            raise UserError(
+                f"--masks {e.masks}: --how {e.how} changes real scans, whose masks stay. Leave "
+                "--masks out, or use --how generate."
+            )
         if e.split != "train":
             raise UserError(
                 f"--split {e.split}: --how {e.how} changes real scans, and scans of people who are "
@@ -178,7 +190,9 @@ def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> li
                 "--table: the run was trained without %s, so these columns change nothing.",
                 format_list(unknown),
             )
-        planned = plan_table(table, texts, e.n, e.seed, e.edits)
+        planned = plan_table(
+            table, texts, e.n, e.seed, edits=e.edits, similar=e.masks == "given" and not e.edits
+        )
     else:
         if not e.n:
             raise UserError("--n is 0; with --balance it says how many cases to make.")
@@ -235,6 +249,7 @@ def write_cohort(
         run.folder.name,
         run.state["step"],
         e.how,
+        e.masks,
         e.balance,
         e.check_copies,
         records,
@@ -260,7 +275,7 @@ def write_cohort(
         log.info("%d edited scans in %s. Page: %s", len(written), out, page)
         return
     log.info(
-        "%d synthetic cases in %s (%d redrawn, %d left out as copies). Page: %s",
+        "%d synthetic cases in %s (%d redrawn, %d left out). Page: %s",
         len(written),
         out,
         report.count("redrawn"),
@@ -286,7 +301,7 @@ def _write_table(
     for case in report.written:
         row: dict[str, Any] = {**case.row, key_column: case.id}
         row[SYNTHETIC] = "edited" if report.edits else "yes"
-        row[HOW] = report.how
+        row[HOW] = report.how if report.edits else f"{report.how}, masks {report.masks}"
         row[SOURCE] = case.source.id
         row[CHANGE] = describe_changes(case) if report.edits else ""
         row[SEED] = case.seed
@@ -353,7 +368,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
         if e.edits:
             make_case = CaseEditor(e, run, texts)
         else:
-            make_case = _open_synthesiser(command, run, cohort, texts)
+            make_case = _open_synthesiser(command, run, cohort, texts, planned)
         title = "edited scans" if e.edits else "synthetic cases"
         for case in tqdm(remaining, title, unit="case", disable=not cli.is_main_process()):
             write_json(records / f"{case.id}.json", make_case(case))
@@ -362,14 +377,40 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
 
 
 def _open_synthesiser(
-    command: ExpandCommand, run: LoadedRun, cohort: Cohort, texts: SourceTexts
+    command: ExpandCommand,
+    run: LoadedRun,
+    cohort: Cohort,
+    texts: SourceTexts,
+    planned: Sequence[PlannedCase],
 ) -> CaseSynthesiser:
-    synthesiser = CaseSynthesiser(command, run, texts.reader.template)
+    make_mask = _mask_maker(command, run, cohort, texts, planned)
+    synthesiser = CaseSynthesiser(command, run, texts.reader.template, make_mask)
     if not command.expand.check_copies:
         return synthesiser
     training, unseen = scans_by_training(run, cohort)
     copies = CopySearch.from_cases(training, run.options.data.lung_labels)
     return synthesiser.with_copy_search(copies, unseen)
+
+
+def _mask_maker(
+    command: ExpandCommand,
+    run: LoadedRun,
+    cohort: Cohort,
+    texts: SourceTexts,
+    planned: Sequence[PlannedCase],
+) -> MaskMaker:
+    """Return what makes the masks of new cases, as `--masks` says."""
+    e, data = command.expand, run.options.data
+    if e.masks == "deform":
+        return DeformedMasks(command.deform)
+    if e.masks == "given":
+        return given_mask
+    others = {case.body.label for case in texts.cases if case.body is not None}
+    others |= set(data.lesion_labels)
+    labels = tuple(label for label in run.labels[1:] if label not in others)
+    names = MaskLabels(labels, data.lung_labels, data.airway_label, data.lesion_labels)
+    patients = patients_of(cohort, data.patient_column)
+    return ShapeMasks.from_cases(texts, patients, names, planned, e.seed)
 
 
 def _with_all_gpus(model: ModelOptions) -> ModelOptions:

@@ -203,7 +203,9 @@ def test_provenance_never_enters_a_text() -> None:
 
 def report(planned: Sequence[PlannedCase] = (), **changes: Any) -> CohortReport:
     """A report on cases balanced by diagnosis, whose copies were searched for."""
-    found = CohortReport("cohort", "run1", 40, "generate", ("DIAGNOSIS",), True, (), planned, {})
+    found = CohortReport(
+        "cohort", "run1", 40, "generate", "deform", ("DIAGNOSIS",), True, (), planned, {}
+    )
     return replace(found, **changes)
 
 

@@ -1,0 +1,154 @@
+"""Measure whether drawn masks have the lung volume of their rows, and are anatomy and nobody's.
+
+Phantoms get the total lung capacity that the equations of the European Community for Coal and
+Steel give for their sex and height (Quanjer et al. 1993), with a spread between patients. The shape
+model of scripts/expand.py learns from them, and masks are drawn for women and men of several
+heights. OUT/figures.json and OUT/table.md hold the figures.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+from data.geometry import Volume
+from data.phantom.anatomy import AIRWAY, FIELD_MM, LEFT, RIGHT, PhantomPatient, build_anatomy
+from data.text.prompts import Row, load_template
+from options.benchmark_options import MaskShapesCommand, MaskShapesOptions
+from options.parser import parse
+from pipelines.synthesis.shape_model import MaskLabels, ShapeModel
+from util.cli import run_command
+from util.files import write_json
+
+log = logging.getLogger(__name__)
+
+LABELS = MaskLabels((LEFT, RIGHT, AIRWAY), (LEFT, RIGHT), AIRWAY)
+FIELD_SCALE = 1.25  # of the usual field of view, which tall men would leave
+HEIGHTS = {"Female": (155, 165, 175), "Male": (165, 175, 185)}  # cm, whose masks are drawn
+# Litres per metre, and litres: total lung capacity by sex.
+CAPACITY = {"Female": (6.60, -5.79), "Male": (7.99, -7.08)}
+HEIGHT_SPREAD = {"Female": (165.0, 7.0), "Male": (177.0, 7.0)}  # mean and SD of the patients, cm
+AGES = (40, 85)
+
+
+def capacity_ml(row: Row) -> float:
+    """Return the total lung capacity that equations of sex and height give."""
+    slope, intercept = CAPACITY[row["SEX"]]
+    return 1000 * (slope * float(row["HEIGHT"]) / 100 + intercept)
+
+
+def draw_row(rng: np.random.Generator) -> dict[str, str]:
+    """Return a random patient; age and smoking change no mask."""
+    sex = str(rng.choice(list(CAPACITY)))
+    height = rng.normal(*HEIGHT_SPREAD[sex])
+    return {
+        "SEX": sex,
+        "HEIGHT": f"{height:.0f}",
+        "AGE": str(rng.integers(*AGES)),
+        "SMOKER": str(rng.choice(["Yes", "No"])),
+    }
+
+
+def lung_ml(mask: Volume) -> float:
+    """Return the volume of both lungs."""
+    voxel = float(np.abs(np.linalg.det(mask.affine[:3, :3])))
+    return float(np.isin(mask.array, LABELS.lungs).sum()) * voxel / 1000
+
+
+def draw_mask(size: tuple[int, int, int], volume_ml: float, rng: np.random.Generator) -> Volume:
+    """Return the mask of a random phantom whose lungs have a volume."""
+    x, y, z = (FIELD_SCALE * mm / n for mm, n in zip(FIELD_MM, size, strict=True))
+    affine = np.diag([x, y, z, 1.0])
+    patient = PhantomPatient.random(rng)
+    drawn = Volume(build_anatomy(patient, size, (x, y, z)).labels, affine)
+    factor = (volume_ml / lung_ml(drawn)) ** (1 / 3)
+    scaled = replace(patient, scale=patient.scale * factor)
+    return Volume(build_anatomy(scaled, size, (x, y, z)).labels, affine)
+
+
+def run_seed(b: MaskShapesOptions, seed: int) -> list[dict[str, Any]]:
+    """Return a row of figures for each sex and height."""
+    rng = np.random.default_rng([seed, 1])
+    rows = [draw_row(rng) for _ in range(b.cases)]
+    spread = np.exp(rng.normal(0, b.patient_sd, b.cases))
+    masks = [
+        draw_mask(b.size, capacity_ml(row) * s, rng) for row, s in zip(rows, spread, strict=True)
+    ]
+    names = [f"case_{number:03d}" for number in range(b.cases)]
+    template = load_template("auto", list(rows[0]))
+    model = ShapeModel.from_masks(names, masks, rows, names, LABELS, template)
+    figures = []
+    for sex, heights in HEIGHTS.items():
+        for height in heights:
+            volumes, distances, first_tries, problems = [], [], 0, 0
+            for number in range(b.draws):
+                row = draw_row(rng) | {"SEX": sex, "HEIGHT": str(height)}
+                source = masks[int(rng.integers(b.cases))]
+                first_tries += not model.draw(row, source, [seed, height, number, 0]).problems
+                drawn = model.draw_plausibly(row, source, [seed, height, number])
+                problems += bool(drawn.problems)
+                volumes.append(lung_ml(Volume(drawn.labels, source.affine)))
+                distances.append(drawn.nearest.distance)
+            planted = capacity_ml({"SEX": sex, "HEIGHT": str(height)})
+            planted *= float(np.exp(b.patient_sd**2 / 2))  # mean of a log-normal distribution
+            figures.append(
+                {
+                    "seed": seed,
+                    "sex": sex,
+                    "height_cm": height,
+                    "planted_ml": planted,
+                    "drawn_ml": float(np.mean(volumes)),
+                    "error": float(np.mean(volumes)) / planted - 1,
+                    "error_without_row": float(np.mean([lung_ml(m) for m in masks])) / planted - 1,
+                    "spread": float(np.std(np.log(volumes), ddof=1)),
+                    "plausible_at_once": first_tries / b.draws,
+                    "rejected": problems / b.draws,
+                    "nearest_mask": float(np.min(distances)),
+                    "copy_below": model.threshold,
+                    "patients_apart": float(np.median(model.reference)),
+                }
+            )
+    return figures
+
+
+def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures as Markdown."""
+    lines = [
+        "| seed | sex | height, cm | planted, ml | drawn, ml | error | error of any mask | "
+        "spread between patients | plausible at once | rejected | nearest training mask (copy "
+        "below; between patients) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for f in figures:
+        lines.append(
+            f"| {f['seed']} | {f['sex']} | {f['height_cm']} | {f['planted_ml']:.0f} | "
+            f"{f['drawn_ml']:.0f} | {f['error']:+.1%} | {f['error_without_row']:+.1%} | "
+            f"{f['spread']:.3f} | {f['plausible_at_once']:.0%} | {f['rejected']:.0%} | "
+            f"{f['nearest_mask']:.3f} ({f['copy_below']:.3f}; {f['patients_apart']:.3f}) |"
+        )
+    worst = max(abs(f["error"]) for f in figures)
+    lines += ["", f"Largest error of the mean lung volume: {worst:.1%} (asked: 10 %)."]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all cohorts and write figures and table."""
+    b = parse(MaskShapesCommand, __doc__ or "", argv).benchmark
+    out = Path(b.OUT)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = [figure for seed in b.seeds for figure in run_seed(b, seed)]
+    text = figures_table(figures)
+    write_json(out / "figures.json", figures)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    log.info("%s", text)
+
+
+if __name__ == "__main__":
+    run_command(main)
