@@ -1,148 +1,324 @@
-"""Measure whether synthetic volumes help to classify a rare diagnosis of phantoms.
+"""Measure whether synthetic and edited scans help to classify a rare finding.
 
-One diagnosis has a tenth of the training cases; the cohort is expanded to balance. Each seed is a
-whole repetition: its own patients, generator (trained on the imbalanced cohort alone), synthetic
-volumes and classifiers. OUT/figures.json and OUT/table.md hold the figures. Finished parts are
-kept, so that a stopped benchmark resumes.
+Few training scans have the finding. A classifier is trained on them alone, with a class-weighted
+loss, with oversampling, and with scans of scripts/expand.py beside them: generated, residual and,
+with --diffusion_run, edited ones. Each seed is a repetition with its own patients and synthetic
+scans. Finished parts are kept, so that a stopped benchmark resumes; --part 1/4 to 4/4 divide the
+repetitions among processes with one OUT. OUT/figures.json and OUT/table.md hold the figures of all
+finished repetitions.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
-from benchmarks.common import flag_words, train_run
-from data.phantom.cohort import PhantomCohort
-from data.phantom.rows import DIAGNOSIS, LEVELS
-from data.phantom.write import make_phantom_cohort
-from data.splits import save_splits
+from benchmarks.common import flag_words, minilm_folder, train_run
+from data.load_cohort import load_cohort
+from data.phantom.kinds.cohort import Variation, make_kinds_cohort, phantom_chests
+from data.phantom.kinds.columns import GROUPS
+from data.phantom.rows import YES_NO
+from data.resampling import parse_fold
+from data.text.prompts import load_template
 from options.base_options import DataOptions
 from options.benchmark_options import ExpandBenchmarkCommand, ExpandBenchmarkOptions
-from options.expand_options import DeformOptions, ExpandCommand, ExpandOptions
+from options.expand_options import ExpandCommand, ExpandOptions
 from options.parser import parse
-from options.phantom_options import PhantomOptions
 from options.test_options import ModelOptions
 from options.utility_options import UtilityCommand, UtilityOptions
 from pipelines.synthesis import run as synthesis
-from pipelines.synthesis import utility
-from util.cli import run_command
-from util.files import write_json
-from util.training.runs import SPLITS_FILE
+from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
+from pipelines.synthesis.utility import labelled_cases, read_volumes
+from util.cli import UserError, run_command
+from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-RARE = "IPF"
+WINDOW = (-1000.0, 100.0)  # HU that the classifier sees
+BASELINES = ("real", "weighted", "oversampled")  # arms without synthetic scans
+RESAMPLES = 2000
 
 
-def imbalanced_cohort(b: ExpandBenchmarkOptions, seed: int) -> Path:
-    """Make a phantom cohort with few training cases of the rare diagnosis; return its folder."""
-    options = PhantomOptions(
-        OUT=f"{b.OUT}/cohorts/seed{seed}",
-        cases=len(LEVELS[DIAGNOSIS]) * (b.common + b.tests),
-        size=b.size,
-        seed=seed,
-        test_cases=b.tests,
-        val_cases=0,
-        missing=0.12,
-        patient_sd=b.patient_sd,
+@dataclass(frozen=True)
+class Arm:
+    """What a classifier is trained on.
+
+    Attributes:
+        kinds: Kinds of synthetic scans beside the real ones, as `--how` of scripts/expand.py.
+        weighted: Whether the loss weights the classes equally.
+        oversampled: Whether the classes are drawn equally often.
+    """
+
+    kinds: tuple[str, ...] = ()
+    weighted: bool = False
+    oversampled: bool = False
+
+
+def arms_of(b: ExpandBenchmarkOptions) -> dict[str, Arm]:
+    """Return the arms by name; that of edited scans needs a diffusion run."""
+    arms = {
+        "real": Arm(),
+        "weighted": Arm(weighted=True),
+        "oversampled": Arm(oversampled=True),
+        "+ generated": Arm(("generate",), oversampled=True),
+        "+ residual": Arm(("residual",), oversampled=True),
+    }
+    if b.diffusion_run:
+        arms["+ edited"] = Arm(("edit",), oversampled=True)
+    arms["+ generated + residual"] = Arm(("generate", "residual"), oversampled=True)
+    return arms
+
+
+def rare_cohort(b: ExpandBenchmarkOptions, seed: int) -> Path:
+    """Make the cohort of a repetition; return its folder."""
+    names = tuple(f"case_{i + 1:03d}" for i in range(b.cases + b.tests))
+    return make_kinds_cohort(
+        Path(b.OUT) / "cohorts" / f"{b.group}_{b.column}_seed{seed}",
+        b.group,
+        {"train": names[: b.cases], "test": names[b.cases :]},
+        phantom_chests(names, seed, b.size),
+        seed,
+        Variation(patient_sd=b.patient_sd, counts={b.column: b.rare}),
     )
-    root = make_phantom_cohort(options)
-    phantoms = PhantomCohort.from_folder(root)
-    quota = {value: b.rare if value == RARE else b.common for value in LEVELS[DIAGNOSIS]}
-    training: list[str] = []
-    for case in phantoms.splits["train"]:
-        value = phantoms.rows[case][DIAGNOSIS]
-        if quota[value]:
-            quota[value] -= 1
-            training.append(case)
-    splits = {"train": tuple(training), "val": (), "test": phantoms.splits["test"]}
-    save_splits(root / SPLITS_FILE, splits)
-    return root
 
 
-def train_generator(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
-    """Train a generator on the cohort, unless it is finished; a stopped one is resumed."""
-    model = ModelOptions(name=f"seed{seed}", checkpoints_dir=f"{b.OUT}/runs")
-    first_words = flag_words(
-        dataroot=root,
-        preset="cpu",
-        template="aiib23",
-        val_cases=0,
-        seed=seed,
-        save_latest_freq=50,
+def open_model(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
+    """Return the run that generates: the one given, or one trained on the cohort alone."""
+    folder = Path(b.run) if b.run else Path(b.OUT) / "runs" / f"seed{seed}"
+    if not b.run:
+        first_words = flag_words(
+            dataroot=root,
+            preset="cpu",
+            template="auto",
+            text_encoder=_encoder(b),
+            val_cases=0,
+            seed=seed,
+        )
+        words = flag_words(max_steps=b.max_steps)
+        train_run(folder, words, [*first_words, *b.train_flags.split()])
+    return _model(b, folder)
+
+
+def _encoder(b: ExpandBenchmarkOptions) -> str:
+    return minilm_folder() if b.text_encoder == "minilm" else b.text_encoder
+
+
+def _model(b: ExpandBenchmarkOptions, folder: Path) -> ModelOptions:
+    return ModelOptions(
+        name=folder.name,
+        checkpoints_dir=str(folder.parent),
+        text_encoder=_encoder(b),
+        tile=(0, 0, 0),
     )
-    folder = Path(model.checkpoints_dir) / model.name
-    words = flag_words(max_steps=b.max_steps)
-    train_run(folder, words, [*first_words, *b.train_flags.split()])
-    return model
 
 
-def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> dict[str, Any]:
-    """Return the figures of one seed, from cohort and generator to expansion and classifiers."""
-    b = o.benchmark
-    root = imbalanced_cohort(b, seed)
-    model = train_generator(b, root, seed)
-    name = f"seed{seed}_{b.rows}_{b.n}"
-    expansion = ExpandOptions(
+def expand(b: ExpandBenchmarkOptions, root: Path, seed: int, how: str) -> Path:
+    """Make the synthetic scans of one kind, half of them with the finding; return their folder."""
+    model = _model(b, Path(b.diffusion_run)) if how == "edit" else open_model(b, root, seed)
+    options = ExpandOptions(
         dataroot=str(root),
-        balance=(DIAGNOSIS,),
-        goal="together",
-        rows=b.rows,
+        how=how,
+        balance=(b.column,),
         n=b.n,
         seed=seed,
-        out=f"{b.OUT}/synthetic/{name}",
+        check_copies=b.check_copies,
+        out=f"{b.OUT}/synthetic/seed{seed}_{how}",
     )
-    synthetic = synthesis.synthesise_cohort(ExpandCommand(expansion, model, deform=DeformOptions()))
-    classification = UtilityOptions(
-        synthetic=str(synthetic),
-        column=DIAGNOSIS,
-        seeds=tuple(10 * seed + k for k in range(b.classifiers)),
-        out=f"{b.OUT}/utility/{name}",
-    )
-    data = DataOptions(dataroot=str(root), template="aiib23")
-    return utility.measure_utility(UtilityCommand(classification, data, o.classifier))
+    return synthesis.synthesise_cohort(ExpandCommand(options, model))
 
 
-def accuracy_table(figures: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return the figures of all repetitions as Markdown."""
-    by_volume = [
-        "| seed | trained on | volumes | balanced accuracy (95 % interval over test scans) | AUC |",
-        "|---|---|---|---|---|",
+def read_cells(o: ExpandBenchmarkCommand, root: Path, split: str = "") -> LabelledVolumes:
+    """Return the volumes of a cohort as the classifier takes them; class 1 has the finding."""
+    b, data = o.benchmark, DataOptions(dataroot=str(root))
+    cohort = load_cohort(data, check=bool(split))
+    template = load_template("auto", cohort.columns, data.key_column)
+    cases = cohort.split(split) if split else cohort.cases
+    labelled = labelled_cases(cases, template, b.column, YES_NO, root.name)
+    utility = UtilityOptions(grid=b.grid, lung_window=WINDOW)
+    return read_volumes(labelled, UtilityCommand(utility, data, o.classifier), root.name)
+
+
+def predictions_path(b: ExpandBenchmarkOptions, seed: int, arm: str, number: int) -> Path:
+    """Return the file of a classifier's probabilities of the finding in the test scans."""
+    name = arm.replace("+ ", "with_").replace(" ", "_")
+    return Path(b.OUT) / "predictions" / f"seed{seed}_{name}_{number}.json"
+
+
+def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> None:
+    """Train the classifiers of one seed that are not finished, and keep what they predict."""
+    b = o.benchmark
+    arms = arms_of(b)
+    paths = {
+        (arm, number): predictions_path(b, seed, arm, number)
+        for number in range(b.classifiers)
+        for arm in arms
+    }
+    if all(path.is_file() for path in paths.values()):
+        return
+    root = rare_cohort(b, seed)
+    real = read_cells(o, root, "train")
+    test = read_cells(o, root, "test")
+    kinds = {kind for arm in arms.values() for kind in arm.kinds}
+    synthetic = {kind: read_cells(o, expand(b, root, seed, kind)) for kind in sorted(kinds)}
+    for (name, number), path in paths.items():
+        if path.is_file():
+            continue
+        arm, data = arms[name], real
+        for kind in arm.kinds:
+            data = data + synthetic[kind]
+        options = replace(o.classifier, class_weights=arm.weighted, oversample=arm.oversampled)
+        network = train_classifier(
+            data,
+            len(YES_NO),
+            replace(options, augment=True),
+            1000 * seed + number,
+            torch.device("cpu"),
+            f"seed {seed}, {name}",
+            real=len(real) if arm.kinds else 0,
+        )
+        probabilities = predict(network, test.volumes, torch.device("cpu"))[:, 1]
+        write_json(path, {"found": probabilities.tolist(), "truth": test.targets.tolist()})
+
+
+Predictions = dict[int, NDArray[np.float64]]  # (classifiers, test scans) by seed
+
+
+def read_predictions(
+    b: ExpandBenchmarkOptions,
+) -> tuple[dict[str, Predictions], dict[int, NDArray[np.int64]]]:
+    """Return the probabilities of all arms of every finished seed, and the true classes."""
+    found: dict[str, Predictions] = {arm: {} for arm in arms_of(b)}
+    truth: dict[int, NDArray[np.int64]] = {}
+    for seed in b.seeds:
+        paths = {
+            arm: [predictions_path(b, seed, arm, k) for k in range(b.classifiers)] for arm in found
+        }
+        if not all(path.is_file() for group in paths.values() for path in group):
+            continue
+        for arm, group in paths.items():
+            records = [read_json(path) for path in group]
+            found[arm][seed] = np.array([record["found"] for record in records])
+            truth[seed] = np.array(records[0]["truth"])
+    return found, truth
+
+
+def class_errors(found: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return `(N,)` the share of classifiers that are wrong about each test scan."""
+    wrong: NDArray[np.bool_] = (found > 0.5) != (truth == 1)
+    return np.asarray(wrong.mean(0), float)
+
+
+def summarise(
+    found: Mapping[str, Predictions], truth: Mapping[int, NDArray[np.int64]]
+) -> list[dict[str, Any]]:
+    """Return a row per arm: errors, AUC, and the paired difference from the best baseline.
+
+    The best baseline is the arm without synthetic scans whose balanced error is lowest. The
+    interval is a bootstrap over seeds and, within each, over the test scans of a class.
+    """
+    wrong = {
+        arm: {seed: class_errors(by_seed[seed], truth[seed]) for seed in truth}
+        for arm, by_seed in found.items()
+    }
+
+    def error(arm: str, label: int) -> float:
+        return float(np.mean([wrong[arm][s][truth[s] == label].mean() for s in truth]))
+
+    rows = []
+    best = min(BASELINES, key=lambda arm: error(arm, 0) + error(arm, 1))
+    for arm, by_seed in found.items():
+        aucs = [roc_auc_score(truth[s], one) for s in truth for one in by_seed[s]]
+        change = {s: wrong[arm][s] - wrong[best][s] for s in truth}
+        rare, balanced = paired_intervals(change, truth)
+        rows.append(
+            {
+                "arm": arm,
+                "rare_error": error(arm, 1),
+                "common_error": error(arm, 0),
+                "auc": float(np.mean(aucs)),
+                "best_baseline": best,
+                "rare_change": error(arm, 1) - error(best, 1),
+                "rare_interval": rare,
+                "balanced_change": (error(arm, 0) + error(arm, 1) - error(best, 0) - error(best, 1))
+                / 2,
+                "balanced_interval": balanced,
+            }
+        )
+    return rows
+
+
+def paired_intervals(
+    change: Mapping[int, NDArray[np.float64]], truth: Mapping[int, NDArray[np.int64]]
+) -> tuple[list[float], list[float]]:
+    """Return 95 % intervals of the change of the rare class's and of the balanced error."""
+    rng = np.random.default_rng(0)
+    seeds = list(change)
+    values = []
+    for _ in range(RESAMPLES):
+        drawn = []
+        for seed in rng.choice(seeds, len(seeds)):
+            classes = [change[seed][truth[seed] == label] for label in (0, 1)]
+            drawn.append([rng.choice(part, len(part)).mean() for part in classes])
+        common, rare = np.mean(drawn, 0)
+        values.append((rare, (common + rare) / 2))
+    low, high = np.percentile(values, (2.5, 97.5), axis=0)
+    return [float(low[0]), float(high[0])], [float(low[1]), float(high[1])]
+
+
+def figures_table(rows: Sequence[Mapping[str, Any]], repetitions: int) -> str:
+    """Return the figures as Markdown."""
+    best = rows[0]["best_baseline"]
+    lines = [
+        f"| trained on | error, rare class | error, common class | AUC | rare class minus {best} "
+        f"(95 %) | balanced error minus {best} (95 %) |",
+        "|---|---|---|---|---|---|",
     ]
-    by_arm = [
-        "| seed | trained on | mean balanced accuracy | minus real alone (95 % interval) |",
-        "|---|---|---|---|",
-    ]
-    for seed, repetition in figures.items():
-        for row in repetition["rows"]:
-            accuracy = f"{row['balanced_accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-            cells = (seed, row["arm"], row["volumes"], accuracy, f"{row['auc']:.3f}")
-            by_volume.append(f"| {' | '.join(map(str, cells))} |")
-        for arm, mean in repetition["summary"].items():
-            gain = f"{mean['minus_real']:+.3f} ({mean['low']:+.3f} to {mean['high']:+.3f})"
-            by_arm.append(f"| {seed} | {arm} | {mean['mean']:.3f} | {gain} |")
-    wins = f"{count_wins(figures)} of {len(figures)} seeds"
-    result = f"Real plus synthetic at least as good as real alone in {wins}."
-    return "\n".join([*by_volume, "", *by_arm, "", result])
+    for row in rows:
+        rare, balanced = row["rare_interval"], row["balanced_interval"]
+        lines.append(
+            f"| {row['arm']} | {row['rare_error']:.3f} | {row['common_error']:.3f} | "
+            f"{row['auc']:.3f} | {row['rare_change']:+.3f} ({rare[0]:+.3f} to {rare[1]:+.3f}) | "
+            f"{row['balanced_change']:+.3f} ({balanced[0]:+.3f} to {balanced[1]:+.3f}) |"
+        )
+    lines += ["", f"{repetitions} repetitions; the best arm without synthetic scans is {best}."]
+    return "\n".join(lines)
 
 
-def count_wins(figures: Mapping[int, Mapping[str, Any]]) -> int:
-    """Count the repetitions in which real plus synthetic is at least as good as real alone."""
-    return sum(f["summary"]["both"]["minus_real"] >= 0 for f in figures.values())
+def check_options(b: ExpandBenchmarkOptions) -> None:
+    """Raise `UserError` for a column that is not planted, or more rare scans than scans."""
+    columns = [c.name for c in GROUPS[b.group].all_columns if c.values == YES_NO]
+    if b.column not in columns:
+        raise UserError(f"--column is {b.column!r}; the group {b.group} has: {', '.join(columns)}.")
+    if b.rare >= b.cases:
+        raise UserError(f"--rare is {b.rare}; it must be below --cases, which is {b.cases}.")
 
 
-def main() -> None:
-    """Run all repetitions and write figures and table."""
-    o = parse(ExpandBenchmarkCommand, __doc__ or "")
-    out = Path(o.benchmark.OUT)
-    figures = {seed: run_repetition(o, seed) for seed in o.benchmark.seeds}
-    text = accuracy_table(figures)
-    write_json(out / "figures.json", {"wins": count_wins(figures), "seeds": figures})
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run this part's repetitions, and write the figures of all finished ones."""
+    o = parse(ExpandBenchmarkCommand, __doc__ or "", argv)
+    b = o.benchmark
+    check_options(b)
+    number, count = (1, 1) if b.part == "1/1" else parse_fold(b.part, "--part")
+    for seed in b.seeds[number - 1 :: count]:
+        run_repetition(o, seed)
+    found, truth = read_predictions(b)
+    if not truth:
+        log.info("No repetition is finished in all arms; the last part writes the table.")
+        return
+    rows = summarise(found, truth)
+    text = figures_table(rows, len(truth))
+    write_json(Path(b.OUT) / "figures.json", {"seeds": list(truth), "arms": rows})
+    (Path(b.OUT) / "table.md").write_text(text + "\n", encoding="utf-8")
     log.info("%s", text)
 
 

@@ -28,6 +28,7 @@ from data.phantom.kinds.cohort import (
     RECORD,
     KindsCohort,
     SourceChest,
+    Variation,
     make_kinds_cohort,
     phantom_chests,
 )
@@ -86,8 +87,7 @@ def make_cohort(o: KindsBenchmarkOptions, group: str, seed: int) -> KindsCohort:
         splits,
         chests,
         seed,
-        noise_hu=0.0 if o.chests else NOISE_HU,
-        patient_sd=o.patient_sd,
+        Variation(0.0 if o.chests else NOISE_HU, o.patient_sd),
     )
     return KindsCohort.from_folder(root)
 

@@ -194,26 +194,39 @@ class ExpandBenchmarkOptions:
     """Cohorts and repetitions of the synthesis benchmark."""
 
     OUT: str = argument("Folder for cohorts, runs and figures.")
-    size: tuple[int, int, int] = flag((32, 32, 24), "Voxels of a phantom.", low=16)
-    common: int = flag(45, "Training cases of each of the two common diagnoses.", low=2)
-    rare: int = flag(10, "Training cases of the rare diagnosis (IPF).", low=2)
-    tests: int = flag(60, "Test cases, equally many of each diagnosis.", low=6)
+    group: str = flag(
+        "sparse",
+        "Group of planted columns, see benchmarks/kinds.py.",
+        choices=("texture", "sparse"),
+    )
+    column: str = flag("NODULES", "Column of the group whose value Yes is rare.")
+    cases: int = flag(100, "Training scans.", low=8)
+    rare: int = flag(8, "Training scans with the rare value.", low=2)
+    tests: int = flag(60, "Test scans, half of them with the rare value.", low=4)
+    size: tuple[int, int, int] = flag((48, 48, 32), "Voxels of a phantom.", low=16)
     patient_sd: float = flag(
         20.0, "SD in HU between patients for reasons outside the table.", low=0
     )
     n: int = flag(
-        125,
-        "Synthetic cases; real and synthetic cases together are balanced. With few, only the "
-        "rare diagnosis is made, and a classifier learns that synthetic means rare.",
-        low=1,
+        100,
+        "Synthetic cases of each kind, half of them of the rare value. With one value alone, a "
+        "classifier learns that synthetic means that value.",
+        low=2,
     )
-    rows: str = flag("changed", "As in scripts/expand.py.", choices=("changed", "own"))
-    max_steps: int = flag(1000, "Steps of the generator.", low=1)
-    seeds: tuple[int, ...] = flag((1, 2, 3), "Repetitions.", low=0)
-    classifiers: int = flag(
-        3, "Classifiers of each repetition and arm; their balanced accuracies are averaged.", low=1
+    run: str = flag("", "Folder of a trained run; by default one is trained on each cohort.")
+    diffusion_run: str = flag(
+        "", "Folder of a trained diffusion run, which adds scans edited by inversion."
     )
+    check_copies: bool = flag(True, "As in scripts/expand.py.")
+    text_encoder: str = flag("minilm", "As in train.py; minilm is MiniLM.")
+    max_steps: int = flag(1000, "Steps of a generator that is trained.", low=1)
     train_flags: str = flag("", "More flags for train.py, in one text.")
+    seeds: tuple[int, ...] = flag((1, 2, 3, 4, 5, 6, 7, 8, 9, 10), "Repetitions.", low=0)
+    classifiers: int = flag(3, "Classifiers of each repetition and arm.", low=1)
+    grid: tuple[int, int, int] = flag(
+        (24, 24, 16), "Cells of the box around the lungs that a classifier gets.", low=4
+    )
+    part: str = flag("1/1", "This process's share of the repetitions, as k/K.")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,12 @@ class ClassifierOptions:
         high=1,
     )
     class_weights: bool = flag(True, "Weight the classes equally, however few volumes they have.")
+    oversample: bool = flag(
+        False, "Draw the classes equally often, so that volumes of a rare one are repeated."
+    )
+    augment: bool = flag(
+        False, "Turn, scale and shift volumes and add noise at random, instead of shifts alone."
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from monai.networks.nets.densenet import DenseNet
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.array import RandGaussianNoise, RandShiftIntensity
+from monai.transforms.spatial.array import RandAffine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -13,6 +16,10 @@ from tqdm import tqdm
 from options.utility_options import ClassifierOptions
 
 MAX_SHIFT = 2  # voxels by which a volume is moved in training
+MAX_TURN = 0.09  # radians
+MAX_SCALE = 0.05
+NOISE_SD = 0.02  # of the window's half
+MAX_BRIGHTNESS = 0.05
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ def train_classifier(
             classes, whatever distinguishes synthetic volumes. 0 otherwise.
     """
     generator = torch.Generator().manual_seed(seed)
+    augmentation = usual_augmentation(seed) if options.augment else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         network = make_classifier(data.volumes.shape[1], classes, options.width).to(device)
@@ -80,8 +88,13 @@ def train_classifier(
         mixed_steps = round(options.steps * (1 - options.finish)) if real else options.steps
         for step in tqdm(range(options.steps), name, unit="step", leave=False, disable=None):
             count = len(data) if step < mixed_steps else real
-            chosen = torch.randint(count, (options.batch,), generator=generator)
-            volumes = random_shift(data.volumes[chosen], generator).to(device)
+            chosen = choose_batch(data.targets[:count], options, generator)
+            volumes = data.volumes[chosen]
+            if augmentation is None:
+                volumes = random_shift(volumes, generator)
+            else:
+                volumes = torch.stack([torch.as_tensor(augmentation(v)) for v in volumes])
+            volumes = volumes.to(device)
             weight = None
             if options.class_weights:
                 weight = class_weights(data.targets[:count], classes).to(device)
@@ -91,6 +104,32 @@ def train_classifier(
             optimizer.step()
             schedule.step()
     return network.eval()
+
+
+def choose_batch(targets: Tensor, options: ClassifierOptions, generator: torch.Generator) -> Tensor:
+    """Return the numbers of the volumes of a step, `(batch,)`."""
+    if not options.oversample:
+        return torch.randint(len(targets), (options.batch,), generator=generator)
+    weights = class_weights(targets, int(targets.max()) + 1)[targets]
+    return torch.multinomial(weights, options.batch, replacement=True, generator=generator)
+
+
+def usual_augmentation(seed: int) -> Compose:
+    """Return MONAI's random affine maps, noise and brightness, for volumes `(C, X, Y, Z)`."""
+    augmentation = Compose(
+        [
+            RandAffine(
+                prob=1.0,
+                rotate_range=(MAX_TURN,) * 3,
+                translate_range=(MAX_SHIFT,) * 3,
+                scale_range=(MAX_SCALE,) * 3,
+                padding_mode="border",
+            ),
+            RandGaussianNoise(prob=0.5, std=NOISE_SD),
+            RandShiftIntensity(MAX_BRIGHTNESS, prob=0.5),
+        ]
+    )
+    return augmentation.set_random_state(seed)
 
 
 def class_weights(targets: Tensor, classes: int) -> Tensor:

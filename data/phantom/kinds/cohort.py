@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -184,14 +184,28 @@ def phantom_chests(
         yield SourceChest(case, Volume(anatomy.hu, affine), Volume(anatomy.labels, affine))
 
 
+@dataclass(frozen=True)
+class Variation:
+    """How the patients of a cohort vary beyond the effects.
+
+    Attributes:
+        noise_hu: SD of the noise to add.
+        patient_sd: SD of the patients' mean lung density, HU.
+        counts: Number of training cases with `Yes` of columns that are to be rare.
+    """
+
+    noise_hu: float = NOISE_HU
+    patient_sd: float = 0.0
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
 def make_kinds_cohort(
     root: Path,
     group: str,
     splits: Mapping[str, tuple[str, ...]],
     chests: Iterable[SourceChest],
     seed: int,
-    noise_hu: float = NOISE_HU,
-    patient_sd: float = 0.0,
+    variation: Variation | None = None,
 ) -> Path:
     """Write a cohort; a finished one stays as it is. Its record is written last.
 
@@ -201,9 +215,9 @@ def make_kinds_cohort(
         splits: Cases by split; each split has its own balanced rows.
         chests: A chest for every case.
         seed: Seed of rows, patients and effects.
-        noise_hu: SD of the noise to add.
-        patient_sd: SD of the patients' mean lung density, HU.
+        variation: How patients vary beyond the effects.
     """
+    variation = variation or Variation()
     if (root / RECORD).is_file():
         return root
     for name in (IMAGES, MASKS, CLEAN):
@@ -213,10 +227,19 @@ def make_kinds_cohort(
     rows: dict[str, Row] = {}
     for number, (name, names) in enumerate(sorted(splits.items())):
         rng = np.random.default_rng([seed, 0, number])
-        rows |= draw_rows(GROUPS[group], names, rng, with_rare=name == "train")
+        is_training = name == "train"
+        rows |= draw_rows(
+            GROUPS[group], names, rng, is_training, variation.counts if is_training else {}
+        )
     seeds = np.random.default_rng([seed, 1]).integers(2**53, size=len(cases)).tolist()
     cohort = KindsCohort(
-        root, group, rows, dict(zip(cases, seeds, strict=True)), splits, noise_hu, patient_sd
+        root,
+        group,
+        rows,
+        dict(zip(cases, seeds, strict=True)),
+        splits,
+        variation.noise_hu,
+        variation.patient_sd,
     )
     for chest in chests:
         _save(chest.hu.array, chest.hu.affine, root / CLEAN / f"{chest.case}.nii.gz", np.int16)

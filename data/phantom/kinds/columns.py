@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -178,7 +179,11 @@ GROUPS: dict[str, Group] = {
 
 
 def draw_rows(
-    group: Group, cases: Sequence[str], rng: np.random.Generator, with_rare: bool = True
+    group: Group,
+    cases: Sequence[str],
+    rng: np.random.Generator,
+    with_rare: bool = True,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Row]:
     """Draw the rows of one split: all combinations of values equally often, in random order.
 
@@ -189,6 +194,7 @@ def draw_rows(
         cases: Ids.
         rng: Decides the order.
         with_rare: Whether rare values occur.
+        counts: Number of cases with `Yes` of columns that are to be less frequent.
     """
     crossed = [column for column in group.all_columns if column.values and not column.rare]
     combinations = list(itertools.product(*(column.values for column in crossed)))
@@ -207,4 +213,8 @@ def draw_rows(
                 row[column.name] = str(ages[i])
         row |= dict(zip((c.name for c in crossed), combinations[order[i]], strict=True))
         rows[case] = row
+    for name, count in counts.items():
+        chosen = {cases[k] for k in rng.permutation(len(cases))[:count]}
+        for case, row in rows.items():
+            row[name] = YES_NO[case in chosen]
     return rows
