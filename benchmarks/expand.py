@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,14 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 from benchmarks.common import flag_words, minilm_folder, train_run
 from data.load_cohort import load_cohort
-from data.phantom.kinds.cohort import Variation, make_kinds_cohort, phantom_chests
+from data.phantom.kinds.cohort import (
+    RECORD,
+    KindsCohort,
+    SourceChest,
+    Variation,
+    make_kinds_cohort,
+    phantom_chests,
+)
 from data.phantom.kinds.columns import GROUPS
 from data.phantom.rows import YES_NO
 from data.resampling import parse_fold
@@ -41,12 +48,15 @@ from pipelines.synthesis.classifier import LabelledVolumes, predict, train_class
 from pipelines.synthesis.utility import labelled_cases, read_volumes
 from util.cli import UserError, run_command
 from util.files import read_json, write_json
+from util.records import open_record
 
 log = logging.getLogger(__name__)
 
 WINDOW = (-1000.0, 100.0)  # HU that the classifier sees
 BASELINES = ("real", "weighted", "oversampled")  # arms without synthetic scans
 RESAMPLES = 2000
+SETTINGS = "settings.json"  # of everything in OUT
+PER_CALL = ("OUT", "group", "column", "rare", "seeds", "part")  # may differ between commands
 
 
 @dataclass(frozen=True)
@@ -80,21 +90,36 @@ def arms_of(b: ExpandBenchmarkOptions) -> dict[str, Arm]:
 
 
 def rare_cohort(b: ExpandBenchmarkOptions, seed: int) -> Path:
-    """Make the cohort of a repetition; return its folder."""
+    """Make the cohort of a repetition; return its folder.
+
+    All columns of a seed have the same patients.
+    """
     names = tuple(f"case_{i + 1:03d}" for i in range(b.cases + b.tests))
+    size = "x".join(map(str, b.size))
+    cohorts = Path(b.OUT) / "cohorts"
+    ending = f"n{len(names)}_{size}_seed{seed}"
+    finished = [path.parent for path in sorted(cohorts.glob(f"*_{ending}/{RECORD}"))]
+    chests: Iterable[SourceChest] = phantom_chests(names, seed, b.size)
+    if finished:
+        chests = KindsCohort.from_folder(finished[0]).chests()
     return make_kinds_cohort(
-        Path(b.OUT) / "cohorts" / f"{b.group}_{b.column}_seed{seed}",
+        cohorts / f"{b.group}_{b.column}_{b.rare}_{ending}".replace(" ", "-"),
         b.group,
         {"train": names[: b.cases], "test": names[b.cases :]},
-        phantom_chests(names, seed, b.size),
+        chests,
         seed,
         Variation(patient_sd=b.patient_sd, counts={b.column: b.rare}),
     )
 
 
+def _key(b: ExpandBenchmarkOptions, seed: int) -> str:
+    """Return the name of what belongs to a column and a seed."""
+    return f"{b.column}_{b.rare}_seed{seed}".replace(" ", "-")
+
+
 def open_model(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions:
     """Return the run that generates: the one given, or one trained on the cohort alone."""
-    folder = Path(b.run) if b.run else Path(b.OUT) / "runs" / f"seed{seed}"
+    folder = Path(b.run) if b.run else Path(b.OUT) / "runs" / _key(b, seed)
     if not b.run:
         first_words = flag_words(
             dataroot=root,
@@ -132,7 +157,7 @@ def expand(b: ExpandBenchmarkOptions, root: Path, seed: int, how: str) -> Path:
         n=b.n,
         seed=seed,
         check_copies=b.check_copies,
-        out=f"{b.OUT}/synthetic/seed{seed}_{how}",
+        out=f"{b.OUT}/synthetic/{_key(b, seed)}_{how}",
     )
     return synthesis.synthesise_cohort(ExpandCommand(options, model))
 
@@ -151,7 +176,7 @@ def read_cells(o: ExpandBenchmarkCommand, root: Path, split: str = "") -> Labell
 def predictions_path(b: ExpandBenchmarkOptions, seed: int, arm: str, number: int) -> Path:
     """Return the file of a classifier's probabilities of the finding in the test scans."""
     name = arm.replace("+ ", "with_").replace(" ", "_")
-    return Path(b.OUT) / "predictions" / f"seed{seed}_{name}_{number}.json"
+    return Path(b.OUT) / "predictions" / f"{_key(b, seed)}_{name}_{number}.json"
 
 
 def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> None:
@@ -308,6 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     o = parse(ExpandBenchmarkCommand, __doc__ or "", argv)
     b = o.benchmark
     check_options(b)
+    settings = {name: value for name, value in asdict(b).items() if name not in PER_CALL}
+    open_record(Path(b.OUT), SETTINGS, settings | {"classifier": asdict(o.classifier)}, False)
     number, count = (1, 1) if b.part == "1/1" else parse_fold(b.part, "--part")
     for seed in b.seeds[number - 1 :: count]:
         run_repetition(o, seed)

@@ -34,6 +34,8 @@ EDIT_LIMITS = (
     "The change is what the generator learned of the attribute, with its errors and the biases of "
     "its training cohort; everything else is the patient's own, so many edits of few patients are "
     "not new patients.",
+    "A difference of generated volumes adds a focal finding where the generator puts it. It cannot "
+    "remove the patient's own nodule: look at edits that take a finding away before you use them.",
     LIMITS[-1],
 )
 MASKS_IN_WORDS = {

@@ -43,7 +43,7 @@ def test_a_tiny_benchmark_compares_all_arms_and_resumes(
     ]
     table = pd.read_csv(next((tmp_path / "out" / "cohorts").iterdir()) / "clinical.csv")
     assert (table["NODULES"][:10] == "Yes").sum() == 3 and (table["NODULES"][10:] == "Yes").any()
-    edits = pd.read_csv(tmp_path / "out" / "synthetic" / "seed5_residual" / "edits.csv")
+    edits = pd.read_csv(tmp_path / "out" / "synthetic" / "NODULES_3_seed5_residual" / "edits.csv")
     assert set(edits["source"]) <= set(table["File Name"][:10])
     monkeypatch.setattr(benchmark, "train_classifier", lambda *_, **__: pytest.fail("again"))
     benchmark.main(words)
