@@ -38,7 +38,7 @@ def generate_cohort(options: TestOptions) -> Path:
             generate_case(plan, sample, results)
         log.info("%d cases in %s", len(samples), results.save(page_context(plan, notices)))
         if options.output.gif and cli.is_main_process():
-            draw_animations(folder, options.source.dataroot, plan.data.lung_labels)
+            draw_animations(folder, options.source.dataroot)
     return folder
 
 

@@ -91,6 +91,11 @@ class AtlasCases:
         choices=("", "train", "val", "test", "all"),
     )
     columns: str = flag("", 'Attributes to study, as "A,B"; default: all that can be studied.')
+    vary_text: tuple[str, ...] = flag(
+        (),
+        'Also study other words in the texts, as "WORDS=>OTHER[=>...]"; may be repeated. Nothing '
+        "behind the arrow removes the words.",
+    )
     reference: tuple[str, ...] = flag(
         (), 'Value that others are compared with, as "COLUMN=VALUE"; may be repeated.'
     )

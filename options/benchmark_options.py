@@ -568,6 +568,28 @@ class PagesBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class AppBenchmarkOptions:
+    """Questions to the live page that are measured."""
+
+    OUT: str = argument("Folder for masks, pages and app.json.")
+    size: tuple[int, int, int] = flag((64, 64, 48), "Voxels of the small case.", low=16)
+    large: tuple[int, int, int] = flag((128, 128, 96), "Voxels of the large case.", low=16)
+    repeats: int = flag(3, "Questions of each kind; the median counts.", low=1)
+
+
+@dataclass(frozen=True)
+class AppBenchmarkCommand:
+    """All flags of benchmarks/app.py."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("name",)
+    EXAMPLE: ClassVar[str] = "python benchmarks/app.py app_times --name run1"
+
+    benchmark: AppBenchmarkOptions = group(AppBenchmarkOptions, "Benchmark")
+    model: ModelOptions = group(ModelOptions, "Run")
+    sampling: SamplingOptions = group(SamplingOptions, "Sampling of diffusion models")
+
+
+@dataclass(frozen=True)
 class AcquisitionBenchmarkOptions:
     """Cohorts whose kernel is tied to the diagnosis, or not."""
 

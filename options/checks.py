@@ -31,6 +31,11 @@ def check_train_options(options: TrainOptions) -> None:
             "attribute can be tracked. Give it once."
         )
     _check_losses(options)
+    if options.data.paraphrases and options.text.text_mode == "sentence":
+        raise UserError(
+            "--paraphrases gives other words for phrases, and --text_mode sentence reads whole "
+            "texts. Use --text_mode phrases."
+        )
     if options.run.freeze and not options.run.init_from:
         raise UserError(
             "--freeze keeps parts of a trained network as they are; give the run to start from "

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from options.base_options import AIRWAY_LABEL, HU_WINDOW, LUNG_LABELS
 from options.parser import flag, group, path_flag
+from util.modality import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,37 @@ class ComparisonGridOptions:
         low=20,
         high=1000,
     )
+    modality: str = flag(
+        "",
+        "What the volumes are, as in train.py: ct, mr, or custom with --intensity_window (default: "
+        "that of the run that generated --synthetic, else ct). Other than ct, scans are scaled to "
+        "a.u., need masks, and are compared by the masks' labels.",
+        choices=("", *MODALITIES),
+    )
+    intensity_window: tuple[float, float] | None = flag(
+        None, "With --modality mr or custom: intensities of the scans at 0 and 1000 a.u."
+    )
+    percentiles: tuple[float, float] = flag(
+        (0.5, 99.5),
+        "With --modality mr: percentiles of each scan at 0 and 1000 a.u.",
+        low=0,
+        high=100,
+    )
+    mask_folder: str = flag("gtlung", "Folder of the masks in a dataroot.")
     hu_window: tuple[float, float] = flag(
-        (-1000.0, 400.0), "HU compared; values outside are clipped.", low=-4000, high=8000
+        HU_WINDOW, "HU compared; values outside are clipped.", low=-4000, high=8000
     )
     slices: int = flag(24, "Slices per plane and volume.", low=1, high=512)
     match: bool = flag(
         False,
         "Compare sets of different voxel sizes or windows at the coarser size and common window.",
     )
-    lung_labels: tuple[int, ...] = flag((1, 2), "Mask labels of the left and the right lung.")
-    airway_label: int = flag(3, "Mask label of the airways.")
+    lung_labels: tuple[int, ...] = flag(
+        LUNG_LABELS,
+        "Mask labels of the left and the right lung; with --modality mr or custom the labels that "
+        "are compared (1,2: those of the run, else all).",
+    )
+    airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways.")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class ExpandOptions:
         "Column whose values are equally frequent in the new cohort; given twice, every "
         "combination of the values of two columns that a real case has.",
     )
+    vary_text: tuple[str, ...] = flag(
+        (),
+        'Instead of --balance, with --how generate: words whose replacements are equally frequent, as "WORDS=>OTHER'
+        '[=>...]"; may be repeated. The texts are written to prompts.csv.',
+    )
     goal: str = flag(
         "alone",
         "Balance the new cohort alone, or the real split and the new cohort together.",
@@ -55,8 +60,8 @@ class ExpandOptions:
     )
     rows: str = flag(
         "changed",
-        "Take any patient and change the column and its implications, or only patients who have "
-        "the value themselves. Edits always change it.",
+        "Take any patient and change the column (or the words) and its implications, or only "
+        "patients who have the value themselves. Edits always change it.",
         choices=("changed", "own"),
     )
     table: str = path_flag(

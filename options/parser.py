@@ -396,7 +396,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise UserError(f"{source} is damaged: it holds no options. Restore it from a copy.")
     _check_known(sorted(set(values) - set(known)), source)
     for name, group_cls in known.items():
-        groups[name] = _stored_group(group_cls, values.get(name, {}), source)
+        groups[name] = group_from_dict(group_cls, values.get(name, {}), source)
     return cls(**groups)
 
 
@@ -408,7 +408,7 @@ def _check_known(unknown: Sequence[str], source: str) -> None:
         )
 
 
-def _stored_group(group_cls: type, values: Any, source: str) -> Any:
+def group_from_dict(group_cls: type, values: Any, source: str) -> Any:
     """Return a group of options from stored values; for errors see `from_dict`.
 
     An option that is not stored has the value in the class's `ABSENT`, else its default.

@@ -60,7 +60,9 @@ class PictureSetOptions:
         "Differences are shown from -limit to +limit HU (default: chosen to fit, at least 20).",
         low=0.1,
     )
-    lung_labels: tuple[int, ...] = flag((1, 2), "Labels of the lungs in the masks.", low=1)
+    lung_labels: tuple[int, ...] = flag(
+        (), "Mask labels whose slices are shown (default: those of the run).", low=1
+    )
     out: str = flag("pictures", "Folder for the pictures.")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.parser import argument, flag, group, path_flag
+from util.modality import MODALITIES
 
 OLD_MASK_KINDS = {"given": "load", "classic": "threshold"}  # also in earlier records of cases
 
@@ -18,6 +19,12 @@ class SourceOptions:
     OUT: str = argument("Folder for the dataroot; one that this command made is continued.")
     source: str = flag(
         "auto", "Content of IN.", choices=("auto", "dicom", "volumes", "aiib23", "osic")
+    )
+    modality: str = flag(
+        "ct",
+        "What the scans are: ct (chest CT in HU), or mr and custom, whose intensities stay as they "
+        "are (train.py scales them) and whose masks are given (--masks load).",
+        choices=tuple(MODALITIES),
     )
     ids: str = flag(
         "auto",
@@ -66,7 +73,10 @@ class GridOptions:
         old_values=OLD_MASK_KINDS,
     )
     mask_dir: str = path_flag(
-        "", "Folder of the masks to load, named like the scans.", kind="folder"
+        "",
+        "Folder of the masks to load, named like the scans, or for DICOM by patient id or study "
+        "UID.",
+        kind="folder",
     )
     tool_args: str = flag("", 'Further words for lungmask or TotalSegmentator, such as "--cpu".')
     tool_hours: float = flag(

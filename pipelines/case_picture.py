@@ -6,10 +6,14 @@ from pathlib import Path
 
 from nibabel.affines import voxel_sizes
 
-from data.cohort import IMAGES, MASKS
+from data.cohort import IMAGES
+from data.geometry import Volume
+from data.intensity import IntensityScale
 from data.load_cohort import files_by_case
 from data.volumes import load_volume
+from options.base_options import DataOptions
 from options.picture_options import PictureOptions
+from pipelines.results import display_window, results_data
 from util.cli import UserError, format_list
 from util.files import path_inside, read_csv
 from util.web.figures import Panel, save_slices_png
@@ -30,12 +34,14 @@ def draw_case(options: PictureOptions) -> Path:
     column = options.column
     if not column:
         column = next((row["column"] for row in rows_of_case if row["kind"] == "varied"), "")
-    panels = cohort_panels(Path(options.dataroot), case) if options.dataroot else []
+    data = results_data(results) or DataOptions()
+    panels = cohort_panels(Path(options.dataroot), case, data) if options.dataroot else []
     for row in rows_of_case:
         if row["kind"] == "own" or row["column"] == column:
             panels.append(result_panel(results, row))
     out = Path(options.out)
-    save_slices_png(out, panels, limit=options.limit)
+    window, unit = display_window(data), data.terms.unit
+    save_slices_png(out, panels, window=window, limit=options.limit, unit=unit)
     return out
 
 
@@ -67,25 +73,35 @@ def case_rows(results: Path, rows: list[dict[str, str]], case: str) -> list[dict
     return rows_of_case
 
 
-def cohort_panels(root: Path, case: str) -> list[Panel]:
-    """Return mask and real scan of a case, as far as the cohort has them."""
+def cohort_panels(root: Path, case: str, data: DataOptions | None = None) -> list[Panel]:
+    """Return mask and real scan of a case, as far as the cohort has them.
+
+    Args:
+        root: The cohort.
+        case: The case.
+        data: How the cohort is read; as chest CT by default.
+    """
+    data = data or DataOptions()
+    scale = IntensityScale.from_options(data)
     panels = []
-    for folder, kind, title in ((MASKS, "mask", "mask"), (IMAGES, "ct", "real scan")):
+    for folder, kind, title in ((data.mask_folder, "mask", "mask"), (IMAGES, "ct", "real scan")):
         files = files_by_case(root / folder) if (root / folder).is_dir() else {}
         if case in files:
-            panels.append(_panel(files[case], kind, title))
+            volume = load_volume(files[case])
+            if kind == "ct" and scale is not None:
+                volume = scale(volume)
+            panels.append(_panel(volume, kind, title))
     return panels
 
 
 def result_panel(results: Path, row: dict[str, str]) -> Panel:
     """Return the volume of a row of the table of volumes."""
-    path = path_inside(results, row["file"], results / "volumes.csv")
+    volume = load_volume(path_inside(results, row["file"], results / "volumes.csv"))
     if row["kind"] == "difference":
-        return _panel(path, "difference", f"{row['to']}\nminus {row['from']}")
+        return _panel(volume, "difference", f"{row['to']}\nminus {row['from']}")
     title = "generated" if row["kind"] == "own" else f"{row['column']}\n= {row['value']}"
-    return _panel(path, "ct", title)
+    return _panel(volume, "ct", title)
 
 
-def _panel(path: Path, kind: str, title: str) -> Panel:
-    volume = load_volume(path)
+def _panel(volume: Volume, kind: str, title: str) -> Panel:
     return Panel(title, kind, volume.array, voxel_sizes(volume.affine))  # type: ignore[arg-type]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.volumes import strip_suffix
+from options.base_options import DataOptions
 from options.picture_options import PictureSetOptions
 from pipelines.case_picture import case_rows, cohort_panels, read_results, result_panel
+from pipelines.results import display_window, results_data
 from util.cli import UserError, format_list, safe_name
 from util.web.figures import Panel, nice_limit
 from util.web.slice_sheet import (
@@ -37,6 +40,8 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
     """
     results = Path(options.RESULTS)
     rows = read_results(results)
+    data = results_data(results) or DataOptions()
+    labels = options.lung_labels or data.lung_labels
     formats = _formats(options)
     cases = list(dict.fromkeys(row["case"] for row in rows))
     if options.case:
@@ -52,7 +57,7 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
                 f"--column {options.column!r} was not varied for {case}; there are: "
                 f"{format_list(columns) or 'none'}."
             )
-        beside = cohort_panels(Path(options.dataroot), case) if options.dataroot else []
+        beside = cohort_panels(Path(options.dataroot), case, data) if options.dataroot else []
         for column in [options.column] if options.column else columns or [""]:
             panels = [
                 result_panel(results, row)
@@ -61,18 +66,18 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
             ]
             stem = safe_name(f"{strip_suffix(case)}__{column}" if column else strip_suffix(case))
             heading = f"{case} · {column}" if column else case
-            written += _draw(options, formats, Path(options.out) / stem, heading, beside, panels)
+            pictures = _PictureSet(heading, [*beside, *panels], labels, data)
+            written += _draw(options, formats, Path(options.out) / stem, pictures)
     return written
 
 
-def draw_animations(results: Path, dataroot: str, lung_labels: tuple[int, ...]) -> list[Path]:
+def draw_animations(results: Path, dataroot: str) -> list[Path]:
     """Draw animations of every case and attribute into `results`/pictures; return the files."""
     options = PictureSetOptions(
         RESULTS=str(results),
         dataroot=dataroot,
         how_many=0,
         formats=("gif", "mp4") if find_ffmpeg() else ("gif",),
-        lung_labels=lung_labels,
         out=str(results / "pictures"),
     )
     return draw_picture_set(options)
@@ -94,25 +99,60 @@ def _formats(options: PictureSetOptions) -> list[str]:
     return [name for name in FORMATS if name != "mp4" or find_ffmpeg()]
 
 
+@dataclass(frozen=True)
+class _PictureSet:
+    """The volumes of one attribute of one case.
+
+    Attributes:
+        heading: Text at the top.
+        panels: The volumes, with mask and real scan where they are known.
+        labels: Mask labels whose slices are shown.
+        data: How the run reads scans.
+    """
+
+    heading: str
+    panels: Sequence[Panel]
+    labels: Sequence[int]
+    data: DataOptions
+
+    @property
+    def shown(self) -> list[Panel]:
+        """The volumes but the mask, on one grid."""
+        panels = [_short(panel) for panel in self.panels if panel.kind != "mask"]
+        return [panel for panel in panels if panel.array.shape == panels[0].array.shape]
+
+    @property
+    def content(self) -> np.ndarray:
+        """Where the labels are; the whole mask where it has none, everything without a mask."""
+        shape = self.shown[0].array.shape
+        for mask in [panel for panel in self.panels if panel.kind == "mask"]:
+            for content in (np.isin(mask.array, self.labels), mask.array > 0):
+                if mask.array.shape == shape and content.any():
+                    return content
+        return np.ones(shape, bool)
+
+    def sheet(self, plane: str, limit: float, heading: str = "", **words: Any) -> SliceSheet:
+        """Return the volumes side by side."""
+        return SliceSheet(
+            self.shown,
+            plane,
+            heading or self.heading,
+            display_window(self.data),
+            limit,
+            unit=self.data.terms.unit,
+            **words,
+        )
+
+
 def _draw(
-    options: PictureSetOptions,
-    formats: Sequence[str],
-    stem: Path,
-    heading: str,
-    beside: Sequence[Panel],
-    volumes: Sequence[Panel],
+    options: PictureSetOptions, formats: Sequence[str], stem: Path, pictures: _PictureSet
 ) -> list[Path]:
     """Draw one attribute of one case."""
-    masks = [panel for panel in beside if panel.kind == "mask"]
-    scans = [panel for panel in beside if panel.kind == "ct"]
-    panels = [_short(panel) for panel in (*scans, *volumes)]
-    shape = panels[0].array.shape
-    panels = [panel for panel in panels if panel.array.shape == shape]
-    content = _content(masks, shape, options.lung_labels)
-    differences = [panel.array for panel in panels if panel.kind == "difference"]
+    content = pictures.content
+    differences = [panel.array for panel in pictures.shown if panel.kind == "difference"]
     limit = options.limit or _limit(differences, content)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    sheet = SliceSheet(panels, options.plane, heading, limit=limit)
+    sheet = pictures.sheet(options.plane, limit)
     slices = frame_slices(content, options.plane, options.frames)
     top = top_slices(differences, content, options.plane, options.top) if differences else []
     written: list[Path] = []
@@ -130,22 +170,11 @@ def _draw(
         sheet.save(written[-1])
     if "top" in formats and top:
         written.append(stem.with_name(f"{stem.name}_top.png"))
-        text = f"{heading}: {options.plane} slices with the largest differences"
-        SliceSheet(panels, options.plane, text, limit=limit, indices=top).save(written[-1])
+        text = f"{pictures.heading}: {options.plane} slices with the largest differences"
+        pictures.sheet(options.plane, limit, text, indices=top).save(written[-1])
     for path in written:
         log.info("Wrote %s", path)
     return written
-
-
-def _content(
-    masks: Sequence[Panel], shape: tuple[int, ...], lung_labels: Sequence[int]
-) -> np.ndarray:
-    """Return where the lungs are; the whole mask where it has none, everything without a mask."""
-    for mask in masks:
-        for content in (np.isin(mask.array, lung_labels), mask.array > 0):
-            if mask.array.shape == shape and content.any():
-                return content
-    return np.ones(shape, bool)
 
 
 def _save_stack(sheet: SliceSheet, slices: Sequence[int], folder: Path) -> None:

@@ -32,7 +32,9 @@ from data.text.counterfactuals import (
     case_text,
     check_intervention,
     counterfactual_variants,
+    describe_not_stated,
     edit_variants,
+    parse_edits,
     parse_intervention,
     values_by_column,
     variant_pairs,
@@ -167,7 +169,7 @@ class GenerationPlan:
             changed = text.change(setting.column, setting.values[0])
             new = text.with_value(setting.column, setting.values[0])
             if changed is None or new is None:
-                raise UserError(_not_stated("--set", setting, [case.id]))
+                raise UserError(describe_not_stated("--set", setting, [case.id]))
             text = new
             dropped += changed.dropped
         groups = [counterfactual_variants(text, i) for i in self.interventions]
@@ -258,7 +260,7 @@ def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
         cohort_prompts(cohort, template),
         [parse_intervention("--set", text, 1) for text in options.arms.set],
         [parse_intervention("--vary", text, 2) for text in options.arms.vary],
-        [TextEdit.parse("--vary_text", text) for text in options.arms.vary_text],
+        parse_edits(options.arms.vary_text),
         _open_editor(options, run, cases),
     )
     _check_interventions(plan)
@@ -370,39 +372,16 @@ def _check_texts(plan: GenerationPlan) -> None:
         UserError: The text of no case holds it.
     """
     varied: list[Intervention | TextEdit] = [*plan.interventions, *plan.edits]
-    counts = Counter(one.column for one in varied)
-    if repeated := [column for column, count in counts.items() if count > 1]:
-        raise UserError(
-            f"--vary_text is given {counts[repeated[0]]} times for one wording "
-            f"({repeated[0].removeprefix('text: ')!r}). Give all its replacements once: "
-            '--vary_text "A=>B=>C".'
-        )
     stated = {case.id: {v.column for v in plan.variants(case).all()} for case in plan.cases}
     for one in varied:
         missing = [case for case, columns in stated.items() if one.column not in columns]
         if not missing:
             continue
         flag = "--vary_text" if isinstance(one, TextEdit) else "--vary"
-        text = _not_stated(flag, one, missing)
+        text = describe_not_stated(flag, one, missing)
         if len(missing) == len(stated):
             raise UserError(text)
         log.warning("%s", text, extra=notice("not in the text", one.column, cases=missing))
-
-
-def _not_stated(flag: str, one: Intervention | TextEdit, cases: Sequence[str]) -> str:
-    """Return that texts do not hold what is to be changed, and what to do."""
-    named = f"the text{'s' if len(cases) > 1 else ''} of {format_list(list(cases))}"
-    verb = "do" if len(cases) > 1 else "does"
-    if isinstance(one, TextEdit):
-        return (
-            f"{flag}: {named} {verb} not hold the words {one.wordings[0]!r}, so nothing can take "
-            "their place. Give words as the texts have them (see volumes.csv)."
-        )
-    return (
-        f"{flag}: {named} {verb} not state {one.column!r} in words that are understood, so that "
-        "it cannot be changed there; a text that a person wrote is never replaced as a whole. "
-        'Name the words themselves: --vary_text "WORDS OF THE TEXT=>OTHER WORDS".'
-    )
 
 
 def training_values(plan: GenerationPlan) -> dict[str, list[str]] | None:

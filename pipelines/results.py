@@ -19,11 +19,11 @@ from data.text.counterfactuals import Variant, describe_removed
 from data.volume_dataset import VolumeSample
 from data.volumes import strip_suffix, write_like
 from options.base_options import DataOptions
-from options.parser import to_dict
+from options.parser import group_from_dict, to_dict
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from util.cli import UserError, digest_name, format_list, safe_name, unique_names
-from util.files import claim_folder, write_csv, write_json
+from util.files import claim_folder, read_json, write_csv, write_json
 from util.metrics.effects import EFFECT_COLUMNS
 from util.metrics.fidelity import METRIC_COLUMNS
 from util.notices import Notice
@@ -37,6 +37,16 @@ VOLUME_COLUMNS = ("file", "case", "kind", "column", "value", "from", "to", "prom
 RESULTS_FILE = "results.json"  # the run and the flags that a results folder belongs to
 DICOM_FOLDER = "dicom"  # of a results folder
 ATLAS_RECORD = "atlas.json"  # of an atlas beside the results
+# How the run reads a cohort, which results record for commands that read the same scans.
+READING = (
+    "modality",
+    "intensity_window",
+    "percentiles",
+    "mask_folder",
+    "lung_labels",
+    "airway_label",
+    "hu_window",
+)
 
 Row = dict[str, Any]
 Hu = NDArray[np.floating]
@@ -52,6 +62,23 @@ def results_folder(options: TestOptions) -> Path:
         )
     cases = safe_name(strip_suffix(Path(source.mask).name)) if source.mask else source.split
     return Path(options.output.results_dir) / model.title / f"{cases}_{model.which_epoch}"
+
+
+def results_data(folder: Path) -> DataOptions | None:
+    """Return how the run of a results folder reads a cohort, as far as `READING` goes.
+
+    None where the folder holds no results, or those of earlier versions, which are of chest CT.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    path = folder / RESULTS_FILE
+    record = read_json(path) if path.is_file() else {}
+    if isinstance(record, dict) and "data" not in record:
+        return None
+    data = record["data"] if isinstance(record, dict) else None
+    options: DataOptions = group_from_dict(DataOptions, data, str(path))
+    return options
 
 
 def check_results_folder(folder: Path, options: TestOptions) -> None:
@@ -378,13 +405,18 @@ class ResultsWriter:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         model = options.model
-        record = {"run": model.title, "step": step, "options": to_dict(options)}
+        data = run_options.data
+        record = {
+            "run": model.title,
+            "step": step,
+            "options": to_dict(options),
+            "data": {name: getattr(data, name) for name in READING},
+        }
         write_json(folder / RESULTS_FILE, record)
         cases = Path(options.source.mask).name or options.source.split
         title = f"{model.title}: {cases}, {model.which_epoch} (step {step})"
         self.page = None
         if options.output.page:
-            data = run_options.data
             self.page = ResultsPage(folder, title, data.hu_window, terms=data.terms)
 
     def case_writer(self, sample: VolumeSample, names: VolumeNames) -> CaseWriter:

@@ -211,8 +211,8 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     if data.paraphrases:
         if not isinstance(encoder, PhraseEncoder):
             raise UserError(
-                "--paraphrases gives other words for phrases, and --text_mode sentence reads whole "
-                "texts. Use --text_mode phrases."
+                "--paraphrases gives other words for phrases, and --text_encoder "
+                f"{options.text.text_encoder} does not read phrases. Use another encoder."
             )
         paraphrases = load_paraphrases(data.paraphrases, template, cohort.columns)
         encoder.synonyms = paraphrases.synonyms

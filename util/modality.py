@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dominate.dom_tag import dom_tag
 
 from util.phrasing import PREFIX
+
+if TYPE_CHECKING:  # slow to import, and flags name modalities
+    import pandas as pd
 
 LABEL_NAMES: Mapping[int, str] = {0: "background", 1: "left lung", 2: "right lung", 3: "airway"}
 UNIT_WINDOW = (0.0, 1000.0)  # a.u., of volumes whose intensities are not HU
@@ -37,6 +40,7 @@ PLAIN_WORDS = {
     "densest": "brightest",
     "denser": "brighter",
     "the lungs’ mean density": "the mean intensity of the labelled region",
+    "mean lung attenuation": "mean intensity of the labelled region",
     "mean lung density": "mean intensity of the labelled region",
     "lung density": "intensity of the labelled region",
     "mean density": "mean intensity",
@@ -140,6 +144,16 @@ class Terms:
                 cells[PROMPT] = self.prompt(cells[PROMPT])
             written.append(cells)
         return written
+
+    def frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return a table whose texts are for readers, in the words of the modality."""
+        if self.is_ct:
+            return frame
+
+        def change(cell: Any) -> Any:
+            return self.text(cell) if isinstance(cell, str) else cell
+
+        return frame.map(change).rename(columns=self.text)
 
     def prompt(self, text: str) -> str:
         """Return a prompt without the words that begin those of chest CT; the rest stays."""

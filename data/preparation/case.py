@@ -25,22 +25,33 @@ from data.checks import (
     constant_air_problems,
     hu_fact_problems,
     hu_facts,
+    intensity_problems,
 )
 from data.cohort import IMAGES, MASKS
 from data.fact_store import Facts
 from data.geometry import Volume, resample
+from data.intensity import IntensityScale
 from data.preparation.headers import ACQUISITION
 from data.preparation.lungs import AIRWAY, BODY, LEFT, RIGHT
 from data.preparation.masks import MaskPlan, make_mask
 from data.preparation.pictures import CaseView, draw_montage, remove_slices, write_slices
-from data.preparation.pixels import AIR_HU, Scan, clip_to_hu, read_stack, to_source_orientation
-from data.preparation.quality import measure_case, quality_warnings
+from data.preparation.pixels import (
+    AIR_HU,
+    Scan,
+    as_small_integers,
+    clip_to_hu,
+    read_stack,
+    to_source_orientation,
+)
+from data.preparation.quality import measure_case, measure_labels, quality_warnings
 from data.preparation.series import stack_slices
 from data.preparation.sources import Source
 from data.volumes import load_volume, read_header
 from options.prepare_options import OLD_MASK_KINDS
 from util.cli import UserError
 from util.files import atomic_path, file_fingerprint, json_digest, write_json
+from util.modality import MODALITIES, UNIT_WINDOW
+from util.web.figures import LUNG
 
 # Raised where a case would come out differently, so that it is prepared again: for masks that are
 # made here (2: they label the body), and for masks that are given.
@@ -51,6 +62,8 @@ REPORT_FOLDER = "report"
 VOXELS_FOLDER = "voxels"  # within it: the slices of the report's viewer
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+PICTURE_SCALE = IntensityScale(None, (0.5, 99.5))  # of pictures whose values are not HU
 
 SLAB = 32  # planes that are smoothed at a time
 MIN_COARSENING = 1.01  # smaller ones are not smoothed
@@ -108,6 +121,7 @@ class CaseTask:
         uneven: "error" or "resample" for slices at uneven steps.
         columns: Columns that may be taken from its header; nothing else of a header is written.
         slices: Whether the report shows every slice.
+        modality: What the scan is.
     """
 
     case: str
@@ -118,6 +132,12 @@ class CaseTask:
     uneven: str = "error"
     columns: tuple[str, ...] = ACQUISITION
     slices: bool = True
+    modality: str = "ct"
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether the scan is a chest CT in HU."""
+        return MODALITIES[self.modality].is_ct
 
     @property
     def files(self) -> CaseFiles:
@@ -139,7 +159,8 @@ class CaseTask:
             [str(path), *file_fingerprint(path)[1:]] for path in [*self.source.files(), *masks]
         ]
         version = VERSION_GIVEN if self.masks.kind == "load" else VERSION_MADE
-        return json_digest([version, self.spacing, self.uneven, self.columns, plan, files])
+        values = [version, self.spacing, self.uneven, self.columns, plan, files]
+        return json_digest(values if self.is_ct else [*values, self.modality])
 
 
 def read_finished_record(task: CaseTask) -> Record | None:
@@ -195,13 +216,14 @@ def _write_case(task: CaseTask) -> Record:
             else "No lungs were found: it shows no chest, is not in HU, or the lungs are filled. "
             "Look at it, or give a mask."
         )
-    measures = measure_case(grid, mask)
+    measures = measure_case(grid, mask) if task.is_ct else measure_labels(grid, mask)
     labels = set(measures["labels"])
     lungs_labelled = not loaded or {LEFT, RIGHT} <= labels <= {0, LEFT, RIGHT, AIRWAY, BODY}
+    lungs_labelled = lungs_labelled and task.is_ct
     facts = dict(scan.facts)
     if lungs_labelled:
         facts["lung_median"] = measures["lung_hu_median"]
-    _check_hu(task, facts)
+    _check_values(task, facts)
     write_volume(task.files.image, grid, scan.source_affine)
     write_volume(task.files.mask, Volume(mask, grid.affine), scan.source_affine)
     view = draw_case(task, grid, mask)
@@ -216,6 +238,7 @@ def _write_case(task: CaseTask) -> Record:
         "row": {name: header.get(name, "") for name in task.columns},
         "measures": measures,
         "hu": facts,
+        "modality": task.modality,
         "warnings": [
             *task.source.warnings,
             *scan.warnings,
@@ -235,7 +258,10 @@ def draw_case(task: CaseTask, scan: Volume, mask: NDArray[Any]) -> dict[str, Any
         scan: HU in RAS.
         mask: Labels on the same grid.
     """
-    draw_montage(task.files.picture, scan.array, mask, scan.affine)
+    window = LUNG
+    if not task.is_ct:
+        scan, window = PICTURE_SCALE(scan), UNIT_WINDOW
+    draw_montage(task.files.picture, scan, mask, window)
     if not task.slices:
         return None
     return write_slices(task.files.voxels, task.case, scan, mask).as_record()
@@ -270,12 +296,16 @@ def _read_scan(task: CaseTask) -> Scan:
     if task.source.problem:
         raise UserError(task.source.problem)
     if task.source.series is not None:
-        return read_stack(stack_slices(task.source.series, task.uneven))
+        stack = stack_slices(task.source.series, task.uneven, task.is_ct)
+        return read_stack(stack, task.is_ct)
     path = task.source.volume
     assert path is not None
     volume = load_volume(path)
     facts = hu_facts(volume.array)
-    _check_hu(task, facts)
+    _check_values(task, facts)
+    if not task.is_ct:
+        whole = Volume(as_small_integers(volume.array), volume.affine)
+        return Scan(whole, read_header(path).source_affine, facts)
     array, lowest = clip_to_hu(volume.array)
     warnings: tuple[str, ...] = ()
     if lowest < AIR_HU:
@@ -283,10 +313,10 @@ def _read_scan(task: CaseTask) -> Scan:
     return Scan(Volume(array, volume.affine), read_header(path).source_affine, facts, warnings)
 
 
-def _check_hu(task: CaseTask, facts: Facts) -> None:
-    """Raise `UserError` where a scan is not in HU."""
-    problems = hu_fact_problems(facts)
-    if task.masks.kind != "load":  # else the lungs decide
+def _check_values(task: CaseTask, facts: Facts) -> None:
+    """Raise `UserError` where a scan is not in HU; one of another modality where it is constant."""
+    problems = hu_fact_problems(facts) if task.is_ct else intensity_problems(facts, PICTURE_SCALE)
+    if task.is_ct and task.masks.kind != "load":  # else the lungs decide
         problems += constant_air_problems(facts)
     if problems:
         series = task.source.series
@@ -307,12 +337,12 @@ def _resample_scan(volume: Volume, spacing: Sequence[float] | None) -> Volume:
             # As wide at half its height as a new voxel, together with the old voxel.
             array = _smooth(array, axis, float(np.sqrt(factor**2 - 1) / FWHM_PER_SIGMA))
     resampled = resample(Volume(array, volume.affine), spacing=spacing)
-    if resampled.array.dtype == np.int16:
+    if resampled.array.dtype == np.int16 or volume.array.dtype != np.int16:
         return resampled
     return Volume(clip_to_hu(resampled.array)[0], resampled.affine)
 
 
-def _smooth(array: NDArray[np.int16], axis: int, sigma: float) -> NDArray[np.int16]:
+def _smooth(array: NDArray[Any], axis: int, sigma: float) -> NDArray[Any]:
     """Smooth along one axis with a Gaussian, slab by slab, which needs little memory."""
     smoothed = np.empty_like(array)
     slab_axis = 0 if axis else 1
@@ -321,7 +351,8 @@ def _smooth(array: NDArray[np.int16], axis: int, sigma: float) -> NDArray[np.int
     targets = np.array_split(smoothed, slabs, slab_axis)
     for source, target in zip(sources, targets, strict=True):
         floats = source.astype(np.float32)
-        target[:] = np.rint(ndimage.gaussian_filter1d(floats, sigma, axis, mode="nearest"))
+        smooth = ndimage.gaussian_filter1d(floats, sigma, axis, mode="nearest")
+        target[:] = np.rint(smooth) if array.dtype.kind == "i" else smooth
     return smoothed
 
 

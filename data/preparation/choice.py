@@ -76,27 +76,36 @@ def kernel_class(kernel: str) -> str:
     return SHARP if philips and philips[0] in _PHILIPS_SHARP else ""
 
 
-def reason_unfit(series: DicomSeries, min_slices: int) -> str:
-    """Return why a series is not a scan of the chest, "" where it may be one."""
+def reason_unfit(series: DicomSeries, min_slices: int, modality: str = "ct") -> str:
+    """Return why a series is not a scan of the chest, "" where it may be one.
+
+    Of other modalities than `ct`, any part of the body in any plane is taken.
+    """
     first = series.first
-    if first.modality != "CT":
-        return f"its modality is {first.modality or 'not given'}, not CT"
+    expected = {"ct": "CT", "mr": "MR"}.get(modality, first.modality)
+    if first.modality != expected:
+        return f"its modality is {first.modality or 'not given'}, not {expected}"
     other_types = [kind for kind in first.image_types if kind in OTHER_IMAGE_TYPES]
     if other_types:
         return f"it is {other_types[0].lower()}, not a series of slices"
     if SECONDARY_CAPTURE_UID in first.sop_class:
         return "it is a secondary capture, not a series of slices"
-    if any(part in first.body_part for part in OTHER_BODY_PARTS) and "CHEST" not in first.body_part:
+    is_elsewhere = any(part in first.body_part for part in OTHER_BODY_PARTS)
+    if modality == "ct" and is_elsewhere and "CHEST" not in first.body_part:
         return f"it shows {first.body_part.lower()}, not the chest"
     if first.frames == 1 and len(series.headers) < min_slices:
         return f"it has {len(series.headers)} slices, fewer than --min_slices {min_slices}"
-    if first.orientation and abs(float(series.normal[2])) < MIN_AXIAL_COSINE:
+    is_axial = not first.orientation or abs(float(series.normal[2])) >= MIN_AXIAL_COSINE
+    if modality == "ct" and not is_axial:
         return "its slices are not axial"
     return ""
 
 
 def choose_series(
-    candidates: Sequence[DicomSeries], kernel: str = "any", min_slices: int = 30
+    candidates: Sequence[DicomSeries],
+    kernel: str = "any",
+    min_slices: int = 30,
+    modality: str = "ct",
 ) -> SeriesChoice:
     """Choose one series: of the preferred kernel if possible, then most slices, then the thinnest.
 
@@ -106,8 +115,9 @@ def choose_series(
         candidates: The series of one study.
         kernel: "any", "soft" or "lung".
         min_slices: A series with fewer slices is not a chest.
+        modality: Value of `--modality`.
     """
-    reasons = [reason_unfit(series, min_slices) for series in candidates]
+    reasons = [reason_unfit(series, min_slices, modality) for series in candidates]
     fit = [series for series, reason in zip(candidates, reasons, strict=True) if not reason]
     best = max(fit, key=lambda series: _rank(series, kernel), default=None)
     left_out = []

@@ -103,7 +103,8 @@ def make_mask(plan: MaskPlan, scan: Volume, grid: Volume) -> NDArray[np.uint8]:
     if plan.kind == "load":
         if plan.mask_file is None:
             raise UserError(
-                "It has no mask of its name. Add one, or make it with --masks threshold."
+                "It has no mask of its name. Add one (--mask_dir), or for chest CT make it with "
+                "--masks threshold."
             )
         return _load_onto(plan.mask_file, scan, grid)
     labels = threshold_lungs(grid)

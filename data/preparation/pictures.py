@@ -16,6 +16,7 @@ from data.geometry import Volume
 from data.preparation.lungs import LEFT, RIGHT
 from util.cli import UserError
 from util.files import atomic_path
+from util.web.figures import LUNG, Window
 from util.web.outlines import outlined_montage
 from util.web.web_data import PageGrid, VolumeEntry, write_volume
 
@@ -62,10 +63,12 @@ class CaseView:
         return {"grid": asdict(self.grid), "volumes": dict(self.volumes)}
 
 
-def draw_montage(path: Path, scan: NDArray[Any], mask: NDArray[Any], affine: Any) -> None:
+def draw_montage(path: Path, scan: Volume, mask: NDArray[Any], window: Window = LUNG) -> None:
     """Write the montage of a case as PNG (see `util.web.outlines.outlined_montage`)."""
+    spacing = voxel_sizes(scan.affine)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(outlined_montage(scan, mask, _lungs(mask), voxel_sizes(affine)))
+        content = _lungs(mask)
+        temporary.write_bytes(outlined_montage(scan.array, mask, content, spacing, window))
 
 
 def write_slices(folder: Path, case: str, scan: Volume, mask: NDArray[Any]) -> CaseView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from nibabel import orientations
@@ -26,10 +27,10 @@ BELOW_AIR_HU = -4096  # stands for padding where the share of air is measured
 
 @dataclass(frozen=True)
 class Scan:
-    """A CT.
+    """A scan.
 
     Attributes:
-        volume: Int16 HU in RAS.
+        volume: Int16 HU in RAS; of other modalities the intensities as they are.
         source_affine: Affine (4, 4) in the orientation of the source.
         facts: What shows whether the values are in HU (see `data.checks.hu_facts`), measured before
             padding became air.
@@ -51,12 +52,18 @@ def to_source_orientation(
     return from_ras(volume.array, source_affine), affine
 
 
-def read_stack(stack: SliceStack) -> Scan:
+def read_stack(stack: SliceStack, is_ct: bool = True) -> Scan:
     """Read the voxels of a checked stack with SimpleITK (GDCM), one slice after the other.
+
+    Args:
+        stack: The slices.
+        is_ct: Whether values are HU; others stay as they are.
 
     Raises:
         UserError: A file is truncated, damaged or compressed in a way that cannot be read.
     """
+    if not is_ct:
+        return _read_intensities(stack)
     rows, columns = stack.headers[0].size
     voxels = np.empty((len(stack.headers), rows, columns), np.int16)
     slices = []
@@ -72,6 +79,29 @@ def read_stack(stack: SliceStack) -> Scan:
         voxels = _interpolate_evenly(voxels, stack)
     volume = to_ras(voxels.T, stack.affine())
     return Scan(volume, stack.affine(), _join_facts(slices), warnings)
+
+
+def _read_intensities(stack: SliceStack) -> Scan:
+    """Read a stack whose values are not HU; padding takes the lowest value of the scan."""
+    planes = [read_values(header).astype(np.float32) for header in stack.headers]
+    padded = np.stack(
+        [find_padding(v, header) for v, header in zip(planes, stack.headers, strict=True)]
+    )
+    voxels = np.stack(planes)
+    if padded.any() and not padded.all():
+        voxels[padded] = voxels[~padded].min()
+    if not stack.is_even:
+        voxels = _interpolate_evenly(voxels, stack)
+    volume = to_ras(as_small_integers(voxels).T, stack.affine())
+    return Scan(volume, stack.affine(), hu_facts(volume.array), stack.warnings)
+
+
+def as_small_integers(array: NDArray[np.number]) -> NDArray[np.number]:
+    """Return whole numbers that fit into int16 as such, others as float32."""
+    limits = np.iinfo(np.int16)
+    fits = limits.min <= array.min() and array.max() <= limits.max
+    is_whole = array.dtype.kind in "iu" or bool((array == np.rint(array)).all())
+    return array.astype(np.int16 if fits and is_whole else np.float32)
 
 
 def _alternation_warnings(means: NDArray[np.float64]) -> list[str]:
@@ -120,9 +150,9 @@ def find_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.bool
     A padding value that could also be tissue counts as padding only where it reaches the edge of
     the slice.
     """
-    if header.padding is None or header.rescale is None:
+    if header.padding is None:
         return np.zeros(hu.shape, bool)
-    slope, intercept = header.rescale
+    slope, intercept = header.rescale or (1.0, 0.0)  # a CT has both, see `stack_slices`
     low, high = sorted(value * slope + intercept for value in header.padding)
     padded = (hu >= low - 0.5) & (hu <= high + 0.5)
     if high >= HU_RANGE[0] and low <= HU_RANGE[1] and padded.any():
@@ -132,7 +162,7 @@ def find_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.bool
     return np.asarray(padded)
 
 
-def _interpolate_evenly(voxels: NDArray[np.int16], stack: SliceStack) -> NDArray[np.int16]:
+def _interpolate_evenly(voxels: NDArray[Any], stack: SliceStack) -> NDArray[Any]:
     """Return slices at even steps, linear between the two neighbours of each."""
     positions = stack.positions
     step = float(np.linalg.norm(stack.step))
@@ -140,7 +170,7 @@ def _interpolate_evenly(voxels: NDArray[np.int16], stack: SliceStack) -> NDArray
     after = np.clip(np.searchsorted(positions, wanted, side="right"), 1, len(positions) - 1)
     before = positions[after - 1]
     weights = np.clip((wanted - before) / (positions[after] - before), 0, 1)
-    even = np.empty((len(wanted), *voxels.shape[1:]), np.int16)
+    even = np.empty((len(wanted), *voxels.shape[1:]), voxels.dtype)
     for plane, k, weight in zip(even, after, weights, strict=True):
         plane[:] = np.rint(voxels[k - 1] * (1 - weight) + voxels[k] * weight)
     return even

@@ -25,6 +25,37 @@ MAX_CONNECTED_SIZE = 2**24  # voxels; the parts of larger volumes are counted on
 PERCENTILES = (1, 50, 99)
 
 
+def measure_labels(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
+    """Measure the labels and intensities of a case that is not chest CT, for the report.
+
+    Args:
+        scan: RAS, in its own intensities.
+        mask: Labels on the same grid.
+
+    Returns:
+        Plain values as those of `measure_case`, with `label_ml`, the volume of each label in ml.
+    """
+    counts = _counts(mask, (0, 255))
+    voxel_ml = float(np.prod(voxel_sizes(scan.affine))) / 1000
+    values = np.percentile(scan.array, PERCENTILES)
+    return {
+        **_geometry(scan, mask),
+        **{f"p{p}": round(float(value), 3) for p, value in zip(PERCENTILES, values, strict=True)},
+        "label_ml": {str(k): round(counts[k] * voxel_ml, 3) for k in np.flatnonzero(counts) if k},
+        "lung_hu_median": None,
+    }
+
+
+def _geometry(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
+    spacing = voxel_sizes(scan.affine)
+    return {
+        "shape": [int(n) for n in scan.shape],
+        "spacing_mm": [round(float(size), 4) for size in spacing],
+        "extent_mm": [round(float(extent), 1) for extent in np.multiply(scan.shape, spacing)],
+        "labels": [int(value) for value in np.flatnonzero(_counts(mask, (0, 255)))],
+    }
+
+
 def measure_case(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
     """Measure volumes, densities and shape of a case, for the report.
 
@@ -41,10 +72,7 @@ def measure_case(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
     lungs = (mask == LEFT) | (mask == RIGHT)
     side_edges, end_edges = _edge_shares(lungs)
     measures: dict[str, Any] = {
-        "shape": [int(n) for n in scan.shape],
-        "spacing_mm": [round(float(size), 4) for size in spacing],
-        "extent_mm": [round(float(extent), 1) for extent in np.multiply(scan.shape, spacing)],
-        "labels": [int(value) for value in np.flatnonzero(_counts(mask, (0, 255)))],
+        **_geometry(scan, mask),
         **{f"hu_p{p}": value for p, value in _percentiles(scan.array).items()},
         "left_l": (mask == LEFT).sum() * voxel_ml / 1000,
         "right_l": (mask == RIGHT).sum() * voxel_ml / 1000,

@@ -16,7 +16,13 @@ from data.review import Review, read_review
 from options.parser import command_line
 from options.prepare_options import PrepareCommand
 from util.files import write_csv
-from util.web.preparation_page import CaseCard, CaseSlices, write_preparation_page
+from util.modality import MODALITIES
+from util.web.preparation_page import (
+    CaseCard,
+    CaseSlices,
+    PreparationFacts,
+    write_preparation_page,
+)
 
 SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that identify people
 MEASURED_COLUMNS = (
@@ -73,9 +79,13 @@ def csv_row(case: str, record: Record | None, reason: str = "") -> dict[str, Any
     row = {"case": case, "state": "ready"}
     for name in ("spacing_mm", "extent_mm", "shape"):
         row |= {f"{name}_{axis}": measures[name][i] for i, axis in enumerate("xyz")}
+    columns = MEASURED_COLUMNS
+    if "label_ml" in measures:  # not chest CT
+        columns = tuple(f"p{p}" for p in PERCENTILES)
+        row |= {f"label_{label}_ml": ml for label, ml in measures["label_ml"].items()}
     return {
         **row,
-        **{name: measures.get(name, "") for name in MEASURED_COLUMNS},
+        **{name: measures.get(name, "") for name in columns},
         "masks": record["masks"],
         "slices": record["slices"],
         "warnings": " | ".join(record["warnings"]),
@@ -88,16 +98,11 @@ def csv_row(case: str, record: Record | None, reason: str = "") -> dict[str, Any
 def case_card(case: str, record: Record, out: Path, review: Review | None) -> CaseCard:
     """Return a case of a dataroot as the page shows it, with what a person decided on it."""
     measures = record["measures"]
-    median = measures["lung_hu_median"]
     facts = {
         "Voxels": " × ".join(map(str, measures["shape"])),
         "Voxel size": f"{_dimensions(measures['spacing_mm'])} mm",
         "Extent": f"{_dimensions(measures['extent_mm'])} mm",
-        "HU (1, 50, 99 %)": ", ".join(_integer(measures[f"hu_p{p}"]) for p in PERCENTILES),
-        "Left lung": f"{measures['left_l']:.2f} l",
-        "Right lung": f"{measures['right_l']:.2f} l",
-        "Airway": f"{measures['airway_ml']:.0f} ml",
-        "Lung median": "–" if median is None else f"{_integer(median)} HU",
+        **(_label_facts(measures) if "label_ml" in measures else _lung_facts(measures)),
         "Mask": record["masks"],
     }
     return CaseCard(
@@ -111,6 +116,25 @@ def case_card(case: str, record: Record, out: Path, review: Review | None) -> Ca
         mark=review.mark if review else "",
         note=review.note if review else "",
     )
+
+
+def _lung_facts(measures: Mapping[str, Any]) -> dict[str, str]:
+    """Return densities and volumes of a chest CT for readers."""
+    median = measures["lung_hu_median"]
+    return {
+        "HU (1, 50, 99 %)": ", ".join(_integer(measures[f"hu_p{p}"]) for p in PERCENTILES),
+        "Left lung": f"{measures['left_l']:.2f} l",
+        "Right lung": f"{measures['right_l']:.2f} l",
+        "Airway": f"{measures['airway_ml']:.0f} ml",
+        "Lung median": "–" if median is None else f"{_integer(median)} HU",
+    }
+
+
+def _label_facts(measures: Mapping[str, Any]) -> dict[str, str]:
+    """Return intensities and volumes of labels for readers."""
+    values = ", ".join(f"{measures[f'p{p}']:.4g}".replace("-", "−") for p in PERCENTILES)
+    labels = {f"Label {label}": f"{ml:.3g} ml" for label, ml in measures["label_ml"].items()}
+    return {"Intensity as scanned (1, 50, 99 %)": values, **labels}
 
 
 def _slices(case: str, record: Record, out: Path) -> CaseSlices | None:
@@ -149,7 +173,9 @@ def write_report(report: PreparationReport) -> None:
     flags = {name: groups[name] for name in groups if name in SHOWN_OPTIONS}
     remarks = [*report.remarks, *_unreadable_remarks(report)]
     voxels = f"{REPORT_FOLDER}/{VOXELS_FOLDER}/"
-    write_preparation_page(report.out, voxels, failed, cards, report.origins, remarks, flags)
+    terms = MODALITIES[report.options.source.modality]
+    facts = PreparationFacts(report.origins, remarks, flags, terms)
+    write_preparation_page(report.out, voxels, failed, cards, facts)
 
 
 def _unreadable_remarks(report: PreparationReport) -> list[str]:

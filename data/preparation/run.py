@@ -116,7 +116,12 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
     if kind == "auto":
         kind = detect_source_kind(root)
     mask_kind = _mask_kind(options.grid)
-    discovery = discover_sources(root, kind, options.series, _mask_dir(options.grid))
+    modality = options.source.modality
+    if modality != "ct":
+        _check_modality(options, kind)
+        mask_kind = "load"
+    mask_dir = _mask_dir(options.grid)
+    discovery = discover_sources(root, kind, options.series, mask_dir, modality)
     private = options.source.ids == "recode"
     if options.source.ids == "auto":
         private = kind in ("dicom", "volumes")
@@ -138,10 +143,31 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
             uneven=options.series.uneven,
             columns=columns,
             slices=options.work.slices,
+            modality=modality,
         )
         tasks.append(task)
     log.info("%s: %d scans (%s).", root, len(tasks), kind)
     return PreparationPlan(options, out, discovery, table, private, register, tuple(tasks))
+
+
+def _check_modality(options: PrepareCommand, kind: str) -> None:
+    """Raise `UserError` where flags are for chest CT alone."""
+    modality = options.source.modality
+    if kind in ("aiib23", "osic"):
+        raise UserError(
+            f"--modality is {modality}, and {options.source.IN} is a cohort of chest CT ({kind}). "
+            "Leave --modality out, or name another --source."
+        )
+    if options.grid.masks not in ("auto", "load"):
+        raise UserError(
+            f"--masks is {options.grid.masks}, which finds lungs in chest CT. With --modality "
+            f"{modality} give masks: --mask_dir FOLDER, or gtlung/ beside img/."
+        )
+    if options.series.kernel != "any":
+        raise UserError(
+            f"--kernel is {options.series.kernel}, which chest CT has. Leave it out with "
+            f"--modality {modality}."
+        )
 
 
 def _mask_kind(options: GridOptions) -> str:
@@ -307,7 +333,10 @@ def _compare_cases(records: Mapping[str, Record]) -> list[str]:
     """Return warnings of cases whose lungs, air or voxels are far from those of the other ones."""
     names = [Path(case) for case in records]
     checks = [
-        CaseCheck(spacing=record["measures"]["spacing_mm"], image=record.get("hu"))
+        CaseCheck(
+            spacing=record["measures"]["spacing_mm"],
+            image=record.get("hu") if record.get("modality", "ct") == "ct" else None,
+        )
         for record in records.values()
     ]
     return outlier_warnings([(name, name) for name in names], checks)

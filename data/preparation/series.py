@@ -169,7 +169,7 @@ def _split_group(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
     ]
 
 
-def stack_slices(series: DicomSeries, uneven: str = "error") -> SliceStack:
+def stack_slices(series: DicomSeries, uneven: str = "error", is_ct: bool = True) -> SliceStack:
     """Return the slices of a series in the order of their positions, checked.
 
     highdicom's `get_volume_from_series` gives the same geometry, but does not replace this code:
@@ -180,13 +180,14 @@ def stack_slices(series: DicomSeries, uneven: str = "error") -> SliceStack:
         series: One series.
         uneven: "error", or "resample": slices that repeat another one are dropped and gaps up to
             `MAX_GAP_MM` are left for `pixels` to interpolate.
+        is_ct: Whether values must become HU, which rescale tags give.
 
     Raises:
-        UserError: Several frames in a file, no rescale tags, no position, a tilted gantry; two
-            different slices at one place; repeated or missing slices and uneven steps, unless they
-            are resampled.
+        UserError: Several frames in a file, a CT without rescale tags, no position, a tilted
+            gantry; two different slices at one place; repeated or missing slices and uneven steps,
+            unless they are resampled.
     """
-    _check_headers(series)
+    _check_headers(series, is_ct)
     distances = [float(np.dot(header.position, series.normal)) for header in series.headers]
     order = np.argsort(distances, kind="stable")
     headers = [series.headers[i] for i in order]
@@ -214,7 +215,7 @@ def stack_slices(series: DicomSeries, uneven: str = "error") -> SliceStack:
     return SliceStack(tuple(headers), positions, series.normal * step, warnings)
 
 
-def _check_headers(series: DicomSeries) -> None:
+def _check_headers(series: DicomSeries, is_ct: bool) -> None:
     if series.problem:
         raise UserError(
             f"{series.title} {series.problem}, so that nobody knows which slices belong together. "
@@ -222,10 +223,10 @@ def _check_headers(series: DicomSeries) -> None:
         )
     if any(header.frames > 1 for header in series.headers):
         raise UserError(
-            f"{series.title} has several frames in a file. Export it as single-frame CT, one slice "
-            "per file."
+            f"{series.title} has several frames in a file. Export it as single-frame DICOM, one "
+            "slice per file."
         )
-    if any(header.rescale is None for header in series.headers):
+    if is_ct and any(header.rescale is None for header in series.headers):
         raise UserError(
             f"{series.title} has no rescale slope or intercept, so its values are not in HU. "
             "Export it again from the scanner or archive, with all its tags."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -97,6 +97,7 @@ class Discovery:
         unreadable: Files and folders that could not be read.
         table: Clinical table of the source itself.
         key_column: Its column that names the scans.
+        modality: Value of `--modality`.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -104,6 +105,7 @@ class Discovery:
     unreadable: list[Unreadable] = field(default_factory=list)
     table: Path | None = None
     key_column: str = ""
+    modality: str = "ct"
 
 
 def list_files(root: Path, discovery: Discovery) -> list[Path]:
@@ -189,7 +191,11 @@ def _is_dicom(path: Path) -> bool:
 
 
 def discover_sources(
-    root: Path, kind: str, options: SeriesOptions, mask_dir: Path | None = None
+    root: Path,
+    kind: str,
+    options: SeriesOptions,
+    mask_dir: Path | None = None,
+    modality: str = "ct",
 ) -> Discovery:
     """Find the sources of cases in a folder.
 
@@ -198,13 +204,16 @@ def discover_sources(
         kind: "dicom", "volumes", "aiib23" or "osic".
         options: How series are chosen.
         mask_dir: Folder of masks to load; files in it are not scans.
+        modality: Value of `--modality`.
 
     Raises:
         UserError: The folder is not laid out as `kind` asks, or holds nothing.
     """
-    discovery = Discovery()
+    discovery = Discovery(modality=modality)
     if kind == "dicom":
         _discover_dicom(root, options, discovery)
+        if mask_dir is not None:
+            _add_masks(discovery, mask_dir)
     elif kind == "osic":
         _discover_osic(root, options, discovery)
     else:
@@ -270,9 +279,24 @@ def _discover_dicom(root: Path, options: SeriesOptions, discovery: Discovery) ->
             # Where patients share a study UID, it names none of them.
             names = (patient or study, study) if len(patients) == 1 else (patient or study,)
             source = Source(study, patient or study, names)
-            discovery.sources.append(_with_series(source, candidates, options, files))
+            discovery.sources.append(
+                _with_series(source, candidates, options, files, discovery.modality)
+            )
     _note_shared_uids(files.headers, discovery)
     _note_damaged(files.damaged, discovery)
+
+
+def _add_masks(discovery: Discovery, folder: Path) -> None:
+    """Give each source of DICOM the mask of its patient id or study UID, where there is one.
+
+    A name that several scans have belongs to none of them.
+    """
+    masks = _files_by_name(folder, discovery)
+    counts = Counter(name for source in discovery.sources for name in set(source.names))
+    for number, source in enumerate(discovery.sources):
+        names = [name for name in source.names if name in masks and counts[name] == 1]
+        if names:
+            discovery.sources[number] = replace(source, mask=masks[names[0]])
 
 
 def _note_shared_uids(headers: Sequence[SliceHeader], discovery: Discovery) -> None:
@@ -327,7 +351,7 @@ def _discover_osic(root: Path, options: SeriesOptions, discovery: Discovery) -> 
         files = _read_headers(list_files(folder, discovery), discovery)
         source = Source(folder.name, folder.name, (folder.name,))
         candidates = group_series(files.headers)
-        source = _with_series(source, candidates, options, files)
+        source = _with_series(source, candidates, options, files, discovery.modality)
         discovery.sources.append(_refuse_patients(source, files.headers))
         _note_damaged(files.damaged, discovery)
 
@@ -350,15 +374,17 @@ def _with_series(
     candidates: Sequence[DicomSeries],
     options: SeriesOptions,
     files: _DicomFiles,
+    modality: str,
 ) -> Source:
     """Return a source with the chosen series, or with the problem that there is none."""
-    choice = choose_series(candidates, options.kernel, options.min_slices)
+    choice = choose_series(candidates, options.kernel, options.min_slices, modality)
     chosen = choice.chosen
     if chosen is None:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in choice.left_out)
+        wanted = "a CT of the chest" if modality == "ct" else "a scan that can be used"
         return replace(
             source,
-            problem=f"No series is a CT of the chest. {reasons or 'no DICOM file can be read'}.",
+            problem=f"No series is {wanted}. {reasons or 'no DICOM file can be read'}.",
             left_out=choice.left_out,
         )
     source = replace(

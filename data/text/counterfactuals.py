@@ -59,6 +59,44 @@ def describe_removed(change: str, columns: Sequence[str]) -> str:
     )
 
 
+def describe_not_stated(flag: str, varied: Intervention | TextEdit, cases: Sequence[str]) -> str:
+    """Return a sentence that texts do not hold what is to be changed, and what to do.
+
+    Args:
+        flag: Name of the flag.
+        varied: The attribute or the words.
+        cases: Cases whose texts do not hold it.
+    """
+    named = f"the text{'s' if len(cases) > 1 else ''} of {format_list(list(cases))}"
+    verb = "do" if len(cases) > 1 else "does"
+    if isinstance(varied, TextEdit):
+        return (
+            f"{flag}: {named} {verb} not hold the words {varied.wordings[0]!r}, so nothing can "
+            "take their place. Give words as the texts have them (see volumes.csv)."
+        )
+    return (
+        f"{flag}: {named} {verb} not state {varied.column!r} in words that are understood, so that "
+        "it cannot be changed there; a text that a person wrote is never replaced as a whole. "
+        'Name the words themselves: --vary_text "WORDS OF THE TEXT=>OTHER WORDS".'
+    )
+
+
+def parse_edits(texts: Sequence[str]) -> list[TextEdit]:
+    """Return the edits of `--vary_text`.
+
+    Raises:
+        UserError: A text has another form, or two edits replace the same wording.
+    """
+    edits = [TextEdit.parse("--vary_text", text) for text in texts]
+    counts = Counter(edit.column for edit in edits)
+    if repeated := [edit.wordings[0] for edit in edits if counts[edit.column] > 1]:
+        raise UserError(
+            f"--vary_text is given {repeated.count(repeated[0])} times for one wording "
+            f'({repeated[0]!r}). Give all its replacements once: --vary_text "A=>B=>C".'
+        )
+    return edits
+
+
 def parse_intervention(flag: str, text: str, min_values: int) -> Intervention:
     """Parse `COLUMN=A,B`; values with commas stand in double quotes.
 

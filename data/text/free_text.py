@@ -225,6 +225,16 @@ class TextEdit:
         """The wordings as tables and pages show them."""
         return tuple(wording or REMOVED for wording in self.wordings)
 
+    def value(self, prompt: Prompt) -> str:
+        """Return the wording that a text holds, as tables show it; "" where it holds none of them.
+
+        A text without the words is one from which they were removed, where the edit removes them.
+        """
+        for wording in sorted(filter(None, self.wordings), key=len, reverse=True):
+            if TextEdit((wording,)).apply(prompt, "") is not None:
+                return wording
+        return REMOVED if "" in self.wordings else ""
+
     def apply(self, prompt: Prompt, wording: str) -> Prompt | None:
         """Return a text in which the first wording is replaced; None where it is not in the text.
 

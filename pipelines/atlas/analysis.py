@@ -234,7 +234,7 @@ def adjustable_columns(study: AtlasStudy, diagnosis: str) -> Roles:
 
 
 def _dependants(study: AtlasStudy) -> frozenset[str]:
-    dependants: set[str] = set()
+    dependants = set(study.words)  # texts are written from the columns
     for columns in dependent_columns(study.plan.template).values():
         dependants.update(columns)
     return frozenset(dependants)
@@ -289,7 +289,8 @@ def cohort_cautions(
     plan = study.plan
     attributes = plan.attributes
     roles = {column: attribute.role for column, attribute in study.every.items()}
-    guessed = {c: role for c, role in roles.items() if c not in plan.template.columns}
+    named = {*plan.template.columns, *study.words}
+    guessed = {c: role for c, role in roles.items() if c not in named}
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     patient = _training_patients(study)
     warned = [

@@ -13,10 +13,12 @@ from data.text.counterfactuals import (
     RowText,
     Variant,
     counterfactual_variants,
+    edit_variants,
 )
-from data.text.prompts import Row, Template
+from data.text.free_text import TextEdit
+from data.text.prompts import Prompt, Row, Template
 from data.text.values import parse_number
-from pipelines.atlas.statistics.contrasts import AtlasAttribute
+from pipelines.atlas.statistics.contrasts import WORDING, AtlasAttribute
 from util.cli import UserError, format_list, unique_names
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -149,6 +151,7 @@ def choose_attributes(
     wanted: Sequence[str],
     known: Sequence[str],
     references: Mapping[str, str],
+    words: Sequence[AtlasAttribute] = (),
 ) -> AttributeChoice:
     """Choose the attributes to study.
 
@@ -159,6 +162,7 @@ def choose_attributes(
         wanted: Columns asked for by name; empty for all that can be studied.
         known: Columns that the run was trained with.
         references: Reference value by column.
+        words: Words of the texts to study beside the columns; see `wording_attribute`.
 
     Raises:
         UserError: A column asked for does not exist, is not known to the run, or cannot be studied.
@@ -167,7 +171,7 @@ def choose_attributes(
     _check_columns("--columns", wanted, candidates)
     _check_columns("--reference", list(references), candidates)
     choice = AttributeChoice([], {})
-    names = unique_names(candidates)
+    names = unique_names([*candidates, *(attribute.column for attribute in words)])
     for column in candidates:
         attribute = classify_column(template, rows, column, references.get(column, ""))
         if column not in known:
@@ -185,6 +189,7 @@ def choose_attributes(
             )
         else:
             choice.attributes.append(replace(attribute, file_name=names[column]))
+    choice.attributes.extend(replace(one, file_name=names[one.column]) for one in words)
     if not choice.attributes:
         reasons = [f"{column}: {reason}" for column, reason in choice.left_out.items()]
         raise UserError(
@@ -192,6 +197,30 @@ def choose_attributes(
             f"{format_list(reasons, 20) or 'the table does not have any'}."
         )
     return choice
+
+
+def wording_attribute(edit: TextEdit, prompts: Sequence[Prompt]) -> AtlasAttribute:
+    """Return the words of an edit as an attribute, whose values are its wordings.
+
+    Args:
+        edit: The edit.
+        prompts: Texts of the training cases.
+    """
+    counts = Counter(value for value in map(edit.value, prompts) if value)
+    holding = [prompt for prompt in prompts if edit.apply(prompt, "") is not None]
+    columns: set[str] = set()
+    for prompt in holding:
+        kept = edit.apply(prompt, "") or ()
+        columns.update(phrase.column or "" for phrase in prompt if phrase not in kept)
+    return AtlasAttribute(
+        edit.column,
+        WORDING,
+        "category",
+        edit.values,
+        {value: counts[value] for value in edit.values},
+        edit=edit,
+        columns=frozenset(columns),
+    )
 
 
 def _check_columns(flag: str, named: Sequence[str], candidates: list[str]) -> None:
@@ -207,8 +236,10 @@ def attribute_variants(text: CaseText, attribute: AtlasAttribute) -> list[Varian
     """Return one variant per value of an attribute.
 
     The list is empty where the rest of the row rules the attribute out, such as pack-years of a
-    never smoker, and where a text that a person wrote does not state it.
+    never smoker, and where a text that a person wrote does not state it, or hold the words.
     """
+    if attribute.edit is not None:
+        return edit_variants(text.prompt, attribute.edit)
     if isinstance(text, RowText):
         for value in attribute.values:
             changed = {**text.row, attribute.column: value}

@@ -250,7 +250,7 @@ class CaseCounterfactuals:
     def _measure_replicates(self, attribute: AtlasAttribute, variants: Sequence[Variant]) -> None:
         """Measure an attribute's effect in each refit; permuted ones must have shuffled it."""
         for replicate in self.generators.replicates:
-            if replicate.kind == "permuted" and attribute.column not in replicate.permuted:
+            if replicate.kind == "permuted" and not attribute.is_permuted(replicate.permuted):
                 continue
             volumes = self._volumes(replicate.generate, variants)
             values = self._measure_volumes(volumes)

@@ -6,6 +6,7 @@ Everything is checked before anything long starts.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import pandas as pd
 
 from data.cohort import Case, Cohort
 from data.resampling import fold_cases, parse_fold, patients_of
-from data.text.prompts import Row, Template
+from data.text.counterfactuals import describe_not_stated, parse_edits
+from data.text.prompts import Prompt, Row, Template, cohort_prompts
 from options.atlas_options import AtlasCases
 from options.checks import check_chest_ct
 from pipelines.atlas.attributes import (
@@ -23,12 +25,16 @@ from pipelines.atlas.attributes import (
     choose_attributes,
     classify_column,
     pooled_covariate,
+    wording_attribute,
 )
 from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.cautions import MIN_PATIENTS
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.generation import GenerationPlan
 from util.cli import UserError, format_list
+from util.notices import notice
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SPLIT = "test"  # whose cases are generated without cross-fitting
 
@@ -50,6 +56,7 @@ class AtlasStudy:
         every: All columns that could be studied, also those not asked for; real scans are adjusted
             for them.
         pooled: Columns of `every` with too many values to be studied, whose rare values are pooled.
+        wordings: Words that are studied, as the text of each case holds them, by its mask's path.
         fold_of: Fold by case, with cross-fitting.
         control_labels: Mask labels that are negative controls.
     """
@@ -65,6 +72,7 @@ class AtlasStudy:
     left_out: Mapping[str, str]
     every: Mapping[str, AtlasAttribute]
     pooled: Sequence[str]
+    wordings: Mapping[Path, Mapping[str, str]]
     fold_of: Mapping[str, str]
     control_labels: tuple[int, ...]
 
@@ -97,6 +105,9 @@ class AtlasStudy:
         training = tuple({case.id: case for case in trained_on.split("train")}.values())
         rows = [template.consistent(case.row).row for case in training]
         wanted = _parse_columns(options.columns)
+        prompts = case_prompts(generation, trained_on)
+        edits = parse_edits(options.vary_text)
+        written = [prompts[case.mask] for case in training]
         chosen = choose_attributes(
             template,
             rows,
@@ -104,6 +115,7 @@ class AtlasStudy:
             wanted,
             generation.run.state["columns"],
             parse_references(options),
+            [wording_attribute(edit, written) for edit in edits],
         )
         every = _all_attributes(template, rows, cohort.columns, chosen.attributes)
         pooled = _pooled_attributes(template, rows, cohort.columns, every)
@@ -140,6 +152,10 @@ class AtlasStudy:
             left_out=studied.left_out,
             every={**every, **pooled},
             pooled=tuple(pooled),
+            wordings={
+                mask: {edit.column: edit.value(prompt) for edit in edits}
+                for mask, prompt in prompts.items()
+            },
             fold_of=fold_of,
             control_labels=_check_control_labels(options, generation),
         )
@@ -158,13 +174,32 @@ class AtlasStudy:
 
     def formatted_row(self, case: Case) -> dict[str, str]:
         """Return a case's values as the text shows them, "" where not known or contradicted."""
-        row = self.plan.template.consistent(case.row).row
-        return {column: self.plan.template.format_value(row, column) for column in self.every}
+        template = self.plan.template
+        row = template.consistent(case.row).row
+        words = self.wordings[case.mask]
+        return {
+            column: words[column] if column in words else template.format_value(row, column)
+            for column in self.every
+        }
+
+    @property
+    def words(self) -> list[str]:
+        """Names of the words that are studied."""
+        return [name for name, attribute in self.every.items() if attribute.edit is not None]
 
     def training_rows(self) -> pd.DataFrame:
         """Return the rows of the training cases as the text shows them."""
         rows = [self.formatted_row(case) for case in self.training]
         return pd.DataFrame(rows, columns=list(self.every))
+
+
+def case_prompts(generation: GenerationPlan, trained_on: Cohort) -> dict[Path, Prompt]:
+    """Return the text of every case of both cohorts, by its mask's path."""
+    texts = {case.mask: generation.prompts[case.id] for case in generation.cohort.cases}
+    if trained_on is not generation.cohort:
+        prompts = cohort_prompts(trained_on, generation.template)
+        texts |= {case.mask: prompts[case.id] for case in trained_on.cases}
+    return texts
 
 
 def _check_control_labels(options: AtlasCases, generation: GenerationPlan) -> tuple[int, ...]:
@@ -273,13 +308,22 @@ def drop_impossible(
         wanted: Columns asked for by name.
 
     Raises:
-        UserError: Such an attribute was asked for, or none is left.
+        UserError: Such an attribute was asked for, or none is left; or no text holds the words of
+            `--vary_text`.
     """
     reason = "in every case, the rest of the row rules it out or the written text does not state it"
     possible = []
     left_out = dict(choice.left_out)
     for attribute in choice.attributes:
-        if any(attribute_variants(generation.text(case), attribute) for case in cases):
+        silent = [
+            case.id for case in cases if not attribute_variants(generation.text(case), attribute)
+        ]
+        if attribute.edit is not None and silent:
+            text = describe_not_stated("--vary_text", attribute.edit, silent)
+            if len(silent) == len(cases):
+                raise UserError(text)
+            log.warning("%s", text, extra=notice("not in the text", attribute.column, cases=silent))
+        if len(silent) < len(cases):
             possible.append(attribute)
         elif attribute.column in wanted:
             raise UserError(

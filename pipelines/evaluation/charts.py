@@ -10,13 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.evaluation.measurements import HU_BINS, VolumeMeasurements
+from pipelines.evaluation.measure import ComparisonGrid
+from pipelines.evaluation.measurements import VolumeMeasurements
 from util.metrics.texture import SPECTRUM_BANDS
+from util.modality import CT, Terms
 
 HISTOGRAM = "histogram.svg"
 TEXTURE = "texture.svg"
 COLOURS = {"real": "#5c6878", "synthetic": "#2563a8"}
 BIN_HU = 10  # width of the bins in the chart of the histograms
+LUNG_HU = (-1050, -300)  # that it shows
 SPREAD = (5.0, 95.0)  # percentiles over volumes of the bands around the curves
 PERIODS_MM = (64, 32, 16, 8, 4, 2)  # ticks
 JITTER = 0.12  # of the points of single volumes, as a share of the distance of two sets
@@ -24,8 +27,9 @@ JITTER = 0.12  # of the points of single volumes, as a share of the distance of 
 Sets = Mapping[str, Sequence[VolumeMeasurements]]  # "real" and "synthetic"
 
 
-def draw_histogram(path: Path, sets: Sets) -> None:
+def draw_histogram(path: Path, sets: Sets, grid: ComparisonGrid) -> None:
     """Draw the lungs' histograms, a mean over volumes, as SVG."""
+    bins, terms = grid.bins, grid.terms
     figure = Figure(figsize=(7, 2.6))
     axes = figure.add_subplot()
     for name, volumes in sets.items():
@@ -33,25 +37,26 @@ def draw_histogram(path: Path, sets: Sets) -> None:
         end = len(shares) // BIN_HU * BIN_HU
         wide = shares[:end].reshape(-1, BIN_HU).sum(1)
         axes.plot(
-            HU_BINS[:end:BIN_HU] + (BIN_HU - 1) / 2,
+            bins[:end:BIN_HU] + (BIN_HU - 1) / 2,
             100 * wide,
             label=f"{name} ({len(volumes)})",
             color=COLOURS[name],
         )
-    axes.set(xlim=(-1050, -300), xlabel="HU", ylabel="% of lung per 10 HU")
+    axes.set(xlabel=terms.unit, ylabel=terms.text("% of lung per 10 HU"))
+    axes.set_xlim(LUNG_HU if terms.is_ct else (bins[0], bins[-1]))
     _finish(figure, path)
 
 
-def draw_texture(path: Path, sets: Sets) -> None:
+def draw_texture(path: Path, sets: Sets, terms: Terms = CT) -> None:
     """Draw every volume's detail SD, and the radial power spectrum of the lungs, as SVG."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     detail, spectrum = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    _draw_detail(detail, sets)
-    _draw_spectrum(spectrum, sets)
+    _draw_detail(detail, sets, terms)
+    _draw_spectrum(spectrum, sets, terms)
     _finish(figure, path)
 
 
-def _draw_detail(axes: Axes, sets: Sets) -> None:
+def _draw_detail(axes: Axes, sets: Sets, terms: Terms) -> None:
     rng = np.random.default_rng(0)
     for place, (name, volumes) in enumerate(sets.items()):
         values = np.array([v.density.get("detail_sd_hu", np.nan) for v in volumes])
@@ -61,12 +66,12 @@ def _draw_detail(axes: Axes, sets: Sets) -> None:
             ends = (place - 2 * JITTER, place + 2 * JITTER)
             axes.hlines(float(np.nanmean(values)), *ends, color=COLOURS[name], linewidth=2)
     axes.set_xticks(range(len(sets)), [f"{name} ({len(v)})" for name, v in sets.items()])
-    axes.set(xlim=(-0.5, len(sets) - 0.5), ylabel="detail SD of the lungs (HU)")
+    axes.set(xlim=(-0.5, len(sets) - 0.5), ylabel=terms.text("detail SD of the lungs (HU)"))
     axes.set_ylim(bottom=0)
     axes.set_title("Each point is a volume, each line a mean", fontsize=9)
 
 
-def _draw_spectrum(axes: Axes, sets: Sets) -> None:
+def _draw_spectrum(axes: Axes, sets: Sets, terms: Terms) -> None:
     periods = np.array([1 / np.sqrt(low * high) for low, high in SPECTRUM_BANDS])
     for name, volumes in sets.items():
         power = np.stack([v.spectrum for v in volumes])
@@ -75,7 +80,7 @@ def _draw_spectrum(axes: Axes, sets: Sets) -> None:
         mean = 10 ** np.nanmean(power[:, shown], 0)
         axes.plot(periods[shown], mean, "o-", markersize=3, color=COLOURS[name], label=name)
         axes.fill_between(periods[shown], low, high, color=COLOURS[name], alpha=0.18, linewidth=0)
-    axes.set(xscale="log", yscale="log", ylabel="power (HU² mm³)")
+    axes.set(xscale="log", yscale="log", ylabel=f"power ({terms.unit}² mm³)")
     axes.set_xlabel("mm per period: coarse on the left, fine on the right")
     finest = periods[_resolved(sets)].min(initial=periods[0])
     ticks = [tick for tick in PERIODS_MM if tick > 0.9 * finest]

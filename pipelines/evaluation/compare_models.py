@@ -20,20 +20,22 @@ from dominate import tags
 from nibabel.affines import voxel_sizes
 
 from models.inference import VolumeGenerator
+from options.base_options import DataOptions
 from options.compare_options import CompareCommand
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
 from pipelines.case_picture import cohort_panels, read_results, result_panel
 from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation import GenerationPlan, open_plan, open_run
-from pipelines.results import results_folder
-from util.cli import UserError
+from pipelines.results import results_data, results_folder
+from util.cli import UserError, format_list
 from util.files import read_csv, write_frame
 from util.metrics.texture import detail_correlation
+from util.modality import CT, Terms
 from util.training import runs
 from util.web import page_parts, viewer_parts
 from util.web.figures import Panel
 from util.web.picture_row import PictureRow, write_panels
-from util.web.tables import effect_summary, metric_summary
+from util.web.tables import metric_summary
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,6 @@ HEADLINE = {
     "lungs: detail_sd_hu": "detail SD, HU",
     "MS-SSIM of pairs, new noise": "similarity under new noise",
 }
-WINDOW = (-1000.0, 400.0)  # of the button "Whole"
 PICTURED_CASES = 3
 DIFFERENCE_LIMIT = 50.0  # HU, the same for all runs
 
@@ -77,20 +78,33 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
         UserError: Fewer than two runs, or one that is not there.
     """
     names = command.compare.run
+    out = Path(command.compare.OUT)
     if len(names) < 2:
         raise UserError(
             f"--run names {len(names)} runs; give it twice at least, once for each run to compare."
         )
-    for name in names:  # a run that is not there is an error before anything long
-        runs.read_options(runs.find_run(command.model.checkpoints_dir, name))
+    check_modalities(command)  # also a run that is not there is an error before anything long
     frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
-    out = Path(command.compare.OUT)
     write_frame(out / "models.csv", frame)
     folders = {name: results_folder(_test_options(command, name)) for name in names}
-    rows = write_pictures(out, folders, command.source.dataroot)
-    page = write_comparison_page(out, frame, rows)
+    data = results_data(folders[names[0]])
+    rows = write_pictures(out, folders, command.source.dataroot, data)
+    page = write_comparison_page(out, frame, rows, data)
     log.info("\n%s\n%s", frame.set_index("run").T.to_string(), page)
     return page
+
+
+def check_modalities(command: CompareCommand) -> None:
+    """Raise `UserError` where the runs do not generate volumes of one modality and unit."""
+    modalities = {}
+    for name in command.compare.run:
+        folder = runs.find_run(command.model.checkpoints_dir, name)
+        modalities[name] = runs.read_options(folder).get("data", {}).get("modality", "ct")
+    if len(set(modalities.values())) > 1:
+        listed = format_list([f"{name} ({modality})" for name, modality in modalities.items()])
+        raise UserError(
+            f"--run: the runs were trained on several modalities: {listed}. Compare those of one."
+        )
 
 
 def measure_run(
@@ -106,7 +120,9 @@ def measure_run(
         "training steps": plan.run.state["step"],
         "weights, M": sum(p.numel() for p in plan.run.network.parameters()) / 1e6,
     }
-    return record | measure_generation(plan, command.compare.noises) | summarise_results(folder)
+    terms = plan.data.terms
+    measured = measure_generation(plan, command.compare.noises)
+    return record | measured | summarise_results(folder, terms)
 
 
 def _test_options(command: CompareCommand, name: str) -> TestOptions:
@@ -146,8 +162,8 @@ def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
         "seconds a volume": seconds,
         "peak GiB so far": _peak_memory(generator) / 2**30,
         "MS-SSIM of pairs, new noise": float(np.mean(similarities)),
-        "lung difference of pairs, HU": float(np.mean(differences)),
-        "correlation of lung detail of pairs": float(np.mean(correlations)),
+        plan.data.terms.text("lung difference of pairs, HU"): float(np.mean(differences)),
+        plan.data.terms.text("correlation of lung detail of pairs"): float(np.mean(correlations)),
     }
 
 
@@ -158,31 +174,40 @@ def _peak_memory(generator: VolumeGenerator) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def summarise_results(folder: Path) -> dict[str, Any]:
-    """Return mean effects in the lungs and mean fidelity of a results folder."""
+def summarise_results(folder: Path, terms: Terms = CT) -> dict[str, Any]:
+    """Return mean effects in the lungs and mean fidelity of a results folder.
+
+    Args:
+        folder: The folder.
+        terms: Unit and names of the modality, which the tables have.
+    """
     summary: dict[str, Any] = {}
-    effects = _read_rows(folder / "effects.csv")
-    metrics = _read_rows(folder / "metrics.csv")
-    if effects:
-        for row in effect_summary(effects).to_dict("records"):
-            summary[f"{row['attribute']}: {row['from']} to {row['to']}, HU"] = row["mean HU"]
-    for row in metric_summary(metrics).to_dict("records"):
-        if row["region"] == "lungs" and row["metric"].removeprefix("real_") in SHOWN:
-            summary[f"lungs: {row['metric']}"] = row["mean"]
+    effects = read_csv(folder / "effects.csv")
+    metrics = read_csv(folder / "metrics.csv")
+    region, change = terms.name("lungs"), terms.name("mean_diff_hu")
+    means: dict[str, list[float]] = {}
+    for row in effects:
+        if row["region"] == region:
+            contrast = f"{row['column']}: {row['from']} to {row['to']}, {terms.unit}"
+            means.setdefault(contrast, []).append(float(row[change]))
+    summary |= {contrast: float(np.mean(values)) for contrast, values in means.items()}
+    shown = {terms.name(name) for name in SHOWN if terms.has(name)}
+    for record in metric_summary([dict(row) for row in metrics]).to_dict("records"):
+        if record["region"] == region and record["metric"].removeprefix("real_") in shown:
+            summary[f"{region}: {record['metric']}"] = record["mean"]
     return summary
 
 
-def _read_rows(table: Path) -> list[dict[str, Any]]:
-    return [dict(row) for row in read_csv(table)]
-
-
-def write_pictures(out: Path, folders: Mapping[str, Path], dataroot: str) -> dict[str, PictureRow]:
+def write_pictures(
+    out: Path, folders: Mapping[str, Path], dataroot: str, data: DataOptions | None = None
+) -> dict[str, PictureRow]:
     """Write the voxels of the first cases, as every run generated them; return rows by case.
 
     Args:
         out: Folder of the page, which holds the runs' results.
         folders: Results folder of each run.
         dataroot: The cohort, for masks and real scans; "" for none.
+        data: How the cohort is read; as chest CT by default.
     """
     web = out / "web"
     for old in web.glob("case-*"):
@@ -191,7 +216,7 @@ def write_pictures(out: Path, folders: Mapping[str, Path], dataroot: str) -> dic
     cases = list(dict.fromkeys(row["case"] for table in tables.values() for row in table))
     rows = {}
     for number, case in enumerate(cases[:PICTURED_CASES], 1):
-        panels = cohort_panels(Path(dataroot), case) if dataroot else []
+        panels = cohort_panels(Path(dataroot), case, data) if dataroot else []
         for kind in ("own", "difference"):
             for name, folder in folders.items():
                 for row in tables[name]:
@@ -213,15 +238,18 @@ def _panel_of_run(name: str, folder: Path, row: dict[str, str]) -> Panel:
     return replace(panel, title=name, caption=caption, file=link)
 
 
-def comparison_sentence(frame: pd.DataFrame) -> str:
+def comparison_sentence(frame: pd.DataFrame, terms: Terms = CT) -> str:
     """Return the metrics of `HEADLINE` that the runs have, run by run, in a sentence."""
     parts = []
     for column, name in HEADLINE.items():
+        region, colon, metric = column.partition(": ")
+        column = f"{terms.name(region)}{colon}{terms.name(metric)}" if metric else column
         if column in frame and frame[column].notna().all():
             values = zip(frame["run"], frame[column], strict=True)
             parts.append(f"{name}: {', '.join(f'{run} {value:.3g}' for run, value in values)}")
     columns = [str(column) for column in frame.columns]
-    effects = [column for column in columns if column.endswith(", HU") and ": " in column]
+    unit = f", {terms.unit}"
+    effects = [column for column in columns if column.endswith(unit) and ": " in column]
     for effect in effects[:1]:
         values = zip(frame["run"], frame[effect], strict=True)
         parts.append(f"{effect}: {', '.join(f'{run} {value:+.1f}' for run, value in values)}")
@@ -231,7 +259,10 @@ def comparison_sentence(frame: pd.DataFrame) -> str:
 
 
 def write_comparison_page(
-    out: Path, frame: pd.DataFrame, pictures: Mapping[str, PictureRow] | None = None
+    out: Path,
+    frame: pd.DataFrame,
+    pictures: Mapping[str, PictureRow] | None = None,
+    data: DataOptions | None = None,
 ) -> Path:
     """Write a page of the same cases by each run, and a table of metrics; return it.
 
@@ -239,25 +270,28 @@ def write_comparison_page(
         out: Folder of the page, which holds the runs' results.
         frame: One row per run.
         pictures: Rows of pictures by case.
+        data: How the runs read scans; as chest CT by default.
     """
     pictures = pictures or {}
+    data = data or DataOptions()
+    terms = data.terms
     scripts = viewer_parts.SCRIPTS if pictures else ()
     page_parts.copy_assets(out / "web", "page.css", *scripts)
     document = page_parts.new_document(TITLE, "web/", scripts=scripts)
     labels = sorted({label for row in pictures.values() for label in row.labels})
-    config = viewer_parts.viewer_config(WINDOW, 0.0, labels)
+    config = viewer_parts.viewer_config(data.hu_window, 0.0, labels, terms=terms)
     document.body["data-config"] = json.dumps(config)
     with document:
         page_parts.page_header(
             TITLE,
-            tags.p(page_parts.typeset(comparison_sentence(frame)), cls="headline"),
+            tags.p(page_parts.typeset(comparison_sentence(frame, terms)), cls="headline"),
             cautions=(page_parts.RESEARCH_ONLY,),
             links={"models.csv": "models.csv"},
         )
         with tags.main():
             if pictures:
                 with viewer_parts.toolbar("View of all cases"):
-                    viewer_parts.plane_and_window("axial")
+                    viewer_parts.plane_and_window("axial", terms)
                     viewer_parts.limit_choice()
                     viewer_parts.overlay_choice()
                     page_parts.check_box("lines", "Outlines")
@@ -266,7 +300,7 @@ def write_comparison_page(
                 with tags.section(cls="case card", id=row.key, **row.attributes()):
                     tags.h2(f"{case} by each run")
                     viewer_parts.slice_slider(f"Slice of {case}")
-                    row.add(DIFFERENCE_LIMIT)
+                    row.add(DIFFERENCE_LIMIT, terms.label_names)
             with page_parts.card("Metrics"):
                 by_metric = frame.set_index("run").T.reset_index()
                 page_parts.frame_table(by_metric.rename(columns={"index": "metric"}))
@@ -277,4 +311,4 @@ def write_comparison_page(
                         links.append(tags.a(f"{name} ", href=address))
                 tags.p("Volumes and pictures: ", *links)
             page_parts.bullet_list((CAUTION, *page_parts.CAUTIONS[1:]), "notes")
-    return page_parts.write_document(document, out / "index.html")
+    return page_parts.write_document(document, out / "index.html", terms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ from util.files import path_inside, read_csv, read_json
 METRICS_TABLE = "metrics.csv"  # of test.py
 REVERSED = "reversibility_mae_hu "  # metric of metrics.csv, followed by COLUMN=VALUE
 CYCLED = "composition_"  # metric of metrics.csv: composition_<cycles>_mae_hu
+# Names in tables of other modalities than CT, with those of CT.
+PLAIN_NAMES = ((r"^reversibility_mae ", REVERSED), (r"^(composition_\d+_mae)$", r"\1_hu"))
+LABELLED = "labelled"  # their region of all labels together
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,12 @@ def _reported(root: Path) -> dict[tuple[str, str, str], float]:
         return {}
     values = {}
     for row in read_csv(path, ["case", "region", "metric", "value"]):
-        if row["metric"].startswith((REVERSED, CYCLED)):
+        metric, region = row["metric"], row["region"].replace(LABELLED, "lungs")
+        for plain, name in PLAIN_NAMES:
+            metric = re.sub(plain, name, metric)
+        if metric.startswith((REVERSED, CYCLED)):
             try:
-                values[row["metric"], row["case"], row["region"]] = float(row["value"])
+                values[metric, row["case"], region] = float(row["value"])
             except ValueError:
                 raise UserError(
                     f"{path}: {row['metric']} of {row['case']} is {row['value']!r}, and must be a "

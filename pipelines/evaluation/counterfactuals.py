@@ -18,7 +18,7 @@ from data.geometry import grids_match
 from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask
 from data.text.prompts import Row, Template
-from data.volumes import load_volume, write_like
+from data.volumes import write_like
 from pipelines.evaluation.axioms import (
     COLUMNS,
     LUNGS,
@@ -47,7 +47,6 @@ from pipelines.evaluation.text_effect import (
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet
 from util.cli import UserError, format_list
 from util.files import json_digest
-from util.metrics.regions import chest_regions
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +279,9 @@ def difference_hu(
     key = [
         VERSION,
         "difference",
-        *(volume_fingerprint(path) for path in (file.path, reference.path, mask) if path),
+        *file.key,
+        *reference.key,
+        *([volume_fingerprint(mask)] if mask else []),
         list(measurer.grid.window),
         list(measurer.grid.lung_labels),
         measurer.grid.airway_label,
@@ -294,16 +295,14 @@ def _difference(
     file: VolumeFile, reference: VolumeFile, mask: Path | None, grid: ComparisonGrid
 ) -> dict[str, Any]:
     nothing = {LUNGS: np.array(np.nan), OUTSIDE: np.array(np.nan)}
-    volume, start = load_volume(file.path), load_volume(reference.path)
+    volume, start = file.load(), reference.load()
     same = volume.shape == start.shape and grids_match(start.shape, start.affine, volume.affine)
     if not same or mask is None:
         return nothing
     pair = [np.clip(v.array.astype(np.float32), *grid.window) for v in (volume, start)]
     change = np.abs(pair[0] - pair[1])
     spacing = [float(side) for side in voxel_sizes(start.affine)]
-    regions = chest_regions(
-        load_mask(mask, start).array, spacing, grid.lung_labels, grid.airway_label
-    )
+    regions = grid.regions(load_mask(mask, start).array, spacing)
     means = {r: np.array(change[regions[r]].mean()) for r in (LUNGS, OUTSIDE) if r in regions}
     return nothing | means
 
@@ -395,14 +394,14 @@ def _cell_means(file: VolumeFile, measurer: VolumeMeasurer) -> Any:
     key = [
         VERSION,
         "cells",
-        volume_fingerprint(file.path),
+        *file.key,
         volume_fingerprint(file.mask),
         list(measurer.grid.lung_labels),
         list(measurer.grid.window),
     ]
 
     def compute() -> dict[str, Any]:
-        scan = load_volume(file.path)
+        scan = file.load()
         assert file.mask is not None
         labels = load_mask(file.mask, scan).array
         cells = LungCells.from_labels(labels, measurer.grid.lung_labels)
@@ -416,10 +415,10 @@ def _cell_means(file: VolumeFile, measurer: VolumeMeasurer) -> Any:
 def _changed_scan(file: VolumeFile, cells: Any, measurer: VolumeMeasurer) -> VolumeFile:
     """Write a scan with a map added to its lungs into the cache, unless it is there."""
     assert file.mask is not None
-    digest = json_digest([VERSION, volume_fingerprint(file.path), np.round(cells, 3).tolist()])
+    digest = json_digest([VERSION, *file.key, np.round(cells, 3).tolist()])
     path = measurer.cache / MAPS / f"{digest[:24]}.nii.gz"
     if not path.is_file():
-        scan = load_volume(file.path)
+        scan = file.load()
         placed = LungCells.from_labels(load_mask(file.mask, scan).array, measurer.grid.lung_labels)
         assert placed is not None
         write_like(path, scan.array.astype(np.float32) + placed.spread(cells), file.path)

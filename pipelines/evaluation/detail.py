@@ -12,6 +12,7 @@ from scipy import ndimage
 GRID_MM = 6.0  # voxel of the common grid
 FIELD_MM = 384.0  # its side, around the lungs' centre
 COARSE_MM = 15.0  # slower variation is density, not detail
+DETAIL_HU = (-1000.0, 0.0)  # denser voxels are bone or contrast
 EDGE_MM = 6.0  # depth below the pleura from which on voxels count
 
 
@@ -22,7 +23,10 @@ def _smooth(values: NDArray[Any], weight: NDArray[Any], sigma: NDArray[np.float6
 
 
 def detail_vector(
-    hu: NDArray[np.floating], spacing: Sequence[float], lungs: NDArray[np.bool_]
+    hu: NDArray[np.floating],
+    spacing: Sequence[float],
+    lungs: NDArray[np.bool_],
+    window: tuple[float, float] = DETAIL_HU,
 ) -> NDArray[np.float32]:
     """Return the detail inside the lungs as a vector of length 1.
 
@@ -34,6 +38,7 @@ def detail_vector(
         hu: `(X, Y, Z)` HU in RAS.
         spacing: Voxel size in mm.
         lungs: Lungs of the same shape.
+        window: Lowest and highest value that counts.
 
     Returns:
         float32 `(n,)` on a common grid around the lungs' centre, n the same for every scan; zeros
@@ -46,7 +51,7 @@ def detail_vector(
     # Padding gives lungs cut by the border of the volume a pleura there.
     depth = ndimage.distance_transform_edt(np.pad(lungs, 1), sampling=sides)[1:-1, 1:-1, 1:-1]
     weight = (lungs & (depth > max(EDGE_MM, float(sides.min())))).astype(np.float32)
-    values = np.clip(hu, -1000, 0).astype(np.float32)
+    values = np.clip(hu, *window).astype(np.float32)
     fine = _smooth(values, weight, GRID_MM / 3 / sides)
     detail = (fine - _smooth(values, weight, COARSE_MM / sides)) * weight
     centre = ndimage.center_of_mass(lungs)

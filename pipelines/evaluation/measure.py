@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +19,15 @@ from tqdm import tqdm
 from data.geometry import Volume, grids_match
 from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask, threshold_lungs
-from data.volumes import load_volume, to_unit
+from data.volumes import to_unit
 from pipelines.evaluation.density import lung_density, lung_spectrum, lung_texture
-from pipelines.evaluation.detail import detail_vector
+from pipelines.evaluation.detail import DETAIL_HU, detail_vector
 from pipelines.evaluation.measurements import (
+    HU_BINS,
     PLANES,
     REGION_STATISTICS,
     REGIONS,
+    UNIT_BINS,
     VolumeMeasurements,
 )
 from pipelines.evaluation.overlap import overlap
@@ -33,8 +35,9 @@ from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
 from util.files import atomic_path, json_digest
 from util.metrics.fidelity import fidelity_by_region
-from util.metrics.regions import body_mask, chest_regions
+from util.metrics.regions import Mask, body_mask, chest_regions, label_regions
 from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
+from util.modality import MODALITIES, Terms
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,10 @@ class ComparisonGrid:
         extent: Size of the compared box in mm.
         window: Lowest and highest HU; values outside are clipped.
         slices: Slices per plane.
-        lung_labels: Mask labels of the left and the right lung.
+        lung_labels: Mask labels of the left and the right lung; of other modalities those that are
+            compared.
         airway_label: Mask label of the airways.
+        modality: Value of `--modality`.
     """
 
     spacing: float
@@ -77,6 +82,35 @@ class ComparisonGrid:
     slices: int
     lung_labels: tuple[int, ...] = (1, 2)
     airway_label: int = 3
+    modality: str = "ct"
+
+    @property
+    def terms(self) -> Terms:
+        """Unit and words of the modality."""
+        return MODALITIES[self.modality]
+
+    @property
+    def detail_window(self) -> tuple[float, float]:
+        """Values between which the detail that identifies a patient is compared."""
+        return DETAIL_HU if self.terms.is_ct else self.window
+
+    @property
+    def bins(self) -> NDArray[np.int64]:
+        """Values of the histograms' bins."""
+        return HU_BINS if self.terms.is_ct else UNIT_BINS
+
+    @property
+    def statistic_regions(self) -> tuple[str, ...]:
+        """Regions whose statistics are measured, the same in all volumes."""
+        if self.terms.is_ct:
+            return REGIONS
+        return ("lungs", *(f"label_{label}" for label in self.lung_labels))
+
+    def regions(self, labels: NDArray[Any], spacing: Sequence[float]) -> dict[str, Mask]:
+        """Return the regions of a mask `(X, Y, Z)` by name; spacing in mm."""
+        if self.terms.is_ct:
+            return chest_regions(labels, spacing, self.lung_labels, self.airway_label)
+        return label_regions(labels, self.lung_labels)
 
 
 @dataclass(frozen=True)
@@ -105,13 +139,13 @@ class VolumeMeasurer:
             segmented: A mask of the volume from another tool, instead of the threshold.
             resegment: Compare the mask with segmented lungs.
         """
-        paths = [path for path in (file.path, file.mask, segmented) if path is not None]
+        masks = [path for path in (file.mask, segmented) if path is not None]
         key = [
             VERSION,
             "volume",
             asdict(self.grid),
             [network.digest for network in (*self.networks, *self.networks_3d)],
-            [volume_fingerprint(path) for path in paths],
+            [*file.key, *(volume_fingerprint(path) for path in masks)],
             file.mask is not None,
             resegment,
         ]
@@ -131,9 +165,7 @@ class VolumeMeasurer:
 
     def _measure(self, file: VolumeFile, segmented: Path | None, resegment: bool) -> Arrays:
         grid = self.grid
-        volume = load_volume(file.path)
-        if not np.isfinite(volume.array).all():
-            raise UserError(f"{file.path} holds values that are not finite. Export it again.")
+        volume = file.load()
         hu = np.clip(volume.array.astype(np.float32), *grid.window)
         spacing = [float(side) for side in voxel_sizes(volume.affine)]
         overlaps: dict[str, float] = {}
@@ -143,10 +175,10 @@ class VolumeMeasurer:
         else:
             labels = load_mask(file.mask, volume).array
             lung_labels = grid.lung_labels
-            if resegment:
+            if resegment and grid.terms.is_ct:
                 overlaps = overlap(labels, _segment(volume, segmented), spacing, lung_labels)
         lungs = np.isin(labels, lung_labels)
-        density, histogram = lung_density(hu, lungs)
+        density, histogram = lung_density(hu, lungs, grid.bins)
         common = on_grid(Volume(hu, volume.affine), grid.spacing, grid.extent)
         lung_volume = Volume(lungs.astype(np.uint8), volume.affine)
         common_lungs = on_grid(lung_volume, grid.spacing, grid.extent, order=0).array > 0
@@ -156,17 +188,20 @@ class VolumeMeasurer:
         if density:
             # Overlapping names keep the values on the volume's own grid.
             density = lung_texture(common.array, common_lungs, sides, power) | density
+            density = {name: value for name, value in density.items() if grid.terms.has(name)}
         small = common
         if max(common.shape) > MAX_COARSE_SIDE:
             small = on_grid(common, max(grid.extent) / MAX_COARSE_SIDE, grid.extent)
         arrays: Arrays = {
-            "detail": detail_vector(hu, spacing, lungs).astype(np.float16),
+            "detail": detail_vector(hu, spacing, lungs, grid.detail_window).astype(np.float16),
             "histogram": histogram,
             "small": small.array.astype(np.float16),
             "spectrum": lung_spectrum(power),
             "density": np.array(json.dumps(density)),
             "overlap": np.array(json.dumps(overlaps)),
-            "regional": _regional_statistics(hu, labels, spacing, lung_labels, grid.airway_label),
+            "regional": _regional_statistics(
+                hu, replace(grid, lung_labels=lung_labels).regions(labels, spacing), grid
+            ),
         }
         return arrays | self._features(common.array)
 
@@ -197,16 +232,12 @@ def _slices(unit: torch.Tensor, axis: int, count: int) -> torch.Tensor:
 
 
 def _regional_statistics(
-    hu: NDArray[np.floating],
-    labels: NDArray[Any],
-    spacing: Sequence[float],
-    lung_labels: Sequence[int],
-    airway_label: int,
+    hu: NDArray[np.floating], where: Mapping[str, Mask], grid: ComparisonGrid
 ) -> NDArray[np.float64]:
-    """Return mean, SD and 15th percentile of HU in each of `REGIONS`."""
-    where = chest_regions(labels, spacing, lung_labels, airway_label)
-    statistics = np.full((len(REGIONS), len(REGION_STATISTICS)), np.nan)
-    for row, name in zip(statistics, REGIONS, strict=True):
+    """Return mean, SD and 15th percentile in each of the grid's regions."""
+    names = grid.statistic_regions
+    statistics = np.full((len(names), len(REGION_STATISTICS)), np.nan)
+    for row, name in zip(statistics, names, strict=True):
         if name in where and where[name].any():
             values = hu[where[name]].astype(float)
             row[:] = values.mean(), values.std(), np.percentile(values, 15)
@@ -254,8 +285,8 @@ def pair_fidelity(
         key = [
             VERSION,
             "pair",
-            volume_fingerprint(file.path),
-            volume_fingerprint(scan.path),
+            file.key,
+            scan.key,
             asdict(grid),
         ]
         arrays = load_or_compute(cache, key, partial(_compare_pair, file, scan, grid))
@@ -264,8 +295,8 @@ def pair_fidelity(
 
 
 def _compare_pair(file: VolumeFile, scan_file: VolumeFile, grid: ComparisonGrid) -> Arrays:
-    volume = load_volume(file.path)
-    scan = load_volume(scan_file.path)
+    volume = file.load()
+    scan = scan_file.load()
     if volume.shape != scan.shape or not grids_match(scan.shape, scan.affine, volume.affine):
         raise UserError(
             f"{file.path} and its real scan {scan_file.path} are not on one grid (shapes "

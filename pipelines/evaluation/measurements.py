@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 PLANES = ("sagittal", "coronal", "axial")  # slices across the first, second and third axis
 HU_BINS = np.arange(-1100, 501)  # HU of the lungs' histogram, one bin per HU
+UNIT_BINS = np.arange(0, 1001)  # the same of labels in arbitrary units
 REGIONS = ("lungs", "left_lung", "right_lung", "upper", "middle", "lower", "core", "rim")
 REGION_STATISTICS = ("mean", "sd", "p15")
 
@@ -22,11 +23,11 @@ class VolumeMeasurements:
         planes: Per 2D network, `(3, S, F)` features of S slices in each of `PLANES`.
         whole: Per 3D network, `(F,)` features of the whole volume.
         detail: `(D,)` of `pipelines.evaluation.detail.detail_vector`.
-        histogram: `(B,)` lung voxels in each of `HU_BINS`.
+        histogram: `(B,)` lung voxels in each of `HU_BINS`, or of `UNIT_BINS` in arbitrary units.
         density: Densitometry of the lungs, their median, and their texture on the common grid, by
             name.
-        regional: `(R,)` mean, SD and 15th percentile of HU in each of `REGIONS`; NaN where a region
-            is empty.
+        regional: `(R,)` mean, SD and 15th percentile in each of `REGIONS`, or of both lungs and
+            each label in other modalities; NaN where a region is empty.
         small: `(x, y, z)` the volume on a coarse grid, HU.
         spectrum: `(S,)` logarithm of the lungs' power in `util.metrics.texture.SPECTRUM_BANDS`, in
             HU^2 mm^3; NaN in bands that the grid does not resolve.

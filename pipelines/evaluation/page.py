@@ -18,6 +18,7 @@ from pipelines.evaluation.counterfactuals import CounterfactualReport
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from pipelines.evaluation.pictures import PicturedPair
 from pipelines.evaluation.verdict import interpret_metric
+from util.modality import CT, Terms
 from util.web import page_links, page_parts, viewer_parts
 from util.web.figures import Window
 
@@ -135,6 +136,7 @@ class ReportContent:
         options: The command's options.
         conclusive: Whether there are enough scans to interpret the metrics.
         counterfactuals: The axioms of changed volumes; None where there are none.
+        terms: Unit and words of the modality.
     """
 
     verdict: str
@@ -150,6 +152,7 @@ class ReportContent:
     options: Mapping[str, Mapping[str, Any]]
     conclusive: bool = True
     counterfactuals: CounterfactualReport | None = None
+    terms: Terms = CT
 
 
 def metric_frame(metrics: Sequence[Metric], conclusive: bool) -> pd.DataFrame:
@@ -181,7 +184,8 @@ def write_report(folder: Path, title: str, content: ReportContent) -> Path:
     page_links.copy_link_assets(folder / WEB)
     document = page_parts.new_document(title, f"{WEB}/", scripts=scripts)
     labels = sorted({label for pair in content.pictures for label in pair.row.labels})
-    config = viewer_parts.viewer_config(content.window, 0.0, labels, voxels=f"{WEB}/")
+    terms = content.terms
+    config = viewer_parts.viewer_config(content.window, 0.0, labels, voxels=f"{WEB}/", terms=terms)
     document.body["data-config"] = json.dumps(config)
     first, *others = content.pictures
     with document.body:
@@ -193,13 +197,13 @@ def write_report(folder: Path, title: str, content: ReportContent) -> Path:
         )
         with tags.main():
             tags.noscript(tags.p("The slices need JavaScript.", cls="note"))
-            _add_toolbar(bool(labels))
-            _add_pair(first, "card clearest")
+            _add_toolbar(bool(labels), terms)
+            _add_pair(first, "card clearest", terms)
             with page_parts.card("Read before judging", id="warnings"):
                 page_parts.bullet_list(content.warnings, "cautions warnings")
                 page_parts.bullet_list(page_parts.CAUTIONS[1:], "notes-plain")
             for pair in others:
-                _add_pair(pair, "case card")
+                _add_pair(pair, "case card", terms)
             with tags.div(cls="cards"):
                 _add_metrics(content)
                 if content.counterfactuals is not None and content.counterfactuals.rows:
@@ -212,12 +216,12 @@ def write_report(folder: Path, title: str, content: ReportContent) -> Path:
                 page_parts.option_tables(content.options, "Options of this evaluation")
                 with page_parts.card("Networks and their weights", "wide", id="hashes"):
                     page_parts.key_table(content.networks, "hash")
-    return page_parts.write_document(document, folder / "report.html")
+    return page_parts.write_document(document, folder / "report.html", terms)
 
 
-def _add_toolbar(with_masks: bool) -> None:
+def _add_toolbar(with_masks: bool, terms: Terms) -> None:
     with viewer_parts.toolbar("View of all pairs"):
-        viewer_parts.plane_and_window("axial")
+        viewer_parts.plane_and_window("axial", terms)
         viewer_parts.limit_choice(by="pair")
         viewer_parts.overlay_choice()
         if with_masks:
@@ -225,14 +229,14 @@ def _add_toolbar(with_masks: bool) -> None:
         viewer_parts.size_choice()
 
 
-def _add_pair(picture: PicturedPair, cls: str) -> None:
+def _add_pair(picture: PicturedPair, cls: str, terms: Terms) -> None:
     """Add a volume beside a scan; their pictures move together."""
     pair = picture.pair
     with tags.section(cls=cls, id=picture.row.key, **picture.row.attributes()):
         with tags.h2(f"{pair.heading} "):
             page_parts.badges(pair.badges)
             tags.span(pair.caption, cls="about-pair")
-        picture.row.add(picture.limit)
+        picture.row.add(picture.limit, terms.label_names)
         viewer_parts.slice_slider(f"Slice of {pair.synthetic.case}")
 
 

@@ -14,7 +14,6 @@ from sklearn.metrics.pairwise import euclidean_distances
 
 from data.geometry import Volume, grid_with_spacing, grids_match, resample
 from data.preparation.masks import load_mask
-from data.volumes import load_volume
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyVerdict
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet
@@ -169,8 +168,8 @@ def write_pairs(web: Path, pairs: Sequence[Pair]) -> list[PicturedPair]:
 
 
 def _write_pair(web: Path, key: str, pair: Pair) -> PicturedPair:
-    volume = load_volume(pair.synthetic.path)
-    scan = load_volume(pair.scan.path)
+    volume = pair.synthetic.load()
+    scan = pair.scan.load()
     on_one_grid = volume.shape == scan.shape and grids_match(
         volume.shape, volume.affine, scan.affine
     )

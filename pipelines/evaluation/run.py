@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.fact_store import FactStore
+from options.base_options import DataOptions
 from options.evaluate_options import EvaluateOptions
 from options.parser import to_dict
 from pipelines.evaluation.axioms import CaseBootstrap
@@ -28,7 +29,13 @@ from pipelines.evaluation.counterfactuals import (
 from pipelines.evaluation.density import density_metrics, texture_metrics
 from pipelines.evaluation.diversity import diversity_metrics
 from pipelines.evaluation.extractors import Extractor, make_extractor
-from pipelines.evaluation.inputs import TableValues, find_sets, read_table_values
+from pipelines.evaluation.inputs import (
+    TableValues,
+    data_options,
+    find_sets,
+    read_table_values,
+    with_target_labels,
+)
 from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer, pair_fidelity
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
@@ -42,7 +49,7 @@ from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,
-    check_hu,
+    check_intensities,
     common_spacing,
     common_window,
     median_extent,
@@ -50,6 +57,7 @@ from pipelines.evaluation.volume_sets import (
 from util.cli import UserError, format_list
 from util.files import claim_folder, write_frame, write_json
 from util.locks import locked_folder
+from util.modality import Terms
 from util.training.devices import make_device
 from util.web.page_links import LinkedPage, link_pages
 
@@ -101,12 +109,14 @@ class EvaluationPlan:
         m = options.measure
         out = Path(options.sets.out)
         claim_folder(out, [RECORD, CACHE], overwrite=True)
-        sets = find_sets(options)
+        data = data_options(options)
+        sets = find_sets(options, data)
+        data = with_target_labels(data, sets["real"])
         store = FactStore(out / CACHE / CHECKS)
         volume_warnings = []
         for volumes in sets.values():
-            volume_warnings += check_hu(volumes, store, options.grid.lung_labels)
-        grid = _common_grid(options, sets, store)
+            volume_warnings += check_intensities(volumes, store, data)
+        grid = _common_grid(options, data, sets, store)
         changed = []
         if m.axioms:
             changed = find_counterfactuals(
@@ -193,7 +203,10 @@ class EvaluationPlan:
 
 
 def _common_grid(
-    options: EvaluateOptions, sets: Mapping[str, VolumeSet], store: FactStore
+    options: EvaluateOptions,
+    data: DataOptions,
+    sets: Mapping[str, VolumeSet],
+    store: FactStore,
 ) -> ComparisonGrid:
     """Return the grid and window that both sets are compared in."""
     g = options.grid
@@ -205,10 +218,18 @@ def _common_grid(
             f"--hu_window is {g.hu_window[0]:g},{g.hu_window[1]:g}; the first must be below the "
             "second."
         )
-    window = common_window(real, synthetic, g.hu_window, g.match, store)
+    window = data.hu_window
+    if data.terms.is_ct:  # arbitrary units are scaled to one window
+        window = common_window(real, synthetic, g.hu_window, g.match, store)
     x, y, z = g.extent or map(float, median_extent(real))
     return ComparisonGrid(
-        g.spacing or spacing, (x, y, z), window, g.slices, g.lung_labels, g.airway_label
+        g.spacing or spacing,
+        (x, y, z),
+        window,
+        g.slices,
+        data.lung_labels,
+        data.airway_label,
+        data.modality,
     )
 
 
@@ -287,7 +308,7 @@ def compute_metrics(
     digests = network_digests(plan.networks)
     digests_3d = network_digests(plan.networks_3d)
     metrics = realism_metrics(real, synthetic, resampling, digests, digests_3d, _show_progress)
-    metrics += density_metrics(real, synthetic, resampling)
+    metrics += density_metrics(real, synthetic, resampling, plan.measurer.grid.bins)
     metrics += texture_metrics(real, synthetic, resampling)
     metrics += pair_metrics(pair_rows, m.draws, m.seed)
     metrics += diversity_metrics(real, synthetic, again, plan.measurer.grid.window, m.seed)
@@ -340,16 +361,17 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
             write_frame(out / f"{name}.csv", table)
     measurements = result.measurements
     shown = {name: measurements[name] for name in ("real", "synthetic")}
-    draw_histogram(out / HISTOGRAM, shown)
-    draw_texture(out / TEXTURE, shown)
+    grid = plan.measurer.grid
+    draw_histogram(out / HISTOGRAM, shown, grid)
+    draw_texture(out / TEXTURE, shown, grid.terms)
     pairs = typical_pairs(plan.sets, measurements, result.pair_rows)
     if result.copies is not None:
         pairs += closest_pairs(plan.sets, result.copies.by_case)
     verdicts = None if result.copies is None else result.copies.verdicts
     content = ReportContent(
-        verdict_sentence(result.metrics, verdicts, plan.shortage),
+        grid.terms.text(verdict_sentence(result.metrics, verdicts, plan.shortage)),
         write_pairs(out / WEB, pairs),
-        plan.measurer.grid.window,
+        grid.window,
         {path.name: path.name for path in sorted(out.glob("*.csv"))},
         _describe_inputs(plan),
         _describe_networks(plan),
@@ -360,16 +382,18 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         to_dict(plan.options),
         plan.conclusive,
         result.counterfactuals,
+        grid.terms,
     )
     page = write_report(out, TITLE, content)
     _link_sets(plan, page)
+    figures = pd.DataFrame([metric.row() for metric in result.metrics])
     record: dict[str, Any] = {
         "verdict": content.verdict,
         "facts": {**content.facts, **content.networks},
         "warnings": content.warnings,
         "options": content.options,
-        "figures": [_replace_nan(metric.row()) for metric in result.metrics],
-        "counterfactuals": [_replace_nan(row.row()) for row in result.counterfactuals.rows],
+        "figures": _records(figures, grid.terms),
+        "counterfactuals": _records(result.counterfactuals.frame, grid.terms),
         "not_measured": content.left_out,
     }
     if result.copies is not None:
@@ -384,6 +408,7 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
 
 
 def _result_tables(plan: EvaluationPlan, result: EvaluationResult) -> dict[str, pd.DataFrame]:
+    terms = plan.measurer.grid.terms
     figures = []
     for metric in result.metrics:
         reading = interpret_metric(metric) if plan.conclusive else ""
@@ -391,12 +416,13 @@ def _result_tables(plan: EvaluationPlan, result: EvaluationResult) -> dict[str, 
     volumes = []
     for name, measured in result.measurements.items():
         for v in measured:
-            volumes.append({"set": name, "case": v.case, **v.density, **v.overlap})
+            density = {terms.name(key): value for key, value in v.density.items()}
+            volumes.append({"set": name, "case": v.case, **density, **v.overlap})
     return {
-        "figures": pd.DataFrame(figures),
+        "figures": terms.frame(pd.DataFrame(figures)),
         "volumes": pd.DataFrame(volumes),
-        "pairs": pd.DataFrame(result.pair_rows),
-        "counterfactuals": result.counterfactuals.frame,
+        "pairs": pd.DataFrame(terms.rows(result.pair_rows)),
+        "counterfactuals": terms.frame(result.counterfactuals.frame),
         "memorisation": pd.DataFrame() if result.copies is None else copy_frame(result.copies),
     }
 
@@ -407,7 +433,8 @@ def _describe_inputs(plan: EvaluationPlan) -> dict[str, str]:
     facts = {name: f"{len(s.files)} volumes, {s.root}" for name, s in plan.sets.items()}
     facts["grid"] = (
         f"{grid.spacing:.3g} mm, {' x '.join(f'{e:.0f}' for e in grid.extent)} mm, "
-        f"{grid.slices} slices per plane, {grid.window[0]:g} to {grid.window[1]:g} HU"
+        f"{grid.slices} slices per plane, {grid.window[0]:g} to {grid.window[1]:g} "
+        f"{grid.terms.unit}"
     )
     return facts
 
@@ -428,10 +455,13 @@ def _link_sets(plan: EvaluationPlan, page: Path) -> None:
         link_pages(here, LinkedPage(f"Volumes {name}", volumes.root / "index.html"))
 
 
-def _replace_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row for JSON, which has no NaN."""
-    is_nan = {k: isinstance(v, float) and not np.isfinite(v) for k, v in row.items()}
-    return {k: None if is_nan[k] else v for k, v in row.items()}
+def _records(frame: pd.DataFrame, terms: Terms) -> list[dict[str, Any]]:
+    """Return the rows of a table for JSON, which has no NaN, in the words of the modality."""
+    rows = []
+    for row in terms.frame(frame).to_dict("records"):
+        is_nan = {k: isinstance(v, float) and not np.isfinite(v) for k, v in row.items()}
+        rows.append({str(k): None if is_nan[k] else v for k, v in row.items()})
+    return rows
 
 
 def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
@@ -457,7 +487,9 @@ def unmeasured_metrics(plan: EvaluationPlan) -> list[str]:
     common_cases = set(plan.sets["real"].cases) & set(plan.sets["synthetic"].cases)
     if not (plan.options.measure.pairs and common_cases):
         needs.append("Closeness to the own scan: real and synthetic volumes of the same names.")
-    if not any(file.mask for file in plan.sets["synthetic"].files):
+    if not plan.measurer.grid.terms.is_ct:
+        needs.append("Faithfulness to the mask: it is known for the lungs of chest CT alone.")
+    elif not any(file.mask for file in plan.sets["synthetic"].files):
         needs.append(
             "Faithfulness to the mask: --masks with the masks that the volumes were made from."
         )
@@ -501,6 +533,7 @@ def _write_evaluation(options: EvaluateOptions) -> Path:
     page = write_outputs(plan, result)
     for metric in metrics:
         baseline = f" (baseline {metric.baseline:.4g})" if np.isfinite(metric.baseline) else ""
-        log.info("%s: %.4g%s", metric.name, metric.value, baseline)
+        name = plan.measurer.grid.terms.text(metric.name)
+        log.info("%s: %.4g%s", name, metric.value, baseline)
     log.info("Report: %s", page)
     return page

@@ -15,13 +15,17 @@ from data.checks import (
     hu_outlier_warnings,
     image_facts,
     image_problems,
+    intensity_warnings,
 )
-from data.cohort import IMAGES, MASKS, natural_key
+from data.cohort import IMAGES, natural_key
 from data.fact_store import Facts, FactStore
 from data.geometry import Shape, Volume, format_sides, resample
+from data.integrity import volume_fingerprint
+from data.intensity import IntensityScale
 from data.provenance import declared_edits
 from data.splits import read_splits
-from data.volumes import has_suffix, header_warnings, read_header, strip_suffix
+from data.volumes import has_suffix, header_warnings, load_volume, read_header, strip_suffix
+from options.base_options import DataOptions
 from util.cli import UserError, format_list
 from util.files import path_inside, read_csv
 from util.parallel import map_threads
@@ -42,12 +46,32 @@ class VolumeFile:
         path: File of the volume.
         mask: Mask of the case, where there is one.
         edit_of: The case whose real scan it is a declared edit of; "" for none.
+        scale: How its intensities become arbitrary units; None where they are HU, or in arbitrary
+            units already.
     """
 
     case: str
     path: Path
     mask: Path | None
     edit_of: str = ""
+    scale: IntensityScale | None = None
+
+    def load(self) -> Volume:
+        """Read the volume, in the unit of the evaluation.
+
+        Raises:
+            UserError: It cannot be read, or holds values that are not finite.
+        """
+        volume = load_volume(self.path)
+        if not np.isfinite(volume.array).all():
+            raise UserError(f"{self.path} holds values that are not finite. Export it again.")
+        return volume if self.scale is None else self.scale(volume)
+
+    @property
+    def key(self) -> list[object]:
+        """What measurements of the volume depend on, as plain values."""
+        key: list[object] = [volume_fingerprint(self.path)]
+        return key if self.scale is None else [*key, self.scale.key]
 
 
 @dataclass(frozen=True)
@@ -72,20 +96,28 @@ class VolumeSet:
         return [file.case for file in self.files]
 
 
-def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> VolumeSet:
+def find_set(
+    flag: str,
+    folder: str,
+    masks: str = "",
+    split: str = "all",
+    data: DataOptions | None = None,
+) -> VolumeSet:
     """Return the volumes of a folder.
 
     Args:
         flag: The flag that named it, for messages.
         folder: Results of test.py (their factual volumes), a dataroot with img/, or a folder of
             volumes.
-        masks: Folder of masks of the same names; by default gtlung/ of a dataroot.
+        masks: Folder of masks of the same names; by default that of a dataroot.
         split: A split of a dataroot's splits.json, or "all".
+        data: How scans are read; as chest CT by default.
 
     Raises:
         UserError: No such folder, no volumes, a split that is not there.
     """
     root = Path(folder)
+    data = data or DataOptions()
     if not folder or not root.is_dir():
         raise UserError(
             f"{flag} {folder or '(not given)'} does not exist or is not a folder. Give results of "
@@ -98,12 +130,14 @@ def find_set(flag: str, folder: str, masks: str = "", split: str = "all") -> Vol
         volumes = _factual_volumes(root / VOLUMES_TABLE)
     else:
         volumes = _volumes(root / IMAGES if (root / IMAGES).is_dir() else root)
-    mask_folder = Path(masks) if masks else root / MASKS
+    mask_folder = Path(masks) if masks else root / data.mask_folder
     by_mask = _volumes(mask_folder) if mask_folder.is_dir() else {}
     cases = sorted(_cases_of_split(root, flag, split, list(volumes)), key=natural_key)
     edits = declared_edits(root)
+    scale = None if is_generated else IntensityScale.from_options(data)
     files = tuple(
-        VolumeFile(case, volumes[case], by_mask.get(case), edits.get(case, "")) for case in cases
+        VolumeFile(case, volumes[case], by_mask.get(case), edits.get(case, ""), scale)
+        for case in cases
     )
     if not files:
         content = format_list(sorted(p.name for p in root.iterdir())) or "nothing"
@@ -210,25 +244,33 @@ def _volume_facts(file: VolumeFile, store: FactStore, lung_labels: Sequence[int]
     return store.get(name, paths, lambda: image_facts(file.path, file.mask, lung_labels))
 
 
-def check_hu(
-    volumes: VolumeSet, store: FactStore, lung_labels: Sequence[int] = (1, 2)
+def check_intensities(
+    volumes: VolumeSet, store: FactStore, data: DataOptions | None = None
 ) -> list[str]:
-    """Check that every volume is in HU, by the rule of training, and return warnings.
+    """Check that every volume is in HU, or can be scaled, by the rule of training.
 
-    Generated volumes are in HU however bad they are, so that theirs are warnings, too.
+    Generated volumes are in their unit however bad they are, so that theirs are warnings, too.
 
     Args:
         volumes: The set.
         store: Facts that are known.
-        lung_labels: Labels of the lungs.
+        data: How scans are read; as chest CT by default.
+
+    Returns:
+        Warnings.
 
     Raises:
-        UserError: A volume is not in HU, or holds values that are not finite.
+        UserError: A volume is not in HU, cannot be scaled, or holds values that are not finite.
     """
-    facts = set_facts(volumes, store, lung_labels)
+    data = data or DataOptions()
+    facts = set_facts(volumes, store, data.lung_labels)
+    scale = IntensityScale.from_options(data)
+    expected = scale
+    if scale is not None and volumes.is_generated:  # they are in a.u. already
+        expected = IntensityScale(None, data.percentiles)
     problems = []
     for file, one in zip(volumes.files, facts, strict=True):
-        for problem in image_problems(file.path, one):
+        for problem in image_problems(file.path, one, expected):
             problems.append(f"{volumes.flag} {problem}")
     if problems and not (volumes.is_generated and all(one["finite"] for one in facts)):
         hidden = len(problems) - MAX_SHOWN
@@ -236,7 +278,11 @@ def check_hu(
         raise UserError("\n".join([*problems[:MAX_SHOWN], *more]))
     paths = [file.path for file in volumes.files]
     warnings = [warning for path in paths for warning in header_warnings(path)]
-    warnings += hu_outlier_warnings(list(zip(paths, facts, strict=True)))
+    if scale is None:
+        warnings += hu_outlier_warnings(list(zip(paths, facts, strict=True)))
+    elif not volumes.is_generated:
+        for path, one in zip(paths, facts, strict=True):
+            warnings += intensity_warnings(path, one, scale)
     return (problems + warnings)[:MAX_SHOWN]
 
 

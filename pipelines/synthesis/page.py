@@ -48,7 +48,7 @@ def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Pat
             notes = [_origin(case, record, report)]
             panels = _panels(folder, case, report.masks)
         if case.dropped:
-            notes.append(f"Emptied, because they contradict the row: {', '.join(case.dropped)}.")
+            notes.append(f"Emptied, as the row or the text asks: {', '.join(case.dropped)}.")
         page.add_case(case.id, case.prompt.sentence, notes, panels)
     file = EDITS_FILE if report.edits else "copies.csv"
     path = page.save(

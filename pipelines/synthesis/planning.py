@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from data.cohort import Case
 from data.provenance import PROVENANCE, SOURCE
 from data.table import ClinicalTable
-from data.text.counterfactuals import CaseText, WrittenText, case_text
-from data.text.free_text import TextReader
+from data.text.counterfactuals import CaseText, WrittenText, case_text, describe_not_stated
+from data.text.free_text import TextEdit, TextReader
 from data.text.prompts import Prompt, Row, Template
+from data.text.values import normalise_key
 from pipelines.synthesis.row_features import RowFeatures
 from util.cli import MAX_NAME_LENGTH, UserError, format_list
 
@@ -31,6 +32,7 @@ MAX_BALANCED = 2  # columns whose joint distribution is balanced
 BALANCE_STREAM = 11
 TABLE_STREAM = 12
 CASE_STREAM = 13
+EDIT_STREAM = 14
 
 Values = tuple[str, ...]  # of the balanced columns
 Group = TypeVar("Group", str, Values)
@@ -48,7 +50,8 @@ class PlannedCase:
         row: Its clinical row.
         prompt: Its text: the row in words, or the source's written text with the value changed.
         seed: Seed of mask and noise.
-        dropped: Columns that were emptied because they would contradict the row.
+        dropped: Columns that were emptied because they would contradict the row or the text.
+        wording: Its wording, where words of the texts are balanced.
     """
 
     id: str
@@ -57,6 +60,7 @@ class PlannedCase:
     prompt: Prompt
     seed: int
     dropped: Values = ()
+    wording: str = ""
 
     @property
     def changes(self) -> dict[str, tuple[str, str]]:
@@ -113,6 +117,41 @@ class SourceTexts:
                 )
             log.warning("%s They are not used as sources.", problem)
         return [case for case in self.cases if case.id not in silent]
+
+    def holding(self, edit: TextEdit) -> list[Case]:
+        """Return the cases whose texts hold the words of an edit, and warn of the others.
+
+        Raises:
+            UserError: There is none.
+        """
+        holding = [case for case in self.cases if edit.apply(self.prompts[case.id], "") is not None]
+        if len(holding) < len(self.cases):
+            others = [case.id for case in self.cases if case not in holding]
+            problem = describe_not_stated("--vary_text", edit, others)
+            if not holding:
+                raise UserError(problem)
+            log.warning("%s They are not used as sources.", problem)
+        return holding
+
+    def with_text(self, source: Case, prompt: Prompt) -> ChangedCase:
+        """Return a case with another text, whose row follows it.
+
+        What the text states otherwise than before is taken from it; what it states no more is not
+        known, and what contradicts it neither.
+        """
+        template = self.reader.template
+        before, after = self.reader.row(self.prompts[source.id]), self.reader.row(prompt)
+        row = dict(source.row)
+        emptied: list[str] = []
+        for column, stated in after.items():
+            if stated == before[column]:
+                continue
+            known = {normalise_key(shown): shown for shown in self.reader.values[column]}
+            value = known.get(normalise_key(stated), stated)
+            changed = template.change(row, column, value)
+            row = changed.row
+            emptied += changed.dropped if value else [column, *changed.dropped]
+        return ChangedCase(row, prompt, tuple(dict.fromkeys(emptied)))
 
     def changed(self, source: Case, cells: Mapping[str, str]) -> ChangedCase:
         """Return row and text of a case with cells set; those of the same value stay as they are.
@@ -295,6 +334,73 @@ def plan_balanced(
         name = case_name(number, n, is_edit=sources == "other")
         case_seed = _case_seed(seed, number)
         planned.append(PlannedCase(name, source, new.row, new.prompt, case_seed, new.dropped))
+    return planned
+
+
+def plan_edited(
+    texts: SourceTexts,
+    edits: Sequence[TextEdit],
+    n: int,
+    *,
+    together: bool,
+    changed: bool,
+    seed: int,
+) -> list[PlannedCase]:
+    """Plan new cases whose texts hold each wording of some edits equally often.
+
+    Args:
+        texts: Real cases whose masks, rows and texts are used.
+        edits: The edits; the words of each are in the text of some case.
+        n: Number of new cases.
+        together: Balance real and new cases together; else the new ones alone.
+        changed: Take any patient whose text holds the words, and replace them; else only patients
+            whose text holds the wording itself.
+        seed: Decides which patients come first.
+
+    Raises:
+        UserError: No text holds the words of an edit, or, without `changed`, one of its wordings.
+    """
+    rng = np.random.default_rng([seed, EDIT_STREAM])
+    counts: dict[str, int] = {}
+    queues = {}
+    wordings = {}
+    for edit in edits:
+        holding = texts.holding(edit)
+        by_value: dict[str, list[Case]] = {value: [] for value in edit.values}
+        for case in texts.cases:
+            by_value.get(edit.value(texts.prompts[case.id]), []).append(case)
+        for wording, value in zip(edit.wordings, edit.values, strict=True):
+            name = value if len(edits) == 1 else f"{edit.wordings[0]} => {value}"
+            if not (changed or by_value[value]):
+                raise UserError(
+                    f"--vary_text: no text holds {value!r}, which --rows own needs. Leave it out, "
+                    "or use --rows changed."
+                )
+            counts[name] = len(by_value[value])
+            queues[name] = _cycle_randomly(holding if changed else by_value[value], rng)
+            wordings[name] = (edit, wording)
+    shares = balanced_counts(counts, n, together)
+    names = [name for name, share in shares.items() for _ in range(share)]
+    planned = []
+    for number, k in enumerate(rng.permutation(len(names))):
+        name = names[k]
+        edit, wording = wordings[name]
+        source = next(queues[name])
+        prompt = texts.prompts[source.id]
+        if changed and wording != edit.wordings[0]:
+            prompt = edit.apply(prompt, wording) or prompt
+        new = texts.with_text(source, prompt)
+        planned.append(
+            PlannedCase(
+                case_name(number, n),
+                source,
+                new.row,
+                new.prompt,
+                _case_seed(seed, number),
+                new.dropped,
+                name,
+            )
+        )
     return planned
 
 

@@ -62,7 +62,7 @@ class CohortReport:
         step: Step of its checkpoint.
         how: How the cases were made, as `--how`.
         masks: Where generated cases have their masks from, as `--masks`.
-        columns: The balanced columns; empty for none.
+        columns: The balanced columns, or words; empty for none.
         checked: Whether copies of training scans were searched for.
         records: Records of all cases, those left out, too.
         written: The cases that were written.
@@ -94,10 +94,11 @@ class CohortReport:
 
     @property
     def by_values(self) -> dict[Values, list[PlannedCase]]:
-        """The written cases by their values of the balanced columns, sorted."""
+        """The written cases by their values of the balanced columns, or wording, sorted."""
         groups: dict[Values, list[PlannedCase]] = defaultdict(list)
         for case in self.written:
-            groups[tuple(case.row.get(column, "") for column in self.columns)].append(case)
+            values = tuple(case.row.get(column, "") for column in self.columns)
+            groups[(case.wording,) if case.wording else values].append(case)
         return dict(sorted(groups.items()))
 
     @property

@@ -31,7 +31,7 @@ from data.provenance import (
 from data.resampling import patients_of
 from data.splits import save_splits
 from data.table import read_table
-from data.text.counterfactuals import values_by_column
+from data.text.counterfactuals import parse_edits, values_by_column
 from data.text.free_text import TextReader
 from data.text.prompts import cohort_prompts, load_template
 from models.inference import LoadedRun, load_run
@@ -53,6 +53,7 @@ from pipelines.synthesis.planning import (
     Sources,
     SourceTexts,
     plan_balanced,
+    plan_edited,
     plan_table,
 )
 from pipelines.synthesis.report import CohortReport, cohort_readme, describe_changes
@@ -175,14 +176,22 @@ def scans_by_training(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[
 
 
 def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> list[PlannedCase]:
-    """Plan the new cases from `--balance` or `--table`.
+    """Plan the new cases from `--balance`, `--vary_text` or `--table`.
 
     Raises:
-        UserError: A column or a table that cannot be used.
+        UserError: A column, words or a table that cannot be used.
     """
     e = command.expand
-    if bool(e.balance) == bool(e.table):
-        raise UserError("Give either --balance COLUMN, or --table FILE with the rows to make.")
+    if sum(map(bool, (e.balance, e.vary_text, e.table))) != 1:
+        raise UserError(
+            'Give one of --balance COLUMN, --vary_text "WORDS=>OTHER", and --table FILE with the '
+            "rows to make."
+        )
+    if e.vary_text and e.edits:
+        raise UserError(
+            f"--vary_text is given with --how {e.how}, whose tables declare the columns that an "
+            "edit changed. Use --how generate; test.py --edit_real --vary_text edits single scans."
+        )
     if e.table:
         table = read_table(Path(e.table), run.options.data.key_column)
         if unknown := sorted(set(table.columns) - set(run.state["columns"]) - set(PROVENANCE)):
@@ -193,9 +202,14 @@ def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> li
         planned = plan_table(
             table, texts, e.n, e.seed, edits=e.edits, similar=e.masks == "given" and not e.edits
         )
+    elif not e.n:
+        flag = "--balance" if e.balance else "--vary_text"
+        raise UserError(f"--n is 0; with {flag} it says how many cases to make.")
+    elif e.vary_text:
+        edits = parse_edits(e.vary_text)
+        together, changed = e.goal == "together", e.rows == "changed"
+        planned = plan_edited(texts, edits, e.n, together=together, changed=changed, seed=e.seed)
     else:
-        if not e.n:
-            raise UserError("--n is 0; with --balance it says how many cases to make.")
         sources: Sources = "other" if e.edits else "own" if e.rows == "own" else "changed"
         planned = plan_balanced(
             texts, e.balance, e.n, together=e.goal == "together", sources=sources, seed=e.seed
@@ -250,7 +264,7 @@ def write_cohort(
         run.state["step"],
         e.how,
         e.masks,
-        e.balance,
+        e.balance or _edited_words(e.vary_text),
         e.check_copies,
         records,
         written,
@@ -258,7 +272,7 @@ def write_cohort(
         notices,
     )
     _write_table(out / "clinical.csv", run, cohort, planned, report)
-    if (cohort.root / PROMPTS_FILE).is_file():
+    if e.vary_text or (cohort.root / PROMPTS_FILE).is_file():
         prompts = [{"File Name": case.id, "Prompt": case.prompt.sentence} for case in written]
         write_csv(out / PROMPTS_FILE, ("File Name", "Prompt"), prompts)
     splits = {"train": tuple(case.id for case in written), "val": (), "test": ()}
@@ -282,6 +296,12 @@ def write_cohort(
         len(left_out),
         page,
     )
+
+
+def _edited_words(edits: Sequence[str]) -> list[str]:
+    """Return what tables call the words that `--vary_text` replaces."""
+    columns = [edit.column for edit in parse_edits(edits)]
+    return columns if len(columns) < 2 else ["text"]
 
 
 def _write_table(

@@ -36,6 +36,7 @@ LATENT = ("--model", "latent_diffusion")
         (("--model", "diffusion", "--n_local_enhancers", "1"), "--n_local_enhancers is 1"),
         (("--model", "diffusion", "--diffusion_target", "noise"), "--no-zero_snr"),
         (("--model", "diffusion", "--autoencoder", "file"), "--model latent_diffusion"),
+        (("--paraphrases", "p.yaml", "--text_mode", "sentence"), "Use --text_mode phrases"),
         (LATENT, "--autoencoder is not given"),
         ((*LATENT, "--autoencoder", "no.pt"), "--autoencoder is no.pt, which is not there"),
         (("--model", "diffusion", "--sampler", "ddim"), "--sampler is ddim.*euler, heun"),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dominate import tags
 
-from util.modality import CT, LABEL_NAMES
+from util.modality import CT, LABEL_NAMES, UNIT_WINDOW, Terms
 from util.web import page_parts, viewer_parts
 from util.web.figures import LUNG
 from util.web.viewer_parts import SlicePanel
@@ -22,6 +22,10 @@ CAUTIONS = (
     "For research only. Masks are made by a computer: look at every outline before you train on "
     "it.",
     "This page shows scans of patients. Treat it as you treat the scans.",
+)
+SCALED = (
+    "The slices are scaled to arbitrary units, 0 and 1000 at the 0.5th and the 99.5th percentile "
+    "of the scan. The files hold the intensities as scanned."
 )
 REVIEW = (
     "Accept or reject each case (keys Y and N, pointer on the case), and save the marks as "
@@ -77,14 +81,29 @@ class CaseCard:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class PreparationFacts:
+    """What the page says of the folder as a whole.
+
+    Attributes:
+        columns: Every column of the table and where it comes from.
+        remarks: Remarks on the folder.
+        options: The command's flags by group.
+        terms: Unit and words of the modality.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    terms: Terms = CT
+
+
 def write_preparation_page(
     folder: Path,
     voxels: str,
     failed: Sequence[CaseCard],
     cards: Sequence[CaseCard],
-    columns: Mapping[str, str],
-    remarks: Sequence[str],
-    options: Mapping[str, str],
+    facts: PreparationFacts | None = None,
 ) -> Path:
     """Write `report.html` into a dataroot and return its path.
 
@@ -93,17 +112,19 @@ def write_preparation_page(
         voxels: Folder of the cases' slices, relative to it.
         failed: Cases that were not prepared; their warning is the reason.
         cards: The others; those with warnings are shown first.
-        columns: Every column of the table and where it comes from.
-        remarks: Remarks on the folder as a whole.
-        options: The command's flags by group.
+        facts: What the page says of the folder as a whole.
     """
+    facts = facts or PreparationFacts()
+    terms = facts.terms
     scripts = (*viewer_parts.SCRIPTS, "cases.js", "review.js")
     page_parts.copy_assets(folder / "report", "page.css", *scripts)
     document = page_parts.new_document("Prepared scans", "report/", scripts=scripts)
     labels = sorted({label for card in cards if card.slices for label in card.slices.labels})
-    names = {**LABEL_NAMES, BODY: "body"}
-    terms = replace(CT, label_names=names)
-    config = viewer_parts.viewer_config(LUNG, 100, labels, voxels=voxels, terms=terms)
+    window = UNIT_WINDOW
+    if terms.is_ct:
+        window = LUNG
+        terms = replace(CT, label_names={**LABEL_NAMES, BODY: "body"})
+    config = viewer_parts.viewer_config(window, 100, labels, voxels=voxels, terms=terms)
     document.body["data-config"] = json.dumps(config)
     warned = [card for card in cards if card.warnings]
     clean = [card for card in cards if not card.warnings]
@@ -112,32 +133,32 @@ def write_preparation_page(
         page_parts.page_header(
             "Prepared scans",
             tags.p(f"{counts} Not prepared: {len(failed)}.", cls="headline"),
-            cautions=CAUTIONS,
+            cautions=CAUTIONS if terms.is_ct else (*CAUTIONS, SCALED),
         )
         with tags.main():
-            if remarks:
-                title = f"{len(remarks)} remarks on the folder"
-                with page_parts.fold(title, "card remarks", open=len(remarks) == 1):
-                    page_parts.bullet_list(remarks)
-            _toolbar(labels, names)
+            if facts.remarks:
+                title = f"{len(facts.remarks)} remarks on the folder"
+                with page_parts.fold(title, "card remarks", open=len(facts.remarks) == 1):
+                    page_parts.bullet_list(facts.remarks)
+            _toolbar(labels, terms)
             for card in failed:
                 _case(card, "bad")
             for card in (*warned, *clean):
                 _case(card)
-            _columns(columns)
-            flags = {name: {"flags": text} for name, text in options.items() if text}
+            _columns(facts.columns)
+            flags = {name: {"flags": text} for name, text in facts.options.items() if text}
             page_parts.option_tables(flags, "Flags of the command")
-    return page_parts.write_document(document, folder / "report.html")
+    return page_parts.write_document(document, folder / "report.html", terms)
 
 
-def _toolbar(labels: Sequence[int], names: Mapping[int, str]) -> None:
+def _toolbar(labels: Sequence[int], terms: Terms) -> None:
     with viewer_parts.toolbar("Cases shown"):
         if labels:
-            viewer_parts.plane_and_window("axial")
+            viewer_parts.plane_and_window("axial", terms)
             page_parts.check_box("lines", "Outlines", checked=True)
         page_parts.check_box("warned", "Only cases with warnings")
         page_parts.search_field("Find a case or a warning", "Find a case or a warning")
-        viewer_parts.label_legend(labels or list(LABEL_NAMES), names)
+        viewer_parts.label_legend(labels or list(terms.label_names), terms.label_names)
         with tags.div(cls="group review-bar"):
             tags.button(
                 "Save review.csv", type="button", id="save-review", cls="back", title=REVIEW

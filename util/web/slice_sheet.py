@@ -39,7 +39,7 @@ MAX_FRAMES = 60
 
 
 class SliceSheet:
-    """A figure of volumes on one grid, each at the same slice, with the HU bar of every row.
+    """A figure of volumes on one grid, each at the same slice, with the bar of every row.
 
     Args:
         panels: The volumes, scans before differences.
@@ -48,6 +48,7 @@ class SliceSheet:
         window: Lowest and highest HU of scans.
         limit: Differences run from -limit to +limit HU.
         indices: Slices that are shown below one another; by default one, which `show` changes.
+        unit: Unit of intensities.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class SliceSheet:
         window: Window = LUNG,
         limit: float = 20.0,
         indices: Sequence[int] = (),
+        unit: str = "HU",
     ) -> None:
         self.plane = plane
+        self.unit = unit
         self.through = PLANES[plane][2]
         self.window = window
         self.limit = limit
@@ -129,7 +132,7 @@ class SliceSheet:
             middle = (low + high) / 2
             bar.set_ticks([low, middle, high], labels=[_hu(v) for v in (low, middle, high)])
             bar.ax.tick_params(labelsize=7)
-            bar.set_label("HU", fontsize=7)
+            bar.set_label(self.unit, fontsize=7)
 
     def _display(self, index: int) -> Display:
         at = [0, 0, 0]

@@ -25,6 +25,7 @@ ROLE_TITLES = {
     "mediator": "Mediators",
     "outcome": "Outcomes",
     "mask": "Mask",
+    "wording": "Words of the text",
 }
 LEGEND = (
     ("both", "adjusted for in the total and in the direct effect"),

@@ -91,7 +91,7 @@ def ambiguous_columns(pair: Association, roles: Mapping[str, str]) -> tuple[str,
     """Return the columns of a pair whose effect may belong to the other column.
 
     These are both columns of a strong association, and none of a weak one. Where one column is an
-    outcome or a mediator and the other is not, it is that column alone.
+    outcome, a mediator or words of the text, and the other is not, it is that column alone.
     """
     if pair.value < STRONG_ASSOCIATION or pair.cases < MIN_ASSOCIATION_CASES:
         return ()

@@ -15,7 +15,12 @@ from pipelines.atlas.statistics.associations import (
     Association,
     ambiguous_columns,
 )
-from pipelines.atlas.statistics.contrasts import LATER_ROLES, AtlasAttribute, Contrast
+from pipelines.atlas.statistics.contrasts import (
+    LATER_ROLES,
+    WORDING,
+    AtlasAttribute,
+    Contrast,
+)
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
@@ -120,7 +125,8 @@ def count_cautions(
         missing = 1 - sum(attribute.counts.values()) / max(len(table), 1)
         if missing >= MAX_MISSING:
             forbids = missing >= MAX_UNKNOWN
-            text = f"{attribute.column} is empty in {missing:.0%} of the training cases."
+            state = "in none of its wordings" if attribute.role == WORDING else "empty"
+            text = f"{attribute.column} is {state} in {missing:.0%} of the training cases."
             if forbids:
                 text += " The few that are known may be a selection, so it is not claimed."
             value = round(missing, 3)
@@ -162,11 +168,13 @@ ROLE_TEXTS = {
     "those who had it look, not what it does.",
     "mediator": "{c} is a mediator: it lies between an exposure and the picture. Its difference "
     "is part of the exposure's.",
+    WORDING: "{c} is a change of words: its difference is what the generator makes of these words, "
+    "while the rest of the text stays. Real scans are compared by whether their text holds them.",
 }
 
 
 def role_cautions(attributes: Sequence[AtlasAttribute]) -> list[Caution]:
-    """Warn of outcomes and mediators."""
+    """Warn of outcomes, mediators and changes of words."""
     cautions = []
     for attribute in attributes:
         if attribute.role in LATER_ROLES:

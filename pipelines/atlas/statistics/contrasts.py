@@ -8,24 +8,28 @@ from typing import Literal
 
 import numpy as np
 
+from data.text.free_text import TextEdit
 from util.cli import safe_name, unique_names
 
 Kind = Literal["category", "number"]
-LATER_ROLES = ("outcome", "mediator")  # roles of columns that come after an exposure
+WORDING = "wording"  # role of words that texts hold, which are written from the columns
+LATER_ROLES = ("outcome", "mediator", WORDING)  # come after an exposure
 
 
 @dataclass(frozen=True)
 class AtlasAttribute:
-    """A column that can be studied.
+    """A column, or words of the texts, that can be studied.
 
     Attributes:
         column: Its name.
-        role: Its role in the template.
+        role: Its role in the template; `WORDING` for words.
         kind: Category or number.
         values: Values as the text shows them: the reference first, or five quantiles.
         counts: Training cases by value.
         unit: Unit of a number.
         file_name: Name of the column in names of files and contrasts; "" for its safe name.
+        edit: What replaces the words, for words of the texts.
+        columns: Columns whose phrases hold the words; empty for a column itself.
     """
 
     column: str
@@ -35,6 +39,12 @@ class AtlasAttribute:
     counts: Mapping[str, int]
     unit: str = ""
     file_name: str = ""
+    edit: TextEdit | None = None
+    columns: frozenset[str] = frozenset()
+
+    def is_permuted(self, permuted: frozenset[str]) -> bool:
+        """Return whether it was shuffled in a training with these columns permuted."""
+        return (self.columns or {self.column}) <= permuted
 
     @property
     def name(self) -> str:

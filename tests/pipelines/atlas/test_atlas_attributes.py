@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.text.counterfactuals import RowText
+from data.text.free_text import TextEdit
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Phrase, Prompt, load_template
 from pipelines.atlas.attributes import (
@@ -15,6 +16,7 @@ from pipelines.atlas.attributes import (
     classify_column,
     pooled_covariate,
     quantile_values,
+    wording_attribute,
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from util.cli import UserError
@@ -118,6 +120,30 @@ def test_many_scanners_are_still_adjusted_for() -> None:
 )
 def test_roles_by_name(column: str, role: str) -> None:
     assert load_template("auto").role(column) == role
+
+
+def test_words_of_the_texts_are_an_attribute() -> None:
+    template = load_template("aiib23")
+    smokers = rows(**{"SMOKING HISTORY": ["Ex smoker", "Never smoker", "Ex smoker", ""]})
+    prompts = [template.phrases(row) for row in smokers]
+    edit = TextEdit.parse("--vary_text", "ex smoker=>never smoker=>")
+    words = wording_attribute(edit, prompts)
+    assert words.values == ("ex smoker", "never smoker", "(removed)")
+    assert words.counts == {"ex smoker": 2, "never smoker": 1, "(removed)": 1}
+    assert words.is_permuted(frozenset(["AGE", "SMOKING HISTORY"]))
+    assert not words.is_permuted(frozenset(["AGE"]))
+    written = Prompt.from_free_text("62 years, ex smoker")
+    assert not wording_attribute(edit, [written]).is_permuted(frozenset(["SMOKING HISTORY"]))
+    assert [v.value for v in attribute_variants(RowText(smokers[0], template), words)] == list(
+        words.values
+    )
+    assert attribute_variants(RowText(smokers[1], template), words) == []
+    choice = choose_attributes(template, smokers, ["SMOKING HISTORY"], [], [], {}, [words])
+    assert [a.column for a in choice.attributes] == ["text: ex smoker"]
+    assert [c.id for c in contrasts_of(choice.attributes[0])] == [
+        "text__ex_smoker=ex_smoker_to_never_smoker",
+        "text__ex_smoker=ex_smoker_to__removed_",
+    ]
 
 
 def test_what_was_not_reported_is_not_known() -> None:

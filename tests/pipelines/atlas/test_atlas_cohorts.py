@@ -14,7 +14,7 @@ from pipelines.atlas.measure import CaseCounterfactuals, KeepFn
 from pipelines.atlas.statistics.population import FRAME
 from tests.atlas_run import discover, record, table
 from tests.commands import TrainedRun, files, refused
-from util.files import read_json
+from util.files import read_json, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,42 @@ def test_folds_are_of_the_runs_own_patients(
 ) -> None:
     done = discover(trained_run, tmp_path / "out", "--fold", "1/2", cohort=others)
     refused(done, "--fold is '1/2'", "is for the run's own cohort")
+
+
+def test_words_of_the_texts_are_studied(
+    trained_run: TrainedRun, cohort_copy: Path, tmp_path: Path
+) -> None:
+    """Reports without a column that could be studied, beside cases worded by the template."""
+    splits = read_json(cohort_copy / "splits.json")
+    rows = [
+        {
+            "File Name": case,
+            "Prompt": f"{'No nodule' if number % 2 else 'Nodule'} in the left lung.",
+        }
+        for number, case in enumerate(splits["train"] + splits["test"])
+    ]
+    write_csv(cohort_copy / "prompts.csv", ("File Name", "Prompt"), rows)
+    edit = ("--vary_text", "No nodule=>Nodule=>")
+    out = tmp_path / "out"
+    done = discover(trained_run, out, *edit, cohort=cohort_copy)
+    assert done.code == 0, done.text
+    column = "text: No nodule"
+    attributes = table(out, "attributes").set_index("column")
+    assert attributes.loc[column, "status"] == "studied"
+    assert (attributes.drop(column)["status"] == "left out").all()
+    assert attributes.loc[column, "counts"] == "No nodule: 4 | Nodule: 5 | (removed): 0"
+    arms = table(out, "arms")
+    assert set(arms["column"]) == {column} and set(arms["value"]) == {
+        "No nodule", "Nodule", "(removed)",
+    }  # fmt: skip
+    assert len(set(arms["case"])) == 1 and "hold the words 'No nodule'" in done.text
+    kinds = table(out, "cautions").set_index("kind")["text"]
+    assert "change of words" in kinds["wording"]
+    reasons = set(table(out, "real")["reason"].dropna())
+    assert any("(removed)" in reason or "few" in reason for reason in reasons)
+    page = (out / "index.html").read_text()
+    assert "text: No nodule Nodule against No nodule" in page
+    refused(
+        discover(trained_run, tmp_path / "no", "--vary_text", "emphysema=>", cohort=cohort_copy),
+        "do not hold the words 'emphysema'",
+    )

@@ -19,7 +19,7 @@ from data.fact_store import FactStore
 from data.geometry import resample
 from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
-from pipelines.evaluation.volume_sets import check_hu, common_window, find_set, with_masks
+from pipelines.evaluation.volume_sets import check_intensities, common_window, find_set, with_masks
 from tests.commands import Outcome, TrainedRun, command, refused
 from tests.pages import shows_picture_first
 from util.cli import UserError
@@ -342,7 +342,7 @@ def test_generated_volumes_that_are_bad_are_judged_with_a_warning(
     table.write_text("\n".join(["file,case,kind", *rows]))
     store = FactStore(None)
     volumes = with_masks(find_set("--synthetic", str(bad.parent)), find_set("", str(cohort_dir)))
-    assert len(check_hu(volumes, store)) >= 3
+    assert len(check_intensities(volumes, store)) >= 3
     table.write_text(table.read_text().replace("volumes/", "../bad/volumes/", 1))
     assert len(find_set("--synthetic", str(bad.parent)).files) == 3  # still inside
     for name in ("../../etc/passwd", str(cohort_dir / "img" / "phantom_001.nii.gz"), "/dev/zero"):

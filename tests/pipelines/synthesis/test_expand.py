@@ -20,7 +20,7 @@ from data.geometry import Volume
 from data.load_cohort import load_cohort
 from data.table import ClinicalTable
 from data.text.counterfactuals import values_by_column
-from data.text.free_text import TextReader
+from data.text.free_text import TextEdit, TextReader
 from data.text.prompts import Prompt, Template, load_template
 from data.volumes import load_volume, read_header
 from options.base_options import DataOptions
@@ -36,6 +36,7 @@ from pipelines.synthesis.planning import (
     SourceTexts,
     balanced_counts,
     plan_balanced,
+    plan_edited,
     plan_table,
 )
 from pipelines.synthesis.report import CohortReport, cohort_readme, cohort_sentence
@@ -158,6 +159,30 @@ def test_written_texts_are_changed_and_never_replaced() -> None:
         UserError, match=r"2 of 2 cases in prompts\.csv do not state it.*--rows own"
     ):
         plan_balanced(silent, ["DIAGNOSIS"], 4, together=False, sources="changed", seed=0)
+
+
+def test_words_of_texts_are_replaced_and_rows_follow_them() -> None:
+    written = "62-year-old woman with CTD-ILD, honeycombing."
+    real = texts(ROW, CTD, written=written)
+    edits = [TextEdit.parse("--vary_text", "CTD-ILD=>HP=>")]
+    planned = plan_edited(real, edits, 6, together=False, changed=True, seed=0)
+    assert Counter(p.wording for p in planned) == {"CTD-ILD": 2, "HP": 2, "(removed)": 2}
+    for p in planned:
+        word = {"CTD-ILD": " with CTD-ILD", "HP": " with HP", "(removed)": " with"}[p.wording]
+        assert p.prompt.sentence.endswith(f"62-year-old woman{word}, honeycombing.")
+    by_wording = {p.wording: p for p in planned}
+    assert by_wording["CTD-ILD"].row == by_wording["CTD-ILD"].source.row  # the text as it stands
+    assert by_wording["HP"].row["DIAGNOSIS"] == "HP" and not by_wording["HP"].row["TYPE CTD"]
+    assert by_wording["(removed)"].row["DIAGNOSIS"] == ""
+    assert "DIAGNOSIS" in by_wording["(removed)"].dropped
+    several = [*edits, TextEdit.parse("--vary_text", "honeycombing=>nodules")]
+    named = plan_edited(real, several, 10, together=False, changed=True, seed=0)
+    assert Counter(p.wording for p in named)["honeycombing => nodules"] == 2
+    with pytest.raises(UserError, match=r"no text holds 'HP', which --rows own needs"):
+        plan_edited(real, edits, 6, together=False, changed=False, seed=0)
+    with pytest.raises(UserError, match=r"do not hold the words 'emphysema'"):
+        edit = TextEdit.parse("--vary_text", "emphysema=>clear lungs")
+        plan_edited(real, [edit], 6, together=False, changed=True, seed=0)
 
 
 def test_rows_of_a_table() -> None:
@@ -334,6 +359,22 @@ def test_the_pictured_cases_take_the_values_in_turn() -> None:
     )
 
 
+def test_texts_with_other_words_are_written_beside_the_table(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    words = ("--vary_text", "Gender: Male=>Gender: Female", "--n", "2", "--no-check_copies")
+    out = synthesis.synthesise_cohort(options(trained_run, tmp_path / "out", *words))
+    prompts = pd.read_csv(out / "prompts.csv").set_index("File Name")["Prompt"]
+    table = pd.read_csv(out / "clinical.csv", dtype=str).set_index("File Name")["SEX"]
+    assert sorted(table) == ["Female", "Male"]
+    for case, sex in table.items():
+        assert re.search(rf"\b{sex}\b", prompts[case])
+    assert "| Gender&#58; Female | 1 |" in (out / "README.md").read_text()
+    assert "text: Gender: Male" in (out / "index.html").read_text()
+    with pytest.raises(UserError, match=r"--vary_text is given with --how residual"):
+        synthesis.synthesise_cohort(options(trained_run, out, *words, "--how", "residual"))
+
+
 def test_a_stopped_command_goes_on_and_changes_nothing(
     synthetic_cohort: Path, trained_run: TrainedRun, tmp_path: Path
 ) -> None:
@@ -460,7 +501,7 @@ def test_copies_are_drawn_again_and_left_out(
     ("words", "message"),
     [
         (("--balance", "DIAGNOSIS"), "--n is 0"),
-        (("--n", "4"), "either --balance COLUMN, or --table"),
+        (("--n", "4"), "one of --balance COLUMN, --vary_text"),
         (("--balance", "Mapping ID", "--n", "4"), "9 different values, more like a measurement"),
         (("--balance", "HEIGHT", "--n", "4"), "no column 'HEIGHT'"),
     ],

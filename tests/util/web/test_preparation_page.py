@@ -17,7 +17,12 @@ from tests.chests import SIZE, SPACING, chest
 from tests.pages import shows_picture_first
 from util.web.figures import LUNG, ct_gray, mask_rgb, radiological_slice
 from util.web.outlines import outlined_montage, spread_slices
-from util.web.preparation_page import CaseCard, CaseSlices, write_preparation_page
+from util.web.preparation_page import (
+    CaseCard,
+    CaseSlices,
+    PreparationFacts,
+    write_preparation_page,
+)
 from util.web.web_data import PageGrid, write_volume
 
 # A choice of files that keeps what is written in a variable of the page.
@@ -49,9 +54,7 @@ def test_report_page_in_a_browser(tmp_path: Path, visit: Callable[[Path], Any]) 
                 CaseCard("a", "report/a.png", facts, (), (), (("series 2 (MR)", evil),)),
                 CaseCard("b", "report/a.png", facts, (evil,)),
             ],
-            {"KVP": "DICOM header"},
-            [evil],
-            {"grid": "--spacing 1,1,1"},
+            PreparationFacts({"KVP": "DICOM header"}, [evil], {"grid": "--spacing 1,1,1"}),
         )
     )
     assert page.evaluate("window.evil") is None
@@ -102,7 +105,7 @@ def review_page(folder: Path) -> Path:
         slices = CaseSlices(grid, volumes, *keys, (1, 2, 3, 4))
         facts = {"Left lung": "2.1 l"}
         cards.append(CaseCard(case, f"report/{case}.png", facts, slices=slices))
-    return write_preparation_page(folder, "report/voxels/", [], cards, {}, [], {})
+    return write_preparation_page(folder, "report/voxels/", [], cards)
 
 
 def test_every_slice_of_a_case_with_its_outline(
