@@ -56,10 +56,12 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
 
 
 def colour_limit(files: AtlasFiles) -> float:
-    """Return the range of differences of all pages, HU: it holds the largest change of a region."""
-    return viewer_parts.fitting_limit(
-        max(1.0, charts.largest_change(files.tests, tested_regions(files.tests["region"])))
-    )
+    """Return the range of differences of all pages, HU: it holds the largest change of a region.
+
+    It is no smaller than that of other pages, so that a null effect looks like one.
+    """
+    largest = charts.largest_change(files.tests, tested_regions(files.tests["region"]))
+    return viewer_parts.fitting_limit(max(viewer_parts.MIN_LIMIT, largest))
 
 
 def draw_population_figures(files: AtlasFiles, limit: float, terms: Terms = CT) -> list[str]:

@@ -309,6 +309,7 @@ def write_comparison_page(
                     for page in sorted((out / name).glob("*/index.html")):
                         address = page_parts.link(f"{name}/{page.parent.name}/index.html")
                         links.append(tags.a(f"{name} ", href=address))
-                tags.p("Volumes and pictures: ", *links)
+                if links:
+                    tags.p("Volumes and pictures: ", *links)
             page_parts.bullet_list((CAUTION, *page_parts.CAUTIONS[1:]), "notes")
     return page_parts.write_document(document, out / "index.html", terms)

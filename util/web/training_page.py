@@ -169,7 +169,7 @@ def write_training_page(
     with document:
         page_parts.page_header(
             title,
-            tags.p(effect_sentence(log, state.tracked, terms), cls="headline"),
+            tags.p(effect_sentence(log, state, terms), cls="headline"),
             cautions=(page_parts.RESEARCH_ONLY,),
         )
         with tags.main():
@@ -205,20 +205,20 @@ def write_progress(folder: Path, state: TrainingState) -> None:
 
 
 def effect_sentence(
-    log: Sequence[Mapping[str, Any]], tracked: Sequence[TrackedEffect], terms: Terms = CT
+    log: Sequence[Mapping[str, Any]], state: TrainingState, terms: Terms = CT
 ) -> str:
     """Return where the run stands in a sentence with figures: the followed effects, or the error.
 
     Args:
         log: Records of log.jsonl.
-        tracked: The effects that are followed.
+        state: The state of the run, with the effects that are followed.
         terms: Unit and words of the modality, whose names the log has.
     """
     newest: dict[str, float] = {}
     for record in log:
         newest.update({k: v for k, v in record.items() if isinstance(v, int | float)})
     texts = []
-    for effect in tracked:
+    for effect in state.tracked:
         metric = terms.name(effect.metric)
         if metric in newest:
             text = f"{effect.title}: {newest[metric]:+.1f} HU in the generated lungs"
@@ -228,7 +228,11 @@ def effect_sentence(
     error = newest.get(terms.name("val_lung_mae_hu"))
     if error is not None:
         texts.append(f"Mean absolute error in the lungs {error:.0f} HU.")
-    return page_parts.typeset(" ".join(texts) or "No validation yet.")
+    if not texts:
+        if state.state == "running":
+            return "No validation yet."
+        return "This run was not validated (--val_freq, --val_cases), so that it has no pictures."
+    return page_parts.typeset(" ".join(texts))
 
 
 def _progress(state: TrainingState) -> None:

@@ -304,8 +304,9 @@ def _one_attribute(facts: CaseFacts, voxels: CaseVoxels) -> None:
 
 
 def _chosen_panels(voxels: CaseVoxels) -> None:
-    """Add the pictures of the chosen attribute, which atlas_case.js fills."""
-    with tags.div(cls="panels"):
+    """Add the pictures of the chosen attribute in one row, which atlas_case.js fills."""
+    columns = 4 + (REAL in voxels.written) + (NOISE in voxels.means)
+    with tags.div(cls="panels together", style=f"--columns:{columns}"):
         if REAL in voxels.written:
             SlicePanel("Real scan", [REAL], caption="of this patient").add()
         SlicePanel("Before", role="before", caption="generated").add()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,6 +64,11 @@ class Caution:
     value: float | str = ""
     forbids: bool = False
     outcomes: tuple[str, ...] = ()
+
+    @property
+    def brief(self) -> str:
+        """What stands before the first colon or full stop, as a reason beside other results."""
+        return f"{re.split(r'[:.](?= |$)', self.text)[0]}."
 
     def to_row(self) -> dict[str, Any]:
         """Return the row of cautions.csv."""

@@ -167,7 +167,7 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
         return "not judged", "a variant of the mean" if is_variant else "a control region"
     for caution in cautions:
         if caution.forbids_claim(row["column"], row["outcome"]):
-            return "not judged", caution.text
+            return "not judged", caution.brief
     if pd.isna(row["real_p"]):
         return "not judged", "the real scans give no estimate"
     if row["permuted"] < MIN_PERMUTED:

@@ -117,7 +117,7 @@ def test_words_of_the_texts_are_studied(
         for number, case in enumerate(splits["train"] + splits["test"])
     ]
     write_csv(cohort_copy / "prompts.csv", ("File Name", "Prompt"), rows)
-    edit = ("--vary_text", "No nodule=>Nodule=>")
+    edit = ("--vary_text", "No nodule=>Nodule=>", "--volumes", "0")
     out = tmp_path / "out"
     done = discover(trained_run, out, *edit, cohort=cohort_copy)
     assert done.code == 0, done.text
