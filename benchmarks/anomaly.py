@@ -16,6 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
+from options.benchmark_options import AnomalyBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, AnomalyBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -23,7 +29,6 @@ from tqdm import tqdm
 
 from data.phantom.write import make_phantom_cohort
 from options.anomaly_options import AnomalyCommand, ScanOptions
-from options.benchmark_options import AnomalyBenchmarkCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.anomaly.findings import top_regions

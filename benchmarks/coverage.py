@@ -19,6 +19,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import CoverageBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, CoverageBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
@@ -35,7 +41,6 @@ from data.volume_dataset import VolumeDataset
 from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
 from options.benchmark_options import (
-    CoverageBenchmarkCommand,
     CoverageBenchmarkOptions,
     KindsBenchmarkOptions,
 )

@@ -14,12 +14,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
+from options.benchmark_options import DiffusionBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, DiffusionBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
+
 import pandas as pd
 
 import test
 from benchmarks.report.planted_truth import VARIED, effect_metrics, true_effects
 from data.phantom.cohort import PhantomCohort
-from options.benchmark_options import DiffusionBenchmarkCommand
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.parser import parse
 from options.test_options import InterventionOptions, OutputOptions, TestOptions

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import EffectsBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, EffectsBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
 import test
 import train
 from benchmarks.common import flag_words, minilm_folder
@@ -32,7 +38,6 @@ from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from options.benchmark_options import (
     CONFIGURATIONS,
-    EffectsBenchmarkCommand,
     EffectsBenchmarkOptions,
 )
 from options.clip_options import ClipCommand

@@ -17,12 +17,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import ExpandBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, ExpandBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 from benchmarks.common import flag_words, minilm_folder, train_run
 from data.load_cohort import load_cohort
 from data.phantom.kinds.cohort import (
@@ -38,7 +44,7 @@ from data.phantom.rows import YES_NO
 from data.resampling import parse_fold
 from data.text.prompts import load_template
 from options.base_options import DataOptions
-from options.benchmark_options import ExpandBenchmarkCommand, ExpandBenchmarkOptions
+from options.benchmark_options import ExpandBenchmarkOptions
 from options.expand_options import ExpandCommand, ExpandOptions
 from options.parser import parse
 from options.test_options import ModelOptions

@@ -18,6 +18,12 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import KindsBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, KindsBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
 from benchmarks.common import flag_words, minilm_folder, train_run
 from benchmarks.real_chests import deformed_chests, find_chests, split_chests
 from benchmarks.report.kinds_baselines import BASELINE_NAMES, baselines
@@ -34,7 +40,7 @@ from data.phantom.kinds.cohort import (
 )
 from data.phantom.kinds.columns import GROUPS
 from data.phantom.rows import Row
-from options.benchmark_options import KindsBenchmarkCommand, KindsBenchmarkOptions
+from options.benchmark_options import KindsBenchmarkOptions
 from options.parser import parse
 from options.test_options import TestOptions
 from pipelines import generation

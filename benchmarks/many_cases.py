@@ -18,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import ManyCasesCommand
+from options.parser import answer_early
+
+answer_early(__name__, ManyCasesCommand, __doc__ or "")  # the imports below are slow
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -25,7 +31,6 @@ import pandas as pd
 from data.cohort import IMAGES, MASKS
 from data.phantom.write import TABLE_FILE, make_phantom_cohort
 from data.splits import draw_splits, split_changes
-from options.benchmark_options import ManyCasesCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from util.cli import run_command

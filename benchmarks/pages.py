@@ -15,12 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import PagesBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, PagesBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
-from options.benchmark_options import PagesBenchmarkCommand, PagesBenchmarkOptions
+from options.benchmark_options import PagesBenchmarkOptions
 from options.parser import parse
 from util.cli import UserError, run_command
 from util.files import write_json

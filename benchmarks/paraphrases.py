@@ -15,12 +15,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
+from options.benchmark_options import ParaphrasesBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, ParaphrasesBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
+
 import numpy as np
 
 from data.text.counterfactuals import Variant
 from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Phrase, Prompt
-from options.benchmark_options import ParaphrasesBenchmarkCommand
 from options.parser import parse_command
 from options.test_options import InterventionOptions, TestOptions
 from pipelines import generation

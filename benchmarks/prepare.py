@@ -19,6 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
+from options.benchmark_options import PrepareBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, PrepareBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
+
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -32,7 +38,6 @@ from data.preparation.pixels import HU_RANGE, Scan, read_stack
 from data.preparation.series import stack_slices
 from data.preparation.sources import Source, discover_sources
 from data.volumes import load_volume
-from options.benchmark_options import PrepareBenchmarkCommand
 from options.parser import parse
 from options.prepare_options import SeriesOptions
 from util.cli import UserError, run_command

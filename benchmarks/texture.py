@@ -19,11 +19,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
+
+from options.benchmark_options import TextureBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, TextureBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 import test
 from benchmarks.common import flag_words, train_run
 from benchmarks.real_chests import find_chests, split_chests
@@ -32,7 +38,7 @@ from data.cohort import IMAGES, MASKS
 from data.load_cohort import load_cohort
 from data.volume_dataset import VolumeDataset
 from options.base_options import DataOptions
-from options.benchmark_options import TextureBenchmarkCommand, TextureBenchmarkOptions
+from options.benchmark_options import TextureBenchmarkOptions
 from options.evaluate_options import EvaluateOptions
 from options.parser import parse
 from options.test_options import TestOptions

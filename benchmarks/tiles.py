@@ -18,6 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
+from options.benchmark_options import TilesBenchmarkCommand
+from options.parser import answer_early
+
+answer_early(__name__, TilesBenchmarkCommand, __doc__ or "")  # the imports below are slow
+
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +31,6 @@ from data.text.counterfactuals import Variant, variant_pairs
 from data.volume_dataset import VolumeDataset, VolumeSample
 from models.inference import VolumeGenerator
 from models.sliding_window import SlidingWindow, round_up
-from options.benchmark_options import TilesBenchmarkCommand
 from options.parser import parse
 from options.test_options import TestOptions
 from pipelines import generation

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from options.usage import WIDTH, Input, check_input, epilog, suggestion, unknown_words
-from util.cli import UserError, format_list, shorten
+from util.cli import UserError, format_list, run_command, shorten
 from util.schema import misfit
 
 T = TypeVar("T")
@@ -342,6 +342,18 @@ def parse_command(
     options = parse(cls, description, argv, presets)
     check_inputs(options)
     return options
+
+
+def answer_early(name: str, cls: type, description: str) -> None:
+    """Answer `--help` and mistakes of a command line before a module's slow imports.
+
+    Args:
+        name: The module's `__name__`; nothing is done where it is imported.
+        cls: See `parse`.
+        description: Purpose of the command, for `--help`.
+    """
+    if name == "__main__":
+        run_command(lambda: check_inputs(parse(cls, description)))
 
 
 def _from_word(name: str, hint: Any, word: Any) -> Any:

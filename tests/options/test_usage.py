@@ -18,7 +18,15 @@ from tests.commands import ROOT, program
 from tests.test_readme import commands
 from util.cli import UserError
 
-COMMANDS = ["train.py", "test.py", *sorted(f"scripts/{p.name}" for p in ROOT.glob("scripts/*.py"))]
+LIBRARIES = ("common.py", "real_chests.py")  # of benchmarks/
+COMMANDS = [
+    "train.py",
+    "test.py",
+    *sorted(f"scripts/{path.name}" for path in ROOT.glob("scripts/*.py")),
+    *sorted(
+        f"benchmarks/{p.name}" for p in ROOT.glob("benchmarks/*.py") if p.name not in LIBRARIES
+    ),
+]
 SLOW = ("torch", "monai", "transformers", "pandas", "scipy", "SimpleITK", "nibabel", "matplotlib")
 # Runs every command with the words, and writes how it ended and what it imported.
 PROBE = """
