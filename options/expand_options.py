@@ -43,8 +43,8 @@ class ExpandOptions:
     )
     vary_text: tuple[str, ...] = flag(
         (),
-        'Instead of --balance, with --how generate: words whose replacements are equally frequent, as "WORDS=>OTHER'
-        '[=>...]"; may be repeated. The texts are written to prompts.csv.',
+        "Instead of --balance, with --how generate: words whose replacements are equally frequent, "
+        'as "WORDS=>OTHER[=>...]"; may be repeated. The texts are written to prompts.csv.',
     )
     goal: str = flag(
         "alone",
