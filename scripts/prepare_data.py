@@ -28,11 +28,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     from data.preparation.run import prepare_dataroot
 
     out = prepare_dataroot(options)
+    modality, template = options.source.modality, "aiib23"
+    scale = ""
+    if modality != "ct":
+        scale, template = f"--modality {modality} ", "auto"
     log.info(
-        "Train with: python train.py --dataroot %s --template aiib23 --patient_column Patient "
+        "Train with: python train.py --dataroot %s %s--template %s --patient_column Patient "
         "--name run1 --preset 24gb (--template aiib23, osic, auto or a file; --preset cpu, 24gb or "
         "80gb)",
         out,
+        scale,
+        template,
     )
 
 

@@ -136,10 +136,7 @@ def write_preparation_page(
             cautions=CAUTIONS if terms.is_ct else (*CAUTIONS, SCALED),
         )
         with tags.main():
-            if facts.remarks:
-                title = f"{len(facts.remarks)} remarks on the folder"
-                with page_parts.fold(title, "card remarks", open=len(facts.remarks) == 1):
-                    page_parts.bullet_list(facts.remarks)
+            _remarks(facts.remarks)
             _toolbar(labels, terms)
             for card in failed:
                 _case(card, "bad")
@@ -149,6 +146,16 @@ def write_preparation_page(
             flags = {name: {"flags": text} for name, text in facts.options.items() if text}
             page_parts.option_tables(flags, "Flags of the command")
     return page_parts.write_document(document, folder / "report.html", terms)
+
+
+def _remarks(remarks: Sequence[str]) -> None:
+    """Add the remarks on the folder; several are folded, so that the first case is in sight."""
+    texts = [page_parts.typeset(text) for text in remarks]
+    if len(texts) == 1:
+        page_parts.bullet_list(texts, "cautions remarks")
+    elif texts:
+        with page_parts.fold(f"{len(texts)} remarks on the folder", "cautions remarks"):
+            page_parts.bullet_list(texts)
 
 
 def _toolbar(labels: Sequence[int], terms: Terms) -> None:
