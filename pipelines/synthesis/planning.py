@@ -32,7 +32,7 @@ MAX_BALANCED = 2  # columns whose joint distribution is balanced
 BALANCE_STREAM = 11
 TABLE_STREAM = 12
 CASE_STREAM = 13
-EDIT_STREAM = 14
+EDIT_STREAM = 15
 
 Values = tuple[str, ...]  # of the balanced columns
 Group = TypeVar("Group", str, Values)
