@@ -86,6 +86,8 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
         study = training.restore_study(options, study, resumed)
         with accelerator.main_process_first():  # the other processes find its checksums
             data_record = check_unchanged(options, study, resumed, cache)
+    else:
+        options = training.fix_text_texture(options, study)
     training.warn_constant_text(options, study)
     model = start_model(options, study, resumed is not None)
     trainer = training.make_trainer(options, model, accelerator, len(study.training_cases))

@@ -68,6 +68,8 @@ class GeneratorOptions:
     ABSENT: ClassVar[Mapping[str, Any]] = {
         "noise_at": "decoder",
         "noise_by_place": False,
+        "noise_tubes": False,
+        "noise_around": False,
         "text_noise": False,
         "text_effect": False,
         "text_texture": False,
@@ -114,6 +116,16 @@ class GeneratorOptions:
         True,
         "Generate with noise that depends on the place, in tiles that equal the whole volume; runs "
         "of earlier versions have one field per volume, and blended tiles.",
+    )
+    noise_tubes: bool = flag(
+        True,
+        "Give the organs' finest scale noise of thin tubes too, of which vessels are made (needs "
+        "--text_noise and at least two noise channels).",
+    )
+    noise_around: bool = flag(
+        True,
+        "Noise around the organs has strengths of its own, 0 at first, so that soft tissue and air "
+        "are no rougher than they should be.",
     )
     text_noise: bool = flag(
         True, "Let the text make the noise of every channel stronger or weaker."

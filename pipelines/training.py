@@ -220,17 +220,32 @@ def open_study(options: TrainOptions, cache: Path | None, check: bool = True) ->
     return study
 
 
+def has_constant_text(study: Study) -> bool:
+    """Return whether all training cases have the same text."""
+    return len({tuple(study.phrases[case.id]) for case in study.training_cases}) == 1
+
+
+def fix_text_texture(options: TrainOptions, study: Study) -> TrainOptions:
+    """Return the options without `--text_texture` where the text never varies.
+
+    Its events would then make what all lungs have, such as vessels, out of balls of one density
+    each; the network makes better ones of noise.
+    """
+    if options.run.init_from or not has_constant_text(study):
+        return options
+    return replace(options, generator=replace(options.generator, text_texture=False))
+
+
 def warn_constant_text(options: TrainOptions, study: Study) -> None:
     """Warn where the training cases cannot show what text does: one text, or one patient."""
     if not is_main_process():
         return
     cases = study.training_cases
-    texts = {tuple(study.phrases[case.id]) for case in cases}
-    if options.generator.fusion != "none" and len(texts) == 1:
+    if options.generator.fusion != "none" and has_constant_text(study):
         log.warning(
             "All %d training cases have the same text, so the run cannot learn what text does, and "
-            "counterfactuals will hardly differ. Check --template and the table, or train without "
-            "text (--fusion none).",
+            "counterfactuals will hardly differ; --text_texture is left out. Check --template and "
+            "the table, or train without text (--fusion none).",
             len(cases),
         )
     patients = patients_of(study.cohort, options.data.patient_column)

@@ -10,6 +10,8 @@ from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 
 TRUNCATE = 2.5  # SD at which a Gaussian is cut off
+TUBE_SIGMAS = (1.6, 3.2)  # SD in voxels of the Gaussians of `tube_noise`
+TUBE_WIDTH = 0.3  # w, in SD of the smooth fields
 
 
 def gaussian_smooth(x: Tensor, sigma: float) -> Tensor:
@@ -20,6 +22,28 @@ def gaussian_smooth(x: Tensor, sigma: float) -> Tensor:
 def smooth_noise(x: Tensor, sigma: float) -> Tensor:
     """Smooth standard normal noise `(B, 1, X, Y, Z)`; each voxel has SD 1 again."""
     return filter_axes(x, "noise", sigma)
+
+
+def tube_noise(noise: Tensor) -> Tensor:
+    """Return fields of thin random tubes, `(B, F, X, Y, Z)`, of mean 0 and SD 1.
+
+    Two smooth Gaussian fields Z_1 and Z_2 both vanish along curves (their zero sets are surfaces,
+    which cross). exp(-(Z_1^2 + Z_2^2) / 2 w^2) is near 1 around these and 0 elsewhere; the radius
+    of the tubes is 1.4 w times the SD of the Gaussian that the noise is smoothed with.
+
+    Args:
+        noise: `(B, N, X, Y, Z)` standard normal, N at least 2.
+    """
+    square = TUBE_WIDTH**2
+    mean, mean_square = square / (square + 1), square / (square + 2)
+    scale = (mean_square - mean**2) ** -0.5
+    fields = []
+    for k, sigma in enumerate(TUBE_SIGMAS):
+        channels = ((2 * k + i) % noise.shape[1] for i in range(2))
+        first, second = (smooth_noise(noise[:, channel, None], sigma) for channel in channels)
+        tubes = (-(first.square() + second.square()) / (2 * square)).exp()
+        fields.append(scale * (tubes - mean))
+    return torch.cat(fields, 1)
 
 
 def noise_reach(sigma: float) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks.filters import box_mean, noise_reach
+from models.networks.filters import TUBE_SIGMAS, box_mean, noise_reach, tube_noise
 from models.networks.fusion import FUSIONS, FusionUnit
 from models.networks.label_embedding import (
     body_channel,
@@ -64,6 +64,8 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
     largest = max(TextResidualHead.MASK_KERNELS) // 2 if options.text_position else 0
     if options.text_texture and options.noise_channels:
         largest = max(largest, noise_reach(max(FIELD_SIGMAS)))
+    if has_tubes(options):  # they enter before two convolutions
+        largest = max(largest, 2 + noise_reach(max(TUBE_SIGMAS)))
     for level in range(depth):
         reach += 1  # of the convolution after the skip connection
         seen = reach  # of the condition, through the encoder of this level
@@ -96,12 +98,29 @@ def repeat_batch(x: MaybeTensor, times: int) -> MaybeTensor:
     return x if x is None or times == 1 else torch.cat([x] * times)
 
 
-def make_noise(channels: int, text_width: int, options: GeneratorOptions) -> NoiseInjection | None:
+def make_noise(
+    channels: int, text_width: int, options: GeneratorOptions, finest: bool = False
+) -> NoiseInjection | None:
     """Build the noise of features with this number of channels; None without noise."""
     if not options.noise_channels:
         return None
-    gained = options.text_noise and options.fusion != "none"
-    return NoiseInjection(channels, options.noise_channels, text_width if gained else 0)
+    return NoiseInjection(
+        channels,
+        options.noise_channels,
+        text_width if has_gains(options) else 0,
+        tubes=len(TUBE_SIGMAS) if finest and has_tubes(options) else 0,
+        around=options.noise_around,
+    )
+
+
+def has_gains(options: GeneratorOptions) -> bool:
+    """Return whether the text makes noise stronger or weaker."""
+    return options.noise_channels > 0 and options.text_noise and options.fusion != "none"
+
+
+def has_tubes(options: GeneratorOptions) -> bool:
+    """Return whether the noise at full resolution comes with tubes."""
+    return options.noise_tubes and options.noise_channels > 1 and has_gains(options)
 
 
 def fuse(unit: FusionUnit, x: Tensor, text: TextEmbedding, region: Tensor | None) -> Tensor:
@@ -190,12 +209,20 @@ class UpBlock(nn.Module):
         c_out: Channels after.
         text_width: Width of the text embedding.
         options: Noise, norm, padding and fusion.
+        finest: Whether the new resolution is the full one, whose noise may come with tubes.
     """
 
-    def __init__(self, c_in: int, c_out: int, text_width: int, options: GeneratorOptions) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        text_width: int,
+        options: GeneratorOptions,
+        finest: bool = False,
+    ) -> None:
         super().__init__()
         self.up = Upsample(c_in, c_out)
-        self.noise = make_noise(c_out, text_width, options)
+        self.noise = make_noise(c_out, text_width, options, finest)
         self.merge = conv(c_out, c_out, options.norm, options.padding)
         unit = FUSIONS[options.fusion if options.fusion_at == "all" else "none"]
         self.fusion: FusionUnit = unit(c_out, text_width, options)
@@ -248,7 +275,14 @@ class GlobalGenerator(nn.Module):
             noisy=options.noise_at == "all",
         )
         self.decoders = nn.ModuleList(
-            UpBlock(widths[i + 1], widths[i], text_width, options) for i in reversed(range(depth))
+            UpBlock(
+                widths[i + 1],
+                widths[i],
+                text_width,
+                options,
+                finest=i == 0 and not options.n_local_enhancers,
+            )
+            for i in reversed(range(depth))
         )
 
     def encode(self, condition: Tensor) -> list[Tensor]:
@@ -300,9 +334,17 @@ class LocalEnhancer(nn.Module):
         width: Channels of its features; the coarser features have twice as many.
         text_width: Width of the text embedding.
         options: Norm, padding, skip connections and fusion.
+        finest: Whether its resolution is the full one.
     """
 
-    def __init__(self, c_in: int, width: int, text_width: int, options: GeneratorOptions) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        width: int,
+        text_width: int,
+        options: GeneratorOptions,
+        finest: bool = False,
+    ) -> None:
         super().__init__()
         self.skip = options.skip
         self.recompute = options.checkpoint_activations
@@ -312,7 +354,7 @@ class LocalEnhancer(nn.Module):
         self.stage = FusedResBlocks(
             2 * width, options.n_blocks_local, text_width, options, fuse=fuse
         )
-        self.decoder = UpBlock(2 * width, width, text_width, options)
+        self.decoder = UpBlock(2 * width, width, text_width, options, finest)
 
     def forward(
         self,
@@ -453,7 +495,7 @@ class SharedFeatures:
 
     Attributes:
         conditions: The condition of each enhancer.
-        noises: `(P B, noise_channels, ...)`.
+        noises: `(P B, noise_channels, ...)`; the first may have tubes behind the noise.
         regions: `(P B, 1, ...)`, 1 where text has an effect; None for everywhere.
         features: Those of the global generator's encoder.
         coarse: Its coarsest features after the blocks.
@@ -488,7 +530,8 @@ class Generator(nn.Module):
         n = options.n_local_enhancers
         self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
         self.enhancers = nn.ModuleList(
-            LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n))
+            LocalEnhancer(c_in, options.ngf * 2**i, text_width, options, finest=i == 0)
+            for i in reversed(range(n))
         )
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
         residual = options.fusion_at == "output" or options.text_effect
@@ -571,6 +614,9 @@ class Generator(nn.Module):
         for _ in range(len(self.enhancers) + len(network.down)):
             noises.append(halve_noise(noises[-1]))
             regions.append(halve_region(regions[-1]))
+        if has_tubes(self.options):
+            with torch.autocast(noise.device.type, enabled=False):
+                noises[0] = torch.cat([noise, tube_noise(noise)], 1)
         conditions = self._conditions(mask, coords)
         features = network.encode(conditions[-1])
         if coarse is None:
@@ -598,5 +644,6 @@ class Generator(nn.Module):
             volume = torch.tanh(self.head(x))
             if self.effect is None:
                 return volume
-            changed = self.effect(volume, x, noises[0], text, regions[0], shared.place)
+            noise = noises[0][:, : self.options.noise_channels]
+            changed = self.effect(volume, x, noise, text, regions[0], shared.place)
             return changed.clamp(-1, 1)

@@ -170,12 +170,16 @@ class NoiseInjection(nn.Module):
     a texture stronger or weaker by a factor, and starts at 1. Otherwise the text has to learn a
     texture from a difference that is not yet there. Beside the noise itself there is sparse noise,
     the part of it above `THRESHOLD`: holes and nodules are rare, and a few layers hardly make rare
-    events of normal ones.
+    events of normal ones. In the same way they hardly make long thin vessels of points, so that
+    noise may come with `tube_noise`.
 
     Args:
         channels: C of the features.
         noise_channels: N.
         text_width: Width of the text embedding; 0 for noise without text.
+        tubes: Fields of `tube_noise` that follow the noise.
+        around: Whether noise outside the region has strengths of its own, 0 at first: organs are
+            rough, and what is around them need not be.
     """
 
     THRESHOLD = 1.28  # a tenth of the voxels
@@ -183,19 +187,35 @@ class NoiseInjection(nn.Module):
     START = 0.3  # SD of the strengths: draws that are alike teach a score of their spread nothing
     MAX_LOG_GAIN = 3.0
 
-    def __init__(self, channels: int, noise_channels: int, text_width: int = 0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        noise_channels: int,
+        text_width: int = 0,
+        *,
+        tubes: int = 0,
+        around: bool = False,
+    ) -> None:
         super().__init__()
         self.strength = nn.Linear(noise_channels, channels, bias=False)
         self.sparse: nn.Linear | None = None
         self.gain: nn.Linear | None = None
-        if text_width:
-            self.sparse = nn.Linear(noise_channels, channels, bias=False)
-            nn.init.normal_(self.strength.weight, std=self.START)
-            nn.init.normal_(self.sparse.weight, std=self.START)
-            self.gain = nn.Linear(text_width, 2 * channels, bias=False)
-            nn.init.zeros_(self.gain.weight)
-        else:
+        self.tubes: nn.Linear | None = None
+        self.around: nn.Linear | None = None
+        if not text_width:
             nn.init.zeros_(self.strength.weight)
+            return
+        self.sparse = nn.Linear(noise_channels, channels, bias=False)
+        nn.init.normal_(self.strength.weight, std=self.START)
+        nn.init.normal_(self.sparse.weight, std=self.START)
+        if tubes:
+            self.tubes = nn.Linear(tubes, channels, bias=False)
+            nn.init.normal_(self.tubes.weight, std=self.START)
+        if around:
+            self.around = nn.Linear(2 * noise_channels, channels, bias=False)
+            nn.init.zeros_(self.around.weight)
+        self.gain = nn.Linear(text_width, (3 if tubes else 2) * channels, bias=False)
+        nn.init.zeros_(self.gain.weight)
 
     def forward(
         self, x: Tensor, noise: Tensor, text: TextEmbedding, region: Tensor | None
@@ -204,29 +224,35 @@ class NoiseInjection(nn.Module):
 
         Args:
             x: Features `(B, C, X, Y, Z)`.
-            noise: `(B, N, X, Y, Z)` standard normal.
+            noise: `(B, N, X, Y, Z)` standard normal, then the tubes, if the unit has any.
             text: Embedding of B prompts.
             region: `(B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.
         """
         voxels = noise.movedim(1, -1)  # (B, X, Y, Z, N)
         if self.gain is None or self.sparse is None:
             return x + self.strength(voxels.to(x.dtype)).movedim(-1, 1)
+        voxels, tubes = voxels.tensor_split([self.strength.in_features], -1)
+        fields = torch.cat([voxels, self.SPARSE_SCALE * F.relu(voxels - self.THRESHOLD)], -1)
+        plain = [self.strength.weight, self.sparse.weight]
+        if self.tubes is not None:
+            plain.append(self.tubes.weight)
         with torch.autocast(x.device.type, enabled=False):
             scaled = text.pooled.float() * text.pooled.shape[1] ** -0.5  # as in the fusion units
             log_gain = self.gain(scaled).clamp(-self.MAX_LOG_GAIN, self.MAX_LOG_GAIN)
             # Gains are folded into the few strengths: one product per voxel.
-            plain = torch.stack([self.strength.weight, self.sparse.weight])  # (2, C, N)
-            gained = log_gain.exp().unflatten(1, (2, -1))[..., None] * plain  # (B, 2, C, N)
-        rare = self.SPARSE_SCALE * F.relu(voxels - self.THRESHOLD)
-        inputs = [voxels, rare]
-        strengths = [gained]
-        if region is not None:
+            gains = log_gain.exp().unflatten(1, (len(plain), -1, 1)).unbind(1)  # (B, C, 1) each
+            gained = torch.cat([g * w for g, w in zip(gains, plain, strict=True)], 2)
+        if region is None:
+            inputs, strengths = [fields, tubes], [gained]
+        else:
             inside = region.movedim(1, -1)
-            inputs += [inside * voxels, inside * rare]
-            strengths = [plain.expand_as(gained), gained - plain]
+            outside = torch.cat(plain[:2], 1) if self.around is None else self.around.weight
+            inputs = [fields, inside * fields, inside * tubes]
+            within = gained - F.pad(outside, (0, tubes.shape[-1]))
+            strengths = [outside.expand(len(x), -1, -1), within]
         added = torch.bmm(
             torch.cat(inputs, -1).flatten(1, 3).to(x.dtype),
-            torch.cat(strengths, 1).transpose(2, 3).flatten(1, 2).to(x.dtype),
+            torch.cat(strengths, 2).transpose(1, 2).to(x.dtype),
         )
         return x + added.unflatten(1, x.shape[2:]).movedim(-1, 1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.base_model import Condition
-from models.networks.filters import noise_reach
+from models.networks.filters import TUBE_SIGMAS, noise_reach, tube_noise
 from models.networks.generator import receptive_halo
 from models.networks.texture_head import FIELD_SIGMAS, random_fields
 from models.pix2pixhd_model import Pix2PixHDModel
@@ -28,7 +28,7 @@ def make_model(**changes: Any) -> Pix2PixHDModel:
     torch.manual_seed(0)
     model = Pix2PixHDModel(train_options(**changes), LABELS, WIDTH, training=False)
     model.raw["G"].eval()
-    wake(model.raw["G"])
+    wake(model.raw["G"], 0.1)  # larger ones multiply rounding more than learned ones do
     return model
 
 
@@ -72,7 +72,7 @@ def test_random_fields_of_a_tile_are_those_of_the_whole_beyond_its_halo() -> Non
     """At the border of the volume, fields are of the voxels that are there, in tiles as well."""
     noise = torch.randn(1, 4, 48, 16, 12, generator=torch.Generator().manual_seed(0))
     whole = random_fields(noise)
-    halo = receptive_halo(train_options().generator)
+    halo = receptive_halo(train_options(noise_tubes=False).generator)
     assert halo == noise_reach(max(FIELD_SIGMAS)) == 8
     first, middle = random_fields(noise[:, :, :24]), random_fields(noise[:, :, 12:36])
     torch.testing.assert_close(first[:, :, :-halo], whole[:, :, : 24 - halo])
@@ -80,9 +80,19 @@ def test_random_fields_of_a_tile_are_those_of_the_whole_beyond_its_halo() -> Non
     assert (middle[:, :, halo - 1] - whole[:, :, 11 + halo]).abs().max() > 1e-3
 
 
+def test_tubes_of_a_tile_are_those_of_the_whole_beyond_its_halo() -> None:
+    noise = torch.randn(1, 4, 48, 16, 12, generator=torch.Generator().manual_seed(0))
+    halo = receptive_halo(train_options(text_texture=False).generator)
+    assert halo == noise_reach(max(TUBE_SIGMAS)) + 2 == 10
+    whole, middle = tube_noise(noise), tube_noise(noise[:, :, 10:38])
+    torch.testing.assert_close(middle[:, :, 8:-8], whole[:, :, 18:30])
+    assert (middle[:, :, 7] - whole[:, :, 17]).abs().max() > 1e-3
+
+
 def test_a_texture_looks_beyond_the_network() -> None:
     textured, plain = (
-        receptive_halo(train_options(text_texture=on).generator) for on in (True, False)
+        receptive_halo(train_options(text_texture=on, noise_tubes=False).generator)
+        for on in (True, False)
     )
     assert textured is not None and plain is not None and textured > plain
 

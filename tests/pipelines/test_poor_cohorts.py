@@ -44,6 +44,8 @@ def test_text_that_never_varies(constant: Path, tmp_path: Path) -> None:
         done = train(constant, tmp_path, *words)
         assert done.code == 0 and f"All 9 {SAME_TEXT}" in done.text, done.text
         assert "--fusion none" in done.text and ONE_PATIENT not in done.text
+    options = json.loads((tmp_path / "new" / "options.json").read_text())
+    assert not options["generator"]["text_texture"]  # nothing varies that it could show
     done = train(constant, tmp_path, "--dry_run", "--fusion", "none", name="plain")
     assert done.code == 0 and SAME_TEXT not in done.text, done.text
     results = command(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from models.base_model import MODELS, BatchText
+from models.networks.filters import tube_noise
 from models.networks.fusion import FUSIONS, AttentionFusion, FusionUnit
 from models.networks.generator import Generator, TextResidualHead, size_multiple
 from models.networks.layers import (
@@ -328,7 +331,7 @@ def test_every_parameter_has_a_gradient(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     options = train_options(**changes)
     model = Pix2PixHDModel(options, LABELS, WIDTH)
-    wake(model.raw["G"])
+    wake(model.raw["G"], 0.1)  # more would leave the range, where nothing has a gradient
     optimizers = {
         name: torch.optim.SGD(network.parameters(), lr=0.05) for name, network in model.raw.items()
     }
@@ -337,8 +340,10 @@ def test_every_parameter_has_a_gradient(changes: dict[str, Any]) -> None:
     for step in range(2):
         texts = BatchText(text(seed=step), text(seed=step + 9))
         made = batch(options, 2, (16, 16, 16), step, draws=model.draws)
-        made["mask"][:, 1] += made["mask"][:, 0]  # text acts where no background is near
-        made["mask"][:, 0] = 0
+        mask = made["mask"]
+        mask[:, 1] += mask[:, 0]  # text acts where no background is near
+        mask[:, 0] = 0
+        mask[:, :, :4], mask[:, 0, :4] = 0, 1
         for name, loss, _ in model.training_step(made, texts):
             optimizers[name].zero_grad()
             loss.backward()
@@ -464,6 +469,48 @@ def test_text_multiplies_the_noise_inside_the_region() -> None:
     assert (
         float(rare.std()) == pytest.approx(1, abs=0.05) and float((rare > 0).float().mean()) < 0.11
     )
+
+
+def test_noise_around_the_region_has_its_own_strengths_and_tubes_stay_inside() -> None:
+    torch.manual_seed(0)
+    unit = NoiseInjection(6, 3, WIDTH, tubes=2, around=True)
+    x, noise, said = torch.randn(2, 6, 4, 4, 4), torch.randn(2, 5, 4, 4, 4), text()
+    region = (torch.rand(2, 1, 4, 4, 4) > 0.5).float()
+    torch.testing.assert_close(unit(x, noise, said, 0 * region), x)  # at the start
+    wake(unit)
+    assert unit.around is not None and unit.tubes is not None
+    rare = unit.SPARSE_SCALE * (noise[:, :3] - unit.THRESHOLD).clamp_min(0)
+    fields = torch.cat([noise[:, :3], rare], 1)
+    outside = x + torch.einsum("cn,bnxyz->bcxyz", unit.around.weight, fields)
+    expected = torch.where(region > 0, unit(x, noise, said, None), outside)
+    torch.testing.assert_close(unit(x, noise, said, region), expected, atol=1e-5, rtol=1e-4)
+    without = torch.cat([noise[:, :3], 0 * noise[:, 3:]], 1)
+    change = unit(x, noise, said, region) - unit(x, without, said, region)
+    assert change.abs().mean() > 0.1 and not change[(region == 0).expand_as(change)].any()
+
+
+def test_tubes_and_noise_keep_full_precision_in_bf16() -> None:
+    network = make_generator()
+    made = batch(train_options(), 1, (16, 16, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        shared = network._share(None, made["mask"], made["coords"], made["noise"])
+        volume = network(made["mask"], made["coords"], made["noise"], text().select(0))
+    assert torch.equal(shared.noises[0][:, :-2], made["noise"])
+    assert torch.equal(shared.noises[0][:, -2:], tube_noise(made["noise"]))
+    assert volume.dtype == torch.float32
+
+
+def test_tubes_are_rare_thin_and_long() -> None:
+    torch.manual_seed(0)
+    for field in tube_noise(torch.randn(1, 4, 64, 64, 64))[0]:
+        assert float(field.mean()) == pytest.approx(0, abs=0.1)
+        assert float(field.std()) == pytest.approx(1, abs=0.15)
+        inside = (field > 2).numpy()
+        assert 0.02 < inside.mean() < 0.1
+        assert ndimage.distance_transform_edt(inside).max() < 4
+        parts, _ = ndimage.label(inside, np.ones((3, 3, 3)))
+        extents = [max(s.stop - s.start for s in box) for box in ndimage.find_objects(parts)]
+        assert max(extents) > 24
 
 
 def test_noise_at_half_resolution_is_standard_normal() -> None:
