@@ -22,8 +22,9 @@ from models.base_model import (
 )
 from models.diffusion.latent_space import LatentSpace, PixelSpace
 from models.diffusion.noise_schedule import MIN_SCALE, DiffusionSampler, NoiseSchedule
+from models.networks.condition import organ_region
 from models.networks.denoiser import Denoiser
-from models.networks.generator import organ_region, size_multiple
+from models.networks.generator import size_multiple
 from models.networks.label_embedding import body_channel
 from models.text.base_encoder import TextEmbedding
 from options.checks import check_patch_size, check_sampling

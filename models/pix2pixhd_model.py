@@ -18,13 +18,12 @@ from models.base_model import (
     NetworkLoss,
     Tiler,
 )
+from models.networks.condition import input_channels, organ_region
 from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscriminator
 from models.networks.fusion import FusionUnit
 from models.networks.generator import (
     Generator,
     LocalEnhancer,
-    input_channels,
-    organ_region,
     receptive_halo,
     size_multiple,
 )

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
+from models.networks.condition import fuse, halve_region, input_channels, organ_region
 from models.networks.fusion import FUSIONS, FusionUnit, broadcast_channels
-from models.networks.generator import fuse, halve_region, input_channels, organ_region
 from models.networks.label_embedding import body_channel, make_label_embedding
 from models.networks.layers import (
     Conv3d,

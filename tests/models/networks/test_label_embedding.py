@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models.networks.discriminator import MultiScaleDiscriminator
-from models.networks.generator import Generator, organ_region
+from models.networks.condition import organ_region
+from models.networks.generator import Generator
 from models.networks.label_embedding import (
     EMBEDDED_CHANNELS,
     LabelEmbedding,

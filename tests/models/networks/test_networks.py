@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.base_model import MODELS, BatchText
 from models.networks.filters import tube_noise
 from models.networks.fusion import FUSIONS, AttentionFusion, FusionUnit
-from models.networks.generator import Generator, TextResidualHead, size_multiple
+from models.networks.generator import Generator, size_multiple
 from models.networks.layers import (
     ChannelNorm,
     Conv3d,
@@ -24,6 +24,7 @@ from models.networks.layers import (
     halve_noise,
     make_norm,
 )
+from models.networks.text_effect import TextResidualHead
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.base_encoder import TextEmbedding
 from tests.networks import GENERATOR, LABELS, WIDTH, batch, nothing_known, text, train_options, wake

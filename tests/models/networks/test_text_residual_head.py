@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.networks.generator import TextResidualHead
+from models.networks.text_effect import TextResidualHead
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 
 
