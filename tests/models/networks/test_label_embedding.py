@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.networks.discriminator import MultiScaleDiscriminator
 from models.networks.condition import organ_region
+from models.networks.discriminator import MultiScaleDiscriminator
 from models.networks.generator import Generator
 from models.networks.label_embedding import (
     EMBEDDED_CHANNELS,
