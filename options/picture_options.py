@@ -21,6 +21,9 @@ class PictureOptions:
     limit: float | None = flag(
         None, "Differences are shown from -limit to +limit HU (default: chosen to fit).", low=0.1
     )
+    scan_title: str = flag(
+        "real scan", 'What the scan in the cohort is called, such as "target" for phantoms.'
+    )
     out: str = flag("picture.png", "The picture to write.")
 
 

@@ -35,7 +35,9 @@ def draw_case(options: PictureOptions) -> Path:
     if not column:
         column = next((row["column"] for row in rows_of_case if row["kind"] == "varied"), "")
     data = results_data(results) or DataOptions()
-    panels = cohort_panels(Path(options.dataroot), case, data) if options.dataroot else []
+    panels = []
+    if options.dataroot:
+        panels = cohort_panels(Path(options.dataroot), case, data, options.scan_title)
     for row in rows_of_case:
         if row["kind"] == "own" or row["column"] == column:
             panels.append(result_panel(results, row))
@@ -73,18 +75,21 @@ def case_rows(results: Path, rows: list[dict[str, str]], case: str) -> list[dict
     return rows_of_case
 
 
-def cohort_panels(root: Path, case: str, data: DataOptions | None = None) -> list[Panel]:
-    """Return mask and real scan of a case, as far as the cohort has them.
+def cohort_panels(
+    root: Path, case: str, data: DataOptions | None = None, scan_title: str = "real scan"
+) -> list[Panel]:
+    """Return mask and scan of a case, as far as the cohort has them.
 
     Args:
         root: The cohort.
         case: The case.
         data: How the cohort is read; as chest CT by default.
+        scan_title: What the scan is called.
     """
     data = data or DataOptions()
     scale = IntensityScale.from_options(data)
     panels = []
-    for folder, kind, title in ((data.mask_folder, "mask", "mask"), (IMAGES, "ct", "real scan")):
+    for folder, kind, title in ((data.mask_folder, "mask", "mask"), (IMAGES, "ct", scan_title)):
         files = files_by_case(root / folder) if (root / folder).is_dir() else {}
         if case in files:
             volume = load_volume(files[case])
