@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,7 @@ from PIL import Image
 
 from options.picture_options import PictureOptions
 from pipelines import results
-from pipelines.case_picture import draw_case
+from pipelines.case_picture import cohort_panels, draw_case
 from tests.commands import TrainedRun, refused
 from util.cli import UserError
 
@@ -71,3 +72,12 @@ def test_a_case_names_no_file_elsewhere(case: str, folder: Path, tmp_path: Path)
         draw_case(PictureOptions(RESULTS=str(folder), dataroot=dataroot, out=str(out)))
         pictures.append(Image.open(out).size)
     assert pictures[0][0] < pictures[1][0] or pictures[0][1] < pictures[1][1]  # one panel less
+
+
+def test_a_phantom_is_called_no_real_scan(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cohort"
+    (root / "img").mkdir()
+    shutil.copy(tmp_path / "other.nii.gz", root / "img" / "b.nii.gz")
+    assert [panel.title for panel in cohort_panels(root, "b")] == ["mask", "real scan"]
+    titles = [panel.title for panel in cohort_panels(root, "b", scan_title="target")]
+    assert titles == ["mask", "target"]
