@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 import train
+from data.phantom.rows import Row
+from data.volume_dataset import VolumeSample
+from pipelines.generation import GenerationPlan
 from util.cli import UserError
 from util.training import checkpoint
 
@@ -60,3 +66,20 @@ def train_run(folder: Path, words: Sequence[str], first_words: Sequence[str]) ->
         words += ["--overwrite", *first_words]
     train.train(train.read_options(words))
     (folder / FINISHED).touch()
+
+
+def generate_row(
+    plan: GenerationPlan, sample: VolumeSample, row: Row, draw: int
+) -> NDArray[np.float32]:
+    """Return the volume of a case for another row, `(X, Y, Z)` in HU on the model's grid.
+
+    Args:
+        plan: The plan, whose template words the row.
+        sample: The case.
+        row: Cells in place of the case's own.
+        draw: Number of the noise; rows of one case and draw share it.
+    """
+    known = {name: row[name] for name in sample.case.row if name in row}
+    texts = plan.template.phrases({**sample.case.row, **known}).texts
+    volume = plan.run.generator(sample, texts, noise_key=f"{sample.name}:{draw}")
+    return np.asarray(sample.to_hu(volume), np.float32)

@@ -15,8 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmark_options import KindsBenchmarkCommand
@@ -24,7 +22,7 @@ from options.parser import answer_early
 
 answer_early(__name__, KindsBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
-from benchmarks.common import flag_words, minilm_folder, train_run
+from benchmarks.common import flag_words, generate_row, minilm_folder, train_run
 from benchmarks.real_chests import deformed_chests, find_chests, split_chests
 from benchmarks.report.kinds_baselines import BASELINE_NAMES, baselines
 from benchmarks.report.kinds_measure import Generate, Hu, measure_effects, measure_texture
@@ -143,11 +141,7 @@ def open_generator(
     samples = {sample.name: sample for sample in plan.samples}
 
     def generate(case: str, row: Row, draw: int) -> Hu:
-        sample = samples[case]
-        known = {name: row[name] for name in sample.case.row if name in row}
-        texts = plan.template.phrases({**sample.case.row, **known}).texts
-        volume = plan.run.generator(sample, texts, noise_key=f"{case}:{draw}")
-        return np.asarray(sample.to_hu(volume), np.float32)
+        return generate_row(plan, samples[case], row, draw)
 
     return generate
 

@@ -304,6 +304,42 @@ class KindsBenchmarkCommand:
 
 
 @dataclass(frozen=True)
+class StandardBenchmarkOptions:
+    """Generator and sets of the standard benchmark."""
+
+    RUN_COMMAND: str = argument(
+        "Command of the generator, in one text; it is called with train TRAIN WORK, and with "
+        "generate TEST WORK VOLUMES."
+    )
+    OUT: str = argument("Folder for sets, volumes and scores.")
+    name: str = flag("", "Name of the generator in tables (default: RUN_COMMAND).")
+    groups: tuple[str, ...] = flag(
+        (),
+        "A group of planted columns; may be repeated (default: all). Of: texture, sparse, "
+        "interaction, rare, fat.",
+    )
+    chests: tuple[str, ...] = flag(
+        (),
+        "Folder of scanned chests (img/, gtlung/) for the sets in real anatomy; may be repeated.",
+    )
+    tiny: bool = flag(False, "Sets of seconds, to try a command; their scores mean nothing.")
+    save_expected: bool = flag(
+        False, "Add the scores to expected_scores.json, for maintainers of the benchmark."
+    )
+
+
+@dataclass(frozen=True)
+class StandardBenchmarkCommand:
+    """All flags of the command."""
+
+    EXAMPLE: ClassVar[str] = (
+        'bash benchmarks/standard/run.sh "python my_generator.py" OUT --groups sparse'
+    )
+
+    benchmark: StandardBenchmarkOptions = group(StandardBenchmarkOptions, "Benchmark")
+
+
+@dataclass(frozen=True)
 class CoverageBenchmarkOptions:
     """Cohorts and runs of the benchmark of intervals."""
 

@@ -45,7 +45,7 @@ class LeastSquares:
     def from_cohort(cls, cohort: KindsCohort) -> LeastSquares:
         """Fit the training cases."""
         cases = cohort.splits["train"]
-        means = np.stack([_location_means(cohort, case) for case in cases])
+        means = np.stack([location_means(cohort.chest(c), _scan(cohort, c)) for c in cases])
         # A location that a case lacks counts as the mean of the others.
         known = np.isfinite(means)
         average = np.where(known, means, 0).sum(0) / np.maximum(known.sum(0), 1)
@@ -58,11 +58,7 @@ class LeastSquares:
         """Return the mean volume of a case for a row."""
         chest = self.cohort.chest(case)
         values = design_row(self.cohort, row) @ self.coefficients
-        volume = values[locations(chest)].astype(np.float32)
-        # Steps between locations would count as detail.
-        share = chest.smooth(chest.lungs.astype(np.float32), SMOOTH_MM)
-        smooth = chest.smooth(volume * chest.lungs, SMOOTH_MM) / np.maximum(share, 1e-3)
-        return np.where(chest.lungs, smooth, volume)
+        return smooth_in_lungs(values[locations(chest)].astype(np.float32), chest)
 
 
 @dataclass(frozen=True)
@@ -161,12 +157,20 @@ def _box(chest: Chest, label: int) -> tuple[NDArray[np.float64], NDArray[np.floa
     return low.astype(float), np.maximum(places.max(0) - low, 1).astype(float)
 
 
-def _location_means(cohort: KindsCohort, case: str) -> NDArray[np.float64]:
+def location_means(chest: Chest, scan: Hu) -> NDArray[np.float64]:
+    """Return the mean HU of a scan at every location; NaN where the chest lacks it."""
     count = LABELS * int(np.prod(BINS)) * 2
-    place = locations(cohort.chest(case)).ravel()
-    total = np.bincount(place, _scan(cohort, case).ravel(), count)
+    place = locations(chest).ravel()
+    total = np.bincount(place, scan.ravel(), count)
     voxels = np.bincount(place, minlength=count)
     return np.where(voxels > 0, total / np.maximum(voxels, 1), np.nan)
+
+
+def smooth_in_lungs(volume: Hu, chest: Chest) -> Hu:
+    """Smooth the lungs within themselves, because steps between locations would count as detail."""
+    share = chest.smooth(chest.lungs.astype(np.float32), SMOOTH_MM)
+    smooth = chest.smooth(volume * chest.lungs, SMOOTH_MM) / np.maximum(share, 1e-3)
+    return np.where(chest.lungs, smooth, volume)
 
 
 def _scan(cohort: KindsCohort, case: str) -> Hu:

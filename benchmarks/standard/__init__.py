@@ -1,0 +1,1 @@
+"""A fixed benchmark for any generator that writes NIfTI: the set, its scores, and generators."""

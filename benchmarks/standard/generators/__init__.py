@@ -1,0 +1,1 @@
+"""Ready-made generators of the standard benchmark, each a command that trains and generates."""
