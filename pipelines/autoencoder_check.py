@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_ERROR_HU = 40.0  # mean absolute error in the lungs above which a reader is warned
 MIN_DETAIL_RATIO = 0.7  # of detail SD, reconstructed over scanned; below, a reader is warned
+MAX_DETAIL_RATIO = 1.3  # above, the autoencoder adds texture of its own
 RATIOS = ("detail_sd_hu", "vessel_share")  # metrics that stand over the scan's, beside powers
 
 Hu = NDArray[np.floating]
@@ -92,12 +93,14 @@ class ReconstructionCheck:
             faults.append(f"an error above {MAX_ERROR_HU:g} HU")
         if not self.detail_ratio >= MIN_DETAIL_RATIO:
             faults.append(f"less than {MIN_DETAIL_RATIO:g} of the detail")
+        if self.detail_ratio > MAX_DETAIL_RATIO:
+            faults.append(f"more than {MAX_DETAIL_RATIO:g} times the detail")
         if not faults:
             return ""
         return (
-            f"{self.sentence} A latent diffusion cannot be better than its autoencoder: with "
-            f"{' and '.join(faults)} it will not show fine texture. Choose an autoencoder with "
-            "smaller latents per voxel or of similar scans, or use --model diffusion."
+            f"{self.sentence} A latent diffusion cannot be better than its autoencoder, and this "
+            f"one has {' and '.join(faults)}. Choose one that was trained on similar scans or "
+            "keeps more numbers per voxel, or use --model diffusion."
         )
 
 
@@ -185,7 +188,7 @@ def write_check_page(
             Panel("reconstruction minus scan", "difference", result - clipped, sides),
             Panel("mask", "mask", sample.labels.astype(np.uint8), sides),
         ]
-        page.add_case(sample.name, "", ["Encoded and decoded, without any diffusion."], panels)
+        page.add_case(sample.name, "Encoded and decoded, without any diffusion.", [], panels)
     check = ReconstructionCheck(rows)
     cautions = [check.warning] if check.warning else []
     page.save(

@@ -75,7 +75,7 @@ def test_the_check_stands_on_a_page(fetched: Path) -> None:
     assert {"mae_hu", "detail_sd_hu", "real_detail_sd_hu"} <= set(metrics["metric"])
     page = (folder / "index.html").read_text()
     assert "reconstructs the lungs of 2 training scans" in page
-    assert "reconstruction minus scan" in page and "will not show fine texture" in page
+    assert "reconstruction minus scan" in page and "more than 1.3 times the detail" in page
     record = json.loads(fetched.with_suffix(".json").read_text())
     assert record["kind"] == "AutoencoderKlMaisi" and record["hu_window"] == [-1000, 1000]
     assert len(record["mean"]) == 2 and all(sd > 0 for sd in record["std"])
