@@ -17,7 +17,7 @@ from options.train_options import PRESETS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-# Flags of hf, sbatch, torchrun, pip, docker and monai.bundle.
+# Flags of hf, sbatch, torchrun, pip, docker, monai.bundle and generators of benchmarks/standard.
 FOREIGN_FLAGS = {
     "rm",
     "config_file",
@@ -27,6 +27,7 @@ FOREIGN_FLAGS = {
     "gpus-per-node",
     "nproc_per_node",
     "no-build-isolation",
+    "minutes",
 }
 
 
