@@ -182,7 +182,9 @@ def _mask_outcome(report: CohortReport) -> str:
     if report.masks != "shape":
         return ""
     implausible = sum(r["reason"] not in ("", "copy") for r in report.records)
-    text = f" {implausible} cases were left out because no plausible mask was drawn."
+    text = ""
+    if implausible:
+        text = f" {implausible} cases were left out because no plausible mask was drawn."
     kept = [r for r in report.records if not r["left_out"]]
     if kept:
         nearest = min(kept, key=lambda record: record["mask_distance"])
