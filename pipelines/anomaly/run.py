@@ -403,9 +403,9 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     for group in to_dict(command).values():
         options.update(group)
     report = ResultsReport(
-        headline=f"{_strongest_sentence(rows, len(cases))} {reliability}",
+        headline=_strongest_sentence(rows, len(cases)),
         first_case=str(max(rows, key=lambda row: row["peak_spreads"])["case"]) if rows else "",
-        cautions=CAUTIONS,
+        cautions=(reliability, *CAUTIONS),
         notices=notices,
         links={name: name for name in ("findings.csv", "calibration.csv")},
     )
