@@ -379,7 +379,10 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def command_line(options: Any) -> dict[str, str]:
-    """Return the flags of an option class as one would type them, by group; None is left out."""
+    """Return the flags of an option class as one would type them, by group.
+
+    None and empty lists, which no word stands for, are left out.
+    """
     lines = {}
     for outer, group_cls in groups_of(type(options)):
         words: list[str] = []
@@ -389,7 +392,7 @@ def command_line(options: Any) -> dict[str, str]:
                 words.append(f"--{name}" if value else f"--no-{name}")
             elif _repeats(hints[name]):
                 words += [f"--{name} {shlex.quote(v)}" for v in value]
-            elif value is not None:
+            elif value not in (None, ()):
                 words.append(f"--{name} {shlex.quote('' if value == '' else _shown(value))}")
         lines[outer.name] = " ".join(words)
     return lines

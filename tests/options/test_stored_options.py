@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import pytest
 
-from options.parser import from_dict, groups_of, to_dict
+from options.base_options import DataOptions
+from options.parser import command_line, from_dict, groups_of, parse, to_dict
 from options.train_options import TrainOptions
 from util.cli import UserError
 
@@ -40,6 +42,13 @@ def test_options_come_back() -> None:
         for outer, group_class in groups_of(TrainOptions)
     }
     assert from_dict(TrainOptions, {}, SOURCE) == TrainOptions(**earlier)
+
+
+def test_the_command_line_of_options_gives_them_again() -> None:
+    options = TrainOptions(data=DataOptions(lesion_labels=(7, 9), lung_labels=(3, 4)))
+    for expected in (TrainOptions(), options):
+        words = [word for line in command_line(expected).values() for word in shlex.split(line)]
+        assert parse(TrainOptions, "", words) == expected
 
 
 @pytest.mark.parametrize("value", WRONG_VALUES)
