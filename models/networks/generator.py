@@ -63,10 +63,11 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
     largest = max(TextResidualHead.MASK_KERNELS) // 2 if options.text_position else 0
     if options.text_texture and options.noise_channels:
         largest = max(largest, noise_reach(max(FIELD_SIGMAS)))
-    if has_tubes(options):  # they enter before two convolutions
-        largest = max(largest, 2 + noise_reach(max(TUBE_SIGMAS)))
+    tubes = noise_reach(max(TUBE_SIGMAS)) if has_tubes(options) else 0
     for level in range(depth):
         reach += 1  # of the convolution after the skip connection
+        if level <= enhancers and tubes:
+            largest = max(largest, (reach + tubes) * 2**level)
         seen = reach  # of the condition, through the encoder of this level
         first = min(level, enhancers)  # where that encoder begins
         for _ in range(level - first):
@@ -80,7 +81,7 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
 
 
 def make_noise(
-    channels: int, text_width: int, options: GeneratorOptions, finest: bool = False
+    channels: int, text_width: int, options: GeneratorOptions, tubes: bool = False
 ) -> NoiseInjection | None:
     """Build the noise of features with this number of channels; None without noise."""
     if not options.noise_channels:
@@ -89,7 +90,7 @@ def make_noise(
         channels,
         options.noise_channels,
         text_width if has_gains(options) else 0,
-        tubes=len(TUBE_SIGMAS) if finest and has_tubes(options) else 0,
+        tubes=len(TUBE_SIGMAS) if tubes and has_tubes(options) else 0,
         around=options.noise_around,
     )
 
@@ -100,7 +101,7 @@ def has_gains(options: GeneratorOptions) -> bool:
 
 
 def has_tubes(options: GeneratorOptions) -> bool:
-    """Return whether the noise at full resolution comes with tubes."""
+    """Return whether the global generator's finest noise, and that of enhancers, has tubes."""
     return options.noise_tubes and options.noise_channels > 1 and has_gains(options)
 
 
@@ -166,7 +167,7 @@ class UpBlock(nn.Module):
         c_out: Channels after.
         text_width: Width of the text embedding.
         options: Noise, norm, padding and fusion.
-        finest: Whether the new resolution is the full one, whose noise may come with tubes.
+        tubes: Whether the noise of the new resolution may come with tubes.
     """
 
     def __init__(
@@ -175,11 +176,11 @@ class UpBlock(nn.Module):
         c_out: int,
         text_width: int,
         options: GeneratorOptions,
-        finest: bool = False,
+        tubes: bool = False,
     ) -> None:
         super().__init__()
         self.up = Upsample(c_in, c_out)
-        self.noise = make_noise(c_out, text_width, options, finest)
+        self.noise = make_noise(c_out, text_width, options, tubes)
         self.merge = conv(c_out, c_out, options.norm, options.padding)
         unit = FUSIONS[options.fusion if options.fusion_at == "all" else "none"]
         self.fusion: FusionUnit = unit(c_out, text_width, options)
@@ -232,13 +233,7 @@ class GlobalGenerator(nn.Module):
             noisy=options.noise_at == "all",
         )
         self.decoders = nn.ModuleList(
-            UpBlock(
-                widths[i + 1],
-                widths[i],
-                text_width,
-                options,
-                finest=i == 0 and not options.n_local_enhancers,
-            )
+            UpBlock(widths[i + 1], widths[i], text_width, options, tubes=i == 0)
             for i in reversed(range(depth))
         )
 
@@ -291,17 +286,9 @@ class LocalEnhancer(nn.Module):
         width: Channels of its features; the coarser features have twice as many.
         text_width: Width of the text embedding.
         options: Norm, padding, skip connections and fusion.
-        finest: Whether its resolution is the full one.
     """
 
-    def __init__(
-        self,
-        c_in: int,
-        width: int,
-        text_width: int,
-        options: GeneratorOptions,
-        finest: bool = False,
-    ) -> None:
+    def __init__(self, c_in: int, width: int, text_width: int, options: GeneratorOptions) -> None:
         super().__init__()
         self.skip = options.skip
         self.recompute = options.checkpoint_activations
@@ -311,7 +298,7 @@ class LocalEnhancer(nn.Module):
         self.stage = FusedResBlocks(
             2 * width, options.n_blocks_local, text_width, options, fuse=fuse
         )
-        self.decoder = UpBlock(2 * width, width, text_width, options, finest)
+        self.decoder = UpBlock(2 * width, width, text_width, options, tubes=True)
 
     def forward(
         self,
@@ -337,7 +324,8 @@ class SharedFeatures:
 
     Attributes:
         conditions: The condition of each enhancer.
-        noises: `(P B, noise_channels, ...)`; the first may have tubes behind the noise.
+        noises: `(P B, noise_channels, ...)`; with tubes behind the noise down to the global
+            generator's finest scale.
         regions: `(P B, 1, ...)`, 1 where text has an effect; None for everywhere.
         features: Those of the global generator's encoder.
         coarse: Its coarsest features after the blocks.
@@ -372,8 +360,7 @@ class Generator(nn.Module):
         n = options.n_local_enhancers
         self.global_generator = GlobalGenerator(c_in, options.ngf * 2**n, text_width, options)
         self.enhancers = nn.ModuleList(
-            LocalEnhancer(c_in, options.ngf * 2**i, text_width, options, finest=i == 0)
-            for i in reversed(range(n))
+            LocalEnhancer(c_in, options.ngf * 2**i, text_width, options) for i in reversed(range(n))
         )
         self.head = ScalarConv3d(options.ngf, 3, 1, options.padding)
         residual = options.fusion_at == "output" or options.text_effect
@@ -458,7 +445,9 @@ class Generator(nn.Module):
             regions.append(halve_region(regions[-1]))
         if has_tubes(self.options):
             with torch.autocast(noise.device.type, enabled=False):
-                noises[0] = torch.cat([noise, tube_noise(noise)], 1)
+                for scale in range(len(self.enhancers) + 1):
+                    plain = noises[scale]
+                    noises[scale] = torch.cat([plain, tube_noise(plain)], 1)
         conditions = self._conditions(mask, coords)
         features = network.encode(conditions[-1])
         if coarse is None:

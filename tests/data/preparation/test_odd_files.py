@@ -269,7 +269,7 @@ def test_a_case_with_an_offset_of_its_own_is_named(tmp_path: Path) -> None:
     assert done.code == 0, done.text
     assert "P3: the median of the lungs is -58" in done.text
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "the median of the lungs is -58" in report
+    assert "the median of the lungs is −58" in report
 
 
 # --- tables ---
