@@ -21,6 +21,7 @@ from util.cli import UserError, is_main_process
 log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 15.0  # for the children of a killed process, which hold its lock until they end
+MAX_NAME_WAIT_S = 2.0  # for an owner that holds the lock and has not written its name yet
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of some file systems
 
 _held: set[int] = set()
@@ -76,7 +77,7 @@ def locked_folder(folder: Path, flag: str) -> Iterator[None]:
 
 def _acquire(path: Path, folder: Path, flag: str) -> int | None:
     """Return the descriptor of the locked file; None where the file system has no locks."""
-    end = time.monotonic() + MAX_WAIT_S
+    start = time.monotonic()
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -90,7 +91,8 @@ def _acquire(path: Path, folder: Path, flag: str) -> int | None:
                     folder,
                 )
                 return None
-            if not _is_dead(owner) or time.monotonic() > end:
+            max_wait_s = MAX_WAIT_S if _is_dead(owner) else 0.0 if owner else MAX_NAME_WAIT_S
+            if time.monotonic() - start >= max_wait_s:
                 raise UserError(
                     f"{flag}: {folder} is in use by {_describe(owner)}. Wait until it ends, stop "
                     "it, or choose another folder."

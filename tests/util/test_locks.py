@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +62,24 @@ def test_a_second_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
             pass
     finally:
         end_group(process)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_owner_between_its_lock_and_its_name_is_waited_for(named: bool, tmp_path: Path) -> None:
+    """One that never writes its name (a full disk) is not waited for long."""
+    path = tmp_path / ".run.lock"
+    owner = {"host": socket.gethostname(), "process": os.getpid(), "since": "", "command": "late"}
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if named:
+            threading.Timer(0.5, path.write_text, [json.dumps(owner)]).start()
+        start = time.monotonic()
+        with (
+            pytest.raises(UserError, match="is in use by " + ("late" if named else "another")),
+            locked_folder(tmp_path / "run", "--name"),
+        ):
+            pass
+        assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("words", [(), ("with a child",)])
