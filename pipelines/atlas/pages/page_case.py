@@ -143,18 +143,35 @@ def pair_rows(facts: CaseFacts, voxels: CaseVoxels) -> list[dict[str, Any]]:
     return rows
 
 
+def _shown_change(attribute: ShownAttribute, voxels: CaseVoxels) -> float | None:
+    """Return the change in the lungs between the values shown first; None without lungs."""
+    start, end = attribute.values[attribute.start], attribute.values[attribute.end]
+    return voxels.change(start.key, end.key).get("lungs")
+
+
+def clearest_attribute(facts: CaseFacts, voxels: CaseVoxels) -> int | None:
+    """Return the index of the attribute with the largest shown change, which the page opens with.
+
+    None where no attribute changes anything in the lungs.
+    """
+    changes = [abs(_shown_change(a, voxels) or 0.0) for a in facts.attributes]
+    if not any(changes):
+        return None
+    return max(range(len(changes)), key=changes.__getitem__)
+
+
 def case_sentence(facts: CaseFacts, voxels: CaseVoxels) -> str:
-    """Return the largest change of an attribute in the lungs, beside that of another noise."""
-    changes = {}
-    for attribute in facts.attributes:
-        for first, second in value_pairs(attribute):
-            change = voxels.change(first.key, second.key).get("lungs")
-            if change is not None:
-                changes[f"{attribute.label}, {second.plain} against {first.plain}"] = change
-    if not changes:
+    """Return the change that the page opens with, beside that of another noise."""
+    index = clearest_attribute(facts, voxels)
+    if index is None:
         return "No attribute could be changed in the lungs of this patient."
-    largest = max(changes, key=lambda name: abs(changes[name]))
-    text = f"Largest change in the lungs: {largest}: {format_change(changes[largest])} HU"
+    attribute = facts.attributes[index]
+    start, end = attribute.values[attribute.start], attribute.values[attribute.end]
+    change = format_change(_shown_change(attribute, voxels) or 0.0)
+    text = (
+        f"Largest change in the lungs: {attribute.label}, {end.plain} against {start.label}: "
+        f"{change} HU"
+    )
     if NOISE in voxels.means:
         noise = voxels.change(FACTUAL, NOISE).get("lungs", 0.0)
         text += f"; another noise changes {format_change(noise)} HU"
@@ -265,6 +282,7 @@ def _chooser_config(facts: CaseFacts, voxels: CaseVoxels, terms: Terms) -> dict[
         ],
         "lungs": voxels.outcomes,
         "attributes": attributes,
+        "first": clearest_attribute(facts, voxels) or 0,
     }
 
 

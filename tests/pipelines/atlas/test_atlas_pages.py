@@ -313,7 +313,14 @@ def test_pages_begin_with_a_sentence_and_pictures(atlas: Path, visit: Visit) -> 
     shows_picture_first(visit, atlas / "index.html")
     page = shows_picture_first(visit, case_page(atlas))
     sentence = page.inner_text(".headline")
-    assert sentence.startswith("Largest change in the lungs: ") and "another noise" in sentence
+    assert "another noise" in sentence
+    shown = {
+        group: page.inner_text(f"#{group} button[aria-pressed=true]")
+        for group in ("attributes", "from", "to")
+    }
+    change = page.locator("#regions tr").first.inner_text().split("\t")[1].strip()
+    start = "Largest change in the lungs: {attributes}, {to} against {from}: ".format(**shown)
+    assert sentence.startswith(f"{start}{float(change):+.0f} HU")
 
 
 def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:

@@ -100,5 +100,5 @@
   }
 
   byId("attributes").replaceChildren(...config.attributes.map((a) => button(a.label, false, () => choose(a))));
-  choose(config.attributes[0]);
+  choose(config.attributes[config.first]);
 })();
