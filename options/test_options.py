@@ -42,6 +42,12 @@ class ModelOptions:
     text_encoder: str = flag(
         "", "Folder of the run's text encoder, if it was moved since training."
     )
+    paraphrases: str = path_flag(
+        "",
+        "File of other words for the template's phrases (YAML), beside those that the run was "
+        "trained with.",
+        kind="file",
+    )
     gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; default: a GPU if available.")
     tile: tuple[int, int, int] | None = flag(
         None,

@@ -44,7 +44,7 @@ from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset, VolumeSample
 from data.volumes import has_suffix, load_volume, strip_suffix, write_like
 from models.editing import Editor, EditScan, make_editor
-from models.inference import LoadedRun, load_run
+from models.inference import LoadedRun
 from models.text.relevance import warn_low_relevance
 from options.base_options import DataOptions
 from options.checks import check_chest_ct
@@ -64,6 +64,7 @@ from pipelines.results import (
     display_window,
 )
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
+from pipelines.run_words import known_synonyms, load_worded_run
 from util.cli import UserError, format_list
 from util.files import claim_file
 from util.metrics.edit_metrics import edit_rows, reversal_rows
@@ -147,8 +148,7 @@ class GenerationPlan:
         for column, trained in (training_values(self) or {}).items():
             if column in values:
                 values[column] = list(dict.fromkeys([*trained, *values[column]]))
-        synonyms = self.run.state["encoder_values"].get("synonyms") or {}
-        return TextReader(self.template, values, synonyms)
+        return TextReader(self.template, values, known_synonyms(self.run.generator.encoder))
 
     def text(self, case: Case) -> CaseText:
         """Return the factual text of a case before `--set`."""
@@ -225,7 +225,7 @@ def page_context(plan: GenerationPlan, notices: Sequence[Notice]) -> PageContext
 
 def open_run(options: TestOptions) -> LoadedRun:
     """Load the run that the options name."""
-    return load_run(options.model, seed=options.arms.seed, sampling=options.sampling)
+    return load_worded_run(options.model, options.arms.seed, options.sampling)
 
 
 def run_samples(run: LoadedRun, cases: Sequence[Case], data: DataOptions) -> VolumeDataset:

@@ -62,6 +62,7 @@ from pipelines.clip_pretraining import pretrain_clip
 from pipelines.evidence import EVIDENCE, contrast_key, training_evidence
 from pipelines.power import describe_smallest_effect
 from pipelines.run_cohort import run_splits
+from pipelines.run_words import known_synonyms
 from pipelines.validation import Validation, ValidationCase
 from util.cli import UserError, format_list, is_main_process, is_out_of_memory
 from util.files import write_frame
@@ -117,7 +118,7 @@ class Study:
     @property
     def reader(self) -> TextReader:
         """Reads texts that people wrote."""
-        return TextReader(self.template, self.training_values)
+        return TextReader(self.template, self.training_values, known_synonyms(self.encoder))
 
     def embed(self, batch: Mapping[str, Any], device: torch.device) -> BatchText:
         """Return the embeddings of a batch's prompts and of the mismatched ones."""

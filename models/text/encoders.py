@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -123,11 +124,24 @@ class LanguagePhrases(PhraseEncoder):
         if unseen := not_yet_warned(unseen):
             log.warning(
                 "The training prompts do not contain these phrases, so their effect depends on the "
-                "text encoder alone and may be meaningless: %s.",
-                format_list(unseen),
+                "text encoder alone and may be meaningless: %s. Where one means the same as a "
+                "phrase of training, list it in a file for --paraphrases.",
+                format_list([self._with_nearest(phrase) for phrase in unseen]),
                 extra=notice("phrase not seen in training", phrases=unseen),
             )
         return self.whitening(self._embed_raw(phrases))
+
+    def _with_nearest(self, phrase: str) -> str:
+        """Return a phrase with the training phrase that the language model puts next to it.
+
+        For people alone: language models put negations beside what they negate, so that nothing is
+        read for another phrase by itself.
+        """
+        words = {**{text: text for text in self.phrases}, **self.synonyms}
+        known = F.normalize(self._embed_raw(list(words)), dim=-1)
+        similarity = known @ F.normalize(self._embed_raw([phrase])[0], dim=0)
+        nearest = int(similarity.argmax())
+        return f"{phrase} (nearest: {list(words.values())[nearest]}, {similarity[nearest]:.2f})"
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
         """Return the whitening, and the values of the base class."""

@@ -218,6 +218,21 @@ class PhraseEncoder(TextEncoder):
         self.learn(self.phrases)
         self.set_phrase_weights({})
 
+    def add_synonyms(self, synonyms: Mapping[str, str]) -> None:
+        """Take further words for phrases, as `synonyms` holds them.
+
+        Raises:
+            UserError: Words are a training phrase of their own, or stand for another phrase.
+        """
+        for wording, phrase in synonyms.items():
+            owner = self.synonyms.get(wording, self._wordings(wording))
+            if owner != wording and normalise_phrase(owner) != normalise_phrase(phrase):
+                raise UserError(
+                    f"--paraphrases: {wording!r} stands for {owner!r} in this run, not for "
+                    f"{phrase!r}. Leave it out of the file."
+                )
+        self.synonyms = {**self.synonyms, **synonyms}
+
     def set_phrase_weights(self, weights: Mapping[str, float], terms: Sequence[Term] = ()) -> None:
         """Set the factors of the training phrases' tokens, and terms (`models.text.relevance`)."""
         self.phrase_weights = weights

@@ -28,7 +28,7 @@ from data.text.prompts import Prompt, load_template
 from data.text.values import parse_number
 from data.volume_dataset import VolumeSample
 from data.volumes import has_suffix
-from models.inference import LoadedRun, load_run
+from models.inference import LoadedRun
 from models.text.relevance import warn_low_relevance
 from options.app_options import AppCommand
 from options.checks import check_chest_ct
@@ -36,6 +36,7 @@ from options.test_options import CaseOptions, InterventionOptions, TestOptions
 from pipelines.app.question import MAX_TEXT, NOT_KNOWN, Question
 from pipelines.evidence import EVIDENCE, warn_young_run
 from pipelines.generation import GenerationPlan, open_plan, run_samples, training_values
+from pipelines.run_words import known_synonyms, load_worded_run
 from util.cli import UserError, format_list, safe_name
 from util.notices import Notice, collected_warnings
 
@@ -135,7 +136,8 @@ class AppSession:
         self.trained = training_values(plan)
         self.columns = {column.name: column for column in self._known_columns()}
         values = {column.name: column.values for column in self.columns.values()}
-        self.reader = TextReader(plan.template, values)
+        synonyms = known_synonyms(plan.run.generator.encoder)
+        self.reader = TextReader(plan.template, values, synonyms)
 
     @classmethod
     def from_options(cls, options: AppCommand, folder: Path) -> AppSession:
@@ -144,7 +146,7 @@ class AppSession:
         Raises:
             UserError: The run or the cohort cannot be used.
         """
-        run = load_run(options.model, sampling=options.sampling)
+        run = load_worded_run(options.model, sampling=options.sampling)
         check_chest_ct(run.options.data, "the live page")
         source = CaseOptions(dataroot=options.app.dataroot, split="all", accept_changes=True)
         arms = InterventionOptions(draws=options.app.draws)

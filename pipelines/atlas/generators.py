@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
-from models.inference import LoadedRun, VolumeGenerator, load_run
+from models.inference import LoadedRun, VolumeGenerator
 from options.atlas_options import AtlasCommand
 from pipelines import refits
 from pipelines.atlas.measure import (
@@ -26,6 +26,7 @@ from pipelines.atlas.progress import AtlasProgress, GeneratedCases
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation import GenerationPlan, run_samples
 from pipelines.results import CaseWriter, VolumeNames, display_window
+from pipelines.run_words import load_worded_run
 from util import cli
 from util.cli import UserError
 from util.progress import RemainingTime
@@ -94,7 +95,7 @@ def load_refit(options: AtlasCommand, run: LoadedRun, name: str) -> VolumeGenera
         which_epoch="latest",
         text_encoder="",
     )
-    refit = load_run(model, seed=options.output.seed)
+    refit = load_worded_run(model, seed=options.output.seed)
     if refit.labels != run.labels:
         raise UserError(
             f"The refit {name} was trained with other labels than the run {run.folder.name}; train "

@@ -57,6 +57,7 @@ from pipelines.run_cohort import (
     is_training_copy,
     load_run_cohort,
 )
+from pipelines.run_words import known_synonyms
 from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
@@ -119,6 +120,7 @@ class OpenAtlas:
             "version": files.FORMAT_VERSION,
             "settings": settings,
             "run": file_fingerprint(checkpoint_dir / checkpoint.STATE_FILE),
+            "synonyms": dict(known_synonyms(run.generator.encoder)),
             "refits": [dict(record) for record in self.networks.refits],
             "folds": {fold: one.run for fold, one in self.networks.by_fold.items()},
             "cases": cases,

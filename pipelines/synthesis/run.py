@@ -34,7 +34,7 @@ from data.table import read_table
 from data.text.counterfactuals import parse_edits, values_by_column
 from data.text.free_text import TextReader
 from data.text.prompts import cohort_prompts, load_template
-from models.inference import LoadedRun, load_run
+from models.inference import LoadedRun
 from models.text.relevance import warn_low_relevance
 from options.checks import check_chest_ct
 from options.expand_options import ExpandCommand
@@ -42,6 +42,7 @@ from options.parser import to_dict
 from options.test_options import ModelOptions
 from pipelines.evidence import warn_young_run
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
+from pipelines.run_words import known_synonyms, load_worded_run
 from pipelines.synthesis import case_edits, case_synthesis
 from pipelines.synthesis.case_edits import CaseEditor, check_edits, edit_rows, editable_cases
 from pipelines.synthesis.case_synthesis import CaseSynthesiser
@@ -60,7 +61,7 @@ from pipelines.synthesis.report import CohortReport, cohort_readme, describe_cha
 from pipelines.synthesis.shape_model import MaskLabels
 from util import cli
 from util.cli import UserError, format_list
-from util.files import atomic_path, read_json, write_csv, write_json
+from util.files import atomic_path, file_sha256, read_json, write_csv, write_json
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
 from util.records import open_record, read_record, wait_for_record
@@ -341,6 +342,7 @@ def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
         "step": run.state["step"],
         "deform": asdict(command.deform),
         "sampling": asdict(command.sampling),
+        "paraphrases": command.model.paraphrases and file_sha256(Path(command.model.paraphrases)),
         "table": hashlib.sha256(Path(table).read_bytes()).hexdigest() if table else "",
         **settings,
     }
@@ -362,7 +364,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     """
     e = command.expand
     out = Path(e.out)
-    run = load_run(_with_all_gpus(command.model), sampling=command.sampling)
+    run = load_worded_run(_with_all_gpus(command.model), sampling=command.sampling)
     data = run.options.data
     check_chest_ct(data, "expanding a cohort")
     cohort = load_run_cohort(run.folder, data, e.dataroot, run.options.run.seed, need_images=False)
@@ -370,7 +372,8 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     template = load_template(data.template, cohort.columns, data.key_column, data.patient_column)
     warn_young_run(run)
     rows = [case.row for case in cohort.cases]
-    reader = TextReader(template, values_by_column(template, rows))
+    synonyms = known_synonyms(run.generator.encoder)
+    reader = TextReader(template, values_by_column(template, rows), synonyms)
     texts = SourceTexts(cases, cohort_prompts(cohort, template), reader)
     planned = plan_cases(command, run, texts)
     settings = _record_settings(command, run)

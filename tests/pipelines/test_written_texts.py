@@ -99,3 +99,21 @@ def test_a_prompt_is_changed_by_the_same_rule(
     assert prompts(tmp_path, "own") == [TEXTS[0].replace("62", "70")]
     assert prompts(tmp_path)[1] == TEXTS[0].replace("62", "70")
     shutil.rmtree(tmp_path / trained_run.name)
+
+
+def test_words_are_added_to_a_trained_run(
+    trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "words.yaml"
+    file.write_text("SMOKING HISTORY: {Current smoker: [puffs away]}")
+    mask = next((cohort_dir / "gtlung").iterdir())
+    words = ("--mask", str(mask), "--results_dir", str(tmp_path), *trained_run.flags())
+    text = ("--prompt", "Puffs away, honeycombing.", "--vary", SMOKING, "--no-page", "--draws", "1")
+    done = command("test.py", *words, *text)
+    assert done.code == 2 and "does not state 'SMOKING HISTORY'" in done.text
+    done = command("test.py", *words, *text, "--paraphrases", str(file))
+    assert done.code == 0 and "Puffs away" not in done.text, done.text
+    assert prompts(tmp_path)[0] == "SMOKING HISTORY is Never smoker, honeycombing."
+    file.write_text("SMOKING HISTORY: {Never smoker: [current smoker], Current smoker: [smokes]}")
+    done = command("test.py", *words, *text, "--paraphrases", str(file))
+    assert done.code == 2 and "Traceback" not in done.text

@@ -83,6 +83,21 @@ def test_texts_with_listed_words_are_varied(tmp_path: Path, template: Template) 
     assert changed.prompt.texts == ["SMOKING HISTORY is Never smoker", "nodule."]
 
 
+def test_words_are_added_to_a_trained_encoder(tmp_path: Path, template: Template) -> None:
+    encoder = TableEncoder()
+    encoder.synonyms = load(tmp_path, template, FILE).synonyms
+    encoder.fit(PROMPTS)
+    more = "SMOKING HISTORY: {Current smoker: [still smokes, active smoker]}"
+    encoder.add_synonyms(load(tmp_path, template, more).synonyms)
+    own = encoder.encode([["SMOKING HISTORY is Current smoker"]]).pooled
+    for words in ("Still smokes.", "Active smoker", "the patient currently smokes"):
+        assert encoder.encode([[words]]).pooled.equal(own)
+    for phrase in ("active smoker", "SMOKING HISTORY is Current smoker", "Gender: Male"):
+        other = load(tmp_path, template, f"SMOKING HISTORY: {{Never smoker: ['{phrase}']}}")
+        with pytest.raises(UserError, match=r"stands for '.*' in this run, not for '.*Never"):
+            encoder.add_synonyms(other.synonyms)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -502,7 +502,7 @@ def test_unseen_phrases_are_warned_of(
     minilm.encode([["The patient smokes.", "DIAGNOSIS is IPF"]])
     assert (
         "The training prompts do not contain these phrases" in caplog.text
-        and "The patient smokes" in caplog.text
+        and "The patient smokes (nearest: SMOKING HISTORY is " in caplog.text
     )
     assert "IPF" not in caplog.text
 
