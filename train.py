@@ -32,7 +32,7 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
         saved = replace(saved, text=locate_text_encoder(saved.text, folder))
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
     elif options.run.init_from:
-        from pipelines.fine_tuning import SourceRun  # slow to import
+        from pipelines.training.fine_tuning import SourceRun  # slow to import
 
         source = SourceRun.load(options.run.init_from, options.run.checkpoints_dir)
         options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=source.start_options())
@@ -57,10 +57,31 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
     from data.cache import cache_folder
     from data.label_schemes import recognise_labels
     from models.base_model import MODELS
-    from pipelines import training
-    from pipelines.data_record import check_unchanged, record_data
     from pipelines.evidence import EVIDENCE
-    from pipelines.fine_tuning import start_model
+    from pipelines.training.components import (
+        make_dataset,
+        make_loader,
+        make_monitor,
+        make_trainer,
+        open_folder,
+        save_body_shape,
+    )
+    from pipelines.training.data_record import check_unchanged, record_data
+    from pipelines.training.dry_run import dry_run
+    from pipelines.training.fine_tuning import start_model
+    from pipelines.training.latent_check import check_latents
+    from pipelines.training.shutdown import finish, memory_advice
+    from pipelines.training.study import (
+        ensure_cohort_clip,
+        find_evidence,
+        fix_labels,
+        fix_text_texture,
+        open_study,
+        restore_study,
+        warn_constant_text,
+        weigh_by_relevance,
+    )
+    from pipelines.training.validation import make_validation
     from util.training import checkpoint
     from util.training.devices import make_accelerator
 
@@ -71,62 +92,59 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
         runs.check_new_run(folder, run.overwrite)
     accelerator = make_accelerator(options.optim.precision, run.gpu_ids)
     with accelerator.main_process_first():
-        options = training.ensure_cohort_clip(options, folder)
+        options = ensure_cohort_clip(options, folder)
     torch.manual_seed(run.seed)
 
     # Everything that can be wrong is checked before anything is written.
     cache = cache_folder(options.data, folder)
     keep_checks = run.continue_train or options.data.cache_dir or cache.is_dir()
-    study = training.open_study(options, cache if keep_checks else None)
-    options = training.fix_body_label(options, study)
-    options = training.fix_target_labels(options, study)
+    study = open_study(options, cache if keep_checks else None)
+    options = fix_labels(options, study)
     resumed = checkpoint.find(folder / "latest") if run.continue_train else None
     data_record: dict[str, Any] = {}
     if resumed:
-        study = training.restore_study(options, study, resumed)
+        study = restore_study(options, study, resumed)
         with accelerator.main_process_first():  # the other processes find its checksums
             data_record = check_unchanged(options, study, resumed, cache)
     else:
-        options = training.fix_text_texture(options, study)
-    training.warn_constant_text(options, study)
+        options = fix_text_texture(options, study)
+    warn_constant_text(options, study)
     model = start_model(options, study, resumed is not None)
-    trainer = training.make_trainer(options, model, accelerator, len(study.training_cases))
+    trainer = make_trainer(options, model, accelerator, len(study.training_cases))
     if resumed:
         trainer.load(resumed)
     validation = None
     if accelerator.is_main_process and run.val_cases:
-        validation = training.make_validation(options, study, model, trainer)
+        validation = make_validation(options, study, model, trainer)
     if run.dry_run:
-        with training.memory_advice(options):
-            training.dry_run(options, study, model, trainer, validation)
+        with memory_advice(options):
+            dry_run(options, study, model, trainer, validation)
         return folder
 
     if accelerator.is_main_process:
-        training.open_folder(folder, options, study)
+        open_folder(folder, options, study)
         study.encoder.attach_cache(folder)
         if not resumed:
-            with training.memory_advice(options):
-                training.check_latents(options, study, model, accelerator.device, folder)
+            with memory_advice(options):
+                check_latents(options, study, model, accelerator.device, folder)
         data_record = data_record or record_data(options, study, cache)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the other processes find its prepared volumes
-        dataset = training.make_dataset(
-            options, study, study.training_cases, cache, model.draws * model.noise_channels
-        )
-    training.save_body_shape(folder, options, dataset.volumes)
+        dataset = make_dataset(options, study, model, study.training_cases, cache)
+    save_body_shape(folder, options, dataset.volumes)
     if not resumed:
-        study = training.weigh_by_relevance(options, study, cache)
-    evidence = training.find_evidence(options, study, resumed, cache)
+        study = weigh_by_relevance(options, study, cache)
+    evidence = find_evidence(options, study, resumed, cache)
     records = {"data": data_record, EVIDENCE: evidence}
-    monitor = training.make_monitor(options, study, trainer, folder, validation, records, notices)
+    monitor = make_monitor(options, study, trainer, folder, validation, records, notices)
 
-    with training.memory_advice(options), trainer.until_stopped():
-        loader = training.make_loader(options, dataset, trainer)
+    with memory_advice(options), trainer.until_stopped():
+        loader = make_loader(options, dataset, trainer)
         for parts in trainer.iterate(loader, prepare=dataset.inputs):
             texts = [study.embed(part, accelerator.device) for part in parts]
             losses = trainer.step(list(zip(parts, texts, strict=True)))
             monitor(losses)
-    training.finish(trainer, monitor)
+    finish(trainer, monitor)
     page = folder / "web" / "index.html"
     log.info("Trained %s for %d steps; see %s.", run.name, trainer.steps_done, page)
     return folder

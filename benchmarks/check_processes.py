@@ -35,7 +35,8 @@ from models.text.relevance import MIN_SCANS
 from options.benchmark_options import ProcessCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
-from pipelines import training
+from pipelines.training.components import make_dataset, make_loader, make_trainer
+from pipelines.training.study import open_study, weigh_by_relevance
 from util.cli import UserError, run_command
 from util.files import write_json
 from util.training.devices import make_accelerator, shutdown_distributed
@@ -103,21 +104,19 @@ def record_training(options: ProcessCheckOptions, work: Path) -> None:
     settings = train.read_options(train_words(options, work))
     accelerator = make_accelerator(settings.optim.precision, settings.run.gpu_ids)
     torch.manual_seed(settings.run.seed)
-    study = training.open_study(settings, None)
+    study = open_study(settings, None)
     cases = study.training_cases
     n_labels = len(study.cohort.labels)
     model = MODELS[settings.generator.model](settings, n_labels, study.encoder.width)
-    trainer = training.make_trainer(settings, model, accelerator, len(cases))
+    trainer = make_trainer(settings, model, accelerator, len(cases))
     cache = work / "cache"
     with accelerator.main_process_first():
-        dataset = training.make_dataset(
-            settings, study, cases, cache, model.draws * model.noise_channels
-        )
-    study = training.weigh_by_relevance(settings, study, cache)
+        dataset = make_dataset(settings, study, model, cases, cache)
+    study = weigh_by_relevance(settings, study, cache)
     recorder = Recorder(trainer, options.steps)
     weights = [study.case_weights[case.id] for case in cases]
     recorder.vectors["step 0: weights of cases"] = torch.tensor(weights)
-    loader = training.make_loader(settings, dataset, trainer)
+    loader = make_loader(settings, dataset, trainer)
     for parts in trainer.iterate(loader, prepare=dataset.inputs):
         trainer.step([(part, study.embed(part, accelerator.device)) for part in parts])
         recorder.record_weights()

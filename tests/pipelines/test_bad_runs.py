@@ -20,7 +20,7 @@ import pytest
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.validation import Validation
+from pipelines.training.validation import Validation
 from tests.commands import ROOT, Outcome, TrainedRun, command, files, kept, refused, train
 from util.locks import locked_folder
 from util.training import checkpoint

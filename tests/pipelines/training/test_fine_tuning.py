@@ -17,7 +17,7 @@ from models.text.base_encoder import TextEmbedding
 from models.text.table_encoder import TableEncoder
 from options.parser import parse
 from options.train_options import PRESETS, TrainOptions
-from pipelines.fine_tuning import SourceRun, freeze
+from pipelines.training.fine_tuning import SourceRun, freeze
 from tests.commands import TINY, TrainedRun, command, refused
 from util.cli import UserError
 

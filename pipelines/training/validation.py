@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,17 +15,26 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.text.counterfactuals import Intervention, case_text, counterfactual_variants
 from data.text.prompts import Prompt
-from data.volume_dataset import VolumeSample
+from data.volume_dataset import VolumeDataset, VolumeSample
+from models.base_model import GenerativeModel
 from models.inference import VolumeGenerator
-from models.sliding_window import round_up
+from models.sliding_window import SlidingWindow, round_up
 from options.base_options import DataOptions
+from options.train_options import TrainOptions
+from pipelines.evidence import contrast_key
+from pipelines.training.study import Study, tracked_interventions
 from util.cli import unique_names
 from util.metrics.fidelity import fidelity_by_region
 from util.metrics.texture import detail_correlation, detail_ratio
-from util.training.monitor import ValidationResult
+from util.training import runs
+from util.training.monitor import WEB, ValidationResult
+from util.training.trainer import Trainer
 from util.web.figures import LUNG, Panel, fullest_slices, nice_limit, save_slices_png
 from util.web.training_page import TrackedEffect, TrainingImage
+
+log = logging.getLogger(__name__)
 
 PICTURE_DPI = 130
 MIN_LIMIT = 20.0  # smallest range of the colours of an effect, HU
@@ -43,6 +53,20 @@ class ValidationCase:
     sample: VolumeSample
     prompt: Prompt
     pairs: Sequence[tuple[Prompt, Prompt]] = ()
+
+    @classmethod
+    def from_sample(
+        cls, sample: VolumeSample, study: Study, interventions: Sequence[Intervention]
+    ) -> ValidationCase:
+        """Return a case with its prompts; raise `UserError` where one cannot be encoded."""
+        factual = study.prompts[sample.name]
+        prompts = [factual]
+        for intervention in interventions:
+            text = case_text(sample.case, factual, study.reader)
+            variants = counterfactual_variants(text, intervention)
+            prompts += [variant.prompt for variant in variants[:2]]
+        study.encoder.validate([prompt.texts for prompt in prompts])
+        return cls(sample, factual, list(zip(prompts[1::2], prompts[2::2], strict=True)))
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -182,3 +206,75 @@ class Validation:
         path = self.folder / file
         save_slices_png(path, panels, at, window, limit, PICTURE_DPI, terms.unit)
         return TrainingImage(step, sample.name, case.prompt.sentence, file)
+
+
+def make_validation(
+    options: TrainOptions, study: Study, model: GenerativeModel, trainer: Trainer
+) -> Validation:
+    """Return the validation of `--val_cases` cases.
+
+    They are the first of the validation split, or of the training split where there is none.
+
+    Raises:
+        UserError: A prompt cannot be encoded, or a file cannot be read.
+    """
+    split = "val" if study.cohort.splits.get("val") else "train"
+    if split == "train" and options.run.val_cases:
+        log.warning("The cohort has no validation cases; training cases are validated instead.")
+    model.inference_network = trainer.generating_network()
+    size, multiple = options.patch.patch_size, model.size_multiple
+    samples = VolumeDataset(
+        study.cohort.split(split)[: options.run.val_cases],
+        study.cohort.labels,
+        options.data,
+        size,
+        [multiple] * 3,
+    )
+    interventions = tracked_interventions(options)
+    cases = [ValidationCase.from_sample(sample, study, interventions) for sample in samples]
+    generator = VolumeGenerator(
+        model,
+        study.encoder,
+        validation_window(size, multiple, [case.sample.channels.shape for case in cases]),
+        trainer.accelerator.device,
+        options.run.seed,
+    )
+    folder = runs.run_folder(options.run.checkpoints_dir, options.run.name)
+    tracked = tracked_effects(options)
+    return Validation(cases, generator, options.data, folder / WEB, tracked)
+
+
+def validation_window(
+    patch: Sequence[int], multiple: int, shapes: Sequence[Sequence[int]]
+) -> SlidingWindow:
+    """Return tiles of twice the patch size along each axis, but not larger than the volumes.
+
+    Overlapping tiles of the patch size generate a voxel up to eight times; larger ones fewer times.
+    One tile at a time takes less memory than a training step. A model with exact tiles chooses
+    them by the free memory.
+    """
+    longest = [max((shape[axis] for shape in shapes), default=0) for axis in range(3)]
+    tile = []
+    for side, length in zip(patch, longest, strict=True):
+        largest = round_up(max(side, min(2 * side, length)), 2 * multiple)
+        tile.append(largest)
+    return SlidingWindow(tuple(tile), multiple, batch=1, by_memory=True)
+
+
+def tracked_effects(
+    options: TrainOptions, real: Mapping[str, Sequence[float]] | None = None
+) -> list[TrackedEffect]:
+    """Return the effects of `--val_effect`, with the regression of the real scans (see evidence).
+
+    Args:
+        options: The run's options.
+        real: Difference and interval by intervention, as `training_evidence` returns them.
+    """
+    tracked = []
+    for number, intervention in enumerate(tracked_interventions(options), start=1):
+        start, end = intervention.values[:2]
+        metric = "val_lung_effect_hu" + (f"_{number}" if number > 1 else "")
+        title = f"{intervention.column}: {end} minus {start}"
+        found = (real or {}).get(contrast_key(intervention))
+        tracked.append(TrackedEffect(metric, title, *(found or ())))
+    return tracked

@@ -30,8 +30,8 @@ from models.text.base_encoder import TextEncoder
 from options.base_options import DataOptions
 from options.parser import from_dict
 from options.train_options import RunOptions, TrainOptions
-from pipelines.coarse_to_fine import load_global_generator
-from pipelines.training import Study
+from pipelines.training.coarse_to_fine import load_global_generator
+from pipelines.training.study import Study
 from util.cli import UserError, format_list
 from util.training import checkpoint, runs
 

@@ -18,7 +18,7 @@ from data.fingerprints import (
 )
 from options.parser import from_dict
 from options.train_options import TrainOptions, fixed_options
-from pipelines.training import Study
+from pipelines.training.study import Study
 from util.training import checkpoint, runs
 
 log = logging.getLogger(__name__)

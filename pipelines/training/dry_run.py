@@ -1,0 +1,107 @@
+"""The dry run of a training: options, sizes, memory and time, without a run's folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from models.base_model import GenerativeModel
+from models.networks.label_embedding import mask_channels
+from options.parser import command_line
+from options.train_options import TrainOptions
+from pipelines.power import describe_smallest_effect
+from pipelines.training.components import make_dataset, make_loader
+from pipelines.training.study import Study
+from pipelines.training.validation import Validation
+from util.training.devices import device_name
+from util.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+DRY_RUN_CASES = 4
+DRY_RUN_STEPS = 3  # the last is measured
+
+
+def dry_run(
+    options: TrainOptions,
+    study: Study,
+    model: GenerativeModel,
+    trainer: Trainer,
+    validation: Validation | None,
+) -> None:
+    """Take steps that are not saved, and report options, sizes, memory and time.
+
+    Args:
+        options: The run's options.
+        study: The study.
+        model: The model.
+        trainer: The trainer.
+        validation: Of which one tile is generated; None where nothing is validated.
+    """
+    for name, flags in command_line(options).items():
+        log.info("%s: %s", name, flags)
+    for name, network in model.raw.items():
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        log.info("Network %s: %.2f M parameters.", name, millions)
+    log.info("%s", describe_mask(options, len(study.cohort.labels)))
+    cases, device = study.training_cases, trainer.accelerator.device
+    log.info("%s", options.data.terms.text(describe_smallest_effect(cases, options.data)))
+    with tempfile.TemporaryDirectory() as cache:
+        dataset = make_dataset(options, study, model, cases[:DRY_RUN_CASES], Path(cache))
+        loader = make_loader(options, dataset, trainer)
+        until = trainer.steps_done + DRY_RUN_STEPS
+        waiting = seconds = 0.0
+        start = time.perf_counter()
+        for parts in trainer.iterate(loader, until, dataset.inputs):
+            waiting = time.perf_counter() - start
+            losses = trainer.step([(part, study.embed(part, device)) for part in parts])
+            [value.item() for value in losses.values()]  # a GPU is waited for
+            seconds = time.perf_counter() - start
+            start = time.perf_counter()
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    config = trainer.config
+    log.info(
+        "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %d steps take "
+        "about %.1f hours%s. Nothing was written.",
+        device_name(device),
+        seconds,
+        seconds - waiting,
+        memory,
+        config.steps,
+        seconds * config.steps / 3600,
+        _validation_time(options, config.steps, validation),
+    )
+
+
+def describe_mask(options: TrainOptions, n_labels: int) -> str:
+    """Return how masks enter the networks, and what memory that takes in a step."""
+    voxels = options.optim.batch_size * math.prod(options.patch.patch_size)
+    mib = 4 * voxels / 2**20  # of a channel, float32
+    channels = mask_channels(n_labels)
+    text = (
+        f"The masks hold {n_labels} labels, which take {channels} channels and {channels * mib:.1f}"
+    )
+    if channels == n_labels:
+        return f"{text} MiB of each step, one-hot."
+    return f"{text} MiB of each step, by a learned embedding (one-hot: {n_labels * mib:.1f} MiB)."
+
+
+def _validation_time(options: TrainOptions, steps: int, validation: Validation | None) -> str:
+    """Return the time of all validations as text, by the time of a tile."""
+    if validation is None:
+        return ", without validation"
+    count = math.ceil(steps / (options.run.val_freq or max(1, steps // 10)))
+    hours = validation.estimate_seconds() * count / 3600
+    share = options.run.val_share
+    return (
+        f", and {count} validations {hours:.1f} hours more, postponed beyond --val_share {share:g}"
+    )
