@@ -21,8 +21,9 @@ def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
     # Slow to import: --help and mistakes in the command line are answered without it.
     from pipelines.case_pictures import draw_animations
-    from pipelines.generation import generate_case, open_plan, open_run, page_context
-    from pipelines.results import ResultsWriter, check_results_folder, results_folder
+    from pipelines.generation.case import generate_case
+    from pipelines.generation.plan import open_plan, open_run, page_context
+    from pipelines.generation.results import ResultsWriter, check_results_folder, results_folder
     from pipelines.run_cohort import warn_training_cases
 
     folder = results_folder(options)
@@ -44,7 +45,8 @@ def generate_cohort(options: TestOptions) -> Path:
 
 def generate_volume(options: TestOptions) -> Path:
     """Generate one volume from one mask and a text; return the file."""
-    from pipelines.generation import check_single_file, generate_file, open_plan, open_run
+    from pipelines.generation.plan import open_plan, open_run
+    from pipelines.generation.single_file import check_single_file, generate_file
 
     out = check_single_file(options)
     generate_file(open_plan(options, open_run(options)), out)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import train
 from data.phantom.rows import Row
 from data.volume_dataset import VolumeSample
-from pipelines.generation import GenerationPlan
+from pipelines.generation.plan import GenerationPlan
 from util.cli import UserError
 from util.training import checkpoint
 

@@ -44,7 +44,8 @@ from options.clip_options import ClipCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from options.test_options import TestOptions
-from pipelines import clip_pretraining, generation
+from pipelines import clip_pretraining
+from pipelines.generation.plan import open_plan, open_run
 from util.cli import UserError, run_command
 from util.files import read_json, write_json
 
@@ -165,8 +166,8 @@ def run_configuration(name: str, o: EffectsBenchmarkOptions, seed: int) -> dict[
 
 def measure_text(options: TestOptions, cohort: Path) -> dict[str, Any]:
     """Return effects of phrase order, wording and unseen ages on the volumes of a run."""
-    trained = generation.open_run(options)
-    opened = generation.open_plan(options, trained)
+    trained = open_run(options)
+    opened = open_plan(options, trained)
     return prompt_metrics(
         opened.generate,
         opened.samples,

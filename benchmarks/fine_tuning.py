@@ -30,7 +30,7 @@ from options.benchmark_options import FineTuningBenchmarkOptions
 from options.parser import parse_command
 from options.phantom_options import PhantomOptions
 from options.test_options import CaseOptions, InterventionOptions, ModelOptions, TestOptions
-from pipelines import generation
+from pipelines.generation.plan import open_plan, open_run
 from util.cli import run_command
 from util.files import write_json
 
@@ -73,7 +73,7 @@ def measure(run: Path, dataroot: Path) -> dict[str, float]:
         model=ModelOptions(name=run.name, checkpoints_dir=str(run.parent)),
         arms=InterventionOptions(vary=(EFFECT,)),
     )
-    plan = generation.open_plan(options, generation.open_run(options))
+    plan = open_plan(options, open_run(options))
     phantoms = PhantomCohort.from_folder(dataroot)
     errors, effects, planted = [], [], []
     for sample in plan.samples:

@@ -41,7 +41,7 @@ from data.phantom.rows import Row
 from options.benchmark_options import KindsBenchmarkOptions
 from options.parser import parse
 from options.test_options import TestOptions
-from pipelines import generation
+from pipelines.generation.plan import open_plan, open_run
 from util.cli import UserError, run_command
 from util.files import read_json, write_json
 
@@ -137,7 +137,7 @@ def open_generator(
         tile=(0, 0, 0),
     )
     options = parse(TestOptions, "", [*words, *o.test_flags.split()])
-    plan = generation.open_plan(options, generation.open_run(options))
+    plan = open_plan(options, open_run(options))
     samples = {sample.name: sample for sample in plan.samples}
 
     def generate(case: str, row: Row, draw: int) -> Hu:

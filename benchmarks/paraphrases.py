@@ -28,7 +28,7 @@ from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Phrase, Prompt
 from options.parser import parse_command
 from options.test_options import InterventionOptions, TestOptions
-from pipelines import generation
+from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from util.cli import UserError, run_command
 from util.files import write_json
 from util.phrasing import strip_phrase
@@ -43,7 +43,7 @@ def reworded(prompt: Prompt, phrase: str, wording: str) -> Prompt:
     )
 
 
-def wordings_of(plan: generation.GenerationPlan, file: str, phrase: str) -> list[str]:
+def wordings_of(plan: GenerationPlan, file: str, phrase: str) -> list[str]:
     """Return the wordings of a phrase in a file of paraphrases."""
     read = load_paraphrases(file, plan.template, plan.cohort.columns)
     return list(read.wordings.get(phrase, ()))
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     o = parse_command(ParaphrasesBenchmarkCommand, __doc__ or "", argv)
     arms = InterventionOptions(vary=(o.paraphrases.vary,))
     options = TestOptions(source=o.source, model=o.model, arms=arms)
-    plan = generation.open_plan(options, generation.open_run(options))
+    plan = open_plan(options, open_run(options))
     column, value = plan.interventions[0].column, plan.interventions[0].values[1]
     phrase = strip_phrase(
         plan.template[column].to_phrase(plan.template[column].format_value(value))

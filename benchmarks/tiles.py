@@ -33,7 +33,7 @@ from models.inference import VolumeGenerator
 from models.sliding_window import SlidingWindow, round_up
 from options.parser import parse
 from options.test_options import TestOptions
-from pipelines import generation
+from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from util.cli import run_command
 from util.files import write_json
 
@@ -48,7 +48,7 @@ def half_size(shape: Sequence[int], multiple: int) -> tuple[int, ...]:
     return tuple(round_up(-(-n // 2), 2 * multiple) for n in shape)
 
 
-def compare_tiles(plan: generation.GenerationPlan, sample: VolumeSample) -> dict[str, Any]:
+def compare_tiles(plan: GenerationPlan, sample: VolumeSample) -> dict[str, Any]:
     """Return the differences of one case in HU, in the lungs."""
     generator = plan.run.generator
     multiple = generator.model.size_multiple
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare every case, and write the figures."""
     o = parse(TilesBenchmarkCommand, __doc__ or "", argv)
     options = TestOptions(source=o.source, model=o.model, arms=o.arms)
-    plan = generation.open_plan(options, generation.open_run(options))
+    plan = open_plan(options, open_run(options))
     multiple = plan.run.generator.model.size_multiple
     samples = VolumeDataset(
         plan.cases, plan.run.labels, plan.data, (2 * multiple,) * 3, (multiple,) * 3

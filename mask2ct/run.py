@@ -23,7 +23,7 @@ from data.volume_dataset import VolumeSample
 from mask2ct.volume import Volume
 from models.inference import LoadedRun, load_run
 from options.test_options import ModelOptions
-from pipelines.generation import run_samples
+from pipelines.generation.plan import run_samples
 from util.cli import UserError
 from util.metrics.effects import CHANGE_COLUMNS, Contrast, effect_rows, region_effects
 from util.metrics.texture import statistics_by_region

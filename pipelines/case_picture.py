@@ -13,7 +13,8 @@ from data.load_cohort import files_by_case
 from data.volumes import load_volume
 from options.base_options import DataOptions
 from options.picture_options import PictureOptions
-from pipelines.results import display_window, results_data
+from pipelines.generation.case_writer import display_window
+from pipelines.generation.results import results_data
 from util.cli import UserError, format_list
 from util.files import path_inside, read_csv
 from util.web.figures import Panel, save_slices_png

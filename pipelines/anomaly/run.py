@@ -39,7 +39,7 @@ from pipelines.anomaly.normal_model import (
     LazyScans,
     ScanComparison,
 )
-from pipelines.generation import run_samples
+from pipelines.generation.plan import run_samples
 from pipelines.run_cohort import load_run_cohort
 from util import cli
 from util.cli import UserError, safe_name

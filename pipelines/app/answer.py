@@ -23,8 +23,9 @@ from pipelines.app.question import Question
 from pipelines.app.session import AppSession, AskedText, OpenCase
 from pipelines.app.similar_cases import CaseIndex
 from pipelines.evidence import attribute_facts
-from pipelines.generation import GenerationPlan, effects_over_draws
-from pipelines.results import Hu
+from pipelines.generation.case import effects_over_draws
+from pipelines.generation.case_writer import Hu
+from pipelines.generation.plan import GenerationPlan
 from pipelines.run_cohort import warn_training_cases
 from util.cli import UserError
 from util.metrics.contrasts import ContrastSummary, summarise_contrasts

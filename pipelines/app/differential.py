@@ -14,8 +14,8 @@ from pipelines.app.answer import AnswerDesk, Progress, watcher
 from pipelines.app.differential_page import DifferentialContent, SimilarRow, write_page
 from pipelines.app.question import Question
 from pipelines.app.session import AppSession, AskedText
-from pipelines.generation import effects_over_draws
-from pipelines.results import Hu
+from pipelines.generation.case import effects_over_draws
+from pipelines.generation.case_writer import Hu
 from util.cli import UserError, digest_name
 from util.metrics.contrasts import summarise_contrasts
 from util.notices import collected_warnings

@@ -18,7 +18,7 @@ from options.base_options import DataOptions
 from pipelines.app.answer_page import SIZE, difference_limit
 from pipelines.app.question import Question
 from pipelines.app.similar_cases import SimilarCase
-from pipelines.results import Hu
+from pipelines.generation.case_writer import Hu
 from util.metrics.contrasts import ContrastSummary
 from util.metrics.regions import region_name
 from util.notices import Notice

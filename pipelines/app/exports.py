@@ -14,7 +14,7 @@ import numpy as np
 from data.volumes import strip_suffix, write_like
 from options.checks import check_chest_ct
 from pipelines.app.answer import Answer
-from pipelines.results import DicomWriter, dicom_key, display_window
+from pipelines.generation.case_writer import DicomWriter, dicom_key, display_window
 from util import __version__
 from util.cli import UserError, safe_name
 from util.files import atomic_folder, atomic_path, write_csv

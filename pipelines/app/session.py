@@ -35,7 +35,7 @@ from options.checks import check_chest_ct
 from options.test_options import CaseOptions, InterventionOptions, TestOptions
 from pipelines.app.question import MAX_TEXT, NOT_KNOWN, Question
 from pipelines.evidence import EVIDENCE, warn_young_run
-from pipelines.generation import GenerationPlan, open_plan, run_samples, training_values
+from pipelines.generation.plan import GenerationPlan, open_plan, run_samples
 from pipelines.run_words import known_synonyms, load_worded_run
 from util.cli import UserError, format_list, safe_name
 from util.notices import Notice, collected_warnings
@@ -133,7 +133,7 @@ class AppSession:
         self.notices = tuple(notices)
         self._masks: dict[str, Case] = {}
         self._open: OrderedDict[str, OpenCase] = OrderedDict()
-        self.trained = training_values(plan)
+        self.trained = plan.training_values
         self.columns = {column.name: column for column in self._known_columns()}
         values = {column.name: column.values for column in self.columns.values()}
         synonyms = known_synonyms(plan.run.generator.encoder)

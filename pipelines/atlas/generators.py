@@ -24,8 +24,8 @@ from pipelines.atlas.measure import (
 )
 from pipelines.atlas.progress import AtlasProgress, GeneratedCases
 from pipelines.atlas.study import AtlasStudy
-from pipelines.generation import GenerationPlan, run_samples
-from pipelines.results import CaseWriter, VolumeNames, display_window
+from pipelines.generation.case_writer import CaseWriter, VolumeNames, display_window
+from pipelines.generation.plan import GenerationPlan, run_samples
 from pipelines.run_words import load_worded_run
 from util import cli
 from util.cli import UserError

@@ -49,8 +49,9 @@ from pipelines.atlas.statistics.regression import RealScans
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import DEFAULT_SPLIT, AtlasStudy
 from pipelines.cross_fitting import FOLDS, NO_FOLD, finished_folds, needs_folds
-from pipelines.generation import GenerationPlan, open_plan, open_run
-from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, atlas_page, training_page
+from pipelines.generation.case_writer import VOLUME_COLUMNS
+from pipelines.generation.plan import GenerationPlan, open_plan, open_run
+from pipelines.generation.results import RESULTS_FILE, atlas_page, training_page
 from pipelines.run_cohort import (
     holds_training_scan,
     is_training_cohort,

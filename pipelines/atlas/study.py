@@ -30,7 +30,7 @@ from pipelines.atlas.attributes import (
 from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.cautions import MIN_PATIENTS
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
-from pipelines.generation import GenerationPlan
+from pipelines.generation.plan import GenerationPlan
 from util.cli import UserError, format_list
 from util.notices import notice
 

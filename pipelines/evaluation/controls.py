@@ -14,8 +14,9 @@ from data.text.prompts import Prompt
 from options.control_options import CONTROL_KINDS, ControlCommand
 from options.parser import to_dict
 from options.test_options import InterventionOptions, TestOptions
-from pipelines.generation import GenerationPlan, open_plan, open_run
-from pipelines.results import RESULTS_FILE, VOLUME_COLUMNS, CaseWriter
+from pipelines.generation.case_writer import VOLUME_COLUMNS, CaseWriter
+from pipelines.generation.plan import GenerationPlan, open_plan, open_run
+from pipelines.generation.results import RESULTS_FILE
 from util.cli import UserError
 from util.files import write_csv
 from util.locks import locked_folder

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.evaluation.volume_sets import VOLUMES_TABLE, VolumeFile, VolumeSet
-from pipelines.results import RESULTS_FILE
+from pipelines.generation.results import RESULTS_FILE
 from util.cli import UserError, format_list
 from util.files import path_inside, read_csv, read_json
 

@@ -15,7 +15,7 @@ from options.base_options import LUNG_LABELS, DataOptions
 from options.evaluate_options import EvaluateOptions
 from pipelines.evaluation.text_effect import PredictedAttribute, are_numbers
 from pipelines.evaluation.volume_sets import VolumeSet, find_set, with_masks
-from pipelines.results import results_data
+from pipelines.generation.results import results_data
 from util.cli import UserError, format_list
 
 

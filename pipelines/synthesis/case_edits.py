@@ -19,7 +19,7 @@ from data.volumes import load_volume, write_like
 from models.editing import EditScan, InversionEditor, ResidualEditor
 from models.inference import LoadedRun
 from options.expand_options import ExpandOptions
-from pipelines.generation import run_samples
+from pipelines.generation.plan import run_samples
 from pipelines.synthesis.planning import PlannedCase, SourceTexts
 from util.cli import UserError, format_list
 from util.web.figures import LUNG

@@ -20,7 +20,7 @@ from data.volumes import read_header, write_like
 from models.inference import LoadedRun
 from options.expand_options import ExpandCommand
 from pipelines.evaluation.memorisation import NearestScan
-from pipelines.generation import run_samples
+from pipelines.generation.plan import run_samples
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.masks import MaskMaker, NewMask
 from pipelines.synthesis.planning import PlannedCase

@@ -16,7 +16,7 @@ from data.geometry import resample
 from data.provenance import EDITS_FILE
 from data.volumes import load_volume
 from models.inference import LoadedRun
-from pipelines.results import training_page
+from pipelines.generation.results import training_page
 from pipelines.synthesis.case_edits import edit_rows
 from pipelines.synthesis.planning import PlannedCase
 from pipelines.synthesis.report import (

@@ -20,7 +20,7 @@ from benchmarks.standard.generators.given import (
 )
 from options.parser import parse
 from options.test_options import TestOptions
-from pipelines import generation
+from pipelines.generation.plan import open_plan, open_run
 from util.cli import run_command
 
 RUN = "standard"
@@ -41,7 +41,7 @@ def generate(folder: Path, work: Path, out: Path) -> None:
     """Write the volume of each request."""
     words = flag_words(dataroot=folder, name=RUN, checkpoints_dir=work, split="all", tile=(0, 0, 0))
     options = parse(TestOptions, "", words)
-    plan = generation.open_plan(options, generation.open_run(options))
+    plan = open_plan(options, open_run(options))
     samples = {sample.name: sample for sample in plan.samples}
     for request in read_requests(folder):
         sample = samples[request.case.name]

@@ -161,7 +161,7 @@ def test_masks_alone_give_generated_figures_and_no_claim(
         "pipelines.atlas.files.write_table",
         "pipelines.atlas.files.write_maps",
         "pipelines.atlas.run.write_pages",
-        "pipelines.results.CaseWriter._write",
+        "pipelines.generation.case_writer.CaseWriter._write",
     ],
 )
 def test_a_full_disk_leaves_no_half_report(

@@ -1,28 +1,22 @@
-"""Generation of volumes with a trained run: the factual row of each case, and counterfactuals.
+"""What is to be generated with a trained run: cases, texts and interventions, all checked.
 
-`test.py` loops over the samples of a `GenerationPlan` and writes with `pipelines.results`.
+`test.py` loops over the samples of a `GenerationPlan`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from nibabel.affines import voxel_sizes
-from numpy.typing import NDArray
 
 from data.body import BodyLabel
 from data.checks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
 from data.dicom_export import check_dicom_grid
 from data.load_cohort import report_bodies
-from data.regions import regions_of
 from data.resampling import patients_of
 from data.text.counterfactuals import (
     CaseText,
@@ -37,12 +31,11 @@ from data.text.counterfactuals import (
     parse_edits,
     parse_intervention,
     values_by_column,
-    variant_pairs,
 )
 from data.text.free_text import TextEdit, TextReader
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
 from data.volume_dataset import VolumeDataset, VolumeSample
-from data.volumes import has_suffix, load_volume, strip_suffix, write_like
+from data.volumes import load_volume
 from models.editing import Editor, EditScan, make_editor
 from models.inference import LoadedRun
 from models.text.relevance import warn_low_relevance
@@ -50,31 +43,11 @@ from options.base_options import DataOptions
 from options.checks import check_chest_ct
 from options.test_options import TestOptions
 from pipelines.evidence import attribute_facts, warn_young_run
-from pipelines.results import (
-    CaseResult,
-    CaseWriter,
-    DicomWriter,
-    DroppedColumns,
-    Hu,
-    PageContext,
-    ResultsWriter,
-    Row,
-    VolumeNames,
-    dicom_key,
-    display_window,
-)
+from pipelines.generation.case_writer import Hu, VolumeNames
+from pipelines.generation.results import PageContext
 from pipelines.run_cohort import is_training_cohort, load_run_cohort
 from pipelines.run_words import known_synonyms, load_worded_run
 from util.cli import UserError, format_list
-from util.files import claim_file
-from util.metrics.edit_metrics import edit_rows, reversal_rows
-from util.metrics.effects import Contrast, effect_rows, region_effects
-from util.metrics.fidelity import metric_rows, texture_notes
-from util.metrics.texture import (
-    detail_correlation,
-    detail_ratio,
-    statistics_by_region,
-)
 from util.notices import Notice, notice
 
 log = logging.getLogger(__name__)
@@ -140,12 +113,22 @@ class GenerationPlan:
         values |= {edit.column: edit.values for edit in self.edits}
         return VolumeNames.from_cohort(self.cohort, values)
 
+    @property
+    def training_values(self) -> dict[str, list[str]] | None:
+        """The values that the run was trained on; None where an older run does not know them."""
+        if values := self.run.state.get("data", {}).get("values"):
+            return dict(values)
+        if is_training_cohort(self.data, self.run.options.data.dataroot):
+            rows = [case.row for case in self.cohort.split("train")]
+            return values_by_column(self.template, rows)
+        return None
+
     @cached_property
     def reader(self) -> TextReader:
         """Reads texts that people wrote; it knows the values of training, or of the cohort."""
         rows = [case.row for case in self.cohort.cases]
         values: dict[str, list[str]] = values_by_column(self.template, rows)
-        for column, trained in (training_values(self) or {}).items():
+        for column, trained in (self.training_values or {}).items():
             if column in values:
                 values[column] = list(dict.fromkeys([*trained, *values[column]]))
         return TextReader(self.template, values, known_synonyms(self.run.generator.encoder))
@@ -352,7 +335,7 @@ def _check_interventions(plan: GenerationPlan) -> None:
             f"--vary is given {counts[repeated[0]]} times for {repeated[0]!r}, so that its files "
             f'would be written twice. Give all values once: --vary "{repeated[0]}=A,B,C".'
         )
-    trained = training_values(plan)
+    trained = plan.training_values
     for flag, interventions in (("--set", plan.settings), ("--vary", plan.interventions)):
         for intervention in interventions:
             check_intervention(flag, intervention, plan.template, rows, trained)
@@ -382,238 +365,3 @@ def _check_texts(plan: GenerationPlan) -> None:
         if len(missing) == len(stated):
             raise UserError(text)
         log.warning("%s", text, extra=notice("not in the text", one.column, cases=missing))
-
-
-def training_values(plan: GenerationPlan) -> dict[str, list[str]] | None:
-    """Return the values that the run was trained on; None where an older run does not know them."""
-    if values := plan.run.state.get("data", {}).get("values"):
-        return dict(values)
-    if is_training_cohort(plan.data, plan.run.options.data.dataroot):
-        return values_by_column(plan.template, [case.row for case in plan.cohort.split("train")])
-    return None
-
-
-def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWriter) -> None:
-    """Generate all variants of a case, and write them with their differences and metrics."""
-    case = sample.case
-    variants = plan.variants(case)
-    writer, scan = results.case_writer(sample, plan.file_names), plan.scan(sample)
-    real = None if sample.image is None else sample.to_hu(sample.image[0])
-    writer.panels.append(writer.panel("mask", "mask", sample.labels))
-    first_group = variants.counterfactual[0] if variants.counterfactual else ()
-    prompts = [variant.prompt for variant in (variants.factual, *first_group)]
-    factual, *first_volumes = plan.generate_all(sample, prompts, scan)
-    writer.write_factual(
-        factual,
-        "regenerated" if scan else "generated",
-        variants.factual.prompt.texts,
-        prompt=variants.factual.prompt.sentence,
-        column=";".join(i.column for i in plan.settings),
-        value=";".join(i.values[0] for i in plan.settings),
-    )
-    if real is not None:
-        writer.panels.append(replace(writer.panel("real scan", "ct", real), role="real"))
-    spacing = voxel_sizes(sample.affine)
-    masks = regions_of(sample.labels, spacing, plan.data)
-    effects: list[Row] = []
-    notes = _volume_notes(plan.cohort, case)
-    dropped = [DroppedColumns(v.dropped, v.column, v.value) for v in variants.all() if v.dropped]
-    for group in variants.counterfactual:
-        generated = first_volumes
-        if group is not first_group:
-            generated = plan.generate_all(sample, [v.prompt for v in group], scan)
-        volumes = {v.value: volume for v, volume in zip(group, generated, strict=True)}
-        _write_variants(writer, group, volumes, real if scan else None)
-        draws = effects_over_draws(plan, sample, group, volumes, masks)
-        for first, second in variant_pairs(group):
-            writer.write_difference(_difference(volumes, first, second), first, second)
-            if draws.other_noise:
-                control = _difference(draws.other_noise, first, second)
-                writer.add_noise_control(control, first, second)
-        effects += draws.rows
-    lungs = np.isin(sample.labels, plan.data.lung_labels)
-    correlation = _noise_correlation(plan, sample, variants.factual.prompt, factual, lungs)
-    window = plan.data.hu_window
-    metrics = metric_rows(case.id, factual, real, lungs, window, spacing, correlation)
-    if scan is not None and real is not None:
-        metrics += _edit_metrics(plan, sample, scan, real, masks)
-    else:
-        metrics += _reversal_metrics(plan, sample, factual, variants, masks)
-    ratio = None if real is None else detail_ratio(factual, real, lungs, spacing)
-    notes += texture_notes(ratio, correlation)
-    sentence = variants.factual.prompt.sentence
-    result = CaseResult(writer.rows, effects, metrics, sentence, notes, writer.panels, dropped)
-    results.add(case.id, result)
-
-
-@dataclass(frozen=True)
-class EffectsOverDraws:
-    """Effects of an intervention on a case.
-
-    Attributes:
-        rows: Rows of effects.csv.
-        other_noise: The volumes of the second noise by value; empty where one noise was drawn.
-    """
-
-    rows: list[Row]
-    other_noise: Mapping[str, Hu]
-
-
-def _difference(volumes: Mapping[str, Hu], first: Variant, second: Variant) -> Hu:
-    return (volumes[second.value] - volumes[first.value]).astype(np.float32)
-
-
-def effects_over_draws(
-    plan: GenerationPlan,
-    sample: VolumeSample,
-    group: Sequence[Variant],
-    volumes: Mapping[str, Hu],
-    masks: Mapping[str, NDArray[np.bool_]],
-) -> EffectsOverDraws:
-    """Return the effects of an intervention as means over `--draws` noises.
-
-    Args:
-        plan: The plan.
-        sample: The case.
-        group: The variants. They share each noise.
-        volumes: Their volumes of the first noise, by value.
-        masks: The regions.
-    """
-    spacing = voxel_sizes(sample.affine)
-    pairs = variant_pairs(group)
-    draws: list[list[dict[str, dict[str, float]]]] = [[] for _ in pairs]
-    other_noise: Mapping[str, Hu] = {}
-    for number in range(plan.draws):
-        if number:
-            drawn = plan.generate_all(sample, [v.prompt for v in group], draw=number)
-            volumes = {v.value: volume for v, volume in zip(group, drawn, strict=True)}
-        if number == 1:
-            other_noise = volumes
-        statistics = {
-            value: statistics_by_region(volume, masks, spacing) for value, volume in volumes.items()
-        }
-        for (first, second), by_draw in zip(pairs, draws, strict=True):
-            difference = _difference(volumes, first, second)
-            before, after = statistics[first.value], statistics[second.value]
-            by_draw.append(region_effects(difference, before, after, masks))
-    rows: list[Row] = []
-    for (first, second), by_draw in zip(pairs, draws, strict=True):
-        contrast = Contrast(sample.case.id, first.column, first.value, second.value)
-        rows += effect_rows(contrast, by_draw, masks)
-    return EffectsOverDraws(rows, other_noise)
-
-
-def _noise_correlation(
-    plan: GenerationPlan, sample: VolumeSample, prompt: Prompt, first: Hu, lungs: NDArray[np.bool_]
-) -> float | None:
-    """Return the mean correlation of the detail of each further draw with the first volume's."""
-    spacing = voxel_sizes(sample.affine)
-    draws = range(1, plan.draws)
-    if not draws or not lungs.any():
-        return None
-    correlations = []
-    for number in draws:
-        volume = plan.generate(sample, prompt, draw=number)
-        correlations.append(detail_correlation(first, volume, lungs, spacing))
-    return float(np.mean(correlations))
-
-
-def _write_variants(
-    writer: CaseWriter, group: Sequence[Variant], volumes: dict[str, Hu], edited: Hu | None
-) -> None:
-    """Write the volumes of an intervention; an edited real scan is also shown as a difference."""
-    for variant in group:
-        volume = volumes[variant.value]
-        writer.write_variant(volume, variant)
-        if edited is not None:
-            title = f"{variant.column} = {variant.value} minus real scan"
-            panel = writer.panel(title, "difference", volume - edited)
-            values = ("real scan", variant.value)
-            writer.panels.append(replace(panel, attribute=variant.column, values=values))
-
-
-def _volume_notes(cohort: Cohort, case: Case) -> list[str]:
-    """Return the warnings that name a file of a case."""
-    files = [str(path) for path in (case.image, case.mask) if path is not None]
-    return [text for text in cohort.warnings if any(file in text for file in files)]
-
-
-def _edit_metrics(
-    plan: GenerationPlan, sample: VolumeSample, scan: EditScan, real: Hu, masks: Any
-) -> list[Row]:
-    """Return rows of metrics.csv on how well a scan was edited."""
-    assert plan.editor is not None
-    prompts = {}
-    for group in plan.variants(sample.case).counterfactual:
-        for variant in group:
-            prompts[f"{variant.column}={variant.value}"] = variant.prompt.texts
-    checks = plan.editor.edit_checks(scan, prompts, plan.options.edit.edit_cycles)
-    return edit_rows(
-        sample.case.id,
-        real,
-        masks,
-        {name: sample.to_hu(volume) for name, volume in checks.cycles.items()},
-        {name: sample.to_hu(volume) for name, volume in checks.edited.items()},
-        {name: sample.to_hu(volume) for name, volume in checks.returned.items()},
-    )
-
-
-def _reversal_metrics(
-    plan: GenerationPlan,
-    sample: VolumeSample,
-    factual: Hu,
-    variants: CaseVariants,
-    masks: Mapping[str, NDArray[np.bool_]],
-) -> list[Row]:
-    """Return rows of metrics.csv on generated volumes whose row is changed and changed back."""
-    returned: dict[str, Hu] = {}
-    for variant in variants.all()[1:]:
-        if variant.returned is None:
-            continue
-        volume = factual  # the same text and noise
-        if variant.returned != variants.factual.prompt:
-            volume = plan.generate(sample, variant.returned)
-        returned[f"{variant.column}={variant.value}"] = volume
-    return reversal_rows(sample.case.id, factual, masks, returned)
-
-
-def check_single_file(options: TestOptions) -> Path:
-    """Return the file of `--out`; raise `UserError` where it cannot be written."""
-    out = Path(options.source.out)
-    if not has_suffix(out.name) or not out.name.endswith((".nii", ".nii.gz")):
-        raise UserError(
-            f"--out is {options.source.out!r}; with --mask it names the volume to write, ending "
-            "in .nii.gz."
-        )
-    if options.arms.draws > 1:
-        raise UserError(
-            "--out names one volume, and --draws measures effects over several. Leave one of them "
-            "out; without --out the results go to a folder below --results_dir."
-        )
-    if options.arms.vary or options.arms.vary_text:
-        raise UserError(
-            "--out names one volume, and --vary and --vary_text make several. Leave --out out: the "
-            "results then go to a folder below --results_dir."
-        )
-    claim_file(out, options.output.overwrite)
-    if options.output.dicom:
-        claim_file(dicom_folder(out), options.output.overwrite)
-    return out
-
-
-def dicom_folder(out: Path) -> Path:
-    """Return the folder of the DICOM series beside the file of `--out`."""
-    return out.with_name(f"{strip_suffix(out.name)}_dicom")
-
-
-def generate_file(plan: GenerationPlan, out: Path) -> None:
-    """Generate the factual volume of the plan's only case into one file."""
-    sample = plan.samples[0]
-    volume = plan.generate(sample, plan.variants(sample.case).factual.prompt)
-    on_file, mask = sample.to_source_grid(volume), sample.case.mask
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_like(out, on_file, mask, np.int16, display_window(plan.data))
-    if plan.options.output.dicom:
-        DicomWriter(mask, dicom_key(plan.options), plan.data).write(
-            dicom_folder(out), on_file, "generated"
-        )

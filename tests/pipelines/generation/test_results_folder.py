@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from options.picture_options import PictureOptions
-from pipelines import results
 from pipelines.case_picture import cohort_panels, draw_case
+from pipelines.generation import case_writer
 from tests.commands import TrainedRun, refused
 from util.cli import UserError
 
@@ -22,7 +22,7 @@ def test_a_file_is_never_written_twice(
     trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where two values had one name, which the names prevent."""
-    monkeypatch.setattr(results, "_value_names", lambda values: dict.fromkeys(values, "same"))
+    monkeypatch.setattr(case_writer, "_value_names", lambda values: dict.fromkeys(values, "same"))
     done = trained_run.test(tmp_path, "--vary", "SEX=Male,Female", "--how_many", "1")
     refused(done, "SEX=same.nii.gz would be written twice", "Rename the case")
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def write_row(folder: Path, file: str, case: str = "a") -> None:
     values = {"file": file, "case": case, "kind": "own"}
     with (folder / "volumes.csv").open("w", newline="") as table:
-        writer = csv.DictWriter(table, results.VOLUME_COLUMNS, restval="")
+        writer = csv.DictWriter(table, case_writer.VOLUME_COLUMNS, restval="")
         writer.writeheader()
         writer.writerow(values)
 

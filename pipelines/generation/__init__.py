@@ -1,0 +1,1 @@
+"""Generation with a trained run: plan, cases, files and the results folder."""
