@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,3 +169,43 @@ def bootstrap_mean(values: NDArray[np.floating], resamples: int, seed: int) -> t
     means = finite[rng.integers(len(finite), size=size)].mean(1)
     low, high = np.percentile(means, INTERVAL_PERCENTILES)
     return float(low), float(high)
+
+
+class Estimate(NamedTuple):
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CaseBootstrap:
+    """Bootstrap over cases: all volumes of a case are drawn together."""
+
+    resamples: int
+    seed: int
+
+    def interval(
+        self, cases: Sequence[str], statistic: Callable[[NDArray[np.intp]], float]
+    ) -> tuple[float, float]:
+        """Return the 95 % interval of a statistic of rows, whose cases are given."""
+        rows: dict[str, list[int]] = {}
+        for i, case in enumerate(cases):
+            rows.setdefault(case, []).append(i)
+        if len(rows) < 2:
+            return float("nan"), float("nan")
+        groups = [np.array(one) for one in rows.values()]
+        rng = np.random.default_rng([self.seed, len(groups)])
+        values = []
+        for _ in range(self.resamples):
+            drawn = rng.integers(len(groups), size=len(groups))
+            values.append(statistic(np.concatenate([groups[i] for i in drawn])))
+        low, high = finite_percentiles(np.array(values, float), INTERVAL_PERCENTILES)
+        return low, high
+
+    def mean(self, cases: Sequence[str], values: Sequence[float] | NDArray[np.float64]) -> Estimate:
+        """Return the mean over volumes and its interval."""
+        array = np.array(values, float)
+        low, high = self.interval(cases, lambda index: float(array[index].mean()))
+        return Estimate(float(array.mean()), low, high)

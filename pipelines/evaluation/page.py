@@ -13,8 +13,8 @@ from dominate import tags
 
 from pipelines.evaluation.baselines import Metric
 from pipelines.evaluation.charts import HISTOGRAM, TEXTURE
-from pipelines.evaluation.counterfactual_page import add_counterfactuals
-from pipelines.evaluation.counterfactuals import CounterfactualReport
+from pipelines.evaluation.counterfactuals.axiom_rows import CounterfactualReport
+from pipelines.evaluation.counterfactuals.page import add_counterfactuals
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from pipelines.evaluation.pictures import PicturedPair
 from pipelines.evaluation.verdict import interpret_metric

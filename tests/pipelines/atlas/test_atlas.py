@@ -50,7 +50,6 @@ FILES = (
     "agreement",
 )
 
-
 AORTA = 4
 
 

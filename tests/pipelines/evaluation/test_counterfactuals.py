@@ -17,20 +17,14 @@ from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from data.volumes import load_volume, write_like
 from options.phantom_options import PhantomOptions
-from pipelines.evaluation.axioms import (
-    CHANGED,
-    DIVERGENCE,
-    FID,
-    OTHER,
-    CaseBootstrap,
-    MeasuredChange,
-    MeasuredMethod,
-    divergence,
-)
-from pipelines.evaluation.counterfactual_sets import Counterfactual, read_counterfactuals
-from pipelines.evaluation.counterfactuals import BASELINE
+from pipelines.evaluation.baselines import CaseBootstrap
+from pipelines.evaluation.counterfactuals.axiom_rows import CHANGED, DIVERGENCE, FID, OTHER
+from pipelines.evaluation.counterfactuals.divergence import divergence
+from pipelines.evaluation.counterfactuals.measured import MeasuredChange, MeasuredMethod
+from pipelines.evaluation.counterfactuals.regression_baseline import BASELINE
+from pipelines.evaluation.counterfactuals.regression_map import CELLS, LungCells, RegressionMap
+from pipelines.evaluation.counterfactuals.sets import Counterfactual, read_counterfactuals
 from pipelines.evaluation.measurements import VolumeMeasurements
-from pipelines.evaluation.regression_map import CELLS, LungCells, RegressionMap
 from pipelines.evaluation.volume_sets import VolumeFile, find_set
 from tests.commands import Outcome, TrainedRun, command, refused
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.evaluation.axioms import (
+from pipelines.evaluation.counterfactuals.axiom_rows import (
     CHANGED,
     DIVERGENCE,
     FID,
@@ -16,8 +16,9 @@ from pipelines.evaluation.axioms import (
     OTHER,
     OUTSIDE,
     PREDICTION_SHIFT,
+    CounterfactualReport,
 )
-from pipelines.evaluation.counterfactuals import BASELINE, CounterfactualReport
+from pipelines.evaluation.counterfactuals.regression_baseline import BASELINE
 from util.metrics.regions import region_name
 from util.web import page_parts
 

@@ -68,10 +68,6 @@ class CounterfactualSet:
         """The attributes that were changed."""
         return list(dict.fromkeys(one.column for one in self.changed))
 
-    def of_column(self, column: str) -> list[Counterfactual]:
-        """Return the counterfactuals of one attribute."""
-        return [one for one in self.changed if one.column == column]
-
 
 def read_counterfactuals(flag: str, root: Path, real: VolumeSet) -> CounterfactualSet | None:
     """Read the counterfactuals in a results folder of test.py; None where there are none.

@@ -1,0 +1,151 @@
+"""Effectiveness: what an independent predictor reads from changed volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation.baselines import CaseBootstrap
+from pipelines.evaluation.counterfactuals.axiom_rows import (
+    CHANGED,
+    OTHER,
+    PREDICTION_SHIFT,
+    AxiomRow,
+)
+from pipelines.evaluation.counterfactuals.measured import MeasuredChange, MeasuredMethod
+from pipelines.evaluation.counterfactuals.predictors import score_prediction
+from pipelines.evaluation.measurements import VolumeMeasurements
+from pipelines.evaluation.text_effect import AttributePredictor, Prediction
+
+
+def effectiveness_rows(
+    method: MeasuredMethod,
+    predictors: Mapping[str, AttributePredictor],
+    real: Sequence[VolumeMeasurements],
+    bootstrap: CaseBootstrap,
+) -> list[AxiomRow]:
+    """Return how well the changed attribute is read, and that every other one is not changed.
+
+    The predictors were fitted to real scans and know nothing of the generator; no volume is read by
+    one that has seen the scan of its case. All values of an attribute are judged together, so that
+    a scan that is not changed scores as chance does.
+    """
+    rows = []
+    for column, changes in method.changes.items():
+        if column in predictors:
+            rows += _changed_rows(method.name, column, changes, predictors[column], real, bootstrap)
+        for other, predictor in predictors.items():
+            if other != column:
+                rows += _other_rows(method, column, other, predictor, bootstrap)
+    return rows
+
+
+def _changed_rows(
+    name: str,
+    column: str,
+    changes: Sequence[MeasuredChange],
+    predictor: AttributePredictor,
+    real: Sequence[VolumeMeasurements],
+    bootstrap: CaseBootstrap,
+) -> list[AxiomRow]:
+    attribute = predictor.attribute
+    judged = [c for c in changes if attribute.number or c.value in predictor.models[0].classes_]
+    if not judged:
+        return []
+    truth = np.array([c.value for c in judged])
+    if attribute.number:
+        truth = truth.astype(float)
+    predicted = predictor.read([c.volume for c in judged])
+    cases = [c.case for c in judged]
+    best = predictor.predict(real)
+    if not attribute.number:
+        shown = np.isin(best.truth, truth)
+        best = Prediction(best.values[shown], best.truth[shown])
+    rows = []
+    for measure in attribute.measures:
+
+        def score(index: NDArray[np.intp], measure: str = measure) -> float:
+            return score_prediction(predictor, measure, truth[index], predicted[index])
+
+        rows.append(
+            AxiomRow(
+                name,
+                column,
+                "effectiveness",
+                CHANGED,
+                measure,
+                score(np.arange(len(judged))),
+                *bootstrap.interval(cases, score),
+                score_prediction(predictor, measure, best.truth, best.values),
+                "read from real scans",
+                len(judged),
+                "low" if "error" in measure else "high",
+            )
+        )
+    return rows
+
+
+def _other_rows(
+    method: MeasuredMethod,
+    column: str,
+    other: str,
+    predictor: AttributePredictor,
+    bootstrap: CaseBootstrap,
+) -> list[AxiomRow]:
+    """Return how well another attribute is still read, and how far its prediction moved."""
+    attribute = predictor.attribute
+    judged = []
+    for change in method.changes[column]:
+        factual = method.rows.get(change.case, {})
+        # A row that rules the attribute out, or had this value already, tests nothing.
+        if not change.row.get(other) or factual.get(column) == change.value:
+            continue
+        if attribute.number or change.row[other] in predictor.models[0].classes_:
+            judged.append(change)
+    if not judged:
+        return []
+    truth = np.array([change.row[other] for change in judged])
+    if attribute.number:
+        truth = truth.astype(float)
+    after = predictor.read([change.volume for change in judged])
+    before = predictor.read([method.factual[change.case] for change in judged])
+    cases = [change.case for change in judged]
+    measure = attribute.measures[0]
+
+    def score(index: NDArray[np.intp]) -> float:
+        return score_prediction(predictor, measure, truth[index], after[index])
+
+    unit = "SD of the column"
+    if attribute.number:
+        spread = float(np.std([float(v) for v in attribute.values.values()])) or 1.0
+        moved = np.abs(after - before)[:, 0] / spread
+    else:
+        moved, unit = 0.5 * np.abs(after - before).sum(1), "probability"
+    return [
+        AxiomRow(
+            method.name,
+            column,
+            "effectiveness",
+            f"{OTHER}: {other}",
+            measure,
+            score(np.arange(len(judged))),
+            *bootstrap.interval(cases, score),
+            score_prediction(predictor, measure, truth, before),
+            "before the change",
+            len(judged),
+            "near",
+        ),
+        AxiomRow(
+            method.name,
+            column,
+            "effectiveness",
+            f"{OTHER}: {other}",
+            f"{PREDICTION_SHIFT} ({unit})",
+            *bootstrap.mean(cases, moved),
+            0.0,
+            "no change",
+            len(judged),
+        ),
+    ]
