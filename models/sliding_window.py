@@ -20,8 +20,8 @@ from torch import Tensor
 from util.cli import UserError
 from util.volume_inputs import Box, VolumeInput, cut_box, whole
 
-# On a CPU larger tiles save little work, and on a GPU some memory is left to fragments.
-MAX_CPU_BYTES = 2 * 2**30
+# So that a volume of 512x512x600 takes less than 6 GB in all; on a GPU some is left to fragments.
+MAX_CPU_BYTES = 4 * 2**30
 FREE_SHARE = 0.6
 
 
@@ -62,18 +62,38 @@ class Tile:
     core: Sequence[tuple[int, int]]
 
 
+def tile_lengths(side: int, halo: int, multiple: int) -> list[tuple[int, int]]:
+    """Return how an axis may be cut: a number of tiles, and the shortest length that it needs.
+
+    The first is the whole axis. Every tile but those at the ends gives away a halo on both sides.
+
+    Args:
+        side: Voxels of the axis.
+        halo: Voxels of a halo.
+        multiple: Lengths are multiples of this.
+    """
+    cuts = [(1, side)]
+    for length in range(2 * halo + multiple, side, multiple):
+        tiles = 1 + math.ceil((side - length) / (length - 2 * halo))
+        if tiles != cuts[-1][0]:
+            cuts.append((tiles, length))
+    return cuts
+
+
 def fitting_tile(
     size: Sequence[int],
-    smallest: Sequence[int],
+    halo: int,
     multiple: int,
     voxel_bytes: int,
     device: torch.device,
 ) -> tuple[int, ...]:
-    """Return the largest tile that fits into memory: the volume, or about a cube.
+    """Return the tile that fits into memory and computes the fewest voxels, halos included.
+
+    Where none fits, the smallest tile that the halo allows.
 
     Args:
         size: Size of the volume.
-        smallest: Smallest tile.
+        halo: Voxels of a halo.
         multiple: Sides are multiples of this.
         voxel_bytes: Memory that a voxel takes.
         device: Whose memory counts.
@@ -82,13 +102,17 @@ def fitting_tile(
         free = torch.cuda.mem_get_info(device)[0] * FREE_SHARE
     else:
         free = min(psutil.virtual_memory().available * FREE_SHARE, MAX_CPU_BYTES)
-    tile = list(size)
-    while math.prod(tile) * voxel_bytes > free:
-        axis = max(range(len(tile)), key=lambda i: tile[i] if tile[i] > smallest[i] else 0)
-        if tile[axis] <= smallest[axis]:
-            break
-        tile[axis] = max(smallest[axis], round_up(tile[axis] - multiple, multiple))
-    return tuple(tile)
+    best: tuple[int, tuple[int, ...]] | None = None
+    smallest = tuple(size)
+    for cuts in product(*(tile_lengths(side, halo, multiple) for side in size)):
+        tile = tuple(length for _, length in cuts)
+        smallest = min(smallest, tile, key=math.prod)
+        if math.prod(tile) * voxel_bytes > free:
+            continue
+        work = math.prod(tiles * length for tiles, length in cuts)
+        if best is None or work < best[0]:
+            best = work, tile
+    return smallest if best is None else best[1]
 
 
 @dataclass(frozen=True)
@@ -218,14 +242,14 @@ class SlidingWindow:
         The last tile along an axis moves back until it fits, so that none is thinner.
         """
         halo = round_up(reach.halo, self.multiple)
-        smallest = [min(side, round_up(2 * halo, self.multiple) + self.multiple) for side in size]
         if self.by_memory:
-            wanted = fitting_tile(size, smallest, self.multiple, reach.voxel_bytes, device)
+            wanted = fitting_tile(size, halo, self.multiple, reach.voxel_bytes, device)
         else:
             wanted = self.tile or tuple(size)
+        low = 2 * halo + self.multiple
         tile = [
             min(side, round_up(max(want, low), self.multiple))
-            for side, want, low in zip(size, wanted, smallest, strict=True)
+            for side, want in zip(size, wanted, strict=True)
         ]
         axes = []
         for side, length in zip(size, tile, strict=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from models.networks.filters import TUBE_SIGMAS, noise_reach, tube_noise
 from models.networks.generator import receptive_halo
 from models.networks.texture_head import FIELD_SIGMAS, random_fields
 from models.pix2pixhd_model import Pix2PixHDModel
-from models.sliding_window import SlidingWindow, fitting_tile
+from models.sliding_window import SlidingWindow, TileReach, fitting_tile
 from models.text.base_encoder import TextEmbedding
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 from util.seeding import noise_key
@@ -147,7 +150,26 @@ def test_boxes_are_parts_of_the_whole() -> None:
 
 def test_tiles_are_chosen_by_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.sliding_window.MAX_CPU_BYTES", 64**3 * 100)
-    assert fitting_tile((48, 48, 48), (16, 16, 16), 8, 100, CPU) == (48, 48, 48)
-    assert fitting_tile((512, 512, 600), (16, 16, 16), 8, 100, CPU) == (64, 64, 64)
-    assert fitting_tile((512, 8, 600), (16, 8, 16), 8, 100, CPU)[1] == 8
-    assert fitting_tile((512, 512, 600), (80, 80, 80), 8, 10**6, CPU) == (80, 80, 80)
+    assert fitting_tile((48, 48, 48), 8, 8, 100, CPU) == (48, 48, 48)
+    large = fitting_tile((512, 512, 600), 8, 8, 100, CPU)
+    assert 0.8 * 64**3 < np.prod(large) <= 64**3 and min(large) >= 40
+    assert fitting_tile((512, 8, 600), 8, 8, 100, CPU)[1] == 8
+    assert fitting_tile((512, 512, 600), 32, 8, 10**6, CPU) == (72, 72, 72)
+
+
+@pytest.mark.parametrize("size", [(64, 64, 40), (72, 40, 24), (64, 16, 8)])
+def test_the_tile_that_computes_least_is_chosen(
+    size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume slightly too large for the memory is cut once, not along every axis."""
+    halo, multiple = 8, 8
+    monkeypatch.setattr("models.sliding_window.MAX_CPU_BYTES", 0.95 * np.prod(size))
+    tile = fitting_tile(size, halo, multiple, 1, CPU)
+
+    def work(lengths: Sequence[int]) -> int:
+        tiles = SlidingWindow(tuple(lengths), multiple, 0)._boxes(size, TileReach(halo, 1), CPU)
+        return sum(int(np.prod(box.size)) for box in tiles)
+
+    sides = [range(min(side, 24), side + 1, multiple) for side in size]
+    fitting = [lengths for lengths in product(*sides) if np.prod(lengths) <= 0.95 * np.prod(size)]
+    assert work(tile) == min(map(work, fitting))
