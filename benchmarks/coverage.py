@@ -40,10 +40,7 @@ from data.text.prompts import load_template
 from data.volume_dataset import VolumeDataset
 from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
-from options.benchmark_options import (
-    CoverageBenchmarkOptions,
-    KindsBenchmarkOptions,
-)
+from options.benchmark_options import CoverageBenchmarkOptions, KindsBenchmarkOptions
 from options.parser import parse
 from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run

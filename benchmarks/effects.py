@@ -36,10 +36,7 @@ from benchmarks.report.effects_tables import (
 from benchmarks.report.planted_truth import NULL_COLUMN, VARIED, compare_with_truth, prompt_metrics
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
-from options.benchmark_options import (
-    CONFIGURATIONS,
-    EffectsBenchmarkOptions,
-)
+from options.benchmark_options import CONFIGURATIONS, EffectsBenchmarkOptions
 from options.clip_options import ClipCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions

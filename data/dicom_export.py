@@ -19,13 +19,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.sr.coding import Code
-from pydicom.uid import (
-    PYDICOM_ROOT_UID,
-    UID,
-    CTImageStorage,
-    ExplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import PYDICOM_ROOT_UID, UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
 from data.geometry import axes_are_orthogonal

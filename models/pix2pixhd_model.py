@@ -21,12 +21,7 @@ from models.base_model import (
 from models.networks.condition import input_channels, organ_region
 from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscriminator
 from models.networks.fusion import FusionUnit
-from models.networks.generator import (
-    Generator,
-    LocalEnhancer,
-    receptive_halo,
-    size_multiple,
-)
+from models.networks.generator import Generator, LocalEnhancer, receptive_halo, size_multiple
 from models.networks.label_embedding import make_label_embedding
 from models.networks.layers import NoiseInjection
 from models.networks.losses import (

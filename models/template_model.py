@@ -29,11 +29,7 @@ from models.base_model import (
     NetworkLoss,
     Tiler,
 )
-from models.networks.label_embedding import (
-    LabelEmbedding,
-    make_label_embedding,
-    mask_channels,
-)
+from models.networks.label_embedding import LabelEmbedding, make_label_embedding, mask_channels
 from models.networks.layers import conv
 from models.text.base_encoder import TextEmbedding
 from options.train_options import TrainOptions

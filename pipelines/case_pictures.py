@@ -18,13 +18,7 @@ from pipelines.generation.case_writer import display_window
 from pipelines.generation.results import results_data
 from util.cli import UserError, format_list, safe_name
 from util.web.figures import Panel, nice_limit
-from util.web.slice_sheet import (
-    SliceSheet,
-    find_ffmpeg,
-    frame_slices,
-    save_animation,
-    top_slices,
-)
+from util.web.slice_sheet import SliceSheet, find_ffmpeg, frame_slices, save_animation, top_slices
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,7 @@ from options.parser import command_line
 from options.prepare_options import PrepareCommand
 from util.files import write_csv
 from util.modality import MODALITIES
-from util.web.preparation_page import (
-    CaseCard,
-    CaseSlices,
-    PreparationFacts,
-    write_preparation_page,
-)
+from util.web.preparation_page import CaseCard, CaseSlices, PreparationFacts, write_preparation_page
 
 SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that identify people
 MEASURED_COLUMNS = (

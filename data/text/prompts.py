@@ -10,12 +10,7 @@ from pathlib import Path
 
 from data.cohort import PROMPTS_FILE, Cohort
 from data.table import read_lines
-from data.text.template import (
-    TEMPLATES,
-    Column,
-    guess_role,
-    read_template_columns,
-)
+from data.text.template import TEMPLATES, Column, guess_role, read_template_columns
 from data.text.values import UNKNOWN_VALUES, match_ids, parse_number
 from data.volumes import strip_suffix
 from util import phrasing

@@ -15,20 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks.condition import (
-    fuse,
-    halve_region,
-    input_channels,
-    organ_region,
-    repeat_batch,
-)
+from models.networks.condition import fuse, halve_region, input_channels, organ_region, repeat_batch
 from models.networks.filters import TUBE_SIGMAS, noise_reach, tube_noise
 from models.networks.fusion import FUSIONS, FusionUnit
-from models.networks.label_embedding import (
-    body_channel,
-    make_label_embedding,
-    mask_channels,
-)
+from models.networks.label_embedding import body_channel, make_label_embedding, mask_channels
 from models.networks.layers import (
     NoiseInjection,
     ResBlock,

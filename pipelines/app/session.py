@@ -18,11 +18,7 @@ from data.body import BodyLabel
 from data.checks import check_labels_known, mask_facts, mask_problems
 from data.cohort import Case, Cohort
 from data.regions import regions_of
-from data.text.counterfactuals import (
-    Intervention,
-    check_intervention,
-    describe_removed,
-)
+from data.text.counterfactuals import Intervention, check_intervention, describe_removed
 from data.text.free_text import TextReader
 from data.text.prompts import Prompt, load_template
 from data.text.values import parse_number

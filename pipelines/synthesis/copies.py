@@ -16,12 +16,7 @@ from data.cohort import Case
 from data.geometry import Volume, resample
 from data.volumes import load_volume
 from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.memorisation import (
-    MIN_REFERENCES,
-    CopyCheck,
-    NearestScan,
-    copy_threshold,
-)
+from pipelines.evaluation.memorisation import MIN_REFERENCES, CopyCheck, NearestScan, copy_threshold
 from pipelines.synthesis.deform import apply_deformation
 from util.cli import is_main_process
 

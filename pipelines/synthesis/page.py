@@ -19,12 +19,7 @@ from models.inference import LoadedRun
 from pipelines.generation.results import training_page
 from pipelines.synthesis.case_edits import edit_rows
 from pipelines.synthesis.planning import PlannedCase
-from pipelines.synthesis.report import (
-    NOT_KNOWN,
-    CohortReport,
-    cohort_sentence,
-    describe_changes,
-)
+from pipelines.synthesis.report import NOT_KNOWN, CohortReport, cohort_sentence, describe_changes
 from util.web.figures import Panel
 from util.web.page_links import LinkedPage, link_pages
 from util.web.results_page import ResultsPage, ResultsReport

@@ -9,13 +9,7 @@ from typing import Any
 
 from data.checks import case_facts
 from data.fact_store import CHECKS_FILE, FactStore
-from data.fingerprints import (
-    data_changes,
-    data_record,
-    option_changes,
-    refuse_changes,
-    used_cases,
-)
+from data.fingerprints import data_changes, data_record, option_changes, refuse_changes, used_cases
 from options.parser import from_dict
 from options.train_options import TrainOptions, fixed_options
 from pipelines.training.study import Study

@@ -18,12 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base_model import MODELS, GenerativeModel
-from models.inference import (
-    RUN_ENTRIES,
-    TEXT_PART,
-    locate_shared_files,
-    locate_text_encoder,
-)
+from models.inference import RUN_ENTRIES, TEXT_PART, locate_shared_files, locate_text_encoder
 from models.networks.fusion import Affine, FusionUnit
 from models.networks.layers import NoiseInjection
 from models.text.base_encoder import TextEncoder

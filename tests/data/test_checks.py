@@ -12,12 +12,7 @@ import numpy as np
 import pytest
 
 from data import checks
-from data.checks import (
-    check_volumes,
-    constant_air_problems,
-    hu_fact_problems,
-    hu_facts,
-)
+from data.checks import check_volumes, constant_air_problems, hu_fact_problems, hu_facts
 from data.fact_store import FactStore
 from util.cli import UserError
 

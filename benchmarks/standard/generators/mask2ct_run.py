@@ -12,12 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's packages
 from benchmarks.common import flag_words, generate_row, minilm_folder, train_run
-from benchmarks.standard.generators.given import (
-    effects_outside_lungs,
-    read_requests,
-    run_stage,
-    write_request,
-)
+from benchmarks.standard.generators.cases import Hu, Request, effects_outside_lungs
+from benchmarks.standard.generators.stages import Predict, run_stage
 from options.parser import parse
 from options.test_options import TestOptions
 from pipelines.generation.plan import open_plan, open_run
@@ -37,16 +33,18 @@ def train(folder: Path, work: Path, model: str, flags: Sequence[str]) -> None:
     train_run(work / RUN, (), [*words, *flags])
 
 
-def generate(folder: Path, work: Path, out: Path) -> None:
-    """Write the volume of each request."""
+def load(folder: Path, work: Path) -> Predict:
+    """Return the generator of a trained run."""
     words = flag_words(dataroot=folder, name=RUN, checkpoints_dir=work, split="all", tile=(0, 0, 0))
     options = parse(TestOptions, "", words)
     plan = open_plan(options, open_run(options))
     samples = {sample.name: sample for sample in plan.samples}
-    for request in read_requests(folder):
+
+    def predict(request: Request) -> Hu:
         sample = samples[request.case.name]
-        hu = generate_row(plan, sample, request.row, request.draw)
-        write_request(out, request, sample.to_source_grid(hu))
+        return sample.to_source_grid(generate_row(plan, sample, request.row, request.draw))
+
+    return predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,12 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     o, words = parser.parse_known_args(argv)
     place = next(i for i, word in enumerate(words) if word in ("train", "generate"))
     flags, stage = words[:place], words[place:]
-    run_stage(
-        stage,
-        __doc__ or "",
-        lambda folder, work: train(folder, work, o.model, flags),
-        generate,
-    )
+    run_stage(stage, __doc__ or "", lambda folder, work: train(folder, work, o.model, flags), load)
 
 
 if __name__ == "__main__":

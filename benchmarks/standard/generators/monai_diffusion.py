@@ -21,14 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's packages
-from benchmarks.standard.generators.given import (
-    Design,
-    GivenCase,
-    read_cases,
-    read_requests,
-    run_stage,
-    write_request,
-)
+from benchmarks.standard.generators.cases import Hu, Request, StandardCase, read_cases
+from benchmarks.standard.generators.design import Design
+from benchmarks.standard.generators.stages import Predict, run_stage
 from data.volumes import to_hu, to_unit
 from util.files import read_json, write_json
 from util.training.devices import make_device
@@ -67,7 +62,7 @@ def schedule_arguments() -> dict[str, Any]:
     }
 
 
-def mask_channels(case: GivenCase, device: torch.device) -> Tensor:
+def mask_channels(case: StandardCase, device: torch.device) -> Tensor:
     """Return the mask one-hot, padded to a multiple of the downsampling, `(1, K, X, Y, Z)`."""
     labels = case.chest.anatomy.labels
     one_hot = np.stack([labels == label for label in range(LABELS)]).astype(np.float32)
@@ -87,7 +82,7 @@ def train(folder: Path, work: Path, minutes: float, size: str, gpu_ids: str) -> 
     device = make_device(gpu_ids)
     torch.manual_seed(0)
     cases = read_cases(folder)
-    design = Design.from_rows([case.row for case in cases])
+    design = Design.from_cases(cases)
     rows = [torch.from_numpy(design(case.row)).float()[None, None].to(device) for case in cases]
     network = make_network(rows[0].shape[-1], size).to(device)
     scheduler = DDPMScheduler(**schedule_arguments())
@@ -117,9 +112,8 @@ def train(folder: Path, work: Path, minutes: float, size: str, gpu_ids: str) -> 
     write_json(work / RECORD, {"steps": step, "size": size, "width": rows[0].shape[-1]})
 
 
-@torch.inference_mode()
-def generate(folder: Path, work: Path, out: Path, sampling_steps: int, gpu_ids: str) -> None:
-    """Write a sample for each request; rows of a case and draw share their noise."""
+def load(work: Path, sampling_steps: int, gpu_ids: str) -> Predict:
+    """Return the generator of samples; rows of a case and draw share their noise."""
     device = make_device(gpu_ids)
     record, design = read_json(work / RECORD), Design.load(work)
     network = make_network(record["width"], record["size"])
@@ -127,7 +121,9 @@ def generate(folder: Path, work: Path, out: Path, sampling_steps: int, gpu_ids: 
     network = network.to(device).eval()
     scheduler = DDIMScheduler(**schedule_arguments())
     scheduler.set_timesteps(sampling_steps)
-    for request in read_requests(folder):
+
+    @torch.inference_mode()
+    def predict(request: Request) -> Hu:
         mask = mask_channels(request.case, device)
         row = torch.from_numpy(design(request.row)).float()[None, None].to(device)
         noise = torch.Generator().manual_seed(request.seed)
@@ -138,7 +134,9 @@ def generate(folder: Path, work: Path, out: Path, sampling_steps: int, gpu_ids: 
             x, _ = scheduler.step(output, int(t), x)
         shape = request.case.chest.lungs.shape
         volume = x[0, 0, : shape[0], : shape[1], : shape[2]].clamp(-1, 1).cpu().numpy()
-        write_request(out, request, to_hu(volume, WINDOW))
+        return to_hu(volume, WINDOW)
+
+    return predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage,
         __doc__ or "",
         lambda folder, work: train(folder, work, o.minutes, o.size, o.gpu_ids),
-        lambda folder, work, out: generate(folder, work, out, o.sampling_steps, o.gpu_ids),
+        lambda _, work: load(work, o.sampling_steps, o.gpu_ids),
     )
 
 

@@ -12,19 +12,14 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's packages
 from benchmarks.report.kinds_baselines import transfer
-from benchmarks.standard.generators.given import (
-    Design,
-    GivenCase,
-    read_cases,
-    read_requests,
-    run_stage,
-    write_request,
-)
+from benchmarks.standard.generators.cases import Hu, Request, StandardCase, read_cases
+from benchmarks.standard.generators.design import Design
+from benchmarks.standard.generators.stages import Predict, run_stage
 
 SHAPE_WEIGHT = 0.05  # of a mask's shape: rows decide, and masks between rows that are alike
 
 
-def describe_mask(case: GivenCase) -> NDArray[np.float64]:
+def describe_mask(case: StandardCase) -> NDArray[np.float64]:
     """Return logarithms of the volume and of the extents of the lungs."""
     chest = case.chest
     places = np.argwhere(chest.lungs)
@@ -38,25 +33,27 @@ def train(folder: Path, work: Path) -> None:
     shutil.copytree(folder, work / "train", dirs_exist_ok=True)
 
 
-def generate(folder: Path, work: Path, out: Path) -> None:
-    """Write, for each request, the nearest scan; the second draw takes the second nearest."""
+def load(_: Path, work: Path) -> Predict:
+    """Return the generator of the nearest scan; the second draw takes the second nearest."""
     cases = read_cases(work / "train")
-    design = Design.from_rows([case.row for case in cases])
+    design = Design.from_cases(cases)
     rows = np.stack([design(case.row) for case in cases])
     shapes = np.stack([describe_mask(case) for case in cases])
     spread = shapes.std(0) + 1e-6
-    for request in read_requests(folder):
+
+    def predict(request: Request) -> Hu:
         of_row = np.abs(rows - design(request.row)).sum(1)
         of_shape = (np.abs(shapes - describe_mask(request.case)) / spread).mean(1)
         order = np.argsort(of_row + SHAPE_WEIGHT * of_shape, kind="stable")
         source = cases[order[request.draw % len(order)]]
-        hu = transfer(source.scan(), source.chest, request.case.chest)
-        write_request(out, request, hu)
+        return transfer(source.scan(), source.chest, request.case.chest)
+
+    return predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or generate."""
-    run_stage(argv, __doc__ or "", train, generate)
+    run_stage(argv, __doc__ or "", train, load)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's packages
 from benchmarks.report.kinds_baselines import location_means, locations, smooth_in_lungs
-from benchmarks.standard.generators.given import (
-    Design,
-    Hu,
-    read_cases,
-    read_requests,
-    run_stage,
-    write_request,
-)
+from benchmarks.standard.generators.cases import Hu, read_cases
+from benchmarks.standard.generators.design import Design
+from benchmarks.standard.generators.stages import Predict, run_stage
 from data.phantom.kinds.chest import Chest
 
 FILE = "coefficients.npy"
@@ -32,7 +27,7 @@ def with_constant(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def train(folder: Path, work: Path) -> None:
     """Fit the training cases by least squares at every location, and save the coefficients."""
     cases = read_cases(folder)
-    design = Design.from_rows([case.row for case in cases])
+    design = Design.from_cases(cases)
     rows = np.stack([with_constant(design(case.row)) for case in cases])
     means = np.stack([location_means(case.chest, case.scan()) for case in cases])
     # A location that a case lacks counts as the mean of the others.
@@ -49,18 +44,15 @@ def predict(coefficients: NDArray[np.float64], row: NDArray[np.float64], chest: 
     return smooth_in_lungs(values[locations(chest)].astype(np.float32), chest)
 
 
-def generate(folder: Path, work: Path, out: Path) -> None:
-    """Write the mean of every request; noise draws do not differ."""
-    coefficients = np.load(work / FILE)
-    design = Design.load(work)
-    for request in read_requests(folder):
-        hu = predict(coefficients, design(request.row), request.case.chest)
-        write_request(out, request, hu)
+def load(_: Path, work: Path) -> Predict:
+    """Return the generator of the mean of a request; noise draws do not differ."""
+    coefficients, design = np.load(work / FILE), Design.load(work)
+    return lambda request: predict(coefficients, design(request.row), request.case.chest)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or generate."""
-    run_stage(argv, __doc__ or "", train, generate)
+    run_stage(argv, __doc__ or "", train, load)
 
 
 if __name__ == "__main__":

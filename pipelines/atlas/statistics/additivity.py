@@ -18,12 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import PooledEstimate
-from pipelines.atlas.statistics.regression import (
-    MAIN_PLACE,
-    AttributeTables,
-    Design,
-    RealScans,
-)
+from pipelines.atlas.statistics.regression import MAIN_PLACE, AttributeTables, Design, RealScans
 
 SPLINE_DF = 4  # a natural cubic spline: constant, line, and two terms of curvature
 MIN_SPLINE_VALUES = 8  # distinct values of a number that has a curve

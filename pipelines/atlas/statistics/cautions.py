@@ -16,12 +16,7 @@ from pipelines.atlas.statistics.associations import (
     Association,
     ambiguous_columns,
 )
-from pipelines.atlas.statistics.contrasts import (
-    LATER_ROLES,
-    WORDING,
-    AtlasAttribute,
-    Contrast,
-)
+from pipelines.atlas.statistics.contrasts import LATER_ROLES, WORDING, AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from models.networks.filters import gaussian_smooth
-from models.networks.scores import (
-    QUANTILES,
-    _quantiles,
-    mean_score,
-    patch_score,
-    quantile_score,
-)
+from models.networks.scores import QUANTILES, _quantiles, mean_score, patch_score, quantile_score
 
 SHAPE = (4, 1, 24, 24, 24)
 Draw = Callable[[torch.Generator], Tensor]

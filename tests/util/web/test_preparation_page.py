@@ -17,12 +17,7 @@ from tests.chests import SIZE, SPACING, chest
 from tests.pages import shows_picture_first
 from util.web.figures import LUNG, ct_gray, mask_rgb, radiological_slice
 from util.web.outlines import outlined_montage, spread_slices
-from util.web.preparation_page import (
-    CaseCard,
-    CaseSlices,
-    PreparationFacts,
-    write_preparation_page,
-)
+from util.web.preparation_page import CaseCard, CaseSlices, PreparationFacts, write_preparation_page
 from util.web.web_data import PageGrid, write_volume
 
 # A choice of files that keeps what is written in a variable of the page.
