@@ -20,7 +20,8 @@ from models.editing import EditScan, InversionEditor, ResidualEditor
 from models.inference import LoadedRun
 from options.expand_options import ExpandOptions
 from pipelines.generation.plan import run_samples
-from pipelines.synthesis.planning import PlannedCase, SourceTexts
+from pipelines.synthesis.planning.planned_case import PlannedCase
+from pipelines.synthesis.planning.source_texts import SourceTexts
 from util.cli import UserError, format_list
 from util.web.figures import LUNG
 

@@ -23,7 +23,7 @@ from pipelines.evaluation.memorisation import NearestScan
 from pipelines.generation.plan import run_samples
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.masks import MaskMaker, NewMask
-from pipelines.synthesis.planning import PlannedCase
+from pipelines.synthesis.planning.planned_case import PlannedCase
 from util import cli
 from util.files import write_json
 from util.records import read_record

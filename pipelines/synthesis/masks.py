@@ -19,13 +19,13 @@ from data.volumes import load_volume
 from options.expand_options import DeformOptions
 from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis.deform import deform_plausibly
-from pipelines.synthesis.planning import PlannedCase, SourceTexts
+from pipelines.synthesis.planning.planned_case import PlannedCase
+from pipelines.synthesis.planning.source_texts import SourceTexts
+from pipelines.synthesis.random_streams import SHAPE_STREAM
 from pipelines.synthesis.shape_model import MAX_MASKS, MaskLabels, ShapeModel
 from util.cli import is_main_process
 
 log = logging.getLogger(__name__)
-
-SHAPE_STREAM = 14  # of random numbers
 
 
 @dataclass(frozen=True)

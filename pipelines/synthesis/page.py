@@ -18,7 +18,7 @@ from data.volumes import load_volume
 from models.inference import LoadedRun
 from pipelines.generation.results import training_page
 from pipelines.synthesis.case_edits import edit_rows
-from pipelines.synthesis.planning import PlannedCase
+from pipelines.synthesis.planning.planned_case import PlannedCase
 from pipelines.synthesis.report import NOT_KNOWN, CohortReport, cohort_sentence, describe_changes
 from util.web.figures import Panel
 from util.web.page_links import LinkedPage, link_pages

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.provenance import CHANGE, EDITS_FILE, RUN, SEED, SOURCE
-from pipelines.synthesis.planning import PlannedCase, Values
+from pipelines.synthesis.planning.planned_case import PlannedCase, Values
 from util.markdown import code, escape_text
 from util.notices import Notice
 

@@ -49,14 +49,11 @@ from pipelines.synthesis.case_synthesis import CaseSynthesiser
 from pipelines.synthesis.copies import CopySearch
 from pipelines.synthesis.masks import DeformedMasks, MaskMaker, ShapeMasks, given_mask
 from pipelines.synthesis.page import write_cohort_page
-from pipelines.synthesis.planning import (
-    PlannedCase,
-    Sources,
-    SourceTexts,
-    plan_balanced,
-    plan_edited,
-    plan_table,
-)
+from pipelines.synthesis.planning.balance import Sources, plan_balanced
+from pipelines.synthesis.planning.planned_case import PlannedCase
+from pipelines.synthesis.planning.source_texts import SourceTexts
+from pipelines.synthesis.planning.table import plan_table
+from pipelines.synthesis.planning.wordings import plan_edited
 from pipelines.synthesis.report import CohortReport, cohort_readme, describe_changes
 from pipelines.synthesis.shape_model import MaskLabels
 from util import cli

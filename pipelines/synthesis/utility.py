@@ -26,7 +26,7 @@ from options.checks import check_chest_ct
 from options.utility_options import UtilityCommand
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
-from pipelines.synthesis.planning import cases_by_value
+from pipelines.synthesis.planning.balance import cases_by_value
 from util import cli
 from util.cli import UserError, format_list
 from util.files import json_digest, write_csv, write_json

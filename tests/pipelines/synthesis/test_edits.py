@@ -24,7 +24,8 @@ from options.parser import parse
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.case_edits import CaseEditor, editable_cases
-from pipelines.synthesis.planning import plan_balanced, plan_table
+from pipelines.synthesis.planning.balance import plan_balanced
+from pipelines.synthesis.planning.table import plan_table
 from tests.commands import TrainedRun, command, refused, train
 from tests.pages import page_warnings, shows_picture_first
 from tests.pipelines.synthesis.test_expand import texts

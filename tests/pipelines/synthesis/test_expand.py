@@ -31,14 +31,11 @@ from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
 from pipelines.synthesis.page import pictured_cases
-from pipelines.synthesis.planning import (
-    PlannedCase,
-    SourceTexts,
-    balanced_counts,
-    plan_balanced,
-    plan_edited,
-    plan_table,
-)
+from pipelines.synthesis.planning.balance import balanced_counts, plan_balanced
+from pipelines.synthesis.planning.planned_case import PlannedCase
+from pipelines.synthesis.planning.source_texts import SourceTexts
+from pipelines.synthesis.planning.table import plan_table
+from pipelines.synthesis.planning.wordings import plan_edited
 from pipelines.synthesis.report import CohortReport, cohort_readme, cohort_sentence
 from tests.commands import TrainedRun, command, refused
 from tests.pages import page_warnings, printed_warnings, shows_picture_first

@@ -20,7 +20,7 @@ from options.expand_options import ExpandCommand
 from options.parser import parse
 from pipelines.synthesis import masks as mask_makers
 from pipelines.synthesis import run as synthesis
-from pipelines.synthesis.planning import plan_table
+from pipelines.synthesis.planning.table import plan_table
 from pipelines.synthesis.row_features import RowFeatures
 from pipelines.synthesis.shape_model import (
     MaskLabels,

@@ -1,0 +1,1 @@
+"""Plan of a synthetic cohort: source, row and seed of every new case."""
