@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import AcquisitionBenchmarkCommand
+from options.benchmarks.statistics import AcquisitionBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, AcquisitionBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -31,7 +31,7 @@ from data.phantom.cohort import NOISE_HU, PhantomCohort, PhantomScan
 from data.phantom.effects import load_effects
 from data.phantom.write import plan_phantom_cohort
 from data.text.prompts import load_template
-from options.benchmark_options import AcquisitionBenchmarkOptions
+from options.benchmarks.statistics import AcquisitionBenchmarkOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.atlas.attributes import classify_column

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import AnomalyBenchmarkCommand
+from options.benchmarks.evaluation import AnomalyBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, AnomalyBenchmarkCommand, __doc__ or "")  # the imports below are slow

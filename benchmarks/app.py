@@ -17,7 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import AppBenchmarkCommand
+from options.benchmarks.speed import AppBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, AppBenchmarkCommand, __doc__ or "")  # the imports below are slow

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import AtlasBenchmarkCommand
+from options.benchmarks.statistics import AtlasBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, AtlasBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -36,7 +36,7 @@ from data.phantom.write import make_phantom_cohort
 from data.resampling import apply_resampling
 from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
-from options.benchmark_options import AtlasBenchmarkOptions
+from options.benchmarks.statistics import AtlasBenchmarkOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from options.plant_options import PlantOptions

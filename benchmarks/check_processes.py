@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
-from options.benchmark_options import ProcessCheckCommand
+from options.benchmarks.checks import ProcessCheckCommand
 from options.parser import answer_early
 
 answer_early(__name__, ProcessCheckCommand, __doc__ or "")  # the imports below are slow
@@ -32,7 +32,7 @@ from benchmarks.common import flag_words
 from data.phantom.write import make_phantom_cohort
 from models.base_model import MODELS
 from models.text.relevance import MIN_SCANS
-from options.benchmark_options import ProcessCheckOptions
+from options.benchmarks.checks import ProcessCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.training.components import make_dataset, make_loader, make_trainer

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
-from options.benchmark_options import ResumeCheckCommand
+from options.benchmarks.checks import ResumeCheckCommand
 from options.parser import answer_early
 
 answer_early(__name__, ResumeCheckCommand, __doc__ or "")  # the imports below are slow
@@ -26,7 +26,7 @@ answer_early(__name__, ResumeCheckCommand, __doc__ or "")  # the imports below a
 import train
 from benchmarks.common import flag_words
 from data.phantom.write import make_phantom_cohort
-from options.benchmark_options import ResumeCheckOptions
+from options.benchmarks.checks import ResumeCheckOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from util.cli import UserError, run_command

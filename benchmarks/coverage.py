@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import CoverageBenchmarkCommand
+from options.benchmarks.statistics import CoverageBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, CoverageBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -40,7 +40,8 @@ from data.text.prompts import load_template
 from data.volume_dataset import VolumeDataset
 from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
-from options.benchmark_options import CoverageBenchmarkOptions, KindsBenchmarkOptions
+from options.benchmarks.effects import KindsBenchmarkOptions
+from options.benchmarks.statistics import CoverageBenchmarkOptions
 from options.parser import parse
 from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import DiffusionBenchmarkCommand
+from options.benchmarks.effects import DiffusionBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, DiffusionBenchmarkCommand, __doc__ or "")  # the imports below are slow

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import EffectsBenchmarkCommand
+from options.benchmarks.effects import EffectsBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, EffectsBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -36,7 +36,7 @@ from benchmarks.report.effects_tables import (
 from benchmarks.report.planted_truth import NULL_COLUMN, VARIED, compare_with_truth, prompt_metrics
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
-from options.benchmark_options import CONFIGURATIONS, EffectsBenchmarkOptions
+from options.benchmarks.effects import CONFIGURATIONS, EffectsBenchmarkOptions
 from options.clip_options import ClipCommand
 from options.parser import parse
 from options.phantom_options import PhantomOptions

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import EvaluateBenchmarkCommand
+from options.benchmarks.evaluation import EvaluateBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, EvaluateBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data.phantom.write import make_phantom_cohort
 from data.volumes import load_volume, write_like
-from options.benchmark_options import EvaluateBenchmarkOptions
+from options.benchmarks.evaluation import EvaluateBenchmarkOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.evaluation.baselines import ResamplingPlan

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import ExpandBenchmarkCommand
+from options.benchmarks.synthesis import ExpandBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, ExpandBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -44,7 +44,7 @@ from data.phantom.rows import YES_NO
 from data.resampling import parse_fold
 from data.text.prompts import load_template
 from options.base_options import DataOptions
-from options.benchmark_options import ExpandBenchmarkOptions
+from options.benchmarks.synthesis import ExpandBenchmarkOptions
 from options.expand_options import ExpandCommand, ExpandOptions
 from options.parser import parse
 from options.test_options import ModelOptions

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import KindsBenchmarkCommand
+from options.benchmarks.effects import KindsBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, KindsBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -38,7 +38,7 @@ from data.phantom.kinds.cohort import (
 )
 from data.phantom.kinds.columns import GROUPS
 from data.phantom.rows import Row
-from options.benchmark_options import KindsBenchmarkOptions
+from options.benchmarks.effects import KindsBenchmarkOptions
 from options.parser import parse
 from options.test_options import TestOptions
 from pipelines.generation.plan import open_plan, open_run

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import ManyCasesCommand
+from options.benchmarks.speed import ManyCasesCommand
 from options.parser import answer_early
 
 answer_early(__name__, ManyCasesCommand, __doc__ or "")  # the imports below are slow

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import PagesBenchmarkCommand
+from options.benchmarks.speed import PagesBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, PagesBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from options.benchmark_options import PagesBenchmarkOptions
+from options.benchmarks.speed import PagesBenchmarkOptions
 from options.parser import parse
 from util.cli import UserError, run_command
 from util.files import write_json

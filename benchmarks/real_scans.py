@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import RealScansBenchmarkCommand
+from options.benchmarks.statistics import RealScansBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, RealScansBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -28,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.report.effects_tables import markdown_table
-from options.benchmark_options import RealScansBenchmarkOptions
+from options.benchmarks.statistics import RealScansBenchmarkOptions
 from options.parser import parse
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL, Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import TextureBenchmarkCommand
+from options.benchmarks.effects import TextureBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, TextureBenchmarkCommand, __doc__ or "")  # the imports below are slow
@@ -38,7 +38,7 @@ from data.cohort import IMAGES, MASKS
 from data.load_cohort import load_cohort
 from data.volume_dataset import VolumeDataset
 from options.base_options import DataOptions
-from options.benchmark_options import TextureBenchmarkOptions
+from options.benchmarks.effects import TextureBenchmarkOptions
 from options.evaluate_options import EvaluateOptions
 from options.parser import parse
 from options.test_options import TestOptions

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import TilesBenchmarkCommand
+from options.benchmarks.speed import TilesBenchmarkCommand
 from options.parser import answer_early
 
 answer_early(__name__, TilesBenchmarkCommand, __doc__ or "")  # the imports below are slow

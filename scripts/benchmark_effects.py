@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmark_options import EffectsBenchmarkCommand
+from options.benchmarks.effects import EffectsBenchmarkCommand
 from options.parser import parse_command
 from util.cli import run_command
 

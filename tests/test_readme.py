@@ -34,8 +34,8 @@ FOREIGN_FLAGS = {
 def commands() -> list[type]:
     """Return the option classes of all commands: dataclasses made of groups."""
     classes: list[type] = []
-    for path in sorted((ROOT / "options").glob("*_options.py")):
-        module = importlib.import_module(f"options.{path.stem}")
+    for path in sorted((ROOT / "options").rglob("*.py")):
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
         for cls in vars(module).values():
             if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
                 continue
@@ -65,7 +65,9 @@ def test_files_that_pages_name(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     code = re.findall(
-        r"\b(?:data|models|options|util|scripts|docs)/[\w/]+\.(?:py|sh|yaml|md)\b", text
+        r"\b(?:data|models|options|pipelines|benchmarks|util|scripts|docs)/[\w/]+"
+        r"\.(?:py|sh|yaml|md)\b",
+        text,
     )
     assert all((page.parent / link).is_file() for link in links)
     assert all((ROOT / path).is_file() for path in code)

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project's packages
 
-from options.benchmark_options import StandardBenchmarkCommand, StandardBenchmarkOptions
+from options.benchmarks.effects import StandardBenchmarkCommand, StandardBenchmarkOptions
 from options.parser import answer_early
 
 answer_early(__name__, StandardBenchmarkCommand, __doc__ or "")  # the imports below are slow

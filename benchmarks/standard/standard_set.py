@@ -21,7 +21,7 @@ from data.phantom.cohort import RANGE_HU
 from data.phantom.kinds.cohort import SPLITS_FILE, TABLE_FILE, KindsCohort
 from data.phantom.rows import KEY, Row
 from data.volumes import load_volume
-from options.benchmark_options import KindsBenchmarkOptions
+from options.benchmarks.effects import KindsBenchmarkOptions
 from util.cli import UserError
 from util.files import json_digest, write_frame, write_json
 

@@ -13,7 +13,7 @@ from benchmarks import atlas as benchmark
 from benchmarks.common import flag_words
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
-from options.benchmark_options import AtlasBenchmarkOptions
+from options.benchmarks.statistics import AtlasBenchmarkOptions
 from options.phantom_options import PhantomOptions
 from pipelines import refits
 from pipelines.atlas import run

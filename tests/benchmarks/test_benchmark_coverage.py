@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import coverage as benchmark
 from benchmarks.coverage import Piece, pieces, summary
-from options.benchmark_options import CoverageBenchmarkOptions
+from options.benchmarks.statistics import CoverageBenchmarkOptions
 from util.cli import UserError
 
 SMALL = ("--cases", "26", "--test_cases", "2", "--size", "24,24,16", "--seeds", "1")

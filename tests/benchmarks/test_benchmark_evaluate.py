@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.evaluate import DAMAGE, run_benchmark
-from options.benchmark_options import EvaluateBenchmarkOptions
+from options.benchmarks.evaluation import EvaluateBenchmarkOptions
 
 
 def test_the_metrics_hold_on_small_phantoms(tmp_path: Path) -> None:

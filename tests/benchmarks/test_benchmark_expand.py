@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import expand as benchmark
-from options.benchmark_options import ExpandBenchmarkOptions
+from options.benchmarks.synthesis import ExpandBenchmarkOptions
 from options.utility_options import ClassifierOptions
 from pipelines.synthesis import classifier
 from util.cli import UserError

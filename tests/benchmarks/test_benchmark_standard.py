@@ -22,7 +22,7 @@ from benchmarks.standard.generators import (
 from benchmarks.standard.scores import is_reached
 from benchmarks.standard.standard_set import DRAWS, StandardSet, read_generated
 from data.volumes import load_volume, write_like
-from options.benchmark_options import StandardBenchmarkOptions
+from options.benchmarks.effects import StandardBenchmarkOptions
 from util.cli import UserError
 
 # Writes the mask as HU; row and noise change nothing.

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import texture
 from data.cohort import IMAGES, MASKS
-from options.benchmark_options import TextureBenchmarkCommand
+from options.benchmarks.effects import TextureBenchmarkCommand
 from options.parser import parse
 from util.cli import UserError
 from util.files import read_json, write_json

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import real_scans as benchmark
 from data.text.prompts import load_template
-from options.benchmark_options import RealScansBenchmarkOptions
+from options.benchmarks.statistics import RealScansBenchmarkOptions
 from pipelines.atlas.statistics.adjustment import VOLUME, Roles
 from pipelines.atlas.statistics.cautions import count_cautions, imputation_cautions
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import acquisition
-from options.benchmark_options import AcquisitionBenchmarkOptions
+from options.benchmarks.statistics import AcquisitionBenchmarkOptions
 from pipelines.atlas.report import write_pages
 from pipelines.atlas.run import AtlasSummary
 from pipelines.atlas.statistics.adjustment import Roles

@@ -1,0 +1,1 @@
+"""Flags of the benchmarks, a file per family."""
