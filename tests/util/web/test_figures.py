@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from util.web.figures import (
     LABEL_COLOURS,
@@ -95,3 +96,24 @@ def test_save_slices_png(tmp_path: Path) -> None:
     assert (
         np.abs(pixels.astype(int) - red).max(-1) <= 2
     ).sum() > 500  # 12.34 HU on a bar of ±20 HU
+
+
+def test_differences_differ_for_the_colour_blind() -> None:
+    """The ends of the range stay apart for deuteranopia and protanopia (Machado et al. 2009)."""
+    ends = difference_rgb(np.array([-20.0, 0.0, 20.0]), 20) / 255
+    linear = np.where(ends <= 0.04045, ends / 12.92, ((ends + 0.055) / 1.055) ** 2.4)
+    deuteranopia = (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.01182, 0.04294, 0.968881),
+    )
+    protanopia = (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    )
+    for matrix in (deuteranopia, protanopia):
+        seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.4)
+        low, middle, high = rgb2lab(seen)
+        for one, two in ((low, middle), (middle, high), (low, high)):
+            assert deltaE_ciede2000(one, two) > 20  # 1 is just seen
