@@ -15,7 +15,7 @@ import numpy as np
 
 from data import body
 from data.cache_space import make_room, mark_in_use
-from data.checks import label_problems
+from data.checks.masks import label_problems
 from data.chunks import SUFFIX, open_chunks, save_chunks
 from data.cohort import Case
 from data.fact_store import CHECKS_FILE, FactStore

@@ -54,7 +54,7 @@ class Cohort:
         left_out: Columns of the table that are in no row, because nearly every case has another
             value.
         warnings: What a person should know of the table (see `data.text.columns`) and of the
-            volumes (see `data.checks.check_volumes`).
+            volumes (see `data.checks.cohort.check_volumes`).
         body_label: Label of the body, None where there is none.
         rejected: Ids of cases that `review.csv` rejects; they are not among the cases.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.checks import LUNG_MEDIAN_HU
+from data.checks.intensities import LUNG_MEDIAN_HU
 from data.cohort import IMAGES
 from data.load_cohort import files_by_case
 from data.volumes import load_volume

@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.checks import label_problems, mask_labels
+from data.checks.masks import label_problems, mask_labels
 from data.geometry import Volume
 from data.text.prompts import load_template
 from data.volumes import load_volume, strip_suffix, write_like

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.body import BODY_FILE, BodyLabel, surrounding_label
-from data.checks import check_volumes
+from data.checks.cohort import check_volumes
 from data.cohort import IMAGES, Case, Cohort, natural_key
 from data.intensity import IntensityScale
 from data.resampling import apply_resampling
@@ -43,7 +43,7 @@ def load_cohort(
         need_images: Require a scan for every mask (training); else masks alone suffice.
         seed: Decides the splits where there is no `splits.json`.
         cache: Folder that stores the results of the checks.
-        check: Read every volume (see `data.checks.check_volumes`); without it `labels` is empty.
+        check: Read every volume (see `check_volumes`); without it `labels` is empty.
         left_out: Columns that a run left out of its text; None decides by the rows (see
             `data.text.columns`).
         run_folder: A run whose mean body completes masks that have neither a body nor a scan.

@@ -20,7 +20,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.checks import (
+from data.checks.intensities import (
     LUNG_MEDIAN_HU,
     constant_air_problems,
     hu_fact_problems,

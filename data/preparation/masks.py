@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.body import BodyLabel, add_body
-from data.checks import label_problems
+from data.checks.masks import label_problems
 from data.geometry import Volume, grids_match, resample, shrink
 from data.preparation import lungs
 from data.preparation.tools import segment_with_tool

@@ -11,7 +11,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.checks import hu_facts
+from data.checks.intensities import hu_facts
 from data.fact_store import Facts
 from data.geometry import RAS, Volume, from_ras, to_ras
 from data.preparation.headers import SliceHeader
@@ -32,8 +32,8 @@ class Scan:
     Attributes:
         volume: Int16 HU in RAS; of other modalities the intensities as they are.
         source_affine: Affine (4, 4) in the orientation of the source.
-        facts: What shows whether the values are in HU (see `data.checks.hu_facts`), measured before
-            padding became air.
+        facts: What shows whether the values are in HU (see `hu_facts`), measured before padding
+            became air.
         warnings: Remarks for the report.
     """
 

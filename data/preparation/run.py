@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.checks import CaseCheck, outlier_warnings
+from data.checks.case import CaseCheck
+from data.checks.cohort import outlier_warnings
 from data.preparation import dataroot
 from data.preparation.case import (
     RECORDS,

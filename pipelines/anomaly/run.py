@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.checks import check_labels_known
+from data.checks.masks import check_labels_known
 from data.cohort import Case
 from data.geometry import Volume, grids_match, resample
 from data.regions import regions_of

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.body import BodyLabel
-from data.checks import check_labels_known, mask_facts, mask_problems
+from data.checks.masks import check_labels_known, mask_facts, mask_problems
 from data.cohort import Case, Cohort
 from data.regions import regions_of
 from data.text.counterfactuals import Intervention, check_intervention, describe_removed

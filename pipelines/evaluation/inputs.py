@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data.checks import mask_facts
+from data.checks.masks import mask_facts
 from data.cohort import MASKS
 from data.load_cohort import target_labels
 from data.table import find_table, match_table, read_table

@@ -10,13 +10,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from data.checks import (
-    grid_problems,
-    hu_outlier_warnings,
-    image_facts,
-    image_problems,
-    intensity_warnings,
-)
+from data.checks.cohort import hu_outlier_warnings
+from data.checks.intensities import image_facts, image_problems, intensity_warnings
+from data.checks.masks import grid_problems
 from data.cohort import IMAGES, natural_key
 from data.fact_store import Facts, FactStore
 from data.geometry import Shape, Volume, format_sides, resample
@@ -225,7 +221,7 @@ def median_extent(volumes: VolumeSet) -> np.ndarray:
 def set_facts(
     volumes: VolumeSet, store: FactStore, lung_labels: Sequence[int] = (1, 2)
 ) -> list[Facts]:
-    """Return the facts of every volume (see `data.checks.hu_facts`), read where they are unknown.
+    """Return the facts of every volume (see `hu_facts`), read where they are unknown.
 
     Raises:
         UserError: A volume cannot be read, or its mask lies on another grid.

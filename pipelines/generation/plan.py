@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data.body import BodyLabel
-from data.checks import check_labels_known, mask_facts
+from data.checks.masks import check_labels_known, mask_facts
 from data.cohort import Case, Cohort
 from data.dicom_export import check_dicom_grid
 from data.load_cohort import report_bodies

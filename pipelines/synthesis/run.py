@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.checks import check_labels_known
+from data.checks.masks import check_labels_known
 from data.cohort import PROMPTS_FILE, Case, Cohort
 from data.fingerprints import volume_digest
 from data.provenance import (

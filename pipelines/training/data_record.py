@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.checks import case_facts
+from data.checks.case import case_facts
 from data.fact_store import CHECKS_FILE, FactStore
 from data.fingerprints import data_changes, data_record, option_changes, refuse_changes, used_cases
 from options.parser import from_dict

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.checks import check_labels_known
+from data.checks.masks import check_labels_known
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort, target_labels
 from data.lung_density import lung_statistics

@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data import checks
-from data.checks import check_volumes, constant_air_problems, hu_fact_problems, hu_facts
+from data.checks import case as case_checks
+from data.checks.cohort import check_volumes
+from data.checks.intensities import constant_air_problems, hu_fact_problems, hu_facts
 from data.fact_store import FactStore
 from util.cli import UserError
 
@@ -178,7 +179,9 @@ def test_facts_are_remembered(
     cache = tmp_path / "cache"
     check_volumes(files, cache=cache)
     with monkeypatch.context() as patched:
-        patched.setattr(checks, "load_checked", lambda path: pytest.fail(f"{path} is read again"))
+        patched.setattr(
+            case_checks, "load_checked", lambda path: pytest.fail(f"{path} is read again")
+        )
         check_volumes(files, cache=cache)
     save(files[0][1], labels() * 0)  # another mask: the HU are judged again
     assert "c0.nii.gz" in str(files[0][0])

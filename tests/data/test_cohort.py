@@ -15,7 +15,7 @@ import numpy as np
 import openpyxl
 import pytest
 
-from data import checks
+from data.checks import case as case_checks
 from data.cohort import Cohort, natural_key
 from data.load_cohort import load_cohort
 from data.splits import draw_splits, read_splits, save_splits
@@ -276,7 +276,9 @@ def test_rows_and_scans_that_do_not_meet(root: Path, caplog: pytest.LogCaptureFi
 def test_checks_are_remembered(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, cache = DataOptions(dataroot=str(root)), tmp_path / "cache"
     first = load_cohort(options, cache=cache)
-    monkeypatch.setattr(checks, "load_volume", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(
+        case_checks, "load_checked", lambda path: pytest.fail(f"{path} is read again")
+    )
     assert load_cohort(options, cache=cache) == first
     monkeypatch.undo()
     save(root / "gtlung" / "case1.nii.gz", labels() * np.uint8(2))

@@ -8,8 +8,8 @@ from typing import Any
 import nibabel as nib
 import pytest
 
-from data import checks
-from data.checks import check_volumes
+from data.checks import case as case_checks
+from data.checks.cohort import check_volumes
 from data.fact_store import FactStore
 from data.splits import draw_splits, split_changes
 from util import parallel
@@ -79,7 +79,9 @@ def test_each_file_is_opened_once(cohort_copy: Path, monkeypatch: pytest.MonkeyP
 def test_a_process_checks_a_file_once(cohort_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = files_of(cohort_copy)
     first = check_volumes(files)
-    monkeypatch.setattr(checks, "load_checked", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(
+        case_checks, "load_checked", lambda path: pytest.fail(f"{path} is read again")
+    )
     assert check_volumes(files) == first
 
 
@@ -89,9 +91,9 @@ def test_processes_find_what_threads_find(
     files = files_of(cohort_copy)
     files[3][1].write_bytes(b"damaged")
     monkeypatch.setattr(FactStore, "_measured", {})
-    by_threads = [checks.measure_case(pair, (1, 2)) for pair in files]
+    by_threads = [case_checks.measure_case(pair, (1, 2)) for pair in files]
     monkeypatch.setattr(parallel, "MIN_ITEMS_FOR_PROCESSES", 1)
     monkeypatch.setattr(parallel, "available_cores", lambda: 2)
     store = FactStore(None)
-    assert checks.case_facts(files, store, (1, 2)) == by_threads
+    assert case_checks.case_facts(files, store, (1, 2)) == by_threads
     assert len(store.facts) == len(files) - 1  # what cannot be read is read again

@@ -1,0 +1,1 @@
+"""Checks of volumes: intensities, masks, cases and cohorts."""
