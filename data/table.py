@@ -121,14 +121,19 @@ def _examples(names: Iterable[str]) -> str:
     return " or ".join(repr(name[:MAX_SHOWN]) for name in list(names)[:2])
 
 
-def read_lines(path: Path) -> list[list[str]]:
+def read_lines(path: Path, row_numbers: bool = True) -> list[list[str]]:
     """Read a CSV or XLSX table as raw strings.
+
+    Args:
+        path: The table.
+        row_numbers: Whether a column without a name may hold the numbers of the rows.
 
     Returns:
         Lines of one width, the column names (stripped) first.
 
     Raises:
-        UserError: The file is missing, cannot be read or is empty, or a column occurs twice.
+        UserError: The file is missing, cannot be read or is empty, a column occurs twice, or one
+            with cells has no name.
     """
     lines = read_sheet(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
     if not lines:
@@ -140,19 +145,21 @@ def read_lines(path: Path) -> list[list[str]]:
             f"{path} has these columns more than once: {format_list(repeated)}. Rename or delete "
             "one of each."
         )
-    _check_nameless(path, header, lines[1:])
+    _check_nameless(path, header, lines[1:], row_numbers)
     return [header, *lines[1:]]
 
 
-def _check_nameless(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Raise `UserError` where a column without a name holds more than the numbers of the rows."""
+def _check_nameless(
+    path: Path, header: Sequence[str], lines: Sequence[Sequence[str]], row_numbers: bool
+) -> None:
+    """Raise `UserError` where a column without a name holds cells, but for numbers of the rows."""
     nameless = []
     for i, name in enumerate(header):
         if name:
             continue
         cells = [line[i].strip() for line in lines if any(cell.strip() for cell in line)]
         numbers = [[str(k + first) for k in range(len(cells))] for first in (0, 1)]
-        if any(cells) and cells not in numbers:
+        if any(cells) and not (row_numbers and cells in numbers):
             nameless.append(str(i + 1))
     if nameless:
         raise UserError(

@@ -87,7 +87,7 @@ def join_table(
         UserError: The table cannot be read, has columns without a name or with the same name, names
             no scan, or its key column is not clear.
     """
-    header, lines = _read_table(path)
+    header, *lines = read_lines(path, row_numbers=False)
     columns = {name: _match_column(name, header, lines, sources) for name in header if name}
     if not key_column:
         is_published = default_key in columns
@@ -151,22 +151,6 @@ def _check_patients(
                     f"({format_list(names, 3)}), which would land in different splits. Give "
                     f"--patient_column {column!r}, or rename the column if it holds something else."
                 )
-
-
-def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the lines; every column with cells has a name."""
-    header, *lines = read_lines(path)
-    nameless = []
-    for i, name in enumerate(header):
-        if not name and any(line[i].strip() for line in lines):
-            nameless.append(str(i + 1))
-    if nameless:
-        raise UserError(
-            f"{path}: column {format_list(nameless)} has cells but no name in the first row. Are "
-            "header cells merged, or is there a title above the table? Give every column its own "
-            "name in the first row."
-        )
-    return header, lines
 
 
 def _clean_row(header: Sequence[str], line: Sequence[str]) -> Row:

@@ -89,7 +89,10 @@ class PredictedAttribute:
 
     def target(self, cases: Sequence[str]) -> NDArray[Any]:
         """Return the values of cases `(n,)` as numbers or as classes."""
-        values = [self.values[case] for case in cases]
+        return self.encode([self.values[case] for case in cases])
+
+    def encode(self, values: Sequence[str]) -> NDArray[Any]:
+        """Return values `(n,)` as numbers or as classes."""
         return np.array(values, float) if self.number else np.array(values)
 
 
@@ -148,6 +151,10 @@ class AttributePredictor:
         """
         known = [volume for volume in volumes if volume.case in self.attribute.values]
         return Prediction(self.read(known), self.attribute.target([v.case for v in known]))
+
+    def can_read(self, value: str) -> bool:
+        """Return whether a value is a number, or a class of the real scans."""
+        return self.attribute.number or value in self.models[0].classes_
 
     def read(self, volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
         """Return predictions `(n, classes)` or `(n, 1)`, of volumes whose value may be unknown."""

@@ -34,7 +34,7 @@ def negative_control_table(p: Population, table: pd.DataFrame) -> pd.DataFrame:
             "of": table["outcome"].map(QUANTITIES),
             "scans": table["cases"],
             "adjustment": table["adjustment"],
-            "HU [95 % interval]": _estimates(table.rename(columns=SHORT_NAMES), "real"),
+            "HU [95 % interval]": _real_estimates(table),
             "false-discovery rate": table["q"].map(_rate),
             "changes": table["moved"].where(table["q"].notna(), ""),
         }
@@ -151,7 +151,7 @@ def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
             "column": curves["column"],
             "value": curves["value"],
             "scans": curves["cases"],
-            "real HU [95 % interval]": _estimates(curves.rename(columns=SHORT_NAMES), "real"),
+            "real HU [95 % interval]": _real_estimates(curves),
         }
     )
 
@@ -164,7 +164,7 @@ def missing_table(p: Population, missing: pd.DataFrame) -> pd.DataFrame:
             "effect": missing["effect"],
             "assumption": missing["assumption"],
             "scans": missing["cases"],
-            "real HU [95 % interval]": _estimates(missing.rename(columns=SHORT_NAMES), "real"),
+            "real HU [95 % interval]": _real_estimates(missing),
         }
     )
 
@@ -178,10 +178,15 @@ def adjustment_table(p: Population, real: pd.DataFrame) -> pd.DataFrame:
             "adjusted for": real["adjusted_for"].fillna(""),
             "scans": real["cases"],
             "with imputed cells": real["imputed_cases"],
-            "real HU [95 % interval]": _estimates(real.rename(columns=SHORT_NAMES), "real"),
+            "real HU [95 % interval]": _real_estimates(real),
             "why none": real["reason"].fillna(""),
         }
     )
+
+
+def _real_estimates(table: pd.DataFrame) -> list[str]:
+    """Return the estimates of a table of real scans alone, whose columns have short names."""
+    return _estimates(table.rename(columns=SHORT_NAMES), "real")
 
 
 def _estimates(rows: pd.DataFrame, name: str) -> list[str]:

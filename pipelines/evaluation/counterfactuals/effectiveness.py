@@ -17,7 +17,7 @@ from pipelines.evaluation.counterfactuals.axiom_rows import (
 from pipelines.evaluation.counterfactuals.measured import MeasuredChange, MeasuredMethod
 from pipelines.evaluation.counterfactuals.predictors import score_prediction
 from pipelines.evaluation.measurements import VolumeMeasurements
-from pipelines.evaluation.text_effect import AttributePredictor, Prediction
+from pipelines.evaluation.text_effect import AttributePredictor, PredictedAttribute, Prediction
 
 
 def effectiveness_rows(
@@ -51,12 +51,10 @@ def _changed_rows(
     bootstrap: CaseBootstrap,
 ) -> list[AxiomRow]:
     attribute = predictor.attribute
-    judged = [c for c in changes if attribute.number or c.value in predictor.models[0].classes_]
+    judged = [c for c in changes if predictor.can_read(c.value)]
     if not judged:
         return []
-    truth = np.array([c.value for c in judged])
-    if attribute.number:
-        truth = truth.astype(float)
+    truth = attribute.encode([c.value for c in judged])
     predicted = predictor.read([c.volume for c in judged])
     cases = [c.case for c in judged]
     best = predictor.predict(real)
@@ -100,15 +98,12 @@ def _other_rows(
     for change in method.changes[column]:
         factual = method.rows.get(change.case, {})
         # A row that rules the attribute out, or had this value already, tests nothing.
-        if not change.row.get(other) or factual.get(column) == change.value:
-            continue
-        if attribute.number or change.row[other] in predictor.models[0].classes_:
+        tests_nothing = not change.row.get(other) or factual.get(column) == change.value
+        if not tests_nothing and predictor.can_read(change.row[other]):
             judged.append(change)
     if not judged:
         return []
-    truth = np.array([change.row[other] for change in judged])
-    if attribute.number:
-        truth = truth.astype(float)
+    truth = attribute.encode([change.row[other] for change in judged])
     after = predictor.read([change.volume for change in judged])
     before = predictor.read([method.factual[change.case] for change in judged])
     cases = [change.case for change in judged]
@@ -117,12 +112,7 @@ def _other_rows(
     def score(index: NDArray[np.intp]) -> float:
         return score_prediction(predictor, measure, truth[index], after[index])
 
-    unit = "SD of the column"
-    if attribute.number:
-        spread = float(np.std([float(v) for v in attribute.values.values()])) or 1.0
-        moved = np.abs(after - before)[:, 0] / spread
-    else:
-        moved, unit = 0.5 * np.abs(after - before).sum(1), "probability"
+    unit = "SD of the column" if attribute.number else "probability"
     return [
         AxiomRow(
             method.name,
@@ -143,9 +133,20 @@ def _other_rows(
             "effectiveness",
             f"{OTHER}: {other}",
             f"{PREDICTION_SHIFT} ({unit})",
-            *bootstrap.mean(cases, moved),
+            *bootstrap.mean(cases, _shift(attribute, before, after)),
             0.0,
             "no change",
             len(judged),
         ),
     ]
+
+
+def _shift(
+    attribute: PredictedAttribute, before: NDArray[np.float64], after: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return how far predictions moved `(n,)`: in SD of the column, or in probability."""
+    distance = np.abs(after - before)
+    if not attribute.number:
+        return 0.5 * distance.sum(1)
+    spread = float(np.std([float(v) for v in attribute.values.values()])) or 1.0
+    return distance[:, 0] / spread
