@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from options.app_options import AppCommand, AppOptions
 from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.app.answer import AnswerDesk
+from pipelines.app.progress import GenerationProgress
 from pipelines.app.question import Question
 from pipelines.app.session import AppSession
 from util.cli import UserError, run_command
@@ -51,7 +51,7 @@ def phantom_mask(folder: Path, size: Sequence[int]) -> Path:
 def seconds_of(desk: AnswerDesk, question: Question) -> dict[str, float]:
     """Ask a question; return the seconds and the CPU seconds of the answer."""
     start, cpu = time.perf_counter(), time.process_time()
-    desk.answer(question, lambda share, text: None, threading.Event())
+    desk.answer(question, GenerationProgress())
     return {
         "seconds": time.perf_counter() - start,
         "CPU seconds": time.process_time() - cpu,

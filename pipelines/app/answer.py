@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from nibabel.affines import voxel_sizes
 from data.text.counterfactuals import Intervention, Variant
 from data.volume_dataset import VolumeSample
 from pipelines.app.answer_page import PageContent, write_answer_page
+from pipelines.app.progress import GenerationProgress
 from pipelines.app.question import Question
 from pipelines.app.session import AppSession, AskedText, OpenCase
 from pipelines.app.similar_cases import CaseIndex
@@ -35,12 +36,6 @@ from util.web.figures import Panel
 log = logging.getLogger(__name__)
 
 KEPT_ANSWERS = 6  # whose volumes and pages are kept
-
-Progress = Callable[[float, str], None]
-
-
-class CancelledError(Exception):
-    """The user cancelled the generation."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +88,12 @@ class AnswerDesk:
         self._by_phrase: list[Notice] = []  # warned of once in the life of the encoder
         self.lock = threading.Lock()  # one network, one generation at a time
 
-    def answer(self, question: Question, progress: Progress, cancelled: threading.Event) -> Answer:
+    def answer(self, question: Question, progress: GenerationProgress) -> Answer:
         """Return the answer to a question; a known one is not generated again.
 
         Args:
             question: The question.
-            progress: Called with the share that is done and a text.
-            cancelled: Set by the user to end the generation.
+            progress: Shows the progress, and ends the generation.
 
         Raises:
             UserError: The question does not fit the run.
@@ -111,7 +105,7 @@ class AnswerDesk:
                 return self._answers[question.key]
             folder = self.folder / question.key
             try:
-                answer = self._generate(question, folder, progress, cancelled)
+                answer = self._generate(question, folder, progress)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -135,11 +129,9 @@ class AnswerDesk:
             )
         return self._answers[question.key]
 
-    def _generate(
-        self, question: Question, folder: Path, progress: Progress, cancelled: threading.Event
-    ) -> Answer:
+    def _generate(self, question: Question, folder: Path, progress: GenerationProgress) -> Answer:
         start = time.monotonic()
-        progress(0.0, "Reading the case")
+        progress.report(0.0, "Reading the case")
         with collected_warnings() as collected:
             texts = self.session.texts(question)
             self.session.warn_of_values(question, texts)
@@ -147,9 +139,9 @@ class AnswerDesk:
             self._check_texts(texts)
             run = self.session.run
             warn_training_cases(run.folder, run.state, [opened.sample.case])
-            plan = self.session.question_plan(question, watcher(progress, cancelled))
+            plan = self.session.question_plan(question, progress.tile_counter())
             volumes, effects, control = _volumes(plan, opened, texts)
-        progress(0.95, "Writing the page")
+        progress.report(0.95, "Writing the page")
         notices = self._notices(collected, texts)
         contrasts = summarise_contrasts(effects)
         panels = _panels(opened.sample, volumes, texts, control)
@@ -199,20 +191,6 @@ class AnswerDesk:
         repeated = [n for n in self._by_phrase if phrases & set(n.phrases)]
         every = [*self.session.notices, *texts.notices, *collected, *repeated]
         return list(dict.fromkeys(every))
-
-
-def watcher(progress: Progress, cancelled: threading.Event) -> Callable[[int, int], None]:
-    """Return what is called before each tile: it shows progress, and ends what was cancelled."""
-    passes = 0
-
-    def on_tile(number: int, steps: int) -> None:
-        nonlocal passes
-        if cancelled.is_set():
-            raise CancelledError
-        passes += number == 0
-        progress(0.9 * number / max(steps, 1), f"Pass {passes}, tile {number + 1} of {steps}")
-
-    return on_tile
 
 
 def _volumes(

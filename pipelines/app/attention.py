@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from dominate import tags
 from nibabel.affines import voxel_sizes
 
 from models.attention_maps import PhraseMap, phrase_maps
-from pipelines.app.answer import AnswerDesk, Progress, watcher
+from pipelines.app.answer import AnswerDesk
 from pipelines.app.answer_page import SIZE
+from pipelines.app.progress import GenerationProgress
 from pipelines.app.question import Question
 from util.cli import digest_name
 from util.web import page_parts, viewer_parts
@@ -30,9 +30,7 @@ PER_ROW = 5  # pictures
 RANGE_SHARE = 0.999  # of a map's voxels that the range of colours holds
 
 
-def attention_page(
-    desk: AnswerDesk, question: Question, progress: Progress, cancelled: threading.Event
-) -> Path:
+def attention_page(desk: AnswerDesk, question: Question, progress: GenerationProgress) -> Path:
     """Write the page with the attention to each phrase of A's text; return its folder.
 
     Raises:
@@ -40,12 +38,12 @@ def attention_page(
         CancelledError: The user cancelled it.
     """
     asked = replace(question, changed={}, text_b="")
-    answer = desk.answer(asked, progress, cancelled)
+    answer = desk.answer(asked, progress)
     folder = desk.folder / digest_name(asked.query, "attention")
     if (folder / "index.html").is_file():
         return folder
     with desk.lock:
-        plan = desk.session.question_plan(asked, watcher(progress, cancelled))
+        plan = desk.session.question_plan(asked, progress.tile_counter())
         maps = phrase_maps(plan.run.generator, answer.sample, answer.texts.a.texts)
     inside = answer.sample.inside
     spacing = voxel_sizes(answer.sample.affine)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import gradio as gr
 from dominate import tags
 
+from pipelines.app.progress import GenerationProgress
 from util.cli import UserError
 from util.web.page_parts import CAUTIONS
 
@@ -36,6 +38,32 @@ class shown_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, UserError):
             raise gr.Error(str(error), duration=None, print_exception=False) from None
+
+
+def shown_progress(
+    bar: gr.Progress, cancelled: threading.Event | None = None
+) -> GenerationProgress:
+    """Return the progress of a generation that a bar shows."""
+    return GenerationProgress(
+        lambda share, text: bar(share, desc=text), cancelled or threading.Event()
+    )
+
+
+class RunningGenerations:
+    """The last generation of every visitor, which the visitor may cancel."""
+
+    def __init__(self) -> None:
+        self._cancelled: dict[str, threading.Event] = {}
+
+    def begin(self, request: gr.Request, bar: gr.Progress) -> GenerationProgress:
+        """Return the progress of a visitor's next generation."""
+        cancelled = self._cancelled[str(request.session_hash)] = threading.Event()
+        return shown_progress(bar, cancelled)
+
+    def cancel(self, request: gr.Request) -> None:
+        """End the visitor's generation."""
+        if (cancelled := self._cancelled.get(str(request.session_hash))) is not None:
+            cancelled.set()
 
 
 def caution() -> None:

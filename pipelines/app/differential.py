@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.text.counterfactuals import Variant
-from pipelines.app.answer import AnswerDesk, Progress, watcher
+from pipelines.app.answer import AnswerDesk
 from pipelines.app.differential_page import DifferentialContent, SimilarRow, write_page
+from pipelines.app.progress import GenerationProgress, OnTile
 from pipelines.app.question import Question
 from pipelines.app.session import AppSession, AskedText
 from pipelines.generation.case import effects_over_draws
@@ -52,11 +52,7 @@ def columns_of(session: AppSession) -> list[str]:
 
 
 def compare_values(
-    desk: AnswerDesk,
-    question: Question,
-    column: str,
-    progress: Progress,
-    cancelled: threading.Event,
+    desk: AnswerDesk, question: Question, column: str, progress: GenerationProgress
 ) -> Differential:
     """Generate the patient of a question with each value of a column, from one noise.
 
@@ -64,8 +60,7 @@ def compare_values(
         desk: The run and its network.
         question: The patient: A's text; what is changed in B is left out.
         column: The column.
-        progress: Called with the share that is done and a text.
-        cancelled: Set by the user to end the generation.
+        progress: Shows the progress, and ends the generation.
 
     Raises:
         UserError: The column has no several known values, or the question does not fit the run.
@@ -75,19 +70,15 @@ def compare_values(
     if column not in columns_of(session):
         raise UserError(f"{column or 'No column'} has no values to compare. Choose another column.")
     with desk.lock:
-        return _compare(desk, question, column, progress, cancelled)
+        return _compare(desk, question, column, progress)
 
 
 def _compare(
-    desk: AnswerDesk,
-    question: Question,
-    column: str,
-    progress: Progress,
-    cancelled: threading.Event,
+    desk: AnswerDesk, question: Question, column: str, progress: GenerationProgress
 ) -> Differential:
     start = time.monotonic()
     session = desk.session
-    on_tile = watcher(progress, cancelled)
+    on_tile = progress.tile_counter()
     with collected_warnings() as notices:
         texts = _texts(session, question, column)
         variants = [
@@ -141,7 +132,7 @@ def _similar(
     question: Question,
     variants: Sequence[Variant],
     volumes: Mapping[str, Hu],
-    on_tile: Any,
+    on_tile: OnTile,
 ) -> tuple[dict[str, SimilarRow], str]:
     """Return the similar cases of each value, or why there are none."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,18 @@ from urllib.parse import urlencode
 import gradio as gr
 from dominate import tags
 
-from pipelines.app.answer import AnswerDesk, CancelledError
+from pipelines.app.answer import AnswerDesk
 from pipelines.app.answer_page import prompts
-from pipelines.app.controls import NETWORK, PROGRESS, VIEW, frame_of, shown_errors
+from pipelines.app.controls import (
+    NETWORK,
+    PROGRESS,
+    VIEW,
+    RunningGenerations,
+    frame_of,
+    shown_errors,
+)
 from pipelines.app.exports import FORMATS, export
+from pipelines.app.progress import CancelledError
 from pipelines.app.question import NOT_KNOWN, Question, parse_seed
 from pipelines.app.session import AppSession, KnownColumn
 from util.cli import UserError
@@ -66,7 +73,7 @@ class AskPage:
         self.desk = desk
         self.address = address
         self.folder = folder
-        self._cancelled: dict[str, threading.Event] = {}  # by visitor
+        self._running = RunningGenerations()
 
     def build(self) -> None:
         """Add the controls to the page that is being made."""
@@ -226,14 +233,11 @@ class AskPage:
         self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any
     ) -> list[Any]:
         """Return status, answer and link of a question."""
-        cancelled = threading.Event()
-        self._cancelled[str(request.session_hash)] = cancelled
+        running = self._running.begin(request, progress)
         with shown_errors():
             question = self.question(*values)
             try:
-                answer = self.desk.answer(
-                    question, lambda share, text: progress(share, desc=text), cancelled
-                )
+                answer = self.desk.answer(question, running)
             except CancelledError:
                 return [tags.p("Cancelled.").render(), gr.skip(), gr.skip()]
         frame = frame_of(f"/{VIEW}/{question.key}/index.html", "answer-frame")
@@ -272,9 +276,7 @@ class AskPage:
 
     def cancel(self, request: gr.Request) -> str:
         """End the visitor's generation; return the status."""
-        event = self._cancelled.get(str(request.session_hash))
-        if event is not None:
-            event.set()
+        self._running.cancel(request)
         return tags.p("Cancelled.", id="cancelled").render()
 
     def make_files(self, formats: Sequence[str], *values: Any) -> str:

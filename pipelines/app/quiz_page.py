@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from dominate import tags
 from nibabel.affines import voxel_sizes
 
 from pipelines.app.answer import Answer, AnswerDesk
-from pipelines.app.controls import NETWORK, PROGRESS, frame_of, shown_errors
+from pipelines.app.controls import NETWORK, PROGRESS, frame_of, shown_errors, shown_progress
 from pipelines.app.quiz import CaseSet, QuizItem, choices, judge, pictures
 from util.cli import UserError
 from util.web import page_parts, viewer_parts
@@ -179,9 +178,7 @@ class QuizPage:
         return [state, self._score(state), radio, "", "", page]
 
     def _answer(self, item: QuizItem, progress: gr.Progress) -> Answer:
-        return self.desk.answer(
-            item.question, lambda share, text: progress(share, desc=text), threading.Event()
-        )
+        return self.desk.answer(item.question, shown_progress(progress))
 
     def _score(self, state: Progress) -> str:
         return tags.p(state.score(len(self.case_set.items)), id="quiz-score").render()

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from models.text.relevance import warn_low_relevance
 from options.app_options import AppCommand
 from options.checks import check_chest_ct
 from options.test_options import CaseOptions, InterventionOptions, TestOptions
+from pipelines.app.progress import OnTile
 from pipelines.app.question import MAX_TEXT, NOT_KNOWN, Question
 from pipelines.evidence import EVIDENCE, warn_young_run
 from pipelines.generation.plan import GenerationPlan, open_plan, run_samples
@@ -345,9 +346,6 @@ class AppSession:
         options = self.plan.options
         options = replace(options, arms=replace(options.arms, seed=question.seed))
         return replace(self.plan, run=replace(self.run, generator=generator), options=options)
-
-
-OnTile = Callable[[int, int], None]
 
 
 def _plan_without_cases(options: TestOptions, run: LoadedRun) -> GenerationPlan:

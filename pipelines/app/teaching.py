@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,18 @@ import gradio as gr
 from dominate import tags
 
 from options.app_options import AppOptions
-from pipelines.app.answer import AnswerDesk, CancelledError
+from pipelines.app.answer import AnswerDesk
 from pipelines.app.attention import attention_page
-from pipelines.app.controls import NETWORK, PROGRESS, VIEW, frame_of, shown_errors
+from pipelines.app.controls import (
+    NETWORK,
+    PROGRESS,
+    VIEW,
+    RunningGenerations,
+    frame_of,
+    shown_errors,
+)
 from pipelines.app.differential import columns_of, compare_values
+from pipelines.app.progress import CancelledError
 from pipelines.app.question import Question, parse_seed
 from pipelines.app.quiz import open_case_set
 from pipelines.app.quiz_page import LISTEN, QuizPage
@@ -46,7 +53,7 @@ class DifferentialPage:
 
     def __init__(self, desk: AnswerDesk) -> None:
         self.desk = desk
-        self._cancelled: dict[str, threading.Event] = {}  # by visitor
+        self._running = RunningGenerations()
 
     def build(self) -> None:
         """Add the controls to the page that is being made."""
@@ -83,12 +90,10 @@ class DifferentialPage:
         self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any
     ) -> list[Any]:
         """Return status and page of a differential."""
-        cancelled = self._begin(request)
+        running = self._running.begin(request, progress)
         with shown_errors():
             try:
-                made = compare_values(
-                    self.desk, _question(values), values[3] or "", _report(progress), cancelled
-                )
+                made = compare_values(self.desk, _question(values), values[3] or "", running)
             except CancelledError:
                 return [CANCELLED, gr.skip()]
         status = tags.p(f"{len(made.volumes)} volumes in {made.seconds:.1f} s.", id="d-done")
@@ -99,31 +104,20 @@ class DifferentialPage:
         self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any
     ) -> list[Any]:
         """Return status and page of attention maps."""
-        cancelled = self._begin(request)
+        running = self._running.begin(request, progress)
         with shown_errors():
             try:
-                folder = attention_page(self.desk, _question(values), _report(progress), cancelled)
+                folder = attention_page(self.desk, _question(values), running)
             except CancelledError:
                 return [CANCELLED, gr.skip()]
         return ["", frame_of(f"/{VIEW}/{folder.name}/index.html", "attention-frame")]
 
     def cancel(self, request: gr.Request) -> str:
         """End the visitor's generation; return the status."""
-        event = self._cancelled.get(str(request.session_hash))
-        if event is not None:
-            event.set()
+        self._running.cancel(request)
         return CANCELLED
-
-    def _begin(self, request: gr.Request) -> threading.Event:
-        cancelled = threading.Event()
-        self._cancelled[str(request.session_hash)] = cancelled
-        return cancelled
 
 
 def _question(values: Sequence[Any]) -> Question:
     case, text, seed, _ = values
     return Question(case or "", text_a=text or "", seed=parse_seed(seed))
-
-
-def _report(progress: gr.Progress) -> Any:
-    return lambda share, text: progress(share, desc=text)

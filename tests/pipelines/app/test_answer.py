@@ -16,8 +16,9 @@ from PIL import Image, ImageSequence
 
 from options.app_options import AppCommand, AppOptions
 from options.test_options import ModelOptions
-from pipelines.app.answer import Answer, AnswerDesk, CancelledError
+from pipelines.app.answer import Answer, AnswerDesk
 from pipelines.app.exports import FORMATS, export
+from pipelines.app.progress import CancelledError, GenerationProgress
 from pipelines.app.question import Question
 from pipelines.app.session import AppSession
 from tests.commands import TrainedRun
@@ -52,7 +53,7 @@ def desk(session: AppSession, folder: Path) -> AnswerDesk:
 
 
 def ask(desk: AnswerDesk, question: Question) -> Answer:
-    return desk.answer(question, lambda share, text: None, threading.Event())
+    return desk.answer(question, GenerationProgress())
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_a_cancelled_generation_leaves_nothing(desk: AnswerDesk, case: str) -> N
 
     asked = Question(case, seed=50)
     with pytest.raises(CancelledError):
-        desk.answer(asked, progress, cancelled)
+        desk.answer(asked, GenerationProgress(progress, cancelled))
     assert said[0] == "Reading the case" and said[-1].startswith("Pass 1, tile 1 of")
     assert not (desk.folder / asked.key).exists()
     assert ask(desk, asked).volumes  # and it can be asked again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from options.train_options import GeneratorOptions
 from pipelines.app.answer import AnswerDesk
 from pipelines.app.attention import attention_page
 from pipelines.app.differential import columns_of, compare_values
+from pipelines.app.progress import GenerationProgress
 from pipelines.app.question import Question
 from pipelines.app.quiz import (
     CASES_FILE,
@@ -53,10 +53,6 @@ def desk(session: AppSession, tmp_path_factory: pytest.TempPathFactory) -> Answe
 @pytest.fixture(scope="module")
 def case(session: AppSession) -> str:
     return session.plan.cohort.split("test")[0].id
-
-
-def nothing(share: float, text: str) -> None:
-    return None
 
 
 # The quiz.
@@ -193,7 +189,7 @@ def test_scans_are_found_by_themselves_and_by_text(with_clip: AppSession, case: 
 def test_a_patient_under_each_value(with_clip: AppSession, case: str, tmp_path: Path) -> None:
     desk = AnswerDesk(with_clip, tmp_path)
     column = columns_of(with_clip)[0]
-    made = compare_values(desk, Question(case), column, nothing, threading.Event())
+    made = compare_values(desk, Question(case), column, GenerationProgress())
     own = with_clip.row(case)[column]
     values = [value for value in with_clip.columns[column].values if value != own]
     assert list(made.volumes) == ["own text", *values] == list(made.similar)
@@ -205,11 +201,11 @@ def test_a_patient_under_each_value(with_clip: AppSession, case: str, tmp_path: 
     page = (made.folder / "index.html").read_text()
     assert f"{values[0]} minus own text" in page and "nearest to the volume" in page
     with pytest.raises(UserError, match="no values to compare"):
-        compare_values(desk, Question(case), "AGE", nothing, threading.Event())
+        compare_values(desk, Question(case), "AGE", GenerationProgress())
 
 
 def test_a_run_without_a_clip_says_why(desk: AnswerDesk, case: str) -> None:
-    made = compare_values(desk, Question(case), "DIAGNOSIS", nothing, threading.Event())
+    made = compare_values(desk, Question(case), "DIAGNOSIS", GenerationProgress())
     page = (made.folder / "index.html").read_text()
     assert not made.similar and "need the cohort's own CLIP" in page.replace("&#x27;", "'")
 
@@ -259,7 +255,7 @@ def test_each_phrase_has_a_map(desk: AnswerDesk, session: AppSession, case: str)
     assert torch.allclose(torch.as_tensor(total), torch.ones(()), atol=1e-4)
     units = [m for m in session.run.network.modules() if isinstance(m, AttentionFusion)]
     assert all(unit.on_weights is None for unit in units)
-    folder = attention_page(desk, Question(case), nothing, threading.Event())
+    folder = attention_page(desk, Question(case), GenerationProgress())
     page = (folder / "index.html").read_text()
     assert NO_PHRASE in page and "does not show what the phrase changes" in page
     with pytest.raises(UserError, match="text is empty"):
