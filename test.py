@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 def generate_cohort(options: TestOptions) -> Path:
     """Generate every case of a split, or one mask; return the results folder."""
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.case_pictures import draw_animations
     from pipelines.generation.case import generate_case
     from pipelines.generation.plan import open_plan, open_run, page_context
     from pipelines.generation.results import ResultsWriter, check_results_folder, results_folder
+    from pipelines.pictures.picture_set import draw_animations
     from pipelines.run_cohort import warn_training_cases
 
     folder = results_folder(options)

@@ -19,7 +19,7 @@ def main() -> None:
     """Parse the command line and fetch the autoencoder."""
     options = parse_command(FetchCommand, (__doc__ or "").splitlines()[0])
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.autoencoder_fetch import fetch_autoencoder
+    from pipelines.autoencoder.fetch import fetch_autoencoder
 
     fetch_autoencoder(options)
 

@@ -19,7 +19,7 @@ def main() -> None:
     """Parse the command line and draw the picture."""
     options = parse_command(PictureCommand, __doc__ or "").picture
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.case_picture import draw_case
+    from pipelines.pictures.figure import draw_case
 
     log.info("Wrote %s", draw_case(options))
 

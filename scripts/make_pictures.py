@@ -16,7 +16,7 @@ def main() -> None:
     """Parse the command line and draw the pictures."""
     options = parse_command(PictureSetCommand, __doc__ or "").pictures
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.case_pictures import draw_picture_set
+    from pipelines.pictures.picture_set import draw_picture_set
 
     draw_picture_set(options)
 

@@ -16,7 +16,7 @@ def main() -> None:
     """Parse the command line and train."""
     options = parse_command(AutoencoderCommand, __doc__ or "")
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.autoencoder_training import train_autoencoder
+    from pipelines.autoencoder.training import train_autoencoder
 
     train_autoencoder(options)
 

@@ -23,10 +23,10 @@ from models.inference import VolumeGenerator
 from options.base_options import DataOptions
 from options.compare_options import CompareCommand
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
-from pipelines.case_picture import cohort_panels, read_results, result_panel
 from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from pipelines.generation.results import results_data, results_folder
+from pipelines.pictures.panels import cohort_panels, read_results, result_panel
 from util.cli import UserError, format_list
 from util.files import read_csv, write_frame
 from util.metrics.texture import detail_correlation

@@ -11,7 +11,7 @@ from data.volume_dataset import VolumeDataset
 from models.base_model import GenerativeModel
 from models.diffusion.latent_space import LatentSpace
 from options.train_options import TrainOptions
-from pipelines.autoencoder_check import check_reconstruction, report_check
+from pipelines.autoencoder.check import check_reconstruction, report_check
 from pipelines.training.study import Study
 from pipelines.training.validation import validation_window
 from util.files import write_frame

@@ -19,7 +19,7 @@ from benchmarks import diffusion as benchmark_diffusion
 from models.networks.autoencoder import load_autoencoder
 from options.autoencoder_options import AutoencoderCommand
 from options.parser import parse
-from pipelines import autoencoder_training
+from pipelines.autoencoder.training import train_autoencoder
 from scripts import compare_models
 from tests.commands import Outcome, TrainedRun, command, kept, refused, train
 from util.cli import UserError, is_out_of_memory
@@ -73,7 +73,7 @@ def test_an_autoencoder_of_ten_steps(cohort_dir: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def autoencoder(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of three steps, that makes four voxels one."""
-    return autoencoder_training.train_autoencoder(
+    return train_autoencoder(
         parse(
             AutoencoderCommand,
             "",

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from options.picture_options import PictureOptions
-from pipelines.case_picture import cohort_panels, draw_case
 from pipelines.generation import case_writer
+from pipelines.pictures.figure import draw_case
+from pipelines.pictures.panels import cohort_panels
 from tests.commands import TrainedRun, refused
 from util.cli import UserError
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from models.diffusion.latent_space import LatentSpace
 from options.autoencoder_options import FetchOptions
-from pipelines.autoencoder_check import ReconstructionCheck
-from pipelines.autoencoder_fetch import describe_repository
+from pipelines.autoencoder.check import ReconstructionCheck
+from pipelines.autoencoder.fetch import describe_repository
 from tests.commands import command, refused, train
 from util.cli import UserError
 from util.metrics.fidelity import metric_rows

@@ -22,8 +22,8 @@ from models.sliding_window import SlidingWindow
 from models.weights import read_weights
 from options.autoencoder_options import FetchCommand, FetchOptions
 from options.parser import to_dict
-from pipelines.autoencoder_check import reconstructions, report_check, write_check_page
-from pipelines.autoencoder_training import (
+from pipelines.autoencoder.check import reconstructions, report_check, write_check_page
+from pipelines.autoencoder.training import (
     EVALUATION_BATCHES,
     BatchPlan,
     check_out_file,

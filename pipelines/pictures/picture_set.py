@@ -13,9 +13,9 @@ import numpy as np
 from data.volumes import strip_suffix
 from options.base_options import DataOptions
 from options.picture_options import PictureSetOptions
-from pipelines.case_picture import case_rows, cohort_panels, read_results, result_panel
 from pipelines.generation.case_writer import display_window
 from pipelines.generation.results import results_data
+from pipelines.pictures.panels import case_rows, cohort_panels, read_results, result_panel
 from util.cli import UserError, format_list, safe_name
 from util.web.figures import Panel, nice_limit
 from util.web.slice_sheet import SliceSheet, find_ffmpeg, frame_slices, save_animation, top_slices

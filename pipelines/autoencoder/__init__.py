@@ -1,0 +1,1 @@
+"""Autoencoders of latent diffusion: fetched or trained, and checked on scans."""

@@ -1,0 +1,1 @@
+"""Pictures to take away from a results folder."""
