@@ -36,7 +36,7 @@ from models.text.clip import (
 )
 from options.clip_options import ClipCommand, ClipOptions
 from util.cli import UserError, file_problem, is_main_process
-from util.files import claim_folder, file_fingerprint, file_sha256, sync
+from util.files import claim_folder, file_fingerprint, file_sha256, sync, write_json
 from util.locks import locked_folder
 from util.phrasing import join_phrases, strip_phrase
 from util.records import read_record, same_settings
@@ -323,7 +323,7 @@ def _write_clip(clip: Clip, folder: Path, record: Mapping[str, Any]) -> None:
         {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
         folder / VOLUME_FILE,
     )
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / RECORD, record)
     for path in folder.iterdir():
         sync(path)
 

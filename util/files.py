@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -96,10 +97,26 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def plain_json(value: Any) -> Any:
+    """Return a value as JSON has it: NaN and infinities as None, tuples as lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: plain_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(part) for part in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step; raise `UserError` where the disk refuses it."""
+    """Write JSON in one step, numbers that it does not have (NaN, infinities) as null.
+
+    Raises:
+        UserError: The disk refuses it.
+    """
     with atomic_path(path, keep_suffix=False) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        text = json.dumps(plain_json(value), indent=1, allow_nan=False)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

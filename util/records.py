@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from util.cli import UserError, format_list
-from util.files import claim_folder, read_json, write_json
+from util.files import claim_folder, plain_json, read_json, write_json
 from util.schema import fits, misfit, type_in_words
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def read_record(path: Path, hint: Any, consequence: str) -> Any:
 
 def wait_for_record(folder: Path, record: str, settings: Mapping[str, Any]) -> None:
     """Wait until another process has opened a folder; raise `UserError` when it never does."""
-    wanted = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps(plain_json(settings)))
     end = time.monotonic() + MAX_WAIT_S
     while not (folder / record).is_file() or read_json(folder / record) != wanted:
         if time.monotonic() > end:
@@ -77,7 +77,7 @@ def open_record(
     Raises:
         UserError: It holds something else, or was made with other settings and `overwrite` is off.
     """
-    wanted = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps(plain_json(settings)))
     if claim_folder(folder, [record], overwrite=True, flag=flag):
         if same_settings(read_json(folder / record), wanted, folder, overwrite, flag):
             return True

@@ -162,6 +162,8 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def _markdown_cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "–"
     if isinstance(value, float):
-        return "–" if pd.isna(value) else f"{value:.2f}"
+        return f"{value:.2f}"
     return str(value)

@@ -140,7 +140,8 @@ def measure_texture(cohort: KindsCohort, generate: Generate) -> dict[str, float]
 
     `detail ratio` (generated/real SD), `seed correlation` of the detail and `seed SD` of the lungs'
     voxels in HU between two draws are means over cases. `power LOW-HIGH mm` (by period) and `vessel
-    ratio` (share of dense voxels) are ratios of means, because single scans may have none.
+    ratio` (share of dense voxels) are ratios of means, because single scans may have none. A ratio
+    is NaN where no scan has any.
     """
     means: list[dict[str, float]] = []
     generated: list[dict[str, float]] = []
@@ -159,7 +160,7 @@ def measure_texture(cohort: KindsCohort, generate: Generate) -> dict[str, float]
         )
         generated.append(_spectrum(first, lungs, spacing))
         real.append(_spectrum(scan.hu, lungs, spacing))
-    ratios = pd.DataFrame(generated).mean() / pd.DataFrame(real).mean()
+    ratios = pd.DataFrame(generated).mean() / pd.DataFrame(real).mean().replace(0, np.nan)
     averages = pd.concat([pd.DataFrame(means).mean(), ratios])
     return {str(name): float(value) for name, value in averages.items()}
 

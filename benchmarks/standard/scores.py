@@ -24,12 +24,21 @@ from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.extractors import DEFAULT_WINDOW, make_extractor
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.overlap import overlap
+from util.files import plain_json
 
 RATIO = (0.7, 1.3)  # of the truth, that counts as reached
 # By kind of statistic: the largest truth that counts as none, and what may be generated then.
 NULL_LIMITS: Mapping[str, float] = {"mean_hu": 2.0, "_hu": 10.0, "share": 0.005}
 NULL_DETAIL = 0.05  # the same of detail, as a share of the detail before the change
 SUMMARY_DIGITS = 3
+# Why a score may have no value, which scores.json holds as null.
+UNDEFINED: Mapping[str, str] = {
+    "detail ratio": "no scan of a test case has detail in its lungs",
+    "vessel ratio": "no scan of a test case has a voxel as dense as a vessel in its lungs",
+    "seed correlation": "the lungs of two draws have no detail to correlate",
+    "Dice": "thresholding finds no lungs in any volume",
+    "Dice of scans": "thresholding finds no lungs in any scan",
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ def summarise(scores: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         name: round(value, SUMMARY_DIGITS) if isinstance(value, float) else value
-        for name, value in values.items()
+        for name, value in plain_json(values).items()
     }
 
 
@@ -190,7 +199,13 @@ def tables(name: str, sets: Mapping[str, Any], expected: Mapping[str, Any]) -> s
                 rows.append({"generator": other, **known["summary"]})
         frame = pd.DataFrame(scores["effects"])
         frame["reached"] = frame["reached"].map({True: "yes", False: "no"})
-        parts += [f"## {title}", markdown_table(pd.DataFrame(rows)), markdown_table(frame)]
+        parts += [f"## {title}", markdown_table(pd.DataFrame(rows))]
+        parts += [
+            f"–: {score} has no value, because {reason}."
+            for score, reason in UNDEFINED.items()
+            if rows[0][score] is None
+        ]
+        parts.append(markdown_table(frame))
     return "\n\n".join(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from pipelines.app.answer import Answer
 from pipelines.generation.case_writer import DicomWriter, dicom_key, display_window
 from util import __version__
 from util.cli import UserError, safe_name
-from util.files import atomic_folder, atomic_path, write_csv
+from util.files import atomic_folder, atomic_path, write_csv, write_json
 from util.metrics.effects import EFFECT_COLUMNS
 from util.web.figures import Panel, nice_limit, save_slices_png
 from util.web.page_parts import CAUTIONS
@@ -50,7 +49,7 @@ def export(answer: Answer, formats: Sequence[str], folder: Path) -> Path:
         for format_name in dict.fromkeys(formats):
             FORMATS[format_name](answer, made)
         write_csv(made / "effects.csv", EFFECT_COLUMNS, answer.effects)
-        (made / RECORD).write_text(json.dumps(record(answer), indent=1), encoding="utf-8")
+        write_json(made / RECORD, record(answer))
     path = folder / f"{name}.zip"
     with (
         atomic_path(path) as temporary,

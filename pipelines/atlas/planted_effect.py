@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from options.checks import check_chest_ct
 from options.plant_options import PlantOptions
 from util import cli
 from util.cli import UserError, format_list
-from util.files import atomic_folder, claim_folder, read_csv, write_csv
+from util.files import atomic_folder, claim_folder, read_csv, write_csv, write_json
 from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ class _CohortCopy:
             "source": str(self.cohort.root.resolve()),
             "cases": self.values,
         }
-        (self.folder / PLANT_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(self.folder / PLANT_RECORD, record)
 
 
 def _link(source: Path, target: Path) -> None:

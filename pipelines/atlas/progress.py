@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from dataclasses import dataclass, field, fields
@@ -86,7 +87,8 @@ class AtlasProgress:
                 return None
             generated = GeneratedCases(cases=state["cases"], volumes=state["volumes"])
             for name in ROW_TABLES:
-                getattr(generated.measurements, name).extend(state["rows"][name])
+                rows = [_measured_row(row) for row in state["rows"][name]]
+                getattr(generated.measurements, name).extend(rows)
             averages = generated.measurements.maps.averages
             with np.load(self.folder / state["maps"], allow_pickle=False) as arrays:
                 for number, (kind, contrast, refit, cases) in enumerate(state["averages"]):
@@ -143,6 +145,11 @@ class AtlasProgress:
             log.warning(
                 "Finished cases are kept in %s; run the command again to resume.", self.folder
             )
+
+
+def _measured_row(row: Row) -> Row:
+    """Return a row as it was measured: what JSON has as null is NaN."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from options.parser import to_dict
@@ -149,9 +148,6 @@ def _link_sets(plan: EvaluationPlan, page: Path) -> None:
 
 
 def _records(frame: pd.DataFrame, terms: Terms) -> list[dict[str, Any]]:
-    """Return the rows of a table for JSON, which has no NaN, in the words of the modality."""
-    rows = []
-    for row in terms.frame(frame).to_dict("records"):
-        is_nan = {k: isinstance(v, float) and not np.isfinite(v) for k, v in row.items()}
-        rows.append({str(k): None if is_nan[k] else v for k, v in row.items()})
-    return rows
+    """Return the rows of a table for JSON, in the words of the modality."""
+    rows = terms.frame(frame).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]

@@ -189,7 +189,7 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         lines.append(
             f"| {row['arm']} | {row['volumes']} | {row['seed']} | {row['balanced_accuracy']:.3f} "
-            f"({row['low']:.3f} to {row['high']:.3f}) | {row['auc']:.3f} |"
+            f"({_interval(row, '.3f')}) | {row['auc']:.3f} |"
         )
     lines += [
         "",
@@ -199,8 +199,8 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     ]
     for arm, values in results["summary"].items():
         lines.append(
-            f"| {arm} | {values['mean']:.3f} | {values['minus_real']:+.3f} ({values['low']:+.3f} "
-            f"to {values['high']:+.3f}) | {values['seeds_at_least_as_good_as_real']} seeds |"
+            f"| {arm} | {values['mean']:.3f} | {values['minus_real']:+.3f} "
+            f"({_interval(values, '+.3f')}) | {values['seeds_at_least_as_good_as_real']} seeds |"
         )
     lines += [
         "",
@@ -209,6 +209,13 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         "intervals do not contain the uncertainty of its training.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _interval(values: Mapping[str, Any], number: str) -> str:
+    """Return an interval for a table, or why there is none."""
+    if np.isnan(values["low"]):
+        return "no interval: a class has fewer than two test scans"
+    return f"{values['low']:{number}} to {values['high']:{number}}"
 
 
 def measure_utility(command: UtilityCommand) -> dict[str, Any]:

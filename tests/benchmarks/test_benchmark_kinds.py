@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import kinds as benchmark
 from benchmarks.real_chests import deformed_chests, find_chests, split_chests
+from benchmarks.report import kinds_measure
 from benchmarks.report.kinds_baselines import baselines, transfer
 from benchmarks.report.kinds_measure import measure_effects, measure_texture
 from benchmarks.report.kinds_tables import summary
@@ -47,6 +48,17 @@ def test_the_truth_measured_as_a_model_is_the_truth(cohort: KindsCohort) -> None
                 assert values["generated"] == pytest.approx(values["true"], abs=1e-6)
     texture = measure_texture(cohort, render)
     assert texture["detail ratio"] == pytest.approx(1) and texture["seed correlation"] == 1
+
+
+def test_a_ratio_to_scans_that_have_none_is_not_infinite(
+    cohort: KindsCohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds_measure, "vessel_share", lambda hu, lungs: float(hu.max() > 5000))
+
+    def bright(case: str, row: dict[str, str], draw: int) -> np.ndarray:
+        return cohort.render(case).hu + np.float32(10_000)
+
+    assert np.isnan(measure_texture(cohort, bright)["vessel ratio"])
 
 
 def test_least_squares_finds_what_adds_up_and_not_the_rest(cohort: KindsCohort) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from benchmarks.standard.generators import (
     nearest_neighbour,
     voxelwise_regression,
 )
-from benchmarks.standard.scores import is_reached
+from benchmarks.standard.scores import is_reached, tables
 from benchmarks.standard.standard_set import DRAWS, StandardSet, read_generated
 from data.volumes import load_volume, write_like
 from options.benchmarks.effects import StandardBenchmarkOptions
 from util.cli import UserError
+from util.files import read_json
 
 # Writes the mask as HU; row and noise change nothing.
 COMMAND = """
@@ -75,6 +77,11 @@ def test_any_command_that_writes_nifti_is_scored(tmp_path: Path, expected: Path)
     assert scores["cost"]["memory_gib"] > 0.01 and scores["cost"]["train_seconds"] > 0
     folder = tmp_path / "out" / "generators" / "flat"
     assert "## sparse_phantom" in (folder / "scores.md").read_text()
+    scores_without = deepcopy(scores)
+    scores_without["texture"]["vessel ratio"] = None
+    text = tables("flat", {"sparse_phantom": scores_without}, read_json(expected))
+    assert "–: vessel ratio has no value, because no scan" in text
+    assert "detail ratio has no value" not in text
     script.write_text("raise SystemExit(1)")  # what is finished is not run again
     assert benchmark.run_benchmark(asked, expected)["sparse_phantom"] == scores
 

@@ -67,6 +67,15 @@ def test_json_and_csv(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text().splitlines() == ["x,y", "1,", '"a,b",2']
 
 
+def test_json_has_null_for_numbers_that_it_lacks(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    path = tmp_path / "a.json"
+    write_json(path, {"ratio": infinite, "low": [-infinite, 1.5], "sd": np.float64(nan), "n": (1,)})
+    text = path.read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert read_json(path) == {"ratio": None, "low": [None, 1.5], "sd": None, "n": [1]}
+
+
 FORMULAS = (
     "=1+1",
     "=cmd|' /C calc'!A0",

@@ -23,6 +23,7 @@ from util.files import (
     atomic_folder,
     file_sha256,
     json_digest,
+    plain_json,
     previous_folder,
     read_json,
     sync,
@@ -76,12 +77,14 @@ def save(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -
                 save_file(plain, path)
                 sync(path)  # on the disk before the folder gets its name
                 digests[name] = file_sha256(path)
-            values = {
-                **state,
-                "parts": sorted(parts),
-                "sha256": digests,
-                "version": state.get("version") or __version__,
-            }
+            values = plain_json(
+                {
+                    **state,
+                    "parts": sorted(parts),
+                    "sha256": digests,
+                    "version": state.get("version") or __version__,
+                }
+            )
             values["digest"] = json_digest(values)
             write_json(temporary / STATE_FILE, values)
     except (OSError, SafetensorError, UserError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,8 +89,9 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the values of a step."""
-        rounded = {name: round(float(value), 6) for name, value in values.items()}
+        """Add the values of a step; those that are not finite have no number in JSON."""
+        values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        rounded = {name: round(value, 6) for name, value in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **rounded}) + "\n")
         for name, value in values.items():

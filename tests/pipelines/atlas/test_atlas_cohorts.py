@@ -87,8 +87,11 @@ def test_cases_of_other_settings_or_damaged_ones_are_not_used(tmp_path: Path) ->
     generated = first.load()
     generated.cases.append({"case": "x"})
     generated.measurements.maps.add(("effect", "A", ""), np.ones(FRAME, np.float32))
+    generated.measurements.effects.append({"case": "x", "effect": float("nan")})
     first.save(generated, always=True)
+    assert "NaN" not in (tmp_path / "kept" / "state.json").read_text()
     again = progress.AtlasProgress(tmp_path / "kept", "a").load()
+    assert np.isnan(again.measurements.effects[0]["effect"])
     assert again.cases == [{"case": "x"}]
     assert again.measurements.maps.averages["effect", "A", ""].cases == 1
     assert not progress.AtlasProgress(tmp_path / "kept", "b").load().cases

@@ -174,10 +174,10 @@ def test_the_command_writes_every_arm(cohort_copy: Path, synthetic: Path, tmp_pa
     }
     volumes = {r["arm"]: r["volumes"] for r in results["rows"]}
     assert volumes["both"] == volumes["real"] + volumes["synthetic"] and results["test_scans"] == 2
-    assert (
-        "chance is 0.500" in (out / "utility.md").read_text()
-        and len(pd.read_csv(out / "utility.csv")) == 6
-    )
+    report = (out / "utility.md").read_text()
+    assert "chance is 0.500" in report and len(pd.read_csv(out / "utility.csv")) == 6
+    assert "no interval: a class has fewer than two test scans" in report and "nan" not in report
+    assert "NaN" not in (out / "utility.json").read_text()
     again = (out / "real_1.json").stat().st_mtime_ns
     utility.measure_utility(options(cohort_copy, synthetic, out, "--column", "SEX"))
     assert (out / "real_1.json").stat().st_mtime_ns == again

@@ -221,6 +221,11 @@ def test_json_is_the_old_or_the_new(tmp_path: Path) -> None:
     assert read_json(path) == {"a": 1}
 
 
+def test_a_state_with_a_number_that_json_lacks_is_loaded(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "latest", parts(1.0), {**STATE, "best": float("inf")})
+    assert checkpoint.load_state(tmp_path / "latest")["best"] is None
+
+
 # --- what must not be loaded ---
 
 
