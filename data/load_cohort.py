@@ -19,7 +19,7 @@ from data.text.columns import review_table
 from data.text.prompts import load_template
 from data.volumes import SUFFIXES, has_suffix, load_volume, strip_suffix
 from options.base_options import LUNG_LABELS, MAX_LABEL, DataOptions
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -337,10 +337,8 @@ def _load_splits(
 ) -> Splits:
     column = options.patient_column
     if column and column != options.key_column and column not in columns:
-        raise UserError(
-            f"--patient_column {column!r} is not a column of the table; it has: "
-            f"{format_list(columns, 30)}."
-        )
+        fix = "Correct the name, or leave the flag out where the table does not name patients."
+        raise UserError(unknown_column("--patient_column: the table", column, columns, fix))
     patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
     ids = [case.id for case in cases]
     path = Path(options.splits) if options.splits else root / "splits.json"

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.cohort import PROMPTS_FILE, Cohort
 from options.base_options import DataOptions
-from util.cli import UserError, format_list
+from util.cli import UserError, unknown_column
 
 
 def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
@@ -102,10 +102,7 @@ def _permute_columns(
 ) -> Cohort:
     """Move columns of the training rows, together, to another patient's cases."""
     if unknown := [column for column in columns if column not in cohort.columns]:
-        raise UserError(
-            f"--permute: the table has no column {unknown[0]!r}; it has: "
-            f"{format_list(cohort.columns, 40)}."
-        )
+        raise UserError(unknown_column("--permute: the table", unknown[0], cohort.columns))
     if (cohort.root / PROMPTS_FILE).is_file():
         raise UserError(
             f"--permute shuffles the table, but the texts of {cohort.root / PROMPTS_FILE} do not "

@@ -15,7 +15,7 @@ import pandas as pd
 from data.spreadsheet import read_sheet
 from data.text.values import match_ids
 from data.volumes import strip_suffix
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, unknown_column
 from util.files import read_text, unescape_cell
 
 log = logging.getLogger(__name__)
@@ -60,11 +60,8 @@ def read_table(path: Path, key_column: str) -> ClinicalTable:
     """
     header, *lines = read_lines(path)
     if key_column not in header:
-        raise UserError(
-            f"{path} has no column {key_column!r}; it has: "
-            f"{format_list([name for name in header if name], 30)}. Name the column of the scans "
-            "with --key_column."
-        )
+        fix = "Name the column of the scans with --key_column."
+        raise UserError(unknown_column(str(path), key_column, [n for n in header if n], fix))
     rows: dict[str, dict[str, str]] = {}
     for number, line in enumerate(lines, start=2):
         if not any(cell.strip() for cell in line):

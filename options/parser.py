@@ -13,8 +13,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from options.usage import WIDTH, Input, check_input, epilog, suggestion, unknown_words
-from util.cli import UserError, format_list, run_command, shorten
+from options.usage import WIDTH, Input, check_input, epilog, unknown_words
+from util.cli import UserError, format_list, run_command, shorten, suggestion
 from util.schema import misfit
 
 T = TypeVar("T")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from util.cli import UserError, shorten
+from util.cli import UserError, shorten, suggestion
 from util.training import runs
 
 # What a flag's value names on disk: a folder, a file, a run in --checkpoints_dir, or a built-in
@@ -16,23 +15,7 @@ from util.training import runs
 Input = Literal["folder", "file", "run", "name or path"]
 DOWNLOADED = "hub"  # the kind whose values are no paths
 PATH_SUFFIXES = (".yaml", ".yml", ".pt", ".pth", ".bin", ".safetensors")
-MAX_SUGGESTIONS = 2
 WIDTH = 110  # columns of the help
-
-
-def suggestion(word: str, choices: Iterable[str], mark: str = "") -> str:
-    """Return " Did you mean X?" for a misspelt word, or "" where nothing is near.
-
-    Args:
-        word: The word as it was typed.
-        choices: Words that are known.
-        mark: What stands before a word, such as the dashes of a flag.
-    """
-    lowered = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower(), lowered, MAX_SUGGESTIONS)
-    near = near[:1] if word.lower() in lowered else near
-    names = [f"{mark}{lowered[name]}" for name in near]
-    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def unknown_words(

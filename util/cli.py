@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import logging
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")
 INTERRUPTED = 130  # exit code after Ctrl-C
 threads_abandoned = threading.Event()  # set where threads are still at work after Ctrl-C
+MAX_COLUMNS_SHOWN = 40
+MAX_SUGGESTIONS = 2
 MAX_SHOWN = 300  # characters of a user's text in a message
 MAX_NAME_LENGTH = 100  # a file name of 255 characters holds a case, a column and two values
 
@@ -192,3 +195,33 @@ def format_list(items: Sequence[str], limit: int = 8) -> str:
     """Return the items as "a, b, c, ... (12 in all)", for messages."""
     shown = ", ".join(shorten(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"
+
+
+def suggestion(word: str, choices: Iterable[str], mark: str = "") -> str:
+    """Return " Did you mean X?" for a misspelt word, or "" where nothing is near.
+
+    Args:
+        word: The word as it was typed.
+        choices: Words that are known.
+        mark: What stands before a word, such as the dashes of a flag.
+    """
+    lowered = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(word.lower(), lowered, MAX_SUGGESTIONS)
+    near = near[:1] if word.lower() in lowered else near
+    names = [f"{mark}{lowered[name]}" for name in near]
+    return f" Did you mean {' or '.join(names)}?" if names else ""
+
+
+def unknown_column(subject: str, column: str, columns: Sequence[str], fix: str = "") -> str:
+    """Return the message for a column that a table does not have, with those that it has.
+
+    Args:
+        subject: Flag or table, as the beginning of the sentence ("--vary: the table").
+        column: The column.
+        columns: The columns that may be chosen.
+        fix: What to do, as a sentence.
+    """
+    listed = format_list(columns, MAX_COLUMNS_SHOWN) or "none"
+    near = suggestion(column, columns)
+    fix = fix or "Correct the name."
+    return f"{subject} has no column {column!r}; it has: {listed}.{near} {fix}"

@@ -23,7 +23,7 @@ from data.text.values import (
     normalise_key,
     parse_number,
 )
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ def join_table(
         key_column = default_key if is_published else _guess_key_column(path, columns, sources)
     if key_column not in columns:
         raise UserError(
-            f"{path} has no column {key_column!r}; it has: {format_list(list(columns), 30)}. "
-            "Correct --key_column."
+            unknown_column(str(path), key_column, list(columns), "Correct --key_column.")
         )
     key = columns[key_column]
     if key.problem:

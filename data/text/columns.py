@@ -22,7 +22,7 @@ from data.text.values import (
     normalise_key,
     parse_number,
 )
-from util.cli import UserError, format_list, shorten
+from util.cli import UserError, format_list, shorten, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,7 @@ def review_table(
     """
     columns = _columns(rows)
     if unknown := [column for column in asked_for if column not in columns]:
-        raise UserError(
-            f"--text_columns: the table has no column {unknown[0]!r}; it has: "
-            f"{format_list(columns, 40)}. Correct the name."
-        )
+        raise UserError(unknown_column("--text_columns: the table", unknown[0], columns))
     if left_out is None:
         left_out = find_unique_columns(rows, template, asked_for)
     remarks = [f"{remark}." for remark in review_columns(rows, template, left_out)]

@@ -14,7 +14,7 @@ from data.cohort import Case
 from data.text.free_text import ChangedText, TextEdit, TextReader
 from data.text.prompts import Prompt, Row, Template
 from data.text.values import parse_number
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, unknown_column
 from util.notices import notice
 
 log = logging.getLogger(__name__)
@@ -160,10 +160,8 @@ def check_intervention(
     column = intervention.column
     columns = list(rows[0]) if rows else []
     if column not in columns:
-        raise UserError(
-            f"{flag}: the table has no column {column!r}; it has: "
-            f"{format_list(template.attributes(columns), 40)}."
-        )
+        attributes = template.attributes(columns)
+        raise UserError(unknown_column(f"{flag}: the table", column, attributes))
     noun, known = "case", template.known_values(rows, column)
     if trained is not None and column in trained:
         noun, known = "training case", tuple(trained[column])

@@ -14,7 +14,7 @@ from data.text.template import TEMPLATES, Column, guess_role, read_template_colu
 from data.text.values import UNKNOWN_VALUES, match_ids, parse_number
 from data.volumes import strip_suffix
 from util import phrasing
-from util.cli import UserError, format_list, shorten
+from util.cli import UserError, format_list, shorten, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -166,10 +166,7 @@ class Template:
                 a number where one is needed.
         """
         if column not in row:
-            raise UserError(
-                f"The table has no column {column!r}; it has: "
-                f"{format_list(self.attributes(row), 40)}."
-            )
+            raise UserError(unknown_column("The table", column, self.attributes(row)))
         if self.role(column) == "id":
             raise UserError(
                 f"Column {column!r} is an identifier and never in the text; choose one of: "

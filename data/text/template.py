@@ -210,7 +210,10 @@ def read_template_columns(path: Path, option: str = "--template") -> dict[str, C
     except OSError:
         names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
         listed = f"neither auto, {names} nor" if option == "--template" else "not"
-        raise UserError(f"{option} {path} is {listed} a YAML file that can be read.") from None
+        raise UserError(
+            f"{option} {path} is {listed} a YAML file that can be read. Correct the name or the "
+            "path."
+        ) from None
     except ValueError as error:
         raise UserError(f"Template {path} is not valid YAML: {error}. Correct it.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("columns"), dict):

@@ -16,7 +16,7 @@ from options.evaluate_options import EvaluateOptions
 from pipelines.evaluation.text_effect import PredictedAttribute, are_numbers
 from pipelines.evaluation.volume_sets import VolumeSet, find_set, with_masks
 from pipelines.generation.results import results_data
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, unknown_column
 
 
 def data_options(options: EvaluateOptions) -> DataOptions:
@@ -162,10 +162,7 @@ def read_table_values(
     columns = [*m.column, m.patient_column] if m.patient_column else list(m.column)
     for column in columns:
         if column not in table.columns:
-            raise UserError(
-                f"{path} has no column {column!r}; it has: {format_list(list(table.columns), 30)}. "
-                "Choose one of them."
-            )
+            raise UserError(unknown_column(str(path), column, list(table.columns)))
     cases = sets["real"].cases
     if m.column and not set(cases) & set(sets["synthetic"].cases):
         raise UserError(

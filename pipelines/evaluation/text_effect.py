@@ -70,15 +70,16 @@ class PredictedAttribute:
                 f"among the real scans ({format_list(distinct) or 'none'}); an effect needs two. "
                 "Choose another column."
             )
+        counts = Counter(known.values())
         if not number:
-            counts = Counter(known.values())
             known = {case: v for case, v in known.items() if counts[v] >= MIN_SCANS}
             distinct = sorted(set(known.values()))
         if len(distinct) < 2 or len(known) < MIN_SCANS:
             raise UserError(
                 f"--column {column!r}: at least two values with {MIN_SCANS} real scans each are "
-                f"needed, and {len(known)} scans with {len(distinct)} such values are there. "
-                "Choose another column, or more scans."
+                f"needed; the real scans have {_counted(counts)}. Choose another column, leave "
+                "--column out, or name more scans (--real_split all, with results of test.py "
+                "--split all)."
             )
         return cls(column, known, number)
 
@@ -94,6 +95,11 @@ class PredictedAttribute:
     def encode(self, values: Sequence[str]) -> NDArray[Any]:
         """Return values `(n,)` as numbers or as classes."""
         return np.array(values, float) if self.number else np.array(values)
+
+
+def _counted(counts: Counter[str]) -> str:
+    """Return values with their numbers of scans, for messages."""
+    return format_list([f"{value} {count}" for value, count in counts.most_common()])
 
 
 def are_numbers(values: Mapping[str, str]) -> bool:

@@ -13,10 +13,10 @@ from options.atlas_options import AtlasCommand
 from options.base_options import DataOptions
 from options.parser import build_parser, check_inputs, parse, parse_command
 from options.train_options import PRESETS, TrainOptions
-from options.usage import check_input, suggestion
+from options.usage import check_input
 from tests.commands import ROOT, program
 from tests.test_readme import commands
-from util.cli import UserError
+from util.cli import UserError, suggestion, unknown_column
 
 BENCHMARKS = [p for p in ROOT.glob("benchmarks/*.py") if "answer_early(" in p.read_text()]
 COMMANDS = [
@@ -136,3 +136,12 @@ def test_names_that_are_no_paths_pass(value: str) -> None:
 def test_paths_in_place_of_names_must_exist(value: str) -> None:
     with pytest.raises(UserError, match="is not a folder or a file"):
         check_input("--text_encoder", "name or path", value, "")
+
+
+def test_an_unknown_column_is_answered_with_the_near_one() -> None:
+    message = unknown_column("--vary: the table", "SMOKNG HISTORY", ["AGE", "SMOKING HISTORY"])
+    assert message == (
+        "--vary: the table has no column 'SMOKNG HISTORY'; it has: AGE, SMOKING HISTORY. "
+        "Did you mean SMOKING HISTORY? Correct the name."
+    )
+    assert unknown_column("a.csv", "X", [], "Add it.").endswith("it has: none. Add it.")

@@ -75,6 +75,7 @@ def test_a_run_that_is_not_there(tmp_path: Path, cohort_dir: Path, run_copy: Tra
         "--name",
         "there is no run",
         run_copy.name,
+        "--checkpoints_dir",
     )
     refused(
         command(

@@ -15,6 +15,7 @@ from util.metrics.texture import radial_power, region_statistics, vessel_share
 METRIC_COLUMNS = ("case", "region", "metric", "value")
 SSIM_WINDOW = 7  # voxels
 MIN_DETAIL_RATIO = 0.5  # of detail SD, generated over real; below, lungs are visibly too smooth
+MAX_DETAIL_RATIO = 2.0  # above, they are visibly rougher than the scan
 MAX_NOISE_CORRELATION = 0.9  # of detail between two noises; above, noise changes nearly nothing
 
 Volume = NDArray[np.floating]
@@ -52,7 +53,7 @@ def lung_metrics(
 
 
 def texture_notes(detail_ratio: float | None, noise_correlation: float | None) -> list[str]:
-    """Return sentences for readers on volumes that are too smooth or do not vary.
+    """Return sentences for readers on volumes that are too smooth or too rough, or do not vary.
 
     Args:
         detail_ratio: Detail SD in the lungs, generated over real; None without a real scan.
@@ -64,6 +65,12 @@ def texture_notes(detail_ratio: float | None, noise_correlation: float | None) -
         notes.append(
             f"The generated lungs are too smooth: their detail has {detail_ratio:.2f} of the "
             "contrast of the real scan (detail_sd_hu). They do not show texture as a scan does."
+        )
+    if detail_ratio is not None and detail_ratio > MAX_DETAIL_RATIO:
+        notes.append(
+            f"The generated lungs are too rough: their detail has {detail_ratio:.1f} times the "
+            "contrast of the real scan (detail_sd_hu). Train longer, and do not judge texture, "
+            "percentiles or shares by them."
         )
     if noise_correlation is not None and noise_correlation > MAX_NOISE_CORRELATION:
         notes.append(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, suggestion
 from util.files import atomic_path, claim_folder, read_json, write_json
 from util.schema import check_record, fits, misfit
 from util.training.shared_runs import is_shared, open_shared
@@ -63,7 +63,9 @@ def read_options(folder: Path) -> dict[str, Any]:
         names = sorted(path.parent.name for path in folder.parent.glob(f"*/{OPTIONS_FILE}"))
         raise UserError(
             f"--name: there is no run {folder}. Runs in {folder.parent}: "
-            f"{', '.join(names) or 'none'}."
+            f"{', '.join(names) or 'none'}.{suggestion(folder.name, names)} Train it first "
+            f"(train.py --name {folder.name}), or name the folder of your runs by "
+            "--checkpoints_dir."
         )
     fix = "Restore it from a copy, or train again."
     return check_record(read_json(folder / OPTIONS_FILE), {}, folder / OPTIONS_FILE, fix)

@@ -208,7 +208,7 @@ class ResultsPage:
                     self._clearest_case(clearest, report.notices)
                 elif cases:
                     self._case(cases.pop(0), report.notices, pictures_first=True)
-                _before_judging(report)
+                self._before_judging(report, clearest is not None or bool(report.headline))
                 attribute_list(contrasts, report.notices, report.facts)
                 for section in cases:
                     self._case(section, report.notices)
@@ -237,6 +237,22 @@ class ResultsPage:
     def _limit(self, attribute: str) -> float:
         """Return the range of an attribute's differences, for all cases and values."""
         return difference_limit(self._changes.get(attribute, 0.0))
+
+    def _before_judging(self, report: ResultsReport, add_fidelity: bool) -> None:
+        """Add the cautions, how near the volumes are to the scans, and the command's warnings.
+
+        Args:
+            report: What the page says beside the volumes.
+            add_fidelity: Whether the sentence of the metrics is not the headline already.
+        """
+        texts = [notice.text for notice in report.notices if not notice.column]
+        plain = [*page_parts.CAUTIONS[1:], *report.cautions]
+        if add_fidelity and report.metrics:
+            sentence = metric_sentence(report.metrics, len(self._cases))
+            plain.insert(0, page_parts.typeset(sentence))
+        with page_parts.card("Read before judging", id="warnings"):
+            page_parts.bullet_list(texts, "cautions warnings")
+            page_parts.bullet_list(plain, "notes-plain")
 
     def _toolbar(self) -> None:
         with viewer_parts.toolbar("View of all cases"):
@@ -351,11 +367,3 @@ def _meaningless(notices: Sequence[Notice]) -> list[str]:
         for notice in notices
         if notice.badge in MEANINGLESS
     ]
-
-
-def _before_judging(report: ResultsReport) -> None:
-    """Add the cautions, and the warnings that are not of one attribute."""
-    texts = [notice.text for notice in report.notices if not notice.column]
-    with page_parts.card("Read before judging", id="warnings"):
-        page_parts.bullet_list(texts, "cautions warnings")
-        page_parts.bullet_list((*page_parts.CAUTIONS[1:], *report.cautions), "notes-plain")

@@ -21,7 +21,7 @@ from pipelines.synthesis.planning.planned_case import (
 )
 from pipelines.synthesis.planning.source_texts import SourceTexts
 from pipelines.synthesis.random_streams import BALANCE_STREAM
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,7 @@ def cases_by_value(
     """
     if column not in (cases[0].row if cases else ()):
         columns = template.attributes(cases[0].row) if cases else []
-        raise UserError(
-            f"{flag}: the table has no column {column!r}; it has: {format_list(columns, 40)}."
-        )
+        raise UserError(unknown_column(f"{flag}: the table", column, columns))
     groups: dict[str, list[Case]] = {}
     for case in cases:
         if value := template.format_value(template.consistent(case.row).row, column):

@@ -68,5 +68,7 @@ def test_sentences_on_texture() -> None:
     assert texture_notes(0.6, 0.8) == texture_notes(None, None) == []
     (smooth,) = texture_notes(0.1, None)
     assert "too smooth" in smooth and "0.10" in smooth
+    (rough,) = texture_notes(6.3, 0.1)
+    assert "too rough" in rough and "6.3 times" in rough
     (alike,) = texture_notes(None, 0.99)
     assert "hardly vary" in alike and "0.99" in alike
