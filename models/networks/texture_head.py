@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,9 @@ class TextureHead(nn.Module):
     WIDTH = 0.12  # of the smooth step H, in SD
     # In the backward pass: only voxels near the threshold have a gradient, and there are few.
     BACKWARD_WIDTH = 0.5
+    # SD above the threshold from where on that gradient is the same: where all voxels are events,
+    # no voxel is near the threshold, and a gradient has to lead back.
+    BACKWARD_LIMIT = 1.5
     start_level: Tensor
 
     def __init__(self, channels: int) -> None:
@@ -50,7 +55,7 @@ class TextureHead(nn.Module):
         self.register_buffer("start_level", start, persistent=False)
 
     def forward(self, volume: Tensor, maps: Tensor, noise: Tensor, region: Tensor) -> Tensor:
-        """Return the volume with texture and events.
+        """Return the volume in [-1, 1] with texture and events.
 
         Args:
             volume: `(B, 1, X, Y, Z)` in [-1, 1].
@@ -62,13 +67,15 @@ class TextureHead(nn.Module):
         n = fields.shape[1]
         log_strength, rate, level = (self.SCALE * maps).split([n, 2 * n, 2 * n], 1)
         excess = torch.cat([fields, -fields], 1) - self.THRESHOLD + rate
-        step = (excess / self.BACKWARD_WIDTH).sigmoid()
+        step = (clamp_through(excess, high=self.BACKWARD_LIMIT) / self.BACKWARD_WIDTH).sigmoid()
         step = step + ((excess / self.WIDTH).sigmoid() - step).detach()
         levels = (level + self.start_level[:, None, None, None]).tanh()
         for share, level in zip((region * step).split(1, 1), levels.split(1, 1), strict=True):
             volume = volume + share * (level - volume)
-        strength = self.START_STRENGTH * log_strength.clamp(max=self.MAX_LOG_STRENGTH).exp()
-        return volume + region * (strength * fields).sum(1, keepdim=True)
+        log_strength = clamp_through(log_strength, high=self.MAX_LOG_STRENGTH)
+        strength = self.START_STRENGTH * log_strength.exp()
+        volume = volume + region * (strength * fields).sum(1, keepdim=True)
+        return clamp_through(volume, -1, 1)
 
 
 def random_fields(noise: Tensor) -> Tensor:
@@ -83,3 +90,11 @@ def random_fields(noise: Tensor) -> Tensor:
             field = smooth_noise(field, sigma)
         fields.append(field)
     return torch.cat(fields, 1)
+
+
+def clamp_through(x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """Clamp values, with the gradient of the identity (straight through).
+
+    Without a gradient, what once is beyond a bound in every voxel stays there for good.
+    """
+    return x.detach().clamp(low, high) + (x - x.detach())
