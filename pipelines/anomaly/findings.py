@@ -146,17 +146,41 @@ def finding_rows(
     return rows
 
 
-def finding_sentence(row: Mapping[str, str | float]) -> str:
+def finding_sentence(row: Row) -> str:
     """Return a row of findings.csv as a sentence."""
+    return f"Region {row['number']}: {_finding_words(row)}"
+
+
+def strongest_row(rows: Sequence[Row]) -> Row:
+    """Return the row of findings.csv with the largest peak, denser or less dense."""
+    return max(rows, key=lambda row: abs(float(row["peak_spreads"])))
+
+
+def strongest_sentence(rows: Sequence[Row], scans: int) -> str:
+    """Return the outcome over all scans in a sentence.
+
+    Args:
+        rows: Rows of findings.csv.
+        scans: Number of scans that were searched.
+    """
+    strong = {row["case"] for row in rows if row["strong"] == "yes"}
+    text = f"{len(strong)} of {scans} scans have a strong region"
+    if not rows:
+        return f"{text}; no region stands out."
+    row = strongest_row(rows)
+    words = _finding_words(row)
+    return f"{text}; the highest peak is in region {row['number']} of {row['case']}: {words}"
+
+
+def _finding_words(row: Row) -> str:
     change = float(row["mean_diff_hu"])
     direction = "denser" if change > 0 else "less dense"
     strength = "strong" if row["strong"] == "yes" else "weak: calibration scans show peaks as high"
     annotated = ""
     if row["marked_share"] not in ("", 0.0):
         annotated = f"; {float(row['marked_share']):.0%} of it marked as known"
-    text = (
-        f"Region {row['number']}: {row['place']}, {abs(change):.0f} HU {direction} than expected, "
-        f"{row['volume_ml']} ml, peak {float(row['peak_spreads']):+.1f} usual spreads "
-        f"({strength}){annotated}."
+    peak = f"{float(row['peak_spreads']):+.1f}".replace("-", "−")
+    return (
+        f"{row['place']}, {abs(change):.0f} HU {direction} than expected, "
+        f"{float(row['volume_ml']):.3g} ml, peak {peak} usual spreads ({strength}){annotated}."
     )
-    return text.replace("-", "−")

@@ -31,6 +31,8 @@ from pipelines.anomaly.findings import (
     finding_rows,
     finding_sentence,
     label_regions,
+    strongest_row,
+    strongest_sentence,
     top_regions,
 )
 from pipelines.anomaly.normal_model import (
@@ -323,7 +325,6 @@ def _panels(
     caption = "mean of the generated volumes"
     real = Panel("scan", "ct", scan.real, spacing, None, "strongest regions outlined", labels)
     panels = [
-        Panel("mask", "mask", mask, spacing),
         real,
         Panel("expected", "ct", scan.mean, spacing, expected, caption),
         Panel(
@@ -337,6 +338,7 @@ def _panels(
         Panel(
             "how unusual", "score", deviation, spacing, unusual, "in usual spreads", labels, real
         ),
+        Panel("mask", "mask", mask, spacing),
     ]
     if scan.annotated is not None:
         annotated = scan.annotated.astype(np.uint8)
@@ -403,8 +405,8 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     for group in to_dict(command).values():
         options.update(group)
     report = ResultsReport(
-        headline=_strongest_sentence(rows, len(cases)),
-        first_case=str(max(rows, key=lambda row: row["peak_spreads"])["case"]) if rows else "",
+        headline=strongest_sentence(rows, len(cases)),
+        first_case=str(strongest_row(rows)["case"]) if rows else "",
         cautions=(reliability, *CAUTIONS),
         notices=notices,
         links={name: name for name in ("findings.csv", "calibration.csv")},
@@ -412,16 +414,6 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     path = page.save({"find_anomalies.py": options}, report)
     log.info("%s\nPage: %s", reliability, path)
     return path
-
-
-def _strongest_sentence(rows: Sequence[dict[str, Any]], scans: int) -> str:
-    """Return the outcome over all scans in a sentence with figures."""
-    strong = {row["case"] for row in rows if row["strong"] == "yes"}
-    text = f"{len(strong)} of {scans} scans have a strong region"
-    if not rows:
-        return f"{text}; no region stands out."
-    row = max(rows, key=lambda row: row["peak_spreads"])
-    return f"{text}; the strongest is in {row['case']}, {finding_sentence(row)}"
 
 
 def _record_settings(command: AnomalyCommand, loaded: Sequence[LoadedRun]) -> dict[str, Any]:

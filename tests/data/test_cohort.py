@@ -360,7 +360,8 @@ def test_splits_file_is_obeyed(
         loaded(root, patient_column="Patient")
     assert loaded(root).splits["test"] == ("case2",)
     with pytest.raises(
-        UserError, match=r"--patient_column: the table has no column 'Nobody'.*Patient, AGE, SMOKING"
+        UserError,
+        match=r"--patient_column: the table has no column 'Nobody'.*Patient, AGE, SMOKING",
     ):
         loaded(root, patient_column="Nobody")
 
