@@ -20,7 +20,7 @@ def main() -> None:
     """Parse the command line and train the refits."""
     options = parse_command(RefitCommand, (__doc__ or "").splitlines()[0])
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from pipelines.refits import refit_run
+    from pipelines.refits.run import refit_run
 
     refit_run(options)
 

@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from options.atlas_options import RefitOptions
-from pipelines import refits
+from pipelines.refits.plan import OriginRun, Refit
+from pipelines.refits.records import is_finished, refit_record
+from pipelines.refits.training import train_arguments
 from tests.commands import Outcome, TrainedRun, command
 from util.files import write_json
 
@@ -44,14 +46,10 @@ def record(atlas: Path) -> dict[str, Any]:
     return values
 
 
-def in_this_process(
-    origin: refits.OriginRun, o: RefitOptions, wanted: Sequence[refits.Refit]
-) -> None:
+def in_this_process(origin: OriginRun, o: RefitOptions, wanted: Sequence[Refit]) -> None:
     """Train refits as `train_refits` does, without processes of their own."""
     for one in wanted:
-        if not refits.is_finished(origin, one, o.refit_steps):
-            done = command("train.py", *refits.train_arguments(origin, one, o, ""))
+        if not is_finished(origin, one, o.refit_steps):
+            done = command("train.py", *train_arguments(origin, one, o, ""))
             assert done.code == 0, done.text
-            write_json(
-                one.record_path(origin.folder), refits.refit_record(origin, one, o.refit_steps)
-            )
+            write_json(one.record_path(origin.folder), refit_record(origin, one, o.refit_steps))

@@ -13,7 +13,6 @@ from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
 from models.inference import LoadedRun, VolumeGenerator
 from options.atlas_options import AtlasCommand
-from pipelines import refits
 from pipelines.atlas.measure import (
     CaseCounterfactuals,
     GenerateFn,
@@ -26,6 +25,8 @@ from pipelines.atlas.progress import AtlasProgress, GeneratedCases
 from pipelines.atlas.study import AtlasStudy
 from pipelines.generation.case_writer import CaseWriter, VolumeNames, display_window
 from pipelines.generation.plan import GenerationPlan, run_samples
+from pipelines.refits.plan import REFITS
+from pipelines.refits.records import finished_refits
 from pipelines.run_words import load_worded_run
 from util import cli
 from util.cli import UserError
@@ -49,7 +50,7 @@ class AtlasNetworks:
     @classmethod
     def load(cls, options: AtlasCommand, run: LoadedRun, study: AtlasStudy) -> AtlasNetworks:
         """Load the run, the refits of its folds, and its other refits that are finished."""
-        records = refits.finished_refits(run.folder)
+        records = finished_refits(run.folder)
         used = [record for record in records if record["kind"] in ("resampled", "permuted")]
         kinds = [record["kind"] for record in used]
         log.info(
@@ -91,7 +92,7 @@ def load_refit(options: AtlasCommand, run: LoadedRun, name: str) -> VolumeGenera
     model = replace(
         options.model,
         name=name,
-        checkpoints_dir=str(run.folder / refits.REFITS),
+        checkpoints_dir=str(run.folder / REFITS),
         which_epoch="latest",
         text_encoder="",
     )

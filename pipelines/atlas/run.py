@@ -18,7 +18,6 @@ from models.text.relevance import column_relevance
 from options.atlas_options import AtlasCommand
 from options.parser import to_dict
 from options.test_options import CaseOptions, InterventionOptions, ModelOptions, TestOptions
-from pipelines import refits
 from pipelines.atlas import files
 from pipelines.atlas.analysis import (
     Frames,
@@ -48,10 +47,13 @@ from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regression import RealScans
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import DEFAULT_SPLIT, AtlasStudy
-from pipelines.cross_fitting import FOLDS, NO_FOLD, finished_folds, needs_folds
 from pipelines.generation.case_writer import VOLUME_COLUMNS
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from pipelines.generation.results import RESULTS_FILE, atlas_page, training_page
+from pipelines.refits.cross_fitting import FOLDS, NO_FOLD, finished_folds, needs_folds
+from pipelines.refits.plan import OriginRun, planned_refits
+from pipelines.refits.records import finished_refits
+from pipelines.refits.training import changed_data, train_refits
 from pipelines.run_cohort import (
     holds_training_scan,
     is_training_cohort,
@@ -181,9 +183,9 @@ def open_atlas(options: AtlasCommand) -> OpenAtlas:
     validate_texts(generation, study)
     read_planted(study.cohort.root)  # damage is found before the long work
     if study.folds or options.refit.refits or options.refit.permutations:
-        origin = refits.OriginRun.load(run.folder, str(trained_on.root))
-        planned = refits.planned_refits(origin, options.refit, study.folds)
-        refits.train_refits(origin, options.refit, planned)
+        origin = OriginRun.load(run.folder, str(trained_on.root))
+        planned = planned_refits(origin, options.refit, study.folds)
+        train_refits(origin, options.refit, planned)
     return OpenAtlas(options, generation, study, AtlasNetworks.load(options, run, study))
 
 
@@ -219,7 +221,7 @@ def choose_fold(
     patients = patients_of(generation.cohort, generation.data.patient_column)
     if not needs_folds(generation.cohort, patients):
         return ""
-    count = finished_folds(refits.finished_refits(run.folder))
+    count = finished_folds(finished_refits(run.folder))
     if not count and (options.refit.refits or options.refit.permutations):
         count = FOLDS
     if not count:
@@ -332,7 +334,7 @@ def run_cautions(opened: OpenAtlas) -> list[Caution]:
     if is_training_cohort(data, root) or holds_training_scan(
         study.trained_on, run.folder, run.state
     ):
-        changes = refits.changed_data(refits.OriginRun.load(run.folder, str(root)))
+        changes = changed_data(OriginRun.load(run.folder, str(root)))
     low = low_relevance_cautions(relevance, columns)
     return [*built_in, *low, *changed_data_cautions(changes)]
 

@@ -15,7 +15,6 @@ from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from options.benchmarks.statistics import AtlasBenchmarkOptions
 from options.phantom_options import PhantomOptions
-from pipelines import refits
 from pipelines.atlas import run
 from pipelines.atlas.statistics import intervals
 from tests.atlas_run import in_this_process
@@ -105,7 +104,7 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
 
 @pytest.mark.slow
 def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refits, "train_refits", in_this_process)
+    monkeypatch.setattr(run, "train_refits", in_this_process)
     monkeypatch.setattr(intervals, "MIN_PERMUTED", 2)  # of the 19 trainings that a claim takes
     monkeypatch.setattr(run, "needs_folds", lambda *_: False)  # five more trainings for each run
     monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])

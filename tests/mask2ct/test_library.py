@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import mask2ct
 from models.text.clip import make_tokenizer
-from pipelines.refits import OriginRun
+from pipelines.refits.plan import OriginRun
 from tests.commands import TrainedRun, command, train
 from util.cli import UserError
 

@@ -19,10 +19,12 @@ from data.phantom.write import make_phantom_cohort
 from data.volumes import load_volume, write_like
 from options.atlas_options import RefitOptions
 from options.phantom_options import PhantomOptions
-from pipelines import refits
 from pipelines.atlas.statistics.outcomes import OUTCOMES
 from pipelines.atlas.statistics.regional import LUNG_REGIONS
-from pipelines.refit_worker import RefitWorker
+from pipelines.refits.plan import OriginRun, Refit, planned_refits
+from pipelines.refits.records import finished_refits
+from pipelines.refits.training import train_arguments, train_refit
+from pipelines.refits.worker import RefitWorker
 from tests.atlas_run import discover, in_this_process, means, record, table
 from tests.commands import TrainedRun, command, files, refused, train
 from tests.pages import page_warnings, printed_warnings
@@ -86,11 +88,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return TrainedRun(place / "ck", "run", cohort)
 
 
-def train_with_a_warning(
-    origin: refits.OriginRun, o: RefitOptions, wanted: Sequence[refits.Refit]
-) -> None:
+def train_with_a_warning(origin: OriginRun, o: RefitOptions, wanted: Sequence[Refit]) -> None:
     """Train refits in this process, after a warning, which the page has to show."""
-    logging.getLogger("pipelines.refits").warning("Refits are trained in this process.")
+    logging.getLogger("pipelines.refits.training").warning("Refits are trained in this process.")
     in_this_process(origin, o, wanted)
 
 
@@ -98,7 +98,7 @@ def train_with_a_warning(
 def atlas(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An atlas with 3 resampled and 5 permuted refits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refits, "train_refits", train_with_a_warning)
+        patch.setattr("pipelines.atlas.run.train_refits", train_with_a_warning)
         out = tmp_path_factory.mktemp("made") / "atlas"
         done = discover(
             run,
@@ -380,27 +380,28 @@ def test_refit_is_a_program_that_keeps_what_is_finished(run: TrainedRun) -> None
     before = {n: (folder / f"{n}.json").stat().st_mtime_ns for n in ("resampled_004",)}
     assert command(*words).code == 0
     assert all((folder / f"{n}.json").stat().st_mtime_ns == t for n, t in before.items())
-    origin = refits.OriginRun.load(run.folder)
-    one = refits.planned_refits(origin, RefitOptions(refits=4))[-1]
+    origin = OriginRun.load(run.folder)
+    one = planned_refits(origin, RefitOptions(refits=4))[-1]
     (folder / "resampled_004.json").unlink()  # as if it had been stopped before its end
-    assert "--continue_train" in refits.train_arguments(origin, one, RefitOptions(), "")
+    assert "--continue_train" in train_arguments(origin, one, RefitOptions(), "")
     shutil.rmtree(folder / "resampled_004")
-    assert "--resample" in refits.train_arguments(
+    assert "--resample" in train_arguments(
         origin, one, RefitOptions(), "1"
-    ) and "--gpu_ids" in refits.train_arguments(origin, one, RefitOptions(), "1")
+    ) and "--gpu_ids" in train_arguments(origin, one, RefitOptions(), "1")
 
 
 def test_a_refit_that_fails_has_a_message(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = refits.OriginRun.load(run.folder)
-    one = refits.Refit("resampled_009", "resampled", 1009)
+    origin = OriginRun.load(run.folder)
+    one = Refit("resampled_009", "resampled", 1009)
     worker = RefitWorker("", "1")
     monkeypatch.setattr(
-        refits, "train_arguments", lambda *_: ["--dataroot", "no/such", "--name", "x"]
+        "pipelines.refits.training.train_arguments",
+        lambda *_: ["--dataroot", "no/such", "--name", "x"],
     )
     with pytest.raises(
         UserError, match=r"resampled_009 ended with exit code 2: .*no/such.*resampled_009\.log"
     ):
-        refits.train_refit(origin, one, RefitOptions(), worker)
+        train_refit(origin, one, RefitOptions(), worker)
     worker.close()
     assert not one.record_path(run.folder).exists()
 
@@ -408,21 +409,19 @@ def test_a_refit_that_fails_has_a_message(run: TrainedRun, monkeypatch: pytest.M
 def test_a_column_is_shuffled_with_what_hangs_on_it_and_a_clip_trained_again(
     run: TrainedRun, tmp_path: Path
 ) -> None:
-    origin = refits.OriginRun.load(run.folder)
-    one = refits.planned_refits(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[
-        0
-    ]
+    origin = OriginRun.load(run.folder)
+    one = planned_refits(origin, RefitOptions(permutations=1, permute=("SMOKING HISTORY",)))[0]
     assert one.permuted == ("SMOKING HISTORY", "PACK-YEARS", "SMOKING HISTORY STOP DATE")
     assert one.name == "permuted_SMOKING_HISTORY_001"
     (tmp_path / "clip.json").write_text("{}")
     text = replace(origin.options.text, text_encoder=str(tmp_path))
     with_clip = replace(origin, options=replace(origin.options, text=text))
-    words = refits.train_arguments(with_clip, one, RefitOptions(), "")
+    words = train_arguments(with_clip, one, RefitOptions(), "")
     assert words[words.index("--text_encoder") + 1] == "cohort"
-    words = refits.train_arguments(with_clip, one, RefitOptions(reuse_encoder=True), "")
+    words = train_arguments(with_clip, one, RefitOptions(reuse_encoder=True), "")
     assert words[words.index("--text_encoder") + 1] == str(tmp_path)
     with pytest.raises(UserError, match="without a column 'HEIGHT'"):
-        refits.planned_refits(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
+        planned_refits(origin, RefitOptions(permutations=1, permute=("HEIGHT",)))
 
 
 def test_refits_of_a_run_that_went_on_are_not_used(
@@ -431,7 +430,7 @@ def test_refits_of_a_run_that_went_on_are_not_used(
     path = run.folder / "refits" / "resampled_001.json"
     before = path.read_text()
     path.write_text(json.dumps({**json.loads(before), "run_step": 1}))
-    assert "resampled_001" not in [r["name"] for r in refits.finished_refits(run.folder)]
+    assert "resampled_001" not in [r["name"] for r in finished_refits(run.folder)]
     assert "resampled_001" in caplog.text
     path.write_text(before)
 
@@ -442,7 +441,7 @@ def test_cross_fitting_generates_with_a_run_that_has_not_seen_the_case(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refits, "train_refits", in_this_process)
+    monkeypatch.setattr("pipelines.atlas.run.train_refits", in_this_process)
     done = discover(run, tmp_path / "out", "--columns", "SEX", "--fold", "2/10")
     assert done.code == 0, done.text
     cases = table(tmp_path / "out", "cases")

@@ -35,7 +35,7 @@ def finished_folds(records: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of folds whose refits are all finished, 0 for none.
 
     Args:
-        records: Records of finished refits, see `pipelines.refits.finished_refits`.
+        records: Records of finished refits, see `finished_refits`.
     """
     done: dict[int, set[int]] = {}
     for record in records:

@@ -15,7 +15,7 @@ import torch
 
 from util.parallel import available_cores
 
-TRAIN_MANY = Path(__file__).resolve().parents[1] / "scripts" / "train_many.py"
+TRAIN_MANY = Path(__file__).resolve().parents[2] / "scripts" / "train_many.py"
 MIN_GB_PER_PROCESS = 3.0  # of memory that a process on the CPU is counted with
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from data.cohort import Case, Cohort
 from options.atlas_options import AtlasCases, AtlasCommand, RefitOptions
-from pipelines import refits
 from pipelines.atlas.run import choose_fold
-from pipelines.cross_fitting import finished_folds, needs_folds
+from pipelines.refits.cross_fitting import finished_folds, needs_folds
+from pipelines.refits.plan import Refit
 from tests.commands import TrainedRun, command
 
 
@@ -81,7 +81,7 @@ def test_the_default_of_an_atlas(
     fold: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refits, "finished_refits", lambda folder: fold_records(*done))
+    monkeypatch.setattr("pipelines.atlas.run.finished_refits", lambda folder: fold_records(*done))
     cohort = cohort_of(30, 4)
     options = replace(AtlasCommand(), cases=cases, refit=asked)
     run: Any = SimpleNamespace(folder=Path("run"))
@@ -96,14 +96,14 @@ def test_refit_trains_the_folds_that_findings_need(
 ) -> None:
     planned: list[str] = []
 
-    def plan_only(origin: Any, options: Any, wanted: Sequence[refits.Refit]) -> None:
+    def plan_only(origin: Any, options: Any, wanted: Sequence[Refit]) -> None:
         planned[:] = [refit.name for refit in wanted]
 
-    monkeypatch.setattr(refits, "train_refits", plan_only)
+    monkeypatch.setattr("pipelines.refits.run.train_refits", plan_only)
     words = ("scripts/refit.py", *trained_run.flags(), "--refits", "1")
     assert command(*words).code == 0
     assert planned == ["resampled_001"]  # nine training patients are too few to be divided
-    monkeypatch.setattr(refits, "needs_folds", lambda *_: True)
+    monkeypatch.setattr("pipelines.refits.plan.needs_folds", lambda *_: True)
     done = command(*words)
     assert done.code == 0 and "5 more refits" in done.text, done.text
     assert planned == ["resampled_001", *(f"fold_{k}_of_5" for k in range(1, 6))]

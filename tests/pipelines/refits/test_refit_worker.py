@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from pipelines import refit_worker
-from pipelines.refit_worker import RefitWorker, make_workers
+from pipelines.refits import worker as refit_worker
+from pipelines.refits.worker import RefitWorker, make_workers
 
 
 @pytest.fixture()
