@@ -26,12 +26,15 @@ from models.networks.condition import organ_region
 from models.networks.denoiser import Denoiser
 from models.networks.generator import size_multiple
 from models.networks.label_embedding import body_channel
+from models.networks.layers import acts_per_voxel
+from models.sliding_window import SlidingWindow
 from models.text.base_encoder import TextEmbedding
 from options.checks import check_patch_size, check_sampling
 from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
 
+VALUES_PER_CHANNEL = 20  # of a voxel and channel at full resolution, that are held at once, about
 MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
 DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 
@@ -99,6 +102,11 @@ class DiffusionModel(GenerativeModel):
         self.networks = dict(self.raw)
         self.inference_network = self.raw["G"]
         self.set_sampling(SamplingOptions())
+
+    @property
+    def _voxel_bytes(self) -> int:
+        """About how much memory a voxel takes in the network."""
+        return 4 * VALUES_PER_CHANNEL * self.options.generator.ngf
 
     @classmethod
     def make_space(cls, options: TrainOptions) -> PixelSpace:
@@ -225,6 +233,8 @@ class DiffusionModel(GenerativeModel):
         coords = self.space.reduce(condition.coords)
         if self.space.factor > 1:
             tiler = tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
+        if isinstance(tiler, SlidingWindow) and acts_per_voxel(self.options.generator.norm):
+            tiler = tiler.whole_if_small(x.shape[2:], self._voxel_bytes)
 
         def run_tile(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
             tiles = Condition(mask, coords, condition.text.expand(len(x)))

@@ -303,7 +303,7 @@ def load_run(
     device = device or make_device(model_options.gpu_ids)
     checkpoint_dir = checkpoint.find(folder / model_options.which_epoch)
     state = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES)
-    _warn_of_version(folder, state.get("version"))
+    is_old = _warn_of_version(folder, state.get("version"))
     text = locate_text_encoder(options.text, folder)
     if model_options.text_encoder:
         text = replace(text, text_encoder=model_options.text_encoder)
@@ -327,16 +327,20 @@ def load_run(
         model.size_multiple,
         model_options.overlap,
         model_options.tile_batch,
-        by_memory=tile is None,
+        by_memory=tile is None and (model.exact_tiles or not is_old),
     )
     generator = VolumeGenerator(model, encoder, window, device, seed)
     return LoadedRun(folder, options, state, generator, text.text_encoder)
 
 
-def _warn_of_version(folder: Path, version: str | None) -> None:
-    """Warn of a run of another minor version: defaults and networks have changed since."""
+def _warn_of_version(folder: Path, version: str | None) -> bool:
+    """Warn of a run of another minor version, and return whether it is one.
+
+    Defaults and networks have changed since.
+    """
     version = version or "0.1"  # whose checkpoints hold no version
-    if version.split(".")[:2] != __version__.split(".")[:2]:
+    is_other = version.split(".")[:2] != __version__.split(".")[:2]
+    if is_other:
         log.warning(
             "The run %s was trained by version %s, and this is version %s. It generates as that "
             "version did; train a new run for what has been added since, such as texture that "
@@ -345,3 +349,4 @@ def _warn_of_version(folder: Path, version: str | None) -> None:
             version,
             __version__,
         )
+    return is_other

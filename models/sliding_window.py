@@ -23,6 +23,9 @@ from util.volume_inputs import Box, VolumeInput, cut_box, whole
 # So that a volume of 512x512x600 takes less than 6 GB in all; on a GPU some is left to fragments.
 MAX_CPU_BYTES = 4 * 2**30
 FREE_SHARE = 0.6
+# Of a volume that is generated at once where tiles would be blended. Blending changes the values,
+# so that neither the machine nor what else runs there may decide.
+MAX_WHOLE_BYTES = 4 * 2**30
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -129,7 +132,8 @@ class SlidingWindow:
         multiple: The network's total stride, in voxels.
         overlap: Share of a tile that its neighbour covers too.
         batch: Tiles worked on at once.
-        by_memory: Whether `run_exactly` chooses its tiles by the memory that is free.
+        by_memory: Whether `run_exactly` chooses its tiles by the memory that is free, and
+            `whole_if_small` takes small volumes at once.
         on_tile: Called before each step with its number and the number of steps, for progress; an
             error that it raises ends the computation.
 
@@ -262,6 +266,16 @@ class SlidingWindow:
             axes.append(axis)
         for places in product(*axes):
             yield Tile([start for start, _ in places], tile, [core for _, core in places])
+
+    def whole_if_small(self, size: Sequence[int], voxel_bytes: int) -> SlidingWindow:
+        """Return one tile of the whole volume where `by_memory` and its size allow, else itself.
+
+        Args:
+            size: Size of the volume.
+            voxel_bytes: Memory that the function takes per voxel, about.
+        """
+        is_small = math.prod(size) * voxel_bytes <= MAX_WHOLE_BYTES
+        return replace(self, tile=()) if self.by_memory and is_small else self
 
     def coarser(self, factor: int) -> SlidingWindow:
         """Return the same tiles on a grid of voxels `factor` times as large."""

@@ -51,8 +51,8 @@ class ModelOptions:
     gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; default: a GPU if available.")
     tile: tuple[int, int, int] | None = flag(
         None,
-        "Voxels of a tile (none: by the free memory, or the run's patch size where tiles are "
-        "blended; 0,0,0: whole volumes).",
+        "Voxels of a tile (none: by the free memory; where tiles are blended, a volume of less "
+        "than 4 GiB at once, others by the run's patch size; 0,0,0: whole volumes).",
     )
     overlap: float = flag(0.5, "Share of a tile that overlaps its neighbour.", low=0, high=0.9)
     tile_batch: int = flag(4, "Tiles that are generated at once.", low=1)

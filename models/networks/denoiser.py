@@ -8,12 +8,11 @@ out the batch: `(channels, size)`.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from models.networks.condition import fuse, halve_region, input_channels, organ_region
-from models.networks.fusion import FUSIONS, FusionUnit, broadcast_channels
+from models.networks.fusion import FUSIONS, FusionUnit
 from models.networks.label_embedding import body_channel, make_label_embedding
 from models.networks.layers import (
     Conv3d,
@@ -22,6 +21,8 @@ from models.networks.layers import (
     Upsample,
     make_norm,
     maybe_checkpoint,
+    modulate,
+    silu,
 )
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
@@ -61,7 +62,7 @@ class TimeConv(nn.Module):
         """`(B, c_in, X, Y, Z)` and `(B, time)` to `(B, c_out, X/stride, ...)`."""
         x = self.norm(self.conv(x))
         scale, shift = self.time(time).chunk(2, 1)
-        return F.silu(x * broadcast_channels(1 + scale, x) + broadcast_channels(shift, x))
+        return silu(modulate(x, scale, shift, in_place=True))
 
 
 class TimeResBlock(nn.Module):

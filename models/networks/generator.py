@@ -24,6 +24,7 @@ from models.networks.layers import (
     ResBlock,
     ScalarConv3d,
     Upsample,
+    acts_per_voxel,
     conv,
     halve_noise,
     maybe_checkpoint,
@@ -45,7 +46,7 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
     Coarse features are counted as an input, where they are multiples of the stride. `encode` looks
     one such multiple beyond its output.
     """
-    if options.norm in ("group", "instance"):
+    if not acts_per_voxel(options.norm):
         return None
     enhancers = options.n_local_enhancers
     depth = options.n_downsample_global + enhancers

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from models.base_model import Condition
+from models.diffusion_model import DiffusionModel
 from models.pix2pixhd_model import Pix2PixHDModel
-from models.sliding_window import ScaledInput, SlidingWindow, TileReach, pad_edge
+from models.sliding_window import MAX_WHOLE_BYTES, ScaledInput, SlidingWindow, TileReach, pad_edge
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
 
@@ -151,3 +152,28 @@ def test_every_step_is_reported_and_can_end_the_computation(
 
     with pytest.raises(KeyError):
         SlidingWindow((8, 8, 8), 2, batch=1, on_tile=stop)(same, x)
+
+
+def test_small_volumes_are_not_cut_where_tiles_would_be_blended() -> None:
+    window = SlidingWindow((16, 16, 16), 4, by_memory=True)
+    size = (64, 64, 48)
+    voxel_bytes = MAX_WHOLE_BYTES // 64**2 // 48
+    assert window.whole_if_small(size, voxel_bytes).tile == ()
+    assert window.whole_if_small(size, voxel_bytes + 1) == window
+    asked = SlidingWindow((16, 16, 16), 4)
+    assert asked.whole_if_small(size, 1) == asked
+
+
+@pytest.mark.parametrize(("norm", "calls"), [("layer", 1), ("group", 27)])
+def test_diffusion_takes_small_volumes_at_once(norm: str, calls: int) -> None:
+    """But not where a norm depends on all voxels of a tile."""
+    options = train_options(norm=norm)
+    model = DiffusionModel(options, LABELS, WIDTH, training=False)
+    seen = list[int]()
+    model.raw["G"].register_forward_hook(lambda *_: seen.append(1))
+    window = SlidingWindow((16, 16, 16), 4, batch=1, by_memory=True)
+    whole = batch(options, 1, (32, 32, 32))
+    condition = Condition(whole["mask"], whole["coords"], text(1))
+    with torch.no_grad():
+        model._run_tiles(torch.randn(1, 1, 32, 32, 32), torch.zeros(1), condition, window)
+    assert len(seen) == calls
