@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -184,6 +185,13 @@ def unique_names(
             fits = len(plain) <= MAX_NAME_LENGTH
             names[text] = plain if is_clear and fits else digest_name(text, plain)
     return names
+
+
+def path_from_here(path: str) -> str:
+    """Return a path as one would type it: relative where it lies below the current folder."""
+    here = Path.cwd()
+    below = Path(path).is_absolute() and Path(path).is_relative_to(here)
+    return str(Path(path).relative_to(here)) if below else path
 
 
 def shorten(text: str) -> str:

@@ -61,7 +61,7 @@ from pipelines.run_cohort import (
     load_run_cohort,
 )
 from pipelines.run_words import known_synonyms
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, path_from_here
 from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
@@ -310,11 +310,11 @@ def next_commands(options: AtlasCommand, steps: int) -> NextCommands:
         options: The atlas.
         steps: Training steps of its run.
     """
-    words = ["--name", options.model.name, "--dataroot", options.cases.dataroot]
+    words = ["--name", options.model.name, "--dataroot", path_from_here(options.cases.dataroot)]
     if options.model.checkpoints_dir != ModelOptions().checkpoints_dir:
-        words += ["--checkpoints_dir", options.model.checkpoints_dir]
+        words += ["--checkpoints_dir", path_from_here(options.model.checkpoints_dir)]
     run = shlex.join(words)
-    out = shlex.join(["--out", f"{options.output.out}_cross_fitted"])
+    out = shlex.join(["--out", f"{path_from_here(options.output.out)}_cross_fitted"])
     return NextCommands(
         f"python scripts/refit.py {run} --refits {ADVISED_REFITS} --permutations {MIN_PERMUTED}",
         f"python scripts/build_atlas.py {run} --fold all/{FOLDS} {out}",

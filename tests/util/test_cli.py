@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from util.cli import MAX_NAME_LENGTH, safe_name, unique_names
+from util.cli import MAX_NAME_LENGTH, path_from_here, safe_name, unique_names
 
 
 def test_ordinary_names_stay_as_they_were() -> None:
@@ -36,3 +38,11 @@ def test_names_that_would_be_one_are_told_apart(texts: list[str]) -> None:
 def test_a_safe_name_is_kept_beside_one_that_becomes_it() -> None:
     names = unique_names(["p 1", "p_1"])
     assert names["p_1"] == "p_1" and names["p 1"].startswith("p_1-")
+
+
+def test_a_path_below_the_current_folder_is_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert path_from_here(str(tmp_path / "a" / "b")) == str(Path("a", "b"))
+    assert path_from_here("/elsewhere/b") == "/elsewhere/b" and path_from_here("../b") == "../b"

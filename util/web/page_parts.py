@@ -188,7 +188,7 @@ def check_box(name: str, label: str, checked: bool = False) -> None:
 
 def search_field(text: str, label: str) -> None:
     """Add a field that hides the cases that do not contain its text; needs cases.js."""
-    tags.input_(type="search", id="filter", placeholder=text, aria_label=label)
+    tags.input_(type="search", id="filter", placeholder=text, aria_label=label, size=len(text))
 
 
 def legend(colours: Mapping[str, str]) -> None:
