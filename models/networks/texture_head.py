@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,8 @@ class TextureHead(nn.Module):
     WIDTH = 0.12  # of the smooth step H, in SD
     # In the backward pass: only voxels near the threshold have a gradient, and there are few.
     BACKWARD_WIDTH = 0.5
-    # SD above the threshold from where on that gradient is the same: where all voxels are events,
-    # no voxel is near the threshold, and a gradient has to lead back.
-    BACKWARD_LIMIT = 1.5
+    # Of the volume. Beyond 1, the generator's own clamp would end the gradient that leads back.
+    LIMIT = 1 - 1e-6
     start_level: Tensor
 
     def __init__(self, channels: int) -> None:
@@ -67,15 +67,15 @@ class TextureHead(nn.Module):
         n = fields.shape[1]
         log_strength, rate, level = (self.SCALE * maps).split([n, 2 * n, 2 * n], 1)
         excess = torch.cat([fields, -fields], 1) - self.THRESHOLD + rate
-        step = (clamp_through(excess, high=self.BACKWARD_LIMIT) / self.BACKWARD_WIDTH).sigmoid()
+        step = (excess / self.BACKWARD_WIDTH).sigmoid()
         step = step + ((excess / self.WIDTH).sigmoid() - step).detach()
         levels = (level + self.start_level[:, None, None, None]).tanh()
         for share, level in zip((region * step).split(1, 1), levels.split(1, 1), strict=True):
             volume = volume + share * (level - volume)
-        log_strength = clamp_through(log_strength, high=self.MAX_LOG_STRENGTH)
+        log_strength = clamp_inward(log_strength, -math.inf, self.MAX_LOG_STRENGTH)
         strength = self.START_STRENGTH * log_strength.exp()
         volume = volume + region * (strength * fields).sum(1, keepdim=True)
-        return clamp_through(volume, -1, 1)
+        return clamp_inward(volume, -self.LIMIT, self.LIMIT)
 
 
 def random_fields(noise: Tensor) -> Tensor:
@@ -92,9 +92,26 @@ def random_fields(noise: Tensor) -> Tensor:
     return torch.cat(fields, 1)
 
 
-def clamp_through(x: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
-    """Clamp values, with the gradient of the identity (straight through).
+def clamp_inward(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp values, with the gradient that leads back between the bounds.
 
-    Without a gradient, what once is beyond a bound in every voxel stays there for good.
+    Without one, what is beyond a bound in every voxel stays there for good; with one that leads
+    further out, to no effect, it runs away.
     """
-    return x.detach().clamp(low, high) + (x - x.detach())
+    return _ClampInward.apply(x, low, high) if torch.is_grad_enabled() else x.clamp(low, high)
+
+
+class _ClampInward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        low, high = ctx.bounds
+        # A descent subtracts the gradient.
+        outward = ((x > high) & (gradient < 0)) | ((x < low) & (gradient > 0))
+        return gradient.masked_fill(outward, 0), None, None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.networks.scores import quantile_score
-from models.networks.texture_head import FIELD_SIGMAS, TextureHead, clamp_through, random_fields
+from models.networks.texture_head import FIELD_SIGMAS, TextureHead, clamp_inward, random_fields
 
 SHAPE = (16, 16, 16)
 TISSUE = -0.8  # of [-1, 1]
@@ -78,26 +78,26 @@ def test_the_text_sets_how_many_voxels_are_replaced_and_where() -> None:
     assert upper < 0.02 and max(share(0.0)) < 0.02
 
 
-@pytest.mark.parametrize(("maps", "weight"), [(slice(4), 0.2), (slice(4, 5), 0.4)])
-def test_a_head_that_went_too_far_finds_back(maps: slice, weight: float) -> None:
-    """Strengths above their cap, and dark events in every voxel, have gradients to get smaller."""
+def test_strengths_above_their_cap_find_back() -> None:
     torch.manual_seed(0)
     head = TextureHead(1)
     with torch.no_grad():
         head.maps.weight.zero_()
-        head.maps.weight[maps] = weight
+        head.maps.weight[:4] = 0.2  # log strengths of 4
     volume = torch.full((1, 1, 12, 12, 12), -0.7)
     ones = torch.ones_like(volume)
     changed = head(volume, head.maps(ones), torch.randn(1, 4, 12, 12, 12), ones)
     assert changed.abs().max() <= 1
     (changed.clamp(-1, 1) - volume).square().mean().backward()
     assert head.maps.weight.grad is not None
-    assert (head.maps.weight.grad[maps] > 0.1).all()
+    assert (head.maps.weight.grad[:4] > 0.1).all()
 
 
-def test_clamp_through_has_the_values_of_a_clamp() -> None:
-    x = torch.tensor([-3.0, 0.2, 3.0], requires_grad=True)
-    y = clamp_through(x, -1, 1)
+def test_a_clamp_has_the_gradient_that_leads_back() -> None:
+    x = torch.tensor([-3.0, -3.0, 0.2, 3.0, 3.0], requires_grad=True)
+    y = clamp_inward(x, -1, 1)
     assert torch.equal(y, x.clamp(-1, 1))
-    y.sum().backward()
-    assert x.grad is not None and x.grad.tolist() == [1, 1, 1]
+    y.backward(torch.tensor([-1.0, 1.0, 1.0, 1.0, -1.0]))  # a descent goes the other way
+    assert x.grad is not None and x.grad.tolist() == [-1, 0, 1, 1, 0]
+    with torch.no_grad():
+        assert torch.equal(clamp_inward(x, -1, 1), y)
