@@ -124,8 +124,10 @@ def prompts(texts: AskedText) -> None:
     with page_parts.card("Texts", id="texts"):
         for name, mine, other in (("A", texts.a, texts.b), ("B", texts.b, texts.a)):
             line = tags.p(tags.strong(f"{name}: "), cls="prompt")
-            for phrase in mine.texts:
-                line.add(phrase if phrase in other.texts else tags.mark(phrase), " ")
+            for number, phrase in enumerate(mine.texts, start=1):
+                is_open = number < len(mine.texts) and not phrase.endswith((".", ",", ";"))
+                line.add(phrase if phrase in other.texts else tags.mark(phrase))
+                line.add(", " if is_open else " ")
             if not mine:
                 line.add(tags.em(page_parts.EMPTY_PROMPT))
 

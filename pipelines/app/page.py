@@ -167,7 +167,7 @@ class AskPage:
             allow_custom_value=True,
             elem_id=name,
             min_width=120,
-            scale=3 if is_a else 2,
+            scale=1,  # both show the same values
         )
 
     def _bind_question(self, controls: Controls, texts: gr.HTML) -> None:

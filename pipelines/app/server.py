@@ -40,7 +40,7 @@ CSS = """
 #prompts p { margin: .15rem 0; }
 #voxel { display: none; }
 .problem { color: #b3261e; }
-#status { min-height: 2.6rem; }
+#status { min-height: 1.6rem; }
 """
 
 
