@@ -224,6 +224,7 @@ def write_pictures(
                         panels.append(_panel_of_run(name, folder, row))
         shape = panels[0].array.shape
         panels = [panel for panel in panels if panel.array.shape == shape]
+        panels.sort(key=lambda panel: panel.kind == "mask")  # the page begins with the scan
         rows[case] = write_panels(web, f"case-{number:04d}", case, panels)
     return rows
 
