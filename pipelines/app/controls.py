@@ -66,6 +66,7 @@ class RunningGenerations:
             cancelled.set()
 
 
-def caution() -> None:
-    """Add the standing caution."""
-    gr.HTML(tags.p(CAUTIONS[0], " ", CAUTIONS[1], cls="caution").render(), elem_id="caution")
+def page_head(title: str) -> None:
+    """Add the title beside the standing caution, in one line where the window is wide."""
+    head = tags.div(tags.h1(title), tags.p(CAUTIONS[0], " ", CAUTIONS[1]))
+    gr.HTML(head.render(), elem_id="head")

@@ -86,10 +86,10 @@ class AskPage:
                     generate = gr.Button("Generate", variant="primary", elem_id="generate")
                     another = gr.Button("Another draw", elem_id="another", min_width=130)
                     cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=60)
+                status = gr.HTML(elem_id="status")
+                texts = gr.HTML(elem_id="prompts")
                 controls = self._question(case)
             with gr.Column(scale=5):
-                texts = gr.HTML(elem_id="prompts")
-                status = gr.HTML(elem_id="status")
                 answer = gr.HTML(elem_id="answer")
                 with gr.Row(equal_height=True):
                     formats = gr.CheckboxGroup(

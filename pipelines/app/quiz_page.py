@@ -112,11 +112,11 @@ class QuizPage:
 
     def build(self) -> None:
         """Add the quiz to the page that is being made."""
-        gr.Markdown(f"### {self.case_set.title}")
         state = gr.State(Progress())
         voxel = gr.Textbox(elem_id="voxel", show_label=False)  # hidden by the style sheet
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
+                gr.Markdown(f"### {self.case_set.title}")
                 score = gr.HTML(elem_id="score")
                 start = gr.Button("Start", variant="primary", elem_id="quiz-start")
                 choice = gr.Radio([], label="Which of these was changed?", elem_id="quiz-choice")

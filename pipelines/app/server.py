@@ -33,8 +33,11 @@ POLICY = (
 CSS = """
 #form { max-height: 56vh; overflow-y: auto; flex-wrap: nowrap; gap: .4rem; }
 #form .row { align-items: end; flex-shrink: 0; }
-#caution p { margin: 0; padding: .3rem .8rem; border-radius: 8px; }
-#caution p { background: #fdf4e1; color: #7a4b00; }
+#head > div > div { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: center; }
+#head h1 { margin: 0; font-size: 1.3rem; }
+#head p { flex: 1 1 24rem; margin: 0; padding: .2rem .8rem; border-radius: 8px; font-size: .8rem; }
+#head p { background: #fdf4e1; color: #7a4b00; }
+#prompts { font-size: .85rem; max-height: 11rem; overflow-y: auto; }
 #prompts mark { background: #ffe9a8; color: inherit; }
 #prompts h2 { display: none; }
 #prompts p { margin: .15rem 0; }
@@ -132,7 +135,7 @@ def build_app(options: AppCommand, folder: Path) -> Any:
     from starlette.staticfiles import StaticFiles
 
     from pipelines.app.answer import AnswerDesk
-    from pipelines.app.controls import VIEW, caution
+    from pipelines.app.controls import VIEW, page_head
     from pipelines.app.page import AskPage
     from pipelines.app.session import AppSession
     from pipelines.app.teaching import LISTEN, build_teaching
@@ -144,8 +147,7 @@ def build_app(options: AppCommand, folder: Path) -> Any:
     desk = AnswerDesk(session, folder / "answers")
     title = f"Mask2CT: {session.run.folder.name}"
     with gr.Blocks(analytics_enabled=False, title=title, fill_width=True) as page:
-        gr.Markdown(f"## {title}")
-        caution()
+        page_head(title)
         with gr.Tab("Ask", id="ask"):
             AskPage(session, desk, address, folder / "exports").build()
         build_teaching(desk, options.app)
