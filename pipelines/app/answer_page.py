@@ -115,8 +115,8 @@ def _viewer(row: PictureRow, limit: float, content: PageContent) -> None:
         page_parts.check_box("lines", "Outlines")
         viewer_parts.size_choice(SIZE)
     with tags.section(cls="card", id="answer", **row.attributes()):
-        viewer_parts.slice_slider("Slice", play=True)
         row.add(limit, content.data.terms.label_names)
+        viewer_parts.slice_slider("Slice", play=True)
 
 
 def prompts(texts: AskedText) -> None:

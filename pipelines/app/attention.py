@@ -67,10 +67,11 @@ def attention_page(desk: AnswerDesk, question: Question, progress: GenerationPro
                 page_parts.check_box("lines", "Outlines")
                 viewer_parts.size_choice(SIZE)
             with tags.section(cls="card", id="attention", **row.attributes()):
-                viewer_parts.slice_slider("Slice", play=True)
                 for first in range(0, len(panels), PER_ROW):
                     some = row.pictures[first : min(first + PER_ROW, len(panels))]
                     replace(row, pictures=some).add(0.0)
+                    if first == 0:
+                        viewer_parts.slice_slider("Slice", play=True)
                 page_parts.note(CAUTION)
     page_parts.write_document(document, folder / "index.html", plan.data.terms)
     return folder

@@ -68,5 +68,5 @@ class RunningGenerations:
 
 def page_head(title: str) -> None:
     """Add the title beside the standing caution, in one line where the window is wide."""
-    head = tags.div(tags.h1(title), tags.p(CAUTIONS[0], " ", CAUTIONS[1]))
+    head = tags.div(tags.h1(title), tags.p(CAUTIONS[0], " ", CAUTIONS[1]), cls="page-head")
     gr.HTML(head.render(), elem_id="head")

@@ -91,8 +91,8 @@ def write_page(folder: Path, content: DifferentialContent) -> Path:
                 page_parts.check_box("lines", "Outlines")
                 viewer_parts.size_choice(SIZE)
             with tags.section(cls="card", id="differential", **row.attributes()):
-                viewer_parts.slice_slider("Slice", play=True)
                 replace(row, pictures=row.pictures[:above]).add(limit)
+                viewer_parts.slice_slider("Slice", play=True)
                 replace(row, pictures=row.pictures[above:-1]).add(limit)
             with page_parts.card("What changes, and where", id="sentences"):
                 texts = [page_parts.typeset(c.sentence()) for c in content.contrasts]

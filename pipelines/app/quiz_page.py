@@ -87,9 +87,9 @@ def write_question_page(folder: Path, item: QuizItem, answer: Answer) -> Path:
                 page_parts.check_box("lines", "Outlines")
                 viewer_parts.size_choice("large")
             with tags.section(cls="card", id="question", **row.attributes()):
-                viewer_parts.slice_slider("Slice", play=True)
-                tags.p("Click where picture 2 is changed most.", id="place", cls="note")
                 row.add(0.0)
+                tags.p("Click where picture 2 is changed most.", id="place", cls="note")
+                viewer_parts.slice_slider("Slice", play=True)
     return page_parts.write_document(document, folder / "index.html", data.terms)
 
 

@@ -33,10 +33,10 @@ POLICY = (
 CSS = """
 #form { max-height: 56vh; overflow-y: auto; flex-wrap: nowrap; gap: .4rem; }
 #form .row { align-items: end; flex-shrink: 0; }
-#head > div > div { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: center; }
-#head h1 { margin: 0; font-size: 1.3rem; }
-#head p { flex: 1 1 24rem; margin: 0; padding: .2rem .8rem; border-radius: 8px; font-size: .8rem; }
-#head p { background: #fdf4e1; color: #7a4b00; }
+.page-head { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: center; }
+.page-head h1 { margin: 0 !important; font-size: 1.3rem; }
+.page-head p { flex: 1 1 24rem; margin: 0 !important; padding: .2rem .8rem; border-radius: 8px; }
+.page-head p { font-size: .8rem; background: #fdf4e1; color: #7a4b00; }
 #prompts { font-size: .85rem; max-height: 11rem; overflow-y: auto; }
 #prompts mark { background: #ffe9a8; color: inherit; }
 #prompts h2 { display: none; }

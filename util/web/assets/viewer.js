@@ -24,6 +24,7 @@
   const view = { plane: config.plane, window: Object.keys(config.windows)[0], limit: config.limit, lines: true, hairs: true, overlay: 0 };
   const roots = [...document.querySelectorAll("[data-viewer]")];
   const viewers = []; // of the roots that came near the screen
+  document.documentElement.classList.toggle("framed", window !== window.top); // as in the live page
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
   /** An element of this class, with further properties and children. */
