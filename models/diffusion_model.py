@@ -26,7 +26,7 @@ from models.networks.condition import organ_region
 from models.networks.denoiser import Denoiser
 from models.networks.generator import size_multiple
 from models.networks.label_embedding import body_channel
-from models.networks.layers import acts_per_voxel
+from models.networks.layers import VALUES_PER_CHANNEL, acts_per_voxel
 from models.sliding_window import SlidingWindow
 from models.text.base_encoder import TextEmbedding
 from options.checks import check_patch_size, check_sampling
@@ -34,7 +34,6 @@ from options.diffusion_options import SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
 
-VALUES_PER_CHANNEL = 20  # of a voxel and channel at full resolution, that are held at once, about
 MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
 DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 

@@ -23,7 +23,7 @@ from models.networks.discriminator import DiscriminatorOutput, MultiScaleDiscrim
 from models.networks.fusion import FusionUnit
 from models.networks.generator import Generator, LocalEnhancer, receptive_halo, size_multiple
 from models.networks.label_embedding import make_label_embedding
-from models.networks.layers import NoiseInjection
+from models.networks.layers import VALUES_PER_CHANNEL, NoiseInjection
 from models.networks.losses import (
     PerceptualLoss,
     discriminator_loss,
@@ -37,10 +37,6 @@ from models.text.base_encoder import TextEmbedding
 from options.train_options import TrainOptions
 from util.cli import UserError
 from util.volume_inputs import VolumeInput
-
-# float32 values per channel and voxel that decoding holds at once, measured: features, their
-# norms, attention, and the perceptron of the position.
-VALUES_PER_CHANNEL = 20
 
 
 @MODELS.register("pix2pixhd")

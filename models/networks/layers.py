@@ -13,6 +13,10 @@ from models.text.base_encoder import TextEmbedding
 
 Padding = Literal["zeros", "reflect", "replicate"]
 
+# float32 values per channel and voxel at full resolution that a network without gradients holds at
+# once, measured: features, their norms, attention, and the perceptron of the position.
+VALUES_PER_CHANNEL = 20
+
 
 class ChannelNorm(nn.Module):
     """Normalisation over the channels of each voxel, which gives tile and volume the same result.

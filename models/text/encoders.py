@@ -126,22 +126,25 @@ class LanguagePhrases(PhraseEncoder):
                 "The training prompts do not contain these phrases, so their effect depends on the "
                 "text encoder alone and may be meaningless: %s. Where one means the same as a "
                 "phrase of training, list it in a file for --paraphrases.",
-                format_list([self._with_nearest(phrase) for phrase in unseen]),
+                format_list(self._with_nearest(unseen)),
                 extra=notice("phrase not seen in training", phrases=unseen),
             )
         return self.whitening(self._embed_raw(phrases))
 
-    def _with_nearest(self, phrase: str) -> str:
-        """Return a phrase with the training phrase that the language model puts next to it.
+    def _with_nearest(self, unseen: Sequence[str]) -> list[str]:
+        """Return phrases with the training phrases that the language model puts next to them.
 
         For people alone: language models put negations beside what they negate, so that nothing is
         read for another phrase by itself.
         """
         words = {**{text: text for text in self.phrases}, **self.synonyms}
         known = F.normalize(self._embed_raw(list(words)), dim=-1)
-        similarity = known @ F.normalize(self._embed_raw([phrase])[0], dim=0)
-        nearest = int(similarity.argmax())
-        return f"{phrase} (nearest: {list(words.values())[nearest]}, {similarity[nearest]:.2f})"
+        similarity, nearest = (F.normalize(self._embed_raw(unseen), dim=-1) @ known.T).max(1)
+        read = list(words.values())
+        return [
+            f"{phrase} (nearest: {read[int(n)]}, {s:.2f})"
+            for phrase, n, s in zip(unseen, nearest, similarity, strict=True)
+        ]
 
     def state(self) -> tuple[dict[str, Tensor], Values]:
         """Return the whitening, and the values of the base class."""

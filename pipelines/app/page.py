@@ -223,7 +223,7 @@ class AskPage:
             texts = self.session.texts(self.question(*values))
         except UserError as error:
             return tags.p(str(error), cls="problem").render()
-        box = tags.div()
+        box = tags.div(cls="asked")
         with box:
             prompts(texts)
             tags.ul(*(tags.li(notice.text) for notice in texts.notices))
