@@ -16,10 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.statistics import AcquisitionBenchmarkCommand
+from options.benchmarks.statistics import AcquisitionBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, AcquisitionBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, AcquisitionBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import numpy as np
 import pandas as pd
@@ -146,7 +146,7 @@ def summarise(rows: Sequence[Row]) -> Row:
 
 def main() -> None:
     """Judge all cohorts and write the figures."""
-    b = parse(AcquisitionBenchmarkCommand, __doc__ or "").benchmark
+    b = parse(AcquisitionBenchmarkOptions, __doc__ or "")
     rows: list[Row] = []
     for seed in range(1, b.cohorts + 1):
         rows += compare_cohorts(b, seed)

@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.statistics import AtlasBenchmarkCommand
+from options.benchmarks.statistics import AtlasBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, AtlasBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, AtlasBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import numpy as np
 import pandas as pd
@@ -405,7 +405,7 @@ def _associations_sentence(figures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run the studies and write figures and page."""
-    b = parse(AtlasBenchmarkCommand, __doc__ or "").benchmark
+    b = parse(AtlasBenchmarkOptions, __doc__ or "")
     out = Path(b.OUT)
 
     def keep(name: str, compute: Callable[[], Row]) -> Row:

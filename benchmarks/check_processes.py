@@ -17,10 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
-from options.benchmarks.checks import ProcessCheckCommand
+from options.benchmarks.checks import ProcessCheckOptions
 from options.parser import answer_early
 
-answer_early(__name__, ProcessCheckCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, ProcessCheckOptions, __doc__ or "")  # the imports below are slow
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -177,7 +177,7 @@ def check_processes(options: ProcessCheckOptions, work: Path) -> dict[str, float
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare in a temporary folder, or in `--work`."""
-    options = parse(ProcessCheckCommand, __doc__ or "", argv).check
+    options = parse(ProcessCheckOptions, __doc__ or "", argv)
     if options.batch_size % options.processes:
         raise UserError(
             f"--batch_size is {options.batch_size}; it must be a multiple of --processes "

@@ -18,10 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
-from options.benchmarks.checks import ResumeCheckCommand
+from options.benchmarks.checks import ResumeCheckOptions
 from options.parser import answer_early
 
-answer_early(__name__, ResumeCheckCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, ResumeCheckOptions, __doc__ or "")  # the imports below are slow
 
 import train
 from benchmarks.common import flag_words
@@ -252,7 +252,7 @@ def check_resume(options: ResumeCheckOptions, work: Path, moments: Sequence[str]
 
 def main() -> None:
     """Check in a temporary folder, or in `--work`."""
-    options = parse(ResumeCheckCommand, __doc__ or "").check
+    options = parse(ResumeCheckOptions, __doc__ or "")
     if options.kill_step % options.save_latest_freq or options.kill_step + 2 > options.max_steps:
         raise UserError(
             f"--kill_step is {options.kill_step}; it must be a multiple of --save_latest_freq "

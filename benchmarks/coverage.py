@@ -20,10 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.statistics import CoverageBenchmarkCommand
+from options.benchmarks.statistics import CoverageBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, CoverageBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, CoverageBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import numpy as np
 import pandas as pd
@@ -274,7 +274,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the pieces that are not finished, and print the table after each."""
-    o = parse(CoverageBenchmarkCommand, __doc__ or "", argv).benchmark
+    o = parse(CoverageBenchmarkOptions, __doc__ or "", argv)
     folder = Path(o.OUT) / "pieces"
     for piece in pieces(o):
         path = folder / f"{piece.name}.json"

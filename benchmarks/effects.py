@@ -16,10 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.effects import EffectsBenchmarkCommand
+from options.benchmarks.effects import EffectsBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, EffectsBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, EffectsBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import test
 import train
@@ -192,7 +192,7 @@ def summary_tables(configurations: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the configurations that are not finished, and write tables and page."""
-    o = parse(EffectsBenchmarkCommand, __doc__ or "", argv).benchmark
+    o = parse(EffectsBenchmarkOptions, __doc__ or "", argv)
     unknown = sorted(set(o.configurations) - set(CONFIGURATIONS))
     if unknown:
         raise UserError(

@@ -17,10 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.evaluation import EvaluateBenchmarkCommand
+from options.benchmarks.evaluation import EvaluateBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, EvaluateBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, EvaluateBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 
 import numpy as np
@@ -307,7 +307,7 @@ def run_benchmark(o: EvaluateBenchmarkOptions) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the figures."""
-    o = parse(EvaluateBenchmarkCommand, __doc__ or "", argv).benchmark
+    o = parse(EvaluateBenchmarkOptions, __doc__ or "", argv)
     figures = run_benchmark(o)
     agreement = figures["agreement"]
     log.info("Relative to direct computation (at most 1e-3): %s", agreement["relative"])

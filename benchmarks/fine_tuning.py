@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.effects import FineTuningBenchmarkCommand
+from options.benchmarks.effects import FineTuningBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, FineTuningBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, FineTuningBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 
 import numpy as np
@@ -101,7 +101,7 @@ def measure(run: Path, dataroot: Path) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and compare."""
-    o = parse_command(FineTuningBenchmarkCommand, __doc__ or "", argv).benchmark
+    o = parse_command(FineTuningBenchmarkOptions, __doc__ or "", argv)
     source = make_cohort(o, "many", o.source_cases, o.seed + 1)
     small = make_cohort(o, "few", o.cases, o.seed + 2)
     figures = {}

@@ -17,10 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.speed import GenerateBenchmarkCommand
+from options.benchmarks.speed import GenerateBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, GenerateBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, GenerateBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 
 import psutil
@@ -156,7 +156,7 @@ def timed(function: Callable[[], Tensor], device: torch.device) -> tuple[Tensor,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write the figures."""
-    o = parse(GenerateBenchmarkCommand, __doc__ or "", argv).generate
+    o = parse(GenerateBenchmarkOptions, __doc__ or "", argv)
     figures = measure(o)
     if o.out:
         write_json(Path(o.out), figures)

@@ -17,10 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.effects import KindsBenchmarkCommand
+from options.benchmarks.effects import KindsBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, KindsBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, KindsBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 from benchmarks.common import flag_words, generate_row, minilm_folder, train_run
 from benchmarks.real_chests import deformed_chests, find_chests, split_chests
@@ -191,7 +191,7 @@ def check_choices(o: KindsBenchmarkOptions) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the configurations that are not finished, and write the tables."""
-    o = parse(KindsBenchmarkCommand, __doc__ or "", argv).benchmark
+    o = parse(KindsBenchmarkOptions, __doc__ or "", argv)
     check_choices(o)
     folder = Path(o.OUT) / "cells"
     for seed in o.seeds:

@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.speed import ManyCasesCommand
+from options.benchmarks.speed import ManyCasesOptions
 from options.parser import answer_early
 
-answer_early(__name__, ManyCasesCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, ManyCasesOptions, __doc__ or "")  # the imports below are slow
 
 import nibabel as nib
 import numpy as np
@@ -131,7 +131,7 @@ def measure(out: Path, cases: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure every size, and write the figures."""
-    options = parse(ManyCasesCommand, __doc__ or "").benchmark
+    options = parse(ManyCasesOptions, __doc__ or "")
     out = Path(options.OUT)
     figures: dict[str, Any] = {"cores": available_cores()}
     for cases in options.cases:

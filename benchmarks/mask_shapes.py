@@ -19,10 +19,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.synthesis import MaskShapesCommand
+from options.benchmarks.synthesis import MaskShapesOptions
 from options.parser import answer_early
 
-answer_early(__name__, MaskShapesCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, MaskShapesOptions, __doc__ or "")  # the imports below are slow
 from data.geometry import Volume
 from data.phantom.anatomy import AIRWAY, FIELD_MM, LEFT, RIGHT, PhantomPatient, build_anatomy
 from data.text.prompts import Row, load_template
@@ -145,7 +145,7 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all cohorts and write figures and table."""
-    b = parse(MaskShapesCommand, __doc__ or "", argv).benchmark
+    b = parse(MaskShapesOptions, __doc__ or "", argv)
     out = Path(b.OUT)
     out.mkdir(parents=True, exist_ok=True)
     figures = [figure for seed in b.seeds for figure in run_seed(b, seed)]

@@ -17,10 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.speed import PagesBenchmarkCommand
+from options.benchmarks.speed import PagesBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, PagesBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, PagesBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,7 +214,7 @@ def measure(options: PagesBenchmarkOptions) -> dict[str, Any]:
 
 def main() -> None:
     """Parse the command line and measure."""
-    options = parse(PagesBenchmarkCommand, __doc__ or "").benchmark
+    options = parse(PagesBenchmarkOptions, __doc__ or "")
     results = measure(options)
     write_json(Path(options.OUT) / "pages.json", results)
     for name, value in results.items():

@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.speed import PrepareBenchmarkCommand
+from options.benchmarks.speed import PrepareBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, PrepareBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, PrepareBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 
 import numpy as np
@@ -202,7 +202,7 @@ def _log_phantom_dice(metrics: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(PrepareBenchmarkCommand, __doc__ or "", argv).benchmark
+    options = parse(PrepareBenchmarkOptions, __doc__ or "", argv)
     if options.slices and not options.dicom:
         raise UserError("--slices makes a long series from that of --dicom. Give both.")
     results: dict[str, Any] = {}

@@ -18,10 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.statistics import RealScansBenchmarkCommand
+from options.benchmarks.statistics import RealScansBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, RealScansBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, RealScansBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import numpy as np
 import pandas as pd
@@ -418,7 +418,7 @@ def summary_sentences(figures: Mapping[str, list[Row]]) -> list[str]:
 
 def main() -> None:
     """Run the studies and write the figures."""
-    o = parse(RealScansBenchmarkCommand, __doc__ or "").benchmark
+    o = parse(RealScansBenchmarkOptions, __doc__ or "")
     Path(o.OUT).mkdir(parents=True, exist_ok=True)
     figures: dict[str, list[Row]] = {}
     for name in o.studies or tuple(STUDIES):

@@ -23,10 +23,10 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.speed import StepBenchmarkCommand
+from options.benchmarks.speed import StepBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, StepBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, StepBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 
 import torch
@@ -160,7 +160,7 @@ def measure_in_process(words: Sequence[str], mode: str, folder: Path) -> dict[st
 
 def main() -> None:
     """Measure the modes that are asked for."""
-    o = parse(StepBenchmarkCommand, __doc__ or "").step
+    o = parse(StepBenchmarkOptions, __doc__ or "")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if o.mode == "both":

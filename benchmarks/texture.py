@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.effects import TextureBenchmarkCommand
+from options.benchmarks.effects import TextureBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, TextureBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, TextureBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 import numpy as np
 import pandas as pd
@@ -154,7 +154,7 @@ def measure_distances(o: TextureBenchmarkOptions, cohort: Path, results: Path) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train both models on each split unless that is done, and write table and figures."""
-    o = parse(TextureBenchmarkCommand, __doc__ or "", argv).benchmark
+    o = parse(TextureBenchmarkOptions, __doc__ or "", argv)
     unknown = sorted(set(o.models) - set(MODELS))
     if unknown:
         raise UserError(f"--models is {unknown[0]!r}; it must be one of: {', '.join(MODELS)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from options.parser import argument, flag, group
+from options.parser import argument, flag
 
 KINDS = ("zip", "hub", "bundle", "onnx")
 
@@ -13,6 +13,8 @@ KINDS = ("zip", "hub", "bundle", "onnx")
 @dataclass(frozen=True)
 class ExportOptions:
     """The run, and what it becomes."""
+
+    EXAMPLE: ClassVar[str] = "python scripts/export.py run1 run1.zip"
 
     RUN: str = argument("Name of the run, or a run that was exported before.")
     OUT: str = argument("File (.zip, .onnx) or folder to write.")
@@ -34,12 +36,3 @@ class ExportOptions:
         (64, 64, 48), "Voxels of the volume that the ONNX network takes.", low=8
     )
     overwrite: bool = flag(False, "Replace what an earlier export wrote to OUT.")
-
-
-@dataclass(frozen=True)
-class ExportCommand:
-    """All flags of the command."""
-
-    EXAMPLE: ClassVar[str] = "python scripts/export.py run1 run1.zip"
-
-    export: ExportOptions = group(ExportOptions, "Export")

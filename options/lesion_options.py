@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from options.base_options import AIRWAY_LABEL, LUNG_LABELS
-from options.parser import argument, flag, group
+from options.parser import argument, flag
 from util.cli import UserError
 
 # Density classes of the Fleischner Society, with the labels that masks use unless told otherwise.
@@ -17,6 +17,11 @@ DENSITIES: Mapping[str, int] = {"solid": 4, "part_solid": 5, "ground_glass": 6}
 @dataclass(frozen=True)
 class LesionOptions:
     """Kind, place, size and density of the lesion."""
+
+    EXAMPLE: ClassVar[str] = (
+        'python scripts/insert_lesion.py lungs.nii.gz with_nodule.nii.gz --place "right upper '
+        'central" --diameter 12'
+    )
 
     MASK: str = argument("Mask of the lungs (NIfTI).", kind="file")
     OUT: str = argument(
@@ -69,15 +74,3 @@ class LesionOptions:
                     "--density part_solid belongs to --kind nodule; leave it out for ground glass."
                 )
             object.__setattr__(self, "density", "ground_glass")
-
-
-@dataclass(frozen=True)
-class LesionCommand:
-    """All flags of the command."""
-
-    EXAMPLE: ClassVar[str] = (
-        'python scripts/insert_lesion.py lungs.nii.gz with_nodule.nii.gz --place "right upper '
-        'central" --diameter 12'
-    )
-
-    lesion: LesionOptions = group(LesionOptions, "Lesion")

@@ -76,6 +76,11 @@ def group(cls: type[T], title: str) -> Any:
     return dataclasses.field(default_factory=cls, metadata={"title": title})
 
 
+def is_group(cls: type) -> bool:
+    """Return whether an option class holds flags itself, and not groups of them."""
+    return not any("title" in field.metadata for field in dataclasses.fields(cls))
+
+
 def groups_of(cls: type) -> list[tuple[dataclasses.Field[Any], type]]:
     """Return the groups of an option class, with their types."""
     hints = typing.get_type_hints(cls)
@@ -194,8 +199,10 @@ def build_parser(cls: type, description: str, presets: Presets | None = None) ->
         text = "Settings for a memory size; options given beside it take precedence. See the end."
         parser.add_argument("--preset", choices=sorted(presets), help=text)
         visible.append("preset")
-    for outer, group_cls in groups_of(cls):
-        section = parser.add_argument_group(outer.metadata.get("title", outer.name))
+    sections: list[tuple[Any, type]] = [(parser, cls)]
+    if not is_group(cls):
+        sections = [(parser.add_argument_group(f.metadata["title"]), g) for f, g in groups_of(cls)]
+    for section, group_cls in sections:
         removed.update(getattr(group_cls, "REMOVED", {}))
         hints = typing.get_type_hints(group_cls)
         for field in dataclasses.fields(group_cls):
@@ -269,8 +276,7 @@ def parse(
     """Parse a command line into an option class: defaults, then the preset, then the flags.
 
     Args:
-        cls: A frozen dataclass whose fields are groups (see `group`), each a frozen dataclass of
-            flags (see `flag`).
+        cls: A frozen dataclass of flags (see `flag`), or of groups of them (see `group`).
         description: Purpose of the command, for `--help`.
         argv: Words after the command's name; None reads `sys.argv`.
         presets: Named sets of flag values for `--preset`.
@@ -282,10 +288,10 @@ def parse(
     parser = build_parser(cls, description, presets)
     words = parser.read(join_negative(sys.argv[1:] if argv is None else argv))
     preset = (presets or {}).get(words.pop("preset", ""), {})
-    groups = {}
-    for outer, group_cls in groups_of(cls):
+
+    def parse_group(group_cls: type, start: Any) -> Any:
         hints = typing.get_type_hints(group_cls)
-        values = vars(getattr(start, outer.name)).copy() if start is not None else {}
+        values = vars(start).copy() if start is not None else {}
         for field in dataclasses.fields(group_cls):
             if field.name in words:
                 value = _from_word(field.name, hints[field.name], words[field.name])
@@ -294,8 +300,11 @@ def parse(
                 values[field.name] = preset[field.name]
             if field.name in values:
                 check_value(field, values[field.name])
-        groups[outer.name] = group_cls(**values)
-    return cls(**groups)
+        return group_cls(**values)
+
+    if is_group(cls):
+        return parse_group(cls, start)
+    return cls(**{f.name: parse_group(g, getattr(start, f.name, None)) for f, g in groups_of(cls)})
 
 
 def check_inputs(options: Any) -> None:
@@ -328,7 +337,9 @@ def check_paths(options: Any) -> None:
 
 def _flags_of(options: Any) -> list[tuple[Any, dataclasses.Field[Any]]]:
     """Return every flag of an option class, with the group that holds its value."""
-    groups = [getattr(options, outer.name) for outer, _ in groups_of(type(options))]
+    groups = [options]
+    if not is_group(type(options)):
+        groups = [getattr(options, outer.name) for outer, _ in groups_of(type(options))]
     return [(values, field) for values in groups for field in dataclasses.fields(values)]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from options.parser import argument, flag, group, path_flag
+from options.parser import argument, flag, path_flag
 
 
 @dataclass(frozen=True)
 class PhantomOptions:
     """The phantom cohort that `scripts/make_phantoms.py` makes."""
+
+    EXAMPLE: ClassVar[str] = "python scripts/make_phantoms.py phantoms --cases 40"
 
     OUT: str = argument(
         "Folder for the cohort; an existing one with the same settings is used again."
@@ -41,12 +43,3 @@ class PhantomOptions:
         "", "YAML table of effects (data/effects/phantom.yaml by default).", kind="file"
     )
     overwrite: bool = flag(False, "Replace a phantom cohort made with other settings.")
-
-
-@dataclass(frozen=True)
-class PhantomCommand:
-    """All flags of the command."""
-
-    EXAMPLE: ClassVar[str] = "python scripts/make_phantoms.py phantoms --cases 40"
-
-    cohort: PhantomOptions = group(PhantomOptions, "Cohort")

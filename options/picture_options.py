@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from options.parser import argument, flag, group, path_flag
+from options.parser import argument, flag, path_flag
 
 
 @dataclass(frozen=True)
 class PictureOptions:
     """What the picture shows."""
+
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/make_picture.py results/run1/test_latest --dataroot phantoms"
+    )
 
     RESULTS: str = argument("Folder that test.py wrote.", kind="folder")
     dataroot: str = path_flag("", "The cohort, for masks and real scans.", kind="folder")
@@ -28,19 +32,12 @@ class PictureOptions:
 
 
 @dataclass(frozen=True)
-class PictureCommand:
-    """All flags of the command."""
-
-    EXAMPLE: ClassVar[str] = (
-        "python scripts/make_picture.py results/run1/test_latest --dataroot phantoms"
-    )
-
-    picture: PictureOptions = group(PictureOptions, "Picture")
-
-
-@dataclass(frozen=True)
 class PictureSetOptions:
     """Pictures to take away."""
+
+    EXAMPLE: ClassVar[str] = (
+        "python scripts/make_pictures.py results/run1/test_latest --dataroot phantoms"
+    )
 
     RESULTS: str = argument("Folder that test.py wrote.", kind="folder")
     dataroot: str = path_flag("", "The cohort, for masks and real scans.", kind="folder")
@@ -67,14 +64,3 @@ class PictureSetOptions:
         (), "Mask labels whose slices are shown (default: those of the run).", low=1
     )
     out: str = flag("pictures", "Folder for the pictures.")
-
-
-@dataclass(frozen=True)
-class PictureSetCommand:
-    """All flags of the command."""
-
-    EXAMPLE: ClassVar[str] = (
-        "python scripts/make_pictures.py results/run1/test_latest --dataroot phantoms"
-    )
-
-    pictures: PictureSetOptions = group(PictureSetOptions, "Pictures")

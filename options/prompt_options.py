@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from options.parser import flag, group, path_flag
+from options.parser import flag, path_flag
 
 
 @dataclass(frozen=True)
 class PromptOptions:
     """Table, template and output file."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot",)
+    EXAMPLE: ClassVar[str] = "python scripts/make_prompts.py --dataroot phantoms --template aiib23"
 
     dataroot: str = path_flag("", "Folder with clinical.csv or clinical.xlsx.", kind="folder")
     template: str = path_flag(
@@ -26,13 +29,3 @@ class PromptOptions:
         "finding in words. May be repeated.",
     )
     out: str = flag("prompts_made.csv", "File to write.")
-
-
-@dataclass(frozen=True)
-class PromptCommand:
-    """All flags of the command."""
-
-    REQUIRED: ClassVar[tuple[str, ...]] = ("dataroot",)
-    EXAMPLE: ClassVar[str] = "python scripts/make_prompts.py --dataroot phantoms --template aiib23"
-
-    prompts: PromptOptions = group(PromptOptions, "Prompts")

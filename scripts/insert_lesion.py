@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.lesion_options import LesionCommand
+from options.lesion_options import LesionOptions
 from options.parser import parse_command
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and write the mask."""
-    options = parse_command(LesionCommand, (__doc__ or "").splitlines()[0]).lesion
+    options = parse_command(LesionOptions, (__doc__ or "").splitlines()[0])
     # Slow to import: --help and mistakes in the command line are answered without it.
     from data.lesions import write_lesion
 

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.parser import parse_command
-from options.phantom_options import PhantomCommand
+from options.phantom_options import PhantomOptions
 from util.cli import run_command
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Parse the command line and make the cohort."""
-    options = parse_command(PhantomCommand, __doc__ or "").cohort
+    options = parse_command(PhantomOptions, __doc__ or "")
     # Slow to import: --help and mistakes in the command line are answered without it.
     from data.phantom.write import make_phantom_cohort
 

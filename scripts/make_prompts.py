@@ -12,13 +12,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.parser import parse_command
-from options.prompt_options import PromptCommand
+from options.prompt_options import PromptOptions
 from util.cli import run_command
 
 
 def main() -> None:
     """Parse the command line and write the table."""
-    options = parse_command(PromptCommand, (__doc__ or "").splitlines()[0]).prompts
+    options = parse_command(PromptOptions, (__doc__ or "").splitlines()[0])
     # Slow to import: --help and mistakes in the command line are answered without it.
     from data.text.review import write_prompt_table
 

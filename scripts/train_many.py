@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.parser import parse_command
-from options.train_many_options import TrainManyCommand
+from options.train_many_options import TrainManyOptions
 from util.cli import run_command
 
 
@@ -45,7 +45,7 @@ def train_logged(words: list[str], log: str) -> int:
 
 def main() -> None:
     """Parse the command line and train the runs of standard input."""
-    limit = parse_command(TrainManyCommand, (__doc__ or "").splitlines()[0]).many.max_runs
+    limit = parse_command(TrainManyOptions, (__doc__ or "").splitlines()[0]).max_runs
     answers = os.fdopen(os.dup(1), "w")
     for number, line in enumerate(sys.stdin, start=1):
         task = json.loads(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.text.prompts import load_template
-from options.parser import groups_of
+from options.parser import is_group
 from options.train_options import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,24 +32,23 @@ FOREIGN_FLAGS = {
 
 
 def commands() -> list[type]:
-    """Return the option classes of all commands: dataclasses made of groups."""
+    """Return the option classes of all commands, of which some are groups of others."""
     classes: list[type] = []
     for path in sorted((ROOT / "options").rglob("*.py")):
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
         for cls in vars(module).values():
             if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
                 continue
-            if all("title" in field.metadata for field in dataclasses.fields(cls)):
+            if all({"help", "title"} & {*field.metadata} for field in dataclasses.fields(cls)):
                 classes.append(cls)
     return classes
 
 
 def flags() -> set[str]:
     names = {"preset", "help"}
-    for command in commands():
-        for _, group in groups_of(command):
-            for field in dataclasses.fields(group):
-                names |= {field.name, f"no-{field.name}"}
+    for cls in filter(is_group, commands()):
+        for field in dataclasses.fields(cls):
+            names |= {field.name, f"no-{field.name}"}
     return names
 
 

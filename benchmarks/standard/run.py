@@ -25,10 +25,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project's packages
 
-from options.benchmarks.effects import StandardBenchmarkCommand, StandardBenchmarkOptions
+from options.benchmarks.effects import StandardBenchmarkOptions
 from options.parser import answer_early
 
-answer_early(__name__, StandardBenchmarkCommand, __doc__ or "")  # the imports below are slow
+answer_early(__name__, StandardBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
 from benchmarks.standard.scores import Cost, differing_sets, score_set, summarise, tables
 from benchmarks.standard.standard_set import GROUPS, VERSION, StandardSet
@@ -177,7 +177,7 @@ def run_benchmark(o: StandardBenchmarkOptions, expected: Path = EXPECTED) -> dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run the benchmark."""
-    run_benchmark(parse(StandardBenchmarkCommand, __doc__ or "", argv).benchmark)
+    run_benchmark(parse(StandardBenchmarkOptions, __doc__ or "", argv))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from options.benchmarks import common
-from options.parser import flag, group
+from options.parser import flag
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,6 @@ class ProcessCheckOptions:
 
 
 @dataclass(frozen=True)
-class ProcessCheckCommand:
-    """All flags of the command."""
-
-    check: ProcessCheckOptions = group(ProcessCheckOptions, "Check")
-
-
-@dataclass(frozen=True)
 class ResumeCheckOptions:
     """Run and kills of the check of resuming."""
 
@@ -57,10 +50,3 @@ class ResumeCheckOptions:
     seed: int = flag(0, "Seed of the random moments.", low=0)
     model: str = flag("pix2pixhd", "Kind of generative model.")
     work: str = flag("", "Folder for cohort and runs (empty: a temporary one).")
-
-
-@dataclass(frozen=True)
-class ResumeCheckCommand:
-    """All flags of the command."""
-
-    check: ResumeCheckOptions = group(ResumeCheckOptions, "Check")

@@ -91,13 +91,6 @@ class EffectsBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class EffectsBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: EffectsBenchmarkOptions = group(EffectsBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class KindsBenchmarkOptions:
     """Cohorts and models of the benchmark of effects of every kind."""
 
@@ -132,15 +125,12 @@ class KindsBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class KindsBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: KindsBenchmarkOptions = group(KindsBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class StandardBenchmarkOptions:
     """Generator and sets of the standard benchmark."""
+
+    EXAMPLE: ClassVar[str] = (
+        'bash benchmarks/standard/run.sh "python my_generator.py" OUT --groups sparse'
+    )
 
     RUN_COMMAND: str = argument(
         "Command of the generator, in one text; it is called with train TRAIN WORK, and with "
@@ -160,17 +150,6 @@ class StandardBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class StandardBenchmarkCommand:
-    """All flags of the command."""
-
-    EXAMPLE: ClassVar[str] = (
-        'bash benchmarks/standard/run.sh "python my_generator.py" OUT --groups sparse'
-    )
-
-    benchmark: StandardBenchmarkOptions = group(StandardBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class TextureBenchmarkOptions:
     """Chests and training of the texture benchmark."""
 
@@ -185,13 +164,6 @@ class TextureBenchmarkOptions:
     spacing: float = flag(2.0, "Voxel side in mm.", low=0.5)
     max_steps: int = common.max_steps()
     train_flags: str = common.train_flags()
-
-
-@dataclass(frozen=True)
-class TextureBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: TextureBenchmarkOptions = group(TextureBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
@@ -226,6 +198,8 @@ class ParaphrasesBenchmarkCommand:
 class FineTuningBenchmarkOptions:
     """The source, and the small cohort that runs are trained on with and without it."""
 
+    REQUIRED: ClassVar[tuple[str, ...]] = ("work",)
+
     work: str = flag("", "Folder of cohorts and runs; finished ones are used again.")
     source_cases: int = flag(96, "Cases of the source.", low=20)
     cases: int = flag(12, "Training cases of the small cohort.", low=2)
@@ -234,12 +208,3 @@ class FineTuningBenchmarkOptions:
     size: tuple[int, int, int] = flag((48, 48, 32), "Voxels of the phantoms.", low=24)
     seed: int = flag(0, "Seed of the small cohort's patients and of the runs.", low=0)
     json: str = flag("", "File for the figures as JSON.")
-
-
-@dataclass(frozen=True)
-class FineTuningBenchmarkCommand:
-    """All flags of benchmarks/fine_tuning.py."""
-
-    REQUIRED: ClassVar[tuple[str, ...]] = ("work",)
-
-    benchmark: FineTuningBenchmarkOptions = group(FineTuningBenchmarkOptions, "Comparison")

@@ -22,13 +22,6 @@ class EvaluateBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: EvaluateBenchmarkOptions = group(EvaluateBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class AnomalyBenchmarkOptions:
     """Phantoms and nodules of the anomaly benchmark."""
 

@@ -26,25 +26,11 @@ class PrepareBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class PrepareBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: PrepareBenchmarkOptions = group(PrepareBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class ManyCasesOptions:
     """Cohorts of the benchmark of many cases."""
 
     OUT: str = argument("Folder for cohorts and figures.")
     cases: tuple[int, ...] = flag((5000,), "Sizes of the cohorts, with commas.", low=12)
-
-
-@dataclass(frozen=True)
-class ManyCasesCommand:
-    """All flags of the command."""
-
-    benchmark: ManyCasesOptions = group(ManyCasesOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
@@ -68,13 +54,6 @@ class StepBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class StepBenchmarkCommand:
-    """All flags of the command."""
-
-    step: StepBenchmarkOptions = group(StepBenchmarkOptions, "Step")
-
-
-@dataclass(frozen=True)
 class GenerateBenchmarkOptions:
     """Network and volume of the generation benchmark."""
 
@@ -89,13 +68,6 @@ class GenerateBenchmarkOptions:
     whole: bool = flag(False, "Also generate the whole volume at once, and compare.")
     gpu_ids: str = common.gpu_ids()
     out: str = common.figures_file()
-
-
-@dataclass(frozen=True)
-class GenerateBenchmarkCommand:
-    """All flags of the command."""
-
-    generate: GenerateBenchmarkOptions = group(GenerateBenchmarkOptions, "Generation")
 
 
 @dataclass(frozen=True)
@@ -122,13 +94,6 @@ class PagesBenchmarkOptions:
     OUT: str = argument("Folder for the pages and pages.json.")
     size: tuple[int, int, int] = flag((512, 512, 300), "Voxels of the large case.", low=16)
     cases: int = flag(500, "Cases of the page of many.", low=2)
-
-
-@dataclass(frozen=True)
-class PagesBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: PagesBenchmarkOptions = group(PagesBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)

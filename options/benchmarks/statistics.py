@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from options.benchmarks import common
-from options.parser import argument, flag, group
+from options.parser import argument, flag
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,6 @@ class AtlasBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class AtlasBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: AtlasBenchmarkOptions = group(AtlasBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class RealScansBenchmarkOptions:
     """Simulated cohorts of the benchmark of regressions of real scans."""
 
@@ -65,13 +58,6 @@ class RealScansBenchmarkOptions:
     cohorts: int = flag(40, "Simulated cohorts of each study.", low=2)
     cases: int = flag(150, "Patients of a cohort.", low=40)
     patient_sd: float = common.patient_sd(15.0)
-
-
-@dataclass(frozen=True)
-class RealScansBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: RealScansBenchmarkOptions = group(RealScansBenchmarkOptions, "Benchmark")
 
 
 @dataclass(frozen=True)
@@ -101,13 +87,6 @@ class CoverageBenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class CoverageBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: CoverageBenchmarkOptions = group(CoverageBenchmarkOptions, "Benchmark")
-
-
-@dataclass(frozen=True)
 class AcquisitionBenchmarkOptions:
     """Cohorts whose kernel is tied to the diagnosis, or not."""
 
@@ -122,10 +101,3 @@ class AcquisitionBenchmarkOptions:
     sharpness: float = flag(
         0.8, "Unsharp masking by the sharp kernel: weight of the difference to the blurred scan."
     )
-
-
-@dataclass(frozen=True)
-class AcquisitionBenchmarkCommand:
-    """All flags of the command."""
-
-    benchmark: AcquisitionBenchmarkOptions = group(AcquisitionBenchmarkOptions, "Benchmark")

@@ -67,10 +67,3 @@ class MaskShapesOptions:
     )
     draws: int = flag(20, "Masks drawn for each sex and height.", low=2)
     seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of cohorts and draws.", low=0)
-
-
-@dataclass(frozen=True)
-class MaskShapesCommand:
-    """All flags of the command."""
-
-    benchmark: MaskShapesOptions = group(MaskShapesOptions, "Benchmark")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import texture
 from data.cohort import IMAGES, MASKS
-from options.benchmarks.effects import TextureBenchmarkCommand
+from options.benchmarks.effects import TextureBenchmarkOptions
 from options.parser import parse
 from util.cli import UserError
 from util.files import read_json, write_json
@@ -50,7 +50,7 @@ def test_means_over_seeds_are_ratios_of_means(tmp_path: Path) -> None:
         figures = {"x real": real, "x ratio": 0.5 + seed, "noise_correlation": seed}
         write_json(tmp_path / f"figures_seed{seed}.json", {"default": figures})
     words = [str(tmp_path), "--models", "default", "--seeds", "0,1"]
-    table = texture.write_table(parse(TextureBenchmarkCommand, "", words).benchmark)
+    table = texture.write_table(parse(TextureBenchmarkOptions, "", words))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["metric", "default, seed 0", "default, seed 1", "default, mean"]
     values = {row[0]: [float(cell) for cell in row[1:]] for row in rows[2:]}

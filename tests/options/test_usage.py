@@ -108,7 +108,7 @@ def test_examples_and_required_flags_are_of_their_commands() -> None:
             typed = example.partition(" < ")[0]  # a shell reads what follows
             options: Any = parse(cls, "", shlex.split(typed)[2:], PRESETS)
             for name in getattr(cls, "REQUIRED", ()):
-                groups = vars(options).values()
+                groups = [options, *vars(options).values()]
                 assert any(getattr(group, name, None) for group in groups), (cls, name)
             checked += 1
     assert checked >= 16

@@ -19,7 +19,7 @@ from data.phantom.effects import load_effects
 from data.phantom.rows import COLUMNS, KEY, PATIENT
 from data.phantom.write import make_phantom_cohort
 from options.parser import parse
-from options.phantom_options import PhantomCommand, PhantomOptions
+from options.phantom_options import PhantomOptions
 from tests.commands import program, refused
 from util.cli import UserError
 
@@ -302,7 +302,7 @@ def test_settings_that_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="miss the lungs"):
         make_phantom_cohort(replace(SMALL, OUT=str(tmp_path / "f"), spacing=(0.2, 0.2, 0.2)))
     with pytest.raises(UserError, match="OUT"):
-        parse(PhantomCommand, "", [])
+        parse(PhantomOptions, "", [])
     assert not (tmp_path / "f").exists()
 
 
