@@ -44,4 +44,4 @@ def printed_warnings(text: str) -> list[str]:
 def page_warnings(path: Path) -> str:
     """Return the warnings on a page; "" where it has none."""
     lists = re.findall(r'<ul class="cautions warnings">.*?</ul>', path.read_text(encoding="utf-8"))
-    return html.unescape("".join(lists))
+    return html.unescape(re.sub(r"</?code>", "", "".join(lists)))

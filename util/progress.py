@@ -13,9 +13,9 @@ SHORT_S = 120.0  # a command that ends sooner needs no estimate
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as `3 h 20 min`, `12 min` or `40 s`."""
+    """Return a duration as `3 h 20 min`, `12 min` or `40 s`; it is never below 1 s."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(1.0, seconds):.0f} s"
     minutes = round(seconds / 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

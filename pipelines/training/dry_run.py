@@ -19,7 +19,9 @@ from pipelines.power import describe_smallest_effect
 from pipelines.training.components import make_dataset, make_loader
 from pipelines.training.study import Study
 from pipelines.training.validation import Validation
+from util.progress import format_duration
 from util.training.devices import device_name
+from util.training.monitor import Validator
 from util.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -71,14 +73,14 @@ def dry_run(
     config = trainer.config
     log.info(
         "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %d steps take "
-        "about %.1f hours%s. Nothing was written.",
+        "about %s%s. Nothing was written.",
         device_name(device),
         seconds,
         seconds - waiting,
         memory,
         config.steps,
-        seconds * config.steps / 3600,
-        _validation_time(options, config.steps, validation),
+        format_duration(seconds * config.steps),
+        describe_validations(options, seconds * config.steps, config.steps, validation),
     )
 
 
@@ -95,13 +97,18 @@ def describe_mask(options: TrainOptions, n_labels: int) -> str:
     return f"{text} MiB of each step, by a learned embedding (one-hot: {n_labels * mib:.1f} MiB)."
 
 
-def _validation_time(options: TrainOptions, steps: int, validation: Validation | None) -> str:
-    """Return the time of all validations as text, by the time of a tile."""
+def describe_validations(
+    options: TrainOptions, training_seconds: float, steps: int, validation: Validator | None
+) -> str:
+    """Return the time of all validations as the end of a sentence, by the time of a tile."""
     if validation is None:
         return ", without validation"
     count = math.ceil(steps / (options.run.val_freq or max(1, steps // 10)))
-    hours = validation.estimate_seconds() * count / 3600
+    seconds = validation.estimate_seconds() * count
     share = options.run.val_share
+    if seconds <= share * (training_seconds + seconds):
+        return f", and validation ({count} times) about {format_duration(seconds)} more"
     return (
-        f", and {count} validations {hours:.1f} hours more, postponed beyond --val_share {share:g}"
+        f". Validation ({count} times) would take about {format_duration(seconds)} more; it is "
+        f"postponed beyond {share:.0%} of the time (--val_share), but for the last one"
     )

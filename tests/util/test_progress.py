@@ -10,8 +10,8 @@ from util import progress
 
 
 def test_durations() -> None:
-    shown = [progress.format_duration(s) for s in (40, 100, 3599, 3601, 12_000)]
-    assert shown == ["40 s", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min"]
+    shown = [progress.format_duration(s) for s in (0.01, 40, 100, 3599, 3601, 12_000)]
+    assert shown == ["1 s", "40 s", "2 min", "1 h 0 min", "1 h 0 min", "3 h 20 min"]
 
 
 def test_the_end_is_estimated_from_finished_pieces(

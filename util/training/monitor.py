@@ -14,6 +14,7 @@ from torch import Tensor
 from util.files import write_json
 from util.modality import CT, Terms
 from util.notices import Notice
+from util.progress import format_duration
 from util.records import read_record
 from util.schema import misfit
 from util.training.runs import RunLog, read_log
@@ -114,6 +115,15 @@ class Stopwatch:
         """Return whether a validation as long as the last one keeps its share of the time."""
         expected = self.last or 0.0
         return self.validating + expected <= share * (self.elapsed + expected)
+
+    def postponed(self, step: int, share: float) -> str:
+        """Return why the validation after a step has to wait, with the times that decide it."""
+        return (
+            f"The validation after step {step} is postponed: it takes about "
+            f"{format_duration(self.last or 0.0)}, and the training has run for "
+            f"{format_duration(self.elapsed)}. Validations take at most {share:.0%} of the time "
+            "(--val_share)."
+        )
 
 
 @dataclass(frozen=True)
@@ -241,13 +251,7 @@ class Monitor:
         if self._watch.may_validate(self.intervals.validation_share):
             return True
         if self._is_first_try(step):
-            log.info(
-                "The validation after step %d would take about %.0f s, more than its share of the "
-                "time (--val_share %g). It is postponed.",
-                step,
-                self._watch.last,
-                self.intervals.validation_share,
-            )
+            log.info("%s", self._watch.postponed(step, self.intervals.validation_share))
         return False
 
     def _add_result(self, step: int, result: ValidationResult | None) -> None:

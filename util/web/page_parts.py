@@ -13,11 +13,14 @@ from urllib.parse import quote
 import dominate
 import pandas as pd
 from dominate import tags
+from dominate.dom_tag import dom_tag
 
 from util.files import atomic_path
 from util.modality import CT, Terms
 
 ASSETS = Path(__file__).parent / "assets"
+FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")  # of a command, within a sentence
+PLAIN_TEXT = (tags.script, tags.style, tags.title, tags.option, tags.textarea, tags.code)
 RESEARCH_ONLY = "For research only: not for diagnosis, treatment or any other clinical decision."
 CAUTIONS = (
     RESEARCH_ONLY,
@@ -68,9 +71,25 @@ def write_document(document: dominate.document, path: Path, terms: Terms = CT) -
         terms: Words of the modality that the page shows, in place of those for chest CT.
     """
     terms.document(document)
+    mark_flags(document.body)
     with atomic_path(path) as temporary:
         temporary.write_text(document.render(pretty=False), encoding="utf-8")
     return path
+
+
+def mark_flags(element: dom_tag) -> None:
+    """Set flags in the texts of an element as code, so that no line breaks within their dashes."""
+    if isinstance(element, PLAIN_TEXT):
+        return
+    children: list[Any] = []
+    for child in element.children:
+        if isinstance(child, str):
+            parts = FLAG.split(child)  # flags are every second part
+            children += [tags.code(p) if i % 2 else p for i, p in enumerate(parts) if p]
+        else:
+            mark_flags(child)
+            children.append(child)
+    element.children[:] = children
 
 
 def link(file: str) -> str:

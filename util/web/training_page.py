@@ -24,7 +24,8 @@ from util.modality import CT, Terms
 from util.web import page_links, page_parts
 
 MAX_POINTS = 400  # more points than this along a curve are averaged in bins
-COLUMNS = 4
+CURVE_INCHES = (3.3, 2.0)
+EFFECT_INCHES = (5.0, 2.6)  # letters stay readable where a telephone shows it at 330 pixels
 COLOURS = {"Losses": "#2563a8", "Validation": "#b4552d", "Other": "#5c6878"}
 
 
@@ -118,22 +119,17 @@ def binned(values: Sequence[float], points: int = MAX_POINTS) -> list[float]:
     return [float(np.mean(values[i : i + size])) for i in range(0, len(values), size)]
 
 
-def draw_curves(chart: Curves, colour: str, path: Path) -> None:
-    """Draw every curve into its own small axes and save them as an SVG file."""
-    rows = math.ceil(len(chart) / COLUMNS)
-    figure = Figure(figsize=(3.3 * COLUMNS, 2.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axes, (name, (steps, values)) in zip(grid, chart.items(), strict=False):
-        x = binned(steps)
-        marker = "o" if len(x) < 25 else ""
-        axes.plot(x, binned(values), color=colour, linewidth=1.2, marker=marker, markersize=3)
-        axes.set_title(f"{name}   {values[-1]:.4g}", fontsize=9, loc="left")
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.locator_params(axis="x", nbins=5, integer=True)
-    for axes in grid[len(chart) :]:
-        axes.set_axis_off()
+def draw_curve(steps: Sequence[float], values: Sequence[float], colour: str, path: Path) -> None:
+    """Draw a curve as a small SVG file, as wide as a telephone."""
+    figure = Figure(figsize=CURVE_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    x = binned(steps)
+    marker = "o" if len(x) < 25 else ""
+    axes.plot(x, binned(values), color=colour, linewidth=1.2, marker=marker, markersize=3)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=5, integer=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="svg")
 
@@ -179,11 +175,8 @@ def write_training_page(
             with tags.div(cls="cards"):
                 _tracked(folder, log, state, last, terms)
                 for kind, chart in curves(log).items():
-                    file = f"{kind.lower()}.svg"
-                    draw_curves(chart, COLOURS[kind], folder / file)
                     with page_parts.card(kind, "wide"):
-                        text = f"{kind} over steps: {', '.join(chart)}"
-                        page_parts.chart(f"{file}?step={last}", text)
+                        _curves(folder, kind, chart, last)
             _pictures([image for image in images if image.step != newest])
             page_parts.option_tables(options)
     write_progress(folder, state)
@@ -248,6 +241,17 @@ def _before_judging(warnings: Sequence[str]) -> None:
             page_parts.bullet_list(warnings, "cautions warnings")
 
 
+def _curves(folder: Path, kind: str, chart: Curves, last: int) -> None:
+    """Add a small chart per curve; as many stand in a row as the page is wide."""
+    with tags.div(cls="curves"):
+        for number, (name, (steps, values)) in enumerate(chart.items()):
+            file = f"{kind.lower()}_{number}.svg"
+            draw_curve(steps, values, COLOURS[kind], folder / file)
+            with tags.figure():
+                tags.figcaption(tags.b(name), page_parts.typeset(f" {values[-1]:.4g}"))
+                tags.img(src=f"{file}?step={last}", alt=f"{name} over steps")
+
+
 def _tracked(
     folder: Path, log: Sequence[Mapping[str, Any]], state: TrainingState, last: int, terms: Terms
 ) -> None:
@@ -269,7 +273,7 @@ def _tracked(
                     "this attribute alone, with its 95 % interval. It is not adjusted for other "
                     "columns."
                 )
-            page_parts.chart(f"{file}?step={last}", text, [text])
+            page_parts.chart(f"{file}?step={last}", text, [text], "small")
 
 
 def draw_effect(
@@ -280,7 +284,7 @@ def draw_effect(
     terms: Terms = CT,
 ) -> None:
     """Draw the curve of an effect and the regression of the real scans, as SVG."""
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    figure = Figure(figsize=EFFECT_INCHES, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(
         steps, values, color=COLOURS["Validation"], marker="o", markersize=3, label="generated"

@@ -193,7 +193,7 @@ def test_a_set_against_itself_is_zero_and_training_scans_are_optional(
     ]
     assert len(zero) > 8 and zero["value"].abs().max() < 1e-6
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Memorisation: --train" in page and "called copies" not in page
+    assert "Memorisation: <code>--train" in page and "called copies" not in page
     assert "beside its own scan" in page and "training scan nearest" not in page
 
 

@@ -33,7 +33,8 @@ def test_training_page_lists_newest_first_and_every_curve(tmp_path: Path) -> Non
     assert text.index("Step 30") < text.index("Step 20") < text.index("Step 10")
     assert "<b>bold" not in text and "ngf" in text
     for name in ("losses", "validation", "other"):
-        assert f"{name}.svg" in text and (tmp_path / f"{name}.svg").stat().st_size > 1000
+        file = f"{name}_0.svg"
+        assert file in text and (tmp_path / file).stat().st_size > 1000
     assert curves(log)["Validation"] == {"val_ssim": ([20.0], [0.5])}
     assert write_training_page(tmp_path, "run", [], [], {}).exists()
 
@@ -63,6 +64,22 @@ def test_training_page_in_a_browser(tmp_path: Path, visit: Visit) -> None:
         "[...document.images].every(i => i.complete && i.naturalWidth > 50)"
     )  # loaded when seen
     assert page.locator("img").count() == 2  # the losses and the slices
+
+
+def test_curves_and_effects_stay_readable_on_a_telephone(tmp_path: Path, visit: Visit) -> None:
+    names = ("loss_G", "loss_D", "val_ssim", "val_lung_effect_hu", "lr")
+    log = [{"step": s, **dict.fromkeys(names, float(s))} for s in (10, 20)]
+    effect = TrackedEffect("val_lung_effect_hu", "SMOKING: Current minus Never", 42.0, 30.0, 54.0)
+    page = visit(
+        write_training_page(tmp_path, "run", log, [], {}, TrainingState(20, 20, tracked=[effect]))
+    )
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    scales = page.evaluate("[...document.images].map(i => i.clientWidth / i.naturalWidth)")
+    assert len(scales) == 1 + len(names) and min(scales) > 0.65  # letters of 9 pixels
+    page.set_viewport_size({"width": 1400, "height": 800})
+    first, second = (page.locator(".curves img").nth(i).bounding_box()["y"] for i in (0, 1))
+    assert first == second  # side by side
 
 
 def test_a_training_page_follows_the_run(tmp_path: Path, visit: Visit) -> None:
