@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.statistics import AcquisitionBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, AcquisitionBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -31,8 +31,6 @@ from data.phantom.cohort import NOISE_HU, PhantomCohort, PhantomScan
 from data.phantom.effects import load_effects
 from data.phantom.write import plan_phantom_cohort
 from data.text.prompts import load_template
-from options.benchmarks.statistics import AcquisitionBenchmarkOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.atlas.attributes import classify_column
 from pipelines.atlas.statistics.adjustment import Roles

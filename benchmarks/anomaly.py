@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.evaluation import AnomalyBenchmarkCommand
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, AnomalyBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from data.phantom.write import make_phantom_cohort
 from options.anomaly_options import AnomalyCommand, ScanOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.anomaly.findings import top_regions
 from pipelines.anomaly.normal_model import Calibration, LazyScans, ScanComparison

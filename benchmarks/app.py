@@ -17,14 +17,13 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import AppBenchmarkCommand
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, AppBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
 
 from data.phantom.write import make_phantom_cohort
 from options.app_options import AppCommand, AppOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.app.answer import AnswerDesk
 from pipelines.app.progress import GenerationProgress

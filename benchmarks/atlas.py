@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.statistics import AtlasBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, AtlasBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-from benchmarks.common import flag_words, minilm_folder, train_run
+from benchmarks.common import encoder_flag, flag_words, train_run
 from benchmarks.report.atlas_page import write_atlas_page
 from benchmarks.report.planted_truth import NULL_COLUMN
 from data.phantom.cohort import PhantomCohort
@@ -36,8 +36,6 @@ from data.phantom.write import make_phantom_cohort
 from data.resampling import apply_resampling
 from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
-from options.benchmarks.statistics import AtlasBenchmarkOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from options.plant_options import PlantOptions
 from options.test_options import ModelOptions
@@ -88,13 +86,12 @@ def make_cohort(b: AtlasBenchmarkOptions, name: str, seed: int, confounding: flo
 
 def train_cohort_run(b: AtlasBenchmarkOptions, root: Path, name: str, seed: int) -> None:
     """Train the run of a cohort, unless it is finished."""
-    encoder = minilm_folder() if b.text_encoder == "minilm" else b.text_encoder
     first_words = flag_words(
         dataroot=root,
         preset="cpu",
         template="aiib23",
         val_cases=0,
-        text_encoder=encoder,
+        text_encoder=encoder_flag(b.text_encoder),
         cache_dir=f"{b.OUT}/cache",
         seed=seed,
     )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
 from options.benchmarks.checks import ProcessCheckOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, ProcessCheckOptions, __doc__ or "")  # the imports below are slow
 
@@ -32,8 +32,6 @@ from benchmarks.common import flag_words
 from data.phantom.write import make_phantom_cohort
 from models.base_model import MODELS
 from models.text.relevance import MIN_SCANS
-from options.benchmarks.checks import ProcessCheckOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.training.components import make_dataset, make_loader, make_trainer
 from pipelines.training.study import open_study, weigh_by_relevance

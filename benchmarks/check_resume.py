@@ -19,15 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's packages
 
 from options.benchmarks.checks import ResumeCheckOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, ResumeCheckOptions, __doc__ or "")  # the imports below are slow
 
 import train
 from benchmarks.common import flag_words
 from data.phantom.write import make_phantom_cohort
-from options.benchmarks.checks import ResumeCheckOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from util.cli import UserError, run_command
 from util.training import checkpoint, runs

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import train
 from data.phantom.rows import Row
+from data.resampling import parse_fold
 from data.volume_dataset import VolumeSample
 from pipelines.generation.plan import GenerationPlan
 from util.cli import UserError
 from util.training import checkpoint
 
+Item = TypeVar("Item")
 FINISHED = "finished"  # marks the folder of a run that was trained to its end
 
 
@@ -47,6 +50,17 @@ def minilm_folder() -> str:
         if (folder / "vocab.txt").exists() or (folder / "tokenizer.json").exists():
             return str(folder)
     raise UserError(f"{Path(spec.origin).parent} holds no model. Install the package again.")
+
+
+def encoder_flag(name: str) -> str:
+    """Return the value of --text_encoder, in which "minilm" stands for MiniLM's folder."""
+    return minilm_folder() if name == "minilm" else name
+
+
+def part_of(items: Sequence[Item], part: str) -> Sequence[Item]:
+    """Return this process's share k/K of the items; raise `UserError` for another text."""
+    number, count = (1, 1) if part == "1/1" else parse_fold(part, "--part")
+    return items[number - 1 :: count]
 
 
 def train_run(folder: Path, words: Sequence[str], first_words: Sequence[str]) -> None:

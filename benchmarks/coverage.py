@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.statistics import CoverageBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, CoverageBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -30,19 +30,17 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 
 from benchmarks import kinds
+from benchmarks.common import part_of
 from benchmarks.report.effects_tables import markdown_table
 from data.cohort import Case
 from data.load_cohort import load_cohort
 from data.phantom.kinds.cohort import KindsCohort
-from data.phantom.kinds.columns import CONTROL, GROUPS, NULL, Measure
-from data.resampling import parse_fold
+from data.phantom.kinds.columns import CONTROL, NULL, Measure
 from data.text.prompts import load_template
 from data.volume_dataset import VolumeDataset
 from options.atlas_options import AtlasCases, AtlasCommand, AtlasOutput, RefitOptions
 from options.base_options import DataOptions
 from options.benchmarks.effects import KindsBenchmarkOptions
-from options.benchmarks.statistics import CoverageBenchmarkOptions
-from options.parser import parse
 from options.test_options import ModelOptions
 from pipelines.atlas import run as atlas_run
 from pipelines.atlas.attributes import choose_attributes
@@ -52,7 +50,7 @@ from pipelines.atlas.statistics.contrasts import contrasts_of
 from pipelines.atlas.statistics.outcomes import OUTCOMES, Values, outcome_frame
 from pipelines.atlas.statistics.regional import RegionOutcomes
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
-from util.cli import UserError, run_command
+from util.cli import run_command
 from util.files import read_json, write_json
 from util.metrics.regions import chest_regions
 
@@ -97,17 +95,10 @@ def kinds_options(o: CoverageBenchmarkOptions) -> KindsBenchmarkOptions:
 
 
 def pieces(o: CoverageBenchmarkOptions) -> list[Piece]:
-    """Return the pieces of this process's part, in a fixed order.
-
-    Raises:
-        UserError: An unknown group, or a part that is not k/K.
-    """
-    if unknown := [group for group in o.groups if group not in GROUPS]:
-        raise UserError(f"--groups is {unknown[0]!r}; it must be one of: {', '.join(GROUPS)}.")
-    number, count = (1, 1) if o.part == "1/1" else parse_fold(o.part, "--part")
+    """Return the pieces of this process's part, in a fixed order."""
     sides = (SCANS, GENERATOR) if o.side == "both" else (o.side,)
     every = [Piece(g, seed, side) for side in sides for seed in o.seeds for g in o.groups]
-    return every[number - 1 :: count]
+    return part_of(every, o.part)
 
 
 def measures(cohort: KindsCohort) -> Iterator[tuple[str, Measure]]:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.evaluation import EvaluateBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, EvaluateBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -30,8 +30,6 @@ from tqdm import tqdm
 
 from data.phantom.write import make_phantom_cohort
 from data.volumes import load_volume, write_like
-from options.benchmarks.evaluation import EvaluateBenchmarkOptions
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from pipelines.evaluation.baselines import ResamplingPlan
 from pipelines.evaluation.density import density_metrics

@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
-from options.benchmarks.synthesis import ExpandBenchmarkCommand
-from options.parser import answer_early
+from options.benchmarks.synthesis import ExpandBenchmarkCommand, ExpandBenchmarkOptions
+from options.parser import answer_early, parse
 
 answer_early(__name__, ExpandBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.common import flag_words, minilm_folder, train_run
+from benchmarks.common import encoder_flag, flag_words, part_of, train_run
 from data.load_cohort import load_cohort
 from data.phantom.kinds.cohort import (
     RECORD,
@@ -41,12 +41,9 @@ from data.phantom.kinds.cohort import (
 )
 from data.phantom.kinds.columns import GROUPS
 from data.phantom.rows import YES_NO
-from data.resampling import parse_fold
 from data.text.prompts import load_template
 from options.base_options import DataOptions
-from options.benchmarks.synthesis import ExpandBenchmarkOptions
 from options.expand_options import ExpandCommand, ExpandOptions
-from options.parser import parse
 from options.test_options import ModelOptions
 from options.utility_options import UtilityCommand, UtilityOptions
 from pipelines.synthesis import run as synthesis
@@ -131,7 +128,7 @@ def open_model(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions
             dataroot=root,
             preset="cpu",
             template="auto",
-            text_encoder=_encoder(b),
+            text_encoder=encoder_flag(b.text_encoder),
             val_cases=0,
             seed=seed,
         )
@@ -140,15 +137,11 @@ def open_model(b: ExpandBenchmarkOptions, root: Path, seed: int) -> ModelOptions
     return _model(b, folder)
 
 
-def _encoder(b: ExpandBenchmarkOptions) -> str:
-    return minilm_folder() if b.text_encoder == "minilm" else b.text_encoder
-
-
 def _model(b: ExpandBenchmarkOptions, folder: Path) -> ModelOptions:
     return ModelOptions(
         name=folder.name,
         checkpoints_dir=str(folder.parent),
-        text_encoder=_encoder(b),
+        text_encoder=encoder_flag(b.text_encoder),
         tile=(0, 0, 0),
     )
 
@@ -341,8 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_options(b)
     settings = {name: value for name, value in asdict(b).items() if name not in PER_CALL}
     open_record(Path(b.OUT), SETTINGS, settings | {"classifier": asdict(o.classifier)}, False)
-    number, count = (1, 1) if b.part == "1/1" else parse_fold(b.part, "--part")
-    for seed in b.seeds[number - 1 :: count]:
+    for seed in part_of(b.seeds, b.part):
         run_repetition(o, seed)
     found, truth = read_predictions(b)
     if not truth:

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.effects import FineTuningBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse_command
 
 answer_early(__name__, FineTuningBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -26,8 +26,6 @@ from benchmarks.common import flag_words, train_run
 from data.phantom.cohort import PhantomCohort
 from data.phantom.write import make_phantom_cohort
 from data.volumes import load_volume
-from options.benchmarks.effects import FineTuningBenchmarkOptions
-from options.parser import parse_command
 from options.phantom_options import PhantomOptions
 from options.test_options import CaseOptions, InterventionOptions, ModelOptions, TestOptions
 from pipelines.generation.plan import open_plan, open_run

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import GenerateBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, GenerateBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -31,8 +31,6 @@ from models.base_model import MODELS, Condition, GenerativeModel
 from models.inference import VARIANTS_AT_ONCE
 from models.sliding_window import SlidingWindow
 from models.text.base_encoder import TextEmbedding
-from options.benchmarks.speed import GenerateBenchmarkOptions
-from options.parser import parse
 from options.train_options import GeneratorOptions, TrainOptions
 from util.cli import UserError, run_command
 from util.files import write_json

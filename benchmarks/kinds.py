@@ -18,11 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.effects import KindsBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, KindsBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
-from benchmarks.common import flag_words, generate_row, minilm_folder, train_run
+from benchmarks.common import encoder_flag, flag_words, generate_row, train_run
 from benchmarks.real_chests import deformed_chests, find_chests, split_chests
 from benchmarks.report.kinds_baselines import BASELINE_NAMES, baselines
 from benchmarks.report.kinds_measure import Generate, Hu, measure_effects, measure_texture
@@ -38,8 +38,6 @@ from data.phantom.kinds.cohort import (
 )
 from data.phantom.kinds.columns import GROUPS
 from data.phantom.rows import Row
-from options.benchmarks.effects import KindsBenchmarkOptions
-from options.parser import parse
 from options.test_options import TestOptions
 from pipelines.generation.plan import open_plan, open_run
 from util.cli import UserError, run_command
@@ -106,12 +104,11 @@ def train_configuration(
     o: KindsBenchmarkOptions, cohort: KindsCohort, seed: int, model: str
 ) -> float:
     """Train the run of a configuration; return the seconds."""
-    encoder = minilm_folder() if o.text_encoder == "minilm" else o.text_encoder
     first = flag_words(
         dataroot=cohort.root,
         preset="cpu",
         template="auto",
-        text_encoder=encoder,
+        text_encoder=encoder_flag(o.text_encoder),
         val_cases=0,
         cache_dir=f"{o.OUT}/cache",
         seed=seed,
@@ -175,12 +172,8 @@ def run_configuration(
     }
 
 
-def check_choices(o: KindsBenchmarkOptions) -> None:
-    """Raise `UserError` for an unknown group or model, and for a locked seed."""
-    for name, values, choices in (("groups", o.groups, GROUPS), ("models", o.models, MODELS)):
-        for value in values:
-            if value not in choices:
-                raise UserError(f"--{name} is {value!r}; it must be one of: {', '.join(choices)}.")
+def check_seeds(o: KindsBenchmarkOptions) -> None:
+    """Raise `UserError` for a locked seed."""
     locked = sorted(set(o.seeds) & set(LOCKED_SEEDS))
     if locked and not o.locked:
         raise UserError(
@@ -192,7 +185,7 @@ def check_choices(o: KindsBenchmarkOptions) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the configurations that are not finished, and write the tables."""
     o = parse(KindsBenchmarkOptions, __doc__ or "", argv)
-    check_choices(o)
+    check_seeds(o)
     folder = Path(o.OUT) / "cells"
     for seed in o.seeds:
         for group in o.groups or tuple(GROUPS):

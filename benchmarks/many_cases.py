@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import ManyCasesOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, ManyCasesOptions, __doc__ or "")  # the imports below are slow
 
@@ -31,7 +31,6 @@ import pandas as pd
 from data.cohort import IMAGES, MASKS
 from data.phantom.write import TABLE_FILE, make_phantom_cohort
 from data.splits import draw_splits, split_changes
-from options.parser import parse
 from options.phantom_options import PhantomOptions
 from util.cli import run_command
 from util.files import read_frame, write_frame, write_json

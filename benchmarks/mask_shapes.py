@@ -20,14 +20,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.synthesis import MaskShapesOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, MaskShapesOptions, __doc__ or "")  # the imports below are slow
 from data.geometry import Volume
 from data.phantom.anatomy import AIRWAY, FIELD_MM, LEFT, RIGHT, PhantomPatient, build_anatomy
 from data.text.prompts import Row, load_template
-from options.benchmarks.synthesis import MaskShapesOptions
-from options.parser import parse
 from pipelines.synthesis.shape_model import MaskLabels, ShapeModel
 from util.cli import run_command
 from util.files import write_json

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import PagesBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, PagesBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -26,8 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from options.benchmarks.speed import PagesBenchmarkOptions
-from options.parser import parse
 from util.cli import UserError, run_command
 from util.files import write_json
 from util.web.figures import Panel

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.effects import ParaphrasesBenchmarkCommand
-from options.parser import answer_early
+from options.parser import answer_early, parse_command
 
 answer_early(__name__, ParaphrasesBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
@@ -26,7 +26,6 @@ import numpy as np
 from data.text.counterfactuals import Variant
 from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Phrase, Prompt
-from options.parser import parse_command
 from options.test_options import InterventionOptions, TestOptions
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from util.cli import UserError, run_command

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import PrepareBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, PrepareBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -38,7 +38,6 @@ from data.preparation.pixels import HU_RANGE, Scan, read_stack
 from data.preparation.series import stack_slices
 from data.preparation.sources import Source, discover_sources
 from data.volumes import load_volume
-from options.parser import parse
 from options.prepare_options import SeriesOptions
 from util.cli import UserError, run_command
 from util.files import read_json, write_json

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.statistics import RealScansBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, RealScansBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -28,8 +28,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.report.effects_tables import markdown_table
-from options.benchmarks.statistics import RealScansBenchmarkOptions
-from options.parser import parse
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL, Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
 from pipelines.atlas.statistics.findings import FDR, judge_effects

@@ -24,7 +24,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import StepBenchmarkOptions
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, StepBenchmarkOptions, __doc__ or "")  # the imports below are slow
 
@@ -36,8 +36,6 @@ from benchmarks.common import minilm_folder
 from models.base_model import MODELS, BatchText
 from models.text.encoders import LanguagePhrases, build_text_encoder
 from options.base_options import TextOptions
-from options.benchmarks.speed import StepBenchmarkOptions
-from options.parser import parse
 from options.train_options import GeneratorOptions, OptimOptions, TrainOptions
 from util.cli import UserError, run_command
 from util.files import read_json, write_json

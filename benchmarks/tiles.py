@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
 from options.benchmarks.speed import TilesBenchmarkCommand
-from options.parser import answer_early
+from options.parser import answer_early, parse
 
 answer_early(__name__, TilesBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
@@ -31,7 +31,6 @@ from data.text.counterfactuals import Variant, variant_pairs
 from data.volume_dataset import VolumeDataset, VolumeSample
 from models.inference import VolumeGenerator
 from models.sliding_window import SlidingWindow, round_up
-from options.parser import parse
 from options.test_options import TestOptions
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from util.cli import run_command

@@ -21,6 +21,7 @@ from data.phantom.cohort import RANGE_HU
 from data.phantom.kinds.cohort import SPLITS_FILE, TABLE_FILE, KindsCohort
 from data.phantom.rows import KEY, Row
 from data.volumes import load_volume
+from options.benchmarks import common
 from options.benchmarks.effects import KindsBenchmarkOptions
 from util.cli import UserError
 from util.files import json_digest, write_frame, write_json
@@ -32,7 +33,7 @@ SET_FILE = "set.json"
 DRAWS = 2  # noise draws of every request
 # Groups of planted columns (see data/phantom/kinds/columns.py) in drawn and in scanned chests.
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "phantom": ("texture", "sparse", "interaction", "rare", "fat"),
+    "phantom": common.GROUPS,
     "real": ("texture", "sparse"),
 }
 MAX_ABSOLUTE_HU = 5000.0  # beyond it, values are not HU

@@ -7,6 +7,7 @@ from typing import Any
 from options.parser import flag
 
 Size = tuple[int, int, int]
+GROUPS = ("texture", "sparse", "interaction", "rare", "fat")  # of planted columns
 
 
 def phantom_size(default: Size) -> Any:
@@ -36,11 +37,7 @@ def train_flags() -> Any:
 
 def groups() -> Any:
     """Declare the groups of planted columns that are measured."""
-    return flag(
-        (),
-        "A group of planted columns; may be repeated (default: all). Of: texture, sparse, "
-        "interaction, rare, fat.",
-    )
+    return flag((), "A group of planted columns; may be repeated (default: all).", choices=GROUPS)
 
 
 def refit_gpus() -> Any:

@@ -41,8 +41,8 @@ class DiffusionBenchmarkOptions:
     )
     columns: tuple[str, ...] = flag(
         (),
-        "Column to vary, of: SMOKING HISTORY, DIAGNOSIS, AGE, RISK OCCUPATIONAL; may be "
-        "repeated (default: all).",
+        "Column to vary; may be repeated (default: all).",
+        choices=("SMOKING HISTORY", "DIAGNOSIS", "AGE", "RISK OCCUPATIONAL"),
     )
 
 
@@ -64,7 +64,8 @@ class EffectsBenchmarkOptions:
     OUT: str = argument("Folder for cohorts, runs, results and figures.")
     configurations: tuple[str, ...] = flag(
         (),
-        f"A configuration to run; may be repeated. Of: {', '.join(CONFIGURATIONS)}.",
+        "A configuration to run; may be repeated (default: default).",
+        choices=tuple(CONFIGURATIONS),
         old_names=("cells",),
     )
     cases: int = flag(96, "Training cases.", low=2)
@@ -97,7 +98,7 @@ class KindsBenchmarkOptions:
     OUT: str = argument("Folder for cohorts, runs and figures.")
     groups: tuple[str, ...] = common.groups()
     models: tuple[str, ...] = flag(
-        (), "A model; may be repeated (default: all). Of: pix2pixhd, diffusion."
+        (), "A model; may be repeated (default: all).", choices=("pix2pixhd", "diffusion")
     )
     seeds: tuple[int, ...] = flag(
         (1, 2, 3), "Seeds of cohort and training, with commas between them."
@@ -158,7 +159,7 @@ class TextureBenchmarkOptions:
         (), "Folder of scanned chests (img/, gtlung/); may be repeated. Needed."
     )
     models: tuple[str, ...] = flag(
-        (), "A model; may be repeated (default: all). Of: version 0.1, default."
+        (), "A model; may be repeated (default: all).", choices=("version 0.1", "default")
     )
     seeds: tuple[int, ...] = flag((0,), "Seeds of split and training.")
     spacing: float = flag(2.0, "Voxel side in mm.", low=0.5)

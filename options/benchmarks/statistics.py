@@ -66,7 +66,9 @@ class CoverageBenchmarkOptions:
 
     OUT: str = argument("Folder for cohorts, runs, atlases and figures.")
     groups: tuple[str, ...] = flag(
-        ("texture", "sparse"), "Groups of planted columns, see benchmarks/kinds.py."
+        ("texture", "sparse"),
+        "Groups of planted columns, see benchmarks/kinds.py.",
+        choices=common.GROUPS,
     )
     seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of cohort and training.")
     side: str = flag(

@@ -15,7 +15,8 @@ from benchmarks.report.kinds_baselines import baselines, transfer
 from benchmarks.report.kinds_measure import measure_effects, measure_texture
 from benchmarks.report.kinds_tables import summary
 from data.phantom.kinds.cohort import KindsCohort, make_kinds_cohort, phantom_chests
-from data.phantom.kinds.columns import NULL
+from data.phantom.kinds.columns import GROUPS, NULL
+from options.benchmarks import common
 from util.cli import UserError
 
 TINY = (
@@ -129,6 +130,10 @@ def test_small_version_in_scanned_chests(tmp_path: Path, chest_folder: Path) -> 
     assert {cell["model"] for cell in cells} == {"diffusion", "least squares", "mean + residual"}
     assert all(cell["anatomy"] == "real" for cell in cells)
     assert "body" in summary(cells)
+
+
+def test_the_flag_names_every_group() -> None:
+    assert tuple(GROUPS) == common.GROUPS
 
 
 def test_bad_input(tmp_path: Path) -> None:
