@@ -57,10 +57,10 @@ def encoder_flag(name: str) -> str:
     return minilm_folder() if name == "minilm" else name
 
 
-def part_of(items: Sequence[Item], part: str) -> Sequence[Item]:
+def part_of(items: Sequence[Item], part: str) -> list[Item]:
     """Return this process's share k/K of the items; raise `UserError` for another text."""
     number, count = (1, 1) if part == "1/1" else parse_fold(part, "--part")
-    return items[number - 1 :: count]
+    return list(items[number - 1 :: count])
 
 
 def train_run(folder: Path, words: Sequence[str], first_words: Sequence[str]) -> None:
