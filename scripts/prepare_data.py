@@ -25,20 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and prepare the dataroot."""
     options = parse_command(PrepareCommand, __doc__ or "", argv)
     # Slow to import: --help and mistakes in the command line are answered without it.
-    from data.preparation.run import prepare_dataroot
+    from data.preparation.run import prepare_dataroot, training_command
 
     out = prepare_dataroot(options)
-    modality, template = options.source.modality, "aiib23"
-    scale = ""
-    if modality != "ct":
-        scale, template = f"--modality {modality} ", "auto"
     log.info(
-        "Train with: python train.py --dataroot %s %s--template %s --patient_column Patient "
-        "--name run1 --preset 24gb (--template aiib23, osic, auto or a file; --preset cpu, 24gb or "
-        "80gb)",
-        out,
-        scale,
-        template,
+        "Train with: %s (--template aiib23, osic, auto or a file; --preset cpu, 24gb or 80gb)",
+        training_command(out, options.source.modality),
     )
 
 

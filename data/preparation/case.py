@@ -216,10 +216,13 @@ def _write_case(task: CaseTask) -> Record:
             else "No lungs were found: it shows no chest, is not in HU, or the lungs are filled. "
             "Look at it, or give a mask."
         )
-    measures = measure_case(grid, mask) if task.is_ct else measure_labels(grid, mask)
-    labels = set(measures["labels"])
+    labels = set(np.unique(mask).tolist())
     lungs_labelled = not loaded or {LEFT, RIGHT} <= labels <= {0, LEFT, RIGHT, AIRWAY, BODY}
     lungs_labelled = lungs_labelled and task.is_ct
+    if task.is_ct:
+        measures = measure_case(grid, mask, lungs_labelled)
+    else:
+        measures = measure_labels(grid, mask)
     facts = dict(scan.facts)
     if lungs_labelled:
         facts["lung_median"] = measures["lung_hu_median"]

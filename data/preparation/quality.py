@@ -23,6 +23,7 @@ MAX_EDGE_SHARE = 0.01  # share of the lungs' voxels at the edges of the volume
 MAX_SPACING_MM = 5.0
 MAX_CONNECTED_SIZE = 2**24  # voxels; the parts of larger volumes are counted on every other voxel
 PERCENTILES = (1, 50, 99)
+LUNG_MEASURES = ("left_l", "right_l", "airway_ml", "lung_hu_median")
 
 
 def measure_labels(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
@@ -35,15 +36,19 @@ def measure_labels(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
     Returns:
         Plain values as those of `measure_case`, with `label_ml`, the volume of each label in ml.
     """
-    counts = _counts(mask, (0, 255))
-    voxel_ml = float(np.prod(voxel_sizes(scan.affine))) / 1000
     values = np.percentile(scan.array, PERCENTILES)
     return {
         **_geometry(scan, mask),
         **{f"p{p}": round(float(value), 3) for p, value in zip(PERCENTILES, values, strict=True)},
-        "label_ml": {str(k): round(counts[k] * voxel_ml, 3) for k in np.flatnonzero(counts) if k},
+        "label_ml": _label_ml(scan, mask),
         "lung_hu_median": None,
     }
+
+
+def _label_ml(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, float]:
+    counts = _counts(mask, (0, 255))
+    voxel_ml = float(np.prod(voxel_sizes(scan.affine))) / 1000
+    return {str(k): round(counts[k] * voxel_ml, 3) for k in np.flatnonzero(counts) if k}
 
 
 def _geometry(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
@@ -56,17 +61,28 @@ def _geometry(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
     }
 
 
-def measure_case(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
+def measure_case(
+    scan: Volume, mask: NDArray[np.uint8], lungs_labelled: bool = True
+) -> dict[str, Any]:
     """Measure volumes, densities and shape of a case, for the report.
 
     Args:
         scan: RAS, int16 HU.
         mask: Labels on the same grid.
+        lungs_labelled: Labels 1, 2 and 3 mean left lung, right lung and airway; where they do not,
+            lungs and airway are None, and `label_ml` is the volume of each label in ml.
 
     Returns:
         Plain values; litres for lungs, ml for the airway, HU; `parts` is the share of each lung in
         its largest part.
     """
+    if not lungs_labelled:
+        return {
+            **_geometry(scan, mask),
+            **{f"hu_p{p}": value for p, value in _percentiles(scan.array).items()},
+            **dict.fromkeys(LUNG_MEASURES),
+            "label_ml": _label_ml(scan, mask),
+        }
     spacing = voxel_sizes(scan.affine)
     voxel_ml = float(np.prod(spacing)) / 1000
     lungs = (mask == LEFT) | (mask == RIGHT)

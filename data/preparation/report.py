@@ -10,7 +10,7 @@ from typing import Any
 
 from data.preparation.case import REPORT_FOLDER, VOXELS_FOLDER, CaseFiles, Record
 from data.preparation.pictures import MASK, SCAN, CaseView
-from data.preparation.quality import PERCENTILES
+from data.preparation.quality import LUNG_MEASURES, PERCENTILES
 from data.preparation.sources import Source, Unreadable
 from data.review import Review, read_review
 from options.parser import command_line
@@ -20,13 +20,7 @@ from util.modality import MODALITIES
 from util.web.preparation_page import CaseCard, CaseSlices, PreparationFacts, write_preparation_page
 
 SHOWN_OPTIONS = ("series", "grid", "work")  # the others may hold paths that identify people
-MEASURED_COLUMNS = (
-    *(f"hu_p{p}" for p in PERCENTILES),
-    "left_l",
-    "right_l",
-    "airway_ml",
-    "lung_hu_median",
-)
+MEASURED_COLUMNS = (*(f"hu_p{p}" for p in PERCENTILES), *LUNG_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,9 @@ def csv_row(case: str, record: Record | None, reason: str = "") -> dict[str, Any
     for name in ("spacing_mm", "extent_mm", "shape"):
         row |= {f"{name}_{axis}": measures[name][i] for i, axis in enumerate("xyz")}
     columns = MEASURED_COLUMNS
-    if "label_ml" in measures:  # not chest CT
-        columns = tuple(f"p{p}" for p in PERCENTILES)
+    if "label_ml" in measures:  # not chest CT, or labels that are not lungs
+        if "hu_p50" not in measures:
+            columns = tuple(f"p{p}" for p in PERCENTILES)
         row |= {f"label_{label}_ml": ml for label, ml in measures["label_ml"].items()}
     return {
         **row,
@@ -97,6 +92,7 @@ def case_card(case: str, record: Record, out: Path, review: Review | None) -> Ca
         "Voxels": " × ".join(map(str, measures["shape"])),
         "Voxel size": f"{_dimensions(measures['spacing_mm'])} mm",
         "Extent": f"{_dimensions(measures['extent_mm'])} mm",
+        **_intensity_facts(measures),
         **(_label_facts(measures) if "label_ml" in measures else _lung_facts(measures)),
         "Mask": record["masks"],
     }
@@ -113,11 +109,20 @@ def case_card(case: str, record: Record, out: Path, review: Review | None) -> Ca
     )
 
 
+def _intensity_facts(measures: Mapping[str, Any]) -> dict[str, str]:
+    """Return percentiles of a scan for readers: HU, or intensities as scanned."""
+    if "hu_p50" in measures:
+        name, values = "HU", [_integer(measures[f"hu_p{p}"]) for p in PERCENTILES]
+    else:
+        values = [f"{measures[f'p{p}']:.4g}".replace("-", "−") for p in PERCENTILES]
+        name = "Intensity as scanned"
+    return {f"{name} ({', '.join(map(str, PERCENTILES))} %)": ", ".join(values)}
+
+
 def _lung_facts(measures: Mapping[str, Any]) -> dict[str, str]:
-    """Return densities and volumes of a chest CT for readers."""
+    """Return density and volumes of the lungs of a chest CT for readers."""
     median = measures["lung_hu_median"]
     return {
-        "HU (1, 50, 99 %)": ", ".join(_integer(measures[f"hu_p{p}"]) for p in PERCENTILES),
         "Left lung": f"{measures['left_l']:.2f} l",
         "Right lung": f"{measures['right_l']:.2f} l",
         "Airway": f"{measures['airway_ml']:.0f} ml",
@@ -126,10 +131,8 @@ def _lung_facts(measures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _label_facts(measures: Mapping[str, Any]) -> dict[str, str]:
-    """Return intensities and volumes of labels for readers."""
-    values = ", ".join(f"{measures[f'p{p}']:.4g}".replace("-", "−") for p in PERCENTILES)
-    labels = {f"Label {label}": f"{ml:.3g} ml" for label, ml in measures["label_ml"].items()}
-    return {"Intensity as scanned (1, 50, 99 %)": values, **labels}
+    """Return volumes of labels for readers."""
+    return {f"Label {label}": f"{ml:.3g} ml" for label, ml in measures["label_ml"].items()}
 
 
 def _slices(case: str, record: Record, out: Path) -> CaseSlices | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from data.preparation.report import PreparationReport, hide_paths, write_report
 from data.preparation.sources import Discovery, Source, detect_source_kind, discover_sources
 from data.preparation.tools import PROGRAMS, check_installed
 from data.review import read_review
+from data.table import read_lines
+from data.text.prompts import matching_template
 from options.prepare_options import GridOptions, PrepareCommand, SourceOptions, TableOptions
 from util.cli import UserError, format_list
 from util.files import write_csv
@@ -296,7 +299,7 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
             f"{len(gone)} cases of an earlier run are no longer in IN and were kept: "
             f"{format_list(gone)}"
         )
-    for warning in _compare_cases(records):
+    for warning in (*_label_warnings(records), *_compare_cases(records)):
         log.warning("%s", warning)
         remarks.append(warning)
     clinical_rows: dict[str, dict[str, str]] = {}
@@ -328,6 +331,37 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
         private=plan.private,
     )
     write_report(report)
+
+
+def _label_warnings(records: Mapping[str, Record]) -> list[str]:
+    """Return a warning of CT whose masks were loaded and number lungs differently; else nothing."""
+    measures = [
+        record["measures"] for record in records.values() if record.get("modality", "ct") == "ct"
+    ]
+    labels: set[int] = set()
+    for measured in measures:
+        if "label_ml" in measured:
+            labels |= set(measured["labels"]) - {0}
+    if not labels:
+        return []
+    count = sum("label_ml" in measured for measured in measures)
+    names = format_list([str(label) for label in sorted(labels)])
+    return [
+        f"{count} masks hold other labels ({names}) than 1 left lung, 2 right lung, 3 airway and 4 "
+        "body. Their lungs were neither measured nor checked here: look at the outlines. Name the "
+        "labels to train.py with --lung_labels LEFT,RIGHT and --airway_label (those of "
+        "TotalSegmentator, MAISI and VISTA3D are recognised)."
+    ]
+
+
+def training_command(out: Path, modality: str) -> str:
+    """Return the command that trains on a dataroot, with the template of its table's columns."""
+    header = read_lines(out / "clinical.csv")[0]
+    words = ["python train.py", "--dataroot", shlex.quote(str(out))]
+    if modality != "ct":
+        words += ["--modality", modality]
+    words += ["--template", matching_template(header) or "auto", "--patient_column Patient"]
+    return " ".join([*words, "--name run1 --preset 24gb"])
 
 
 def _compare_cases(records: Mapping[str, Record]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -446,6 +446,7 @@ def _discover_volumes(root: Path, kind: str, discovery: Discovery, mask_dir: Pat
     for path in volumes:
         if has_suffix(path.name) and path not in masks.values():
             by_name[strip_suffix(path.name)].append(path)
+    _check_no_masks_among(root, by_name)
     for name, paths in by_name.items():
         folder = paths[0].parent
         names = (name,) if laid_out or folder == root else (name, folder.name)
@@ -457,6 +458,20 @@ def _discover_volumes(root: Path, kind: str, discovery: Discovery, mask_dir: Pat
             problem = f"{len(same)} scans have one name: {format_list(same)}. Rename all but one."
             source = replace(source, problem=problem, problem_paths=tuple(same))
         discovery.sources.append(source)
+
+
+def _check_no_masks_among(root: Path, by_name: Mapping[str, Sequence[Path]]) -> None:
+    """Raise `UserError` where most names stand in the same two folders: scans, and their masks."""
+    twice = [paths for paths in by_name.values() if len(paths) == 2]
+    folders = {tuple(sorted(path.parent for path in paths)) for paths in twice}
+    if len(twice) < max(2, len(by_name) / 2) or len(folders) != 1:
+        return
+    first, second = (folder.relative_to(root) for folder in folders.pop())
+    raise UserError(
+        f"{root} holds {len(twice)} names twice, in {first} and in {second}, as where masks lie "
+        f'beside scans. Give the folder of the scans as IN ("{root / first}"?), and that of the '
+        f'masks with --mask_dir ("{root / second}"?). Of two different scans rename one.'
+    )
 
 
 def _files_by_name(folder: Path, discovery: Discovery) -> dict[str, Path]:

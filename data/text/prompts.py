@@ -225,16 +225,23 @@ def load_template(
 
 def suggest_template(columns: Sequence[str]) -> None:
     """Log which of the project's templates was written for a table with these columns."""
+    if name := matching_template(columns):
+        log.warning(
+            "The table has columns of %s: --template %s words them as published, and has "
+            "rules for values that exclude others. --template auto takes every column as it "
+            "stands.",
+            name,
+            name,
+        )
+
+
+def matching_template(columns: Sequence[str]) -> str:
+    """Return the project's template most of whose columns a table has; "" for none."""
     for path in sorted(TEMPLATES.glob("*.yaml")):
         known = set(read_template_columns(path))
         if len(known & set(columns)) > len(known) / 2:
-            log.warning(
-                "The table has columns of %s: --template %s words them as published, and has "
-                "rules for values that exclude others. --template auto takes every column as it "
-                "stands.",
-                path.stem,
-                path.stem,
-            )
+            return path.stem
+    return ""
 
 
 def read_prompts(path: Path) -> dict[str, Prompt]:

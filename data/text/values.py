@@ -22,6 +22,9 @@ UNKNOWN_VALUES = frozenset((
     "nan", "na", "n/a", "n.a.", "n.a", "n/k", "<na>", "null", "nat", "unk", "unk.", "unkn", "unkn.",
     "unknown", "not available", "not known", "not reported", "not recorded", "not applicable",
     "not stated", "not documented", "no data", "missing",
+    "k.a.", "k. a.", "k.a", "k/a", "keine angabe", "keine angaben", "unbekannt", "nicht bekannt",
+    "nicht erhoben", "inconnu", "inconnue", "non connu", "non renseigné", "desconocido",
+    "desconocida", "no consta", "sconosciuto", "onbekend", "未知", "不详",
     "#n/a", "#n/a n/a", "#na", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#null!",
 ))  # fmt: skip
 # Cells that may mean "not known", and may be values: a drug "none" is the absence of one.
@@ -61,8 +64,10 @@ _IDENTIFYING_WORDS = re.compile(
     r"|(?:tele|cell)?phones?|mobile (?:no\.?|number)|fax|e ?-?mails?|accession|insurance"
     r"|physicians?|next of kin|contact (?:number|no\.?|person)"
     r"|notes?|comments?|remarks?|free ?text|memo"
-    r"|vorname|nachname|familienname|geburts?\w*|adresse|telefon\w*|bemerkung\w*|anmerkung\w*"
-    r"|kommentar\w*|notiz\w*|nombre|apellidos?|prenom|prénom)\b"
+    r"|vorname|nachname|familienname|geburts?\w*|geb\.? ?-?(?:dat\w*|tag|jahr|am)?|adresse"
+    r"|anschrift|telefon\w*|bemerkung\w*|anmerkung\w*|kommentar\w*|notiz\w*|remarques?|nombre"
+    r"|apellidos?|(?:fecha de )?nacimiento|prenom|prénom|(?:date de )?naissance|cognome"
+    r"|(?:data di )?nascita|geboorte\w*)\b"
     r"|姓名|生日|出生|电话|地址|备注|住院号|病历号|身份证"
 )
 _NAMED_THINGS = frozenset((

@@ -317,6 +317,17 @@ def test_volumes_are_resampled_and_same_names_refused(tmp_path: Path) -> None:
     )
 
 
+def test_masks_among_the_scans_are_noticed_at_once(tmp_path: Path) -> None:
+    hu, labels = chest()
+    for name in ("PAT 1", "PAT 2"):
+        volume(tmp_path / "Köln" / "CT scans" / f"{name}.nii.gz", hu)
+        volume(tmp_path / "Köln" / "Masken" / f"{name}.nii.gz", labels)
+    done = prepare(tmp_path / "Köln", tmp_path / "out")
+    assert done.code == 2 and "2 names twice, in CT scans and in Masken" in done.text
+    assert f'--mask_dir ("{tmp_path / "Köln" / "Masken"}"?)' in done.text
+    assert not (tmp_path / "out").exists()
+
+
 def test_masks_by_name(tmp_path: Path) -> None:
     hu, labels = chest()
     for name in ("a", "b"):
@@ -326,6 +337,12 @@ def test_masks_by_name(tmp_path: Path) -> None:
         tmp_path / "in", tmp_path / "out", "--ids", "keep", "--mask_dir", tmp_path / "masks"
     )
     assert done.code == 3 and "b: It has no mask of its name" in done.text
+    warning = "1 masks hold other labels (2, 4, 6) than 1 left lung, 2 right lung"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert warning in done.text and warning in page
+    assert "Label 4" in page and "0.00 l" not in page  # nothing is called a lung of no volume
+    row = rows(tmp_path / "out" / "report.csv")[0]
+    assert row["left_l"] == row["airway_ml"] == "" and float(row["label_2_ml"]) > 100
     assert np.array_equal(
         np.asarray(nib.load(tmp_path / "out" / "gtlung" / "a.nii.gz").dataobj), labels * 2
     )
