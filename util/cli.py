@@ -56,6 +56,20 @@ class UserError(Exception):
     code = 2  # the command's exit code
 
 
+class _Repetition(logging.Filter):
+    """Keep a message that was printed before, which a cohort that is opened twice would repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = f"{record.levelname} {record.getMessage()}"
+        is_new = text not in self._printed
+        self._printed.add(text)
+        return is_new
+
+
 class _AboveProgressBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -67,9 +81,10 @@ def setup_logging(level: int = logging.INFO) -> None:
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     )
+    handler.addFilter(_Repetition())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for noisy in ("transformers", "matplotlib", "nibabel", "numexpr", "PIL"):
+    for noisy in ("transformers", "matplotlib", "nibabel", "numexpr", "PIL", "highdicom"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

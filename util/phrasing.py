@@ -11,7 +11,8 @@ _ABBREVIATIONS = ("e.g.", "i.e.", "approx.", "ca.", "vs.", "dr.", "no.", "st.", 
 _ENDS = (".", "!", "?")
 _LINKS = re.compile(r"\b(?:is|are|was|were)\b")
 _MARKS = re.compile(r"[:;,!?\"'()]|[.=](?=\s|$)")
-_BREAK = re.compile(r"(?:(?<=[.!?])\s+)|(?:[,;]\s+)|(?:\s*\n\s*)")  # leaves 1.5 and 1,5 whole
+# Leaves 1.5 and 1,5 whole, and "Smoker? is yes", a column whose name ends like a sentence.
+_BREAK = re.compile(r"(?:(?<=[.!?])\s+(?!(?:is|are|was|were)\b))|(?:[,;]\s+)|(?:\s*\n\s*)")
 
 LOW_RELEVANCE = 0.2  # a phrase with less weight than this (1: full) has next to no effect
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from data.table import find_table, match_table, read_table
 from data.text.prompts import Row, Template, load_template
 from options.base_options import LUNG_LABELS, DataOptions
 from options.evaluate_options import EvaluateOptions
-from pipelines.evaluation.text_effect import PredictedAttribute, are_numbers
+from pipelines.evaluation.text_effect import PredictedAttribute, TooFewScansError, are_numbers
 from pipelines.evaluation.volume_sets import VolumeSet, find_set, with_masks
 from pipelines.generation.results import results_data
 from util.cli import UserError, format_list, unknown_column
@@ -127,12 +127,14 @@ class TableValues:
         attributes: The attributes to predict.
         patients: The patient of each case; empty where they are not known.
         rows: Raw rows by case, with `template` that reads them; empty without a table.
+        remarks: Why attributes that were asked for are not predicted.
     """
 
     attributes: list[PredictedAttribute] = field(default_factory=list)
     patients: dict[str, str] = field(default_factory=dict)
     rows: Mapping[str, Row] = field(default_factory=dict)
     template: Template | None = None
+    remarks: Sequence[str] = ()
 
 
 def read_table_values(
@@ -146,7 +148,7 @@ def read_table_values(
         need_rows: Whether rows are needed though no column is named.
 
     Raises:
-        UserError: No table or column, no case in common, or too few values.
+        UserError: No table or column, or no case in common.
     """
     m = options.measure
     root = sets["real"].root
@@ -174,11 +176,14 @@ def read_table_values(
         table = match_table(table, cases, path, m.key_column)
     template = load_template(m.template, table.columns, m.key_column, m.patient_column)
     rows = {case: table.rows[case] for case in cases if case in table.rows}
-    attributes = []
+    attributes, remarks = [], []
     for column in m.column:
         values = {case: template.format_value(row, column) for case, row in rows.items()}
-        attributes.append(PredictedAttribute.from_values(column, values, are_numbers(values)))
+        try:
+            attributes.append(PredictedAttribute.from_values(column, values, are_numbers(values)))
+        except TooFewScansError as shortage:
+            remarks.append(f"The effect of the text is not evaluated. {shortage}")
     patients = {}
     if m.patient_column:
         patients = {case: row[m.patient_column] for case, row in table.rows.items()}
-    return TableValues(attributes, patients, rows, template)
+    return TableValues(attributes, patients, rows, template, remarks)

@@ -158,7 +158,7 @@ class EvaluationPlan:
                 f"{len(strangers)} declared edits are of scans that are not among those of "
                 f"--train: {names}. If these people are held out, the volumes show them."
             )
-        return [*warnings, *self.volume_warnings]
+        return [*warnings, *self.table.remarks, *self.volume_warnings]
 
     @property
     def foreign_edits(self) -> list[VolumeFile]:

@@ -39,6 +39,10 @@ ABSOLUTE_ERROR = "mean absolute error"
 AUC = "AUC"
 
 
+class TooFewScansError(UserError):
+    """Too few real scans show an attribute; everything else can be evaluated."""
+
+
 @dataclass(frozen=True)
 class PredictedAttribute:
     """A column of the table that is predicted from volumes.
@@ -60,12 +64,12 @@ class PredictedAttribute:
         """Take the known values of a column, without rare classes.
 
         Raises:
-            UserError: Fewer than two values, or too few scans of them.
+            TooFewScansError: Fewer than two values, or too few scans of them.
         """
         known = {case: value for case, value in values.items() if value}
         distinct = sorted(set(known.values()))
         if len(distinct) < 2:
-            raise UserError(
+            raise TooFewScansError(
                 f"--column {column!r} has {len(distinct)} value{'s' if len(distinct) != 1 else ''} "
                 f"among the real scans ({format_list(distinct) or 'none'}); an effect needs two. "
                 "Choose another column."
@@ -75,11 +79,10 @@ class PredictedAttribute:
             known = {case: v for case, v in known.items() if counts[v] >= MIN_SCANS}
             distinct = sorted(set(known.values()))
         if len(distinct) < 2 or len(known) < MIN_SCANS:
-            raise UserError(
+            raise TooFewScansError(
                 f"--column {column!r}: at least two values with {MIN_SCANS} real scans each are "
-                f"needed; the real scans have {_counted(counts)}. Choose another column, leave "
-                "--column out, or name more scans (--real_split all, with results of test.py "
-                "--split all)."
+                f"needed; the real scans have {_counted(counts)}. Choose another column, or name "
+                "more scans (--real_split all, with results of test.py --split all)."
             )
         return cls(column, known, number)
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
-from util.cli import MAX_NAME_LENGTH, path_from_here, safe_name, unique_names
+from util.cli import MAX_NAME_LENGTH, path_from_here, safe_name, setup_logging, unique_names
+
+
+def test_a_message_is_printed_once_and_libraries_are_quiet(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        setup_logging()
+        log = logging.getLogger("data.test")
+        for number in (1, 1, 2):
+            log.warning("Case %d is empty.", number)
+        log.info("Case 1 is empty.")  # of another level
+        logging.getLogger("highdicom.base").info("copy attributes of module 'Specimen'")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "WARNING Case 1 is empty.",
+        "WARNING Case 2 is empty.",
+        "INFO Case 1 is empty.",
+    ]
 
 
 def test_ordinary_names_stay_as_they_were() -> None:

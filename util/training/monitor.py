@@ -122,7 +122,7 @@ class Stopwatch:
             f"The validation after step {step} is postponed: it takes about "
             f"{format_duration(self.last or 0.0)}, and the training has run for "
             f"{format_duration(self.elapsed)}. Validations take at most {share:.0%} of the time "
-            "(--val_share)."
+            "(--val_share); later ones are postponed without a message."
         )
 
 
@@ -168,6 +168,7 @@ class Monitor:
         self._count = 0
         self._watch = Stopwatch(trainer.steps_done)
         self._is_due = False  # a validation is, and waits for its share of the time
+        self._said_postponed = False
         self._page = 0  # number of the page written last
         if self.log is not None:
             self._write_page("running")
@@ -239,7 +240,7 @@ class Monitor:
         self.trainer.accelerator.wait_for_everyone()
 
     def _has_time(self, step: int) -> bool:
-        """Return whether a validation keeps its share of the time; say so once where it does not.
+        """Return whether a validation keeps its share of the time; log the first that does not.
 
         Other processes would wait for a validation at the same step, so that only a single one
         postpones.
@@ -250,7 +251,8 @@ class Monitor:
             self._watch.last = self.validate.estimate_seconds()
         if self._watch.may_validate(self.intervals.validation_share):
             return True
-        if self._is_first_try(step):
+        if not self._said_postponed:
+            self._said_postponed = True
             log.info("%s", self._watch.postponed(step, self.intervals.validation_share))
         return False
 

@@ -187,6 +187,8 @@ def test_free_text_is_split_into_phrases_and_back(aiib23: Template) -> None:
     pieces = ["Nodule of 1.5 mm", "approx. 3 cm from hilum", "no effusion", "FVC 2,5 l."]
     assert Prompt.from_free_text(text).texts == pieces
     assert Prompt.from_free_text("  ") == ()
+    asked = "Lung CT scan : Smoker? is yes, Biopsy? Yes. Is well."
+    assert Prompt.from_free_text(asked).texts == ["Smoker? is yes", "Biopsy?", "Yes.", "Is well."]
 
 
 def test_prompts_csv_stands_instead_of_the_template(tmp_path: Path, aiib23: Template) -> None:

@@ -42,7 +42,7 @@ from pipelines.evaluation.memorisation import (
 )
 from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.realism import realism_metrics
-from pipelines.evaluation.text_effect import PredictedAttribute, text_metrics
+from pipelines.evaluation.text_effect import PredictedAttribute, TooFewScansError, text_metrics
 from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
 from util.cli import UserError
 from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
@@ -417,9 +417,9 @@ def test_numbers_are_read_by_their_error() -> None:
 
 
 def test_columns_without_two_values_are_refused() -> None:
-    with pytest.raises(UserError, match=r"'SEX' has 1 value .*needs two"):
+    with pytest.raises(TooFewScansError, match=r"'SEX' has 1 value .*needs two"):
         PredictedAttribute.from_values("SEX", {"a": "F", "b": "F", "c": ""}, False)
-    with pytest.raises(UserError, match=r"'SEX': at least two values with 5"):
+    with pytest.raises(TooFewScansError, match=r"'SEX': at least two values with 5"):
         PredictedAttribute.from_values("SEX", {**{f"a{i}": "F" for i in range(9)}, "b": "M"}, False)
 
 

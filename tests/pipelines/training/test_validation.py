@@ -33,7 +33,7 @@ def test_a_postponed_validation_is_explained_by_times_above_zero() -> None:
     watch.last = 0.02
     text = watch.postponed(10, 0.1)
     assert "after step 10 is postponed: it takes about 1 s" in text
-    assert "run for 4 s" in text and "10% of the time (--val_share)" in text
+    assert "run for 4 s" in text and "10% of the time (--val_share); later" in text
 
 
 class Validator:
