@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from options.parser import parse_command
 from options.test_options import TestOptions
 from util import cli
 from util.cli import UserError
 from util.locks import locked_folder
 from util.notices import collected_warnings
+from util.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,7 @@ def generate_cohort(options: TestOptions) -> Path:
         warn_training_cases(run.folder, run.state, plan.cases)
         results = ResultsWriter(folder, options, run.options, run.state["step"])
         samples = plan.samples
-        hidden = not cli.is_main_process()
-        for sample in tqdm(samples, desc="generating", unit="case", disable=hidden):
+        for sample in progress_bar(samples, "generating"):
             generate_case(plan, sample, results)
         log.info("%d cases in %s", len(samples), results.save(page_context(plan, notices)))
         if options.output.gif and cli.is_main_process():

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from data.cache import load_case
@@ -35,10 +34,11 @@ from models.text.clip import (
     retrieval,
 )
 from options.clip_options import ClipCommand, ClipOptions
-from util.cli import UserError, file_problem, is_main_process
+from util.cli import UserError, file_problem
 from util.files import claim_folder, file_fingerprint, file_sha256, sync, write_json
 from util.locks import locked_folder
 from util.phrasing import join_phrases, strip_phrase
+from util.progress import progress_bar
 from util.records import read_record, same_settings
 from util.training.devices import make_device
 from util.training.schedule import one_cycle
@@ -80,7 +80,7 @@ def load_pairs(
     images: list[Tensor] = []
     masks: list[Tensor] = []
     described = [case for case in cases if prompts[case.id]]
-    for case in tqdm(described, desc="Reading volumes", disable=not is_main_process()):
+    for case in progress_bar(described, "Reading volumes", "volume"):
         image, mask = load_case(case, None)
         if image is None:
             raise UserError(f"Case {case.id} has no scan; CLIP learns from scans and prompts.")
@@ -220,7 +220,7 @@ def fit_clip(
     schedule = one_cycle(optimizer, options.clip_lr, options.clip_steps)
     batch_size = min(options.clip_batch, len(pairs.prompts))
     losses: list[float] = []
-    steps = tqdm(range(options.clip_steps), desc="Training CLIP", disable=not is_main_process())
+    steps = progress_bar(range(options.clip_steps), "Training CLIP", "step")
     for step in steps:
         chosen = rng.permutation(len(pairs.prompts))[:batch_size].tolist()
         prompts = [draw_phrases(pairs.prompts[i], rng, paraphrases) for i in chosen]

@@ -1,15 +1,28 @@
-"""Estimates of the end of a long command, in its log."""
+"""Progress of a long command: bars, and estimates of its end in the log."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from util.cli import is_main_process
 
 log = logging.getLogger(__name__)
 
 MIN_S = 60.0  # between two messages
 SHORT_S = 120.0  # a command that ends sooner needs no estimate
+
+Item = TypeVar("Item")
+
+
+def progress_bar(items: Iterable[Item], title: str, unit: str = "case") -> tqdm[Item]:
+    """Return the items with a progress bar, which the main process alone shows."""
+    return tqdm(items, title, unit=unit, disable=not is_main_process())
 
 
 def format_duration(seconds: float) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.checks.masks import check_labels_known
 from data.cohort import Case
@@ -43,11 +42,11 @@ from pipelines.anomaly.normal_model import (
 )
 from pipelines.generation.plan import run_samples
 from pipelines.run_cohort import load_run_cohort
-from util import cli
 from util.cli import UserError, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
+from util.progress import progress_bar
 from util.records import open_record
 from util.web.figures import Panel
 from util.web.results_page import ResultsPage, ResultsReport
@@ -238,9 +237,7 @@ def calibrate_map(
     command: AnomalyCommand, clean: ExpectationModel, scans: CalibrationCases
 ) -> Calibration:
     """Calibrate the map on scans without findings."""
-    for case in tqdm(
-        scans.cases, "calibration scans", unit="scan", disable=not cli.is_main_process()
-    ):
+    for case in progress_bar(scans.cases, "calibration scans", "scan"):
         clean(case)
     lazy_scans = LazyScans(scans.cases, clean)
     return Calibration.from_scans(lazy_scans, command.map.size_mm, command.map.false_alarms)
@@ -393,7 +390,7 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
         terms=data.terms,
     )
     rows: list[dict[str, Any]] = []
-    for case in tqdm(cases, "scans", unit="scan", disable=not cli.is_main_process()):
+    for case in progress_bar(cases, "scans", "scan"):
         rows += report_scan(command, expectation, case, calibration, page)
     write_csv(folder / "findings.csv", FINDING_COLUMNS, rows)
     highest = [

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 from nibabel.affines import voxel_sizes
-from tqdm import tqdm
 
 from data.cache import load_case, load_mask
 from data.cohort import Case
@@ -40,9 +39,9 @@ from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
 from pipelines.atlas.statistics.shape import VOLUME, measure_shape, region_shapes, shape_frame
 from pipelines.atlas.study import AtlasStudy
-from util import cli
 from util.metrics.regions import label_regions
 from util.parallel import map_threads
+from util.progress import progress_bar
 
 Frames = dict[str, pd.DataFrame]
 
@@ -56,7 +55,7 @@ def measure_real_scans(study: AtlasStudy) -> RealScans:
     volume = {}
     rows = {}
     samples = VolumeDataset(study.real_cases, study.labels, study.plan.data)
-    for sample in tqdm(samples, "real scans", unit="case", disable=not cli.is_main_process()):
+    for sample in progress_bar(samples, "real scans"):
         values = real_outcomes(sample, study.plan)
         if values is None:
             continue

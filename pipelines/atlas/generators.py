@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
 from models.inference import LoadedRun, VolumeGenerator
@@ -28,9 +26,8 @@ from pipelines.generation.plan import GenerationPlan, run_samples
 from pipelines.refits.plan import REFITS
 from pipelines.refits.records import finished_refits
 from pipelines.run_words import load_worded_run
-from util import cli
 from util.cli import UserError
-from util.progress import RemainingTime
+from util.progress import RemainingTime, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +133,7 @@ def generate_cases(
     remaining = RemainingTime(len(study.cases) - done, "cases")
     values = {attribute.column: attribute.values for attribute in study.plan.attributes}
     names = VolumeNames.from_cohort(study.cohort, values)
-    bar = tqdm(samples, "generating", unit="case", disable=not cli.is_main_process())
+    bar = progress_bar(samples, "generating")
     for index, sample in enumerate(bar, done):
         generators = networks.by_fold[study.fold_of.get(sample.case.id, "")]
         text = generation.text(sample.case)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from tqdm import tqdm
 
 from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
 from data.load_cohort import load_cohort
@@ -21,9 +20,9 @@ from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
 from options.checks import check_chest_ct
 from options.plant_options import PlantOptions
-from util import cli
 from util.cli import UserError, format_list
 from util.files import atomic_folder, claim_folder, read_csv, write_csv, write_json
+from util.progress import progress_bar
 from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
         copy.write_table()
         copy.write_splits()
         copy.write_prompts()  # what can be wrong with them is found before any volume is written
-        for case in tqdm(cohort.cases, "Planting", unit="case", disable=not cli.is_main_process()):
+        for case in progress_bar(cohort.cases, "Planting"):
             copy.write_case(case)
         copy.write_record()
     log.info(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from pipelines.atlas.case_report import CasePageWriter
 from pipelines.atlas.files import AtlasFiles, write_table
@@ -16,8 +15,8 @@ from pipelines.atlas.pages.page_population import write_population_page
 from pipelines.atlas.pages.population import Population
 from pipelines.atlas.statistics.regional import tested_regions
 from pipelines.atlas.study import AtlasStudy
-from util import cli
 from util.modality import CT, Terms
+from util.progress import progress_bar
 from util.web import page_links, page_parts, viewer_parts
 
 ASSETS = ("page.css", "atlas.css", *viewer_parts.SCRIPTS, "atlas_case.js", "atlas_maps.js")
@@ -46,7 +45,7 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
     cases = {case.id: case for case in study.cohort.cases}
     names = files.kept_cases
     rows: list[dict[str, Any]] = []
-    progress = tqdm(names, "pages", unit="case", disable=not cli.is_main_process())
+    progress = progress_bar(names, "pages")
     for index, name in enumerate(progress):
         before = names[index - 1] if index else None
         after = names[index + 1] if index + 1 < len(names) else None

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from monai.networks.nets import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from data.cohort import Cohort
 from data.load_cohort import load_cohort
@@ -28,8 +27,9 @@ from models.networks.autoencoder import (
 )
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
 from options.base_options import DataOptions, PatchOptions, TextOptions
-from util.cli import UserError, is_main_process
+from util.cli import UserError
 from util.files import atomic_path, claim_file, write_json
+from util.progress import progress_bar
 from util.training.devices import make_accelerator
 from util.training.schedule import one_cycle
 
@@ -147,9 +147,7 @@ def fit_autoencoder(
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
     schedule = one_cycle(optimizer, options.lr, options.max_steps)
-    steps = tqdm(
-        range(options.max_steps), desc="Training autoencoder", disable=not is_main_process()
-    )
+    steps = progress_bar(range(options.max_steps), "Training autoencoder", "step")
     for step in steps:
         batch = next(batches)
         image, mask = batch["image"], batch["mask"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.cache import load_mask
 from data.cohort import IMAGES, MASKS, Case
@@ -24,8 +23,8 @@ from pipelines.generation.plan import run_samples
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.masks import MaskMaker, NewMask
 from pipelines.synthesis.planning.planned_case import PlannedCase
-from util import cli
 from util.files import write_json
+from util.progress import progress_bar
 from util.records import read_record
 from util.web.figures import LUNG
 
@@ -138,9 +137,7 @@ class CaseSynthesiser:
         if distances is None or len(distances) != len(cases):
             mask = out / f".{os.getpid()}.nii.gz"
             distances = []
-            for case in tqdm(
-                cases, "cases outside training", unit="case", disable=not cli.is_main_process()
-            ):
+            for case in progress_bar(cases, "cases outside training"):
                 row = dict(case.row)
                 prompt = self.template.phrases(row)
                 planned = PlannedCase(case.id, case, row, prompt, self.command.expand.seed)

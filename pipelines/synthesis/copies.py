@@ -10,7 +10,6 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.cohort import Case
 from data.geometry import Volume, resample
@@ -18,7 +17,7 @@ from data.volumes import load_volume
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.memorisation import MIN_REFERENCES, CopyCheck, NearestScan, copy_threshold
 from pipelines.synthesis.deform import apply_deformation
-from util.cli import is_main_process
+from util.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +70,7 @@ class CopySearch:
         """
         scans = {case.id: case for case in cases if case.image is not None}
         vectors = []
-        for case in tqdm(
-            scans.values(), "training scans", unit="scan", disable=not is_main_process()
-        ):
+        for case in progress_bar(scans.values(), "training scans", "scan"):
             assert case.image is not None
             hu = load_volume(case.image)
             vectors.append(_detail(hu, load_volume(case.mask).array, lungs))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data.cache import load_mask
 from data.cohort import Case
@@ -23,7 +22,7 @@ from pipelines.synthesis.planning.planned_case import PlannedCase
 from pipelines.synthesis.planning.source_texts import SourceTexts
 from pipelines.synthesis.random_streams import SHAPE_STREAM
 from pipelines.synthesis.shape_model import MAX_MASKS, MaskLabels, ShapeModel
-from util.cli import is_main_process
+from util.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ class ShapeMasks:
             chosen = np.random.default_rng([seed, SHAPE_STREAM]).permutation(len(cases))
             cases = [cases[k] for k in sorted(chosen[:MAX_MASKS])]
         template = texts.reader.template
-        progress = tqdm(cases, "training masks", unit="mask", disable=not is_main_process())
+        progress = progress_bar(cases, "training masks", "mask")
         masks = [_anatomy(case, labels) for case in progress]
         rows = [template.consistent(case.row).row for case in cases]
         ids = [case.id for case in cases]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.checks.masks import check_labels_known
 from data.cohort import PROMPTS_FILE, Case, Cohort
@@ -61,6 +60,7 @@ from util.cli import UserError, format_list
 from util.files import atomic_path, file_sha256, read_json, write_csv, write_json
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
+from util.progress import progress_bar
 from util.records import open_record, read_record, wait_for_record
 from util.training import runs
 
@@ -390,7 +390,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
         else:
             make_case = _open_synthesiser(command, run, cohort, texts, planned)
         title = "edited scans" if e.edits else "synthetic cases"
-        for case in tqdm(remaining, title, unit="case", disable=not cli.is_main_process()):
+        for case in progress_bar(remaining, title):
             write_json(records / f"{case.id}.json", make_case(case))
     write_cohort(command, run, cohort, planned, notices)
     return out

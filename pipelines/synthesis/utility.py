@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
 from data.cohort import Case, Cohort
 from data.fingerprints import volume_digest
@@ -27,9 +26,9 @@ from options.utility_options import UtilityCommand
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning.balance import cases_by_value
-from util import cli
 from util.cli import UserError, format_list
 from util.files import json_digest, write_csv, write_json
+from util.progress import progress_bar
 from util.records import open_record, read_record
 from util.training.devices import make_device
 
@@ -80,7 +79,7 @@ def missing_classes(cases: LabelledCases, classes: Sequence[str]) -> list[str]:
 def read_volumes(cases: LabelledCases, command: UtilityCommand, name: str) -> LabelledVolumes:
     """Read the volumes of cases as cells."""
     cells = []
-    for case, _ in tqdm(cases, name, unit="scan", disable=not cli.is_main_process()):
+    for case, _ in progress_bar(cases, name, "scan"):
         if case.image is None:
             raise UserError(
                 f"{case.id} has no scan; a classifier needs one for every case. Add it to img/."
