@@ -17,7 +17,7 @@ class ControlOptions:
 
     OUT: str = argument("Folder for the volumes.")
     controls: tuple[str, ...] = flag(
-        (), f"Control to make; may be repeated. Of: {', '.join(CONTROL_KINDS)}. (default: all)"
+        (), "Control to make; may be repeated (default: all).", choices=CONTROL_KINDS
     )
     seed: int = flag(
         0, "Seed of the noise, the same as of test.py; `noise` takes the next one.", low=0

@@ -337,8 +337,6 @@ def pretrain_clip(options: ClipCommand) -> Path:
     Raises:
         UserError: A bad cohort, too few prompts, or a folder that holds something else.
     """
-    if not options.clip.out:
-        raise UserError("--out is not given; it is the folder for the CLIP.")
     with locked_folder(Path(options.clip.out), "--out"):
         return _pretrain(options)
 

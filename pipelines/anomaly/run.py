@@ -69,10 +69,8 @@ def open_runs(command: AnomalyCommand) -> list[LoadedRun]:
     """Load the runs.
 
     Raises:
-        UserError: No run, or runs of different labels, HU window or voxel size.
+        UserError: Runs of different labels, HU window or voxel size.
     """
-    if not command.runs.name:
-        raise UserError("--name is not given; it names the run that generates.")
     loaded = []
     for name in command.runs.name:
         options = ModelOptions(
@@ -351,8 +349,6 @@ def find_anomalies(command: AnomalyCommand) -> Path:
         UserError: Something that the user gave does not fit.
     """
     scans = command.scans
-    if not scans.out:
-        raise UserError("--out is not given; it is the folder for page, maps and tables.")
     if scans.annotations and not Path(scans.annotations).is_dir():
         raise UserError(
             f"--annotations {scans.annotations} does not exist or is not a folder. Check the path."

@@ -72,8 +72,6 @@ def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
 
 
 def _check_out(name: str, cohort: Cohort) -> Path:
-    if not name:
-        raise UserError("--out is not given; it is the folder for the copy.")
     out = Path(name)
     claim_folder(out, [], overwrite=False)
     if cohort.root.resolve() in [out.resolve(), *out.resolve().parents]:

@@ -61,7 +61,7 @@ from pipelines.run_cohort import (
     load_run_cohort,
 )
 from pipelines.run_words import known_synonyms
-from util.cli import UserError, format_list, path_from_here
+from util.cli import format_list, path_from_here
 from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
@@ -139,8 +139,6 @@ def build_atlas(options: AtlasCommand) -> Path:
     Raises:
         UserError: `out` holds something that must not be replaced, or run and cohort do not serve.
     """
-    if not options.output.out:
-        raise UserError("--out is not given; it is the folder for the atlas.")
     out = Path(options.output.out)
     with locked_folder(out, "--out"), collected_warnings() as notices:
         claim_folder(out, [files.ATLAS_RECORD], options.output.overwrite)

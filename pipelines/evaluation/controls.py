@@ -75,18 +75,10 @@ def make_controls(command: ControlCommand) -> Path:
     """Make the controls; return their folder.
 
     Raises:
-        UserError: An unknown control, or a folder of another run or other flags.
+        UserError: A folder of another run or other flags.
     """
     kinds = command.controls.controls or CONTROL_KINDS
     out = Path(command.controls.OUT)
-    if unknown := [kind for kind in kinds if kind not in CONTROL_KINDS]:
-        raise UserError(
-            f"--controls is {unknown[0]!r}; it must be one of: {', '.join(CONTROL_KINDS)}."
-        )
-    if not command.source.dataroot:
-        raise UserError(
-            "--dataroot is not given; it is the folder of the cohort whose masks and rows are used."
-        )
     with locked_folder(out, "OUT"):
         return _write_controls(command, kinds)
 

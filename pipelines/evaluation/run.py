@@ -143,8 +143,6 @@ def evaluate(options: EvaluateOptions) -> Path:
     Raises:
         UserError: Something that the user gave does not fit.
     """
-    if not options.sets.out:
-        raise UserError("--out is not given; it is the folder for the report.")
     with locked_folder(Path(options.sets.out), "--out"):
         return _write_evaluation(options)
 

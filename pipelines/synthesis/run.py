@@ -348,8 +348,6 @@ def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
 def synthesise_cohort(command: ExpandCommand) -> Path:
     """Generate a synthetic cohort, or this process's share of it; return its folder."""
     e = command.expand
-    if not e.out:
-        raise UserError("--out is not given; it is the folder of the new cohort.")
     with locked_folder(Path(e.out), "--out"), collected_warnings() as notices:
         return _synthesise_share(command, notices)
 

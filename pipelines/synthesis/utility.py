@@ -224,9 +224,6 @@ def measure_utility(command: UtilityCommand) -> dict[str, Any]:
         UserError: Something that the user gave does not fit.
     """
     u = command.utility
-    for flag, value in (("--out", u.out), ("--synthetic", u.synthetic), ("--column", u.column)):
-        if not value:
-            raise UserError(f"{flag} is not given. See --help.")
     device = make_device(u.gpu_ids)
     data = command.data
     check_chest_ct(data, "the classifier of lungs")
