@@ -23,7 +23,6 @@ answer_early(__name__, AcquisitionBenchmarkOptions, __doc__ or "")  # the import
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from data.negative_controls import measure_controls
@@ -66,7 +65,7 @@ def sharpen(scan: PhantomScan, b: AcquisitionBenchmarkOptions, seed: int) -> Pha
 
 def measure_scan(scan: PhantomScan) -> Values:
     """Return the outcomes and the negative controls of a scan."""
-    spacing = voxel_sizes(scan.affine).tolist()
+    spacing = scan.spacing
     outcomes = RegionOutcomes.from_masks(chest_regions(scan.mask, spacing), spacing)
     controls = measure_controls(scan.hu, scan.mask, spacing, airway_label=3)
     return {**outcomes.measure(scan.hu), **control_outcomes(controls)}

@@ -26,7 +26,6 @@ answer_early(__name__, AtlasBenchmarkOptions, __doc__ or "")  # the imports belo
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 from benchmarks.common import encoder_flag, flag_words, train_run
 from benchmarks.report.atlas_page import write_atlas_page
@@ -123,7 +122,7 @@ def true_effect(phantoms: PhantomCohort, column: str, start: str, end: str) -> f
     for case in phantoms.splits["test"]:
         before = phantoms.render(case, {column: start})
         after = phantoms.render(case, {column: end})
-        lungs = chest_regions(before.mask, voxel_sizes(before.affine))["lungs"]
+        lungs = chest_regions(before.mask, before.spacing)["lungs"]
         changes.append((after.hu - before.hu)[lungs].mean())
     return float(np.mean(changes))
 

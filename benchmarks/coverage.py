@@ -27,7 +27,6 @@ answer_early(__name__, CoverageBenchmarkOptions, __doc__ or "")  # the imports b
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 from benchmarks import kinds
 from benchmarks.common import part_of
@@ -119,8 +118,8 @@ def true_effects(cohort: KindsCohort, cases: Sequence[str]) -> dict[str, pd.Data
     changes: dict[str, dict[str, Values]] = {column: {} for column in columns}
     for case in cases:
         scan = cohort.render(case)
-        spacing = voxel_sizes(scan.affine)
-        outcomes = RegionOutcomes.from_masks(chest_regions(scan.mask, spacing), spacing.tolist())
+        regions = chest_regions(scan.mask, scan.spacing)
+        outcomes = RegionOutcomes.from_masks(regions, scan.spacing)
         own = outcomes.measure(np.clip(scan.hu, *WINDOW))
         for column in columns:
             value = cohort.rows[case][column]

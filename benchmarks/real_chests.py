@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from data.cohort import IMAGES, MASKS
@@ -94,7 +93,7 @@ def _deform(case: str, chest: ChestFiles, spacing_mm: float, seed: Sequence[int]
     deformed = deform_plausibly(mask, DeformOptions(), seed, chest.mask)
     moved = apply_deformation(hu, deformed.deformation, order=1)
     # Without a low-pass filter, detail beyond the new grid would return as noise.
-    sigma = [max(0.0, (spacing_mm / side - 1) / 2) for side in voxel_sizes(hu.affine)]
+    sigma = [max(0.0, (spacing_mm / side - 1) / 2) for side in hu.spacing]
     smooth = Volume(ndimage.gaussian_filter(moved, sigma), hu.affine)
     spacing = (spacing_mm,) * 3
     labels = resample(Volume(deformed.labels, mask.affine), spacing=spacing, order=0)
@@ -109,11 +108,10 @@ def _load_cropped(chest: ChestFiles) -> tuple[Volume, Volume]:
     lungs = np.argwhere((mask.array == LEFT) | (mask.array == RIGHT))
     if not len(lungs):
         raise UserError(f"{chest.mask} holds no lung (labels {LEFT}, {RIGHT}). Remove the chest.")
-    sides = voxel_sizes(mask.affine)
-    margin = np.ceil(MARGIN_MM / sides).astype(int)
+    margin = np.ceil(MARGIN_MM / np.array(mask.spacing)).astype(int)
     low = np.maximum(lungs.min(0) - margin, 0)
     box = tuple(slice(a, b) for a, b in zip(low, lungs.max(0) + margin + 1, strict=True))
-    affine = np.diag([*sides, 1.0])
+    affine = np.diag([*mask.spacing, 1.0])
     return (
         Volume(np.ascontiguousarray(hu.array[box], np.float32), affine),
         Volume(np.ascontiguousarray(mask.array[box], np.uint8), affine),

@@ -28,7 +28,6 @@ answer_early(__name__, TextureBenchmarkOptions, __doc__ or "")  # the imports be
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 import test
 from benchmarks.common import flag_words, train_run
@@ -105,7 +104,7 @@ def training_scans(o: TextureBenchmarkOptions, cohort: Path) -> dict[str, float]
         assert sample.image is not None
         lungs = np.isin(sample.labels, data.lung_labels)
         hu = sample.to_hu(sample.image[0])
-        measured.append(lung_metrics(hu, lungs, voxel_sizes(sample.affine)))
+        measured.append(lung_metrics(hu, lungs, sample.spacing))
     return {str(name): float(value) for name, value in pd.DataFrame(measured).mean().items()}
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -77,7 +76,7 @@ def add_body(mask: Volume, scan: Volume | None, body: BodyLabel, source: object)
     labels = mask.array
     if (labels == body.label).any():
         return mask
-    spacing = voxel_sizes(mask.affine)
+    spacing = mask.spacing
     if scan is not None:
         inside = find_body(scan.array, labels > 0, spacing)
     else:
@@ -220,7 +219,7 @@ class BodyShape:
 
 def _distance_around_lungs(mask: Volume, lung_labels: Sequence[int]) -> NDArray[np.float32] | None:
     """Return the distances of `BodyShape` of one case, None without lungs."""
-    sides = voxel_sizes(mask.affine)
+    sides = mask.spacing
     strides = [max(1, round(SHAPE_MM / side)) for side in sides]
     labels = mask.array[tuple(slice(None, None, stride) for stride in strides)]
     lungs = np.isin(labels, lung_labels)

@@ -43,6 +43,12 @@ class Volume:
         """(X, Y, Z)."""
         return as_shape(self.array.shape)
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Sides of a voxel, mm."""
+        x, y, z = voxel_sizes(self.affine).tolist()
+        return x, y, z
+
 
 def as_shape(values: Sequence[Any]) -> Shape:
     """Return three numbers as a tuple of plain ints."""

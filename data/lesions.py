@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -91,7 +91,7 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
     """
     label = _lesion_label(options)
     labels = mask.array
-    sides = voxel_sizes(mask.affine)
+    sides = np.array(mask.spacing)
     volume = np.pi / 6 * options.diameter**3
     count = round(volume / float(np.prod(sides)))
     if count < 1:
@@ -99,7 +99,7 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
             f"--diameter is {options.diameter:g} mm, less than a voxel of {source} "
             f"({' x '.join(f'{side:g}' for side in sides)} mm). Give a larger one."
         )
-    regions = chest_regions(labels, sides, options.lung_labels, options.airway_label)
+    regions = chest_regions(labels, mask.spacing, options.lung_labels, options.airway_label)
     if not {"left_lung", "right_lung"} & set(regions):
         raise UserError(
             f"{source} holds no lung (--lung_labels {','.join(map(str, options.lung_labels))}); "
@@ -168,9 +168,7 @@ def _find_place(
         )
     where = np.logical_and.reduce([regions[name] for name in named])
     free = np.isin(mask.array, options.lung_labels)
-    depth = ndimage.distance_transform_edt(np.pad(free, 1), sampling=voxel_sizes(mask.affine))[
-        1:-1, 1:-1, 1:-1
-    ]
+    depth = ndimage.distance_transform_edt(np.pad(free, 1), sampling=mask.spacing)[1:-1, 1:-1, 1:-1]
     candidates = np.argwhere(where & (depth >= options.diameter / 2))
     if not len(candidates):
         largest = 2 * float(depth[where].max()) if where.any() else 0.0
@@ -267,8 +265,7 @@ def _connected(voxels: Mask, centre: Index) -> Mask:
 def _nearest(mask: Volume, lungs: Sequence[Mask], centre: Index) -> str:
     """Return the nearest lung voxel to a voxel, in mm, for a message."""
     places = np.argwhere(np.logical_or.reduce(list(lungs)))
-    sides = voxel_sizes(mask.affine)
-    nearest = places[np.square((places - centre) * sides).sum(1).argmin()]
+    nearest = places[np.square((places - centre) * mask.spacing).sum(1).argmin()]
     return _format(apply_affine(mask.affine, nearest))
 
 
@@ -296,7 +293,7 @@ def write_lesion(options: LesionOptions) -> Lesion:
     write_like(out, lesion.labels, options.MASK, np.uint8)
     write_csv(table, [KEY, *lesion.row], [{KEY: out.name, **lesion.row}])
     template = load_template(LESION_TEMPLATE, list(lesion.row))
-    millilitres = lesion.voxels.sum() * float(np.prod(voxel_sizes(mask.affine))) / 1000
+    millilitres = lesion.voxels.sum() * float(np.prod(mask.spacing)) / 1000
     log.info(
         "%s: %s of %g mm (%.2f ml), %s, at %s mm (RAS), label %d. In the text: %s",
         out,

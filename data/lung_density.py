@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from data.cache import cache_case, load_case
@@ -66,7 +65,7 @@ def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[st
         return {}
     # Every voxel counts: detail of skipped voxels would be another detail.
     image, mask = scan
-    sides = voxel_sizes(mask.affine).tolist()
+    sides = mask.spacing
     tissue = np.isin(mask.array, (*options.lung_labels, options.airway_label))
     if not tissue.any():
         return {}
@@ -93,7 +92,7 @@ def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, fl
     if scan is None:
         return {}
     image, mask = scan
-    sides = voxel_sizes(mask.affine)
+    sides = mask.spacing
     strides = [max(1, round(COARSE_MM / side)) for side in sides]
     sparse = tuple(slice(None, None, stride) for stride in strides)
     spacing = [side * stride for side, stride in zip(sides, strides, strict=True)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from torch.utils.data import Dataset
 
 from data.cache import load_case
@@ -45,6 +46,12 @@ class VolumeSample:
     def name(self) -> str:
         """The case's id."""
         return self.case.id
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Sides of a voxel, mm."""
+        x, y, z = voxel_sizes(self.affine).tolist()
+        return x, y, z
 
     def mask_input(self, device: torch.device) -> LabelInput:
         """Return the mask, one-hot `(1, K, X, Y, Z)`, as boxes on a device."""

@@ -76,6 +76,12 @@ class VolumeHeader:
     affine: np.ndarray
     source_affine: np.ndarray
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Sides of a voxel, mm."""
+        x, y, z = voxel_sizes(self.affine).tolist()
+        return x, y, z
+
 
 def has_suffix(name: str) -> bool:
     """Return whether a file name ends as a volume's does."""

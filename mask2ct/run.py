@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.body import BodyLabel
@@ -110,7 +109,7 @@ class Run:
         first, second = (self._hu(sample, prompt, seed) for prompt in (prompt_a, prompt_b))
         difference = second - first
         data = self._loaded.options.data
-        spacing = voxel_sizes(sample.affine)
+        spacing = sample.spacing
         masks = regions_of(sample.labels, spacing, data)
         before, after = (statistics_by_region(hu, masks, spacing) for hu in (first, second))
         draws = [region_effects(difference, before, after, masks)]

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.dicom_export import DicomStudy
@@ -147,7 +146,7 @@ class Volume:
 
     def _figure(self) -> Figure:
         """Draw the middle axial, coronal and sagittal slice, as radiologists see them."""
-        spacing = voxel_sizes(read_header(self.mask).affine)
+        spacing = read_header(self.mask).spacing
         settings: dict[str, Any] = {"cmap": "gray", "vmin": LUNG[0], "vmax": LUNG[1]}
         if self.kind == "difference":
             limit = self._difference_limit()

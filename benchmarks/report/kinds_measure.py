@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.phantom.cohort import PhantomScan
@@ -47,7 +46,7 @@ class CaseStatistics:
         self._generate = generate
         scan = cohort.render(case)
         self._masks = region_masks(scan, cohort.chest(case).airway_distance)
-        self._spacing = voxel_sizes(scan.affine)
+        self._spacing = scan.spacing
         self._true: dict[tuple[str, ...], Statistics] = {}
         self._generated: dict[tuple[tuple[str, ...], int], Statistics] = {}
 
@@ -75,7 +74,7 @@ class CaseStatistics:
 
 def region_masks(scan: PhantomScan, airway_distance: Hu) -> dict[str, Mask]:
     """Return the regions that are measured: `REGIONS`, near_airways, and body without lungs."""
-    masks = chest_regions(scan.mask, voxel_sizes(scan.affine))
+    masks = chest_regions(scan.mask, scan.spacing)
     tissues = {name: masks[name] for name in ("airway", "outside") if name in masks}
     selected = {name: masks[name] for name in REGIONS if name in masks} | tissues
     selected["near_airways"] = masks["lungs"] & (airway_distance < NEAR_AIRWAYS_MM)
@@ -148,7 +147,7 @@ def measure_texture(cohort: KindsCohort, generate: Generate) -> dict[str, float]
     real: list[dict[str, float]] = []
     for case in cohort.splits["test"]:
         scan = cohort.render(case)
-        spacing = voxel_sizes(scan.affine)
+        spacing = scan.spacing
         lungs = chest_regions(scan.mask, spacing)["lungs"]
         first, second = (generate(case, cohort.rows[case], draw) for draw in (0, 1))
         means.append(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
@@ -58,7 +57,7 @@ def true_effects(phantoms: PhantomCohort, effects: pd.DataFrame) -> pd.DataFrame
         case, column, start, end = map(str, keys)
         before = phantoms.render(case, {column: start})
         after = phantoms.render(case, {column: end})
-        masks = chest_regions(before.mask, voxel_sizes(before.affine))
+        masks = chest_regions(before.mask, before.spacing)
         for row in part.to_dict("records"):
             region = row["region"]
             if region in REGIONS and region in masks:
@@ -158,7 +157,7 @@ def region_means(cohort: Path, case: str) -> dict[str, float]:
     """Return the mean HU of a scan in each region of `REGIONS`."""
     scan = load_volume(cohort / "img" / f"{case}.nii.gz")
     mask = load_volume(cohort / "gtlung" / f"{case}.nii.gz")
-    masks = chest_regions(mask.array, voxel_sizes(mask.affine))
+    masks = chest_regions(mask.array, mask.spacing)
     return {name: float(scan.array[masks[name]].mean()) for name in REGIONS if name in masks}
 
 

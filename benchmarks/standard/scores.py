@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from nibabel.affines import voxel_sizes
 
 from benchmarks.report.effects_tables import markdown_table
 from benchmarks.report.kinds_measure import measure_effects, measure_texture
@@ -107,10 +106,9 @@ def score_masks(standard: StandardSet, reader: VolumeReader) -> dict[str, float]
     true: list[float] = []
     for case, hu in reader.own_volumes():
         scan = standard.cohort.render(case)
-        spacing = [float(side) for side in voxel_sizes(scan.affine)]
         for values, volume in ((generated, hu), (true, scan.hu)):
             lungs = threshold_lungs(Volume(volume, scan.affine))
-            values.append(overlap(scan.mask, lungs, spacing)["dice_lungs"])
+            values.append(overlap(scan.mask, lungs, scan.spacing)["dice_lungs"])
     return {"dice": float(np.nanmean(generated)), "dice of scans": float(np.nanmean(true))}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from data.checks.intensities import hu_facts, image_problems, intensity_warnings
 from data.checks.masks import grid_problems, mask_labels, mask_problems
@@ -69,7 +68,7 @@ def measure_case(files: tuple[Path | None, Path], lung_labels: Sequence[int]) ->
         mask = load_checked(mask_path)
         facts["labels"] = mask_labels(mask.volume.array)
         facts["warnings"] += mask.warnings
-        facts["spacing"] = voxel_sizes(mask.volume.affine).tolist()
+        facts["spacing"] = list(mask.volume.spacing)
         if image_path is None:
             return facts
         image = load_checked(image_path)

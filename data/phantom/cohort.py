@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -57,6 +58,12 @@ class PhantomScan:
     hu: NDArray[np.float32]
     mask: NDArray[np.uint8]
     affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Sides of a voxel, mm."""
+        x, y, z = voxel_sizes(self.affine).tolist()
+        return x, y, z
 
 
 @dataclass(frozen=True)

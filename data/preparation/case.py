@@ -16,7 +16,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -335,7 +334,7 @@ def _resample_scan(volume: Volume, spacing: Sequence[float] | None) -> Volume:
     if spacing is None:
         return volume
     array = volume.array
-    for axis, factor in enumerate(np.asarray(spacing) / voxel_sizes(volume.affine)):
+    for axis, factor in enumerate(np.asarray(spacing) / volume.spacing):
         if factor > MIN_COARSENING:
             # As wide at half its height as a new voxel, together with the old voxel.
             array = _smooth(array, axis, float(np.sqrt(factor**2 - 1) / FWHM_PER_SIGMA))

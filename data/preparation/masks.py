@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -64,7 +63,7 @@ def threshold_lungs(scan: Volume) -> NDArray[np.uint8]:
 
     Small voxels are averaged first.
     """
-    spacing = voxel_sizes(scan.affine)
+    spacing = scan.spacing
     factors = [max(1, int(WORKING_MM / size)) for size in spacing]
     coarse = shrink(scan.array, factors, average=True)
     x, y, z = (float(size * factor) for size, factor in zip(spacing, factors, strict=True))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.geometry import Volume
@@ -65,10 +64,9 @@ class CaseView:
 
 def draw_montage(path: Path, scan: Volume, mask: NDArray[Any], window: Window = LUNG) -> None:
     """Write the montage of a case as PNG (see `util.web.outlines.outlined_montage`)."""
-    spacing = voxel_sizes(scan.affine)
     with atomic_path(path) as temporary:
         content = _lungs(mask)
-        temporary.write_bytes(outlined_montage(scan.array, mask, content, spacing, window))
+        temporary.write_bytes(outlined_montage(scan.array, mask, content, scan.spacing, window))
 
 
 def write_slices(folder: Path, case: str, scan: Volume, mask: NDArray[Any]) -> CaseView:
@@ -85,7 +83,7 @@ def write_slices(folder: Path, case: str, scan: Volume, mask: NDArray[Any]) -> C
         f"{case}/{SCAN}": write_volume(folder, f"{case}/{SCAN}", scan.array, "ct", CT_STEP_HU),
         f"{case}/{MASK}": write_volume(folder, f"{case}/{MASK}", mask, "mask"),
     }
-    return CaseView(PageGrid.around(_lungs(mask), voxel_sizes(scan.affine)), volumes)
+    return CaseView(PageGrid.around(_lungs(mask), scan.spacing), volumes)
 
 
 def remove_slices(folder: Path, case: str) -> None:

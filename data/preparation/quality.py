@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from skimage.measure import label
 
@@ -47,12 +46,12 @@ def measure_labels(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
 
 def _label_ml(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, float]:
     counts = _counts(mask, (0, 255))
-    voxel_ml = float(np.prod(voxel_sizes(scan.affine))) / 1000
+    voxel_ml = float(np.prod(scan.spacing)) / 1000
     return {str(k): round(counts[k] * voxel_ml, 3) for k in np.flatnonzero(counts) if k}
 
 
 def _geometry(scan: Volume, mask: NDArray[np.uint8]) -> dict[str, Any]:
-    spacing = voxel_sizes(scan.affine)
+    spacing = scan.spacing
     return {
         "shape": [int(n) for n in scan.shape],
         "spacing_mm": [round(float(size), 4) for size in spacing],
@@ -83,8 +82,7 @@ def measure_case(
             **dict.fromkeys(LUNG_MEASURES),
             "label_ml": _label_ml(scan, mask),
         }
-    spacing = voxel_sizes(scan.affine)
-    voxel_ml = float(np.prod(spacing)) / 1000
+    voxel_ml = float(np.prod(scan.spacing)) / 1000
     lungs = (mask == LEFT) | (mask == RIGHT)
     side_edges, end_edges = _edge_shares(lungs)
     measures: dict[str, Any] = {

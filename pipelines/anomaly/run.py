@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.checks.masks import check_labels_known
@@ -172,7 +171,7 @@ class ExpectationModel:
                 f"{case.mask} holds no lung (labels {self.data.lung_labels}), so nothing can be "
                 "judged. Correct it, or train with --lung_labels."
             )
-        x, y, z = (float(side) for side in voxel_sizes(sample.affine))
+        x, y, z = sample.spacing
         real = sample.to_hu(sample.image[0])
         annotated = self._read_annotations(case, sample)
         return ScanComparison(case.id, real, mean, sd, lungs, (x, y, z), annotated)

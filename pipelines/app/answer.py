@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from data.text.counterfactuals import Intervention, Variant
 from data.volume_dataset import VolumeSample
@@ -228,7 +227,7 @@ def _panels(
     sample: VolumeSample, volumes: Mapping[str, Hu], texts: AskedText, control: Hu | None
 ) -> list[Panel]:
     """Return the volumes as a page shows them."""
-    spacing = voxel_sizes(sample.affine)
+    spacing = sample.spacing
     column, before, after = texts.contrast
     panels = []
     if "real" in volumes:

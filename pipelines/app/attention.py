@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from dominate import tags
-from nibabel.affines import voxel_sizes
 
 from models.attention_maps import PhraseMap, phrase_maps
 from pipelines.app.answer import AnswerDesk
@@ -46,7 +45,7 @@ def attention_page(desk: AnswerDesk, question: Question, progress: GenerationPro
         plan = desk.session.question_plan(asked, progress.tile_counter())
         maps = phrase_maps(plan.run.generator, answer.sample, answer.texts.a.texts)
     inside = answer.sample.inside
-    spacing = voxel_sizes(answer.sample.affine)
+    spacing = answer.sample.spacing
     panels = [Panel("A", "ct", answer.volumes["a"], spacing)]
     panels += [_panel(one, inside, spacing) for one in maps]
     mask = Panel("mask", "mask", answer.sample.labels, spacing)

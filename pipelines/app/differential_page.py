@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 from dominate import tags
-from nibabel.affines import voxel_sizes
 
 from data.text.counterfactuals import Variant
 from data.volume_dataset import VolumeSample
@@ -107,7 +106,7 @@ def write_page(folder: Path, content: DifferentialContent) -> Path:
 
 def _panels(content: DifferentialContent) -> list[Panel]:
     """Return the volumes, then the difference of each value from the own text, then the mask."""
-    spacing = voxel_sizes(content.sample.affine)
+    spacing = content.sample.spacing
     own, *others = content.variants
     volumes = {
         variant.value: Panel(variant.value, "ct", content.volumes[variant.value], spacing)

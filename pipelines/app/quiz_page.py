@@ -10,7 +10,6 @@ from typing import Any
 
 import gradio as gr
 from dominate import tags
-from nibabel.affines import voxel_sizes
 
 from pipelines.app.answer import Answer, AnswerDesk
 from pipelines.app.controls import NETWORK, PROGRESS, frame_of, shown_errors, shown_progress
@@ -61,7 +60,7 @@ class Progress:
 
 def write_question_page(folder: Path, item: QuizItem, answer: Answer) -> Path:
     """Write the page with the two pictures of a question; return the file."""
-    spacing = voxel_sizes(answer.sample.affine)
+    spacing = answer.sample.spacing
     first, second = pictures(item, answer)
     kind = "real scan" if item.shown == "real" else "generated chest"
     panels = [

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.body import BodyLabel
@@ -232,7 +231,7 @@ class AppSession:
         """Read a case; the last ones are kept."""
         if name not in self._open:
             sample = run_samples(self.run, [self.case(name)], self.plan.data)[0]
-            regions = regions_of(sample.labels, voxel_sizes(sample.affine), self.plan.data)
+            regions = regions_of(sample.labels, sample.spacing, self.plan.data)
             self._open[name] = OpenCase(sample, regions)
             while len(self._open) > KEPT_SAMPLES:
                 self._open.popitem(last=False)

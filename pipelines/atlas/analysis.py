@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 from data.cache import load_case, load_mask
 from data.cohort import Case
@@ -81,7 +80,7 @@ def measure_masks(study: AtlasStudy) -> RealScans:
 
     def measure(case: Case) -> Values:
         mask = load_mask(case)
-        spacing = voxel_sizes(mask.affine).tolist()
+        spacing = mask.spacing
         if not data.terms.is_ct:
             return region_shapes(label_regions(mask.array, data.lung_labels), spacing)
         return measure_shape(mask.array, spacing, data.lung_labels, data.airway_label)
@@ -114,8 +113,7 @@ def _measure_controls(case: Case, study: AtlasStudy) -> Values:
     scan, mask = load_case(case, None)
     assert scan is not None
     airway, labels = study.plan.data.airway_label, study.control_labels
-    spacing = voxel_sizes(scan.affine).tolist()
-    return control_outcomes(measure_controls(scan.array, mask.array, spacing, airway, labels))
+    return control_outcomes(measure_controls(scan.array, mask.array, scan.spacing, airway, labels))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 from data.cache import load_case
 from data.cohort import Case
@@ -55,13 +54,13 @@ class CasePageWriter:
         self.prompt = factual["prompt"]
         self.volume_files = {FACTUAL: factual["file"]}
         scan, mask = load_case(case, None)
-        self.spacing = voxel_sizes(mask.affine)
+        self.spacing = mask.spacing
         data = study.plan.data
         self.voxels = CaseVoxels(
             files.folder / "web" / self.page,
             mask.array,
             self.spacing,
-            regions_of(mask.array, self.spacing.tolist(), data),
+            regions_of(mask.array, self.spacing, data),
             self._volume(FACTUAL),
             data.terms,
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.regions import regions_of
@@ -89,14 +88,12 @@ class MeasurementPlan:
 
     def regions(self, sample: VolumeSample) -> dict[str, NDArray[np.bool_]]:
         """Return the regions of a case, each `(X, Y, Z)`."""
-        spacing = voxel_sizes(sample.affine)
-        return regions_of(sample.labels, spacing, self.data)
+        return regions_of(sample.labels, sample.spacing, self.data)
 
     def outcomes(self, sample: VolumeSample, volume: Hu) -> RegionOutcomes:
         """Return what measures the volumes of a case, of which one shows where its vessels are."""
         regions = self.regions(sample)
-        spacing = voxel_sizes(sample.affine).tolist()
-        outcomes = RegionOutcomes.from_masks(regions, spacing, self.data.terms)
+        outcomes = RegionOutcomes.from_masks(regions, sample.spacing, self.data.terms)
         return outcomes.without_vessels(regions, volume) if self.without_vessels else outcomes
 
 
@@ -373,4 +370,4 @@ def real_outcomes(sample: VolumeSample, plan: MeasurementPlan) -> Values | None:
 def lung_volume_ml(sample: VolumeSample, lung_labels: Sequence[int]) -> float:
     """Return the volume of the lungs, ml."""
     voxels = np.isin(sample.labels, lung_labels).sum()
-    return float(voxels * np.prod(voxel_sizes(sample.affine)) / 1000)
+    return float(voxels * np.prod(sample.spacing) / 1000)

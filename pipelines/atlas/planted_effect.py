@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
 from data.load_cohort import load_cohort
@@ -143,7 +142,7 @@ class _CohortCopy:
 
     def _region(self, case: Case) -> np.ndarray:
         data, mask = self.data, load_volume(case.mask)
-        masks = regions_of(mask.array, voxel_sizes(mask.affine).tolist(), data)
+        masks = regions_of(mask.array, mask.spacing, data)
         if self.options.region not in masks:
             raise UserError(
                 f"{case.mask} has no voxel in --region {self.options.region}. Choose another "

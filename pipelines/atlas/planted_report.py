@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 from data.cache import load_case
 from data.regions import regions_of
@@ -91,6 +90,6 @@ def _mean_shares(study: AtlasStudy, planted_region: str) -> dict[str, float]:
     shares = []
     for case in study.cases:
         mask = load_case(case, data.spacing)[1]
-        masks = regions_of(mask.array, voxel_sizes(mask.affine).tolist(), data)
+        masks = regions_of(mask.array, mask.spacing, data)
         shares.append(planted_share(masks, planted_region))
     return {str(region): float(mean) for region, mean in pd.DataFrame(shares).mean().items()}

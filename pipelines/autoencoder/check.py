@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.volume_dataset import VolumeSample
@@ -133,8 +132,7 @@ def reconstructions(
 def measure(sample: VolumeSample, scan: Hu, result: Hu, data: DataOptions) -> list[dict[str, Any]]:
     """Return error, density and texture of a reconstruction beside the scan's."""
     lungs = np.isin(sample.labels, data.lung_labels)
-    sides = [float(side) for side in voxel_sizes(sample.affine)]
-    return metric_rows(sample.name, result, scan, lungs, data.hu_window, sides)
+    return metric_rows(sample.name, result, scan, lungs, data.hu_window, sample.spacing)
 
 
 def check_reconstruction(
@@ -180,7 +178,7 @@ def write_check_page(
     for sample, scan, result in cases:
         rows += measure(sample, scan, result, data)
         clipped = np.clip(scan, *data.hu_window)
-        sides = [float(side) for side in voxel_sizes(sample.affine)]
+        sides = sample.spacing
         before = Panel("scan", "ct", clipped, sides, role="real")
         panels = [
             before,

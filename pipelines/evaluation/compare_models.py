@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from dominate import tags
-from nibabel.affines import voxel_sizes
 
 from models.inference import VolumeGenerator
 from options.base_options import DataOptions
@@ -153,9 +152,8 @@ def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
     similarities = []
     differences = []
     correlations = []
-    spacing = voxel_sizes(sample.affine)
     for one, two in combinations(volumes, 2):
-        correlations.append(detail_correlation(one, two, lungs, spacing))
+        correlations.append(detail_correlation(one, two, lungs, sample.spacing))
         similarities.append(ms_ssim(one, two, plan.data.hu_window))
         differences.append(np.abs(one - two)[lungs].mean())
     return {

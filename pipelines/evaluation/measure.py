@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -167,7 +166,7 @@ class VolumeMeasurer:
         grid = self.grid
         volume = file.load()
         hu = np.clip(volume.array.astype(np.float32), *grid.window)
-        spacing = [float(side) for side in voxel_sizes(volume.affine)]
+        spacing = volume.spacing
         overlaps: dict[str, float] = {}
         if file.mask is None:
             labels = _segment(volume, segmented)

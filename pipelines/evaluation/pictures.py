@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from sklearn.metrics.pairwise import euclidean_distances
 
 from data.geometry import Volume, grid_with_spacing, grids_match, resample
@@ -175,7 +174,7 @@ def _write_pair(web: Path, key: str, pair: Pair) -> PicturedPair:
     )
     if not on_one_grid:
         scan = _on_box_of(volume, scan)
-    sides = [float(side) for side in voxel_sizes(volume.affine)]
+    sides = volume.spacing
     real = Panel(f"{pair.scan_title} {pair.scan.case}", "ct", scan.array, sides)
     panels = [real, Panel(f"synthetic {pair.synthetic.case}", "ct", volume.array, sides)]
     limit = 0.0
@@ -195,7 +194,7 @@ def _write_pair(web: Path, key: str, pair: Pair) -> PicturedPair:
 
 def _on_box_of(volume: Volume, scan: Volume) -> Volume:
     """Return a scan in the voxels of a volume, both around their centres."""
-    shape, affine = grid_with_spacing(scan.shape, scan.affine, voxel_sizes(volume.affine))
+    shape, affine = grid_with_spacing(scan.shape, scan.affine, volume.spacing)
     shift = (np.asarray(shape) - np.asarray(volume.shape)) / 2
     affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ shift

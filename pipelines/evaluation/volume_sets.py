@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from data.checks.cohort import hu_outlier_warnings
 from data.checks.intensities import image_facts, image_problems, intensity_warnings
@@ -209,13 +208,13 @@ def with_masks(volumes: VolumeSet, source: VolumeSet) -> VolumeSet:
 
 def median_spacing(volumes: VolumeSet) -> np.ndarray:
     """Return the median voxel size `(3,)` in mm, from the headers."""
-    return np.median([voxel_sizes(read_header(file.path).affine) for file in volumes.files], axis=0)
+    return np.median([read_header(file.path).spacing for file in volumes.files], axis=0)
 
 
 def median_extent(volumes: VolumeSet) -> np.ndarray:
     """Return the median size `(3,)` of the volumes in mm."""
     headers = [read_header(file.path) for file in volumes.files]
-    return np.median([voxel_sizes(h.affine) * h.shape for h in headers], axis=0)
+    return np.median([np.multiply(h.spacing, h.shape) for h in headers], axis=0)
 
 
 def set_facts(
@@ -353,10 +352,9 @@ def on_grid(volume: Volume, spacing: float, extent: Sequence[float], order: int 
         extent: Size of the box in mm.
         order: 1 for linear interpolation, 0 for labels.
     """
-    sides = voxel_sizes(volume.affine)
     shape: Shape = tuple(max(4, round(e / spacing)) for e in extent)  # type: ignore[assignment]
     affine = volume.affine.copy()
-    affine[:3, :3] = volume.affine[:3, :3] * (spacing / sides)
+    affine[:3, :3] = volume.affine[:3, :3] * (spacing / np.array(volume.spacing))
     centre = volume.affine[:3, :3] @ ((np.asarray(volume.shape) - 1) / 2) + volume.affine[:3, 3]
     affine[:3, 3] = centre - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
     return resample(volume, grid=(shape, affine), order=order)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.cohort import Case, Cohort
@@ -50,7 +49,7 @@ class _CaseInputs:
             plan.variants(sample.case),
             plan.scan(sample),
             None if sample.image is None else sample.to_hu(sample.image[0]),
-            regions_of(sample.labels, voxel_sizes(sample.affine), plan.data),
+            regions_of(sample.labels, sample.spacing, plan.data),
         )
 
     @property
@@ -129,7 +128,7 @@ class _FactualMetrics:
 def _measure(plan: GenerationPlan, inputs: _CaseInputs, factual: Hu) -> _FactualMetrics:
     """Compare the factual volume with the scan and with other noise, and check the edits."""
     sample, real = inputs.sample, inputs.real
-    spacing = voxel_sizes(sample.affine)
+    spacing = sample.spacing
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     correlation = _noise_correlation(plan, sample, inputs.factual, factual, lungs)
     window = plan.data.hu_window
@@ -175,7 +174,6 @@ def effects_over_draws(
         volumes: Their volumes of the first noise, by value.
         masks: The regions.
     """
-    spacing = voxel_sizes(sample.affine)
     pairs = variant_pairs(group)
     draws: list[list[dict[str, dict[str, float]]]] = [[] for _ in pairs]
     other_noise: Mapping[str, Hu] = {}
@@ -186,7 +184,8 @@ def effects_over_draws(
         if number == 1:
             other_noise = volumes
         statistics = {
-            value: statistics_by_region(volume, masks, spacing) for value, volume in volumes.items()
+            value: statistics_by_region(volume, masks, sample.spacing)
+            for value, volume in volumes.items()
         }
         for (first, second), by_draw in zip(pairs, draws, strict=True):
             difference = _difference(volumes, first, second)
@@ -203,14 +202,13 @@ def _noise_correlation(
     plan: GenerationPlan, sample: VolumeSample, prompt: Prompt, first: Hu, lungs: NDArray[np.bool_]
 ) -> float | None:
     """Return the mean correlation of the detail of each further draw with the first volume's."""
-    spacing = voxel_sizes(sample.affine)
     draws = range(1, plan.draws)
     if not draws or not lungs.any():
         return None
     correlations = []
     for number in draws:
         volume = plan.generate(sample, prompt, draw=number)
-        correlations.append(detail_correlation(first, volume, lungs, spacing))
+        correlations.append(detail_correlation(first, volume, lungs, sample.spacing))
     return float(np.mean(correlations))
 
 

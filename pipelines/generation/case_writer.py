@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.cohort import Cohort
@@ -202,7 +201,7 @@ class CaseWriter:
 
     def panel(self, title: str, kind: Kind, array: NDArray[Any], file: str | None = None) -> Panel:
         """Return a volume of the case as a panel of a page."""
-        return Panel(title, kind, array, voxel_sizes(self.sample.affine), file)
+        return Panel(title, kind, array, self.sample.spacing, file)
 
     def _write_ct(self, hu: Hu, name: str, title: str, values: Mapping[str, str]) -> None:
         """Write HU on the model's grid as NIfTI, and as DICOM where it is asked for."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nibabel.affines import voxel_sizes
-
 from data.cohort import IMAGES
 from data.geometry import Volume
 from data.intensity import IntensityScale
@@ -81,4 +79,4 @@ def result_panel(results: Path, row: dict[str, str]) -> Panel:
 
 
 def _panel(volume: Volume, kind: str, title: str) -> Panel:
-    return Panel(title, kind, volume.array, voxel_sizes(volume.affine))  # type: ignore[arg-type]
+    return Panel(title, kind, volume.array, volume.spacing)  # type: ignore[arg-type]

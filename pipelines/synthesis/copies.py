@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.cohort import Case
@@ -128,4 +127,4 @@ class CopySearch:
 
 
 def _detail(hu: Volume, labels: NDArray[np.integer], lungs: Sequence[int]) -> NDArray[np.float32]:
-    return detail_vector(hu.array, voxel_sizes(hu.affine), np.isin(labels, lungs))
+    return detail_vector(hu.array, hu.spacing, np.isin(labels, lungs))

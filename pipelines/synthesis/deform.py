@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -34,7 +33,7 @@ class DeformedMask:
 def _to_image(volume: Volume) -> sitk.Image:
     """Return a volume in its own frame of mm, whatever its orientation in the world."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
-    image.SetSpacing(voxel_sizes(volume.affine).tolist())
+    image.SetSpacing(volume.spacing)
     return image
 
 
@@ -43,7 +42,7 @@ def random_deformation(
 ) -> sitk.Transform:
     """Return a random smooth map over a volume's extent, in mm, that folds nowhere."""
     image = _to_image(mask)
-    extent = np.array(mask.shape) * voxel_sizes(mask.affine)
+    extent = np.array(mask.shape) * mask.spacing
     mesh = np.maximum(1, extent // options.node_mm).astype(int)
     elastic = sitk.BSplineTransformInitializer(image, mesh.tolist())
     reach = np.minimum(options.elastic_mm, MAX_NODE_SHIFT * extent / mesh)

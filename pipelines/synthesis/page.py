@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 
 from data.cohort import IMAGES, MASKS
 from data.geometry import resample
@@ -124,7 +123,7 @@ def _panels(folder: Path, case: PlannedCase, masks: str) -> list[Panel]:
     name = f"{case.id}.nii.gz"
     volume = load_volume(folder / IMAGES / name)
     mask = load_volume(folder / MASKS / name).array
-    sides = [float(side) for side in voxel_sizes(volume.affine)]
+    sides = volume.spacing
     panels = []
     if case.source.image is not None:
         grid = (volume.shape, volume.affine)
@@ -144,7 +143,7 @@ def _edit_panels(folder: Path, case: PlannedCase) -> list[Panel]:
     name = f"{case.id}.nii.gz"
     edited = load_volume(folder / IMAGES / name)
     mask = load_volume(folder / MASKS / name).array.astype(np.uint8)
-    sides = [float(side) for side in voxel_sizes(edited.affine)]
+    sides = edited.spacing
     assert case.source.image is not None
     scan = load_volume(case.source.image).array
     change = edited.array.astype(np.float32) - scan

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.covariance import LedoitWolf
@@ -82,10 +81,9 @@ class Frame:
         reach = np.zeros(3)
         finest = np.inf
         for mask in masks:
-            sides = voxel_sizes(mask.affine)
-            points = np.argwhere(np.isin(mask.array, labels.all)) * sides
+            points = np.argwhere(np.isin(mask.array, labels.all)) * mask.spacing
             reach = np.maximum(reach, np.abs(points - lung_centre(mask, labels)).max(0))
-            finest = min(finest, float(sides.min()))
+            finest = min(finest, *mask.spacing)
         extent = 2 * (reach + MARGIN_MM)
         spacing = max(float(extent.max()) / MAX_SIDE, finest)
         x, y, z = (int(np.ceil(side / spacing)) for side in extent)
@@ -125,12 +123,12 @@ def lung_centre(mask: Volume, labels: MaskLabels) -> NDArray[np.float64]:
     """Return the centre of the lungs in mm along the axes of a mask, `(3,)`."""
     lungs = np.isin(mask.array, labels.lungs)
     inside = lungs if lungs.any() else mask.array > 0
-    return np.asarray(ndimage.center_of_mass(inside)) * voxel_sizes(mask.affine)
+    return np.asarray(ndimage.center_of_mass(inside)) * mask.spacing
 
 
 def signed_distances(mask: Volume, labels: MaskLabels, frame: Frame) -> Array:
     """Return `(K, X, Y, Z)` distances to each label's surface in the frame, mm, negative inside."""
-    sides = voxel_sizes(mask.affine)
+    sides = np.array(mask.spacing)
     centre = lung_centre(mask, labels)
     maps = []
     for label in labels.all:
@@ -374,7 +372,7 @@ class ShapeModel:
         nearest = self._nearest(keep_largest_pieces(raw))
         if nearest.copied:
             problems.append(f"as close to the mask of {nearest.case} as a copy of it")
-        sides = voxel_sizes(source.affine)
+        sides = np.array(source.spacing)
         centre = lung_centre(source, self.labels)
         on_grid = [self.frame.sample_back(one, _shape(source), sides, centre) for one in distances]
         labels = keep_largest_pieces(compose(np.stack(on_grid), levels, self.labels))
@@ -427,7 +425,7 @@ def _shape(mask: Volume) -> Shape:
 
 
 def _log_volumes(mask: Volume, labels: MaskLabels) -> list[float]:
-    voxel = float(np.prod(voxel_sizes(mask.affine))) / 1000
+    voxel = float(np.prod(mask.spacing)) / 1000
     counts = [max(int((mask.array == label).sum()), 1) for label in labels.all]
     return [float(np.log(count * voxel)) for count in counts]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -161,8 +160,7 @@ class Validation:
 
     def _noise_correlation(self, case: ValidationCase, volume: np.ndarray) -> float:
         other = self._generate(case, [case.prompt], f"{case.sample.name}, other noise")[0]
-        spacing = voxel_sizes(case.sample.affine)
-        return detail_correlation(volume, other, self._lungs(case), spacing)
+        return detail_correlation(volume, other, self._lungs(case), case.sample.spacing)
 
     def _lungs(self, case: ValidationCase) -> NDArray[np.bool_]:
         return np.isin(case.sample.labels, self.data.lung_labels)
@@ -175,7 +173,7 @@ class Validation:
         lungs = self._lungs(case)
         metrics = fidelity_by_region(volume, real, {"lungs": lungs}, self.data.hu_window)["lungs"]
         metrics["mean_error_hu"] = float((volume - real)[lungs].mean())
-        ratio = detail_ratio(volume, real, lungs, voxel_sizes(case.sample.affine))
+        ratio = detail_ratio(volume, real, lungs, case.sample.spacing)
         if ratio is not None:
             metrics["detail_ratio"] = ratio
         named = {f"lung_{name}": value for name, value in metrics.items()}
@@ -190,7 +188,7 @@ class Validation:
         sample = case.sample
         assert sample.image is not None
         real = sample.to_hu(sample.image[0])
-        spacing = voxel_sizes(sample.affine)
+        spacing = sample.spacing
         panels = [
             Panel("real scan", "ct", real, spacing),
             Panel("generated", "ct", volume, spacing),

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from data.phantom.kinds.chest import Chest
@@ -48,9 +47,8 @@ class StandardCase:
     def chest(self) -> Chest:
         """The mask with its maps of place; the voxels of its CT are 0."""
         mask = load_volume(self.mask_file)
-        x, y, z = (float(side) for side in voxel_sizes(mask.affine))
         labels = mask.array.astype(np.uint8)
-        return Chest.from_scan(np.zeros(labels.shape, np.float32), labels, (x, y, z))
+        return Chest.from_scan(np.zeros(labels.shape, np.float32), labels, mask.spacing)
 
 
 def read_cases(folder: Path) -> list[StandardCase]:

@@ -17,7 +17,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -165,9 +164,8 @@ class KindsCohort:
 def _load_chest(root: Path, case: str) -> tuple[Chest, NDArray[np.float64]]:
     hu = load_volume(root / CLEAN / f"{case}.nii.gz")
     mask = load_volume(root / MASKS / f"{case}.nii.gz")
-    x, y, z = (float(side) for side in voxel_sizes(hu.affine))
     labels = mask.array.astype(np.uint8)
-    return Chest.from_scan(hu.array.astype(np.float32), labels, (x, y, z)), hu.affine
+    return Chest.from_scan(hu.array.astype(np.float32), labels, hu.spacing), hu.affine
 
 
 def phantom_chests(

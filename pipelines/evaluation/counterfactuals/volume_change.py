@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from data.geometry import grids_match
 from data.integrity import volume_fingerprint
@@ -54,7 +53,6 @@ def _difference(
         return nothing
     pair = [np.clip(v.array.astype(np.float32), *grid.window) for v in (volume, start)]
     change = np.abs(pair[0] - pair[1])
-    spacing = [float(side) for side in voxel_sizes(start.affine)]
-    regions = grid.regions(load_mask(mask, start).array, spacing)
+    regions = grid.regions(load_mask(mask, start).array, start.spacing)
     means = {r: np.array(change[regions[r]].mean()) for r in (LUNGS, OUTSIDE) if r in regions}
     return nothing | means
