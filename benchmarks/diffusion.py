@@ -1,12 +1,14 @@
 """Compare effects and edits of a diffusion run with the effects planted in phantoms.
 
-Effects are measured with few and with many sampling steps; edits are made of real (phantom) scans.
+Effects, texture and processor seconds are measured with few and with many sampling steps; edits are
+made of real (phantom) scans.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +29,13 @@ from benchmarks.report.planted_truth import VARIED, effect_metrics, true_effects
 from data.phantom.cohort import PhantomCohort
 from options.diffusion_options import EditOptions, SamplingOptions
 from options.test_options import InterventionOptions, OutputOptions, TestOptions
+from pipelines.generation.plan import open_plan, open_run
 from util.cli import UserError, run_command
 from util.files import write_json
 
 log = logging.getLogger(__name__)
+
+SECONDS_ASKED = 3.0  # of processors, for a volume of 64x64x48
 
 
 def generate_results(
@@ -41,7 +46,7 @@ def generate_results(
     columns = o.benchmark.columns or tuple(VARIED)
     varied = tuple(f"{column}={','.join(VARIED[column])}" for column in columns)
     output = OutputOptions(results_dir=out, overwrite=True, page=edit.edit_real)
-    intervention = InterventionOptions(vary=varied)
+    intervention = InterventionOptions(vary=varied, draws=1)  # the same noise for all steps
     return test.generate_cohort(
         TestOptions(o.source, o.model, intervention, sampling, edit, output)
     )
@@ -71,6 +76,38 @@ def compare_steps(by_steps: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[s
     return differences
 
 
+def compare_detail(folders: Mapping[int, Path]) -> dict[str, dict[str, float]]:
+    """Return the detail SD of the lungs by steps: HU, over the last steps, and over the scans."""
+    measured: dict[int, pd.Series] = {}
+    for steps, folder in folders.items():
+        metrics = pd.read_csv(folder / "metrics.csv")
+        lungs = metrics[metrics["region"] == "lungs"]
+        measured[steps] = lungs.groupby("metric")["value"].mean()
+    last = measured[list(measured)[-1]]
+    return {
+        str(steps): {
+            "hu": float(means["detail_sd_hu"]),
+            "over_last": float(means["detail_sd_hu"] / last["detail_sd_hu"]),
+            "over_scans": float(means["detail_sd_hu"] / means["real_detail_sd_hu"]),
+        }
+        for steps, means in measured.items()
+    }
+
+
+def sample_seconds(o: DiffusionBenchmarkCommand, sampling: SamplingOptions) -> dict[str, Any]:
+    """Return the processor seconds of the second volume of the first case, and its size."""
+    options = TestOptions(source=o.source, model=o.model, sampling=sampling)
+    plan = open_plan(options, open_run(options))
+    sample = plan.samples[0]
+    prompt = plan.variants(sample.case).factual.prompt
+    seconds = 0.0
+    for draw in range(2):  # the first one also allocates memory
+        start = time.process_time()
+        plan.generate(sample, prompt, draw=draw)
+        seconds = time.process_time() - start
+    return {"seconds": seconds, "size": list(sample.channels.shape)}
+
+
 def edit_metrics(folder: Path, phantoms: PhantomCohort) -> dict[str, Any]:
     """Return effects of edits against the truth, and means over cases of the other metrics."""
     metrics = pd.read_csv(folder / "metrics.csv")
@@ -88,6 +125,14 @@ def log_figures(figures: Mapping[str, Any]) -> None:
         texts = [f"{100 * value:.0f} % ({steps})" for steps, value in by_steps.items()]
         message = "%s: lung effects differ from those of the last number of steps by %s."
         log.info(message, column, ", ".join(texts))
+    for steps, detail in figures["detail"].items():
+        message = "%s steps: detail SD in the lungs %.1f HU, %.2f of the last number of steps, "
+        message += "%.2f of the scans."
+        log.info(message, steps, detail["hu"], detail["over_last"], detail["over_scans"])
+    for steps, volume in figures["time"].items():
+        size = "x".join(map(str, volume["size"]))
+        message = "%s steps: a volume of %s takes %.1f processor seconds (64x64x48: %g asked)."
+        log.info(message, steps, size, volume["seconds"], SECONDS_ASKED)
     runs = {f"{steps} steps": effects for steps, effects in figures["effects"].items()}
     for name, effects in {**runs, "edits": figures["edits"]["effects"]}.items():
         for column, regions in effects.items():
@@ -106,15 +151,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--OUT is not given; it is the folder for results and figures.")
     phantoms = PhantomCohort.from_folder(Path(o.source.dataroot))
     effects: dict[int, Any] = {}
+    folders: dict[int, Path] = {}
+    seconds: dict[str, Any] = {}
     for steps in o.benchmark.steps:
         sampling = replace(o.sampling, sampling_steps=steps)
-        folder = generate_results(o, f"steps_{steps}", sampling, EditOptions())
-        effects[steps] = measured_effects(folder, phantoms)
-    folder = generate_results(o, "edits", o.sampling, replace(o.edit, edit_real=True))
+        seconds[str(steps)] = sample_seconds(o, sampling)
+        folders[steps] = generate_results(o, f"steps_{steps}", sampling, EditOptions())
+        effects[steps] = measured_effects(folders[steps], phantoms)
+    edits = generate_results(o, "edits", o.sampling, replace(o.edit, edit_real=True))
     figures = {
         "effects": effects,
         "steps": compare_steps(effects),
-        "edits": edit_metrics(folder, phantoms),
+        "detail": compare_detail(folders),
+        "time": seconds,
+        "edits": edit_metrics(edits, phantoms),
     }
     write_json(Path(o.benchmark.OUT) / "figures.json", figures)
     log_figures(figures)

@@ -30,12 +30,14 @@ from models.networks.layers import VALUES_PER_CHANNEL, acts_per_voxel
 from models.sliding_window import SlidingWindow
 from models.text.base_encoder import TextEmbedding
 from options.checks import check_patch_size, check_sampling
-from options.diffusion_options import SamplingOptions
+from options.diffusion_options import MULTISTEP_SAMPLER, SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
 
 MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
-DEFAULT = SamplingOptions(sampling_steps=30, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
+DEFAULT = SamplingOptions(MULTISTEP_SAMPLER, 10, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
+# With residual preconditioning, as in version 0.1: Euler or DDIM.
+RESIDUAL_DEFAULT = replace(DEFAULT, sampler=None, sampling_steps=30)
 
 
 def mask_text(text: TextEmbedding, kept: Tensor) -> TextEmbedding:
@@ -118,7 +120,9 @@ class DiffusionModel(GenerativeModel):
         cls.make_space(options)
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
-        default = replace(DEFAULT, sampler="euler" if self.schedule.flow else "ddim")
+        default = DEFAULT
+        if not self.schedule.edm:
+            default = replace(RESIDUAL_DEFAULT, sampler="euler" if self.schedule.flow else "ddim")
         self.sampling = sampling.with_defaults(self.options.sampling.with_defaults(default))
         check_sampling(self.options.diffusion, self.sampling)
 
@@ -208,8 +212,23 @@ class DiffusionModel(GenerativeModel):
             errors = (estimate - x0).abs()
         return errors * append_dims(schedule.weight(t))
 
+    def _on_sampled_grid(self, condition: Condition, tiler: Tiler) -> tuple[Condition, Tiler]:
+        """Return condition and tiler as the network takes them, the same in all steps."""
+        mask = self.space.reduce(embed_labels(self.inference_network, condition.mask))
+        coords = self.space.reduce(condition.coords)
+        if self.space.factor > 1:
+            tiler = tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
+        if isinstance(tiler, SlidingWindow) and acts_per_voxel(self.options.generator.norm):
+            tiler = tiler.whole_if_small(mask.shape[2:], self._voxel_bytes)
+        return Condition(mask, coords, condition.text), tiler
+
     def _sampler(self, condition: Condition, tiler: Tiler) -> DiffusionSampler:
-        """Return a sampler that runs the network over the whole volume in each of its steps."""
+        """Return a sampler that runs the network over the whole volume in each of its steps.
+
+        Args:
+            condition: Of `_on_sampled_grid`.
+            tiler: Of the same.
+        """
 
         def denoise(x: Tensor, t: float) -> Tensor:
             time = torch.tensor([t], device=x.device)
@@ -228,18 +247,12 @@ class DiffusionModel(GenerativeModel):
 
     def _run_tiles(self, x: Tensor, level: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
         """Return the network's output for a whole volume `x` at a noise level `(1,)`."""
-        mask = self.space.reduce(embed_labels(self.inference_network, condition.mask))
-        coords = self.space.reduce(condition.coords)
-        if self.space.factor > 1:
-            tiler = tiler.coarser(self.space.factor)  # type: ignore[attr-defined]
-        if isinstance(tiler, SlidingWindow) and acts_per_voxel(self.options.generator.norm):
-            tiler = tiler.whole_if_small(x.shape[2:], self._voxel_bytes)
 
         def run_tile(x: Tensor, mask: Tensor, coords: Tensor) -> Tensor:
             tiles = Condition(mask, coords, condition.text.expand(len(x)))
             return self._guided(x, level.expand(len(x)), tiles)
 
-        return tiler(run_tile, x, mask, coords)
+        return tiler(run_tile, x, condition.mask, condition.coords)
 
     def _mean(self, like: Tensor, condition: Condition, tiler: Tiler) -> Tensor:
         """Return what a sample is added to: the mean image given mask and text; 0 without edm."""
@@ -290,8 +303,9 @@ class DiffusionModel(GenerativeModel):
         seed = int(noise.flatten()[0].view(torch.int32)) % 2**31
         fresh = torch.Generator().manual_seed(seed)
         start = self.space.noise(noise)
-        sample = self._sampler(condition, tiler).sample(start, self._times(), fresh)
-        return self._decode(self._mean(sample, condition, tiler) + sample, tiler)
+        sampled = self._on_sampled_grid(condition, tiler)
+        sample = self._sampler(*sampled).sample(start, self._times(), fresh)
+        return self._decode(self._mean(sample, *sampled) + sample, tiler)
 
     def check_inversion(self) -> None:
         if self.sampling.sampler == "ddpm":
@@ -307,16 +321,18 @@ class DiffusionModel(GenerativeModel):
         if f > 1:
             latents = tiler(lambda tile: self._enlarge(self.space.encode(tile)), image)
             x = latents[..., ::f, ::f, ::f]
-        mean = self._mean(x, condition, tiler)
-        inverted = self._sampler(condition, tiler).invert(x - mean, self._times(strength))
+        sampled = self._on_sampled_grid(condition, tiler)
+        mean = self._mean(x, *sampled)
+        inverted = self._sampler(*sampled).invert(x - mean, self._times(strength))
         return torch.cat([inverted, mean], 1)
 
     def regenerate(
         self, state: Tensor, condition: Condition, strength: float, tiler: Tiler
     ) -> Tensor:
         inverted, own_mean = state.chunk(2, 1)
-        sample = self._sampler(condition, tiler).sample(inverted, self._times(strength))
-        mean = torch.lerp(own_mean, self._mean(sample, condition, tiler), strength)
+        sampled = self._on_sampled_grid(condition, tiler)
+        sample = self._sampler(*sampled).sample_by_step(inverted, self._times(strength))
+        mean = torch.lerp(own_mean, self._mean(sample, *sampled), strength)
         return self._decode(mean + sample, tiler)
 
 

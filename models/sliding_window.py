@@ -173,33 +173,43 @@ class SlidingWindow:
         size = tuple(tensors[0].shape[2:])
         tile = tuple(round_up(side, self.multiple) for side in self.tile or size)
         target = [self._padded(s, t) for s, t in zip(size, tile, strict=True)]
-        channels = [volume.shape[1] for volume in tensors]
-        stacked = torch.cat([pad_edge(volume, target) for volume in tensors], 1)
-
+        padded = [pad_edge(volume, target) for volume in tensors]
         steps = self._steps(target, tile)
+        if list(tile) == target:
+            self._report(0, steps)
+            out = function(*padded)
+        else:
+            out = self._blended(function, padded, tile, steps)
+        return out[:, :, : size[0], : size[1], : size[2]]
+
+    def _blended(
+        self,
+        function: Callable[..., Tensor],
+        volumes: Sequence[Tensor],
+        tile: Sequence[int],
+        steps: int,
+    ) -> Tensor:
+        """Return `function` of volumes, blended from overlapping tiles."""
+        channels = [volume.shape[1] for volume in volumes]
         done = count()
 
         def split_channels(tiles: Tensor) -> Tensor:
             self._report(next(done), steps)
             return function(*torch.split(tiles, channels, 1))
 
-        if list(tile) == target:
-            out = split_channels(stacked)
-        else:
-            # A little less overlap: MONAI rounds the step down, and 40 * (1 - 0.9) is a little less
-            # than 4.
-            blended = sliding_window_inference(
-                stacked,
-                tile,
-                self.batch,
-                split_channels,
-                overlap=self.overlap - 1e-6,
-                roi_weight_map=gaussian(tile),
-                progress=False,
-            )
-            assert isinstance(blended, Tensor)
-            out = blended
-        return out[:, :, : size[0], : size[1], : size[2]]
+        # A little less overlap: MONAI rounds the step down, and 40 * (1 - 0.9) is a little less
+        # than 4.
+        blended = sliding_window_inference(
+            torch.cat(list(volumes), 1),
+            tile,
+            self.batch,
+            split_channels,
+            overlap=self.overlap - 1e-6,
+            roi_weight_map=gaussian(tile),
+            progress=False,
+        )
+        assert isinstance(blended, Tensor)
+        return blended
 
     def run_exactly(
         self,

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from options.parser import flag
 
-FLOW_SAMPLERS = ("euler", "heun")
-SCHEDULE_SAMPLERS = ("ddim", "ddpm")
+MULTISTEP_SAMPLER = "dpmpp_2m"
+FLOW_SAMPLERS = ("euler", "heun", MULTISTEP_SAMPLER)
+SCHEDULE_SAMPLERS = ("ddim", "ddpm", MULTISTEP_SAMPLER)
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,15 @@ class SamplingOptions:
 
     sampler: str | None = flag(
         None,
-        "Euler or Heun for flows, DDIM or DDPM for noise schedules (default: Euler or DDIM).",
-        choices=(*FLOW_SAMPLERS, *SCHEDULE_SAMPLERS),
+        "DPM-Solver++(2M) for all (the default with edm), Euler or Heun for flows (default with "
+        "residual preconditioning: Euler), DDIM or DDPM for noise schedules (the same: DDIM).",
+        choices=(*FLOW_SAMPLERS, "ddim", "ddpm"),
     )
-    sampling_steps: int | None = flag(None, "Steps from noise to image (default: 30).", low=1)
+    sampling_steps: int | None = flag(
+        None,
+        "Steps from noise to image (default: 10; 30 with residual preconditioning).",
+        low=1,
+    )
     time_shift: float | None = flag(
         None,
         "Below 1, more of the steps are at little noise (default: 0.2).",

@@ -21,6 +21,7 @@ Notation:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ from monai.networks.schedulers.rectified_flow import timestep_transform
 from torch import Tensor
 from tqdm import tqdm
 
-from options.diffusion_options import DiffusionOptions
+from options.diffusion_options import MULTISTEP_SAMPLER, DiffusionOptions
 from util.cli import is_main_process
 
 Network = Callable[[Tensor, float], Tensor]  # (x_t, t) -> prediction
@@ -159,11 +160,16 @@ class NoiseSchedule:
     def sampling_times(self, steps: int, shift: float, start: float = 1.0) -> list[float]:
         """Return `steps` + 1 times from `start` to 0.
 
-        A shift below 1 puts more of them near 0 (Esser et al. 2024, eq. 23).
+        A shift below 1 puts more of them near 0 (Esser et al. 2024, eq. 23). With `edm`, noise
+        schedules have the noise levels of a flow: their own even times begin with more noise than
+        the texture of a scan has.
         """
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         shifted = timestep_transform(even, 1, 1, scale=shift, num_train_timesteps=1)
-        return [min(1.0, float(t)) * start for t in shifted]
+        times = shifted.clamp_max(1) * start
+        if self.edm and not self.flow:
+            times = torch.where(times > 0, self._time_of(times.float().logit()), 0.0)
+        return [float(t) for t in times]
 
 
 def _progress(
@@ -182,6 +188,13 @@ class Level:
     sigma: float
     sd: float
 
+    @property
+    def log_snr(self) -> float:
+        """lambda_t = log(alpha_t / sd), finite except at pure noise and at the image of `edm`."""
+        if not self.alpha:
+            return -math.inf
+        return math.log(self.alpha / self.sd) if self.sd else math.inf
+
 
 @dataclass(frozen=True)
 class DiffusionSampler:
@@ -190,12 +203,14 @@ class DiffusionSampler:
     `euler` and `ddim` are the methods known by these names. With `residual` preconditioning they
     follow the exact path of N(F, sigma_data^2), with F constant over a step. `heun` evaluates the
     network again at the end of a step and uses the mean of both predictions (Karras et al. 2022,
-    algorithm 1).
+    algorithm 1). `dpmpp_2m` extrapolates the last two predictions instead, and so is of second
+    order with one evaluation in each step (DPM-Solver++(2M), Lu et al. 2022, arXiv 2211.01095).
 
     Args:
         schedule: The noise levels.
         network: Predicts the image, or F, of a noisy image at a time.
-        kind: `euler`, `heun`, `ddim` or `ddpm`.
+        kind: `dpmpp_2m`, `euler`, `heun`, `ddim` or `ddpm`. One step of `dpmpp_2m` alone is that of
+            `heun`, so that it can be inverted: extrapolation needs the step before.
     """
 
     schedule: NoiseSchedule
@@ -224,7 +239,7 @@ class DiffusionSampler:
         if self.kind == "ddpm":
             return self._ddpm_step(x, prediction, now, then, generator)
         moved = _move(x, prediction, now, then)
-        if self.kind == "heun" and to > 0:
+        if self.kind in ("heun", MULTISTEP_SAMPLER) and to > 0:
             prediction = (prediction + self.network(moved, to)) / 2
             moved = _move(x, prediction, now, then)
         return moved
@@ -283,12 +298,39 @@ class DiffusionSampler:
         self, x: Tensor, times: Sequence[float], generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the state at `times[-1]` from `x` at `times[0]`."""
+        if self.kind == MULTISTEP_SAMPLER:
+            return self._sample_multistep(x, times)
+        return self.sample_by_step(x, times, generator)
+
+    def sample_by_step(
+        self, x: Tensor, times: Sequence[float], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the state at `times[-1]` by steps that `invert` undoes."""
         for t, to in _progress(pairwise(times), len(times) - 1, "sampling"):
             x = self.step(x, t, to, generator)
         return x
 
+    def _sample_multistep(self, x: Tensor, times: Sequence[float]) -> Tensor:
+        """Return the state at `times[-1]` by algorithm 2 of Lu et al. 2022.
+
+        Steps from pure noise, the one after that, and steps to the image itself use the prediction
+        as it is: there lambda is infinite.
+        """
+        levels = [self._level(t) for t in times]
+        before: Tensor | None = None
+        for number, (t, _to) in enumerate(_progress(pairwise(times), len(times) - 1, "sampling")):
+            now, then = levels[number], levels[number + 1]
+            prediction = extrapolated = self.network(x, t)
+            step = then.log_snr - now.log_snr
+            last = now.log_snr - levels[number - 1].log_snr if number else math.inf
+            if before is not None and math.isfinite(step) and 0 < last < math.inf:
+                extrapolated = prediction + step / (2 * last) * (prediction - before)
+            x = _move(x, extrapolated, now, then)
+            before = prediction
+        return x
+
     def invert(self, x: Tensor, times: Sequence[float]) -> Tensor:
-        """Return the state at `times[0]` from which `sample` gives `x` at `times[-1]`."""
+        """Return the state at `times[0]` from which `sample_by_step` gives `x` at `times[-1]`."""
         for t, to in _progress(reversed(list(pairwise(times))), len(times) - 1, "inverting"):
             x = self.invert_step(x, t, to)
         return x

@@ -35,8 +35,8 @@ class DiffusionBenchmarkOptions:
 
     OUT: str = flag("", "Folder for results and figures.json.")
     steps: tuple[int, ...] = flag(
-        (30, 200),
-        "Numbers of steps whose effects are compared with those of the last number.",
+        (10, 200),
+        "Numbers of steps whose effects and texture are compared with those of the last number.",
         low=1,
     )
     columns: tuple[str, ...] = flag(

@@ -13,7 +13,12 @@ from models.base_model import MODELS, BatchText, Condition
 from models.diffusion_model import DiffusionModel, mask_text
 from models.networks.denoiser import Denoiser
 from models.sliding_window import SlidingWindow
-from options.diffusion_options import DiffusionOptions, SamplingOptions
+from options.diffusion_options import (
+    FLOW_SAMPLERS,
+    SCHEDULE_SAMPLERS,
+    DiffusionOptions,
+    SamplingOptions,
+)
 from options.parser import from_dict, to_dict
 from options.train_options import TrainOptions
 from tests.networks import LABELS, SIZE, WIDTH, batch, nothing_known, text, train_options, wake
@@ -150,9 +155,9 @@ def generate(built: DiffusionModel, tiler: Any = None, said: Any = None) -> Tens
 def test_models_are_registered_and_need_fitting_settings() -> None:
     assert {"diffusion", "latent_diffusion"} <= set(MODELS.names())
     built = model()
-    assert built.sampling == SamplingOptions("euler", 30, 0.2, 1.0, 1.0)
+    assert built.sampling == SamplingOptions("dpmpp_2m", 10, 0.2, 1.0, 1.0)
     built.set_sampling(SamplingOptions(sampling_steps=7))
-    assert built.sampling.sampling_steps == 7 and built.sampling.sampler == "euler"
+    assert built.sampling.sampling_steps == 7 and built.sampling.sampler == "dpmpp_2m"
     for wrong, flag in (
         ({"sampler": "ddim"}, "--sampler is ddim"),
         ({"sampling_steps": 1001}, "--sampling_steps is 1001"),
@@ -162,7 +167,16 @@ def test_models_are_registered_and_need_fitting_settings() -> None:
             built.set_sampling(SamplingOptions(**wrong))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--text_dropout 0"):
         model(text_dropout=0.0).set_sampling(SamplingOptions(guidance=2.0))
-    assert model(diffusion_target="v").sampling.sampler == "ddim"
+
+
+@pytest.mark.parametrize(
+    ("target", "sampler"), [("flow", "euler"), ("v", "ddim"), ("noise", "ddim")]
+)
+def test_runs_of_version_0_1_keep_their_sampling(target: str, sampler: str) -> None:
+    old = model(preconditioning="residual", diffusion_target=target, zero_snr=target != "noise")
+    assert old.sampling == SamplingOptions(sampler, 30, 0.2, 1.0, 1.0)
+    new = model(diffusion_target=target, zero_snr=target != "noise")
+    assert new.sampling.sampler == "dpmpp_2m"
 
 
 def test_the_gan_takes_no_sampling() -> None:
@@ -183,7 +197,7 @@ def test_options_of_older_runs_are_still_read() -> None:
 def test_generation_is_a_function_of_its_noise(target: str) -> None:
     built = model(diffusion_target=target, zero_snr=target != "noise")
     wake(built.raw["G"])
-    for sampler in ("euler", "heun") if target == "flow" else ("ddim", "ddpm"):
+    for sampler in FLOW_SAMPLERS if target == "flow" else SCHEDULE_SAMPLERS:
         built.set_sampling(SamplingOptions(sampler=sampler, sampling_steps=4))
         one, two = generate(built), generate(built)
         assert torch.equal(one, two) and one.shape == (1, 1, 16, 16, 16) and one.abs().max() <= 1

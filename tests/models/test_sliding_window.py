@@ -175,5 +175,6 @@ def test_diffusion_takes_small_volumes_at_once(norm: str, calls: int) -> None:
     whole = batch(options, 1, (32, 32, 32))
     condition = Condition(whole["mask"], whole["coords"], text(1))
     with torch.no_grad():
-        model._run_tiles(torch.randn(1, 1, 32, 32, 32), torch.zeros(1), condition, window)
+        sampled = model._on_sampled_grid(condition, window)
+        model._run_tiles(torch.randn(1, 1, 32, 32, 32), torch.zeros(1), *sampled)
     assert len(seen) == calls

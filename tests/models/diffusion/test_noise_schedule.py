@@ -116,6 +116,13 @@ def test_times_of_sampling() -> None:
     assert p.sampling_times(4, 1.0) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     shifted = p.sampling_times(4, 0.2, 0.8)
     assert shifted[0] == 0.8 and shifted[-1] == 0 and shifted[2] < 0.4
+    flow, noise = (make_schedule(target, "edm").sampling_times(6, 0.2) for target in ("flow", "v"))
+    levels = [
+        make_schedule(target, "edm").log_noise(torch.tensor(times[1:-1]))
+        for target, times in (("flow", flow), ("v", noise))
+    ]
+    assert noise[0] == 1 and noise[-1] == 0
+    torch.testing.assert_close(levels[0], levels[1], atol=0.05, rtol=0.05)
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -160,7 +167,10 @@ def wavy(x: Tensor, t: float) -> Tensor:
     return 0.5 * torch.tanh(x.roll(1, 2) + 0.5 * x.roll(1, 3)) + 0.1 * t
 
 
-@pytest.mark.parametrize(("target", "kind"), [("flow", "euler"), ("flow", "heun"), ("v", "ddim")])
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [("flow", "euler"), ("flow", "heun"), ("flow", "dpmpp_2m"), ("v", "ddim"), ("v", "dpmpp_2m")],
+)
 @pytest.mark.parametrize("start", [1.0, 0.5])
 @pytest.mark.parametrize("preconditioning", ["edm", "residual"])
 def test_an_inverted_image_comes_back(
@@ -177,7 +187,7 @@ def test_an_inverted_image_comes_back(
     sampler = DiffusionSampler(p, denoise, kind)
     times = p.sampling_times(20, 0.2 if target == "flow" else 1.0, start)
     image = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
-    back = sampler.sample(sampler.invert(image, times), times)
+    back = sampler.sample_by_step(sampler.invert(image, times), times)
     assert (back - image).abs().max() < 2e-3
 
 
@@ -194,6 +204,50 @@ def test_heun_needs_fewer_steps_than_euler() -> None:
         for k in ("euler", "heun")
     }
     assert off["heun"] < off["euler"] / 3
+
+
+@pytest.mark.parametrize(
+    ("target", "preconditioning"), [("flow", "edm"), ("v", "edm"), ("flow", "residual")]
+)
+def test_extrapolation_is_of_second_order(target: str, preconditioning: str) -> None:
+    """Images are Gaussian with half the SD that the schedule expects: the path is known.
+
+    From x_1 = eps at pure noise it leads to the mean + SD eps; with one evaluation in each step.
+    """
+    p, sd, mean = make_schedule(target, preconditioning, diffusion_steps=100_000), SD / 2, 0.2
+    calls = []
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        calls.append(t)
+        alpha, sigma = (float(v) for v in p.alpha_sigma(torch.tensor([t])))
+        best = mean + alpha * sd**2 / ((alpha * sd) ** 2 + sigma**2) * (x - alpha * mean)
+        if p.edm:
+            return best
+        skip, blend = (float(v) for v in p.preconditioning(torch.tensor([t])))
+        return (best - skip * x) / max(blend, 1e-6)
+
+    noise = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def error(kind: str, steps: int) -> float:
+        calls.clear()
+        times = p.sampling_times(steps, 0.2)
+        sampled = DiffusionSampler(p, predict, kind).sample(noise.double(), times)
+        assert len(calls) == steps
+        return float((sampled - mean - sd * noise).abs().mean()) / sd
+
+    by_steps = {steps: error("dpmpp_2m", steps) for steps in (10, 40)}
+    first_order = error("euler" if target == "flow" else "ddim", 10)
+    assert by_steps[10] < first_order / 2
+    assert by_steps[40] < by_steps[10] / 6
+
+
+def test_steps_between_equal_levels_change_nothing() -> None:
+    """A noise schedule has no more levels than steps of training; times are rounded to them."""
+    p = make_schedule("v", "edm", diffusion_steps=10)
+    x = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    sampler = DiffusionSampler(p, lambda x, t: 0.1 * torch.tanh(x), "dpmpp_2m")
+    twice = sampler.sample(x, [1.0, 0.99, 0.6, 0.59, 0.3, 0.2, 0.0])
+    torch.testing.assert_close(twice, sampler.sample(x, [1.0, 0.6, 0.3, 0.2, 0.0]))
 
 
 def test_ddim_of_v_is_that_of_monai() -> None:

@@ -425,6 +425,28 @@ def test_scalar_convolution_is_a_convolution(size: int, padding: int, mode: Any)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv3d(8, 6, 3, padding=1),
+        Conv3d(8, 6, 3, stride=2, padding=1, bias=False),
+        Conv3d(8, 6, 4, 1, 2),
+        Conv3d(8, 6, 3, padding=1, padding_mode="reflect"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_convolutions_without_gradients_are_the_same(layer: Conv3d, batch_size: int) -> None:
+    x = torch.randn(batch_size, 8, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    expected = nn.Conv3d.forward(layer, x)
+    with torch.no_grad():
+        direct = layer(x)
+    torch.testing.assert_close(direct, expected, atol=1e-5, rtol=1e-5)
+    if layer.padding_mode == "zeros":
+        assert direct.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 @pytest.mark.parametrize("memory_format", [torch.channels_last_3d, torch.contiguous_format])
 def test_pointwise_convolution_is_a_convolution(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
