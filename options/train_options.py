@@ -73,6 +73,7 @@ class GeneratorOptions:
         "text_noise": False,
         "text_effect": False,
         "text_texture": False,
+        "text_linear": False,
     }
 
     model: str = flag(
@@ -162,6 +163,11 @@ class GeneratorOptions:
         "Condition the text's residual on each voxel's label, "
         "position in the volume and depth in the mask.",
         old_names=("text_place",),
+    )
+    text_linear: bool = flag(
+        True,
+        "Let label, position and depth also set the text's mean effect directly, so that where an "
+        "effect is found in few steps (needs --text_position).",
     )
     attention_heads: int = flag(4, "Heads of cross-attention.", low=1)
     text_hidden: int = flag(

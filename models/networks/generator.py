@@ -29,7 +29,7 @@ from models.networks.layers import (
     halve_noise,
     maybe_checkpoint,
 )
-from models.networks.text_effect import TextResidualHead
+from models.networks.text_effect import Places, TextResidualHead
 from models.networks.texture_head import FIELD_SIGMAS
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
@@ -320,7 +320,7 @@ class SharedFeatures:
         regions: `(P B, 1, ...)`, 1 where text has an effect; None for everywhere.
         features: Those of the global generator's encoder.
         coarse: Its coarsest features after the blocks.
-        place: Features of the positions, see `TextResidualHead.places`.
+        places: What the text's residual knows of each voxel's place.
     """
 
     conditions: Sequence[Tensor]
@@ -328,7 +328,7 @@ class SharedFeatures:
     regions: Sequence[Tensor | None]
     features: list[Tensor]
     coarse: Tensor
-    place: Tensor | None
+    places: Places | None
 
 
 class Generator(nn.Module):
@@ -443,12 +443,12 @@ class Generator(nn.Module):
         features = network.encode(conditions[-1])
         if coarse is None:
             coarse = network.bottleneck.refine(network.coarsest(features[-1]))
-        place = None
+        places = None
         if self.effect is not None:
             # As the last step: bf16 resolves 2.7 HU near -860 HU.
             with torch.autocast(mask.device.type, enabled=False):
-                place = self.effect.places(conditions[0])
-        return SharedFeatures(conditions[:-1], noises, regions, features, coarse, place)
+                places = self.effect.places(conditions[0])
+        return SharedFeatures(conditions[:-1], noises, regions, features, coarse, places)
 
     def _finish(self, shared: SharedFeatures, text: TextEmbedding) -> Tensor:
         """Generate volumes `(P B, 1, X, Y, Z)` of P B prompts."""
@@ -467,5 +467,5 @@ class Generator(nn.Module):
             if self.effect is None:
                 return volume
             noise = noises[0][:, : self.options.noise_channels]
-            changed = self.effect(volume, x, noise, text, regions[0], shared.place)
+            changed = self.effect(volume, x, noise, text, regions[0], shared.places)
             return changed.clamp(-1, 1)

@@ -21,6 +21,7 @@ from models.base_model import MODELS, GenerativeModel
 from models.inference import RUN_ENTRIES, TEXT_PART, locate_shared_files, locate_text_encoder
 from models.networks.fusion import Affine, FusionUnit
 from models.networks.layers import NoiseInjection
+from models.networks.text_effect import PlaceEffect
 from models.text.base_encoder import TextEncoder
 from options.base_options import DataOptions
 from options.parser import from_dict
@@ -142,7 +143,7 @@ class SourceRun:
         scaled = [
             f"{unit}."
             for unit, module in network.named_modules()
-            if isinstance(module, Affine | NoiseInjection)
+            if isinstance(module, Affine | NoiseInjection | PlaceEffect)
         ]
         state = network.state_dict()
         new: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.networks.text_effect import TextResidualHead
+from models.networks.text_effect import PlaceEffect, TextResidualHead
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 
 
@@ -24,8 +24,8 @@ def test_the_effect_can_depend_on_the_position_alone(position: bool) -> None:
     region = 1 - mask[:, :1]
     volume = torch.zeros_like(region)
     with torch.no_grad():
-        place = effect.places(torch.cat([mask, coords], 1))
-        added = effect(volume, features, volume, text(), region, place)[0, 0]
+        places = effect.places(torch.cat([mask, coords], 1))
+        added = effect(volume, features, volume, text(), region, places)[0, 0]
         swapped = effect.places(torch.cat([mask[:, [0, 2, 1, 3]], coords], 1))
         relabelled = effect(volume, features, volume, text(), region, swapped)[0, 0]
     assert not added[:4].any()  # outside the mask
@@ -55,3 +55,43 @@ def test_an_effect_that_ends_within_the_lungs_is_learnt_in_few_steps() -> None:
         error.backward()
         adam.step()
     assert float(error.detach()) ** 0.5 < 0.005
+
+
+def test_place_effects_are_linear_in_text_and_place_and_start_at_zero() -> None:
+    torch.manual_seed(0)
+    effect = PlaceEffect(5, WIDTH)
+    features = torch.randn(2, 5, 4, 4, 4)
+    prompts = text(4)  # two draws of two conditions
+    assert not effect(features, prompts).any()
+    wake(effect)
+    change = effect(features, prompts).detach()
+    assert change.shape == (4, 1, 4, 4, 4)
+    torch.testing.assert_close(effect(2 * features, prompts).detach(), 2 * change)
+    # The second draw of the second condition has the places of the second condition.
+    alone = effect(features[1:], prompts.select(3)).detach()
+    torch.testing.assert_close(alone, change[3:])
+
+
+def test_the_mean_learns_where_an_effect_is_beside_texture() -> None:
+    """Texture has gradients many times as large, so the two share no weight behind the places."""
+    options = train_options(ngf=16, text_linear=False).generator
+    effect = TextResidualHead(LABELS, WIDTH, options)
+    mask = torch.zeros(1, LABELS, 8, 8, 8)
+    mask[:, 1] = 1
+    condition = torch.cat([mask, torch.rand(1, 3, 8, 8, 8)], 1)
+    inside = mask[:, 1:2]
+    wake(effect)
+    changed = effect(
+        0 * inside,
+        torch.randn(1, 16, 8, 8, 8),
+        torch.randn(1, options.noise_channels, 8, 8, 8),
+        text(1),
+        inside,
+        effect.places(condition),
+    )
+    changed.std().backward()
+    assert effect.texture_fusion is not None
+    shared = {id(p) for p in effect.fusion.parameters()}
+    assert not shared & {id(p) for p in effect.texture_fusion.parameters()}
+    for unit in (effect.fusion, effect.texture_fusion):
+        assert any(p.grad is not None and p.grad.any() for p in unit.parameters())
