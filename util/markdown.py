@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-# ASCII characters that Markdown, or the HTML within it, gives a meaning.
-SPECIAL = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$:@-]")
+# Characters that Markdown, or the HTML within it, gives a meaning: some anywhere, dashes and number
+# signs where a text begins, colons in addresses and emojis. Others stay: the file is read as it is,
+# too.
+SPECIAL = re.compile(r"[\\`*_{}\[\]<>|~&$@]|^[#+-]|:(?=//|\w+:)")
 
 
 def _one_line(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,17 @@ def notice(
 
 
 _warned: list[set[str]] = []  # phrases that warnings have named, per `collected_warnings`
+_unwarned = ContextVar("_unwarned", default=False)
+
+
+@contextlib.contextmanager
+def no_phrase_warnings() -> Iterator[None]:
+    """Name no unseen phrases within the block: volumes that are only measured are shown nowhere."""
+    token = _unwarned.set(True)
+    try:
+        yield
+    finally:
+        _unwarned.reset(token)
 
 
 def not_yet_warned(phrases: Sequence[str]) -> list[str]:
@@ -74,6 +86,8 @@ def not_yet_warned(phrases: Sequence[str]) -> list[str]:
     Networks of one command, such as the refits of an atlas, have encoders of their own, which
     would name the same phrase again. Outside of a command all are returned.
     """
+    if _unwarned.get():
+        return []
     new = [phrase for phrase in phrases if not any(phrase in named for named in _warned)]
     for named in _warned:
         named.update(new)

@@ -115,16 +115,16 @@ def join_table(
         name for name in others if private and name != patient_column and is_identifying(name)
     ]
     kept = [name for name in others if name not in identifying]
-    remarks = [f"rows of the table were matched by its column {key_column!r}"]
+    remarks = [f"Rows of the table were matched by its column {key_column!r}."]
     cells = [_clean_row(header, line) for line in lines]
     if capped := sum(_is_capped(header, line) for line in lines):
-        remarks.append(f"{capped} rows with an age above {MAX_AGE - 1} have {MAX_AGE} instead")
+        remarks.append(f"{capped} rows with an age above {MAX_AGE - 1} have {MAX_AGE} instead.")
     rows = _rows_of_sources(sources, key, cells, remarks)
     if not patient_column:
         _check_patients(path, rows, sources, others)
     if identifying:
         remarks.append(
-            f"columns that may identify people were left out: {format_list(identifying)}"
+            f"Columns that may identify people were left out: {format_list(identifying)}."
         )
     for source, row in rows.items():
         rows[source] = {name: row[name] for name in kept}
@@ -325,13 +325,13 @@ def _rows_of_sources(
         else:
             rows[identity] = row
     if unmatched := len(sources) - len(key.lines):
-        remarks.append(f"{unmatched} of {len(sources)} scans have no row")
+        remarks.append(f"{unmatched} of {len(sources)} scans have no row.")
     unused = {row[key.name] for n, row in enumerate(cells) if row[key.name] and n not in used}
     if unused:
-        remarks.append(f"{len(unused)} of {key.ids} rows' ids have no scan")
+        remarks.append(f"{len(unused)} of {key.ids} rows' ids have no scan.")
     if ambiguous:
         remarks.append(
-            f"{ambiguous} scans have several rows that differ and got none; keep one row each"
+            f"{ambiguous} scans have several rows that differ and got none; keep one row each."
         )
     return rows
 

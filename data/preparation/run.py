@@ -297,7 +297,7 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
     if gone:
         remarks.append(
             f"{len(gone)} cases of an earlier run are no longer in IN and were kept: "
-            f"{format_list(gone)}"
+            f"{format_list(gone)}."
         )
     for warning in (*_label_warnings(records), *_compare_cases(records)):
         log.warning("%s", warning)

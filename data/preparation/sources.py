@@ -132,7 +132,7 @@ def list_files(root: Path, discovery: Discovery) -> list[Path]:
         log.warning("Archives are not unpacked: %s.", format_list(archives))
         discovery.remarks.append(
             f"{len(archives)} archives were not unpacked; unpack them into the folder if they hold "
-            "scans"
+            "scans."
         )
     return [path for path in paths if not _is_archive(path)]
 

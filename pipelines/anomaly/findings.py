@@ -179,7 +179,11 @@ def _finding_words(row: Row) -> str:
     annotated = ""
     if row["marked_share"] not in ("", 0.0):
         annotated = f"; {float(row['marked_share']):.0%} of it marked as known"
-    peak = f"{float(row['peak_spreads']):+.1f}".replace("-", "−")
+    height = float(row["peak_spreads"])
+    peak = f"{height:+.1f}".replace("-", "−")
+    if change * height < 0:  # the generator errs in the same direction in other scans, by more
+        usual = "denser" if height > 0 else "less dense"
+        direction = f"{direction} than generated but {usual}"
     return (
         f"{row['place']}, {abs(change):.0f} HU {direction} than expected, "
         f"{float(row['volume_ml']):.3g} ml, peak {peak} usual spreads ({strength}){annotated}."

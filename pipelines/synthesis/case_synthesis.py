@@ -24,6 +24,7 @@ from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.masks import MaskMaker, NewMask
 from pipelines.synthesis.planning.planned_case import PlannedCase
 from util.files import write_json
+from util.notices import no_phrase_warnings
 from util.progress import progress_bar
 from util.records import read_record
 from util.web.figures import LUNG
@@ -141,7 +142,8 @@ class CaseSynthesiser:
                 row = dict(case.row)
                 prompt = self.template.phrases(row)
                 planned = PlannedCase(case.id, case, row, prompt, self.command.expand.seed)
-                volume = self.generate(planned, self.make_mask(planned, 0), mask, 0)
+                with no_phrase_warnings():
+                    volume = self.generate(planned, self.make_mask(planned, 0), mask, 0)
                 distances.append(copies.distance_to_source(volume))
             mask.unlink(missing_ok=True)
             write_json(path, distances)

@@ -16,16 +16,21 @@ HOSTILE = (
     "&lt;",
     "\u202eabc",
     "~~gone~~ $x$ @name",
+    "- item",
+    "+ item",
+    ":smile: and http://a",
 )
 
 
 def test_no_character_of_a_text_is_markup() -> None:
     for text in HOSTILE:
         escaped = escape_text(text)
-        assert not set("<>[]()|`*_!\n\\~$@") & set(escaped), escaped
+        assert not set("<>[]|`*_\n\\~$@") & set(escaped), escaped
+        assert escaped[0] not in "#+-" and "://" not in escaped and ":smile:" not in escaped
         assert escaped.replace("&#", "").count("&") == 0 and "\u202e" not in escaped
     assert escape_text("Ex smoker, 12.5 pack years") == "Ex smoker, 12.5 pack years"
-    assert escape_text("CTD-ILD") == "CTD&#45;ILD"
+    for text in ("CTD-ILD", "Gender: Female", "Give --paraphrases (see README)."):
+        assert escape_text(text) == text  # legible where the file is read as it is
 
 
 def test_code_keeps_its_text_inside() -> None:

@@ -19,8 +19,8 @@ from util.web.viewer_parts import SlicePanel
 from util.web.web_data import PageGrid, VolumeEntry
 
 CAUTIONS = (
-    "For research only. Masks are made by a computer: look at every outline before you train on "
-    "it.",
+    "For research only. Masks can be wrong, above all those that a computer made: look at every "
+    "outline before you train on it.",
     "This page shows scans of patients. Treat it as you treat the scans.",
 )
 SCALED = (

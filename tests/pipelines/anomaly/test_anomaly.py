@@ -193,6 +193,9 @@ def test_regions_do_not_touch_and_are_described() -> None:
     assert "less dense" in finding_sentence(
         rows[1]
     ) and "weak: calibration scans show peaks as high" in finding_sentence(rows[1])
+    other_way = {**rows[0], "mean_diff_hu": 18.0, "peak_spreads": -4.8}
+    words = "18 HU denser than generated but less dense than expected, 1.2 ml, peak −4.8"
+    assert words in finding_sentence(other_way)
     low = [{**row, "peak_spreads": -9.5} if row["number"] == 2 else row for row in rows]
     sentence = strongest_sentence(low, 3)
     assert "1 of 3 scans have a strong region; the highest peak is in region 2 of case" in sentence

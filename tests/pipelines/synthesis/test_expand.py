@@ -366,7 +366,7 @@ def test_texts_with_other_words_are_written_beside_the_table(
     assert sorted(table) == ["Female", "Male"]
     for case, sex in table.items():
         assert re.search(rf"\b{sex}\b", prompts[case])
-    assert "| Gender&#58; Female | 1 |" in (out / "README.md").read_text()
+    assert "| Gender: Female | 1 |" in (out / "README.md").read_text()
     assert "text: Gender: Male" in (out / "index.html").read_text()
     with pytest.raises(UserError, match=r"--vary_text is given with --how residual"):
         synthesis.synthesise_cohort(options(trained_run, out, *words, "--how", "residual"))

@@ -24,3 +24,13 @@ def test_lines_never_break_within_a_flag(tmp_path: Path, visit: Visit) -> None:
     assert page.locator("p").text_content() == text
     assert page.title() == "--edit_real <b>"
     assert page.locator("option").text_content() == "--draws 2"
+
+
+def test_values_of_facts_break_where_a_telephone_ends(tmp_path: Path, visit: Visit) -> None:
+    document = page_parts.new_document("page")
+    page_parts.copy_assets(tmp_path, "page.css")
+    with document, tags.main(), page_parts.card("Sets"):
+        page_parts.key_table({"synthetic": "6 volumes, demo/results/phantoms/" + "test_latest" * 5})
+    page = visit(page_parts.write_document(document, tmp_path / "index.html"))
+    page.set_viewport_size({"width": 400, "height": 600})
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
