@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
     if not {"left_lung", "right_lung"} & set(regions):
         raise UserError(
             f"{source} holds no lung (--lung_labels {','.join(map(str, options.lung_labels))}); "
-            f"its labels are {', '.join(map(str, np.unique(labels)))}."
+            f"its labels are {', '.join(map(str, np.unique(labels)))}. Name those of the left and "
+            "the right lung with --lung_labels."
         )
     lungs = [regions[name] for name in SIDES.values() if name in regions]
     centre = _centre(mask, options, regions, source)
@@ -306,5 +308,6 @@ def write_lesion(options: LesionOptions) -> Lesion:
         " ".join(template.phrases(lesion.row).texts),
     )
     settings = " ".join(f'--set "{name}={value}"' for name, value in lesion.row.items())
-    log.info("Generate it with a run of such lesions: test.py --mask %s %s", out, settings)
+    mask = shlex.quote(str(out))
+    log.info("Generate it with a run of such lesions: python test.py --mask %s %s", mask, settings)
     return lesion

@@ -52,7 +52,7 @@ def load_cohort(
         UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, no
             scan has a row, or the table, the splits, `review.csv` or a volume are malformed.
     """
-    root = _check_root(options)
+    root = check_root(options.dataroot, options.mask_folder)
     folder = root / options.mask_folder
     masks = files_by_case(folder)
     images = files_by_case(root / IMAGES) if (root / IMAGES).is_dir() else {}
@@ -209,19 +209,26 @@ def target_labels(labels: Sequence[int], options: DataOptions) -> tuple[int, ...
     return tuple(label for label in labels if label)
 
 
-def _check_root(options: DataOptions) -> Path:
-    masks = options.mask_folder
-    if not options.dataroot:
-        raise UserError(
-            f"--dataroot is not given; it is the folder that holds {IMAGES}/ and {masks}/."
-        )
-    root = Path(options.dataroot)
+def check_root(dataroot: str, masks: str, flag: str = "--dataroot") -> Path:
+    """Return the folder of a cohort.
+
+    Args:
+        dataroot: The folder.
+        masks: Name of its folder of masks.
+        flag: The flag that names it, for messages.
+
+    Raises:
+        UserError: There is no such folder, or it has no masks.
+    """
+    if not dataroot:
+        raise UserError(f"{flag} is not given; it is the folder that holds {IMAGES}/ and {masks}/.")
+    root = Path(dataroot)
     if not root.is_dir():
-        raise UserError(f"--dataroot {root} does not exist or is not a folder.")
+        raise UserError(f"{flag} {root} does not exist or is not a folder.")
     if not (root / masks).is_dir():
         inside = format_list(sorted(path.name for path in root.iterdir())) or "nothing"
         raise UserError(
-            f"--dataroot {root} has no folder {masks}/ with masks; it holds: {inside}. Where masks "
+            f"{flag} {root} has no folder {masks}/ with masks; it holds: {inside}. Where masks "
             "lie in another folder, name it by --mask_folder."
         )
     return root

@@ -52,6 +52,7 @@ UNIT_BITS = 7  # of the field xyzt_units of NIfTI
 MM_UNITS = (0, 2)  # not stated, and mm
 SIDES_MM = (0.05, 50.0)  # of voxels
 MAX_ORIGIN_MM = 1e6
+MAX_MASK_LABELS = 255  # more different values are those of a scan
 MIN_DETERMINANT = 1e-3  # of the axes' directions: below it they lie in a plane
 # Fields of a NIfTI header that say where its voxels lie; nothing else of a source is copied.
 GRID_FIELDS = (
@@ -449,6 +450,12 @@ def check_labels(mask_labels: Sequence[int], run_labels: Sequence[int], source: 
         source: File of the mask, for the message.
     """
     unknown = sorted(set(mask_labels) - set(run_labels))
+    if unknown and (unknown[0] < 0 or len(unknown) > MAX_MASK_LABELS):
+        raise UserError(
+            f"{source} is not a mask: it holds {len(set(mask_labels))} different values from "
+            f"{min(mask_labels):g} to {max(mask_labels):g}. Give the label map of the scan, not "
+            "the scan."
+        )
     if unknown:
         noun = "labels" if len(unknown) > 1 else "label"
         raise UserError(

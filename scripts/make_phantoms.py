@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def main() -> None:
 
     out = make_phantom_cohort(options)
     log.info("Phantom cohort in %s; train with:", out)
-    log.info("python train.py --dataroot %s --template aiib23 --name phantoms --preset cpu", out)
+    folder = shlex.quote(str(out))
+    log.info("python train.py --dataroot %s --template aiib23 --name phantoms --preset cpu", folder)
 
 
 if __name__ == "__main__":

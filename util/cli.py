@@ -232,6 +232,7 @@ def suggestion(word: str, choices: Iterable[str], mark: str = "") -> str:
     near = difflib.get_close_matches(word.lower(), lowered, MAX_SUGGESTIONS)
     near = near[:1] if word.lower() in lowered else near
     names = [f"{mark}{lowered[name]}" for name in near]
+    names = [repr(name) if name.endswith("?") else name for name in names]
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 

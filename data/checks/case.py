@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.checks.intensities import hu_facts, image_problems, intensity_warnings
-from data.checks.masks import grid_problems, mask_labels, mask_problems
+from data.checks.masks import grid_problems, mask_labels, mask_problems, right_of_left_mm
 from data.fact_store import Facts, FactStore
 from data.intensity import IntensityScale
 from data.volumes import load_checked
@@ -27,6 +27,7 @@ CASE_FACTS = {
     "problems": list[str],
     "spacing": list[float],
     "image": dict[str, Any] | None,
+    "right_of_left_mm": float | None,
 }
 
 
@@ -41,6 +42,8 @@ class CaseCheck:
         spacing: Voxel sides of the mask in mm, empty where it cannot be read.
         image: Facts of the CT (see `hu_facts`), None without a CT or where it cannot be read or is
             not in HU.
+        right_of_left_mm: How far the right lung lies on the right of the left one; None where the
+            labels of a CT do not name one lung of each side.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -48,6 +51,7 @@ class CaseCheck:
     labels: list[int] = field(default_factory=list)
     spacing: list[float] = field(default_factory=list)
     image: Facts | None = None
+    right_of_left_mm: float | None = None
 
 
 def measure_case(files: tuple[Path | None, Path], lung_labels: Sequence[int]) -> Facts:
@@ -63,12 +67,13 @@ def measure_case(files: tuple[Path | None, Path], lung_labels: Sequence[int]) ->
     """
     image_path, mask_path = files
     facts: Facts = {"readable": True, "labels": [], "warnings": [], "problems": [], "spacing": []}
-    facts["image"] = None
+    facts["image"] = facts["right_of_left_mm"] = None
     try:
         mask = load_checked(mask_path)
         facts["labels"] = mask_labels(mask.volume.array)
         facts["warnings"] += mask.warnings
         facts["spacing"] = list(mask.volume.spacing)
+        facts["right_of_left_mm"] = right_of_left_mm(mask.volume, lung_labels)
         if image_path is None:
             return facts
         image = load_checked(image_path)
@@ -107,7 +112,8 @@ def judge_case(
             warnings += intensity_warnings(image, measured, scale)
         problems += wrong
         measured = measured if scale is None and not wrong else None
-    return CaseCheck(problems, warnings, labels, facts["spacing"], measured)
+    distance = facts["right_of_left_mm"] if scale is None else None
+    return CaseCheck(problems, warnings, labels, facts["spacing"], measured, distance)
 
 
 def _key(store: FactStore, name: str, files: tuple[Path | None, Path]) -> str:
@@ -122,7 +128,7 @@ def case_facts(
     files: Sequence[tuple[Path | None, Path]], store: FactStore, lung_labels: Sequence[int]
 ) -> list[Facts]:
     """Return the facts of every case: those that are known, others measured in processes."""
-    name = f"case {','.join(map(str, sorted(lung_labels)))}"
+    name = f"case {','.join(map(str, lung_labels))}"
     keys = [_key(store, name, pair) for pair in files]
     facts = [store.find(key) for key in keys]
     unknown = [k for k, known in enumerate(facts) if known is None or misfit(known, CASE_FACTS)]

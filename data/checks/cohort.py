@@ -22,6 +22,7 @@ MAX_LUNG_MEDIAN_DIFFERENCE_HU = 200.0
 MAX_AIR_SHARE_RATIO = 4.0
 MAX_SPACING_RATIO = 3.0
 MIN_CASES_TO_COMPARE = 4
+MIN_WRONG_SIDE_MM = 10.0  # between the middles of exchanged lungs, at least
 MAX_SHOWN = 10
 
 
@@ -43,6 +44,34 @@ def outlier_warnings(
         if image is not None and check.image is not None
     ]
     return warnings + hu_outlier_warnings(with_image)
+
+
+def side_warnings(
+    files: Sequence[tuple[Path | None, Path]],
+    checks: Sequence[CaseCheck],
+    lung_labels: Sequence[int],
+) -> list[str]:
+    """Return a message on masks whose left lung lies on the right of the right one.
+
+    Args:
+        files: CT or None, and mask, of every case.
+        checks: Their checks.
+        lung_labels: Labels of the left and the right lung.
+    """
+    names = [
+        mask.name
+        for (_, mask), check in zip(files, checks, strict=True)
+        if check.right_of_left_mm is not None and check.right_of_left_mm < -MIN_WRONG_SIDE_MM
+    ]
+    if not names:
+        return []
+    left, right = lung_labels
+    return [
+        f"In {len(names)} of {len(files)} masks the left lung (label {left}) lies on the right of "
+        f"the right one (label {right}): {format_list(names)}. Either the labels are exchanged "
+        f"(lungmask writes 1 for the right lung; give --lung_labels {right},{left}), or the header "
+        "mirrors the volume. Effects of the sides would be those of the other one."
+    ]
 
 
 def hu_outlier_warnings(scans: Sequence[tuple[Path, Facts]]) -> list[str]:
@@ -151,7 +180,7 @@ def check_volumes(
     if empty:
         log.warning("%d masks hold only background: %s.", len(empty), format_list(empty))
     warnings = [warning for case in checks for warning in case.warnings]
-    warnings += outlier_warnings(files, checks)
+    warnings += outlier_warnings(files, checks) + side_warnings(files, checks, lung_labels)
     for warning in _shorten(warnings):
         log.warning("%s", warning)
     case_labels = tuple(tuple(case.labels) for case in checks)

@@ -33,6 +33,25 @@ def mask_labels(mask: np.ndarray) -> list[float]:
     return sorted(float(v) for v in values)
 
 
+def right_of_left_mm(mask: Volume, lung_labels: Sequence[int]) -> float | None:
+    """Return how far the right lung lies on the right of the left one in mm, by their middles.
+
+    Args:
+        mask: RAS.
+        lung_labels: Labels of the left and the right lung; others give None, as absent lungs do.
+    """
+    if len(lung_labels) != 2:
+        return None
+    middles = []
+    for label in lung_labels:
+        counts = np.count_nonzero(mask.array == label, axis=(1, 2))
+        if not counts.any():
+            return None
+        middles.append(float(np.average(np.arange(len(counts)), weights=counts)))
+    left, right = middles
+    return (right - left) * mask.spacing[0]
+
+
 def mask_problems(path: Path, facts: Facts, max_labels: int) -> list[str]:
     """Return messages on a mask whose labels are not integers, out of range or too many."""
     labels = facts["labels"]

@@ -24,6 +24,7 @@ from util.phrasing import normalise_phrase, split_phrases, strip_phrase
 from util.yaml_files import parse_yaml
 
 VALUE = "{value}"
+FORMAT = "Write, for example: {SEX: {Male: [a man, he is male]}}, as COLUMN, VALUE and other words."
 NUMBER = "#"  # stands for the number in a wording, as in the phrase encoder
 
 
@@ -77,18 +78,17 @@ def load_paraphrases(path: str, template: Template, columns: Sequence[str]) -> P
     except OSError as error:
         raise UserError(f"--paraphrases {path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
-        raise UserError(f"--paraphrases {path} is not valid YAML: {error}. Correct it.") from None
+        raise UserError(f"--paraphrases {path} is not valid YAML: {error}. {FORMAT}") from None
     if not isinstance(content, dict) or not content:
-        raise UserError(
-            f"--paraphrases {path} must be a mapping of columns, such as "
-            "{SEX: {Male: [a man]}}."
-        )
+        raise UserError(f"--paraphrases {path} must be a mapping of columns. {FORMAT}")
     known = template.attributes(columns)
     wordings: dict[str, tuple[str, ...]] = {}
     for column, by_value in content.items():
         where = f"--paraphrases {path}, {column}"
         if column not in known:
-            raise UserError(f"{where}: the table has no such column; it has: {format_list(known)}.")
+            raise UserError(
+                f"{where}: the table has no such column; it has: {format_list(known)}. {FORMAT}"
+            )
         if not isinstance(by_value, dict):
             raise UserError(f"{where} must be a mapping of values, such as {{Male: [a man]}}.")
         for value, texts in by_value.items():

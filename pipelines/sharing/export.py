@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from pipelines.sharing.redact import (
     redact_options,
     redact_state,
 )
-from util.cli import UserError, format_list
+from util.cli import UserError, format_list, safe_name
 from util.files import atomic_folder, atomic_path, claim_file, claim_folder, write_json
 from util.training import checkpoint, runs
 from util.training.shared_runs import MANIFEST, pack, write_manifest
@@ -191,7 +192,7 @@ def export_run(options: ExportOptions) -> Path:
                 bundle.write_bundle(folder, shared.run, (folder / bundle.RUN_FOLDER / "README.md"))
             else:
                 shared.write(folder)
-    log.info("%s", _next_step(options, out))
+    log.info("%s", next_step(options, out))
     return out
 
 
@@ -212,13 +213,15 @@ def _open(options: ExportOptions) -> SharedRun:
     return SharedRun(run, template, place, options.licence)
 
 
-def _next_step(options: ExportOptions, out: Path) -> str:
+def next_step(options: ExportOptions, out: Path) -> str:
     """Return what can be done with the export now."""
+    name = shlex.quote(str(out))
+    config = shlex.quote(str(out / bundle.CONFIG_FILE))
     commands = {
-        "zip": f"python test.py --name {out} --mask MASK --prompt TEXT --out OUT.nii.gz",
-        "hub": f"hf upload ORG/{out.resolve().name} {out}",
-        "bundle": f"python -m monai.bundle run --config_file {out}/{bundle.CONFIG_FILE} "
-        f"--bundle_root {out} --mask MASK",
+        "zip": f"python test.py --name {name} --mask MASK --prompt TEXT --out OUT.nii.gz",
+        "hub": f"hf upload ORG/{safe_name(out.resolve().name)} {name}",
+        "bundle": f"python -m monai.bundle run --config_file {config} "
+        f"--bundle_root {name} --mask MASK",
     }
     return f"Wrote {out}; it holds no data of any patient. Next: {commands[options.to]}"
 

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from data.cohort import Case, Cohort
 from data.fingerprints import volume_digest
-from data.load_cohort import load_cohort
+from data.load_cohort import check_root, load_cohort
 from data.provenance import SOURCE
 from data.text.prompts import Template, load_template
 from data.volumes import load_volume
@@ -227,6 +227,7 @@ def measure_utility(command: UtilityCommand) -> dict[str, Any]:
     device = make_device(u.gpu_ids)
     data = command.data
     check_chest_ct(data, "the classifier of lungs")
+    check_root(u.synthetic, data.mask_folder, "--synthetic")
     real = load_cohort(data)
     synthetic = load_cohort(replace(data, dataroot=u.synthetic))
     template = load_template(data.template, real.columns, data.key_column, data.patient_column)

@@ -164,6 +164,22 @@ def test_lungs_are_those_of_the_lung_labels(tmp_path: Path) -> None:
     assert check_volumes(files, lung_labels=(11, 21)).labels == (0, 1, 11, 21)
 
 
+def test_lungs_on_the_wrong_side_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = cohort(tmp_path)
+    mirrored = np.diag([-2.0, 2.0, 2.0, 1.0])  # the same box, with left and right exchanged
+    mirrored[0, 3] = 2.0 * (SHAPE[0] - 1)
+    save(files[2][1], labels(), mirrored)
+    check_volumes(files)
+    (text,) = warned(caplog)
+    assert "In 1 of 6 masks the left lung (label 1) lies on the right of the right one" in text
+    assert "c2.nii.gz" in text and "--lung_labels 2,1" in text
+    caplog.clear()
+    check_volumes(files[:2], lung_labels=(2, 1))  # labels that are exchanged in every mask
+    assert "In 2 of 2 masks the left lung (label 2)" in warned(caplog)[0]
+
+
 def test_headers_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = cohort(tmp_path)
     for path in (tmp_path / "img" / "c4.nii.gz", tmp_path / "gtlung" / "c4.nii.gz"):

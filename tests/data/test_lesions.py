@@ -103,7 +103,7 @@ def test_a_place_in_words(insert: Callable[..., Lesion], lungs: Path) -> None:
         ({"place": "upper"}, "must name one side"),
         ({"place": "left apical"}, "'apical' is not one of: left, right"),
         ({"place": "left", "label": 2}, "--label is 2, which is a lung"),
-        ({"place": "left", "lung_labels": (7, 8)}, "holds no lung .* labels are 0, 1, 2, 3"),
+        ({"place": "left", "lung_labels": (7, 8)}, "holds no lung .* labels are 0, 1, 2, 3. Name"),
     ],
 )
 def test_places_and_sizes_that_cannot_be_are_refused(

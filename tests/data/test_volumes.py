@@ -23,6 +23,7 @@ from data.geometry import (
     to_ras,
 )
 from data.volumes import (
+    check_labels,
     header_warnings,
     label_channels,
     load_volume,
@@ -348,6 +349,8 @@ def test_one_hot_knows_its_labels() -> None:
     np.testing.assert_array_equal(hot[0].argmax(0).numpy(), mask)
     with pytest.raises(UserError, match=r"label 7 in a\.nii\.gz; the run has only 0, 1, 2, 3"):
         label_channels(np.array([[[0, 7]]], np.uint8), (0, 1, 2, 3), "a.nii.gz")
+    with pytest.raises(UserError, match=r"a\.nii is not a mask: it holds 3 .* from -1024 to 40"):
+        check_labels([-1024, 0, 40], (0, 1, 2, 3), "a.nii")  # the scan in place of its mask
 
 
 @pytest.mark.parametrize("name", list(affines()))

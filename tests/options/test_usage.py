@@ -144,4 +144,6 @@ def test_an_unknown_column_is_answered_with_the_near_one() -> None:
         "--vary: the table has no column 'SMOKNG HISTORY'; it has: AGE, SMOKING HISTORY. "
         "Did you mean SMOKING HISTORY? Correct the name."
     )
+    asked = unknown_column("--vary: the table", "Smoker", ["Smoker?"])
+    assert "Did you mean 'Smoker?'? Correct" in asked
     assert unknown_column("a.csv", "X", [], "Add it.").endswith("it has: none. Add it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import mask2ct
 from data.text.prompts import load_template
 from models.text.table_encoder import TableEncoder
+from options.export_options import ExportOptions
+from pipelines.sharing.export import next_step
 from pipelines.sharing.redact import WITHHELD, find_ids, redact_state
 from tests.commands import TrainedRun, command, refused
 
@@ -176,3 +179,10 @@ def test_words_of_single_patients_stay_in_the_house() -> None:
 def test_ids_are_words() -> None:
     assert find_ids(b'{"a": "case_0001"}', ["case_0001", "case_00", "0001"]) == ["case_0001"]
     assert find_ids(b"case_00012", ["case_0001"]) == []
+
+
+def test_the_next_command_can_be_pasted_whatever_the_path() -> None:
+    out = Path("my runs") / "läuft.zip"
+    text = next_step(ExportOptions(RUN="run1", OUT=str(out)), out)
+    parts = shlex.split(text.partition("Next: ")[2])
+    assert parts[:4] == ["python", "test.py", "--name", str(out)]

@@ -206,6 +206,9 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
 
     refused("--column is not given")
     refused("no column 'HEIGHT'", "--column", "HEIGHT")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused("--synthetic .* has no folder gtlung/", "--column", "SEX", synthetic_cohort=empty)
     table.assign(SEX="Male").to_csv(path)
     refused(r"--column SEX: 9 cases have 1 known values \(Male\)", "--column", "SEX")
     table.loc[splits["train"], "SEX"] = ["Male", "Female"] * 4 + ["Male"]
