@@ -12,6 +12,7 @@ from options.checks import check_train_options
 from options.parser import check_inputs, check_paths, from_dict, parse
 from options.train_options import PRESETS, TrainOptions
 from util import cli
+from util.cli import UserError
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
 from util.training import runs
@@ -35,7 +36,15 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
         from pipelines.training.fine_tuning import SourceRun  # slow to import
 
         source = SourceRun.load(options.run.init_from, options.run.checkpoints_dir)
-        options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=source.start_options())
+        try:
+            options = parse(
+                TrainOptions, __doc__ or "", argv, PRESETS, start=source.start_options()
+            )
+        except UserError as error:
+            raise UserError(
+                f"{error} Flags that are not given are those of --init_from "
+                f"{options.run.init_from}."
+            ) from None
     check_train_options(options)
     return options
 

@@ -308,6 +308,9 @@ def write_lesion(options: LesionOptions) -> Lesion:
         " ".join(template.phrases(lesion.row).texts),
     )
     settings = " ".join(f'--set "{name}={value}"' for name, value in lesion.row.items())
-    mask = shlex.quote(str(out))
-    log.info("Generate it with a run of such lesions: python test.py --mask %s %s", mask, settings)
+    log.info(
+        "Generate it with a run of such lesions: python test.py --mask %s %s",
+        shlex.quote(str(out)),
+        settings,
+    )
     return lesion

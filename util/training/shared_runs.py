@@ -25,6 +25,7 @@ from util.files import BLOCK_BYTES, file_sha256, read_json
 from util.schema import misfit
 
 MANIFEST = "mask2ct.json"  # of an exported run
+CARD = "README.md"
 FORMAT = 1
 MANIFEST_TYPES = {"format": int, "version": str, "name": str, "step": int, "files": dict[str, str]}
 MAX_MANIFEST_BYTES = 2**20
@@ -57,12 +58,30 @@ def open_shared(name: str) -> Path:
     """
     path = Path(name)
     if path.is_dir():
-        check_manifest(read_json(path / MANIFEST), path)
+        check_folder(path.resolve())
         return path
     if not path.is_file():
         raise UserError(f"--name: {path} is not there. Check the path.")
     status = path.stat()
     return _unpacked(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` where a file of an exported folder is missing or changed, once per program.
+
+    The model card may be edited.
+    """
+    manifest = check_manifest(read_json(folder / MANIFEST), folder)
+    for name, digest in manifest["files"].items():
+        if name == CARD:
+            continue
+        if not ALLOWED_NAME.fullmatch(name) or not (folder / name).is_file():
+            raise UserError(f"{folder} is incomplete: it lacks {name[:100]}. {FIX}")
+        if file_sha256(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged: its content is not that of its checksum. {FIX}"
+            )
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from options.export_options import ExportOptions
 from pipelines.sharing.export import next_step
 from pipelines.sharing.redact import WITHHELD, find_ids, redact_state
 from tests.commands import TrainedRun, command, refused
+from util.cli import UserError
+from util.training.shared_runs import check_folder, open_shared
 
 PROMPT = "Patient age: 60. SMOKING HISTORY is Ex smoker."
 
@@ -110,6 +113,16 @@ def test_a_hub_folder_and_a_bundle(trained_run: TrainedRun, tmp_path: Path) -> N
     expected = mask2ct.load(tmp_path / "hub").generate(mask, PROMPT)
     assert np.array_equal(np.asarray(nib.load(out).dataobj), np.rint(expected.hu))
     assert not list((tmp_path / "hub").glob("phrases*"))  # no texts of its users
+    damaged = Path(shutil.copytree(tmp_path / "hub", tmp_path / "damaged"))
+    (damaged / "README.md").write_text("A card that its owner wrote.")
+    assert open_shared(str(damaged)) == damaged
+    (damaged / "options.json").write_text("{}")
+    check_folder.cache_clear()
+    with pytest.raises(UserError, match=r"options\.json is damaged: its content is not that"):
+        open_shared(str(damaged))
+    (damaged / "options.json").unlink()
+    with pytest.raises(UserError, match=r"lacks options\.json"):
+        open_shared(str(damaged))
 
 
 def test_the_network_as_onnx(trained_run: TrainedRun, tmp_path: Path) -> None:

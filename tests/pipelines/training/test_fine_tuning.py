@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from data.volumes import load_volume, write_like
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.base_encoder import TextEmbedding
 from models.text.table_encoder import TableEncoder
+from options.base_options import DataOptions
 from options.parser import parse
 from options.train_options import PRESETS, TrainOptions
 from pipelines.training.fine_tuning import SourceRun, freeze
 from tests.commands import TINY, TrainedRun, command, refused
+from train import read_options
 from util.cli import UserError
 
 OLD = [["SEX is F", "AGE is 60"], ["SEX is M", "AGE is 50"], ["SEX is M", "AGE is 70"]]
@@ -155,3 +158,14 @@ def test_a_run_starts_from_another(
         "train.py", "--name", words[1], *flags[2:], "--continue_train", "--max_steps", "4"
     )
     assert done.code == 0, done.text
+
+
+def test_flags_of_the_source_that_do_not_go_with_new_ones_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = TrainOptions(data=DataOptions(airway_label=9))
+    source = SimpleNamespace(start_options=lambda: start)
+    monkeypatch.setattr(SourceRun, "load", lambda name, folder: source)
+    words = ["--dataroot", "heads", "--name", "x", "--init_from", "run1", "--modality", "mr"]
+    with pytest.raises(UserError, match=r"--airway_label .* are those of --init_from run1"):
+        read_options(words)
