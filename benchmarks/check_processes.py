@@ -50,12 +50,7 @@ class DifferentWeights(UserError):
 
 
 class Recorder:
-    """Gradients and weights of every network, as one vector each, of the first and last step.
-
-    Args:
-        trainer: Trainer whose networks are recorded.
-        last: Number of the last step.
-    """
+    """Gradients and weights of every network, as one vector each, of the first and last step."""
 
     def __init__(self, trainer: Trainer, last: int) -> None:
         self.trainer = trainer

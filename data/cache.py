@@ -190,11 +190,6 @@ def _key(case: Case, options: DataOptions, store: FactStore) -> str:
 def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:
     """Return one case from the cache, and put it there first where it is missing.
 
-    Args:
-        case: The case.
-        options: How it is prepared.
-        cache: The cache.
-
     Raises:
         UserError: A file cannot be read, or the disk is full.
     """

@@ -51,11 +51,6 @@ def make_room(cache: Path, cases: Sequence[Case], options: DataOptions) -> None:
     Removed are those that no process uses, the longest unused first, until all together take
     `cache_gb` at most.
 
-    Args:
-        cache: The folder of prepared volumes.
-        cases: The cases that are not prepared yet.
-        options: How they are prepared.
-
     Raises:
         UserError: The disk has less room.
     """

@@ -106,11 +106,6 @@ def choose_body_label(
 
     It is the label around the lungs of the first mask that has labels beside lungs and airways.
     Where no mask has such labels, it is the next free label for `auto`.
-
-    Args:
-        cohort: The cohort.
-        case_labels: Labels of each case's mask.
-        options: Labels of lungs and airways.
     """
     chest = options.chest_labels
     for case, labels in zip(cohort.cases, case_labels, strict=True):

@@ -63,10 +63,6 @@ def read_review(root: Path) -> dict[str, Review]:
 def rejected_cases(root: Path, cases: Sequence[str]) -> dict[str, str]:
     """Return the notes of the cases of a dataroot that were rejected, and log them.
 
-    Args:
-        root: The dataroot.
-        cases: All its cases.
-
     Raises:
         UserError: See `read_review`; or it names a case that is not there, or rejects every case.
     """

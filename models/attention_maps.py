@@ -48,10 +48,6 @@ class _MeanMaps:
 def recorded_attention(network: nn.Module, size: Sequence[int]) -> Iterator[_MeanMaps]:
     """Collect the attention of all units of a network while the block runs.
 
-    Args:
-        network: The network.
-        size: Size of the maps.
-
     Raises:
         UserError: The network has no cross-attention.
     """

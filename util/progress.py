@@ -35,12 +35,7 @@ def format_duration(seconds: float) -> str:
 
 
 class RemainingTime:
-    """Log how long a number of equal pieces will take, from those that are done.
-
-    Args:
-        total: Number of pieces.
-        name: Their name in messages, plural.
-    """
+    """Log how long a number of equal pieces will take, from those that are done."""
 
     def __init__(self, total: int, name: str) -> None:
         self.total = total

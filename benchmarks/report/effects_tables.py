@@ -35,10 +35,6 @@ def _frame(rows: Sequence[Mapping[str, Any]], numbers: Sequence[str]) -> pd.Data
 def slope_frame(configurations: Sequence[Configuration], real: Sequence[str]) -> pd.DataFrame:
     """Return slopes by region, signs, and errors where the truth is small.
 
-    Args:
-        configurations: Metrics of finished configurations.
-        real: Attributes with an effect.
-
     Returns:
         A row per configuration and attribute.
     """
@@ -58,10 +54,6 @@ def slope_frame(configurations: Sequence[Configuration], real: Sequence[str]) ->
 
 def incomplete_frame(configurations: Sequence[Configuration], real: Sequence[str]) -> pd.DataFrame:
     """Return what a regression finds in the rows as training sees them, as `slope_frame`.
-
-    Args:
-        configurations: Metrics of finished configurations.
-        real: Attributes with an effect.
 
     Returns:
         A row per cohort and attribute.

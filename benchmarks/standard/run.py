@@ -116,12 +116,7 @@ def chosen_sets(o: StandardBenchmarkOptions) -> list[tuple[str, tuple[str, ...]]
 
 
 def run_benchmark(o: StandardBenchmarkOptions, expected: Path = EXPECTED) -> dict[str, Any]:
-    """Run a generator on all sets; write scores.json and scores.md, and return the scores by set.
-
-    Args:
-        o: The options.
-        expected: File of expected scores.
-    """
+    """Run a generator on all sets; write scores.json and scores.md; return the scores by set."""
     command = shlex.split(o.RUN_COMMAND)
     if not command:
         raise UserError('RUN_COMMAND is empty; give one, such as "python generator.py".')

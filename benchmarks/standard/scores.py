@@ -180,13 +180,7 @@ def summarise(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tables(name: str, sets: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Return a generator's scores beside the expected ones of others, as Markdown.
-
-    Args:
-        name: The generator.
-        sets: Its scores by set.
-        expected: Content of expected_scores.json.
-    """
+    """Return a generator's scores beside the expected ones of others, as Markdown."""
     parts = []
     for title, scores in sets.items():
         rows = [{"generator": name, **summarise(scores)}]

@@ -157,13 +157,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class VolumeReader:
-    """Volumes of a generator by case, row and draw, as the measurements take them.
-
-    Attributes:
-        cohort: The cohort.
-        files: File by case, draw and cells.
-        columns: Names of the cells.
-    """
+    """Volumes of a generator by case, row and draw, as the measurements take them."""
 
     cohort: KindsCohort
     files: Mapping[tuple[str, int, tuple[str, ...]], Path]

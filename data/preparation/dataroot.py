@@ -88,12 +88,6 @@ def table_rows(
     """Return a row per case: its patient, the clinical columns, and columns of its header.
 
     The clinical table takes precedence over the header.
-
-    Args:
-        records: Records by case.
-        patients: Case to patient.
-        clinical_rows: Clinical rows by case.
-        columns: The clinical columns.
     """
     header_columns = []
     for name in (*DEMOGRAPHICS, *ACQUISITION):

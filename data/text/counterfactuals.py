@@ -60,13 +60,7 @@ def describe_removed(change: str, columns: Sequence[str]) -> str:
 
 
 def describe_not_stated(flag: str, varied: Intervention | TextEdit, cases: Sequence[str]) -> str:
-    """Return a sentence that texts do not hold what is to be changed, and what to do.
-
-    Args:
-        flag: Name of the flag.
-        varied: The attribute or the words.
-        cases: Cases whose texts do not hold it.
-    """
+    """Return a sentence that texts do not hold what is to be changed, and what to do."""
     named = f"the text{'s' if len(cases) > 1 else ''} of {format_list(list(cases))}"
     verb = "do" if len(cases) > 1 else "does"
     if isinstance(varied, TextEdit):
@@ -223,11 +217,7 @@ def _lies_between(value: str, known: Sequence[str]) -> bool:
 
 
 class CaseText(ABC):
-    """The factual text of a case, and what it becomes when an attribute is changed.
-
-    Attributes:
-        prompt: The text.
-    """
+    """The factual text of a case, and what it becomes when an attribute is changed."""
 
     prompt: Prompt
 

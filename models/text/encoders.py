@@ -189,13 +189,7 @@ class LanguagePhrases(PhraseEncoder):
 
 
 class LanguageSentences(TextEncoder):
-    """A language model applied to the whole prompt as one sentence: its own tokens and pooling.
-
-    Args:
-        model: The language model.
-        identity: Its identity.
-        options: Mode and whitening.
-    """
+    """A language model applied to the whole prompt as one sentence: its own tokens and pooling."""
 
     def __init__(
         self, model: LanguageModel, identity: dict[str, str], options: TextOptions

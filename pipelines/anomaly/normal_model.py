@@ -96,12 +96,7 @@ class ScanComparison:
 
 
 class LazyScans(Sequence[ScanComparison]):
-    """Scans that are read on access, so that only one is in memory.
-
-    Args:
-        keys: A key of each scan.
-        read: Reads the scan of a key.
-    """
+    """Scans that are read on access, so that only one is in memory."""
 
     def __init__(self, keys: Sequence[K], read: Callable[[K], ScanComparison]) -> None:
         self.keys = keys
@@ -130,12 +125,7 @@ class NormalModel:
 
     @classmethod
     def from_samples(cls, samples: Sequence[VoxelSample], size_mm: float) -> NormalModel:
-        """Fit to voxels of scans without findings.
-
-        Args:
-            samples: Voxels of each scan.
-            size_mm: Diameter of the findings searched for.
-        """
+        """Fit to voxels of scans without findings."""
         x = np.concatenate([sample.features for sample in samples])
         y = np.concatenate([sample.differences for sample in samples])
         bias = _make_regressor().fit(x, y)

@@ -72,10 +72,6 @@ class Answer:
 class AnswerDesk:
     """Answers questions one after the other, and keeps the last answers.
 
-    Args:
-        session: The run and its cases.
-        folder: Folder of the answers' pages.
-
     Attributes:
         lock: Held while the network generates.
     """

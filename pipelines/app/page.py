@@ -59,14 +59,7 @@ class Controls:
 
 
 class AskPage:
-    """The controls and what they do.
-
-    Args:
-        session: The run and its cases.
-        desk: Answers questions.
-        address: Address of the page.
-        folder: Folder of exported files.
-    """
+    """The controls and what they do."""
 
     def __init__(self, session: AppSession, desk: AnswerDesk, address: str, folder: Path) -> None:
         self.session = session

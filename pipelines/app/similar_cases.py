@@ -44,9 +44,6 @@ class SimilarCase:
 class CaseIndex:
     """The scans of a cohort as embeddings.
 
-    Args:
-        session: The run and its cases.
-
     Raises:
         UserError: The run has no CLIP with an image encoder; the message says why.
     """

@@ -45,11 +45,7 @@ def build_teaching(desk: AnswerDesk, options: AppOptions) -> None:
 
 
 class DifferentialPage:
-    """The same patient under each value of an attribute, and the attention to each phrase.
-
-    Args:
-        desk: Answers questions.
-    """
+    """The same patient under each value of an attribute, and the attention to each phrase."""
 
     def __init__(self, desk: AnswerDesk) -> None:
         self.desk = desk

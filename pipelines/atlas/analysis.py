@@ -142,15 +142,7 @@ def atlas_tables(
     masks: RealScans,
     run: RunFacts,
 ) -> Frames:
-    """Return every table over cases by name.
-
-    Args:
-        study: The study.
-        measurements: Measurements of generated volumes.
-        real: Those of real scans.
-        masks: Those of masks.
-        run: The run.
-    """
+    """Return every table over cases by name."""
     plan = study.plan
     roles = {column: attribute.role for column, attribute in study.every.items()}
     pairs = study_associations(study)

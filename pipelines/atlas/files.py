@@ -69,16 +69,7 @@ def write_maps(folder: Path, maps: Sequence[PopulationMap]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class AtlasFiles:
-    """The files in an atlas' folder.
-
-    Attributes:
-        folder: The folder.
-        record: atlas.json.
-        cases: cases.csv as texts.
-        arms: arms.csv as texts.
-        volumes: volumes.csv as texts.
-        tests: tests.csv.
-    """
+    """The files in an atlas' folder."""
 
     folder: Path
     record: Mapping[str, Any]

@@ -33,10 +33,6 @@ YES, NO = "Yes", "No"
 def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
     """Write a copy of a cohort with a planted effect; unchanged files are linked where possible.
 
-    Args:
-        data: The cohort and how to read it.
-        options: The column, its effect and the folder of the copy.
-
     Raises:
         UserError: The cohort is damaged, the column exists already, the folder is not empty, or a
             case has no voxel in the region.
@@ -85,14 +81,7 @@ def _check_out(name: str, cohort: Cohort) -> Path:
 
 
 def draw_values(cohort: Cohort, patient_column: str, share: float, seed: int) -> dict[str, str]:
-    """Return Yes or No by case: Yes for a random share of the patients, at least one of each.
-
-    Args:
-        cohort: The cohort.
-        patient_column: Column that names the patient.
-        share: Share of the patients with Yes.
-        seed: Seed of the choice.
-    """
+    """Return Yes or No by case: Yes for a random share of the patients, at least one of each."""
     case_ids = [case.id for case in cohort.cases]
     groups = list(group_by_patient(case_ids, patients_of(cohort, patient_column)).values())
     if len(groups) < 2:

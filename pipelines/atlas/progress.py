@@ -33,13 +33,7 @@ def progress_folder(out: Path) -> Path:
 
 @dataclass
 class GeneratedCases:
-    """The generated cases of an atlas.
-
-    Attributes:
-        measurements: Their measurements.
-        cases: Their rows of cases.csv.
-        volumes: Rows of volumes.csv.
-    """
+    """The generated cases of an atlas."""
 
     measurements: AtlasMeasurements = field(default_factory=AtlasMeasurements)
     cases: list[Row] = field(default_factory=list)

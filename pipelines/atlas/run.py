@@ -302,12 +302,7 @@ def write_atlas(
 
 
 def next_commands(options: AtlasCommand, steps: int) -> NextCommands:
-    """Return the commands that train missing refits, and that build a cross-fitted atlas.
-
-    Args:
-        options: The atlas.
-        steps: Training steps of its run.
-    """
+    """Return the commands that train missing refits, and that build a cross-fitted atlas."""
     words = ["--name", options.model.name, "--dataroot", path_from_here(options.cases.dataroot)]
     if options.model.checkpoints_dir != ModelOptions().checkpoints_dir:
         words += ["--checkpoints_dir", path_from_here(options.model.checkpoints_dir)]

@@ -100,13 +100,7 @@ CHARTS = {
 
 @dataclass(frozen=True)
 class CopyReport:
-    """Results of the check for copies.
-
-    Attributes:
-        cases: The volumes.
-        verdicts: The verdict on each.
-        check: The check.
-    """
+    """Results of the check for copies."""
 
     cases: Sequence[str]
     verdicts: Sequence[CopyVerdict]

@@ -128,12 +128,7 @@ def _at_ranks(ranked: Sequence[tuple[str, str, float]]) -> dict[str, tuple[str, 
 
 
 def closest_pairs(sets: Mapping[str, VolumeSet], verdicts: Mapping[str, CopyVerdict]) -> list[Pair]:
-    """Return the volumes nearest to a training scan by detail, beside that scan.
-
-    Args:
-        sets: The sets by name.
-        verdicts: The verdict on each volume by case.
-    """
+    """Return the volumes nearest to a training scan by detail, beside that scan."""
     volumes = {file.case: file for file in sets["synthetic"].files}
     scans = {file.case: file for file in sets["train"].files}
     pairs = []

@@ -32,11 +32,7 @@ def needs_folds(cohort: Cohort, patients: Mapping[str, str]) -> bool:
 
 
 def finished_folds(records: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of folds whose refits are all finished, 0 for none.
-
-    Args:
-        records: Records of finished refits, see `finished_refits`.
-    """
+    """Return the number of folds whose refits are all finished, 0 for none."""
     done: dict[int, set[int]] = {}
     for record in records:
         if record["kind"] != "fold":

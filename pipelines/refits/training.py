@@ -178,12 +178,6 @@ def train_refit(
 ) -> None:
     """Train one refit, whose messages go to NAME.log beside it.
 
-    Args:
-        origin: The run.
-        refit: The refit.
-        options: How refits are trained.
-        worker: The process that trains it.
-
     Raises:
         UserError: The training failed.
     """

@@ -20,13 +20,7 @@ METADATA_FILE = "configs/metadata.json"
 
 
 def write_bundle(folder: Path, run: LoadedRun, card: Path) -> None:
-    """Write configs and docs around the run in `RUN_FOLDER`.
-
-    Args:
-        folder: The bundle's folder.
-        run: The run.
-        card: Its model card.
-    """
+    """Write configs and docs around the run in `RUN_FOLDER`."""
     write_json(folder / CONFIG_FILE, inference_config())
     write_json(folder / METADATA_FILE, metadata(run))
     (folder / "docs").mkdir()

@@ -54,11 +54,6 @@ class OnnxGenerator(nn.Module):
 def export_onnx(run: LoadedRun, out: Path, size: Sequence[int]) -> Path:
     """Export a GAN's network for volumes of one size; prompts may have any number of phrases.
 
-    Args:
-        run: The run.
-        out: The file.
-        size: Voxels of a volume.
-
     Raises:
         UserError: The run is not a GAN, the size does not suit the network, a package is missing,
             or ONNX computes something else than PyTorch.

@@ -40,13 +40,7 @@ RECORD_TYPES = {
 
 @dataclass(frozen=True)
 class CaseEditor:
-    """Edits and writes single scans of training cases.
-
-    Attributes:
-        options: The options of the cohort.
-        run: The trained run.
-        texts: The source cases with their texts.
-    """
+    """Edits and writes single scans of training cases."""
 
     options: ExpandOptions
     run: LoadedRun

@@ -238,15 +238,7 @@ def write_cohort(
     planned: Sequence[PlannedCase],
     notices: Sequence[Notice] = (),
 ) -> None:
-    """Write table, splits, README and page, once every case of every process is there.
-
-    Args:
-        command: The command's options.
-        run: The trained run.
-        cohort: The real cohort.
-        planned: The new cases.
-        notices: Warnings of the command.
-    """
+    """Write table, splits, README and page, once every case of every process is there."""
     e = command.expand
     out = Path(e.out)
     paths = [out / RECORDS / f"{case.id}.json" for case in planned]

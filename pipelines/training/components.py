@@ -32,13 +32,7 @@ from util.training.trainer import Trainer, TrainerConfig
 
 
 def save_body_shape(folder: Path, options: TrainOptions, volumes: Sequence[CachedCase]) -> None:
-    """Write the mean body of the training cases, for masks without a scan, unless it is there.
-
-    Args:
-        folder: The run's folder.
-        options: The run's options.
-        volumes: The training cases.
-    """
+    """Write the mean body of the training cases, for masks without a scan, unless it is there."""
     path = folder / BODY_FILE
     if options.data.body_number is None or path.is_file() or not is_main_process():
         return

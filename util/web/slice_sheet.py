@@ -206,14 +206,7 @@ def top_slices(
 def save_animation(
     sheet: SliceSheet, slices: Sequence[int], path: Path, frames_per_second: int = 8
 ) -> None:
-    """Save an animation through slices: MP4 if the name ends so (needs ffmpeg), or GIF.
-
-    Args:
-        sheet: The figure.
-        slices: Its slices, in order.
-        path: The file.
-        frames_per_second: Slices per second.
-    """
+    """Save an animation through slices: MP4 if the name ends so (needs ffmpeg), or GIF."""
     animation = FuncAnimation(
         sheet.figure,
         sheet.show,  # type: ignore[arg-type]  # it changes the figure and returns nothing

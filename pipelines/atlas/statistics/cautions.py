@@ -111,13 +111,7 @@ def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str])
 def count_cautions(
     attributes: Sequence[AtlasAttribute], table: pd.DataFrame, patient: pd.Series
 ) -> list[Caution]:
-    """Warn of values with few training patients or two spellings, and of many empty cells.
-
-    Args:
-        attributes: The attributes studied.
-        table: The training rows as texts.
-        patient: The patient of each row.
-    """
+    """Warn of values with few training patients or two spellings, and of many empty cells."""
     cautions = []
     for attribute in attributes:
         if attribute.kind == "category":
@@ -235,13 +229,7 @@ def size_cautions(
 def refit_cautions(
     refits: Sequence[Mapping[str, Any]], steps: int, commands: NextCommands | None = None
 ) -> list[Caution]:
-    """Warn of missing intervals or null distributions, and of refits with other training options.
-
-    Args:
-        refits: Records of the refits.
-        steps: Training steps of the run that generates.
-        commands: Commands to advise.
-    """
+    """Warn of missing intervals and null distributions, and of refits trained otherwise."""
     commands = commands or NextCommands()
     cautions = []
     kinds = [refit["kind"] for refit in refits]

@@ -226,12 +226,7 @@ class AttributeTables:
 
 @dataclass(frozen=True)
 class Designs:
-    """The design matrices of one attribute and set of covariates, one per completed table.
-
-    Attributes:
-        designs: The matrices.
-        imputed_cases: Cases with an imputed covariate.
-    """
+    """The design matrices of one attribute and set of covariates, one per completed table."""
 
     designs: Sequence[Design]
     imputed_cases: int
@@ -241,12 +236,7 @@ class Designs:
         return [design.fit(values, patient) for design in self.designs]
 
     def estimate(self, fits: Sequence[Any], contrast: Contrast) -> dict[str, Any]:
-        """Return estimate, interval and p value of a contrast, or the reason why there is none.
-
-        Args:
-            fits: Results of `fit`.
-            contrast: A contrast of the attribute.
-        """
+        """Return estimate, interval and p value of a contrast, or the reason why there is none."""
         estimates = []
         for design, fit in zip(self.designs, fits, strict=True):
             estimate = design.estimate(fit, contrast)
@@ -329,12 +319,7 @@ class Design:
             return sm.OLS(y, x).fit(cov_type="HC3", use_t=True)
 
     def estimate(self, fit: Any, contrast: Contrast) -> dict[str, Any]:
-        """Return value, standard error and degrees of freedom of a contrast, or a reason.
-
-        Args:
-            fit: Result of `fit`.
-            contrast: A contrast of the attribute.
-        """
+        """Return value, standard error and degrees of freedom of a contrast, or a reason."""
         if fit is None:
             return {"cases": len(self.x), "reason": "too few cases for so many covariates"}
         is_category = self.attribute.kind == "category"

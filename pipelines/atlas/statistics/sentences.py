@@ -71,12 +71,7 @@ def real_scans_name(seen: int, scans: int) -> str:
 
 
 def real_part(row: Row, scans: str) -> str:
-    """Return the agreement of the real scans with a contrast: the total effect, then the direct.
-
-    Args:
-        row: Row of tests.csv.
-        scans: Name of the real scans.
-    """
+    """Return the agreement of the real scans with a contrast: the total effect, then the direct."""
     if pd.isna(row["real"]):
         return f"{scans} give no estimate"
     direct = f"{format_change(row['real'])} {format_interval(row['real_low'], row['real_high'])}"

@@ -116,12 +116,7 @@ def shape_frame(masks: RealScans, contrasts: Sequence[Contrast], roles: Roles) -
 
 
 def shape_sentences(shape: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
-    """Return a sentence on each contrast with total effects on the masks.
-
-    Args:
-        shape: Table of `shape_frame`.
-        labels: Label by contrast.
-    """
+    """Return a sentence on each contrast with total effects on the masks."""
     rows = shape[(shape["adjustment"] == TOTAL) & (shape["differs"] == "yes")]
     sentences = []
     for contrast, part in rows.groupby("contrast", sort=False):

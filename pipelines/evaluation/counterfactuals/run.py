@@ -28,15 +28,7 @@ def judge_counterfactuals(
     measurer: VolumeMeasurer,
     bootstrap: CaseBootstrap,
 ) -> CounterfactualReport:
-    """Measure the axioms of every method, of the baseline and of unchanged scans.
-
-    Args:
-        plan: The counterfactuals.
-        real_set: The real scans.
-        real: Their measurements.
-        measurer: Measures volumes.
-        bootstrap: The bootstrap over cases.
-    """
+    """Measure the axioms of every method, of the baseline and of unchanged scans."""
     if not plan.sets:
         return CounterfactualReport([], [])
     left_out: list[str] = []

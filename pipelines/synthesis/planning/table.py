@@ -94,13 +94,7 @@ def plan_table(
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Search for the case whose row is most like another: nearest by standardised columns.
-
-    Attributes:
-        cases: The cases.
-        features: How rows are encoded.
-        encoded: `(N, F)` their rows.
-    """
+    """Search for the case whose row is most like another: nearest by standardised columns."""
 
     cases: Sequence[Case]
     features: RowFeatures
