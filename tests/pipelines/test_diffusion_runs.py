@@ -1,10 +1,7 @@
-"""Diffusion models through the commands: training, going on, sampling, editing real scans, latents,
-and bad input.
-"""
+"""Diffusion models through the commands: training, going on, sampling, editing real scans."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -16,94 +13,16 @@ import pytest
 
 from benchmarks import check_processes, check_resume
 from benchmarks import diffusion as benchmark_diffusion
-from models.networks.autoencoder import load_autoencoder
-from options.autoencoder_options import AutoencoderCommand
-from options.parser import parse
-from pipelines.autoencoder.training import train_autoencoder
 from scripts import compare_models
 from tests.commands import Outcome, TrainedRun, command, kept, refused, train
-from util.cli import UserError, is_out_of_memory
+from tests.diffusion_runs import QUICK, SMOKING, edit
+from util.cli import UserError
+from util.files import read_csv
 from util.training import checkpoint
-
-SMOKING = "SMOKING HISTORY=Never smoker,Current smoker"
-QUICK = ("--model", "diffusion", "--sampling_steps", "3", "--val_cases", "0")
-LATENT = (
-    "--model",
-    "latent_diffusion",
-    "--sampling_steps",
-    "3",
-    "--val_cases",
-    "0",
-    "--n_downsample_global",
-    "1",
-    "--patch_size",
-    "16,16,16",
-)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def array(path: Path) -> np.ndarray[Any, Any]:
     return np.asarray(nib.load(path).dataobj)
-
-
-@pytest.fixture(scope="module")
-def diffusion_run(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """A tiny diffusion run of four steps that was interrupted after two of them."""
-    run = TrainedRun(tmp_path_factory.mktemp("diffusion"), "tiny", cohort_dir)
-    done = train(cohort_dir, run.checkpoints, *QUICK, "--max_steps", "2", name="tiny")
-    assert done.code == 0, done.text
-    done = train(cohort_dir, run.checkpoints, *QUICK, "--continue_train", name="tiny")
-    assert done.code == 0, done.text
-    return run
-
-
-def test_an_autoencoder_of_ten_steps(cohort_dir: Path, tmp_path: Path) -> None:
-    """Its schedule would divide by zero."""
-    out = tmp_path / "ae.safetensors"
-    sizes = ("--patch_size=16,16,8", "--channels=4,8", "--latent_channels=2", "--batch_size=1")
-    words = (out, "--dataroot", cohort_dir, *sizes, "--max_steps", "10")
-    done = command("scripts/train_autoencoder.py", *words)
-    assert done.code == 0 and out.is_file(), done.text
-
-
-@pytest.fixture(scope="module")
-def autoencoder(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of three steps, that makes four voxels one."""
-    return train_autoencoder(
-        parse(
-            AutoencoderCommand,
-            "",
-            [
-                str(tmp_path_factory.mktemp("autoencoder") / "ae.safetensors"),
-                "--dataroot",
-                str(cohort_dir),
-                "--patch_size",
-                "16,16,8",
-                "--channels",
-                "4,8,8",
-                "--max_steps",
-                "3",
-                "--batch_size",
-                "1",
-                "--latent_channels",
-                "2",
-            ],
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def latent_run(
-    autoencoder: Path, cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> TrainedRun:
-    run = TrainedRun(tmp_path_factory.mktemp("latent"), "latent", cohort_dir)
-    done = train(cohort_dir, run.checkpoints, *LATENT, "--autoencoder", autoencoder, name="latent")
-    assert done.code == 0, done.text
-    return run
 
 
 # --- generating ---
@@ -117,7 +36,7 @@ def test_volumes_effects_and_the_same_noise_for_every_arm(
     )
     assert done.code == 0, done.text
     folder = tmp_path / "tiny" / "test_latest"
-    volumes = {row["kind"]: row for row in rows(folder / "volumes.csv")}
+    volumes = {row["kind"]: row for row in read_csv(folder / "volumes.csv")}
     mask = nib.load(next((diffusion_run.cohort / "gtlung").glob(f"{volumes['own']['case']}*")))
     own = nib.load(folder / volumes["own"]["file"])
     assert (
@@ -125,7 +44,7 @@ def test_volumes_effects_and_the_same_noise_for_every_arm(
         and np.array_equal(own.affine, mask.affine)
         and own.get_data_dtype() == np.int16
     )
-    assert {row["region"] for row in rows(folder / "effects.csv")} >= {"lungs", "outside"}
+    assert {row["region"] for row in read_csv(folder / "effects.csv")} >= {"lungs", "outside"}
     # The untrained text does next to nothing, which other noise would not.
     difference = array(folder / volumes["difference"]["file"])
     assert np.abs(difference).mean() < 0.2 * array(folder / volumes["own"]["file"]).std()
@@ -211,30 +130,13 @@ def test_two_gloo_processes_equal_one() -> None:
 # --- editing ---
 
 
-def edit(run: TrainedRun, results: Path, *words: str) -> Path:
-    done = run.test(
-        results,
-        "--edit_real",
-        "--vary",
-        SMOKING,
-        "--how_many",
-        "1",
-        "--edit_cycles",
-        "2",
-        "--sampling_steps",
-        "6",
-        *words,
-    )
-    assert done.code == 0, done.text
-    return results / run.name / "test_latest"
-
-
 def test_real_scans_are_edited_and_judged(diffusion_run: TrainedRun, tmp_path: Path) -> None:
     folder = edit(diffusion_run, tmp_path, "--page")
     metrics = {
-        (row["region"], row["metric"]): float(row["value"]) for row in rows(folder / "metrics.csv")
+        (row["region"], row["metric"]): float(row["value"])
+        for row in read_csv(folder / "metrics.csv")
     }
-    case = rows(folder / "volumes.csv")[0]["case"]
+    case = read_csv(folder / "volumes.csv")[0]["case"]
     mask, real = (
         array(next((diffusion_run.cohort / kind).glob(f"{case}*"))) for kind in ("gtlung", "img")
     )
@@ -268,95 +170,12 @@ def test_less_strength_keeps_more_of_the_scan(cohort_dir: Path, tmp_path: Path) 
         folder = edit(run, tmp_path / strength, *flags)
         found = {
             row["metric"]: float(row["value"])
-            for row in rows(folder / "metrics.csv")
+            for row in read_csv(folder / "metrics.csv")
             if row["region"] == "lungs"
         }
         assert not any(name.startswith(("composition", "reversibility")) for name in found)
         values[strength] = found["mae_hu"]
     assert values["0.05"] < values["1"]
-
-
-# --- latents ---
-
-
-def test_latents_are_generated_and_edited(latent_run: TrainedRun, tmp_path: Path) -> None:
-    folder = edit(latent_run, tmp_path, "--edit_cycles", "0")
-    case = rows(folder / "volumes.csv")[0]["case"]
-    mask = nib.load(next((latent_run.cohort / "gtlung").glob(f"{case}*")))
-    assert nib.load(folder / "volumes" / f"{case}.nii.gz").shape == mask.shape
-    done = latent_run.test(tmp_path / "new", "--vary", SMOKING, "--how_many", "1")
-    assert done.code == 0, done.text
-
-
-def test_the_autoencoder_is_written_whole_and_not_replaced_unasked(
-    autoencoder: Path, cohort_dir: Path
-) -> None:
-    found = json.loads(autoencoder.with_suffix(".json").read_text())
-    assert found["channel_norm"] and len(found["mean"]) == len(found["std"]) == 2
-    before = kept(autoencoder.parent)
-    words = (
-        autoencoder,
-        "--dataroot",
-        cohort_dir,
-        "--patch_size",
-        "16,16,8",
-        "--channels",
-        "4,8,8",
-        "--max_steps",
-        "1",
-    )
-    refused(command("scripts/train_autoencoder.py", *words), str(autoencoder), "--overwrite")
-    refused(
-        command("scripts/train_autoencoder.py", autoencoder.with_suffix(".pt"), *words[1:]),
-        "OUT",
-        ".safetensors",
-    )
-    refused(
-        command("scripts/train_autoencoder.py", *words, "--overwrite", "--patch_size", "18,16,8"),
-        "--patch_size",
-        "4",
-    )
-    assert kept(autoencoder.parent) == before
-
-
-@pytest.mark.parametrize("value", [None, [], "x", 5, 1e400, 10**30, {}, True, [1], ["a", "b"]])
-def test_a_config_of_wrong_types_is_named(value: Any, autoencoder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copy(autoencoder, tmp_path))
-    file = copy.with_suffix(".json")
-    values = json.loads(autoencoder.with_suffix(".json").read_text())
-    changed = [{**values, name: value} for name in values]
-    changed += [
-        {**values, "config": {**values["config"], name: value}} for name in values["config"]
-    ]
-    for content in changed:
-        file.write_text(json.dumps(content))
-        try:
-            load_autoencoder(copy, (-1000.0, 400.0))
-        except UserError as error:
-            assert "--autoencoder" in str(error)
-        except (MemoryError, RuntimeError) as error:
-            assert is_out_of_memory(error)  # a message of the command
-    for text in ("", "[]", "null", "[" * 10**5, "9" * 5000):
-        file.write_text(text)
-        with pytest.raises(UserError, match=r"ae\.json"):
-            load_autoencoder(copy, (-1000.0, 400.0))
-
-
-def test_another_autoencoder_is_refused(
-    latent_run: TrainedRun, autoencoder: Path, tmp_path: Path
-) -> None:
-    checkpoints = Path(shutil.copytree(latent_run.checkpoints, tmp_path / "ck"))
-    options = checkpoints / "latent" / "options.json"
-    other = tmp_path / "other.safetensors"
-    shutil.copyfile(autoencoder, other)
-    values = json.loads(autoencoder.with_suffix(".json").read_text())
-    other.with_suffix(".json").write_text(json.dumps(values | {"mean": [1.0, 1.0]}))
-    options.write_text(options.read_text().replace(str(autoencoder), str(other)))
-    run = TrainedRun(checkpoints, "latent", latent_run.cohort)
-    refused(run.test(tmp_path / "res"), "--autoencoder", str(other), "sha256")
-    assert not (tmp_path / "res").exists()
-    other.unlink()
-    refused(run.test(tmp_path / "res"), "--autoencoder", str(other), "not there")
 
 
 # --- bad input ---
@@ -410,39 +229,6 @@ def test_training_flags_that_do_not_fit(
 ) -> None:
     refused(train(cohort_dir, tmp_path, *flags), *parts)
     assert not kept(tmp_path)
-
-
-def test_patches_too_small_for_latents(autoencoder: Path, cohort_dir: Path, tmp_path: Path) -> None:
-    done = train(
-        cohort_dir, tmp_path, *LATENT, "--autoencoder", autoencoder, "--patch_size", "16,16,8"
-    )
-    refused(done, "--patch_size is 16,16,8", "--patch_size 16,16,16")
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("[]", ("kind, config",)),
-        ('{"kind": "VAE", "config": {}}', ("'VAE'", "AutoencoderKlMaisi")),
-        ('{"kind": "AutoencoderKL", "config": {"x": 1}}', ("refuses",)),
-        (
-            '{"kind": "AutoencoderKL", "config": {"spatial_dims": 3, "channels": [32], '
-            '"num_res_blocks": 1, '
-            '"attention_levels": [false], "with_encoder_nonlocal_attn": false, '
-            '"with_decoder_nonlocal_attn": false}}',
-            ("does not hold the weights",),
-        ),
-    ],
-)
-def test_descriptions_that_do_not_fit(
-    text: str, parts: tuple[str, ...], autoencoder: Path, cohort_dir: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "ae.safetensors"
-    shutil.copyfile(autoencoder, file)
-    file.with_suffix(".json").write_text(text)
-    refused(
-        train(cohort_dir, tmp_path / "ck", *LATENT, "--autoencoder", file), "--autoencoder", *parts
-    )
 
 
 def bad_test(run: TrainedRun, results: Path, *words: str) -> Outcome:
@@ -520,7 +306,7 @@ def test_models_side_by_side(
     compare_models.main(
         [str(tmp_path / "out"), *flags, "--run", "gan", "--run", "diffusion", "--noises", "2"]
     )
-    found = {row["run"]: row for row in rows(tmp_path / "out" / "models.csv")}
+    found = {row["run"]: row for row in read_csv(tmp_path / "out" / "models.csv")}
     assert {"gan", "diffusion"} == set(found) and found["gan"]["model"] == "pix2pixhd"
     assert float(found["diffusion"]["lung difference of pairs, HU"]) > 0
     assert "SMOKING HISTORY: Never smoker to Current smoker, HU" in found["diffusion"]

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation against known values: distances, baselines, HU, masks, text, copies."""
+"""Metrics of an evaluation against known values: baselines, HU, masks, diversity, text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from scipy import linalg
 
 from pipelines.evaluation.baselines import (
     Metric,
@@ -23,171 +21,21 @@ from pipelines.evaluation.density import (
     lung_texture,
     texture_metrics,
 )
-from pipelines.evaluation.detail import detail_vector
-from pipelines.evaluation.distances import FrechetDistance, KernelDistance, frechet
+from pipelines.evaluation.distances import FrechetDistance
 from pipelines.evaluation.diversity import diversity_metrics, ms_ssim
 from pipelines.evaluation.measurements import (
     HU_BINS,
-    PLANES,
-    REGION_STATISTICS,
-    REGIONS,
     VolumeMeasurements,
 )
 from pipelines.evaluation.memorisation import (
-    CopyCheck,
     CopyVerdict,
     NearestScan,
-    copy_threshold,
-    leave_one_out,
 )
 from pipelines.evaluation.overlap import overlap
-from pipelines.evaluation.realism import realism_metrics
 from pipelines.evaluation.text_effect import PredictedAttribute, TooFewScansError, text_metrics
 from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
-from util.cli import UserError
+from tests.measured_volumes import RNG, group, measured
 from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
-
-RNG = np.random.default_rng(0)
-
-
-def measured(
-    case: str, rng: np.random.Generator, move: float = 0.0, mean: float = -850.0
-) -> VolumeMeasurements:
-    """A volume of random features, all moved by `move`, with lungs around `mean` HU."""
-    hu = rng.normal(mean, 40, 3000).astype(np.float32)
-    density, histogram = lung_density(hu, np.ones(hu.shape, bool))
-    vector = rng.normal(0, 1, 50)
-    return VolumeMeasurements(
-        case,
-        [rng.normal(move, 1, (len(PLANES), 5, 6)).astype(np.float32)],
-        [rng.normal(move, 1, 4).astype(np.float32)],
-        (vector / np.linalg.norm(vector)).astype(np.float16),
-        histogram,
-        density,
-        np.full(len(REGIONS) * len(REGION_STATISTICS), mean)
-        + rng.normal(0, 5, len(REGIONS) * len(REGION_STATISTICS)),
-        rng.normal(-500, 100, (12, 12, 12)).astype(np.float16),
-        np.full(len(SPECTRUM_BANDS), np.nan),
-        {},
-    )
-
-
-def group(
-    n: int, prefix: str = "case", move: float = 0.0, mean: float = -850.0, seed: int = 0
-) -> list[VolumeMeasurements]:
-    rng = np.random.default_rng(seed)
-    return [measured(f"{prefix}{i}", rng, move, mean) for i in range(n)]
-
-
-# --- distances
-
-
-@pytest.mark.parametrize("n, width", [(200, 8), (20, 40)])  # by eigenvalues, and by singular values
-def test_frechet_is_that_of_the_matrix_root(n: int, width: int) -> None:
-    mix = RNG.normal(size=(width, width))
-    x, y = RNG.normal(size=(n, width)) @ mix, RNG.normal(0.5, 2, size=(n + 7, width)) @ mix
-    one, two = np.cov(x.T), np.cov(y.T)
-    if n > width:
-        root = linalg.sqrtm(one @ two).real
-        trace = np.trace(root)
-    else:  # a singular product has no root that the library finds exactly
-        trace = np.sqrt(np.maximum(linalg.eigvals(one @ two).real, 0)).sum()
-    direct = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(one) + np.trace(two) - 2 * trace
-    assert frechet(x, y) == pytest.approx(direct, rel=1e-3 if n < width else 1e-8)
-    assert frechet(x, x) == pytest.approx(0, abs=1e-6 * np.trace(one))
-
-
-def test_frechet_of_known_gaussians() -> None:
-    x = RNG.normal(size=(20000, 3))
-    assert frechet(x, 2 * x + 3) == pytest.approx(3 * 9 + 3 * 1, rel=0.05)
-    assert np.isnan(frechet(x[:1], x))
-
-
-@pytest.mark.parametrize("kernel", ["polynomial", "rbf"])
-def test_kernel_distance_is_the_mean_over_pairs_of_volumes(kernel: str) -> None:
-    features = RNG.normal(size=(9, 4, 5))
-    features[5:] += 0.7
-    names = [f"r{i}" for i in range(5)] + [
-        "r0",
-        "s1",
-        "s2",
-        "s3",
-    ]  # the first synthetic volume is of the case r0
-    real, synthetic = np.arange(5), np.arange(5, 9)
-    flat = features[:5].reshape(-1, 5)
-    apart = [np.linalg.norm(a - b) for i, a in enumerate(flat) for b in flat[:i]]
-    width = 2 * np.median(apart) ** 2
-
-    def k(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
-        return float(
-            (p @ q / 5 + 1) ** 3
-            if kernel == "polynomial"
-            else np.exp(-np.square(p - q).sum() / width)
-        )
-
-    def mean(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
-        return float(
-            np.mean(
-                [
-                    np.mean([k(p, q) for p in features[i] for q in features[j]])
-                    for i in rows
-                    for j in columns
-                    if names[i] != names[j]
-                ]
-            )
-        )
-
-    direct = mean(real, real) + mean(synthetic, synthetic) - 2 * mean(real, synthetic)
-    distance = KernelDistance(features, names, kernel, real)
-    assert distance(real, synthetic) == pytest.approx(direct, rel=1e-9)
-    assert (
-        KernelDistance(features[[*real, *real]], names[:5] * 2, kernel, real)(real, real + 5) == 0
-    )
-    assert np.isnan(distance(real[:1], synthetic[:1]))
-
-
-def test_one_vector_a_volume_is_the_usual_unbiased_estimator() -> None:
-    x, y = RNG.normal(size=(12, 6)), RNG.normal(0.5, 1, size=(9, 6))
-    distance = KernelDistance(
-        np.concatenate([x, y])[:, None], [str(i) for i in range(21)], "polynomial"
-    )
-    kxx, kyy, kxy = ((a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    usual = (
-        (kxx.sum() - np.trace(kxx)) / (12 * 11)
-        + (kyy.sum() - np.trace(kyy)) / (9 * 8)
-        - 2 * kxy.mean()
-    )
-    assert distance(np.arange(12), np.arange(12, 21)) == pytest.approx(usual, rel=1e-9)
-
-
-def test_distances_of_sets_rank_and_are_zero_for_a_set_and_itself() -> None:
-    real = group(24)
-    near, far = group(24, "made", 0.2, seed=1), group(24, "made", 1.0, seed=1)
-    plan = ResamplingPlan.from_counts(24, 24, 10, 0)
-    by_set = [
-        {
-            f.name: f
-            for f in realism_metrics(real, volumes, plan, {"net": "a"}, {"net3": "b"})
-            if f.group == "realism"
-        }
-        for volumes in (real, near, far)
-    ]
-    assert {n.split(",")[0] for n in by_set[0]} == {
-        "2.5D FID",
-        "2.5D KID",
-        "2.5D MMD",
-        "3D Fréchet distance",
-        "3D KID",
-        "3D MMD",
-    }
-    for name in by_set[0]:
-        same, one, two = (f[name].value for f in by_set)
-        assert abs(same) < 1e-6 and one < two
-        assert (
-            interpret_metric(by_set[2][name]) == "beyond the baseline"
-            and by_set[2][name].low < two < by_set[2][name].high
-        )
-
 
 # --- baselines
 
@@ -421,99 +269,3 @@ def test_columns_without_two_values_are_refused() -> None:
         PredictedAttribute.from_values("SEX", {"a": "F", "b": "F", "c": ""}, False)
     with pytest.raises(TooFewScansError, match=r"'SEX': at least two values with 5"):
         PredictedAttribute.from_values("SEX", {**{f"a{i}": "F" for i in range(9)}, "b": "M"}, False)
-
-
-# --- copies
-
-
-def lungs_of(seed: int) -> NDArray[np.float32]:
-    """A chest of one shape, with vessels of its own."""
-    rng = np.random.default_rng(seed)
-    hu = np.full((40, 40, 40), 30, np.float32)
-    hu[4:36, 4:36, 4:36] = -860
-    for place in rng.integers(6, 32, (60, 3)):
-        hu[tuple(slice(p, p + 3) for p in place)] = -600
-    return hu + rng.normal(0, 20, hu.shape).astype(np.float32)
-
-
-MASK = np.zeros((40, 40, 40), bool)
-MASK[4:36, 4:36, 4:36] = True
-
-
-def details(volumes: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.stack([detail_vector(v, (4, 4, 4), MASK) for v in volumes])
-
-
-def test_copies_are_found_and_strangers_in_the_same_mask_are_not() -> None:
-    scans = [lungs_of(i) for i in range(12)]
-    check = CopyCheck.from_scans([f"t{i}" for i in range(12)], details(scans))
-    assert check.conclusive
-    hidden = [
-        scans[3],
-        scans[5] + 30,
-        scans[7] + RNG.normal(0, 20, scans[7].shape).astype(np.float32),
-    ]
-    for verdict, name in zip(
-        check(details(hidden), sources=["t3", "t5", "t7"]), ("t3", "t5", "t7"), strict=True
-    ):
-        assert verdict.copy and verdict.alarm and verdict.image.case == name
-    assert not any(v.copy for v in check(details([lungs_of(100 + i) for i in range(20)])))
-
-
-def test_left_out_scans_are_compared_as_new_ones_are() -> None:
-    train = RNG.normal(size=(7, 30)) + 1
-    distances = leave_one_out(train)
-    for i in range(7):
-        rest = np.delete(train, i, 0)
-        check = CopyCheck.from_scans([str(k) for k in range(6)], rest)
-        fresh = check.image.distances(train[i : i + 1])[0]
-        assert np.allclose(np.delete(distances[i], i), fresh, atol=1e-5)
-
-
-def test_features_find_copies_that_lie_elsewhere_but_not_those_of_the_own_mask() -> None:
-    features = RNG.normal(size=(30, 10))
-    check = CopyCheck.from_scans([f"t{i}" for i in range(30)], RNG.normal(size=(30, 80)), features)
-    query, image = features[:1] + 1e-3, RNG.normal(size=(1, 80))
-    (stranger,) = check(image, query)
-    assert (
-        stranger.copy
-        and stranger.feature is not None
-        and stranger.feature.case == "t0"
-        and not stranger.image.copied
-    )
-    (same_mask,) = check(image, query, sources=["t0"])
-    assert not same_mask.copy and same_mask.feature is not None and same_mask.feature.case != "t0"
-
-
-def test_the_reference_of_copies() -> None:
-    train, test = RNG.normal(size=(10, 40)), RNG.normal(size=(6, 40))
-    names = [f"t{i}" for i in range(10)]
-    assert len(CopyCheck.from_scans(names, train, test_image=test).image.reference) == 6
-    assert (
-        len(CopyCheck.from_scans(names, train, test_image=test[:3]).image.reference) == 10
-    )  # too few: leave one out
-    twice = np.concatenate([train, train + 1e-6])
-    patients = names * 2
-    with_patients = CopyCheck.from_scans(
-        [*names, *(f"{n}b" for n in names)], twice, patients=patients
-    )
-    assert with_patients.image.reference.min() > 0.1  # scans of one patient are no reference
-    two = CopyCheck.from_scans(names[:2], train[:2])
-    assert not two.conclusive and two.image.threshold == pytest.approx(
-        two.image.reference.min() / 2
-    )
-    with pytest.raises(UserError, match="at least two training scans"):
-        CopyCheck.from_scans(names[:1], train[:1])
-
-
-def test_the_threshold_allows_for_few_distances() -> None:
-    many, few = (np.exp(np.random.default_rng(0).normal(0, 0.1, n)) for n in (400, 6))
-    assert 0.6 < copy_threshold(many) < 0.75 and copy_threshold(few) < copy_threshold(many)
-    assert copy_threshold(np.array([])) == 0
-
-
-def test_detail_ignores_level_and_needs_lungs() -> None:
-    hu = lungs_of(1)
-    one, two = detail_vector(hu, (4, 4, 4), MASK), detail_vector(hu + 30, (4, 4, 4), MASK)
-    assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5) and float(one @ two) > 0.999
-    assert not detail_vector(hu, (4, 4, 4), np.zeros_like(MASK)).any()

@@ -28,7 +28,7 @@ from pipelines.synthesis.planning.balance import plan_balanced
 from pipelines.synthesis.planning.table import plan_table
 from tests.commands import TrainedRun, command, refused, train
 from tests.pages import page_warnings, shows_picture_first
-from tests.pipelines.synthesis.test_expand import texts
+from tests.planned_cohorts import texts
 from util.cli import UserError
 
 

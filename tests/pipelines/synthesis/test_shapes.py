@@ -31,7 +31,7 @@ from pipelines.synthesis.shape_model import (
 )
 from tests.commands import TrainedRun, command
 from tests.pages import page_warnings
-from tests.pipelines.synthesis.test_expand import cases, texts
+from tests.planned_cohorts import cases, texts
 from util.cli import UserError
 
 LABELS = MaskLabels((1, 2, 3), (1, 2), 3)
