@@ -24,8 +24,8 @@ answer_early(__name__, ParaphrasesBenchmarkCommand, __doc__ or "")  # the import
 import numpy as np
 
 from data.text.counterfactuals import Variant
-from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Phrase, Prompt
+from data.text.synonyms import load_paraphrases
 from options.test_options import InterventionOptions, TestOptions
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from util.cli import UserError, run_command

@@ -23,8 +23,8 @@ from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 from data.cache import load_case
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort
-from data.text.paraphrases import Paraphrases, load_paraphrases
 from data.text.prompts import Prompt, cohort_prompts, load_template
+from data.text.synonyms import Paraphrases, load_paraphrases
 from data.volumes import label_channels, to_unit
 from models.text.clip import (
     VolumeEncoder,

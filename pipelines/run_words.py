@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data.text.paraphrases import load_paraphrases
 from data.text.prompts import load_template
+from data.text.synonyms import load_paraphrases
 from models.inference import LoadedRun, load_run
 from models.text.base_encoder import TextEncoder
 from models.text.phrase_encoder import PhraseEncoder

@@ -173,7 +173,7 @@ class PhraseEncoder(TextEncoder):
     Attributes:
         phrase_weights: Factor of the token of each training phrase; empty for 1.
         synonyms: The phrase that other words stand for, by their normalised form; `#` stands for a
-            number (see `data.text.paraphrases`).
+            number (see `data.text.synonyms`).
         terms: Tokens that follow from several phrases, or from the size of a number.
     """
 

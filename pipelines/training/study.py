@@ -23,8 +23,8 @@ from data.text.counterfactuals import (
     values_by_column,
 )
 from data.text.free_text import TextReader
-from data.text.paraphrases import load_paraphrases
 from data.text.prompts import Prompt, Template, cohort_prompts, load_template
+from data.text.synonyms import load_paraphrases
 from models.base_model import BatchText
 from models.inference import RUN_ENTRIES, restore_encoder
 from models.text import relevance

@@ -168,6 +168,13 @@ def inner_labels(mask: NDArray[Any]) -> NDArray[np.bool_]:
     return foreground & (labels != largest) if others else foreground
 
 
+def filled_range(content: NDArray[Any], axis: int) -> tuple[int, int]:
+    """Return the first and the last slice along an axis that hold something; all for nothing."""
+    across = tuple(other for other in range(content.ndim) if other != axis)
+    filled = np.flatnonzero(content.any(across))
+    return (int(filled[0]), int(filled[-1])) if len(filled) else (0, content.shape[axis] - 1)
+
+
 def fullest_slices(mask: NDArray[Any]) -> tuple[int, int, int]:
     """Return the slice along each axis that holds most of a mask's inner labels.
 

@@ -19,6 +19,7 @@ from util.web.figures import (
     PLANES,
     Window,
     ct_gray,
+    filled_range,
     label_colour,
     radiological_slice,
 )
@@ -65,9 +66,7 @@ def outlined_montage(
 
 def spread_slices(content: NDArray[Any], axis: int, count: int) -> list[int]:
     """Return slices along an axis, evenly spread over those that hold something."""
-    across = tuple(a for a in range(content.ndim) if a != axis)
-    filled = np.flatnonzero((content > 0).any(across))
-    first, last = (filled[0], filled[-1]) if len(filled) else (0, content.shape[axis] - 1)
+    first, last = filled_range(content > 0, axis)
     places = first + (np.arange(count) + 0.5) / count * (last - first)
     return [int(place) for place in np.rint(places)]
 

@@ -24,10 +24,9 @@ from util.notices import Notice
 from util.web import page_links, page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
 from util.web.figures import Panel, Role, Window
-from util.web.picture_row import write_panels
+from util.web.picture_row import PictureRow, write_panels
 from util.web.tables import effect_tables, metric_sentence, metric_tables
 from util.web.viewer_parts import SlicePanel, difference_limit, largest_change
-from util.web.web_data import PageGrid, VolumeEntry
 
 MEANINGLESS = ("value not seen in training", "low relevance")  # badges
 
@@ -86,14 +85,11 @@ class _Picture:
 class _CaseSection:
     """A case as the page shows it: everything but the voxels."""
 
-    key: str
     case: str
     prompt: str
     notes: Sequence[str]
     pictures: Sequence[_Picture]
-    volumes: Mapping[str, VolumeEntry]
-    grid: PageGrid
-    mask: str
+    row: PictureRow
 
 
 class ResultsPage:
@@ -166,9 +162,7 @@ class ResultsPage:
                 change = largest_change(panel.array)
                 largest = self._changes.get(panel.attribute, 0.0)
                 self._changes[panel.attribute] = max(largest, change)
-        self._cases.append(
-            _CaseSection(key, case, prompt, tuple(notes), shown, row.volumes, row.grid, row.mask)
-        )
+        self._cases.append(_CaseSection(case, prompt, tuple(notes), shown, row))
 
     def save(
         self, options: Mapping[str, Mapping[str, Any]], report: ResultsReport | None = None
@@ -286,10 +280,7 @@ class ResultsPage:
 
     def _viewer(self, section: _CaseSection, cls: str, name: str) -> tags.section:
         """Add a section whose pictures move together, to be filled in a `with` block."""
-        attributes = viewer_parts.viewer_attributes(
-            section.grid, section.volumes, mask=section.mask
-        )
-        return tags.section(cls=cls, id=name, **attributes)
+        return tags.section(cls=cls, id=name, **section.row.attributes())
 
     def _case(
         self, section: _CaseSection, notices: Sequence[Notice], pictures_first: bool = False
@@ -297,10 +288,10 @@ class ResultsPage:
         """Add a case: its heading, text and pictures, or the pictures before the text."""
         badges = _case_badges(section.case, notices)
         cls = "case card pictures-first" if pictures_first else "case card"
-        with self._viewer(section, cls, section.key) as viewer:
+        with self._viewer(section, cls, section.row.key) as viewer:
             if badges:
                 viewer["data-warned"] = ""
-            with tags.h2(tags.a(section.case, href=f"#{section.key}"), " "):
+            with tags.h2(tags.a(section.case, href=f"#{section.row.key}"), " "):
                 page_parts.badges(badges)
             if pictures_first:
                 self._rows(section, notices)

@@ -26,6 +26,7 @@ from util.web.figures import (
     Panel,
     Window,
     draw_panel,
+    filled_range,
     panel_colours,
 )
 
@@ -167,11 +168,8 @@ def sheet_rows(panels: Sequence[Panel]) -> list[list[Panel]]:
 
 def frame_slices(content: NDArray[Any], plane: str, most: int = MAX_FRAMES) -> list[int]:
     """Return at most `most` slices, evenly spread over those of a plane that hold something."""
-    through = PLANES[plane][2]
-    across = tuple(axis for axis in range(3) if axis != through)
-    filled = np.flatnonzero((content > 0).any(across))
-    first, last = (filled[0], filled[-1]) if len(filled) else (0, content.shape[through] - 1)
-    count = min(most, int(last - first) + 1)
+    first, last = filled_range(content > 0, PLANES[plane][2])
+    count = min(most, last - first + 1)
     return [int(k) for k in np.unique(np.rint(np.linspace(first, last, count)))]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from util.cli import UserError
-from util.web.figures import Kind, Panel, fullest_slices
+from util.web.figures import Kind, Panel, filled_range, fullest_slices
 
 # Steps of the stored int16: a tenth of a HU for differences, so that small ones survive.
 STEPS: dict[Kind, float] = {
@@ -83,7 +83,7 @@ class PageGrid:
             shape=content.shape,
             spacing=tuple(map(float, spacing)),
             start=fullest_slices(content) if start is None else tuple(map(int, start)),
-            extent=_extent(content),
+            extent=tuple(filled_range(content, axis) for axis in range(content.ndim)),
             brick=brick_shape(content.shape),
         )
 
@@ -102,16 +102,6 @@ class PageGrid:
             side * n / half for side, n, half in zip(self.spacing, self.shape, shape, strict=True)
         )
         return PageGrid(shape, spacing, start, extent, brick_shape(shape))
-
-
-def _extent(content: NDArray[Any]) -> tuple[tuple[int, int], ...]:
-    """Return the first and last slice along each axis that hold something."""
-    ends = []
-    for axis, length in enumerate(content.shape):
-        across = tuple(a for a in range(content.ndim) if a != axis)
-        filled = np.flatnonzero(content.any(across))
-        ends.append((int(filled[0]), int(filled[-1])) if len(filled) else (0, length - 1))
-    return tuple(ends)
 
 
 def brick_shape(shape: Sequence[int]) -> tuple[int, ...]:

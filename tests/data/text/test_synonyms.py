@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data.text.free_text import TextReader
-from data.text.paraphrases import Paraphrases, load_paraphrases
 from data.text.prompts import Prompt, Template, load_template
+from data.text.synonyms import Paraphrases, load_paraphrases
 from models.text.table_encoder import TableEncoder
 from pipelines.clip_pretraining import draw_phrases
 from util.cli import UserError
