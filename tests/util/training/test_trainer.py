@@ -203,7 +203,7 @@ def test_accumulation_equals_a_large_batch() -> None:
     alone: dict[str, Any] = {"lambda_gan": 0.0, "lambda_feat": 0.0}
     for steps, at_output in ((3, False), (1, True)):
         found = {}
-        flags = {"text_texture": at_output, "text_linear": at_output}
+        flags: dict[str, Any] = {"text_texture": at_output, "text_linear": at_output}
         for parts in (1, 2):
             settings = {"gradient_accumulation": parts}
             trainer = make(settings=settings, **flags, **alone)
