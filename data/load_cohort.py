@@ -24,6 +24,11 @@ from util.cli import UserError, format_list, unknown_column
 log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+# What commands write before the table, by which an interrupted one is known.
+UNFINISHED = {
+    "expansion.json": "scripts/expand.py",
+    ".prepared": "scripts/prepare_data.py",
+}
 
 
 def load_cohort(
@@ -284,9 +289,20 @@ def _check_pairs(
         log.warning("%d masks have no scan: %s.", len(no_image), format_list(no_image))
 
 
+def _refuse_unfinished(root: Path) -> None:
+    """Raise `UserError` where a command that writes its table last did not come to its end."""
+    for mark, command in UNFINISHED.items():
+        if (root / mark).exists():
+            raise UserError(
+                f"{root} has no clinical.csv, because {command}, which writes it last, was "
+                "interrupted. Run that command again; it resumes."
+            )
+
+
 def _read_clinical_table(root: Path, cases: Sequence[str], options: DataOptions) -> ClinicalTable:
     path = find_table(root)
     if path is None:
+        _refuse_unfinished(root)
         log.warning("%s has no clinical.csv or clinical.xlsx, so all prompts are empty.", root)
         return ClinicalTable((), {})
     table = match_table(read_table(path, options.key_column), cases, path, options.key_column)

@@ -100,6 +100,17 @@ def test_without_a_table_rows_are_empty(root: Path, caplog: pytest.LogCaptureFix
     assert loaded(root).cases[0].row == {} and "all prompts are empty" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("mark", "name"), [("expansion.json", "expand.py"), (".prepared", "prepare_data.py")]
+)
+def test_a_cohort_that_is_half_written_is_refused(root: Path, mark: str, name: str) -> None:
+    (root / mark).touch()
+    loaded(root)
+    (root / "clinical.csv").unlink()
+    with pytest.raises(UserError, match=rf"no clinical.csv, because scripts/{name}.*interrupted"):
+        loaded(root)
+
+
 # --- bad input: a change of the folder, and parts of the message ----------------------------------
 
 Spoil = Callable[[Path], object]

@@ -184,7 +184,9 @@ def load_network(network: nn.Module, folder: Path, part: str, prefix: str = "") 
     if problems:
         raise UserError(
             f"{folder / part}.safetensors is of another architecture ({'; '.join(problems)}). Use "
-            "the options of the run that wrote it: they are in its options.json."
+            "the options of the run that wrote it: they are in its options.json. Where they are "
+            f"the same, a version with another network wrote it (this is {__version__}): use that "
+            "one, or train the run again."
         )
     network.load_state_dict(tensors)
 
