@@ -57,6 +57,27 @@ def load_cohort(
         UserError: A folder is missing or empty, scans and masks do not pair, an id occurs twice, no
             scan has a row, or the table, the splits, `review.csv` or a volume are malformed.
     """
+    cohort = _find_cohort(options, need_images, seed)
+    files = [(case.image, case.mask) for case in cohort.cases]
+    cohort = _select_columns(cohort, options, left_out)
+    cohort = apply_resampling(cohort, options, seed)
+    if not check:
+        return _with_body(cohort, options, options.body_number, run_folder)
+    scale = IntensityScale.from_options(options)
+    check_result = check_volumes(files, options.max_labels, cache, options.lung_labels, scale)
+    warnings = (*cohort.warnings, *check_result.warnings)
+    cohort = replace(cohort, labels=check_result.labels, warnings=warnings)
+    number = options.body_number
+    if options.body_label in ("auto", "masks"):
+        number = choose_body_label(cohort, check_result.case_labels, options)
+    if number is None:
+        return cohort
+    cohort = _with_body(cohort, options, number, run_folder)
+    return report_bodies(cohort, check_result.case_labels, number)
+
+
+def _find_cohort(options: DataOptions, need_images: bool, seed: int) -> Cohort:
+    """Return the cases of a dataroot with their rows and splits, none of their volumes read."""
     root = check_root(options.dataroot, options.mask_folder)
     folder = root / options.mask_folder
     masks = files_by_case(folder)
@@ -77,31 +98,15 @@ def load_cohort(
         row = {**empty_row, **table.rows.get(case_id, {})}
         cases.append(Case(case_id, images.get(case_id), masks[case_id], row, scale=scale))
     splits = _load_splits(root, cases, table.columns, options, seed, rejected)
-    cases = [case for case in cases if case.id not in rejected]
-    cohort = Cohort(
+    return Cohort(
         root,
-        tuple(cases),
+        tuple(case for case in cases if case.id not in rejected),
         splits,
         (),
         table.columns,
         warnings=(rejection_sentence(rejected),) if rejected else (),
         rejected=tuple(rejected),
     )
-    cohort = _select_columns(cohort, options, left_out)
-    cohort = apply_resampling(cohort, options, seed)
-    if not check:
-        return _with_body(cohort, options, options.body_number, run_folder)
-    files = [(case.image, case.mask) for case in cases]
-    check_result = check_volumes(files, options.max_labels, cache, options.lung_labels, scale)
-    warnings = (*cohort.warnings, *check_result.warnings)
-    cohort = replace(cohort, labels=check_result.labels, warnings=warnings)
-    number = options.body_number
-    if options.body_label in ("auto", "masks"):
-        number = choose_body_label(cohort, check_result.case_labels, options)
-    if number is None:
-        return cohort
-    cohort = _with_body(cohort, options, number, run_folder)
-    return report_bodies(cohort, check_result.case_labels, number)
 
 
 def choose_body_label(

@@ -92,24 +92,7 @@ def join_table(
     if not key_column:
         is_published = default_key in columns
         key_column = default_key if is_published else _guess_key_column(path, columns, sources)
-    if key_column not in columns:
-        raise UserError(
-            unknown_column(str(path), key_column, list(columns), "Correct --key_column.")
-        )
-    key = columns[key_column]
-    if key.problem:
-        raise UserError(f"{path}: {key.problem}")
-    if not key.lines:
-        raise UserError(
-            f"{path}: its column {key_column!r} names no scan. {_example(sources)}; it holds, for "
-            f"example, {format_list(list(filter(None, key.cells)), MAX_PAIRS) or 'nothing'}."
-        )
-    log.info(
-        "%s: its column %r names the scans, for example %s.",
-        path,
-        key_column,
-        _pairs(key, sources),
-    )
+    key = _checked_key(path, key_column, columns, sources)
     others = [name for name in columns if name != key_column]
     identifying = [
         name for name in others if private and name != patient_column and is_identifying(name)
@@ -129,6 +112,25 @@ def join_table(
     for source, row in rows.items():
         rows[source] = {name: row[name] for name in kept}
     return JoinedTable(tuple(kept), rows, key_column, tuple(remarks))
+
+
+def _checked_key(
+    path: Path, name: str, columns: Mapping[str, _KeyColumn], sources: Sequence[Source]
+) -> _KeyColumn:
+    """Return the column that names the scans; raise `UserError` for one that does not."""
+    if name not in columns:
+        raise UserError(unknown_column(str(path), name, list(columns), "Correct --key_column."))
+    key = columns[name]
+    if key.problem:
+        raise UserError(f"{path}: {key.problem}")
+    if not key.lines:
+        raise UserError(
+            f"{path}: its column {name!r} names no scan. {_example(sources)}; it holds, for "
+            f"example, {format_list(list(filter(None, key.cells)), MAX_PAIRS) or 'nothing'}."
+        )
+    pairs = _pairs(key, sources)
+    log.info("%s: its column %r names the scans, for example %s.", path, name, pairs)
+    return key
 
 
 def _check_patients(

@@ -101,20 +101,7 @@ def adjustment_graph(column: str, rows: Sequence[Row], number: int) -> svg.svg:
         aria_label=f"Columns before, between and after {column}, as in adjustment.csv",
     )
     with figure:
-        with (
-            svg.defs(),
-            svg.marker(
-                id=f"head-{number}",
-                viewBox="0 0 8 8",
-                refX=7,
-                refY=4,
-                markerWidth=7,
-                markerHeight=7,
-                orient="auto",
-            ),
-        ):
-            svg.path(d="M0 0 8 4 0 8z")
-        head = f"url(#head-{number})"
+        head = _arrowhead(f"head-{number}")
         picture = (picture_x, attribute.y + attribute.height / 2)
         for box in before:
             _arrow(box.right, attribute.left, head)
@@ -145,6 +132,17 @@ def adjustment_graph(column: str, rows: Sequence[Row], number: int) -> svg.svg:
             svg.rect(x=picture_x, y=picture[1] - 18, width=138, height=36, rx=7)
             svg.text("Picture", x=picture_x + PAD, y=picture[1] + 5, cls="title")
     return figure
+
+
+def _arrowhead(name: str) -> str:
+    """Add the head of all arrows; return the reference to it."""
+    size = {"markerWidth": 7, "markerHeight": 7}
+    with (
+        svg.defs(),
+        svg.marker(id=name, viewBox="0 0 8 8", refX=7, refY=4, **size, orient="auto"),
+    ):
+        svg.path(d="M0 0 8 4 0 8z")
+    return f"url(#{name})"
 
 
 def _stack(rows: Sequence[Row], place: str, x: float) -> list[_Box]:
