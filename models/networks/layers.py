@@ -141,6 +141,7 @@ class Conv3d(nn.Conv3d):
             and self.padding_mode == "zeros"
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()  # such as an export, whose tensors hold no values
             and torch.backends.mkldnn.is_available()
         )
         if not is_direct:
