@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from options.parser import parse
+from options.parser import check_inputs, parse
 from options.utility_options import ClassifierOptions, UtilityCommand
 from pipelines.synthesis import utility
 from pipelines.synthesis.classifier import (
@@ -204,7 +204,8 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
             utility.measure_utility(options(cohort, synthetic_cohort, tmp_path / "out", *words))
         assert not (tmp_path / "out").exists()
 
-    refused("--column is not given")
+    with pytest.raises(UserError, match="--column is not given"):
+        check_inputs(options(cohort_copy, synthetic, tmp_path / "out"))
     refused("no column 'HEIGHT'", "--column", "HEIGHT")
     empty = tmp_path / "empty"
     empty.mkdir()
