@@ -35,7 +35,7 @@ from options.train_options import TrainOptions
 from util.cli import UserError
 
 MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
-DEFAULT = SamplingOptions(MULTISTEP_SAMPLER, 10, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
+DEFAULT = SamplingOptions(MULTISTEP_SAMPLER, 15, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 # With residual preconditioning, as in version 0.1: Euler or DDIM.
 RESIDUAL_DEFAULT = replace(DEFAULT, sampler=None, sampling_steps=30)
 

@@ -94,7 +94,7 @@ class SamplingOptions:
     )
     sampling_steps: int | None = flag(
         None,
-        "Steps from noise to image (default: 10; 30 with residual preconditioning).",
+        "Steps from noise to image (default: 15; 30 with residual preconditioning).",
         low=1,
     )
     time_shift: float | None = flag(

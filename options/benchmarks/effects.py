@@ -35,7 +35,7 @@ class DiffusionBenchmarkOptions:
 
     OUT: str = flag("", "Folder for results and figures.json.")
     steps: tuple[int, ...] = flag(
-        (10, 200),
+        (15, 200),
         "Numbers of steps whose effects and texture are compared with those of the last number.",
         low=1,
     )

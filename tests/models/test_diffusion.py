@@ -155,7 +155,7 @@ def generate(built: DiffusionModel, tiler: Any = None, said: Any = None) -> Tens
 def test_models_are_registered_and_need_fitting_settings() -> None:
     assert {"diffusion", "latent_diffusion"} <= set(MODELS.names())
     built = model()
-    assert built.sampling == SamplingOptions("dpmpp_2m", 10, 0.2, 1.0, 1.0)
+    assert built.sampling == SamplingOptions("dpmpp_2m", 15, 0.2, 1.0, 1.0)
     built.set_sampling(SamplingOptions(sampling_steps=7))
     assert built.sampling.sampling_steps == 7 and built.sampling.sampler == "dpmpp_2m"
     for wrong, flag in (
