@@ -97,12 +97,7 @@ class TextResidualHead(nn.Module):
         self.fusion: FusionUnit = FUSIONS[fusion](options.ngf, text_width, options)
         self.head = PointwiseConv3d(options.ngf, 1, bias=False)
         textured = options.text_texture and options.noise_channels > 0
-        # With units of its own: texture's gradients are many times as large, and where both shared
-        # one, the mean did not learn where an effect is.
         self.texture = TextureHead(options.ngf) if textured else None
-        self.texture_fusion: FusionUnit | None = (
-            FUSIONS[fusion](options.ngf, text_width, options) if textured else None
-        )
         self.n_labels = n_labels
         self.place: nn.Sequential | None = None
         self.linear: PlaceEffect | None = None
@@ -138,15 +133,21 @@ class TextResidualHead(nn.Module):
         """
         if places is not None:
             x = x + repeat_batch(places.embedded, len(x) // len(places.embedded))
-        mean = self.fusion.projected_residual(x, text, self.head.weight)
+        # Mean and texture share the unit: where events change the mean, its error teaches their
+        # place, which the distribution of values alone teaches badly.
+        weights = [self.head.weight]
+        if self.texture is not None:
+            weights.append(self.texture.maps.weight)
+        change = self.fusion.projected_residual(x, text, torch.cat(weights))
+        mean, maps = change[:, :1], change[:, 1:]
         if self.linear is not None and places is not None:
             mean = mean + self.linear(places.features, text)
+        if text.weight is not None:
+            weight = text.weight[:, None, None, None, None]
+            mean, maps = (torch.lerp(t.detach(), t, weight) for t in (mean, maps))
         inside = torch.ones_like(volume) if region is None else region
-        volume = volume + inside * weigh_gradient(mean, text)
-        if self.texture is None or self.texture_fusion is None:
-            return volume
-        maps = self.texture_fusion.projected_residual(x, text, self.texture.maps.weight)
-        return self.texture(volume, weigh_gradient(maps, text), noise, inside)
+        volume = volume + inside * mean
+        return volume if self.texture is None else self.texture(volume, maps, noise, inside)
 
     def places(self, condition: Tensor) -> Places | None:
         """Return what is known of each voxel's place; None if the text's residual has no position.
@@ -180,10 +181,3 @@ class TextResidualHead(nn.Module):
         labels = condition[:, : self.n_labels]
         features = torch.cat([labels, position, *fourier_features], 1)
         return features.contiguous(memory_format=torch.channels_last_3d)
-
-
-def weigh_gradient(change: Tensor, text: TextEmbedding) -> Tensor:
-    """Return a change `(B, ...)` whose gradient is multiplied by the weight of each prompt."""
-    if text.weight is None:
-        return change
-    return torch.lerp(change.detach(), change, text.weight[:, None, None, None, None])

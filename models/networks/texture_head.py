@@ -23,12 +23,7 @@ class TextureHead(nn.Module):
     such events as excursion sets of Gaussian fields (truncated Gaussian simulation, Matheron et al.
     1987, SPE 16753): where field Z_k exceeds t_k, the material is another one, of density m_k. Then
 
-        v' = v + sum_k (H(+-Z_k - t_k) - P_k) / (1 - P_k) (m_k - v),   v'' = v' + sum_k s_k Z_k,
-
-    with P_k = E[H(Z - t_k)] of a standard normal Z. An event has the density m_k, and what is left
-    is so much denser or darker that v stays the mean of all draws, as nearly as events of several
-    fields fall independently. Otherwise events learn the mean of an effect faster than the mean's
-    own path does, and put it in the wrong place. At most half of the voxels are replaced.
+        v' = v + sum_k H(+-Z_k - t_k) (m_k - v),   v'' = v' + sum_k s_k Z_k.
 
     Thresholds t_k (the probit of how many voxels are replaced), arctanh m_k and log s_k are linear
     in the features of text and place. The upper tail of a field makes dark events and the lower
@@ -44,7 +39,6 @@ class TextureHead(nn.Module):
     # Features that make effects of a tenth of the range, some 70 HU, must move thresholds by SDs.
     SCALE = 20.0
     THRESHOLD = 3.0  # SD: 0.1 % of the voxels
-    MAX_RATE = 3.0  # beside that; half of them
     START_LEVELS = (-2.1, 0.0)  # arctanh of the densities of dark and dense events
     WIDTH = 0.12  # of the smooth step H, in SD
     # In the backward pass: only voxels near the threshold have a gradient, and there are few.
@@ -72,33 +66,16 @@ class TextureHead(nn.Module):
         fields = random_fields(noise)  # (B, F, X, Y, Z)
         n = fields.shape[1]
         log_strength, rate, level = (self.SCALE * maps).split([n, 2 * n, 2 * n], 1)
-        shift = clamp_inward(rate, -math.inf, self.MAX_RATE) - self.THRESHOLD
-        replaced = self._centred_step(torch.cat([fields, -fields], 1), shift)
+        excess = torch.cat([fields, -fields], 1) - self.THRESHOLD + rate
+        step = (excess / self.BACKWARD_WIDTH).sigmoid()
+        step = step + ((excess / self.WIDTH).sigmoid() - step).detach()
         levels = (level + self.start_level[:, None, None, None]).tanh()
-        for share, level in zip((region * replaced).split(1, 1), levels.split(1, 1), strict=True):
+        for share, level in zip((region * step).split(1, 1), levels.split(1, 1), strict=True):
             volume = volume + share * (level - volume)
         log_strength = clamp_inward(log_strength, -math.inf, self.MAX_LOG_STRENGTH)
         strength = self.START_STRENGTH * log_strength.exp()
         volume = volume + region * (strength * fields).sum(1, keepdim=True)
         return clamp_inward(volume, -self.LIMIT, self.LIMIT)
-
-    def _centred_step(self, fields: Tensor, shift: Tensor) -> Tensor:
-        """Return (H - P) / (1 - P) for fields Z and shifts -t, wider in the backward pass."""
-        steps = []
-        for width in (self.WIDTH, self.BACKWARD_WIDTH):
-            share = expected_sigmoid(shift, width)
-            steps.append((((fields + shift) / width).sigmoid() - share) / (1 - share))
-        narrow, wide = steps
-        return wide + (narrow - wide).detach()
-
-
-def expected_sigmoid(shift: Tensor, width: float) -> Tensor:
-    """Return about E[sigmoid((Z + shift) / width)] of a standard normal Z.
-
-    The logistic function is within 0.01 of the normal distribution function of SD 1.702 (Haley
-    1952), whose mean is known.
-    """
-    return torch.special.ndtr(shift / math.sqrt(1 + (1.702 * width) ** 2))
 
 
 def random_fields(noise: Tensor) -> Tensor:

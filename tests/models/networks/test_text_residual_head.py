@@ -70,28 +70,3 @@ def test_place_effects_are_linear_in_text_and_place_and_start_at_zero() -> None:
     # The second draw of the second condition has the places of the second condition.
     alone = effect(features[1:], prompts.select(3)).detach()
     torch.testing.assert_close(alone, change[3:])
-
-
-def test_the_mean_learns_where_an_effect_is_beside_texture() -> None:
-    """Texture has gradients many times as large, so the two share no weight behind the places."""
-    options = train_options(ngf=16, text_linear=False).generator
-    effect = TextResidualHead(LABELS, WIDTH, options)
-    mask = torch.zeros(1, LABELS, 8, 8, 8)
-    mask[:, 1] = 1
-    condition = torch.cat([mask, torch.rand(1, 3, 8, 8, 8)], 1)
-    inside = mask[:, 1:2]
-    wake(effect)
-    changed = effect(
-        0 * inside,
-        torch.randn(1, 16, 8, 8, 8),
-        torch.randn(1, options.noise_channels, 8, 8, 8),
-        text(1),
-        inside,
-        effect.places(condition),
-    )
-    changed.std().backward()
-    assert effect.texture_fusion is not None
-    shared = {id(p) for p in effect.fusion.parameters()}
-    assert not shared & {id(p) for p in effect.texture_fusion.parameters()}
-    for unit in (effect.fusion, effect.texture_fusion):
-        assert any(p.grad is not None and p.grad.any() for p in unit.parameters())
