@@ -85,7 +85,8 @@ def train_words(options: ProcessCheckOptions, work: Path) -> list[str]:
         "n_local_enhancers": 1 if options.model == "pix2pixhd" else 0,
         "n_downsample_global": 1,
         "fusion": "both",
-        "text_texture": options.text_texture,
+        "text_texture": options.at_output,
+        "text_linear": options.at_output,
         "max_steps": options.steps,
         "batch_size": options.batch_size,
     }

@@ -14,7 +14,7 @@ from util.files import write_json
 log = logging.getLogger(__name__)
 
 CHECKS_FILE = "checks.json"  # of a folder of prepared volumes: facts and checksums of files
-VERSION = 3  # part of the keys of stored facts: raise it when the checks change
+VERSION = 4  # part of the keys of stored facts: raise it when the checks change
 
 Facts = dict[str, Any]
 

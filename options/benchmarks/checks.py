@@ -21,10 +21,11 @@ class ProcessCheckOptions:
         1e-5, "Largest relative L2 difference of a network's gradients or weights.", low=0
     )
     model: str = flag("pix2pixhd", "Kind of generative model.")
-    text_texture: bool = flag(
+    at_output: bool = flag(
         False,
-        "With the texture head of pix2pixhd. Its thresholds make it discontinuous: once weights "
-        "differ by rounding, a voxel on a threshold changes sides; compare one step then.",
+        "With --text_texture and --text_linear. Thresholds are discontinuous, and the first "
+        "gradients of weights that start at 0 are as small as Adam's epsilon: once weights differ "
+        "by rounding, both multiply it; compare one step then.",
     )
     out: str = common.figures_file()
     work: str = flag("", "Folder for cohort and measurements (empty: a temporary one).")

@@ -14,8 +14,8 @@ def test_two_gloo_processes_equal_one() -> None:
     check_processes.main(["--steps", "2", "--batch_size", "2"])  # raises where they differ
 
 
-def test_two_gloo_processes_equal_one_with_random_texture() -> None:
-    check_processes.main(["--steps", "1", "--batch_size", "2", "--text_texture"])
+def test_two_gloo_processes_equal_one_with_texture_and_place_at_the_output() -> None:
+    check_processes.main(["--steps", "1", "--batch_size", "2", "--at_output"])
 
 
 def test_a_batch_that_cannot_be_shared() -> None:
