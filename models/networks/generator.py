@@ -34,8 +34,6 @@ from models.networks.texture_head import FIELD_SIGMAS
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
 
-Box = Sequence[tuple[int, int]]  # first voxel and end along each axis, at full resolution
-
 
 def size_multiple(options: GeneratorOptions) -> int:
     """Return the number of which sides of patches and tiles, and starts of tiles, are multiples."""
@@ -71,25 +69,6 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
             reach += 2 * options.n_blocks_local
             largest = max(largest, (2 * reach + 2) * 2**level)
     return max(largest, reach * 2**depth)
-
-
-def text_reach(options: GeneratorOptions) -> int | None:
-    """Return how many voxels beyond its region text changes a volume; None for all of them.
-
-    Twice as far beyond the region, what prompts share is enough for `Generator.decode`. It is a
-    multiple of the stride.
-    """
-    halo = receptive_halo(options)
-    if halo is None or options.text_region == "everywhere":
-        return None
-    stride = size_multiple(options)
-    if options.n_local_enhancers:
-        reach = halo
-    else:
-        # The head and a convolution after each skip connection reach one coarse voxel. Fields of
-        # the texture, which stays in the region, are of the noise around them.
-        reach = max(stride, -(-noise_reach(max(FIELD_SIGMAS)) // 2))
-    return -(-reach // stride) * stride
 
 
 def make_noise(
@@ -330,33 +309,6 @@ class LocalEnhancer(nn.Module):
         return maybe_checkpoint(self.decoder, self.recompute, x, skip, noise, text, region)
 
 
-def cut_box(x: Tensor, box: Box, scale: int = 0) -> Tensor:
-    """Return a box of `(B, C, X / 2^scale, ...)`, in the memory format of `x`."""
-    i, j, k = (slice(first >> scale, end >> scale) for first, end in box)
-    cut = x[..., i, j, k]
-    is_last = x.is_contiguous(memory_format=torch.channels_last_3d)
-    return cut.contiguous(
-        memory_format=torch.channels_last_3d if is_last else torch.contiguous_format
-    )
-
-
-def grow_box(box: Box, by: int, sides: Sequence[int]) -> Box:
-    """Return a box larger by `by` voxels at each end, within the volume, and in steps of `by`."""
-    return [
-        (max(0, (first // by - 1) * by), min(side, (-(-end // by) + 1) * by))
-        for (first, end), side in zip(box, sides, strict=True)
-    ]
-
-
-def region_box(region: Tensor) -> Box | None:
-    """Return the smallest box around a region `(1, 1, X, Y, Z)`; None where it is empty."""
-    places = region[0, 0].nonzero()
-    if not len(places):
-        return None
-    ends = zip(places.amin(0).tolist(), (places.amax(0) + 1).tolist(), strict=True)
-    return list(ends)
-
-
 @dataclass(frozen=True)
 class SharedFeatures:
     """What prompts of the same mask and noise share; one entry per scale, from the finest on.
@@ -377,19 +329,6 @@ class SharedFeatures:
     features: list[Tensor]
     coarse: Tensor
     places: Places | None
-
-    def cut(self, box: Box) -> SharedFeatures:
-        """Return the features of a box, whose ends are multiples of the coarsest voxel."""
-        first = len(self.conditions)  # scale of the global generator
-        places = self.places
-        return SharedFeatures(
-            [cut_box(x, box, scale) for scale, x in enumerate(self.conditions)],
-            [cut_box(x, box, scale) for scale, x in enumerate(self.noises)],
-            [x if x is None else cut_box(x, box, scale) for scale, x in enumerate(self.regions)],
-            [cut_box(x, box, scale) for scale, x in enumerate(self.features, first)],
-            cut_box(self.coarse, box, first + len(self.features)),
-            places and Places(cut_box(places.features, box), cut_box(places.embedded, box)),
-        )
 
 
 class Generator(nn.Module):
@@ -438,8 +377,6 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Generate a volume for each prompt, from the coarsest features after the blocks.
 
-        Prompts after the first are computed near organs alone, beyond which they change nothing.
-
         Args:
             coarse: `(1, C, X / 2^n, ...)`.
             mask: `(1, K, X, Y, Z)`, see `forward`.
@@ -451,25 +388,8 @@ class Generator(nn.Module):
             `(A, 1, X, Y, Z)` in [-1, 1], float32.
         """
         shared = self._share(coarse, mask, coords, noise)
-        first, *others = (text.select(number) for number in range(len(text.pooled)))
-        volume = self._finish(shared, first)
-        if not others:
-            return volume
-        reach, region = text_reach(self.options), shared.regions[0]
-        if reach is None or region is None:
-            return torch.cat([volume, *(self._finish(shared, prompt) for prompt in others)])
-        volumes = volume.repeat(1 + len(others), 1, 1, 1, 1)
-        organs = region_box(region)
-        if organs is not None:  # elsewhere, all prompts give the same
-            changed = grow_box(organs, reach, volume.shape[2:])
-            box = grow_box(changed, reach, volume.shape[2:])
-            nearby = shared.cut(box)
-            i, j, k = (slice(first, end) for first, end in changed)
-            within = [(a - c, b - c) for (a, b), (c, _) in zip(changed, box, strict=True)]
-            for number, prompt in enumerate(others, 1):
-                near = self._finish(nearby, prompt)
-                volumes[number, :, i, j, k] = cut_box(near, within)[0]
-        return volumes
+        prompts = [text.select(number) for number in range(len(text.pooled))]
+        return torch.cat([self._finish(shared, prompt) for prompt in prompts])
 
     def forward(self, mask: Tensor, coords: Tensor, noise: Tensor, text: TextEmbedding) -> Tensor:
         """Generate a volume.

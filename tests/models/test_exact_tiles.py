@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.base_model import Condition
 from models.networks.filters import TUBE_SIGMAS, noise_reach, tube_noise
-from models.networks.generator import receptive_halo, text_reach
+from models.networks.generator import receptive_halo
 from models.networks.texture_head import FIELD_SIGMAS, random_fields
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.sliding_window import SlidingWindow, TileReach, fitting_tile
@@ -127,43 +127,6 @@ def test_several_prompts_are_one_batch() -> None:
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-3
     assert torch.equal(together[0, :, :8], together[1, :, :8])
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"n_downsample_global": 2, "n_blocks_global": 1},
-        {"n_downsample_global": 3, "ngf": 2},
-        {"n_local_enhancers": 1, "n_blocks_local": 1},
-        {"padding": "reflect", "skip": False, "text_texture": False},
-        {"fusion_at": "output", "noise_channels": 0},
-        {"text_region": "everywhere"},
-        {"norm": "group"},
-    ],
-    ids=str,
-)
-def test_prompts_of_a_case_have_the_values_of_one_alone(changes: dict[str, Any]) -> None:
-    """Prompts after the first are computed near the organs alone."""
-    model = make_model(**changes)
-    inputs = batch(model.options, 1, (96, 32, 16))
-    organ = torch.zeros(1, 1, 96, 32, 16)
-    organ[:, :, 3:21, 5:24] = 1
-    inputs["mask"][:] = 0
-    inputs["mask"][:, :1] = 1 - organ
-    inputs["mask"][:, 1:2] = organ
-    said = text(3)
-    together = generate(model, inputs, said, tile=())
-    apart = torch.cat([generate(model, inputs, said.select(k), tile=()) for k in range(3)])
-    assert (together - apart).abs().max() * HU < 0.01
-    reach = text_reach(model.options.generator)
-    if reach is None:
-        return
-    inside, around = (
-        (together[0] - together[1])[:, first:end].abs().max()
-        for first, end in ((3, 21), (24 + reach, 96))
-    )
-    assert inside > 1e-3 and around == 0
 
 
 def test_boxes_are_parts_of_the_whole() -> None:

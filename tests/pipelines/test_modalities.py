@@ -71,7 +71,9 @@ def test_results_have_the_unit_and_the_labels(results: Path) -> None:
     assert not any(CHEST.search(name) or "share" in name for name in metrics)
     assert seen_words(folder / "index.html") == []
     page = (folder / "index.html").read_text()
-    assert re.search("in the labelled region; (brighter|darker) in", page)
+    changes = [float(row["mean_diff"]) for row in effects if row["region"] == "labelled"]
+    direction = "brighter" if sum(changes) > 0 else "darker"
+    assert f"in the labelled region; {direction} in" in page
     assert "&quot;unit&quot;: &quot;a.u.&quot;" in page
     name = next(row["file"] for row in read_csv(folder / "volumes.csv") if row["kind"] == "own")
     volume = np.asarray(nib.load(folder / name).dataobj)  # type: ignore[attr-defined]
