@@ -8,7 +8,7 @@ from pathlib import Path
 from options.parser import parse_command
 from options.test_options import TestOptions
 from util import cli
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.locks import locked_folder
 from util.notices import collected_warnings
 from util.progress import progress_bar
@@ -35,7 +35,9 @@ def generate_cohort(options: TestOptions) -> Path:
         samples = plan.samples
         for sample in progress_bar(samples, "generating"):
             generate_case(plan, sample, results)
-        log.info("%d cases in %s", len(samples), results.save(page_context(plan, notices)))
+        log.info(
+            "%s in %s", counted(len(samples), "case"), results.save(page_context(plan, notices))
+        )
         if options.output.gif and cli.is_main_process():
             draw_animations(folder, options.source.dataroot)
     return folder

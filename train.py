@@ -12,7 +12,7 @@ from options.checks import check_train_options
 from options.parser import check_inputs, check_paths, from_dict, parse
 from options.train_options import PRESETS, TrainOptions
 from util import cli
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
 from util.training import runs
@@ -155,7 +155,7 @@ def train_run(options: TrainOptions, folder: Path, notices: Sequence[Notice] = (
             monitor(losses)
     finish(trainer, monitor)
     page = folder / "web" / "index.html"
-    log.info("Trained %s for %d steps; see %s.", run.name, trainer.steps_done, page)
+    log.info("Trained %s for %s; see %s.", run.name, counted(trainer.steps_done, "step"), page)
     return folder
 
 

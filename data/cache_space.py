@@ -16,7 +16,7 @@ from data.cohort import Case
 from data.geometry import grid_with_spacing
 from data.volumes import read_header
 from options.base_options import DataOptions
-from util.cli import UserError
+from util.cli import UserError, counted
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def make_room(cache: Path, cases: Sequence[Case], options: DataOptions) -> None:
     existing = next(path for path in (cache, *cache.resolve().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     log.info(
-        "Preparing %d volumes in %s: about %.2f GB of %.1f GB free there%s.",
-        len(cases),
+        "Preparing %s in %s: about %.2f GB of %.1f GB free there%s.",
+        counted(len(cases), "volume"),
         cache,
         needed / GB,
         free / GB,

@@ -19,7 +19,7 @@ from data.text.columns import review_table
 from data.text.prompts import load_template
 from data.volumes import SUFFIXES, has_suffix, load_volume, strip_suffix
 from options.base_options import LUNG_LABELS, MAX_LABEL, DataOptions
-from util.cli import UserError, format_list, unknown_column
+from util.cli import UserError, counted, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -154,17 +154,17 @@ def report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]], number: 
     ]
     drawn = [case for case in lacking if case.image is None]
     log.info(
-        "Label %d is the body: labelled in %d masks, found in the scans of %d, drawn in %d.",
+        "Label %d is the body: labelled in %s, found in the scans of %d, drawn in %d.",
         number,
-        len(cohort.cases) - len(lacking),
+        counted(len(cohort.cases) - len(lacking), "mask"),
         len(lacking) - len(drawn),
         len(drawn),
     )
     if drawn:
         log.warning(
-            "%d masks have neither a body (label %d) nor a scan to find it in: the mean body of "
-            "the training cases is drawn around their lungs: %s.",
-            len(drawn),
+            "%s neither a body (label %d) nor a scan to find it in: the mean body of the training "
+            "cases is drawn around the lungs: %s.",
+            counted(len(drawn), "mask has", "masks have"),
             number,
             format_list([case.mask.name for case in drawn]),
         )
@@ -282,16 +282,20 @@ def _check_pairs(
     no_image = sorted(set(masks) - set(images), key=natural_key)
     if no_mask:
         raise UserError(
-            f"{len(no_mask)} scans in {image_folder} have no mask of the same name in "
-            f"{mask_folder}: {format_list(no_mask)}. Add the masks or remove the scans."
+            f"{image_folder} holds {counted(len(no_mask), 'scan')} without a mask of the same name "
+            f"in {mask_folder}: {format_list(no_mask)}. Add the masks or remove the scans."
         )
     if no_image and need_images:
         raise UserError(
-            f"{len(no_image)} masks in {mask_folder} have no scan of the same name in "
-            f"{image_folder}: {format_list(no_image)}. Add the scans or remove the masks."
+            f"{mask_folder} holds {counted(len(no_image), 'mask')} without a scan of the same name "
+            f"in {image_folder}: {format_list(no_image)}. Add the scans or remove the masks."
         )
     if no_image and images:
-        log.warning("%d masks have no scan: %s.", len(no_image), format_list(no_image))
+        log.warning(
+            "%s no scan: %s.",
+            counted(len(no_image), "mask has", "masks have"),
+            format_list(no_image),
+        )
 
 
 def _refuse_unfinished(root: Path) -> None:
@@ -315,11 +319,11 @@ def _read_clinical_table(root: Path, cases: Sequence[str], options: DataOptions)
     no_scan = sorted(set(table.rows) - set(cases), key=natural_key)
     problems = []
     if no_row:
-        problems.append(f"{len(no_row)} of {len(cases)} scans have no row: {format_list(no_row)}")
+        scans = counted(len(cases), "scan")
+        problems.append(f"{len(no_row)} of {scans} without a row: {format_list(no_row)}")
     if no_scan:
-        problems.append(
-            f"{len(no_scan)} of {len(table.rows)} rows have no scan: {format_list(no_scan)}"
-        )
+        rows = counted(len(table.rows), "row")
+        problems.append(f"{len(no_scan)} of {rows} without a scan: {format_list(no_scan)}")
     if problems and options.strict:
         raise UserError(
             f"{path}: {'; '.join(problems)}. Complete the table, or leave out --strict."

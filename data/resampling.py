@@ -15,7 +15,7 @@ import numpy as np
 
 from data.cohort import PROMPTS_FILE, Cohort
 from options.base_options import DataOptions
-from util.cli import UserError, unknown_column
+from util.cli import UserError, counted, unknown_column
 
 
 def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
@@ -75,8 +75,8 @@ def fold_cases(cases: Sequence[str], patients: Mapping[str, str], fold: str) -> 
     groups = group_by_patient(cases, patients)
     if count > len(groups):
         raise UserError(
-            f"--fold {fold}: there are only {len(groups)} training patients for {count} folds. Use "
-            "fewer folds."
+            f"--fold {fold}: {counted(len(groups), 'training patient')} cannot be divided into "
+            f"{counted(count, 'fold')}. Use fewer folds."
         )
     order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     chosen = set(order[number - 1 :: count])

@@ -10,7 +10,7 @@ from typing import Literal
 
 from data.text.values import match_ids
 from data.volumes import strip_suffix
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import read_csv, unescape_cell
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def rejected_cases(root: Path, cases: Sequence[str]) -> dict[str, str]:
         )
     rejected = {ids[case]: review.note for case, review in reviews.items() if _is_reject(review)}
     if rejected and len(rejected) == len(set(cases)):
-        raise UserError(f"{path} rejects all {len(rejected)} cases, so that none is left.")
+        raise UserError(f"{path} rejects every case ({len(rejected)}), so that none is left.")
     if rejected:
         log.warning("%s", rejection_sentence(rejected))
     return rejected
@@ -89,4 +89,5 @@ def _is_reject(review: Review) -> bool:
 def rejection_sentence(rejected: Mapping[str, str]) -> str:
     """Return a sentence that names the rejected cases, with their notes."""
     names = [f"{case} ({note})" if note else case for case, note in rejected.items()]
-    return f"{len(rejected)} cases are rejected in {REVIEW_FILE} and left out: {format_list(names)}"
+    cases = counted(len(rejected), "case is", "cases are")
+    return f"{cases} rejected in {REVIEW_FILE} and left out: {format_list(names)}"

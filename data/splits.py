@@ -13,7 +13,7 @@ import numpy as np
 
 from data.text.values import match_ids
 from data.volumes import strip_suffix
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,10 @@ def read_splits(
     left_out = len(set(cases).difference(*splits.values()))
     if left_out:
         log.info(
-            "%s names no split for %d of %d cases; they are not used.", path, left_out, len(cases)
+            "%s names no split for %d of %s, not used here.",
+            path,
+            left_out,
+            counted(len(cases), "case"),
         )
     return splits
 
@@ -135,7 +138,8 @@ def draw_splits(
     names = list(dict.fromkeys(patient_of.values()))
     if len(names) < len(SPLIT_NAMES):
         raise UserError(
-            f"There are only {len(names)} patients, too few to split. Write a splits.json."
+            f"{counted(len(names), 'patient')} cannot be divided into {len(SPLIT_NAMES)} splits. "
+            "Write a splits.json."
         )
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     tenth = max(1, round(len(order) / 10))

@@ -23,7 +23,7 @@ from mask2ct.volume import Volume
 from models.inference import LoadedRun, load_run
 from options.test_options import ModelOptions
 from pipelines.generation.plan import run_samples
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.metrics.effects import CHANGE_COLUMNS, Contrast, effect_rows, region_effects
 from util.metrics.texture import statistics_by_region
 from util.training.shared_runs import is_shared
@@ -73,7 +73,7 @@ class Run:
     def __repr__(self) -> str:
         step = self._loaded.state["step"]
         model = self._loaded.options.generator.model
-        return f"<Run {self.name}: {model}, {step} steps, labels {list(self.labels)}>"
+        return f"<Run {self.name}: {model}, {counted(step, 'step')}, labels {list(self.labels)}>"
 
     def generate(self, mask: Mask, prompt: str = "", seed: int = 0) -> Volume:
         """Generate a volume.

@@ -22,7 +22,7 @@ from options.parser import from_dict
 from options.test_options import ModelOptions
 from options.train_options import TrainOptions
 from util import __version__, seeding
-from util.cli import UserError, is_out_of_memory
+from util.cli import UserError, counted, is_out_of_memory
 from util.training import checkpoint, runs
 from util.training.devices import make_device
 from util.training.shared_runs import is_shared
@@ -166,8 +166,8 @@ class VolumeGenerator:
                 raise
             raise UserError(
                 f"There is not enough memory ({self.device}) to generate {name} in "
-                f"{self.window.batch} tiles of {self.window.tile or 'the whole volume'} at once. "
-                "Use --tile_batch 1, a smaller --tile, or another device (--gpu_ids).",
+                f"{counted(self.window.batch, 'tile')} of {self.window.tile or 'the whole volume'} "
+                "at once. Use --tile_batch 1, a smaller --tile, or another device (--gpu_ids).",
             ) from None
         finally:
             network.train(training)

@@ -34,7 +34,7 @@ from models.text.clip import (
     retrieval,
 )
 from options.clip_options import ClipCommand, ClipOptions
-from util.cli import UserError, file_problem
+from util.cli import UserError, counted, file_problem
 from util.files import claim_folder, file_fingerprint, file_sha256, sync, write_json
 from util.locks import locked_folder
 from util.phrasing import join_phrases, strip_phrase
@@ -96,7 +96,7 @@ def load_pairs(
         masks.append(torch.cat(shares))
     if len(images) < MIN_PAIRS:
         raise UserError(
-            f"Only {len(images)} cases of {cohort.root} have a prompt; CLIP needs at least "
+            f"{cohort.root} has {counted(len(images), 'case')} with a prompt; CLIP needs at least "
             f"{MIN_PAIRS}. Add a clinical table or prompts.csv, or train with --text_encoder table."
         )
     return Pairs(torch.stack(images), torch.stack(masks), [prompts[c.id] for c in described])

@@ -23,6 +23,7 @@ from models.text.relevance import MIN_SCANS, AnnotatedPrompt, column_relevance
 from options.base_options import DataOptions
 from pipelines.power import ALPHA, MAX_SCANS, POWER, detectable_difference
 from pipelines.power import MIN_SCANS as MIN_SCANS_FOR_SD
+from util.cli import counted
 from util.notices import notice
 from util.training.runs import SPLITS_FILE
 from util.web.attribute_list import AttributeFacts
@@ -238,9 +239,9 @@ def warn_young_run(run: LoadedRun) -> None:
     cases = set((read_run_splits(run.folder / SPLITS_FILE) or {}).get("train", ()))
     if 0 < len(cases) < MIN_SCANS:
         log.warning(
-            "The run was trained on %d scans. With fewer than %d, effects of attributes cannot be "
+            "The run was trained on %s. With fewer than %d, effects of attributes cannot be "
             "told from differences between patients.",
-            len(cases),
+            counted(len(cases), "scan"),
             MIN_SCANS,
             extra=notice("small cohort"),
         )

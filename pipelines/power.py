@@ -9,6 +9,7 @@ import numpy as np
 from data.cohort import Case
 from data.lung_density import lung_means
 from options.base_options import DataOptions
+from util.cli import counted
 
 POWER = 0.8
 ALPHA = 0.05
@@ -48,8 +49,8 @@ def describe_smallest_effect(cases: Sequence[Case], options: DataOptions) -> str
     densities = [means["lungs"] for means in lung_means(distinct[::step], options) if means]
     if len(densities) < MIN_SCANS:
         return (
-            f"{len(densities)} training scans with lungs are too few to estimate which effects the "
-            "cohort can detect."
+            f"{counted(len(densities), 'training scan')} with lungs: too few to estimate which "
+            "effects the cohort can detect."
         )
     sd = float(np.std(densities, ddof=1))
     half = detectable_difference(sd, len(distinct), 0.5)

@@ -16,7 +16,7 @@ from data.load_cohort import load_cohort
 from data.splits import Splits, read_run_splits, split_changes
 from data.text.prompts import cohort_prompts, load_template
 from options.base_options import DataOptions
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.notices import notice
 from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
@@ -199,10 +199,10 @@ def warn_training_cases(folder: Path, state: Mapping[str, Any], cases: Sequence[
             trained_on.append(case.id)
     if trained_on:
         log.warning(
-            "%d of the %d cases are training cases of the run: %s. Results on them are not results "
-            "on unseen cases.",
+            "Training cases of the run among %s: %d (%s). Results on them are not results on "
+            "unseen cases.",
+            counted(len(cases), "case"),
             len(trained_on),
-            len(cases),
             format_list(trained_on),
             extra=notice("trained on this case", cases=trained_on),
         )

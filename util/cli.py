@@ -214,6 +214,17 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, as in "1 case" and "3 cases", for messages and pages.
+
+    Args:
+        number: A whole number.
+        noun: The noun of one, which may go on: "scan has".
+        plural: The noun of several, where it is not `noun` with an s: "scans have".
+    """
+    return f"{number:.0f} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def format_list(items: Sequence[str], limit: int = 8) -> str:
     """Return the items as "a, b, c, ... (12 in all)", for messages."""
     shown = ", ".join(shorten(item) for item in items[:limit])

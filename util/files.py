@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,8 +241,8 @@ def _read_rows(path: Path, columns: Sequence[str]) -> tuple[list[str], list[list
     for number, cells in lines:
         if len(cells) != len(header):
             raise UserError(
-                f"{path}, row {number}, has {len(cells)} cells, and the header {len(header)}. Put "
-                "cells that hold a comma in quotes."
+                f"{path}, row {number}, has {counted(len(cells), 'cell')}, and the header "
+                f"{len(header)}. Put cells that hold a comma in quotes."
             )
         rows.append(cells)
     return header, rows

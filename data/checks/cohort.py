@@ -13,7 +13,7 @@ from data.checks.case import CaseCheck, case_facts, judge_case
 from data.fact_store import CHECKS_FILE, Facts, FactStore
 from data.geometry import format_sides
 from data.intensity import IntensityScale
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ def side_warnings(
         return []
     left, right = lung_labels
     return [
-        f"In {len(names)} of {len(files)} masks the left lung (label {left}) lies on the right of "
-        f"the right one (label {right}): {format_list(names)}. Either the labels are exchanged "
-        f"(lungmask writes 1 for the right lung; give --lung_labels {right},{left}), or the header "
-        "mirrors the volume. Effects of the sides would be those of the other one."
+        f"In {len(names)} of {counted(len(files), 'mask')} the left lung (label {left}) lies on "
+        f"the right of the right one (label {right}): {format_list(names)}. Either the labels are "
+        f"exchanged (lungmask writes 1 for the right lung; give --lung_labels {right},{left}), or "
+        "the header mirrors the volume. Effects of the sides would be those of the other one."
     ]
 
 
@@ -178,7 +178,11 @@ def check_volumes(
     if problems:
         raise UserError("\n".join(_shorten(problems)))
     if empty:
-        log.warning("%d masks hold only background: %s.", len(empty), format_list(empty))
+        log.warning(
+            "%s only background: %s.",
+            counted(len(empty), "mask holds", "masks hold"),
+            format_list(empty),
+        )
     warnings = [warning for case in checks for warning in case.warnings]
     warnings += outlier_warnings(files, checks) + side_warnings(files, checks, lung_labels)
     for warning in _shorten(warnings):

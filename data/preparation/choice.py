@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.preparation.series import DicomSeries
+from util.cli import counted
 
 SOFT = "soft"
 SHARP = "lung"  # as the flag --kernel names it
@@ -94,7 +95,9 @@ def reason_unfit(series: DicomSeries, min_slices: int, modality: str = "ct") -> 
     if modality == "ct" and is_elsewhere and "CHEST" not in first.body_part:
         return f"it shows {first.body_part.lower()}, not the chest"
     if first.frames == 1 and len(series.headers) < min_slices:
-        return f"it has {len(series.headers)} slices, fewer than --min_slices {min_slices}"
+        return (
+            f"it has {counted(len(series.headers), 'slice')}, fewer than --min_slices {min_slices}"
+        )
     is_axial = not first.orientation or abs(float(series.normal[2])) >= MIN_AXIAL_COSINE
     if modality == "ct" and not is_axial:
         return "its slices are not axial"

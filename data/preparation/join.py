@@ -23,7 +23,7 @@ from data.text.values import (
     normalise_key,
     parse_number,
 )
-from util.cli import UserError, format_list, unknown_column
+from util.cli import UserError, counted, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,9 @@ def join_table(
     remarks = [f"Rows of the table were matched by its column {key_column!r}."]
     cells = [_clean_row(header, line) for line in lines]
     if capped := sum(_is_capped(header, line) for line in lines):
-        remarks.append(f"{capped} rows with an age above {MAX_AGE - 1} have {MAX_AGE} instead.")
+        remarks.append(
+            f"{counted(capped, 'row')} with an age above {MAX_AGE - 1} got {MAX_AGE} instead."
+        )
     rows = _rows_of_sources(sources, key, cells, remarks)
     if not patient_column:
         _check_patients(path, rows, sources, others)
@@ -268,9 +270,9 @@ def _guess_key_column(
         best = max(partly, key=lambda column: (len(column.lines), column.can_be_guessed))
         raise UserError(
             f"{path}: the column that names the scans is not clear. {best.name!r} names "
-            f"{len(best.lines)} of {len(sources)} scans{_doubt(best)}: {_pairs(best, sources)}. If "
-            f"these belong together, give --key_column {shlex.quote(best.name)}; else name the "
-            "right column."
+            f"{len(best.lines)} of {counted(len(sources), 'scan')}{_doubt(best)}: "
+            f"{_pairs(best, sources)}. If these belong together, give --key_column "
+            f"{shlex.quote(best.name)}; else name the right column."
         )
     first = usable[0]
     for other in matching:
@@ -327,13 +329,14 @@ def _rows_of_sources(
         else:
             rows[identity] = row
     if unmatched := len(sources) - len(key.lines):
-        remarks.append(f"{unmatched} of {len(sources)} scans have no row.")
+        remarks.append(f"No row for {unmatched} of {counted(len(sources), 'scan')}.")
     unused = {row[key.name] for n, row in enumerate(cells) if row[key.name] and n not in used}
     if unused:
-        remarks.append(f"{len(unused)} of {key.ids} rows' ids have no scan.")
+        remarks.append(f"No scan for {len(unused)} of {counted(key.ids, 'id')} in the table.")
     if ambiguous:
         remarks.append(
-            f"{ambiguous} scans have several rows that differ and got none; keep one row each."
+            f"{counted(ambiguous, 'scan')} with several rows that differ got none; keep one row "
+            "each."
         )
     return rows
 

@@ -15,6 +15,7 @@ from data.preparation.sources import Source, Unreadable
 from data.review import Review, read_review
 from options.parser import command_line
 from options.prepare_options import PrepareCommand
+from util.cli import counted
 from util.files import write_csv
 from util.modality import MODALITIES
 from util.web.preparation_page import CaseCard, CaseSlices, PreparationFacts, write_preparation_page
@@ -182,6 +183,7 @@ def _unreadable_remarks(report: PreparationReport) -> list[str]:
         return list(map(str, report.unreadable))
     counts = Counter(item.reason for item in report.unreadable)
     return [
-        f"{count} files or folders that the command's messages name: {reason}"
+        f"{counted(count, 'file or folder', 'files or folders')} that the command's messages name: "
+        f"{reason}"
         for reason, count in counts.items()
     ]

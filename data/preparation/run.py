@@ -37,7 +37,7 @@ from data.review import read_review
 from data.table import read_lines
 from data.text.prompts import matching_template
 from options.prepare_options import GridOptions, PrepareCommand, SourceOptions, TableOptions
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import write_csv
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
             modality=modality,
         )
         tasks.append(task)
-    log.info("%s: %d scans (%s).", root, len(tasks), kind)
+    log.info("%s: %s (%s).", root, counted(len(tasks), "scan"), kind)
     return PreparationPlan(options, out, discovery, table, private, register, tuple(tasks))
 
 
@@ -259,7 +259,9 @@ def prepare_cases(tasks: Sequence[CaseTask], jobs: int) -> PreparationResult:
                 undrawn.append(task)
     result.unchanged = len(result.records)
     if result.unchanged:
-        log.info("%d cases are there already and unchanged.", result.unchanged)
+        log.info(
+            "%s already there and unchanged.", counted(result.unchanged, "case is", "cases are")
+        )
     hide_bar = not sys.stderr.isatty()
     with tqdm(total=len(waiting), desc="Preparing", unit="case", disable=hide_bar) as bar:
         for task, outcome in run_in_processes(prepare_case, waiting, jobs):
@@ -296,7 +298,7 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
     gone = [case for case in records if case not in sources]
     if gone:
         remarks.append(
-            f"{len(gone)} cases of an earlier run are no longer in IN and were kept: "
+            f"{counted(len(gone), 'case')} of an earlier run, no longer in IN, kept: "
             f"{format_list(gone)}."
         )
     for warning in (*_label_warnings(records), *_compare_cases(records)):
@@ -347,10 +349,10 @@ def _label_warnings(records: Mapping[str, Record]) -> list[str]:
     count = sum("label_ml" in measured for measured in measures)
     names = format_list([str(label) for label in sorted(labels)])
     return [
-        f"{count} masks hold other labels ({names}) than 1 left lung, 2 right lung, 3 airway and 4 "
-        "body. Their lungs were neither measured nor checked here: look at the outlines. Name the "
-        "labels to train.py with --lung_labels LEFT,RIGHT and --airway_label (those of "
-        "TotalSegmentator, MAISI and VISTA3D are recognised)."
+        f"{counted(count, 'mask holds', 'masks hold')} other labels ({names}) than 1 left lung, 2 "
+        "right lung, 3 airway and 4 body. Their lungs were neither measured nor checked here: "
+        "look at the outlines. Name the labels to train.py with --lung_labels LEFT,RIGHT and "
+        "--airway_label (those of TotalSegmentator, MAISI and VISTA3D are recognised)."
     ]
 
 
@@ -407,9 +409,9 @@ def report_outcome(plan: PreparationPlan, result: PreparationResult) -> None:
     """
     page = plan.out / "report.html"
     log.info(
-        "%s: %d cases (%d new), %d with warnings. Look at %s. The key to the case ids is %s.",
+        "%s: %s (%d new), %d with warnings. Look at %s. The key to the case ids is %s.",
         plan.out,
-        len(result.records),
+        counted(len(result.records), "case"),
         len(result.records) - result.unchanged,
         sum(bool(record["warnings"]) for record in result.records.values()),
         page,
@@ -420,11 +422,13 @@ def report_outcome(plan: PreparationPlan, result: PreparationResult) -> None:
     problems = []
     if result.failed:
         cases = format_list(list(result.failed))
-        problems.append(f"{len(result.failed)} cases could not be prepared: {cases}.")
+        problems.append(f"{counted(len(result.failed), 'case')} could not be prepared: {cases}.")
     if plan.discovery.unreadable:
-        problems.append(f"{len(plan.discovery.unreadable)} files or folders could not be read.")
+        count = counted(len(plan.discovery.unreadable), "file or folder", "files or folders")
+        problems.append(f"{count} could not be read.")
     if problems:
         raise SomeCasesFailed(
-            f"{' '.join(problems)} The reasons stand above and in {page}; the other "
-            f"{len(result.records)} cases are ready. Correct the cause and run the command again."
+            f"{' '.join(problems)} The reasons stand above and in {page}; "
+            f"{counted(len(result.records), 'case is', 'cases are')} ready. Correct the cause "
+            "and run the command again."
         )

@@ -14,7 +14,7 @@ from data.preparation.acquisitions import STEP_TOLERANCE, split_acquisitions
 from data.preparation.headers import SliceHeader
 from data.preparation.slices import have_same_voxels, is_copy
 from data.volumes import LPS_TO_RAS
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class DicomSeries:
     @property
     def title(self) -> str:
         """Its number, modality, kernel and size, without the UID that identifies it."""
-        facts = [self.first.modality or "?", self.first.kernel, f"{len(self.headers)} slices"]
+        facts = [self.first.modality or "?", self.first.kernel, counted(len(self.headers), "slice")]
         return f"{self.short_title} ({', '.join(filter(None, facts))})"
 
     @property
@@ -153,8 +153,8 @@ def _split_group(headers: Sequence[SliceHeader]) -> list[DicomSeries]:
             second.path,
         )
         warnings.append(
-            f"{len(same_uid)} slices share the UID of another one, so that UIDs were cut or made "
-            "anew; all were read"
+            f"{counted(len(same_uid), 'slice shares', 'slices share')} the UID of another one, so "
+            "that UIDs were cut or made anew; all were read"
         )
     acquisitions = split_acquisitions(distinct)
     if len(acquisitions) > 1:
@@ -198,8 +198,8 @@ def stack_slices(series: DicomSeries, uneven: str = "error", is_ct: bool = True)
     doubled = np.flatnonzero(np.diff(positions) < DUPLICATE_TOLERANCE * step) + 1
     if len(doubled):
         problem = (
-            f"{len(doubled)} slices lie at the place of another one, the first at "
-            f"{positions[doubled[0]]:.2f} mm"
+            f"{counted(len(doubled), 'slice lies', 'slices lie')} at the place of another one, "
+            f"the first at {positions[doubled[0]]:.2f} mm"
         )
         _check_same_voxels(series, headers, doubled.tolist(), problem)
         problems.append(problem)
@@ -272,7 +272,8 @@ def _step_problems(positions: NDArray[np.float64], step: float) -> list[str]:
     missing = np.flatnonzero(gaps > MAX_UNBROKEN_STEP * step)
     if len(missing):
         count = round(float((gaps[missing] / step - 1).sum()))
-        return [f"{count} slices are missing, the first after {positions[missing[0]]:.2f} mm"]
+        missed = counted(count, "slice is", "slices are")
+        return [f"{missed} missing, the first after {positions[missing[0]]:.2f} mm"]
     if not np.allclose(gaps, step, rtol=STEP_TOLERANCE):
         return [f"the steps between slices run from {gaps.min():.3g} to {gaps.max():.3g} mm"]
     return []

@@ -17,7 +17,7 @@ from data.preparation.series import DicomSeries, group_series
 from data.preparation.slices import have_same_voxels
 from data.volumes import has_suffix, strip_suffix
 from options.prepare_options import SeriesOptions
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def _read_headers(paths: Sequence[Path], discovery: Discovery) -> _DicomFiles:
             else:
                 others += 1
     if others:
-        discovery.remarks.append(f"{others} files are not DICOM images and were passed over")
+        discovery.remarks.append(f"{counted(others, 'file')} passed over: no DICOM image")
     return _DicomFiles(_fill_patients(files.headers), files.damaged)
 
 
@@ -320,8 +320,8 @@ def _note_shared_uids(headers: Sequence[SliceHeader], discovery: Discovery) -> N
         ", although they show the same" if is_one_scan else "",
     )
     discovery.remarks.append(
-        f"{len(pairs)} files have the SOPInstanceUID of a file of another patient; patients were "
-        "told apart by their PatientID"
+        f"{counted(len(pairs), 'file has', 'files have')} the SOPInstanceUID of a file of "
+        "another patient; patients were told apart by their PatientID"
         + (", but they show the same: is one patient there under two ids?" if is_one_scan else "")
     )
 
@@ -390,7 +390,7 @@ def _with_series(
     source = replace(
         source,
         series=chosen,
-        notes=(f"{chosen.copies} files were copies of slices already there",)
+        notes=(f"{counted(chosen.copies, 'copy', 'copies')} of slices already there passed over",)
         if chosen.copies
         else (),
         left_out=choice.left_out,
@@ -418,8 +418,9 @@ def _with_damaged(source: Source, chosen: DicomSeries, files: _DicomFiles) -> So
         )
     if beside:
         warning = (
-            f"{len(beside)} damaged files lie beside its slices and those of other studies, such "
-            f"as one of which {beside[0].reason}: a slice may be missing at an end"
+            f"{counted(len(beside), 'damaged file lies', 'damaged files lie')} beside its slices "
+            f"and those of other studies, such as one of which {beside[0].reason}: a slice may be "
+            "missing at an end"
         )
         return replace(source, warnings=(warning,))
     return source

@@ -22,7 +22,7 @@ from data.text.values import (
     normalise_key,
     parse_number,
 )
-from util.cli import UserError, format_list, shorten, unknown_column
+from util.cli import UserError, counted, format_list, shorten, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -220,4 +220,4 @@ def _words_among_numbers(known: Mapping[str, int]) -> list[str]:
 
 
 def _counted(values: Sequence[str], known: Mapping[str, int]) -> str:
-    return format_list([f"{value!r} ({known[value]} rows)" for value in values])
+    return format_list([f"{value!r} ({counted(known[value], 'row')})" for value in values])

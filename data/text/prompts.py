@@ -14,7 +14,7 @@ from data.text.template import TEMPLATES, Column, guess_role, read_template_colu
 from data.text.values import UNKNOWN_VALUES, match_ids, parse_number
 from data.volumes import strip_suffix
 from util import phrasing
-from util.cli import UserError, format_list, shorten, unknown_column
+from util.cli import UserError, counted, format_list, shorten, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -293,9 +293,9 @@ def _written_prompts(cohort: Cohort) -> dict[str, Prompt]:
         )
     if strangers := [name for name in written if name not in matches]:
         log.warning(
-            "%s has prompts of %d cases that are not in the cohort: %s.",
+            "%s has prompts of %s not in the cohort: %s.",
             path,
-            len(strangers),
+            counted(len(strangers), "case"),
             format_list(sorted(strangers)),
         )
     return {case: written[name] for name, case in matches.items()}
@@ -320,6 +320,8 @@ def cohort_prompts(cohort: Cohort, template: Template) -> dict[str, Prompt]:
     if dropped:
         log.warning(
             "Left out of the text because other values of the same row contradict them: %s.",
-            format_list([f"{column} ({count} rows)" for column, count in dropped.items()]),
+            format_list(
+                [f"{column} ({counted(count, 'row')})" for column, count in dropped.items()]
+            ),
         )
     return prompts

@@ -11,7 +11,7 @@ from data.table import find_table, match_table, read_table
 from data.text.columns import review_table
 from data.text.prompts import load_template
 from options.prompt_options import PromptOptions
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.files import write_csv
 
 COLUMNS = ("File Name", "Prompt", "Phrases", "Left out")
@@ -59,7 +59,7 @@ def write_prompt_table(options: PromptOptions) -> Path:
         )
     write_csv(out, COLUMNS, rows)
     first = rows[0]["Prompt"] if rows else "none"
-    log.info("%d prompts in %s; the first: %s", len(rows), out, first)
+    log.info("%s in %s; the first: %s", counted(len(rows), "prompt"), out, first)
     if (root / PROMPTS_FILE).is_file():
         log.warning("%s replaces these prompts for the cases that it names.", root / PROMPTS_FILE)
     return out

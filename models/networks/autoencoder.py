@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.networks.layers import ChannelNorm
 from models.weights import read_weights
-from util.cli import UserError, is_out_of_memory
+from util.cli import UserError, counted, is_out_of_memory
 from util.files import read_json
 from util.schema import fits, misfit
 
@@ -192,7 +192,7 @@ def _range_problem(config: AutoencoderConfig, network: AutoencoderKL) -> str:
     for name in ("mean", "std"):
         values = getattr(config, name)
         if values and (len(values) != channels or not all(map(math.isfinite, values))):
-            return f"{name} must hold {channels} numbers, one for each latent channel"
+            return f"{name} must hold {counted(channels, 'number')}, one for each latent channel"
     if any(sd <= 0 for sd in config.std):
         return "std must hold numbers above 0"
     levels = config.config.get("channels") or config.config.get("num_channels")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from models.text.base_encoder import TextEncoder
 from models.text.phrase_encoder import PhraseEncoder
 from models.text.terms import Term, fit_curve
+from util.cli import counted
 from util.notices import notice
 from util.phrasing import LOW_RELEVANCE, strip_phrase
 
@@ -193,7 +194,7 @@ def add_terms(
 def _log_terms(relevance: Mapping[str, float]) -> None:
     earned = [f"{name} {value:.2f}" for name, value in relevance.items() if value > EARNED]
     log.info(
-        "Of %d curves of numbers and products of columns, the training scans determine %d: %s.",
+        "Of curves of numbers and products of columns (%d), the training scans determine %d: %s.",
         len(relevance),
         len(earned),
         ", ".join(earned) or "none",
@@ -215,10 +216,10 @@ def _log_relevance(relevance: Relevance) -> None:
         ", ".join(f"{column or 'free text'} {value:.2f}" for column, value in ranked),
     )
     log.info(
-        "Values that matter are missing in %d of %d rows; the mean weight of a scan for the text "
+        "Values that matter are missing in %d of %s; the mean weight of a scan for the text "
         "unit is %.2f (of 1).",
         int((relevance.row_weights < COMPLETE_WEIGHT).sum()),
-        len(relevance.row_weights),
+        counted(len(relevance.row_weights), "row"),
         float(relevance.row_weights.mean()),
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from util.cli import counted
 from util.metrics.regions import DEPTH_NAMES, REGION_NAMES, Mask, region_name
 
 Array = NDArray[np.floating]
@@ -164,7 +165,7 @@ def strongest_sentence(rows: Sequence[Row], scans: int) -> str:
         scans: Number of scans that were searched.
     """
     strong = {row["case"] for row in rows if row["strong"] == "yes"}
-    text = f"{len(strong)} of {scans} scans have a strong region"
+    text = f"A strong region in {len(strong)} of {counted(scans, 'scan')}"
     if not rows:
         return f"{text}; no region stands out."
     row = strongest_row(rows)

@@ -41,7 +41,7 @@ from pipelines.anomaly.normal_model import (
 )
 from pipelines.generation.plan import run_samples
 from pipelines.run_cohort import load_run_cohort
-from util.cli import UserError, safe_name
+from util.cli import UserError, counted, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
@@ -252,7 +252,8 @@ def calibration_sentence(
     )
     if count < MIN_CALIBRATION_SCANS:
         text += (
-            f" {count} scans are too few to know this rate; {MIN_CALIBRATION_SCANS} are the least."
+            f" {counted(count, 'scan is', 'scans are')} too few to know this rate; "
+            f"{MIN_CALIBRATION_SCANS} are the least."
         )
     if not command.scans.clean:
         text += " Whether they are free of findings was not checked."

@@ -14,6 +14,7 @@ from dominate import tags
 from options.base_options import DataOptions
 from pipelines.app.question import Question
 from pipelines.app.session import AskedText
+from util.cli import counted
 from util.metrics.contrasts import ContrastSummary
 from util.metrics.regions import region_name
 from util.notices import Notice
@@ -151,7 +152,7 @@ def effect_table(effects: Sequence[Mapping[str, Any]]) -> None:
         page_parts.frame_table(frame.rename(columns=EFFECT_HEADINGS), "{:.1f}".format)
         draws = int(effects[0]["draws"])
         page_parts.note(
-            f"Means over {draws} noise{'s' if draws > 1 else ''}, each shared by A and B. "
+            f"Means over {counted(draws, 'noise')}, each shared by A and B. "
             + (
                 "The error by noise is the SD over noises divided by the root of their number."
                 if draws > 1

@@ -24,6 +24,7 @@ from pipelines.app.progress import CancelledError
 from pipelines.app.question import Question, parse_seed
 from pipelines.app.quiz import open_case_set
 from pipelines.app.quiz_page import LISTEN, QuizPage
+from util.cli import counted
 
 __all__ = ["LISTEN", "build_teaching"]
 
@@ -92,7 +93,9 @@ class DifferentialPage:
                 made = compare_values(self.desk, _question(values), values[3] or "", running)
             except CancelledError:
                 return [CANCELLED, gr.skip()]
-        status = tags.p(f"{len(made.volumes)} volumes in {made.seconds:.1f} s.", id="d-done")
+        status = tags.p(
+            f"{counted(len(made.volumes), 'volume')} in {made.seconds:.1f} s.", id="d-done"
+        )
         address = f"/{VIEW}/{made.folder.name}/index.html"
         return [status.render(), frame_of(address, "differential-frame")]
 

@@ -38,6 +38,7 @@ from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
 from pipelines.atlas.statistics.shape import VOLUME, measure_shape, region_shapes, shape_frame
 from pipelines.atlas.study import AtlasStudy
+from util.cli import counted
 from util.metrics.regions import label_regions
 from util.parallel import map_threads
 from util.progress import progress_bar
@@ -311,8 +312,9 @@ def _patient_cautions(study: AtlasStudy, scans: RealScans, commands: NextCommand
     warned = cautions.size_cautions(training, scans.patient.nunique(), seen, commands)
     if study.trained_on is not study.cohort:
         text = (
-            f"The run was trained on {len(study.training)} cases of {study.trained_on.root}; "
-            "the volumes here are of other patients, with values of those cases."
+            f"The run was trained on {counted(len(study.training), 'case')} of "
+            f"{study.trained_on.root}; the volumes here are of other patients, with values of "
+            "those cases."
         )
         warned.append(Caution("other cohort", text))
     if study.fold_of:

@@ -19,7 +19,7 @@ from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
 from options.checks import check_chest_ct
 from options.plant_options import PlantOptions
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import atomic_folder, claim_folder, read_csv, write_csv, write_json
 from util.progress import progress_bar
 from util.training.runs import SPLITS_FILE
@@ -56,11 +56,11 @@ def plant_effect(data: DataOptions, options: PlantOptions) -> Path:
             copy.write_case(case)
         copy.write_record()
     log.info(
-        "Planted %+g HU in the region %s of %d of %d cases: %s",
+        "Planted %+g HU in the region %s of %d of %s: %s",
         options.hu,
         options.region,
         list(values.values()).count(YES),
-        len(values),
+        counted(len(values), "case"),
         out,
     )
     return out

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.atlas.measure import AtlasMeasurements, Row
 from pipelines.atlas.statistics.population import RunningAverage
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.files import atomic_path, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class AtlasProgress:
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s is damaged (%s); the atlas starts anew.", self.folder, error)
             return None
-        log.info("%d cases of the interrupted atlas are used.", len(generated.cases))
+        log.info("Used from the interrupted atlas: %s.", counted(len(generated.cases), "case"))
         return generated
 
     def save(self, generated: GeneratedCases, always: bool = False) -> None:

@@ -61,7 +61,7 @@ from pipelines.run_cohort import (
     load_run_cohort,
 )
 from pipelines.run_words import known_synonyms
-from util.cli import format_list, path_from_here
+from util.cli import counted, format_list, path_from_here
 from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
@@ -311,7 +311,7 @@ def next_commands(options: AtlasCommand, steps: int) -> NextCommands:
     return NextCommands(
         f"python scripts/refit.py {run} --refits {ADVISED_REFITS} --permutations {MIN_PERMUTED}",
         f"python scripts/build_atlas.py {run} --fold all/{FOLDS} {out}",
-        f"{FOLDS} refits of {steps} steps each",
+        f"{FOLDS} refits of {counted(steps, 'step')} each",
     )
 
 
@@ -430,21 +430,22 @@ class AtlasSummary:
             return cls(str(too_small.iloc[0]), False)
         found = frames["findings"]["contrast"].nunique()
         studied = frames["tests"].loc[frames["tests"]["tested"] == "yes", "contrast"].nunique()
+        contrasts = counted(studied, "contrast was", "contrasts were")
         if cautions["kind"].eq("no permuted refits").any():
             text = (
-                f"{studied} contrasts were studied; nothing is called a finding, because there "
-                "are too few permuted refits (scripts/refit.py; the command is among the cautions)."
+                f"{contrasts} studied; nothing is called a finding, because there are too few "
+                "permuted refits (scripts/refit.py; the command is among the cautions)."
             )
             return cls(text, False)
         if cautions["kind"].eq("seen").any():
             text = (
-                f"{studied} contrasts were studied; nothing is called a finding, because the model "
-                "was trained on scans that it is compared with."
+                f"{contrasts} studied; nothing is called a finding, because the model was trained "
+                "on scans that it is compared with."
             )
             return cls(text, False)
         measured = set(frames["tests"]["outcome"]) & set(OUTCOMES)
         text = (
-            f"{found} of {studied} contrasts that were studied are findings in at least one of "
-            f"{len(measured)} outcomes."
+            f"{contrasts} studied; {counted(found, 'is a finding', 'are findings')} in at least "
+            f"one of {counted(len(measured), 'outcome')}."
         )
         return cls(text, True)

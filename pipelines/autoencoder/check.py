@@ -18,6 +18,7 @@ from data.volume_dataset import VolumeSample
 from models.diffusion.latent_space import LatentSpace
 from models.sliding_window import SlidingWindow
 from options.base_options import DataOptions
+from util.cli import counted
 from util.metrics.fidelity import METRIC_COLUMNS, metric_rows
 from util.modality import Terms
 from util.web.figures import Panel
@@ -77,11 +78,11 @@ class ReconstructionCheck:
     @property
     def sentence(self) -> str:
         """The outcome in words."""
-        scans = "scan" if len(self.table) == 1 else "scans"
+        scans = counted(len(self.table), "training scan")
         return (
-            f"The autoencoder reconstructs the lungs of {len(self.table)} training {scans} with a "
-            f"mean absolute error of {self.error_hu:.1f} HU and {self.detail_ratio:.2f} of the "
-            "contrast of their detail."
+            f"The autoencoder reconstructs the lungs of {scans} "
+            f"with a mean absolute error of {self.error_hu:.1f} HU and {self.detail_ratio:.2f} of "
+            "the contrast of their detail."
         )
 
     @property

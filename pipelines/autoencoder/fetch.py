@@ -31,7 +31,7 @@ from pipelines.autoencoder.training import (
     load_batches,
     save_autoencoder,
 )
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import claim_folder, write_frame
 from util.training.checkpoint import weight_differences
 from util.training.devices import make_device
@@ -100,8 +100,8 @@ def describe_network(options: FetchOptions) -> AutoencoderConfig:
     o = options
     if len(o.res_blocks) != len(o.channels):
         raise UserError(
-            f"--res_blocks has {len(o.res_blocks)} numbers and --channels {len(o.channels)}; each "
-            "resolution needs one of both."
+            f"--res_blocks has {counted(len(o.res_blocks), 'number')} and --channels "
+            f"{len(o.channels)}; each resolution needs one of both."
         )
     if bad := [c for c in o.channels if c % o.norm_groups]:
         raise UserError(

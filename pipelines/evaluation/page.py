@@ -18,6 +18,7 @@ from pipelines.evaluation.counterfactuals.page import add_counterfactuals
 from pipelines.evaluation.memorisation import CopyCheck, CopyVerdict
 from pipelines.evaluation.pictures import PicturedPair
 from pipelines.evaluation.verdict import interpret_metric
+from util.cli import counted
 from util.modality import CT, Terms
 from util.web import page_links, page_parts, viewer_parts
 from util.web.figures import Window
@@ -254,15 +255,16 @@ def _add_copies(copies: CopyReport) -> None:
     alarms = sum(verdict.alarm for verdict in copies.verdicts)
     with page_parts.card("Memorisation", "wide"):
         tags.p(
-            f"{copied} of {len(copies.verdicts)} volumes are called copies of a training scan; "
-            f"{alarms} are closer to one than any real scan is.",
+            f"Called copies of a training scan: {copied} of "
+            f"{counted(len(copies.verdicts), 'volume')}; closer to one than any real scan is: "
+            f"{alarms}.",
             cls="cautions" if copied else "",
         )
         if edits:
             page_parts.note(
-                f"{edits} volumes are declared edits of a training scan. Each is close to its "
-                "source by design and no leak of the generator; it is compared with the other "
-                "scans."
+                f"{counted(edits, 'volume is a declared edit', 'volumes are declared edits')} of a "
+                "training scan. Each is close to its source by design and no leak of the "
+                "generator; it is compared with the other scans."
             )
         page_parts.note(COPIES_TEXT)
         if not copies.check.conclusive:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.evaluation.baselines import Metric, bootstrap_mean
+from util.cli import counted
 
 NAMES = {
     "mae_hu": ("Mean absolute error (HU)", "low"),
@@ -36,7 +37,7 @@ def pair_metrics(rows: Sequence[Mapping[str, Any]], resamples: int, seed: int) -
                 low,
                 high,
                 better=better,
-                note=f"{len(values)} cases",
+                note=counted(len(values), "case"),
             )
         )
     return metrics

@@ -16,6 +16,7 @@ from data.preparation.masks import load_mask
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyVerdict
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet
+from util.cli import counted
 from util.web.figures import Panel, fullest_slices
 from util.web.picture_row import PictureRow, write_panels
 from util.web.viewer_parts import difference_limit, largest_change
@@ -83,10 +84,10 @@ def typical_pairs(
     for name, (case, scan, size) in _at_ranks(errors or _nearest(measurements)).items():
         if errors:
             heading = f"{case}: the {name} volume beside its own scan"
-            caption = f"Mean absolute error {size:.0f} HU; {name} of {count} pairs."
+            caption = f"Mean absolute error {size:.0f} HU; {name} of {counted(count, 'pair')}."
         else:
             heading = f"{case}: the {name} volume beside {scan}, the real scan nearest to it"
-            caption = f"Distance in features {size:.3g}; {name} of {count} volumes."
+            caption = f"Distance in features {size:.3g}; {name} of {counted(count, 'volume')}."
         pairs.append(Pair(heading, caption, volumes[case], scans[scan]))
     return pairs
 

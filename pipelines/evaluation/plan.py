@@ -29,7 +29,7 @@ from pipelines.evaluation.volume_sets import (
     common_window,
     median_extent,
 )
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import claim_folder
 from util.training.devices import make_device
 
@@ -127,9 +127,9 @@ class EvaluationPlan:
         if self.conclusive:
             return ""
         return (
-            f"{len(self.sets['real'].files)} real scans and "
-            f"{len(self.sets['synthetic'].files)} synthetic volumes allow no conclusion (at least "
-            f"{MIN_CONCLUSIVE} of each are needed)"
+            f"{counted(len(self.sets['real'].files), 'real scan')} and "
+            f"{counted(len(self.sets['synthetic'].files), 'synthetic volume')} allow no conclusion "
+            f"(at least {MIN_CONCLUSIVE} of each are needed)"
         )
 
     @property
@@ -148,14 +148,14 @@ class EvaluationPlan:
         volumes = self.sets["synthetic"].files
         if edits := [file for file in volumes if file.edit_of]:
             warnings.append(
-                f"{len(edits)} of {len(volumes)} volumes are declared edits of real scans "
-                "(edits.csv), not generated volumes. Realism, texture and diversity are those of "
-                "the scans."
+                f"Declared edits of real scans (edits.csv), not generated volumes: {len(edits)} "
+                f"of {counted(len(volumes), 'volume')}. Realism, texture and diversity are those "
+                "of the scans."
             )
         if strangers := self.foreign_edits:
             names = format_list([f"{file.case} (of {file.edit_of})" for file in strangers])
             warnings.append(
-                f"{len(strangers)} declared edits are of scans that are not among those of "
+                f"{counted(len(strangers), 'declared edit')} of scans that are not among those of "
                 f"--train: {names}. If these people are held out, the volumes show them."
             )
         return [*warnings, *self.table.remarks, *self.volume_warnings]

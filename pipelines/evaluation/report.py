@@ -18,6 +18,7 @@ from pipelines.evaluation.page import WEB, CopyReport, ReportContent, copy_frame
 from pipelines.evaluation.pictures import closest_pairs, typical_pairs, write_pairs
 from pipelines.evaluation.plan import RECORD, EvaluationPlan, unmeasured_metrics
 from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
+from util.cli import counted
 from util.files import write_frame, write_json
 from util.modality import Terms
 from util.web.page_links import LinkedPage, link_pages
@@ -122,10 +123,10 @@ def _result_tables(plan: EvaluationPlan, result: EvaluationResult) -> dict[str, 
 def _describe_inputs(plan: EvaluationPlan) -> dict[str, str]:
     """Return sets and grid in words, for the page."""
     grid = plan.measurer.grid
-    facts = {name: f"{len(s.files)} volumes, {s.root}" for name, s in plan.sets.items()}
+    facts = {name: f"{counted(len(s.files), 'volume')}, {s.root}" for name, s in plan.sets.items()}
     facts["grid"] = (
         f"{grid.spacing:.3g} mm, {' x '.join(f'{e:.0f}' for e in grid.extent)} mm, "
-        f"{grid.slices} slices per plane, {grid.window[0]:g} to {grid.window[1]:g} "
+        f"{counted(grid.slices, 'slice')} per plane, {grid.window[0]:g} to {grid.window[1]:g} "
         f"{grid.terms.unit}"
     )
     return facts

@@ -29,7 +29,7 @@ from pipelines.evaluation.baselines import (
     finite_percentiles,
 )
 from pipelines.evaluation.measurements import VolumeMeasurements
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 
 FOLDS = 5
 MIN_SCANS = 5  # of a class, or with a number
@@ -70,7 +70,7 @@ class PredictedAttribute:
         distinct = sorted(set(known.values()))
         if len(distinct) < 2:
             raise TooFewScansError(
-                f"--column {column!r} has {len(distinct)} value{'s' if len(distinct) != 1 else ''} "
+                f"--column {column!r} has {counted(len(distinct), 'value')} "
                 f"among the real scans ({format_list(distinct) or 'none'}); an effect needs two. "
                 "Choose another column."
             )
@@ -256,7 +256,7 @@ def _text_metric(
         bootstrap[i] = predictor.score(measure, truth[index], predicted[index])
     low, high = finite_percentiles(bootstrap, INTERVAL_PERCENTILES)
     is_error = measure == ABSOLUTE_ERROR
-    note = f"{n} volumes"
+    note = counted(n, "volume")
     if is_error:
         note += "; density or texture that is off in all volumes alike counts here"
     return Metric(

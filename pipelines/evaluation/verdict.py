@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.evaluation.baselines import Metric
 from pipelines.evaluation.memorisation import CopyVerdict
-from util.cli import format_list
+from util.cli import counted, format_list
 
 WITHIN = "within the baseline"
 BEYOND = "beyond the baseline"
@@ -62,11 +62,12 @@ def _copies_sentence(copies: Sequence[CopyVerdict] | None) -> str:
         return ""
     copied = sum(verdict.copy for verdict in copies)
     edits = sum(bool(verdict.edit_of) for verdict in copies)
-    declared = f" {edits} are declared edits of training scans." if edits else ""
+    volumes = counted(len(copies), "volume")
+    declared = f" Declared edits of training scans: {edits}." if edits else ""
     if copied:
-        return f"{copied} of {len(copies)} volumes are called copies of training scans.{declared}"
+        return f"Called copies of training scans: {copied} of {volumes}.{declared}"
     other = "undeclared copy" if edits else "copy"
-    return f"No {other} of a training scan among {len(copies)} volumes.{declared}"
+    return f"No {other} of a training scan among {volumes}.{declared}"
 
 
 def _separation_sentence(metrics: Sequence[Metric]) -> str:

@@ -7,7 +7,7 @@ import logging
 from options.atlas_options import RefitCommand
 from pipelines.refits.plan import OriginRun, default_folds, planned_refits
 from pipelines.refits.training import train_refits
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.training import runs
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def refit_run(options: RefitCommand) -> None:
         )
     train_refits(origin, wanted, refits)
     log.info(
-        "%d refits of %s are finished; use them with scripts/build_atlas.py --name %s.",
-        len(refits),
+        "%s of %s finished; use them with scripts/build_atlas.py --name %s.",
+        counted(len(refits), "refit"),
         name,
         name,
     )

@@ -16,6 +16,7 @@ from data.volumes import load_volume
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.memorisation import MIN_REFERENCES, CopyCheck, NearestScan, copy_threshold
 from pipelines.synthesis.deform import apply_deformation
+from util.cli import counted
 from util.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -84,10 +85,10 @@ class CopySearch:
         """
         if len(distances) < MIN_REFERENCES:
             log.warning(
-                "Only %d cases with scans lie outside the training split. %d are needed to "
+                "Outside the training split: %s with scans. %d are needed to "
                 "distinguish a scan that was deformed along with its mask from the effect of the "
                 "mask alone. Such copies are not searched for.",
-                len(distances),
+                counted(len(distances), "case"),
                 MIN_REFERENCES,
             )
             return self

@@ -22,6 +22,7 @@ from pipelines.synthesis.planning.planned_case import PlannedCase
 from pipelines.synthesis.planning.source_texts import SourceTexts
 from pipelines.synthesis.random_streams import SHAPE_STREAM
 from pipelines.synthesis.shape_model import MAX_MASKS, MaskLabels, ShapeModel
+from util.cli import counted
 from util.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,9 @@ class ShapeMasks:
         people = [patients[case] for case in ids]
         model = ShapeModel.from_masks(ids, masks, rows, people, labels, template)
         log.info(
-            "Shapes of %d masks: %d components; conditioned on %s.",
-            len(cases),
-            model.components.n_components_,
+            "Shapes of %s: %s; conditioned on %s.",
+            counted(len(cases), "mask"),
+            counted(model.components.n_components_, "component"),
             ", ".join(model.features.columns) or "nothing, because no column varies",
         )
         for column, limits in model.features.out_of_range([case.row for case in planned]).items():

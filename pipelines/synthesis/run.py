@@ -56,7 +56,7 @@ from pipelines.synthesis.planning.wordings import plan_edited
 from pipelines.synthesis.report import CohortReport, cohort_readme, describe_changes
 from pipelines.synthesis.shape_model import MaskLabels
 from util import cli
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import atomic_path, file_sha256, read_json, write_csv, write_json
 from util.locks import locked_folder
 from util.notices import Notice, collected_warnings
@@ -119,9 +119,8 @@ def select_source_cases(command: ExpandCommand, run: LoadedRun, cohort: Cohort) 
         cases = editable_cases(cohort, data.patient_column, held_out_masks(run, cohort))
         if missing := len(set(cohort.splits["train"])) - len(cases):
             log.warning(
-                "%d training cases are no sources of edits: they have no scan, or their patient is "
-                "held out.",
-                missing,
+                "No sources of edits: %s without a scan, or of a patient who is held out.",
+                counted(missing, "training case"),
             )
     else:
         cases = list(cohort.cases if e.split == "all" else cohort.split(e.split))
@@ -276,11 +275,11 @@ def write_cohort(
         part.write_text(cohort_readme(report), encoding="utf-8")
     page = write_cohort_page(out, run, report)
     if e.edits:
-        log.info("%d edited scans in %s. Page: %s", len(written), out, page)
+        log.info("%s in %s. Page: %s", counted(len(written), "edited scan"), out, page)
         return
     log.info(
-        "%d synthetic cases in %s (%d redrawn, %d left out). Page: %s",
-        len(written),
+        "%s in %s (%d redrawn, %d left out). Page: %s",
+        counted(len(written), "synthetic case"),
         out,
         report.count("redrawn"),
         len(left_out),

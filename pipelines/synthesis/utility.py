@@ -26,7 +26,7 @@ from options.utility_options import UtilityCommand
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning.balance import cases_by_value
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 from util.files import json_digest, write_csv, write_json
 from util.progress import progress_bar
 from util.records import open_record, read_record
@@ -199,13 +199,14 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     for arm, values in results["summary"].items():
         lines.append(
             f"| {arm} | {values['mean']:.3f} | {values['minus_real']:+.3f} "
-            f"({_interval(values, '+.3f')}) | {values['seeds_at_least_as_good_as_real']} seeds |"
+            f"({_interval(values, '+.3f')}) | "
+            f"{counted(values['seeds_at_least_as_good_as_real'], 'seed')} |"
         )
     lines += [
         "",
-        f"{results['test_scans']} real test scans, {len(classes)} classes ({', '.join(classes)}): "
-        f"chance is {1 / len(classes):.3f}. One generator made all synthetic volumes: the "
-        "intervals do not contain the uncertainty of its training.",
+        f"{counted(results['test_scans'], 'real test scan')}, {len(classes)} classes "
+        f"({', '.join(classes)}): chance is {1 / len(classes):.3f}. One generator made all "
+        "synthetic volumes: the intervals do not contain the uncertainty of its training.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ from pipelines.power import describe_smallest_effect
 from pipelines.training.components import make_dataset, make_loader
 from pipelines.training.study import Study
 from pipelines.training.validation import Validation
+from util.cli import counted
 from util.progress import format_duration
 from util.training.devices import device_name
 from util.training.monitor import Validator
@@ -72,13 +73,13 @@ def dry_run(
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     config = trainer.config
     log.info(
-        "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %d steps take "
-        "about %s%s. Nothing was written.",
+        "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %s about "
+        "%s%s. Nothing was written.",
         device_name(device),
         seconds,
         seconds - waiting,
         memory,
-        config.steps,
+        counted(config.steps, "step takes", "steps take"),
         format_duration(seconds * config.steps),
         describe_validations(options, seconds * config.steps, config.steps, validation),
     )
@@ -105,10 +106,11 @@ def describe_validations(
         return ", without validation"
     count = math.ceil(steps / (options.run.val_freq or max(1, steps // 10)))
     seconds = validation.estimate_seconds() * count
+    times = counted(count, "time")
     share = options.run.val_share
     if seconds <= share * (training_seconds + seconds):
-        return f", and validation ({count} times) about {format_duration(seconds)} more"
+        return f", and validation ({times}) about {format_duration(seconds)} more"
     return (
-        f". Validation ({count} times) would take about {format_duration(seconds)} more; it is "
+        f". Validation ({times}) would take about {format_duration(seconds)} more; it is "
         f"postponed beyond {share:.0%} of the time (--val_share), but for the last one"
     )

@@ -184,9 +184,9 @@ def warn_constant_text(options: TrainOptions, study: Study) -> None:
     cases = study.training_cases
     if options.generator.fusion != "none" and has_constant_text(study):
         log.warning(
-            "All %d training cases have the same text, so the run cannot learn what text does, and "
-            "counterfactuals will hardly differ; --text_texture is left out. Check --template and "
-            "the table, or train without text (--fusion none).",
+            "All training cases (%d) have the same text, so the run cannot learn what text does, "
+            "and counterfactuals will hardly differ; --text_texture is left out. Check --template "
+            "and the table, or train without text (--fusion none).",
             len(cases),
         )
     patients = patients_of(study.cohort, options.data.patient_column)

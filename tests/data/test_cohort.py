@@ -156,9 +156,9 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "empty folder": (_emptied, r"gtlung is empty.*\.nrrd"),
     "missing mask": (
         _drop(MASK, "gtlung/case7.nii.gz"),
-        r"2 scans in .*img have no mask .*: case2, case7",
+        r"img holds 2 scans without a mask .*: case2, case7",
     ),
-    "missing scan": (_drop(IMG), r"1 masks in .*gtlung have no scan .*: case2"),
+    "missing scan": (_drop(IMG), r"gtlung holds 1 mask without a scan .*: case2"),
     "case twice": (
         _put("gtlung/case2.nii", labels()),
         r"holds case 'case2' twice: case2\.nii and case2\.nii\.gz",
@@ -277,10 +277,10 @@ def test_rows_and_scans_that_do_not_meet(root: Path, caplog: pytest.LogCaptureFi
     cohort = loaded(root)
     assert cohort["case2"].row == {"AGE": ""}
     assert (
-        "11 of 12 scans have no row: case2" in caplog.text
-        and "1 of 2 rows have no scan: other" in caplog.text
+        "11 of 12 scans without a row: case2" in caplog.text
+        and "1 of 2 rows without a scan: other" in caplog.text
     )
-    with pytest.raises(UserError, match="11 of 12 scans have no row"):
+    with pytest.raises(UserError, match="11 of 12 scans without a row"):
         loaded(root, strict=True)
 
 
@@ -301,7 +301,7 @@ def test_checks_are_remembered(root: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_an_empty_mask_is_only_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(root / "gtlung" / "case4.nii.gz", labels() * np.uint8(0))
     assert loaded(root).labels == (0, 1, 2, 3)
-    assert "1 masks hold only background: case4.nii.gz" in caplog.text
+    assert "1 mask holds only background: case4.nii.gz" in caplog.text
 
 
 # --- tables ---------------------------------------------------------------------------------------

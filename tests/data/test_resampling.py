@@ -126,7 +126,7 @@ def test_dry_run_prints_what_can_be_detected(cohort_dir: Path, tmp_path: Path) -
     assert done.code == 0, done.text
     assert "Smallest effect on mean lung density that 9 training cases can detect" in done.text
     text = describe_smallest_effect(load(cohort_dir).split("train")[:2], DataOptions())
-    assert "2 training scans with lungs are too few" in text
+    assert "2 training scans with lungs: too few" in text
 
 
 def test_flags_that_are_wrong(cohort_dir: Path, tmp_path: Path) -> None:

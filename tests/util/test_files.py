@@ -132,7 +132,7 @@ def test_a_frame_is_written_as_pandas_does(tmp_path: Path) -> None:
         (b"a,b\n1,2\nM\xfcller,3\n", r"t\.csv is not UTF-8 text: line 3 holds the byte 0xfc"),
         (b"a,b\n1," + b"x" * 200_000, r"t\.csv, row 2, cannot be read \(field larger"),
         (b"a,b\n1,2,3\n", r"t\.csv, row 2, has 3 cells, and the header 2"),
-        (b"a,b\n\n1\n", r"t\.csv, row 3, has 1 cells"),
+        (b"a,b\n\n1\n", r"t\.csv, row 3, has 1 cell"),
         (b"a,c\n", r"t\.csv lacks the columns b; it has: a, c"),
         (b"", r"t\.csv lacks the columns a, b; it has: none"),
         (b"a,b\n1,\0\n", r"t\.csv, line 2 holds a NUL character"),

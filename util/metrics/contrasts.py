@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from util.cli import counted
 from util.metrics.regions import region_name
 
 LEVEL = 0.95
@@ -78,8 +79,7 @@ class ContrastSummary:
         if self.is_clear and self.place:
             text += f", strongest in the {region_name(self.place)}"
         change = "denser" if self.mean > 0 else "less dense"
-        text += f"; {change} in {self.agreeing} of {self.patients} "
-        text += "patient" if self.patients == 1 else "patients"
+        text += f"; {change} in {self.agreeing} of {counted(self.patients, 'patient')}"
         if not math.isnan(self.noise_hu):
             text += f"; another noise changes {self.noise_hu:.1f} HU"
         return f"{text}."

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from util.cli import UserError, world_size
+from util.cli import UserError, counted, world_size
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     count = torch.get_num_threads()
-    return f"{count} CPU core{'s' if count > 1 else ''}"
+    return counted(count, "CPU core")
 
 
 def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from util.cli import counted
 from util.metrics.contrasts import ContrastSummary, summarise_contrasts
 from util.metrics.regions import REGION_NAMES, region_name
 from util.modality import CT, Terms
@@ -68,7 +69,7 @@ def effect_summary(
         if summary := by_key.get((column, start, end)):
             row |= _interval(summary)
         row |= {
-            "denser in": f"{(change > 0).sum()} of {len(change)} cases",
+            "denser in": f"{(change > 0).sum()} of {counted(len(change), 'case')}",
             "lowest HU": change.min(),
             "highest HU": change.max(),
         }
@@ -140,8 +141,7 @@ def effect_tables(effects: Rows, contrasts: Sequence[ContrastSummary], terms: Te
 
 def metric_sentence(metrics: Rows, cases: int) -> str:
     """Return what volumes without an attribute varied show, in a sentence with figures."""
-    noun = "case" if cases == 1 else "cases"
-    text = f"{cases} {noun} generated from mask and text"
+    text = f"{counted(cases, 'case')} generated from mask and text"
     means = {}
     if metrics:
         frame = metric_summary(metrics)

@@ -34,6 +34,7 @@ from pipelines.atlas.statistics.negative_controls import KIND
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.planted import planted_sentence
 from pipelines.atlas.statistics.shape import shape_sentences
+from util.cli import counted
 from util.metrics.regions import region_name
 from util.modality import CT, Terms
 from util.web import page_links, page_parts, viewer_parts
@@ -125,10 +126,10 @@ def _negative_controls(p: Population, terms: Terms) -> None:
             )
             return
         regions = " and ".join(region_name(region) for region in table["region"].unique())
-        tested = int(table["p"].notna().sum())
+        tested = counted(table["p"].notna().sum(), "test")
         lead = "" if texts else "No attribute changes them. "
         page_parts.note(
-            f"{lead}Mean and noise of {regions} were compared like the lungs ({tested} tests, "
+            f"{lead}Mean and noise of {regions} were compared like the lungs ({tested}, "
             "false-discovery rate 5 %). An attribute that changes them is confounded by how scans "
             "were acquired, or by body size."
         )

@@ -23,6 +23,7 @@ from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTC
 from pipelines.atlas.statistics.regression import INSEPARABLE, AttributeTables, RealScans
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import region_place
+from util.cli import counted
 from util.phrasing import LOW_RELEVANCE
 
 MIN_LEVEL_PATIENTS = 10  # training patients of a value
@@ -102,7 +103,7 @@ def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str])
             )
         text = (
             f"{pair.column} and {pair.other} are associated ({pair.measure} {pair.value:.2f} in "
-            f"{pair.cases} cases): {consequence}."
+            f"{counted(pair.cases, 'case')}): {consequence}."
         )
         cautions.append(Caution("tied", text, column, other, pair.value, bool(ambiguous)))
     return cautions
@@ -208,15 +209,15 @@ def size_cautions(
     cautions = []
     if training < MIN_PATIENTS or real < MIN_PATIENTS:
         text = (
-            f"The cohort is too small to conclude anything: {training} training patients and "
-            f"{real} patients with a scan to compare with; at least {MIN_PATIENTS} of each are "
-            "needed."
+            f"The cohort is too small to conclude anything: "
+            f"{counted(training, 'training patient')} and {counted(real, 'patient')} with a scan "
+            f"to compare with; at least {MIN_PATIENTS} of each are needed."
         )
         smaller = min(training, real)
         cautions.append(Caution("cohort too small", text, value=smaller, forbids=True))
     if seen:
         text = (
-            f"The model was trained on scans of {seen} of the {real} patients that it is "
+            f"The model was trained on scans of {seen} of {counted(real, 'patient')} that it is "
             "compared with: agreement then shows fit to the training scans only, and nothing about "
             "new patients, so nothing is claimed. Scans that no network has seen are compared "
             f"where there are at least {MIN_PATIENTS} such patients, or with cross-fitting, which "
@@ -244,15 +245,15 @@ def refit_cautions(
     resampled = kinds.count("resampled")
     if resampled < MIN_REFITS:
         text = (
-            f"There are {resampled} refits on resampled patients, too few for intervals (at least "
-            f"{MIN_REFITS}): the spread over patients is not the uncertainty. To train them: "
+            f"{counted(resampled, 'refit')} on resampled patients: too few for intervals (at least "
+            f"{MIN_REFITS}); the spread over patients is not the uncertainty. To train them: "
             f"{commands.refit}"
         )
         cautions.append(Caution("no refits", text, value=resampled))
     permuted = kinds.count("permuted")
     if permuted < MIN_PERMUTED:
         text = (
-            f"There are {permuted} permuted refits, too few to call anything a finding (at least "
+            f"{counted(permuted, 'permuted refit')}: too few to call anything a finding (at least "
             f"{MIN_PERMUTED}, because {MIN_PERMUTED - 1} cannot give a p value of "
             f"{MAX_PERMUTED_P:g}). To train them: {commands.refit}"
         )

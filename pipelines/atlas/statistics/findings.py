@@ -19,6 +19,7 @@ from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED
 from pipelines.atlas.statistics.outcomes import ALL_OUTCOMES, OUTCOMES
 from pipelines.atlas.statistics.regional import SUBREGIONS, tested_regions
 from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sentence
+from util.cli import counted
 
 FDR = 0.05
 
@@ -172,8 +173,8 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
         return "not judged", "the real scans give no estimate"
     if row["permuted"] < MIN_PERMUTED:
         reason = (
-            f"{row['permuted']:.0f} permuted refits are too few to judge by (at least "
-            f"{MIN_PERMUTED})"
+            f"{counted(row['permuted'], 'permuted refit is', 'permuted refits are')} too few to "
+            f"judge by (at least {MIN_PERMUTED})"
         )
         return "not judged", reason
     if not row["real_q"] <= FDR:

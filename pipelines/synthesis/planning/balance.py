@@ -21,7 +21,7 @@ from pipelines.synthesis.planning.planned_case import (
 )
 from pipelines.synthesis.planning.source_texts import SourceTexts
 from pipelines.synthesis.random_streams import BALANCE_STREAM
-from util.cli import UserError, format_list, unknown_column
+from util.cli import UserError, counted, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ def cases_by_value(
             groups.setdefault(value, []).append(case)
     if len(groups) < 2:
         raise UserError(
-            f"{flag} {column}: {len(cases)} cases have {len(groups)} known values "
-            f"({format_list(sorted(groups)) or 'none'}); two or more are needed. Choose "
-            "another column."
+            f"{flag} {column}: {counted(len(cases), 'case')} with "
+            f"{counted(len(groups), 'known value')} ({format_list(sorted(groups)) or 'none'}); "
+            "two or more are needed. Choose another column."
         )
     max_values = min(MAX_VALUES, max(2, len(cases) // 2))
     if len(groups) > max_values or template[column].kind == "number":

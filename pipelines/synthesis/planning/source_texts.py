@@ -12,7 +12,7 @@ from data.text.free_text import TextEdit, TextReader
 from data.text.prompts import Prompt
 from data.text.values import normalise_key
 from pipelines.synthesis.planning.planned_case import ChangedCase
-from util.cli import UserError, format_list
+from util.cli import UserError, counted, format_list
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class SourceTexts:
         if silent:
             problem = (
                 f"--balance {' and '.join(columns)}: the texts of {len(silent)} of "
-                f"{len(self.cases)} cases in prompts.csv do not state it in words that are "
-                f"understood: {format_list(silent)}."
+                f"{counted(len(self.cases), 'case')} in prompts.csv do not state it in words that "
+                f"are understood: {format_list(silent)}."
             )
             if len(silent) == len(self.cases):
                 raise UserError(

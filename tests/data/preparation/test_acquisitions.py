@@ -164,7 +164,7 @@ def test_a_copy_may_be_compressed_otherwise(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     write_series(tmp_path / "b", edit=compress)
     (source,) = discover(tmp_path).sources
-    assert source.notes == ("64 files were copies of slices already there",)
+    assert source.notes == ("64 copies of slices already there passed over",)
     assert np.array_equal(read(source).volume.array, chest()[0])
 
 

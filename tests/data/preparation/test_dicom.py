@@ -84,7 +84,7 @@ def test_missing_doubled_and_uneven_slices(tmp_path: Path) -> None:
     files = write_series(tmp_path)
     files[20].unlink()
     with pytest.raises(
-        UserError, match=r"1 slices are missing, the first after 85\.50 mm.*--uneven resample"
+        UserError, match=r"1 slice is missing, the first after 85\.50 mm.*--uneven resample"
     ):
         scan(tmp_path)
     read = scan(tmp_path, "resample")
@@ -97,7 +97,7 @@ def test_missing_doubled_and_uneven_slices(tmp_path: Path) -> None:
         series="1",
         edit=lambda d, z: setattr(d, "ImagePositionPatient", [0, 0, 4.5 * (z - (z == 9))]),
     )
-    with pytest.raises(UserError, match="1 slices lie at the place of another one"):
+    with pytest.raises(UserError, match="1 slice lies at the place of another one"):
         scan(tmp_path)
     write_series(
         tmp_path,
@@ -160,10 +160,10 @@ def test_what_lies_between(tmp_path: Path) -> None:
     (tmp_path / "scans.zip").write_bytes(b"PK")
     everything = discover(tmp_path)
     assert len(everything.sources) == 1 and everything.sources[0].notes == (
-        "1 files were copies of slices already there",
+        "1 copy of slices already there passed over",
     )
     assert any("1 archives were not unpacked" in text for text in everything.remarks)
-    assert any("1 files are not DICOM" in text for text in everything.remarks)
+    assert any("1 file passed over: no DICOM" in text for text in everything.remarks)
     assert np.array_equal(scan(tmp_path).volume.array, chest()[0])
     with pytest.raises(NotDicomImage):
         read_slice_header(tmp_path / "notes.txt")

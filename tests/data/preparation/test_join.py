@@ -38,10 +38,10 @@ def test_join(tmp_path: Path) -> None:
     assert table.rows == {("key123", "123"): {"No": "1", "AGE": "", "SMOKER": "yes"}}
     remarks = " ".join(table.remarks)
     assert (
-        "1 scans have several rows that differ" in remarks
-        and "1 of 3 scans have no row" in remarks
+        "1 scan with several rows that differ" in remarks
+        and "No row for 1 of 3 scans" in remarks
         and "left out: Home address, Notes" in remarks
-        and "1 rows with an age above 89 have 90 instead" in remarks
+        and "1 row with an age above 89 got 90 instead" in remarks
     )
     assert join_table(path, sources("8"), "MRN").rows["key8", "8"]["AGE"] == "90"
     with pytest.raises(UserError, match="none of its columns names a scan"):

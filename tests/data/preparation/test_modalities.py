@@ -44,7 +44,7 @@ def test_volumes_keep_their_intensities(tmp_path: Path) -> None:
     page = out / "report.html"
     assert seen_words(page) == [] and "Label 5" in page.read_text()
     again = command(*words, "--table", cohort / "clinical.csv")
-    assert again.code == 0 and "3 cases are there already and unchanged" in again.text
+    assert again.code == 0 and "3 cases are already there and unchanged" in again.text
     refused(command(*words, "--masks", "threshold"), "finds lungs in chest CT", "--mask_dir")
     refused(command(*words, "--kernel", "soft"), "which chest CT has")
     refused(command(*words, "--source", "aiib23"), "is a cohort of chest CT (aiib23)")

@@ -73,7 +73,7 @@ def test_a_damaged_file_fails_its_own_case_alone(tmp_path: Path, damage: Damage)
     done = prepare(tmp_path / "in", tmp_path / "out")
     assert done.code == 3 and "Traceback" not in done.text, done.text
     assert f"{files[30].name} is damaged: " in done.text
-    assert "other 1 cases are ready" in done.text
+    assert "1 case is ready" in done.text
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "is damaged: " in report and "P2" not in report
 
@@ -95,7 +95,7 @@ def test_a_damaged_file_among_several_studies(tmp_path: Path) -> None:
     (tmp_path / "in" / "odd.dcm").write_bytes(without_end(good)[:300])
     found = discover_sources(tmp_path / "in", "dicom", SeriesOptions())
     assert not any(source.problem for source in found.sources)
-    assert all("damaged files lie beside" in source.warnings[0] for source in found.sources)
+    assert all("1 damaged file lies beside" in source.warnings[0] for source in found.sources)
     assert "odd.dcm is damaged: " in str(found.unreadable[0])
     done = prepare(tmp_path / "in", tmp_path / "out")
     assert done.code == 3 and "2 cases (2 new), 2 with warnings" in done.text

@@ -51,15 +51,15 @@ def test_a_template_asks_for_a_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "part"),
     [
-        (["Never", "Ex", "999"], "'999' (1 rows) may mean 'not known'"),
-        (["5", "7", "9", "999"], "'999' (1 rows) may mean 'not known'"),
-        (["5", "7", "9", "-1"], "'-1' (1 rows) may mean 'not known'"),
+        (["Never", "Ex", "999"], "'999' (1 row) may mean 'not known'"),
+        (["5", "7", "9", "999"], "'999' (1 row) may mean 'not known'"),
+        (["5", "7", "9", "-1"], "'-1' (1 row) may mean 'not known'"),
         (["IPF", "none", "none"], "'none' (2 rows) may mean 'not known'"),
         (["M", "m", "F", "male"], "'M', 'm', 'male' may be one value"),
         (["Never smoker", "never-smoker"], "may be one value"),
         (["Yes", "Y", "No"], "'Y', 'Yes' may be one value"),
-        (["1", "2", "3", "4", "5", "abt. 6"], "'abt. 6' (1 rows) stands among numbers"),
-        (["1,5", "2", "3", "4", "5", "1,200"], "'1,200' (1 rows) stands among numbers"),
+        (["1", "2", "3", "4", "5", "abt. 6"], "'abt. 6' (1 row) stands among numbers"),
+        (["1,5", "2", "3", "4", "5", "1,200"], "'1,200' (1 row) stands among numbers"),
         (["+", "-", "+"], "'-' is read as not known"),
     ],
 )

@@ -198,9 +198,9 @@ def test_regions_do_not_touch_and_are_described() -> None:
     assert words in finding_sentence(other_way)
     low = [{**row, "peak_spreads": -9.5} if row["number"] == 2 else row for row in rows]
     sentence = strongest_sentence(low, 3)
-    assert "1 of 3 scans have a strong region; the highest peak is in region 2 of case" in sentence
+    assert "A strong region in 1 of 3 scans; the highest peak is in region 2 of case" in sentence
     assert "peak −9.5" in sentence and "peak +9.0" in strongest_sentence(rows, 3)
-    assert strongest_sentence([], 2) == "0 of 2 scans have a strong region; no region stands out."
+    assert strongest_sentence([], 2) == "A strong region in 0 of 2 scans; no region stands out."
 
 
 def test_a_ball_has_its_volume() -> None:

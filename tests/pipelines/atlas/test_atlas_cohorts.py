@@ -74,7 +74,7 @@ def test_a_killed_atlas_resumes_and_is_the_same(
     kept = tmp_path / ".out.progress"
     assert len(read_json(kept / "state.json")["cases"]) == 2 and not out.exists()
     done = discover(trained_run, out, *words, cohort=others)
-    assert done.code == 0 and "2 cases of the interrupted atlas are used" in done.text
+    assert done.code == 0 and "Used from the interrupted atlas: 2 cases" in done.text
     assert len(measured) == 5 and measured[3] == measured[2] and not kept.exists()
     for name in ("effects_by_case", "cases", "arms", "volumes", "doses", "controls", "maps"):
         assert (out / f"{name}.csv").read_text() == (tmp_path / "whole" / f"{name}.csv").read_text()

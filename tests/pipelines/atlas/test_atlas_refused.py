@@ -89,7 +89,8 @@ def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
     )
     refused(discover(trained_run, out, "--columns", "SEX", "--fold", "5"), "--fold is '5'", "k/K")
     refused(
-        discover(trained_run, out, "--columns", "SEX", "--fold", "1/99"), "only 9 training patients"
+        discover(trained_run, out, "--columns", "SEX", "--fold", "1/99"),
+        "9 training patients cannot be divided",
     )
     refused(
         command("scripts/build_atlas.py", "--dataroot", trained_run.cohort, *trained_run.flags()),

@@ -147,7 +147,7 @@ def test_a_report_holds_every_part(report: Path) -> None:
         and "without learned weights" in record["warnings"][1]
     )
     assert any("sha256" in str(v) for v in record["facts"].values())
-    assert record["verdict"].startswith("12 of 12 volumes are called copies of training scans. No")
+    assert record["verdict"].startswith("Called copies of training scans: 12 of 12 volumes. No")
 
 
 def test_planted_copies_raise_the_alarm(report: Path) -> None:
@@ -157,7 +157,7 @@ def test_planted_copies_raise_the_alarm(report: Path) -> None:
         row["copy"] == "yes" and row["nearest by detail"] == row["case"] for row in rows
     )
     page = (report / "report.html").read_text()
-    assert "12 of 12 volumes are called copies" in page
+    assert "copies of a training scan: 12 of 12 volumes" in page
     assert page.count("training scan nearest to it") == 4 and '"badge">copy<' in page
 
 

@@ -113,14 +113,14 @@ def test_the_verdict_names_what_decides_it() -> None:
     ]
     copies = [CopyVerdict(NearestScan("a", distance, 0.5), None) for distance in (0.1, 0.9)]
     assert verdict_sentence(judged, copies) == (
-        "1 of 2 volumes are called copies of training scans. Told apart from real scans: 2 of 3 "
+        "Called copies of training scans: 1 of 2 volumes. Told apart from real scans: 2 of 3 "
         "measures lie beyond the baseline. The text of AGE shows in the volumes. The text of SEX "
         "shows no more than chance. 2.5D FID, random: 8, between halves of the real scans 2; mean "
         "lung attenuation -3.0 HU [-5.0, -1.0]; detail SD -9.0 HU [-10.0, -8.0]."
     )
     near = [replace(m, baseline_high=10.0) for m in judged[:3]]
     text = verdict_sentence(near, copies[1:])
-    assert "No copy of a training scan among 1 volumes." in text
+    assert "No copy of a training scan among 1 volume." in text
     assert "Not told apart from real scans: all 3 measures" in text
     few = verdict_sentence(judged, None, "2 scans are too few")
     assert few.startswith("No verdict: 2 scans are too few. 2.5D FID") and "apart" not in few

@@ -48,7 +48,7 @@ def test_warnings_stand_on_the_page(
     text = notice(tmp_path / "res")
     printed = printed_warnings(done.text)
     assert len(printed) > 3 and all(warning in text for warning in printed)
-    assert f"2 of the 2 cases are training cases of the run: {split[0]}" in text
+    assert f"Training cases of the run among 2 cases: 2 ({split[0]}" in text
     assert "may mean 'not known'" in text and "no training case has SEX=Unicorn" in text
 
 

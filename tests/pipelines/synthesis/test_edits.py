@@ -202,9 +202,12 @@ def test_an_evaluation_says_which_volumes_are_edits(
     record = evaluate()
     assert record["memorisation"]["copies"] == []
     assert record["memorisation"]["declared_edits"] == declared_edits(edited)
-    assert "No undeclared copy" in record["verdict"] and "4 are declared edits" in record["verdict"]
+    assert (
+        "No undeclared copy" in record["verdict"]
+        and "Declared edits of training scans: 4." in record["verdict"]
+    )
     warnings = page_warnings(tmp_path / "out" / "report.html")
-    assert "4 of 4 volumes are declared edits of real scans" in warnings
+    assert "not generated volumes: 4 of 4 volumes" in warnings
     table = pd.read_csv(tmp_path / "out" / "memorisation.csv")
     assert set(table["declared edit of"]) == set(declared_edits(edited).values())
     moved = (edited / "edits.csv").rename(tmp_path / "edits.csv")
@@ -288,6 +291,6 @@ def test_a_column_without_another_value_or_unknown_to_the_run(
         "2",
     )
     done = command("scripts/expand.py", *root, "--how", "residual", "--balance", "SEX")
-    refused(done, "--balance SEX", "1 known values (Male)")
+    refused(done, "--balance SEX", "1 known value (Male)")
     done = command("scripts/expand.py", *root, "--how", "residual", "--balance", "GROUP")
     refused(done, "was trained without the column 'GROUP'")

@@ -52,7 +52,7 @@ def test_readme_tells_what_was_redrawn() -> None:
     records = [{"redrawn": 2, "left_out": False}, {"redrawn": 5, "left_out": True}]
     text = cohort_readme(report(planned_cases("HP"), records=records))
     assert (
-        "1 volumes" in text and "7 draws were too close" in text and "1 cases were left out" in text
+        "1 volume generated" in text and "7 draws too close" in text and "1 case left out" in text
     )
     assert (
         "| HP | 1 |" in text and "Not for diagnosis" in text and "test on real scans alone" in text
@@ -163,7 +163,7 @@ def test_the_pictured_cases_take_the_values_in_turn() -> None:
     assert shown == ["HP", "IPF", "HP", "IPF", *["HP"] * 8]
     assert found.counts == {("HP",): 20, ("IPF",): 2}
     assert cohort_sentence(found) == (
-        "22 synthetic cases by run1 (step 40), from the masks of 1 cases of cohort; DIAGNOSIS: "
+        "22 synthetic cases by run1 (step 40), from the masks of 1 case of cohort; DIAGNOSIS: "
         "HP 20, IPF 2. Copies of training scans were not searched for."
     )
 
@@ -303,7 +303,7 @@ def test_copies_are_drawn_again_and_left_out(
     records = [json.loads(p.read_text()) for p in sorted((out / "records").iterdir())]
     assert [(r["left_out"], r["redrawn"]) for r in records] == [(True, 1), (True, 1)]
     assert not list((out / "gtlung").glob("*.nii.gz"))
-    assert "2 cases were left out" in (out / "README.md").read_text()
+    assert "2 cases left out" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_plan_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("rows", "column", "message"),
     [
-        ((ROW, ROW), "DIAGNOSIS", r"2 cases have 1 known values \(HP\).*two or more"),
+        ((ROW, ROW), "DIAGNOSIS", r"2 cases with 1 known value \(HP\).*two or more"),
         (({**ROW, "DIAGNOSIS": ""},), "DIAGNOSIS", r"0 known values \(none\)"),
         ((ROW, CTD), "HEIGHT", r"no column 'HEIGHT'; it has: DIAGNOSIS"),
         ((ROW, {**ROW, "AGE": "70"}), "AGE", r"more like a measurement"),

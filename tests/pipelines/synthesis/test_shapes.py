@@ -206,7 +206,7 @@ def test_a_case_without_a_plausible_mask_is_left_out(
     record = json.loads(next((out / "records").iterdir()).read_text())
     assert record["left_out"] and "label 1 in pieces" in record["reason"]
     assert "no plausible mask" in page_warnings(out / "index.html")
-    assert "2 cases were left out because no plausible mask" in (out / "index.html").read_text()
+    assert "2 cases left out, because no plausible mask" in (out / "index.html").read_text()
 
 
 def test_given_masks_stay_as_they_are(trained_run: TrainedRun, tmp_path: Path) -> None:

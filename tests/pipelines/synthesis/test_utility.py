@@ -211,7 +211,7 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     empty.mkdir()
     refused("--synthetic .* has no folder gtlung/", "--column", "SEX", synthetic_cohort=empty)
     table.assign(SEX="Male").to_csv(path)
-    refused(r"--column SEX: 9 cases have 1 known values \(Male\)", "--column", "SEX")
+    refused(r"--column SEX: 9 cases with 1 known value \(Male\)", "--column", "SEX")
     table.loc[splits["train"], "SEX"] = ["Male", "Female"] * 4 + ["Male"]
     table.loc[splits["test"], "SEX"] = "Male"
     table.to_csv(path)
