@@ -28,7 +28,6 @@ from benchmarks.report.effects_page import write_effects_page
 from benchmarks.report.effects_tables import (
     control_frame,
     incomplete_frame,
-    markdown_table,
     mean_over_seeds,
     pair_frame,
     slope_frame,
@@ -43,6 +42,7 @@ from pipelines import clip_pretraining
 from pipelines.generation.plan import open_plan, open_run
 from util.cli import run_command
 from util.files import read_json, write_json
+from util.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 

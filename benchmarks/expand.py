@@ -25,6 +25,7 @@ from options.parser import answer_early, parse
 answer_early(__name__, ExpandBenchmarkCommand, __doc__ or "")  # the imports below are slow
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
@@ -49,8 +50,9 @@ from options.utility_options import UtilityCommand, UtilityOptions
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
 from pipelines.synthesis.utility import labelled_cases, read_volumes
-from util.cli import UserError, run_command
+from util.cli import UserError, counted, run_command
 from util.files import read_json, write_json
+from util.markdown import markdown_table
 from util.records import open_record
 
 log = logging.getLogger(__name__)
@@ -302,20 +304,27 @@ def paired_intervals(
 def figures_table(rows: Sequence[Mapping[str, Any]], repetitions: int) -> str:
     """Return the figures as Markdown."""
     best = rows[0]["best_baseline"]
-    lines = [
-        f"| trained on | error, rare class | error, common class | AUC | rare class minus {best} "
-        f"(95 %) | balanced error minus {best} (95 %) |",
-        "|---|---|---|---|---|---|",
-    ]
+    table = []
     for row in rows:
         rare, balanced = row["rare_interval"], row["balanced_interval"]
-        lines.append(
-            f"| {row['arm']} | {row['rare_error']:.3f} | {row['common_error']:.3f} | "
-            f"{row['auc']:.3f} | {row['rare_change']:+.3f} ({rare[0]:+.3f} to {rare[1]:+.3f}) | "
-            f"{row['balanced_change']:+.3f} ({balanced[0]:+.3f} to {balanced[1]:+.3f}) |"
+        table.append(
+            {
+                "trained on": row["arm"],
+                "error, rare class": f"{row['rare_error']:.3f}",
+                "error, common class": f"{row['common_error']:.3f}",
+                "AUC": f"{row['auc']:.3f}",
+                f"rare class minus {best} (95 %)": (
+                    f"{row['rare_change']:+.3f} ({rare[0]:+.3f} to {rare[1]:+.3f})"
+                ),
+                f"balanced error minus {best} (95 %)": (
+                    f"{row['balanced_change']:+.3f} ({balanced[0]:+.3f} to {balanced[1]:+.3f})"
+                ),
+            }
         )
-    lines += ["", f"{repetitions} repetitions; the best arm without synthetic scans is {best}."]
-    return "\n".join(lines)
+    return (
+        f"{markdown_table(pd.DataFrame(table))}\n\n{counted(repetitions, 'repetition')}; the best "
+        f"arm without synthetic scans is {best}."
+    )
 
 
 def check_options(b: ExpandBenchmarkOptions) -> None:

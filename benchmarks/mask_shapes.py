@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
@@ -29,6 +30,7 @@ from data.text.prompts import Row, load_template
 from pipelines.synthesis.shape_model import MaskLabels, ShapeModel
 from util.cli import run_command
 from util.files import write_json
+from util.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -123,22 +125,29 @@ def run_seed(b: MaskShapesOptions, seed: int) -> list[dict[str, Any]]:
 
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
     """Return the figures as Markdown."""
-    lines = [
-        "| seed | sex | height, cm | planted, ml | drawn, ml | error | error of any mask | "
-        "spread between patients | plausible at once | rejected | nearest training mask (copy "
-        "below; between patients) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+    rows = [
+        {
+            "seed": f["seed"],
+            "sex": f["sex"],
+            "height, cm": f["height_cm"],
+            "planted, ml": f"{f['planted_ml']:.0f}",
+            "drawn, ml": f"{f['drawn_ml']:.0f}",
+            "error": f"{f['error']:+.1%}",
+            "error of any mask": f"{f['error_without_row']:+.1%}",
+            "spread between patients": f"{f['spread']:.3f}",
+            "plausible at once": f"{f['plausible_at_once']:.0%}",
+            "rejected": f"{f['rejected']:.0%}",
+            "nearest training mask (copy below; between patients)": (
+                f"{f['nearest_mask']:.3f} ({f['copy_below']:.3f}; {f['patients_apart']:.3f})"
+            ),
+        }
+        for f in figures
     ]
-    for f in figures:
-        lines.append(
-            f"| {f['seed']} | {f['sex']} | {f['height_cm']} | {f['planted_ml']:.0f} | "
-            f"{f['drawn_ml']:.0f} | {f['error']:+.1%} | {f['error_without_row']:+.1%} | "
-            f"{f['spread']:.3f} | {f['plausible_at_once']:.0%} | {f['rejected']:.0%} | "
-            f"{f['nearest_mask']:.3f} ({f['copy_below']:.3f}; {f['patients_apart']:.3f}) |"
-        )
     worst = max(abs(f["error"]) for f in figures)
-    lines += ["", f"Largest error of the mean lung volume: {worst:.1%} (asked: 10 %)."]
-    return "\n".join(lines)
+    return (
+        f"{markdown_table(pd.DataFrame(rows))}\n\nLargest error of the mean lung volume: "
+        f"{worst:.1%} (asked: 10 %)."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

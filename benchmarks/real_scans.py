@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.report.effects_tables import markdown_table
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL, Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast, contrasts_of
 from pipelines.atlas.statistics.findings import FDR, judge_effects
@@ -37,6 +36,7 @@ from pipelines.atlas.statistics.regional import LUNG_REGIONS
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from util.cli import run_command
 from util.files import write_json
+from util.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,6 @@ import pandas as pd
 import test
 from benchmarks.common import flag_words, train_run
 from benchmarks.real_chests import find_chests, split_chests
-from benchmarks.report.effects_tables import markdown_table
 from data.cohort import IMAGES, MASKS
 from data.load_cohort import load_cohort
 from data.volume_dataset import VolumeDataset
@@ -42,6 +41,7 @@ from options.test_options import TestOptions
 from pipelines.evaluation.run import evaluate
 from util.cli import UserError, run_command
 from util.files import read_json, write_json
+from util.markdown import markdown_table
 from util.metrics.fidelity import lung_metrics
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,11 @@
-"""Text of users in Markdown files, so that it is shown as it is and never becomes markup."""
+"""Markdown files: text of users, so that it is shown as it is, and tables."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import pandas as pd
 
 # Characters that Markdown, or the HTML within it, gives a meaning: some anywhere, dashes and number
 # signs where a text begins, colons in addresses and emojis. Others stay: the file is read as it is,
@@ -27,3 +30,20 @@ def code(text: str) -> str:
         return f"`{line}`"
     fence = "`" * (longest + 1)
     return f"{fence} {line} {fence}"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Return a frame as Markdown; numbers with two decimals, absent ones as a dash.
+
+    Cells are written as they are: text of users must be escaped before (`escape_text`).
+    """
+    lines = [list(frame.columns), ["---"] * len(frame.columns)]
+    for row in frame.to_numpy(object):
+        lines.append([_cell(value) for value in row])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

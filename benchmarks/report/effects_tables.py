@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from util.markdown import markdown_table as markdown_table
+
 REGIONS = ("lungs", "upper", "middle", "lower", "rim", "core")
 # What sets a configuration apart from others, its seed left out.
 CONFIGURATION_COLUMNS = ["configuration", "cases", "patient SD"]
@@ -143,19 +145,3 @@ def mean_over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     means = groups.mean(numeric_only=True).reset_index()
     means.insert(len(keys), "seeds", groups["seed"].nunique().to_numpy())
     return means
-
-
-def markdown_table(frame: pd.DataFrame) -> str:
-    """Return a frame as Markdown; numbers with two decimals, absent ones as a dash."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns)]
-    for row in frame.to_numpy(object):
-        lines.append([_markdown_cell(value) for value in row])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _markdown_cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and pd.isna(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return str(value)

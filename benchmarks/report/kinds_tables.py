@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.report.effects_tables import markdown_table
 from data.phantom.kinds.columns import GROUPS
+from util.markdown import markdown_table
 
 Cell = Mapping[str, Any]
 EFFECT_KEYS = ["anatomy", "group", "effect", "region", "metric"]

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.report.effects_tables import markdown_table
 from benchmarks.report.kinds_measure import measure_effects, measure_texture
 from benchmarks.standard.standard_set import DRAWS, StandardSet, VolumeReader
 from data.cohort import IMAGES
@@ -24,6 +23,7 @@ from pipelines.evaluation.extractors import DEFAULT_WINDOW, make_extractor
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.overlap import overlap
 from util.files import plain_json
+from util.markdown import markdown_table
 
 RATIO = (0.7, 1.3)  # of the truth, that counts as reached
 # By kind of statistic: the largest truth that counts as none, and what may be generated then.

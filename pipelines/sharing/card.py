@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from data.text.prompts import Template
 from options.train_options import TrainOptions
 from pipelines.evidence import EVIDENCE
 from pipelines.sharing.redact import MIN_PATIENTS
 from util import __version__
-from util.markdown import code, escape_text
+from util.cli import counted
+from util.markdown import code, escape_text, markdown_table
 
 MAX_VALUES = 12  # of a column, listed by name
 METRICS = {
@@ -103,12 +106,13 @@ volume = mask2ct.load("FILE_OR_FOLDER").generate("lung.nii.gz", "...")
 
 
 def _data(facts: CardFacts) -> str:
-    scans = facts.cases or "An unknown number of"
-    patients = facts.state[EVIDENCE]["patients"] or "an unknown number of"
+    patients = facts.state[EVIDENCE]["patients"]
+    scans = counted(facts.cases, "scan") if facts.cases else "An unknown number of scans"
+    people = counted(patients, "patient") if patients else "an unknown number of patients"
     return f"""
 ## Training data
 
-{scans} scans of {patients} patients. This file holds no volume, picture, id, path or row of any of
+{scans} of {people}. This file holds no volume, picture, id, path or row of any of
 them. Values of a column that fewer than {MIN_PATIENTS} patients have are not counted,
 numbers are given by quantiles, and texts that people wrote are left out. Weights can still remember
 training scans: see Cautions. The tokenizer of a text encoder that was trained on the cohort holds
@@ -117,27 +121,28 @@ words of its texts.
 
 
 def _columns(facts: CardFacts) -> str:
-    counted = facts.state[EVIDENCE]["values"]
+    values = facts.state[EVIDENCE]["values"]
     known = facts.state["data"]["values"]
-    rows = ["## Columns", "", "| column | role | patients by value |", "|---|---|---|"]
+    rows = []
     for column in facts.template.attributes(facts.state["columns"]):
-        counts = counted.get(column, {})
+        counts = values.get(column, {})
         if len(known.get(column, ())) > MAX_VALUES or not counts:
             text = "numbers or words, not counted" if known.get(column) else "not counted"
         else:
             text = ", ".join(f"{escape_text(v)} {n}" for v, n in list(counts.items())[:MAX_VALUES])
         role = facts.template.role(column)
-        rows.append(f"| {escape_text(column)} | {role} | {text} |")
-    return "\n".join(rows)
+        rows.append((escape_text(column), role, text))
+    table = pd.DataFrame(rows, columns=["column", "role", "patients by value"])
+    return f"## Columns\n\n{markdown_table(table)}"
 
 
 def _metrics(facts: CardFacts) -> str:
-    rows = ["## Metrics", ""]
     shown = {title: facts.metrics[name] for name, title in METRICS.items() if name in facts.metrics}
     if not shown:
-        return "\n".join([*rows, "The run was not validated."])
-    rows += ["| of the last validation, a few cases | |", "|---|---|"]
-    return "\n".join([*rows, *(f"| {title} | {value:.3g} |" for title, value in shown.items())])
+        return "## Metrics\n\nThe run was not validated."
+    rows = [(title, f"{value:.3g}") for title, value in shown.items()]
+    table = pd.DataFrame(rows, columns=["of the last validation, a few cases", ""])
+    return f"## Metrics\n\n{markdown_table(table)}"
 
 
 def _licence(facts: CardFacts) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from data.provenance import CHANGE, EDITS_FILE, RUN, SEED, SOURCE
 from pipelines.synthesis.planning.planned_case import PlannedCase, Values
 from util.cli import counted
-from util.markdown import code, escape_text
+from util.markdown import code, escape_text, markdown_table
 from util.notices import Notice
 
 NOT_KNOWN = "(not known)"
@@ -241,11 +243,12 @@ def cohort_readme(report: CohortReport) -> str:
 def _count_table(report: CohortReport) -> list[str]:
     if not report.columns:
         return []
+    rows = [
+        [*(escape_text(value) or NOT_KNOWN for value in values), n]
+        for values, n in report.counts.items()
+    ]
     names = [escape_text(column) for column in report.columns]
-    rows = [[*names, "cases"], ["---"] * (len(names) + 1)]
-    for values, n in report.counts.items():
-        rows.append([*(escape_text(value) or NOT_KNOWN for value in values), str(n)])
-    return [*(f"| {' | '.join(cells)} |" for cells in rows), ""]
+    return [markdown_table(pd.DataFrame(rows, columns=[*names, "cases"])), ""]
 
 
 def _copies_line(report: CohortReport) -> str:

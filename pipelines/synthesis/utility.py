@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import stats
@@ -28,6 +29,7 @@ from pipelines.synthesis.lung_grid import lung_grid
 from pipelines.synthesis.planning.balance import cases_by_value
 from util.cli import UserError, counted, format_list
 from util.files import json_digest, write_csv, write_json
+from util.markdown import markdown_table
 from util.progress import progress_bar
 from util.records import open_record, read_record
 from util.training.devices import make_device
@@ -181,34 +183,35 @@ def summarise_arms(
 def markdown_report(results: Mapping[str, Any]) -> str:
     """Return the results of `compare_arms` in Markdown."""
     classes = results["classes"]
-    lines = [
-        "| trained on | volumes | seed | balanced accuracy (95 % interval over test scans) | AUC |",
-        "|---|---|---|---|---|",
+    rows = [
+        {
+            "trained on": row["arm"],
+            "volumes": row["volumes"],
+            "seed": row["seed"],
+            "balanced accuracy (95 % interval over test scans)": (
+                f"{row['balanced_accuracy']:.3f} ({_interval(row, '.3f')})"
+            ),
+            "AUC": f"{row['auc']:.3f}",
+        }
+        for row in results["rows"]
     ]
-    for row in results["rows"]:
-        lines.append(
-            f"| {row['arm']} | {row['volumes']} | {row['seed']} | {row['balanced_accuracy']:.3f} "
-            f"({_interval(row, '.3f')}) | {row['auc']:.3f} |"
-        )
-    lines += [
-        "",
-        "| trained on | mean over seeds | minus real alone (95 % interval) | at least as good as "
-        "real alone |",
-        "|---|---|---|---|",
+    means = [
+        {
+            "trained on": arm,
+            "mean over seeds": f"{values['mean']:.3f}",
+            "minus real alone (95 % interval)": (
+                f"{values['minus_real']:+.3f} ({_interval(values, '+.3f')})"
+            ),
+            "seeds at least as good as real alone": values["seeds_at_least_as_good_as_real"],
+        }
+        for arm, values in results["summary"].items()
     ]
-    for arm, values in results["summary"].items():
-        lines.append(
-            f"| {arm} | {values['mean']:.3f} | {values['minus_real']:+.3f} "
-            f"({_interval(values, '+.3f')}) | "
-            f"{counted(values['seeds_at_least_as_good_as_real'], 'seed')} |"
-        )
-    lines += [
-        "",
+    return (
+        f"{markdown_table(pd.DataFrame(rows))}\n\n{markdown_table(pd.DataFrame(means))}\n\n"
         f"{counted(results['test_scans'], 'real test scan')}, {len(classes)} classes "
         f"({', '.join(classes)}): chance is {1 / len(classes):.3f}. One generator made all "
-        "synthetic volumes: the intervals do not contain the uncertainty of its training.",
-    ]
-    return "\n".join(lines) + "\n"
+        "synthetic volumes: the intervals do not contain the uncertainty of its training.\n"
+    )
 
 
 def _interval(values: Mapping[str, Any], number: str) -> str:
