@@ -37,7 +37,7 @@ def test_rejected_cases_are_left_out_of_every_split(cohort_copy: Path) -> None:
     assert any(case in text and "mask, leaks" in text for text in after.warnings)
     accepted = (cohort_copy / REVIEW_FILE).read_text().replace("reject", "accept")
     (cohort_copy / REVIEW_FILE).write_text(accepted)
-    with pytest.raises(UserError, match="no scan of the same name"):
+    with pytest.raises(UserError, match="without a scan of the same name"):
         load(cohort_copy)
 
 
