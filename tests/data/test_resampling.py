@@ -82,7 +82,13 @@ def test_folds_part_the_patients_whatever_the_seed(cohort_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fold", "message"),
-    [("3", "k/K"), ("0/3", "k/K"), ("4/3", "k/K"), ("1/1", "k/K"), ("1/40", "9 training patients cannot")],
+    [
+        ("3", "k/K"),
+        ("0/3", "k/K"),
+        ("4/3", "k/K"),
+        ("1/1", "k/K"),
+        ("1/40", "9 training patients cannot"),
+    ],
 )
 def test_malformed_folds(cohort_dir: Path, fold: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
