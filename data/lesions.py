@@ -309,7 +309,7 @@ def write_lesion(options: LesionOptions) -> Lesion:
     )
     settings = " ".join(f'--set "{name}={value}"' for name, value in lesion.row.items())
     log.info(
-        "Generate it with a run of such lesions: python test.py --mask %s %s",
+        "Generate it with a run of such lesions: python test.py --name RUN --mask %s %s",
         shlex.quote(str(out)),
         settings,
     )

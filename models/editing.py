@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,11 +52,16 @@ class Editor(ABC):
 
     All texts of a scan start from one state; that of the latest scan is kept.
 
+    Attributes:
+        METHOD: How volumes are made, for the page that shows them.
+
     Args:
         generator: Generates and inverts.
         strength: Noise level up to which a scan is inverted, or factor of the difference that is
             added to it.
     """
+
+    METHOD: ClassVar[str]
 
     def __init__(self, generator: VolumeGenerator, strength: float) -> None:
         self.generator = generator
@@ -119,6 +125,12 @@ class InversionEditor(Editor):
         UserError: The model cannot invert.
     """
 
+    METHOD = (
+        "Each volume is the patient's own scan, inverted to noise with its own text and sampled "
+        "again with the changed one. The volume called regenerated is sampled with the scan's own "
+        "text: what differs there from the scan is the error of the method."
+    )
+
     def __init__(self, generator: VolumeGenerator, strength: float) -> None:
         generator.model.check_inversion()
         super().__init__(generator, strength)
@@ -135,6 +147,13 @@ class ResidualEditor(Editor):
 
     The patient's anatomy and texture stay, and the difference of the two texts comes on top.
     """
+
+    METHOD = (
+        "Each volume is the patient's own scan plus the difference of two generated volumes: one "
+        "with the changed text minus one with the scan's own text. Anatomy and focal findings of "
+        "the scan stay, also where the changed text contradicts them. The volume called "
+        "regenerated has the scan's own text and is the scan itself."
+    )
 
     def _invert(self, scan: EditScan, image: Tensor, prompt: Prompt) -> Tensor:
         return image - self.strength * self._generate(scan, prompt)

@@ -73,8 +73,8 @@ def label_problems(path: Path, labels: Sequence[float]) -> list[str]:
         ]
     if outside := [v for v in labels if not 0 <= v <= MAX_LABEL]:
         return [
-            f"{path} holds the label {outside[0]:g}; labels run from 0 to {MAX_LABEL}. Relabel the "
-            "mask."
+            f"{path} holds the label {outside[0]:g}; labels run from 0 to {MAX_LABEL}. If it is a "
+            "scan, name its mask instead; else relabel the mask."
         ]
     return []
 

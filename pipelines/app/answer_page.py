@@ -22,6 +22,7 @@ from util.web import page_parts, viewer_parts
 from util.web.attribute_list import AttributeFacts, attribute_list
 from util.web.figures import Panel
 from util.web.picture_row import PictureRow, write_panels
+from util.web.results_page import meaningless_attributes
 
 SIZE = "small"  # of the pictures at first: all stand in one row
 EFFECT_HEADINGS = {
@@ -71,7 +72,18 @@ class PageContent:
             return "A and B have the same text: one volume."
         if not self.contrasts:
             return "The mask has no lungs, so that no effect is measured in them."
-        return self.contrasts[0].sentence()
+        sentence = self.contrasts[0].sentence()
+        return f"May mean nothing (see below): {sentence}" if self._is_doubtful else sentence
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """Whether what differs was not seen in training, or had no relevance there."""
+        doubtful = {phrase for notice in self.notices for phrase in notice.phrases}
+        doubtful.update(meaningless_attributes(self.notices))
+        names = set(self.texts.a.texts) ^ set(self.texts.b.texts)
+        for column, pair in self.texts.columns.items():
+            names |= {column, *(f"{column}={value}" for value in pair)}
+        return not names.isdisjoint(doubtful)
 
 
 def write_answer_page(folder: Path, content: PageContent) -> Path:

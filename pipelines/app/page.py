@@ -29,6 +29,10 @@ from util.cli import UserError
 
 AS_A = "as A"
 UNKNOWN = "not known"
+START = (
+    'Choose in the column "in B" what is changed, then click on Generate. The volumes A and B and '
+    "their difference appear here."
+)
 SHOW_LINK = "(link) => { if (link) history.replaceState(null, '', new URL(link).search); }"
 
 
@@ -83,8 +87,8 @@ class AskPage:
                 texts = gr.HTML(elem_id="prompts")
                 controls = self._question(case)
             with gr.Column(scale=5):
-                answer = gr.HTML(elem_id="answer")
-                with gr.Row(equal_height=True):
+                answer = gr.HTML(tags.p(START).render(), elem_id="answer")
+                with gr.Row():
                     formats = gr.CheckboxGroup(
                         list(FORMATS),
                         value=["NIfTI", "PNG"],
@@ -94,7 +98,12 @@ class AskPage:
                     )
                     make = gr.Button("Make files", elem_id="export", scale=1)
                     files = gr.File(
-                        label="Files", interactive=False, elem_id="files", height=90, scale=3
+                        label="Files",
+                        interactive=False,
+                        elem_id="files",
+                        height=90,
+                        scale=3,
+                        visible=False,  # until there are files
                     )
                 link = gr.Textbox(
                     label="Link to this state", buttons=["copy"], interactive=False, elem_id="link"
@@ -173,7 +182,8 @@ class AskPage:
         dropped.then(self.show_texts, controls.all, texts, **quick)
         typed = [c.input for c in (*controls.a.values(), *controls.b.values())]
         typed += [controls.text_a.input, controls.text_b.input]
-        gr.on(typed, self.show_texts, controls.all, texts, **quick)
+        # The last letter counts: by default, what is typed while an answer is on its way is lost.
+        gr.on(typed, self.show_texts, controls.all, texts, trigger_mode="always_last", **quick)
 
     def question(self, *values: Any) -> Question:
         """Return the question that the values of `Controls.all` hold.
@@ -272,11 +282,12 @@ class AskPage:
         self._running.cancel(request)
         return tags.p("Cancelled.", id="cancelled").render()
 
-    def make_files(self, formats: Sequence[str], *values: Any) -> str:
-        """Return the file that holds the answer in these formats."""
+    def make_files(self, formats: Sequence[str], *values: Any) -> Any:
+        """Show the file that holds the answer in these formats."""
         with shown_errors():
             answer = self.desk.known(self.question(*values))
-            return str(export(answer, formats, self.folder))
+            file = export(answer, formats, self.folder)
+        return gr.update(value=str(file), visible=True)
 
 
 def _cell(value: Any) -> str:

@@ -37,7 +37,7 @@ CSS = """
 .page-head h1 { margin: 0 !important; font-size: 1.3rem; }
 .page-head p { flex: 1 1 24rem; margin: 0 !important; padding: .2rem .8rem; border-radius: 8px; }
 .page-head p { font-size: .8rem; background: #fdf4e1; color: #7a4b00; }
-.asked { font-size: .85rem; max-height: 11rem; overflow-y: auto; }
+.asked { font-size: .85rem; max-height: 18rem; overflow-y: auto; }
 #prompts mark { background: #ffe9a8; color: inherit; }
 #prompts h2 { display: none; }
 #prompts p { margin: .15rem 0; }

@@ -7,6 +7,7 @@ import logging
 import resource
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -26,8 +27,8 @@ from pipelines.evaluation.diversity import ms_ssim
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from pipelines.generation.results import results_data, results_folder
 from pipelines.pictures.panels import cohort_panels, read_results, result_panel
-from util.cli import UserError, format_list
-from util.files import read_csv, write_frame
+from util.cli import UserError, counted, format_list
+from util.files import claim_folder, read_csv, write_frame, write_json
 from util.metrics.texture import detail_correlation
 from util.modality import CT, Terms
 from util.training import runs
@@ -39,20 +40,24 @@ from util.web.tables import metric_summary
 log = logging.getLogger(__name__)
 
 TITLE = "Models side by side"
-CAUTION = (
-    "All runs made the same cases. Seconds and memory are this machine's, memory the highest so "
-    "far. Where the similarity of pairs under new noise is 1, noise changes nothing."
+RECORD = "comparison.json"  # marks a folder of this command
+CAUTIONS = (
+    "Each run is one training: another seed would give other values, so that a small difference "
+    "between runs shows nothing.",
+    "Seconds and memory are those of this machine; memory is the highest of the process so far, "
+    "earlier runs included. Where the similarity of pairs under new noise is 1, noise changes "
+    "nothing.",
 )
-# Metrics of the page, where there are scans.
-SHOWN = (
-    "mae_hu",
-    "psnr_db",
-    "ssim",
-    "mean_lung_attenuation_hu",
-    "sd_hu",
-    "detail_sd_hu",
-    "vessel_share",
-)
+# Metrics of the page, where there are scans, and their names for readers.
+SHOWN = {
+    "mae_hu": "mean absolute error, HU",
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+    "mean_lung_attenuation_hu": "mean density, HU",
+    "sd_hu": "SD of density, HU",
+    "detail_sd_hu": "SD of fine detail, HU",
+    "vessel_share": "share of vessels",
+}
 
 # Metrics of the sentence at the top, by their column.
 HEADLINE = {
@@ -60,6 +65,7 @@ HEADLINE = {
     "lungs: detail_sd_hu": "detail SD, HU",
     "MS-SSIM of pairs, new noise": "similarity under new noise",
 }
+REAL = ": real_"  # in columns of real scans, behind the region
 PICTURED_CASES = 3
 DIFFERENCE_LIMIT = 50.0  # HU, the same for all runs
 
@@ -74,7 +80,8 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
         generate_cohort: Generates a cohort as test.py does, and returns the results folder.
 
     Raises:
-        UserError: Fewer than two runs, or one that is not there.
+        UserError: Fewer than two runs, one that is not there or is named twice, or a folder of
+            something else.
     """
     names = command.compare.run
     out = Path(command.compare.OUT)
@@ -82,7 +89,11 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
         raise UserError(
             f"--run names {len(names)} runs; give it twice at least, once for each run to compare."
         )
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"--run names {format_list(repeated)} more than once. Name each run once.")
     check_modalities(command)  # also a run that is not there is an error before anything long
+    claim_folder(out, [RECORD, "models.csv"], overwrite=True, flag="OUT")
+    write_json(out / RECORD, {"runs": list(names)})
     frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
     write_frame(out / "models.csv", frame)
     folders = {name: results_folder(_test_options(command, name)) for name in names}
@@ -115,6 +126,7 @@ def measure_run(
     plan = open_plan(options, open_run(options))
     record = {
         "run": name,
+        "cases": len(plan.cases),
         "model": plan.run.options.generator.model,
         "training steps": plan.run.state["step"],
         "weights, M": sum(p.numel() for p in plan.run.network.parameters()) / 1e6,
@@ -252,9 +264,29 @@ def comparison_sentence(frame: pd.DataFrame, terms: Terms = CT) -> str:
     for effect in effects[:1]:
         values = zip(frame["run"], frame[effect], strict=True)
         parts.append(f"{effect}: {', '.join(f'{run} {value:+.1f}' for run, value in values)}")
-    if not parts:
-        return f"{len(frame)} runs on the same cases."
-    return f"{len(frame)} runs on the same cases. {'; '.join(parts)}."
+    cases = counted(int(frame["cases"].iloc[0]), "case") if "cases" in frame else "cases"
+    sentence = f"{len(frame)} runs on the same {cases}."
+    return f"{sentence} {'; '.join(parts)}." if parts else sentence
+
+
+def metric_table(frame: pd.DataFrame, terms: Terms = CT) -> pd.DataFrame:
+    """Return a row per metric: its name, its value in the real scans, and that of each run.
+
+    Args:
+        frame: One row per run, as in models.csv.
+        terms: Words of the modality.
+    """
+    names = {terms.name(name): text for name, text in SHOWN.items()}
+    real = {c.replace(REAL, ": "): frame[c].iloc[0] for c in frame.columns if REAL in c}
+    rows = []
+    for column in frame.columns:
+        if column == "run" or REAL in column:
+            continue
+        region, colon, metric = str(column).partition(": ")
+        name = f"{region}{colon}{names.get(metric, metric)}"
+        row = {"metric": name, "real scans": real.get(column, "")} if real else {"metric": name}
+        rows.append(row | dict(zip(frame["run"], frame[column], strict=True)))
+    return pd.DataFrame(rows)
 
 
 def write_comparison_page(
@@ -301,8 +333,7 @@ def write_comparison_page(
                     viewer_parts.slice_slider(f"Slice of {case}")
                     row.add(DIFFERENCE_LIMIT, terms.label_names)
             with page_parts.card("Metrics"):
-                by_metric = frame.set_index("run").T.reset_index()
-                page_parts.frame_table(by_metric.rename(columns={"index": "metric"}))
+                page_parts.frame_table(metric_table(frame, terms))
                 links = []
                 for name in frame["run"]:
                     for page in sorted((out / name).glob("*/index.html")):
@@ -310,5 +341,5 @@ def write_comparison_page(
                         links.append(tags.a(f"{name} ", href=address))
                 if links:
                     tags.p("Volumes and pictures: ", *links)
-            page_parts.bullet_list((CAUTION, *page_parts.CAUTIONS[1:]), "notes")
+            page_parts.bullet_list((*CAUTIONS, *page_parts.CAUTIONS[1:]), "notes")
     return page_parts.write_document(document, out / "index.html", terms)

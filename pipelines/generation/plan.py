@@ -203,6 +203,7 @@ def page_context(plan: GenerationPlan, notices: Sequence[Notice]) -> PageContext
         patients_of(plan.cohort, plan.data.patient_column),
         attribute_facts(plan.run, plan.template, plan.interventions, prompts),
         notices,
+        "" if plan.editor is None else plan.editor.METHOD,
     )
 
 

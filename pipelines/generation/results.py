@@ -157,11 +157,13 @@ class PageContext:
         patients: Patient of each case.
         facts: What decides whether an attribute shows, by attribute.
         notices: What a reader has to know before judging the volumes.
+        editing: How real scans were edited; "" for generated volumes.
     """
 
     patients: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, AttributeFacts] = field(default_factory=dict)
     notices: Sequence[Notice] = ()
+    editing: str = ""
 
 
 class ResultsWriter:
@@ -196,6 +198,7 @@ class ResultsWriter:
         }
         write_json(folder / RESULTS_FILE, record)
         cases = Path(options.source.mask).name or options.source.split
+        cases += ", real scans edited" if options.edit.edit_real else ""
         title = f"{model.title}: {cases}, {model.which_epoch} (step {step})"
         self.page = None
         if options.output.page:
@@ -247,6 +250,7 @@ class ResultsWriter:
             context.facts,
             notices,
             links={name: name for name in tables},
+            editing=context.editing,
         )
         page = self.page.save(shown, report)
         self._link(page)

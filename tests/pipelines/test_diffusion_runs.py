@@ -155,7 +155,9 @@ def test_real_scans_are_edited_and_judged(diffusion_run: TrainedRun, tmp_path: P
         "reversibility_mae_hu SMOKING HISTORY=Current smoker",
     }
     page = (folder / "index.html").read_text()
-    assert "Current smoker minus real scan" in page and "real scan" in page
+    assert "Current smoker minus real scan" in page and "real scans edited" in page
+    assert "sampled again with the changed one" in page and "1 real scan regenerated" in page
+    assert "generated from mask and text" not in page
 
 
 def test_less_strength_keeps_more_of_the_scan(cohort_dir: Path, tmp_path: Path) -> None:

@@ -75,11 +75,16 @@ class ContrastSummary:
         size = f"{self.mean:+.1f} HU"
         if not math.isnan(self.low):
             size += f" [{self.low:.1f}, {self.high:.1f}]"
-        text += f"{size} in the lungs" if self.is_clear else f"no clear change ({size})"
+        # Without interval and noise nothing says whether a change is clear.
+        is_unclear = not self.is_clear and not (math.isnan(self.low) and math.isnan(self.noise_hu))
+        text += f"no clear change ({size})" if is_unclear else f"{size} in the lungs"
+        if self.patients == 1:
+            text += " in one patient" if is_unclear else " of one patient"
         if self.is_clear and self.place:
             text += f", strongest in the {region_name(self.place)}"
-        change = "denser" if self.mean > 0 else "less dense"
-        text += f"; {change} in {self.agreeing} of {counted(self.patients, 'patient')}"
+        if self.patients > 1:
+            change = "denser" if self.mean > 0 else "less dense"
+            text += f"; {change} in {self.agreeing} of {counted(self.patients, 'patient')}"
         if not math.isnan(self.noise_hu):
             text += f"; another noise changes {self.noise_hu:.1f} HU"
         return f"{text}."

@@ -22,11 +22,11 @@ ASSETS = Path(__file__).parent / "assets"
 FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")  # of a command, within a sentence
 PLAIN_TEXT = (tags.script, tags.style, tags.title, tags.option, tags.textarea, tags.code)
 RESEARCH_ONLY = "For research only: not for diagnosis, treatment or any other clinical decision."
-CAUTIONS = (
-    RESEARCH_ONLY,
-    "Pictures are generated. A change shows what the model associates with an attribute in its "
-    "training cohort; it is not the effect of an intervention on a patient.",
+ASSOCIATION = (
+    "A change shows what the model associates with an attribute in its training cohort; it is not "
+    "the effect of an intervention on a patient."
 )
+CAUTIONS = (RESEARCH_ONLY, f"Pictures are generated. {ASSOCIATION}")
 EMPTY_PROMPT = "Nothing is known of this patient: the prompt is empty."
 
 

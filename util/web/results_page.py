@@ -47,6 +47,7 @@ class ResultsReport:
             metrics.
         tables: Further tables by their heading.
         first_case: Case that comes first; "" for the order in which they were added.
+        editing: How real scans were edited; "" for generated volumes.
     """
 
     effects: Sequence[Mapping[str, Any]] = ()
@@ -59,6 +60,7 @@ class ResultsReport:
     headline: str = ""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     first_case: str = ""
+    editing: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class ResultsPage:
         )
         document.body["data-config"] = json.dumps(config)
         contrasts = summarise_contrasts(report.effects, report.patients)
-        meaningless = _meaningless(report.notices)
+        meaningless = meaningless_attributes(report.notices)
         clearest = clearest_contrast(contrasts, meaningless)
         with document:
             page_parts.page_header(
@@ -222,11 +224,14 @@ class ResultsPage:
         if report.headline:
             return page_parts.typeset(report.headline)
         if clearest is None:
-            return page_parts.typeset(metric_sentence(report.metrics, len(self._cases)))
+            return page_parts.typeset(self._metric_sentence(report))
         text = clearest.sentence()
         if is_avoided(clearest, meaningless):
             text = f"Means nothing (see below): {text}"
         return page_parts.typeset(text)
+
+    def _metric_sentence(self, report: ResultsReport) -> str:
+        return metric_sentence(report.metrics, len(self._cases), edited=bool(report.editing))
 
     def _limit(self, attribute: str) -> float:
         """Return the range of an attribute's differences, for all cases and values."""
@@ -241,9 +246,10 @@ class ResultsPage:
         """
         texts = [notice.text for notice in report.notices if not notice.column]
         plain = [*page_parts.CAUTIONS[1:], *report.cautions]
+        if report.editing:
+            plain = [report.editing, page_parts.ASSOCIATION, *report.cautions]
         if add_fidelity and report.metrics:
-            sentence = metric_sentence(report.metrics, len(self._cases))
-            plain.insert(0, page_parts.typeset(sentence))
+            plain.insert(0, page_parts.typeset(self._metric_sentence(report)))
         with page_parts.card("Read before judging", id="warnings"):
             page_parts.bullet_list(texts, "cautions warnings")
             page_parts.bullet_list(plain, "notes-plain")
@@ -351,7 +357,7 @@ def _case_badges(case: str, notices: Sequence[Notice]) -> list[str]:
     return [n.badge for n in notices if n.badge and n.concerns_case(case)]
 
 
-def _meaningless(notices: Sequence[Notice]) -> list[str]:
+def meaningless_attributes(notices: Sequence[Notice]) -> list[str]:
     """Return the attributes, and "ATTRIBUTE=VALUE", whose effects mean nothing."""
     return [
         f"{notice.column}={notice.value}" if notice.value else notice.column

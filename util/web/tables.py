@@ -139,9 +139,17 @@ def effect_tables(effects: Rows, contrasts: Sequence[ContrastSummary], terms: Te
             page_parts.frame_table(_with_names(effects_by_case(effects)), signed)
 
 
-def metric_sentence(metrics: Rows, cases: int) -> str:
-    """Return what volumes without an attribute varied show, in a sentence with figures."""
+def metric_sentence(metrics: Rows, cases: int, edited: bool = False) -> str:
+    """Return what volumes without an attribute varied show, in a sentence with figures.
+
+    Args:
+        metrics: Rows of metrics.csv.
+        cases: Number of cases.
+        edited: Whether the volumes are real scans, regenerated with their own text.
+    """
     text = f"{counted(cases, 'case')} generated from mask and text"
+    if edited:
+        text = f"{counted(cases, 'real scan')} regenerated without a change"
     means = {}
     if metrics:
         frame = metric_summary(metrics)

@@ -160,6 +160,7 @@ def test_the_page_holds_volumes_texts_and_effects(answer: Answer) -> None:
     page = (answer.folder / "index.html").read_text(encoding="utf-8")
     for text in ("real scan", "B minus A", "the same with other noise", "both lungs", NEVER):
         assert text in page
+    assert "May mean nothing" not in page
     assert len(list((answer.folder / "web" / "case").glob("*.js"))) == len(answer.panels)
 
 
@@ -184,7 +185,9 @@ def test_equal_texts_give_one_volume(desk: AnswerDesk, case: str) -> None:
 
 def test_what_training_does_not_support_is_said(desk: AnswerDesk, case: str) -> None:
     asked = Question(case, {COLUMN: NEVER, "AGE": "60"}, {COLUMN: "Pipe smoker", "AGE": "130"})
-    notices = {notice.badge: notice.text for notice in ask(desk, asked).notices}
+    answer = ask(desk, asked)
+    assert "May mean nothing (see below): " in (answer.folder / "index.html").read_text()
+    notices = {notice.badge: notice.text for notice in answer.notices}
     assert "has never seen it" in notices["value not seen in training"]
     assert "AGE=130" in notices["outside the range of training"]
     assert "9 scans" in notices["small cohort"]

@@ -115,6 +115,7 @@ def generated(page: Any) -> Any:
 def test_from_the_form_to_the_files(page: Any, address: str, tmp_path: Path) -> None:
     page.goto(address)
     page.locator("#prompts strong").first.wait_for()
+    assert "click on Generate" in page.inner_text("#answer")
     number = number_of(page, SMOKING)
     choose(page, f"a-{number}", "Ex smoker")
     choose(page, f"b-{number}", "Never smoker")
@@ -165,6 +166,10 @@ def test_mistakes_are_said_on_the_page(page: Any, address: str, trained_run: Tra
     page.get_by_text("There is no case 'nobody'").first.wait_for()
     page.goto(address)
     page.locator("#prompts strong").first.wait_for()
+    page.get_by_text("Free text instead").first.click()
+    page.locator("#text-a textarea").press_sequentially("Patient age: 144.")
+    page.locator("#prompts", has_text="Patient age: 144.").first.wait_for()  # the last key, too
+    page.locator("#text-a textarea").fill("")
     box = page.locator(f"#b-{number_of(page, 'AGE')} input")
     box.fill("old")
     box.press("Enter")

@@ -9,9 +9,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pytest
 
+from options.compare_options import CompareCommand, CompareOptions
+from pipelines.evaluation import compare_models
 from pipelines.evaluation.compare_models import write_comparison_page, write_pictures
 from tests.pages import shows_picture_first
+from util.cli import UserError
 from util.files import write_csv
 
 SHAPE = (20, 16, 12)
@@ -48,10 +52,12 @@ def test_the_same_case_by_each_run(tmp_path: Path, visit: Callable[[Path], Any])
         ]
         write_csv(folders[name] / "volumes.csv", COLUMNS, rows)
     pictures = write_pictures(out, folders, str(tmp_path / "cohort"))
-    frame = pd.DataFrame({"run": ["gan", "diffusion"], "lungs: mae_hu": [61.2, 80.0]})
+    frame = pd.DataFrame({"run": ["gan", "diffusion"], "cases": [1, 1]})
+    frame["lungs: sd_hu"], frame["lungs: real_sd_hu"] = [50.0, 52.0], [57.5, 57.5]
+    frame["lungs: mae_hu"] = [61.2, 80.0]
     page = shows_picture_first(visit, write_comparison_page(out, frame, pictures))
     sentence = "Mean absolute error in the lungs, HU: gan 61.2, diffusion 80."
-    assert page.inner_text(".headline") == f"2 runs on the same cases. {sentence}"
+    assert page.inner_text(".headline") == f"2 runs on the same 1 case. {sentence}"
     page.click("button[data-value=small]")  # the row does not break; now all of it is seen
     page.locator(".case .panel[data-state=ready]").nth(5).wait_for()
     titles = page.locator(".case .title").all_inner_texts()
@@ -60,4 +66,23 @@ def test_the_same_case_by_each_run(tmp_path: Path, visit: Callable[[Path], Any])
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     values = page.locator(".case .value").all_inner_texts()
     assert values[1:5] == ["−840 HU", "−830 HU", "+20.0 HU", "+40.0 HU"]
-    assert page.locator("table").inner_text().count("mae") == 1
+    cells = [row.split("\t") for row in page.locator("tr").all_inner_texts()]
+    assert cells == [
+        ["metric", "real scans", "gan", "diffusion"],
+        ["cases", "", "1", "1"],
+        ["lungs: SD of density, HU", "57.5", "50", "52"],
+        ["lungs: mean absolute error, HU", "", "61.2", "80"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause"), [(("a", "a"), "--run names a more than once"), (("a", "b"), "OUT")]
+)
+def test_what_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: tuple[str, ...], cause: str
+) -> None:
+    (tmp_path / "results" / "a").mkdir(parents=True)  # of test.py: must not be replaced
+    monkeypatch.setattr(compare_models, "check_modalities", lambda command: None)
+    command = CompareCommand(CompareOptions(str(tmp_path / "results"), flags))
+    with pytest.raises(UserError, match=cause):
+        compare_models.compare_models(command, lambda options: tmp_path)

@@ -56,9 +56,13 @@ def test_no_clear_change() -> None:
     assert not summarise_contrasts(noisy)[0].is_clear  # 60 HU by noise alone
     one = [row for row in rows() if row["case"] == "a"]
     (single,) = summarise_contrasts(one)
-    assert math.isnan(single.low) and single.is_clear and "1 of 1 patient;" in single.sentence()
-    undrawn = [{**row, "draws": 1, "mc_error_hu": ""} for row in one]
-    assert not summarise_contrasts(undrawn)[0].is_clear  # nothing says what is noise
+    assert math.isnan(single.low) and single.is_clear
+    assert "+38.0 HU in the lungs of one patient; another noise" in single.sentence()
+    (noisy_one,) = summarise_contrasts([{**row, "mc_error_hu": 30.0} for row in one])
+    assert "no clear change (+38.0 HU) in one patient;" in noisy_one.sentence()
+    (undrawn,) = summarise_contrasts([{**row, "draws": 1, "mc_error_hu": ""} for row in one])
+    assert not undrawn.is_clear  # nothing says what is noise
+    assert undrawn.sentence().endswith(": +38.0 HU in the lungs of one patient.")
 
 
 def test_the_clearest_contrast_avoids_what_means_nothing() -> None:
