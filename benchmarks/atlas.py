@@ -298,7 +298,7 @@ def shuffle_column(study: AtlasStudy, scans: RealScans, refit: Mapping[str, Any]
     ids = [case.id for case in study.training if case.id in scans.outcomes.index]
     index = pd.Index(ids, dtype=object)
     table = pd.DataFrame([rows[case] for case in ids], index=index, columns=list(study.every))
-    return RealScans(scans.outcomes.loc[ids], table, scans.volume.loc[ids], scans.patient.loc[ids])
+    return scans.of_cases(ids, table)
 
 
 def permutation_study(b: AtlasBenchmarkOptions, keep: Keep) -> Row:

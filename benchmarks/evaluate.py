@@ -34,10 +34,10 @@ from options.phantom_options import PhantomOptions
 from pipelines.evaluation.baselines import ResamplingPlan
 from pipelines.evaluation.density import density_metrics
 from pipelines.evaluation.extractors import make_extractor
-from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.realism import mean_distance, plane_distances, realism_metrics
+from pipelines.evaluation.volume_measurer import ComparisonGrid, VolumeMeasurer
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from data.volumes import load_volume, strip_suffix
 from options.expand_options import DeformOptions
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly
 from util.cli import UserError
+from util.metrics.regions import bounding_box
 
 MARGIN_MM = 24.0  # of the crop around the lungs, so that the chest wall stays
 MIN_CHESTS = 2  # one to train on, one to test on
@@ -105,12 +107,10 @@ def _load_cropped(chest: ChestFiles) -> tuple[Volume, Volume]:
     """Return scan and mask, cropped to the lungs with a margin, on an axis-aligned grid."""
     hu = load_volume(chest.image)
     mask = load_volume(chest.mask)
-    lungs = np.argwhere((mask.array == LEFT) | (mask.array == RIGHT))
-    if not len(lungs):
+    lungs = np.isin(mask.array, (LEFT, RIGHT))
+    if not lungs.any():
         raise UserError(f"{chest.mask} holds no lung (labels {LEFT}, {RIGHT}). Remove the chest.")
-    margin = np.ceil(MARGIN_MM / np.array(mask.spacing)).astype(int)
-    low = np.maximum(lungs.min(0) - margin, 0)
-    box = tuple(slice(a, b) for a, b in zip(low, lungs.max(0) + margin + 1, strict=True))
+    box = bounding_box(lungs, [math.ceil(MARGIN_MM / side) for side in mask.spacing])
     affine = np.diag([*mask.spacing, 1.0])
     return (
         Volume(np.ascontiguousarray(hu.array[box], np.float32), affine),

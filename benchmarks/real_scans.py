@@ -240,11 +240,8 @@ def indicator_estimates(cohort: Cohort, table: pd.DataFrame, contrasts: Contrast
         filled, roles = with_indicators(table)
         known = table[column] != ""
         scans = cohort.scans(filled.assign(**{column: table[column]}))
-        kept = RealScans(
-            scans.outcomes[known], scans.table[known], scans.volume[known], scans.patient[known]
-        )
         of_column = [contrast for contrast in contrasts if contrast.column == column]
-        parts.append(estimate_contrasts(kept, of_column, roles))
+        parts.append(estimate_contrasts(scans.of_cases(known), of_column, roles))
     return pd.concat(parts)
 
 
@@ -252,10 +249,7 @@ def complete_estimates(cohort: Cohort, table: pd.DataFrame, contrasts: Contrasts
     """Return real.csv of the cases without an empty cell."""
     scans = cohort.scans(table)
     full = (table != "").all(axis=1)
-    kept = RealScans(
-        scans.outcomes[full], scans.table[full], scans.volume[full], scans.patient[full]
-    )
-    return estimate_contrasts(kept, contrasts, ROLES)
+    return estimate_contrasts(scans.of_cases(full), contrasts, ROLES)
 
 
 METHODS = {

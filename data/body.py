@@ -17,7 +17,7 @@ from data.geometry import Volume, shrink
 from options.base_options import DataOptions
 from util.cli import UserError
 from util.files import atomic_path
-from util.metrics.regions import Mask
+from util.metrics.regions import Mask, bounding_box
 
 VERSION = 1  # part of the keys of prepared volumes: raise it when the body comes out differently
 BODY_FILE = "body.safetensors"  # of a run: the shape of its training cases
@@ -248,7 +248,7 @@ def _signed_distance(body: Mask, spacing: NDArray[np.floating]) -> NDArray[np.fl
 
 def _box(mask: Mask) -> tuple[list[int], list[int]]:
     """Return the first voxel of a mask's box along each axis, and the one after its last."""
-    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    box = bounding_box(mask)
     return [extent.start for extent in box], [extent.stop for extent in box]
 
 

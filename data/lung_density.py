@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from data.cache import cache_case, load_case
 from data.cohort import Case
 from data.geometry import Volume
 from data.regions import regions_of
 from options.base_options import DataOptions
-from util.metrics.regions import label_names
+from util.metrics.regions import bounding_box, label_names
 from util.metrics.texture import statistics_by_region
 from util.parallel import map_threads
 
@@ -69,7 +68,7 @@ def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[st
     tissue = np.isin(mask.array, (*options.lung_labels, options.airway_label))
     if not tissue.any():
         return {}
-    box = ndimage.find_objects(tissue.astype(np.uint8))[0]
+    box = bounding_box(tissue)
     regions = regions_of(mask.array[box], sides, options)
     measured = TEXTURE_PARTS if options.terms.is_ct else ("lungs", *label_names(regions))
     parts = {part: regions[part] for part in ("lungs", *measured) if part in regions}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.body import find_body
-from util.metrics.regions import AIR, TRACHEA, Mask, control_region
+from util.metrics.regions import AIR, TRACHEA, Mask, bounding_box, control_region
 from util.metrics.texture import detail
 
 COARSE_MM = 4.0  # grid on which the patient is found
@@ -93,7 +93,7 @@ def _deep_values(hu: Hu, mask: Mask, spacing: Sequence[float]) -> tuple[float, f
     """Measure the voxels of a label that its border does not blur."""
     if not mask.any():
         return None
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = bounding_box(mask)
     depth = ndimage.distance_transform_edt(np.pad(mask[box], 1), sampling=spacing)
     deep = depth[1:-1, 1:-1, 1:-1] > max(DEPTH_MM, *spacing)
     inside = hu[box]

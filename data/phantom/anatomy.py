@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.phantom import trees
+from util.metrics.regions import bounding_box
 
 Array = NDArray[np.float32]
 Axes = tuple[Array, Array, Array]
@@ -246,9 +247,9 @@ def _relative_position(centres: Array, lungs: NDArray[np.bool_], axis: int) -> A
 
     The result can be broadcast to the grid.
     """
-    occupied = np.flatnonzero(lungs.any(tuple({0, 1, 2} - {axis})))
-    low = centres[occupied[0]]
-    high = centres[occupied[-1]]
+    extent = bounding_box(lungs)[axis]
+    low = centres[extent.start]
+    high = centres[extent.stop - 1]
     position = np.clip((centres - low) / max(float(high - low), 1.0), 0, 1)
     shape = [1, 1, 1]
     shape[axis] = -1

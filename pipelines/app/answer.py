@@ -28,7 +28,7 @@ from pipelines.generation.case_writer import Hu
 from pipelines.generation.plan import GenerationPlan
 from pipelines.run_cohort import warn_training_cases
 from util.cli import UserError
-from util.metrics.contrasts import ContrastSummary, summarise_contrasts
+from util.metrics.contrast_summary import ContrastSummary, summarise_contrasts
 from util.notices import Notice, collected_warnings
 from util.web.figures import Panel
 

@@ -15,7 +15,7 @@ from options.base_options import DataOptions
 from pipelines.app.question import Question
 from pipelines.app.session import AskedText
 from util.cli import counted
-from util.metrics.contrasts import ContrastSummary
+from util.metrics.contrast_summary import ContrastSummary
 from util.metrics.regions import region_name
 from util.notices import Notice
 from util.web import page_parts, viewer_parts

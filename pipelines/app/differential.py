@@ -17,7 +17,7 @@ from pipelines.app.session import AppSession, AskedText
 from pipelines.generation.case import effects_over_draws
 from pipelines.generation.case_writer import Hu
 from util.cli import UserError, digest_name
-from util.metrics.contrasts import summarise_contrasts
+from util.metrics.contrast_summary import summarise_contrasts
 from util.notices import collected_warnings
 
 MAX_VALUES = 8

@@ -18,7 +18,7 @@ from pipelines.app.answer_page import SIZE, difference_limit
 from pipelines.app.question import Question
 from pipelines.app.similar_cases import SimilarCase
 from pipelines.generation.case_writer import Hu
-from util.metrics.contrasts import ContrastSummary
+from util.metrics.contrast_summary import ContrastSummary
 from util.metrics.regions import region_name
 from util.notices import Notice
 from util.web import page_parts, viewer_parts

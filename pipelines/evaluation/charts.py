@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipelines.evaluation.measure import ComparisonGrid
 from pipelines.evaluation.measurements import VolumeMeasurements
+from pipelines.evaluation.volume_measurer import ComparisonGrid
 from util.metrics.texture import SPECTRUM_BANDS
 from util.modality import CT, Terms
 

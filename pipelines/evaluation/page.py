@@ -113,7 +113,7 @@ class CopyReport:
         return dict(zip(self.cases, self.verdicts, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Content of the page.
 

@@ -74,7 +74,7 @@ def typical_pairs(
     Args:
         sets: The sets by name.
         measurements: Their measurements.
-        pair_rows: Rows of pairs.csv (see `pipelines.evaluation.measure.pair_fidelity`).
+        pair_rows: Rows of pairs.csv (see `pipelines.evaluation.volume_measurer.pair_fidelity`).
     """
     volumes = {file.case: file for file in sets["synthetic"].files}
     scans = {file.case: file for file in sets["real"].files}

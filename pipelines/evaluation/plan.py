@@ -20,7 +20,7 @@ from pipelines.evaluation.inputs import (
     read_table_values,
     with_target_labels,
 )
-from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer
+from pipelines.evaluation.volume_measurer import ComparisonGrid, VolumeMeasurer
 from pipelines.evaluation.volume_sets import (
     VolumeFile,
     VolumeSet,

@@ -62,20 +62,20 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
         pairs += closest_pairs(plan.sets, result.copies.by_case)
     verdicts = None if result.copies is None else result.copies.verdicts
     content = ReportContent(
-        grid.terms.text(verdict_sentence(result.metrics, verdicts, plan.shortage)),
-        write_pairs(out / WEB, pairs),
-        grid.window,
-        {path.name: path.name for path in sorted(out.glob("*.csv"))},
-        _describe_inputs(plan),
-        _describe_networks(plan),
-        plan.warnings,
-        result.metrics,
-        result.copies,
-        [*unmeasured_metrics(plan), *result.counterfactuals.left_out],
-        to_dict(plan.options),
-        plan.conclusive,
-        result.counterfactuals,
-        grid.terms,
+        verdict=grid.terms.text(verdict_sentence(result.metrics, verdicts, plan.shortage)),
+        pictures=write_pairs(out / WEB, pairs),
+        window=grid.window,
+        links={path.name: path.name for path in sorted(out.glob("*.csv"))},
+        facts=_describe_inputs(plan),
+        networks=_describe_networks(plan),
+        warnings=plan.warnings,
+        metrics=result.metrics,
+        copies=result.copies,
+        left_out=[*unmeasured_metrics(plan), *result.counterfactuals.left_out],
+        options=to_dict(plan.options),
+        conclusive=plan.conclusive,
+        counterfactuals=result.counterfactuals,
+        terms=grid.terms,
     )
     page = write_report(out, TITLE, content)
     _link_sets(plan, page)

@@ -17,7 +17,6 @@ from pipelines.evaluation.counterfactuals.run import judge_counterfactuals
 from pipelines.evaluation.density import density_metrics, texture_metrics
 from pipelines.evaluation.diversity import diversity_metrics
 from pipelines.evaluation.extractors import Extractor
-from pipelines.evaluation.measure import pair_fidelity
 from pipelines.evaluation.measurements import VolumeMeasurements
 from pipelines.evaluation.memorisation import CopyCheck
 from pipelines.evaluation.overlap import overlap_metrics
@@ -27,6 +26,7 @@ from pipelines.evaluation.plan import EvaluationPlan
 from pipelines.evaluation.realism import realism_metrics
 from pipelines.evaluation.report import EvaluationResult, Measurements, write_outputs
 from pipelines.evaluation.text_effect import text_metrics
+from pipelines.evaluation.volume_measurer import pair_fidelity
 from pipelines.evaluation.volume_sets import VolumeFile
 from util.cli import UserError
 from util.locks import locked_folder

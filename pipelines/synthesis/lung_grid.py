@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from data.geometry import Shape
 from data.volumes import to_unit
 from util.cli import UserError
+from util.metrics.regions import bounding_box
 
 
 def lung_grid(
@@ -42,8 +43,7 @@ def lung_grid(
             f"{source} holds no lung (labels {', '.join(map(str, lungs))}). Remove the case, or "
             "give --lung_labels."
         )
-    index = np.argwhere(inside)
-    box = tuple(slice(a, b + 1) for a, b in zip(index.min(0), index.max(0), strict=True))
+    box = bounding_box(inside)
     share = torch.from_numpy(inside[box].astype(np.float32))[None]
     unit = torch.from_numpy(to_unit(hu[box].astype(np.float32), window))[None]
     weight = F.adaptive_avg_pool3d(share, size)

@@ -24,6 +24,7 @@ from data.text.prompts import Row, Template
 from pipelines.evaluation.memorisation import NearestScan, copy_threshold
 from pipelines.synthesis.row_features import RowFeatures
 from util.cli import UserError
+from util.metrics.regions import bounding_box
 
 MAX_SIDE = 48  # voxels of the frame along its longest axis
 MARGIN_MM = 12.0  # of the frame around the labels
@@ -188,7 +189,7 @@ def anatomy_facts(labels: Labels, spacing: float, names: MaskLabels) -> dict[str
         facts["contact of the lungs, share"] = float(touching.sum() / max(lungs[1].sum(), 1))
     airway = labels == names.airway
     if names.airway in names.all and airway.any() and all(lung.any() for lung in lungs):
-        box = ndimage.find_objects(np.any(lungs, 0).astype(int))[0]
+        box = bounding_box(np.any(lungs, 0))
         facts["airway within the box of the lungs, share"] = float(airway[box].sum() / airway.sum())
         away = ndimage.distance_transform_edt(~airway) * spacing
         facts["airway to the farther lung, mm"] = float(max(away[lung].min() for lung in lungs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,20 @@ REGION_NAMES = {
 # Depths in the names of places, such as "right lower third, subpleural".
 DEPTH_NAMES = {"rim": "subpleural", "core": "central"}
 RIM_MM = 10.0  # depth of the subpleural rim; one voxel where voxels are larger
+
+
+def bounding_box(mask: NDArray[Any], margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
+    """Return the smallest box that holds a mask, wider by a margin within the volume.
+
+    Args:
+        mask: A mask that is not empty.
+        margin: Voxels along each axis.
+    """
+    (box,) = ndimage.find_objects((mask != 0).astype(np.uint8))
+    return tuple(
+        slice(max(0, side.start - more), side.stop + more)
+        for side, more in zip(box, margin, strict=True)
+    )
 
 
 def region_name(region: str) -> str:
@@ -98,8 +113,8 @@ def _lung_sides(
 
 def _centre(mask: Mask) -> float:
     """Return the middle of a mask's extent along the first axis, which runs from left to right."""
-    filled = np.flatnonzero(mask.any((1, 2)))
-    return float(filled[0] + filled[-1]) / 2
+    extent = bounding_box(mask)[0]
+    return (extent.start + extent.stop - 1) / 2
 
 
 def label_regions(labels: NDArray[np.integer], target_labels: Sequence[int]) -> dict[str, Mask]:
@@ -121,8 +136,8 @@ def label_names(regions: Iterable[str]) -> list[str]:
 
 
 def _thirds(lungs: Mask) -> dict[str, Mask]:
-    heights = np.flatnonzero(lungs.any((0, 1)))
-    edges = np.linspace(heights[0], heights[-1] + 1, 4)
+    extent = bounding_box(lungs)[2]
+    edges = np.linspace(extent.start, extent.stop, 4)
     z = np.arange(lungs.shape[2]) + 0.5
     return {
         name: lungs & ((z >= low) & (z < high))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from util.metrics.regions import label_names
+from util.metrics.regions import bounding_box, label_names
 
 DETAIL_MM = 3.0  # SD of the Gaussian whose result is subtracted; one voxel where voxels are larger
 TREND_MM = 24.0  # the same for the power spectrum, whose coarse bands are detail too
@@ -59,7 +59,7 @@ def detail(hu: Volume, mask: Mask, spacing: Sequence[float], length_mm: float = 
     result = np.zeros(hu.shape)
     if not mask.any():
         return result
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = bounding_box(mask)
     inside = mask[box]
     sigma = [max(length_mm / side, 1.0) for side in spacing]
     values = np.where(inside, hu[box].astype(np.float64), 0.0)
@@ -168,7 +168,7 @@ def radial_power(
     if not lungs.any():
         return {}
     inside = interior(lungs)
-    box = ndimage.find_objects(inside.astype(np.uint8))[0]
+    box = bounding_box(inside)
     padded = np.pad(inside[box], 1)  # lungs cut by the border of the volume end there
     depth = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1]
     window = np.sin(np.pi / 2 * np.minimum(depth / TAPER_MM, 1)) ** 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dominate import tags
 
-from util.metrics.contrasts import ContrastSummary
+from util.metrics.contrast_summary import ContrastSummary
 from util.notices import Notice
 from util.phrasing import LOW_RELEVANCE
 from util.web import page_parts

@@ -24,6 +24,8 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from util.metrics.regions import bounding_box
+
 Window = tuple[float, float]
 Kind = Literal["mask", "ct", "difference", "spread", "score", "share"]
 Role = Literal["", "real", "generated", "control"]
@@ -170,9 +172,10 @@ def inner_labels(mask: NDArray[Any]) -> NDArray[np.bool_]:
 
 def filled_range(content: NDArray[Any], axis: int) -> tuple[int, int]:
     """Return the first and the last slice along an axis that hold something; all for nothing."""
-    across = tuple(other for other in range(content.ndim) if other != axis)
-    filled = np.flatnonzero(content.any(across))
-    return (int(filled[0]), int(filled[-1])) if len(filled) else (0, content.shape[axis] - 1)
+    if not content.any():
+        return 0, content.shape[axis] - 1
+    extent = bounding_box(content)[axis]
+    return extent.start, extent.stop - 1
 
 
 def fullest_slices(mask: NDArray[Any]) -> tuple[int, int, int]:

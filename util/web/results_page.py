@@ -13,7 +13,7 @@ import pandas as pd
 from dominate import tags
 
 from util.cli import safe_name
-from util.metrics.contrasts import (
+from util.metrics.contrast_summary import (
     ContrastSummary,
     clearest_contrast,
     is_avoided,

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from util.cli import counted
-from util.metrics.contrasts import ContrastSummary, summarise_contrasts
+from util.metrics.contrast_summary import ContrastSummary, summarise_contrasts
 from util.metrics.regions import REGION_NAMES, region_name
 from util.modality import CT, Terms
 from util.web import page_parts

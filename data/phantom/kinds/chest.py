@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.phantom.anatomy import AIRWAY, BLOOD_HU, LEFT, RIGHT, Anatomy
+from util.metrics.regions import bounding_box
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -89,11 +90,11 @@ class Chest:
 
 def relative_position(lungs: Mask, axis: int) -> Array:
     """Return 0 to 1 along an axis, over the extent of the lungs."""
-    occupied = np.flatnonzero(lungs.any(tuple({0, 1, 2} - {axis})))
-    if not occupied.size:
+    if not lungs.any():
         return np.zeros(lungs.shape, np.float32)
-    extent = max(int(occupied[-1] - occupied[0]), 1)
-    position = np.clip((np.arange(lungs.shape[axis]) - occupied[0]) / extent, 0, 1)
+    extent = bounding_box(lungs)[axis]
+    steps = max(extent.stop - 1 - extent.start, 1)
+    position = np.clip((np.arange(lungs.shape[axis]) - extent.start) / steps, 0, 1)
     shape = [1, 1, 1]
     shape[axis] = -1
     return np.broadcast_to(position.reshape(shape).astype(np.float32), lungs.shape)

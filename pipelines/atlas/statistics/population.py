@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from util.metrics.regions import bounding_box
+
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -56,10 +58,9 @@ class LungFrame:
 def _box_coordinates(side: Mask, size: Sequence[int]) -> NDArray[np.float32]:
     """Return the patient's voxel indices `(3, x, y, z)` of a box of the frame."""
     axes = []
-    for axis, n in enumerate(size):
-        inside = np.flatnonzero(side.any(tuple(a for a in range(3) if a != axis)))
-        low = inside[0] - 0.5
-        high = inside[-1] + 0.5
+    for extent, n in zip(bounding_box(side), size, strict=True):
+        low = extent.start - 0.5
+        high = extent.stop - 0.5
         axes.append(low + (np.arange(n, dtype=np.float32) + 0.5) / n * (high - low))
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 

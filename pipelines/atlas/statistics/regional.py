@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pipelines.atlas.statistics.outcomes import (
     DETAIL_SD,
@@ -25,7 +24,7 @@ from pipelines.atlas.statistics.outcomes import (
     Values,
 )
 from pipelines.atlas.statistics.vessels import find_vessels
-from util.metrics.regions import label_names
+from util.metrics.regions import bounding_box, label_names
 from util.metrics.texture import HIGH_HU, LOW_HU, detail, statistics_by_region
 from util.modality import CT, Terms
 
@@ -97,7 +96,7 @@ class RegionOutcomes:
         outcomes = tuple(one for one in OUTCOMES.values() if terms.has(one.statistic))
         if "lungs" not in masks:
             return cls(voxels, {}, (), spacing, outcomes=outcomes)
-        box = ndimage.find_objects(masks["lungs"].astype(np.uint8))[0]
+        box = bounding_box(masks["lungs"])
         lungs = {name: masks[name][box] for name in tested_regions(masks)}
         return cls(voxels, lungs, box, spacing, outcomes=outcomes)
 

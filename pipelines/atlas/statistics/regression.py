@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,21 @@ class RealScans:
     volume: pd.Series
     patient: pd.Series
     dependants: frozenset[str] = frozenset()
+
+    def of_cases(self, cases: Any, table: pd.DataFrame | None = None) -> RealScans:
+        """Return some of the scans.
+
+        Args:
+            cases: Their index, or a mask over all cases.
+            table: Another table of theirs; by default their own.
+        """
+        return replace(
+            self,
+            outcomes=self.outcomes.loc[cases],
+            table=self.table.loc[cases] if table is None else table,
+            volume=self.volume.loc[cases],
+            patient=self.patient.loc[cases],
+        )
 
     @property
     def places(self) -> list[tuple[str, str]]:

@@ -68,13 +68,7 @@ def _attribute_rows(
     for assumption, tables in _scenarios(scans, attribute, columns):
         estimates: dict[str, list[dict[str, Any]]] = {}
         for table in tables:
-            index = table.index
-            complete = RealScans(
-                scans.outcomes.loc[index, [MAIN_PLACE]],
-                table,
-                scans.volume[index],
-                scans.patient[index],
-            )
+            complete = scans.of_cases(table.index, table)
             designs = AttributeTables.from_scans(complete, attribute).designs(
                 covariates, adjustment.volume
             )

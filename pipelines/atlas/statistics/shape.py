@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pipelines.atlas.statistics.adjustment import TOTAL, Roles
 from pipelines.atlas.statistics.adjustment import VOLUME as VOLUME_COVARIATE
@@ -20,7 +19,7 @@ from pipelines.atlas.statistics.findings import FDR, false_discovery
 from pipelines.atlas.statistics.outcomes import Values
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from pipelines.atlas.statistics.sentences import format_change, format_interval
-from util.metrics.regions import region_name
+from util.metrics.regions import bounding_box, region_name
 
 VOLUME, HEIGHT = "volume", "height"
 UNITS = {VOLUME: "ml", HEIGHT: "mm"}
@@ -85,7 +84,7 @@ def region_shapes(masks: Mapping[str, NDArray[np.bool_]], spacing: Sequence[floa
             continue
         values[VOLUME, region] = voxel * float(mask.sum())
         if region != "airway":
-            extent = ndimage.find_objects(mask.astype(np.uint8))[0][2]
+            extent = bounding_box(mask)[2]
             values[HEIGHT, region] = (extent.stop - extent.start) * float(spacing[2])
     return values
 

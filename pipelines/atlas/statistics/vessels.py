@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
 
+from util.metrics.regions import bounding_box
+
 Mask = NDArray[np.bool_]
 Hu = NDArray[np.floating]
 
@@ -38,8 +40,7 @@ def find_vessels(hu: Hu, regions: Mapping[str, Mask], spacing: Sequence[float]) 
     vessels = np.zeros(hu.shape, bool)
     if "core" not in regions:
         return vessels
-    extent = ndimage.find_objects(regions["lungs"].astype(np.uint8))[0]
-    box = tuple(slice(max(0, side.start - MARGIN), side.stop + MARGIN) for side in extent)
+    box = bounding_box(regions["lungs"], (MARGIN, MARGIN, MARGIN))
     lungs = regions["lungs"][box]
     # Without its surroundings, the border of a lung is no structure.
     inside = np.where(lungs, hu[box], np.median(hu[box][lungs])).astype(np.float32)

@@ -16,7 +16,7 @@ FID = "2.5D FID"
 PREDICTION_SHIFT = "change of the prediction"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AxiomRow:
     """One row of counterfactuals.csv.
 

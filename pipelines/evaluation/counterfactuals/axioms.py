@@ -62,15 +62,15 @@ def _composition_row(
     mean = bootstrap.mean(list(by_case), list(by_case.values()))
     return [
         AxiomRow(
-            method,
-            "",
-            "composition",
-            region,
-            MEAN_CHANGE,
-            *mean,
-            0.0,
-            "no change",
-            len(by_case),
+            method=method,
+            column="",
+            axiom="composition",
+            of=region,
+            measure=MEAN_CHANGE,
+            **mean._asdict(),
+            reference=0.0,
+            reference_is="no change",
+            volumes=len(by_case),
             note=note,
         )
     ]
@@ -95,15 +95,15 @@ def reversibility_rows(method: MeasuredMethod, bootstrap: CaseBootstrap) -> list
             mean = bootstrap.mean([case for case, _ in values], list(values.values()))
             rows.append(
                 AxiomRow(
-                    method.name,
-                    column,
-                    "reversibility",
-                    region,
-                    MEAN_CHANGE,
-                    *mean,
-                    0.0,
-                    "no change",
-                    len(values),
+                    method=method.name,
+                    column=column,
+                    axiom="reversibility",
+                    of=region,
+                    measure=MEAN_CHANGE,
+                    **mean._asdict(),
+                    reference=0.0,
+                    reference_is="no change",
+                    volumes=len(values),
                     note=note,
                 )
             )
@@ -123,12 +123,12 @@ def minimality_rows(method: MeasuredMethod, bootstrap: CaseBootstrap) -> list[Ax
             note = "the attribute cannot act there" if region == OUTSIDE else ""
             rows.append(
                 AxiomRow(
-                    method.name,
-                    column,
-                    "minimality",
-                    region,
-                    MEAN_CHANGE,
-                    *mean,
+                    method=method.name,
+                    column=column,
+                    axiom="minimality",
+                    of=region,
+                    measure=MEAN_CHANGE,
+                    **mean._asdict(),
                     volumes=len(known),
                     note=note,
                 )
@@ -139,15 +139,15 @@ def minimality_rows(method: MeasuredMethod, bootstrap: CaseBootstrap) -> list[Ax
             mean = bootstrap.mean([case for case, _ in scores], [score for _, score in scores])
             rows.append(
                 AxiomRow(
-                    method.name,
-                    column,
-                    "minimality",
-                    "whole volume",
-                    DIVERGENCE,
-                    *mean,
-                    float(np.log(CLOSER_WEIGHT + FARTHER_WEIGHT * np.e)),
-                    "a scan that is not changed",
-                    len(scores),
+                    method=method.name,
+                    column=column,
+                    axiom="minimality",
+                    of="whole volume",
+                    measure=DIVERGENCE,
+                    **mean._asdict(),
+                    reference=float(np.log(CLOSER_WEIGHT + FARTHER_WEIGHT * np.e)),
+                    reference_is="a scan that is not changed",
+                    volumes=len(scores),
                     note="0 to 1; features of the first 3D network",
                 )
             )
@@ -172,12 +172,12 @@ def realism_rows(method: MeasuredMethod, real: Sequence[VolumeMeasurements]) -> 
         note = "made from real scans" if method.edits_scans else ""
         rows.append(
             AxiomRow(
-                method.name,
-                column,
-                "realism",
-                "whole volume",
-                FID,
-                float(np.mean(values)),
+                method=method.name,
+                column=column,
+                axiom="realism",
+                of="whole volume",
+                measure=FID,
+                value=float(np.mean(values)),
                 reference=_fid(real, factual),
                 reference_is="before the change",
                 volumes=len(changes),

@@ -67,19 +67,21 @@ def _changed_rows(
         def score(index: NDArray[np.intp], measure: str = measure) -> float:
             return score_prediction(predictor, measure, truth[index], predicted[index])
 
+        low, high = bootstrap.interval(cases, score)
         rows.append(
             AxiomRow(
-                name,
-                column,
-                "effectiveness",
-                CHANGED,
-                measure,
-                score(np.arange(len(judged))),
-                *bootstrap.interval(cases, score),
-                score_prediction(predictor, measure, best.truth, best.values),
-                "read from real scans",
-                len(judged),
-                "low" if "error" in measure else "high",
+                method=name,
+                column=column,
+                axiom="effectiveness",
+                of=CHANGED,
+                measure=measure,
+                value=score(np.arange(len(judged))),
+                low=low,
+                high=high,
+                reference=score_prediction(predictor, measure, best.truth, best.values),
+                reference_is="read from real scans",
+                volumes=len(judged),
+                better="low" if "error" in measure else "high",
             )
         )
     return rows
@@ -112,31 +114,33 @@ def _other_rows(
     def score(index: NDArray[np.intp]) -> float:
         return score_prediction(predictor, measure, truth[index], after[index])
 
+    low, high = bootstrap.interval(cases, score)
     unit = "SD of the column" if attribute.number else "probability"
     return [
         AxiomRow(
-            method.name,
-            column,
-            "effectiveness",
-            f"{OTHER}: {other}",
-            measure,
-            score(np.arange(len(judged))),
-            *bootstrap.interval(cases, score),
-            score_prediction(predictor, measure, truth, before),
-            "before the change",
-            len(judged),
-            "near",
+            method=method.name,
+            column=column,
+            axiom="effectiveness",
+            of=f"{OTHER}: {other}",
+            measure=measure,
+            value=score(np.arange(len(judged))),
+            low=low,
+            high=high,
+            reference=score_prediction(predictor, measure, truth, before),
+            reference_is="before the change",
+            volumes=len(judged),
+            better="near",
         ),
         AxiomRow(
-            method.name,
-            column,
-            "effectiveness",
-            f"{OTHER}: {other}",
-            f"{PREDICTION_SHIFT} ({unit})",
-            *bootstrap.mean(cases, _shift(attribute, before, after)),
-            0.0,
-            "no change",
-            len(judged),
+            method=method.name,
+            column=column,
+            axiom="effectiveness",
+            of=f"{OTHER}: {other}",
+            measure=f"{PREDICTION_SHIFT} ({unit})",
+            **bootstrap.mean(cases, _shift(attribute, before, after))._asdict(),
+            reference=0.0,
+            reference_is="no change",
+            volumes=len(judged),
         ),
     ]
 

@@ -15,7 +15,7 @@ from pipelines.evaluation.counterfactuals.plan import CounterfactualPlan
 from pipelines.evaluation.counterfactuals.regression_map import LungCells, RegressionMap, RowDesign
 from pipelines.evaluation.counterfactuals.sets import Counterfactual, CounterfactualSet
 from pipelines.evaluation.counterfactuals.volume_change import VERSION
-from pipelines.evaluation.measure import VolumeMeasurer, load_or_compute
+from pipelines.evaluation.volume_measurer import VolumeMeasurer, load_or_compute
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet
 from util.cli import format_list
 from util.files import json_digest

@@ -16,8 +16,8 @@ from pipelines.evaluation.counterfactuals.predictors import fit_predictors
 from pipelines.evaluation.counterfactuals.regression_baseline import baseline_set
 from pipelines.evaluation.counterfactuals.sets import CounterfactualSet, unchanged_scans
 from pipelines.evaluation.counterfactuals.volume_change import difference_hu
-from pipelines.evaluation.measure import VolumeMeasurer
 from pipelines.evaluation.measurements import VolumeMeasurements
+from pipelines.evaluation.volume_measurer import VolumeMeasurer
 from pipelines.evaluation.volume_sets import VolumeSet
 
 

@@ -12,7 +12,7 @@ from data.geometry import grids_match
 from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask
 from pipelines.evaluation.counterfactuals.axiom_rows import LUNGS, OUTSIDE
-from pipelines.evaluation.measure import ComparisonGrid, VolumeMeasurer, load_or_compute
+from pipelines.evaluation.volume_measurer import ComparisonGrid, VolumeMeasurer, load_or_compute
 from pipelines.evaluation.volume_sets import VolumeFile
 
 VERSION = 1  # part of the cache keys

@@ -82,10 +82,7 @@ def test_what_a_cohort_cannot_tell_has_a_reason() -> None:
     row = rows_of(replace(made, table=table))["AGE", "curve", ""]
     assert row["reason"] == "fewer than 8 different values"
     few = made.table.index[:14]
-    small = RealScans(
-        made.outcomes.loc[few], made.table.loc[few], made.volume[few], made.patient[few]
-    )
-    assert all(pd.isna(row["p"]) for row in rows_of(small).values())
+    assert all(pd.isna(row["p"]) for row in rows_of(made.of_cases(few)).values())
 
 
 def test_unknown_cells_do_not_break_the_tests() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from util.metrics.contrasts import clearest_contrast, summarise_contrasts
+from util.metrics.contrast_summary import clearest_contrast, summarise_contrasts
 from util.notices import Notice
 
 
