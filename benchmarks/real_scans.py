@@ -190,7 +190,6 @@ def empty_cells(cohort: Cohort, mechanism: str, rng: np.random.Generator) -> pd.
     """Return the table with a quarter of its cells empty.
 
     Args:
-        cohort: The cohort.
         mechanism: "completely at random", or "at random": sex is known, and other cells are empty
             more often in men and in the elderly, whose age is known, too.
         rng: Source of chance.

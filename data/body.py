@@ -41,7 +41,6 @@ class BodyLabel:
 
     Attributes:
         label: Label of the body; masks that hold it stay as they are.
-        lung_labels: Labels of the lungs.
         shape_file: The run's mean shape, for masks without a scan; None in training.
     """
 

@@ -100,7 +100,6 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
     its scale (see `data.intensity`), and nowhere else.
 
     Args:
-        case: The case.
         spacing: Voxel size of the model's grid in mm; None for the grid of the files.
 
     Raises:

@@ -37,7 +37,6 @@ def data_record(
     """Return digests of scans, masks and rows.
 
     Args:
-        cohort: The cohort.
         cases: Its cases to record.
         template: Decides which columns the text uses.
         prompts: The prompt of each case.

@@ -143,7 +143,6 @@ def report_bodies(cohort: Cohort, case_labels: Sequence[Sequence[int]], number: 
     """Log where the bodies come from; those that are drawn become warnings of the cohort.
 
     Args:
-        cohort: The cohort.
         case_labels: Labels of each case's mask.
         number: Label of the body.
     """

@@ -29,7 +29,6 @@ def lung_means(
     """Return the mean HU of each case by part of the lungs, clipped to the window.
 
     Args:
-        cases: The cases.
         options: Window and labels, and the grid of prepared volumes.
         cache: Folder of prepared volumes, read without unpacking a scan; None reads the scans.
 
@@ -45,7 +44,6 @@ def lung_statistics(
     """Return density and texture of each case by part of the lungs, clipped to the window.
 
     Args:
-        cases: The cases.
         options: Window and labels, and the grid of prepared volumes.
         cache: Folder of prepared volumes, read without unpacking a scan; None reads the scans.
 

@@ -42,7 +42,6 @@ def measure_controls(
         hu: The scan `(X, Y, Z)` in RAS, not clipped.
         labels: Mask labels of the same shape.
         spacing: Voxel size in mm.
-        airway_label: Label of the airways.
         control_labels: Labels that disease cannot change, such as aorta or muscle.
     """
     values = {}

@@ -92,7 +92,6 @@ def match_table(
     case keep their name.
 
     Args:
-        table: The table.
         cases: Ids of the cases.
         path: The table's file, for messages.
         key_column: Its column that names the scan.

@@ -23,7 +23,6 @@ class VolumeSample:
     """One case as a whole volume, padded for the network.
 
     Attributes:
-        case: The case.
         image: `(1, X, Y, Z)` in [-1, 1], or None where the case has no scan.
         channels: `(X, Y, Z)` uint8, the channel of each voxel in the one-hot mask.
         n_labels: K, channels of the one-hot mask.

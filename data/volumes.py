@@ -445,8 +445,6 @@ def check_labels(mask_labels: Sequence[int], run_labels: Sequence[int], source: 
     """Raise `UserError` where a mask holds a label that the run does not have.
 
     Args:
-        mask_labels: Labels of the mask.
-        run_labels: Labels of the run.
         source: File of the mask, for the message.
     """
     unknown = sorted(set(mask_labels) - set(run_labels))

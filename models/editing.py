@@ -20,7 +20,6 @@ class EditScan:
     """A real scan.
 
     Attributes:
-        sample: Its sample.
         image: `(1, X, Y, Z)` in [-1, 1].
         prompt: Its factual prompt.
         noise_key: Decides the noise of generated volumes in place of the sample's name.
@@ -85,7 +84,6 @@ class Editor(ABC):
         """Return the volumes that tell how well a scan is edited.
 
         Args:
-            scan: The scan.
             prompts: The texts it is edited to, by name.
             cycles: Largest number of cycles without change; 0 leaves out all but the edits.
         """

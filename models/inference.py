@@ -60,8 +60,6 @@ class VolumeGenerator:
 
     Args:
         model: The model, whose `inference_network` generates.
-        encoder: The text encoder.
-        window: The sliding window.
         device: The device of the network.
         seed: Seed of the noise.
     """
@@ -208,7 +206,6 @@ def restore_encoder(encoder: TextEncoder, checkpoint_dir: Path, state: Mapping[s
 
     Args:
         encoder: The encoder, already compared with that of the run.
-        checkpoint_dir: The checkpoint.
         state: Its plain values.
 
     Raises:

@@ -24,7 +24,6 @@ def unknown_words(
     """Return what is wrong with words of a command line that are not known.
 
     Args:
-        words: The words.
         flags: Names of the command's flags.
         removed: Flags of earlier versions, with what takes their place, as a sentence.
         program: Name of the command.

@@ -152,7 +152,6 @@ class Clip(nn.Module):
         """Read a CLIP that `save_clip` wrote, text side and image side.
 
         Args:
-            folder: Its folder.
             labels: K, channels of the one-hot mask.
 
         Raises:

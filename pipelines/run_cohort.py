@@ -188,7 +188,6 @@ def warn_training_cases(folder: Path, state: Mapping[str, Any], cases: Sequence[
     Args:
         folder: The run's folder.
         state: The plain values of its checkpoint; they have digests of the training masks.
-        cases: The cases.
     """
     training = set((read_run_splits(folder / SPLITS_FILE) or {}).get("train", ()))
     files = state.get("data", {}).get("files", {})
@@ -223,7 +222,6 @@ def holds_training_scan(cohort: Cohort, folder: Path, state: Mapping[str, Any]) 
     warned of.
 
     Args:
-        cohort: The cohort.
         folder: The run's folder.
         state: The plain values of its checkpoint.
     """

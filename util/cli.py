@@ -169,7 +169,6 @@ def digest_name(text: str, plain: str = "") -> str:
     """Return a file name that no other text has: the readable part and a short digest.
 
     Args:
-        text: The text.
         plain: The readable part; by default the safe name of `text`.
     """
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
@@ -252,7 +251,6 @@ def unknown_column(subject: str, column: str, columns: Sequence[str], fix: str =
 
     Args:
         subject: Flag or table, as the beginning of the sentence ("--vary: the table").
-        column: The column.
         columns: The columns that may be chosen.
         fix: What to do, as a sentence.
     """

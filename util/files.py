@@ -167,7 +167,6 @@ def path_inside(folder: Path, name: str, source: Path) -> Path:
     """Return a file that a table names, which must lie in the table's folder or below.
 
     Args:
-        folder: The folder.
         name: Path relative to the folder.
         source: The table, for messages.
 

@@ -42,7 +42,6 @@ class Notice:
         """Return whether it concerns one picture of a case alone.
 
         Args:
-            case: The case.
             column: The attribute varied in the picture; "" for none.
             values: The values of the attribute in the picture.
             phrases: The phrases that the picture was generated from.

@@ -64,7 +64,6 @@ def open_record(
     """Make a folder with a record of its settings, or check that it was made with the same ones.
 
     Args:
-        folder: The folder.
         record: Name of the record in it.
         settings: Plain values that decide the folder's content.
         overwrite: Empty a folder whose record holds other settings; None where the command has no

@@ -55,7 +55,6 @@ def draw_slopes(slopes: pd.DataFrame, attribute: str, path: Path) -> None:
 
     Args:
         slopes: See `slope_frame`.
-        attribute: The attribute.
         path: The PNG file to write.
     """
     figure = Figure(figsize=(8.5, 3.4), layout="constrained")

@@ -35,8 +35,6 @@ class CaseStatistics:
     """Statistics of one case for every row and draw, each volume rendered or generated once.
 
     Args:
-        cohort: The cohort.
-        case: The case.
         generate: What is measured.
     """
 

@@ -237,7 +237,6 @@ def histogram_baseline(cohort: Path, phantoms: PhantomCohort, count: int) -> flo
 
     Args:
         cohort: Folder of the cohort.
-        phantoms: The cohort.
         count: Scans in each set; at most half of all.
     """
     cases = [case for split in phantoms.splits.values() for case in split]

@@ -77,7 +77,6 @@ def run_set(command: Sequence[str], standard: StandardSet, folder: Path) -> dict
 
     Args:
         command: The generator's command.
-        standard: The set.
         folder: Folder of the generator's work, volumes and logs.
     """
     work, volumes = folder / "work", folder / "volumes"

@@ -35,7 +35,6 @@ def outlier_warnings(
 
     Args:
         files: CT or None, and mask, of every case.
-        checks: Their checks.
     """
     warnings = _spacing_warnings([mask for _, mask in files], [c.spacing for c in checks])
     with_image = [
@@ -55,7 +54,6 @@ def side_warnings(
 
     Args:
         files: CT or None, and mask, of every case.
-        checks: Their checks.
         lung_labels: Labels of the left and the right lung.
     """
     names = [

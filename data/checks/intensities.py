@@ -147,7 +147,6 @@ def image_facts(path: Path, mask: Path | None = None, lung_labels: Sequence[int]
     Args:
         path: The CT.
         mask: Its mask on the same grid; None where no mask is known.
-        lung_labels: Labels of the lungs.
     """
     array = load_volume(path).array
     lungs = None if mask is None else np.isin(load_volume(mask).array, lung_labels)

@@ -86,7 +86,6 @@ def check_labels_known(
 
     Args:
         cohort_labels: Labels that occur in any mask; the masks are only read where one is unknown.
-        run_labels: Labels of the run.
         masks: Mask files.
     """
     if set(cohort_labels) - set(run_labels):

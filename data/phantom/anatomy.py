@@ -207,7 +207,6 @@ def _body(patient: PhantomPatient, points: Axes, organs: dict[str, Array], voxel
     """Return the chest without lungs, HU.
 
     Args:
-        patient: The patient.
         points: Voxel centres in the template frame.
         organs: Distances of `_organs`.
         voxel: Mean voxel side in mm, over which edges are spread.

@@ -77,7 +77,6 @@ class PhantomCohort:
         size: (X, Y, Z) of every scan.
         spacing: Voxel size, mm.
         patient_sd: SD of the patients' mean lung density, HU.
-        effects: The planted effects.
     """
 
     rows: Mapping[str, Row]

@@ -33,7 +33,6 @@ class Acquisition:
     """One acquisition of a series.
 
     Attributes:
-        headers: Its slices.
         title: What distinguishes it from the others of the series, "" for the only one.
         problem: Reason why it cannot be taken apart from another one, as part of a sentence.
     """

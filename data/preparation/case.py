@@ -256,7 +256,6 @@ def draw_case(task: CaseTask, scan: Volume, mask: NDArray[Any]) -> dict[str, Any
     """Write the montage of a case, and its slices where the report shows them; return their view.
 
     Args:
-        task: The case.
         scan: HU in RAS.
         mask: Labels on the same grid.
     """

@@ -175,7 +175,6 @@ class _KeyColumn:
     """A column as the key of the scans.
 
     Attributes:
-        name: Its name.
         lines: Numbers of the lines of each source that it names.
         cells: Its cells, line by line.
         ids: Number of different ids in it.

@@ -29,7 +29,6 @@ class CaseView:
     """The slices of a case as the report's viewer shows them.
 
     Attributes:
-        grid: Their grid.
         volumes: Scan and mask by key, relative to the report's folder of voxels.
     """
 

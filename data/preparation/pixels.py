@@ -56,7 +56,6 @@ def read_stack(stack: SliceStack, is_ct: bool = True) -> Scan:
     """Read the voxels of a checked stack with SimpleITK (GDCM), one slice after the other.
 
     Args:
-        stack: The slices.
         is_ct: Whether values are HU; others stay as they are.
 
     Raises:

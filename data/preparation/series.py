@@ -34,7 +34,6 @@ class DicomSeries:
     """Files of one acquisition that share patient, size, orientation, voxel size and kernel.
 
     Attributes:
-        headers: The slices.
         copies: Number of further files that repeat one of the slices.
         acquisition: What distinguishes it from other acquisitions of its series UID, "" for the
             only one.
@@ -285,7 +284,6 @@ def _check_same_voxels(
     """Raise `UserError` where two different slices lie at one place: nobody knows which is right.
 
     Args:
-        series: The series.
         headers: Its slices by position.
         doubled: Indices of slices at the place of the slice before.
         problem: What to say of them.

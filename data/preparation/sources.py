@@ -36,7 +36,6 @@ class Source:
         key: Its id in the source, the same in every run; two patients can share one.
         patient: Id of the patient.
         names: Names that a table may call it by, the best first.
-        series: DICOM series.
         volume: Volume file.
         mask: Mask file.
         airway: Mask file of the airway alone.

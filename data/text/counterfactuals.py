@@ -50,7 +50,6 @@ def describe_removed(change: str, columns: Sequence[str]) -> str:
 
     Args:
         change: The change, such as "DIAGNOSIS = IPF".
-        columns: The columns.
     """
     verbs = ("was", "it contradicts") if len(columns) == 1 else ("were", "they contradict")
     return (
@@ -299,7 +298,6 @@ def case_text(case: Case, prompt: Prompt, reader: TextReader) -> CaseText:
     """Return the text of a case, which is its row's or one that a person wrote.
 
     Args:
-        case: The case.
         prompt: Its prompt, see `cohort_prompts`.
         reader: Reads written texts, and words rows by its template.
     """

@@ -38,7 +38,6 @@ class Statement:
     """What a phrase says of a column.
 
     Attributes:
-        column: The column.
         value: Its value as the phrase has it; "" where the wording tells none.
         start: First character of the value's words in the phrase.
         end: Character after them.
@@ -150,7 +149,6 @@ class TextReader:
 
         Args:
             prompt: The text.
-            column: The column.
             value: Its new value; "" removes the statement.
 
         Raises:

@@ -46,7 +46,6 @@ def fuse(unit: FusionUnit, x: Tensor, text: TextEmbedding, region: Tensor | None
     determine, such as the shape of the body. Text within labelled voxels cannot do that.
 
     Args:
-        unit: The fusion unit.
         x: Features `(B, C, X, Y, Z)`.
         text: Embedding of B prompts.
         region: `(B, 1, X, Y, Z)`, 1 where text has an effect; None for everywhere.

@@ -93,8 +93,6 @@ class LanguagePhrases(PhraseEncoder):
     """A language model applied phrase by phrase; every distinct phrase is embedded once.
 
     Args:
-        model: The language model.
-        identity: Its identity.
         options: Mode, number tokens and whitening.
     """
 

@@ -275,7 +275,6 @@ class PhraseEncoder(TextEncoder):
 
         Args:
             before: Phrases that the other encoder had.
-            width: Its width.
         """
         return torch.eye(self.width)
 

@@ -124,7 +124,6 @@ def term_tokens(
     """Return the tokens `(C,)` that a prompt's phrases add.
 
     Args:
-        terms: All terms.
         located: The prompt's phrases with their standardised numbers.
         embed: Function of phrases to embeddings `(n, C)`.
     """

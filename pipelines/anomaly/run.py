@@ -101,7 +101,6 @@ class ExpectationModel:
 
     Args:
         command: The command's options.
-        loaded: The runs.
         root: Folder of the cohort.
         cache: Folder of the generated means and SDs.
     """

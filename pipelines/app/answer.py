@@ -42,7 +42,6 @@ class Answer:
     """Volumes and effects of a question.
 
     Attributes:
-        question: The question.
         plan: The run with the noise of the question.
         texts: Its prompts.
         sample: The case on the model's grid.
@@ -50,7 +49,6 @@ class Answer:
             where the prompts differ "b" and "difference".
         panels: The same as panels of a page, with the mask.
         effects: Rows of effects.csv; empty where the prompts are alike.
-        contrasts: Their summary.
         notices: What a reader has to know.
         folder: Folder of its page.
         seconds: Time that it took.
@@ -87,7 +85,6 @@ class AnswerDesk:
         """Return the answer to a question; a known one is not generated again.
 
         Args:
-            question: The question.
             progress: Shows the progress, and ends the generation.
 
         Raises:

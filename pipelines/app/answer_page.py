@@ -39,15 +39,12 @@ class PageContent:
     """What the page of an answer shows.
 
     Attributes:
-        question: The question.
         texts: Its prompts.
         panels: The volumes and the mask.
         effects: Rows of effects.csv.
-        contrasts: Their summary.
         notices: What a reader has to know.
         facts: What the training data support, by attribute.
         data: How the cohort is read: window, unit and words of the modality.
-        run_name: Name of the run.
     """
 
     question: Question

@@ -59,7 +59,6 @@ def compare_values(
     Args:
         desk: The run and its network.
         question: The patient: A's text; what is changed in B is left out.
-        column: The column.
         progress: Shows the progress, and ends the generation.
 
     Raises:

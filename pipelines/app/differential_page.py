@@ -45,7 +45,6 @@ class DifferentialContent:
         variants: The patient's own text, then one per value.
         volumes: HU by value.
         effects: Rows of effects.csv, each value against the own text.
-        contrasts: Their summary.
         notices: What a reader has to know.
         similar: Similar real cases by value; empty where there are none.
         similar_note: How far they can be trusted, or why there are none.

@@ -32,7 +32,6 @@ def export(answer: Answer, formats: Sequence[str], folder: Path) -> Path:
     """Write the files of an answer into one zip; return its path.
 
     Args:
-        answer: The answer.
         formats: Names in `FORMATS`.
         folder: Folder of the zip.
 

@@ -42,7 +42,6 @@ class QuizItem:
     """One question of a quiz.
 
     Attributes:
-        case: The case.
         column: The attribute that is changed.
         start: Its value in the first picture.
         end: Its value in the second picture.

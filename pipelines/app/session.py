@@ -47,7 +47,6 @@ class KnownColumn:
     """A column that can be asked for.
 
     Attributes:
-        name: Its name.
         role: Exposure, demographic, mediator, outcome or acquisition.
         unit: Unit of its numbers; "" for none.
         values: Values that the run was trained on, as the text shows them.

@@ -270,8 +270,6 @@ def cohort_cautions(
     """Return the cautions that the cohort calls for.
 
     Args:
-        study: The study.
-        real: The real scans.
         adjustable: Columns that the real scans may be adjusted for.
         estimated: Table real.csv.
         pairs: Associations of the studied columns.

@@ -55,7 +55,6 @@ def classify_column(
     Args:
         template: How rows become text.
         rows: Rows of the training cases.
-        column: The column.
         reference: Value that the others are compared with; "" to choose one.
     """
     counts = _value_counts(template, rows, column)
@@ -203,7 +202,6 @@ def wording_attribute(edit: TextEdit, prompts: Sequence[Prompt]) -> AtlasAttribu
     """Return the words of an edit as an attribute, whose values are its wordings.
 
     Args:
-        edit: The edit.
         prompts: Texts of the training cases.
     """
     counts = Counter(value for value in map(edit.value, prompts) if value)

@@ -36,9 +36,6 @@ class CasePageWriter:
     """Writer of the page of one case.
 
     Args:
-        files: The atlas.
-        study: Its study.
-        case: The case.
         limit: Range of differences, HU.
     """
 

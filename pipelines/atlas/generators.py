@@ -122,8 +122,6 @@ def generate_cases(
 
     Args:
         generation: The run and the prompts.
-        study: The study.
-        networks: The networks.
         progress: Finished cases; kept volumes go to its folder.
         num_kept: Number of cases whose volumes are kept.
     """

@@ -312,7 +312,6 @@ class CaseCounterfactuals:
         """Add a contrast's rows of effects_by_case.csv.
 
         Args:
-            contrast: The contrast.
             difference: Its effect on each voxel, averaged over noise fields.
             by_draw: Outcomes by noise field and value.
         """

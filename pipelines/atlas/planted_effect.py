@@ -101,7 +101,6 @@ class _CohortCopy:
     """Writer of the copy.
 
     Attributes:
-        cohort: The cohort.
         folder: The folder that is written.
         data: How the cohort is read.
         options: The planted effect.

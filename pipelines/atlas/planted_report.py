@@ -45,7 +45,6 @@ def planted_effect_frame(
     """Return spike.csv, or None where nothing was planted or the column is not studied.
 
     Args:
-        study: The study.
         measurements: The generated effects.
         tests: Table tests.csv, for the intervals of refits and of real scans.
     """

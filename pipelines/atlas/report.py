@@ -30,7 +30,6 @@ def write_pages(folder: Path, study: AtlasStudy) -> Path:
 
     Args:
         folder: The atlas, with all its other files.
-        study: Its study.
 
     Returns:
         The path of index.html.
@@ -67,7 +66,6 @@ def draw_population_figures(files: AtlasFiles, limit: float, terms: Terms = CT) 
     """Draw the charts and maps into figures/.
 
     Args:
-        files: The atlas.
         limit: Range of differences, HU.
         terms: Unit and words of the modality.
 
@@ -114,8 +112,6 @@ def write_population(
     """Write the population page.
 
     Args:
-        files: The atlas.
-        study: Its study.
         figures: Stems of the figures.
         limit: Range of differences, HU.
 

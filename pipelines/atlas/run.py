@@ -91,9 +91,7 @@ class OpenAtlas:
     """A checked atlas that is ready to be generated.
 
     Attributes:
-        options: Its options.
         generation: The run, the cohort and the prompts.
-        study: The study.
         networks: The networks that generate.
     """
 

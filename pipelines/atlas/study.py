@@ -303,7 +303,6 @@ def drop_impossible(
 
     Args:
         generation: The run and the texts of the cases.
-        choice: The attributes.
         cases: Cases to generate.
         wanted: Columns asked for by name.
 
@@ -357,7 +356,6 @@ def _real_cases(
 
     Args:
         options: What to study.
-        cohort: The cohort.
         cases: Cases to generate.
         trained: Patients whose scans the network that generates was trained on.
         patients: The patient of each case.

@@ -47,7 +47,6 @@ def describe_repository(info: Any, file: str) -> str:
 
     Args:
         info: What `HfApi.model_info` says, with the metadata of files.
-        file: The file.
 
     Raises:
         UserError: The repository does not hold the file.

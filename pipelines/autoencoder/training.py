@@ -177,7 +177,6 @@ def evaluate_autoencoder(
     """Measure the latents and the error of the reconstruction.
 
     Args:
-        network: The network.
         config: Its description.
         window: HU that -1 and 1 stand for in the patches.
         batches: Patches.

@@ -188,7 +188,6 @@ def summarise_results(folder: Path, terms: Terms = CT) -> dict[str, Any]:
     """Return mean effects in the lungs and mean fidelity of a results folder.
 
     Args:
-        folder: The folder.
         terms: Unit and names of the modality, which the tables have.
     """
     summary: dict[str, Any] = {}

@@ -61,7 +61,6 @@ def diversity_metrics(
 
     Args:
         real: Real scans.
-        synthetic: Synthetic volumes.
         again: Sets of synthetic volumes of the same cases with other noise; may be empty.
         window: HU compared.
         seed: Seed of the pairs and of the resamples.

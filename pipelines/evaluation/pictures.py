@@ -32,8 +32,6 @@ class Pair:
     Attributes:
         heading: What the pair is.
         caption: Its figures.
-        synthetic: The volume.
-        scan: The scan.
         scan_title: What the scan is.
         badges: Warnings of a few words each.
     """
@@ -51,8 +49,6 @@ class PicturedPair:
     """A pair whose voxels are written.
 
     Attributes:
-        pair: The pair.
-        row: Its pictures.
         limit: Range of their difference, HU.
     """
 
@@ -73,7 +69,6 @@ def typical_pairs(
 
     Args:
         sets: The sets by name.
-        measurements: Their measurements.
         pair_rows: Rows of pairs.csv (see `pipelines.evaluation.volume_measurer.pair_fidelity`).
     """
     volumes = {file.case: file for file in sets["synthetic"].files}

@@ -67,7 +67,6 @@ def realism_metrics(
 
     Args:
         real: Real scans.
-        synthetic: Synthetic volumes.
         plan: The resamples.
         networks: Digest of the weights by name of the 2D network; it becomes the metric's note.
         networks_3d: The same of the 3D networks.

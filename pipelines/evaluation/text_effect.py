@@ -125,7 +125,6 @@ class AttributePredictor:
     """Cross-fitted predictors of one attribute.
 
     Attributes:
-        attribute: The attribute.
         models: A predictor per fold.
         unseen: The index of the model that was not fitted to a case, by case.
     """

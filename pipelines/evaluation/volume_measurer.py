@@ -249,7 +249,6 @@ def load_or_compute(cache: Path, key: Any, compute: Callable[[], Arrays]) -> Arr
     Args:
         cache: Folder of the cache.
         key: Plain values that decide the arrays.
-        compute: Computes the arrays.
     """
     path = cache / f"{json_digest(key)[:24]}.npz"
     if path.is_file():

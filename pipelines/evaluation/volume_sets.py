@@ -247,7 +247,6 @@ def check_intensities(
     Generated volumes are in their unit however bad they are, so that theirs are warnings, too.
 
     Args:
-        volumes: The set.
         store: Facts that are known.
         data: How scans are read; as chest CT by default.
 
@@ -316,7 +315,6 @@ def common_window(
     """Return the HU window in which both sets hold values.
 
     Args:
-        one: A set.
         two: The other set.
         window: Lowest and highest HU of interest.
         match: Return the common part where the sets differ.
@@ -347,7 +345,6 @@ def on_grid(volume: Volume, spacing: float, extent: Sequence[float], order: int 
     Beyond its border its last voxel is repeated.
 
     Args:
-        volume: The volume.
         spacing: Side of the voxels in mm.
         extent: Size of the box in mm.
         order: 1 for linear interpolation, 0 for labels.

@@ -32,7 +32,6 @@ class _CaseInputs:
         variants: Its texts.
         scan: The scan that is edited, with `--edit_real`.
         real: Its scan in HU on the model's grid; None where there is none.
-        regions: Its regions.
     """
 
     sample: VolumeSample
@@ -168,7 +167,6 @@ def effects_over_draws(
     """Return the effects of an intervention as means over `--draws` noises.
 
     Args:
-        plan: The plan.
         sample: The case.
         group: The variants. They share each noise.
         volumes: Their volumes of the first noise, by value.

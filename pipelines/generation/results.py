@@ -93,9 +93,7 @@ class DroppedColumns:
     """Columns that a change removed from a text, because they contradict it.
 
     Attributes:
-        columns: The columns.
         column: The attribute varied; "" for `--set`.
-        value: Its value.
     """
 
     columns: tuple[str, ...]

@@ -52,7 +52,6 @@ def cohort_panels(
 
     Args:
         root: The cohort.
-        case: The case.
         data: How the cohort is read; as chest CT by default.
         scan_title: What the scan is called.
     """

@@ -33,7 +33,6 @@ class Refit:
     """One run to train.
 
     Attributes:
-        name: Its name.
         kind: `resampled`, `permuted` or `fold`.
         seed: Seed of its training.
         permuted: Columns that are shuffled.
@@ -56,8 +55,6 @@ class OriginRun:
     """The run that is trained again.
 
     Attributes:
-        folder: Its folder.
-        options: Its options.
         step: The step it was trained to.
         columns: Columns of its clinical table.
         data: Digests of what it was trained on (see `data.fingerprints`), empty in older runs.
@@ -119,7 +116,6 @@ def planned_refits(
     """Return the refits that the options ask for.
 
     Args:
-        origin: The run.
         options: Numbers of refits, and the columns to permute.
         folds: Folds k/K to leave out.
 
@@ -148,7 +144,6 @@ def permuted_columns(origin: OriginRun, named: Sequence[str]) -> tuple[str, ...]
     """Return the columns to shuffle.
 
     Args:
-        origin: The run.
         named: Columns asked for, which are shuffled with those that depend on them; all columns
             of the text where empty.
 

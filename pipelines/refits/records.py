@@ -30,8 +30,6 @@ def is_finished(origin: OriginRun, refit: Refit, steps: int) -> bool:
     """Return whether a refit of this state of the run is finished.
 
     Args:
-        origin: The run.
-        refit: The refit.
         steps: Steps of the refit (0: those of the run).
     """
     path = refit.record_path(origin.folder)

@@ -45,8 +45,6 @@ def train_arguments(origin: OriginRun, refit: Refit, options: RefitOptions, gpu:
     """Return the command line of train.py for a refit, new or resumed.
 
     Args:
-        origin: The run.
-        refit: The refit.
         options: How refits are trained.
         gpu: The GPU; "" for that of the run.
     """

@@ -62,7 +62,6 @@ class SharedRun:
     Attributes:
         run: The run, loaded.
         template: How rows became text.
-        checkpoint_dir: Its checkpoint.
         licence: Licence of the weights; "" where it is not stated.
     """
 

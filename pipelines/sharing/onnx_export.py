@@ -110,7 +110,6 @@ def example_inputs(run: LoadedRun, size: Sequence[int], n_phrases: int) -> tuple
     """Return random inputs of the network, by a fixed seed.
 
     Args:
-        run: The run.
         size: Voxels of a volume.
         n_phrases: Phrases of the prompt; the last one is padding.
     """

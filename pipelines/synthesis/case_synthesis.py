@@ -100,8 +100,6 @@ class CaseSynthesiser:
         """Write a mask to the file `mask`, and generate its volume.
 
         Args:
-            planned: The case.
-            new: Its mask.
             mask: File of the mask.
             number: Number of the draw, which decides the noise.
         """
@@ -124,7 +122,6 @@ class CaseSynthesiser:
         is nobody's mask.
 
         Args:
-            copies: The search.
             unseen: Cases outside the training split.
         """
         if self.command.expand.masks == "shape":
@@ -156,10 +153,8 @@ def _record(
     """Return the record of a case.
 
     Args:
-        planned: The case.
         redrawn: How often it was drawn again.
         nearest: The training scan nearest to its volume.
-        new: Its mask.
         reason: Why it is left out; "" for a case that is written.
     """
     return {

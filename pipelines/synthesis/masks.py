@@ -89,7 +89,6 @@ class ShapeMasks:
         Args:
             texts: The cases, with the template of their rows.
             patients: Patient by case.
-            labels: The labels.
             planned: New cases: rows beyond the range of training are warned of.
             seed: Decides which masks are learned from, where there are more than `MAX_MASKS`.
 

@@ -87,7 +87,6 @@ def is_finished(record: Path, edits: bool) -> bool:
     """Return whether a case is finished; one whose record is damaged is made again.
 
     Args:
-        record: Its record.
         edits: Whether the cohort holds edited scans.
     """
     if not record.is_file():

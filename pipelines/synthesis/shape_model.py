@@ -150,7 +150,6 @@ def compose(distances: Array, levels: Sequence[float], labels: MaskLabels) -> ND
     Args:
         distances: `(K, X, Y, Z)` of every label.
         levels: Distance at which the surface of each label lies.
-        labels: The labels.
     """
     depth = distances - np.asarray(levels, np.float32)[:, None, None, None]
     nearest = depth.argmin(0)
@@ -236,7 +235,6 @@ class ShapeModel:
     """The distribution of masks given a row.
 
     Attributes:
-        labels: The labels.
         frame: The common frame.
         features: How rows enter the regression.
         components: Principal components of the signed distances.
@@ -281,10 +279,7 @@ class ShapeModel:
 
         Args:
             cases: Names of the N masks.
-            masks: The masks.
-            rows: Their rows.
             patients: Their patients: masks of one patient are no reference for each other.
-            labels: The labels.
             template: How rows are read.
 
         Raises:
@@ -348,7 +343,6 @@ class ShapeModel:
         """Draw a mask for a row, on the grid and around the lungs' centre of another mask.
 
         Args:
-            row: The row.
             source: The mask whose grid and place are taken.
             seed: Decides the residual.
         """

@@ -49,9 +49,7 @@ def labelled_cases(
     """Return the cases whose value is one of the classes, with the number of the class.
 
     Args:
-        cases: The cases.
         template: How rows become text.
-        column: The column.
         classes: Values of the column.
         title: The cases in words, for a warning.
     """

@@ -102,8 +102,6 @@ def make_monitor(
 
     Args:
         options: The run's options.
-        study: The study.
-        trainer: The trainer.
         folder: The run's folder.
         validation: Generates validation cases; None where nothing is validated.
         records: Further entries of the checkpoints, such as that of `record_data`.

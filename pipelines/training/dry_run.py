@@ -42,9 +42,6 @@ def dry_run(
 
     Args:
         options: The run's options.
-        study: The study.
-        model: The model.
-        trainer: The trainer.
         validation: Of which one tile is generated; None where nothing is validated.
     """
     for name, flags in command_line(options).items():

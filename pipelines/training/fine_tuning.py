@@ -41,8 +41,6 @@ class SourceRun:
     """The run that a training starts from.
 
     Attributes:
-        folder: Its folder.
-        options: Its options.
         checkpoint_dir: Its latest checkpoint.
         state: The checkpoint's plain values.
     """
@@ -297,7 +295,6 @@ def freeze(model: GenerativeModel, parts: Sequence[str]) -> None:
     """Keep parts of a model as they are: their parameters get no gradient.
 
     Args:
-        model: The model.
         parts: Names as `--freeze` takes them.
 
     Raises:

@@ -77,7 +77,6 @@ class Validation:
     """Mean metrics over the cases, and a picture of each.
 
     Args:
-        cases: The cases.
         generator: Generates with the network in training.
         data: HU window and lung labels.
         folder: Folder of the pictures.

@@ -165,7 +165,6 @@ def clearest_contrast(
     """Return the contrast that is furthest from 0; one of an avoided attribute only if no other.
 
     Args:
-        contrasts: The contrasts.
         avoided: Attributes or "ATTRIBUTE=VALUE" whose effects mean nothing.
     """
     sound = [c for c in contrasts if not is_avoided(c, avoided)]

@@ -76,7 +76,6 @@ def chest_regions(
         spacing: Voxel size in mm.
         lung_labels: Labels of the left and the right lung, or of more parts, whose sides follow
             from where they lie.
-        airway_label: Label of the airways.
 
     Returns:
         Masks `(X, Y, Z)` by name; those without a voxel are left out. `lungs`, `left_lung`,

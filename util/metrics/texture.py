@@ -158,7 +158,6 @@ def radial_power(
 
     Args:
         hu: `(X, Y, Z)` in HU.
-        lungs: Mask of the lungs.
         spacing: Voxel size in mm.
         bands: Lowest and highest frequency of each band, 1/mm.
 

@@ -88,7 +88,6 @@ def attribute_list(
     """Add a card with every attribute: sentences, warnings, and why it may show nothing.
 
     Args:
-        contrasts: All contrasts.
         notices: All warnings; those of an attribute are shown with it.
         facts: What decides whether it shows, by attribute.
     """

@@ -24,7 +24,6 @@ class PictureRow:
         key: Name of the case in the page.
         pictures: A picture for each volume.
         volumes: Kind and step of each volume by key.
-        grid: Their grid.
         mask: Key of the mask; "" for none.
         labels: Labels of the mask.
     """

@@ -183,7 +183,6 @@ def top_slices(
     Args:
         differences: HU, (X, Y, Z).
         content: Above 0 where voxels count, such as the lungs.
-        plane: The plane.
         count: The number of slices.
     """
     through = PLANES[plane][2]

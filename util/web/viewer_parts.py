@@ -126,7 +126,6 @@ def viewer_attributes(
         plane: Plane shown first; space for its pictures is kept.
         mask: Key of the labels to outline in every picture.
         zones: Key of numbered zones, which panels may outline.
-        zone_names: Names of the zones.
     """
     coarse = grid.halved()
     data = {

@@ -26,7 +26,6 @@ class StandardCase:
 
     Attributes:
         name: Its id.
-        folder: The folder.
         row: Its cells.
     """
 

@@ -20,7 +20,6 @@ def run_stage(argv: Sequence[str] | None, description: str, train: Train, load: 
     Args:
         argv: The words of the stage; by default those of the command line.
         description: What the generator is.
-        train: Trains.
         load: Returns the trained generator, which is asked for every volume.
     """
     parser = argparse.ArgumentParser(description=description)

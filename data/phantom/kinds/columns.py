@@ -53,7 +53,6 @@ class Contrast:
     """A change of one cell whose effect is measured.
 
     Attributes:
-        column: The column.
         start: Its value before.
         end: Its value after.
         setting: Other cells that are set before and after.

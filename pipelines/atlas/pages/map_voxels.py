@@ -89,7 +89,6 @@ def maps_beside(table: pd.DataFrame, contrast: str, null: str = "") -> dict[str,
 
     Args:
         table: Kind, contrast and key of all maps.
-        contrast: The contrast.
         null: A contrast known to have no effect, "" for none.
     """
     rows = table[table["contrast"].isin(["", contrast])]

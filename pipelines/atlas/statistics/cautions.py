@@ -341,7 +341,6 @@ def imputation_cautions(
     """State the assumption on unknown cells, and what it decides.
 
     Args:
-        scans: The real scans.
         missing: Table of `sensitivity.missing_sensitivity`.
         columns: Column by contrast.
     """

@@ -49,7 +49,6 @@ def add_generated(
         effects: Rows of effects_by_case.csv.
         refits: Rows of the refits' effects by case, with `refit` and `kind`.
         rows: Formatted rows of the generated cases, indexed by case.
-        contrasts: The contrasts.
     """
     by_case = _in_lungs(effects)
     by_refit = _in_lungs(refits)

@@ -198,8 +198,6 @@ class AttributeTables:
 
     Attributes:
         terms: The attribute's terms by case; rare values of a category are left out.
-        attribute: The attribute.
-        scans: The real scans.
         blocks: Columns of each covariate, by the number of the table and the covariate.
     """
 
@@ -282,9 +280,7 @@ class Design:
 
     Attributes:
         x: `(cases, columns)`: the constant, the attribute's terms, then the covariates' columns.
-        cases: The cases.
         terms: The attribute's terms: one per value, or its column for a number.
-        attribute: The attribute.
     """
 
     x: NDArray[np.float64]

@@ -57,7 +57,6 @@ def measure_shape(
         labels: Mask labels `(X, Y, Z)` in RAS.
         spacing: Voxel size in mm.
         lung_labels: Labels of the left and the right lung.
-        airway_label: Label of the airways.
 
     Returns:
         See `region_shapes`.

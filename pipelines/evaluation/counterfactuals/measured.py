@@ -17,7 +17,6 @@ class MeasuredChange:
         counterfactual: The volume.
         value: Its new value as the text shows it.
         row: The changed row, "" where a value is not known or contradicted.
-        volume: Measurements of the volume.
         change_hu: Mean absolute change in HU by region, against the factual volume.
     """
 

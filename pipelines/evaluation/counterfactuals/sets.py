@@ -27,7 +27,6 @@ class Counterfactual:
     Attributes:
         column: The attribute.
         value: Its new value, as test.py was given it.
-        file: The volume.
     """
 
     column: str
@@ -48,7 +47,6 @@ class CounterfactualSet:
         name: Name of the method for readers.
         factual: The unchanged volume by case: the scan where scans were changed, else the volume
             generated from the factual row.
-        changed: The counterfactuals.
         null: Volume by case of an intervention that changes nothing.
         edits_scans: Whether real scans were changed, and not generated volumes.
         reported: Values of metrics.csv in HU by (metric, case, region).

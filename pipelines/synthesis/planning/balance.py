@@ -38,9 +38,7 @@ def cases_by_value(
     """Return the cases of every known value of a column, by the value as in the text.
 
     Args:
-        cases: The cases.
         template: How rows become text.
-        column: The column.
         flag: The flag that names the column, for messages.
 
     Raises:
@@ -75,7 +73,6 @@ def cases_by_values(
     """Return the cases of every combination of known values of columns.
 
     Args:
-        cases: The cases.
         template: How rows become text.
         columns: The columns, see `cases_by_value`.
 

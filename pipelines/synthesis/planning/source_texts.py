@@ -22,7 +22,6 @@ class SourceTexts:
     """The real cases with their texts.
 
     Attributes:
-        cases: The cases.
         prompts: Their prompts, of their rows or of `prompts.csv`.
         reader: Reads texts that people wrote, and words rows.
     """
@@ -101,7 +100,6 @@ class SourceTexts:
         """Return row and text of a case with cells set; those of the same value stay as they are.
 
         Args:
-            source: The case.
             cells: New cells by column.
 
         Raises:
