@@ -28,7 +28,6 @@ LESION_TEMPLATE = "lesions"  # data/templates/lesions.yaml
 KEY = "File Name"
 # Columns of a table that name the lesion, as the template words them.
 LESION, SIZE, PLACE = "LESION", "LESION SIZE", "LESION PLACE"
-NO_LESION = "none"
 SIDES = {"left": "left_lung", "right": "right_lung"}
 THIRDS = ("upper", "middle", "lower")
 DEPTHS = {name: region for region, name in DEPTH_NAMES.items()}  # subpleural, central

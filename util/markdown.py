@@ -38,8 +38,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
     Cells are written as they are: text of users must be escaped before (`escape_text`).
     """
     lines = [list(frame.columns), ["---"] * len(frame.columns)]
-    for row in frame.to_numpy(object):
-        lines.append([_cell(value) for value in row])
+    lines += [[_cell(value) for value in row] for row in frame.to_numpy(object)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

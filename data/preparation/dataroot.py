@@ -89,10 +89,11 @@ def table_rows(
 
     The clinical table takes precedence over the header.
     """
-    header_columns = []
-    for name in (*DEMOGRAPHICS, *ACQUISITION):
-        if any(record["row"].get(name) for record in records.values()):
-            header_columns.append(name)
+    header_columns = [
+        name
+        for name in (*DEMOGRAPHICS, *ACQUISITION)
+        if any(record["row"].get(name) for record in records.values())
+    ]
     rows = []
     for case, record in records.items():
         clinical = clinical_rows.get(case, {})

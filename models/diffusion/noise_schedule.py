@@ -135,14 +135,12 @@ class NoiseSchedule:
             uniform: `(B,)` uniform numbers, for the time.
             terminal: `(B,)` uniform numbers, for the choice of t = 1.
         """
-        times = 1 - uniform
         if self.edm:
             margin = torch.finfo(uniform.dtype).eps
             normal = torch.special.ndtri(uniform.clamp(margin, 1 - margin))
             log_noise = self.options.log_noise_mean + self.options.log_noise_sd * normal
-            times = self._time_of(log_noise)
-            return times
-        return torch.where(terminal < self.options.terminal_prob, torch.ones_like(times), times)
+            return self._time_of(log_noise)
+        return torch.where(terminal < self.options.terminal_prob, 1.0, 1 - uniform)
 
     def _time_of(self, log_noise: Tensor) -> Tensor:
         """Return the time at which log(sigma_t / alpha_t) has these values `(B,)`."""

@@ -133,9 +133,9 @@ class CasePageWriter:
             value = self._shown_value(f"a{number:02d}v{index:02d}", variant, unit)
             by_value[variant["value"]] = value
             values.append(value)
-        changes = []
-        for value in values:
-            changes.append(abs(self.voxels.change(FACTUAL, value.key).get("lungs", 0.0)))
+        changes = [
+            abs(self.voxels.change(FACTUAL, value.key).get("lungs", 0.0)) for value in values
+        ]
         ordered = [by_value[value] for value in attribute.values if value in by_value]
         compared = ordered[1:] if attribute.kind == "category" else ordered[1:][-1:]
         return ShownAttribute(

@@ -219,9 +219,8 @@ class CaseCounterfactuals:
     ) -> None:
         """Measure an attribute's effect in the run, averaged over noise fields."""
         first = self._volumes(self.generators.generate, variants)
-        by_noise = [first]
-        for generate in self.generators.noises:
-            by_noise.append(self._volumes(generate, variants))
+        others = (self._volumes(generate, variants) for generate in self.generators.noises)
+        by_noise = [first, *others]
         volumes = first
         if len(by_noise) > 1:
             volumes = {v: np.mean([each[v] for each in by_noise], axis=0) for v in first}

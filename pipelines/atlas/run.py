@@ -291,9 +291,7 @@ def write_atlas(
         "methods": methods,
         "warnings": [notice.text for notice in notices],
     }
-    for name, frame in frames.items():
-        if name not in CASE_TABLES:
-            record[name] = frame
+    record |= {name: frame for name, frame in frames.items() if name not in CASE_TABLES}
     files.write_record(folder, record)
     write_pages(folder, study)
     log.info("%s", terms.text(summary.text))

@@ -155,10 +155,10 @@ def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
     generator = plan.run.generator
     sample = plan.samples[0]
     prompt = plan.variants(sample.case).factual.prompt
-    volumes = []
     start = time.perf_counter()
-    for seed in range(count):
-        volumes.append(sample.to_hu(replace(generator, seed=seed)(sample, prompt.texts)))
+    volumes = [
+        sample.to_hu(replace(generator, seed=seed)(sample, prompt.texts)) for seed in range(count)
+    ]
     seconds = (time.perf_counter() - start) / count
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     similarities = []

@@ -121,12 +121,8 @@ def _similarities_under_new_noise(
     window: tuple[float, float],
 ) -> NDArray[np.float64]:
     first = {v.case: v.small for v in synthetic}
-    values = []
-    for volumes in again:
-        for v in volumes:
-            if v.case in first:
-                values.append(ms_ssim(first[v.case], v.small, window))
-    return np.array(values)
+    pairs = [(first[v.case], v.small) for volumes in again for v in volumes if v.case in first]
+    return np.array([ms_ssim(one, two, window) for one, two in pairs])
 
 
 def _detail_under_new_noise(

@@ -262,10 +262,11 @@ def check_intensities(
     expected = scale
     if scale is not None and volumes.is_generated:  # they are in a.u. already
         expected = IntensityScale(None, data.percentiles)
-    problems = []
-    for file, one in zip(volumes.files, facts, strict=True):
-        for problem in image_problems(file.path, one, expected):
-            problems.append(f"{volumes.flag} {problem}")
+    problems = [
+        f"{volumes.flag} {problem}"
+        for file, one in zip(volumes.files, facts, strict=True)
+        for problem in image_problems(file.path, one, expected)
+    ]
     if problems and not (volumes.is_generated and all(one["finite"] for one in facts)):
         hidden = len(problems) - MAX_SHOWN
         more = [f"... and {hidden} more"] if hidden > 0 else []

@@ -125,9 +125,9 @@ def planned_refits(
     """
     run_seed = origin.options.run.seed
     seed = run_seed + SEED_OFFSET
-    refits = []
-    for k in range(1, options.refits + 1):
-        refits.append(Refit(f"resampled_{k:03d}", "resampled", seed + k))
+    refits = [
+        Refit(f"resampled_{k:03d}", "resampled", seed + k) for k in range(1, options.refits + 1)
+    ]
     if options.permutations:
         columns = permuted_columns(origin, options.permute)
         names = unique_names(origin.columns)

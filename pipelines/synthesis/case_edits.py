@@ -151,10 +151,9 @@ def check_edits(
     model = run.generator.model
     if options.how == "edit":
         model.check_inversion()
-    unchanged = []
-    for case in planned:
-        if case.prompt.texts == texts.prompts[case.source.id].texts:
-            unchanged.append(case.id)
+    unchanged = [
+        case.id for case in planned if case.prompt.texts == texts.prompts[case.source.id].texts
+    ]
     if unchanged:
         raise UserError(
             f"The text of {format_list(unchanged)} would be that of the scan itself, so that "

@@ -209,7 +209,7 @@ def save_animation(
         sheet.show,  # type: ignore[arg-type]  # it changes the figure and returns nothing
         frames=list(slices),
         cache_frame_data=False,
-        init_func=lambda: [],
+        init_func=list,
     )
     is_film = path.suffix == ".mp4"
     writer = FFMpegWriter(fps=frames_per_second) if is_film else PillowWriter(fps=frames_per_second)

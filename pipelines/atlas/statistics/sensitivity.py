@@ -106,9 +106,10 @@ def _scenarios(
         return
     original = scans.table[list(columns)]
     is_known = original[attribute.column] != ""
-    tables = []
-    for table in completed.of_columns(unknown)[:TABLES]:
-        tables.append(table.assign(**{attribute.column: original[attribute.column]})[list(columns)])
+    tables = [
+        table.assign(**{attribute.column: original[attribute.column]})[list(columns)]
+        for table in completed.of_columns(unknown)[:TABLES]
+    ]
     yield AT_RANDOM, [table[is_known] for table in tables]
     yield COMPLETE, [original[(original != "").all(axis=1)]]
     for column in unknown:
