@@ -61,7 +61,7 @@ def _box_coordinates(side: Mask, size: Sequence[int]) -> NDArray[np.float32]:
     for extent, n in zip(bounding_box(side), size, strict=True):
         low = extent.start - 0.5
         high = extent.stop - 0.5
-        axes.append(low + (np.arange(n, dtype=np.float32) + 0.5) / n * (high - low))
+        axes.append(low + (np.arange(n) + 0.5) / n * (high - low))
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 
