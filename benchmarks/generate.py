@@ -1,4 +1,4 @@
-"""Time and memory of generating a volume by the GAN.
+"""Time and memory of generating a volume by the GAN or by diffusion.
 
 The network has random weights, and the labels are two lungs in a body. Processor seconds are
 reported as ratios: of tiles to the whole volume at once (--whole), and of several prompts to one.
@@ -31,12 +31,13 @@ from models.base_model import MODELS, Condition, GenerativeModel
 from models.inference import VARIANTS_AT_ONCE
 from models.sliding_window import SlidingWindow
 from models.text.base_encoder import TextEmbedding
+from options.diffusion_options import SamplingOptions
 from options.train_options import GeneratorOptions, TrainOptions
 from util.cli import UserError, run_command
 from util.files import write_json
 from util.seeding import noise_key
 from util.training.devices import device_name, make_device
-from util.volume_inputs import CoordinateInput, LabelInput, NoiseInput
+from util.volume_inputs import CoordinateInput, LabelInput, NoiseInput, whole
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,18 @@ def random_prompts(count: int) -> TextEmbedding:
 
 
 def build(o: GenerateBenchmarkOptions, device: torch.device) -> GenerativeModel:
-    """Return a GAN in which text and noise matter."""
+    """Return a model in which text and noise matter."""
     torch.manual_seed(0)
     options = TrainOptions(
         generator=GeneratorOptions(
-            ngf=o.ngf, n_downsample_global=o.n_downsample_global, n_blocks_global=o.n_blocks_global
-        )
+            model=o.model,
+            ngf=o.ngf,
+            n_downsample_global=o.n_downsample_global,
+            n_blocks_global=o.n_blocks_global,
+        ),
+        sampling=SamplingOptions(sampling_steps=o.sampling_steps or None),
     )
-    model = MODELS["pix2pixhd"](options, N_LABELS, TEXT_WIDTH, training=False)
+    model = MODELS[o.model](options, N_LABELS, TEXT_WIDTH, training=False)
     for parameter in model.inference_network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
@@ -89,18 +94,16 @@ def measure(o: GenerateBenchmarkOptions) -> dict[str, Any]:
     process = psutil.Process()
     before = process.memory_info().rss
     labels = chest(o.size)
-    start = (0, 0, 0)
-    inputs = Condition(
-        LabelInput(labels, N_LABELS, device),
-        CoordinateInput(o.size, start, o.size, device),
-        random_prompts(1).to(device),
-    )
-    noise = NoiseInput(noise_key(0, "case"), model.noise_channels, o.size, device)
+    mask: Any = LabelInput(labels, N_LABELS, device)
+    coords: Any = CoordinateInput(o.size, (0, 0, 0), o.size, device)
+    noise: Any = NoiseInput(noise_key(0, "case"), model.noise_channels, o.size, device)
+    if not model.boxed_inputs:
+        mask, coords, noise = whole(mask), whole(coords), whole(noise)
     tiled = SlidingWindow(o.tile or o.size, model.size_multiple, by_memory=not o.tile)
 
     def generate(window: SlidingWindow, prompts: int) -> Tensor:
         torch.manual_seed(1)
-        condition = Condition(inputs.mask, inputs.coords, random_prompts(prompts).to(device))
+        condition = Condition(mask, coords, random_prompts(prompts).to(device))
         with torch.inference_mode():
             return model.generate_variants(condition, noise, window)
 

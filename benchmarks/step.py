@@ -1,8 +1,10 @@
 """Time and memory of a training step: the project's fast settings against plain ones.
 
 Fast: bf16, channels-last, fused Adam, memory kept, phrases embedded once. Plain: fp32, contiguous,
-Adam and memory by default, the prompt encoded by the language model in every step. Each is measured
-in its own process.
+Adam and memory by default, the prompt encoded by the language model in every step. With
+--reference, steps of the published reference's own networks are measured beside, with one draw as
+it has, and with two. Each is measured in its own process; seconds are those of all processors, or
+of the wall on a GPU.
 """
 
 from __future__ import annotations
@@ -34,21 +36,25 @@ answer_early(__name__, StepBenchmarkOptions, __doc__ or "")  # the imports below
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
-from benchmarks.common import minilm_folder
+from benchmarks.common import flag_words, minilm_folder
 from models.base_model import MODELS, BatchText
 from models.networks import generator
 from models.networks.filters import tube_noise
 from models.text.encoders import LanguagePhrases, build_text_encoder
 from options.base_options import TextOptions
-from options.train_options import GeneratorOptions, OptimOptions, TrainOptions
+from options.train_options import TrainOptions
 from util.cli import UserError, run_command
 from util.files import read_json, write_json
 from util.training import devices
+from util.training.devices import make_device
 from util.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
 
 N_LABELS = 4
+REFERENCE_STEP = Path(__file__).with_name("reference_step.py")
+REFERENCE_FORMS = ("attention", "affine")
+REFERENCE_DEPTH = (2, 9)  # halvings and blocks
 PROMPT = [
     "DIAGNOSIS is IPF",
     "Patient age: 76.",
@@ -89,19 +95,34 @@ def total_steps(o: StepBenchmarkOptions) -> int:
     return 1 + o.steps * (1 + o.parts)
 
 
-def make_trainer(o: StepBenchmarkOptions, fast: bool, text_width: int) -> Trainer:
-    """Return the trainer of a pix2pixHD model with fast or plain settings."""
-    architecture = GeneratorOptions(
-        ngf=o.ngf, n_downsample_global=o.n_downsample_global, n_blocks_global=o.n_blocks_global
+def train_options(o: StepBenchmarkOptions) -> TrainOptions:
+    """Return the options of the networks and their training."""
+    words = flag_words(
+        ngf=o.ngf,
+        n_downsample_global=o.n_downsample_global,
+        n_blocks_global=o.n_blocks_global,
+        patch_size=o.patch_size,
+        batch_size=o.batch_size,
     )
-    options = TrainOptions(generator=architecture, optim=OptimOptions(batch_size=o.batch_size))
+    if o.draws == 1:
+        words += flag_words(lambda_mean=0, lambda_patch=0, lambda_quantile=0, lambda_l1=10)
+    return parse(TrainOptions, "", words)
+
+
+def make_trainer(
+    options: TrainOptions, steps: int, text_width: int, gpu_ids: str, fast: bool = True
+) -> Trainer:
+    """Return the trainer of a model with fast or plain settings."""
     torch.manual_seed(0)
-    model = MODELS["pix2pixhd"](options, N_LABELS, text_width)
+    model = MODELS[options.generator.model](options, N_LABELS, text_width)
     with contextlib.nullcontext() if fast else patch.object(devices, "tune_malloc"):
-        accelerator = devices.make_accelerator("bf16" if fast else "fp32", o.gpu_ids)
-    steps = total_steps(o)
+        accelerator = devices.make_accelerator("bf16" if fast else "fp32", gpu_ids)
     config = TrainerConfig(
-        steps=steps, constant_steps=steps - 1, steps_per_epoch=1, channels_last=fast
+        steps=steps,
+        constant_steps=steps - 1,
+        steps_per_epoch=1,
+        channels_last=fast and options.optim.channels_last,
+        compiled=options.optim.compile,
     )
     trainer = Trainer(model, accelerator, config)
     if not fast:
@@ -151,14 +172,15 @@ class PartsClock:
             optimizer.step = self.wrap(repeat(f"optimiser {name}"), optimizer.step)
 
 
-def random_batch(o: StepBenchmarkOptions, noise_channels: int) -> dict[str, Any]:
+def random_batch(options: TrainOptions, noise_channels: int) -> dict[str, Any]:
     """Return a batch of random volumes and masks."""
-    labels = torch.randint(N_LABELS, (o.batch_size, *o.patch_size))
+    batch, size = options.optim.batch_size, options.patch.patch_size
+    labels = torch.randint(N_LABELS, (batch, *size))
     return {
-        "image": torch.rand(o.batch_size, 1, *o.patch_size) * 2 - 1,
-        "coords": torch.rand(o.batch_size, 3, *o.patch_size),
+        "image": torch.rand(batch, 1, *size) * 2 - 1,
+        "coords": torch.rand(batch, 3, *size),
         "mask": torch.nn.functional.one_hot(labels, N_LABELS).movedim(-1, 1).float(),
-        "noise": torch.randn(o.batch_size, noise_channels, *o.patch_size),
+        "noise": torch.randn(batch, noise_channels, *size),
     }
 
 
@@ -168,16 +190,16 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
     encoder = build_text_encoder(source)
     assert isinstance(encoder, LanguagePhrases)
     encoder.fit([PROMPT, MISMATCHED_PROMPT])
-    trainer = make_trainer(o, fast, encoder.width)
+    options, total = train_options(o), total_steps(o)
+    trainer = make_trainer(options, total, encoder.width, o.gpu_ids, fast)
     model, device = trainer.model, trainer.accelerator.device
-    batch = random_batch(o, model.draws * model.noise_channels)  # type: ignore[attr-defined]
+    batch = random_batch(options, model.draws * model.noise_channels)  # type: ignore[attr-defined]
     seconds = []
-    clock = PartsClock()
-    total = total_steps(o)
+    clock, now = PartsClock(), step_clock(device)
     for number, parts in enumerate(trainer.iterate([batch] * total, until=total)):
         if number == o.steps + 1:
             clock.attach(trainer)
-        start = time.perf_counter()
+        start = now()
         if not fast:
             encoder.embedded.clear()  # outputs of the language model
             encoder.set_phrase_weights({})  # also forgets the embeddings of phrases
@@ -187,51 +209,137 @@ def measure_step(o: StepBenchmarkOptions, fast: bool, folder: Path) -> dict[str,
         )
         with clock.timed("all"):
             trainer.step([(part, BatchText(matched, mismatched)) for part in parts])
-        seconds.append(time.perf_counter() - start)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(now() - start)
         if number == o.steps:
             clock.seconds.clear()
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    parameters = {}
-    for name, network in model.raw.items():
-        parameters[name] = sum(p.numel() for p in network.parameters()) / 1e6
     return {
         "median_s": statistics.median(seconds[1 : o.steps + 1]),
         "all_s": seconds[1 : o.steps + 1],
         "parts_s": {name: value / o.steps for name, value in clock.seconds.items()},
-        "peak_gib": peak,
-        "parameters_m": parameters,
+        "peak_gib": peak_gib(device),
+        "parameters_m": {
+            name: sum(p.numel() for p in network.parameters()) / 1e6
+            for name, network in model.raw.items()
+        },
     }
 
 
-def measure_in_process(words: Sequence[str], mode: str, folder: Path) -> dict[str, Any]:
+def step_clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of a step: that of the wall for a GPU, else of all processors.
+
+    Other programs of the machine hardly change seconds of processors.
+    """
+    return time.perf_counter if device.type == "cuda" else time.process_time
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the most memory so far: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure_in_process(
+    words: Sequence[str], mode: str, folder: Path, draws: int = 2
+) -> dict[str, Any]:
     """Measure one mode in its own process."""
-    out = folder / f"{mode}.json"
-    command = [sys.executable, __file__, *words, "--mode", mode, "--out", str(out)]
-    subprocess.run(command, check=True)
+    out = folder / f"{mode}_{draws}.json"
+    command = [sys.executable, __file__, *words, "--mode", mode, "--draws", str(draws)]
+    subprocess.run([*command, "--out", str(out)], check=True)
     return dict(read_json(out))
 
 
-def main() -> None:
-    """Measure the modes that are asked for."""
-    o = parse(StepBenchmarkOptions, __doc__ or "")
+def measure_reference(o: StepBenchmarkOptions, form: str, folder: Path) -> dict[str, Any]:
+    """Measure a form of the reference in its own process: its packages have the project's names.
+
+    Raises:
+        UserError: It ends with an error.
+    """
+    out = folder / f"{form}.json"
+    device = make_device(o.gpu_ids)
+    words = flag_words(form=form, ngf=o.ngf, steps=o.steps, device=device, out=out)
+    words += ["--batch", ",".join(map(str, (o.batch_size, *o.patch_size)))]
+    command = [sys.executable, str(REFERENCE_STEP), o.reference, *words]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"The reference's step ({form}) failed: {reason}. --reference must be a clone of "
+            "github.com/junzhin/DGM-VLC; its affine form is made for --ngf 64."
+        )
+    return dict(read_json(out))
+
+
+def compare(o: StepBenchmarkOptions, words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Return the figures of all modes, each beside the fast one."""
+    plain, fast = (measure_in_process(words, mode, folder) for mode in ("plain", "fast"))
+    figures = {
+        "plain": plain,
+        "fast": fast,
+        "times_faster": plain["median_s"] / fast["median_s"],
+        "settings": vars(replace(o, out="")),
+    }
+    message = "Fast is %.2f times as fast as plain (%.2f against %.2f s per step)."
+    log.info(message, figures["times_faster"], fast["median_s"], plain["median_s"])
+    if o.reference:
+        ours = {"two draws": fast, "one draw": measure_in_process(words, "fast", folder, draws=1)}
+        figures["one draw"] = ours["one draw"]
+        for form in REFERENCE_FORMS:
+            theirs = figures[f"reference, {form}"] = measure_reference(o, form, folder)
+            for draws, own in ours.items():
+                log.info(
+                    "%s: %.2f times as fast as the reference's %s form (%.2f against %.2f s per "
+                    "step), %.2f times its memory (%.2f against %.2f GiB).",
+                    draws.capitalize(),
+                    theirs["median_s"] / own["median_s"],
+                    form,
+                    own["median_s"],
+                    theirs["median_s"],
+                    own["peak_gib"] / theirs["peak_gib"],
+                    own["peak_gib"],
+                    theirs["peak_gib"],
+                )
+    return figures
+
+
+def check_reference(o: StepBenchmarkOptions) -> None:
+    """Raise `UserError` where the reference cannot be measured beside these networks."""
+    if not o.reference:
+        return
+    if not (Path(o.reference) / "models" / "model_helper.py").is_file():
+        raise UserError(
+            f"--reference {o.reference} holds no models/model_helper.py. Clone "
+            "github.com/junzhin/DGM-VLC, and give its folder."
+        )
+    depth = o.n_downsample_global, o.n_blocks_global
+    if depth != REFERENCE_DEPTH:
+        raise UserError(
+            "The reference has 2 halvings and 9 blocks. Give --n_downsample_global 2 "
+            f"--n_blocks_global 9 (now {depth[0]} and {depth[1]})."
+        )
+
+
+def run(o: StepBenchmarkOptions, words: Sequence[str]) -> dict[str, Any]:
+    """Measure the modes that are asked for, by options or the words that they were read from."""
+    check_reference(o)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if o.mode == "both":
-            plain, fast = (measure_in_process(sys.argv[1:], m, folder) for m in ("plain", "fast"))
-            ratio = plain["median_s"] / fast["median_s"]
-            settings = vars(replace(o, out=""))
-            figures = {"plain": plain, "fast": fast, "times_faster": ratio, "settings": settings}
-            message = "Fast is %.2f times as fast as plain (%.2f against %.2f s per step)."
-            log.info(message, ratio, fast["median_s"], plain["median_s"])
-        else:
-            figures = measure_step(o, o.mode == "fast", folder)
-            message = "%s: median %.2f s per step, %.1f GiB."
-            log.info(message, o.mode, figures["median_s"], figures["peak_gib"])
-            for part, value in figures["parts_s"].items():
-                log.info("%s: %.3f processor seconds per step.", part, value)
+            return compare(o, words, folder)
+        figures = measure_step(o, o.mode == "fast", folder)
+        message = "%s: median %.2f s per step, %.1f GiB."
+        log.info(message, o.mode, figures["median_s"], figures["peak_gib"])
+        for part, value in figures["parts_s"].items():
+            log.info("%s: %.3f processor seconds per step.", part, value)
+        return figures
+
+
+def main() -> None:
+    """Measure, and write the figures."""
+    o = parse(StepBenchmarkOptions, __doc__ or "")
+    figures = run(o, sys.argv[1:])
     if o.out:
         write_json(Path(o.out), figures)
 

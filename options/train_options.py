@@ -370,7 +370,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_downsample_global": 3,
         "n_blocks_global": 4,
         "ndf": 64,
-        "patch_size": (192, 192, 96),
+        "patch_size": (160, 160, 96),
         "batch_size": 2,
         "precision": "bf16",
     },

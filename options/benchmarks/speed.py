@@ -7,8 +7,11 @@ from typing import ClassVar
 
 from options.benchmarks import common
 from options.diffusion_options import SamplingOptions
-from options.parser import argument, flag, group
+from options.parser import argument, flag, group, path_flag
 from options.test_options import CaseOptions, InterventionOptions, ModelOptions
+from options.train_options import PRESETS
+
+PRESET_NAMES = tuple(PRESETS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class StepBenchmarkOptions:
     batch_size: int = flag(1, "Patches per step.", low=1)
     steps: int = flag(5, "Steps that are measured after a first one; the median counts.", low=1)
     mode: str = flag("both", "Settings that are measured.", choices=("both", "fast", "plain"))
+    draws: int = flag(
+        2, "Draws of a step: two with their scores, or one with an absolute error.", low=1, high=2
+    )
+    reference: str = path_flag(
+        "",
+        "Clone of the published reference (github.com/junzhin/DGM-VLC), whose attention and affine "
+        "forms are measured beside with --mode both.",
+        kind="folder",
+    )
     parts: bool = flag(
         False, "Then also measure the parts of as many steps again; with --mode fast or plain."
     )
@@ -57,9 +69,46 @@ class StepBenchmarkOptions:
 
 
 @dataclass(frozen=True)
+class GpuBenchmarkOptions:
+    """Time and sizes of the benchmark of one GPU."""
+
+    EXAMPLE: ClassVar[str] = "bash benchmarks/gpu.sh OUT"
+
+    OUT: str = argument("Folder for cohorts, runs, volumes and figures.json.")
+    minutes: float = flag(
+        8.0, "Minutes in all; parts that would begin later are left out.", low=0.01
+    )
+    reference: str = path_flag(
+        "",
+        "Clone of the published reference (github.com/junzhin/DGM-VLC), whose steps are measured "
+        "beside.",
+        kind="folder",
+    )
+    tiny: bool = flag(False, "Sizes of seconds, to try the benchmark without a GPU.")
+    gpu_ids: str = common.gpu_ids()
+
+
+@dataclass(frozen=True)
+class GpuEstimateOptions:
+    """Presets and cohort of the estimate for GPUs that are not there."""
+
+    EXAMPLE: ClassVar[str] = "python benchmarks/gpu_estimate.py"
+
+    presets: tuple[str, ...] = flag(
+        (), "A preset of train.py; may be repeated (default: those of GPUs).", choices=PRESET_NAMES
+    )
+    scans: int = flag(200, "Scans of the cohort.", low=1)
+    spacing: tuple[float, ...] = flag((1.0, 1.5, 2.0), "Spacings of prepared scans, mm.", low=0.1)
+    train_flags: str = common.train_flags()
+    out: str = common.figures_file()
+
+
+@dataclass(frozen=True)
 class GenerateBenchmarkOptions:
     """Network and volume of the generation benchmark."""
 
+    model: str = flag("pix2pixhd", "The GAN, or diffusion.", choices=("pix2pixhd", "diffusion"))
+    sampling_steps: int = flag(0, "Steps of diffusion (0: its default).", low=0)
     size: tuple[int, int, int] = flag((256, 256, 152), "Voxels of the volume.", low=8)
     tile: tuple[int, int, int] | None = flag(
         None, "Voxels of a tile (none: by the free memory).", low=8

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import resource
+import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,7 +30,8 @@ from util.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 DRY_RUN_CASES = 4
-DRY_RUN_STEPS = 3  # the last is measured
+DRY_RUN_STEPS = 3
+WARM_UP_STEPS = 2  # not measured
 
 
 def dry_run(
@@ -50,35 +53,68 @@ def dry_run(
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         log.info("Network %s: %.2f M parameters.", name, millions)
     log.info("%s", describe_mask(options, len(study.cohort.labels)))
-    cases, device = study.training_cases, trainer.accelerator.device
-    log.info("%s", options.data.terms.text(describe_smallest_effect(cases, options.data)))
-    with tempfile.TemporaryDirectory() as cache:
-        dataset = make_dataset(options, study, model, cases[:DRY_RUN_CASES], Path(cache))
-        loader = make_loader(options, dataset, trainer)
-        until = trainer.steps_done + DRY_RUN_STEPS
-        waiting = seconds = 0.0
-        start = time.perf_counter()
-        for parts in trainer.iterate(loader, until, dataset.inputs):
-            waiting = time.perf_counter() - start
-            losses = trainer.step([(part, study.embed(part, device)) for part in parts])
-            [value.item() for value in losses.values()]  # a GPU is waited for
-            seconds = time.perf_counter() - start
-            start = time.perf_counter()
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    smallest = describe_smallest_effect(study.training_cases, options.data)
+    log.info("%s", options.data.terms.text(smallest))
+    step, device = time_steps(options, study, model, trainer), trainer.accelerator.device
     config = trainer.config
     log.info(
         "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %s about "
         "%s%s. Nothing was written.",
         device_name(device),
-        seconds,
-        seconds - waiting,
-        memory,
+        step.seconds,
+        step.seconds - step.waiting,
+        step.memory_gib,
         counted(config.steps, "step takes", "steps take"),
-        format_duration(seconds * config.steps),
-        describe_validations(options, seconds * config.steps, config.steps, validation),
+        format_duration(step.seconds * config.steps),
+        describe_validations(options, step.seconds * config.steps, config.steps, validation),
+    )
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Time of a training step, and memory.
+
+    Attributes:
+        seconds: Of a step with its data.
+        waiting: Seconds of those in which the networks wait for data.
+        memory_gib: The most that was held so far: of the GPU, or by the process on a CPU.
+    """
+
+    seconds: float
+    waiting: float
+    memory_gib: float
+
+
+def time_steps(
+    options: TrainOptions,
+    study: Study,
+    model: GenerativeModel,
+    trainer: Trainer,
+    steps: int = DRY_RUN_STEPS,
+) -> StepTime:
+    """Take steps on a few cases, and return the mean time of all but the first ones."""
+    device = trainer.accelerator.device
+    seconds, waiting = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        cases = study.training_cases[:DRY_RUN_CASES]
+        dataset = make_dataset(options, study, model, cases, Path(cache))
+        loader = make_loader(options, dataset, trainer)
+        until = trainer.steps_done + steps
+        start = time.perf_counter()
+        for parts in trainer.iterate(loader, until, dataset.inputs):
+            waiting.append(time.perf_counter() - start)
+            losses = trainer.step([(part, study.embed(part, device)) for part in parts])
+            [value.item() for value in losses.values()]  # a GPU is waited for
+            seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return StepTime(
+        statistics.fmean(seconds[WARM_UP_STEPS:]),
+        statistics.fmean(waiting[WARM_UP_STEPS:]),
+        memory,
     )
 
 
