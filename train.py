@@ -10,7 +10,7 @@ from typing import Any
 
 from options.checks import check_train_options
 from options.parser import check_inputs, check_paths, from_dict, parse
-from options.train_options import PRESETS, TrainOptions
+from options.train_options import PRESETS, TrainOptions, model_presets
 from util import cli
 from util.cli import UserError, counted
 from util.locks import locked_folder
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def read_options(argv: list[str] | None = None) -> TrainOptions:
     """Parse the options; with `--continue_train` those of the run, changed by the flags given."""
-    options = parse(TrainOptions, __doc__ or "", argv, PRESETS)
+    options = parse_flags(argv)
     if options.run.continue_train:
         check_paths(options)
         from models.inference import locate_text_encoder  # slow to import
@@ -31,15 +31,13 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
         saved = from_dict(TrainOptions, runs.read_options(folder), str(folder / runs.OPTIONS_FILE))
         saved = replace(saved, run=replace(saved.run, accept_changes=False))  # holds for one call
         saved = replace(saved, text=locate_text_encoder(saved.text, folder))
-        options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=saved)
+        options = parse_flags(argv, start=saved)
     elif options.run.init_from:
         from pipelines.training.fine_tuning import SourceRun  # slow to import
 
         source = SourceRun.load(options.run.init_from, options.run.checkpoints_dir)
         try:
-            options = parse(
-                TrainOptions, __doc__ or "", argv, PRESETS, start=source.start_options()
-            )
+            options = parse_flags(argv, start=source.start_options())
         except UserError as error:
             raise UserError(
                 f"{error} Flags that are not given are those of --init_from "
@@ -47,6 +45,13 @@ def read_options(argv: list[str] | None = None) -> TrainOptions:
             ) from None
     check_train_options(options)
     return options
+
+
+def parse_flags(argv: list[str] | None, start: TrainOptions | None = None) -> TrainOptions:
+    """Parse the flags; a preset may hold other values for the model that they name."""
+    options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=start)
+    presets = model_presets(options.generator.model)
+    return parse(TrainOptions, __doc__ or "", argv, presets, start=start)
 
 
 def train(options: TrainOptions) -> Path:

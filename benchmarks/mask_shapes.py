@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's packages
 
@@ -24,6 +23,9 @@ from options.benchmarks.synthesis import MaskShapesOptions
 from options.parser import answer_early, parse
 
 answer_early(__name__, MaskShapesOptions, __doc__ or "")  # the imports below are slow
+
+import pandas as pd
+
 from data.geometry import Volume
 from data.phantom.anatomy import AIRWAY, FIELD_MM, LEFT, RIGHT, PhantomPatient, build_anatomy
 from data.text.prompts import Row, load_template

@@ -375,3 +375,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "precision": "bf16",
     },
 }
+
+# What a model needs otherwise. A step of diffusion takes a third of the GAN's time, and texture
+# follows the text only after some 2000 steps.
+MODEL_PRESETS: dict[str, dict[str, dict[str, Any]]] = {"diffusion": {"cpu": {"max_steps": 3000}}}
+
+
+def model_presets(model: str) -> dict[str, dict[str, Any]]:
+    """Return the presets with their values for a kind of model."""
+    changes = MODEL_PRESETS.get(model, {})
+    return {name: {**values, **changes.get(name, {})} for name, values in PRESETS.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, step
-from options.benchmarks.speed import StepBenchmarkOptions
+from options.benchmarks.speed import GpuBenchmarkOptions, StepBenchmarkOptions
 from util.cli import UserError
 
 HELPER = """
@@ -107,7 +107,7 @@ def test_every_part_of_the_gpu_benchmark_is_measured(tmp_path: Path) -> None:
 def test_a_part_that_fails_or_comes_too_late_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    o = gpu.GpuBenchmarkOptions(OUT=str(tmp_path), minutes=0.01, gpu_ids="-1")
+    o = GpuBenchmarkOptions(OUT=str(tmp_path), minutes=0.01, gpu_ids="-1")
     benchmark = gpu.GpuBenchmark(o, gpu.TINY)
 
     def fails() -> gpu.Figures:

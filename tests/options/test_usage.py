@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import train
 from options.atlas_options import AtlasCommand
 from options.base_options import DataOptions
 from options.parser import build_parser, check_inputs, parse, parse_command
@@ -98,6 +99,16 @@ def test_help_names_required_flags_presets_and_an_example() -> None:
         assert f"--preset {name}: " in flags
         assert all(f"--{flag} " in flags.partition(f"--preset {name}: ")[2] for flag in values)
     assert f"Example: {TrainOptions.EXAMPLE}" in flags
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [("", 1200), ("--model diffusion", 3000), ("--model diffusion --max_steps 7", 7)],
+)
+def test_a_preset_may_depend_on_the_model(words: str, steps: int) -> None:
+    options = train.read_options(["--dataroot", ".", "--preset", "cpu", *words.split()])
+    assert options.optim.max_steps == steps
+    assert options.generator.ngf == PRESETS["cpu"]["ngf"]
 
 
 def test_examples_and_required_flags_are_of_their_commands() -> None:
