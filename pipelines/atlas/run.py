@@ -45,6 +45,7 @@ from pipelines.atlas.statistics.intervals import MIN_PERMUTED
 from pipelines.atlas.statistics.methods import methods_paragraph
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.regression import RealScans
+from pipelines.atlas.statistics.sentences import split_reason
 from pipelines.atlas.statistics.tables import effect_frame
 from pipelines.atlas.study import DEFAULT_SPLIT, AtlasStudy
 from pipelines.generation.case_writer import VOLUME_COLUMNS
@@ -396,6 +397,14 @@ def _seen_text(study: AtlasStudy, real: RealScans) -> str:
     return f" ({seen} of them used in training)" if seen else ", none of them used in training,"
 
 
+def _largest_contrast(not_found: pd.DataFrame) -> str:
+    """Return the largest contrast of the mean in a sentence; "" for none."""
+    if not len(not_found):
+        return ""
+    means = not_found.loc[not_found["outcome"] == MEAN, "sentence"].tolist()
+    return f" Largest of them: {split_reason(means[0])[0]}" if means else ""
+
+
 @dataclass(frozen=True)
 class AtlasSummary:
     """The outcome in a sentence, and whether anything can be concluded at all."""
@@ -432,13 +441,13 @@ class AtlasSummary:
                 f"{contrasts} studied; nothing is called a finding, because there are too few "
                 "permuted refits (scripts/refit.py; the command is among the cautions)."
             )
-            return cls(text, False)
+            return cls(f"{text}{_largest_contrast(frames['not_found'])}", False)
         if cautions["kind"].eq("seen").any():
             text = (
                 f"{contrasts} studied; nothing is called a finding, because the model was trained "
                 "on scans that it is compared with."
             )
-            return cls(text, False)
+            return cls(f"{text}{_largest_contrast(frames['not_found'])}", False)
         measured = set(frames["tests"]["outcome"]) & set(OUTCOMES)
         text = (
             f"{contrasts} studied; {counted(found, 'is a finding', 'are findings')} in at least "

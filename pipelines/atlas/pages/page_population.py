@@ -33,6 +33,7 @@ from pipelines.atlas.pages.population_tables import (
 from pipelines.atlas.statistics.negative_controls import KIND
 from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.planted import planted_sentence
+from pipelines.atlas.statistics.sentences import split_reason
 from pipelines.atlas.statistics.shape import shape_sentences
 from util.cli import counted
 from util.metrics.regions import region_name
@@ -50,6 +51,11 @@ RULES = (
     "All pictures come from one trained network. The range over patients is not an uncertainty; "
     "intervals come from refits.",
     "Differences are associations in these data, not what would happen to a patient.",
+)
+EFFECTS = (
+    "The first figure is of the generated volumes. Behind it stands the difference of the real "
+    "scans with its 95 % interval: as total effect, adjusted for what comes before the attribute, "
+    "and as direct effect, adjusted for other exposures, mediators and lung volume, too."
 )
 
 
@@ -153,13 +159,12 @@ def _findings(p: Population) -> None:
             page_parts.note("None: nothing meets the rules above.")
     with page_parts.card("Looked for: not found, or not judged", width):
         rows = p.record["not_found"]
-        _sentence_list([row for row in rows if row["outcome"] == MEAN])
+        _by_reason([row for row in rows if row["outcome"] == MEAN])
         others = [row for row in rows if row["outcome"] != MEAN]
         if others:
             with page_parts.fold(f"The same of outcomes other than the mean ({len(others)})"):
-                _sentence_list(others)
-        if not rows:
-            page_parts.note("Nothing else was looked at.")
+                _by_reason(others)
+        page_parts.note(EFFECTS if rows else "Nothing else was looked at.")
 
 
 def _further_outcomes(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -168,6 +173,18 @@ def _further_outcomes(rows: Sequence[Mapping[str, Any]]) -> None:
         names = ", ".join(OUTCOMES[row["outcome"]].label for row in rows)
         with page_parts.fold(f"Also in: {names}"):
             _sentence_list(rows)
+
+
+def _by_reason(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add what is not a finding, each reason once, above the contrasts that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        text, reason = split_reason(row["sentence"])
+        by_reason.setdefault(reason, []).append(text)
+    for reason, texts in by_reason.items():
+        if reason:
+            tags.p(typeset(reason))
+        tags.ol(*(tags.li(typeset(text)) for text in texts), cls="sentences")
 
 
 def _sentence_list(rows: Sequence[Mapping[str, Any]]) -> None:

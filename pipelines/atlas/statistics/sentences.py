@@ -19,6 +19,9 @@ AGREEMENT_PHRASES = {
     "cannot tell": "are inconclusive",
 }
 
+NOT_JUDGED = "Not judged"
+NOT_FOUND = "Not found"
+
 Row = Mapping[str, Any]
 
 
@@ -106,5 +109,14 @@ def not_found_sentence(label: str, row: Row, scans: str) -> str:
     """Return a contrast that is not a finding, and the reason."""
     text = f"{generated_part(label, row)}; {real_part(row, scans)}."
     reason = str(row["why"]).rstrip(".")
-    lead = "Not judged" if row["verdict"] == "not judged" else "Not found"
+    lead = NOT_JUDGED if row["verdict"] == "not judged" else NOT_FOUND
     return f"{text} {lead}: {reason}."
+
+
+def split_reason(sentence: str) -> tuple[str, str]:
+    """Return a `not_found_sentence` without its reason, and the reason; "" where it has none."""
+    for lead in (NOT_JUDGED, NOT_FOUND):
+        text, separator, reason = sentence.partition(f" {lead}: ")
+        if separator:
+            return text, f"{lead}: {reason}"
+    return sentence, ""

@@ -212,6 +212,7 @@ def test_verdicts_and_sentences(atlas: Path) -> None:
         atlas_record["version"] == 3
         and not atlas_record["conclusive"]
         and "too few permuted refits" in atlas_record["summary"]
+        and "Largest of them: " in atlas_record["summary"]
         and not atlas_record["findings"]
     )
     contrasts = atlas_record["findings"] + atlas_record["not_found"]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipelines.atlas.pages import charts
 from pipelines.atlas.report import write_pages
-from pipelines.atlas.statistics.outcomes import OUTCOMES
+from pipelines.atlas.statistics.outcomes import MEAN, OUTCOMES
 from pipelines.atlas.statistics.zones import label_zones, top_zones, zone_masks
 from tests import atlas_folder
 from tests.pages import shows_picture_first
@@ -197,7 +197,11 @@ def test_outcomes_of_one_contrast_stand_together(tmp_path: Path) -> None:
         )
     ]
     hidden = record["not_found"][0] | {"outcome": "detail_sd", "sentence": "Coarser."}
-    record |= {"findings": rows, "not_found": [*record["not_found"], hidden]}
+    same = [
+        record["not_found"][0] | {"outcome": MEAN, "sentence": f"{name}. Not judged: too few."}
+        for name in ("First", "Second")
+    ]
+    record |= {"findings": rows, "not_found": [*record["not_found"], *same, hidden]}
     path.write_text(json.dumps(record))
     text = write_pages(tmp_path / "a", study).read_text()  # type: ignore[arg-type]
     cards = re.findall(r"<section.*?</section>", text, re.DOTALL)
@@ -208,6 +212,9 @@ def test_outcomes_of_one_contrast_stand_together(tmp_path: Path) -> None:
     others = next(card for card in cards if "Looked for" in card)
     before, _, folded = others.partition("The same of outcomes other than the mean (1)")
     assert "Coarser." in folded and "Coarser." not in before
+    # A reason stands once, above all that it holds for.
+    reason, first, second = map(before.index, ("Not judged: too few.", "First.", "Second."))
+    assert reason < first < second and before.count("too few.") == 1
     cases = case_page(tmp_path / "a").read_text()
     # A patient's page has the findings beyond the mean after the sentence on the mean.
     assert cases.index("Age lowers the mean.") < cases.index("Less of the lung.")

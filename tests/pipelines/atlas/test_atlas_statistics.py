@@ -270,6 +270,9 @@ def test_findings_are_ranked_and_have_sentences_with_their_numbers() -> None:
         not looked_for.found
         and "Not judged: 0 permuted refits are too few" in looked_for.not_found[0]["sentence"]
     )
+    text, reason = sentences.split_reason(looked_for.not_found[0]["sentence"])
+    assert text.endswith(").") and reason.startswith("Not judged: 0 permuted refits")
+    assert sentences.split_reason(first["sentence"]) == (first["sentence"], "")
 
 
 def test_findings_of_other_outcomes_name_them() -> None:
