@@ -66,6 +66,7 @@ HEADLINE = {
     "MS-SSIM of pairs, new noise": "similarity under new noise",
 }
 REAL = ": real_"  # in columns of real scans, behind the region
+SIZE = "small"  # of the pictures at first: those of two runs stand in one row
 PICTURED_CASES = 3
 DIFFERENCE_LIMIT = 50.0  # HU, the same for all runs
 
@@ -311,6 +312,7 @@ def write_comparison_page(
     labels = sorted({label for row in pictures.values() for label in row.labels})
     config = viewer_parts.viewer_config(data.hu_window, 0.0, labels, terms=terms)
     document.body["data-config"] = json.dumps(config)
+    document.body["style"] = f"--panel:{viewer_parts.SIZES[SIZE]}px"
     with document:
         page_parts.page_header(
             TITLE,
@@ -325,7 +327,7 @@ def write_comparison_page(
                     viewer_parts.limit_choice()
                     viewer_parts.overlay_choice()
                     page_parts.check_box("lines", "Outlines")
-                    viewer_parts.size_choice()
+                    viewer_parts.size_choice(SIZE)
             for case, row in pictures.items():
                 with tags.section(cls="case card", id=row.key, **row.attributes()):
                     tags.h2(f"{case} by each run")

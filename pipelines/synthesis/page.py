@@ -24,6 +24,7 @@ from util.web.page_links import LinkedPage, link_pages
 from util.web.results_page import ResultsPage, ResultsReport
 
 PICTURED_CASES = 12
+EDITING = "Each volume is a real patient's scan, in which only the change is generated."
 
 
 def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Path:
@@ -53,6 +54,7 @@ def write_cohort_page(folder: Path, run: LoadedRun, report: CohortReport) -> Pat
             cautions=report.limits,
             links={name: name for name in ("clinical.csv", file, "README.md")},
             tables=_tables(report),
+            editing=EDITING if report.edits else "",
         ),
     )
     link_pages(LinkedPage(page.title, path), training_page(run.folder))

@@ -153,9 +153,10 @@ def _edit_outcome(report: CohortReport) -> str:
     changes = [float(record["mean_absolute_change_hu"]) for record in report.records]
     if not changes:
         return "No case was edited."
+    bounds = dict.fromkeys(f"{change:.1f}" for change in (min(changes), max(changes)))
     return (
         f"Each is a real patient's scan, {HOW_IN_WORDS[report.how]}; the lungs change by "
-        f"{min(changes):.1f} to {max(changes):.1f} HU on average over voxels."
+        f"{' to '.join(bounds)} HU on average over voxels."
     )
 
 
