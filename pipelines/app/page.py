@@ -33,7 +33,12 @@ START = (
     'Choose in the column "in B" what is changed, then click on Generate. The volumes A and B and '
     "their difference appear here."
 )
-SHOW_LINK = "(link) => { if (link) history.replaceState(null, '', new URL(link).search); }"
+# Shows the address of an answer, and on a phone, where it stands below the whole form, the answer.
+SHOW_LINK = """(link) => {
+    if (!link) return;
+    history.replaceState(null, '', new URL(link).search);
+    if (innerWidth < 800) document.getElementById('answer').scrollIntoView();
+}"""
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,11 @@ def test_a_link_another_draw_and_what_training_does_not_support(page: Any, addre
     attributes = frame.locator("#attributes").inner_text()
     assert "outside the range of training" in attributes
     assert "value not seen in training" in attributes
+    page.set_viewport_size({"width": 400, "height": 800})
     page.click("#another")
     page.frame_locator("#answer-frame").locator("h1", has_text="noise 2").wait_for()
+    # On a phone the answer stands below the form, and comes into view.
+    page.wait_for_function("document.getElementById('answer').getBoundingClientRect().top < 99")
     assert page.locator("#seed input").input_value() == "2"
 
 
