@@ -59,6 +59,9 @@ CAUTIONS = (
     "This page makes no diagnosis. A strong region is where a scan differs from the model's "
     "expectation of such a mask and row: disease, but also a vessel, motion, another scanner, or "
     "the model's own weakness. A place without an outline proves nothing.",
+    "A usual spread is how far scans without findings differ from the model's expectation at such "
+    "a voxel. Where nearly the whole lungs are coloured, scan and calibration do not fit each "
+    "other, and the regions mean nothing.",
     "Only lung voxels of the mask are judged. Anything outside the mask (a solid nodule that the "
     "segmentation took for chest wall) cannot be detected.",
 )

@@ -169,10 +169,13 @@ def _scan_outcome(report: CohortReport) -> str:
     if not report.checked:
         return "Copies of training scans were not searched for."
     copies = sum(record["reason"] == "copy" for record in report.records)
-    text = (
-        f"{counted(report.count('redrawn'), 'draw')} too close to a training scan and drawn again, "
-        f"{counted(copies, 'case')} left out"
-    )
+    redrawn = report.count("redrawn")
+    text = "No volume was too close to a training scan"
+    if redrawn or copies:
+        text = (
+            f"{counted(redrawn, 'draw')} too close to a training scan and drawn again, "
+            f"{counted(copies, 'case')} left out"
+        )
     kept = [r for r in report.records if not r["left_out"] and r["nearest_training_case"]]
     if not kept:
         return f"{text}."

@@ -256,6 +256,7 @@ def test_what_is_written(looked: Path, trained_run: TrainedRun) -> None:
     text = (looked / "index.html").read_text()
     assert (
         "makes no diagnosis" in text
+        and "A usual spread is" in text
         and "Calibrated on 9 training scans" in text
         and "too few to know this rate" in text
     )

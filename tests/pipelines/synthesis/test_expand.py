@@ -166,6 +166,10 @@ def test_the_pictured_cases_take_the_values_in_turn() -> None:
         "22 synthetic cases by run1 (step 40), from the masks of 1 case of cohort; DIAGNOSIS: "
         "HP 20, IPF 2. Copies of training scans were not searched for."
     )
+    near = {"nearest_training_case": "", "reason": "", "left_out": False}
+    none, some = ([{**near, "redrawn": n}] for n in (0, 3))
+    assert "No volume was too close" in cohort_sentence(report(found.written, records=none))
+    assert "3 draws too close" in cohort_sentence(report(found.written, records=some))
 
 
 def test_texts_with_other_words_are_written_beside_the_table(
