@@ -248,7 +248,7 @@ def test_a_killed_run_continues(dicom: Path, tmp_path: Path) -> None:
     assert not (out / "clinical.csv").exists()
     (out / "img" / f".{'0' * 32}.tmp.nii.gz").write_bytes(b"half")
     done = prepare(dicom, out)
-    assert done.code == 0 and "cases are already there" in done.text
+    assert done.code == 0 and "already there and unchanged" in done.text
     assert len(list((out / "img").iterdir())) == 3
 
 
