@@ -23,7 +23,7 @@ from models.base_model import (
 from models.diffusion.latent_space import LatentSpace, PixelSpace
 from models.diffusion.noise_schedule import MIN_SCALE, DiffusionSampler, NoiseSchedule
 from models.networks.condition import organ_region
-from models.networks.denoiser import Denoiser
+from models.networks.denoiser import MEAN_LEVEL, Denoiser
 from models.networks.generator import size_multiple
 from models.networks.label_embedding import body_channel
 from models.networks.layers import VALUES_PER_CHANNEL, acts_per_voxel
@@ -34,7 +34,6 @@ from options.diffusion_options import MULTISTEP_SAMPLER, SamplingOptions
 from options.train_options import TrainOptions
 from util.cli import UserError
 
-MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
 DEFAULT = SamplingOptions(MULTISTEP_SAMPLER, 15, time_shift=0.2, guidance=1.0, guidance_mask=1.0)
 # With residual preconditioning, as in version 0.1: Euler or DDIM.
 RESIDUAL_DEFAULT = replace(DEFAULT, sampler=None, sampling_steps=30)

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from models.networks.condition import fuse, halve_region, input_channels, organ_region
 from models.networks.fusion import FUSIONS, FusionUnit
-from models.networks.label_embedding import body_channel, make_label_embedding
+from models.networks.label_embedding import (
+    body_channel,
+    make_label_embedding,
+    mask_channels,
+)
 from models.networks.layers import (
     Conv3d,
     Padding,
@@ -24,6 +28,7 @@ from models.networks.layers import (
     modulate,
     silu,
 )
+from models.networks.places import PlaceEffect, PlaceFeatures
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
 
@@ -31,6 +36,9 @@ from options.train_options import GeneratorOptions
 # 0 to 480.
 LOG_NOISE_SHIFT = 7
 LOG_NOISE_SCALE = 40.0
+
+
+MEAN_LEVEL = 7.0  # this noise level, above all others, asks the network for the mean
 
 
 class TimeConv(nn.Module):
@@ -162,11 +170,18 @@ class Denoiser(nn.Module):
             if channels == 1
             else Conv3d(widths[0], channels, 3, padding=1, padding_mode=padding)
         )
+        self.place_features = PlaceFeatures(options, mask_channels(n_labels), self.body)
+        placed = options.text_linear and options.text_position and options.fusion != "none"
+        self.effect = (
+            PlaceEffect(self.place_features.count, text_width) if placed and channels == 1 else None
+        )
 
     def forward(
         self, x: Tensor, log_noise: Tensor, mask: Tensor, coords: Tensor, text: TextEmbedding
     ) -> Tensor:
         """Predict the image's mean F (see `models.diffusion.noise_schedule`).
+
+        Where the mean is asked for (`MEAN_LEVEL`), the text also changes it linearly in the place.
 
         Args:
             x: `(B, C, X, Y, Z)` noisy image x_t.
@@ -199,4 +214,12 @@ class Denoiser(nn.Module):
             h = maybe_checkpoint(rise, recompute, h, skips.pop(), time, text, regions.pop())
         # The last step is always in full precision, because bf16 resolves 2.7 HU near -860 HU.
         with torch.autocast(h.device.type, enabled=False):
-            return self.head(h.float())
+            image: Tensor = self.head(h.float())
+            asks_mean = log_noise >= MEAN_LEVEL
+            if self.effect is None or not (self.training or asks_mean.any()):
+                return image
+            condition = torch.cat(inputs[1:], 1).float()
+            change = self.effect(self.place_features(condition), text)
+            if region is not None:
+                change = region * change
+            return image + asks_mean[:, None, None, None, None] * change

@@ -29,6 +29,7 @@ from models.networks.layers import (
     halve_noise,
     maybe_checkpoint,
 )
+from models.networks.places import PlaceFeatures
 from models.networks.text_effect import Places, TextResidualHead
 from models.networks.texture_head import FIELD_SIGMAS
 from models.text.base_encoder import TextEmbedding
@@ -51,7 +52,7 @@ def receptive_halo(options: GeneratorOptions) -> int | None:
     enhancers = options.n_local_enhancers
     depth = options.n_downsample_global + enhancers
     reach = 1  # of the head
-    largest = max(TextResidualHead.MASK_KERNELS) // 2 if options.text_position else 0
+    largest = max(PlaceFeatures.MASK_KERNELS) // 2 if options.text_position else 0
     if options.text_texture and options.noise_channels:
         largest = max(largest, noise_reach(max(FIELD_SIGMAS)))
     tubes = noise_reach(max(TUBE_SIGMAS)) if has_tubes(options) else 0

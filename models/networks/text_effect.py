@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks.condition import input_channels, organ_region, repeat_batch
-from models.networks.filters import box_mean
+from models.networks.condition import repeat_batch
 from models.networks.fusion import FUSIONS, FusionUnit
 from models.networks.layers import PointwiseConv3d
+from models.networks.places import PlaceEffect, PlaceFeatures
 from models.networks.texture_head import TextureHead
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
@@ -27,34 +27,6 @@ class Places:
 
     features: Tensor
     embedded: Tensor
-
-
-class PlaceEffect(nn.Module):
-    """Change of a volume that is linear in the text and in features of the place.
-
-    At voxel v with features f_k(v), a prompt with embedding t changes the volume by
-    sum_k w_k(t) f_k(v), w linear. A perceptron first learns an effect that is alike everywhere, and
-    where it is much later: by then, the units within the network have taken the effect over,
-    everywhere alike too. This term learns all f_k equally fast.
-
-    Args:
-        features: n, features of a place.
-        text_width: Width of the text embedding.
-    """
-
-    SCALE = 0.25  # Adam's step is the same for each weight; with 1, 24 patients decided too much
-
-    def __init__(self, features: int, text_width: int) -> None:
-        super().__init__()
-        self.scale = self.SCALE * text_width**-0.5
-        self.weights = nn.Linear(text_width, features, bias=False)
-        nn.init.zeros_(self.weights.weight)
-
-    def forward(self, features: Tensor, text: TextEmbedding) -> Tensor:
-        """Return the change `(P B, 1, X, Y, Z)` for features `(B, n, X, Y, Z)`."""
-        weights = self.weights(self.scale * text.pooled)  # (P B, n)
-        draws = weights.unflatten(0, (-1, len(features)))
-        return torch.einsum("pbn,bnxyz->pbxyz", draws, features).flatten(0, 1)[:, None]
 
 
 class TextResidualHead(nn.Module):
@@ -78,11 +50,6 @@ class TextResidualHead(nn.Module):
         body: Channel of the body in the mask, if there is one.
     """
 
-    # Voxels: the mean of the mask over such cubes shows the depth below its surface.
-    MASK_KERNELS = (5, 9)
-    # Frequencies 2^k pi: waves of the length of the volume, of its half ... A lung has about the
-    # height of one wave.
-    FREQUENCIES = 2
     # Coordinates differ by about 1 from the top to the bottom of a lung, and an effect may end
     # within a third of that.
     COORD_SCALE = 8.0
@@ -92,25 +59,22 @@ class TextResidualHead(nn.Module):
         self, n_labels: int, text_width: int, options: GeneratorOptions, body: int | None = None
     ) -> None:
         super().__init__()
-        self.body = body
         fusion = options.fusion if options.fusion_at == "output" else "additive"
         self.fusion: FusionUnit = FUSIONS[fusion](options.ngf, text_width, options)
         self.head = PointwiseConv3d(options.ngf, 1, bias=False)
         textured = options.text_texture and options.noise_channels > 0
         self.texture = TextureHead(options.ngf) if textured else None
-        self.n_labels = n_labels
+        self.place_features = PlaceFeatures(options, n_labels, body)
         self.place: nn.Sequential | None = None
         self.linear: PlaceEffect | None = None
         if options.text_position:
-            positions = input_channels(options, n_labels) - n_labels + len(self.MASK_KERNELS)
-            features = n_labels + positions * (1 + 2 * self.FREQUENCIES)
             self.place = nn.Sequential(
-                PointwiseConv3d(features, self.HIDDEN),
+                PointwiseConv3d(self.place_features.count, self.HIDDEN),
                 nn.SiLU(),
                 PointwiseConv3d(self.HIDDEN, options.ngf),
             )
             if options.text_linear:
-                self.linear = PlaceEffect(features, text_width)
+                self.linear = PlaceEffect(self.place_features.count, text_width)
 
     def forward(
         self,
@@ -157,27 +121,6 @@ class TextResidualHead(nn.Module):
         """
         if self.place is None:
             return None
-        features = self.position_features(condition)
+        features = self.place_features(condition)
         embedded = self.place(self.COORD_SCALE * features)
         return Places(features, embedded)
-
-    def position_features(self, condition: Tensor) -> Tensor:
-        """Return labels, positions and their Fourier features, `(B, n, X, Y, Z)`.
-
-        Positions are the coordinates, if they are used, and the share of the mask in cubes around
-        the voxel.
-        """
-        inside = organ_region(condition, self.body)
-        largest = min(condition.shape[2:]) // 2 * 2 - 1  # a cube must not be wider than the tile
-        positions = [condition[:, self.n_labels :]]
-        for kernel in self.MASK_KERNELS:
-            size = min(kernel, largest)
-            positions.append(2 * box_mean(inside, size) - 1)
-        position = torch.cat(positions, 1)
-        fourier_features = []
-        for k in range(self.FREQUENCIES):
-            angle = torch.pi * 2**k * position
-            fourier_features += [angle.sin(), angle.cos()]
-        labels = condition[:, : self.n_labels]
-        features = torch.cat([labels, position, *fourier_features], 1)
-        return features.contiguous(memory_format=torch.channels_last_3d)

@@ -21,7 +21,7 @@ from models.base_model import MODELS, GenerativeModel
 from models.inference import RUN_ENTRIES, TEXT_PART, locate_shared_files, locate_text_encoder
 from models.networks.fusion import Affine, FusionUnit
 from models.networks.layers import NoiseInjection
-from models.networks.text_effect import PlaceEffect
+from models.networks.places import PlaceEffect
 from models.text.base_encoder import TextEncoder
 from options.base_options import DataOptions
 from options.parser import from_dict

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models.base_model import MODELS, BatchText, Condition
 from models.diffusion_model import DiffusionModel, mask_text
-from models.networks.denoiser import Denoiser
+from models.networks.condition import organ_region
+from models.networks.denoiser import MEAN_LEVEL, Denoiser
 from models.sliding_window import SlidingWindow
 from options.diffusion_options import (
     FLOW_SAMPLERS,
@@ -105,7 +106,8 @@ def test_every_choice_denoises_and_no_parameter_is_without_use(changes: dict[str
     everywhere[:, 1] = 1  # no background, so that text may tell
     made = denoise(network, text(), size=(16, 8, 8), mask=everywhere)
     assert made.shape == (2, 1, 16, 8, 8) and made.dtype == torch.float32
-    made.square().mean().backward()
+    mean = denoise(network, text(), level=MEAN_LEVEL, size=(16, 8, 8), mask=everywhere)
+    (made.square().mean() + mean.square().mean()).backward()
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
@@ -363,3 +365,23 @@ def test_denoiser_is_small_change_of_scale_when_new() -> None:
     network = Denoiser(options().generator, 1, LABELS, WIDTH, 8)
     torch.testing.assert_close(denoise(network, text()), denoise(network, nothing_known()))
     torch.testing.assert_close(denoise(network, text(), level=2.0), denoise(network, text()))
+
+
+def test_text_changes_the_mean_linearly_in_the_place_and_no_other_noise_level() -> None:
+    torch.manual_seed(0)
+    network = Denoiser(options().generator, 1, LABELS, WIDTH, 8).eval()
+    assert network.effect is not None
+    said, twice = text(), replace(text(), pooled=2 * text().pooled)
+    plain, noisy = (denoise(network, said, level=level) for level in (MEAN_LEVEL, 2.0))
+    nn.init.normal_(network.effect.weights.weight)
+    changed, doubled = (denoise(network, t, level=MEAN_LEVEL) for t in (said, twice))
+    torch.testing.assert_close(doubled - plain, 2 * (changed - plain), rtol=1e-3, atol=1e-4)
+    organs = organ_region(batch(options(), 2)["mask"], None).bool()
+    assert (changed - plain)[organs].any() and not (changed - plain)[~organs].any()
+    assert torch.equal(denoise(network, said, level=2.0), noisy)
+
+
+def test_without_text_linear_or_in_latents_the_mean_has_no_place_effect() -> None:
+    generator = options().generator
+    assert Denoiser(replace(generator, text_linear=False), 1, LABELS, WIDTH, 8).effect is None
+    assert Denoiser(generator, 4, LABELS, WIDTH, 8).effect is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.networks.text_effect import PlaceEffect, TextResidualHead
+from models.networks.places import PlaceEffect
+from models.networks.text_effect import TextResidualHead
 from tests.networks import LABELS, WIDTH, batch, text, train_options, wake
 
 
