@@ -30,7 +30,6 @@ import pandas as pd
 
 from benchmarks import kinds
 from benchmarks.common import part_of
-from benchmarks.report.effects_tables import markdown_table
 from data.cohort import Case
 from data.load_cohort import load_cohort
 from data.phantom.kinds.cohort import KindsCohort
@@ -51,6 +50,7 @@ from pipelines.atlas.statistics.regional import RegionOutcomes
 from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
 from util.cli import run_command
 from util.files import read_json, write_json
+from util.markdown import markdown_table
 from util.metrics.regions import chest_regions
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from util.markdown import markdown_table as markdown_table
-
 REGIONS = ("lungs", "upper", "middle", "lower", "rim", "core")
 # What sets a configuration apart from others, its seed left out.
 CONFIGURATION_COLUMNS = ["configuration", "cases", "patient SD"]
