@@ -107,6 +107,13 @@ class Editor(ABC):
         """Return an edited scan `(X, Y, Z)`, whose text is `prompt`, with its factual prompt."""
         return self._regenerate(scan, self._invert(scan, edited[None], prompt), scan.prompt)
 
+    def own_volume(self, scan: EditScan) -> Tensor | None:
+        """Return what the run makes of the scan's mask and text where edits rest on it, `(X,Y,Z)`.
+
+        In [-1, 1]; None where it is not generated.
+        """
+        return None
+
     @abstractmethod
     def _invert(self, scan: EditScan, image: Tensor, prompt: Prompt) -> Tensor:
         """Return the state from which `_regenerate` makes `image` `(1, X, Y, Z)` again."""
@@ -158,6 +165,10 @@ class ResidualEditor(Editor):
 
     def _regenerate(self, scan: EditScan, state: Tensor, prompt: Prompt) -> Tensor:
         return (state + self.strength * self._generate(scan, prompt)).clamp(-1, 1)[0]
+
+    def own_volume(self, scan: EditScan) -> Tensor:
+        """Return the generated volume that is subtracted, `(X, Y, Z)`."""
+        return self._generate(scan, scan.prompt)[0]
 
     def _generate(self, scan: EditScan, prompt: Prompt) -> Tensor:
         return self.generator(scan.sample, prompt, scan.noise_key)[None]

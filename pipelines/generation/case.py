@@ -137,7 +137,17 @@ def _measure(plan: GenerationPlan, inputs: _CaseInputs, factual: Hu) -> _Factual
     else:
         rows += _reversal_metrics(plan, inputs, factual)
     ratio = None if real is None else detail_ratio(factual, real, lungs, spacing)
-    return _FactualMetrics(rows, texture_notes(ratio, correlation))
+    notes = texture_notes(ratio, correlation)
+    if plan.editor is not None and inputs.scan is not None and lungs.any():
+        own = plan.editor.own_volume(inputs.scan)
+        if own is not None and real is not None:
+            error = float(np.abs(sample.to_hu(own) - real)[lungs].mean())
+            notes.append(
+                f"The volume that the run itself makes of this mask and text is off the scan by "
+                f"{error:.0f} HU in the lungs. The edit adds the difference of two such volumes: "
+                "the less they resemble the scan, the less it fits this patient."
+            )
+    return _FactualMetrics(rows, notes)
 
 
 @dataclass(frozen=True)

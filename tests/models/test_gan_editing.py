@@ -72,6 +72,7 @@ def test_a_scan_is_kept_and_the_difference_of_two_texts_is_added(
     torch.testing.assert_close(edited, (image[0] + other - own).clamp(-1, 1), atol=1e-5, rtol=0)
     assert edited.sub(image[0])[4:].abs().max() > 1e-3
     assert torch.equal(edited, ResidualEditor(generator, 1.0)(scan, ("another",)))
+    torch.testing.assert_close(editor.own_volume(scan), own, atol=1e-5, rtol=0)
     half = ResidualEditor(generator, 0.5)(scan, ("another",))
     change = (edited - image[0]).norm().item()
     assert (half - image[0]).norm().item() == pytest.approx(change / 2, rel=0.02)

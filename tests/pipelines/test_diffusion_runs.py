@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,16 @@ def test_sampling_flags_that_do_not_fit(
 def test_editing_has_one_noise(diffusion_run: TrainedRun, tmp_path: Path) -> None:
     done = diffusion_run.test(tmp_path / "res", "--edit_real", "--draws", "2", "--vary", SMOKING)
     refused(done, "--draws", "--edit_real")
+
+
+def test_an_edit_by_a_gan_says_how_far_its_own_volume_is_from_the_scan(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    flags = ("--edit_real", "--how_many", "1", "--edit_cycles", "0", "--vary", SMOKING)
+    done = trained_run.test(tmp_path / "res", "--page", *flags)
+    assert done.code == 0, done.text
+    page = next((tmp_path / "res").rglob("index.html")).read_text()
+    assert re.search(r"the run itself makes of this mask and text is off the scan by \d+ HU", page)
 
 
 def test_editing_needs_scans(diffusion_run: TrainedRun, cohort_copy: Path, tmp_path: Path) -> None:
