@@ -75,7 +75,7 @@ class Sizes:
         phantom: Voxels of the phantoms that presets are measured on.
         steps: Steps of each measurement.
         volumes: Voxels of generated volumes.
-        networks: Flags of the network that generates them.
+        networks: Channels, halvings and blocks of the network that generates them.
         sampling_steps: Of the flow.
         training_seconds: Of the training whose effects are read back.
         training_cases: Phantoms of it.

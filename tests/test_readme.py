@@ -22,6 +22,7 @@ FOREIGN_FLAGS = {
     "rm",
     "config_file",
     "bundle_root",
+    "output",
     "local-dir",
     "nodes",
     "gpus-per-node",

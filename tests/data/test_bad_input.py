@@ -122,7 +122,7 @@ COHORTS: dict[Callable[[Path], None], Sequence[str]] = {
     other_grid: ("gtlung/phantom_003.nii.gz", "25 mm", "Resample"),
     other_shape: ("gtlung/phantom_003.nii.gz", "(22, 24, 16)", "(24, 24, 16)"),
     no_key_column: ("clinical.csv", "'File Name'", "Scan", "--key_column"),
-    no_scan: ("phantom_003", "no scan", "Add the scans"),
+    no_scan: ("phantom_003", "1 mask without a scan", "Add the scans"),
     half_a_label: ("gtlung/phantom_003.nii.gz", "0.5", "label"),
     normalised: ("img/phantom_003.nii.gz", "not in HU", "slope"),
     raw_with_padding: ("img/phantom_003.nii.gz", "not in HU", "lungs", "slope"),

@@ -12,7 +12,7 @@ import pytest
 from tests.commands import command, refused, train
 
 Row = dict[str, str]
-SAME_TEXT = "training cases have the same text"
+SAME_TEXT = "have the same text, so the run cannot learn what text does"
 ONE_PATIENT = "of one patient"
 
 
@@ -42,7 +42,7 @@ def constant(cohort_copy: Path) -> Path:
 def test_text_that_never_varies(constant: Path, tmp_path: Path) -> None:
     for words in (("--dry_run",), ()):
         done = train(constant, tmp_path, *words)
-        assert done.code == 0 and f"All 9 {SAME_TEXT}" in done.text, done.text
+        assert done.code == 0 and f"All training cases (9) {SAME_TEXT}" in done.text, done.text
         assert "--fusion none" in done.text and ONE_PATIENT not in done.text
     options = json.loads((tmp_path / "new" / "options.json").read_text())
     assert not options["generator"]["text_texture"]  # nothing varies that it could show
