@@ -51,6 +51,8 @@ def parse_flags(argv: list[str] | None, start: TrainOptions | None = None) -> Tr
     """Parse the flags; a preset may hold other values for the model that they name."""
     options = parse(TrainOptions, __doc__ or "", argv, PRESETS, start=start)
     presets = model_presets(options.generator.model)
+    if presets == PRESETS:
+        return options
     return parse(TrainOptions, __doc__ or "", argv, presets, start=start)
 
 

@@ -179,6 +179,11 @@ class GpuBenchmark:
         self.figures: Figures = {"machine": self.machine()}
         self.save()
 
+    @property
+    def device_flags(self) -> list[str]:
+        """The flag of the device where one is named; some flags are split at spaces again."""
+        return flag_words(gpu_ids=self.o.gpu_ids) if self.o.gpu_ids else []
+
     def save(self) -> None:
         """Write what is measured so far."""
         write_json(self.out / "figures.json", self.figures)
@@ -236,7 +241,7 @@ class GpuBenchmark:
         """Return the time of a preset's step, with its data from the disk."""
         cohort = self.phantoms()
         words = ["--preset", preset, *flag_words(dataroot=cohort, name="step", template="aiib23")]
-        words += flag_words(text_encoder="table", val_cases=0, gpu_ids=self.o.gpu_ids)
+        words += [*flag_words(text_encoder="table", val_cases=0), *self.device_flags]
         options = parse(TrainOptions, "", [*words, *flags], PRESETS)
         study = open_study(options, self.out / "facts")
         options = fix_text_texture(fix_labels(options, study), study)
@@ -289,8 +294,8 @@ class GpuBenchmark:
             test_cases=2,
             size=self.sizes.training_size,
             max_steps=max_steps,
-            train_flags=" ".join([*flag_words(gpu_ids=self.o.gpu_ids), *self.sizes.training_flags]),
-            test_flags=" ".join(flag_words(gpu_ids=self.o.gpu_ids)),
+            train_flags=" ".join([*self.device_flags, *self.sizes.training_flags]),
+            test_flags=" ".join(self.device_flags),
             text=False,
             tag="_gpu",
         )
@@ -333,7 +338,7 @@ class GpuBenchmark:
 
     def reference_step(self) -> Figures:
         """Return the figures of a step of the reference's size, and of its own networks."""
-        words = [*self.sizes.reference, *flag_words(gpu_ids=self.o.gpu_ids)]
+        words = [*self.sizes.reference, *self.device_flags]
         if self.o.reference:
             words += flag_words(reference=self.o.reference)
         return step.run(parse(StepBenchmarkOptions, "", words), words)

@@ -40,8 +40,7 @@ class TextResidualHead(nn.Module):
     The last features serve the anatomy and hold little about a voxel's position. With
     `text_position`, the unit also receives the position and the labels. Without them it takes
     thousands of steps to learn that an effect belongs to the lung bases, to the subpleural lung, or
-    not to the airways. The position also enters as Fourier features, because perceptrons learn high
-    frequencies slowly (Tancik et al. 2020, arXiv 2006.10739).
+    not to the airways (see `PlaceFeatures`).
 
     Args:
         n_labels: K, channels of the one-hot mask.

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks import gpu, step
 from options.benchmarks.speed import GpuBenchmarkOptions, StepBenchmarkOptions
+from options.parser import parse
+from options.train_options import TrainOptions
 from util.cli import UserError
 
 HELPER = """
@@ -102,6 +104,14 @@ def test_every_part_of_the_gpu_benchmark_is_measured(tmp_path: Path) -> None:
     twice = figures["same seed twice"]
     assert twice["volumes"] == twice["equal"] > 0
     assert figures["reference size"]["median_s"] > 0
+
+
+def test_without_a_named_device_the_flags_of_the_training_are_still_read(tmp_path: Path) -> None:
+    benchmark = gpu.GpuBenchmark(GpuBenchmarkOptions(OUT=str(tmp_path)), gpu.TINY)
+    options = benchmark.effects_options(3)
+    words = ["--dataroot", ".", *options.train_flags.split()]
+    assert parse(TrainOptions, "", words).generator.ngf == 4
+    assert not options.test_flags
 
 
 def test_a_part_that_fails_or_comes_too_late_is_noted(
