@@ -1,10 +1,10 @@
 """Time and memory of a training step: the project's fast settings against plain ones.
 
-Fast: bf16, channels-last, fused Adam, memory kept, phrases embedded once. Plain: fp32, contiguous,
-Adam and memory by default, the prompt encoded by the language model in every step. With
---reference, steps of the published reference's own networks are measured beside, with one draw as
-it has, and with two. Each is measured in its own process; seconds are those of all processors, or
-of the wall on a GPU.
+Fast: bf16 where the processor computes it, channels-last, fused Adam, memory kept, phrases embedded
+once. Plain: fp32, contiguous, Adam and memory by default, the prompt encoded by the language model
+in every step. With --reference, steps of the published reference's own networks are measured
+beside, with one draw as it has, and with two. Each is measured in its own process; seconds are
+those of all processors, or of the wall on a GPU.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def make_trainer(
     torch.manual_seed(0)
     model = MODELS[options.generator.model](options, N_LABELS, text_width)
     with contextlib.nullcontext() if fast else patch.object(devices, "tune_malloc"):
-        accelerator = devices.make_accelerator("bf16" if fast else "fp32", gpu_ids)
+        accelerator = devices.make_accelerator("auto" if fast else "fp32", gpu_ids)
     config = TrainerConfig(
         steps=steps,
         constant_steps=steps - 1,

@@ -287,7 +287,11 @@ class OptimOptions:
         "Run whose trained global generator initialises that of the local enhancers.",
         kind="run",
     )
-    precision: str = flag("fp32", "Arithmetic of training.", choices=("fp32", "bf16", "fp16"))
+    precision: str = flag(
+        "fp32",
+        "Arithmetic of training; auto: bf16 where the CPU or GPU has instructions for it, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
     channels_last: bool = flag(True, "Use the memory format in which convolutions are fastest.")
     compile: bool = flag(False, "Compile the networks with torch.compile.")
 
@@ -353,7 +357,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": (32, 32, 24),
         "batch_size": 4,
         "max_steps": 1200,
-        "precision": "bf16",
+        "precision": "auto",
         "lr": 1e-3,
         "lr_D": 5e-4,
     },
@@ -363,7 +367,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_blocks_global": 4,
         "patch_size": (128, 128, 64),
         "batch_size": 2,
-        "precision": "bf16",
+        "precision": "auto",
     },
     "80gb": {
         "ngf": 64,
@@ -372,7 +376,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ndf": 64,
         "patch_size": (160, 160, 96),
         "batch_size": 2,
-        "precision": "bf16",
+        "precision": "auto",
     },
 }
 

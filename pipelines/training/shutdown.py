@@ -31,7 +31,7 @@ def memory_advice(options: TrainOptions) -> Iterator[None]:
         raise UserError(
             f"--patch_size {size} with --batch_size {options.optim.batch_size} does not fit into "
             f"the memory ({reason}). Use less of either, "
-            "--gradient_accumulation, --precision bf16, --checkpoint_activations or a smaller "
+            "--gradient_accumulation, --precision auto, --checkpoint_activations or a smaller "
             "--preset; --dry_run reports the memory of a step."
         ) from None
 

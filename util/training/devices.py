@@ -135,6 +135,25 @@ def device_name(device: torch.device) -> str:
     return counted(count, "CPU core")
 
 
+def cpu_computes_bf16() -> bool:
+    """Return whether the CPU has instructions for bf16; imitated, it is 15 to 90 times as slow."""
+    return any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
+def resolve_precision(precision: str, *, cpu: bool) -> str:
+    """Return the precision that `auto` means on this machine; any other one as it is."""
+    native = cpu_computes_bf16() if cpu else torch.cuda.is_bf16_supported(False)
+    if precision == "auto":
+        precision = "bf16" if native else "fp32"
+        log.info("Precision: %s%s", precision, "" if native else " (no instructions for bf16 here)")
+    elif precision == "bf16" and cpu and not native:
+        log.warning(
+            "This CPU has no instructions for bf16 and imitates it, at less than a tenth of the "
+            "speed of fp32. Use --precision auto or fp32."
+        )
+    return precision
+
+
 def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
     """Return Accelerate's handle on devices and processes, also under `torchrun`.
 
@@ -142,6 +161,7 @@ def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
         UserError: A GPU is not there, or the processor does not support the precision.
     """
     cpu = select_gpus(gpu_ids)
+    precision = resolve_precision(precision, cpu=cpu)
     if precision == "fp16" and cpu:
         raise UserError("--precision fp16 needs a GPU; on the CPU use --precision bf16 or fp32.")
     if precision == "bf16" and not cpu and not torch.cuda.is_bf16_supported():

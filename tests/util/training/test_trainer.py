@@ -23,7 +23,7 @@ from models.pix2pixhd_model import Pix2PixHDModel
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
 from util.training import checkpoint
-from util.training.devices import make_accelerator, make_device
+from util.training.devices import make_accelerator, make_device, resolve_precision
 from util.training.stopping import STOPPING
 from util.training.trainer import RunStopped, Trainer, TrainerConfig
 
@@ -443,6 +443,16 @@ def test_half_precision_needs_a_gpu() -> None:
         make("fp16")
     assert make("bf16").accelerator.mixed_precision == "bf16"
     assert make("fp32").accelerator.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_chosen_where_the_cpu_computes_it(
+    native: bool, chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert resolve_precision("auto", cpu=True) == chosen
+    assert resolve_precision("bf16", cpu=True) == "bf16"
+    assert ("imitates" in caplog.text) is not native
 
 
 def test_gpus_that_do_not_exist() -> None:
