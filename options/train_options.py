@@ -289,7 +289,7 @@ class OptimOptions:
     )
     precision: str = flag(
         "fp32",
-        "Arithmetic of training; auto: bf16 where the processor has instructions for it, else fp32.",
+        "Arithmetic of training; auto: bf16 where the processor has it natively, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     channels_last: bool = flag(True, "Use the memory format in which convolutions are fastest.")
