@@ -83,7 +83,7 @@ class DataOptions:
         high=MAX_LABEL,
     )
     body_label: str = flag(
-        "masks",
+        "auto",
         "Mask label of the body: masks (the label around the lungs, if there is one), auto (the "
         "same, and the next free label where masks hold lungs and airways only, found in the "
         "scans), a number (masks without it get it from their scans), or none.",
