@@ -1,6 +1,6 @@
 """The parts of a training: dataset, trainer, loader, monitor and folder, from the options.
 
-`train.py` puts them together.
+`pipelines.training.session` puts them together.
 """
 
 from __future__ import annotations
