@@ -138,7 +138,8 @@ def test_columns_are_balanced_and_independent() -> None:
 def test_files_are_the_rendering_and_load_as_a_cohort(cohorts: dict[str, KindsCohort]) -> None:
     cohort = cohorts["sparse"]
     loaded = load_cohort(DataOptions(dataroot=str(cohort.root)), seed=0)
-    assert loaded.splits["train"] == SPLITS["train"] and loaded.labels == (0, 1, 2, 3)
+    assert loaded.splits["train"] == SPLITS["train"]
+    assert loaded.labels == (0, 1, 2, 3, 4) and loaded.body_label == 4  # found in the scans
     case = next(case for case in loaded.cases if case.id == "e")
     assert case.row["FIBROSIS"] == cohort.rows["e"]["FIBROSIS"]
     assert case.image is not None
