@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from options.diffusion_options import SamplingOptions
 from options.parser import flag, group, path_flag
@@ -53,10 +53,16 @@ class ExpandOptions:
     )
     masks: str = flag(
         "deform",
-        "Masks of training cases, deformed smoothly (deform) or as they stand (given; with --table "
-        "those of the most similar rows), or masks without a patient, drawn from a statistical "
-        "shape model for each row (shape).",
+        "Masks of training cases, deformed smoothly (deform) or as they stand (given), or masks "
+        "without a patient, drawn from a statistical shape model for each row (shape).",
         choices=("deform", "shape", "given"),
+    )
+    retrieve: Literal["none", "row", "text"] = flag(
+        "none",
+        "With --table: whose mask a row gets that names no SYNTHETIC SOURCE. That of training "
+        "cases in turn (none), or of the one with the most similar row (row) or text, by the run's "
+        "text encoder (text).",
+        choices=("none", "row", "text"),
     )
     rows: str = flag(
         "changed",
@@ -67,7 +73,8 @@ class ExpandOptions:
     table: str = path_flag(
         "",
         "Table (.csv, .xlsx) of rows to make, instead of --balance; its column SYNTHETIC SOURCE "
-        "may name the case whose mask is used, and must name the scan to edit.",
+        "may name the case whose mask is used, and must name the scan to edit. A column Prompt may "
+        "hold texts in place of rows.",
         kind="file",
     )
     n: int = flag(0, "Cases to make (with --table 0: every row).", low=0)

@@ -96,6 +96,8 @@ MASK_CAPTIONS = {  # of the source's scan, and of the mask
 def _origin(case: PlannedCase, record: Mapping[str, Any], report: CohortReport) -> str:
     """Return where a case comes from, and how close it is to training scans and masks."""
     origin = MASK_ORIGIN[report.masks].format(source=case.source.id)
+    if report.retrieve != "none":
+        origin += f" (retrieved by {report.retrieve})"
     text = f"{origin}; seed {case.seed}."
     if report.checked and record["nearest_training_case"]:
         text += (

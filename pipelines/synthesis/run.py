@@ -36,7 +36,7 @@ from data.text.prompts import cohort_prompts, load_template
 from models.inference import LoadedRun
 from models.text.relevance import warn_low_relevance
 from options.checks import check_chest_ct
-from options.expand_options import ExpandCommand
+from options.expand_options import ExpandCommand, ExpandOptions
 from options.parser import to_dict
 from options.test_options import ModelOptions
 from pipelines.evidence import warn_young_run
@@ -50,8 +50,9 @@ from pipelines.synthesis.masks import DeformedMasks, MaskMaker, ShapeMasks, give
 from pipelines.synthesis.page import write_cohort_page
 from pipelines.synthesis.planning.balance import Sources, plan_balanced
 from pipelines.synthesis.planning.planned_case import PlannedCase
+from pipelines.synthesis.planning.retrieval import retrieve_sources
 from pipelines.synthesis.planning.source_texts import SourceTexts
-from pipelines.synthesis.planning.table import plan_table
+from pipelines.synthesis.planning.table import PROMPT, plan_table
 from pipelines.synthesis.planning.wordings import plan_edited
 from pipelines.synthesis.report import CohortReport, cohort_readme, describe_changes
 from pipelines.synthesis.shape_model import MaskLabels
@@ -171,6 +172,22 @@ def scans_by_training(run: LoadedRun, cohort: Cohort) -> tuple[list[Case], list[
     return training, unseen
 
 
+def _plan_table(e: ExpandOptions, run: LoadedRun, texts: SourceTexts) -> list[PlannedCase]:
+    """Plan the new cases from the rows of `--table`."""
+    table = read_table(Path(e.table), run.options.data.key_column)
+    known = {*run.state["columns"], *PROVENANCE, *(() if e.edits else (PROMPT,))}
+    if unknown := sorted(set(table.columns) - known):
+        log.warning(
+            "--table: the run was trained without %s, so these columns change nothing.",
+            format_list(unknown),
+        )
+    planned = plan_table(table, texts, e.n, e.seed, edits=e.edits)
+    if e.retrieve == "none":
+        return planned
+    named = [name for name, cells in table.rows.items() if cells.get(SOURCE, "").strip()]
+    return retrieve_sources(planned, texts, e.retrieve, run.generator.encoder, named)
+
+
 def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> list[PlannedCase]:
     """Plan the new cases from `--balance`, `--vary_text` or `--table`.
 
@@ -183,21 +200,19 @@ def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> li
             'Give one of --balance COLUMN, --vary_text "WORDS=>OTHER", and --table FILE with the '
             "rows to make."
         )
+    if e.retrieve != "none" and (e.edits or e.masks == "shape" or not e.table):
+        raise UserError(
+            f"--retrieve {e.retrieve} finds masks of patients for the rows or texts of --table; it "
+            "is given without --table, with edits of real scans, or with --masks shape. Leave "
+            "--retrieve out, or give --table with --masks deform or given."
+        )
     if e.vary_text and e.edits:
         raise UserError(
             f"--vary_text is given with --how {e.how}, whose tables declare the columns that an "
             "edit changed. Use --how generate; test.py --edit_real --vary_text edits single scans."
         )
     if e.table:
-        table = read_table(Path(e.table), run.options.data.key_column)
-        if unknown := sorted(set(table.columns) - set(run.state["columns"]) - set(PROVENANCE)):
-            log.warning(
-                "--table: the run was trained without %s, so these columns change nothing.",
-                format_list(unknown),
-            )
-        planned = plan_table(
-            table, texts, e.n, e.seed, edits=e.edits, similar=e.masks == "given" and not e.edits
-        )
+        planned = _plan_table(e, run, texts)
     elif not e.n:
         flag = "--balance" if e.balance else "--vary_text"
         raise UserError(f"--n is 0; with {flag} it says how many cases to make.")
@@ -252,6 +267,7 @@ def write_cohort(
         run.state["step"],
         e.how,
         e.masks,
+        e.retrieve,
         e.balance or _edited_words(e.vary_text),
         e.check_copies,
         records,
@@ -260,7 +276,8 @@ def write_cohort(
         notices,
     )
     _write_table(out / "clinical.csv", run, cohort, planned, report)
-    if e.vary_text or (cohort.root / PROMPTS_FILE).is_file():
+    is_written = any(phrase.column is None for case in written for phrase in case.prompt)
+    if is_written or e.vary_text or (cohort.root / PROMPTS_FILE).is_file():
         prompts = [{"File Name": case.id, "Prompt": case.prompt.sentence} for case in written]
         write_csv(out / PROMPTS_FILE, ("File Name", "Prompt"), prompts)
     splits = {"train": tuple(case.id for case in written), "val": (), "test": ()}
@@ -309,7 +326,7 @@ def _write_table(
     for case in report.written:
         row: dict[str, Any] = {**case.row, key_column: case.id}
         row[SYNTHETIC] = "edited" if report.edits else "yes"
-        row[HOW] = report.how if report.edits else f"{report.how}, masks {report.masks}"
+        row[HOW] = report.how if report.edits else f"{report.how}, masks {report.mask_origin}"
         row[SOURCE] = case.source.id
         row[CHANGE] = describe_changes(case) if report.edits else ""
         row[SEED] = case.seed

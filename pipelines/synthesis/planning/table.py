@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.cohort import Case
 from data.provenance import PROVENANCE, SOURCE
 from data.table import ClinicalTable
-from data.text.prompts import Row
+from data.text.prompts import Prompt
 from pipelines.synthesis.planning.planned_case import (
     ChangedCase,
     PlannedCase,
@@ -21,8 +17,9 @@ from pipelines.synthesis.planning.planned_case import (
 )
 from pipelines.synthesis.planning.source_texts import SourceTexts
 from pipelines.synthesis.random_streams import TABLE_STREAM
-from pipelines.synthesis.row_features import RowFeatures
 from util.cli import MAX_NAME_LENGTH, UserError, format_list
+
+PROMPT = "Prompt"  # column of the table with texts, as in prompts.csv
 
 
 def plan_table(
@@ -32,12 +29,12 @@ def plan_table(
     seed: int,
     *,
     edits: bool = False,
-    similar: bool = False,
 ) -> list[PlannedCase]:
     """Plan new cases from a table of rows.
 
     Its column `SYNTHETIC SOURCE` may name the case whose mask is used. Edits need it: it names the
-    scan, and the row is the source's with the cells of the table that are not empty.
+    scan, and the row is the source's with the cells of the table that are not empty. A column
+    `Prompt` may hold texts, which replace the row's words; what they state enters the row.
 
     Args:
         table: Rows by the new cases' ids.
@@ -46,8 +43,6 @@ def plan_table(
         n: Only the first `n` rows (0: all).
         seed: Decides the masks of rows that name none.
         edits: Whether scans are edited.
-        similar: Whether rows that name no case take the one with the most similar row, instead of
-            a random one.
 
     Raises:
         UserError: A source that is missing or not a case, or an id that a real case has.
@@ -55,7 +50,6 @@ def plan_table(
     template = texts.reader.template
     by_id = {case.id: case for case in texts.cases}
     rng = np.random.default_rng([seed, TABLE_STREAM])
-    retrieval = Retrieval.from_cases(texts, rng) if similar else None
     queue = cycle_randomly(texts.cases, rng)
     planned = []
     for number, (name, cells) in enumerate(list(table.rows.items())[: n or None]):
@@ -76,49 +70,19 @@ def plan_table(
             raise UserError(
                 f"--table: {name!r} is the name of a real case. Give synthetic cases other names."
             )
-        if source:
-            case = by_id[source]
-        else:
-            case = retrieval.most_similar(row) if retrieval else next(queue)
+        case = by_id[source] if source else next(queue)
         if edits:
             new = texts.changed(case, {c: v for c, v in row.items() if v and c in case.row})
         else:
+            prompt = Prompt.from_free_text(row.pop(PROMPT, ""))
+            row |= {c: value for c, value in texts.reader.row(prompt).items() if value}
             consistent = template.consistent(row)
-            prompt = template.phrases(consistent.row)
+            prompt = prompt or template.phrases(consistent.row)
             new = ChangedCase(consistent.row, prompt, consistent.dropped)
         planned.append(PlannedCase.from_change(name, case, new, case_seed(seed, number)))
     if not planned:
         raise UserError("--table holds no rows. Give a row for every case to make.")
     return planned
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Search for the case whose row is most like another: nearest by standardised columns."""
-
-    cases: Sequence[Case]
-    features: RowFeatures
-    encoded: NDArray[np.float64]
-
-    @classmethod
-    def from_cases(cls, texts: SourceTexts, rng: np.random.Generator) -> Retrieval | None:
-        """Encode the rows of cases; None where no column tells them apart.
-
-        Args:
-            texts: The cases.
-            rng: Decides between cases that are equally similar.
-        """
-        cases = [texts.cases[k] for k in rng.permutation(len(texts.cases))]
-        rows = [case.row for case in cases]
-        features = RowFeatures.from_rows(rows, texts.reader.template)
-        if not features.columns:
-            return None
-        return cls(cases, features, features.encode(rows))
-
-    def most_similar(self, row: Row) -> Case:
-        """Return the case whose row is nearest."""
-        distances = np.linalg.norm(self.encoded - self.features.encode([row]), axis=1)
-        return self.cases[int(distances.argmin())]
 
 
 def _check_name(name: str) -> None:

@@ -38,7 +38,7 @@ from util.records import open_record
 def report(planned: Sequence[PlannedCase] = (), **changes: Any) -> CohortReport:
     """A report on cases balanced by diagnosis, whose copies were searched for."""
     found = CohortReport(
-        "cohort", "run1", 40, "generate", "deform", ("DIAGNOSIS",), True, (), planned, {}
+        "cohort", "run1", 40, "generate", "deform", "none", ("DIAGNOSIS",), True, (), planned, {}
     )
     return replace(found, **changes)
 

@@ -12,15 +12,12 @@ import pandas as pd
 import pytest
 
 from data.geometry import Volume
-from data.provenance import SOURCE
-from data.table import ClinicalTable
 from data.text.prompts import load_template
 from data.volumes import load_volume
 from options.expand_options import ExpandCommand
 from options.parser import parse
 from pipelines.synthesis import masks as mask_makers
 from pipelines.synthesis import run as synthesis
-from pipelines.synthesis.planning.table import plan_table
 from pipelines.synthesis.row_features import RowFeatures
 from pipelines.synthesis.shape_model import (
     MaskLabels,
@@ -31,7 +28,6 @@ from pipelines.synthesis.shape_model import (
 )
 from tests.commands import TrainedRun, command
 from tests.pages import page_warnings
-from tests.planned_cohorts import cases, texts
 from util.cli import UserError
 
 LABELS = MaskLabels((1, 2, 3), (1, 2), 3)
@@ -151,16 +147,6 @@ def test_too_few_masks_and_too_many_labels() -> None:
     many = replace(LABELS, all=tuple(range(1, 40)))
     with pytest.raises(UserError, match="39 labels"):
         ShapeModel.from_masks(names * 3, masks * 3, rows * 3, names * 3, many, template)
-
-
-def test_given_masks_are_those_of_the_most_similar_rows() -> None:
-    rows = [
-        {"SEX": s, "AGE": a} for s in ("Male", "Female") for a in ("40", "50", "60", "70", "80")
-    ]
-    table = ClinicalTable(("SEX", "AGE"), {"new": {"SEX": "Female", "AGE": "62", SOURCE: ""}})
-    for seed in range(3):
-        planned = plan_table(table, texts(*rows), 0, seed, similar=True)
-        assert planned[0].source.id == cases(*rows)[7].id
 
 
 # --- the command
