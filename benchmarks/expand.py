@@ -2,7 +2,8 @@
 
 Few training scans have the finding. A classifier is trained on them alone, with a class-weighted
 loss, with oversampling, and with scans of scripts/expand.py beside them: generated, residual and,
-with --diffusion_run, edited ones. Each seed is a repetition with its own patients and synthetic
+with --diffusion_run, edited ones. With --extractor_3d, linear probes on the features of a 3D
+network are trained on the same scans. Each seed is a repetition with its own patients and synthetic
 scans. Finished parts are kept, so that a stopped benchmark resumes; --part 1/4 to 4/4 divide the
 repetitions among processes with one OUT. OUT/figures.json and OUT/table.md hold the figures of all
 finished repetitions.
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +45,28 @@ from data.phantom.kinds.cohort import (
 from data.phantom.kinds.columns import GROUPS
 from data.phantom.rows import YES_NO
 from data.text.prompts import load_template
+from data.volumes import load_volume, to_unit
 from options.base_options import DataOptions
 from options.expand_options import ExpandCommand, ExpandOptions
 from options.test_options import ModelOptions
 from options.utility_options import UtilityCommand, UtilityOptions
+from pipelines.evaluation.extractors import DEFAULT_WINDOW, Extractor, make_extractor
+from pipelines.evaluation.text_effect import make_linear_predictor
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.classifier import LabelledVolumes, predict, train_classifier
-from pipelines.synthesis.utility import labelled_cases, read_volumes
+from pipelines.synthesis.utility import LabelledCases, labelled_cases, read_volumes
 from util.cli import UserError, counted, run_command
 from util.files import read_json, write_json
 from util.markdown import markdown_table
+from util.progress import progress_bar
 from util.records import open_record
 
 log = logging.getLogger(__name__)
 
 WINDOW = (-1000.0, 100.0)  # HU that the classifier sees
 BASELINES = ("real", "weighted", "oversampled")  # arms without synthetic scans
+PROBE = "probe: "  # begins the names of linear probes
+Reader = Callable[[LabelledCases], LabelledVolumes]
 RESAMPLES = 2000
 SETTINGS = "settings.json"  # of everything in OUT
 PER_CALL = ("OUT", "group", "column", "rare", "seeds", "part")  # may differ between commands
@@ -70,6 +78,7 @@ class Arm:
 
     Attributes:
         kinds: Kinds of synthetic scans beside the real ones, as `--how` of scripts/expand.py.
+        probe: Whether it is a linear probe, which draws no batches.
         weighted: Whether the loss weights the classes equally.
         oversampled: Whether the classes are drawn equally often.
     """
@@ -77,20 +86,21 @@ class Arm:
     kinds: tuple[str, ...] = ()
     weighted: bool = False
     oversampled: bool = False
+    probe: bool = False
 
 
 def arms_of(b: ExpandBenchmarkOptions) -> dict[str, Arm]:
-    """Return the arms by name; that of edited scans needs a diffusion run."""
-    arms = {
-        "real": Arm(),
-        "weighted": Arm(weighted=True),
-        "oversampled": Arm(oversampled=True),
-        "+ generated": Arm(("generate",), oversampled=True),
-        "+ residual": Arm(("residual",), oversampled=True),
-    }
+    """Return the arms by name; edited scans need a diffusion run, and probes an extractor."""
+    kinds: dict[str, tuple[str, ...]] = {"+ generated": ("generate",), "+ residual": ("residual",)}
     if b.diffusion_run:
-        arms["+ edited"] = Arm(("edit",), oversampled=True)
-    arms["+ generated + residual"] = Arm(("generate", "residual"), oversampled=True)
+        kinds["+ edited"] = ("edit",)
+    kinds["+ generated + residual"] = ("generate", "residual")
+    arms = {"real": Arm(), "weighted": Arm(weighted=True), "oversampled": Arm(oversampled=True)}
+    arms |= {name: Arm(which, oversampled=True) for name, which in kinds.items()}
+    if b.extractor_3d:
+        probes = {"real": Arm(probe=True), "weighted": Arm(weighted=True, probe=True)}
+        probes |= {name: Arm(which, weighted=True, probe=True) for name, which in kinds.items()}
+        arms |= {f"{PROBE}{name}": arm for name, arm in probes.items()}
     return arms
 
 
@@ -163,57 +173,98 @@ def expand(b: ExpandBenchmarkOptions, root: Path, seed: int, how: str) -> Path:
     return synthesis.synthesise_cohort(ExpandCommand(options, model))
 
 
-def read_cells(o: ExpandBenchmarkCommand, root: Path, split: str = "") -> LabelledVolumes:
-    """Return the volumes of a cohort as the classifier takes them; class 1 has the finding."""
-    b, data = o.benchmark, DataOptions(dataroot=str(root))
+def read_labelled(b: ExpandBenchmarkOptions, root: Path, split: str = "") -> LabelledCases:
+    """Return the cases of a cohort, or of a split; class 1 has the finding."""
+    data = DataOptions(dataroot=str(root))
     cohort = load_cohort(data, check=bool(split))
     template = load_template("auto", cohort.columns, data.key_column)
     cases = cohort.split(split) if split else cohort.cases
-    labelled = labelled_cases(cases, template, b.column, YES_NO, root.name)
-    utility = UtilityOptions(grid=b.grid, lung_window=WINDOW)
-    return read_volumes(labelled, UtilityCommand(utility, data, o.classifier), root.name)
+    return labelled_cases(cases, template, b.column, YES_NO, root.name)
+
+
+def read_cells(o: ExpandBenchmarkCommand, cases: LabelledCases) -> LabelledVolumes:
+    """Return volumes as the DenseNet takes them."""
+    utility = UtilityOptions(grid=o.benchmark.grid, lung_window=WINDOW)
+    command = UtilityCommand(utility, DataOptions(), o.classifier)
+    return read_volumes(cases, command, "reading scans")
+
+
+def read_features(extractor: Extractor, cases: LabelledCases) -> LabelledVolumes:
+    """Return features `(N, F)` of volumes."""
+    features = []
+    for case, _ in progress_bar(cases, "features", "scan"):
+        assert case.image is not None
+        unit = to_unit(load_volume(case.image).array, DEFAULT_WINDOW)
+        features.append(torch.from_numpy(extractor(torch.from_numpy(unit)[None, None])))
+    return LabelledVolumes(torch.cat(features), torch.tensor([label for _, label in cases]))
 
 
 def predictions_path(b: ExpandBenchmarkOptions, seed: int, arm: str, number: int) -> Path:
     """Return the file of a classifier's probabilities of the finding in the test scans."""
-    name = arm.replace("+ ", "with_").replace(" ", "_")
+    name = arm.replace("+ ", "with_").replace(": ", "_").replace(" ", "_")
     return Path(b.OUT) / "predictions" / f"{_key(b, seed)}_{name}_{number}.json"
 
 
-def run_repetition(o: ExpandBenchmarkCommand, seed: int) -> None:
-    """Train the classifiers of one seed that are not finished, and keep what they predict."""
-    b = o.benchmark
-    arms = arms_of(b)
-    paths = {
-        (arm, number): predictions_path(b, seed, arm, number)
-        for number in range(b.classifiers)
-        for arm in arms
+def prediction_paths(b: ExpandBenchmarkOptions, seed: int) -> dict[tuple[str, int], Path]:
+    """Return the file of every arm and classifier of a seed; of a probe there is one."""
+    return {
+        (name, number): predictions_path(b, seed, name, number)
+        for name, arm in arms_of(b).items()
+        for number in range(1 if arm.probe else b.classifiers)
     }
-    if all(path.is_file() for path in paths.values()):
+
+
+def run_repetition(o: ExpandBenchmarkCommand, seed: int, readers: Mapping[bool, Reader]) -> None:
+    """Train the classifiers of one seed that are not finished, and keep what they predict.
+
+    Args:
+        readers: How scans are read for the DenseNet (False) and for probes (True).
+    """
+    b, arms = o.benchmark, arms_of(o.benchmark)
+    paths = {key: p for key, p in prediction_paths(b, seed).items() if not p.is_file()}
+    if not paths:
         return
     root = rare_cohort(b, seed)
-    real = read_cells(o, root, "train")
-    test = read_cells(o, root, "test")
-    kinds = {kind for arm in arms.values() for kind in arm.kinds}
-    synthetic = {kind: read_cells(o, expand(b, root, seed, kind)) for kind in sorted(kinds)}
-    for (name, number), path in paths.items():
-        if path.is_file():
+    cases = {split: read_labelled(b, root, split) for split in ("train", "test")}
+    for kind in sorted({kind for arm in arms.values() for kind in arm.kinds}):
+        cases[kind] = read_labelled(b, expand(b, root, seed, kind))
+    for probe, read in readers.items():
+        chosen = {key: path for key, path in paths.items() if arms[key[0]].probe == probe}
+        if not chosen:
             continue
-        arm, data = arms[name], real
-        for kind in arm.kinds:
-            data = data + synthetic[kind]
-        options = replace(o.classifier, class_weights=arm.weighted, oversample=arm.oversampled)
-        network = train_classifier(
-            data,
-            len(YES_NO),
-            replace(options, augment=True),
-            1000 * seed + number,
-            torch.device("cpu"),
-            f"seed {seed}, {name}",
-            real=len(real) if arm.kinds else 0,
-        )
-        probabilities = predict(network, test.volumes, torch.device("cpu"))[:, 1]
-        write_json(path, {"found": probabilities.tolist(), "truth": test.targets.tolist()})
+        volumes = {name: read(group) for name, group in cases.items()}
+        for (name, number), path in chosen.items():
+            found = predict_arm(o, name, volumes, 1000 * seed + number)
+            truth = volumes["test"].targets.tolist()
+            write_json(path, {"found": found.tolist(), "truth": truth})
+
+
+def predict_arm(
+    o: ExpandBenchmarkCommand, name: str, volumes: Mapping[str, LabelledVolumes], seed: int
+) -> NDArray[np.float64]:
+    """Return the probability `(N,)` of the finding in the test scans by an arm's classifier."""
+    arm = arms_of(o.benchmark)[name]
+    real, test = volumes["train"], volumes["test"]
+    data = real
+    for kind in arm.kinds:
+        data = data + volumes[kind]
+    if arm.probe:
+        probe = make_linear_predictor(number=False, balanced=arm.weighted)
+        probe.fit(data.volumes.numpy(), data.targets.numpy())
+        return np.asarray(probe.predict_proba(test.volumes.numpy())[:, 1], float)
+    options = replace(
+        o.classifier, class_weights=arm.weighted, oversample=arm.oversampled, augment=True
+    )
+    network = train_classifier(
+        data,
+        len(YES_NO),
+        options,
+        seed,
+        torch.device("cpu"),
+        f"seed {seed}, {name}",
+        real=len(real) if arm.kinds else 0,
+    )
+    return predict(network, test.volumes, torch.device("cpu"))[:, 1].numpy().astype(float)
 
 
 Predictions = dict[int, NDArray[np.float64]]  # (classifiers, test scans) by seed
@@ -226,13 +277,11 @@ def read_predictions(
     found: dict[str, Predictions] = {arm: {} for arm in arms_of(b)}
     truth: dict[int, NDArray[np.int64]] = {}
     for seed in b.seeds:
-        paths = {
-            arm: [predictions_path(b, seed, arm, k) for k in range(b.classifiers)] for arm in found
-        }
-        if not all(path.is_file() for group in paths.values() for path in group):
+        paths = prediction_paths(b, seed)
+        if not all(path.is_file() for path in paths.values()):
             continue
-        for arm, group in paths.items():
-            records = [read_json(path) for path in group]
+        for arm in found:
+            records = [read_json(path) for (name, _), path in paths.items() if name == arm]
             found[arm][seed] = np.array([record["found"] for record in records])
             truth[seed] = np.array(records[0]["truth"])
     return found, truth
@@ -249,8 +298,9 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return a row per arm: errors, AUC, and the paired difference from the best baseline.
 
-    The best baseline is the arm without synthetic scans whose balanced error is lowest. The
-    interval is a bootstrap over seeds and, within each, over the test scans of a class.
+    The best baseline is the arm without synthetic scans whose balanced error is lowest, among
+    probes for a probe. The interval is a bootstrap over seeds and, within each, over the test scans
+    of a class.
     """
     wrong = {
         arm: {seed: class_errors(by_seed[seed], truth[seed]) for seed in truth}
@@ -261,8 +311,10 @@ def summarise(
         return float(np.mean([wrong[arm][s][truth[s] == label].mean() for s in truth]))
 
     rows = []
-    best = min(BASELINES, key=lambda arm: error(arm, 0) + error(arm, 1))
     for arm, by_seed in found.items():
+        family = PROBE if arm.startswith(PROBE) else ""
+        baselines = [name for name in (family + name for name in BASELINES) if name in found]
+        best = min(baselines, key=lambda name: error(name, 0) + error(name, 1))
         aucs = [roc_auc_score(truth[s], one) for s in truth for one in by_seed[s]]
         change = {s: wrong[arm][s] - wrong[best][s] for s in truth}
         rare, balanced = paired_intervals(change, truth)
@@ -303,7 +355,7 @@ def paired_intervals(
 
 def figures_table(rows: Sequence[Mapping[str, Any]], repetitions: int) -> str:
     """Return the figures as Markdown."""
-    best = rows[0]["best_baseline"]
+    best = " and ".join(dict.fromkeys(row["best_baseline"] for row in rows))
     table = []
     for row in rows:
         rare, balanced = row["rare_interval"], row["balanced_interval"]
@@ -313,10 +365,10 @@ def figures_table(rows: Sequence[Mapping[str, Any]], repetitions: int) -> str:
                 "error, rare class": f"{row['rare_error']:.3f}",
                 "error, common class": f"{row['common_error']:.3f}",
                 "AUC": f"{row['auc']:.3f}",
-                f"rare class minus {best} (95 %)": (
+                "rare class minus best baseline (95 %)": (
                     f"{row['rare_change']:+.3f} ({rare[0]:+.3f} to {rare[1]:+.3f})"
                 ),
-                f"balanced error minus {best} (95 %)": (
+                "balanced error minus best baseline (95 %)": (
                     f"{row['balanced_change']:+.3f} ({balanced[0]:+.3f} to {balanced[1]:+.3f})"
                 ),
             }
@@ -341,10 +393,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     o = parse(ExpandBenchmarkCommand, __doc__ or "", argv)
     b = o.benchmark
     check_options(b)
+    readers: dict[bool, Reader] = {False: partial(read_cells, o)}
+    if b.extractor_3d:
+        extractor = make_extractor(b.extractor_3d, torch.device("cpu"), 3, DEFAULT_WINDOW)
+        log.info("Linear probes on features of: %s.", extractor.about)
+        readers[True] = partial(read_features, extractor)
     settings = {name: value for name, value in asdict(b).items() if name not in PER_CALL}
     open_record(Path(b.OUT), SETTINGS, settings | {"classifier": asdict(o.classifier)}, False)
     for seed in part_of(b.seeds, b.part):
-        run_repetition(o, seed)
+        run_repetition(o, seed, readers)
     found, truth = read_predictions(b)
     if not truth:
         log.info("No repetition is finished in all arms; the last part writes the table.")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
 from models.text.base_encoder import TextEmbedding
@@ -87,3 +88,21 @@ def wake(network: nn.Module, std: float = 0.3) -> nn.Module:
             if not parameter.any():
                 parameter.normal_(std=std)
     return network
+
+
+def i3resnet_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a small network in the names and the precision of the published file."""
+    torch.manual_seed(seed)
+    network = ResNet(
+        "bottleneck",
+        [1, 2, 1, 1],
+        [2, 2, 4, 4],
+        n_input_channels=3,
+        conv1_t_size=(3, 7, 7),  # type: ignore[arg-type]
+        conv1_t_stride=(1, 2, 2),  # type: ignore[arg-type]
+        feed_forward=False,
+        bias_downsample=False,
+    )
+    return {
+        k: v.bfloat16() if v.is_floating_point() else v for k, v in network.state_dict().items()
+    }

@@ -35,6 +35,10 @@ class ExpandBenchmarkOptions:
     diffusion_run: str = flag(
         "", "Folder of a trained diffusion run, which adds scans edited by inversion."
     )
+    extractor_3d: str = flag(
+        "",
+        "3D network, as in scripts/evaluate.py: linear probes on its features beside the DenseNet.",
+    )
     check_copies: bool = flag(True, "As in scripts/expand.py.")
     text_encoder: str = common.text_encoder()
     max_steps: int = flag(1000, "Steps of a generator that is trained.", low=1)

@@ -147,7 +147,7 @@ class AttributePredictor:
         unseen: dict[str, int] = {}
         splits = kind(FOLDS, shuffle=True, random_state=seed).split(x, y)
         for fold, (train, held_out) in enumerate(splits):
-            models.append(_make_pipeline(attribute.number).fit(x[train], y[train]))
+            models.append(make_linear_predictor(attribute.number).fit(x[train], y[train]))
             for i in held_out:
                 unseen[cases[i]] = fold
         return cls(attribute, models, unseen)
@@ -195,8 +195,17 @@ class AttributePredictor:
         return float(roc_auc_score(truth, predicted, multi_class="ovo", labels=classes))
 
 
-def _make_pipeline(number: bool) -> Pipeline:
-    last = RidgeCV(np.logspace(-2, 4, 13)) if number else LogisticRegression(C=0.1, max_iter=2000)
+def make_linear_predictor(number: bool, balanced: bool = False) -> Pipeline:
+    """Build a linear predictor of standardised inputs: ridge, or logistic regression of classes.
+
+    Args:
+        number: Whether a number is predicted.
+        balanced: Weight the classes equally.
+    """
+    last = RidgeCV(np.logspace(-2, 4, 13))
+    if not number:
+        weights = "balanced" if balanced else None
+        last = LogisticRegression(C=0.1, max_iter=2000, class_weight=weights)
     return make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), last)
 
 

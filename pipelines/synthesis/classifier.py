@@ -24,7 +24,7 @@ MAX_BRIGHTNESS = 0.05
 
 @dataclass(frozen=True)
 class LabelledVolumes:
-    """Volumes as cells `(N, 2, X, Y, Z)` with their classes `(N,)`."""
+    """Volumes as cells `(N, 2, X, Y, Z)`, or as features `(N, F)`, with their classes `(N,)`."""
 
     volumes: Tensor
     targets: Tensor

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
-from monai.networks.nets import ResNet, resnet10
+from monai.networks.nets import resnet10
 from torchvision.models import video
 
 from pipelines.evaluation.distances import frechet
 from pipelines.evaluation.extractors import make_extractor
 from pipelines.evaluation.random_network import RandomNetwork
+from tests.networks import i3resnet_state
 from util.cli import UserError
 
 CPU = torch.device("cpu")
@@ -99,24 +100,6 @@ def test_medicalnet_checkpoint(tmp_path: Path) -> None:
     )
     extract = make_extractor(f"medicalnet:{tmp_path / 'r10.pth'}", CPU, 3)
     assert extract(torch.zeros(1, 1, 24, 24, 24)).shape == (1, 512)
-
-
-def i3resnet_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of a small network in the names and the precision of the published file."""
-    torch.manual_seed(seed)
-    network = ResNet(
-        "bottleneck",
-        [1, 2, 1, 1],
-        [2, 2, 4, 4],
-        n_input_channels=3,
-        conv1_t_size=(3, 7, 7),  # type: ignore[arg-type]
-        conv1_t_stride=(1, 2, 2),  # type: ignore[arg-type]
-        feed_forward=False,
-        bias_downsample=False,
-    )
-    return {
-        k: v.bfloat16() if v.is_floating_point() else v for k, v in network.state_dict().items()
-    }
 
 
 def test_chest_ct_network(tmp_path: Path) -> None:
