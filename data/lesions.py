@@ -147,14 +147,13 @@ def _lesion_label(options: LesionOptions) -> int:
 def _centre(mask: Volume, options: LesionOptions, regions: dict[str, Mask], source: str) -> Index:
     """Return the voxel of the lesion's middle."""
     if options.at is not None:
-        place = apply_affine(np.linalg.inv(mask.affine), options.at)
-        centre = np.rint(place).astype(int)
+        centre = np.rint(apply_affine(np.linalg.inv(mask.affine), options.at))
         if (centre < 0).any() or (centre >= mask.shape).any():
             raise UserError(
                 f"--at {_format(options.at)} lies outside of {source}, whose middle is at "
                 f"{_format(apply_affine(mask.affine, (np.array(mask.shape) - 1) / 2))} mm (RAS)."
             )
-        return centre
+        return centre.astype(int)
     return _find_place(mask, options, regions, source)
 
 

@@ -69,5 +69,6 @@ class MaskShapesOptions:
     patient_sd: float = flag(
         0.08, "SD of the logarithm of lung volume between patients of one row.", low=0
     )
-    draws: int = flag(20, "Masks drawn for each sex and height.", low=2)
+    draws: int = flag(20, "Masks drawn for each sex and height; 0: none.", low=0)
+    retrieved: int = flag(40, "Masks retrieved for each sex and height.", low=1)
     seeds: tuple[int, ...] = flag((1, 2, 3), "Seeds of cohorts and draws.", low=0)

@@ -46,7 +46,7 @@ def retrieve_sources(
         named: Names of new cases whose source stays.
 
     Raises:
-        UserError: All real cases have the same row, or the same text.
+        UserError: Nothing tells the rows, or the texts, of real cases apart.
     """
     cases = texts.cases
     if by == "row":
@@ -59,8 +59,8 @@ def retrieve_sources(
         wanted = _embeddings([case.prompt for case in planned], encoder)
     if not (known.size and np.ptp(known, axis=0).any()):
         raise UserError(
-            f"--retrieve {by}: no {by} is more similar than another, because those of all "
-            f"{counted(len(cases), 'case')} are alike. Leave --retrieve out."
+            f"--retrieve {by}: the {by}s of all {counted(len(cases), 'case')} are alike, or their "
+            "values too rare to be compared. Leave --retrieve out."
         )
     found = []
     for case, distances in zip(planned, cdist(wanted, known), strict=True):
@@ -74,7 +74,7 @@ def retrieve_sources(
     return found
 
 
-def _embeddings(prompts: Sequence[Prompt], encoder: TextEncoder) -> NDArray[np.float32]:
+def _embeddings(prompts: Sequence[Prompt], encoder: TextEncoder) -> NDArray[np.float64]:
     """Return `(N, C)` embeddings of length 1, or 0 for an empty text."""
     pooled = torch.cat([encoder.encode([prompt.texts]).pooled for prompt in prompts])
-    return F.normalize(pooled, dim=1).numpy()
+    return np.asarray(F.normalize(pooled, dim=1), np.float64)

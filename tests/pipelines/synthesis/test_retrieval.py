@@ -66,7 +66,7 @@ def test_equally_similar_cases_take_turns_and_named_ones_stay() -> None:
 def test_rows_and_texts_that_are_all_alike_are_refused() -> None:
     real = texts(ROW, ROW, ROW, written="A nodule.")
     for by in ("row", "text"):
-        with pytest.raises(UserError, match=f"--retrieve {by}: no {by} is more similar.*3 cases"):
+        with pytest.raises(UserError, match=f"--retrieve {by}: the {by}s of all 3 cases are alike"):
             retrieve_sources([new_case(ROW)], real, by, encoder(real))
 
 
