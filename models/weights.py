@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,11 +36,21 @@ def read_weights(file: Path, source: str) -> dict[str, Tensor]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise errors of theirs
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"{source}: {file} cannot be read as weights ({reason}). Save a plain state dictionary."
+            f"{source}: {file} cannot be read as weights ({_explain(error)}). Copy the file again, "
+            "or save a plain state dictionary."
         ) from None
     return _unwrap(content, f"{source}: {file}")
+
+
+def _explain(error: Exception) -> str:
+    """Return why a file cannot be read, without torch's advice to read it as code."""
+    text = " ".join(str(error).split())
+    if match := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return f"beside tensors it holds objects that could run code, such as {match[1]}"
+    if isinstance(error, pickle.UnpicklingError) or "zip archive" in text:
+        return "it is damaged, or torch.save did not write it"
+    return text[:160] or type(error).__name__
 
 
 def _unwrap(content: object, source: str) -> dict[str, Tensor]:

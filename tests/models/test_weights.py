@@ -29,11 +29,16 @@ def test_formats_and_wrappers(tmp_path: Path) -> None:
 def test_files_that_are_not_weights(tmp_path: Path) -> None:
     (tmp_path / "damaged.pt").write_bytes(b"damaged")
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    torch.save({**STATE, "folder": tmp_path}, tmp_path / "objects.pt")
     torch.save({"epoch": 3}, tmp_path / "epoch.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, rule in (
         ("absent.pt", "is not there"),
-        ("damaged.pt", "cannot be read as weights"),
+        (
+            "damaged.pt",
+            r"cannot be read as weights \(it is damaged, or torch.save did not write it",
+        ),
+        ("objects.pt", "objects that could run code, such as pathlib"),
         ("damaged.safetensors", "cannot be read as weights"),
         ("epoch.pt", "it holds: epoch"),
         ("list.pt", "holds no weights by name"),
