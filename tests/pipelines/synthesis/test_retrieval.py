@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def new_case(row: dict[str, str], seed: int = 0, name: str = "new") -> PlannedCa
 
 
 @pytest.mark.parametrize("by", ["row", "text"])
-def test_the_most_similar_case_is_found(by: str) -> None:
+def test_the_most_similar_case_is_found(by: Literal["row", "text"]) -> None:
     real = texts(*ROWS)
     planned = [new_case(row, seed) for seed, row in enumerate(ROWS)]
     found = retrieve_sources(planned, real, by, encoder(real))
@@ -65,7 +66,8 @@ def test_equally_similar_cases_take_turns_and_named_ones_stay() -> None:
 
 def test_rows_and_texts_that_are_all_alike_are_refused() -> None:
     real = texts(ROW, ROW, ROW, written="A nodule.")
-    for by in ("row", "text"):
+    alike: tuple[Literal["row", "text"], ...] = ("row", "text")
+    for by in alike:
         with pytest.raises(UserError, match=f"--retrieve {by}: the {by}s of all 3 cases are alike"):
             retrieve_sources([new_case(ROW)], real, by, encoder(real))
 
@@ -74,8 +76,8 @@ def test_rows_and_texts_that_are_all_alike_are_refused() -> None:
 
 
 def expand(run: TrainedRun, out: Path, *words: str | Path) -> Outcome:
-    start = ("--dataroot", run.cohort, *run.flags(), "--out", out, "--no-check_copies")
-    return command("scripts/expand.py", *start, *words)
+    start = ("--dataroot", run.cohort, "--out", out, "--no-check_copies")
+    return command("scripts/expand.py", *start, *run.flags(), *words)
 
 
 def test_texts_of_a_table_choose_masks_and_are_kept(
