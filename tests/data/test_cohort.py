@@ -72,7 +72,7 @@ def loaded(root: Path, **flags: Any) -> Cohort:
 def test_a_good_cohort(root: Path) -> None:
     cohort = loaded(root)
     assert [case.id for case in cohort.cases] == [f"case{k}" for k in range(1, 13)]  # natural order
-    assert cohort.labels == (0, 1, 2, 3) and cohort.columns == ("Patient", "AGE", "SMOKING")
+    assert cohort.labels == (0, 1, 2, 3, 4) and cohort.columns == ("Patient", "AGE", "SMOKING")
     assert cohort["case3"].row == {"Patient": "P2", "AGE": "53", "SMOKING": "None"}
     assert cohort["case3"].image == root / "img" / "case3.nii.gz"
     assert [len(cohort.split(name)) for name in ("train", "val", "test")] == [10, 1, 1]
@@ -300,7 +300,7 @@ def test_checks_are_remembered(root: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_empty_mask_is_only_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(root / "gtlung" / "case4.nii.gz", labels() * np.uint8(0))
-    assert loaded(root).labels == (0, 1, 2, 3)
+    assert loaded(root).labels == (0, 1, 2, 3, 4)
     assert "1 mask holds only background: case4.nii.gz" in caplog.text
 
 
