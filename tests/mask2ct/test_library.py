@@ -41,7 +41,7 @@ def mask(trained_run: TrainedRun) -> Path:
 
 
 def test_a_run_says_what_it_is(run: mask2ct.Run) -> None:
-    assert "pix2pixhd" in repr(run) and run.labels == (0, 1, 2, 3)
+    assert "pix2pixhd" in repr(run) and run.labels == (0, 1, 2, 3, 4)
     assert "SMOKING HISTORY" in run.columns
 
 

@@ -17,7 +17,7 @@ def test_training_leaves_a_whole_run(trained_run: TrainedRun) -> None:
     options = json.loads((folder / "options.json").read_text())
     assert options["optim"]["max_steps"] == 4 and options["patch"]["patch_size"] == [16, 16, 8]
     state = json.loads((folder / "latest" / "state.json").read_text())
-    assert state["step"] == 4 and state["labels"] == [0, 1, 2, 3]
+    assert state["step"] == 4 and state["labels"] == [0, 1, 2, 3, 4]
     assert {"G", "D", "average", "optimizer_G", "optimizer_D"} <= set(state["parts"])
     assert all((folder / "latest" / f"{part}.safetensors").is_file() for part in state["parts"])
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
