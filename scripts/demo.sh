@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a page of synthetic chest CT: phantom cohort, the cohort's own CLIP, training, testing.
 #
-#   bash scripts/demo.sh            about ten minutes on two CPU cores after the installation; a GPU is used if there is one
+#   bash scripts/demo.sh            ten to thirty minutes on two CPU cores after the installation; a GPU is used if there is one
 #   SMOKE=1 bash scripts/demo.sh    the same steps on tiny volumes in a minute; the pictures mean nothing
 #
 # Finished parts are used again, and an interrupted demo resumes. All files lie in demo/ (or demo/smoke/); remove that
