@@ -255,8 +255,19 @@ def summary(rows: Sequence[Row]) -> str:
     table = pd.concat([counted, total]).reset_index(names=["side", "kind"])
     table["share held"] = table["sum"] / table["count"]
     table = table.rename(columns={"sum": "held", "count": "triples"})
-    missed = frame.loc[~frame["holds"]].drop(columns=["holds", "group"])
+    frame["sign"] = np.sign(frame["truth"]) == np.sign(frame["estimate"])
+    by_effect = frame.groupby(["side", "column", "outcome", "region"], sort=False).agg(
+        cohorts=("seed", "size"),
+        truth=("truth", "mean"),
+        estimate=("estimate", "mean"),
+        low=("low", "mean"),
+        high=("high", "mean"),
+        signs=("sign", "sum"),
+        held=("holds", "sum"),
+    )
+    missed = frame.loc[~frame["holds"]].drop(columns=["holds", "group", "sign"])
     parts = ["Intervals that hold the truth:", markdown_table(table)]
+    parts += ["Means over cohorts:", markdown_table(by_effect.reset_index())]
     if len(missed):
         parts += ["Not held:", markdown_table(missed)]
     return "\n\n".join(parts)

@@ -6,18 +6,21 @@ import filecmp
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.cache import cache_folder
 from data.cohort import Case, Cohort
-from data.fingerprints import data_changes, data_record, volume_digest
+from data.fact_store import FactStore
+from data.fingerprints import data_changes, data_record, file_digests, volume_digest
 from data.load_cohort import load_cohort
 from data.splits import Splits, read_run_splits, split_changes
 from data.text.prompts import cohort_prompts, load_template
 from options.base_options import DataOptions
 from util.cli import UserError, counted, format_list
 from util.notices import notice
+from util.parallel import map_threads
 from util.training import checkpoint
 from util.training.runs import SPLITS_FILE
 
@@ -205,6 +208,29 @@ def warn_training_cases(folder: Path, state: Mapping[str, Any], cases: Sequence[
             format_list(trained_on),
             extra=notice("trained on this case", cases=trained_on),
         )
+
+
+def training_copies(cohort: Cohort, folder: Path, state: Mapping[str, Any]) -> frozenset[str]:
+    """Return the cases of another cohort that have the scan or the mask of a training case.
+
+    Their names do not matter. Runs whose checkpoints hold no digests have none.
+
+    Args:
+        folder: The run's folder.
+        state: The plain values of its checkpoint.
+    """
+    files = state.get("data", {}).get("files", {})
+    training = set((read_run_splits(folder / SPLITS_FILE) or {}).get("train", ()))
+    known = {digest for case in training for digest in files.get(case, {}).values()}
+    if not known:
+        return frozenset()
+    digest_files = partial(file_digests, store=FactStore(None))
+    digests = map_threads(digest_files, cohort.cases, "Computing checksums")
+    return frozenset(
+        case.id
+        for case, of_case in zip(cohort.cases, digests, strict=True)
+        if not known.isdisjoint(of_case.values())
+    )
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,12 @@ from options.anomaly_options import AnomalyCommand
 from options.checks import check_chest_ct
 from options.parser import to_dict
 from options.test_options import ModelOptions
+from pipelines.anomaly.domain_shift import (
+    MAX_REFERENCE_SCANS,
+    MIN_REFERENCE_SCANS,
+    DomainShift,
+    scan_properties,
+)
 from pipelines.anomaly.findings import (
     FINDING_COLUMNS,
     finding_rows,
@@ -44,7 +50,7 @@ from pipelines.run_cohort import load_run_cohort
 from util.cli import UserError, counted, safe_name
 from util.files import atomic_path, file_fingerprint, write_csv
 from util.locks import locked_folder
-from util.notices import Notice, collected_warnings
+from util.notices import Notice, collected_warnings, notice
 from util.progress import progress_bar
 from util.records import open_record
 from util.web.figures import Panel
@@ -232,6 +238,43 @@ def select_calibration_cases(command: AnomalyCommand, clean: ExpectationModel) -
     return CalibrationCases(cohort.split("train"), origin)
 
 
+def find_domain_shift(
+    command: AnomalyCommand,
+    expectation: ExpectationModel,
+    cases: Sequence[Case],
+    clean: ExpectationModel,
+    calibration: CalibrationCases,
+) -> DomainShift:
+    """Compare the scans with the run's training scans, and warn of those that are unlike them.
+
+    Where `--clean` calibrates and the run's own cohort is gone, the calibration scans stand in.
+    """
+    own, reference, name = clean, calibration.cases, "calibration scans"
+    data = expectation.loaded[0].options.data
+    if command.scans.clean and Path(data.dataroot).is_dir():
+        own = ExpectationModel(command, expectation.loaded, data.dataroot, expectation.cache)
+    if own is not clean or not command.scans.clean:
+        reference, name = own.cohort.split("train"), "training scans of the run"
+    step = max(1, -(-len(reference) // MAX_REFERENCE_SCANS))
+    known = [scan_properties(own.sample(case), data.lung_labels) for case in reference[::step]]
+    searched = {
+        case.id: scan_properties(expectation.sample(case), data.lung_labels) for case in cases
+    }
+    shift = DomainShift.from_properties(searched, known, name)
+    if not shift.limits:
+        log.warning(
+            "There are %s to compare with, fewer than %d: whether these scans are like those that "
+            "the run was trained on is unknown.",
+            counted(sum(map(bool, known)), "scan"),
+            MIN_REFERENCE_SCANS,
+        )
+    if shift.cases:
+        log.warning(
+            "%s", shift.warning(), extra=notice("unlike the run's scans", cases=shift.cases)
+        )
+    return shift
+
+
 def calibrate_map(
     command: AnomalyCommand, clean: ExpectationModel, scans: CalibrationCases
 ) -> Calibration:
@@ -376,6 +419,7 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     expectation.check(cases)
     clean.check(calibration_cases.cases)
     open_record(folder, RECORD, _record_settings(command, loaded), scans.overwrite)
+    shift = find_domain_shift(command, expectation, cases, clean, calibration_cases)
     calibration = calibrate_map(command, clean, calibration_cases)
     reliability = calibration_sentence(command, calibration_cases, calibration)
     score_limit = float(np.ceil(SCORE_MARGIN * calibration.threshold))
@@ -400,7 +444,7 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     for group in to_dict(command).values():
         options.update(group)
     report = ResultsReport(
-        headline=strongest_sentence(rows, len(cases)),
+        headline=". ".join(filter(None, (shift.sentence(), strongest_sentence(rows, len(cases))))),
         first_case=str(strongest_row(rows)["case"]) if rows else "",
         cautions=(reliability, *CAUTIONS),
         notices=notices,

@@ -38,7 +38,7 @@ from pipelines.atlas.statistics.sensitivity import missing_sensitivity
 from pipelines.atlas.statistics.sentences import real_scans_name
 from pipelines.atlas.statistics.shape import VOLUME, measure_shape, region_shapes, shape_frame
 from pipelines.atlas.study import AtlasStudy
-from util.cli import counted
+from util.cli import counted, format_list
 from util.metrics.regions import label_regions
 from util.parallel import map_threads
 from util.progress import progress_bar
@@ -309,10 +309,16 @@ def _patient_cautions(study: AtlasStudy, scans: RealScans, commands: NextCommand
     training = _training_patients(study).nunique()
     warned = cautions.size_cautions(training, scans.patient.nunique(), seen, commands)
     if study.trained_on is not study.cohort:
+        patients = "other patients"
+        if study.copies:
+            patients = (
+                f"other patients, but for {counted(len(study.copies), 'case')} whose scan or mask "
+                f"is in the training ({format_list(sorted(study.copies))})"
+            )
         text = (
             f"The run was trained on {counted(len(study.training), 'case')} of "
-            f"{study.trained_on.root}; the volumes here are of other patients, with values of "
-            "those cases."
+            f"{study.trained_on.root}, and attributes take their values. The volumes here are of "
+            f"{patients}."
         )
         warned.append(Caution("other cohort", text))
     if study.fold_of:

@@ -38,7 +38,7 @@ class AtlasNetworks:
 
     Attributes:
         by_fold: Generators by fold; by "" without cross-fitting.
-        refits: Records of the resampled and permuted refits.
+        refits: Records of the refits that are used: resampled, permuted, and those of folds.
     """
 
     by_fold: Mapping[str, Generators]
@@ -62,14 +62,15 @@ class AtlasNetworks:
             replicates.append(
                 Replicate(record["name"], record["kind"], permuted, make_generate_fn(generator))
             )
-        names = {record["fold"]: record["name"] for record in records if record["kind"] == "fold"}
+        folds = [record for record in records if record["fold"] in study.folds]
+        names = {record["fold"]: record["name"] for record in folds}
         generators = {"": _make_generators(options, run.folder.name, run.generator, replicates)}
         if study.folds:
             generators = {}
         for fold in study.folds:
             generator = load_refit(options, run, names[fold])
             generators[fold] = _make_generators(options, names[fold], generator, replicates)
-        return cls(generators, used)
+        return cls(generators, [*used, *folds])
 
 
 def _make_generators(

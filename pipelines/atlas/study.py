@@ -31,6 +31,7 @@ from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.cautions import MIN_PATIENTS
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.generation.plan import GenerationPlan
+from pipelines.run_cohort import training_copies
 from util.cli import UserError, format_list
 from util.notices import notice
 
@@ -58,6 +59,7 @@ class AtlasStudy:
         pooled: Columns of `every` with too many values to be studied, whose rare values are pooled.
         wordings: Words that are studied, as the text of each case holds them, by its mask's path.
         fold_of: Fold by case, with cross-fitting.
+        copies: Cases of another cohort than the run's own that it was trained on all the same.
         control_labels: Mask labels that are negative controls.
     """
 
@@ -74,6 +76,7 @@ class AtlasStudy:
     pooled: Sequence[str]
     wordings: Mapping[Path, Mapping[str, str]]
     fold_of: Mapping[str, str]
+    copies: frozenset[str]
     control_labels: tuple[int, ...]
 
     @classmethod
@@ -128,9 +131,11 @@ class AtlasStudy:
         fold_of = folds_of_cases(options, training, patients)
         cases = _cases_to_generate(options, cohort, training, fold_of)
         studied = drop_impossible(generation, chosen, cases, wanted)
-        trained: frozenset[str] = frozenset()
-        if trained_on is cohort and not fold_of:
-            trained = frozenset(patients[case.id] for case in training)
+        copies: frozenset[str] = frozenset()
+        if trained_on is not cohort:
+            copies = training_copies(cohort, generation.run.folder, generation.run.state)
+        seen = _seen_cases(cohort, trained_on, fold_of, copies)
+        trained = frozenset(patients[case] for case in seen)
         contrasts = []
         for attribute in studied.attributes:
             contrasts += contrasts_of(attribute)
@@ -157,15 +162,14 @@ class AtlasStudy:
                 for mask, prompt in prompts.items()
             },
             fold_of=fold_of,
+            copies=copies,
             control_labels=_check_control_labels(options, generation),
         )
 
     @property
     def seen(self) -> frozenset[str]:
         """Cases of the cohort that the network generating them was trained on."""
-        if self.trained_on is not self.cohort:
-            return frozenset()
-        return frozenset(case.id for case in self.training) - set(self.fold_of)
+        return _seen_cases(self.cohort, self.trained_on, self.fold_of, self.copies)
 
     @property
     def folds(self) -> list[str]:
@@ -191,6 +195,15 @@ class AtlasStudy:
         """Return the rows of the training cases as the text shows them."""
         rows = [self.formatted_row(case) for case in self.training]
         return pd.DataFrame(rows, columns=list(self.every))
+
+
+def _seen_cases(
+    cohort: Cohort, trained_on: Cohort, fold_of: Mapping[str, str], copies: frozenset[str]
+) -> frozenset[str]:
+    """Return the cases of `cohort` that the networks generating them were trained on."""
+    if trained_on is not cohort:
+        return copies
+    return frozenset(case.id for case in trained_on.split("train")) - set(fold_of)
 
 
 def case_prompts(generation: GenerationPlan, trained_on: Cohort) -> dict[Path, Prompt]:
@@ -289,6 +302,13 @@ def _cases_to_generate(
         cases = [case for case in training if case.id in fold_of]
     else:
         split = options.split or DEFAULT_SPLIT
+        if not options.split and not cohort.splits.get(split):
+            raise UserError(
+                f"{cohort.root} has no test cases, so no scan that the run has not seen. --fold "
+                "all/5 generates each training patient by a refit that has not seen the patient "
+                "(it trains five), and its findings count. --split train generates them by the "
+                "run itself: the atlas then shows how well it fits, and nothing is a finding."
+            )
         cases = list(cohort.cases if split == "all" else cohort.split(split))
     return cases[: options.how_many or len(cases)]
 

@@ -453,6 +453,8 @@ def test_cross_fitting_generates_with_a_run_that_has_not_seen_the_case(
         "train"
     ]
     assert not set(trained) & set(cases["case"]) and len(trained) == 27
+    refits = table(tmp_path / "out", "refits").set_index("kind")
+    assert refits.loc["fold", "name"] == "fold_2_of_10" and refits.loc["fold", "steps"] == 4
     assert "seen" not in set(table(tmp_path / "out", "cautions")["kind"])
     assert (
         "too small to conclude anything" in record(tmp_path / "out")["summary"]

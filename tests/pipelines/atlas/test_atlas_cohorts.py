@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,30 @@ def test_other_patients_are_not_taken_for_those_of_training(
         record(out)["counts"]["training"] > 4
     )  # the run's own training cases, of which the others have too few
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_training_scans_under_other_names_count_as_seen(
+    trained_run: TrainedRun, others: Path, tmp_path: Path
+) -> None:
+    cohort = Path(shutil.copytree(others, tmp_path / "cohort"))
+    test = read_json(cohort / "splits.json")["test"][0]
+    trained = next(
+        case for case in read_json(trained_run.folder / "splits.json")["train"] if case != test
+    )
+    for folder in ("img", "gtlung"):
+        source = trained_run.cohort / folder / f"{trained}.nii.gz"
+        shutil.copy(source, cohort / folder / f"{test}.nii.gz")
+    done = discover(
+        trained_run, tmp_path / "out", "--columns", "SEX", "--volumes", "0", cohort=cohort
+    )
+    assert done.code == 0, done.text
+    cases = table(tmp_path / "out", "cases").set_index("case")
+    assert cases.index[cases["seen"] == "yes"].tolist() == [test]
+    warned = table(tmp_path / "out", "cautions").set_index("kind")["text"]
+    assert "scans of 1 of 4 patients" in warned["seen"]
+    assert (
+        f"but for 1 case whose scan or mask is in the training ({test})" in warned["other cohort"]
+    )
 
 
 class Killed(BaseException):

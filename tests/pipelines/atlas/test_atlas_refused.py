@@ -119,7 +119,7 @@ def test_a_split_without_cases(trained_run: TrainedRun, tmp_path: Path) -> None:
     splits = json.loads((cohort / "splits.json").read_text())
     (cohort / "splits.json").write_text(json.dumps({**splits, "test": []}))
     done = discover(trained_run, tmp_path / "out", "--columns", "SEX", cohort=cohort)
-    refused(done, "'test'", "no cases")
+    refused(done, "no test cases", "--fold all/5", "--split train", "nothing is a finding")
     assert not list(tmp_path.glob("*out*"))
 
 
