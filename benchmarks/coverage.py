@@ -255,14 +255,15 @@ def summary(rows: Sequence[Row]) -> str:
     table = pd.concat([counted, total]).reset_index(names=["side", "kind"])
     table["share held"] = table["sum"] / table["count"]
     table = table.rename(columns={"sum": "held", "count": "triples"})
-    frame["sign"] = np.sign(frame["truth"]) == np.sign(frame["estimate"])
+    is_right = np.sign(frame["truth"]) == np.sign(frame["estimate"])
+    frame["sign"] = is_right.astype(float).where(~np.isclose(frame["truth"], 0, atol=1e-3))
     by_effect = frame.groupby(["side", "column", "outcome", "region"], sort=False).agg(
         cohorts=("seed", "size"),
         truth=("truth", "mean"),
         estimate=("estimate", "mean"),
         low=("low", "mean"),
         high=("high", "mean"),
-        signs=("sign", "sum"),
+        right_signs=("sign", "mean"),
         held=("holds", "sum"),
     )
     missed = frame.loc[~frame["holds"]].drop(columns=["holds", "group", "sign"])
