@@ -39,7 +39,7 @@ def test_the_table_counts_by_side_and_kind_and_names_what_is_missed() -> None:
         "| scans | texture | 1 | 2 | 0.50 |" in text and "| scans | dense | 1 | 1 | 1.00 |" in text
     )
     assert "| scans | all | 2 | 3 | 0.67 |" in text
-    means = "| scans | X | mean | lungs | 3 | 1.00 | 5.00 | 4.00 | 6.00 | 1.00 | 2 |"  # right signs, held
+    means = "| scans | X | mean | lungs | 3 | 1.00 | 5.00 | 4.00 | 6.00 | 1.00 | 2 |"
     assert means in text
     assert text.count("| X |") == 2 and "No piece" in summary([])
 
