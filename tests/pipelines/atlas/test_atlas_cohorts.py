@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.phantom.write import make_phantom_cohort
+from options.atlas_options import AtlasCommand
 from options.phantom_options import PhantomOptions
-from pipelines.atlas import progress
+from pipelines.atlas import generators, progress
 from pipelines.atlas.measure import CaseCounterfactuals, KeepFn
+from pipelines.atlas.statistics.cautions import refit_cautions
 from pipelines.atlas.statistics.population import FRAME
 from tests.atlas_run import discover, record, table
 from tests.commands import TrainedRun, files, refused
@@ -130,6 +134,25 @@ def test_folds_are_of_the_runs_own_patients(
 ) -> None:
     done = discover(trained_run, tmp_path / "out", "--fold", "1/2", cohort=others)
     refused(done, "--fold is '1/2'", "is for the run's own cohort")
+
+
+def test_refits_of_folds_are_judged_by_their_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = {"seed": 1, "permuted": [], "run_step": 9, "steps": 9, "fold": ""}
+    records = [
+        {**common, "name": "resampled_001", "kind": "resampled"},
+        {**common, "name": "fold_1_of_2", "kind": "fold", "fold": "1/2", "steps": 4},
+        {**common, "name": "fold_1_of_5", "kind": "fold", "fold": "1/5"},  # of other folds
+    ]
+    network = SimpleNamespace(model=SimpleNamespace(noise_channels=0))
+    monkeypatch.setattr(generators, "finished_refits", lambda _: records)
+    monkeypatch.setattr(generators, "load_refit", lambda *_: network)
+    run: Any = SimpleNamespace(folder=Path("run"), generator=network)
+    study: Any = SimpleNamespace(folds=["1/2"])
+    networks = generators.AtlasNetworks.load(AtlasCommand(), run, study)
+    assert [refit["name"] for refit in networks.refits] == ["resampled_001", "fold_1_of_2"]
+    assert set(networks.by_fold) == {"1/2"} and networks.by_fold["1/2"].run == "fold_1_of_2"
+    (other,) = [c for c in refit_cautions(networks.refits, 9) if c.kind == "other steps"]
+    assert other.forbids and "for 4 steps" in other.text
 
 
 def test_words_of_the_texts_are_studied(
