@@ -97,25 +97,50 @@ def is_finished(record: Path, edits: bool) -> bool:
     return read_record(record, types, fix) is not None
 
 
+def check_flags(e: ExpandOptions) -> None:
+    """Raise `UserError` for flags that do not go together, before anything is read."""
+    if sum(map(bool, (e.balance, e.vary_text, e.table))) != 1:
+        raise UserError(
+            'Give one of --balance COLUMN, --vary_text "WORDS=>OTHER", and --table FILE with the '
+            "rows to make."
+        )
+    if not e.table and not e.n:
+        flag = "--balance" if e.balance else "--vary_text"
+        raise UserError(f"--n is 0; with {flag} it says how many cases to make.")
+    if e.retrieve != "none" and (e.edits or e.masks == "shape" or not e.table):
+        raise UserError(
+            f"--retrieve {e.retrieve} finds masks of patients for the rows or texts of --table; it "
+            "is given without --table, with edits of real scans, or with --masks shape. Leave "
+            "--retrieve out, or give --table with --masks deform or given."
+        )
+    if not e.edits:
+        return
+    if e.vary_text:
+        raise UserError(
+            f"--vary_text is given with --how {e.how}, whose tables declare the columns that an "
+            "edit changed. Use --how generate; test.py --edit_real --vary_text edits single scans."
+        )
+    if e.masks != "deform":
+        raise UserError(
+            f"--masks {e.masks}: --how {e.how} changes real scans, whose masks stay. Leave "
+            "--masks out, or use --how generate."
+        )
+    if e.split != "train":
+        raise UserError(
+            f"--split {e.split}: --how {e.how} changes real scans, and scans of people who are "
+            "held out would get into training. Leave --split out."
+        )
+    if e.rows == "own" and e.balance:
+        raise UserError(
+            f"--rows own: --how {e.how} changes the value of a scan, so its row cannot stay "
+            "its own. Leave --rows out, or use --how generate."
+        )
+
+
 def select_source_cases(command: ExpandCommand, run: LoadedRun, cohort: Cohort) -> list[Case]:
     """Return the real cases whose masks, or scans, and rows are used."""
     e, data = command.expand, run.options.data
     if e.edits:
-        if e.masks != "deform":
-            raise UserError(
-                f"--masks {e.masks}: --how {e.how} changes real scans, whose masks stay. Leave "
-                "--masks out, or use --how generate."
-            )
-        if e.split != "train":
-            raise UserError(
-                f"--split {e.split}: --how {e.how} changes real scans, and scans of people who are "
-                "held out would get into training. Leave --split out."
-            )
-        if e.rows == "own" and e.balance:
-            raise UserError(
-                f"--rows own: --how {e.how} changes the value of a scan, so its row cannot stay "
-                "its own. Leave --rows out, or use --how generate."
-            )
         cases = editable_cases(cohort, data.patient_column, held_out_masks(run, cohort))
         if missing := len(set(cohort.splits["train"])) - len(cases):
             log.warning(
@@ -195,27 +220,8 @@ def plan_cases(command: ExpandCommand, run: LoadedRun, texts: SourceTexts) -> li
         UserError: A column, words or a table that cannot be used.
     """
     e = command.expand
-    if sum(map(bool, (e.balance, e.vary_text, e.table))) != 1:
-        raise UserError(
-            'Give one of --balance COLUMN, --vary_text "WORDS=>OTHER", and --table FILE with the '
-            "rows to make."
-        )
-    if e.retrieve != "none" and (e.edits or e.masks == "shape" or not e.table):
-        raise UserError(
-            f"--retrieve {e.retrieve} finds masks of patients for the rows or texts of --table; it "
-            "is given without --table, with edits of real scans, or with --masks shape. Leave "
-            "--retrieve out, or give --table with --masks deform or given."
-        )
-    if e.vary_text and e.edits:
-        raise UserError(
-            f"--vary_text is given with --how {e.how}, whose tables declare the columns that an "
-            "edit changed. Use --how generate; test.py --edit_real --vary_text edits single scans."
-        )
     if e.table:
         planned = _plan_table(e, run, texts)
-    elif not e.n:
-        flag = "--balance" if e.balance else "--vary_text"
-        raise UserError(f"--n is 0; with {flag} it says how many cases to make.")
     elif e.vary_text:
         edits = parse_edits(e.vary_text)
         together, changed = e.goal == "together", e.rows == "changed"
@@ -355,6 +361,7 @@ def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
 def synthesise_cohort(command: ExpandCommand) -> Path:
     """Generate a synthetic cohort, or this process's share of it; return its folder."""
     e = command.expand
+    check_flags(e)
     with locked_folder(Path(e.out), "--out"), collected_warnings() as notices:
         return _synthesise_share(command, notices)
 
