@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.cache import load_mask
 from data.cohort import Case, Cohort
 from data.load_cohort import load_cohort
 from data.provenance import declared_edits
@@ -69,7 +70,7 @@ def test_only_training_scans_are_edited_and_said_so(edited: Path, trained_run: T
             == b"Mask2CT: residual edit of a real scan, see edits.csv"
         )
         mask = load_volume(edited / "gtlung" / f"{case}.nii.gz").array
-        assert np.array_equal(mask, load_volume(source.mask).array)
+        assert np.array_equal(mask, load_mask(source).array)
         change = image.get_fdata() - nib.load(source.image).get_fdata()
         record = json.loads((edited / "records" / f"{case}.json").read_text())
         lungs = np.isin(mask, (1, 2))

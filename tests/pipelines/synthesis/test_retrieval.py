@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.cache import load_mask
 from data.load_cohort import load_cohort
 from data.volumes import load_volume
 from models.text.base_encoder import TextEncoder
@@ -105,7 +106,7 @@ def test_texts_of_a_table_choose_masks_and_are_kept(
     prompts = pd.read_csv(tmp_path / "out" / "prompts.csv", dtype=str).set_index("File Name")
     assert "54-year-old man, never smoker" in prompts["Prompt"]["a"]
     mask = load_volume(tmp_path / "out" / "gtlung" / "c.nii.gz").array
-    assert np.array_equal(mask, load_volume(wanted.mask).array)
+    assert np.array_equal(mask, load_mask(wanted).array)
     assert "most similar text" in (tmp_path / "out" / "README.md").read_text()
     assert "retrieved by text" in (tmp_path / "out" / "index.html").read_text()
 
