@@ -55,13 +55,15 @@ def generated_part(label: str, row: Row) -> str:
     -950 HU: +6.1 points [4, 8] in both lungs`. The interval is left out without refits.
     """
     outcome = OUTCOMES[row["outcome"]]
+    change = format_change(row["generated"])
     words = outcome.words(row["generated"])
+    if words and change == "0":
+        words = outcome.label  # neither more nor less
     lead = f"{label}: {words}: " if words else f"{label}: "
     bounds = ""
     if pd.notna(row["refit_low"]):
         bounds = f" {format_interval(row['refit_low'], row['refit_high'])}"
-    change = f"{format_change(row['generated'])} {outcome.unit}{bounds}"
-    return f"{lead}{change} {region_place(row['region'])}"
+    return f"{lead}{change} {outcome.unit}{bounds} {region_place(row['region'])}"
 
 
 def real_scans_name(seen: int, scans: int) -> str:

@@ -310,7 +310,7 @@ def test_findings_of_other_outcomes_name_them() -> None:
         for row in ranked.not_found
         if (row["contrast"], row["outcome"]) == ("SMOKING=Never_to_Ex", "share_below_950")
     )
-    assert "less of the lung lies below" in ex["sentence"]
+    assert "share below −950 HU: 0 points" in ex["sentence"]
     assert {row["outcome"] for row in ranked.found + ranked.not_found} == {MEAN, "share_below_950"}
 
 
@@ -396,6 +396,11 @@ def test_numbers_in_sentences() -> None:
     assert (
         sentences.format_interval(21.2, 55) == "[21, 55]"
         and sentences.format_interval(-6, 5.4) == "[-6.0, +5.4]"
+    )
+    row = {"outcome": "percentile_5", "region": "lungs", "refit_low": None, "generated": 0.02}
+    assert sentences.generated_part("X", row) == "X: 5th percentile: 0 HU in both lungs"
+    assert "least dense tissue) is denser: +2.0" in sentences.generated_part(
+        "X", {**row, "generated": 2.0}
     )
 
 
