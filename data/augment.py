@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import affine_transform
-from scipy.spatial.transform import Rotation
 
 from data.geometry import crop
 
@@ -37,6 +36,8 @@ def random_affine(
         CT float32 and labels, (x, y, z) each. The CT is interpolated by cubic splines, which keep
         its noise better than linear interpolation; labels take the nearest voxel.
     """
+    from scipy.spatial.transform import Rotation  # slow to import
+
     angles = rng.uniform(-MAX_DEGREES, MAX_DEGREES, 3)
     scales = 1 + rng.uniform(-MAX_SCALING, MAX_SCALING, 3)
     matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales

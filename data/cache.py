@@ -71,7 +71,7 @@ class CachedCase:
 
     def labels(self) -> list[int]:
         """Labels that occur in the mask."""
-        return [int(v) for v in _open(self.folder / "labels.npy")]
+        return [int(v) for v in np.load(self.folder / "labels.npy", allow_pickle=False)]
 
     def shape(self) -> Shape:
         """(X, Y, Z) of the case on the model's grid."""
@@ -186,20 +186,12 @@ def _key(case: Case, options: DataOptions, store: FactStore) -> str:
     return json_digest(parts)[:24]
 
 
-def cache_case(case: Case, options: DataOptions, cache: Path) -> CachedCase:
-    """Return one case from the cache, and put it there first where it is missing.
+def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[CachedCase]:
+    """Return every case from the cache; those that it lacks are put there, several at a time.
 
     Raises:
         UserError: A file cannot be read, or the disk is full.
     """
-    folder = cache / _key(case, options, FactStore(cache / CHECKS_FILE))
-    if not folder.is_dir():
-        _prepare((case, folder), options)
-    return CachedCase(folder)
-
-
-def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> list[CachedCase]:
-    """Return every case from the cache, several prepared at a time (see `cache_case`)."""
     store = FactStore(cache / CHECKS_FILE)
     find_key = partial(_key, options=options, store=store)
     keys = map_threads(find_key, cases, "Computing checksums")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import cache_case, load_case
+from data.cache import CachedCase, cache_cases, load_case
 from data.cohort import Case
 from data.geometry import Volume
 from data.regions import regions_of
@@ -35,7 +35,8 @@ def lung_means(
     Returns:
         HU by part (see `util.metrics.regions`) of each case; empty without a scan or lungs.
     """
-    return map_threads(partial(_means, options=options, cache=cache), cases, "Lung density")
+    scans = _scans(cases, options, cache)
+    return map_threads(partial(_means, options=options), scans, "Lung density")
 
 
 def lung_statistics(
@@ -53,11 +54,12 @@ def lung_statistics(
         together (`lungs`) and for each. `log_detail_sd` stands in place of the detail SD, whose
         effects are factors. Empty without a scan or lungs.
     """
-    return map_threads(partial(_statistics, options=options, cache=cache), cases, "Lung texture")
+    scans = _scans(cases, options, cache)
+    return map_threads(partial(_statistics, options=options), scans, "Lung texture")
 
 
-def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[str, float]:
-    scan = _load(case, options, cache)
+def _statistics(case: Case | CachedCase, options: DataOptions) -> dict[str, float]:
+    scan = _load(case)
     if scan is None:
         return {}
     # Every voxel counts: detail of skipped voxels would be another detail.
@@ -84,8 +86,8 @@ def _statistics(case: Case, options: DataOptions, cache: Path | None) -> dict[st
     return values
 
 
-def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, float]:
-    scan = _load(case, options, cache)
+def _means(case: Case | CachedCase, options: DataOptions) -> dict[str, float]:
+    scan = _load(case)
     if scan is None:
         return {}
     image, mask = scan
@@ -98,13 +100,20 @@ def _means(case: Case, options: DataOptions, cache: Path | None) -> dict[str, fl
     return {part: float(hu[parts[part]].mean()) for part in PARTS if part in parts}
 
 
-def _load(case: Case, options: DataOptions, cache: Path | None) -> tuple[Volume, Volume] | None:
+def _scans(
+    cases: Sequence[Case], options: DataOptions, cache: Path | None
+) -> Sequence[Case | CachedCase]:
+    """Return the cases, from the cache where there is one and a scan."""
+    if cache is None:
+        return cases
+    scanned = [case for case in cases if case.image is not None]
+    prepared = iter(cache_cases(scanned, options, cache))
+    return [case if case.image is None else next(prepared) for case in cases]
+
+
+def _load(case: Case | CachedCase) -> tuple[Volume, Volume] | None:
     """Return scan and mask on one grid; None without a scan."""
-    if case.image is None:
-        return None
-    if cache is not None:
-        prepared = cache_case(case, options, cache)
-        return prepared.scan(), prepared.labelled()
-    image, mask = load_case(case, None)
-    assert image is not None
-    return image, mask
+    if isinstance(case, CachedCase):
+        return case.scan(), case.labelled()
+    image, mask = load_case(case, None) if case.image is not None else (None, None)
+    return None if image is None or mask is None else (image, mask)

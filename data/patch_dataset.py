@@ -163,14 +163,17 @@ class PatchDataset(Dataset[PatchSample]):
         self._warn_large_patches()
 
     def _warn_large_patches(self) -> None:
-        largest = np.max([volume.shape() for volume in self.volumes], axis=0)
-        if (largest < self.patch.patch_size).any():
-            log.warning(
-                "--patch_size %s is larger than every volume (at most %s voxels), so each patch is "
-                "partly empty; a smaller one takes less time and memory.",
-                ",".join(map(str, self.patch.patch_size)),
-                ",".join(map(str, largest)),
-            )
+        largest = np.zeros(3, int)
+        for volume in self.volumes:
+            largest = np.maximum(largest, volume.shape())
+            if (largest >= self.patch.patch_size).all():
+                return
+        log.warning(
+            "--patch_size %s is larger than every volume (at most %s voxels), so each patch is "
+            "partly empty; a smaller one takes less time and memory.",
+            ",".join(map(str, self.patch.patch_size)),
+            ",".join(map(str, largest)),
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.spreadsheet import read_sheet
 from data.text.values import match_ids
 from data.volumes import strip_suffix
 from util.cli import UserError, format_list, unknown_column
@@ -131,7 +130,12 @@ def read_lines(path: Path, row_numbers: bool = True) -> list[list[str]]:
         UserError: The file is missing, cannot be read or is empty, a column occurs twice, or one
             with cells has no name.
     """
-    lines = read_sheet(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
+    if path.suffix.lower() == ".xlsx":
+        from data.spreadsheet import read_sheet  # slow to import
+
+        lines = read_sheet(path)
+    else:
+        lines = _read_csv(path)
     if not lines:
         raise UserError(f"{path} is empty; its first line must name the columns.")
     header = [name.strip() for name in lines[0]]

@@ -14,7 +14,6 @@ from itertools import count, product
 import psutil
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from util.cli import UserError
@@ -190,6 +189,8 @@ class SlidingWindow:
         steps: int,
     ) -> Tensor:
         """Return `function` of volumes, blended from overlapping tiles."""
+        from monai.inferers import sliding_window_inference  # slow to import
+
         channels = [volume.shape[1] for volume in volumes]
         done = count()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from data.cohort import Case, Cohort
 from data.lung_density import lung_means
@@ -76,9 +76,10 @@ def training_evidence(
         found = real_difference(template, intervention, measured)
         if found is not None:
             effects[contrast_key(intervention)] = found
+    patients = patients_of(cohort, options.patient_column)
     return {
-        "patients": len({patients_of(cohort, options.patient_column)[c.id] for c in cases}),
-        "values": patients_by_value(cohort, cases, template, options.patient_column),
+        "patients": len({patients[case.id] for case in cases}),
+        "values": patients_by_value(patients, cases, template, list(cohort.columns)),
         "lung_sd_hu": float(np.std(densities, ddof=1)) if enough else None,
         "effects": effects,
     }
@@ -110,8 +111,10 @@ def real_difference(
     too_few = min(x.count(0.0), x.count(1.0)) < 2 if is_category else len(x) < MIN_SCANS_FOR_SD
     if too_few or len(x) < 3 or np.ptp(x) == 0:
         return None
+    from scipy import stats  # slow to import
+
     fit = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.975, len(x) - 2)) * float(fit.stderr)
+    half = float(special.stdtrit(len(x) - 2, 0.975)) * float(fit.stderr)
     return [float(fit.slope), float(fit.slope) - half, float(fit.slope) + half]
 
 
@@ -122,12 +125,21 @@ def _shown(template: Template, case: Case, intervention: Intervention) -> list[s
 
 
 def patients_by_value(
-    cohort: Cohort, cases: Sequence[Case], template: Template, patient_column: str
+    patients: Mapping[str, str],
+    cases: Sequence[Case],
+    template: Template,
+    columns: Sequence[str],
 ) -> dict[str, dict[str, int]]:
-    """Return the number of patients with each value, as the text shows it, by column."""
-    patients = patients_of(cohort, patient_column)
+    """Return the number of patients with each value, as the text shows it, by column.
+
+    Args:
+        patients: The patient of each case.
+        cases: The cases to count.
+        template: How rows become text.
+        columns: Columns of the table.
+    """
     counted: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for column in template.attributes(list(cohort.columns)):
+    for column in template.attributes(columns):
         for case in cases:
             if case.row.get(column):
                 value = template.format_value(case.row, column)
@@ -207,7 +219,7 @@ def _detectable_slope(patients: Mapping[str, int], start: str, end: str, sd: flo
         np.array([float(n) for n in numbers if n is not None]), list(numbers.values())
     )
     spread = float(values.std()) * len(values) ** 0.5
-    quantiles = stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)
+    quantiles = special.ndtri(1 - ALPHA / 2) + special.ndtri(POWER)
     return float(quantiles * sd / spread * abs(last - first)) if spread > 0 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -298,7 +299,12 @@ def file_fingerprint(path: Path) -> list[str | int]:
     Volumes are too large to be read for this.
     """
     status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return [_resolved(path.absolute()), status.st_size, status.st_mtime_ns]
+
+
+@functools.lru_cache(maxsize=65536)  # asks the system about every folder on the way
+def _resolved(path: Path) -> str:
+    return str(path.resolve())
 
 
 def file_sha256(path: Path) -> str:

@@ -78,7 +78,12 @@ _NAMED_THINGS = frozenset((
 
 def clean_cell(value: object) -> str:
     """Return a raw cell as text: single spaces, 55.0 and 55,0 as 55, and 0,5 as 0.5."""
-    text = " ".join(str(value).split())
+    return _clean_text(str(value))
+
+
+@lru_cache(maxsize=65536)  # a table repeats its values
+def _clean_text(text: str) -> str:
+    text = " ".join(text.split())
     comma = _DECIMAL_COMMA.fullmatch(text)
     if comma:
         sign, whole, part, zero, thousandths = comma.groups()
@@ -103,7 +108,12 @@ def normalise_key(value: object) -> str:
 
     The sign of a number stays.
     """
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", clean_cell(value)).casefold()
+    return _normalise_text(str(value))
+
+
+@lru_cache(maxsize=65536)
+def _normalise_text(text: str) -> str:
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", clean_cell(text)).casefold()
 
 
 def is_unknown(value: object) -> bool:

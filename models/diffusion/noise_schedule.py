@@ -28,8 +28,6 @@ from functools import cached_property
 from itertools import pairwise
 
 import torch
-from monai.networks.schedulers import DDPMScheduler
-from monai.networks.schedulers.rectified_flow import timestep_transform
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,6 +47,8 @@ def schedule_levels(options: DiffusionOptions) -> Tensor:
     arXiv 2305.08891, algorithm 1). Otherwise training never includes pure noise, where sampling
     starts, and means such as a lung's density drift.
     """
+    from monai.networks.schedulers import DDPMScheduler  # slow to import
+
     scheduler = DDPMScheduler(
         num_train_timesteps=options.diffusion_steps, schedule=options.schedule
     )
@@ -162,6 +162,8 @@ class NoiseSchedule:
         schedules have the noise levels of a flow: their own even times begin with more noise than
         the texture of a scan has.
         """
+        from monai.networks.schedulers.rectified_flow import timestep_transform
+
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         shifted = timestep_transform(even, 1, 1, scale=shift, num_train_timesteps=1)
         times = shifted.clamp_max(1) * start

@@ -7,10 +7,9 @@ import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from monai.networks.nets import AutoencoderKL
 from torch import Tensor, nn
 
 from models.networks.layers import ChannelNorm
@@ -18,6 +17,9 @@ from models.weights import read_weights
 from util.cli import UserError, counted, is_out_of_memory
 from util.files import read_json
 from util.schema import fits, misfit
+
+if TYPE_CHECKING:  # slow to import, and needed by few
+    from monai.networks.nets import AutoencoderKL
 
 REPLACED_NORMS = (nn.GroupNorm, nn.InstanceNorm3d)
 GUIDE = "docs/howto/diffusion.md"
@@ -76,6 +78,8 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
             network: AutoencoderKL = AutoencoderKlMaisi(**config.config)
         else:
+            from monai.networks.nets import AutoencoderKL
+
             network = AutoencoderKL(**config.config)
     except MemoryError:
         raise

@@ -8,7 +8,6 @@ out the batch: `(channels, size)`.
 from __future__ import annotations
 
 import torch
-from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
 from models.networks.condition import fuse, halve_region, input_channels, organ_region
@@ -194,6 +193,8 @@ class Denoiser(nn.Module):
         Returns:
             `(B, C, X, Y, Z)` float32.
         """
+        from monai.networks.nets.diffusion_model_unet import get_timestep_embedding  # slow
+
         recompute = self.options.checkpoint_activations
         timesteps = LOG_NOISE_SCALE * (log_noise + LOG_NOISE_SHIFT)
         time = self.time(get_timestep_embedding(timesteps, self.time_width))

@@ -6,7 +6,6 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 
 TRUNCATE = 2.5  # SD at which a Gaussian is cut off
@@ -87,11 +86,12 @@ def _filter_matrix(kind: str, size: float, length: int, device: torch.device) ->
     """
     rows = torch.eye(length)[:, None]
     if kind in ("gaussian", "noise"):
-        kernel = gaussian_1d(
-            torch.tensor(size), truncated=TRUNCATE, approx="sampled", normalize=True
-        )
-        mode = "replicate" if kind == "gaussian" else "zeros"
-        rows = separable_filtering(rows, [kernel], mode=mode)
+        # As MONAI's `gaussian_1d` and `separable_filtering`, which are slow to import.
+        tail = noise_reach(size)
+        variance = torch.tensor(size).square()
+        kernel = torch.exp(-0.5 / variance * torch.arange(-tail, tail + 1).square())
+        mode = "replicate" if kind == "gaussian" else "constant"
+        rows = F.conv1d(F.pad(rows, (tail, tail), mode), (kernel / kernel.sum())[None, None])
         if kind == "noise":
             rows = rows / rows.square().sum(0, keepdim=True).sqrt()
     else:

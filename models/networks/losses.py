@@ -7,7 +7,6 @@ from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from models.networks.discriminator import DiscriminatorOutput
@@ -106,7 +105,9 @@ class PerceptualLoss(nn.Module):
                 f"{path.name} as named in torchvision's VGG19_Weights on another machine and give "
                 "its path by --perceptual_weights, or set --lambda_perceptual 0."
             )
-        vgg = torchvision.models.vgg19()
+        from torchvision.models import vgg19  # slow to import, and needed by few
+
+        vgg = vgg19()
         try:
             vgg.load_state_dict(read_weights(path, "--perceptual_weights"))
         except RuntimeError as error:
@@ -143,5 +144,7 @@ class PerceptualLoss(nn.Module):
 
 
 def _vgg_cache_file() -> Path:
-    url = torchvision.models.VGG19_Weights.IMAGENET1K_V1.url
+    from torchvision.models import VGG19_Weights
+
+    url = VGG19_Weights.IMAGENET1K_V1.url
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name

@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,15 @@ from torch import Tensor
 
 from models.text import table_encoder  # noqa: F401  (registers the encoder)
 from models.text.base_encoder import ENCODERS, Prompts, TextEmbedding, TextEncoder, Values
-from models.text.language_model import LanguageModel, load_language_model
 from models.text.phrase_encoder import PhraseEncoder
 from options.base_options import TextOptions
 from util import phrasing
 from util.cli import UserError, format_list
 from util.files import atomic_path
 from util.notices import not_yet_warned, notice
+
+if TYPE_CHECKING:
+    from models.text.language_model import LanguageModel
 
 __all__ = ["TextEmbedding", "TextEncoder", "build_text_encoder"]
 
@@ -255,6 +257,8 @@ class LanguageSentences(TextEncoder):
 @ENCODERS.register("transformers")
 def build_language_encoder(options: TextOptions) -> TextEncoder:
     """Build an encoder around a language model: a folder, `hub:ORG/MODEL`, or `medclip:FILE`."""
+    from models.text.language_model import load_language_model  # slow to import
+
     model, identity = load_language_model(options)
     if options.text_mode == "phrases":
         return LanguagePhrases(model, identity, options)

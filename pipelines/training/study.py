@@ -33,7 +33,6 @@ from models.text.encoders import build_text_encoder
 from models.text.phrase_encoder import PhraseEncoder
 from options.clip_options import ClipCommand, ClipOptions
 from options.train_options import TrainOptions
-from pipelines.clip_pretraining import pretrain_clip
 from pipelines.evidence import EVIDENCE, training_evidence
 from pipelines.run_cohort import run_splits
 from pipelines.run_words import known_synonyms
@@ -103,6 +102,8 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
             "--text_encoder cohort: the dry run leaves its pre-training out and uses table instead."
         )
         return stand_in
+    from pipelines.clip_pretraining import pretrain_clip  # slow to import
+
     open_study(stand_in, None, check=False)
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
     encoder = pretrain_clip(ClipCommand(clip, options.data))

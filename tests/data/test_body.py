@@ -19,7 +19,7 @@ from data.body import (
     find_body,
     surrounding_label,
 )
-from data.cache import cache_case, load_case
+from data.cache import cache_cases, load_case
 from data.cohort import IMAGES, MASKS, Case, Cohort
 from data.geometry import Volume
 from data.load_cohort import load_cohort
@@ -226,7 +226,7 @@ def test_prepared_volumes_with_and_without_body_are_kept_apart(
     labels = []
     for text in ("none", "auto", "5"):
         case = load(lungs_only, body_label=text).cases[0]
-        labels.append(cache_case(case, options, tmp_path / "cache").labels())
+        labels.append(cache_cases([case], options, tmp_path / "cache")[0].labels())
     assert labels == [[0, 1, 2], [0, 1, 2, 4], [0, 1, 2, 5]]
 
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.cache import cache_case, load_case
+from data.cache import cache_cases, load_case
 from data.geometry import Volume
 from data.intensity import IntensityScale
 from data.load_cohort import load_cohort
@@ -54,10 +54,10 @@ def test_every_reader_sees_arbitrary_units(heads: Path, tmp_path: Path) -> None:
     raw = np.asarray(nib.load(case.image).dataobj)  # type: ignore[attr-defined]
     assert raw.max() > 1200 or raw.max() < 900  # a gain of its own
     assert np.percentile(scan.array[mask.array > 0], 99.5) == pytest.approx(1000, abs=30)
-    prepared = cache_case(case, data, tmp_path)
+    prepared = cache_cases([case], data, tmp_path)[0]
     assert np.array_equal(prepared.scan().array, scan.array)
     window = mr(heads, modality="custom", intensity_window=(0.0, 4000.0))
-    other = cache_case(load_cohort(window).cases[0], window, tmp_path)
+    other = cache_cases([load_cohort(window).cases[0]], window, tmp_path)[0]
     assert other.folder != prepared.folder
 
 

@@ -16,8 +16,9 @@ import torch
 
 from data import cache as cache_module
 from data.augment import random_affine
-from data.cache import CachedCase, cache_case, cache_cases
+from data.cache import CachedCase, cache_cases
 from data.cohort import Case
+from data.fact_store import CHECKS_FILE
 from data.patch_dataset import (
     PatchBatch,
     PatchDataset,
@@ -318,18 +319,19 @@ def test_cache_is_keyed_by_content_and_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache, options = tmp_path / "cache", DataOptions()
-    first = cache_case(cases[0], options, cache)
+    first = cache_cases([cases[0]], options, cache)[0]
     assert first.image().dtype == np.int16 and isinstance(first.image(), np.memmap)
     np.testing.assert_array_equal(first.image(), load_volume(cases[0].image or "").array)
     with monkeypatch.context() as patched:
         patched.setattr(cache_module, "load_volume", lambda path: pytest.fail("read again"))
-        assert cache_case(cases[0], replace(options, hu_window=(-900.0, 100.0)), cache) == first
-    coarse = cache_case(cases[0], DataOptions(spacing=(3, 3, 4)), cache)
+        other_window = replace(options, hu_window=(-900.0, 100.0))
+        assert cache_cases([cases[0]], other_window, cache) == [first]
+    coarse = cache_cases([cases[0]], DataOptions(spacing=(3, 3, 4)), cache)[0]
     assert coarse != first and coarse.shape() == (12, 10, 8) == coarse.image().shape
     assert set(np.unique(coarse.mask())) <= set(LABELS)
     write_like(cases[0].mask, load_volume(cases[0].mask).array * 0, cases[0].mask, np.uint8)
-    assert cache_case(cases[0], options, cache).labels() == [0]
-    assert not list(cache.glob(".*"))
+    assert cache_cases([cases[0]], options, cache)[0].labels() == [0]
+    assert not list(cache.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["digests-stored", "first-start"])
@@ -356,7 +358,7 @@ def test_fractional_hu_are_kept(tmp_path: Path) -> None:
     case = make_case(tmp_path / "cohort", "f")
     assert case.image
     write_like(case.image, load_volume(case.image).array + np.float32(0.25), case.image, np.float32)
-    image = cache_case(case, DataOptions(), tmp_path / "cache").image()
+    image = cache_cases([case], DataOptions(), tmp_path / "cache")[0].image()
     assert image.dtype == np.float32 and (image % 1 == 0.25).all()
 
 
@@ -371,8 +373,8 @@ def test_a_full_disk_leaves_nothing_half(
     with pytest.raises(
         UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"
     ):
-        cache_case(cases[0], DataOptions(), tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+        cache_cases(cases[:1], DataOptions(), tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [CHECKS_FILE]
 
 
 def test_two_processes_may_prepare_the_same_case(
@@ -381,7 +383,7 @@ def test_two_processes_may_prepare_the_same_case(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "cache"
-    cached = cache_case(cases[0], DataOptions(), cache)
+    cached = cache_cases([cases[0]], DataOptions(), cache)[0]
     monkeypatch.setattr(cache_module, "_key", lambda *_: "late")
     shutil.copytree(cached.folder, tmp_path / "copy")
 
@@ -391,7 +393,7 @@ def test_two_processes_may_prepare_the_same_case(
 
     real = cache_module.load_case
     monkeypatch.setattr(cache_module, "load_case", slow)
-    assert cache_case(cases[0], DataOptions(), cache) == CachedCase(cache / "late")
+    assert cache_cases([cases[0]], DataOptions(), cache)[0] == CachedCase(cache / "late")
 
 
 # --- whole volumes --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from util.cli import counted
 from util.metrics.regions import region_name
@@ -119,7 +119,7 @@ def _summary(column: str, start: str, end: str, part: pd.DataFrame) -> ContrastS
     mean, low, high = float(means.mean()), math.nan, math.nan
     if len(means) > 1:
         error = float(means.std(ddof=1)) / len(means) ** 0.5
-        half = float(stats.t.ppf((1 + LEVEL) / 2, len(means) - 1)) * error
+        half = float(special.stdtrit(len(means) - 1, (1 + LEVEL) / 2)) * error
         low, high = mean - half, mean + half
     sign = 1.0 if mean >= 0 else -1.0
     return ContrastSummary(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from monai.metrics.regression import compute_ssim_and_cs
 from numpy.typing import NDArray
 
 from util.metrics.regions import body_mask
@@ -86,6 +85,8 @@ def ssim_map(a: Volume, b: Volume, data_range: float) -> Volume:
 
     MONAI computes it with a uniform window.
     """
+    from monai.metrics.regression import compute_ssim_and_cs  # slow to import
+
     half = SSIM_WINDOW // 2
     pads = [(half, half)] * 3
     x, y = (
