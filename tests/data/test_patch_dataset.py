@@ -384,7 +384,7 @@ def test_two_processes_may_prepare_the_same_case(
 ) -> None:
     cache = tmp_path / "cache"
     cached = cache_cases([cases[0]], DataOptions(), cache)[0]
-    monkeypatch.setattr(cache_module, "_key", lambda *_: "late")
+    monkeypatch.setattr(cache_module, "_key", lambda *_, **__: "late")
     shutil.copytree(cached.folder, tmp_path / "copy")
 
     def slow(case: Case, spacing: None) -> object:
