@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks.layers import PointwiseConv3d, modulate, silu
+from models.networks.layers import PointwiseConv3d, in_slabs, modulate, silu
 from models.registry import Registry
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
+
+SLAB = 2**14  # voxels whose attention is computed at once
 
 FUSIONS: Registry[type[FusionUnit]] = Registry("--fusion")
 
@@ -242,19 +244,23 @@ class AttentionFusion(FusionUnit):
             project = self.project.weight.unflatten(1, (heads, width))
             values = torch.einsum("chd,bhld->bhlc", project, v)  # (B, H, L, C)
             dtype = voxels.dtype
-            # Voxels last: a softmax over another axis than the last runs over whole lines of them.
-            logits = torch.baddbmm(
-                offset.flatten(1)[..., None].to(dtype),
-                keys.flatten(2).transpose(1, 2).to(dtype),
-                voxels.transpose(1, 2),
-            )
-            # Sums are in float32 within the softmax, also for bf16.
-            weights = logits.unflatten(1, (heads, length)).softmax(2).flatten(1, 2)  # (B, H L, V)
-            return torch.baddbmm(
-                self.project.bias.to(dtype)[None, None],
-                weights.transpose(1, 2),
-                values.flatten(1, 2).to(dtype),
-            )
+
+            def attend(voxels: Tensor) -> Tensor:
+                # Voxels last: a softmax over another axis than the last runs over whole lines.
+                logits = torch.baddbmm(
+                    offset.flatten(1)[..., None].to(dtype),
+                    keys.flatten(2).transpose(1, 2).to(dtype),
+                    voxels.transpose(1, 2),
+                )
+                # Sums are in float32 within the softmax, also for bf16.
+                weights = logits.unflatten(1, (heads, length)).softmax(2).flatten(1, 2)
+                return torch.baddbmm(
+                    self.project.bias.to(dtype)[None, None],
+                    weights.transpose(1, 2),  # (B, V, H L)
+                    values.flatten(1, 2).to(dtype),
+                )
+
+            return in_slabs(attend, voxels, 1, SLAB)
 
     def _split_heads(self, t: Tensor) -> Tensor:
         """Return `(B, N, W)` as heads `(B, H, N, W/H)`."""

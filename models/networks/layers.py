@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -45,6 +46,20 @@ class ChannelNorm(nn.Module):
         else:
             voxels = F.rms_norm(voxels, self.weight.shape, self.weight, eps=1e-5)
         return voxels.movedim(-1, 1).to(x.dtype)
+
+
+def in_slabs(function: Callable[[Tensor], Tensor], x: Tensor, axis: int, size: int) -> Tensor:
+    """Return a function of each voxel, in slabs of `size` where no gradient needs all of it.
+
+    Args:
+        function: Maps features to features, whose axis `axis` stays.
+        x: Features.
+        axis: An axis of voxels.
+        size: Voxels along it that the function takes at once.
+    """
+    if torch.is_grad_enabled() or x.shape[axis] <= size:
+        return function(x)
+    return torch.cat([function(slab) for slab in x.split(size, axis)], axis)
 
 
 def acts_per_voxel(norm: str) -> bool:

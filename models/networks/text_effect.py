@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from models.networks.condition import repeat_batch
 from models.networks.fusion import FUSIONS, FusionUnit
-from models.networks.layers import PointwiseConv3d
+from models.networks.layers import PointwiseConv3d, in_slabs
 from models.networks.places import PlaceEffect, PlaceFeatures
 from models.networks.texture_head import TextureHead
 from models.text.base_encoder import TextEmbedding
 from options.train_options import GeneratorOptions
+
+SLAB = 8  # voxels along x that the perceptron, which is wide, takes at once
 
 
 @dataclass(frozen=True)
@@ -121,5 +123,6 @@ class TextResidualHead(nn.Module):
         if self.place is None:
             return None
         features = self.place_features(condition)
-        embedded = self.place(self.COORD_SCALE * features)
+        place = self.place
+        embedded = in_slabs(lambda slab: place(self.COORD_SCALE * slab), features, 2, SLAB)
         return Places(features, embedded)
