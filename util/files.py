@@ -302,9 +302,12 @@ def file_fingerprint(path: Path) -> list[str | int]:
     return [_resolved(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
-@functools.lru_cache(maxsize=65536)  # asks the system about every folder on the way
+@functools.lru_cache(maxsize=65536)
 def _resolved(path: Path) -> str:
-    return str(path.resolve())
+    """Return an absolute path without links; each folder on the way is looked at once."""
+    if path.name in ("", "..") or path.is_symlink():
+        return str(path.resolve())
+    return str(Path(_resolved(path.parent), path.name))
 
 
 def file_sha256(path: Path) -> str:
