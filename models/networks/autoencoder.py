@@ -78,9 +78,9 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
             network: AutoencoderKL = AutoencoderKlMaisi(**config.config)
         else:
-            from monai.networks.nets import AutoencoderKL
+            from monai.networks import nets
 
-            network = AutoencoderKL(**config.config)
+            network = nets.AutoencoderKL(**config.config)
     except MemoryError:
         raise
     except Exception as error:  # MONAI checks few arguments, so that almost any error is possible
