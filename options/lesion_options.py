@@ -33,8 +33,10 @@ class LesionOptions:
         "nodule (a lobulated ball in the lung) or ground_glass (irregular, ends at the pleura).",
         choices=("nodule", "ground_glass"),
     )
-    density: Literal["solid", "part_solid", "ground_glass"] = flag(
-        "solid", "Density class.", choices=tuple(DENSITIES)
+    density: Literal["auto", "solid", "part_solid", "ground_glass"] = flag(
+        "auto",
+        "Density class (auto: solid for a nodule, ground glass for ground glass).",
+        choices=("auto", *DENSITIES),
     )
     diameter: float = flag(12.0, "Diameter in mm of a ball of the same volume.", low=0.1, high=300)
     at: tuple[float, float, float] | None = flag(
@@ -68,9 +70,10 @@ class LesionOptions:
             raise UserError(
                 'Give either --at X,Y,Z (mm) or --place, such as --place "right upper central".'
             )
-        if self.kind == "ground_glass":
-            if self.density == "part_solid":
-                raise UserError(
-                    "--density part_solid belongs to --kind nodule; leave it out for ground glass."
-                )
-            object.__setattr__(self, "density", "ground_glass")
+        if self.density == "auto":
+            own = "solid" if self.kind == "nodule" else "ground_glass"
+            object.__setattr__(self, "density", own)
+        elif self.kind == "ground_glass" != self.density:
+            raise UserError(
+                f"--density {self.density} belongs to --kind nodule; leave it out for ground glass."
+            )

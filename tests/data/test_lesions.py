@@ -132,6 +132,8 @@ def test_a_second_lesion_must_not_overlap_the_first(
     refused(command("scripts/insert_lesion.py", out, two, *words), "overlaps label 4")
     refused(command("scripts/insert_lesion.py", lungs, out, "--at", at), "one.nii.gz exists")
     refused(command("scripts/insert_lesion.py", lungs, two), "either --at", "--place")
+    words = ("--at", at, "--kind", "ground_glass", "--density", "solid")
+    refused(command("scripts/insert_lesion.py", lungs, two, *words), "--density solid belongs to")
     refused(
         command("scripts/insert_lesion.py", lungs, tmp_path / "a.txt", "--at", at), "a.txt", "nii"
     )
