@@ -56,8 +56,7 @@ def test_interleaved_acquisitions_of_the_shared_case(uneven: str) -> None:
     assert "listed after series 3, acquisition 1 of 2" in reason
 
 
-@pytest.mark.parametrize("uneven", ["error", "resample"])
-@pytest.mark.parametrize("shift", [0.0, STEP / 2, 1.0])
+@pytest.mark.parametrize("shift", [0.0, STEP / 2])
 @pytest.mark.parametrize(
     ("name", "first", "second"),
     [
@@ -73,7 +72,7 @@ def test_interleaved_acquisitions_of_the_shared_case(uneven: str) -> None:
     ],
 )
 def test_acquisitions_of_one_series_are_taken_apart(
-    tmp_path: Path, name: str, first: object, second: object, shift: float, uneven: str
+    tmp_path: Path, name: str, first: object, second: object, shift: float
 ) -> None:
     def set_to(value: object) -> Change:
         return lambda d, z: None if value is None else setattr(d, name, value)
@@ -82,7 +81,8 @@ def test_acquisitions_of_one_series_are_taken_apart(
     second_scan(tmp_path, shift, set_to(second))
     source = discover(tmp_path).sources[0]
     assert len(source.left_out) == 1
-    assert np.array_equal(read(source, uneven).volume.array, chest()[0])
+    for uneven in ("error", "resample"):
+        assert np.array_equal(read(source, uneven).volume.array, chest()[0])
 
 
 @pytest.mark.parametrize("uneven", ["error", "resample"])
