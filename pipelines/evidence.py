@@ -114,7 +114,7 @@ def real_difference(
     from scipy import stats  # slow to import
 
     fit = stats.linregress(x, y)
-    half = float(special.stdtrit(len(x) - 2, 0.975)) * float(fit.stderr)
+    half = float(stats.t.ppf(0.975, len(x) - 2)) * float(fit.stderr)
     return [float(fit.slope), float(fit.slope) - half, float(fit.slope) + half]
 
 

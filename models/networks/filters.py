@@ -86,10 +86,8 @@ def _filter_matrix(kind: str, size: float, length: int, device: torch.device) ->
     """
     rows = torch.eye(length)[:, None]
     if kind in ("gaussian", "noise"):
-        # As MONAI's `gaussian_1d` and `separable_filtering`, which are slow to import.
         tail = noise_reach(size)
-        variance = torch.tensor(size).square()
-        kernel = torch.exp(-0.5 / variance * torch.arange(-tail, tail + 1).square())
+        kernel = torch.signal.windows.gaussian(2 * tail + 1, std=size)
         mode = "replicate" if kind == "gaussian" else "constant"
         rows = F.conv1d(F.pad(rows, (tail, tail), mode), (kernel / kernel.sum())[None, None])
         if kind == "noise":

@@ -56,7 +56,7 @@ def test_interleaved_acquisitions_of_the_shared_case(uneven: str) -> None:
     assert "listed after series 3, acquisition 1 of 2" in reason
 
 
-@pytest.mark.parametrize("shift", [0.0, STEP / 2])
+@pytest.mark.parametrize("shift", [0.0, STEP / 2, 1.0])
 @pytest.mark.parametrize(
     ("name", "first", "second"),
     [
