@@ -18,6 +18,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from util import cli
+from util.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 # The smallest network that is one, and a training of a second.
@@ -148,19 +149,19 @@ def train(cohort: Path, checkpoints: Path, *words: str | Path, name: str = "new"
     )
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Name and content of every file in a folder."""
+def files(folder: Path) -> dict[str, str]:
+    """Name and sha256 of every file in a folder."""
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+        str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()
     }
 
 
-def kept(folder: Path) -> dict[str, bytes]:
+def kept(folder: Path) -> dict[str, str]:
     """The files of a run that a refused command must not change: all but what the checks of volumes
     found.
     """
     return {
-        name: content for name, content in files(folder).items() if not name.endswith("checks.json")
+        name: digest for name, digest in files(folder).items() if not name.endswith("checks.json")
     }
 
 

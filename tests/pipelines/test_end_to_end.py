@@ -126,8 +126,7 @@ def test_effects_over_draws_of_the_noise(
     assert any(float(row["mc_error_hu"]) > 0 for row in thrice)
     metrics = {row["metric"]: row["value"] for row in read_csv(folder / "metrics.csv")}
     assert -1 <= float(metrics["noise_correlation"]) <= 1
-    for name, content in volumes(folder).items():  # those of the first noise
-        assert (results / "volumes" / name).read_bytes() == content
+    assert volumes(folder).items() <= volumes(results).items()  # those of the first noise
 
 
 def test_draws_need_a_results_folder(trained_run: TrainedRun, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_a_dataroot_that_training_accepts(prepared: Path) -> None:
 
 
 def test_no_identity_leaves_the_headers(prepared: Path) -> None:
-    for name, content in files(prepared).items():
+    for name in files(prepared):
+        content = (prepared / name).read_bytes()
         if name.endswith(".nii.gz"):
             header = nib.load(prepared / name).header
             content = bytes(header["descrip"].item()) + bytes(header["db_name"].item())

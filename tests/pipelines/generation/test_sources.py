@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from data.volumes import load_volume
+from data.body import BodyLabel, add_body
+from data.volumes import load_volume, write_like
 from tests.commands import TINY, TrainedRun, command, refused
 from tests.generated_volumes import SMOKING, generate, own_cases, volumes
 from util.files import read_csv
@@ -21,6 +22,11 @@ from util.files import read_csv
 def test_from_masks_alone(
     trained_run: TrainedRun, results: Path, cohort_copy: Path, tmp_path: Path
 ) -> None:
+    """Masks that hold the body need no scan; others get a drawn one (`test_body_label.py`)."""
+    for case in own_cases(cohort_copy):
+        scan, mask = (cohort_copy / name / f"{case}.nii.gz" for name in ("img", "gtlung"))
+        with_body = add_body(load_volume(mask), load_volume(scan), BodyLabel(4, (1, 2)), mask)
+        write_like(mask, with_body.array, mask, np.uint8)
     shutil.rmtree(cohort_copy / "img")
     folder = generate(
         trained_run, tmp_path / "res", "--vary", SMOKING, "--page", cohort=cohort_copy
