@@ -72,6 +72,34 @@ def side_warnings(
     ]
 
 
+def missing_lung_warnings(
+    files: Sequence[tuple[Path | None, Path]],
+    checks: Sequence[CaseCheck],
+    lung_labels: Sequence[int],
+) -> list[str]:
+    """Return messages on masks that label one lung and not the other.
+
+    Args:
+        files: CT or None, and mask, of every case.
+        lung_labels: Labels of the lungs; two of them are the left and the right one.
+    """
+    sides = ("left ", "right ") if len(lung_labels) == 2 else ("",) * len(lung_labels)
+    warnings = []
+    for side, label in zip(sides, lung_labels, strict=True):
+        names = [
+            mask.name
+            for (_, mask), check in zip(files, checks, strict=True)
+            if label not in check.labels and set(lung_labels) & set(check.labels)
+        ]
+        if names:
+            warnings.append(
+                f"{len(names)} of {counted(len(files), 'mask')} without the {side}lung (label "
+                f"{label}): {format_list(names)}. Where the patient has it, the segmentation "
+                "failed or --lung_labels names the wrong one, and that lung counts as background."
+            )
+    return warnings
+
+
 def hu_outlier_warnings(scans: Sequence[tuple[Path, Facts]]) -> list[str]:
     """Return messages on scans whose lungs or share of air are far from those of the other ones.
 
@@ -183,6 +211,8 @@ def check_volumes(
         )
     warnings = [warning for case in checks for warning in case.warnings]
     warnings += outlier_warnings(files, checks) + side_warnings(files, checks, lung_labels)
+    if scale is None:
+        warnings += missing_lung_warnings(files, checks, lung_labels)
     for warning in _shorten(warnings):
         log.warning("%s", warning)
     case_labels = tuple(tuple(case.labels) for case in checks)

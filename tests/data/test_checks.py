@@ -180,6 +180,19 @@ def test_lungs_on_the_wrong_side_are_warned_of(
     assert "In 2 of 2 masks the left lung (label 2)" in warned(caplog)[0]
 
 
+def test_a_missing_lung_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = cohort(tmp_path)
+    left_alone = labels()
+    left_alone[left_alone == 2] = 0
+    save(files[2][1], left_alone)
+    check_volumes(files)
+    (text,) = warned(caplog)
+    assert "1 of 6 masks without the right lung (label 2): c2.nii.gz" in text
+    caplog.clear()
+    check_volumes(files[:2], lung_labels=(1, 7))  # a label that no mask has
+    assert "2 of 2 masks without the right lung (label 7)" in warned(caplog)[0]
+
+
 def test_headers_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = cohort(tmp_path)
     for path in (tmp_path / "img" / "c4.nii.gz", tmp_path / "gtlung" / "c4.nii.gz"):

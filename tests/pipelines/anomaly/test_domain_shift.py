@@ -1,4 +1,4 @@
-"""Scans of another scanner, voxel size or segmentation are told from those of the training."""
+"""Scans of another scanner, voxel size or segmentation than the training's are recognised."""
 
 from __future__ import annotations
 
