@@ -33,6 +33,7 @@ AGREEMENT_COLOURS = {
     "agrees": "#1b7837",
     "same sign": "#7fbf7b",
     "opposite sign": "#b2182b",
+    "not generated": "#ef8a62",
     "no effect in either": "#4d4d4d",
     "cannot tell": "#bababa",
 }

@@ -22,6 +22,7 @@ from pipelines.atlas.statistics.sentences import finding_sentence, not_found_sen
 from util.cli import counted
 
 FDR = 0.05
+NEXT_TO_NONE = 0.05  # share of a real effect: a generated one of less has no sign to speak of
 
 TEST_COLUMNS = (
     "contrast",
@@ -68,6 +69,11 @@ FINDING_COLUMNS = (
     "why",
     "sentence",
 )
+# Agreements with the real scans that exclude a finding, and why.
+NO_FINDING = {
+    "opposite sign": "the real scans show the opposite",
+    "not generated": "the generated volumes do not show it",
+}
 # Columns of real.csv by their names in tests.csv.
 REAL_NAMES = {
     "adjustment": "real_adjustment",
@@ -94,7 +100,7 @@ def classify_agreement(generated: float, low: float, high: float, negligible: fl
     """Compare a generated effect with the interval of the real one.
 
     "No effect in either" needs an interval within minus and plus `negligible`, because a wide one
-    does not exclude an effect.
+    does not exclude an effect. "Not generated" is at most `NEXT_TO_NONE` of the real effect.
     """
     if not np.isfinite([generated, low, high]).all():
         return "cannot tell"
@@ -103,9 +109,11 @@ def classify_agreement(generated: float, low: float, high: float, negligible: fl
         is_small = abs(generated) <= (high - low) / 4
         is_narrow = max(-low, high) <= negligible
         return "no effect in either" if is_inside and is_small and is_narrow else "cannot tell"
-    if np.sign(generated) != np.sign(low + high):
-        return "opposite sign"
-    return "agrees" if is_inside else "same sign"
+    if is_inside:
+        return "agrees"
+    if abs(generated) <= NEXT_TO_NONE * abs(low + high) / 2:
+        return "not generated"
+    return "same sign" if np.sign(generated) == np.sign(low + high) else "opposite sign"
 
 
 def judge_effects(
@@ -187,8 +195,8 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
             f"(p = {row['permuted_p']:.2g})"
         )
         return "not found", reason
-    if row["agreement"] == "opposite sign":
-        return "not found", "the real scans show the opposite"
+    if reason := NO_FINDING.get(row["agreement"]):
+        return "not found", reason
     return "finding", ""
 
 

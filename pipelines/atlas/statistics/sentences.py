@@ -15,6 +15,7 @@ AGREEMENT_PHRASES = {
     "agrees": "agree",
     "same sign": "agree in sign",
     "opposite sign": "show the opposite",
+    "not generated": "show an effect that the generated volumes lack",
     "no effect in either": "show next to none either",
     "cannot tell": "are inconclusive",
 }

@@ -94,6 +94,8 @@ def test_permuted_refits_give_a_p_value() -> None:
     [
         (41, 21, 55, "agrees"),
         (60, 21, 55, "same sign"),
+        (-0.4, 21, 55, "not generated"),
+        (0.4, -55, -21, "not generated"),
         (-5, 21, 55, "opposite sign"),
         (0.5, -6, 5, "no effect in either"),
         (-7.6, -58, 22, "cannot tell"),
