@@ -1,9 +1,9 @@
 """Compare the texture of generated lungs with that of scans that were not trained on.
 
 Scanned chests are split into training and test chests, once for each seed. A generator is trained
-with the defaults, and one with those of version 0.1. Detail, power by band, vessels and the
-correlation of two noises stand beside the scans'; so do the distances of evaluate.py, which need no
-learned weights to rank the two.
+with the defaults, one with those of version 0.1, and a diffusion model. Detail, power by band,
+vessels and the correlation of two noises stand beside the scans'; so do the distances of
+evaluate.py, which need no learned weights to rank them.
 
 Scanners differ: a chest may hold several times the fine power of another. No text here tells the
 test chests' scanners, so no generator can do better than the training chests' own texture, whose
@@ -53,7 +53,7 @@ OLD_FLAGS = (
     "--lambda_quantile 0 --lambda_l1 80 --batch_size 8"
 )
 MIN_CHESTS = 8  # a quarter of them is tested, and a distance needs two volumes
-MODELS = {"version 0.1": OLD_FLAGS, "default": ""}
+MODELS = {"version 0.1": OLD_FLAGS, "default": "", "diffusion": "--model diffusion"}
 DISTANCES = ("2.5D FID", "2.5D KID", "Lung histogram")  # metrics of evaluate.py that begin so
 TRAINED_ON = " ratio of scans trained on"
 MEASURES = ("detail_sd_hu", "vessel_share", "share_below_-950_hu", "percentile_99.5_hu")
@@ -150,7 +150,7 @@ def measure_distances(o: TextureBenchmarkOptions, cohort: Path, results: Path) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train both models on each split unless that is done, and write table and figures."""
+    """Train the models on each split unless that is done, and write table and figures."""
     o = parse(TextureBenchmarkOptions, __doc__ or "", argv)
     chests = len(find_chests(o.chests))
     if chests < MIN_CHESTS:

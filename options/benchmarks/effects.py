@@ -159,7 +159,9 @@ class TextureBenchmarkOptions:
         (), "Folder of scanned chests (img/, gtlung/); may be repeated. Needed."
     )
     models: tuple[str, ...] = flag(
-        (), "A model; may be repeated (default: all).", choices=("version 0.1", "default")
+        (),
+        "A model; may be repeated (default: all).",
+        choices=("version 0.1", "default", "diffusion"),
     )
     seeds: tuple[int, ...] = flag((0,), "Seeds of split and training.")
     spacing: float = flag(2.0, "Voxel side in mm.", low=0.5)

@@ -32,7 +32,7 @@ def test_small_version_end_to_end(tmp_path: Path, eight_chests: Path) -> None:
     words = [str(tmp_path), "--chests", str(eight_chests), "--spacing", "12", "--max_steps", "1"]
     texture.main([*words, "--train_flags", flags])
     figures = read_json(tmp_path / "figures_seed0.json")
-    assert set(figures) == {"version 0.1", "default"}
+    assert set(figures) == {"version 0.1", "default", "diffusion"}
     ratio = figures["default"]["detail_sd_hu ratio"]
     assert ratio == pytest.approx(
         figures["default"]["detail_sd_hu"] / figures["default"]["detail_sd_hu real"]
