@@ -49,7 +49,7 @@ def test_nothing_of_a_patient_is_in_the_file(trained_run: TrainedRun, exported: 
     with zipfile.ZipFile(exported) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     assert len(ids) > 5 and set(contents) == {
-        *("LICENSE", "README.md", "mask2ct.json", "options.json"),
+        *("LICENSE", "README.md", "body.safetensors", "mask2ct.json", "options.json"),
         *("latest/state.json", "latest/G.safetensors", "latest/text.safetensors"),
     }
     for name, content in contents.items():
