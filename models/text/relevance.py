@@ -344,7 +344,7 @@ def ard_regression(
 ) -> ArdFit:
     """Automatic relevance determination by expectation maximisation.
 
-    Matrices are N by N, because P may be larger than N.
+    Matrices are N by N where P is larger than N, else P by P.
 
     Notation:
         `x`, `y` -> Phi, t (Tipping 2001), rows scaled by the square root of their weights
@@ -357,7 +357,7 @@ def ard_regression(
     Args:
         x: `(N, P)` features.
         responses: `(N, R)`.
-        members: Columns of `x` in each group, which share a prior variance.
+        members: Columns of `x` in each group, which share a prior variance; each is in one.
         weights: `(N,)` inverse variances of rows, up to a common factor.
     """
     root_weights = np.sqrt(weights)[:, None]
@@ -366,27 +366,34 @@ def ard_regression(
     # Without a minimum, few scans with many phrases are explained without residuals.
     min_noise = np.maximum(MIN_NOISE * y.var(0), MIN_PRIOR)
     noise = np.maximum(y.var(0) / 2, min_noise)
-    prior = {group: 1.0 / len(members) for group in members}
-    variance = np.zeros(x.shape[1])
+    count, unexplained = len(x), np.zeros(y.shape[1])
+    if x.shape[1] < count:  # rotated, so that the rows beyond P are of no feature
+        q, r = np.linalg.qr(x)
+        rotated = q.T @ y
+        unexplained = (y**2).sum(0) - (rotated**2).sum(0)
+        x, y = r, rotated
+    group = np.empty(x.shape[1], np.intp)
+    for k, at in enumerate(members.values()):
+        group[at] = k
+    sizes = np.bincount(group)
+    prior = np.full(len(members), 1.0 / len(members))
+    identity = np.eye(len(x))
     for _ in range(EM_ITERATIONS):
-        for group, at in members.items():
-            variance[at] = prior[group]
-        inverse = np.linalg.inv(np.eye(len(x)) + (x * variance) @ x.T)
+        variance = prior[group]
+        inverse = np.linalg.inv(identity + (x * variance) @ x.T)
         parameters = variance[:, None] * (x.T @ (inverse @ y))
-        determined = variance * (x * (inverse @ x)).sum(0)
-        residual = ((y - x @ parameters) ** 2).sum(0)
-        noise = (residual + noise * (len(x) - np.trace(inverse))) / len(x)
+        determined = variance * np.einsum("np,np->p", x, inverse @ x)
+        residual = ((y - x @ parameters) ** 2).sum(0) + unexplained
+        noise = (residual + noise * (len(x) - np.trace(inverse))) / count
         noise = np.maximum(noise, min_noise)
-        for group, at in members.items():
-            uncertain = prior[group] * (1 - determined[at]).mean()
-            square = float((parameters[at] ** 2 / noise).mean() + uncertain)
-            prior[group] = max(square, MIN_PRIOR)
+        square = parameters**2 @ (1 / noise) / len(noise) + variance * (1 - determined)
+        prior = np.maximum(np.bincount(group, square) / sizes, MIN_PRIOR)
     # The best determined contrast of a group is the largest eigenvalue of the matrix whose diagonal
     # is gamma: the squared norm of inverse^(1/2) Phi A^(-1/2).
     eigenvalues, eigenvectors = np.linalg.eigh((inverse + inverse.T) / 2)
     root = np.sqrt(np.clip(eigenvalues, 0, None))[:, None] * eigenvectors.T
     relevance = {}
-    for group, at in members.items():
+    for name, at in members.items():
         norm = np.linalg.norm(root @ (x[:, at] * np.sqrt(variance[at])), 2)
-        relevance[group] = float(min(1.0, norm**2))
+        relevance[name] = float(min(1.0, norm**2))
     return ArdFit(relevance, parameters, noise)
