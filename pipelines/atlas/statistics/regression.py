@@ -229,8 +229,8 @@ class AttributeTables:
         return Designs(designs, int((rows == "").any(axis=1).sum()))
 
     def block(self, number: int, covariate: str) -> pd.DataFrame:
-        """Return the columns of a covariate in one of the tables."""
-        key = (number, covariate)
+        """Return the columns of a covariate in one of the tables; all hold the known ones."""
+        key = (number if covariate in self.scans.completed.imputed else 0, covariate)
         if key not in self.blocks:
             table = self.scans.completed.tables[number]
             self.blocks[key] = covariate_columns(table.loc[self.terms.index, covariate])

@@ -252,12 +252,12 @@ def test_a_run_saves_its_weights_and_warns_of_low_relevance(tmp_path: Path) -> N
     cohort = make_phantom_cohort(
         PhantomOptions(
             OUT=str(tmp_path / "cohort"),
-            cases=26,
+            cases=25,
             size=(24, 24, 16),
             seed=1,
-            test_cases=2,
+            test_cases=1,
             val_cases=1,
-            missing=0.12,
+            missing=0.0,
             patient_sd=0.0,
         )
     )
