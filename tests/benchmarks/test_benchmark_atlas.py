@@ -16,7 +16,7 @@ from data.phantom.write import make_phantom_cohort
 from options.benchmarks.statistics import AtlasBenchmarkOptions
 from options.phantom_options import PhantomOptions
 from pipelines.atlas import run
-from pipelines.atlas.statistics import intervals
+from pipelines.atlas.statistics import intervals, sensitivity
 from tests.atlas_run import in_this_process
 
 TINY = (
@@ -26,7 +26,7 @@ TINY = (
 SMALL = [
     *flag_words(
         cases=24,
-        test_cases=2,
+        test_cases=1,
         size=(24, 24, 16),
         max_steps=2,
         cohorts=1,
@@ -106,6 +106,7 @@ def test_ties_compares_mean_widths_of_the_same_cohorts() -> None:
 def test_every_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "train_refits", in_this_process)
     monkeypatch.setattr(intervals, "MIN_PERMUTED", 2)  # of the 19 trainings that a claim takes
+    monkeypatch.setattr(sensitivity, "TABLES", 1)  # of three for each assumption
     monkeypatch.setattr(run, "needs_folds", lambda *_: False)  # five more trainings for each run
     monkeypatch.setattr(sys, "argv", ["benchmark_atlas.py", str(tmp_path), *SMALL])
     benchmark.main()
