@@ -19,6 +19,7 @@ from options.train_options import (
 )
 
 LABELS, WIDTH, SIZE = 4, 6, (8, 8, 8)
+UNITS = ("concat", "affine", "additive", "attention", "both")  # of fusion, that use the text
 
 GENERATOR = GeneratorOptions(
     ngf=4, n_downsample_global=1, n_blocks_global=1, n_blocks_local=1, text_hidden=8
