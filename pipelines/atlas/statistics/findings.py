@@ -195,9 +195,8 @@ def reach_verdict(row: Mapping[Any, Any], cautions: Sequence[Caution]) -> tuple[
             f"(p = {row['permuted_p']:.2g})"
         )
         return "not found", reason
-    if reason := NO_FINDING.get(row["agreement"]):
-        return "not found", reason
-    return "finding", ""
+    contrary = NO_FINDING.get(row["agreement"], "")
+    return ("not found", contrary) if contrary else ("finding", "")
 
 
 def rank_findings(
