@@ -45,57 +45,42 @@ def outlier_warnings(
     return warnings + hu_outlier_warnings(with_image)
 
 
-def side_warnings(
+def lung_warnings(
     files: Sequence[tuple[Path | None, Path]],
     checks: Sequence[CaseCheck],
     lung_labels: Sequence[int],
 ) -> list[str]:
-    """Return a message on masks whose left lung lies on the right of the right one.
-
-    Args:
-        files: CT or None, and mask, of every case.
-        lung_labels: Labels of the left and the right lung.
-    """
-    names = [
-        mask.name
-        for (_, mask), check in zip(files, checks, strict=True)
-        if check.right_of_left_mm is not None and check.right_of_left_mm < -MIN_WRONG_SIDE_MM
-    ]
-    if not names:
-        return []
-    left, right = lung_labels
-    return [
-        f"In {len(names)} of {counted(len(files), 'mask')} the left lung (label {left}) lies on "
-        f"the right of the right one (label {right}): {format_list(names)}. Either the labels are "
-        f"exchanged (lungmask writes 1 for the right lung; give --lung_labels {right},{left}), or "
-        "the header mirrors the volume. Effects of the sides would be those of the other one."
-    ]
-
-
-def missing_lung_warnings(
-    files: Sequence[tuple[Path | None, Path]],
-    checks: Sequence[CaseCheck],
-    lung_labels: Sequence[int],
-) -> list[str]:
-    """Return messages on masks that label one lung and not the other.
+    """Return messages on masks whose lungs are exchanged, and on those that lack one of them.
 
     Args:
         files: CT or None, and mask, of every case.
         lung_labels: Labels of the lungs; two of them are the left and the right one.
     """
-    sides = ("left ", "right ") if len(lung_labels) == 2 else ("",) * len(lung_labels)
+    masks = [(mask.name, check) for (_, mask), check in zip(files, checks, strict=True)]
+    of_all = f"of {counted(len(masks), 'mask')}"
     warnings = []
+    exchanged = [
+        name
+        for name, check in masks
+        if check.right_of_left_mm is not None and check.right_of_left_mm < -MIN_WRONG_SIDE_MM
+    ]
+    if exchanged:
+        left, right = lung_labels
+        warnings.append(
+            f"In {len(exchanged)} {of_all} the left lung (label {left}) lies on the right of the "
+            f"right one (label {right}): {format_list(exchanged)}. Either the labels are exchanged "
+            f"(lungmask writes 1 for the right lung; give --lung_labels {right},{left}), or the "
+            "header mirrors the volume. Effects of the sides would be those of the other one."
+        )
+    sides = ("left ", "right ") if len(lung_labels) == 2 else ("",) * len(lung_labels)
+    with_lungs = [(name, check) for name, check in masks if set(lung_labels) & set(check.labels)]
     for side, label in zip(sides, lung_labels, strict=True):
-        names = [
-            mask.name
-            for (_, mask), check in zip(files, checks, strict=True)
-            if label not in check.labels and set(lung_labels) & set(check.labels)
-        ]
-        if names:
+        missing = [name for name, check in with_lungs if label not in check.labels]
+        if missing:
             warnings.append(
-                f"{len(names)} of {counted(len(files), 'mask')} without the {side}lung (label "
-                f"{label}): {format_list(names)}. Where the patient has it, the segmentation "
-                "failed or --lung_labels names the wrong one, and that lung counts as background."
+                f"{len(missing)} {of_all} without the {side}lung (label {label}): "
+                f"{format_list(missing)}. Where the patient has it, the segmentation failed or "
+                "--lung_labels names the wrong one, and that lung counts as background."
             )
     return warnings
 
@@ -210,9 +195,9 @@ def check_volumes(
             format_list(empty),
         )
     warnings = [warning for case in checks for warning in case.warnings]
-    warnings += outlier_warnings(files, checks) + side_warnings(files, checks, lung_labels)
+    warnings += outlier_warnings(files, checks)
     if scale is None:
-        warnings += missing_lung_warnings(files, checks, lung_labels)
+        warnings += lung_warnings(files, checks, lung_labels)
     for warning in _shorten(warnings):
         log.warning("%s", warning)
     case_labels = tuple(tuple(case.labels) for case in checks)

@@ -92,7 +92,7 @@ def estimate_relevance(
         return RelevanceWeights(case_weights)
     rows, columns = prompt_features(encoder, [prompts[i] for i in complete])
     responses = standardise(np.array([[statistics[i][name] for name in names] for i in complete]))
-    if not responses.size:
+    if not responses.size or not columns:
         return RelevanceWeights(case_weights)
     relevance = regress(rows, columns, responses)
     offered = candidate_terms(encoder, rows, columns, relevance.by_group)

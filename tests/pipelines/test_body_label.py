@@ -54,6 +54,7 @@ def test_the_label_is_fixed_when_a_run_continues(trained_run: TrainedRun, tmp_pa
     for choice in ((), ("--body_label", "auto")):
         done = command("train.py", *words, *choice)
         assert done.code == 0, done.text
+        assert "Label 4 is the body" in done.text
         assert options_of(copy)["data"]["body_label"] == "4"
 
 

@@ -224,6 +224,8 @@ def test_few_scans_or_scans_without_lungs_change_nothing(
     assert few.case_weights == [1.0] * 19 and not few.phrase_weights
     without_lungs = estimate_relevance(encoder, training_prompts, [{} for _ in densities])
     assert without_lungs.case_weights == [1.0] * PATIENTS and not without_lungs.phrase_weights
+    without_words = estimate_relevance(encoder, [[] for _ in densities], densities)
+    assert without_words.case_weights == [1.0] * PATIENTS and not without_words.phrase_weights
     one_left_out = estimate_relevance(encoder, training_prompts, [{}, *densities[1:]])
     assert one_left_out.case_weights[0] == 1.0 and one_left_out.phrase_weights
 
@@ -248,16 +250,19 @@ def test_the_weight_of_a_case_scales_the_gradient_of_the_text_unit_only() -> Non
     torch.testing.assert_close(text_grads[2], text_grads[0] / 4)
 
 
-def test_a_run_saves_its_weights_and_warns_of_low_relevance(tmp_path: Path) -> None:
+def test_a_run_saves_its_weights_and_warns_of_low_relevance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.atlas.statistics.sensitivity.TABLES", 1)  # of three
     cohort = make_phantom_cohort(
         PhantomOptions(
             OUT=str(tmp_path / "cohort"),
-            cases=25,
+            cases=26,
             size=(24, 24, 16),
             seed=1,
-            test_cases=1,
+            test_cases=2,
             val_cases=1,
-            missing=0.0,
+            missing=0.12,
             patient_sd=0.0,
         )
     )
