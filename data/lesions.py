@@ -13,6 +13,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data.body import surrounding_label
 from data.checks.masks import label_problems, mask_labels
 from data.geometry import Volume
 from data.text.prompts import load_template
@@ -89,8 +90,9 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
     Raises:
         UserError: No lung, or a place or size at which the lesion does not lie within one lung.
     """
-    label = _lesion_label(options)
     labels = mask.array
+    body = surrounding_label(labels, options.lung_labels)
+    label = _lesion_label(options, body, source)
     sides = np.array(mask.spacing)
     volume = np.pi / 6 * options.diameter**3
     count = round(volume / float(np.prod(sides)))
@@ -121,7 +123,7 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
             f"lung, which holds one of {np.floor(largest):g} mm at most. Give a smaller one."
         )
     distance = _distance(labels.shape, centre, sides) / (options.diameter / 2)
-    _check_ball(labels, lung, distance <= 1, options, source)
+    _check_ball(np.where(labels == body, 0, labels), lung, distance <= 1, options, source)
     noise = _smooth_noise(labels.shape, sides, options)
     field = distance + IRREGULARITY[options.kind] * noise
     field[~lung] = np.inf
@@ -134,8 +136,13 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
     return Lesion(options, changed, voxels, (x, y, z), _describe_place(regions, centre))
 
 
-def _lesion_label(options: LesionOptions) -> int:
+def _lesion_label(options: LesionOptions, body: int | None, source: str) -> int:
     label = options.label or DENSITIES[options.density]
+    if label == body:
+        raise UserError(
+            f"Label {label} surrounds the lungs in {source}: it is the body, not a lesion. Choose "
+            "another number with --label, the one that the masks of the run use for such lesions."
+        )
     if label in (*options.lung_labels, options.airway_label):
         raise UserError(
             f"--label is {label}, which is a lung or the airways. Choose another number, the one "
@@ -289,6 +296,16 @@ def write_lesion(options: LesionOptions) -> Lesion:
     if problems := label_problems(Path(options.MASK), mask_labels(mask.array)):
         raise UserError(problems[0])
     lesion = insert_lesion(mask, options, options.MASK)
+    present = set(np.unique(mask.array).tolist()) - {
+        surrounding_label(mask.array, options.lung_labels)
+    }
+    if others := sorted(present & set(DENSITIES.values())):
+        log.warning(
+            "%s already holds lesions (label %s). Table and text name the new one alone, because a "
+            "row has room for one; word the others in a column of your own.",
+            options.MASK,
+            format_list([str(label) for label in others]),
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_like(out, lesion.labels, options.MASK, np.uint8)
     write_csv(table, [KEY, *lesion.row], [{KEY: out.name, **lesion.row}])

@@ -143,6 +143,23 @@ def test_a_second_lesion_must_not_overlap_the_first(
     assert not two.exists() and not (tmp_path / "two.csv").exists()
 
 
+def test_two_lesions_and_a_body_in_one_mask(lungs: Path, tmp_path: Path) -> None:
+    labels = np.asarray(nib.load(lungs).dataobj).astype(np.uint8)
+    labels[labels == 0] = 4
+    in_body = tmp_path / "in_body.nii.gz"
+    nib.save(nib.Nifti1Image(labels, AFFINE), in_body)
+    one, two = tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"
+    glass = ("--kind", "ground_glass", "--diameter", "24", "--at", "15,60,60")  # at the pleura
+    script = "scripts/insert_lesion.py"
+    refused(command(script, in_body, one, "--at", "42,60,60"), "Label 4 surrounds", "--label")
+    first = command(script, in_body, one, *glass)
+    assert first.code == 0 and "already holds" not in first.text, first.text
+    nodule = ("--at", "42,60,60", "--diameter", "14", "--label", "7")
+    second = command(script, one, two, *nodule)
+    assert second.code == 0 and "already holds lesions (label 6)" in second.text, second.text
+    assert set(np.unique(nib.load(two).dataobj)) == {1, 2, 3, 4, 6, 7}
+
+
 def test_lesions_count_as_lung_and_have_a_region(
     insert: Callable[..., Lesion], lungs: Path
 ) -> None:
