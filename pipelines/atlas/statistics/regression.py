@@ -33,6 +33,8 @@ from pipelines.atlas.statistics.imputation import (
 )
 from pipelines.atlas.statistics.outcomes import MEAN
 
+Floats = NDArray[np.floating]
+
 MIN_RESIDUAL_PATIENTS = 8  # patients beyond the number of terms
 MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates do not explain
 ROUNDING_TOLERANCE = 1e-9  # a smaller share is rounding
@@ -172,11 +174,11 @@ def _adjusted_rows(
         "imputed_cases": designs.imputed_cases,
     }
     rows = []
-    for outcome, region in places:
-        fits = designs.fit(scans.outcomes[outcome, region], scans.patient)
+    every = designs.estimate_terms(scans.outcomes[list(places)], scans.patient)
+    for (outcome, region), terms in zip(places, every, strict=True):
         place = {"outcome": outcome, "region": region}
         for contrast in contrasts:
-            estimate = designs.estimate(fits, contrast)
+            estimate = designs.estimate(terms, contrast)
             rows.append({"contrast": contrast.id, **place, **estimate, **common})
     return rows
 
@@ -238,21 +240,43 @@ class AttributeTables:
 
 
 @dataclass(frozen=True)
+class TermEstimates:
+    """The regression of one outcome, as far as an attribute's terms go.
+
+    Attributes:
+        cases: Cases with the outcome.
+        values: Coefficient of each term.
+        errors: Their robust standard errors; NaN where the spread cannot be estimated.
+        df: Degrees of freedom of Student's t.
+        vif: Variance inflation of the terms in these cases.
+    """
+
+    cases: int
+    values: Floats
+    errors: Floats
+    df: float
+    vif: float
+
+
+@dataclass(frozen=True)
 class Designs:
     """The design matrices of one attribute and set of covariates, one per completed table."""
 
     designs: Sequence[Design]
     imputed_cases: int
 
-    def fit(self, values: pd.Series, patient: pd.Series) -> list[Any]:
-        """Fit each regression; see `Design.fit`."""
-        return [design.fit(values, patient) for design in self.designs]
+    def estimate_terms(
+        self, outcomes: pd.DataFrame, patient: pd.Series
+    ) -> list[tuple[TermEstimates | None, ...]]:
+        """Return the terms in each table, for each column; see `Design.estimate_terms`."""
+        by_table = [design.estimate_terms(outcomes, patient) for design in self.designs]
+        return list(zip(*by_table, strict=True))
 
-    def estimate(self, fits: Sequence[Any], contrast: Contrast) -> dict[str, Any]:
+    def estimate(self, terms: Sequence[TermEstimates | None], contrast: Contrast) -> dict[str, Any]:
         """Return estimate, interval and p value of a contrast, or the reason why there is none."""
         estimates = []
-        for design, fit in zip(self.designs, fits, strict=True):
-            estimate = design.estimate(fit, contrast)
+        for design, of_table in zip(self.designs, terms, strict=True):
+            estimate = design.estimate(of_table, contrast)
             if "reason" in estimate:
                 return estimate
             estimates.append(estimate)
@@ -283,7 +307,7 @@ class Design:
         terms: The attribute's terms: one per value, or its column for a number.
     """
 
-    x: NDArray[np.float64]
+    x: Floats
     cases: pd.Index
     terms: tuple[str, ...]
     attribute: AtlasAttribute
@@ -299,15 +323,54 @@ class Design:
             columns.append(values[:, np.ptp(values, axis=0) > 0] if len(values) else values)
         return cls(np.hstack(columns), terms.index, tuple(map(str, terms.columns)), attribute)
 
-    @cached_property
-    def rank(self) -> int:
-        """Rank of the matrix."""
-        return int(np.linalg.matrix_rank(self.x))
+    def estimate_terms(
+        self, outcomes: pd.DataFrame, patient: pd.Series
+    ) -> list[TermEstimates | None]:
+        """Regress many outcomes at once, with errors as `fit` has them.
 
-    @cached_property
-    def vif(self) -> float:
-        """Variance inflation of the attribute's terms."""
-        return variance_inflation(self.x, range(1, 1 + len(self.terms)))
+        Returns:
+            The attribute's terms for each column; None where patients are too few.
+        """
+        measured = outcomes.reindex(self.cases).to_numpy(float)
+        groups = pd.factorize(patient.loc[self.cases])[0]
+        found: list[TermEstimates | None] = [None] * measured.shape[1]
+        patterns, pattern_of = np.unique(np.isfinite(measured), axis=1, return_inverse=True)
+        for number, is_known in enumerate(patterns.T):
+            columns = np.flatnonzero(pattern_of == number)
+            estimates = self._estimate_known(is_known, measured[:, columns], groups)
+            for column, estimate in zip(columns, estimates, strict=False):
+                found[column] = estimate
+        return found
+
+    def _estimate_known(
+        self, is_known: NDArray[np.bool_], measured: Floats, groups: NDArray[np.intp]
+    ) -> list[TermEstimates]:
+        """Regress outcomes that are known in the same cases; none where patients are too few."""
+        x, y, groups = self.x[is_known], measured[is_known], groups[is_known]
+        clusters, groups = np.unique(groups, return_inverse=True)
+        rank = int(np.linalg.matrix_rank(x)) if len(x) else 0
+        if not len(x) or len(clusters) - rank < MIN_RESIDUAL_PATIENTS:
+            return []
+        inverse = np.linalg.pinv(x)
+        coefficients = inverse @ y
+        residuals = y - x @ coefficients
+        terms = slice(1, 1 + len(self.terms))
+        if len(clusters) < len(x):
+            changes = _jackknife_changes(x, inverse[terms], residuals, groups)
+            variances = (len(clusters) - 1) / len(clusters) * np.square(changes).sum(0)
+            df = len(clusters) - 1
+        else:
+            unexplained = 1 - np.einsum("np,pn->n", x, inverse)
+            unexplained[unexplained < ROUNDING_TOLERANCE] = np.nan
+            without_case = residuals / unexplained[:, None]  # HC3
+            variances = np.square(inverse[terms]) @ np.square(without_case)
+            df = len(x) - rank
+        vif = variance_inflation(x, range(1, 1 + len(self.terms))) if self.terms else 1.0
+        errors = np.sqrt(variances)
+        return [
+            TermEstimates(len(x), value, error, df, vif)
+            for value, error in zip(coefficients[terms].T, errors.T, strict=True)
+        ]
 
     def fit(self, values: pd.Series, patient: pd.Series) -> Any:
         """Fit the regression, with HC3 errors, or a jackknife over patients with repeated scans.
@@ -320,8 +383,7 @@ class Design:
         is_known = np.isfinite(measured)
         y, x = measured[is_known], self.x[is_known]
         groups = patient.loc[self.cases[is_known]]
-        rank = self.rank if is_known.all() else np.linalg.matrix_rank(x)
-        if not len(y) or groups.nunique() - rank < MIN_RESIDUAL_PATIENTS:
+        if not len(y) or groups.nunique() - np.linalg.matrix_rank(x) < MIN_RESIDUAL_PATIENTS:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a leverage of one gives NaN, which is reported
@@ -329,58 +391,73 @@ class Design:
                 return _with_jackknife_errors(sm.OLS(y, x).fit(), pd.factorize(groups)[0])
             return sm.OLS(y, x).fit(cov_type="HC3", use_t=True)
 
-    def estimate(self, fit: Any, contrast: Contrast) -> dict[str, Any]:
+    def estimate(self, terms: TermEstimates | None, contrast: Contrast) -> dict[str, Any]:
         """Return value, standard error and degrees of freedom of a contrast, or a reason."""
-        if fit is None:
+        if terms is None:
             return {"cases": len(self.x), "reason": "too few cases for so many covariates"}
         is_category = self.attribute.kind == "category"
         name = contrast.end if is_category else self.attribute.column
-        cases = {"cases": int(fit.nobs)}
+        cases = {"cases": terms.cases}
         if name not in self.terms:
             rare = contrast.start if is_category and not self.terms else name
             return cases | {"reason": f"fewer than {MIN_LEVEL_CASES} cases have {rare}"}
-        vif = self.vif
-        if len(fit.model.exog) < len(self.x):
-            vif = variance_inflation(fit.model.exog, range(1, 1 + len(self.terms)))
-        inflated = {**cases, "vif": round(vif, 2) if np.isfinite(vif) else None}
-        if not vif < 1 / MIN_UNIQUE_VARIANCE:
+        inflated = {**cases, "vif": round(terms.vif, 2) if np.isfinite(terms.vif) else None}
+        if not terms.vif < 1 / MIN_UNIQUE_VARIANCE:
             return inflated | {"reason": INSEPARABLE}
         scale = 1.0
         if contrast.kind == "quantiles":
             scale = float(contrast.end) - float(contrast.start)
-        index = 1 + self.terms.index(name)
-        se = float(abs(scale) * fit.bse[index])
+        index = self.terms.index(name)
+        se = float(abs(scale) * terms.errors[index])
         if not (np.isfinite(se) and se > 0):
             return cases | {"reason": "the spread cannot be estimated"}
-        df = getattr(fit, "df_resid_inference", None) or fit.df_resid
-        return inflated | {"value": float(scale * fit.params[index]), "se": se, "df": float(df)}
+        value = float(scale * terms.values[index])
+        return inflated | {"value": value, "se": se, "df": float(terms.df)}
 
 
-def _with_jackknife_errors(fit: Any, groups: np.ndarray) -> Any:
-    """Return a fit with errors from the fits without each cluster in turn.
+def _jackknife_changes(
+    x: Floats, inverse: Floats, residuals: Floats, groups: NDArray[np.intp]
+) -> Floats:
+    """Return how coefficients change without each cluster in turn.
 
-    This is HC3 for clusters (CR3; MacKinnon, Nielsen and Webb 2023, J. Econometrics 232). The
-    usual clustered errors are too small with few or unequal clusters.
+    Their squares give the errors CR3, which are HC3 for clusters (MacKinnon, Nielsen and Webb 2023,
+    J. Econometrics 232). The usual clustered errors are too small with few or unequal clusters.
+
+    Args:
+        x: `(cases, columns)`.
+        inverse: Rows of the pseudo-inverse of `x` whose coefficients are wanted.
+        residuals: `(cases, outcomes)`.
+        groups: Number of each case's cluster, 0 to G - 1.
+
+    Returns:
+        `(G, coefficients, outcomes)`; NaN where a term rests on one cluster alone.
+    """
+    count = int(groups.max()) + 1
+    gram = np.linalg.pinv(x.T @ x)
+    changes = np.full((count, len(inverse), residuals.shape[1]), np.nan)
+    for group in range(count):
+        rows = groups == group
+        leverage = x[rows] @ gram @ x[rows].T
+        unexplained = np.eye(len(leverage)) - leverage
+        if np.linalg.eigvalsh(unexplained)[0] > ROUNDING_TOLERANCE:
+            changes[group] = inverse[:, rows] @ np.linalg.solve(unexplained, residuals[rows])
+    return changes
+
+
+def _with_jackknife_errors(fit: Any, groups: NDArray[np.intp]) -> Any:
+    """Return a fit of statsmodels with the errors of `_jackknife_changes`.
 
     Args:
         fit: A fit of ordinary least squares.
         groups: Number of each row's cluster, 0 to G - 1.
 
     Returns:
-        Results with Student's t at G - 1 degrees of freedom. Errors are NaN where a term rests on
-        one cluster alone.
+        Results with Student's t at G - 1 degrees of freedom.
     """
     x = fit.model.exog
-    inverse = np.asarray(fit.normalized_cov_params)
-    residuals = np.asarray(fit.resid)
-    count = int(groups.max()) + 1
-    changes = np.full((count, x.shape[1]), np.nan)
-    for group in range(count):
-        rows = groups == group
-        leverage = x[rows] @ inverse @ x[rows].T
-        unexplained = np.eye(len(leverage)) - leverage
-        if np.linalg.eigvalsh(unexplained)[0] > ROUNDING_TOLERANCE:
-            changes[group] = inverse @ x[rows].T @ np.linalg.solve(unexplained, residuals[rows])
+    residuals = np.asarray(fit.resid)[:, None]
+    changes = _jackknife_changes(x, np.linalg.pinv(x), residuals, groups)[..., 0]
+    count = len(changes)
     covariance = (count - 1) / count * changes.T @ changes
     normalized = covariance / fit.scale  # statsmodels multiplies by the residual variance
     results = RegressionResults(fit.model, np.asarray(fit.params), normalized, use_t=True)

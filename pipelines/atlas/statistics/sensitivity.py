@@ -72,9 +72,9 @@ def _attribute_rows(
             designs = AttributeTables.from_scans(complete, attribute).designs(
                 covariates, adjustment.volume
             )
-            fits = designs.fit(complete.outcomes[MAIN_PLACE], complete.patient)
+            terms = designs.estimate_terms(complete.outcomes[[MAIN_PLACE]], complete.patient)[0]
             for contrast in contrasts:
-                estimate = designs.estimate(fits, contrast)
+                estimate = designs.estimate(terms, contrast)
                 if "reason" not in estimate:
                     estimates.setdefault(contrast.id, []).append(estimate)
         for contrast_id, found in estimates.items():
