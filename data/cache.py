@@ -197,6 +197,7 @@ def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> lis
     keys = map_threads(find_key, cases, "Computing checksums")
     store.save()
     folders = [cache / key for key in keys]
+    mark_in_use(cache, keys)  # first, so that making room spares what is there already
     missing = {
         folder: case for case, folder in zip(cases, folders, strict=True) if not folder.is_dir()
     }
@@ -204,7 +205,6 @@ def cache_cases(cases: Sequence[Case], options: DataOptions, cache: Path) -> lis
     if tasks:
         make_room(cache, [case for case, _ in tasks], options)
     map_processes(partial(_prepare, options=options), tasks, "Preparing volumes")
-    mark_in_use(cache, keys)
     return [CachedCase(folder) for folder in folders]
 
 

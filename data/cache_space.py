@@ -75,18 +75,24 @@ def make_room(cache: Path, cases: Sequence[Case], options: DataOptions) -> None:
 
 
 def mark_in_use(cache: Path, names: Iterable[str]) -> None:
-    """Keep prepared volumes from being removed by other processes, as long as this one runs."""
-    now = [name for name in dict.fromkeys(names) if (cache / name).is_dir()]
-    for name in now:
-        os.utime(cache / name)  # the time of its last use
+    """Keep prepared volumes from being removed, as long as this process runs.
+
+    Args:
+        cache: Folder of prepared volumes.
+        names: Their names; those that are not there yet are kept once they are.
+    """
+    names = list(dict.fromkeys(names))
     (cache / IN_USE).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(cache / IN_USE / uuid.uuid4().hex, os.O_RDWR | os.O_CREAT, 0o666)
-    os.write(descriptor, "\n".join(now).encode())
+    os.write(descriptor, "\n".join(names).encode())
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except OSError:
         log.debug("%s has no locks", cache)
     _marks.append(descriptor)
+    for name in names:
+        if (cache / name).is_dir():
+            os.utime(cache / name)  # the time of its last use
 
 
 def _names_in_use(cache: Path) -> set[str]:

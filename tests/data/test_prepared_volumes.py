@@ -61,7 +61,8 @@ def test_a_disk_without_room_is_found_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=50_000))
     with pytest.raises(UserError, match=r"need about .* GB, .*--cache_compression blosc2"):
         cache_cases(cases, DataOptions(), tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["checks.json"]
+    written = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert written == {"checks.json", cache_space.IN_USE}
 
 
 def test_old_volumes_make_room_unless_they_are_in_use(cases: list[Case], tmp_path: Path) -> None:
@@ -88,6 +89,14 @@ def test_a_limit_removes_the_longest_unused(cases: list[Case], tmp_path: Path) -
     options = DataOptions(cache_gb=1e-4)  # 100 kB; a case takes 30 kB and its points
     later = cache_cases(cases[1:], options, tmp_path / "cache")
     assert not first.folder.is_dir() and all(case.folder.is_dir() for case in later)
+
+
+def test_room_is_not_made_by_removing_what_is_asked_for(cases: list[Case], tmp_path: Path) -> None:
+    cache_cases(cases[:2], DataOptions(), tmp_path / "cache")
+    while cache_space._marks:  # as in a later process
+        os.close(cache_space._marks.pop())
+    prepared = cache_cases(cases, DataOptions(cache_gb=1e-6), tmp_path / "cache")
+    assert [case.scan().shape for case in prepared] == [(24, 24, 16)] * 4
 
 
 def test_runs_share_prepared_volumes_and_earlier_runs_keep_theirs(tmp_path: Path) -> None:
