@@ -53,9 +53,11 @@ from util.modality import MODALITIES, UNIT_WINDOW
 from util.web.figures import LUNG
 
 # Raised where a case would come out differently, so that it is prepared again: for masks that are
-# made here (2: they label the body), and for masks that are given.
+# made here (2: they label the body), for masks that are given, and for other modalities than CT (2:
+# resampled intensities are neither cut to HU nor rounded where they have fractions).
 VERSION_MADE = 2
 VERSION_GIVEN = 1
+VERSION_OTHER = 2
 RECORDS = ".prepared"  # folders of a dataroot
 REPORT_FOLDER = "report"
 VOXELS_FOLDER = "voxels"  # within it: the slices of the report's viewer
@@ -159,7 +161,7 @@ class CaseTask:
         ]
         version = VERSION_GIVEN if self.masks.kind == "load" else VERSION_MADE
         values = [version, self.spacing, self.uneven, self.columns, plan, files]
-        return json_digest(values if self.is_ct else [*values, self.modality])
+        return json_digest(values if self.is_ct else [*values, self.modality, VERSION_OTHER])
 
 
 def read_finished_record(task: CaseTask) -> Record | None:
@@ -326,7 +328,7 @@ def _check_values(task: CaseTask, facts: Facts) -> None:
 
 
 def _resample_scan(volume: Volume, spacing: Sequence[float] | None) -> Volume:
-    """Return int16 HU on another voxel size.
+    """Return a scan on another voxel size; whole numbers stay whole.
 
     Axes that become coarser are smoothed first, so that noise does not alias.
     """
@@ -338,9 +340,9 @@ def _resample_scan(volume: Volume, spacing: Sequence[float] | None) -> Volume:
             # As wide at half its height as a new voxel, together with the old voxel.
             array = _smooth(array, axis, float(np.sqrt(factor**2 - 1) / FWHM_PER_SIGMA))
     resampled = resample(Volume(array, volume.affine), spacing=spacing)
-    if resampled.array.dtype == np.int16 or volume.array.dtype != np.int16:
-        return resampled
-    return Volume(clip_to_hu(resampled.array)[0], resampled.affine)
+    if array.dtype.kind == "i":
+        return Volume(np.rint(resampled.array).astype(array.dtype), resampled.affine)
+    return resampled
 
 
 def _smooth(array: NDArray[Any], axis: int, sigma: float) -> NDArray[Any]:

@@ -86,12 +86,13 @@ def _read_intensities(stack: SliceStack) -> Scan:
     padded = np.stack(
         [find_padding(v, header) for v, header in zip(planes, stack.headers, strict=True)]
     )
-    voxels = np.stack(planes)
+    values = np.stack(planes)
     if padded.any() and not padded.all():
-        voxels[padded] = voxels[~padded].min()
+        values[padded] = values[~padded].min()
+    voxels = as_small_integers(values)
     if not stack.is_even:
         voxels = _interpolate_evenly(voxels, stack)
-    volume = to_ras(as_small_integers(voxels).T, stack.affine())
+    volume = to_ras(voxels.T, stack.affine())
     return Scan(volume, stack.affine(), hu_facts(volume.array), stack.warnings)
 
 
@@ -162,7 +163,7 @@ def find_padding(hu: NDArray[np.number], header: SliceHeader) -> NDArray[np.bool
 
 
 def _interpolate_evenly(voxels: NDArray[Any], stack: SliceStack) -> NDArray[Any]:
-    """Return slices at even steps, linear between the two neighbours of each."""
+    """Return slices at even steps, linear between the two neighbours; integers are rounded."""
     positions = stack.positions
     step = float(np.linalg.norm(stack.step))
     wanted = np.arange(positions[0], positions[-1] + step / 2, step)
@@ -171,7 +172,8 @@ def _interpolate_evenly(voxels: NDArray[Any], stack: SliceStack) -> NDArray[Any]
     weights = np.clip((wanted - before) / (positions[after] - before), 0, 1)
     even = np.empty((len(wanted), *voxels.shape[1:]), voxels.dtype)
     for plane, k, weight in zip(even, after, weights, strict=True):
-        plane[:] = np.rint(voxels[k - 1] * (1 - weight) + voxels[k] * weight)
+        mixed = voxels[k - 1] * (1 - weight) + voxels[k] * weight
+        plane[:] = np.rint(mixed) if voxels.dtype.kind == "i" else mixed
     return even
 
 

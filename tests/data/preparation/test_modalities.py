@@ -9,7 +9,11 @@ import nibabel as nib
 import numpy as np
 from pydicom.dataset import Dataset
 
+from data.preparation.pixels import read_stack
+from data.preparation.series import stack_slices
+from data.preparation.sources import discover_sources
 from data.volumes import load_volume
+from options.prepare_options import SeriesOptions
 from tests.chests import SIZE, SPACING, write_series
 from tests.commands import command, refused
 from tests.mr_cohort import write_mr_cohort
@@ -48,6 +52,43 @@ def test_volumes_keep_their_intensities(tmp_path: Path) -> None:
     refused(command(*words, "--masks", "threshold"), "finds lungs in chest CT", "--mask_dir")
     refused(command(*words, "--kernel", "soft"), "which chest CT has")
     refused(command(*words, "--source", "aiib23"), "is a cohort of chest CT (aiib23)")
+
+
+def test_resampled_volumes_keep_the_range_of_their_intensities(tmp_path: Path) -> None:
+    cohort = write_mr_cohort(tmp_path / "heads", 2)
+    gains = {"head0": 8, "head1": 0.001}  # beyond the range of HU, and fractions
+    for name, gain in gains.items():
+        path = cohort / "img" / f"{name}.nii.gz"
+        scan = load_volume(path)
+        array = scan.array * gain
+        nib.save(
+            nib.Nifti1Image(array.astype(np.int16 if gain > 1 else np.float32), scan.affine), path
+        )
+    words = ("--ids", "keep", "--spacing", "2,2,2")
+    done = command("scripts/prepare_data.py", cohort, tmp_path / "out", *MR, *words)
+    assert done.code == 0, done.text
+    for name in gains:
+        before, after = (
+            load_volume(root / "img" / f"{name}.nii.gz").array
+            for root in (cohort, tmp_path / "out")
+        )
+        assert after.shape == (20, 20, 20) and after.dtype == before.dtype
+        np.testing.assert_allclose(after.max(), before.max(), rtol=0.05)
+        np.testing.assert_allclose(after.mean(), before.mean(), rtol=0.02)
+
+
+def test_uneven_slices_of_fractions_are_interpolated(tmp_path: Path) -> None:
+    def thin(d: Dataset, z: int) -> None:
+        head(d, z)
+        d.RescaleSlope, d.RescaleIntercept = 0.001, 0.0
+
+    whole = np.broadcast_to(np.arange(1000, 1000 + 10 * SIZE[2], 10), SIZE).astype(np.int16)
+    files = write_series(tmp_path / "in", edit=thin, hu=whole - np.int16(1024))
+    files[10].unlink()
+    source = discover_sources(tmp_path / "in", "dicom", SeriesOptions(), modality="mr").sources[0]
+    assert source.series is not None
+    scan = read_stack(stack_slices(source.series, "resample", is_ct=False), is_ct=False)
+    np.testing.assert_allclose(scan.volume.array, whole / 1000, atol=1e-5)
 
 
 def head(d: Dataset, z: int) -> None:
