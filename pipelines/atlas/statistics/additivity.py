@@ -47,7 +47,7 @@ ADDITIVITY_COLUMNS = (
 )
 CURVE_COLUMNS = ("column", "value", "outcome", "region", "cases", "real", "low", "high")
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 Row = dict[str, Any]
 
 
@@ -203,7 +203,7 @@ class _AttributeModel:
         for number in range(len(self.designs)):
             # A column without unknown cells is the same in every table.
             same = min(number, len(self.scans.completed.of_columns([other])) - 1)
-            blocks.append(self.tables.block(same, other).to_numpy(float))
+            blocks.append(self.tables.block(same, other))
         width = min(block.shape[1] for block in blocks)
         if not width or any(block.shape[1] != width for block in blocks):
             return {"cases": cases, "reason": f"{other} hardly varies"}

@@ -170,7 +170,11 @@ class _EncodedTable:
 
 def pool_levels(values: pd.Series) -> pd.Series:
     """Return a category with its rare levels pooled, or in its commonest level where few remain."""
-    levels = values.where(values.map(values.value_counts()) >= MIN_LEVEL_CASES, OTHER)
+    counts = values.value_counts()
+    rare = counts.index[counts < MIN_LEVEL_CASES]
+    if rare.empty:
+        return values
+    levels = values.where(~values.isin(rare), OTHER)
     counts = levels.value_counts()
     if counts.get(OTHER, MIN_LEVEL_CASES) < MIN_LEVEL_CASES:
         levels = levels.replace(OTHER, counts.index[0])

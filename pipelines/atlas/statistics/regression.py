@@ -206,7 +206,7 @@ class AttributeTables:
     terms: pd.DataFrame
     attribute: AtlasAttribute
     scans: RealScans
-    blocks: dict[tuple[int, str], pd.DataFrame] = field(default_factory=dict)
+    blocks: dict[tuple[int, str], Floats] = field(default_factory=dict)
 
     @classmethod
     def from_scans(cls, scans: RealScans, attribute: AtlasAttribute) -> AttributeTables:
@@ -225,12 +225,12 @@ class AttributeTables:
             blocks = [self.block(number, covariate) for covariate in covariates]
             if volume:
                 logged = self.scans.log_volume.loc[self.terms.index]
-                blocks.append((logged - logged.mean()).to_frame(VOLUME))
+                blocks.append((logged - logged.mean()).to_numpy(float)[:, None])
             designs.append(Design.from_blocks(self.terms, blocks, self.attribute))
         rows = self.scans.table.loc[self.terms.index, list(covariates)]
         return Designs(designs, int((rows == "").any(axis=1).sum()))
 
-    def block(self, number: int, covariate: str) -> pd.DataFrame:
+    def block(self, number: int, covariate: str) -> Floats:
         """Return the columns of a covariate in one of the tables; all hold the known ones."""
         key = (number if covariate in self.scans.completed.imputed else 0, covariate)
         if key not in self.blocks:
@@ -314,13 +314,12 @@ class Design:
 
     @classmethod
     def from_blocks(
-        cls, terms: pd.DataFrame, blocks: Sequence[pd.DataFrame], attribute: AtlasAttribute
+        cls, terms: pd.DataFrame, blocks: Sequence[Floats], attribute: AtlasAttribute
     ) -> Design:
         """Join the terms of an attribute and the columns of its covariates; constant ones go."""
         columns = [np.ones((len(terms), 1)), terms.to_numpy(float)]
         for block in blocks:
-            values = block.to_numpy(float)
-            columns.append(values[:, np.ptp(values, axis=0) > 0] if len(values) else values)
+            columns.append(block[:, np.ptp(block, axis=0) > 0] if len(block) else block)
         return cls(np.hstack(columns), terms.index, tuple(map(str, terms.columns)), attribute)
 
     def estimate_terms(
@@ -474,16 +473,20 @@ def _attribute_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFra
     return pd.get_dummies(values).drop(columns=attribute.reference)
 
 
-def covariate_columns(values: pd.Series) -> pd.DataFrame:
-    """Return a covariate, known in every case, as columns of a design; rare levels are pooled."""
+def covariate_columns(values: pd.Series) -> Floats:
+    """Return a covariate, known in every case, as columns of a design `(cases, columns)`.
+
+    They are the centred number, or an indicator of each level but the commonest; rare levels are
+    pooled.
+    """
     if values.empty:
-        return pd.DataFrame(index=values.index)
+        return np.empty((0, 0))
     if is_number_column(values):
-        numbers = pd.to_numeric(values)
-        return (numbers - numbers.mean()).to_frame(values.name)
-    levels = pool_levels(values)
-    reference = f"{values.name}_{levels.value_counts().index[0]}"
-    return pd.get_dummies(levels, prefix=str(values.name)).drop(columns=reference)
+        numbers = pd.to_numeric(values).to_numpy(float)
+        return (numbers - numbers.mean())[:, None]
+    codes, levels = pd.factorize(pool_levels(values), sort=True)
+    indicators = (codes[:, None] == np.arange(len(levels))).astype(float)
+    return np.delete(indicators, indicators.sum(0).argmax(), axis=1)
 
 
 def variance_inflation(x: np.ndarray, indices: Sequence[int]) -> float:
