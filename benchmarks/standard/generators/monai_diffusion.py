@@ -1,7 +1,8 @@
 """MONAI's own 3D diffusion U-Net: the mask as further channels, the row by cross-attention.
 
 It predicts v on MONAI's DDPM schedule and samples with DDIM, on whole volumes. Set the length of
-training with --minutes. It needs the package einops (requirements-dev.txt).
+training with --minutes: of one processor core, or of the GPU's clock. It needs the package einops
+(requirements-dev.txt).
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def train(folder: Path, work: Path, minutes: float, size: str, gpu_ids: str) -> 
     optimizer = torch.optim.AdamW(network.parameters(), 2e-4)
     images: dict[int, tuple[Tensor, Tensor]] = {}
     rng = np.random.default_rng(0)
-    start, step = time.perf_counter(), 0
-    while not step or time.perf_counter() - start < 60 * minutes:
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    start, step = clock(), 0
+    while not step or clock() - start < 60 * minutes:
         number = int(rng.integers(len(cases)))
         if number not in images:
             unit = torch.from_numpy(to_unit(cases[number].scan(), WINDOW))[None, None].float()
