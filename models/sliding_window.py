@@ -290,7 +290,7 @@ class SlidingWindow:
 
     def coarser(self, factor: int) -> SlidingWindow:
         """Return the same tiles on a grid of voxels `factor` times as large."""
-        tile = tuple(side // factor for side in self.tile)
+        tile = tuple(round_up(side, self.multiple) // factor for side in self.tile)
         return replace(self, tile=tile, multiple=max(1, self.multiple // factor))
 
     def _report(self, number: int, steps: int) -> None:

@@ -12,7 +12,14 @@ from torch import Tensor
 from models.base_model import Condition
 from models.diffusion_model import DiffusionModel
 from models.pix2pixhd_model import Pix2PixHDModel
-from models.sliding_window import MAX_WHOLE_BYTES, ScaledInput, SlidingWindow, TileReach, pad_edge
+from models.sliding_window import (
+    MAX_WHOLE_BYTES,
+    ScaledInput,
+    SlidingWindow,
+    TileReach,
+    pad_edge,
+    round_up,
+)
 from tests.networks import LABELS, WIDTH, batch, text, train_options
 from util.cli import UserError
 
@@ -178,3 +185,12 @@ def test_diffusion_takes_small_volumes_at_once(norm: str, calls: int) -> None:
         sampled = model._on_sampled_grid(condition, window)
         model._run_tiles(torch.randn(1, 1, 32, 32, 32), torch.zeros(1), *sampled)
     assert len(seen) == calls
+
+
+@pytest.mark.parametrize(("tile", "multiple", "factor"), [(50, 16, 4), (30, 8, 8), (14, 4, 4)])
+def test_coarser_tiles_are_those_that_run(tile: int, multiple: int, factor: int) -> None:
+    """Of a tile that is rounded up, a coarser grid has the rounded one."""
+    window = SlidingWindow((tile, tile, tile), multiple)
+    coarser = window.coarser(factor)
+    assert coarser.tile == (round_up(tile, multiple) // factor,) * 3
+    assert coarser.multiple == multiple // factor
