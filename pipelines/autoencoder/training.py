@@ -25,6 +25,7 @@ from models.networks.autoencoder import (
     build_autoencoder,
     config_file,
 )
+from models.networks.condition import organ_region
 from options.autoencoder_options import AutoencoderCommand, AutoencoderOptions
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError
@@ -123,11 +124,11 @@ def autoencoder_loss(
     Args:
         network: Returns the reconstruction, and mean mu and SD sigma of the latents.
         image: `(B, 1, X, Y, Z)` in [-1, 1].
-        mask: `(B, K, X, Y, Z)` one-hot, background first.
+        mask: `(B, K, X, Y, Z)`, see `util.volume_inputs.mask_input`.
         options: Weights of labels and of the Kullback-Leibler term.
     """
     reconstruction, mu, sigma = network(image)
-    weight = 1 + (options.label_weight - 1) * (1 - mask[:, :1])
+    weight = 1 + (options.label_weight - 1) * organ_region(mask, None)
     error = ((reconstruction - image).abs() * weight).mean()
     # KL(N(mu, sigma^2) || N(0, 1)), Kingma & Welling 2014, appendix B.
     kl = 0.5 * (mu.square() + sigma.square() - 2 * sigma.clamp_min(1e-6).log() - 1)
@@ -191,7 +192,7 @@ def evaluate_autoencoder(
     errors = []
     for batch in batches:
         image = batch["image"]
-        labelled = batch["mask"][:, :1] == 0
+        labelled = organ_region(batch["mask"], None) > 0
         z = autoencoder.encode(image)
         latents.append(z)
         errors.append((autoencoder.decode(z) - image)[labelled].abs())
