@@ -85,8 +85,8 @@ class GenerativeModel(ABC):
         invertible: Whether `invert` finds the noise that gives a real scan.
         exact_tiles: Whether tiles with a halo have the values of the whole volume; those of other
             models overlap and are blended.
-        label_offsets: First channel of the mask's labels in the input of each network, by name;
-            the labels are consecutive.
+        label_offsets: First channel of the mask's labels in an input where it is not 0, by the
+            beginning of the names of its weights, such as `G.stem`; the labels are consecutive.
     """
 
     networks: dict[str, nn.Module]

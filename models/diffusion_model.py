@@ -87,7 +87,7 @@ class DiffusionModel(GenerativeModel):
         edm = diffusion.preconditioning == "edm"
         default = self.space.sigma_data if edm else self.space.sigma
         self.schedule = NoiseSchedule(diffusion, diffusion.sigma_data or default)
-        self.label_offsets = {"G": self.space.channels}  # behind the noisy image
+        self.label_offsets = {"G.stem": self.space.channels}  # behind the noisy image
         self.raw = {
             "G": Denoiser(
                 options.generator,

@@ -52,7 +52,7 @@ class Pix2PixHDModel(GenerativeModel):
 
     boxed_inputs = True
     # The discriminator sees a volume and its detail before the mask.
-    label_offsets = MappingProxyType({"G": 0, "D": 2})
+    label_offsets = MappingProxyType({"D.scales": 2})
 
     def __init__(
         self, options: TrainOptions, n_labels: int, text_width: int, training: bool = True

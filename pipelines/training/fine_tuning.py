@@ -30,10 +30,12 @@ from pipelines.training.coarse_to_fine import load_global_generator
 from pipelines.training.study import Study
 from util.cli import UserError, format_list
 from util.training import checkpoint, runs
+from util.volume_inputs import MAX_ONE_HOT
 
 log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, torch.Size]
+BODY = -1  # stands for the body's label, whatever its number
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class SourceRun:
         """
         parts = self.state["parts"]
         old_labels = self.state["labels"]
+        bodies = self.options.data.body_number, model.options.data.body_number
+        label_map = _label_map(old_labels, labels, bodies)
         width = 0 if text is None else len(text)
         for name, network in model.raw.items():
             averaged = name == model.ema_network and "average" in parts
@@ -129,10 +133,13 @@ class SourceRun:
                 continue
             tensors = checkpoint.load_part(self.checkpoint_dir, part)
             roles = _roles(self.options, name, len(old_labels), width)
-            mapped = _Mapping(
-                roles, _label_map(old_labels, labels), model.label_offsets.get(name, 0), text
-            )
-            self._load_network(name, network, tensors, mapped)
+            offsets = {
+                start.removeprefix(f"{name}."): first
+                for start, first in model.label_offsets.items()
+                if start.startswith(f"{name}.")
+            }
+            mapping = _Mapping(roles, label_map, offsets, text)
+            self._load_network(name, network, tensors, mapping)
 
     def _load_network(
         self, name: str, network: nn.Module, tensors: Mapping[str, Tensor], mapping: _Mapping
@@ -182,27 +189,28 @@ class _Mapping:
     Attributes:
         roles: Dimensions that labels and text enter by.
         labels: `(K_old, K_new)`, 1 where two channels are the same label.
-        offset: First channel of the labels.
+        offsets: First channel of the labels where it is not 0, by the beginning of names.
         text: `(C_old, C_new)`; None where no text is mapped.
     """
 
     roles: _Roles
     labels: Tensor
-    offset: int
+    offsets: Mapping[str, int]
     text: Tensor | None
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """Return a tensor of the source for the new network."""
         if name in self.roles.labels:
-            tensor = self._map_labels(tensor, self.roles.labels[name])
+            first = next((n for start, n in self.offsets.items() if name.startswith(start)), 0)
+            tensor = self._map_labels(tensor, self.roles.labels[name], first)
         if name in self.roles.text and self.text is not None:
             tensor = _map_dimension(tensor, self.roles.text[name], self.text)
         return tensor.contiguous()
 
-    def _map_labels(self, tensor: Tensor, dimension: int) -> Tensor:
+    def _map_labels(self, tensor: Tensor, dimension: int, first: int) -> Tensor:
         known = len(self.labels)
-        rest = tensor.shape[dimension] - self.offset - known
-        before, labels, after = tensor.split([self.offset, known, rest], dimension)
+        rest = tensor.shape[dimension] - first - known
+        before, labels, after = tensor.split([first, known, rest], dimension)
         return torch.cat([before, _map_dimension(labels, dimension, self.labels), after], dimension)
 
 
@@ -212,7 +220,19 @@ def _map_dimension(tensor: Tensor, dimension: int, matrix: Tensor) -> Tensor:
     return (moved @ matrix.to(moved.dtype)).movedim(-1, dimension)
 
 
-def _label_map(old: Sequence[int], new: Sequence[int]) -> Tensor:
+def _label_map(
+    old: Sequence[int], new: Sequence[int], bodies: tuple[int | None, int | None]
+) -> Tensor:
+    """Return `(K_old, K_new)`, 1 where two labels have the same number or are both the body.
+
+    A body that is found in scans gets the next free label, which lesions move.
+
+    Args:
+        bodies: Labels of the old and the new body, if there are any.
+    """
+    if None not in bodies:
+        old = [BODY if label == bodies[0] else label for label in old]
+        new = [BODY if label == bodies[1] else label for label in new]
     unknown = [label for label in new if label not in old]
     if unknown:
         log.info("Labels that the source does not have start without effect: %s.", unknown)
@@ -230,9 +250,11 @@ def _roles(options: TrainOptions, network: str, n_labels: int, text_width: int) 
     """
     width = text_width or 8
     base = _shapes(options, network, n_labels, width)
+    # One label more than `MAX_ONE_HOT` would be another way for labels to enter.
+    labels = n_labels - 1 if n_labels == MAX_ONE_HOT else n_labels + 1
     return _Roles(
-        _grown(base, _shapes(options, network, n_labels + 1, width)),
-        _grown(base, _shapes(options, network, n_labels, width + 1)),
+        _changed(base, _shapes(options, network, labels, width)),
+        _changed(base, _shapes(options, network, n_labels, width + 1)),
     )
 
 
@@ -245,14 +267,14 @@ def _shapes(options: TrainOptions, network: str, n_labels: int, width: int) -> S
     return {name: tensor.shape for name, tensor in model.raw[network].state_dict().items()}
 
 
-def _grown(base: Shapes, larger: Shapes) -> dict[str, int]:
-    """Return the dimension that is longer by one, by tensor."""
-    grown = {}
+def _changed(base: Shapes, other: Shapes) -> dict[str, int]:
+    """Return the dimension whose length differs, by tensor."""
+    changed = {}
     for name, shape in base.items():
-        longer = [d for d, (a, b) in enumerate(zip(shape, larger[name], strict=True)) if b > a]
-        if longer:
-            grown[name] = longer[0]
-    return grown
+        differing = [d for d, (a, b) in enumerate(zip(shape, other[name], strict=True)) if a != b]
+        if differing:
+            changed[name] = differing[0]
+    return changed
 
 
 def _text_modules(network: nn.Module, text: Mapping[str, int]) -> list[str]:

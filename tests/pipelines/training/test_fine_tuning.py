@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from data.volumes import load_volume, write_like
+from models.base_model import MODELS
+from models.diffusion_model import embed_labels
+from models.networks.denoiser import MEAN_LEVEL
 from models.pix2pixhd_model import Pix2PixHDModel
 from models.text.base_encoder import TextEmbedding
 from models.text.table_encoder import TableEncoder
@@ -23,6 +26,8 @@ from pipelines.training.fine_tuning import SourceRun, freeze
 from tests.commands import TINY, TrainedRun, command, refused
 from train import read_options
 from util.cli import UserError
+from util.training import checkpoint
+from util.volume_inputs import mask_input
 
 OLD = [["SEX is F", "AGE is 60"], ["SEX is M", "AGE is 50"], ["SEX is M", "AGE is 70"]]
 NEW = [["SEX is M", "DRUG is x"], ["AGE is 55", "DRUG is y"], ["A is b"]]
@@ -89,6 +94,77 @@ def test_volumes_of_known_labels_and_text_stay(source: SourceRun) -> None:
             for model, c, p in zip((old, new), condition, pooled, strict=True)
         )
         torch.testing.assert_close(two[0].scores, one[0].scores, rtol=0, atol=1e-4)
+
+
+def random_source(folder: Path, options: TrainOptions, labels: list[int]) -> SourceRun:
+    """An untrained run with random weights, also where training starts with zeros."""
+    torch.manual_seed(0)
+    networks = MODELS[options.generator.model](options, len(labels), 6).raw
+    with torch.no_grad():
+        for network in networks.values():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    parts = {name: network.state_dict() for name, network in networks.items()}
+    state = {"step": 0, "parts": sorted(parts), "labels": labels}
+    checkpoint.save(folder, parts, state)
+    return SourceRun(folder, options, folder, state)
+
+
+def with_body(options: TrainOptions, body: int) -> TrainOptions:
+    data = dataclasses.replace(options.data, body_label=str(body))
+    return dataclasses.replace(options, data=data)
+
+
+MANY = [0, *range(1, 20)]
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new"),
+    [
+        ("pix2pixhd", [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]),  # 4 becomes a lesion, the body 5
+        ("pix2pixhd", [0, *range(1, 16)], [0, *range(1, 14), 15]),
+        ("pix2pixhd", MANY, [0, 20, *MANY[1:]]),
+        ("diffusion", [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]),
+        ("diffusion", MANY, [0, 20, *MANY[1:]]),
+    ],
+)
+def test_known_labels_keep_their_weights(
+    model: str, old: list[int], new: list[int], tmp_path: Path
+) -> None:
+    """Few and many labels, in all networks, and a body whose number is another one."""
+    words = ("--model", model, "--precision", "fp32")
+    options = with_body(tiny_options(*words), old[-1])
+    source = random_source(tmp_path / "source", options, old)
+    before = MODELS[model](options, len(old), 6)
+    for name, network in before.raw.items():
+        network.load_state_dict(load_file(tmp_path / "source" / f"{name}.safetensors"))
+    after = MODELS[model](with_body(options, new[-1]), len(new), 6)
+    source.load_weights(after, new, torch.eye(6))
+
+    known = [n for n in old[:-1] if n in new]  # the body is last in both
+    random = torch.Generator().manual_seed(1)
+    drawn = torch.randint(len(known) + 1, (1, 16, 16, 8), generator=random)
+    old_places = torch.tensor([*(old.index(n) for n in known), len(old) - 1], dtype=torch.uint8)
+    new_places = torch.tensor([*(new.index(n) for n in known), len(new) - 1], dtype=torch.uint8)
+    tokens = torch.randn(1, 2, 6, generator=random)
+    text = TextEmbedding(tokens, torch.ones(1, 2, dtype=torch.bool), tokens.sum(1))
+    volume = torch.randn(1, 1, 16, 16, 8, generator=random)
+    coords = torch.randn(1, 3, 16, 16, 8, generator=random)
+    outputs = []
+    for built, places, labels in ((before, old_places, old), (after, new_places, new)):
+        mask = mask_input(places[drawn], len(labels))
+        generator = built.raw["G"].eval()
+        with torch.no_grad():
+            if model == "diffusion":
+                level = torch.tensor([MEAN_LEVEL])
+                mask = embed_labels(generator, mask)
+                outputs.append([generator(volume, level, mask, coords, text)])
+                continue
+            noise = volume.expand(-1, built.noise_channels, -1, -1, -1)
+            generated = generator(mask, coords, noise, text)
+            judged, _ = built.raw["D"](volume, torch.cat([mask, coords], 1), text.pooled)
+            outputs.append([generated, *(scale.scores for scale in judged)])
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
 
 
 def test_another_encoder_leaves_text_without_effect(source: SourceRun) -> None:
