@@ -157,11 +157,11 @@ class MeasureOptions:
     )
     draws: int = flag(
         100,
-        "Number of random halves of the real scans, and of bootstrap resamples.",
+        "Number of random divisions of the real scans, and of bootstrap resamples.",
         low=10,
         high=10000,
     )
-    seed: int = flag(1, "Seed of the halves and resamples.", low=0)
+    seed: int = flag(1, "Seed of the divisions and resamples.", low=0)
     gpu_ids: str = flag(
         "", "GPU that computes features, such as 0; -1 for the CPU; default: a GPU if available."
     )

@@ -1,4 +1,4 @@
-"""Baselines and intervals of metrics: random halves of the real scans and resampled volumes."""
+"""Baselines and intervals of metrics: random parts of the real scans and resampled volumes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Metric:
         name: The measured quantity with its unit.
         value: Over all volumes.
         low: Lower end of the 95 % bootstrap interval over volumes; `high` is its upper end.
-        matched: The same between as many volumes as a half of the real scans holds, so that it can
-            be compared with the baseline.
-        baseline: The value of equal sets, such as the mean between two random halves of the real
-            scans; `baseline_high` is the 95th percentile over the random halves.
+        matched: The same between as many volumes as two random parts of the real scans hold, so
+            that it can be compared with the baseline.
+        baseline: The value of equal sets, such as the mean between two random parts of the real
+            scans; `baseline_high` is the 95th percentile over the random parts.
         ceiling: The value of real scans, where more is better.
         better: "low" (the smaller the better), "high", "near" (the nearer to the baseline the
             better), or "zero".
@@ -61,14 +61,15 @@ class ResamplingPlan:
     Attributes:
         real: Indices of all real scans.
         synthetic: Indices of all synthetic volumes.
-        halves: Pairs of random halves of the real scans.
-        matched: Pairs of half of the real scans and as many synthetic volumes.
+        parts: Pairs of random parts of the real scans that share none: halves, or parts as large
+            as the synthetic set where that is smaller than a half.
+        matched: Pairs of such a part and as many synthetic volumes.
         bootstrap: Pairs of bootstrap resamples of both sets.
     """
 
     real: Index
     synthetic: Index
-    halves: tuple[tuple[Index, Index], ...]
+    parts: tuple[tuple[Index, Index], ...]
     matched: tuple[tuple[Index, Index], ...]
     bootstrap: tuple[tuple[Index, Index], ...]
 
@@ -78,16 +79,16 @@ class ResamplingPlan:
         rng = np.random.default_rng([seed, n, m])
         real = np.arange(n)
         synthetic = np.arange(n, n + m)
-        half = n // 2
-        halves = []
+        size = min(n // 2, m)
+        parts = []
         matched = []
         bootstrap = []
         for _ in range(resamples):
             order = rng.permutation(real)
-            halves.append((order[:half], order[half : 2 * half]))
-            matched.append((order[:half], rng.choice(synthetic, min(half, m), replace=False)))
+            parts.append((order[:size], order[size : 2 * size]))
+            matched.append((order[:size], rng.choice(synthetic, size, replace=False)))
             bootstrap.append((rng.choice(real, n), rng.choice(synthetic, m)))
-        return cls(real, synthetic, tuple(halves), tuple(matched), tuple(bootstrap))
+        return cls(real, synthetic, tuple(parts), tuple(matched), tuple(bootstrap))
 
 
 def centred_interval(value: float, resampled: NDArray[np.floating]) -> tuple[float, float]:
@@ -123,14 +124,14 @@ def compare_with_baseline(
         progress: Wraps the loop over resamples, for a progress bar.
     """
     value = distance(plan.real, plan.synthetic)
-    kinds = (plan.halves, plan.matched, plan.bootstrap)
-    distances = np.full((3, max(len(plan.halves), 1)), np.nan)
-    for i in progress(range(len(plan.halves))):
+    kinds = (plan.parts, plan.matched, plan.bootstrap)
+    distances = np.full((3, max(len(plan.parts), 1)), np.nan)
+    for i in progress(range(len(plan.parts))):
         for row, kind in zip(distances, kinds, strict=True):
             first, second = kind[i]
             if len(first) and len(second):
                 row[i] = distance(first, second)
-    halves, matched, bootstrap = distances
+    parts, matched, bootstrap = distances
     low, high = centred_interval(value, bootstrap)
     return Metric(
         group,
@@ -139,8 +140,8 @@ def compare_with_baseline(
         max(low, lower_bound),
         high,
         matched=finite_mean(matched),
-        baseline=finite_mean(halves),
-        baseline_high=finite_percentiles(halves, (95,))[0],
+        baseline=finite_mean(parts),
+        baseline_high=finite_percentiles(parts, (95,))[0],
         note=note,
     )
 

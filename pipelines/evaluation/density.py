@@ -159,13 +159,13 @@ def _histogram_shares(volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float
 def _mean_difference(
     group: str, name: str, values: NDArray[np.float64], plan: ResamplingPlan
 ) -> Metric:
-    """Return the difference of two means; its baseline is the absolute one of two halves."""
+    """Return the difference of two means; its baseline is the absolute one of two parts."""
 
     def difference(one: Index, two: Index) -> float:
         return finite_mean(values[two]) - finite_mean(values[one])
 
     signed = compare_with_baseline(group, name, difference, plan)
-    sizes = np.abs([difference(one, two) for one, two in plan.halves])
+    sizes = np.abs([difference(one, two) for one, two in plan.parts])
     real = finite_mean(values[plan.real])
     synthetic = finite_mean(values[plan.synthetic])
     return Metric(

@@ -29,15 +29,16 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "Realism",
         "Distances between the real and the synthetic set, in the features of a network. Smaller "
         "is better. No set can be expected below the baseline, the distance between two random "
-        "halves of the real scans. Compare the column “at the baseline's size” with the baseline, "
-        "because both are of equally many volumes and FID falls with their number. With fewer "
-        "volumes than some hundreds, read KID or MMD: they do not depend on the number. Only "
-        "metrics of the same network, grid and number of volumes can be compared.",
+        "halves of the real scans, or parts as large as the synthetic set where that is smaller. "
+        "Compare the column “at the baseline's size” with the baseline, because both are of "
+        "equally many volumes and FID falls with their number. With fewer volumes than some "
+        "hundreds, read KID or MMD: they do not depend on the number. Only metrics of the same "
+        "network, grid and number of volumes can be compared.",
     ),
     "hu": (
         "Density in HU",
         "Density of the lungs within the masks. A difference of 0 is right. A difference within "
-        "the baseline is as large as chance makes it between two halves of the real scans.",
+        "the baseline is as large as chance makes it between two random parts of the real scans.",
     ),
     "texture": (
         "Texture of the lungs",

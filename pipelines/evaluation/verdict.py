@@ -15,6 +15,7 @@ BEYOND = "beyond the baseline"
 TEXT_SHOWS = "text shows"
 NO_TEXT = "no more than chance"
 MORE_ALIKE = "more alike than real pairs"
+NOT_MORE_ALIKE = "in the range of real pairs, or less alike"
 # Metrics whose figures the verdict names, by the beginning of their name.
 NAMED_DIFFERENCES = {"Mean lung attenuation": "mean lung attenuation", "Detail SD": "detail SD"}
 CONTROL = " read from volumes of "  # in the name of a metric of controls
@@ -28,7 +29,7 @@ def interpret_metric(metric: Metric) -> str:
         return WITHIN if abs(metric.value) <= metric.baseline_high else BEYOND
     if metric.better == "near":
         more_alike = metric.low > metric.baseline_high
-        return MORE_ALIKE if more_alike else "as real pairs or less alike"
+        return MORE_ALIKE if more_alike else NOT_MORE_ALIKE
     if metric.group == "text":
         shows = metric.value < metric.baseline_high
         if metric.better == "high":
@@ -71,7 +72,7 @@ def _copies_sentence(copies: Sequence[CopyVerdict] | None) -> str:
 
 
 def _separation_sentence(metrics: Sequence[Metric]) -> str:
-    """Return how many metrics tell the synthetic set from a half of the real scans."""
+    """Return how many metrics tell the synthetic set from a part of the real scans."""
     readings = [interpret_metric(metric) for metric in metrics]
     beyond = readings.count(BEYOND)
     judged = beyond + readings.count(WITHIN)
@@ -106,7 +107,7 @@ def _realism_figure(metrics: Sequence[Metric]) -> str:
         if metric.group == "realism" and np.isfinite(metric.baseline):
             size = metric.matched if np.isfinite(metric.matched) else metric.value
             return (
-                f"{metric.name}: {size:.3g}, between halves of the real scans {metric.baseline:.3g}"
+                f"{metric.name}: {size:.3g}, between parts of the real scans {metric.baseline:.3g}"
             )
     return ""
 

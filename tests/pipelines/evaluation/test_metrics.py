@@ -40,18 +40,31 @@ from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
 # --- baselines
 
 
-def test_draws_take_halves_that_share_nothing() -> None:
-    plan = ResamplingPlan.from_counts(9, 3, 20, 1)
-    for one, two in plan.halves:
+@pytest.mark.parametrize(("synthetic", "size"), [(3, 3), (4, 4), (20, 4)])
+def test_draws_take_parts_that_share_nothing(synthetic: int, size: int) -> None:
+    """Halves, or parts as large as the synthetic set where that is smaller."""
+    plan = ResamplingPlan.from_counts(9, synthetic, 20, 1)
+    for one, two in plan.parts:
         assert (
-            len(one) == len(two) == 4
+            len(one) == len(two) == size
             and not set(one) & set(two)
             and set(one) | set(two) <= set(range(9))
         )
-    assert all(len(b) == 3 and set(b) <= {9, 10, 11} for _, b in plan.matched)
-    again, second_seed = (ResamplingPlan.from_counts(9, 3, 20, seed) for seed in (1, 2))
-    assert plan.halves[0][0].tolist() == again.halves[0][0].tolist()
-    assert plan.halves[0][0].tolist() != second_seed.halves[0][0].tolist()
+    for one, two in plan.matched:
+        assert len(one) == len(two) == size
+        assert set(one) <= set(range(9)) and set(two) <= set(range(9, 9 + synthetic))
+    again, second_seed = (ResamplingPlan.from_counts(9, synthetic, 20, seed) for seed in (1, 2))
+    assert plan.parts[0][0].tolist() == again.parts[0][0].tolist()
+    assert plan.parts[0][0].tolist() != second_seed.parts[0][0].tolist()
+
+
+def test_few_volumes_of_the_same_kind_lie_within_the_baseline() -> None:
+    """FID grows as sets shrink, so the baseline must be of sets as small as the synthetic one."""
+    values = np.random.default_rng(3).normal(size=(120, 1, 8))
+    plan = ResamplingPlan.from_counts(100, 20, 60, 0)
+    metric = compare_with_baseline("realism", "few", FrechetDistance(values), plan)
+    assert metric.matched == pytest.approx(metric.baseline, rel=0.3)
+    assert interpret_metric(metric) == "within the baseline"
 
 
 def test_baseline_of_equal_sets_holds_their_distance() -> None:
@@ -115,7 +128,7 @@ def test_the_verdict_names_what_decides_it() -> None:
     assert verdict_sentence(judged, copies) == (
         "Called copies of training scans: 1 of 2 volumes. Told apart from real scans: 2 of 3 "
         "measures lie beyond the baseline. The text of AGE shows in the volumes. The text of SEX "
-        "shows no more than chance. 2.5D FID, random: 8, between halves of the real scans 2; mean "
+        "shows no more than chance. 2.5D FID, random: 8, between parts of the real scans 2; mean "
         "lung attenuation -3.0 HU [-5.0, -1.0]; detail SD -9.0 HU [-10.0, -8.0]."
     )
     near = [replace(m, baseline_high=10.0) for m in judged[:3]]
