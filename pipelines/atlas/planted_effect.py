@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
+from data.integrity import find_voxel_data
 from data.load_cohort import load_cohort
 from data.regions import regions_of
 from data.resampling import group_by_patient, patients_of
+from data.splits import read_splits, save_splits
+from data.text.values import match_ids
 from data.volumes import load_volume, strip_suffix, write_like
 from options.base_options import DataOptions
 from options.checks import check_chest_ct
@@ -149,9 +152,16 @@ class _CohortCopy:
         write_csv(self.folder / "clinical.csv", [key, *known, column], rows)
 
     def write_splits(self) -> None:
-        """Copy the splits as they are."""
-        if (self.cohort.root / SPLITS_FILE).is_file():
-            shutil.copy2(self.cohort.root / SPLITS_FILE, self.folder / SPLITS_FILE)
+        """Copy the splits of the cases in the copy."""
+        path = Path(self.data.splits or self.cohort.root / SPLITS_FILE)
+        if not path.is_file():
+            return
+        splits = read_splits(path, [*self.values, *self.cohort.rejected])
+        kept = {
+            name: tuple(case for case in members if case in self.values)
+            for name, members in splits.items()
+        }
+        save_splits(self.folder / SPLITS_FILE, kept)
 
     def write_prompts(self) -> None:
         """Copy the prompts, and add the new column to them."""
@@ -160,11 +170,12 @@ class _CohortCopy:
             return
         columns = ["File Name", "Prompt"]
         rows = read_csv(source, columns)
-        for row in rows:
-            value = self.values.get(strip_suffix(row["File Name"].strip()))
-            if value is not None:
+        names = [strip_suffix(row["File Name"].strip()) for row in rows]
+        cases = match_ids(names, self.values, str(source))
+        for row, name in zip(rows, names, strict=True):
+            if name in cases:
                 text = row["Prompt"].strip().rstrip(".,;")
-                row["Prompt"] = f"{text}, {self.options.column} is {value}."
+                row["Prompt"] = f"{text}, {self.options.column} is {self.values[cases[name]]}."
         prompts = [{column: row[column] for column in columns} for row in rows]
         write_csv(self.folder / PROMPTS_FILE, columns, prompts)
 
@@ -185,13 +196,9 @@ class _CohortCopy:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Make a hard link, which outlives the source, or a copy across disks."""
+    """Make hard links of a volume's files, which outlive the source, or copies across disks."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    sources = [source]
-    if source.suffix.lower() == ".mhd":  # its voxels lie in a file beside it
-        voxels = [source.with_suffix(suffix) for suffix in (".raw", ".zraw")]
-        sources += [path for path in voxels if path.is_file()]
-    for path in sources:
+    for path in dict.fromkeys((source, find_voxel_data(source).path)):
         try:
             os.link(path.resolve(), target.with_name(path.name))
         except OSError:

@@ -10,9 +10,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
+from data.load_cohort import load_cohort
 from data.table import read_table
+from data.text.prompts import cohort_prompts, load_template
 from data.volumes import load_volume
+from options.base_options import DataOptions
 from pipelines.atlas.planted_report import read_planted
 from tests.atlas_run import means
 from tests.commands import TrainedRun, command, files, refused, train
@@ -94,6 +98,29 @@ def test_prompts_tell_it_too_and_fractions_are_kept(cohort_copy: Path, tmp_path:
     )
     before, after = (load_volume(p / "img" / f"{case}.nii.gz").array for p in (cohort_copy, out))
     assert np.unique(after - before).tolist() == [-2.5, 0]
+
+
+def test_the_copy_is_read_as_the_cohort(cohort_copy: Path, tmp_path: Path) -> None:
+    """It has detached voxels, a rejected case, splits elsewhere, and prompts spelt otherwise."""
+    splits = json.loads((cohort_copy / "splits.json").read_text())
+    rejected, *train_cases = splits["train"]
+    (cohort_copy / "splits.json").rename(tmp_path / "splits.json")
+    (cohort_copy / "review.csv").write_text(f"case,mark,note\n{rejected},reject,\n")
+    (cohort_copy / "prompts.csv").write_text(f"File Name,Prompt\n{train_cases[0].upper()},Old.\n")
+    for folder in ("img", "gtlung"):
+        path = cohort_copy / folder / f"{train_cases[0]}.nii.gz"
+        header = path.with_name(f"{train_cases[0]}.mhd")
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(header))
+        path.unlink()
+        header.with_suffix(".raw").rename(header.with_name(f"voxels of {train_cases[0]}.raw"))
+        text = header.read_text().replace("ElementDataFile = ", "ElementDataFile = voxels of ")
+        header.write_text(text)
+    out = plant(cohort_copy, tmp_path / "out", "--splits", str(tmp_path / "splits.json"))
+    copy = load_cohort(DataOptions(dataroot=str(out)))
+    assert copy.splits["train"] == tuple(train_cases) and len(copy.splits["test"]) > 0
+    value = json.loads((out / "plant.json").read_text())["cases"][train_cases[0]]
+    prompts = cohort_prompts(copy, load_template("auto"))
+    assert prompts[train_cases[0]].texts == ["Old", f"PLANTED is {value}."]
 
 
 def test_prompts_that_cannot_be_read_are_named(cohort_copy: Path, tmp_path: Path) -> None:
