@@ -17,6 +17,7 @@ from data.preparation.case import RECORDS, REPORT_FOLDER, Record
 from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
 from data.preparation.join import JoinedTable
 from data.splits import MIN_CASES, SPLIT_NAMES, Splits, draw_splits, read_run_splits, save_splits
+from data.text.values import match_ids
 from options.prepare_options import OLD_MASK_KINDS
 from util.cli import UserError
 from util.files import claim_folder, read_json
@@ -98,7 +99,7 @@ def table_rows(
     for case, record in records.items():
         clinical = clinical_rows.get(case, {})
         row = {KEY_COLUMN: case, PATIENT_COLUMN: patients[case]}
-        row |= {name: clinical.get(name, "") for name in columns if name != PATIENT_COLUMN}
+        row |= {name: clinical.get(name, "") for name in columns if name not in row}
         for name in header_columns:
             row[name] = clinical.get(name) or record["row"].get(name, "")
         rows.append(row)
@@ -136,11 +137,16 @@ def write_splits(path: Path, patients: Mapping[str, str], seed: int) -> Splits |
 def _extend_splits(
     earlier: Mapping[str, Sequence[str]], patients: Mapping[str, str], seed: int
 ) -> Splits:
-    """Return the earlier splits with the new cases, each patient in one of them."""
+    """Return the earlier splits with the new cases, each patient in one of them.
+
+    A person may have written the earlier ones, so that their cases are matched as in any cohort.
+    """
+    names = [case for cases in earlier.values() for case in cases]
+    matches = match_ids(names, patients, "splits.json")
     lists: dict[str, list[str]] = {}
     split_of_patient: dict[str, str] = {}
     for name in SPLIT_NAMES:
-        lists[name] = [case for case in earlier.get(name, ()) if case in patients]
+        lists[name] = [matches[case] for case in earlier.get(name, ()) if case in matches]
         split_of_patient |= {patients[case]: name for case in lists[name]}
     split_cases = {case for cases in lists.values() for case in cases}
     for case, patient in patients.items():

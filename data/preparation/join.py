@@ -52,7 +52,7 @@ class JoinedTable:
     """The clinical table, joined to the sources.
 
     Attributes:
-        columns: Its columns in the order of the file, without the key.
+        columns: Its columns in the order of the file, without the key, unless it names the patient.
         rows: Rows by the identity of a source.
         key_column: The column that names scans or patients.
         remarks: Remarks for the report.
@@ -93,7 +93,7 @@ def join_table(
         is_published = default_key in columns
         key_column = default_key if is_published else _guess_key_column(path, columns, sources)
     key = _checked_key(path, key_column, columns, sources)
-    others = [name for name in columns if name != key_column]
+    others = [name for name in columns if name != key_column or name == patient_column]
     identifying = [
         name for name in others if private and name != patient_column and is_identifying(name)
     ]
@@ -106,6 +106,7 @@ def join_table(
         )
     rows = _rows_of_sources(sources, key, cells, remarks)
     if not patient_column:
+        _check_key_patients(path, key)
         _check_patients(path, rows, sources, others)
     if identifying:
         remarks.append(
@@ -154,6 +155,21 @@ def _check_patients(
                     f"({format_list(names, 3)}), which would land in different splits. Give "
                     f"--patient_column {column!r}, or rename the column if it holds something else."
                 )
+
+
+def _check_key_patients(path: Path, key: _KeyColumn) -> None:
+    """Raise `UserError` where one row names scans that count as different patients."""
+    scans: dict[int, list[Identity]] = defaultdict(list)
+    for identity, numbers in key.lines.items():
+        for number in numbers:
+            scans[number].append(identity)
+    for number, members in sorted(scans.items()):
+        if len({patient for _, patient in members}) > 1:
+            raise UserError(
+                f"{path}: {key.cells[number]!r} in its column {key.name!r} names several scans "
+                f"({format_list([name for name, _ in members], 3)}), which would land in different "
+                f"splits. Give --patient_column {key.name!r}."
+            )
 
 
 def _clean_row(header: Sequence[str], line: Sequence[str]) -> Row:

@@ -34,6 +34,7 @@ from data.preparation.report import PreparationReport, hide_paths, write_report
 from data.preparation.sources import Discovery, Source, detect_source_kind, discover_sources
 from data.preparation.tools import PROGRAMS, check_installed
 from data.review import read_review
+from data.splits import read_run_splits
 from data.table import read_lines
 from data.text.prompts import matching_template
 from options.prepare_options import GridOptions, PrepareCommand, SourceOptions, TableOptions
@@ -41,6 +42,8 @@ from util.cli import UserError, counted, format_list
 from util.files import write_csv
 
 log = logging.getLogger(__name__)
+
+SPLITS_FILE = "splits.json"
 
 
 class SomeCasesFailed(UserError):
@@ -130,7 +133,8 @@ def plan_preparation(options: PrepareCommand) -> PreparationPlan:
     if options.source.ids == "auto":
         private = kind in ("dicom", "volumes")
     table = _join_table(discovery, options.table, private)
-    read_review(out)  # a damaged one is an error before anything long
+    read_review(out)  # damaged files are errors before anything long
+    read_run_splits(out / SPLITS_FILE)
     key_file = _key_file(options.source, out)
     dataroot.open_dataroot(out, root)
     register = CaseRegister(key_file, private)
@@ -318,7 +322,7 @@ def write_summary(plan: PreparationPlan, result: PreparationResult) -> None:
     rows = dataroot.table_rows(records, patients, clinical_rows, columns)
     if records:
         write_csv(plan.out / "clinical.csv", list(rows[0]), rows)
-        dataroot.write_splits(plan.out / "splits.json", patients, plan.options.table.seed)
+        dataroot.write_splits(plan.out / SPLITS_FILE, patients, plan.options.table.seed)
     for text in remarks:
         log.info("%s", text)
     report = PreparationReport(
@@ -362,6 +366,8 @@ def training_command(out: Path, modality: str) -> str:
     words = ["python train.py", "--dataroot", shlex.quote(str(out))]
     if modality != "ct":
         words += ["--modality", modality]
+    if modality == "custom":
+        words += ["--intensity_window", "LOW,HIGH"]
     words += ["--template", matching_template(header) or "auto", "--patient_column Patient"]
     return " ".join([*words, "--name run1 --preset 24gb"])
 
@@ -390,7 +396,7 @@ def _patients(
     """
     source_patients = {ids.case: ids.patient for ids in plan.register.entries.values()}
     column = plan.options.table.patient_column
-    by_column = column and plan.table is not None and column != plan.table.key_column
+    by_column = column and plan.table is not None
     patients: dict[str, str] = {}
     first_patient: dict[str, str] = {}
     for case in cases:

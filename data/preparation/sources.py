@@ -295,7 +295,26 @@ def _add_masks(discovery: Discovery, folder: Path) -> None:
     for number, source in enumerate(discovery.sources):
         names = [name for name in source.names if name in masks and counts[name] == 1]
         if names:
-            discovery.sources[number] = replace(source, mask=masks[names[0]])
+            discovery.sources[number] = _with_mask(source, masks[names[0]])
+
+
+def _with_mask(source: Source, paths: Sequence[Path], field: str = "mask") -> Source:
+    """Return a source with the mask of its name, or with the problem that there are several.
+
+    Args:
+        paths: The masks of its name.
+        field: The attribute that holds it.
+    """
+    if len(paths) > 1:
+        return _with_namesakes(source, "masks", paths)
+    return replace(source, **{field: paths[0]}) if paths else source  # type: ignore[arg-type]
+
+
+def _with_namesakes(source: Source, noun: str, paths: Sequence[Path]) -> Source:
+    """Return a source with the problem that several files have its name."""
+    same = [str(path) for path in paths]
+    problem = f"{len(same)} {noun} have one name: {format_list(same)}. Rename all but one."
+    return replace(source, problem=problem, problem_paths=tuple(same))
 
 
 def _note_shared_uids(headers: Sequence[SliceHeader], discovery: Discovery) -> None:
@@ -435,7 +454,8 @@ def _discover_volumes(root: Path, kind: str, discovery: Discovery, mask_dir: Pat
         mask_folder = root / "gtlung"
     volumes = list_files(root / "img" if laid_out else root, discovery)
     masks = _files_by_name(mask_folder, discovery) if mask_folder else {}
-    airways: dict[str, Path] = {}
+    mask_files = {path for paths in masks.values() for path in paths}
+    airways: dict[str, list[Path]] = {}
     if kind == "aiib23":
         if mask_folder is None:
             airways = _files_by_name(root / "gt", discovery)
@@ -444,19 +464,16 @@ def _discover_volumes(root: Path, kind: str, discovery: Discovery, mask_dir: Pat
         discovery.key_column = AIIB23_KEY_COLUMN
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path in volumes:
-        if has_suffix(path.name) and path not in masks.values():
+        if has_suffix(path.name) and path not in mask_files:
             by_name[strip_suffix(path.name)].append(path)
     _check_no_masks_among(root, by_name)
     for name, paths in by_name.items():
         folder = paths[0].parent
         names = (name,) if laid_out or folder == root else (name, folder.name)
-        source = Source(
-            name, name, names, volume=paths[0], mask=masks.get(name), airway=airways.get(name)
-        )
+        source = _with_mask(Source(name, name, names, volume=paths[0]), masks.get(name, []))
+        source = _with_mask(source, airways.get(name, []), "airway")
         if len(paths) > 1:
-            same = [str(path) for path in paths]
-            problem = f"{len(same)} scans have one name: {format_list(same)}. Rename all but one."
-            source = replace(source, problem=problem, problem_paths=tuple(same))
+            source = _with_namesakes(source, "scans", paths)
         discovery.sources.append(source)
 
 
@@ -474,6 +491,9 @@ def _check_no_masks_among(root: Path, by_name: Mapping[str, Sequence[Path]]) -> 
     )
 
 
-def _files_by_name(folder: Path, discovery: Discovery) -> dict[str, Path]:
-    files = list_files(folder, discovery) if folder.is_dir() else []
-    return {strip_suffix(path.name): path for path in files if has_suffix(path.name)}
+def _files_by_name(folder: Path, discovery: Discovery) -> dict[str, list[Path]]:
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in list_files(folder, discovery) if folder.is_dir() else []:
+        if has_suffix(path.name):
+            by_name[strip_suffix(path.name)].append(path)
+    return by_name

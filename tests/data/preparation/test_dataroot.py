@@ -34,6 +34,14 @@ def test_splits_grow_without_moving_anybody(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {k: list(v) for k, v in second.items()}
 
 
+def test_splits_that_a_person_wrote_grow(tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text('{"test": ["A.nii.gz", "gone"], "val": ["b"]}')
+    splits = dataroot.write_splits(path, {name: name for name in "abc"}, 0)
+    assert splits is not None and splits["test"][:1] == ("a",) and splits["val"][:1] == ("b",)
+    assert sorted(case for cases in splits.values() for case in cases) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("kind", "old_kind", "version"), [("threshold", "classic", 2), ("load", "given", 1)]
 )

@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from data.preparation.pixels import read_stack
+from data.preparation.run import training_command
 from data.preparation.series import stack_slices
 from data.preparation.sources import discover_sources
 from data.volumes import load_volume
@@ -47,6 +48,7 @@ def test_volumes_keep_their_intensities(tmp_path: Path) -> None:
     assert not any("hu" in name or "lung" in name for name in row)
     page = out / "report.html"
     assert seen_words(page) == [] and "Label 5" in page.read_text()
+    assert training_command(out, "custom").count(" --intensity_window LOW,HIGH ") == 1
     again = command(*words, "--table", cohort / "clinical.csv")
     assert again.code == 0 and "3 cases are already there and unchanged" in again.text
     refused(command(*words, "--masks", "threshold"), "finds lungs in chest CT", "--mask_dir")

@@ -383,6 +383,37 @@ def test_scans_of_one_patient_never_land_in_two_splits(tmp_path: Path) -> None:
     assert len(patients) == 4 and len(set(patients)) == 3
 
 
+def test_a_row_of_a_patient_with_several_scans(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("P1/first", "P1/second", "P2/third"):
+        volume(root / f"{name}.nii.gz", chest()[0])
+    table = tmp_path / "table.csv"
+    table.write_text("Person,AGE,File Name\nP1,50,x.dcm\nP2,60,y.dcm\n")
+    words = (root, tmp_path / "out", "--table", str(table), "--ids", "keep")
+    refused(prepare(*words), "'P1' in its column 'Person'", "--patient_column 'Person'")
+    done = prepare(*words, "--patient_column", "Person")
+    assert done.code == 0, done.text
+    found = {row["File Name"]: row for row in rows(tmp_path / "out" / "clinical.csv")}
+    assert {name: row["AGE"] for name, row in found.items()} == {
+        "first": "50",
+        "second": "50",
+        "third": "60",
+    }
+    assert found["first"]["Patient"] == found["second"]["Patient"] != found["third"]["Patient"]
+    (tmp_path / "out" / "splits.json").write_text("{")
+    refused(prepare(*words, "--patient_column", "Person"), "splits.json", "is damaged")
+
+
+def test_several_masks_of_one_name_are_refused(tmp_path: Path) -> None:
+    hu, labels = chest()
+    volume(tmp_path / "in" / "a.nii.gz", hu)
+    for folder in ("new", "old"):
+        volume(tmp_path / "masks" / folder / "a.nii.gz", labels)
+    done = prepare(tmp_path / "in", tmp_path / "out", "--mask_dir", tmp_path / "masks")
+    assert done.code == 3 and "2 masks have one name" in done.text
+    assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_cohort_of_ones_own_is_not_taken_for_aiib23(tmp_path: Path) -> None:
     for folder, number in (("img", 0), ("gtlung", 1)):
         volume(tmp_path / "in" / folder / "Miller.nii.gz", chest()[number])
