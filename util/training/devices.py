@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import functools
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from util.cli import UserError, counted, world_size
 
@@ -22,6 +24,9 @@ NVIDIA_FILES = (
     Path("/proc/driver/nvidia/gpus"),
     Path("/usr/lib/wsl/lib/nvidia-smi"),
 )
+# Of processes for the main one, which alone prepares volumes, pre-trains a CLIP and validates; by
+# default, GPUs that wait for ten minutes end the training.
+MAX_WAIT = datetime.timedelta(days=1)
 MAX_REASON = 300  # characters of CUDA's message
 
 # Parameters of glibc's mallopt (malloc.h) and their values here.
@@ -118,7 +123,14 @@ def select_gpus(gpu_ids: str) -> bool:
             f"--gpu_ids {gpu_ids} names {len(ids)} GPUs, but one process uses one. Start it with "
             f"bash scripts/train_multi_gpu.sh {len(ids)} ..., or name one GPU."
         )
-    torch.cuda.set_device(ids[int(os.environ.get("LOCAL_RANK", "0")) % len(ids)])
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size())
+    if processes > 1 and ids != list(range(processes)):  # Accelerate gives process k GPU k
+        raise UserError(
+            f"--gpu_ids is {gpu_ids}, and of {processes} processes each takes the GPU of its own "
+            f"number, 0 to {processes - 1}. Leave --gpu_ids out; to choose other GPUs, start with "
+            f"CUDA_VISIBLE_DEVICES={gpu_ids} bash scripts/train_multi_gpu.sh ..."
+        )
+    torch.cuda.set_device(ids[int(os.environ.get("LOCAL_RANK", "0"))])
     return False
 
 
@@ -170,8 +182,10 @@ def make_accelerator(precision: str, gpu_ids: str) -> Accelerator:
         )
     if cpu:
         tune_malloc()
+    patience = InitProcessGroupKwargs(timeout=MAX_WAIT)
     # Accelerate calls full precision "no".
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=cpu)
+    mixed = "no" if precision == "fp32" else precision
+    return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=[patience])
 
 
 def shutdown_distributed(accelerator: Accelerator) -> None:

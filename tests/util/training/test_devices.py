@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from packaging.requirements import Requirement
 
 from tests.commands import ROOT
+from util.cli import UserError
 from util.training import devices
 
 
@@ -62,6 +64,36 @@ def test_no_warning_where_none_is_meant(
         monkeypatch.setattr(devices, "NVIDIA_FILES", (tmp_path / "absent",))
     assert devices.select_gpus("") and devices.select_gpus("-1")
     assert caplog.messages == []
+
+
+def test_processes_wait_longer_than_preparations_take() -> None:
+    """By default NCCL ends a training whose main process prepares for more than ten minutes."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    handler = devices.make_accelerator("fp32", "-1").init_handler
+    assert handler is not None and handler.to_kwargs() == {"timeout": devices.MAX_WAIT}
+    assert devices.MAX_WAIT.total_seconds() > 6 * 3600
+
+
+@pytest.mark.parametrize(
+    ("gpu_ids", "world", "taken"),
+    [("1", "1", 1), ("0,1", "2", 1), ("2,3", "2", None), ("0", "2", None)],
+)
+def test_gpus_that_a_process_cannot_take_are_refused(
+    gpu_ids: str, world: str, taken: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate gives process k of torchrun GPU k, whatever is asked for."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, world)
+    monkeypatch.setenv("LOCAL_RANK", str(int(world) - 1))
+    if taken is not None:
+        assert not devices.select_gpus(gpu_ids) and chosen == [taken]
+        return
+    with pytest.raises(UserError, match=f"CUDA_VISIBLE_DEVICES={gpu_ids} bash"):
+        devices.select_gpus(gpu_ids)
+    assert not chosen
 
 
 def requirements(name: str) -> list[Requirement]:
