@@ -55,8 +55,11 @@ def dry_run(
     log.info("%s", describe_mask(options, len(study.cohort.labels)))
     smallest = describe_smallest_effect(study.training_cases, options.data)
     log.info("%s", options.data.terms.text(smallest))
-    step, device = time_steps(options, study, model, trainer), trainer.accelerator.device
-    config = trainer.config
+    config, device = trainer.config, trainer.accelerator.device
+    if trainer.steps_done >= config.steps:
+        log.info("No step of %d is left to take (--max_steps, --niter).", config.steps)
+        return
+    step = time_steps(options, study, model, trainer)
     log.info(
         "On %s, a step takes %.2f s, %.3f s without its data, and up to %.1f GiB. %s about "
         "%s%s. Nothing was written.",
@@ -92,7 +95,10 @@ def time_steps(
     trainer: Trainer,
     steps: int = DRY_RUN_STEPS,
 ) -> StepTime:
-    """Take steps on a few cases, and return the mean time of all but the first ones."""
+    """Take steps on a few cases, and return the mean time of all but the first ones.
+
+    Of a training with fewer steps left, it is the time of the last one.
+    """
     device = trainer.accelerator.device
     seconds, waiting = [], []
     with tempfile.TemporaryDirectory() as cache:
@@ -111,11 +117,8 @@ def time_steps(
         memory = torch.cuda.max_memory_allocated() / 2**30
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return StepTime(
-        statistics.fmean(seconds[WARM_UP_STEPS:]),
-        statistics.fmean(waiting[WARM_UP_STEPS:]),
-        memory,
-    )
+    first = min(WARM_UP_STEPS, len(seconds) - 1)
+    return StepTime(statistics.fmean(seconds[first:]), statistics.fmean(waiting[first:]), memory)
 
 
 def describe_mask(options: TrainOptions, n_labels: int) -> str:

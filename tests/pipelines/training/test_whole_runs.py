@@ -85,6 +85,16 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
     assert not (tmp_path / "ck").exists()
 
 
+def test_dry_runs_of_few_steps_and_of_none(
+    trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path
+) -> None:
+    words = ("--max_steps", "1", "--dry_run", "--val_cases", "0")
+    assert "a step takes" in train(cohort_dir, tmp_path, *words).text
+    flags = ("--name", trained_run.name, "--checkpoints_dir", trained_run.checkpoints)
+    done = command("train.py", *flags, "--continue_train", "--dry_run")
+    assert done.code == 0 and "No step of" in done.text
+
+
 def test_coarse_to_fine(trained_run: TrainedRun, cohort_dir: Path) -> None:
     """A run with a local enhancer starts from another's global generator, and keeps it as it is for
     an epoch.
