@@ -427,7 +427,9 @@ class Trainer:
             tensors = checkpoint.load_part(folder, part)
             checkpoint.load_optimizer(self.optimizers[name].optimizer, tensors, folder / part)
         if self.average is not None:
-            checkpoint.load_network(self.average.module, folder, "average")
+            # Where --ema was 0 so far, the average begins with the weights.
+            part = "average" if "average" in state["parts"] else self.model.ema_network
+            checkpoint.load_network(self.average.module, folder, part)
             self.average.n_averaged.fill_(state["step"])
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -427,6 +427,20 @@ def test_a_run_that_goes_on_is_the_run(precision: str, channels_last: bool, tmp_
     assert moments == layout
 
 
+def test_an_average_may_begin_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    """With --ema 0 before, nothing was averaged, and the checkpoint is complete."""
+    first = make(settings={"ema": 0.0})
+    fit(first, until=4)
+    first.save(tmp_path / "latest", {}, {})
+    trainer = make(settings={"ema": 0.999})
+    trainer.load(tmp_path / "latest")
+    assert equal(trainer.generating_network().state_dict(), weights(first))
+    before = weights(trainer)
+    fit(trainer, until=5)
+    moved = apart(trainer.generating_network().state_dict(), before)
+    assert 0 < moved < apart(weights(trainer), before)
+
+
 def test_another_model_cannot_go_on(tmp_path: Path) -> None:
     make().save(tmp_path / "latest", {}, {})
     with pytest.raises(UserError, match=r"G\.safetensors is of another architecture.* or train"):
