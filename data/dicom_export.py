@@ -27,6 +27,7 @@ from data.volumes import LPS_TO_RAS, load_volume, read_header
 from util import __version__
 from util.cli import UserError
 from util.files import atomic_folder, atomic_path
+from util.metrics.regions import left_labels
 from util.web.figures import LUNG
 
 PATIENT = "SYNTHETIC"
@@ -35,6 +36,7 @@ MAX_DESCRIPTION = 64  # characters of SeriesDescription (value representation LO
 INT16 = np.iinfo(np.int16)
 # What a segment is, by SNOMED CT.
 CATEGORY = Code("123037004", "SCT", "Anatomical structure")
+LUNGS = Code("39607008", "SCT", "Lung")
 LEFT_LUNG = Code("44029006", "SCT", "Left lung")
 RIGHT_LUNG = Code("3341006", "SCT", "Right lung")
 AIRWAY = Code("89187006", "SCT", "Airway structure")
@@ -51,11 +53,23 @@ class Segment:
 
 
 def chest_segments(
-    lung_labels: Sequence[int], airway_label: int, body_label: int | None
+    labels: NDArray[np.integer],
+    lung_labels: Sequence[int],
+    airway_label: int,
+    body_label: int | None,
 ) -> dict[int, Segment]:
-    """Return the segments of a chest mask by label; other labels are named by their number."""
-    lungs = zip(lung_labels, (LEFT_LUNG, RIGHT_LUNG), strict=False)
-    segments = {label: Segment(code.meaning, code) for label, code in lungs}
+    """Return the segments of a chest mask by label; other labels are named by their number.
+
+    Args:
+        labels: The mask `(X, Y, Z)` in RAS, which tells the sides of more than two parts of lungs.
+    """
+    left = left_labels(labels, lung_labels)
+    segments = {}
+    for label in lung_labels:
+        code = LEFT_LUNG if label in left else RIGHT_LUNG
+        code = code if len(lung_labels) > 1 else LUNGS
+        part = f" (label {label})" if len(lung_labels) > 2 else ""
+        segments[label] = Segment(f"{code.meaning}{part}", code)
     segments[airway_label] = Segment(AIRWAY.meaning, AIRWAY)
     if body_label is not None:
         segments[body_label] = Segment("Body", OTHER)

@@ -102,13 +102,13 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
             f"({' x '.join(f'{side:g}' for side in sides)} mm). Give a larger one."
         )
     regions = chest_regions(labels, mask.spacing, options.lung_labels, options.airway_label)
-    if not {"left_lung", "right_lung"} & set(regions):
+    if "lungs" not in regions:
         raise UserError(
             f"{source} holds no lung (--lung_labels {','.join(map(str, options.lung_labels))}); "
             f"its labels are {', '.join(map(str, np.unique(labels)))}. Name those of the left and "
             "the right lung with --lung_labels."
         )
-    lungs = [regions[name] for name in SIDES.values() if name in regions]
+    lungs = [regions[name] for name in SIDES.values() if name in regions] or [regions["lungs"]]
     centre = _centre(mask, options, regions, source)
     lung = next((lung for lung in lungs if lung[tuple(centre)]), None)
     if lung is None:

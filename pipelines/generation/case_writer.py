@@ -81,7 +81,9 @@ class DicomWriter:
 
     def __init__(self, mask: Path, key: str, data: DataOptions) -> None:
         self.study = DicomStudy.from_mask(mask, key)
-        self.segments = chest_segments(data.lung_labels, data.airway_label, data.body_number)
+        self.segments = chest_segments(
+            self.study.labels, data.lung_labels, data.airway_label, data.body_number
+        )
         self._count = 0
 
     def write(self, folder: Path, hu: Hu, description: str) -> None:

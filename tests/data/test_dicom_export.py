@@ -75,7 +75,7 @@ def test_a_mask_becomes_a_segmentation_of_the_series(mask: Path, tmp_path: Path)
 
     study = DicomStudy.from_mask(mask)
     series = study.write_series(tmp_path / "series", np.zeros(study.labels.shape), "generated")
-    segments = chest_segments((1, 2), 3, None)
+    segments = chest_segments(study.labels, (1, 2), 3, None)
     read = highdicom.seg.segread(study.write_segmentation(tmp_path / "mask.dcm", series, segments))
     names = [read.get_segment_description(number).segment_label for number in (1, 2, 3, 4)]
     assert names == ["Left lung", "Right lung", "Airway structure", "Label 9"]
@@ -83,6 +83,16 @@ def test_a_mask_becomes_a_segmentation_of_the_series(mask: Path, tmp_path: Path)
     expected = to_frames(np.array([0, 1, 2, 3, 0, 0, 0, 0, 0, 4])[study.labels])
     assert np.array_equal(frames[:: 1 if np.array_equal(frames, expected) else -1], expected)
     assert read.StudyInstanceUID == pydicom.dcmread(series / "slice_0001.dcm").StudyInstanceUID
+
+
+def test_lobes_are_segments_of_their_side() -> None:
+    labels = np.zeros((8, 4, 4), np.uint8)
+    for label, x in {10: 0, 11: 1, 12: 5, 13: 6, 14: 7}.items():
+        labels[x] = label
+    names = {k: s.name for k, s in chest_segments(labels, (10, 11, 12, 13, 14), 16, 4).items()}
+    assert names[11] == "Left lung (label 11)" and names[14] == "Right lung (label 14)"
+    assert names[16] == "Airway structure" and names[4] == "Body" and len(names) == 7
+    assert chest_segments(labels, (10,), 16, None)[10].name == "Lung"  # which may be both
 
 
 def test_nothing_of_the_case_is_written(mask: Path, tmp_path: Path) -> None:

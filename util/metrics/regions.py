@@ -75,7 +75,7 @@ def chest_regions(
         labels: Label mask `(X, Y, Z)` in RAS; the last axis runs from foot to head.
         spacing: Voxel size in mm.
         lung_labels: Labels of the left and the right lung, or of more parts, whose sides follow
-            from where they lie.
+            from where they lie; a single label tells no sides.
 
     Returns:
         Masks `(X, Y, Z)` by name; those without a voxel are left out. `lungs`, `left_lung`,
@@ -100,14 +100,19 @@ def chest_regions(
 def _lung_sides(
     labels: NDArray[np.integer], lungs: Mask, lung_labels: Sequence[int]
 ) -> dict[str, Mask]:
-    """Return both sides of the lungs; of more than two parts by their centres along the x axis."""
-    sides = ("left_lung", "right_lung")
-    if len(lung_labels) <= len(sides) or not lungs.any():
-        return {side: labels == label for side, label in zip(sides, lung_labels, strict=False)}
-    middle = _centre(lungs)
-    left = [k for k in lung_labels if (labels == k).any() and _centre(labels == k) < middle]
-    is_left = np.isin(labels, left)
+    """Return both sides of the lungs, none of a single label, which may be both."""
+    if len(lung_labels) < 2:
+        return {}
+    is_left = np.isin(labels, left_labels(labels, lung_labels))
     return {"left_lung": lungs & is_left, "right_lung": lungs & ~is_left}
+
+
+def left_labels(labels: NDArray[np.integer], lung_labels: Sequence[int]) -> list[int]:
+    """Return the labels of the left lung: the first of two, of more by where their centres lie."""
+    if len(lung_labels) == 2 or not np.isin(labels, lung_labels).any():
+        return [lung_labels[0]]
+    middle = _centre(np.isin(labels, lung_labels))
+    return [k for k in lung_labels if (labels == k).any() and _centre(labels == k) < middle]
 
 
 def _centre(mask: Mask) -> float:
