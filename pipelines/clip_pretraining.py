@@ -262,7 +262,8 @@ def clip_settings(
     for case in cohort.cases:
         paths = [path for path in (case.image, case.mask) if path]
         files = [[path.name, *file_fingerprint(path)[1:]] for path in paths]
-        digest.update(json.dumps([case.id, prompts[case.id].texts, files]).encode())
+        scale = [] if case.scale is None else [case.scale.key]
+        digest.update(json.dumps([case.id, prompts[case.id].texts, files, *scale]).encode())
     settings = asdict(options.clip)
     del settings["out"]
     del settings["overwrite"]

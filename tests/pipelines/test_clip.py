@@ -20,6 +20,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from data.load_cohort import load_cohort
+from data.text.prompts import cohort_prompts, load_template
 from models.text.clip import (
     VolumeEncoder,
     average_by_label,
@@ -31,8 +33,9 @@ from models.text.encoders import build_text_encoder
 from options.base_options import DataOptions, TextOptions
 from options.clip_options import ClipCommand, ClipOptions
 from pipelines import clip_pretraining
-from pipelines.clip_pretraining import pretrain_clip
+from pipelines.clip_pretraining import clip_settings, pretrain_clip
 from tests.commands import ROOT, Outcome, files, refused
+from tests.mr_cohort import write_mr_cohort
 from util.cli import UserError
 
 HABITS = ("Never smoker", "Ex-smoker", "Current smoker")
@@ -114,6 +117,20 @@ def test_is_used_again_and_never_silently_replaced(
     short = replace(options.clip, out=str(tmp_path), overwrite=True, clip_steps=2)
     assert (pretrain_clip(replace(options, clip=short)) / "clip.json").is_file()
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_scans_on_another_scale_make_another_clip(tmp_path: Path) -> None:
+    """Files and table stay, and what the volume encoder sees does not."""
+    root = write_mr_cohort(tmp_path / "mr", cases=3)
+    settings = []
+    by_percentiles = DataOptions(dataroot=str(root), modality="mr")
+    narrower = replace(by_percentiles, percentiles=(2.0, 98.0))
+    for data in (by_percentiles, narrower, replace(narrower, intensity_window=(0.0, 900.0))):
+        cohort = load_cohort(data)
+        template = load_template(data.template, cohort.columns, data.key_column)
+        prompts = cohort_prompts(cohort, template)
+        settings.append(clip_settings(ClipCommand(ClipOptions(out="x"), data), cohort, prompts))
+    assert settings[0] != settings[1] != settings[2] != settings[0]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"made_from": 1}', "null", "[" * 100_000])
