@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from options.parser import flag, path_flag
+from options.parser import check_window, flag, path_flag
 from util.cli import UserError
 from util.modality import MODALITIES, UNIT_WINDOW, Terms
 
@@ -136,8 +136,9 @@ class DataOptions:
         """Settle what follows from the modality.
 
         Raises:
-            UserError: A flag does not go with the modality.
+            UserError: A flag does not go with the modality, or the ends of a range are exchanged.
         """
+        check_window("hu_window", self.hu_window)
         self._check_lesions()
         if MODALITIES[self.modality].is_ct:
             if self.intensity_window is not None:
@@ -177,21 +178,15 @@ class DataOptions:
             )
 
     def _check_intensities(self) -> None:
-        window, (low, high) = self.intensity_window, self.percentiles
+        window = self.intensity_window
         if window is None and self.modality == "custom":
             raise UserError(
                 "--modality custom needs --intensity_window LOW,HIGH: the intensities of the files "
                 "that become 0 and 1000 a.u. For scans without a common scale use --modality mr."
             )
-        if window is not None and window[0] >= window[1]:
-            raise UserError(
-                f"--intensity_window is {window[0]:g},{window[1]:g}; the first must be below the "
-                "second."
-            )
-        if low >= high:
-            raise UserError(
-                f"--percentiles is {low:g},{high:g}; the first must be below the second."
-            )
+        if window is not None:
+            check_window("intensity_window", window)
+        check_window("percentiles", self.percentiles)
 
     @property
     def terms(self) -> Terms:

@@ -21,9 +21,7 @@ def check_train_options(options: TrainOptions) -> None:
     if "diffusion" in options.generator.model:
         check_diffusion(options)
     check_patch_size(options)
-    low, high = options.data.hu_window
-    if low >= high:
-        raise UserError(f"--hu_window is {low:g},{high:g}; the first must be below the second.")
+    _check_airway(options)
     _check_optimisation(options)
     if len(options.run.val_effect) > 1:
         raise UserError(
@@ -79,6 +77,16 @@ def check_patch_size(options: TrainOptions, factor: int = 1) -> None:
         f"must be a multiple of {multiple}, so that half of it can be halved as often. The nearest "
         f"that works: --patch_size {good}."
     )
+
+
+def _check_airway(options: TrainOptions) -> None:
+    """Raise `UserError` where a new run takes the label of a lung for the airways."""
+    data = options.data
+    if data.airway_label in data.lung_labels and not options.run.continue_train:
+        raise UserError(
+            f"--airway_label is {data.airway_label}, which --lung_labels names as a lung. Give the "
+            "label of the airways, or one that no mask holds."
+        )
 
 
 def _check_optimisation(options: TrainOptions) -> None:

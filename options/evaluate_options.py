@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.base_options import AIRWAY_LABEL, HU_WINDOW, LUNG_LABELS
-from options.parser import flag, group, path_flag
+from options.parser import check_window, flag, group, path_flag
 from util.modality import MODALITIES
 
 
@@ -116,6 +116,10 @@ class ComparisonGridOptions:
         "are compared (1,2: those of the run, else all).",
     )
     airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways.")
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` where the ends of the window are exchanged."""
+        check_window("hu_window", self.hu_window)
 
 
 @dataclass(frozen=True)

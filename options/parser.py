@@ -144,6 +144,13 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
             raise UserError(f"{name} is {v}; it must be at most {meta['high']}.")
 
 
+def check_window(name: str, window: tuple[float, float]) -> None:
+    """Raise `UserError` where the two ends of a range are equal or exchanged."""
+    low, high = window
+    if low >= high:
+        raise UserError(f"--{name} is {low:g},{high:g}; the first must be below the second.")
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value)) if value else "none"

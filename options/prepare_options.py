@@ -78,7 +78,9 @@ class GridOptions:
         "UID.",
         kind="folder",
     )
-    tool_args: str = flag("", 'Further words for lungmask or TotalSegmentator, such as "--cpu".')
+    tool_args: str = flag(
+        "", 'Further words for lungmask or TotalSegmentator, such as --tool_args="--cpu".'
+    )
     tool_hours: float = flag(
         2.0, "A tool that takes longer for a case is stopped after these hours.", low=0.001
     )

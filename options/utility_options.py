@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.base_options import DataOptions
-from options.parser import flag, group, path_flag
+from options.parser import check_window, flag, group, path_flag
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class UtilityOptions:
     )
     gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; default: a GPU if available.")
     overwrite: bool = flag(False, "Replace results made with other flags.")
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` where the ends of the window are exchanged."""
+        check_window("lung_window", self.lung_window)
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,11 @@ def check_intervention(
         raise UserError(f"{flag}: {error}") from None
     if noun == "case" and not any(any(row.values()) for row in rows):
         return  # a single mask has no table to compare with
-    is_numeric = template[column].kind == "number" or all(map(_is_digits, known))
-    listed = f"{known[0]} to {known[-1]}" if is_numeric and known else format_list(known, 20)
+    has_numbers = bool(known) and all(parse_number(other) is not None for other in known)
+    has_numbers = has_numbers or template[column].kind == "number"
+    listed = f"{known[0]} to {known[-1]}" if has_numbers and known else format_list(known, 20)
     for value, shown in unseen.items():
+        is_numeric = has_numbers and (not shown or parse_number(shown) is not None)
         if must_occur and not is_numeric:
             raise UserError(
                 f"{flag}: no {noun} has {column}={value}; there are: {listed or 'none'}."
@@ -202,10 +204,6 @@ def _unseen_values(
         if value and shown not in known:
             unseen[value] = shown
     return unseen
-
-
-def _is_digits(value: str) -> bool:
-    return value.replace(".", "", 1).isdigit()
 
 
 def _lies_between(value: str, known: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from data.text.prompts import Phrase, Prompt, Template
-from data.text.values import normalise_key
+from data.text.values import is_age_column, normalise_key
 from util.cli import UserError, shorten
 from util.phrasing import normalise_phrase, split_phrases
 
@@ -27,6 +27,8 @@ BARE_VALUES = frozenset((
     "true", "false", "none", "some", "other", "present", "absent", "positive", "negative", "normal",
     "abnormal", "mild", "moderate", "severe", "high", "low", "left", "right",
 ))  # fmt: skip
+YEAR = "year"  # the unit of an age, without its plural
+OLD = r"(?:[\s-]+old\b|\s+of\s+age\b)"
 NEGATION = re.compile(
     r"\b(?:no|not|never|without|denie[sd]|denying|rather than|nor|neither|family history)\b",
     re.IGNORECASE,
@@ -95,7 +97,10 @@ class TextReader:
 
     @cached_property
     def _units(self) -> list[tuple[re.Pattern[str], str]]:
-        """Pattern of a number with its unit or its column's name, and the column."""
+        """Pattern of a number with its unit or its column's name, and the column.
+
+        Years are an age only where the words say so, because much else lasts years.
+        """
         names: dict[str, list[str]] = {}
         for column in self.values:
             known = self.template[column]
@@ -106,8 +111,12 @@ class TextReader:
         for name, columns in names.items():
             if len(columns) == 1:
                 words = r"[\s-]+".join(map(re.escape, name.split()))
-                text = rf"(?<![\w.,-])(\d+(?:\.\d+)?)[\s-]*{words}s?(?![\w])(?!\s+ago)"
-                patterns.append((re.compile(text, re.IGNORECASE), columns[0]))
+                text = rf"(?<![\w.,-])(\d+(?:\.\d+)?)[\s-]*{words}s?(?![\w])"
+                if name == YEAR and is_age_column(columns[0]):
+                    forms = [rf"{text}{OLD}", rf"(?<=\baged\s){text}", rf"^\W*{text}(?=\W*$)"]
+                else:  # "20 years old" says nothing of a column that is no age
+                    forms = [rf"{text}(?!\s+ago)(?!{OLD})"]
+                patterns += [(re.compile(form, re.IGNORECASE), columns[0]) for form in forms]
         return patterns
 
     def read(self, phrase: str) -> list[Statement]:

@@ -29,7 +29,7 @@ from pipelines.evaluation.volume_sets import (
     common_window,
     median_extent,
 )
-from util.cli import UserError, counted, format_list
+from util.cli import counted, format_list
 from util.files import claim_folder
 from util.training.devices import make_device
 
@@ -181,11 +181,6 @@ def _common_grid(
     real = sets["real"]
     synthetic = sets["synthetic"]
     spacing = common_spacing(real, synthetic, g.match)
-    if g.hu_window[0] >= g.hu_window[1]:
-        raise UserError(
-            f"--hu_window is {g.hu_window[0]:g},{g.hu_window[1]:g}; the first must be below the "
-            "second."
-        )
     window = data.hu_window
     if data.terms.is_ct:  # arbitrary units are scaled to one window
         window = common_window(real, synthetic, g.hu_window, g.match, store)

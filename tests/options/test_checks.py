@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 
 import train
+from options.autoencoder_options import AutoencoderCommand
 from options.checks import check_patch_size, check_sampling
+from options.clip_options import ClipCommand
 from options.diffusion_options import DiffusionOptions, SamplingOptions
+from options.evaluate_options import EvaluateOptions
+from options.parser import parse
 from options.train_options import TrainOptions
+from options.utility_options import UtilityCommand
 from util.cli import UserError
 
 LATENT = ("--model", "latent_diffusion")
@@ -18,6 +23,7 @@ LATENT = ("--model", "latent_diffusion")
     [
         (("--patch_size", "20,16,8"), r"--patch_size is 20,16,8; .*--patch_size 16,16,8"),
         (("--hu_window", "400,-1000"), "--hu_window is 400,-1000"),
+        (("--lung_labels", "2,3"), "--airway_label is 3, which --lung_labels names as a lung"),
         (("--batch_size", "3", "--gradient_accumulation", "2"), "--batch_size is 3"),
         (("--niter", "0", "--niter_decay", "0"), "are all 0"),
         (("--load_global", "run"), "--n_local_enhancers 1"),
@@ -46,6 +52,23 @@ LATENT = ("--model", "latent_diffusion")
 def test_flags_that_do_not_fit(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train.read_options(["--patch_size", "16,16,8", *words])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (AutoencoderCommand, ("a.safetensors", "--hu_window=400,-1000")),
+        (ClipCommand, ("--hu_window=400,400",)),
+        (EvaluateOptions, ("--hu_window=400,-1000",)),
+        (UtilityCommand, ("--lung_window=-600,-1000",)),
+        (ClipCommand, ("--modality=mr", "--percentiles=99,1")),
+        (ClipCommand, ("--modality=custom", "--intensity_window=20,0")),
+    ],
+)
+def test_ranges_run_upwards_in_every_command(command: type, words: tuple[str, ...]) -> None:
+    name, _, value = words[-1].partition("=")
+    with pytest.raises(UserError, match=f"{name} is {value}; the first must be below"):
+        parse(command, "", words)
 
 
 def test_defaults_fit() -> None:

@@ -117,14 +117,34 @@ def test_a_changed_age_is_no_other_number(reader: TextReader) -> None:
     for text in (
         "stopped 20 years ago",
         "Age related changes",
-        "3 years of cough, 5 years old scar",
+        "smoked for 20 years",
+        "3 years of cough, a cough of 3 years' duration",
     ):
         row = reader.row(Prompt.from_free_text(text))
-        assert row["PACK-YEARS"] == "" and (row["AGE"] == "" or "cough" in text)
+        assert row["PACK-YEARS"] == "" and row["AGE"] == "", text
     with pytest.raises(UserError, match="must hold a number"):
         reader.change(Prompt.from_free_text(WRITTEN), "AGE", "old")
     with pytest.raises(UserError, match="no column 'HEIGHT'"):
         reader.change(Prompt.from_free_text(WRITTEN), "HEIGHT", "180")
+
+
+@pytest.mark.parametrize(
+    ("text", "older", "without"),
+    [
+        ("a 62-year-old man, smoked for 20 years", "a 70-year-old man", "a man"),
+        ("Man, 62 years of age", "70 years of age", ""),
+        ("man aged 62 years", "man aged 70 years", "man aged"),
+        ("62 years, male", "70 years", ""),
+    ],
+)
+def test_years_are_an_age_where_the_words_say_so(
+    reader: TextReader, text: str, older: str, without: str
+) -> None:
+    for value, words in (("70", older), ("", without)):
+        changed = reader.change(Prompt.from_free_text(text), "AGE", value)
+        assert changed is not None
+        others = [piece for piece in text.split(", ") if "62" not in piece]
+        assert sorted(changed.prompt.texts) == sorted([*filter(None, [words]), *others])
 
 
 def test_written_texts_have_variants_only_of_what_they_state(reader: TextReader) -> None:
@@ -180,3 +200,15 @@ def test_values_that_no_row_has_are_warned_of_or_refused(
         check_intervention("--val_effect", SMOKING, aiib23, rows, must_occur=True)
     with pytest.raises(UserError, match="no column 'HEIGHT'"):
         check_intervention("--set", Intervention("HEIGHT", ("180",)), aiib23, rows)
+
+
+def test_numbers_below_zero_are_numbers_and_words_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    template = load_template("auto", ["DELTA", "NEW"])
+    rows = [{"DELTA": value, "NEW": ""} for value in ("-20", "-5", "3")]
+    check_intervention("--vary", Intervention("DELTA", ("-7", "low")), template, rows)
+    assert "DELTA=-7; the model interpolates" in caplog.text
+    assert "DELTA=low; the model may never have seen it" in caplog.text
+    check_intervention("--vary", Intervention("NEW", ("a", "b")), template, rows)
+    assert "NEW=a; the model may never have seen it" in caplog.text
