@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.text.counterfactuals import (
@@ -74,12 +74,29 @@ def classify_column(
         is_declared = template[column].kind == "number"
         if len(numbers) > MAX_CODES or (is_declared and numbers):
             if texts:
-                return (
-                    f"it holds numbers and texts ({format_list(texts, 3)}); write plain numbers, "
-                    "or leave the cell empty where nothing is known"
-                )
+                return _mixed_values(texts)
             return _classify_number(template, column, counts)
     return _classify_category(template, column, counts, reference)
+
+
+def words_among_numbers(
+    template: Template, attributes: Iterable[AtlasAttribute], rows: Sequence[Row]
+) -> dict[str, str]:
+    """Return why columns that hold numbers in the training cannot be studied in other rows."""
+    reasons = {}
+    for attribute in attributes:
+        if attribute.kind == "number":
+            values = _value_counts(template, rows, attribute.column)
+            if texts := sorted(value for value in values if parse_number(value) is None):
+                reasons[attribute.column] = _mixed_values(texts)
+    return reasons
+
+
+def _mixed_values(texts: Sequence[str]) -> str:
+    return (
+        f"it holds numbers and texts ({format_list(texts, 3)}); write plain numbers, or leave the "
+        "cell empty where nothing is known"
+    )
 
 
 def _value_counts(template: Template, rows: Sequence[Row], column: str) -> Counter[str]:

@@ -26,6 +26,7 @@ from pipelines.atlas.attributes import (
     classify_column,
     pooled_covariate,
     wording_attribute,
+    words_among_numbers,
 )
 from pipelines.atlas.measure import MeasurementPlan
 from pipelines.atlas.statistics.cautions import MIN_PATIENTS
@@ -121,6 +122,9 @@ class AtlasStudy:
             [wording_attribute(edit, written) for edit in edits],
         )
         every = _all_attributes(template, rows, cohort.columns, chosen.attributes)
+        compared = [template.consistent(case.row).row for case in cohort.cases]
+        unreadable = words_among_numbers(template, every.values(), compared)
+        every = {column: one for column, one in every.items() if column not in unreadable}
         pooled = _pooled_attributes(template, rows, cohort.columns, every)
         null_column = options.null_column
         if null_column and null_column not in [a.column for a in chosen.attributes]:
@@ -130,7 +134,7 @@ class AtlasStudy:
         patients = patients_of(cohort, generation.data.patient_column)
         fold_of = folds_of_cases(options, training, patients)
         cases = _cases_to_generate(options, cohort, training, fold_of)
-        studied = drop_impossible(generation, chosen, cases, wanted)
+        studied = drop_impossible(generation, chosen, cases, wanted, unreadable)
         copies: frozenset[str] = frozenset()
         if trained_on is not cohort:
             copies = training_copies(cohort, generation.run.folder, generation.run.state)
@@ -318,6 +322,7 @@ def drop_impossible(
     choice: AttributeChoice,
     cases: Sequence[Case],
     wanted: Sequence[str],
+    unreadable: Mapping[str, str],
 ) -> AttributeChoice:
     """Leave out the attributes that the rest of the row rules out, or no text states.
 
@@ -325,14 +330,17 @@ def drop_impossible(
         generation: The run and the texts of the cases.
         cases: Cases to generate.
         wanted: Columns asked for by name.
+        unreadable: Reason by column whose values cannot be compared; these are left out, too.
 
     Raises:
         UserError: Such an attribute was asked for, or none is left; or no text holds the words of
             `--vary_text`.
     """
-    reason = "in every case, the rest of the row rules it out or the written text does not state it"
+    ruled_out = (
+        "in every case, the rest of the row rules it out or the written text does not state it"
+    )
     possible = []
-    left_out = dict(choice.left_out)
+    left_out = {**choice.left_out, **unreadable}
     for attribute in choice.attributes:
         silent = [
             case.id for case in cases if not attribute_variants(generation.text(case), attribute)
@@ -342,13 +350,14 @@ def drop_impossible(
             if len(silent) == len(cases):
                 raise UserError(text)
             log.warning("%s", text, extra=notice("not in the text", attribute.column, cases=silent))
-        if len(silent) < len(cases):
+        reason = unreadable.get(attribute.column, "")
+        advice = ""
+        if not reason and len(silent) == len(cases):
+            reason, advice = ruled_out, " Choose another --split."
+        if not reason:
             possible.append(attribute)
         elif attribute.column in wanted:
-            raise UserError(
-                f"--columns: {attribute.column!r} cannot be studied: {reason}. Choose another "
-                "--split."
-            )
+            raise UserError(f"--columns: {attribute.column!r} cannot be studied: {reason}.{advice}")
         else:
             left_out[attribute.column] = reason
     if not possible:

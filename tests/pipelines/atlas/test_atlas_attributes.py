@@ -17,6 +17,7 @@ from pipelines.atlas.attributes import (
     pooled_covariate,
     quantile_values,
     wording_attribute,
+    words_among_numbers,
 )
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from util.cli import UserError
@@ -89,6 +90,17 @@ def test_columns_that_cannot_be_compared_say_why() -> None:
     assert len(set(names)) == 2
     with pytest.raises(UserError, match="--reference: 'A b' holds numbers"):
         choose_attributes(template, numbers, ["A b"], [], ["A b"], {"A b": "3"})
+
+
+def test_words_among_the_numbers_of_other_rows_are_found() -> None:
+    template = load_template("auto")
+    table = rows(A=[str(k) for k in range(12)], B=["x", "y"] * 6)
+    attributes = [classify_column(template, table, name) for name in "AB"]
+    assert all(isinstance(one, AtlasAttribute) for one in attributes)
+    known = [one for one in attributes if isinstance(one, AtlasAttribute)]
+    assert words_among_numbers(template, known, rows(A=["3", "", "-1.5"], B=["z"] * 3)) == {}
+    reasons = words_among_numbers(template, known, rows(A=["3", "few"], B=["z"] * 2))
+    assert list(reasons) == ["A"] and "numbers and texts (few)" in reasons["A"]
 
 
 def test_many_scanners_are_still_adjusted_for() -> None:

@@ -62,6 +62,21 @@ def test_numbers_that_are_words_in_a_column_of_numbers(
     )
 
 
+def test_words_among_the_numbers_of_cases_to_compare_with(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    """The training cases hold plain numbers, one of the test cases does not."""
+    numbers = [str(40 + k) for k in range(12)]
+    cohort = changed(trained_run.cohort, tmp_path / "cohort", "TYPE CTD OTHER", numbers)
+    splits = json.loads((cohort / "splits.json").read_text())
+    frame = pd.read_csv(cohort / "clinical.csv", dtype=str, keep_default_na=False)
+    frame.loc[frame["File Name"] == splits["test"][0], "TYPE CTD OTHER"] = "many"
+    frame.to_csv(cohort / "clinical.csv", index=False)
+    words = ("--columns", "TYPE CTD OTHER")
+    done = discover(trained_run, tmp_path / "out", *words, cohort=cohort)
+    refused(done, "TYPE CTD OTHER", "numbers and texts (many)")
+
+
 def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(
