@@ -184,7 +184,7 @@ def scan_estimates(cohort: KindsCohort) -> tuple[list[str], pd.DataFrame]:
         values = real_outcomes(sample, plan)
         if values is not None:
             measured[sample.case.id] = values
-            volume[sample.case.id] = lung_volume_ml(sample, data.lung_labels)
+            volume[sample.case.id] = lung_volume_ml(sample, data)
             kept.append(sample.case)
     ids = [case.id for case in kept]
     index = pd.Index(ids, dtype=object)

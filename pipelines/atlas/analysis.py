@@ -11,6 +11,7 @@ import pandas as pd
 from data.cache import load_case, load_mask
 from data.cohort import Case
 from data.negative_controls import measure_controls
+from data.regions import fill_lesions
 from data.resampling import patients_of
 from data.volume_dataset import VolumeDataset
 from pipelines.atlas.attributes import dependent_columns
@@ -61,7 +62,7 @@ def measure_real_scans(study: AtlasStudy) -> RealScans:
             continue
         case = sample.case
         measured[case.id] = {**values, **_measure_controls(case, study)}
-        volume[case.id] = lung_volume_ml(sample, study.plan.data.lung_labels)
+        volume[case.id] = lung_volume_ml(sample, study.plan.data)
         rows[case.id] = study.formatted_row(case)
     index = pd.Index(list(measured), dtype=object)
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -84,7 +85,8 @@ def measure_masks(study: AtlasStudy) -> RealScans:
         spacing = mask.spacing
         if not data.terms.is_ct:
             return region_shapes(label_regions(mask.array, data.lung_labels), spacing)
-        return measure_shape(mask.array, spacing, data.lung_labels, data.airway_label)
+        labels = fill_lesions(mask.array, data.lesion_labels, data.lung_labels)
+        return measure_shape(labels, spacing, data.lung_labels, data.airway_label)
 
     shapes = map_threads(measure, study.compared, "masks")
     lungs = (VOLUME, "lungs")
@@ -282,7 +284,7 @@ def cohort_cautions(
     contrast_columns = {contrast.id: contrast.column for contrast in plan.contrasts}
     patient = _training_patients(study)
     warned = [
-        *cautions.association_cautions(pairs, roles),
+        *cautions.association_cautions(pairs, roles, {one.column for one in attributes}),
         *cautions.count_cautions(attributes, study.training_rows(), patient),
         *cautions.pooled_cautions({column: study.every[column] for column in study.pooled}),
         *cautions.guessed_cautions(guessed),

@@ -159,7 +159,7 @@ def generate_cases(
                 "case": sample.case.id,
                 "run": generators.run,
                 "generated": "yes",
-                "lung_ml": lung_volume_ml(sample, study.plan.data.lung_labels),
+                "lung_ml": lung_volume_ml(sample, study.plan.data),
                 "prompt": prompt.sentence,
             }
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.regions import regions_of
+from data.regions import fill_lesions, regions_of
 from data.text.counterfactuals import CaseText, Variant
 from data.text.paraphrase import reordered, reworded
 from data.text.prompts import Prompt, Template
@@ -136,14 +136,14 @@ class CaseCounterfactuals:
         self.measurements = measurements
         self.case = sample.case.id
         self.factual = generators.generate(sample, prompt)
-        lungs = np.isin(sample.labels, plan.data.lung_labels)
+        data = plan.data
         self.outcomes = plan.outcomes(sample, self.factual)
         self.regions = self.outcomes.voxels
         self.factual_values = self.outcomes.measure(self.factual)
         self.frame = None
-        if lungs.any():
-            is_chest = plan.data.terms.is_ct
-            self.frame = LungFrame(sample.labels, plan.data.lung_labels, is_chest)
+        if np.isin(sample.labels, data.lung_labels).any():
+            labels = fill_lesions(sample.labels, data.lesion_labels, data.lung_labels)
+            self.frame = LungFrame(labels, data.lung_labels, data.terms.is_ct)
 
     def measure(self, keep: KeepFn | None = None) -> None:
         """Generate and measure everything.
@@ -365,7 +365,7 @@ def real_outcomes(sample: VolumeSample, plan: MeasurementPlan) -> Values | None:
     return plan.outcomes(sample, scan).measure(scan)
 
 
-def lung_volume_ml(sample: VolumeSample, lung_labels: Sequence[int]) -> float:
-    """Return the volume of the lungs, ml."""
-    voxels = np.isin(sample.labels, lung_labels).sum()
+def lung_volume_ml(sample: VolumeSample, data: DataOptions) -> float:
+    """Return the volume of the lungs with their lesions, ml."""
+    voxels = np.isin(sample.labels, [*data.lung_labels, *data.lesion_labels]).sum()
     return float(voxels * np.prod(sample.spacing) / 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,10 +78,12 @@ class Caution:
         return self.forbids and is_about_column and is_about_outcome
 
 
-def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str]) -> list[Caution]:
+def association_cautions(
+    pairs: Sequence[Association], roles: Mapping[str, str], studied: Collection[str]
+) -> list[Caution]:
     """Warn of associated attributes; a strong association forbids claims.
 
-    See `pipelines.atlas.statistics.associations`.
+    See `pipelines.atlas.statistics.associations`. Intervals are wider where both are `studied`.
     """
     cautions = []
     for pair in pairs:
@@ -91,16 +93,15 @@ def association_cautions(pairs: Sequence[Association], roles: Mapping[str, str])
         ambiguous = ambiguous_columns(pair, roles)
         consequence = "part of one's effect may be the other's"
         if len(ambiguous) == 2:
-            consequence = (
-                "their effects cannot be told apart, neither is claimed, and intervals reach as "
-                "far as the association allows"
-            )
+            consequence = "their effects cannot be told apart, neither is claimed"
         elif ambiguous:
             column, other = ambiguous[0], ""
-            consequence = (
-                f"{column}, which comes after, is not claimed, and its intervals reach as far as "
-                "the association allows"
-            )
+            consequence = f"{column}, which comes after, is not claimed"
+        absent = [name for name in (pair.column, pair.other) if name not in studied]
+        if ambiguous and absent:
+            consequence += f", and intervals do not show it, because {absent[0]} is not studied"
+        elif ambiguous:
+            consequence += ", and intervals reach as far as the association allows"
         text = (
             f"{pair.column} and {pair.other} are associated ({pair.measure} {pair.value:.2f} in "
             f"{counted(pair.cases, 'case')}): {consequence}."

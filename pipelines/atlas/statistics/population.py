@@ -24,17 +24,19 @@ class LungFrame:
 
     Args:
         labels: `(X, Y, Z)` in RAS.
-        lung_labels: Labels of the lungs; unless they are exactly two, one box holds both lungs.
+        lung_labels: Labels of the left and the right lung, of which a patient may have one; unless
+            they are exactly two, one box holds both lungs.
         sides: Whether two labels are those of the left and the right lung.
     """
 
     def __init__(
         self, labels: NDArray[np.integer], lung_labels: Sequence[int], sides: bool = True
     ) -> None:
-        lungs = [labels == label for label in lung_labels if (labels == label).any()]
+        lungs = [labels == label for label in lung_labels]
         if len(lungs) != 2 or not sides:
             lungs = [np.isin(labels, lung_labels)]
-        lungs.sort(key=lambda lung: float(np.flatnonzero(lung.any((1, 2))).mean()))
+        elif all(lung.any() for lung in lungs):
+            lungs.sort(key=lambda lung: float(np.flatnonzero(lung.any((1, 2))).mean()))
         width = FRAME[0] // len(lungs)
         self.parts = [(lung, _box_coordinates(lung, (width, *FRAME[1:]))) for lung in lungs]
         self.weight = self._to_frame(np.ones(labels.shape))
@@ -56,7 +58,12 @@ class LungFrame:
 
 
 def _box_coordinates(side: Mask, size: Sequence[int]) -> NDArray[np.float32]:
-    """Return the patient's voxel indices `(3, x, y, z)` of a box of the frame."""
+    """Return the patient's voxel indices `(3, x, y, z)` of a box of the frame.
+
+    Without the lung these are those of the whole volume, where the lung's voxels are none.
+    """
+    if not side.any():
+        side = np.ones_like(side)
     axes = []
     for extent, n in zip(bounding_box(side), size, strict=True):
         low = extent.start - 0.5

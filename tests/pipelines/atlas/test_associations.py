@@ -108,13 +108,23 @@ def test_cramers_v_is_that_of_scipy_but_for_the_correction_of_its_bias() -> None
 
 def test_a_strong_association_forbids_both_and_a_weak_one_warns() -> None:
     pairs = [replace(STRONG, value=value) for value in (0.7, 0.4, 0.1)]
-    strong, weak = cautions.association_cautions(pairs, {})
+    strong, weak = cautions.association_cautions(pairs, {}, "AB")
     assert strong.forbids and not weak.forbids and "neither is claimed" in strong.text
-    assert not cautions.association_cautions([replace(STRONG, cases=5)], {})
+    assert not cautions.association_cautions([replace(STRONG, cases=5)], {}, "AB")
     roles = {"A": "exposure", "B": "outcome"}
-    outcome = cautions.association_cautions(pairs[:1], roles)[0]
+    outcome = cautions.association_cautions(pairs[:1], roles, "AB")[0]
     assert outcome.forbids and (outcome.column, outcome.other) == ("B", "")
     assert "B, which comes after" in outcome.text
+
+
+def test_intervals_are_said_to_show_an_association_of_studied_columns_alone() -> None:
+    said = "intervals reach as far as the association allows"
+    (both,) = cautions.association_cautions([STRONG], {}, "AB")
+    assert said in both.text
+    (one,) = cautions.association_cautions([STRONG], {}, "A")
+    assert said not in one.text and "because B is not studied" in one.text
+    widened = widen_intervals(effects(), [STRONG], TABLE, [A, AGE], {})
+    assert of(widened, "A=yes") == (0, 0)
 
 
 def test_an_interval_reaches_as_far_as_the_association_allows() -> None:

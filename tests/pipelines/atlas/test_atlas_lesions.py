@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,11 +23,13 @@ from data.text.template import Column
 from data.volume_dataset import VolumeSample
 from data.volumes import load_volume
 from options.base_options import DataOptions
+from pipelines.atlas.analysis import measure_masks
 from pipelines.atlas.measure import (
     AtlasMeasurements,
     CaseCounterfactuals,
     Generators,
     MeasurementPlan,
+    lung_volume_ml,
     real_outcomes,
 )
 from pipelines.atlas.statistics.adjustment import Roles
@@ -134,6 +138,42 @@ def check_lesion(
     assert abs(generated["mean", place]) > 8
     detail = after["detail_sd", place] - before["detail_sd", place]
     assert generated["detail_sd", place] == pytest.approx(detail, abs=0.1)
+
+
+def test_the_lungs_of_a_mask_hold_its_labelled_lesions(tmp_path: Path) -> None:
+    """Their volume, their shape and their place in the frame are those without the label."""
+    patient = PhantomPatient.random(np.random.default_rng(3))
+    labels = build_anatomy(patient, (40, 30, 32), (9.0, 9.0, 9.0)).labels
+    affine, spacing = np.diag([9.0, 9, 9, 1]), np.full(3, 9.0)
+    with_lesion = labels.copy()
+    with_lesion[ball(chest_regions(labels, (9.0, 9.0, 9.0)), spacing, 25)] = 4
+    assert (with_lesion == 4).sum() > 20
+    hu = np.where(labels > 0, -850, 40).astype(np.float32)
+    plan = replace(PLAN, data=DataOptions(lesion_labels=(4,)))
+    networks = Generators("run", lambda *_: hu, [], None, [])
+    text = RowText({"LESION": "no"}, PLAN.template)
+    volumes, frames, shapes = [], [], []
+    for name, mask in (("plain", labels), ("lesion", with_lesion)):
+        sample = sample_of(hu, mask, affine)
+        volumes.append(lung_volume_ml(sample, plan.data))
+        case = CaseCounterfactuals(plan, sample, text, networks, AtlasMeasurements())
+        assert case.frame is not None
+        frames.append(case.frame.weight)
+        path = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), path)
+        cases = [Case(name, None, path, {"LESION": "no"})]
+        study = SimpleNamespace(
+            plan=plan,
+            cohort=SimpleNamespace(cases=cases),
+            compared=cases,
+            every=[],
+            words=[],
+            formatted_row=lambda case: case.row,
+        )
+        shapes.append(measure_masks(study).outcomes.iloc[0])  # type: ignore[arg-type]
+    assert volumes[0] == volumes[1]
+    np.testing.assert_array_equal(frames[0], frames[1])
+    pd.testing.assert_series_equal(shapes[0], shapes[1], check_names=False)
 
 
 @pytest.mark.parametrize("lesion", LESIONS)

@@ -65,6 +65,15 @@ def test_a_frame_of_lobes_or_of_one_label_holds_all_lung() -> None:
     )  # between the lungs there is none
 
 
+@pytest.mark.parametrize("label", [1, 2])
+def test_one_lung_lies_in_its_own_half_of_the_frame(label: int) -> None:
+    labels = chest(2, 16)
+    mapped = LungFrame(np.where(labels == label, label, 0), (1, 2))(np.full(labels.shape, 7.0))
+    halves = mapped[:40], mapped[40:]
+    assert np.nanmean(halves[label - 1]) == pytest.approx(7)
+    assert np.isnan(halves[2 - label]).all()
+
+
 def test_planted_effects_are_compared_region_by_region() -> None:
     lungs, lower = np.ones((2, 2, 4), bool), np.zeros((2, 2, 4), bool)
     lower[:, :, 0] = True
