@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipelines.atlas.statistics.adjustment import DIRECT, TOTAL, Adjustment, Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES, is_number_column
-from pipelines.atlas.statistics.regression import MAIN_PLACE, AttributeTables, RealScans
+from pipelines.atlas.statistics.regression import (
+    MAIN_PLACE,
+    AttributeTables,
+    Design,
+    Designs,
+    RealScans,
+)
 
 TABLES = 3  # completed tables of each scenario
 SHIFT_SD = 0.5  # by which unknown numbers are higher or lower
@@ -66,33 +71,25 @@ def _attribute_rows(
     columns = [attribute.column, *covariates]
     rows = []
     for assumption, tables in _scenarios(scans, attribute, columns):
-        estimates: dict[str, list[dict[str, Any]]] = {}
+        designs: list[Design] = []
         for table in tables:
-            complete = scans.of_cases(table.index, table)
-            designs = AttributeTables.from_scans(complete, attribute).designs(
-                covariates, adjustment.volume
-            )
-            terms = designs.estimate_terms(complete.outcomes[[MAIN_PLACE]], complete.patient)[0]
-            for contrast in contrasts:
-                estimate = designs.estimate(terms, contrast)
-                if "reason" not in estimate:
-                    estimates.setdefault(contrast.id, []).append(estimate)
-        for contrast_id, found in estimates.items():
-            mean = {key: np.mean([e[key] for e in found]) for key in ("real", "se")}
-            half = np.mean([(e["high"] - e["low"]) / 2 for e in found])
-            rows.append(
-                {
-                    "contrast": contrast_id,
-                    "outcome": MAIN_PLACE[0],
-                    "region": MAIN_PLACE[1],
-                    "effect": adjustment.effect,
-                    "assumption": assumption,
-                    "cases": found[0]["cases"],
-                    "real": mean["real"],
-                    "low": mean["real"] - half,
-                    "high": mean["real"] + half,
-                }
-            )
+            complete = AttributeTables.from_scans(scans.of_cases(table.index, table), attribute)
+            designs += complete.designs(covariates, adjustment.volume).designs
+        pooled = Designs(designs, 0)
+        terms = pooled.estimate_terms(scans.outcomes[[MAIN_PLACE]], scans.patient)[0]
+        for contrast in contrasts:
+            estimate = pooled.estimate(terms, contrast)
+            if "reason" not in estimate:
+                rows.append(
+                    {
+                        "contrast": contrast.id,
+                        "outcome": MAIN_PLACE[0],
+                        "region": MAIN_PLACE[1],
+                        "effect": adjustment.effect,
+                        "assumption": assumption,
+                        **{name: estimate[name] for name in ("cases", "real", "low", "high")},
+                    }
+                )
     return rows
 
 

@@ -18,7 +18,7 @@ from pipelines.atlas.statistics.cautions import count_cautions, imputation_cauti
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.imputation import PooledEstimate, impute_tables
 from pipelines.atlas.statistics.outcomes import MEAN
-from pipelines.atlas.statistics.regression import estimate_contrasts
+from pipelines.atlas.statistics.regression import MAIN_PLACE, AttributeTables, estimate_contrasts
 from pipelines.atlas.statistics.sensitivity import missing_sensitivity, sensitivity_ranges
 from util.cli import UserError
 
@@ -131,6 +131,20 @@ def test_values_not_missing_at_random_have_their_lines() -> None:
     ranges = sensitivity_ranges(missing)
     assert (ranges["least"] <= ranges["at_random"]).all()
     assert (ranges["at_random"] <= ranges["most"]).all()
+    # The interval is that of Rubin's rules: it holds the spread between completed tables, too.
+    at_random = missing[
+        (missing["assumption"] == "missing at random") & (missing["effect"] == "total")
+    ]
+    row = at_random[at_random["contrast"] == CURRENT].iloc[0]
+    attribute = benchmark.ROLES.attributes["SMOKING"]
+    covariates = scans.covariates_known(benchmark.ROLES.total("SMOKING"))
+    designs = AttributeTables.from_scans(scans, attribute).designs(covariates)
+    fits = [one.fit(scans.outcomes[MAIN_PLACE], scans.patient) for one in designs.designs[:3]]
+    index = 1 + designs.designs[0].terms.index("Current")
+    pooled = PooledEstimate.from_tables(
+        [fit.params[index] for fit in fits], [fit.bse[index] for fit in fits], fits[0].df_resid
+    )
+    assert (row["low"], row["high"]) == pytest.approx(pooled.interval())
     everything = benchmark.Cohort.draw(80, 15.0, 1).scans()
     assert not len(missing_sensitivity(everything, CONTRASTS, benchmark.ROLES))
 
