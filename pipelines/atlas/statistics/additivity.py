@@ -143,9 +143,11 @@ class _AttributeModel:
         x = self.tables.terms.to_numpy(float)[:, 0]
         if len(np.unique(x)) < MIN_SPLINE_VALUES:
             return None
-        basis = dmatrix(f"cr(x, df={SPLINE_DF}) - 1", {"x": x})
         shown = np.array([float(value) for value in self.attribute.values])
-        at_values = dmatrix(basis.design_info, {"x": shown.clip(x.min(), x.max())})
+        low, high = (float(end([*x, *shown])) for end in (min, max))
+        bounds = f"lower_bound={low}, upper_bound={high}"  # a spline has no values beyond its ends
+        basis = dmatrix(f"cr(x, df={SPLINE_DF}, {bounds}) - 1", {"x": x})
+        at_values = dmatrix(basis.design_info, {"x": shown})
         line = np.column_stack([np.ones_like(x), x])
         coefficients = np.linalg.lstsq(line, np.asarray(basis), rcond=None)[0]
         residual = np.asarray(basis) - line @ coefficients
@@ -199,6 +201,8 @@ class _AttributeModel:
         terms = self.tables.terms.to_numpy(float)
         if not terms.shape[1]:
             return {"cases": cases, "reason": "the reference is not among the cases"}
+        if not any(self._term(contrast) in self.tables.terms for contrast in contrasts):
+            return {"cases": cases, "reason": "no value that is studied is among the cases"}
         blocks: list[Array] = []
         for number in range(len(self.designs)):
             # A column without unknown cells is the same in every table.
@@ -216,6 +220,10 @@ class _AttributeModel:
         if fits is None:
             return row
         return row | self._at_two_values(other, fits, blocks, contrasts)
+
+    def _term(self, contrast: Contrast) -> str:
+        """Return the term of the regression that a contrast compares with the reference."""
+        return contrast.end if self.attribute.kind == "category" else contrast.column
 
     def _at_two_values(
         self,
@@ -242,10 +250,9 @@ class _AttributeModel:
         names = [str(term) for term in self.tables.terms.columns]
         best: Row = {}
         for contrast in contrasts:
-            name = contrast.end if self.attribute.kind == "category" else contrast.column
-            if name not in names:
+            if self._term(contrast) not in names:
                 continue
-            index = names.index(name)
+            index = names.index(self._term(contrast))
             scale = 1.0
             if contrast.kind == "quantiles":
                 scale = float(contrast.end) - float(contrast.start)

@@ -65,6 +65,30 @@ def test_a_curved_number_is_told_and_its_spline_follows_it() -> None:
         assert one["low"] - 6 < truth < one["high"] + 6 and abs(one["real"] - truth) < 12
 
 
+def test_a_spline_reaches_values_that_no_scan_has() -> None:
+    """Values come from the training cases, and scans to compare with may lack the outer ones."""
+    made = scans(curved=10.0)
+    inner = made.table["AGE"].astype(float).between(53, 77)
+    curves = additivity_tests(made.of_cases(inner), CONTRASTS, benchmark.ROLES)[1]
+    values = [float(value) for value in benchmark.ATTRIBUTES["AGE"].values]
+    assert values[0] < 53 and values[-1] > 77 and len(curves) == len(values) - 1
+    first = curves.iloc[0]
+    truth = (
+        -float(first["value"])
+        + values[0]
+        + 10 * (((float(first["value"]) - 65) / 10) ** 2 - ((values[0] - 65) / 10) ** 2)
+    )
+    assert first["low"] < truth < first["high"]
+
+
+def test_a_value_that_is_not_studied_has_no_interaction() -> None:
+    """It may be frequent in the scans and rare in the training."""
+    made = scans(by_sex=40.0)
+    table = made.table.replace({"SMOKING": {"Current": "Pipe", "Ex": "Pipe"}})
+    row = rows_of(replace(made, table=table))["SMOKING", "interaction", "SEX"]
+    assert pd.isna(row["p"]) and "no value that is studied" in row["reason"]
+
+
 def test_an_additive_cohort_is_seldom_called_another() -> None:
     told = 0
     for seed in range(10):
