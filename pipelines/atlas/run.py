@@ -65,6 +65,7 @@ from pipelines.run_words import known_synonyms
 from util.cli import counted, format_list, path_from_here
 from util.files import atomic_folder, claim_folder, file_fingerprint, json_digest
 from util.locks import locked_folder
+from util.metrics.regions import region_name
 from util.notices import Notice, collected_warnings
 from util.training import checkpoint, runs
 from util.web.page_links import LinkedPage, link_pages
@@ -83,6 +84,13 @@ CASE_COLUMNS = (
 )
 ARM_COLUMNS = ("case", "column", "value", "prompt", "dropped", "file")
 ADVISED_REFITS = 20
+# Cautions with which nothing is a finding, and why.
+NO_FINDINGS = {
+    "no permuted refits": "there are too few permuted refits (scripts/refit.py; the command is "
+    "among the cautions)",
+    "seen": "the model was trained on scans that it is compared with",
+    "other steps": "refits were trained for other steps than the run",
+}
 # Tables with one row per case, which atlas.json does not hold.
 CASE_TABLES = ("cases", "arms", "effects_by_case", "volumes", "agreement")
 
@@ -125,6 +133,8 @@ class OpenAtlas:
             "synonyms": dict(known_synonyms(run.generator.encoder)),
             "refits": [dict(record) for record in self.networks.refits],
             "folds": {fold: one.run for fold, one in self.networks.by_fold.items()},
+            "fold_of": self.study.fold_of,
+            "values": {one.column: one.values for one in self.study.plan.attributes},
             "cases": cases,
         }
         return json_digest(values)
@@ -369,6 +379,8 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
     noises = options.output.n_noise if run.generator.model.noise_channels else 0
     is_compared = frames["tests"]["tested"].eq("yes") & frames["tests"]["real_p"].notna()
     has_repeats = bool(real.patient.duplicated().any())
+    controls = frames["negative_controls"]
+    measured = controls.loc[controls["real"].notna(), "region"].unique()
     return {
         "run": run.folder.name,
         "model": run.options.generator.model,
@@ -387,6 +399,7 @@ def method_facts(opened: OpenAtlas, frames: Frames, real: RealScans) -> Row:
         "errors": "CR3 cluster-robust" if has_repeats else "HC3",
         "imputed": bool(real.completed.imputed),
         "seen_said": _seen_text(study, real),
+        "controls": [region_name(region) for region in measured],
         "tests": int(is_compared.sum()),
     }
 
@@ -436,18 +449,10 @@ class AtlasSummary:
         found = frames["findings"]["contrast"].nunique()
         studied = frames["tests"].loc[frames["tests"]["tested"] == "yes", "contrast"].nunique()
         contrasts = counted(studied, "contrast was", "contrasts were")
-        if cautions["kind"].eq("no permuted refits").any():
-            text = (
-                f"{contrasts} studied; nothing is called a finding, because there are too few "
-                "permuted refits (scripts/refit.py; the command is among the cautions)."
-            )
-            return cls(f"{text}{_largest_contrast(frames['not_found'])}", False)
-        if cautions["kind"].eq("seen").any():
-            text = (
-                f"{contrasts} studied; nothing is called a finding, because the model was trained "
-                "on scans that it is compared with."
-            )
-            return cls(f"{text}{_largest_contrast(frames['not_found'])}", False)
+        for kind, reason in NO_FINDINGS.items():
+            if cautions["kind"].eq(kind).any():
+                text = f"{contrasts} studied; nothing is called a finding, because {reason}."
+                return cls(f"{text}{_largest_contrast(frames['not_found'])}", False)
         measured = set(frames["tests"]["outcome"]) & set(OUTCOMES)
         text = (
             f"{contrasts} studied; {counted(found, 'is a finding', 'are findings')} in at least "

@@ -341,8 +341,7 @@ def agreement_plot(points: pd.DataFrame, labels: Labels, stem: Path, terms: Term
     )
     if len(known):
         axes.legend(loc="upper left", fontsize=8, frameon=False)
-    for ending in ("png", "svg"):
-        figure.savefig(stem.with_suffix(f".{ending}"), dpi=150)
+    save_chart(figure, stem, terms)
 
 
 def _agreement_points(axes: Axes, agreement: str, part: pd.DataFrame) -> None:

@@ -134,6 +134,8 @@ def _negative_controls(p: Population, terms: Terms) -> None:
         regions = " and ".join(region_name(region) for region in table["region"].unique())
         tested = counted(table["p"].notna().sum(), "test")
         lead = "" if texts else "No attribute changes them. "
+        if not texts and (table["moved"] == "yes").any():  # what acquisition does is no warning
+            lead = "Only columns of acquisition change them, as expected. "
         page_parts.note(
             f"{lead}Mean and noise of {regions} were compared like the lungs ({tested}, "
             "false-discovery rate 5 %). An attribute that changes them is confounded by how scans "

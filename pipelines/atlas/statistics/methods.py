@@ -26,9 +26,9 @@ SHARES = ", and the shares of voxels below -950 HU, below -910 HU and above -700
 REFITTED = """
 Intervals are 95 % intervals over {refits} refits, each trained from the start on patients drawn
 with replacement and with another seed (Student's t times their standard deviation). The interval
-of an attribute that is associated with another (measure of association at least {strong:g})
-reaches further: as far as it would with all of the other's effect, and as far as it would if the
-other explained the shared part."""
+of an attribute that is associated with another studied one (measure of association at least
+{strong:g}) reaches further: as far as it would with all of the other's effect, and as far as it
+would if the other explained the shared part."""
 NOT_REFITTED = """
 The run was not refitted often enough for intervals (at least {fewest} refits), so that none is
 given; the range over patients describes patients, not uncertainty."""
@@ -43,8 +43,9 @@ depend on others were not adjusted for.{imputed_said}"""
 IMPUTED = """ Unknown covariates were imputed {count} times by chained equations, assuming that they
 are missing at random, and pooled by Rubin's rules."""
 CONTROLS = """
-Air outside the body and in the trachea served as negative controls (mean and noise, false-discovery
-rate {fdr:.0%})."""
+Negative controls were {controls_said} (mean and noise, false-discovery rate {fdr:.0%})."""
+NO_CONTROLS = """
+No negative control could be measured in the scans."""
 SHAPES = """
 Volumes and heights of the masks were compared in the same way as outcomes."""
 FINDINGS = """
@@ -62,12 +63,14 @@ def methods_paragraph(facts: Mapping[str, Any]) -> str:
     if facts["permuted"]:
         parts.append(PERMUTED)
     is_ct = facts.get("unit", CT.unit) == CT.unit
-    parts += [REAL, *([CONTROLS] if is_ct else []), SHAPES, FINDINGS]
+    controls = CONTROLS if facts["controls"] else NO_CONTROLS
+    parts += [REAL, *([controls] if is_ct else []), SHAPES, FINDINGS]
     imputed = IMPUTED.format(count=IMPUTATIONS) if facts["imputed"] else ""
     text = "".join(parts).format(
         **facts,
         imputed_said=imputed,
         shares_said=SHARES if is_ct else "",
+        controls_said=" and ".join(facts["controls"]),
         least=MIN_PERMUTED,
         permuted_p=MAX_PERMUTED_P,
         fewest=MIN_REFITS,

@@ -36,6 +36,7 @@ from tests.atlas_scans import (
     SMOKING,
     scans,
 )
+from util.modality import MODALITIES
 
 # --- cautions
 
@@ -424,6 +425,9 @@ def test_agreement_plot(tmp_path: Path) -> None:
     assert (tmp_path / "agreement.png").stat().st_size > 5000
     agreement_plot(points.iloc[:0], {}, tmp_path / "empty")
     assert (tmp_path / "empty.svg").is_file()
+    agreement_plot(points, {c.id: c.label for c in CONTRASTS}, tmp_path / "mr", MODALITIES["mr"])
+    text = (tmp_path / "mr.svg").read_text()
+    assert "Generated difference (a.u.)" in text and "HU" not in text
 
 
 def test_slopes_and_quantiles_are_one_attribute() -> None:

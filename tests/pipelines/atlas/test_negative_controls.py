@@ -121,6 +121,19 @@ def test_the_page_says_it_before_any_finding(tmp_path: Path) -> None:
     assert "no estimate" in text and "trachea" in text
 
 
+def test_the_page_names_columns_of_acquisition_that_change_controls(tmp_path: Path) -> None:
+    study = atlas_folder.make_atlas(tmp_path / "a", refits=True)
+    path = tmp_path / "a" / "atlas.json"
+    record = json.loads(path.read_text())
+    for noise, said in ((6, "Only columns of acquisition change them"), (0, "No attribute")):
+        table = controls(noise=noise).assign(contrast=atlas_folder.CONTRASTS[0].id)
+        rows = json.loads(table.to_json(orient="records"))
+        path.write_text(json.dumps(record | {"negative_controls": rows}))
+        text = write_pages(tmp_path / "a", study).read_text()  # type: ignore[arg-type]
+        assert said in text
+        assert ("No attribute changes them" in text) == (noise == 0)
+
+
 def test_the_summary_names_what_acquisition_confounds() -> None:
     row = Caution("negative control", "It changes.", "DIAGNOSIS", forbids=True).to_row()
     tests = pd.DataFrame({"contrast": ["a"], "tested": ["yes"], "outcome": ["mean_hu"]})
@@ -133,6 +146,25 @@ def test_the_summary_names_what_acquisition_confounds() -> None:
     assert "scanned differently: DIAGNOSIS." in AtlasSummary.from_frames(frames).text
     frames["cautions"] = frames["cautions"].assign(forbids="no")
     assert "scanned differently" not in AtlasSummary.from_frames(frames).text
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("no permuted refits", "too few permuted refits"),
+        ("seen", "trained on scans that it is compared with"),
+        ("other steps", "trained for other steps than the run"),
+    ],
+)
+def test_the_summary_says_why_nothing_can_be_a_finding(kind: str, said: str) -> None:
+    frames = {
+        "cautions": pd.DataFrame([Caution(kind, "It is so.", forbids=True).to_row()]),
+        "findings": pd.DataFrame({"contrast": []}),
+        "not_found": pd.DataFrame({"contrast": []}),
+        "tests": pd.DataFrame({"contrast": ["a"], "tested": ["yes"], "outcome": [MEAN]}),
+    }
+    summary = AtlasSummary.from_frames(frames)
+    assert said in summary.text and not summary.conclusive
 
 
 def test_a_kernel_tied_to_the_diagnosis_is_caught() -> None:
