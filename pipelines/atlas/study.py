@@ -167,7 +167,7 @@ class AtlasStudy:
             },
             fold_of=fold_of,
             copies=copies,
-            control_labels=_check_control_labels(options, generation),
+            control_labels=check_control_labels(options, generation),
         )
 
     @property
@@ -219,16 +219,17 @@ def case_prompts(generation: GenerationPlan, trained_on: Cohort) -> dict[Path, P
     return texts
 
 
-def _check_control_labels(options: AtlasCases, generation: GenerationPlan) -> tuple[int, ...]:
+def check_control_labels(options: AtlasCases, generation: GenerationPlan) -> tuple[int, ...]:
     """Return the labels of `--control_labels`; raise `UserError` for one that cannot serve."""
     data = generation.data
-    reserved = {0, data.airway_label, *data.lung_labels}
-    possible = [label for label in generation.run.labels if label not in reserved]
+    if options.control_labels:
+        check_chest_ct(data, "--control_labels")
+    possible = [label for label in generation.run.labels if label not in data.chest_labels]
     for label in options.control_labels:
         if label not in possible:
             raise UserError(
                 f"--control_labels has {label}; it must be a label of the masks other than "
-                "background, lungs and airways, such as that of the aorta (here: "
+                "background, lungs, lesions and airways, such as that of the aorta (here: "
                 f"{format_list([str(n) for n in possible]) or 'none'})."
             )
     return options.control_labels

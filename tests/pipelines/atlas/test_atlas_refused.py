@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +14,13 @@ import pandas as pd
 import pytest
 
 from data.phantom.write import make_phantom_cohort
+from options.atlas_options import AtlasCases
+from options.base_options import DataOptions
 from options.phantom_options import PhantomOptions
+from pipelines.atlas.study import check_control_labels
 from tests.atlas_run import discover, record
 from tests.commands import TrainedRun, command, refused
+from util.cli import UserError
 
 
 def changed(cohort: Path, target: Path, column: str, values: list[str]) -> Path:
@@ -100,7 +105,7 @@ def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
     refused(
         discover(trained_run, out, "--columns", "SEX", "--control_labels", "3"),
         "--control_labels has 3",
-        "other than background, lungs and airways",
+        "other than background, lungs, lesions and airways",
     )
     refused(discover(trained_run, out, "--columns", "SEX", "--fold", "5"), "--fold is '5'", "k/K")
     refused(
@@ -115,6 +120,19 @@ def test_flags_that_are_wrong(trained_run: TrainedRun, tmp_path: Path) -> None:
         discover(TrainedRun(trained_run.checkpoints, "other", trained_run.cohort), out), "no run"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_control_labels_are_of_what_disease_cannot_change() -> None:
+    run = SimpleNamespace(labels=(0, 1, 2, 3, 4, 5))
+    wanted = AtlasCases(control_labels=(5,))
+    chest = SimpleNamespace(data=DataOptions(), run=run)
+    assert check_control_labels(wanted, chest) == (5,)  # type: ignore[arg-type]
+    lesions = SimpleNamespace(data=DataOptions(lesion_labels=(5,)), run=run)
+    with pytest.raises(UserError, match=r"--control_labels has 5.*lesions.*here: 4"):
+        check_control_labels(wanted, lesions)  # type: ignore[arg-type]
+    mr = SimpleNamespace(data=DataOptions(modality="mr", lung_labels=(1,)), run=run)
+    with pytest.raises(UserError, match="mr, and --control_labels works on chest CT"):
+        check_control_labels(wanted, mr)  # type: ignore[arg-type]
 
 
 def test_a_column_that_the_run_does_not_know(trained_run: TrainedRun, tmp_path: Path) -> None:
