@@ -18,7 +18,15 @@ from statsmodels.stats.multitest import multipletests
 from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import PooledEstimate
-from pipelines.atlas.statistics.regression import MAIN_PLACE, AttributeTables, Design, RealScans
+from pipelines.atlas.statistics.regression import (
+    MAIN_PLACE,
+    AttributeTables,
+    Design,
+    RealScans,
+    combine_terms,
+    degrees_of_freedom,
+    wald_p,
+)
 
 SPLINE_DF = 4  # a natural cubic spline: constant, line, and two terms of curvature
 MIN_SPLINE_VALUES = 8  # distinct values of a number that has a curve
@@ -117,7 +125,10 @@ class _AttributeModel:
                 np.hstack([design.x, columns]), design.cases, design.terms, design.attribute
             )
             fit = wider.fit(self.measured, self.scans.patient)
-            if fit is None or not np.isfinite(fit.bse).all():
+            if fit is None:
+                return None
+            errors = fit.bse[1 : 1 + len(design.terms)], fit.bse[-columns.shape[1] :]
+            if not np.isfinite(np.concatenate(errors)).all():
                 return None
             fits.append(fit)
         return fits
@@ -128,11 +139,10 @@ class _AttributeModel:
         cases = {"cases": len(self.tables.terms)}
         if fits is None:
             return None, cases | {"reason": "too few cases for so many terms"}
-        values = []
-        for fit, columns in zip(fits, extra, strict=True):
-            count = len(fit.params)
-            restriction = np.eye(count)[count - columns.shape[1] :]
-            values.append(float(fit.f_test(restriction).pvalue))
+        values = [
+            wald_p(fit, slice(-columns.shape[1], None))
+            for fit, columns in zip(fits, extra, strict=True)
+        ]
         return fits, {"cases": int(fits[0].nobs), "p": float(np.median(values))}
 
     def _curvature(self) -> tuple[Array, Array] | None:
@@ -180,12 +190,9 @@ class _AttributeModel:
                 weights = np.zeros(len(fit.params))
                 weights[1] = shown[number] - shown[0]
                 weights[-at_cases.shape[1] :] = at_values[number] - at_values[0]
-                changes.append(fit.t_test(weights))
-            pooled = PooledEstimate.from_tables(
-                [float(np.squeeze(change.effect)) for change in changes],
-                [float(np.squeeze(change.sd)) for change in changes],
-                float(changes[0].df_denom),
-            )
+                changes.append(combine_terms(fit, weights))
+            values, errors = zip(*changes, strict=True)
+            pooled = PooledEstimate.from_tables(values, errors, degrees_of_freedom(fits[0]))
             low, high = pooled.interval()
             bounds = {"real": pooled.value, "low": low, "high": high}
             rows.append({"value": value, "cases": int(fits[0].nobs), **bounds})

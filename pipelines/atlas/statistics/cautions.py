@@ -20,7 +20,12 @@ from pipelines.atlas.statistics.contrasts import LATER_ROLES, WORDING, AtlasAttr
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
-from pipelines.atlas.statistics.regression import INSEPARABLE, AttributeTables, RealScans
+from pipelines.atlas.statistics.regression import (
+    INSEPARABLE,
+    AttributeTables,
+    RealScans,
+    wald_p,
+)
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import region_place
 from util.cli import counted
@@ -404,7 +409,7 @@ def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> 
     fit = design.fit(scans.log_volume, scans.patient) if design.terms else None
     if fit is None:
         return None
-    p = float(fit.f_test(np.eye(len(fit.params))[1 : 1 + len(design.terms)]).pvalue)
+    p = wald_p(fit, slice(1, 1 + len(design.terms)))
     if not p < THROUGH_MASK_P:
         return None
     index = max(range(len(design.terms)), key=lambda term: abs(fit.tvalues[1 + term]))

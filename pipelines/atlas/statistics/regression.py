@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.api as sm
 from numpy.typing import NDArray
+from scipy import stats
 from statsmodels.regression.linear_model import RegressionResults, RegressionResultsWrapper
 
 from pipelines.atlas.statistics.adjustment import (
@@ -355,7 +356,7 @@ class Design:
         residuals = y - x @ coefficients
         terms = slice(1, 1 + len(self.terms))
         if len(clusters) < len(x):
-            changes = _jackknife_changes(x, inverse[terms], residuals, groups)
+            changes = _jackknife_changes(x, terms, residuals, groups)
             variances = (len(clusters) - 1) / len(clusters) * np.square(changes).sum(0)
             df = len(clusters) - 1
         else:
@@ -415,7 +416,7 @@ class Design:
 
 
 def _jackknife_changes(
-    x: Floats, inverse: Floats, residuals: Floats, groups: NDArray[np.intp]
+    x: Floats, terms: slice, residuals: Floats, groups: NDArray[np.intp]
 ) -> Floats:
     """Return how coefficients change without each cluster in turn.
 
@@ -424,15 +425,16 @@ def _jackknife_changes(
 
     Args:
         x: `(cases, columns)`.
-        inverse: Rows of the pseudo-inverse of `x` whose coefficients are wanted.
+        terms: The coefficients that are wanted.
         residuals: `(cases, outcomes)`.
         groups: Number of each case's cluster, 0 to G - 1.
 
     Returns:
-        `(G, coefficients, outcomes)`; NaN where a term rests on one cluster alone.
+        `(G, coefficients, outcomes)`; NaN for a term that rests on one cluster alone.
     """
     count = int(groups.max()) + 1
     gram = np.linalg.pinv(x.T @ x)
+    inverse = np.linalg.pinv(x)[terms]
     changes = np.full((count, len(inverse), residuals.shape[1]), np.nan)
     for group in range(count):
         rows = groups == group
@@ -440,6 +442,10 @@ def _jackknife_changes(
         unexplained = np.eye(len(leverage)) - leverage
         if np.linalg.eigvalsh(unexplained)[0] > ROUNDING_TOLERANCE:
             changes[group] = inverse[:, rows] @ np.linalg.solve(unexplained, residuals[rows])
+            continue
+        rest = np.linalg.pinv(x[~rows])[terms]  # may not determine every term
+        is_known = np.isclose(rest @ x[~rows], np.eye(x.shape[1])[terms], atol=1e-6).all(axis=1)
+        changes[group] = np.where(is_known[:, None], -rest @ residuals[~rows], np.nan)
     return changes
 
 
@@ -455,13 +461,40 @@ def _with_jackknife_errors(fit: Any, groups: NDArray[np.intp]) -> Any:
     """
     x = fit.model.exog
     residuals = np.asarray(fit.resid)[:, None]
-    changes = _jackknife_changes(x, np.linalg.pinv(x), residuals, groups)[..., 0]
+    changes = _jackknife_changes(x, slice(None), residuals, groups)[..., 0]
     count = len(changes)
     covariance = (count - 1) / count * changes.T @ changes
     normalized = covariance / fit.scale  # statsmodels multiplies by the residual variance
     results = RegressionResults(fit.model, np.asarray(fit.params), normalized, use_t=True)
     results.df_resid_inference = count - 1
     return RegressionResultsWrapper(results)
+
+
+def combine_terms(fit: Any, weights: NDArray[np.float64]) -> tuple[float, float]:
+    """Return a weighted sum of a fit's terms and its standard error.
+
+    Errors of terms without weight may be NaN (see `_with_jackknife_errors`).
+    """
+    used = np.flatnonzero(weights)
+    covariance = np.asarray(fit.cov_params())[np.ix_(used, used)]
+    variance = weights[used] @ covariance @ weights[used]
+    return float(weights[used] @ np.asarray(fit.params)[used]), float(np.sqrt(variance))
+
+
+def wald_p(fit: Any, terms: slice) -> float:
+    """Return the p value of an F test that some terms of a fit are all 0."""
+    values = np.asarray(fit.params)[terms]
+    covariance = np.asarray(fit.cov_params())[terms, terms]
+    if not np.isfinite(covariance).all():
+        return float("nan")
+    rank = np.linalg.matrix_rank(covariance, hermitian=True)
+    f = values @ np.linalg.pinv(covariance, hermitian=True) @ values / rank
+    return float(stats.f.sf(f, rank, degrees_of_freedom(fit)))
+
+
+def degrees_of_freedom(fit: Any) -> float:
+    """Return the degrees of freedom of a fit's errors."""
+    return float(getattr(fit, "df_resid_inference", None) or fit.df_resid)
 
 
 def _attribute_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:

@@ -7,17 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from scipy import stats
 
 from pipelines.atlas.statistics import cautions
 from pipelines.atlas.statistics.adjustment import Adjustment, Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.outcomes import MEAN
-from pipelines.atlas.statistics.regression import RealScans, estimate_contrasts
+from pipelines.atlas.statistics.regression import (
+    RealScans,
+    combine_terms,
+    estimate_contrasts,
+    wald_p,
+)
 from tests.atlas_scans import (
     AGE,
     CONTRASTS,
     EVERY,
+    KERNEL,
     LEVELS,
     NEVER_CURRENT,
     ROLES,
@@ -163,6 +170,39 @@ def test_scans_of_one_patient_are_clustered() -> None:
         primary(estimate_contrasts(s, CONTRASTS, ROLES), NEVER_CURRENT) for s in (once, doubled)
     )
     assert b["real"] == pytest.approx(a["real"]) and b["se"] > 0.8 * a["se"]
+
+
+def test_a_patient_alone_on_a_scanner_hides_no_effect() -> None:
+    """Three scans of one patient are a level of the scanner; without them it has no term."""
+    data = scans(60)
+    data.table.loc[data.table["AGE"] == "", "AGE"] = "65"
+    data.patient[:] = [f"p{k // 2}" for k in range(60)]
+    alone = data.table.index[:3]
+    data.patient[alone] = "alone"
+    data.table.loc[alone, ["KERNEL", "SMOKING"]] = ["rare", "Ex"]
+    roles = Roles({a.column: a for a in (SMOKING, KERNEL)}, frozenset(), "")
+    contrasts = [*CONTRASTS[:2], *contrasts_of(replace(KERNEL, values=("soft", "rare")))]
+    real = estimate_contrasts(data, contrasts, roles).query("adjustment == 'total'")
+    rows = real[real["region"] == "lungs"].set_index("contrast")
+    rest = data.of_cases(~data.table.index.isin(alone))
+    left = estimate_contrasts(rest, CONTRASTS[:2], roles).query("adjustment == 'total'")
+    left = left[left["region"] == "lungs"].set_index("contrast")
+    for contrast in CONTRASTS[:2]:  # the term of the scanner takes up these scans
+        row = rows.loc[contrast.id]
+        assert row["real"] == pytest.approx(left.loc[contrast.id, "real"])
+        assert row["se"] == pytest.approx(left.loc[contrast.id, "se"], rel=0.01)
+    assert rows.loc["KERNEL=soft_to_rare", "reason"] == "the spread cannot be estimated"
+
+
+def test_joint_tests_and_sums_are_those_of_statsmodels() -> None:
+    rng = np.random.default_rng(1)
+    x = sm.add_constant(rng.normal(size=(40, 4)))
+    fit = sm.OLS(rng.normal(size=40) + x[:, 2], x).fit(cov_type="HC3", use_t=True)
+    assert wald_p(fit, slice(1, 4)) == pytest.approx(float(fit.f_test(np.eye(5)[1:4]).pvalue))
+    weights = np.array([0, 2.0, 0, -1, 0.5])
+    known = fit.t_test(weights)
+    expected = float(np.squeeze(known.effect)), float(np.squeeze(known.sd))
+    assert combine_terms(fit, weights) == pytest.approx(expected)
 
 
 def test_clustered_errors_are_those_of_leaving_one_patient_out() -> None:
