@@ -25,9 +25,9 @@ class RunOptions:
     )
     init_from: str = path_flag(
         "",
-        "Start from the weights and options of another run (a name, or an exported zip or folder); "
-        "labels and phrases are mapped, what it does not know starts without effect.",
-        kind="run",
+        "Start from the weights and options of another run (its name or folder, or an exported zip "
+        "or folder); labels and phrases are mapped, what it does not know starts without effect.",
+        kind="source",
     )
     freeze: tuple[str, ...] = flag(
         (),

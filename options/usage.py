@@ -12,7 +12,7 @@ from util.training import runs
 
 # What a flag's value names on disk: a folder, a file, a run in --checkpoints_dir, or a built-in
 # name in whose place a path may be given (as KIND:PATH where there are several kinds of files).
-Input = Literal["folder", "file", "run", "name or path"]
+Input = Literal["folder", "file", "run", "source", "name or path"]
 DOWNLOADED = "hub"  # the kind whose values are no paths
 PATH_SUFFIXES = (".yaml", ".yml", ".pt", ".pth", ".bin", ".safetensors")
 WIDTH = 110  # columns of the help
@@ -72,9 +72,10 @@ def check_input(flag: str, kind: Input, value: str, checkpoints_dir: str) -> Non
     """
     if not value:
         return
-    if kind == "run":
+    if kind in ("run", "source"):
+        find = runs.find_run if kind == "run" else runs.find_source
         try:
-            runs.read_options(runs.find_run(checkpoints_dir, value))
+            runs.read_options(find(checkpoints_dir, value))
         except UserError as error:
             raise UserError(f"{'' if flag == '--name' else f'{flag} {value}: '}{error}") from None
     elif kind == "folder" and not Path(value).is_dir():

@@ -19,8 +19,10 @@ from pipelines import run_cohort
 from pipelines.atlas.attributes import dependent_columns
 from pipelines.atlas.statistics.cautions import MIN_PATIENTS
 from pipelines.refits.cross_fitting import FOLDS, needs_folds
+from pipelines.training.fine_tuning import SourceRun
 from util.cli import UserError, format_list, unique_names
 from util.training import checkpoint, runs
+from util.training.shared_runs import is_shared
 
 log = logging.getLogger(__name__)
 
@@ -75,21 +77,23 @@ class OriginRun:
             dataroot: The cohort, if it was moved since training.
 
         Raises:
-            UserError: There is no run, or it started from another run's weights.
+            UserError: There is no run.
         """
         saved = runs.read_options(folder)
         options = from_dict(TrainOptions, saved, str(folder / runs.OPTIONS_FILE))
         state = checkpoint.load_state(checkpoint.find(folder / "latest"))
-        if options.optim.load_global:
-            raise UserError(
-                f"--name {folder.name} started from --load_global {options.optim.load_global}, "
-                "which has seen all patients: its refits would not be independent. Refit the "
-                "global run itself."
-            )
         data = replace(options.data, dataroot=dataroot or options.data.dataroot)
         options = replace(options, data=data, text=locate_text_encoder(options.text, folder))
         columns = tuple(state["columns"])
         return cls(folder, options, int(state["step"]), columns, state.get("data") or {})
+
+    @property
+    def source(self) -> str:
+        """The run that it started from, as `--init_from` takes it from another folder, or ""."""
+        name = self.options.run.init_from
+        if not name or is_shared(name) or len(Path(name).parts) > 1:
+            return name
+        return str(self.folder.parent / name)
 
 
 def default_folds(origin: OriginRun) -> int:
@@ -110,6 +114,46 @@ def default_folds(origin: OriginRun) -> int:
     return FOLDS
 
 
+def check_independence(origin: OriginRun) -> None:
+    """Check that refits do not start from weights that have seen their patients.
+
+    Refits of a fine-tuned run start from its source, too. A shared source holds no digests of its
+    scans, so that it cannot be compared.
+
+    Raises:
+        UserError: Source or global run were trained on scans of the run.
+    """
+    name, start = origin.folder.name, origin.options.optim.load_global
+    if start:
+        raise UserError(
+            f"--name {name} started from --load_global {start}, which has seen all patients: its "
+            "refits would not be independent. Refit the global run itself."
+        )
+    if not origin.source:
+        return
+    source = SourceRun.load(origin.source, "")
+    theirs = _image_digests(source.state.get("data") or {})
+    both = _image_digests(origin.data) & theirs
+    if both:
+        raise UserError(
+            f"--name {name} started from --init_from {origin.options.run.init_from}, which used "
+            f"{len(both)} of its scans: refits would start from weights that have seen their "
+            "patients. Refit that run, or start from one of other patients."
+        )
+    if not theirs:
+        log.warning(
+            "%s started from --init_from %s, which does not tell its scans. Refits start from it "
+            "too: they are independent if it was trained on other patients.",
+            name,
+            origin.options.run.init_from,
+        )
+
+
+def _image_digests(data: Mapping[str, Any]) -> set[str]:
+    """Return the digests of the scans in a record of `data.fingerprints`."""
+    return {files["image"] for files in data.get("files", {}).values() if "image" in files}
+
+
 def planned_refits(
     origin: OriginRun, options: RefitOptions, folds: Sequence[str] = ()
 ) -> list[Refit]:
@@ -121,8 +165,9 @@ def planned_refits(
 
     Raises:
         UserError: A column to shuffle is not known to the run, or its prompts do not follow the
-            rows.
+            rows; or see `check_independence`.
     """
+    check_independence(origin)
     run_seed = origin.options.run.seed
     seed = run_seed + SEED_OFFSET
     refits = [

@@ -66,6 +66,7 @@ def train_arguments(origin: OriginRun, refit: Refit, options: RefitOptions, gpu:
         trained.run,
         name=refit.name,
         checkpoints_dir=str(home),
+        init_from=origin.source,
         seed=refit.seed,
         gpu_ids=gpu,
         overwrite=True,

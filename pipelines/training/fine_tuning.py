@@ -54,13 +54,13 @@ class SourceRun:
 
     @classmethod
     def load(cls, name: str, checkpoints_dir: str) -> SourceRun:
-        """Read a run by name, or a shared one by its file or folder.
+        """Read a run by name or folder, or a shared one by its file or folder.
 
         Raises:
             UserError: There is no such run, or it is damaged.
         """
         try:
-            folder = runs.find_run(checkpoints_dir, name)
+            folder = runs.find_source(checkpoints_dir, name)
             stored = runs.read_options(folder)
             options = from_dict(TrainOptions, stored, str(folder / runs.OPTIONS_FILE))
             place = checkpoint.find(folder / "latest")

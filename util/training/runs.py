@@ -42,6 +42,16 @@ def find_run(checkpoints_dir: str, name: str) -> Path:
     return open_shared(name) if is_shared(name) else run_folder(checkpoints_dir, name)
 
 
+def find_source(checkpoints_dir: str, name: str) -> Path:
+    """Return the folder of the run that a training starts from; it may also be given by its path.
+
+    Raises:
+        UserError: See `find_run`.
+    """
+    is_path = len(Path(name).parts) > 1
+    return Path(name) if is_path and not is_shared(name) else find_run(checkpoints_dir, name)
+
+
 def check_new_run(folder: Path, overwrite: bool) -> None:
     """Raise `UserError` if something is there that must not be replaced."""
     advice = "--continue_train to resume it, or choose another name"
