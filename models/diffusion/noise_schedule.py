@@ -167,8 +167,10 @@ class NoiseSchedule:
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         shifted = timestep_transform(even, 1, 1, scale=shift, num_train_timesteps=1)
         times = shifted.clamp_max(1) * start
-        if self.edm and not self.flow:
-            times = torch.where(times > 0, self._time_of(times.float().logit()), 0.0)
+        if not self.flow:
+            first = 1 / self.options.diffusion_steps  # the schedule's first noise level
+            noisy = self._time_of(times.float().logit()) if self.edm else times.clamp_min(first)
+            times = torch.where(times > 0, noisy, 0.0)
         return [float(t) for t in times]
 
 
@@ -235,6 +237,8 @@ class DiffusionSampler:
         """
         now = self._level(t)
         then = self._level(to)
+        if now == then:  # times closer together than the schedule's levels
+            return x
         prediction = self.network(x, t)
         if self.kind == "ddpm":
             return self._ddpm_step(x, prediction, now, then, generator)

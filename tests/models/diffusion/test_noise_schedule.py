@@ -250,6 +250,25 @@ def test_steps_between_equal_levels_change_nothing() -> None:
     torch.testing.assert_close(twice, sampler.sample(x, [1.0, 0.6, 0.3, 0.2, 0.0]))
 
 
+@pytest.mark.parametrize(
+    ("preconditioning", "shift"), [("edm", 5.0), ("residual", 5.0), ("residual", 0.05)]
+)
+def test_ddpm_takes_as_many_steps_as_the_schedule_has(preconditioning: str, shift: float) -> None:
+    """Some lie closer together than its levels, at noise or at the image."""
+    p, draw = make_schedule("v", preconditioning), torch.Generator().manual_seed(0)
+
+    def best(x: Tensor, t: float) -> Tensor:
+        if preconditioning == "residual":
+            return torch.zeros_like(x)
+        return p.preconditioning(torch.tensor([t]))[0] * x
+
+    noise = torch.randn(1, 1, 16, 16, 16, generator=draw)
+    times = p.sampling_times(1000, shift)
+    result = DiffusionSampler(p, best, "ddpm").sample(noise, times, draw)
+    assert float(result.mean()) == pytest.approx(0, abs=0.008)
+    assert float(result.std()) == pytest.approx(SD, rel=0.1)
+
+
 def test_ddim_of_v_is_that_of_monai() -> None:
     p = NoiseSchedule(make_schedule("v", zero_snr=False).options, 1e-6)
     draw = torch.Generator().manual_seed(0)
