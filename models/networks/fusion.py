@@ -209,7 +209,7 @@ class AttentionFusion(FusionUnit):
         valid = F.pad(text.valid, (1, 0), value=True)
         k = self._split_heads(self.key(tokens))
         v = self._split_heads(self.value(tokens))
-        if self.on_weights is not None:
+        if self.on_weights is not None and text.valid.any():  # guidance leaves the text out, too
             self.on_weights(self._weights(voxels, k, valid).unflatten(-1, tuple(size)))
         attend = self._attend_folded if x.device.type == "cpu" else self._attend
         out = attend(voxels, k, v, valid)  # (B, V, C)

@@ -242,6 +242,9 @@ def test_recorded_attention_is_that_of_the_unit() -> None:
     logits[..., 3] = -torch.inf
     expected = logits.softmax(-1).mean(1)[0].T.reshape(4, 4, 3, 2)
     assert torch.allclose(weights[0], expected, atol=1e-6)
+    # Guidance runs the network without text, too, which would count as "no phrase".
+    unit.residual(x, TextEmbedding(0 * tokens, torch.zeros_like(valid), torch.zeros(1, 6)))
+    assert len(seen) == 1
 
 
 def test_each_phrase_has_a_map(desk: AnswerDesk, session: AppSession, case: str) -> None:
