@@ -347,9 +347,13 @@ class PhraseEncoder(TextEncoder):
             return text
         if (phrase := self.synonyms.get(normalise_phrase(text))) is not None:
             return phrase
-        stem, value = parse_number(text) or ("", 0.0)
-        phrase = self.synonyms.get(normalise_phrase(stem)) if stem else None
-        return text if phrase is None else phrase.replace("#", f"{value:g}")
+        parsed = parse_number(text)
+        phrase = self.synonyms.get(normalise_phrase(parsed[0])) if parsed else None
+        if phrase is None:
+            return text
+        number = NUMBER.search(text)
+        assert number is not None
+        return phrase.replace("#", number.group())
 
     def _weights_of(self, phrases: Sequence[str], embeddings: Tensor) -> Tensor:
         """Return the weights `(N,)`; an unseen phrase has that of the nearest training phrase."""

@@ -55,6 +55,10 @@ def test_listed_words_are_the_phrase(tmp_path: Path, template: Template) -> None
         ["Aged 63.", "Active smoker."],
     ):
         assert restored.encode([prompt]).pooled.equal(own)
+    large = [
+        restored.encode([[words]]).pooled for words in ("Patient age: 1234567", "aged 1234567")
+    ]
+    assert large[0].equal(large[1])  # all digits of a number, as it was written
     assert not restored.encode([["smokes a lot"]]).pooled.any()
     old = TableEncoder()
     values = {k: v for k, v in encoder.state()[1].items() if k != "synonyms"}
