@@ -88,16 +88,18 @@ def known_phrases(state: Mapping[str, Any], template: Template) -> set[str]:
 def training_values(state: Mapping[str, Any], template: Template) -> dict[str, list[str]]:
     """Return the values of each column that are handed on: categories, and quantiles of numbers.
 
-    A column of free words, in which most values belong to a single patient, has none.
+    A column of free words, in which most values belong to a single patient, has none; neither have
+    calendar dates.
     """
     counted = state.get(EVIDENCE, {}).get("values", {})
     values = {}
     for column, known in state.get("data", {}).get("values", {}).items():
         numbers = [number for number in map(parse_number, known) if number is not None]
-        is_number = template[column].kind in ("number", "date") or len(numbers) == len(known)
-        if is_number and len(numbers) > len(QUANTILES):
-            values[column] = [f"{v:.3g}" for v in np.quantile(numbers, QUANTILES)]
-        elif is_number or not _is_free_text(known, counted.get(column, {})):
+        is_date, all_numbers = template[column].kind == "date", len(numbers) == len(known)
+        if (is_date or all_numbers) and len(numbers) > len(QUANTILES):
+            quantiles = np.quantile(numbers, QUANTILES)
+            values[column] = [f"{float(f'{v:.3g}'):.10g}" for v in quantiles]  # never "1e+03"
+        elif all_numbers or not (is_date or _is_free_text(known, counted.get(column, {}))):
             values[column] = list(known)
     return values
 

@@ -17,7 +17,7 @@ from data.text.prompts import load_template
 from models.text.table_encoder import TableEncoder
 from options.export_options import ExportOptions
 from pipelines.sharing.export import next_step
-from pipelines.sharing.redact import WITHHELD, find_ids, redact_state
+from pipelines.sharing.redact import WITHHELD, find_ids, redact_state, training_values
 from tests.commands import TrainedRun, command, refused
 from util.cli import UserError
 from util.training.shared_runs import check_folder, open_shared
@@ -187,6 +187,16 @@ def test_words_of_single_patients_stay_in_the_house() -> None:
     restored.load_state({}, redacted["encoder_values"])
     known = ["Gender: Male.", "Patient age: 66."]
     assert restored.encode([known]).tokens.equal(encoder.encode([known]).tokens)
+
+
+def test_dates_stay_in_the_house_and_quantiles_are_plain_numbers() -> None:
+    dates = [f"20{year}-05-01" for year in range(10, 20)]
+    days = [str(-day) for day in range(1000, 9000, 1000)]
+    values = {"CTD DIAG DATE": dates, "SMOKING HISTORY STOP DATE": days}
+    template = load_template("aiib23", list(values))
+    assert training_values({"data": {"values": values}}, template) == {
+        "SMOKING HISTORY STOP DATE": ["-7650", "-6250", "-4500", "-2750", "-1350"]
+    }
 
 
 def test_ids_are_words() -> None:
