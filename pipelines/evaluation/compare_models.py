@@ -8,7 +8,7 @@ import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -34,6 +34,7 @@ from util.modality import CT, Terms
 from util.training import runs
 from util.web import page_parts, viewer_parts
 from util.web.figures import Panel
+from util.web.page_parts import option_text
 from util.web.picture_row import PictureRow, write_panels
 from util.web.tables import metric_summary
 
@@ -94,13 +95,14 @@ def compare_models(command: CompareCommand, generate_cohort: GenerateCohort) -> 
         raise UserError(f"--run names {format_list(repeated)} more than once. Name each run once.")
     check_modalities(command)  # also a run that is not there is an error before anything long
     claim_folder(out, [RECORD, "models.csv"], overwrite=True, flag="OUT")
+    check_cases({name: selected_cases(command, name) for name in names})
     write_json(out / RECORD, {"runs": list(names)})
     frame = pd.DataFrame([measure_run(command, name, generate_cohort) for name in names])
     write_frame(out / "models.csv", frame)
     folders = {name: results_folder(_test_options(command, name)) for name in names}
     data = results_data(folders[names[0]])
     rows = write_pictures(out, folders, command.source.dataroot, data)
-    page = write_comparison_page(out, frame, rows, data)
+    page = write_comparison_page(out, frame, rows, data, grid_cautions(command))
     log.info("\n%s\n%s", frame.set_index("run").T.to_string(), page)
     return page
 
@@ -116,6 +118,42 @@ def check_modalities(command: CompareCommand) -> None:
         raise UserError(
             f"--run: the runs were trained on several modalities: {listed}. Compare those of one."
         )
+
+
+def selected_cases(command: CompareCommand, name: str) -> list[str]:
+    """Return the cases that a run is to generate."""
+    options = _test_options(command, name)
+    return [case.id for case in open_plan(options, open_run(options)).cases]
+
+
+def check_cases(cases: Mapping[str, Sequence[str]]) -> None:
+    """Raise `UserError` where runs, by name, have other cases: their figures would not compare."""
+    first, *others = cases
+    for name in others:
+        if cases[name] != cases[first]:
+            raise UserError(
+                f"--run: {first} and {name} were trained with different splits, so that they would "
+                f"generate different cases ({format_list(cases[first], 3)}; "
+                f"{format_list(cases[name], 3)}). Compare runs of one splits.json, or all cases by "
+                "--split all; those that a run was trained on are named in a warning."
+            )
+
+
+def grid_cautions(command: CompareCommand) -> list[str]:
+    """Return what a reader has to know of runs that work on other voxels or windows."""
+    cautions = []
+    for flag in ("spacing", "hu_window"):
+        values = {}
+        for name in command.compare.run:
+            folder = runs.find_run(command.model.checkpoints_dir, name)
+            values[name] = runs.read_options(folder).get("data", {}).get(flag)
+        if len({str(value) for value in values.values()}) > 1:
+            listed = "; ".join(f"{name}: {option_text(value)}" for name, value in values.items())
+            cautions.append(
+                f"The runs differ in --{flag} ({listed}). Errors, SSIM, detail and vessels depend "
+                "on it, and the values of the real scans are as the first run reads them."
+            )
+    return cautions
 
 
 def measure_run(
@@ -294,6 +332,7 @@ def write_comparison_page(
     frame: pd.DataFrame,
     pictures: Mapping[str, PictureRow] | None = None,
     data: DataOptions | None = None,
+    cautions: Sequence[str] = (),
 ) -> Path:
     """Write a page of the same cases by each run, and a table of metrics; return it.
 
@@ -302,6 +341,7 @@ def write_comparison_page(
         frame: One row per run.
         pictures: Rows of pictures by case.
         data: How the runs read scans; as chest CT by default.
+        cautions: What a reader has to know of these runs.
     """
     pictures = pictures or {}
     data = data or DataOptions()
@@ -342,5 +382,5 @@ def write_comparison_page(
                         links.append(tags.a(f"{name} ", href=address))
                 if links:
                     tags.p("Volumes and pictures: ", *links)
-            page_parts.bullet_list((*CAUTIONS, *page_parts.CAUTIONS[1:]), "notes")
+            page_parts.bullet_list((*cautions, *CAUTIONS, *page_parts.CAUTIONS[1:]), "notes")
     return page_parts.write_document(document, out / "index.html", terms)

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from options.compare_options import CompareCommand, CompareOptions
+from options.test_options import CaseOptions, ModelOptions
 from pipelines.evaluation import compare_models
 from pipelines.evaluation.compare_models import write_comparison_page, write_pictures
 from tests.pages import shows_picture_first
 from util.cli import UserError
-from util.files import write_csv
+from util.files import write_csv, write_json
 
 SHAPE = (20, 16, 12)
 COLUMNS = ("file", "case", "kind", "column", "value", "from", "to")
@@ -72,6 +73,29 @@ def test_the_same_case_by_each_run(tmp_path: Path, visit: Callable[[Path], Any])
         ["lungs: SD of density, HU", "57.5", "50", "52"],
         ["lungs: mean absolute error, HU", "", "61.2", "80"],
     ]
+
+
+def test_runs_of_other_splits_are_not_compared() -> None:
+    compare_models.check_cases({"a": ["1", "2"], "b": ["1", "2"]})
+    with pytest.raises(UserError, match=r"a and c were trained .* \(1, 2; 3, 4\).*--split all"):
+        compare_models.check_cases({"a": ["1", "2"], "b": ["1", "2"], "c": ["3", "4"]})
+
+
+def test_runs_on_other_voxels_have_a_caution(tmp_path: Path) -> None:
+    for name, spacing in (("a", None), ("b", None), ("c", [3.0, 3.0, 3.0])):
+        data = {"data": {"spacing": spacing, "hu_window": [-1000.0, 400.0]}}
+        write_json(tmp_path / name / "options.json", data)
+    model = ModelOptions(checkpoints_dir=str(tmp_path))
+
+    def cautions(*names: str) -> list[str]:
+        command = CompareCommand(CompareOptions(str(tmp_path), names), CaseOptions(), model)
+        return compare_models.grid_cautions(command)
+
+    assert cautions("a", "b") == []
+    (text,) = cautions("a", "c")
+    assert text.startswith("The runs differ in --spacing (a: none; c: 3.0, 3.0, 3.0).")
+    page = write_comparison_page(tmp_path, pd.DataFrame({"run": ["a", "c"]}), cautions=[text])
+    assert "a: none; c: 3.0, 3.0, 3.0" in page.read_text()
 
 
 @pytest.mark.parametrize(
