@@ -14,7 +14,7 @@ from data.text.prompts import Prompt
 from options.control_options import CONTROL_KINDS, ControlCommand
 from options.parser import to_dict
 from options.test_options import InterventionOptions, TestOptions
-from pipelines.generation.case_writer import VOLUME_COLUMNS, CaseWriter
+from pipelines.generation.case_writer import VOLUME_COLUMNS, CaseWriter, display_window
 from pipelines.generation.plan import GenerationPlan, open_plan, open_run
 from pipelines.generation.results import RESULTS_FILE
 from util.cli import UserError
@@ -62,7 +62,8 @@ def make_control(
         file = f"volumes/{names.cases[case.id]}.nii.gz"
         if not (folder / file).is_file():
             sample = samples[number]
-            writer = CaseWriter(folder, sample, generator.seed, names)
+            window = display_window(plan.data)
+            writer = CaseWriter(folder, sample, generator.seed, names, window=window)
             writer.write_factual(plan.generate(sample, prompt), "generated")
         row = dict.fromkeys(VOLUME_COLUMNS, "")
         row.update(file=file, case=case.id, kind="own", prompt=prompt.sentence)

@@ -151,6 +151,7 @@ def read_table_values(
         UserError: No table or column, or no case in common.
     """
     m = options.measure
+    patients = _read_patients(options, sets)
     root = sets["real"].root
     path = find_table(root)
     if path is None:
@@ -159,10 +160,9 @@ def read_table_values(
                 f"--column needs a clinical.csv or clinical.xlsx in --real {root}; there is none. "
                 "Add it, or leave --column out."
             )
-        return TableValues()
+        return TableValues(patients=patients)
     table = read_table(path, m.key_column)
-    columns = [*m.column, m.patient_column] if m.patient_column else list(m.column)
-    for column in columns:
+    for column in m.column:
         if column not in table.columns:
             raise UserError(unknown_column(str(path), column, list(table.columns)))
     cases = sets["real"].cases
@@ -172,7 +172,7 @@ def read_table_values(
             f"and --synthetic have no case in common (real: {format_list(cases, 3)}; synthetic: "
             f"{format_list(sets['synthetic'].cases, 3)}). Name files by case."
         )
-    if columns or need_rows:
+    if m.column or need_rows:
         table = match_table(table, cases, path, m.key_column)
     template = load_template(m.template, table.columns, m.key_column, m.patient_column)
     rows = {case: table.rows[case] for case in cases if case in table.rows}
@@ -183,7 +183,28 @@ def read_table_values(
             attributes.append(PredictedAttribute.from_values(column, values, are_numbers(values)))
         except TooFewScansError as shortage:
             remarks.append(f"The effect of the text is not evaluated. {shortage}")
-    patients = {}
-    if m.patient_column:
-        patients = {case: row[m.patient_column] for case, row in table.rows.items()}
     return TableValues(attributes, patients, rows, template, remarks)
+
+
+def _read_patients(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> dict[str, str]:
+    """Return the patient of each case by the tables of the real and of the training scans.
+
+    Raises:
+        UserError: `--patient_column` is given, and there is no table, or one without the column.
+    """
+    column, key_column = options.measure.patient_column, options.measure.key_column
+    scans = [sets[name] for name in ("real", "train") if column and name in sets]
+    patients: dict[str, str] = {}
+    tables = [(volumes, path) for volumes in scans if (path := find_table(volumes.root))]
+    if column and not tables:
+        raise UserError(
+            f"--patient_column {column} needs a clinical.csv or clinical.xlsx in --real or "
+            "--train; there is none. Add it, or leave --patient_column out."
+        )
+    for volumes, path in tables:
+        table = match_table(read_table(path, key_column), volumes.cases, path, key_column)
+        if column not in table.columns:
+            raise UserError(unknown_column(str(path), column, list(table.columns)))
+        for case, row in table.rows.items():
+            patients[case] = row[column].strip() or case
+    return patients

@@ -50,8 +50,10 @@ def write_outputs(plan: EvaluationPlan, result: EvaluationResult) -> Path:
     """Write the tables as CSV, evaluation.json and the page."""
     out = plan.out
     for name, table in _result_tables(plan, result).items():
+        path = out / f"{name}.csv"
+        path.unlink(missing_ok=True)  # of an earlier evaluation in this folder
         if len(table):
-            write_frame(out / f"{name}.csv", table)
+            write_frame(path, table)
     measurements = result.measurements
     shown = {name: measurements[name] for name in ("real", "synthetic")}
     grid = plan.measurer.grid

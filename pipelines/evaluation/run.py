@@ -27,8 +27,8 @@ from pipelines.evaluation.realism import realism_metrics
 from pipelines.evaluation.report import EvaluationResult, Measurements, write_outputs
 from pipelines.evaluation.text_effect import text_metrics
 from pipelines.evaluation.volume_measurer import pair_fidelity
-from pipelines.evaluation.volume_sets import VolumeFile
-from util.cli import UserError
+from pipelines.evaluation.volume_sets import volumes_by_case
+from util.cli import UserError, format_list
 from util.locks import locked_folder
 
 log = logging.getLogger(__name__)
@@ -38,32 +38,38 @@ CONTROLS = {"shuffled": "shuffled prompts", "empty": "empty prompts"}
 
 def measure_sets(plan: EvaluationPlan) -> dict[str, list[VolumeMeasurements]]:
     """Measure every volume of every set; those measured before come from the cache."""
-    segmented = {
-        "synthetic": plan.options.sets.segmented,
-        "real": plan.options.sets.segmented_real,
-    }
+    segmented = segmented_files(plan)
     measurements: dict[str, list[VolumeMeasurements]] = {}
     total = sum(len(volumes.files) for volumes in plan.sets.values())
     with tqdm(total=total, desc="measuring", unit="volume") as bar:
         for name, volumes in plan.sets.items():
             measurements[name] = []
             for file in volumes.files:
-                mask = _segmented_file(segmented.get(name, ""), file)
+                mask = segmented.get(name, {}).get(file.case)
                 measured = plan.measurer(file, mask, plan.options.measure.resegment)
                 measurements[name].append(measured)
                 bar.update()
     return measurements
 
 
-def _segmented_file(folder: str, file: VolumeFile) -> Path | None:
-    if not folder:
-        return None
-    for path in sorted(Path(folder).glob(f"{file.case}.*")):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"--segmented: {folder} holds no mask of {file.case}. Add it, or leave the flag out."
-    )
+def segmented_files(plan: EvaluationPlan) -> dict[str, dict[str, Path]]:
+    """Return the segmented lungs by set and case; raise `UserError` where one is missing."""
+    o = plan.options.sets
+    found = {}
+    for name, flag, folder in (
+        ("synthetic", "--segmented", o.segmented),
+        ("real", "--segmented_real", o.segmented_real),
+    ):
+        if not folder:
+            continue
+        found[name] = volumes_by_case(Path(folder))
+        missing = [case for case in plan.sets[name].cases if case not in found[name]]
+        if missing:
+            raise UserError(
+                f"{flag}: {folder} holds no mask of {format_list(missing)}. Add it, or leave the "
+                "flag out."
+            )
+    return found
 
 
 def network_digests(networks: Sequence[Extractor]) -> dict[str, str]:
@@ -112,15 +118,17 @@ def find_copies(plan: EvaluationPlan, measurements: Measurements) -> CopyReport 
         return None
     train = measurements["train"]
     synthetic = measurements["synthetic"]
-    training_cases = {v.case for v in train}
-    test = [v for v in measurements["real"] if v.case not in training_cases]
+    real = measurements["real"]
+    patient_of = {v.case: plan.table.patients.get(v.case, v.case) for v in (*train, *real)}
+    training_patients = {patient_of[v.case] for v in train}
+    test = [v for v in real if patient_of[v.case] not in training_patients]
     check = CopyCheck.from_scans(
         [v.case for v in train],
         _details(train),
         _features(train),
         test_image=_details(test) if test else None,
         test_features=_features(test) if test else None,
-        patients=[plan.table.patients.get(v.case, v.case) for v in train],
+        patients=[patient_of[v.case] for v in train],
     )
     cases = [v.case for v in synthetic]
     edit_of = {file.case: file.edit_of for file in plan.sets["synthetic"].files}

@@ -124,9 +124,9 @@ def find_set(
     if is_generated:
         volumes = _factual_volumes(root / VOLUMES_TABLE)
     else:
-        volumes = _volumes(root / IMAGES if (root / IMAGES).is_dir() else root)
+        volumes = volumes_by_case(root / IMAGES if (root / IMAGES).is_dir() else root)
     mask_folder = Path(masks) if masks else root / data.mask_folder
-    by_mask = _volumes(mask_folder) if mask_folder.is_dir() else {}
+    by_mask = volumes_by_case(mask_folder) if mask_folder.is_dir() else {}
     cases = sorted(_cases_of_split(root, flag, split, list(volumes)), key=natural_key)
     edits = declared_edits(root)
     scale = None if is_generated else IntensityScale.from_options(data)
@@ -142,8 +142,8 @@ def find_set(
     return VolumeSet(flag, root, files, is_generated)
 
 
-def _volumes(folder: Path) -> dict[str, Path]:
-    """Return the volumes of a folder by case."""
+def volumes_by_case(folder: Path) -> dict[str, Path]:
+    """Return the volumes of a folder by case; raise `UserError` where two are of one case."""
     volumes: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not has_suffix(path.name) or path.name.startswith(".") or not path.is_file():

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -19,6 +20,10 @@ from data.fact_store import FactStore
 from data.geometry import resample
 from data.volumes import load_volume, write_like
 from options.control_options import CONTROL_KINDS
+from options.evaluate_options import EvaluateOptions
+from options.parser import parse
+from pipelines.evaluation.inputs import find_sets, read_table_values
+from pipelines.evaluation.run import segmented_files
 from pipelines.evaluation.volume_sets import check_intensities, common_window, find_set, with_masks
 from tests.commands import Outcome, TrainedRun, command, refused
 from tests.pages import shows_picture_first
@@ -229,6 +234,9 @@ def test_a_second_start_measures_nothing_again(
     assert done.code == 0, done.text
     after = {p.name: p.stat().st_mtime_ns for p in (out / "cache").iterdir()}
     assert set(after) == set(before) and sum(after[n] != before[n] for n in before) == 1
+    # Without --train nothing is said of copies; the earlier table would be linked as this one's.
+    assert (report / "memorisation.csv").is_file() and not (out / "memorisation.csv").exists()
+    assert "memorisation.csv" not in (out / "report.html").read_text()
 
 
 def test_a_changed_volume_is_measured_again(
@@ -358,6 +366,51 @@ def test_generated_volumes_that_are_bad_are_judged_with_a_warning(
         table.write_text(f"file,case,kind\n{name},a,own\n")
         with pytest.raises(UserError, match="does not lie in"):
             find_set("--synthetic", str(bad.parent))
+
+
+def test_segmented_lungs_belong_to_the_whole_name_of_a_case(tmp_path: Path) -> None:
+    """A name may be the beginning of another one, as those of DICOM series are."""
+    for name in ("1.2.nii.gz", "1.2.3.nii.gz", "[a].nii.gz"):
+        (tmp_path / name).touch()
+    sets = SimpleNamespace(segmented=str(tmp_path), segmented_real=str(tmp_path))
+    plan: Any = SimpleNamespace(
+        options=SimpleNamespace(sets=sets),
+        sets={
+            "synthetic": SimpleNamespace(cases=["1.2", "[a]"]),
+            "real": SimpleNamespace(cases=[]),
+        },
+    )
+    found = segmented_files(plan)["synthetic"]
+    assert {case: found[case].name for case in ("1.2", "[a]")} == {
+        "1.2": "1.2.nii.gz",
+        "[a]": "[a].nii.gz",
+    }
+    plan.sets["real"].cases.append("1")
+    with pytest.raises(UserError, match=r"--segmented_real: .* holds no mask of 1\."):
+        segmented_files(plan)
+
+
+def test_the_patients_of_training_scans_are_known(cohort_dir: Path, tmp_path: Path) -> None:
+    """By the table of --train; a scan without a patient is a patient."""
+    bare, train = tmp_path / "bare", tmp_path / "train"
+    for folder in (bare, train):
+        altered(cohort_dir, folder / "img", cases=3)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (train / "img").iterdir())
+    lines = ["File Name,P", f"{names[0]},1", f"{names[1]},", f"{names[2]},"]
+    (train / "clinical.csv").write_text("\n".join(lines))
+    words = ["--real", str(bare), "--synthetic", str(bare), "--out", str(tmp_path / "out")]
+
+    def patients(*more: str) -> dict[str, str]:
+        options = parse(EvaluateOptions, "", [*words, *more])
+        return read_table_values(options, find_sets(options)).patients
+
+    known = patients("--train", str(train), "--patient_column", "P")
+    assert known == {names[0]: "1", names[1]: names[1], names[2]: names[2]}
+    assert patients("--train", str(train)) == {}
+    with pytest.raises(UserError, match="--patient_column P needs a clinical"):
+        patients("--patient_column", "P")
+    with pytest.raises(UserError, match="no column 'Q'"):
+        patients("--train", str(train), "--patient_column", "Q")
 
 
 def test_bad_sets_are_refused(cohort_dir: Path, noisy_set: Path, tmp_path: Path) -> None:
