@@ -205,6 +205,10 @@ class DataOptions:
             names[self.body_number] = "body"
         return terms if names == terms.label_names else replace(terms, label_names=names)
 
+    def for_other_cohort(self, dataroot: str) -> DataOptions:
+        """Return how another cohort is read: with its own splits, and its rows as they are."""
+        return replace(self, dataroot=dataroot, splits="", permute=(), resample=False, fold="")
+
     @property
     def chest_labels(self) -> set[int]:
         """Labels of the background, the lungs with their lesions, and the airways."""

@@ -68,8 +68,10 @@ def load_run_cohort(
     Scans, masks and rows that changed since the training are warned of.
     """
     state = _read_state(folder)
+    is_own = is_training_cohort(options, root)
+    options = replace(options, dataroot=root) if is_own else options.for_other_cohort(root)
     cohort = load_cohort(
-        replace(options, dataroot=root),
+        options,
         need_images=need_images,
         seed=seed,
         left_out=state.get("left_out", ()),
@@ -77,9 +79,8 @@ def load_run_cohort(
     )
     if not root:
         return cohort
-    is_own = is_training_cohort(options, root)
     if is_own or holds_training_scan(cohort, folder, state):
-        warn_changed_data(folder, replace(options, dataroot=root), cohort, state, is_own)
+        warn_changed_data(folder, options, cohort, state, is_own)
         splits = run_splits(folder, cohort, options, accept_changes)
         if split_changes(splits, cohort.splits) or not _splits_file(cohort, options).is_file():
             return replace(cohort, splits=splits)

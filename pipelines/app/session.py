@@ -347,7 +347,7 @@ class AppSession:
 
 
 def _plan_without_cases(options: TestOptions, run: LoadedRun) -> GenerationPlan:
-    data = replace(run.options.data, dataroot="", permute=(), resample=False, fold="", splits="")
+    data = run.options.data.for_other_cohort("")
     columns = tuple(run.state["columns"])
     template = load_template(data.template, columns, data.key_column, data.patient_column)
     cohort = Cohort(Path(), (), {}, run.labels, columns)

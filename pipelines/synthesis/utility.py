@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ def measure_utility(command: UtilityCommand) -> dict[str, Any]:
     check_chest_ct(data, "the classifier of lungs")
     check_root(u.synthetic, data.mask_folder, "--synthetic")
     real = load_cohort(data)
-    synthetic = load_cohort(replace(data, dataroot=u.synthetic))
+    synthetic = load_cohort(data.for_other_cohort(u.synthetic))
     template = load_template(data.template, real.columns, data.key_column, data.patient_column)
     by_value = cases_by_value(real.split("train"), template, u.column, "--column")
     classes = tuple(sorted(by_value))

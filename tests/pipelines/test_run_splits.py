@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data.splits import read_run_splits, split_changes
+from options.parser import from_dict
+from options.train_options import TrainOptions
+from pipelines.run_cohort import load_run_cohort
 from tests.commands import Outcome, TrainedRun, command, kept, refused
 from util.cli import UserError
+from util.training import runs
 
 
 @pytest.fixture()
@@ -79,6 +84,26 @@ def test_splits_of_an_old_run_are_warned_of_by_name(run: TrainedRun, tmp_path: P
     trained, _ = swap_train_and_test(run.cohort / "splits.json")
     done = run.test(tmp_path / "res", "--how_many", "1")
     assert done.code == 0 and f"names of training cases of the run: {trained}" in done.text
+
+
+def test_the_file_of_splits_is_of_the_own_cohort_alone(run: TrainedRun, tmp_path: Path) -> None:
+    """Another cohort keeps its splits and rows, also where its cases have the same names."""
+    saved = from_dict(TrainOptions, runs.read_options(run.folder), "options.json").data
+    file = tmp_path / "own.json"
+    file.write_text((run.cohort / "splits.json").read_text())
+    data = replace(saved, dataroot=str(run.cohort), splits=str(file), permute=("SEX",))
+    other = Path(shutil.copytree(run.cohort, tmp_path / "other"))
+    for folder in ("img", "gtlung"):  # the scan of each name is another patient's
+        names = sorted(path.name for path in (other / folder).iterdir())
+        for name, source in zip(names, names[1:] + names[:1], strict=True):
+            shutil.copyfile(run.cohort / folder / source, other / folder / name)
+    swap_train_and_test(other / "splits.json")
+    splits = json.loads((other / "splits.json").read_text())
+    found = load_run_cohort(run.folder, data, str(other), 0, need_images=False)
+    assert {name: list(cases) for name, cases in found.splits.items()} == splits
+    table = csv.DictReader((other / "clinical.csv").read_text().splitlines())
+    sexes = {row["File Name"]: row["SEX"] for row in table}
+    assert {case.id: case.row["SEX"] for case in found.cases} == sexes
 
 
 def test_changes_of_splits() -> None:

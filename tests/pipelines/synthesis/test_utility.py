@@ -216,6 +216,8 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
     table.loc[splits["test"], "SEX"] = "Male"
     table.to_csv(path)
     refused("no test scan has the value Female", "--column", "SEX")
+    own = shutil.copyfile(cohort_copy / "splits.json", tmp_path / "own.json")  # of the real cohort
+    refused("no test scan has the value Female", "--column", "SEX", "--splits", str(own))
     leaking = Path(shutil.copytree(synthetic, tmp_path / "leaking"))
     rows = pd.read_csv(leaking / "clinical.csv", dtype=str, keep_default_na=False)
     rows.assign(**{"SYNTHETIC SOURCE": splits["test"][0]}).to_csv(
