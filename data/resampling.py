@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.cohort import PROMPTS_FILE, Cohort
+from data.cohort import PROMPTS_FILE, Case, Cohort
 from options.base_options import DataOptions
 from util.cli import UserError, counted, unknown_column
 
@@ -39,11 +39,13 @@ def apply_resampling(cohort: Cohort, options: DataOptions, seed: int) -> Cohort:
 
 def patients_of(cohort: Cohort, column: str) -> dict[str, str]:
     """Return case to patient; a case without one counts as a patient."""
-    patients = {}
-    for case in cohort.cases:
-        patient = case.row.get(column, "").strip() if column else ""
-        patients[case.id] = patient or case.id
-    return patients
+    return {case.id: patient_of(case, column) for case in cohort.cases}
+
+
+def patient_of(case: Case, column: str) -> str:
+    """Return the patient of a case; one without a patient, or without a column, is a patient."""
+    patient = case.row.get(column, "").strip() if column else ""
+    return patient or case.id
 
 
 def group_by_patient(cases: Sequence[str], patients: Mapping[str, str]) -> dict[str, list[str]]:

@@ -82,6 +82,7 @@ class CaseSynthesiser:
             if new.problems:
                 reason = f"no plausible mask ({'; '.join(new.problems)})"
                 log.warning("%s is left out: %s.", planned.id, reason)
+                mask.unlink(missing_ok=True)  # of an earlier draw, whose volume was a copy
                 return _record(planned, number, NearestScan(), new, reason)
             volume = self.generate(planned, new, mask, number)
             if self.copies is not None:

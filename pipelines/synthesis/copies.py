@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data.cohort import Case
 from data.geometry import Volume, resample
+from data.resampling import patient_of
 from data.volumes import load_volume
 from pipelines.evaluation.detail import detail_vector
 from pipelines.evaluation.memorisation import MIN_REFERENCES, CopyCheck, NearestScan, copy_threshold
@@ -62,8 +63,15 @@ class CopySearch:
     same_mask_threshold: float = 0.0
 
     @classmethod
-    def from_cases(cls, cases: Sequence[Case], lungs: Sequence[int]) -> CopySearch:
+    def from_cases(
+        cls, cases: Sequence[Case], lungs: Sequence[int], patient_column: str = ""
+    ) -> CopySearch:
         """Read the training scans.
+
+        Args:
+            cases: Their cases.
+            lungs: Labels of the lungs.
+            patient_column: Column that names the patient; "" where each scan is of another one.
 
         Raises:
             UserError: Fewer than two scans.
@@ -75,7 +83,8 @@ class CopySearch:
             hu = load_volume(case.image)
             vectors.append(_detail(hu, load_volume(case.mask).array, lungs))
         details = np.stack(vectors) if vectors else np.empty((0, 1))
-        return cls(CopyCheck.from_scans(list(scans), details), scans, lungs)
+        patients = [patient_of(case, patient_column) for case in scans.values()]
+        return cls(CopyCheck.from_scans(list(scans), details, patients=patients), scans, lungs)
 
     def with_same_mask_threshold(self, distances: Sequence[float]) -> CopySearch:
         """Return the search with the threshold for the scan of a volume's own mask.

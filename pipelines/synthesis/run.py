@@ -420,7 +420,8 @@ def _open_synthesiser(
     if not command.expand.check_copies:
         return synthesiser
     training, unseen = scans_by_training(run, cohort)
-    copies = CopySearch.from_cases(training, run.options.data.lung_labels)
+    data = run.options.data
+    copies = CopySearch.from_cases(training, data.lung_labels, data.patient_column)
     return synthesiser.with_copy_search(copies, unseen)
 
 

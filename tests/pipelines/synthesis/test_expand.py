@@ -25,6 +25,7 @@ from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
 from pipelines.synthesis.deform import apply_deformation, deform_plausibly, random_deformation
+from pipelines.synthesis.masks import NewMask, given_mask
 from pipelines.synthesis.page import pictured_cases
 from pipelines.synthesis.planning.planned_case import PlannedCase
 from pipelines.synthesis.report import CohortReport, cohort_readme, cohort_sentence
@@ -294,6 +295,35 @@ def test_copies_of_the_own_scan_are_found_whether_deformed_or_not(trained_run: T
     assert search(SyntheticVolume(hu, mask, case, identity)).copied
     noise = np.random.default_rng(0).normal(-850, 40, hu.shape).astype(np.float32)
     assert not search(replace(copy, hu=Volume(noise, hu.affine))).copied
+
+
+def test_scans_of_one_patient_are_no_reference_for_copies(cohort_dir: Path) -> None:
+    """They resemble each other; as a reference they would hide the copies of all scans."""
+    scans = load_cohort(DataOptions(dataroot=str(cohort_dir))).cases
+    twice = [replace(case, id=f"{case.id} again") for case in scans]
+    rows = [{**case.row, "P": case.id} for case in scans]
+    pairs = [replace(c, row=r) for c, r in zip((*scans, *twice), rows + rows, strict=True)]
+    usual = CopySearch.from_cases(scans, (1, 2)).check.image
+    known = CopySearch.from_cases(pairs, (1, 2), "P").check.image
+    assert min(known.reference) > 0.5 * min(usual.reference) and known.threshold > 0
+    assert max(CopySearch.from_cases(pairs, (1, 2)).check.image.reference) < 0.01
+
+
+def test_a_case_left_out_after_a_copy_leaves_no_mask(
+    trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask without its scan would make the cohort one that cannot be read."""
+    monkeypatch.setattr(CopySearch, "__call__", lambda *_: NearestScan("a", 0.0, 0.5))
+
+    def no_second_mask(planned: PlannedCase, number: int) -> NewMask:
+        new = given_mask(planned, number)
+        return replace(new, problems=("label 1 is gone",)) if number else new
+
+    monkeypatch.setattr(synthesis, "given_mask", no_second_mask)
+    words = ("--balance", "SEX", "--n", "1", "--masks", "given")
+    out = synthesis.synthesise_cohort(options(trained_run, tmp_path / "out", *words))
+    assert pd.read_csv(out / "copies.csv")["reason"].str.startswith("no plausible mask").all()
+    assert not list((out / "gtlung").glob("*.nii.gz"))
 
 
 def test_copies_are_drawn_again_and_left_out(
