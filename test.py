@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from options.diffusion_options import EditOptions
 from options.parser import parse_command
 from options.test_options import TestOptions
 from util import cli
@@ -62,7 +63,17 @@ def main() -> None:
         raise UserError(
             "Give either --dataroot, for a cohort (and for --edit_real), or --mask, for one volume."
         )
-    if source.mask and source.out:
+    if source.out and not source.mask:
+        raise UserError(
+            "--out names the volume of --mask. With --dataroot, name the folder of all results by "
+            "--results_dir."
+        )
+    if not options.edit.edit_real and options.edit != EditOptions():
+        raise UserError(
+            "--edit_strength and --edit_cycles say how real scans are edited. Add --edit_real, or "
+            "leave them out."
+        )
+    if source.out:
         generate_volume(options)
     else:
         generate_cohort(options)

@@ -360,7 +360,13 @@ def claim_folder(
 
 
 def claim_file(path: Path, overwrite: bool, flag: str = "--out") -> None:
-    """Raise `UserError` where a file is there that must not be replaced."""
+    """Raise `UserError` where a file is there that must not be replaced, or cannot be written."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise UserError(
+            f"{flag}: {path} cannot be written, because {parent} is not a folder. Choose another "
+            "name."
+        )
     if path.exists() and not overwrite:
         raise UserError(
             f"{flag}: {path} exists already. Use --overwrite to replace it, or choose another name."

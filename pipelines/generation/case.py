@@ -67,9 +67,12 @@ def generate_case(plan: GenerationPlan, sample: VolumeSample, results: ResultsWr
     first_group = variants.counterfactual[0] if variants.counterfactual else ()
     prompts = [prompt, *(variant.prompt for variant in first_group)]
     factual, *first_volumes = plan.generate_all(sample, prompts, inputs.scan)
+    title = "generated"
+    if inputs.scan is not None:
+        title = "edited" if plan.has_other_text(sample.case) else "regenerated"
     writer.write_factual(
         factual,
-        "regenerated" if inputs.scan else "generated",
+        title,
         prompt.texts,
         prompt=prompt.sentence,
         column=";".join(i.column for i in plan.settings),

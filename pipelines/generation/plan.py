@@ -160,6 +160,10 @@ class GenerationPlan:
         factual = Variant(text.prompt, dropped=tuple(dropped))
         return CaseVariants(factual, [group for group in groups if group])
 
+    def has_other_text(self, case: Case) -> bool:
+        """Return whether `--set` or `--prompt` gives a case another text than its own."""
+        return self.variants(case).factual.prompt.texts != self.prompts[case.id].texts
+
     def scan(self, sample: VolumeSample) -> EditScan | None:
         """Return the case's real scan, where it is to be edited."""
         if self.editor is None or sample.image is None:
@@ -204,6 +208,7 @@ def page_context(plan: GenerationPlan, notices: Sequence[Notice]) -> PageContext
         attribute_facts(plan.run, plan.template, plan.interventions, prompts),
         notices,
         "" if plan.editor is None else plan.editor.METHOD,
+        any(plan.has_other_text(case) for case in plan.cases),
     )
 
 
@@ -261,15 +266,8 @@ def open_plan(options: TestOptions, run: LoadedRun) -> GenerationPlan:
 def _data_options(options: TestOptions, run: LoadedRun) -> DataOptions:
     """Return how the run reads a cohort whose rows are taken as they stand."""
     data, root = run.options.data, options.source.dataroot
-    return replace(
-        data,
-        dataroot=root,
-        strict=options.source.strict,
-        permute=(),
-        resample=False,
-        fold="",
-        splits=data.splits if is_training_cohort(data, root) else "",
-    )
+    splits = data.splits if is_training_cohort(data, root) else ""
+    return replace(data.for_other_cohort(root), strict=options.source.strict, splits=splits)
 
 
 def _load_cohort(options: TestOptions, run: LoadedRun, data: DataOptions) -> Cohort:

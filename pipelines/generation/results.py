@@ -156,12 +156,14 @@ class PageContext:
         facts: What decides whether an attribute shows, by attribute.
         notices: What a reader has to know before judging the volumes.
         editing: How real scans were edited; "" for generated volumes.
+        other_text: Whether edited scans have another text than their own (`--set`, `--prompt`).
     """
 
     patients: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, AttributeFacts] = field(default_factory=dict)
     notices: Sequence[Notice] = ()
     editing: str = ""
+    other_text: bool = False
 
 
 class ResultsWriter:
@@ -249,6 +251,7 @@ class ResultsWriter:
             notices,
             links={name: name for name in tables},
             editing=context.editing,
+            other_text=context.other_text,
         )
         page = self.page.save(shown, report)
         self._link(page)

@@ -22,6 +22,11 @@ def check_single_file(options: TestOptions) -> Path:
             f"--out is {options.source.out!r}; with --mask it names the volume to write, ending "
             "in .nii.gz."
         )
+    if options.output.gif:
+        raise UserError(
+            "--out names one volume, and --gif draws animations of a results folder. Leave one of "
+            "them out; without --out the results go to a folder below --results_dir."
+        )
     if options.arms.draws > 1:
         raise UserError(
             "--out names one volume, and --draws measures effects over several. Leave one of them "

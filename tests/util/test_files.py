@@ -197,6 +197,9 @@ def test_only_folders_of_the_command_are_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"thesis\.txt exists already. Use --overwrite"):
         claim_file(folder / "thesis.txt", overwrite=False)
     claim_file(folder / "thesis.txt", overwrite=True)
+    with pytest.raises(UserError, match=r"thesis\.txt is not a folder"):
+        claim_file(folder / "thesis.txt" / "new" / "a.nii.gz", overwrite=True)
+    claim_file(folder / "new" / "a.nii.gz", overwrite=False)
 
 
 def test_a_record_names_the_settings_that_differ(tmp_path: Path) -> None:

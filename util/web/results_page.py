@@ -48,6 +48,7 @@ class ResultsReport:
         tables: Further tables by their heading.
         first_case: Case that comes first; "" for the order in which they were added.
         editing: How real scans were edited; "" for generated volumes.
+        other_text: Whether edited scans have another text than their own.
     """
 
     effects: Sequence[Mapping[str, Any]] = ()
@@ -61,6 +62,7 @@ class ResultsReport:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     first_case: str = ""
     editing: str = ""
+    other_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,8 @@ class ResultsPage:
         return page_parts.typeset(text)
 
     def _metric_sentence(self, report: ResultsReport) -> str:
-        return metric_sentence(report.metrics, len(self._cases), edited=bool(report.editing))
+        edited = bool(report.editing)
+        return metric_sentence(report.metrics, len(self._cases), edited, report.other_text)
 
     def _limit(self, attribute: str) -> float:
         """Return the range of an attribute's differences, for all cases and values."""

@@ -29,6 +29,8 @@ METRIC_WORDS = {
     "ssim": "SSIM {:.2f}",
     "detail_ratio": "detail {:.2f} of the scans'",
 }
+# The same of scans that are edited to another text.
+CHANGE_WORDS = {"mae_hu": "mean absolute change in the lungs {:.0f} HU"}
 
 
 def signed(value: float) -> str:
@@ -139,23 +141,30 @@ def effect_tables(effects: Rows, contrasts: Sequence[ContrastSummary], terms: Te
             page_parts.frame_table(_with_names(effects_by_case(effects)), signed)
 
 
-def metric_sentence(metrics: Rows, cases: int, edited: bool = False) -> str:
+def metric_sentence(
+    metrics: Rows, cases: int, edited: bool = False, other_text: bool = False
+) -> str:
     """Return what volumes without an attribute varied show, in a sentence with figures.
 
     Args:
         metrics: Rows of metrics.csv.
         cases: Number of cases.
-        edited: Whether the volumes are real scans, regenerated with their own text.
+        edited: Whether the volumes are real scans, edited.
+        other_text: Whether edited scans have another text than their own.
     """
-    text = f"{counted(cases, 'case')} generated from mask and text"
-    if edited:
-        text = f"{counted(cases, 'real scan')} regenerated without a change"
-    means = {}
+    means: dict[str, float] = {}
     if metrics:
         frame = metric_summary(metrics)
         lungs = frame[frame["region"] == "lungs"]
         means = dict(zip(lungs["metric"], lungs["mean"], strict=True))
-    parts = [words.format(means[name]) for name, words in METRIC_WORDS.items() if name in means]
+    if means.get("real_detail_sd_hu", 0.0) > 0:
+        means["detail_ratio"] = means["detail_sd_hu"] / means["real_detail_sd_hu"]
+    text, words = f"{counted(cases, 'case')} generated from mask and text", METRIC_WORDS
+    if edited and other_text:
+        text, words = f"{counted(cases, 'real scan')} with another text", CHANGE_WORDS
+    elif edited:
+        text = f"{counted(cases, 'real scan')} regenerated without a change"
+    parts = [form.format(means[name]) for name, form in words.items() if name in means]
     return f"{text}: {', '.join(parts)}." if parts else f"{text}."
 
 

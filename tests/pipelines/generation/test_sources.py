@@ -63,6 +63,43 @@ def test_one_mask_and_a_text(trained_run: TrainedRun, cohort_dir: Path, tmp_path
     series = out.parent / "one_dicom"
     assert len(list(series.iterdir())) == source.shape[2]
     assert (out.parent / "one_dicom_mask.dcm").is_file()
+    refused(command("test.py", *words, "--overwrite", "--gif"), "--gif draws animations")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--out", "made.nii.gz"), "--out names the volume of --mask"),
+        (("--edit_strength", "0.5"), "--edit_strength and --edit_cycles say how real scans"),
+        (("--edit_cycles", "0", "--vary", "AGE=45,80"), "Add --edit_real"),
+    ],
+)
+def test_a_flag_without_its_partner_is_refused(
+    trained_run: TrainedRun, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    """It would change nothing, and nobody would know."""
+    refused(trained_run.test(tmp_path / "results", *flags), message)
+    assert not (tmp_path / "results").exists()
+
+
+def test_scans_edited_to_another_text_are_not_called_unchanged(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    first = own_cases(trained_run.cohort)[0]
+    table = {row["File Name"]: row["SEX"] for row in read_csv(trained_run.cohort / "clinical.csv")}
+    sex = "Male" if table[first] == "Female" else "Female"
+    words = ("--page", "--edit_real", "--edit_cycles", "0", "--how_many", "1")
+    for value, title, sentence in (
+        (sex, "edited", "1 real scan with another text: mean absolute change in the lungs"),
+        (table[first], "regenerated", "1 real scan regenerated without a change"),
+    ):
+        if not value:
+            continue
+        where = tmp_path / title
+        folder = generate(trained_run, where, *words, "--set", f"SEX={value}")
+        page = (folder / "index.html").read_text()
+        assert sentence in page and f">{title}<" in page, title
+        assert ("regenerated without" in page) == (title == "regenerated")
 
 
 def test_volumes_are_written_as_dicom(trained_run: TrainedRun, tmp_path: Path) -> None:

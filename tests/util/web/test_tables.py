@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from util.web.tables import effect_summary, effects_by_case, metric_summary
+from util.web.tables import effect_summary, effects_by_case, metric_sentence, metric_summary
 
 
 def test_effects_are_summed_up_over_cases_for_the_lungs() -> None:
@@ -38,3 +38,23 @@ def test_effects_are_summed_up_over_cases_for_the_lungs() -> None:
     ]
     summary = metric_summary(metrics)
     assert summary.iloc[0].tolist() == ["mae_hu", "body", 2.0, 1.0, 3.0, 2]
+
+
+def test_the_sentence_of_metrics_says_what_was_done() -> None:
+    values = {"mae_hu": 40.0, "detail_sd_hu": 15.0, "real_detail_sd_hu": 20.0}
+    rows = [
+        {"case": "a", "region": "lungs", "metric": name, "value": value}
+        for name, value in values.items()
+    ]
+    assert metric_sentence(rows, 1) == (
+        "1 case generated from mask and text: mean absolute error in the lungs 40 HU, detail 0.75 "
+        "of the scans'."
+    )
+    assert metric_sentence(rows, 1, edited=True).startswith(
+        "1 real scan regenerated without a change: mean absolute error"
+    )
+    # With --set or --prompt the distance from the scan is what was asked for, and no error.
+    assert metric_sentence(rows, 1, edited=True, other_text=True) == (
+        "1 real scan with another text: mean absolute change in the lungs 40 HU."
+    )
+    assert metric_sentence((), 2) == "2 cases generated from mask and text."
