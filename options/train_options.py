@@ -260,7 +260,7 @@ class OptimOptions:
     lr_D: float = flag(2e-4, "Learning rate of the discriminators.", low=0)
     lr_text: float = flag(
         3.0,
-        "Learning rate of all that the text enters by, as a multiple of --lr.",
+        "Learning rate of all that the text enters by in pix2pixhd, as a multiple of --lr.",
         low=0,
     )
     beta1: float = flag(0.5, "Adam's first decay rate.", low=0, high=1)

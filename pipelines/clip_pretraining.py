@@ -328,8 +328,11 @@ def _write_clip(clip: Clip, folder: Path, record: Mapping[str, Any]) -> None:
         sync(path)
 
 
-def pretrain_clip(options: ClipCommand) -> Path:
+def pretrain_clip(options: ClipCommand, gpu_ids: str = "") -> Path:
     """Train and save the CLIP that the options describe, unless the folder holds it already.
+
+    Args:
+        gpu_ids: Where to train, as `--gpu_ids` of train.py.
 
     Returns:
         The folder, for `--text_encoder`.
@@ -338,13 +341,13 @@ def pretrain_clip(options: ClipCommand) -> Path:
         UserError: A bad cohort, too few prompts, or a folder that holds something else.
     """
     with locked_folder(Path(options.clip.out), "--out"):
-        return _pretrain(options)
+        return _pretrain(options, gpu_ids)
 
 
-def _pretrain(options: ClipCommand) -> Path:
+def _pretrain(options: ClipCommand, gpu_ids: str) -> Path:
     """Pre-train in a folder that no other process uses."""
     out = Path(options.clip.out)
-    device = make_device("")
+    device = make_device(gpu_ids)
     data = options.data
     cohort = load_cohort(data, seed=options.clip.seed)
     check_lungs(cohort, data)

@@ -106,7 +106,7 @@ def ensure_cohort_clip(options: TrainOptions, folder: Path) -> TrainOptions:
 
     open_study(stand_in, None, check=False)
     clip = ClipOptions(out=f"{folder}.clip", seed=options.run.seed, overwrite=options.run.overwrite)
-    encoder = pretrain_clip(ClipCommand(clip, options.data))
+    encoder = pretrain_clip(ClipCommand(clip, options.data), options.run.gpu_ids)
     return replace(options, text=replace(options.text, text_encoder=str(encoder)))
 
 

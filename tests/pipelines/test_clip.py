@@ -32,8 +32,10 @@ from models.text.clip import (
 from models.text.encoders import build_text_encoder
 from options.base_options import DataOptions, TextOptions
 from options.clip_options import ClipCommand, ClipOptions
+from options.train_options import RunOptions, TrainOptions
 from pipelines import clip_pretraining
 from pipelines.clip_pretraining import clip_settings, pretrain_clip
+from pipelines.training.study import ensure_cohort_clip
 from tests.commands import ROOT, Outcome, files, refused
 from tests.mr_cohort import write_mr_cohort
 from util.cli import UserError
@@ -117,6 +119,23 @@ def test_is_used_again_and_never_silently_replaced(
     short = replace(options.clip, out=str(tmp_path), overwrite=True, clip_steps=2)
     assert (pretrain_clip(replace(options, clip=short)) / "clip.json").is_file()
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_it_trains_where_the_run_does(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --gpu_ids -1, a GPU that others use is left alone."""
+    asked: list[str] = []
+
+    def stop(gpu_ids: str) -> torch.device:
+        asked.append(gpu_ids)
+        raise UserError("before any work")
+
+    monkeypatch.setattr(clip_pretraining, "make_device", stop)
+    data, run = DataOptions(dataroot=str(cohort)), RunOptions(gpu_ids="-1")
+    with pytest.raises(UserError, match="before any work"):
+        ensure_cohort_clip(TrainOptions(run=run, data=data), tmp_path / "run")
+    assert asked == ["-1"]
 
 
 def test_scans_on_another_scale_make_another_clip(tmp_path: Path) -> None:
