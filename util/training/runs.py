@@ -98,7 +98,8 @@ class RunLog:
         earlier = [record for record in read_log(folder) if record["step"] <= step] if step else []
         with atomic_path(self.path, keep_suffix=False) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in earlier))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        purged = step + 1 if step else None  # TensorBoard drops the steps from this one on
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of a step; those that are not finite have no number in JSON."""

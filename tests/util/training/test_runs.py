@@ -8,6 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from util.cli import UserError
 from util.training import monitor, runs
@@ -72,3 +75,18 @@ def test_options_that_are_no_mapping_are_named(tmp_path: Path) -> None:
         (tmp_path / "options.json").write_text(content)
         with pytest.raises(UserError, match=r"options\.json is damaged"):
             runs.read_options(tmp_path)
+
+
+def test_a_resumed_log_has_every_step_once(tmp_path: Path) -> None:
+    """TensorBoard, too, keeps the step that the run is resumed at, and drops later ones."""
+    log = RunLog(tmp_path)
+    for step in (10, 20, 30):
+        log.write(step, {"loss_G": step})
+    log.close()
+    log = RunLog(tmp_path, step=20)
+    log.write(30, {"loss_G": 31})
+    log.close()
+    assert [record["loss_G"] for record in read_log(tmp_path)] == [10, 20, 31]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.value for event in board.Scalars("loss/G")] == [10, 20, 31]
