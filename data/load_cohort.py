@@ -17,6 +17,7 @@ from data.splits import Splits, draw_splits, read_splits
 from data.table import ClinicalTable, find_table, match_table, read_table
 from data.text.columns import review_table
 from data.text.prompts import load_template
+from data.text.values import named_patient
 from data.volumes import SUFFIXES, has_suffix, load_volume, strip_suffix
 from options.base_options import LUNG_LABELS, MAX_LABEL, DataOptions
 from util.cli import UserError, counted, format_list, unknown_column
@@ -90,7 +91,7 @@ def _find_cohort(options: DataOptions, need_images: bool, seed: int) -> Cohort:
     _check_pairs(
         root / IMAGES, folder, _without(images, rejected), _without(masks, rejected), need_images
     )
-    table = _read_clinical_table(root, list(masks), options)
+    table = _read_clinical_table(root, list(masks), options, rejected)
     empty_row = dict.fromkeys(table.columns, "")
     scale = IntensityScale.from_options(options)
     cases = []
@@ -307,18 +308,20 @@ def _refuse_unfinished(root: Path) -> None:
             )
 
 
-def _read_clinical_table(root: Path, cases: Sequence[str], options: DataOptions) -> ClinicalTable:
+def _read_clinical_table(
+    root: Path, cases: Sequence[str], options: DataOptions, rejected: Collection[str]
+) -> ClinicalTable:
     path = find_table(root)
     if path is None:
         _refuse_unfinished(root)
         log.warning("%s has no clinical.csv or clinical.xlsx, so all prompts are empty.", root)
         return ClinicalTable((), {})
     table = match_table(read_table(path, options.key_column), cases, path, options.key_column)
-    no_row = sorted(set(cases) - set(table.rows), key=natural_key)
+    no_row = sorted(set(cases) - set(table.rows) - set(rejected), key=natural_key)
     no_scan = sorted(set(table.rows) - set(cases), key=natural_key)
     problems = []
     if no_row:
-        scans = counted(len(cases), "scan")
+        scans = counted(len(set(cases) - set(rejected)), "scan")
         problems.append(f"{len(no_row)} of {scans} without a row: {format_list(no_row)}")
     if no_scan:
         rows = counted(len(table.rows), "row")
@@ -365,7 +368,7 @@ def _load_splits(
     if column and column != options.key_column and column not in columns:
         fix = "Correct the name, or leave the flag out where the table does not name patients."
         raise UserError(unknown_column("--patient_column: the table", column, columns, fix))
-    patients = {case.id: case.row.get(column, "").strip() for case in cases} if column else {}
+    patients = {case.id: named_patient(case.row, column) for case in cases}
     ids = [case.id for case in cases]
     path = Path(options.splits) if options.splits else root / "splits.json"
     if options.splits or path.is_file():

@@ -65,7 +65,9 @@ def _statistics(case: Case | CachedCase, options: DataOptions) -> dict[str, floa
     # Every voxel counts: detail of skipped voxels would be another detail.
     image, mask = scan
     sides = mask.spacing
-    tissue = np.isin(mask.array, (*options.lung_labels, options.airway_label))
+    tissue = mask.array > 0
+    if options.terms.is_ct:
+        tissue = np.isin(mask.array, (*options.lung_labels, options.airway_label))
     if not tissue.any():
         return {}
     box = bounding_box(tissue)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.cohort import PROMPTS_FILE, Case, Cohort
+from data.text.values import named_patient
 from options.base_options import DataOptions
 from util.cli import UserError, counted, unknown_column
 
@@ -44,8 +45,7 @@ def patients_of(cohort: Cohort, column: str) -> dict[str, str]:
 
 def patient_of(case: Case, column: str) -> str:
     """Return the patient of a case; one without a patient, or without a column, is a patient."""
-    patient = case.row.get(column, "").strip() if column else ""
-    return patient or case.id
+    return named_patient(case.row, column) or case.id
 
 
 def group_by_patient(cases: Sequence[str], patients: Mapping[str, str]) -> dict[str, list[str]]:

@@ -345,8 +345,7 @@ def write_like(
         dtype: Type on disk: int16 for HU, float32 for differences, uint8 for labels.
         window: Values that a viewer shows as black and white (`cal_min`, `cal_max`); None leaves
             the choice to the viewer.
-        description: What the volume is, at most 79 ASCII characters (`descrip`); "" leaves that of
-            `like`.
+        description: What the volume is, at most 79 ASCII characters (`descrip`).
 
     Raises:
         UserError: A value is not finite, or the disk is full.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.cohort import MASKS, PROMPTS_FILE
 from data.load_cohort import files_by_case
+from data.review import rejected_cases
 from data.table import find_table, match_table, read_table
 from data.text.columns import review_table
 from data.text.prompts import load_template
@@ -37,12 +38,18 @@ def write_prompt_table(options: PromptOptions) -> Path:
             "clinical.xlsx."
         )
     table = read_table(path, options.key_column)
+    read = table.rows
     if (root / MASKS).is_dir():
-        table = match_table(table, list(files_by_case(root / MASKS)), path, options.key_column)
+        cases = list(files_by_case(root / MASKS))
+        table = match_table(table, cases, path, options.key_column)
+        rejected = rejected_cases(root, cases)
+        read = {
+            case: table.rows[case] for case in cases if case not in rejected and case in table.rows
+        }
     template = load_template(
         options.template, table.columns, options.key_column, options.patient_column
     )
-    left_out = review_table(list(table.rows.values()), template, options.text_columns).left_out
+    left_out = review_table(list(read.values()), template, options.text_columns).left_out
     rows = []
     for case, cells in table.rows.items():
         row = {column: cell for column, cell in cells.items() if column not in left_out}

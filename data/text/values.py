@@ -121,6 +121,12 @@ def is_unknown(value: object) -> bool:
     return normalise_key(value) in UNKNOWN_VALUES
 
 
+def named_patient(row: Mapping[str, str], column: str) -> str:
+    """Return the patient that a row names in a column; "" where it names none."""
+    cell = row.get(column, "").strip() if column else ""
+    return "" if is_unknown(cell) else cell
+
+
 def parse_number(text: str) -> float | None:
     """Return the finite number that a text holds, or None; 0,5 is 0.5."""
     cleaned = clean_cell(text)

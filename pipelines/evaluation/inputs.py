@@ -206,5 +206,5 @@ def _read_patients(options: EvaluateOptions, sets: Mapping[str, VolumeSet]) -> d
         if column not in table.columns:
             raise UserError(unknown_column(str(path), column, list(table.columns)))
         for case, row in table.rows.items():
-            patients[case] = row[column].strip() or case
+            patients[case] = named_patient(row, column) or case
     return patients

@@ -18,6 +18,7 @@ import pytest
 from data.checks import case as case_checks
 from data.cohort import Cohort, natural_key
 from data.load_cohort import load_cohort
+from data.resampling import patients_of
 from data.splits import draw_splits, read_splits, save_splits
 from data.table import find_table, read_table
 from options.base_options import DataOptions
@@ -375,6 +376,21 @@ def test_splits_file_is_obeyed(
         match=r"--patient_column: the table has no column 'Nobody'.*Patient, AGE, SMOKING",
     ):
         loaded(root, patient_column="Nobody")
+
+
+def test_a_patient_that_is_not_known_is_not_shared(root: Path) -> None:
+    table = (root / "clinical.csv").read_text()
+    for patient in ("P1", "P2"):
+        table = table.replace(f",{patient},", ",n.a.,")
+    (root / "clinical.csv").write_text(table)
+    (root / "splits.json").write_text(json.dumps({"train": ["case1"], "test": ["case2"]}))
+    cohort = loaded(root, patient_column="Patient")
+    patients = patients_of(cohort, "Patient")
+    assert [patients[f"case{k}"] for k in range(1, 7)] == [
+        *(f"case{k}" for k in range(1, 5)),
+        "P3",
+        "P3",
+    ]
 
 
 def test_few_cases_are_in_every_split(caplog: pytest.LogCaptureFixture) -> None:

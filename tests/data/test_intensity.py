@@ -12,6 +12,7 @@ from data.cache import cache_cases, load_case
 from data.geometry import Volume
 from data.intensity import IntensityScale
 from data.load_cohort import load_cohort
+from data.lung_density import lung_statistics
 from data.regions import regions_of
 from options.base_options import DataOptions
 from options.parser import from_dict
@@ -67,6 +68,17 @@ def test_regions_are_the_labels(heads: Path) -> None:
     regions = regions_of(mask.array, (2, 2, 4), mr(heads, lung_labels=(LESION, BRAIN)))
     assert list(regions) == ["lungs", "outside", "label_0", "label_1", "label_5"]
     assert np.array_equal(regions["lungs"], mask.array > 0)
+
+
+def test_every_label_is_measured_whole(heads: Path) -> None:
+    """The lesion is chosen, and the brain reaches beyond it."""
+    case = load_cohort(mr(heads)).cases[0]
+    lesion, both = (
+        lung_statistics([case], mr(heads, lung_labels=labels))[0]
+        for labels in ((LESION,), (LESION, BRAIN))
+    )
+    brain = [name for name in both if name.startswith(f"label_{BRAIN} ")]
+    assert brain and {name: lesion[name] for name in brain} == {name: both[name] for name in brain}
 
 
 def test_ct_refuses_mr_and_names_the_flag(heads: Path) -> None:

@@ -35,6 +35,11 @@ def test_rejected_cases_are_left_out_of_every_split(cohort_copy: Path) -> None:
     assert after.splits["train"] == before.splits["train"][1:]
     assert after.splits["test"] == before.splits["test"]
     assert any(case in text and "mask, leaks" in text for text in after.warnings)
+    table = (cohort_copy / "clinical.csv").read_text().splitlines(keepends=True)
+    rows = [line for line in table if not line.startswith(case)]
+    (cohort_copy / "clinical.csv").write_text("".join(rows))
+    strict = DataOptions(dataroot=str(cohort_copy), template="aiib23", strict=True)
+    assert len(load_cohort(strict, check=False).cases) == len(rows) - 1  # nor its row
     accepted = (cohort_copy / REVIEW_FILE).read_text().replace("reject", "accept")
     (cohort_copy / REVIEW_FILE).write_text(accepted)
     with pytest.raises(UserError, match="without a scan of the same name"):

@@ -212,6 +212,18 @@ def test_make_prompts_writes_a_table(tmp_path: Path) -> None:
     assert (lines[0]["Left out"], lines[1]["Prompt"]) == ("PACK-YEARS", "")
 
 
+def test_make_prompts_judges_columns_by_the_scans(tmp_path: Path) -> None:
+    """As training does: eight notes may all differ by chance, and the others have no scan."""
+    (tmp_path / "gtlung").mkdir()
+    rows = [f"c{k},finding {k}" for k in range(20)]
+    (tmp_path / "clinical.csv").write_text("\n".join(["File Name,FINDING", *rows]))
+    for k in range(9):
+        (tmp_path / "gtlung" / f"c{k}.nii.gz").touch()
+    (tmp_path / "review.csv").write_text("case,mark,note\nc8,reject,\n")
+    out = write_prompt_table(PromptOptions(str(tmp_path), out=str(tmp_path / "out.csv")))
+    assert "FINDING is finding 0." in out.read_text()
+
+
 def test_make_prompts_without_a_table_is_one_message(tmp_path: Path) -> None:
     refused(command("scripts/make_prompts.py", "--dataroot", str(tmp_path)), "clinical.csv")
 
