@@ -11,6 +11,7 @@ from data.cohort import MASKS
 from data.load_cohort import target_labels
 from data.table import find_table, match_table, read_table
 from data.text.prompts import Row, Template, load_template
+from data.text.values import named_patient
 from options.base_options import LUNG_LABELS, DataOptions
 from options.evaluate_options import EvaluateOptions
 from pipelines.evaluation.text_effect import PredictedAttribute, TooFewScansError, are_numbers
