@@ -19,9 +19,10 @@ from data.cohort import Case
 from data.regions import regions_of
 from data.text.prompts import Prompt
 from data.volume_dataset import VolumeSample
-from mask2ct.volume import Volume
+from mask2ct.volume import Kind, Volume
 from models.inference import LoadedRun, load_run
 from options.test_options import ModelOptions
+from pipelines.generation.case_writer import display_window
 from pipelines.generation.plan import run_samples
 from util.cli import UserError, counted
 from util.metrics.effects import CHANGE_COLUMNS, Contrast, effect_rows, region_effects
@@ -42,7 +43,7 @@ class Comparison:
         b: The volume of the second prompt.
         difference: `b` minus `a`, in HU.
         effects: Mean and SD of the difference per region, in HU, and the change of each statistic
-            of `util.metrics.texture`.
+            of `util.metrics.texture`. Columns of other modalities than CT name no HU.
     """
 
     a: Volume
@@ -91,7 +92,7 @@ class Run:
         """
         sample = self._sample(mask)
         hu = self._hu(sample, prompt, seed)
-        return Volume(sample.to_source_grid(hu), sample.case.mask)
+        return self._volume(sample, hu)
 
     def compare(self, mask: Mask, prompt_a: str, prompt_b: str, seed: int = 0) -> Comparison:
         """Generate the volumes of two prompts from the same noise, and their difference.
@@ -114,14 +115,21 @@ class Run:
         before, after = (statistics_by_region(hu, masks, spacing) for hu in (first, second))
         draws = [region_effects(difference, before, after, masks)]
         rows = effect_rows(Contrast(sample.name, "prompt", "a", "b"), draws, masks)
-        effects = pd.DataFrame(rows)[EFFECT_VALUES]
-        mask_file = sample.case.mask
+        effects = pd.DataFrame(rows)[EFFECT_VALUES].to_dict("records")
         return Comparison(
-            Volume(sample.to_source_grid(first), mask_file),
-            Volume(sample.to_source_grid(second), mask_file),
-            Volume(sample.to_source_grid(difference), mask_file, "difference"),
-            effects,
+            self._volume(sample, first),
+            self._volume(sample, second),
+            self._volume(sample, difference, "difference"),
+            pd.DataFrame(data.terms.rows(effects)),
         )
+
+    def _volume(
+        self, sample: VolumeSample, values: NDArray[np.floating], kind: Kind = "generated"
+    ) -> Volume:
+        """Return values on the model's grid as a volume on that of the mask."""
+        data = self._loaded.options.data
+        on_file, window = sample.to_source_grid(values), display_window(data)
+        return Volume(on_file, sample.case.mask, kind, window, data.terms.unit)
 
     def _hu(self, sample: VolumeSample, prompt: str, seed: int) -> NDArray[np.floating]:
         """Generate HU on the model's grid."""

@@ -19,6 +19,7 @@ from util.cli import UserError
 from util.web.figures import DIVERGING, LUNG, PLANES, nice_limit, radiological_slice
 
 Viewer = Literal["auto", "niivue", "matplotlib"]
+Kind = Literal["generated", "difference"]
 
 
 class SliceFigure(Figure):
@@ -32,25 +33,29 @@ class SliceFigure(Figure):
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A generated CT, or the difference of two.
+    """A generated volume, or the difference of two.
 
     Attributes:
-        ras: `(X, Y, Z)` HU, canonicalised to RAS.
+        ras: `(X, Y, Z)` in `unit`, canonicalised to RAS.
         mask: File whose grid the volume has.
-        kind: "ct", or "difference" of two volumes.
+        kind: "generated", or "difference" of two volumes.
+        window: Values shown as black and white.
+        unit: HU, or a.u. of other modalities.
     """
 
     ras: NDArray[np.floating]
     mask: Path
-    kind: Literal["ct", "difference"] = "ct"
+    kind: Kind = "generated"
+    window: tuple[float, float] = LUNG
+    unit: str = "HU"
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.ras.shape))
-        return f"<Volume {self.kind}: {size} voxels, mean {self.ras.mean():.1f} HU>"
+        return f"<Volume {self.kind}: {size} voxels, mean {self.ras.mean():.1f} {self.unit}>"
 
     @property
     def hu(self) -> NDArray[np.floating]:
-        """HU in the voxel order of the mask."""
+        """HU in the voxel order of the mask; a.u. of other modalities than CT."""
         return from_ras(self.ras, self.affine)
 
     @property
@@ -59,7 +64,7 @@ class Volume:
         return read_header(self.mask).source_affine
 
     def save(self, path: str | Path) -> Path:
-        """Write a NIfTI on the grid of the mask: int16 HU, or float32 for a difference.
+        """Write a NIfTI on the grid of the mask: int16, or float32 for a difference.
 
         Raises:
             UserError: The path does not end in .nii or .nii.gz, or the disk refuses the file.
@@ -71,7 +76,7 @@ class Volume:
         if self.kind == "difference":
             write_like(path, self.ras, self.mask, np.float32)
         else:
-            write_like(path, self.ras, self.mask, np.int16, LUNG)
+            write_like(path, self.ras, self.mask, np.int16, self.window)
         return path
 
     def save_dicom(self, folder: str | Path, description: str = "generated") -> Path:
@@ -82,8 +87,14 @@ class Volume:
             description: What the volume shows, for the series description.
 
         Raises:
-            UserError: The volume is a difference, its grid is sheared, or the disk refuses a file.
+            UserError: The volume is a difference or no CT, its grid is sheared, or the disk refuses
+                a file.
         """
+        if self.unit != "HU":
+            raise UserError(
+                f"save_dicom: the volume is in {self.unit}, and a CT series holds HU. Save it as "
+                "NIfTI."
+            )
         if self.kind == "difference":
             raise UserError(
                 "save_dicom: the volume is a difference of two, and a CT series holds HU. Save it "
@@ -122,7 +133,7 @@ class Volume:
         with tempfile.TemporaryDirectory(prefix="mask2ct-") as folder:
             file = self.save(Path(folder) / "volume.nii.gz")
             content = file.read_bytes()
-        low, high = LUNG
+        low, high = self.window
         colours = "gray"
         if self.kind == "difference":
             high = self._difference_limit()
@@ -147,7 +158,8 @@ class Volume:
     def _figure(self) -> Figure:
         """Draw the middle axial, coronal and sagittal slice, as radiologists see them."""
         spacing = read_header(self.mask).spacing
-        settings: dict[str, Any] = {"cmap": "gray", "vmin": LUNG[0], "vmax": LUNG[1]}
+        low, high = self.window
+        settings: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
         if self.kind == "difference":
             limit = self._difference_limit()
             settings = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
@@ -159,5 +171,5 @@ class Volume:
             axes.imshow(shown, aspect=spacing[down] / spacing[across], **settings)
             axes.set_title(f"{plane} (left of the picture: {sides[0]})")
             axes.set_axis_off()
-        figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label="HU")
+        figure.colorbar(figure.axes[0].images[0], ax=figure.axes, shrink=0.8, label=self.unit)
         return figure

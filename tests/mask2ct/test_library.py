@@ -53,7 +53,9 @@ def test_a_volume_is_that_of_the_command_line(
     done = command("test.py", *trained_run.flags(), "--gpu_ids=-1", *words)
     assert done.code == 0, done.text
     volume = run.generate(mask, NEVER, seed=3)
-    assert repr(volume).startswith(f"<Volume ct: {'x'.join(map(str, volume.ras.shape))} voxels")
+    assert repr(volume).startswith(
+        f"<Volume generated: {'x'.join(map(str, volume.ras.shape))} voxels"
+    )
     saved, written = nib.load(volume.save(tmp_path / "library.nii.gz")), nib.load(out)
     assert saved.get_data_dtype() == np.int16
     np.testing.assert_array_equal(np.asarray(saved.dataobj), np.asarray(written.dataobj))

@@ -11,8 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import mask2ct
 from tests.commands import TrainedRun, command, refused, train
 from tests.mr_cohort import BRAIN, LESION, write_mr_cohort
+from util.cli import UserError
 from util.files import read_csv
 
 CHEST = re.compile(r"\bHU\b|_hu\b|[Ll]ungs?\b|airway|Hounsfield|denser|less dense|\bCT\b")
@@ -46,6 +48,19 @@ def test_the_run_keeps_how_intensities_are_scaled(mr_run: TrainedRun) -> None:
     assert {"val_mae", "val_effect"} <= names and not any(CHEST.search(name) for name in names)
     assert seen_words(mr_run.folder / "web" / "index.html") == []
     assert "a.u." in (mr_run.folder / "web" / "index.html").read_text()
+
+
+def test_the_library_knows_unit_and_window(mr_run: TrainedRun, tmp_path: Path) -> None:
+    run = mask2ct.load(mr_run.folder)
+    mask = next((mr_run.cohort / "gtlung").iterdir())
+    pair = run.compare(mask, "SEX is F.", "SEX is M.")
+    assert pair.a.unit == "a.u." and pair.a.window == (0, 1000) and "a.u." in repr(pair.a)
+    assert not any(CHEST.search(name) for name in [*pair.effects, *pair.effects["region"]])
+    assert "mean_diff" in pair.effects and "label_1" in set(pair.effects["region"])
+    saved = nib.load(pair.b.save(tmp_path / "b.nii.gz"))
+    assert (saved.header["cal_min"], saved.header["cal_max"]) == (0, 1000)
+    with pytest.raises(UserError, match="a CT series holds HU"):
+        pair.a.save_dicom(tmp_path / "series")
 
 
 @pytest.fixture(scope="module")
