@@ -23,6 +23,7 @@ from options.test_options import ModelOptions
 from options.train_options import TrainOptions
 from util import __version__, seeding
 from util.cli import UserError, counted, is_out_of_memory
+from util.files import json_digest
 from util.training import checkpoint, runs
 from util.training.devices import make_device
 from util.training.shared_runs import is_shared
@@ -194,6 +195,11 @@ class LoadedRun:
     def labels(self) -> tuple[int, ...]:
         """The mask labels of the run, background first."""
         return tuple(self.state["labels"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights, which tells the run from another of its name and step."""
+        return json_digest(self.state.get("sha256"))  # absent in runs of early versions
 
     @property
     def network(self) -> nn.Module:

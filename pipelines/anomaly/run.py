@@ -418,7 +418,7 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     calibration_cases = select_calibration_cases(command, clean)
     expectation.check(cases)
     clean.check(calibration_cases.cases)
-    open_record(folder, RECORD, _record_settings(command, loaded), scans.overwrite)
+    open_record(folder, RECORD, record_settings(command, loaded), scans.overwrite)
     shift = find_domain_shift(command, expectation, cases, clean, calibration_cases)
     calibration = calibrate_map(command, clean, calibration_cases)
     reliability = calibration_sentence(command, calibration_cases, calibration)
@@ -455,10 +455,10 @@ def _search_scans(command: AnomalyCommand, notices: Sequence[Notice]) -> Path:
     return path
 
 
-def _record_settings(command: AnomalyCommand, loaded: Sequence[LoadedRun]) -> dict[str, Any]:
+def record_settings(command: AnomalyCommand, loaded: Sequence[LoadedRun]) -> dict[str, Any]:
     """Return everything that decides the cached comparisons."""
     return {
-        "runs": [[run.folder.name, run.state["step"]] for run in loaded],
+        "runs": [[run.folder.name, run.state["step"], run.digest] for run in loaded],
         "samples": command.map.samples,
         "seed": command.map.seed,
         "dataroot": str(Path(command.scans.dataroot).resolve()),

@@ -96,8 +96,9 @@ def _write_controls(command: ControlCommand, kinds: Sequence[str]) -> Path:
             "are needed. Choose another split."
         )
     record = {
-        "run": str(plan.run.folder.resolve()),
+        "run": plan.run.folder.name,
         "step": plan.run.state["step"],
+        "checkpoint": plan.run.digest,
         "options": to_dict(options) | {"output": {}},
     }
     open_record(out, RESULTS_FILE, record, overwrite=None)

@@ -341,7 +341,7 @@ def _write_table(
     write_csv(path, list(columns), rows)
 
 
-def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
+def record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
     """Return everything that decides the cohort."""
     settings = asdict(command.expand)
     for name in ("out", "overwrite"):
@@ -350,6 +350,8 @@ def _record_settings(command: ExpandCommand, run: LoadedRun) -> dict[str, Any]:
     return {
         "run": run.folder.name,
         "step": run.state["step"],
+        "checkpoint": run.digest,
+        "use_average": command.model.use_average,
         "deform": asdict(command.deform),
         "sampling": asdict(command.sampling),
         "paraphrases": command.model.paraphrases and file_sha256(Path(command.model.paraphrases)),
@@ -385,7 +387,7 @@ def _synthesise_share(command: ExpandCommand, notices: Sequence[Notice]) -> Path
     reader = TextReader(template, values_by_column(template, rows), synonyms)
     texts = SourceTexts(cases, cohort_prompts(cohort, template), reader)
     planned = plan_cases(command, run, texts)
-    settings = _record_settings(command, run)
+    settings = record_settings(command, run)
     if cli.is_main_process():
         open_record(out, RECORD, settings, e.overwrite)
     else:

@@ -18,9 +18,12 @@ import pytest
 from data.geometry import Volume
 from data.load_cohort import load_cohort
 from data.volumes import load_volume, read_header
+from models.inference import load_run
+from options.anomaly_options import AnomalyCommand, MapOptions, RunsOptions, ScanOptions
 from options.base_options import DataOptions
 from options.expand_options import DeformOptions, ExpandCommand
 from options.parser import parse
+from pipelines.anomaly import run as anomaly
 from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis import run as synthesis
 from pipelines.synthesis.copies import CopySearch, SyntheticVolume
@@ -212,6 +215,22 @@ def test_a_stopped_command_goes_on_and_changes_nothing(
         synthesis.synthesise_cohort(
             options(trained_run, copy, "--balance", "DIAGNOSIS", "--n", "5")
         )
+
+
+def test_a_run_trained_anew_does_not_go_on_with_the_old_one(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    """Of the same name and as many steps: half of the cases would be another generator's."""
+    command = options(trained_run, tmp_path / "out", "--balance", "DIAGNOSIS", "--n", "4")
+    run = load_run(command.model)
+    anew = replace(run, state={**run.state, "sha256": dict.fromkeys(run.state["sha256"], "0")})
+    before = synthesis.record_settings(command, run)
+    assert before == synthesis.record_settings(command, run)
+    assert before != synthesis.record_settings(command, anew)
+    plain = replace(command, model=replace(command.model, use_average=False))
+    assert before != synthesis.record_settings(plain, run)
+    search = AnomalyCommand(ScanOptions(), RunsOptions((run.folder.name,)), MapOptions())
+    assert anomaly.record_settings(search, [run]) != anomaly.record_settings(search, [anew])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"left_out": "no"}', "null"])
