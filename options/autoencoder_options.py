@@ -27,7 +27,9 @@ class AutoencoderOptions:
         "Weight of the Kullback-Leibler term, which keeps latents near a standard normal.",
         low=0,
     )
-    label_weight: float = flag(8.0, "Weight of labelled voxels relative to the background.", low=1)
+    label_weight: float = flag(
+        8.0, "Weight of labelled voxels relative to the background and the body.", low=1
+    )
     max_steps: int = flag(5000, "Training steps.", low=1)
     batch_size: int = flag(4, "Patches per step.", low=1)
     lr: float = flag(

@@ -93,7 +93,9 @@ class BatchPlan:
 def load_batches(
     plan: BatchPlan, cohort: Cohort, cache: Path, device: torch.device
 ) -> Iterator[Batch]:
-    """Return patches of the training cases.
+    """Return patches of the training cases: `image` `(B, 1, X, Y, Z)` in [-1, 1], and `organs`.
+
+    `organs` `(B, 1, X, Y, Z)` is 1 where the mask has a label other than the body's.
 
     Raises:
         UserError: A training case without a scan.
@@ -109,26 +111,29 @@ def load_batches(
         dataset, 0, plan.steps * plan.batch_size, plan.batch_size, workers=workers
     )
 
+    body = None if cohort.body_label is None else len(cohort.labels) - 1  # the last channel
+
     def to_inputs(batch: Batch) -> Batch:
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        return dataset.inputs(moved)
+        inputs = dataset.inputs(moved)
+        return {"image": inputs["image"], "organs": organ_region(inputs["mask"], body)}
 
     return map(to_inputs, loader)
 
 
 def autoencoder_loss(
-    network: AutoencoderKL, image: Tensor, mask: Tensor, options: AutoencoderOptions
+    network: AutoencoderKL, image: Tensor, organs: Tensor, options: AutoencoderOptions
 ) -> Tensor:
-    """Absolute error, with labelled voxels weighted, and the Kullback-Leibler term.
+    """Absolute error, with voxels of organs weighted, and the Kullback-Leibler term.
 
     Args:
         network: Returns the reconstruction, and mean mu and SD sigma of the latents.
         image: `(B, 1, X, Y, Z)` in [-1, 1].
-        mask: `(B, K, X, Y, Z)`, see `util.volume_inputs.mask_input`.
-        options: Weights of labels and of the Kullback-Leibler term.
+        organs: `(B, 1, X, Y, Z)`, see `load_batches`.
+        options: Weights of organs and of the Kullback-Leibler term.
     """
     reconstruction, mu, sigma = network(image)
-    weight = 1 + (options.label_weight - 1) * organ_region(mask, None)
+    weight = 1 + (options.label_weight - 1) * organs
     error = ((reconstruction - image).abs() * weight).mean()
     # KL(N(mu, sigma^2) || N(0, 1)), Kingma & Welling 2014, appendix B.
     kl = 0.5 * (mu.square() + sigma.square() - 2 * sigma.clamp_min(1e-6).log() - 1)
@@ -151,9 +156,8 @@ def fit_autoencoder(
     steps = progress_bar(range(options.max_steps), "Training autoencoder", "step")
     for step in steps:
         batch = next(batches)
-        image, mask = batch["image"], batch["mask"]
         with accelerator.autocast():
-            loss = autoencoder_loss(network, image, mask, options)
+            loss = autoencoder_loss(network, batch["image"], batch["organs"], options)
         if not torch.isfinite(loss):
             raise UserError(
                 f"The loss is {loss.item()} in step {step + 1}; lower --lr, or use --precision "
@@ -184,18 +188,17 @@ def evaluate_autoencoder(
         device: Where to run.
 
     Returns:
-        The config with mean and SD of each latent channel, and the mean absolute error in labelled
-        voxels, in HU.
+        The config with mean and SD of each latent channel, and the mean absolute error in voxels of
+        organs, in HU.
     """
     autoencoder = Autoencoder(network, config, window).to(device)
     latents = []
     errors = []
     for batch in batches:
         image = batch["image"]
-        labelled = organ_region(batch["mask"], None) > 0
         z = autoencoder.encode(image)
         latents.append(z)
-        errors.append((autoencoder.decode(z) - image)[labelled].abs())
+        errors.append((autoencoder.decode(z) - image)[batch["organs"] > 0].abs())
     z = torch.cat(latents).float()
     mean = z.mean((0, 2, 3, 4)).tolist()
     std = z.std((0, 2, 3, 4)).clamp_min(MIN_STD).tolist()
@@ -252,7 +255,7 @@ def train_autoencoder(options: AutoencoderCommand) -> Path:
         )
     save_autoencoder(network, config, out)
     log.info(
-        "The mean absolute error in labelled voxels of training patches is %.1f HU. Saved %s; use "
+        "The mean absolute error in the organs of training patches is %.1f HU. Saved %s; use "
         "it with --model latent_diffusion --autoencoder %s",
         error_hu,
         out,
