@@ -21,7 +21,7 @@ from data.volumes import load_volume, strip_suffix, write_like
 from options.lesion_options import DENSITIES, LesionOptions
 from util.cli import UserError, format_list
 from util.files import claim_file, write_csv
-from util.metrics.regions import DEPTH_NAMES, Mask, chest_regions
+from util.metrics.regions import DEPTH_NAMES, Mask, chest_regions, region_name
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +170,11 @@ def _find_place(
     """Return a voxel of the named place, drawn by the seed, around which the lesion fits."""
     named = _region_names(options.place)
     if missing := [name for name in named if name not in regions]:
+        hint = " A single label of lungs tells no sides: give --at." * (
+            len(options.lung_labels) == 1 and missing[0] in SIDES.values()
+        )
         raise UserError(
-            f"--place {options.place!r}: {source} has no {missing[0].replace('_', ' ')}."
+            f"--place {options.place!r}: {source} has no {region_name(missing[0])}.{hint}"
         )
     where = np.logical_and.reduce([regions[name] for name in named])
     free = np.isin(mask.array, options.lung_labels)

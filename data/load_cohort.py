@@ -68,6 +68,7 @@ def load_cohort(
     check_result = check_volumes(files, options.max_labels, cache, options.lung_labels, scale)
     warnings = (*cohort.warnings, *check_result.warnings)
     cohort = replace(cohort, labels=check_result.labels, warnings=warnings)
+    _check_lesions(cohort, check_result.case_labels, options)
     number = options.body_number
     if options.body_label in ("auto", "masks"):
         number = choose_body_label(cohort, check_result.case_labels, options)
@@ -108,6 +109,23 @@ def _find_cohort(options: DataOptions, need_images: bool, seed: int) -> Cohort:
         warnings=(rejection_sentence(rejected),) if rejected else (),
         rejected=tuple(rejected),
     )
+
+
+def _check_lesions(
+    cohort: Cohort, case_labels: Sequence[Sequence[int]], options: DataOptions
+) -> None:
+    """Raise `UserError` where the body would count as a lesion, and so as lung."""
+    lesions = set(options.lesion_labels)
+    for case, labels in zip(cohort.cases, case_labels, strict=True):
+        if lesions & set(labels):
+            around = surrounding_label(load_volume(case.mask).array, options.lung_labels)
+            if around in lesions:
+                raise UserError(
+                    f"--lesion_labels holds {around}, which surrounds the lungs in {case.mask}: it "
+                    "is the body, and would count as lung. Leave it out, and give lesions labels "
+                    "of their own in the masks."
+                )
+            return
 
 
 def choose_body_label(

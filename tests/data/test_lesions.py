@@ -13,6 +13,7 @@ import pytest
 from scipy import ndimage
 
 from data.lesions import Lesion, insert_lesion, lesion_name
+from data.load_cohort import load_cohort
 from data.regions import regions_of
 from data.volumes import load_volume
 from options.base_options import DataOptions
@@ -175,6 +176,25 @@ def test_lesions_count_as_lung_and_have_a_region(
     assert DataOptions(lesion_labels=(4,)).terms.label_names[4] == "lesion (label 4)"
     with pytest.raises(UserError, match="--lesion_labels holds 2"):
         DataOptions(lesion_labels=(2, 4))
+
+
+def test_a_single_label_of_lungs_tells_no_sides(insert: Callable[..., Lesion]) -> None:
+    assert insert(at=(42.0, 60.0, 84.0), lung_labels=(1,)).place == "upper central"
+    with pytest.raises(UserError, match=r"has no left lung. A single label .* give --at"):
+        insert(place="left upper", lung_labels=(1,))
+
+
+def test_the_body_is_no_lesion(cohort_copy: Path) -> None:
+    """Label 4 is the body of prepared masks, and that of a solid nodule unless told otherwise."""
+    paths = sorted((cohort_copy / "gtlung").iterdir())
+    for path in paths:
+        mask = nib.load(path)
+        labels = np.where(np.asarray(mask.dataobj) == 0, 4, np.asarray(mask.dataobj))
+        nib.save(nib.Nifti1Image(labels.astype(np.uint8), mask.affine), path)
+    with pytest.raises(UserError, match="--lesion_labels holds 4, which surrounds the lungs in"):
+        load_cohort(DataOptions(dataroot=str(cohort_copy), lesion_labels=(4, 5)))
+    cohort = load_cohort(DataOptions(dataroot=str(cohort_copy), lesion_labels=(5,)))
+    assert cohort.body_label == 4
 
 
 def test_names_follow_the_density() -> None:
