@@ -134,7 +134,7 @@ class AnswerDesk:
             plan = self.session.question_plan(question, progress.tile_counter())
             volumes, effects, control = _volumes(plan, opened, texts)
         progress.report(0.95, "Writing the page")
-        notices = self._notices(collected, texts)
+        notices = self.all_notices(collected, texts)
         contrasts = summarise_contrasts(effects)
         panels = _panels(opened.sample, volumes, texts, control)
         content = PageContent(
@@ -176,7 +176,7 @@ class AnswerDesk:
     def _check_texts(self, texts: AskedText) -> None:
         self.session.run.generator.encoder.validate([texts.a.texts, texts.b.texts])
 
-    def _notices(self, collected: Sequence[Notice], texts: AskedText) -> list[Notice]:
+    def all_notices(self, collected: Sequence[Notice], texts: AskedText) -> list[Notice]:
         """Return all warnings of an answer, also those that the encoder gives only once."""
         self._by_phrase += [n for n in collected if n.phrases and n not in self._by_phrase]
         phrases = {*texts.a.texts, *texts.b.texts}

@@ -16,6 +16,7 @@ from pipelines.app.question import Question
 from pipelines.app.session import AppSession, AskedText
 from pipelines.generation.case import effects_over_draws
 from pipelines.generation.case_writer import Hu
+from pipelines.run_cohort import warn_training_cases
 from util.cli import UserError, digest_name
 from util.metrics.contrast_summary import summarise_contrasts
 from util.notices import collected_warnings
@@ -78,21 +79,23 @@ def _compare(
     start = time.monotonic()
     session = desk.session
     on_tile = progress.tile_counter()
-    with collected_warnings() as notices:
+    with collected_warnings() as collected:
         texts = _texts(session, question, column)
         variants = [
             Variant(text.b if value else text.a, column, value or "own text")
             for value, text in texts.items()
         ]
         opened = session.open_case(question.case)
-        session.run.generator.encoder.validate([v.prompt.texts for v in variants])
+        run = session.run
+        run.generator.encoder.validate([v.prompt.texts for v in variants])
+        warn_training_cases(run.folder, run.state, [opened.sample.case])
         plan = session.question_plan(question, on_tile)
         generated = plan.generate_all(opened.sample, [v.prompt for v in variants])
         volumes = {v.value: hu for v, hu in zip(variants, generated, strict=True)}
         draws = effects_over_draws(plan, opened.sample, variants, volumes, opened.regions)
         effects = [row for row in draws.rows if row["from"] == variants[0].value]
     similar, why_not = _similar(desk, question, variants, volumes, on_tile)
-    dropped = [notice for text in texts.values() for notice in text.notices]
+    notices = [n for text in texts.values() for n in desk.all_notices(collected, text)]
     content = DifferentialContent(
         question=question,
         column=column,
@@ -101,7 +104,7 @@ def _compare(
         volumes=volumes,
         effects=effects,
         contrasts=summarise_contrasts(effects),
-        notices=list(dict.fromkeys([*session.notices, *dropped, *notices])),
+        notices=list(dict.fromkeys(notices)),
         similar=similar,
         similar_note=why_not,
         values={case.id: session.row(case.id)[column] for case in session.plan.cohort.cases},
@@ -122,6 +125,7 @@ def _texts(session: AppSession, question: Question, column: str) -> dict[str, As
         )
         text = session.texts(changed)
         if text.differs:  # else it is the patient's own value
+            session.warn_of_values(changed, text)
             texts[value] = text
     return texts
 

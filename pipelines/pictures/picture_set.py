@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from options.picture_options import PictureSetOptions
 from pipelines.generation.case_writer import display_window
 from pipelines.generation.results import results_data
 from pipelines.pictures.panels import case_rows, cohort_panels, read_results, result_panel
-from util.cli import UserError, format_list, safe_name
+from util.cli import UserError, format_list, unique_names
 from util.web.figures import Panel, nice_limit
 from util.web.slice_sheet import SliceSheet, find_ffmpeg, frame_slices, save_animation, top_slices
 
@@ -43,27 +43,44 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
         cases = [options.case]
     elif options.how_many:
         cases = cases[: options.how_many]
+    columns = {
+        case: _columns(case_rows(results, rows, case), case, options.column) for case in cases
+    }
+    names = unique_names(_plain_name(case, c) for case, varied in columns.items() for c in varied)
     written: list[Path] = []
-    for case in cases:
-        rows_of_case = case_rows(results, rows, case)
-        columns = list(dict.fromkeys(r["column"] for r in rows_of_case if r["kind"] == "varied"))
-        if options.column and options.column not in columns:
-            raise UserError(
-                f"--column {options.column!r} was not varied for {case}; there are: "
-                f"{format_list(columns) or 'none'}."
-            )
+    for case, varied in columns.items():
         beside = cohort_panels(Path(options.dataroot), case, data) if options.dataroot else []
-        for column in [options.column] if options.column else columns or [""]:
+        for column in varied:
             panels = [
                 result_panel(results, row)
-                for row in rows_of_case
+                for row in case_rows(results, rows, case)
                 if row["kind"] == "own" or (column and row["column"] == column)
             ]
-            stem = safe_name(f"{strip_suffix(case)}__{column}" if column else strip_suffix(case))
+            stem = Path(options.out) / names[_plain_name(case, column)]
             heading = f"{case} · {column}" if column else case
             pictures = _PictureSet(heading, [*beside, *panels], labels, data)
-            written += _draw(options, formats, Path(options.out) / stem, pictures)
+            written += _draw(options, formats, stem, pictures)
     return written
+
+
+def _columns(rows: Sequence[Mapping[str, str]], case: str, chosen: str) -> list[str]:
+    """Return the attributes of a case to draw: those varied, or the chosen one; "" for none.
+
+    Raises:
+        UserError: The chosen one was not varied.
+    """
+    varied = list(dict.fromkeys(row["column"] for row in rows if row["kind"] == "varied"))
+    if chosen and chosen not in varied:
+        raise UserError(
+            f"--column {chosen!r} was not varied for {case}; there are: "
+            f"{format_list(varied) or 'none'}."
+        )
+    return [chosen] if chosen else varied or [""]
+
+
+def _plain_name(case: str, column: str) -> str:
+    """Return what the files of an attribute of a case are called, before it is a file name."""
+    return f"{strip_suffix(case)}__{column}" if column else strip_suffix(case)
 
 
 def draw_animations(results: Path, dataroot: str) -> list[Path]:

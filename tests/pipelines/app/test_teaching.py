@@ -210,6 +210,13 @@ def test_a_run_without_a_clip_says_why(desk: AnswerDesk, case: str) -> None:
     assert not made.similar and "need the cohort's own CLIP" in page.replace("&#x27;", "'")
 
 
+def test_a_differential_of_a_training_case_says_so(desk: AnswerDesk, session: AppSession) -> None:
+    """As the answer to a question does."""
+    trained = session.plan.cohort.split("train")[0].id
+    made = compare_values(desk, Question(trained), "DIAGNOSIS", GenerationProgress())
+    assert "Training cases of the run" in (made.folder / "index.html").read_text()
+
+
 def test_a_clip_without_its_image_side_says_why(with_clip: AppSession, tmp_path: Path) -> None:
     folder = Path(with_clip.plan.options.model.text_encoder)
     for path in folder.iterdir():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from tests.commands import command, refused
-from util.files import write_csv
+from util.files import read_csv, write_csv
 
 SHAPE = (20, 16, 12)
 COLUMNS = ("file", "case", "kind", "column", "value", "from", "to")
@@ -65,6 +65,21 @@ def test_pictures_to_take_away(results: Path, tmp_path: Path) -> None:
     assert len(list((out / "c__SMOKING_slices").iterdir())) == 5
     assert "SMOKING" in (out / "c__SMOKING.svg").read_text()
     assert (out / "c__SMOKING_top.png").stat().st_size > 1000
+
+
+def test_attributes_whose_names_are_alike_in_files(results: Path, tmp_path: Path) -> None:
+    """One would replace the pictures of the other."""
+    table = results / "volumes.csv"
+    rows = read_csv(table)
+    other = [{**row, "column": "FEV1 [%]"} for row in rows if row["column"]]
+    named = [{**row, "column": row["column"] and "FEV1 (%)"} for row in rows]
+    write_csv(table, COLUMNS, [*named, *other])
+    out = tmp_path / "out"
+    done = command("scripts/make_pictures.py", results, "--out", out, "--formats", "svg")
+    assert done.code == 0, done.text
+    texts = [path.read_text() for path in out.iterdir()]
+    assert len(texts) == 2
+    assert sorted("FEV1 [%]" in text for text in texts) == [False, True]
 
 
 def test_pictures_that_cannot_be(results: Path, tmp_path: Path) -> None:
