@@ -285,6 +285,7 @@ def pair_fidelity(
             "pair",
             file.key,
             scan.key,
+            volume_fingerprint(scan.mask) if scan.mask else None,
             asdict(grid),
         ]
         arrays = load_or_compute(cache, key, partial(_compare_pair, file, scan, grid))

@@ -24,6 +24,7 @@ from options.evaluate_options import EvaluateOptions
 from options.parser import parse
 from pipelines.evaluation.inputs import find_sets, read_table_values
 from pipelines.evaluation.run import segmented_files
+from pipelines.evaluation.volume_measurer import ComparisonGrid, pair_fidelity
 from pipelines.evaluation.volume_sets import check_intensities, common_window, find_set, with_masks
 from tests.commands import Outcome, TrainedRun, command, refused
 from tests.pages import shows_picture_first
@@ -257,6 +258,23 @@ def test_a_changed_volume_is_measured_again(
     added = {path.name for path in (out / "cache").glob("*.npz")} - before
     assert added and len(added) <= 2  # this volume, and its pair with a scan
     assert not read_metrics(out)["value"].equals(read_metrics(report)["value"])
+
+
+def test_pairs_of_a_changed_mask_are_compared_again(cohort_copy: Path, tmp_path: Path) -> None:
+    made = find_set("--synthetic", str(altered(cohort_copy, tmp_path / "made", noisy, cases=1)))
+    grid = ComparisonGrid(8.0, (64.0, 64.0, 48.0), (-1000.0, 400.0), 2)
+
+    def errors() -> list[float]:
+        rows = pair_fidelity(made, find_set("--real", str(cohort_copy)), grid, tmp_path / "cache")
+        return [row["value"] for row in rows if row["metric"] == "mae_hu"]
+
+    body, lungs = errors()
+    assert errors() == [body, lungs]
+    path = cohort_copy / "gtlung" / made.files[0].path.name
+    mask = load_volume(path).array
+    mask[mask == 2] = 0  # one lung was corrected
+    write_like(path, mask, path, np.uint8)
+    assert errors()[1] != lungs
 
 
 def test_results_of_test_and_controls(trained_run: TrainedRun, tmp_path: Path) -> None:
