@@ -15,7 +15,7 @@ import numpy as np
 
 from data import body
 from data.cache_space import make_room, mark_in_use
-from data.checks.masks import label_problems
+from data.checks.masks import load_labels
 from data.chunks import SUFFIX, open_chunks, save_chunks
 from data.cohort import Case
 from data.fact_store import CHECKS_FILE, FactStore
@@ -106,7 +106,7 @@ def load_case(case: Case, spacing: Sequence[float] | None) -> tuple[Volume | Non
         UserError: A file cannot be read, a mask value is not an integer from 0 to 255, or the body
             cannot be added.
     """
-    mask = _read_mask(case)
+    mask = load_labels(case.mask)
     image = load_scan(case)
     if spacing is not None:
         mask = resample(mask, spacing=spacing, order=0)
@@ -130,15 +130,7 @@ def load_mask(case: Case) -> Volume:
 
     The scan is read only where the mask may need a body.
     """
-    return _read_mask(case) if case.body is None else load_case(case, None)[1]
-
-
-def _read_mask(case: Case) -> Volume:
-    """Return the mask as it stands in its file, uint8."""
-    mask = load_volume(case.mask)
-    if problems := label_problems(case.mask, np.unique(mask.array).tolist()):
-        raise UserError(problems[0])
-    return Volume(mask.array.astype(np.uint8), mask.affine)
+    return load_labels(case.mask) if case.body is None else load_case(case, None)[1]
 
 
 def lung_points(mask: np.ndarray, lung_labels: Sequence[int]) -> np.ndarray:

@@ -22,8 +22,9 @@ from pydicom.sr.coding import Code
 from pydicom.uid import PYDICOM_ROOT_UID, UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
+from data.checks.masks import load_labels
 from data.geometry import axes_are_orthogonal
-from data.volumes import LPS_TO_RAS, load_volume, read_header
+from data.volumes import LPS_TO_RAS, read_header
 from util import __version__
 from util.cli import UserError
 from util.files import atomic_folder, atomic_path
@@ -95,11 +96,11 @@ class DicomStudy:
         """Read a mask file, on whose grid the volumes lie.
 
         Raises:
-            UserError: The file cannot be read, or its grid is sheared, which no DICOM series can
-                be.
+            UserError: The file cannot be read or is no mask, or its grid is sheared, which no DICOM
+                series can be.
         """
         check_dicom_grid(mask)
-        volume = load_volume(mask)
+        volume = load_labels(mask)
         return cls(volume.array, volume.affine, key)
 
     def write_series(

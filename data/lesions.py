@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.body import surrounding_label
-from data.checks.masks import label_problems, mask_labels
+from data.checks.masks import load_labels
 from data.geometry import Volume
 from data.text.prompts import load_template
-from data.volumes import load_volume, strip_suffix, write_like
+from data.volumes import strip_suffix, write_like
 from options.lesion_options import DENSITIES, LesionOptions
 from util.cli import UserError, format_list
 from util.files import claim_file, write_csv
@@ -295,9 +295,7 @@ def write_lesion(options: LesionOptions) -> Lesion:
     table = out.with_name(f"{strip_suffix(out.name)}.csv")
     for path in (out, table):
         claim_file(path, options.overwrite, "OUT")
-    mask = load_volume(options.MASK)
-    if problems := label_problems(Path(options.MASK), mask_labels(mask.array)):
-        raise UserError(problems[0])
+    mask = load_labels(options.MASK)
     lesion = insert_lesion(mask, options, options.MASK)
     present = set(np.unique(mask.array).tolist()) - {
         surrounding_label(mask.array, options.lung_labels)

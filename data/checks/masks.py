@@ -10,6 +10,7 @@ import numpy as np
 from data.fact_store import Facts
 from data.geometry import Volume, corner_distance, grids_match
 from data.volumes import VolumeHeader, check_labels, load_volume
+from util.cli import UserError
 
 MAX_LABEL = 255
 MAX_DISTINCT_VALUES = 1000  # a mask with more is not read to its end
@@ -31,6 +32,18 @@ def mask_labels(mask: np.ndarray) -> list[float]:
         if len(values) > MAX_DISTINCT_VALUES:
             break
     return sorted(float(v) for v in values)
+
+
+def load_labels(path: Path | str) -> Volume:
+    """Read a mask as uint8 labels in RAS, also where its file holds them as floats.
+
+    Raises:
+        UserError: The file cannot be read, or a value is not an integer from 0 to 255.
+    """
+    mask = load_volume(path)
+    if problems := label_problems(Path(path), mask_labels(mask.array)):
+        raise UserError(problems[0])
+    return Volume(mask.array.astype(np.uint8), mask.affine)
 
 
 def right_of_left_mm(mask: Volume, lung_labels: Sequence[int]) -> float | None:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data.body import BodyLabel, add_body
-from data.checks.masks import label_problems
+from data.checks.masks import load_labels
 from data.geometry import Volume, grids_match, resample, shrink
 from data.preparation import lungs
 from data.preparation.tools import segment_with_tool
-from data.volumes import load_volume
 from util.cli import UserError
 
 WORKING_MM = 1.6  # smaller voxels are averaged to about this size for the threshold
@@ -47,15 +46,13 @@ def load_mask(path: Path, scan: Volume) -> Volume:
     Raises:
         UserError: It does not lie on the grid of its scan, or its values are not labels.
     """
-    mask = load_volume(path)
+    mask = load_labels(path)
     if mask.shape != scan.shape or not grids_match(scan.shape, scan.affine, mask.affine):
         raise UserError(
             f"{path} does not lie on the grid of its scan: shape {mask.shape} and {scan.shape} (in "
             "RAS). Resample the mask onto the scan's grid (nearest neighbour)."
         )
-    if problems := label_problems(path, np.unique(mask.array).tolist()):
-        raise UserError(problems[0])
-    return Volume(mask.array.astype(np.uint8), mask.affine)
+    return mask
 
 
 def threshold_lungs(scan: Volume) -> NDArray[np.uint8]:

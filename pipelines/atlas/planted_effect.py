@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.checks.masks import load_labels
 from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
 from data.integrity import find_voxel_data
 from data.load_cohort import load_cohort
@@ -132,7 +133,7 @@ class _CohortCopy:
         write_like(path, changed, case.image, scan.dtype if fits else np.float32)
 
     def _region(self, case: Case) -> np.ndarray:
-        data, mask = self.data, load_volume(case.mask)
+        data, mask = self.data, load_labels(case.mask)
         masks = regions_of(mask.array, mask.spacing, data)
         if self.options.region not in masks:
             raise UserError(

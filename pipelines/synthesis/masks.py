@@ -11,10 +11,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from data.cache import load_mask
+from data.checks.masks import load_labels
 from data.cohort import Case
 from data.geometry import Volume
 from data.regions import fill_lesions
-from data.volumes import load_volume
 from options.expand_options import DeformOptions
 from pipelines.evaluation.memorisation import NearestScan
 from pipelines.synthesis.deform import deform_plausibly
@@ -131,5 +131,5 @@ class ShapeMasks:
 
 def _anatomy(case: Case, labels: MaskLabels) -> Volume:
     """Return a mask without lesions, and without the body that is drawn on reading."""
-    mask = load_mask(case) if case.body is None else load_volume(case.mask)
+    mask = load_labels(case.mask)
     return Volume(fill_lesions(mask.array, labels.lesions, labels.lungs), mask.affine)

@@ -95,6 +95,18 @@ def test_lobes_are_segments_of_their_side() -> None:
     assert chest_segments(labels, (10,), 16, None)[10].name == "Lung"  # which may be both
 
 
+def test_labels_that_are_stored_as_floats(mask: Path, tmp_path: Path) -> None:
+    labels = load_volume(mask)
+    path = tmp_path / "floats.nii.gz"
+    nib.save(nib.Nifti1Image(labels.array.astype(np.float32), labels.affine), path)
+    study = DicomStudy.from_mask(path)
+    series = study.write_series(tmp_path / "series", np.zeros(study.labels.shape), "generated")
+    assert study.write_segmentation(tmp_path / "mask.dcm", series, {}).is_file()
+    with pytest.raises(UserError, match="labels that are not integers"):
+        nib.save(nib.Nifti1Image(labels.array.astype(np.float32) / 2, labels.affine), path)
+        DicomStudy.from_mask(path)
+
+
 def test_nothing_of_the_case_is_written(mask: Path, tmp_path: Path) -> None:
     study = DicomStudy.from_mask(mask)
     series = study.write_series(tmp_path / "series", np.zeros(study.labels.shape), "generated")
