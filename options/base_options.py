@@ -13,6 +13,7 @@ from util.modality import MODALITIES, UNIT_WINDOW, Terms
 BODY_LABELS = ("auto", "masks", "none")  # of --body_label, beside a number
 MAX_LABEL = 255
 HU_WINDOW = (-1000.0, 400.0)
+PERCENTILES = (0.5, 99.5)
 LUNG_LABELS = (1, 2)
 AIRWAY_LABEL = 3
 NO_LABEL = -1  # the airways' in masks that are not of a chest
@@ -44,7 +45,7 @@ class DataOptions:
         "--percentiles).",
     )
     percentiles: tuple[float, float] = flag(
-        (0.5, 99.5),
+        PERCENTILES,
         "With --modality mr: percentiles of each scan at 0 and 1000 a.u.; voxels of its lowest "
         "value do not count.",
         low=0,

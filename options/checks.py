@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from options.base_options import DataOptions
+from options.base_options import PERCENTILES, DataOptions
 from options.diffusion_options import (
     FLOW_SAMPLERS,
     SCHEDULE_SAMPLERS,
@@ -21,7 +21,8 @@ def check_train_options(options: TrainOptions) -> None:
     if "diffusion" in options.generator.model:
         check_diffusion(options)
     check_patch_size(options)
-    _check_airway(options)
+    if not options.run.continue_train:  # runs of earlier versions go on as they began
+        _check_data(options.data)
     _check_optimisation(options)
     if len(options.run.val_effect) > 1:
         raise UserError(
@@ -79,13 +80,25 @@ def check_patch_size(options: TrainOptions, factor: int = 1) -> None:
     )
 
 
-def _check_airway(options: TrainOptions) -> None:
-    """Raise `UserError` where a new run takes the label of a lung for the airways."""
-    data = options.data
-    if data.airway_label in data.lung_labels and not options.run.continue_train:
+def _check_data(data: DataOptions) -> None:
+    """Raise `UserError` where labels of lungs are no such, or a flag would have no effect."""
+    lungs = data.lung_labels
+    listed = ",".join(map(str, lungs))
+    if len(set(lungs)) < len(lungs) or min(lungs) < 1:
+        raise UserError(
+            f"--lung_labels is {listed}; labels are above 0, and each is named once. Where one "
+            f"label is both lungs, name it alone (--lung_labels {max(lungs)})."
+        )
+    if data.airway_label in lungs:
         raise UserError(
             f"--airway_label is {data.airway_label}, which --lung_labels names as a lung. Give the "
             "label of the airways, or one that no mask holds."
+        )
+    if data.percentiles != PERCENTILES and (data.terms.is_ct or data.intensity_window):
+        scale = "--modality ct, whose volumes are in HU" if data.terms.is_ct else "a window"
+        raise UserError(
+            f"--percentiles is given with {scale}. Leave it out; it scales --modality mr without "
+            "--intensity_window."
         )
 
 

@@ -23,6 +23,13 @@ LATENT = ("--model", "latent_diffusion")
     [
         (("--patch_size", "20,16,8"), r"--patch_size is 20,16,8; .*--patch_size 16,16,8"),
         (("--hu_window", "400,-1000"), "--hu_window is 400,-1000"),
+        (("--lung_labels", "1,1"), "--lung_labels is 1,1; .*name it alone"),
+        (("--lung_labels", "0,1"), "--lung_labels is 0,1; labels are above 0"),
+        (("--percentiles", "1,99"), "--percentiles is given with --modality ct"),
+        (
+            ("--modality=custom", "--intensity_window=0,9", "--percentiles=1,99"),
+            "--percentiles is given with a window",
+        ),
         (("--lung_labels", "2,3"), "--airway_label is 3, which --lung_labels names as a lung"),
         (("--batch_size", "3", "--gradient_accumulation", "2"), "--batch_size is 3"),
         (("--niter", "0", "--niter_decay", "0"), "are all 0"),
