@@ -228,7 +228,13 @@ def choose_fold(
     patients = patients_of(generation.cohort, generation.data.patient_column)
     if not needs_folds(generation.cohort, patients):
         return ""
-    count = finished_folds(finished_refits(run.folder))
+    wanted = options.refit.refit_steps  # those of other steps would be trained again
+    records = [
+        record
+        for record in finished_refits(run.folder)
+        if record["steps"] == (wanted or record["run_step"])
+    ]
+    count = finished_folds(records)
     if not count and (options.refit.refits or options.refit.permutations):
         count = FOLDS
     if not count:

@@ -20,9 +20,9 @@ RECORD_TYPES = {  # of a finished refit
     "kind": str,
     "seed": int,
     "run_step": int,
-    "steps": int | None,
-    "permuted": list[str] | None,
-    "fold": str | None,
+    "steps": int,
+    "permuted": list[str],
+    "fold": str,
 }
 
 

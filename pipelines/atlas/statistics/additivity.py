@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 
 from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
-from pipelines.atlas.statistics.imputation import PooledEstimate
+from pipelines.atlas.statistics.imputation import PooledEstimate, is_number_column
 from pipelines.atlas.statistics.regression import (
     MAIN_PLACE,
     AttributeTables,
@@ -241,18 +241,7 @@ class _AttributeModel:
     ) -> Row:
         """Return the effect of the contrast that differs most, at two values of another column."""
         values = self.scans.table.loc[self.tables.terms.index, other]
-        known = values[values != ""]
-        numbers = pd.to_numeric(known, errors="coerce")
-        if blocks[0].shape[1] == 1 and numbers.notna().all() and numbers.nunique() > 2:
-            first, second = (f"{v:g}" for v in numbers.quantile([0.1, 0.9]))
-            mean = float(pd.to_numeric(values[values != ""]).mean())
-            points = [np.array([float(v) - mean]) for v in (first, second)]
-        else:
-            first, second = (str(value) for value in known.value_counts().index[:2])
-            points = []
-            for value in (first, second):
-                rows = (values == value).to_numpy()
-                points.append(blocks[0][rows].mean(0) - blocks[0].mean(0))
+        (first, second), points = _two_values(values, blocks)
         count, width = len(self.tables.terms.columns), blocks[0].shape[1]
         names = [str(term) for term in self.tables.terms.columns]
         best: Row = {}
@@ -266,9 +255,9 @@ class _AttributeModel:
             effects = []
             for point in points:
                 changes = []
-                for fit in fits:
+                for fit, place in zip(fits, point, strict=True):
                     products = fit.params[-count * width :].reshape(count, width)[index]
-                    changes.append(scale * (fit.params[1 + index] + products @ point))
+                    changes.append(scale * (fit.params[1 + index] + products @ place))
                 effects.append(float(np.mean(changes)))
             difference = abs(effects[1] - effects[0])
             if not best or difference > abs(best["effect_second"] - best["effect_first"]):
@@ -280,6 +269,30 @@ class _AttributeModel:
                     "effect_second": effects[1],
                 }
         return best
+
+
+def _two_values(values: pd.Series, blocks: Sequence[Array]) -> tuple[list[str], list[list[Array]]]:
+    """Return the outer quantiles of a number, or the two commonest values of a category.
+
+    Args:
+        values: The column as texts by case, "" where it is not known.
+        blocks: Its columns `(cases, columns)` in each completed table.
+
+    Returns:
+        The values, and for each its place in every table: its columns less their mean.
+    """
+    known = values[values != ""]
+    if is_number_column(values):
+        chosen = [f"{v:g}" for v in pd.to_numeric(known).quantile([0.1, 0.9])]
+        one = int(np.flatnonzero(values != "")[0])  # columns are the number, less a constant
+        shifts = [block[one] - float(values.iloc[one]) - block.mean(0) for block in blocks]
+        return chosen, [[float(value) + shift for shift in shifts] for value in chosen]
+    chosen = [str(value) for value in known.value_counts().index[:2]]
+    points = []
+    for value in chosen:
+        rows = (values == value).to_numpy()
+        points.append([block[rows].mean(0) - block.mean(0) for block in blocks])
+    return chosen, points
 
 
 def _rare_pair(first: pd.Series, second: pd.Series, attribute: AtlasAttribute) -> str:

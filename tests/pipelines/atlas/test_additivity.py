@@ -65,6 +65,36 @@ def test_a_curved_number_is_told_and_its_spline_follows_it() -> None:
         assert one["low"] - 6 < truth < one["high"] + 6 and abs(one["real"] - truth) < 12
 
 
+def test_codes_with_a_rare_one_are_no_number() -> None:
+    """The column of two codes is an indicator of the rarer one, whatever its code."""
+    made = scans(by_sex=40.0)
+    common, rarer = made.table["SEX"].value_counts().index
+    codes = made.table["SEX"].map({common: "1", rarer: "0"})
+    codes.iloc[0] = "2"  # joins the commonest one
+    row = rows_of(replace(made, table=made.table.assign(SEX=codes)))[
+        "SMOKING", "interaction", "SEX"
+    ]
+    effects = {row["at_first"]: row["effect_first"], row["at_second"]: row["effect_second"]}
+    male, female = ("1", "0") if common == "Male" else ("0", "1")
+    assert effects[male] - effects[female] == pytest.approx(40, abs=12)
+
+
+def test_an_effect_is_told_at_ages_whichever_are_known() -> None:
+    """Ages are unknown in the old alone, so that those that are known have another mean."""
+    made = benchmark.Cohort.draw(400, 5.0, 3).scans()
+    age, current = made.table["AGE"].astype(float), made.table["SMOKING"] == "Current"
+    made = replace(made, outcomes=made.outcomes.add(2.0 * (age - 65) * current, axis=0))
+    hidden = (age > 70) & (np.arange(len(age)) % 3 > 0)
+    row = rows_of(replace(made, table=made.table.assign(AGE=made.table["AGE"].mask(hidden, ""))))[
+        "SMOKING", "interaction", "AGE"
+    ]
+    whole = rows_of(made)["SMOKING", "interaction", "AGE"]
+    for end in ("first", "second"):
+        at, effect = float(row[f"at_{end}"]), row[f"effect_{end}"]
+        truth = whole["effect_first"] + 2.0 * (at - float(whole["at_first"]))
+        assert effect == pytest.approx(truth, abs=6)
+
+
 def test_a_spline_reaches_values_that_no_scan_has() -> None:
     """Values come from the training cases, and scans to compare with may lack the outer ones."""
     made = scans(curved=10.0)

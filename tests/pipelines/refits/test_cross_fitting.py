@@ -27,7 +27,7 @@ def cohort_of(train: int, test: int) -> Cohort:
 
 
 def fold_records(*folds: str) -> list[dict[str, Any]]:
-    return [{"kind": "fold", "fold": fold} for fold in folds]
+    return [{"kind": "fold", "fold": fold, "steps": 9, "run_step": 9} for fold in folds]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def test_only_complete_folds_count() -> None:
         (AtlasCases(), RefitOptions(refits=20), (), "all/5"),
         (AtlasCases(), RefitOptions(permutations=19), (), "all/5"),
         (AtlasCases(), RefitOptions(), ("1/2", "2/2"), "all/2"),
+        (AtlasCases(), RefitOptions(refit_steps=4), ("1/2", "2/2"), ""),  # are of other steps
         (AtlasCases(fold="none"), RefitOptions(refits=20), ("1/2", "2/2"), ""),
         (AtlasCases(fold="1/3"), RefitOptions(), (), "1/3"),
         (AtlasCases(split="test"), RefitOptions(refits=20), (), ""),
