@@ -17,7 +17,7 @@ from pipelines.atlas.statistics.associations import (
     ambiguous_columns,
 )
 from pipelines.atlas.statistics.contrasts import LATER_ROLES, WORDING, AtlasAttribute, Contrast
-from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES
+from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES, is_number_column
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
 from pipelines.atlas.statistics.regression import (
@@ -319,6 +319,8 @@ def pooled_cautions(pooled: Mapping[str, AtlasAttribute]) -> list[Caution]:
     """Warn of columns with many values: real scans are adjusted for the common ones alone."""
     cautions = []
     for column, attribute in pooled.items():
+        if is_number_column(pd.Series(list(attribute.counts), dtype=object)):
+            continue  # adjusted for as the number that it is
         text = (
             f"{column} ({attribute.role}) holds {len(attribute.counts)} different values; the real "
             f"scans are adjusted for those that at least {MIN_LEVEL_CASES} cases have, all others "

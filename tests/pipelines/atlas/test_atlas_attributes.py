@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipelines.atlas.attributes import (
     wording_attribute,
     words_among_numbers,
 )
+from pipelines.atlas.statistics.cautions import pooled_cautions
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from util.cli import UserError
 
@@ -112,6 +114,9 @@ def test_many_scanners_are_still_adjusted_for() -> None:
     pooled = pooled_covariate(template, table, "Scanner")
     assert pooled is not None and pooled.role == "acquisition" and len(pooled.counts) == 12
     assert pooled_covariate(template, table, "Note") is None
+    number = replace(pooled, counts=dict.fromkeys(map(str, range(9)), 1))
+    warned = pooled_cautions({"Scanner": pooled, "Thickness": number})
+    assert [caution.column for caution in warned] == ["Scanner"]  # a number is one column
 
 
 @pytest.mark.parametrize(
