@@ -209,12 +209,11 @@ def discover_sources(
         UserError: The folder is not laid out as `kind` asks, or holds nothing.
     """
     discovery = Discovery(modality=modality)
-    if kind == "dicom":
-        _discover_dicom(root, options, discovery)
+    if kind in ("dicom", "osic"):
+        discover = _discover_dicom if kind == "dicom" else _discover_osic
+        discover(root, options, discovery)
         if mask_dir is not None:
             _add_masks(discovery, mask_dir)
-    elif kind == "osic":
-        _discover_osic(root, options, discovery)
     else:
         _discover_volumes(root, kind, discovery, mask_dir)
     if not discovery.sources and not discovery.unreadable:
@@ -286,7 +285,7 @@ def _discover_dicom(root: Path, options: SeriesOptions, discovery: Discovery) ->
 
 
 def _add_masks(discovery: Discovery, folder: Path) -> None:
-    """Give each source of DICOM the mask of its patient id or study UID, where there is one.
+    """Give each source of DICOM the mask of its patient (id or folder) or study UID, if there is one.
 
     A name that several scans have belongs to none of them.
     """

@@ -435,3 +435,10 @@ def test_osic_takes_the_visit_nearest_to_the_scan(tmp_path: Path) -> None:
     assert done.code == 0, done.text
     row = rows(tmp_path / "out" / "clinical.csv")[0]
     assert (row["File Name"], row["Weeks"], row["FVC"]) == ("ID007", "1", "2400")
+    made = nib.load(tmp_path / "out" / "gtlung" / "ID007.nii.gz")
+    given = np.where(np.asarray(made.dataobj) == 2, 9, 0).astype(np.uint8)
+    volume(tmp_path / "masks" / "ID007.nii.gz", given, made.affine)
+    done = prepare(tmp_path / "in", tmp_path / "other", "--mask_dir", tmp_path / "masks")
+    assert done.code == 0, done.text
+    loaded = nib.load(tmp_path / "other" / "gtlung" / "ID007.nii.gz")
+    assert np.array_equal(np.asarray(loaded.dataobj), given)
