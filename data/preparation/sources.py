@@ -285,7 +285,7 @@ def _discover_dicom(root: Path, options: SeriesOptions, discovery: Discovery) ->
 
 
 def _add_masks(discovery: Discovery, folder: Path) -> None:
-    """Give each source of DICOM the mask of its patient (id or folder) or study UID, if there is one.
+    """Give each source of DICOM the mask of its patient or its study UID, if there is one.
 
     A name that several scans have belongs to none of them.
     """
