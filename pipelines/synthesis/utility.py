@@ -281,9 +281,13 @@ def _scans_digest(cases: LabelledCases) -> str:
     """Return a digest of scans, masks and values; the place of the files does not count."""
     scans = []
     for case, number in cases:
-        files = [volume_digest(path) for path in (case.image, case.mask) if path is not None]
-        scans.append([case.id, number, files])
+        scans.append([case.id, number, _file_digests(case)])
     return json_digest(sorted(scans, key=str))
+
+
+def _file_digests(case: Case) -> list[dict[str, str]]:
+    """Return the digests of a case's scan and mask."""
+    return [volume_digest(path) for path in (case.image, case.mask) if path is not None]
 
 
 def _check_apart(real: Cohort, synthetic: Cohort) -> None:
@@ -293,6 +297,13 @@ def _check_apart(real: Cohort, synthetic: Cohort) -> None:
         raise UserError(
             f"--synthetic {synthetic.root}: volumes were made from masks or scans of test cases "
             f"({format_list(leaks)}), so the test would not be independent. Make the cohort from "
+            "the training split."
+        )
+    tested = [digest for case in real.split("test") for digest in _file_digests(case)]
+    if copies := [c.id for c in synthetic.cases if any(d in tested for d in _file_digests(c))]:
+        raise UserError(
+            f"--synthetic {synthetic.root} holds scans or masks of test cases "
+            f"({format_list(copies)}), so the test would not be independent. Make the cohort from "
             "the training split."
         )
     if tests & set(real.splits["train"]):

@@ -224,6 +224,11 @@ def test_bad_input(cohort_copy: Path, synthetic: Path, tmp_path: Path) -> None:
         leaking / "clinical.csv", index=False
     )
     refused("made from masks or scans of test cases", "--column", "SEX", synthetic_cohort=leaking)
+    rows.drop(columns="SYNTHETIC SOURCE").to_csv(leaking / "clinical.csv", index=False)
+    tested = splits["test"][0]  # under another name, of a program that names no source
+    mask = next((leaking / "gtlung").iterdir())
+    shutil.copyfile(cohort_copy / "gtlung" / f"{tested}.nii.gz", mask)
+    refused("holds scans or masks of test cases", "--column", "SEX", synthetic_cohort=leaking)
 
 
 @pytest.mark.parametrize(("finish", "lowest", "highest"), [(0.8, 0.9, 1.0), (0.0, 0.0, 0.5)])
