@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.cohort import IMAGES
@@ -43,6 +44,21 @@ def case_rows(results: Path, rows: list[dict[str, str]], case: str) -> list[dict
         cases = format_list(sorted({row["case"] for row in rows}))
         raise UserError(f"--case {case!r} is not in {results / 'volumes.csv'}; it has: {cases}.")
     return rows_of_case
+
+
+def drawn_columns(rows: Sequence[Mapping[str, str]], case: str, chosen: str) -> list[str]:
+    """Return the attributes of a case to draw: those varied, or the chosen one; "" for none.
+
+    Raises:
+        UserError: The chosen one was not varied.
+    """
+    varied = list(dict.fromkeys(row["column"] for row in rows if row["kind"] == "varied"))
+    if chosen and chosen not in varied:
+        raise UserError(
+            f"--column {chosen!r} was not varied for {case}; there are: "
+            f"{format_list(varied) or 'none'}."
+        )
+    return [chosen] if chosen else varied or [""]
 
 
 def cohort_panels(

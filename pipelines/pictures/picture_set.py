@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,14 @@ from options.base_options import DataOptions
 from options.picture_options import PictureSetOptions
 from pipelines.generation.case_writer import display_window
 from pipelines.generation.results import results_data
-from pipelines.pictures.panels import case_rows, cohort_panels, read_results, result_panel
-from util.cli import UserError, format_list, unique_names
+from pipelines.pictures.panels import (
+    case_rows,
+    cohort_panels,
+    drawn_columns,
+    read_results,
+    result_panel,
+)
+from util.cli import UserError, unique_names
 from util.web.figures import Panel, nice_limit
 from util.web.slice_sheet import SliceSheet, find_ffmpeg, frame_slices, save_animation, top_slices
 
@@ -44,7 +50,7 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
     elif options.how_many:
         cases = cases[: options.how_many]
     columns = {
-        case: _columns(case_rows(results, rows, case), case, options.column) for case in cases
+        case: drawn_columns(case_rows(results, rows, case), case, options.column) for case in cases
     }
     names = unique_names(_plain_name(case, c) for case, varied in columns.items() for c in varied)
     written: list[Path] = []
@@ -61,21 +67,6 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
             pictures = _PictureSet(heading, [*beside, *panels], labels, data)
             written += _draw(options, formats, stem, pictures)
     return written
-
-
-def _columns(rows: Sequence[Mapping[str, str]], case: str, chosen: str) -> list[str]:
-    """Return the attributes of a case to draw: those varied, or the chosen one; "" for none.
-
-    Raises:
-        UserError: The chosen one was not varied.
-    """
-    varied = list(dict.fromkeys(row["column"] for row in rows if row["kind"] == "varied"))
-    if chosen and chosen not in varied:
-        raise UserError(
-            f"--column {chosen!r} was not varied for {case}; there are: "
-            f"{format_list(varied) or 'none'}."
-        )
-    return [chosen] if chosen else varied or [""]
 
 
 def _plain_name(case: str, column: str) -> str:

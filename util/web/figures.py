@@ -24,6 +24,7 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from util.files import atomic_path
 from util.metrics.regions import bounding_box
 
 Window = tuple[float, float]
@@ -266,8 +267,9 @@ def save_slices_png(
                 text.set(ha="right", va="center")
     if rows:
         _colour_bar(figure, grid, rows, limit, unit)
-    ending = "svg" if path.suffix == ".svg" else "png"
-    figure.savefig(path, format=ending, bbox_inches="tight", pad_inches=0.08)
+    ending = "svg" if path.suffix.lower() == ".svg" else "png"
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=ending, bbox_inches="tight", pad_inches=0.08)
 
 
 def _sheet(figure: Figure, panel: Panel, rows: int, right: float) -> GridSpec:

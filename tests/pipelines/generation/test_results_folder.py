@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -60,6 +61,12 @@ def test_a_picture_reads_only_its_folder(folder: Path, tmp_path: Path) -> None:
         assert not out.exists()
     write_row(folder, "volumes/a.nii.gz")
     assert draw_case(options) == out and Image.open(out).size[0] > 0
+    options = PictureOptions(RESULTS=str(folder), out=str(tmp_path / "new" / "a.png"))
+    assert draw_case(options).is_file()
+    with pytest.raises(UserError, match="--column 'SEX' was not varied for a; there are: none"):
+        draw_case(replace(options, column="SEX"))
+    with pytest.raises(UserError, match=r"must end in \.png or \.svg"):
+        draw_case(replace(options, out="picture.pdf"))
 
 
 @pytest.mark.parametrize("case", ["../../other", "*", "b*"])
