@@ -72,8 +72,9 @@ class DataOptions:
     )
     lung_labels: tuple[int, ...] = flag(
         LUNG_LABELS,
-        "Mask labels of the left and the right lung; with --modality mr or custom the labels that "
-        "effects are measured in (1,2: all labels).",
+        "Mask labels of the left and the right lung, or the single one of both, which tells no "
+        "sides; with --modality mr or custom the labels that effects are measured in (1,2: all "
+        "labels).",
     )
     airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways.")
     lesion_labels: tuple[int, ...] = flag(

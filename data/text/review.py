@@ -12,7 +12,7 @@ from data.table import find_table, match_table, read_table
 from data.text.columns import review_table
 from data.text.prompts import load_template
 from options.prompt_options import PromptOptions
-from util.cli import UserError, counted
+from util.cli import UserError, counted, unknown_column
 from util.files import write_csv
 
 COLUMNS = ("File Name", "Prompt", "Phrases", "Left out")
@@ -46,6 +46,9 @@ def write_prompt_table(options: PromptOptions) -> Path:
         read = {
             case: table.rows[case] for case in cases if case not in rejected and case in table.rows
         }
+    patients = options.patient_column
+    if patients and patients not in (*table.columns, options.key_column):
+        raise UserError(unknown_column("--patient_column: the table", patients, table.columns))
     template = load_template(
         options.template, table.columns, options.key_column, options.patient_column
     )

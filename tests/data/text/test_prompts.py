@@ -224,6 +224,12 @@ def test_make_prompts_judges_columns_by_the_scans(tmp_path: Path) -> None:
     assert "FINDING is finding 0." in out.read_text()
 
 
+def test_make_prompts_names_a_column_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "clinical.csv").write_text("File Name,Person,AGE\nc1,P1,55\n")
+    words = ("scripts/make_prompts.py", "--dataroot", str(tmp_path), "--patient_column", "Persn")
+    refused(command(*words), "--patient_column", "'Persn'", "mean Person")
+
+
 def test_make_prompts_without_a_table_is_one_message(tmp_path: Path) -> None:
     refused(command("scripts/make_prompts.py", "--dataroot", str(tmp_path)), "clinical.csv")
 
