@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.cache import CachedCase, cache_cases, load_case
 from data.cohort import Case
 from data.geometry import Volume
 from data.regions import regions_of
 from options.base_options import DataOptions
-from util.metrics.regions import bounding_box, label_names
+from util.metrics.regions import Mask, bounding_box, label_names
 from util.metrics.texture import statistics_by_region
 from util.parallel import map_threads
 
@@ -39,41 +40,94 @@ def lung_means(
     return map_threads(partial(_means, options=options), scans, "Lung density")
 
 
-def lung_statistics(
-    cases: Sequence[Case], options: DataOptions, cache: Path | None = None
+def text_statistics(
+    cases: Sequence[Case],
+    options: DataOptions,
+    cache: Path | None = None,
+    *,
+    body: int | None = None,
+    everywhere: bool = False,
 ) -> list[dict[str, float]]:
-    """Return density and texture of each case by part of the lungs, clipped to the window.
+    """Return density and texture of each case where text may change it, clipped to the window.
 
     Args:
         options: Window and labels, and the grid of prepared volumes.
         cache: Folder of prepared volumes, read without unpacking a scan; None reads the scans.
+        body: Label of the body, which is no organ.
+        everywhere: Whether text may also change what is no organ (`--text_region everywhere`).
 
     Returns:
         For each case, the statistics of `util.metrics.texture` by "PART STATISTIC", such as "upper
-        mean_hu", for the parts `TEXTURE_PARTS` that it has; without a chest, for all labels
-        together (`lungs`) and for each. `log_detail_sd` stands in place of the detail SD, whose
-        effects are factors. Empty without a scan or lungs.
+        mean_hu", for the parts `TEXTURE_PARTS` that it has, and for other organs that all masks
+        label; without a chest, for all labels together (`lungs`) and for each. With `everywhere`,
+        the body is a part, too, or, where it is not labelled, all that is neither lung nor airway.
+        `log_detail_sd` stands in place of the detail SD, whose effects are factors. Empty without a
+        scan or lungs.
     """
     scans = _scans(cases, options, cache)
-    return map_threads(partial(_statistics, options=options), scans, "Lung texture")
+    measure = partial(_statistics, options=options, body=body, everywhere=everywhere)
+    statistics = map_threads(measure, scans, "Lung texture")
+    if not options.terms.is_ct:
+        return statistics
+    # A case without a part of the lungs is left out of regressions; one without an organ is not.
+    filled = [set(values) for values in statistics if values]
+    common = set.intersection(*filled) if filled else set()
+    return [
+        {name: v for name, v in values.items() if not _is_label(name) or name in common}
+        for values in statistics
+    ]
 
 
-def _statistics(case: Case | CachedCase, options: DataOptions) -> dict[str, float]:
+def _is_label(name: str) -> bool:
+    return name.startswith("label_")
+
+
+def _other_parts(
+    regions: Mapping[str, Mask], options: DataOptions, body: int | None, everywhere: bool
+) -> list[str]:
+    """Return the regions of a chest, other than lungs, that text may change."""
+    known = {*options.lung_labels, *options.lesion_labels, options.airway_label}
+    others = [
+        name for name in label_names(regions) if int(name.removeprefix("label_")) not in known
+    ]
+    if body is not None and not everywhere:
+        return [name for name in others if name != f"label_{body}"]
+    return [*others, "outside"] if everywhere and body is None else others
+
+
+def _changeable_box(
+    labels: NDArray[np.integer], options: DataOptions, body: int | None, everywhere: bool
+) -> tuple[slice, ...] | None:
+    """Return the box of what text may change; None without a lung, airway or other target."""
+    tissue = labels > 0
+    if options.terms.is_ct:
+        if not np.isin(labels, (*options.lung_labels, options.airway_label)).any():
+            return None
+        if everywhere:
+            return tuple(slice(0, side) for side in labels.shape)
+        tissue &= labels != (0 if body is None else body)
+    return bounding_box(tissue) if tissue.any() else None
+
+
+def _statistics(
+    case: Case | CachedCase, options: DataOptions, body: int | None, everywhere: bool
+) -> dict[str, float]:
     scan = _load(case)
     if scan is None:
         return {}
     # Every voxel counts: detail of skipped voxels would be another detail.
     image, mask = scan
     sides = mask.spacing
-    tissue = mask.array > 0
-    if options.terms.is_ct:
-        tissue = np.isin(mask.array, (*options.lung_labels, options.airway_label))
-    if not tissue.any():
+    box = _changeable_box(mask.array, options, body, everywhere)
+    if box is None:
         return {}
-    box = bounding_box(tissue)
     regions = regions_of(mask.array[box], sides, options)
-    measured = TEXTURE_PARTS if options.terms.is_ct else ("lungs", *label_names(regions))
-    parts = {part: regions[part] for part in ("lungs", *measured) if part in regions}
+    tissues, measured = ["lungs"], ["lungs", *label_names(regions)]
+    if options.terms.is_ct:
+        others = _other_parts(regions, options, body, everywhere)
+        tissues += ["outside"] if others else []  # which is smoothed by itself
+        measured = [*TEXTURE_PARTS, *others]
+    parts = {part: regions[part] for part in (*tissues, *measured) if part in regions}
     hu = image.array[box].astype(np.float64).clip(*options.hu_window)
     by_part = statistics_by_region(hu, parts, sides)
     values = {}

@@ -4,7 +4,8 @@ With few patients, a network learns effects of every column of their table, incl
 an effect. This costs accuracy for the real effects. A regression with automatic relevance
 determination (ARD; MacKay 1992, Neural Computation 4:415; Tipping 2001, JMLR 1:211), before any
 network is trained, tells these columns apart. Its responses are density and texture in parts of the
-lungs, because disease can change detail or percentiles while the mean stays. Each column has a
+lungs and in what else the text may change, because disease can change detail or percentiles while
+the mean stays. Each column has a
 prior variance, chosen by the evidence of the scans. One number per column is kept, without sign,
 size or region: how far the scans determine the best determined contrast of its values. The tokens
 of the column's phrases are multiplied by it.
@@ -81,8 +82,8 @@ def estimate_relevance(
     Args:
         encoder: Fitted to the training prompts.
         prompts: The prompt of each training scan.
-        statistics: Statistics of the lungs of each scan by name, in any unit, such as
-            `data.lung_density.lung_statistics`. Scans that lack one, because a part of the lungs is
+        statistics: Statistics of each scan by name, in any unit, such as
+            `data.lung_density.text_statistics`. Scans that lack one, because a part of the lungs is
             empty, are left out.
     """
     names = sorted({name for values in statistics for name in values})
@@ -211,8 +212,8 @@ def standardise(responses: Array) -> Array:
 def _log_relevance(relevance: Relevance) -> None:
     ranked = sorted(relevance.by_group.items(), key=lambda item: -item[1])
     log.info(
-        "Relevance of columns (how far the training scans determine their effects on the lungs; 0: "
-        "not at all, 1: completely), the factor of their phrases: %s.",
+        "Relevance of columns (how far the training scans determine their effects; 0: not "
+        "at all, 1: completely), the factor of their phrases: %s.",
         ", ".join(f"{column or 'free text'} {value:.2f}" for column, value in ranked),
     )
     log.info(

@@ -14,7 +14,7 @@ import torch
 from data.checks.masks import check_labels_known
 from data.cohort import Case, Cohort
 from data.load_cohort import check_lungs, load_cohort, target_labels
-from data.lung_density import lung_statistics
+from data.lung_density import text_statistics
 from data.resampling import patients_of
 from data.text.counterfactuals import (
     Intervention,
@@ -233,7 +233,13 @@ def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Stud
     if len(cases) < relevance.MIN_SCANS and encoder.phrase_weights:
         return study  # those of the run that training started from
     prompts = [study.prompts[case.id].annotated for case in cases]
-    statistics = lung_statistics(cases, options.data, cache)
+    statistics = text_statistics(
+        cases,
+        options.data,
+        cache,
+        body=study.cohort.body_label,
+        everywhere=options.generator.text_region == "everywhere",
+    )
     weights = relevance.estimate_relevance(encoder, prompts, statistics)
     encoder.set_phrase_weights(weights.phrase_weights, weights.terms)
     by_case = zip(cases, weights.case_weights, strict=True)

@@ -12,7 +12,7 @@ from data.cache import cache_cases, load_case
 from data.geometry import Volume
 from data.intensity import IntensityScale
 from data.load_cohort import load_cohort
-from data.lung_density import lung_statistics
+from data.lung_density import text_statistics
 from data.regions import regions_of
 from options.base_options import DataOptions
 from options.parser import from_dict
@@ -74,7 +74,7 @@ def test_every_label_is_measured_whole(heads: Path) -> None:
     """The lesion is chosen, and the brain reaches beyond it."""
     case = load_cohort(mr(heads)).cases[0]
     lesion, both = (
-        lung_statistics([case], mr(heads, lung_labels=labels))[0]
+        text_statistics([case], mr(heads, lung_labels=labels))[0]
         for labels in ((LESION,), (LESION, BRAIN))
     )
     brain = [name for name in both if name.startswith(f"label_{BRAIN} ")]

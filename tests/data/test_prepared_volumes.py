@@ -17,7 +17,7 @@ from data import cache_space
 from data.cache import CachedCase, cache_cases, cache_folder
 from data.cohort import Case
 from data.load_cohort import load_cohort
-from data.lung_density import lung_statistics
+from data.lung_density import text_statistics
 from options.base_options import DataOptions, PatchOptions, TextOptions
 from util.cli import UserError
 
@@ -129,7 +129,7 @@ def test_compressed_volumes_give_the_same_patches(cases: list[Case], tmp_path: P
     for one, two in zip(*prepared, strict=True):
         np.testing.assert_array_equal(one.scan().array.clip(*window), two.scan().array)
         np.testing.assert_array_equal(one.labelled().array, two.labelled().array)
-    statistics = [lung_statistics(cases, o, tmp_path / "cache") for o in (plain, packed)]
+    statistics = [text_statistics(cases, o, tmp_path / "cache") for o in (plain, packed)]
     assert statistics[0] == statistics[1]
 
 

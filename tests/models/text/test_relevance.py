@@ -6,14 +6,16 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from nibabel.affines import voxel_sizes
 
+from data.cohort import Case
 from data.load_cohort import load_cohort
-from data.lung_density import PARTS, TEXTURE_PARTS, lung_means, lung_statistics
+from data.lung_density import PARTS, TEXTURE_PARTS, lung_means, text_statistics
 from data.phantom.write import make_phantom_cohort
 from data.volumes import load_volume, write_like
 from models.networks.generator import Generator
@@ -296,12 +298,12 @@ def test_a_run_saves_its_weights_and_warns_of_low_relevance(
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_lung_statistics_are_those_of_the_files(
+def test_statistics_are_those_of_the_files(
     prepared: bool, cohort_dir: Path, tmp_path: Path
 ) -> None:
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
-    (values,) = lung_statistics([case], data, tmp_path if prepared else None)
+    (values,) = text_statistics([case], data, tmp_path if prepared else None, body=4)
     scan, mask = load_volume(cohort_dir / "img" / f"{case.id}.nii.gz"), load_volume(case.mask)
     hu = np.clip(scan.array, *data.hu_window)
     sides = voxel_sizes(mask.affine)
@@ -316,14 +318,35 @@ def test_lung_statistics_are_those_of_the_files(
                 assert values[f"{part} {name}"] == pytest.approx(value, abs=1e-3)
 
 
-def test_lung_statistics_need_a_scan_with_lungs(cohort_dir: Path, tmp_path: Path) -> None:
+def test_statistics_need_a_scan_with_lungs(cohort_dir: Path, tmp_path: Path) -> None:
     data = DataOptions(dataroot=str(cohort_dir))
     case = load_cohort(data, seed=0).cases[0]
     mask = load_volume(case.mask)
     empty = tmp_path / "empty.nii.gz"
     write_like(empty, np.zeros(mask.shape, np.uint8), case.mask, np.uint8)
     cases = [replace(case, image=None), replace(case, mask=empty)]
-    assert lung_statistics(cases, data) == [{}, {}]
+    assert text_statistics(cases, data) == [{}, {}]
+
+
+def test_statistics_are_of_all_that_text_may_change(cohort_dir: Path, tmp_path: Path) -> None:
+    """An organ that every mask labels counts; the body and the rest where text acts everywhere."""
+    data = DataOptions(dataroot=str(cohort_dir))
+    case = replace(load_cohort(data, seed=0).cases[0], body=None)
+    labels = load_volume(case.mask).array.astype(np.uint8)
+    x, y, z = np.argwhere(labels == 0)[len(labels)]
+    labels[x, y, z], heart = 7, tmp_path / "heart.nii.gz"
+    labels[labels == 0] = 4
+    write_like(heart, labels, case.mask, np.uint8)
+    organ = replace(case, mask=heart)
+
+    def parts(cases: list[Case], **region: Any) -> list[set[str]]:
+        found = text_statistics(cases, data, **region)
+        return [{name.split()[0] for name in values} - set(TEXTURE_PARTS) for values in found]
+
+    assert parts([organ], body=4) == [{"label_7"}]
+    assert parts([organ, case], body=4) == [set(), set()]
+    assert parts([organ], body=4, everywhere=True) == [{"label_4", "label_7"}]
+    assert parts([case], everywhere=True) == [{"outside"}]
 
 
 def test_texture_is_evidence_in_any_unit(encoder: PhraseEncoder, training_prompts: Prompts) -> None:
