@@ -17,6 +17,7 @@ import torch
 from data import cache as cache_module
 from data.augment import random_affine
 from data.cache import CachedCase, cache_cases
+from data.cache_space import IN_USE
 from data.cohort import Case
 from data.fact_store import CHECKS_FILE
 from data.patch_dataset import (
@@ -374,7 +375,8 @@ def test_a_full_disk_leaves_nothing_half(
         UserError, match=r"cannot take prepared volumes \(No space left.*--cache_dir"
     ):
         cache_cases(cases[:1], DataOptions(), tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [CHECKS_FILE]
+    written = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert written == {CHECKS_FILE, IN_USE}
 
 
 def test_two_processes_may_prepare_the_same_case(
