@@ -88,9 +88,9 @@ def typical_pairs(
 
 
 def _errors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
-    """Return case, scan and mean absolute error in the lungs, else in the body, of each pair."""
+    """Return case, scan and mean absolute error in the lungs, else in all compared, of each."""
     errors: dict[str, float] = {}
-    for region in ("body", "lungs"):
+    for region in ("volume", "body", "lungs"):
         for row in rows:
             if row["metric"] == "mae_hu" and row["region"] == region:
                 errors[row["case"]] = float(row["value"])

@@ -33,8 +33,8 @@ from pipelines.evaluation.overlap import overlap
 from pipelines.evaluation.volume_sets import VolumeFile, VolumeSet, on_grid
 from util.cli import UserError
 from util.files import atomic_path, json_digest
-from util.metrics.fidelity import fidelity_by_region
-from util.metrics.regions import Mask, body_mask, chest_regions, label_regions
+from util.metrics.fidelity import compared_masks, fidelity_by_region
+from util.metrics.regions import Mask, chest_regions, label_regions
 from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
 from util.modality import MODALITIES, Terms
 
@@ -307,7 +307,7 @@ def _compare_pair(file: VolumeFile, scan_file: VolumeFile, grid: ComparisonGrid)
         lungs = np.isin(load_mask(scan_file.mask, scan).array, grid.lung_labels)
     else:
         lungs = np.isin(threshold_lungs(scan), SEGMENTED_LABELS)
-    masks = {"body": body_mask(hu) | lungs}
+    masks = compared_masks(hu, lungs, grid.terms.is_ct)
     if lungs.any():
         masks["lungs"] = lungs
     clipped = np.clip(volume.array.astype(np.float32), *grid.window)

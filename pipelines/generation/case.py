@@ -19,7 +19,7 @@ from pipelines.generation.plan import CaseVariants, GenerationPlan
 from pipelines.generation.results import CaseResult, DroppedColumns, ResultsWriter
 from util.metrics.edit_metrics import edit_rows, reversal_rows
 from util.metrics.effects import Contrast, effect_rows, region_effects
-from util.metrics.fidelity import metric_rows, texture_notes
+from util.metrics.fidelity import metric_row, metric_rows, texture_notes
 from util.metrics.texture import detail_correlation, detail_ratio, statistics_by_region
 
 
@@ -134,7 +134,10 @@ def _measure(plan: GenerationPlan, inputs: _CaseInputs, factual: Hu) -> _Factual
     lungs = np.isin(sample.labels, plan.data.lung_labels)
     correlation = _noise_correlation(plan, sample, inputs.factual, factual, lungs)
     window = plan.data.hu_window
-    rows = metric_rows(sample.case.id, factual, real, lungs, window, spacing, correlation)
+    is_ct = plan.data.terms.is_ct
+    rows = metric_rows(sample.case.id, factual, real, lungs, window, spacing, is_ct)
+    if correlation is not None:
+        rows.append(metric_row(sample.case.id, "lungs", "noise_correlation", correlation))
     if inputs.scan is not None:
         rows += _edit_metrics(plan, inputs)
     else:

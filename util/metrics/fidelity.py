@@ -134,6 +134,20 @@ def fidelity_by_region(
     return by_region
 
 
+def compared_masks(
+    real: Volume, lungs: NDArray[np.bool_], is_ct: bool
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where a volume is compared with its scan: in the body, else in the whole volume."""
+    if is_ct:
+        return {"body": body_mask(real) | lungs}
+    return {"volume": np.ones(real.shape, bool)}
+
+
+def metric_row(case: str, region: str, metric: str, value: float) -> dict[str, str | float]:
+    """Return a row of metrics.csv."""
+    return dict(zip(METRIC_COLUMNS, (case, region, metric, round(value, 5)), strict=True))
+
+
 def metric_rows(
     case: str,
     generated: Volume,
@@ -141,7 +155,7 @@ def metric_rows(
     lungs: NDArray[np.bool_],
     window: tuple[float, float],
     spacing: Sequence[float],
-    noise_correlation: float | None = None,
+    is_ct: bool = True,
 ) -> list[dict[str, str | float]]:
     """Return the rows of metrics.csv for one case.
 
@@ -153,23 +167,20 @@ def metric_rows(
         lungs: Mask of the lungs.
         window: Lowest and highest HU.
         spacing: Voxel size in mm.
-        noise_correlation: See `texture_notes`.
+        is_ct: Whether values are HU, by which the body is found; else the whole volume is compared.
     """
     rows: list[dict[str, str | float]] = []
 
     def add(region: str, metrics: Mapping[str, float], prefix: str = "") -> None:
         for name, value in metrics.items():
-            cells = (case, region, f"{prefix}{name}", round(value, 5))
-            rows.append(dict(zip(METRIC_COLUMNS, cells, strict=True)))
+            rows.append(metric_row(case, region, f"{prefix}{name}", value))
 
     has_lungs = bool(lungs.any())
     if has_lungs:
         add("lungs", lung_metrics(generated, lungs, spacing))
-        if noise_correlation is not None:
-            add("lungs", {"noise_correlation": noise_correlation})
     if real is None:
         return rows
-    masks = {"body": body_mask(real) | lungs}
+    masks = compared_masks(real, lungs, is_ct)
     if has_lungs:
         add("lungs", lung_metrics(real, lungs, spacing), "real_")
         masks["lungs"] = lungs

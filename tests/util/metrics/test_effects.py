@@ -50,18 +50,31 @@ def test_effects_are_means_over_draws_with_their_error() -> None:
 
 
 def test_metrics_of_a_smooth_volume_beside_its_scan() -> None:
-    rows = metric_rows(
-        "a", lungs(5), lungs(50, 1), LABELS == 1, (-1000.0, 400.0), SPACING, noise_correlation=0.95
-    )
+    rows = metric_rows("a", lungs(5), lungs(50, 1), LABELS == 1, (-1000.0, 400.0), SPACING)
     values = {str(row["metric"]): float(row["value"]) for row in rows if row["region"] == "lungs"}
     assert values["detail_sd_hu"] == pytest.approx(5, rel=0.05)
     assert values["real_detail_sd_hu"] == pytest.approx(50, rel=0.05)
     power = [name for name in values if name.startswith("power_")]
     assert power == [f"power_{name}_mm" for name in ("64_to_32", "32_to_16", "16_to_8", "8_to_4")]
     assert values["power_16_to_8_mm"] == pytest.approx(25 * 8, rel=0.1)
-    assert values["noise_correlation"] == 0.95
     assert {f"real_{name}" for name in (*power, "vessel_share")} <= set(values)
     assert "mean_hu" not in values and "mean_lung_attenuation_hu" in values
+
+
+def test_the_body_is_found_by_hu_alone() -> None:
+    """Arbitrary units are all above -400, so that the whole volume is compared, by that name."""
+    labelled = LABELS == 1
+    real = np.where(labelled, 500.0, 0.0)
+    made = real + 10.0 * labelled
+    args = ("a", made, real, labelled, (0.0, 1000.0), SPACING)
+    errors = {
+        row["region"]: row["value"]
+        for row in metric_rows(*args, is_ct=False)
+        if row["metric"] == "mae_hu"
+    }
+    assert errors["volume"] == pytest.approx(10 * labelled.mean(), abs=1e-4)
+    assert set(errors) == {"volume", "lungs"} and errors["lungs"] == 10
+    assert {row["region"] for row in metric_rows(*args)} == {"body", "lungs"}
 
 
 def test_sentences_on_texture() -> None:
