@@ -202,12 +202,16 @@ def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> 
     """Return the study as it was when the run began: labels, splits, and the fitted encoder.
 
     Raises:
-        UserError: The text encoder is not that of the run, a label is not known to the run, cases
-            are missing, or the splits are others and `accept_changes` is not given.
+        UserError: The text encoder or the file of paraphrases is not that of the run, a label is
+            not known to the run, cases are missing, or the splits are others and `accept_changes`
+            is not given.
     """
     state, cohort = checkpoint.load_state(checkpoint_dir, RUN_ENTRIES), study.cohort
     study.encoder.check_identity(state["encoder"])
+    given = dict(study.encoder.synonyms) if isinstance(study.encoder, PhraseEncoder) else {}
     restore_encoder(study.encoder, checkpoint_dir, state)
+    known = state["encoder_values"].get("synonyms") or {}
+    _check_paraphrases(given, known, options.data.paraphrases)
     check_labels_known(cohort.labels, state["labels"], [case.mask for case in cohort.cases])
     splits = run_splits(checkpoint_dir.parent, cohort, options.data, options.run.accept_changes)
     missing = sorted(set(splits["train"]) - {case.id for case in cohort.cases})
@@ -218,6 +222,16 @@ def restore_study(options: TrainOptions, study: Study, checkpoint_dir: Path) -> 
         )
     cohort = replace(cohort, labels=tuple(state["labels"]), splits=splits)
     return replace(study, cohort=cohort, case_weights=state.get("weights", {}))
+
+
+def _check_paraphrases(given: Mapping[str, str], known: Mapping[str, str], file: str) -> None:
+    """Raise `UserError` where a file holds words that a run was not trained with."""
+    if new := [words for words, phrase in given.items() if known.get(words) != phrase]:
+        raise UserError(
+            f"--paraphrases {file} is not the file that the run was trained with: {new[0]!r} is "
+            'not among its words. Restore the file, or give --paraphrases "" to go on with the '
+            "words of the run; test.py --paraphrases adds words to a trained run."
+        )
 
 
 def weigh_by_relevance(options: TrainOptions, study: Study, cache: Path) -> Study:

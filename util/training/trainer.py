@@ -422,6 +422,12 @@ class Trainer:
         """
         state = checkpoint.load_state(folder)
         for name, network in self.model.raw.items():
+            if name not in state["parts"]:
+                raise UserError(
+                    f"{folder} holds no network {name}: the run was trained without it. Continue "
+                    "with the losses that it was trained with, or start a new run from it by "
+                    "--init_from."
+                )
             checkpoint.load_network(network, folder, name)
             part = f"optimizer_{name}"
             tensors = checkpoint.load_part(folder, part)

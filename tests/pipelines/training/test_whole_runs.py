@@ -85,6 +85,17 @@ def test_dry_run_reports_and_writes_nothing(cohort_dir: Path, tmp_path: Path) ->
     assert not (tmp_path / "ck").exists()
 
 
+def test_words_that_a_run_was_not_trained_with_are_refused(
+    run_copy: TrainedRun, tmp_path: Path
+) -> None:
+    """Its checkpoint holds its words, so that a new file would be left unread."""
+    file = tmp_path / "words.yaml"
+    file.write_text("SMOKING HISTORY:\n  Never smoker: [has never smoked]\n")
+    flags = ("--name", run_copy.name, "--checkpoints_dir", run_copy.checkpoints, "--dry_run")
+    done = command("train.py", *flags, "--continue_train", "--paraphrases", file)
+    refused(done, f"--paraphrases {file} is not the file", "has never smoked", "test.py")
+
+
 def test_dry_runs_of_few_steps_and_of_none(
     trained_run: TrainedRun, cohort_dir: Path, tmp_path: Path
 ) -> None:

@@ -445,6 +445,9 @@ def test_another_model_cannot_go_on(tmp_path: Path) -> None:
     make().save(tmp_path / "latest", {}, {})
     with pytest.raises(UserError, match=r"G\.safetensors is of another architecture.* or train"):
         make(ngf=8).load(tmp_path / "latest")
+    make(lambda_gan=0.0, lambda_feat=0.0).save(tmp_path / "alone", {}, {})
+    with pytest.raises(UserError, match=r"no network D: .* losses that it was trained with"):
+        make().load(tmp_path / "alone")
 
 
 # --- devices ---
