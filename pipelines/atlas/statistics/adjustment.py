@@ -42,11 +42,6 @@ class Adjustment:
         """The effect that is left: total or direct."""
         return TOTAL if self.name == TOTAL else DIRECT
 
-    @property
-    def text(self) -> str:
-        """The covariates as they stand in real.csv."""
-        return " | ".join([*self.covariates, *([VOLUME] if self.volume else [])])
-
 
 @dataclass(frozen=True)
 class Roles:
