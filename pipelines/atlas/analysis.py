@@ -150,7 +150,10 @@ def atlas_tables(
     roles = {column: attribute.role for column, attribute in study.every.items()}
     pairs = study_associations(study)
     effects = intervals.add_refits(
-        intervals.effects_over_patients(tables.effect_frame(measurements.effects)),
+        intervals.effects_over_patients(
+            tables.effect_frame(measurements.effects),
+            patients_of(study.cohort, plan.data.patient_column),
+        ),
         tables.refit_frame(measurements.refits),
     )
     effects = associations.widen_intervals(

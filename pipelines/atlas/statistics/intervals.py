@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,15 @@ MIN_REFITS = 3  # resampled refits for an SD
 MAX_PERMUTED_P = 0.05  # of a finding
 MIN_PERMUTED = 19  # permuted refits for a verdict: fewer cannot give so small a p value
 
+SPREAD_COLUMNS = (
+    "patients",
+    "generated",
+    "mean_abs_hu",
+    "patients_sd",
+    "patients_low",
+    "patients_high",
+    "noise_change",
+)
 REFIT_COLUMNS = (
     "refits",
     "refit_mean",
@@ -29,23 +38,30 @@ REFIT_COLUMNS = (
 )
 
 
-def effects_over_patients(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the generated effect of each contrast, outcome and region over cases.
+def effects_over_patients(
+    rows: pd.DataFrame, patients: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Return the generated effect of each contrast, outcome and region: its mean over cases.
+
+    Its spread is that of patients, each with the mean of their scans.
 
     Args:
         rows: Rows of effects_by_case.csv.
+        patients: The patient of each case; by default every case is a patient.
     """
     keys = ["contrast", "column", "kind", "from", "to", "outcome", "region"]
+    rows = rows.assign(patient=rows["case"].map(patients) if patients else rows["case"])
     grouped = rows.groupby(keys, sort=False, dropna=False)
-    return grouped.agg(
-        patients=("case", "nunique"),
+    over_cases = grouped.agg(
         generated=("effect", "mean"),
         mean_abs_hu=("mean_abs_hu", "mean"),
-        patients_sd=("effect", "std"),
-        patients_low=("effect", "min"),
-        patients_high=("effect", "max"),
         noise_change=("noise_change", "max"),
-    ).reset_index()
+    )
+    means = rows.groupby([*keys, "patient"], sort=False, dropna=False)["effect"].mean()
+    spread = means.groupby(level=keys, sort=False, dropna=False).agg(
+        patients="count", patients_sd="std", patients_low="min", patients_high="max"
+    )
+    return over_cases.join(spread).reset_index()[[*keys, *SPREAD_COLUMNS]]
 
 
 def refit_interval(effect: float, refits: Sequence[float]) -> dict[str, Any]:

@@ -83,6 +83,22 @@ def test_refit_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert intervals.refit_interval(1.0, [1.0, 2.0]) == {"refits": 2}
 
 
+def test_scans_of_one_patient_are_one_in_the_spread_over_patients() -> None:
+    common = {"contrast": "A", "column": "A", "kind": "category", "from": "no", "to": "yes"}
+    rows = [
+        {**common, "case": case, "outcome": MEAN, "region": "lungs", "effect": effect}
+        for case, effect in (("a1", 0.0), ("a2", 20.0), ("b", 4.0), ("c", 10.0))
+    ]
+    frame = pd.DataFrame(rows).assign(mean_abs_hu=1.0, noise_change=np.nan)
+    patients = {"a1": "a", "a2": "a", "b": "b", "c": "c"}
+    (row,) = intervals.effects_over_patients(frame, patients).to_dict("records")
+    assert row["patients"] == 3 and row["generated"] == pytest.approx(8.5)
+    assert (row["patients_low"], row["patients_high"]) == (4, 10)
+    assert row["patients_sd"] == pytest.approx(np.std([10, 4, 10], ddof=1))
+    (row,) = intervals.effects_over_patients(frame).to_dict("records")
+    assert row["patients"] == 4 and row["patients_high"] == 20
+
+
 def test_permuted_refits_give_a_p_value() -> None:
     null = intervals.permuted_null(5.0, [1.0, -2.0, 6.0, 0.0])
     assert null["permuted_max"] == 6 and null["permuted_p"] == pytest.approx(2 / 5)
