@@ -360,10 +360,7 @@ class Design:
             variances = (len(clusters) - 1) / len(clusters) * np.square(changes).sum(0)
             df = len(clusters) - 1
         else:
-            unexplained = 1 - np.einsum("np,pn->n", x, inverse)
-            unexplained[unexplained < ROUNDING_TOLERANCE] = np.nan
-            without_case = residuals / unexplained[:, None]  # HC3
-            variances = np.square(inverse[terms]) @ np.square(without_case)
+            variances = _hc3_variances(x, inverse, terms, residuals)
             df = len(x) - rank
         vif = variance_inflation(x, range(1, 1 + len(self.terms))) if self.terms else 1.0
         errors = np.sqrt(variances)
@@ -413,6 +410,30 @@ class Design:
             return cases | {"reason": "the spread cannot be estimated"}
         value = float(scale * terms.values[index])
         return inflated | {"value": value, "se": se, "df": float(terms.df)}
+
+
+def _hc3_variances(x: Floats, inverse: Floats, terms: slice, residuals: Floats) -> Floats:
+    """Return the HC3 variances of coefficients `(coefficients, outcomes)`; see statsmodels.
+
+    A case that is alone in one of the design's directions is fitted without a residual. Its weight
+    in a coefficient must then be 0; else the coefficient rests on it alone, and its variance is
+    NaN.
+
+    Args:
+        x: `(cases, columns)`.
+        inverse: Its pseudo-inverse.
+        terms: The coefficients that are wanted.
+        residuals: `(cases, outcomes)`.
+    """
+    unexplained = 1 - np.einsum("np,pn->n", x, inverse)
+    alone = unexplained < ROUNDING_TOLERANCE
+    weights = inverse[terms]
+    without_case = residuals[~alone] / unexplained[~alone, None]
+    variances = np.square(weights[:, ~alone]) @ np.square(without_case)
+    size = np.abs(weights).max(axis=1, keepdims=True)
+    rests_on_it = (np.abs(weights[:, alone]) > ROUNDING_TOLERANCE * size).any(axis=1)
+    variances[rests_on_it] = np.nan
+    return variances
 
 
 def _jackknife_changes(

@@ -60,9 +60,23 @@ def test_too_few_cases_of_an_outcome_leave_the_others_alone() -> None:
     assert few is None and all(terms is not None for terms in others)
 
 
-def test_a_case_that_a_term_rests_on_alone_leaves_no_error() -> None:
+def test_a_case_alone_on_a_covariate_changes_no_other_term() -> None:
     design, outcomes, patients = regression(repeated=False)
     design.x[:, 7] = 0.0
     design.x[30, 7] = 1.0
-    terms = design.estimate_terms(outcomes, patients)
-    assert all(t is not None and np.isnan(t.errors).all() for t in terms)
+    others = Design(np.delete(design.x, 7, 1), CASES, design.terms, design.attribute)
+    with_it = design.estimate_terms(outcomes[[11]], patients)[0]
+    outcomes.iloc[30] = np.nan
+    without = others.estimate_terms(outcomes[[11]], patients)[0]
+    assert with_it is not None and without is not None
+    assert np.allclose(with_it.values, without.values) and np.isfinite(with_it.errors).all()
+    assert np.allclose(with_it.errors, without.errors)
+
+
+def test_a_term_that_rests_on_one_case_has_no_error() -> None:
+    design, outcomes, patients = regression(repeated=False)
+    design.x[:, 2] = 0.0
+    design.x[30, 2] = 1.0
+    for terms in design.estimate_terms(outcomes, patients):
+        assert terms is not None
+        assert np.isnan(terms.errors[1]) and np.isfinite(terms.errors[0])
