@@ -15,7 +15,7 @@ from skimage.measure import label
 
 from data.geometry import Volume, shrink
 from options.base_options import DataOptions
-from util.cli import UserError
+from util.cli import UserError, counted
 from util.files import atomic_path
 from util.metrics.regions import Mask, bounding_box
 
@@ -26,6 +26,7 @@ WORKING_MM = 2.0  # smaller voxels are averaged to about this size
 MIN_BODY_HU = -500.0  # about halfway between air and fat
 OPENING_MM = 7.0  # removes what is thinner than twice this: table, blanket, tubes
 WALL_MM = 8.0  # least tissue around the lungs
+MIN_BODY_SHARE = 0.1  # voxels of a labelled body over those of the lungs
 MIN_TOUCHING_SHARE = 0.5  # of the voxels around the lungs: a label with more is the body
 
 SHAPE_SIZE = 32  # points along each axis of a shape
@@ -70,10 +71,17 @@ def add_body(mask: Volume, scan: Volume | None, body: BodyLabel, source: object)
         source: File of the mask, for the message.
 
     Raises:
-        UserError: There is neither a body, nor a scan, nor a shape.
+        UserError: There is neither a body, nor a scan, nor a shape, or the label is hardly there.
     """
     labels = mask.array
-    if (labels == body.label).any():
+    count = int((labels == body.label).sum())
+    if count:
+        if count < MIN_BODY_SHARE * np.isin(labels, body.lung_labels).sum():
+            raise UserError(
+                f"{source}: label {body.label} is the body, and here it has "
+                f"{counted(count, 'voxel')}, hardly any beside the lungs. Give what it labels, "
+                "such as a lesion, another number."
+            )
         return mask
     spacing = mask.spacing
     if scan is not None:

@@ -131,6 +131,14 @@ def test_labels_stay_and_the_body_is_the_rest() -> None:
     assert add_body(again, scan, BODY, "m") is again
 
 
+def test_a_lesion_of_the_number_of_the_body_is_refused() -> None:
+    scan, mask, _ = patient(1.0)
+    labels = mask.array.copy()
+    labels[tuple(np.argwhere(labels == 1)[0])] = BODY.label
+    with pytest.raises(UserError, match="it has 1 voxel, hardly any beside the lungs"):
+        add_body(Volume(labels, mask.affine), scan, BODY, "m")
+
+
 def test_a_drawn_body_fits_the_lungs_at_hand(tmp_path: Path) -> None:
     masks = [add_body(m, s, BODY, "m") for s, m, _ in (patient(0.9), patient(1.0))]
     shape = BodyShape.from_masks(masks, (1, 2))
