@@ -75,13 +75,16 @@ class _Box:
                     line["class"] = "title"
 
 
-def adjustment_graph(column: str, rows: Sequence[Row], number: int) -> svg.svg:
+def adjustment_graph(
+    column: str, rows: Sequence[Row], number: int, *, is_outcome: bool = False
+) -> svg.svg:
     """Draw the graph of one attribute.
 
     Args:
         column: The attribute.
         rows: Its rows of adjustment.csv.
         number: Number of the graph on its page.
+        is_outcome: Whether the attribute comes after the picture.
     """
     x = [PAD + k * (BOX + GAP) for k in range(3)]
     before = _stack(rows, "before", x[0])
@@ -112,12 +115,15 @@ def adjustment_graph(column: str, rows: Sequence[Row], number: int) -> svg.svg:
             _arrow(attribute.below, box.above, head)
         (x0, y0), (x1, y1) = attribute.right, picture
         under = max(depth, y0) + LINE  # the direct effect passes below what lies between
-        _curve(
-            f"M{x0:g} {y0:g}C{x0 + GAP / 2:g} {y0:g} {x0 + GAP / 2:g} {under:g} "
-            f"{x0 + GAP:g} {under:g}"
-            f"H{x[2] + BOX:g}C{x1 - GAP / 2:g} {under:g} {x1 - GAP / 2:g} {y1:g} {x1:g} {y1:g}",
-            head,
-        )
+        if is_outcome:
+            _arrow(picture, attribute.right, head)
+        else:
+            _curve(
+                f"M{x0:g} {y0:g}C{x0 + GAP / 2:g} {y0:g} {x0 + GAP / 2:g} {under:g} "
+                f"{x0 + GAP:g} {under:g}"
+                f"H{x[2] + BOX:g}C{x1 - GAP / 2:g} {under:g} {x1 - GAP / 2:g} {y1:g} {x1:g} {y1:g}",
+                head,
+            )
         if before:
             (x0, y0), x1 = before[0].above, picture_x + 69
             high = TOP / 3

@@ -333,6 +333,7 @@ def _agreement(p: Population) -> None:
 
 def _graphs(p: Population) -> None:
     rows = p.record["adjustment"]
+    roles = {row["column"]: row["role"] for row in p.record["attributes"]}
     with page_parts.card("What the real scans are adjusted for", id="adjustment"):
         page_parts.note(
             "Arrows lead from causes to effects, as the roles of the columns say. What comes after "
@@ -346,7 +347,9 @@ def _graphs(p: Population) -> None:
                 tags.li(tags.i(cls=cls), text)
         for number, column in enumerate(dict.fromkeys(row["column"] for row in rows)):
             with page_parts.fold(column, open=number == 0):
-                adjustment_graph(column, [r for r in rows if r["column"] == column], number)
+                of_column = [row for row in rows if row["column"] == column]
+                is_outcome = roles[column] == "outcome"
+                adjustment_graph(column, of_column, number, is_outcome=is_outcome)
 
 
 def _controls(p: Population) -> None:

@@ -108,6 +108,8 @@ class Roles:
             not_imputed: Share of unknown cells by column with too few known ones to adjust for.
         """
         total, direct = self.total(column), self.direct(column)
+        # Nothing lies between the picture and an outcome: all other columns come before both.
+        between = "before" if self.attributes[column].role == "outcome" else "between"
         rows = []
         for name, attribute in self.attributes.items():
             if name == column:
@@ -118,7 +120,7 @@ class Roles:
             elif name not in direct:
                 place, why = "after", f"{attribute.role}: a common effect, not a common cause"
             elif name not in total:
-                place = "between"
+                place = between
             is_used = name not in not_imputed
             if place != "after" and not is_used:
                 why = f"not known in {not_imputed[name]:.0%} of the scans"
@@ -133,5 +135,5 @@ class Roles:
                     "why": why,
                 }
             )
-        volume = {"role": "mask", "place": "between", "total": "no", "direct": "yes", "why": ""}
+        volume = {"role": "mask", "place": between, "total": "no", "direct": "yes", "why": ""}
         return [*rows, {"column": column, "other": VOLUME, **volume}]

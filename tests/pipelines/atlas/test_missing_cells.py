@@ -13,6 +13,7 @@ import pytest
 from benchmarks import real_scans as benchmark
 from data.text.prompts import load_template
 from options.benchmarks.statistics import RealScansBenchmarkOptions
+from pipelines.atlas.pages.adjustment_graph import adjustment_graph
 from pipelines.atlas.statistics.adjustment import VOLUME, Roles
 from pipelines.atlas.statistics.cautions import count_cautions, imputation_cautions
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
@@ -194,6 +195,17 @@ def test_total_sets_meet_the_back_door_criterion(column: str) -> None:
     only = graph.copy()
     only.remove_edge(column, "picture")
     assert nx.is_d_separator(only, {column}, {"picture"}, direct)
+
+
+def test_what_an_outcome_is_adjusted_for_comes_before_it() -> None:
+    dead = AtlasAttribute("DEAD", "outcome", "category", ("No", "Yes"), {})
+    roles = Roles({**benchmark.ATTRIBUTES, "DEAD": dead}, frozenset(), "DIAGNOSIS")
+    rows = roles.rows("DEAD", {})
+    assert {row["place"] for row in rows} == {"before"} and len(rows) == len(
+        benchmark.ATTRIBUTES
+    ) + 1
+    graphs = [str(adjustment_graph("DEAD", rows, 0, is_outcome=end)) for end in (False, True)]
+    assert graphs[0] != graphs[1] and all("log lung volume" in graph for graph in graphs)
 
 
 def test_total_and_direct_effects_are_those_of_the_model() -> None:
