@@ -22,6 +22,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data.text.values import parse_number
 from pipelines.evaluation.baselines import (
     INTERVAL_PERCENTILES,
     Metric,
@@ -97,7 +98,7 @@ class PredictedAttribute:
 
     def encode(self, values: Sequence[str]) -> NDArray[Any]:
         """Return values `(n,)` as numbers or as classes."""
-        return np.array(values, float) if self.number else np.array(values)
+        return np.array([parse_number(v) for v in values] if self.number else values)
 
 
 def _counted(counts: Counter[str]) -> str:
@@ -162,7 +163,9 @@ class AttributePredictor:
 
     def can_read(self, value: str) -> bool:
         """Return whether a value is a number, or a class of the real scans."""
-        return self.attribute.number or value in self.models[0].classes_
+        if self.attribute.number:
+            return parse_number(value) is not None
+        return value in self.models[0].classes_
 
     def read(self, volumes: Sequence[VolumeMeasurements]) -> NDArray[np.float64]:
         """Return predictions `(n, classes)` or `(n, 1)`, of volumes whose value may be unknown."""

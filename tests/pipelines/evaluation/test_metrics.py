@@ -32,7 +32,12 @@ from pipelines.evaluation.memorisation import (
     NearestScan,
 )
 from pipelines.evaluation.overlap import overlap
-from pipelines.evaluation.text_effect import PredictedAttribute, TooFewScansError, text_metrics
+from pipelines.evaluation.text_effect import (
+    AttributePredictor,
+    PredictedAttribute,
+    TooFewScansError,
+    text_metrics,
+)
 from pipelines.evaluation.verdict import interpret_metric, verdict_sentence
 from tests.measured_volumes import RNG, group, measured
 from util.metrics.texture import POWER_BANDS, SPECTRUM_BANDS, radial_power
@@ -282,3 +287,11 @@ def test_columns_without_two_values_are_refused() -> None:
         PredictedAttribute.from_values("SEX", {"a": "F", "b": "F", "c": ""}, False)
     with pytest.raises(TooFewScansError, match=r"'SEX': at least two values with 5"):
         PredictedAttribute.from_values("SEX", {**{f"a{i}": "F" for i in range(9)}, "b": "M"}, False)
+
+
+def test_a_number_cannot_be_read_from_a_word() -> None:
+    values = {str(number): str(number) for number in range(40)}
+    attribute = PredictedAttribute.from_values("PACKS", values, number=True)
+    predictor = AttributePredictor(attribute, [], {})
+    assert [v for v in ("12", "0,5", "many", "") if predictor.can_read(v)] == ["12", "0,5"]
+    assert attribute.encode(["12", "0,5"]).tolist() == [12.0, 0.5]
