@@ -24,6 +24,8 @@ from util.cli import UserError, counted, format_list, unknown_column
 
 log = logging.getLogger(__name__)
 
+MAX_EXAMPLES = 10  # masks that are read to find the label of the body
+
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 # What commands write before the table, by which an interrupted one is known.
 UNFINISHED = {
@@ -133,14 +135,21 @@ def choose_body_label(
 ) -> int | None:
     """Return the label of the body, for `--body_label auto` and `masks`; None where there is none.
 
-    It is the label around the lungs of the first mask that has labels beside lungs and airways.
-    Where no mask has such labels, it is the next free label for `auto`.
+    It is the label around the lungs of a mask that has labels beside lungs and airways; one mask of
+    each set of labels is read, `MAX_EXAMPLES` in all. Where no mask has such labels, it is the next
+    free label for `auto`.
     """
     chest = options.chest_labels
+    others: dict[frozenset[int], Case] = {}
     for case, labels in zip(cohort.cases, case_labels, strict=True):
-        if set(labels) - chest:
-            around = surrounding_label(load_volume(case.mask).array, options.lung_labels)
-            return None if around in chest else around
+        if set(labels) - chest and len(others) < MAX_EXAMPLES:
+            others.setdefault(frozenset(labels), case)
+    for case in others.values():
+        around = surrounding_label(load_volume(case.mask).array, options.lung_labels)
+        if around is not None and around not in chest:
+            return around
+    if others:
+        return None
     free = max(chest) + 1
     return free if options.body_label == "auto" and free <= MAX_LABEL else None
 

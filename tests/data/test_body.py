@@ -213,6 +213,14 @@ def test_auto_finds_a_body_that_is_labelled_and_completes_the_others(lungs_only:
     assert [3 in load_case(case, None)[1].array for case in cohort.cases] == [True] * 3
 
 
+def test_auto_finds_a_body_behind_masks_with_an_organ_alone(lungs_only: Path) -> None:
+    scan, mask, _ = patient()
+    mask.array[38:42, 28:40, 10:30] = 4
+    write_case(lungs_only, "c0", scan, mask)
+    write_case(lungs_only, "c1", scan, add_body(mask, scan, replace(BODY, label=5), "m"))
+    assert load(lungs_only, body_label="auto").body_label == 5
+
+
 def test_auto_leaves_masks_with_organs_alone(lungs_only: Path) -> None:
     scan, mask, _ = patient()
     mask.array[38:42, 28:40, 10:30] = 4
