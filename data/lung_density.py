@@ -20,6 +20,8 @@ from util.parallel import map_threads
 
 PARTS = ("lungs", "upper", "middle", "lower", "rim", "core")
 TEXTURE_PARTS = ("upper", "middle", "lower", "rim", "core", "left_lung", "right_lung")
+# Many organs with all statistics would outweigh the lungs.
+OF_OTHER_PARTS = ("mean_hu", "detail_sd_hu")
 MIN_DETAIL_HU = 1.0  # smallest detail SD whose logarithm is taken
 COARSE_MM = 3.0  # voxels closer together are skipped: the mean of a part does not need them
 
@@ -58,11 +60,11 @@ def text_statistics(
 
     Returns:
         For each case, the statistics of `util.metrics.texture` by "PART STATISTIC", such as "upper
-        mean_hu", for the parts `TEXTURE_PARTS` that it has, and for other organs that all masks
-        label; without a chest, for all labels together (`lungs`) and for each. With `everywhere`,
-        the body is a part, too, or, where it is not labelled, all that is neither lung nor airway.
-        `log_detail_sd` stands in place of the detail SD, whose effects are factors. Empty without a
-        scan or lungs.
+        mean_hu", for the parts `TEXTURE_PARTS` that it has, and `OF_OTHER_PARTS` for other organs
+        that all masks label; without a chest, for all labels together (`lungs`) and for each. With
+        `everywhere`, the body is a part, too, or, where it is not labelled, all that is neither
+        lung nor airway. `log_detail_sd` stands in place of the detail SD, whose effects are
+        factors. Empty without a scan or lungs.
     """
     scans = _scans(cases, options, cache)
     measure = partial(_statistics, options=options, body=body, everywhere=everywhere)
@@ -122,7 +124,7 @@ def _statistics(
     if box is None:
         return {}
     regions = regions_of(mask.array[box], sides, options)
-    tissues, measured = ["lungs"], ["lungs", *label_names(regions)]
+    tissues, measured, others = ["lungs"], ["lungs", *label_names(regions)], list[str]()
     if options.terms.is_ct:
         others = _other_parts(regions, options, body, everywhere)
         tissues += ["outside"] if others else []  # which is smoothed by itself
@@ -133,7 +135,7 @@ def _statistics(
     values = {}
     for part in measured:
         for name, value in by_part.get(part, {}).items():
-            if not options.terms.has(name):
+            if not options.terms.has(name) or (part in others and name not in OF_OTHER_PARTS):
                 continue
             if name == "detail_sd_hu":
                 values[f"{part} log_detail_sd"] = float(np.log(max(value, MIN_DETAIL_HU)))
