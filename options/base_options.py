@@ -212,9 +212,14 @@ class DataOptions:
         return replace(self, dataroot=dataroot, splits="", permute=(), resample=False, fold="")
 
     @property
+    def whole_lung_labels(self) -> tuple[int, ...]:
+        """Labels of the lungs and of the lesions in them; of other modalities, the targets."""
+        return *self.lung_labels, *self.lesion_labels
+
+    @property
     def chest_labels(self) -> set[int]:
         """Labels of the background, the lungs with their lesions, and the airways."""
-        return {0, self.airway_label, *self.lung_labels, *self.lesion_labels}
+        return {0, self.airway_label, *self.whole_lung_labels}
 
     @property
     def body_number(self) -> int | None:

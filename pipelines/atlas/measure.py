@@ -367,5 +367,5 @@ def real_outcomes(sample: VolumeSample, plan: MeasurementPlan) -> Values | None:
 
 def lung_volume_ml(sample: VolumeSample, data: DataOptions) -> float:
     """Return the volume of the lungs with their lesions, ml."""
-    voxels = np.isin(sample.labels, [*data.lung_labels, *data.lesion_labels]).sum()
+    voxels = np.isin(sample.labels, data.whole_lung_labels).sum()
     return float(voxels * np.prod(sample.spacing) / 1000)

@@ -199,7 +199,7 @@ def measure_generation(plan: GenerationPlan, count: int) -> dict[str, Any]:
         sample.to_hu(replace(generator, seed=seed)(sample, prompt.texts)) for seed in range(count)
     ]
     seconds = (time.perf_counter() - start) / count
-    lungs = np.isin(sample.labels, plan.data.lung_labels)
+    lungs = np.isin(sample.labels, plan.data.whole_lung_labels)
     similarities = []
     differences = []
     correlations = []

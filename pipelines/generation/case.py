@@ -131,7 +131,7 @@ def _measure(plan: GenerationPlan, inputs: _CaseInputs, factual: Hu) -> _Factual
     """Compare the factual volume with the scan and with other noise, and check the edits."""
     sample, real = inputs.sample, inputs.real
     spacing = sample.spacing
-    lungs = np.isin(sample.labels, plan.data.lung_labels)
+    lungs = np.isin(sample.labels, plan.data.whole_lung_labels)
     correlation = _noise_correlation(plan, sample, inputs.factual, factual, lungs)
     window = plan.data.hu_window
     is_ct = plan.data.terms.is_ct

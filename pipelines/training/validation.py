@@ -162,7 +162,7 @@ class Validation:
         return detail_correlation(volume, other, self._lungs(case), case.sample.spacing)
 
     def _lungs(self, case: ValidationCase) -> NDArray[np.bool_]:
-        return np.isin(case.sample.labels, self.data.lung_labels)
+        return np.isin(case.sample.labels, self.data.whole_lung_labels)
 
     def _metrics(
         self, case: ValidationCase, volume: np.ndarray, effects: Sequence[np.ndarray]

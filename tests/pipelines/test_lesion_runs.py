@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pytest
 
 from tests.commands import TINY, command, refused
 from util.files import read_csv
@@ -66,7 +67,12 @@ def test_an_inserted_lesion_has_effects_of_its_own(cohort_copy: Path, tmp_path: 
     assert effects.loc["label_6", "voxels"] == voxels > 10
     lungs = np.isin(np.asarray(nib.load(out).dataobj), (1, 2, 6)).sum()
     assert effects.loc["lungs", "voxels"] == lungs
-    prompts = pd.read_csv(folder / "volumes.csv")["prompt"]
+    volumes = pd.read_csv(folder / "volumes.csv")
+    own = np.asarray(nib.load(folder / volumes.query("kind == 'own'")["file"].item()).dataobj)
+    metrics = pd.read_csv(folder / "metrics.csv").set_index("metric")["value"]
+    inside = np.isin(np.asarray(nib.load(out).dataobj), (1, 2, 6))
+    assert metrics["mean_lung_attenuation_hu"] == pytest.approx(own[inside].mean(), abs=0.1)
+    prompts = volumes["prompt"]
     assert prompts.str.contains("Lesion: ground-glass opacity").any()
     assert prompts.str.contains("No lesion").any()
     absent = prompts[prompts.str.contains("No lesion")]
