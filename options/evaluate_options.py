@@ -115,7 +115,7 @@ class ComparisonGridOptions:
         "Mask labels of the left and the right lung; with --modality mr or custom the labels that "
         "are compared (1,2: those of the run, else all).",
     )
-    airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways.")
+    airway_label: int = flag(AIRWAY_LABEL, "Mask label of the airways (3: that of the run).")
 
     def __post_init__(self) -> None:
         """Raise `UserError` where the ends of the window are exchanged."""

@@ -193,6 +193,7 @@ def _common_grid(
         data.lung_labels,
         data.airway_label,
         data.modality,
+        data.lesion_labels,
     )
 
 

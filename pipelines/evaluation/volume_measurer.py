@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data.geometry import Volume, grids_match
 from data.integrity import volume_fingerprint
 from data.preparation.masks import load_mask, threshold_lungs
+from data.regions import fill_lesions
 from data.volumes import to_unit
 from pipelines.evaluation.density import lung_density, lung_spectrum, lung_texture
 from pipelines.evaluation.detail import DETAIL_HU, detail_vector
@@ -73,6 +74,7 @@ class ComparisonGrid:
             compared.
         airway_label: Mask label of the airways.
         modality: Value of `--modality`.
+        lesion_labels: Mask labels of lesions, which count as the lung that they lie in.
     """
 
     spacing: float
@@ -82,6 +84,7 @@ class ComparisonGrid:
     lung_labels: tuple[int, ...] = (1, 2)
     airway_label: int = 3
     modality: str = "ct"
+    lesion_labels: tuple[int, ...] = ()
 
     @property
     def terms(self) -> Terms:
@@ -104,6 +107,10 @@ class ComparisonGrid:
         if self.terms.is_ct:
             return REGIONS
         return ("lungs", *(f"label_{label}" for label in self.lung_labels))
+
+    def load_labels(self, mask: Path, volume: Volume) -> NDArray[np.integer]:
+        """Return the mask of a volume `(X, Y, Z)`, with its lesions as lung."""
+        return fill_lesions(load_mask(mask, volume).array, self.lesion_labels, self.lung_labels)
 
     def regions(self, labels: NDArray[Any], spacing: Sequence[float]) -> dict[str, Mask]:
         """Return the regions of a mask `(X, Y, Z)` by name; spacing in mm."""
@@ -172,7 +179,7 @@ class VolumeMeasurer:
             labels = _segment(volume, segmented)
             lung_labels: tuple[int, ...] = SEGMENTED_LABELS
         else:
-            labels = load_mask(file.mask, volume).array
+            labels = grid.load_labels(file.mask, volume)
             lung_labels = grid.lung_labels
             if resegment and grid.terms.is_ct:
                 overlaps = overlap(labels, _segment(volume, segmented), spacing, lung_labels)
@@ -304,7 +311,7 @@ def _compare_pair(file: VolumeFile, scan_file: VolumeFile, grid: ComparisonGrid)
         )
     hu = scan.array.astype(np.float32)
     if scan_file.mask:
-        lungs = np.isin(load_mask(scan_file.mask, scan).array, grid.lung_labels)
+        lungs = np.isin(grid.load_labels(scan_file.mask, scan), grid.lung_labels)
     else:
         lungs = np.isin(threshold_lungs(scan), SEGMENTED_LABELS)
     masks = compared_masks(hu, lungs, grid.terms.is_ct)

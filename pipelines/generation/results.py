@@ -44,6 +44,7 @@ READING = (
     "mask_folder",
     "lung_labels",
     "airway_label",
+    "lesion_labels",
     "hu_window",
 )
 

@@ -9,6 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.volumes import load_volume
+from options.evaluate_options import EvaluateOptions
+from options.parser import parse
+from pipelines.evaluation.inputs import data_options
+from pipelines.evaluation.volume_measurer import ComparisonGrid
 from tests.commands import TINY, command, refused
 from util.files import read_csv
 
@@ -78,6 +83,12 @@ def test_an_inserted_lesion_has_effects_of_its_own(cohort_copy: Path, tmp_path: 
     absent = prompts[prompts.str.contains("No lesion")]
     assert not absent.str.contains("Lesion size").any()  # what the value rules out leaves the text
     assert "lesion (label 6)" in (folder / "index.html").read_text()
+    sets = ["--real", str(cohort_copy), "--synthetic", str(folder), "--out", str(tmp_path / "e")]
+    data = data_options(parse(EvaluateOptions, "", sets))
+    assert data.lesion_labels == (6,)
+    grid = ComparisonGrid(4.0, (9.0, 9.0, 9.0), (-1000, 400), 2, lesion_labels=data.lesion_labels)
+    labels = grid.load_labels(out, load_volume(out))
+    assert set(np.unique(labels)) == {0, 1, 2, 3} and np.isin(labels, (1, 2)).sum() == lungs
     refused(
         command("train.py", *words, *TINY, "--overwrite", "--lesion_labels", "1"),
         "--lesion_labels holds 1",

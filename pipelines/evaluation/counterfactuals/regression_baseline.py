@@ -9,7 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data.integrity import volume_fingerprint
-from data.preparation.masks import load_mask
 from data.volumes import write_like
 from pipelines.evaluation.counterfactuals.plan import CounterfactualPlan
 from pipelines.evaluation.counterfactuals.regression_map import LungCells, RegressionMap, RowDesign
@@ -114,7 +113,7 @@ def _cell_means(file: VolumeFile, measurer: VolumeMeasurer) -> Any:
     def compute() -> dict[str, Any]:
         scan = file.load()
         assert file.mask is not None
-        labels = load_mask(file.mask, scan).array
+        labels = measurer.grid.load_labels(file.mask, scan)
         cells = LungCells.from_labels(labels, measurer.grid.lung_labels)
         hu = np.clip(scan.array.astype(np.float32), *measurer.grid.window)
         return {"means": np.zeros(0) if cells is None else cells.means(hu)}
@@ -130,7 +129,9 @@ def _changed_scan(file: VolumeFile, cells: Any, measurer: VolumeMeasurer) -> Vol
     path = measurer.cache / MAPS / f"{digest[:24]}.nii.gz"
     if not path.is_file():
         scan = file.load()
-        placed = LungCells.from_labels(load_mask(file.mask, scan).array, measurer.grid.lung_labels)
+        placed = LungCells.from_labels(
+            measurer.grid.load_labels(file.mask, scan), measurer.grid.lung_labels
+        )
         assert placed is not None
         write_like(path, scan.array.astype(np.float32) + placed.spread(cells), file.path)
     return VolumeFile(file.case, path, file.mask)

@@ -10,7 +10,6 @@ import numpy as np
 
 from data.geometry import grids_match
 from data.integrity import volume_fingerprint
-from data.preparation.masks import load_mask
 from pipelines.evaluation.counterfactuals.axiom_rows import LUNGS, OUTSIDE
 from pipelines.evaluation.volume_measurer import ComparisonGrid, VolumeMeasurer, load_or_compute
 from pipelines.evaluation.volume_sets import VolumeFile
@@ -53,6 +52,6 @@ def _difference(
         return nothing
     pair = [np.clip(v.array.astype(np.float32), *grid.window) for v in (volume, start)]
     change = np.abs(pair[0] - pair[1])
-    regions = grid.regions(load_mask(mask, start).array, start.spacing)
+    regions = grid.regions(grid.load_labels(mask, start), start.spacing)
     means = {r: np.array(change[regions[r]].mean()) for r in (LUNGS, OUTSIDE) if r in regions}
     return nothing | means
