@@ -370,7 +370,8 @@ def imputation_cautions(
         )
         cautions.append(Caution("not adjusted", text, column, value=round(share, 3)))
     for row in sensitivity_ranges(missing).to_dict("records"):
-        matters = abs(row["at_random"]) > OUTCOMES[MEAN].negligible
+        is_shown = row["low"] > 0 or row["high"] < 0
+        matters = is_shown or abs(row["at_random"]) > OUTCOMES[MEAN].negligible
         if row["least"] < 0 < row["most"] and matters:
             column = columns[row["contrast"]]
             text = (

@@ -156,10 +156,11 @@ def _shifts(values: pd.Series) -> Iterator[tuple[str, Any]]:
 def sensitivity_ranges(missing: pd.DataFrame) -> pd.DataFrame:
     """Return the lowest and highest estimate over assumptions, by contrast and effect.
 
-    Columns `at_random`, `least` and `most`, HU.
+    Columns `at_random` with its interval `low` and `high`, `least` and `most`, HU.
     """
     keys = ["contrast", "effect"]
-    estimates = missing[missing["assumption"] == AT_RANDOM].set_index(keys)["real"]
+    at_random = missing[missing["assumption"] == AT_RANDOM].set_index(keys)
     grouped = missing.groupby(keys, sort=False)["real"]
     ranges = pd.DataFrame({"least": grouped.min(), "most": grouped.max()})
-    return ranges.assign(at_random=estimates.reindex(ranges.index)).reset_index()
+    estimates = at_random[["real", "low", "high"]].rename(columns={"real": "at_random"})
+    return ranges.join(estimates).reset_index()

@@ -161,6 +161,17 @@ def test_a_sign_that_hangs_on_unknown_cells_forbids_a_claim() -> None:
     assert "-3 to +15 HU" in warned[0].text
 
 
+@pytest.mark.parametrize(("low", "forbidden"), [(2.0, 1), (-2.0, 0)])
+def test_the_sign_of_a_small_effect_matters_where_it_is_shown(low: float, forbidden: int) -> None:
+    scans = cohort(5).scans()
+    row = {"contrast": CURRENT, "region": "lungs", "effect": "direct", "cases": 100}
+    rows = []
+    for assumption, hu in (("missing at random", 8.0), ("unknown AGE lower by 0.5 SD", -1.0)):
+        rows.append({**row, "assumption": assumption, "real": hu, "low": hu - 8 + low, "high": 14})
+    warned = imputation_cautions(scans, pd.DataFrame(rows), {CURRENT: "SMOKING"})
+    assert sum(c.forbids for c in warned) == forbidden
+
+
 # --- adjustment sets
 
 
