@@ -188,7 +188,7 @@ def load(
         which_epoch: "latest", or the number of an epoch that was saved.
         gpu_ids: GPU to use, such as "0"; "-1" for the CPU; "" for a GPU if available.
         text_encoder: Folder of the run's text encoder, where it has moved since training.
-        tile: Voxels of a tile; None for the run's patch size, (0, 0, 0) for whole volumes.
+        tile: Voxels of a tile; None as `test.py` chooses them, (0, 0, 0) for whole volumes.
 
     Raises:
         UserError: No such run or checkpoint, damaged files, or another text encoder.

@@ -49,7 +49,9 @@ class RunsOptions:
     which_epoch: str = flag("latest", "Checkpoint of the runs: latest, or the number of an epoch.")
     gpu_ids: str = flag("", "GPU to use, such as 0; -1 for the CPU; default: a GPU if available.")
     tile: tuple[int, int, int] | None = flag(
-        None, "Voxels of a tile (none: the run's patch size; 0,0,0: whole volumes)."
+        None,
+        "Voxels of a tile (none: by the free memory, or where tiles are blended as in test.py; "
+        "0,0,0: whole volumes).",
     )
     tile_batch: int = flag(4, "Tiles that are generated at once.", low=1)
 
