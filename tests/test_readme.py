@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from data.text.prompts import load_template
-from options.parser import is_group
+from options.parser import is_group, parse
 from options.train_options import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "RESULTS.md"]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 # Flags of hf, sbatch, torchrun, pip, docker, monai.bundle and generators of benchmarks/standard.
 FOREIGN_FLAGS = {
@@ -58,6 +60,45 @@ def test_flags_that_pages_name(page: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", page.read_text(encoding="utf-8")))
     assert named
     assert sorted(named - flags() - FOREIGN_FLAGS) == []
+
+
+def typed(text: str, programs: set[str]) -> list[tuple[str, list[str]]]:
+    """Return program and words of every command of the project in the blocks of a page."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            found += [(word, words[i + 1 :]) for i, word in enumerate(words) if word in programs]
+    return found
+
+
+def test_commands_of_pages_can_be_typed() -> None:
+    """Each flag is one of the command that a page gives it to, with a value that it takes."""
+    options = {
+        example.split()[1]: cls for cls in commands() if (example := getattr(cls, "EXAMPLE", ""))
+    }
+    checked = set()
+    for page in PAGES:
+        for name, words in typed(page.read_text(encoding="utf-8"), {*options}):
+            parse(options[name], "", words, PRESETS if name == "train.py" else None)
+            checked.add(name)
+    assert {"train.py", "test.py"} < checked and len(checked) >= 18
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as they are on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda p: p.name)
+def test_links_lead_to_headings(page: Path) -> None:
+    for file, anchor in re.findall(
+        r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")
+    ):
+        assert anchor in anchors(page.parent / file if file else page), f"{file}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
