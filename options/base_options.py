@@ -111,8 +111,8 @@ class DataOptions:
     )
     cache_compression: str = flag(
         "none",
-        "Keep prepared volumes in compressed chunks, clipped to --hu_window: a third of the space, "
-        "and some milliseconds more for each patch (needs the package blosc2).",
+        "Keep prepared volumes in compressed chunks, clipped to --hu_window: at most a third of "
+        "the space, and some milliseconds more for each patch (needs the package blosc2).",
         choices=("none", "blosc2"),
     )
     cache_gb: float = flag(
