@@ -31,6 +31,54 @@ from util.web.figures import (
     radiological_slice,
 )
 from util.web.results_page import ResultsPage
+from util.web.web_data import pack
+
+
+def open_large(tmp_path: Path, visit: Visit) -> Any:
+    """Open a page of one case of several bricks, its two pictures drawn."""
+    results = ResultsPage(tmp_path, "run", WINDOW)
+    hu = np.zeros((160, 150, 96), np.float32)
+    results.add_case("a", "", [], [Panel(title, "ct", hu, SPACING) for title in "AB"])
+    page = visit(results.save({}))
+    page.locator(".panel[data-state=ready]").nth(1).wait_for()
+    return page
+
+
+def test_bricks_not_used_for_long_leave_the_memory(tmp_path: Path, visit: Visit) -> None:
+    page = open_large(tmp_path, visit)
+    page.locator(".stage").first.hover()
+    half = pack(np.zeros((2**26 + 2**20, 1, 1), np.int16), 1.0)  # more than half of what is kept
+    page.evaluate(
+        "async (half) => { for (const n of [0, 1]) await Mask2CT.addBrick('old', n, half); }", half
+    )
+    there = "(name) => Mask2CT.voxels.areThere([name])"
+    assert page.evaluate(there, "old.0") and page.evaluate(there, "old.1")
+    page.evaluate("Mask2CT.viewers[0].move('axial', 95)")  # loads others
+    page.wait_for_function("!Mask2CT.voxels.areThere(['old.0'])")
+    assert page.evaluate(there, "old.1")  # the rest fits
+    page.wait_for_function("Mask2CT.viewers[0].panels.every((panel) => panel.drawn.index === 95)")
+
+
+def test_a_case_shown_twice_loads_what_both_places_show(tmp_path: Path, visit: Visit) -> None:
+    page = open_large(tmp_path, visit)
+    # The clearest case stands a second time below, at another place.
+    drawn = page.evaluate("""async () => {
+      const root = document.querySelector("[data-viewer]"), twin = root.cloneNode(true);
+      for (const stage of twin.querySelectorAll(".stage")) stage.replaceChildren();
+      root.after(twin);
+      const [one] = Mask2CT.viewers, other = Mask2CT.viewerOf(twin);
+      const pause = () => new Promise((resolve) => setTimeout(resolve, 20));
+      while (!other.panels.every((panel) => panel.drawn)) await pause();
+      one.at = [80, 140, 48];
+      other.at = [80, 10, 48];
+      // More bricks than are loaded at a time.
+      document.querySelector("button[data-value=coronal]").click();
+      one.move("coronal", 141); // while the other one waits for its bricks
+      const drawn = () => other.panels.every((panel) => panel.drawn.through === 1);
+      for (let k = 0; k < 250 && !drawn(); k++) await pause();
+      return drawn();
+    }""")
+    assert drawn
 
 
 def test_slices_that_fly_past_are_in_half_the_resolution(tmp_path: Path, visit: Visit) -> None:

@@ -212,9 +212,9 @@
       const before = this.at;
       this.at = bounded;
       this.showPosition();
-      voxels.forget(new Set(Object.keys(this.volumes).flatMap((key) => [key, key + COARSE])));
       clearTimeout(this.moving);
       this.moving = setTimeout(() => this.settle(before), SETTLE_MS);
+      voxels.forget(neededNames());
       this.redraw();
       if (this.coarse) this.loadAhead(before, (panel, at) => this.coarseSlice(panel, at));
       remember(this);
@@ -333,7 +333,7 @@
       panel.turn = turn; // only the newest call draws
       if (!voxels.areThere(names)) {
         voxels.load(names).then(
-          () => { if (panel.turn === turn) this.draw(panel); voxels.trim(neededNames); },
+          () => { if (panel.turn === turn) this.draw(panel); voxels.trim(neededNames()); },
           (error) => this.fail(panel, error.message),
         );
         return;
@@ -507,7 +507,7 @@
   /** Names of the bricks that the pictures on the screen need. */
   function neededNames() {
     const panels = viewers.flatMap((viewer) => viewer.panels.filter((panel) => panel.visible));
-    return new Set(panels.flatMap((panel) => panel.viewer.namesOf(panel)));
+    return new Set(panels.flatMap((panel) => panel.viewer.namesOf(panel, panel.viewer.drawnSlice(panel))));
   }
 
   const observer = new IntersectionObserver((entries) => {

@@ -134,9 +134,9 @@
     return Promise.all(promises);
   }
 
-  /** Forgets what these volumes waited for, because another slice is wanted now. */
-  function forget(keys) {
-    for (const name of waiting) if (keys.has(name.slice(0, name.lastIndexOf(".")))) waiting.delete(name);
+  /** Forgets the bricks that wait and are no longer `needed` (names), because another slice is wanted now. */
+  function forget(needed) {
+    for (const name of waiting) if (!needed.has(name)) waiting.delete(name);
   }
 
   /** Loads bricks when nothing else is waiting; those of an earlier call that have not begun are forgotten. */
