@@ -144,6 +144,7 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         PopulationMap("other noise", "", 1, np.where(np.isnan(array), array, 1)),
         PopulationMap("generated", "", 1, array - 860),
         PopulationMap("effect_sd", CONTRASTS[0].id, 1, np.abs(array)),
+        PopulationMap("share_below_950", CONTRASTS[2].id, 1, np.where(np.isnan(array), array, 2)),
     ]
     tests = tests_table(refits)
     spread = {"patients": 1, "patients_low": -4.0, "patients_high": -4.0}
@@ -163,7 +164,13 @@ def record(folder: Path, refits: bool) -> dict[str, Any]:
         "findings": [],
         "not_found": [sentence],
         "attributes": [
-            {"column": a.column, "kind": a.kind, "unit": a.unit, "status": "studied"}
+            {
+                "column": a.column,
+                "role": a.role,
+                "kind": a.kind,
+                "unit": a.unit,
+                "status": "studied",
+            }
             for a in (DIAGNOSIS, AGE)
         ],
         "contrasts": contrast_frame(CONTRASTS),

@@ -41,10 +41,17 @@ GZIP_LEVEL = 1  # once the bytes are in planes, a higher one takes longer and sa
 
 
 class VolumeEntry(TypedDict):
-    """A volume as the viewer knows it: its kind, and the step of its stored values."""
+    """A volume as the viewer knows it.
+
+    Attributes:
+        kind: What its values are.
+        step: Stored values are multiples of this.
+        unit: Unit of its values; "" for that of its kind.
+    """
 
     kind: Kind
     step: float
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,12 @@ def pack(array: NDArray[Any], step: float) -> str:
 
 
 def write_volume(
-    folder: Path, key: str, array: NDArray[Any], kind: Kind, step: float | None = None
+    folder: Path,
+    key: str,
+    array: NDArray[Any],
+    kind: Kind,
+    step: float | None = None,
+    unit: str = "",
 ) -> VolumeEntry:
     """Write `folder`/KEY.N.js for each brick of a volume; return the volume's entry.
 
@@ -164,13 +176,14 @@ def write_volume(
         array: The volume (X, Y, Z).
         kind: What its values are.
         step: Stored values are multiples of this; by default that of the kind.
+        unit: Unit of the values; by default that of the kind.
     """
     step = step or STEPS[kind]
     (folder / key).parent.mkdir(parents=True, exist_ok=True)
     _write_bricks(folder, key, array, step)
     if brick_shape(array.shape) != array.shape:
         _write_bricks(folder, f"{key}{COARSE}", halve(array, kind), step)
-    return {"kind": kind, "step": step}
+    return {"kind": kind, "step": step, "unit": unit}
 
 
 def _write_bricks(folder: Path, key: str, array: NDArray[Any], step: float) -> None:

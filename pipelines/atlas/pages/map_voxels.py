@@ -32,6 +32,7 @@ KINDS: Mapping[str, Kind] = {  # how the maps of atlas.json are coloured
     "generated": "ct",
     "real": "ct",
 }
+UNITS = {LOW_SHARE: "points", HIGH_SHARE: "points"}  # of maps that are not in HU
 BESIDE = {  # maps that may stand beside an effect, with their titles
     "permuted": "Chance: a permuted refit",
     "null": "Control: a column without effect",
@@ -66,7 +67,8 @@ def write_map_voxels(
     volumes = {}
     for row in table[table["kind"].isin(list(KINDS))].to_dict("records"):
         key = row["key"]
-        volumes[key] = write_volume(folder, key, maps[key], KINDS[row["kind"]])
+        unit = UNITS.get(row["kind"], "")
+        volumes[key] = write_volume(folder, key, maps[key], KINDS[row["kind"]], unit=unit)
     return volumes, PageGrid.around(lung_frame(table, maps), FRAME_MM)
 
 

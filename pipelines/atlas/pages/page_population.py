@@ -348,7 +348,7 @@ def _graphs(p: Population) -> None:
         for number, column in enumerate(dict.fromkeys(row["column"] for row in rows)):
             with page_parts.fold(column, open=number == 0):
                 of_column = [row for row in rows if row["column"] == column]
-                is_outcome = roles[column] == "outcome"
+                is_outcome = roles.get(column) == "outcome"
                 adjustment_graph(column, of_column, number, is_outcome=is_outcome)
 
 

@@ -456,9 +456,26 @@ def test_population_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     assert page.locator("[data-role=effect][data-plane=axial] .value").inner_text() == "+30.0 HU"
     page.mouse.click(box["x"] + 20, box["y"] + 20)
     assert page.evaluate("Mask2CT.viewers[0].at[0]") > 60  # the patient's right is on the left
+    beside = page.locator("[data-role=beside][data-plane=axial]")
+    page.select_option("#beside", "share_below_950")  # percentage points, no HU
+    page.mouse.move(box["x"] + 25, box["y"] + 20)
+    beside.locator(".value", has_text="+2.0 points").wait_for()
+    assert beside.locator(".high").inner_text() == f"+{limit:g} points"
     page.select_option("#beside", "generated")
     page.wait_for_timeout(300)
     assert page.locator("[data-role=beside] .bar").first.is_hidden()
+
+
+def test_an_enlarged_map_says_where_its_own_plane_is(atlas: Path, visit: Visit) -> None:
+    page = visit(atlas / "index.html")
+    page.locator("#maps").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-role=effect][data-plane=sagittal][data-state=ready]")
+    page.locator("[data-role=effect][data-plane=sagittal] .stage").hover()
+    page.keyboard.press("f")
+    page.keyboard.press("End")
+    at, count = page.evaluate("(([v]) => [v.at[0], v.grid.shape[0]])(Mask2CT.viewers)")
+    place = page.inner_text("dialog.enlarged output")
+    assert place.startswith(f"sagittal {at + 1} of {count} ")
 
 
 def test_the_graph_of_an_adjustment_stands_on_the_page(atlas: Path, visit: Visit) -> None:

@@ -300,9 +300,11 @@
     recall();
   }
 
-  /** Says where the slider is, above the enlarged picture, too. */
-  function showPlace(viewer, text) {
-    if (large.panel?.viewer === viewer) large.dialog.place.textContent = text;
+  /** Says above an enlarged picture of a viewer which slice it shows. */
+  function showPlace(viewer) {
+    if (large.panel?.viewer !== viewer) return;
+    const plane = viewer.plane(large.panel);
+    large.dialog.place.textContent = `${plane} ${viewer.placeIn(plane)}`;
   }
 
   Object.assign(Mask2CT, { bindStage, bindPage, enlarge, remember, showPlace });

@@ -32,14 +32,17 @@ window.Mask2CT = (() => {
     return withMinus(Number(text) === 0 ? (0).toFixed(digits) : value > 0 ? `+${text}` : text);
   }
 
-  /** The read-out of a stored value of a volume of this kind. */
-  function valueText({ kind, step }, stored) {
+  /** The unit of values of this kind; a volume may have its own. */
+  const unitOf = ({ kind, unit }) => unit || { score: "spreads", share: "%" }[kind] || config.unit || "HU";
+
+  /** The read-out of a stored value of a volume. */
+  function valueText(source, stored) {
+    const { kind, step } = source;
     if (stored === NO_VALUE) return config.no_value || "no lung";
     if (kind === "mask") return stored === 0 ? "background" : config.labels[stored]?.[1] || `label ${stored}`;
     const value = stored * step, digits = step < 1 ? 1 : 0;
-    if (kind === "score") return `${signed(value, digits)} spreads`;
-    if (kind === "share") return `${value.toFixed(digits)} %`;
-    return `${kind === "difference" ? signed(value, digits) : withMinus(value.toFixed(digits))} ${config.unit || "HU"}`;
+    const hasSign = kind === "difference" || kind === "score";
+    return `${hasSign ? signed(value, digits) : withMinus(value.toFixed(digits))} ${unitOf(source)}`;
   }
 
   // --- places ---------------------------------------------------------------------------------------------------------
@@ -215,6 +218,7 @@ window.Mask2CT = (() => {
   }
 
   return {
-    config, NO_VALUE, withMinus, signed, valueText, sliceGeometry, colourRange, paint, fineness, boundaries, drawOutlines,
+    config, NO_VALUE, withMinus, signed, unitOf, valueText, sliceGeometry, colourRange, paint, fineness, boundaries,
+    drawOutlines,
   };
 })();

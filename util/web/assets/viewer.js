@@ -11,7 +11,7 @@
 "use strict";
 (() => {
   const { config, NO_VALUE, withMinus, voxels, sliceGeometry, colourRange, paint, fineness, boundaries, drawOutlines } = Mask2CT;
-  const { valueText, bindStage, bindPage, enlarge, remember, showPlace } = Mask2CT;
+  const { unitOf, valueText, bindStage, bindPage, enlarge, remember, showPlace } = Mask2CT;
   const SETTLE_MS = 120; // pictures that only fly past are not loaded, or in half the resolution
   const AHEAD = 24; // slices ahead of the shown one that are loaded when there is time
   const MARGIN = "500px 0px"; // so far from the screen, cases are made and pictures drawn
@@ -284,13 +284,18 @@
       panel.ruler.textContent = `${length} mm`;
     }
 
+    /** The slice of a plane, in words. */
+    placeIn(plane) {
+      const axis = config.planes[plane][2], index = this.at[axis];
+      return `${index + 1} of ${this.grid.shape[axis]} · ${((index + 0.5) * this.grid.spacing[axis]).toFixed(0)} mm`;
+    }
+
     showPosition() {
-      const axis = config.planes[this.plane()][2], index = this.at[axis], count = this.grid.shape[axis];
-      const text = `${index + 1} of ${count} · ${((index + 0.5) * this.grid.spacing[axis]).toFixed(0)} mm`;
-      showPlace(this, `${this.plane()} ${text}`);
+      showPlace(this);
       if (!this.slider) return;
-      this.slider.max = count - 1;
-      this.slider.value = index;
+      const axis = config.planes[this.plane()][2], text = this.placeIn(this.plane());
+      this.slider.max = this.grid.shape[axis] - 1;
+      this.slider.value = this.at[axis];
       this.slider.setAttribute("aria-valuetext", text);
       this.position.textContent = text;
     }
@@ -442,7 +447,7 @@
         panel.bar = makeBar();
         panel.value.before(panel.bar);
       }
-      const [low, high] = range, unit = { score: "spreads", share: "%" }[panel.kind] || config.unit || "HU";
+      const [low, high] = range, unit = unitOf({ kind: panel.kind, unit: this.volumes[panel.layers[0]]?.unit });
       const { below, above } = panel.beyond || {};
       panel.bar.querySelector(".low").textContent = `${below ? "≤ " : ""}${withMinus(low)}`;
       panel.bar.querySelector(".high").textContent = `${above ? "≥ " : ""}${low < 0 ? "+" : ""}${high} ${unit}`;
