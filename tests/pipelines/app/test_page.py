@@ -207,7 +207,7 @@ def test_a_quiz_is_played(page: Any, address: str) -> None:
     frame.locator(".panel[data-state=ready]").nth(1).wait_for()
     assert "Never smoker" not in frame.locator("body").inner_text()
     frame.locator(".panel .stage").nth(1).click(position={"x": 120, "y": 120})
-    frame.locator(".pin").wait_for()
+    frame.locator(".pin").nth(1).wait_for()
     assert frame.locator("dialog[open]").count() == 0  # the click marks, it does not enlarge
     page.locator("#quiz-choice label", has_text=SMOKING).click()
     page.click("#quiz-answer")

@@ -170,6 +170,35 @@ def test_drag_and_keys_set_the_window(tmp_path: Path, visit: Visit) -> None:
     assert page.get_attribute("button[data-value=bone]", "aria-pressed") == "true"
 
 
+def test_a_place_is_picked_by_clicks_alone_and_its_mark_stays_there(
+    tmp_path: Path, visit: Visit
+) -> None:
+    page = open_case(tmp_path, visit)
+    page.evaluate("""() => {
+      const [viewer] = Mask2CT.viewers;
+      viewer.onPick = (voxel) => { viewer.pinned = voxel; };
+    }""")
+    stage = page.locator(".stage").nth(1)
+    box = stage.bounding_box()
+    stage.click(position={"x": (6 + 0.5) / SHAPE[0] * box["width"], "y": box["height"] / 2})
+    assert page.locator("dialog.enlarged").count() == 0
+    picked = viewer_state(page, "v.pinned")
+    assert picked[0] == SHAPE[0] - 1 - 6 and picked[2] == viewer_state(page, "v.at[2]")
+    page.mouse.down()  # a drag sets the window, which is no choice of a place
+    page.mouse.move(box["x"] + 10, box["y"] + 10)
+    page.mouse.up()
+    assert viewer_state(page, "[v.pinned, view.window]") == [picked, "own"]
+    pins = page.locator(".pin:visible")
+    assert pins.count() == 3  # one in each picture
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function("Mask2CT.viewers[0].panels.every(({ pin }) => pin.hidden)")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("Mask2CT.viewers[0].panels.every(({ pin }) => !pin.hidden)")
+    stage.locator(".enlarge").click()
+    assert page.locator("dialog.enlarged[open]").count() == 1
+    assert viewer_state(page, "v.pinned") == picked
+
+
 def test_zoom_pan_and_the_scale(tmp_path: Path, visit: Visit) -> None:
     page = open_case(tmp_path, visit)
     stage = page.locator(".stage").nth(1)
@@ -217,6 +246,24 @@ def test_click_enlarges_and_escape_goes_back(tmp_path: Path, visit: Visit) -> No
     page.wait_for_function("!document.querySelector('dialog.help')")
 
 
+def test_digits_choose_a_picture_of_the_same_row(tmp_path: Path, visit: Visit) -> None:
+    v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
+    panels = [Panel("Generated", "ct", v["hu"], SPACING, role="generated")]
+    for attribute in ("AGE", "SEX"):
+        values = (f"{attribute} a", f"{attribute} b")
+        words = {"attribute": attribute, "spacing": SPACING}
+        panels += [Panel(n, "ct", v["hu"], values=(n,), **words) for n in values]
+    results.add_case("a", "", [], panels)
+    page = visit(results.save({}))
+    page.locator(".panel[data-state=ready]").nth(5).wait_for()
+    row = page.locator(".together").nth(1)
+    titles = row.locator(".title").all_inner_texts()
+    row.locator(".stage").nth(1).click()
+    for number in (3, 1, 2):
+        page.keyboard.press(str(number))
+        assert page.inner_text("dialog.enlarged .title") == titles[number - 1]
+
+
 def test_address_holds_the_view(tmp_path: Path, visit: Visit) -> None:
     page = open_case(tmp_path, visit)
     press(page, "coronal")
@@ -232,6 +279,31 @@ def test_address_holds_the_view(tmp_path: Path, visit: Visit) -> None:
         tmp_path, visit, "plane=x&window=a,b&limit=-1&case=case-0001-a&at=1,<b>,9e9"
     )
     assert viewer_state(damaged, "[view.plane, view.window]") == ["axial", "lung"]
+
+
+def test_address_follows_the_keys(tmp_path: Path, visit: Visit) -> None:
+    page = open_case(tmp_path, visit)
+    page.keyboard.press("d")
+    page.wait_for_function("location.hash.includes('overlay=0.8')")
+    page.fill("#opacity", "50")
+    page.wait_for_function("location.hash.includes('overlay=0.5')")
+    page.evaluate("location.hash = 'plane=axial&limit=50&overlay=0.4'")
+    page.wait_for_function("Mask2CT.view.limit === 50 && Mask2CT.view.overlay === 0.4")
+    page.evaluate("location.hash = 'plane=axial&limit=0'")
+    page.wait_for_function("Mask2CT.view.limit === 0 && Mask2CT.view.overlay === 0")
+    assert page.input_value("#limit") == "0" and not page.is_checked("#overlay")
+
+
+def test_no_picture_is_cut_off_on_paper(tmp_path: Path, visit: Visit) -> None:
+    page = open_case(tmp_path, visit)
+    width = 640
+    page.set_viewport_size({"width": width, "height": 900})
+    right = """Math.max(
+      ...[...document.querySelectorAll(".stage")].map((s) => s.getBoundingClientRect().right)
+    )"""
+    assert page.evaluate(right) > width  # on the screen, the row is scrolled
+    page.emulate_media(media="print")
+    assert page.evaluate(right) <= width
 
 
 def test_outlines_of_the_mask_in_every_picture(tmp_path: Path, visit: Visit) -> None:

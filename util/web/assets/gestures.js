@@ -150,7 +150,9 @@
     });
     stage.addEventListener("click", (event) => {
       if (moved) return;
-      if (viewer.isCrossed(panel)) viewer.go(viewer.pick(panel, event) || viewer.at);
+      const voxel = viewer.pick(panel, event);
+      if (viewer.onPick) viewer.onPick(voxel);
+      else if (viewer.isCrossed(panel)) viewer.go(voxel || viewer.at);
       else enlarge(panel);
     });
     stage.addEventListener("wheel", (event) => {
@@ -247,8 +249,9 @@
       event.preventDefault();
       panelKeys[name](panel);
     } else if (large.panel && name >= "1" && name <= "9") {
-      const next = large.panel.viewer.panels.filter(({ main }) => !main)[Number(name) - 1];
-      if (next && next !== large.panel) enlarge(next);
+      const figure = large.gap.parentElement.querySelectorAll(":scope > .panel")[Number(name) - 1];
+      const next = large.panel.viewer.panels.find((panel) => !panel.main && panel.figure === figure);
+      if (next) enlarge(next);
     } else {
       pageKeys[name]?.();
     }

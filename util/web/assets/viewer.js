@@ -49,14 +49,15 @@
       each.setAttribute("role", "img");
       each.setAttribute("aria-label", panel.figure.querySelector(".title").textContent);
     }
-    const lines = canvas("lines"), cross = element("i", "cross"), ruler = element("span", "ruler");
+    const lines = canvas("lines"), ruler = element("span", "ruler");
+    const [cross, pin] = ["cross", "pin"].map((name) => element("i", name, { hidden: true }));
     const edges = ["left", "right", "up", "down"].map((name) => element("span", `edge ${name}`));
     const hairs = ["across", "down"].map((name) => element("i", `hair ${name}`));
     const button = element("button", "enlarge", { type: "button", title: "Enlarge (F)", textContent: "⤢" });
     button.setAttribute("aria-label", "Enlarge");
     lines.setAttribute("aria-hidden", "true");
-    stage.replaceChildren(...canvases, lines, ...edges, cross, ...hairs, ruler, button);
-    return { stage, canvases, lines, edges, cross, hairs, ruler, button };
+    stage.replaceChildren(...canvases, lines, ...edges, cross, pin, ...hairs, ruler, button);
+    return { stage, canvases, lines, edges, cross, pin, hairs, ruler, button };
   }
 
   function makeBar() {
@@ -72,6 +73,8 @@
       this.root = root;
       this.at = [...this.grid.start]; // the voxel through which all planes go
       this.cursor = null; // the voxel under the pointer
+      this.pinned = null; // a voxel that stays marked
+      this.onPick = null; // what a click on a voxel does, in place of enlarging or moving the planes
       this.zooms = {}; // by plane: scale, and the place of the left upper corner as a share of the picture's frame
       this.cache = new Map(); // values and lines of the slices shown, by key and axis through them
       this.timer = 0;
@@ -460,21 +463,21 @@
       if (this.placeOutput) this.placeOutput.textContent = this.placeText();
     }
 
-    /** Rings the pointer's place in a panel that shows its slice. */
-    markPlace(panel) {
-      const { cursor } = this, slice = this.slice(panel), { scale, x, y } = this.zoomOf(panel);
-      const there = cursor && panel.sources && cursor[slice.through] === this.at[slice.through];
-      panel.stage.classList.toggle("pointed", Boolean(there));
-      if (!there) return;
-      panel.cross.style.left = `${(((slice.width - 0.5 - cursor[slice.across]) / slice.width) * scale + x) * 100}%`;
-      panel.cross.style.top = `${(((slice.height - 0.5 - cursor[slice.down]) / slice.height) * scale + y) * 100}%`;
+    /** Puts a mark on a voxel of a panel that shows its slice; hides it in others. */
+    mark(panel, mark, at) {
+      const slice = this.slice(panel), { scale, x, y } = this.zoomOf(panel);
+      mark.hidden = !at || !panel.sources || at[slice.through] !== this.at[slice.through];
+      if (mark.hidden) return;
+      mark.style.left = `${(((slice.width - 0.5 - at[slice.across]) / slice.width) * scale + x) * 100}%`;
+      mark.style.top = `${(((slice.height - 0.5 - at[slice.down]) / slice.height) * scale + y) * 100}%`;
     }
 
     /** Shows the pointer's place, and the value of its voxel in every panel. */
     read(panel) {
-      this.markPlace(panel);
+      if (!panel.canvases.length) return; // not yet on the screen
+      this.mark(panel, panel.cross, this.cursor);
+      this.mark(panel, panel.pin, this.pinned);
       if (panel.main) return; // one read-out for all its planes
-      if (!panel.value) return; // not yet on the screen
       const { cursor } = this, mark = panel.bar?.querySelector("b");
       panel.value.textContent = "";
       if (mark) mark.hidden = true;
@@ -588,17 +591,16 @@
     if (name === "hairs") view.hairs = !view.hairs;
     else if (box(name)) box(name).checked = !box(name).checked;
     readBoxes();
+    remember();
   }
 
   /** Shows what an address asks for, as far as the page has it. */
   function apply(wanted) {
     if (wanted.plane in config.planes || wanted.plane === "three") choose("plane", wanted.plane);
     if (wanted.window) choose("window", wanted.window);
-    if (wanted.limit) view.limit = wanted.limit;
-    if (box("overlay") && wanted.overlay) {
-      box("overlay").checked = true;
-      box("opacity").value = wanted.overlay * 100;
-    }
+    view.limit = wanted.limit || config.limit;
+    if (box("overlay")) box("overlay").checked = wanted.overlay > 0;
+    if (box("overlay") && wanted.overlay) box("opacity").value = wanted.overlay * 100;
     readBoxes();
   }
 
@@ -610,7 +612,7 @@
     }
     onChange("limit", (select) => { view.limit = Number(select.value); update(); remember(); });
     for (const name of ["lines", "overlay"]) onChange(name, () => { readBoxes(); remember(); });
-    box("opacity")?.addEventListener("input", readBoxes);
+    box("opacity")?.addEventListener("input", () => { readBoxes(); remember(); });
     onChange("smooth", (smooth) => document.body.classList.toggle("sharp", !smooth.checked));
     for (const name of ["diverging", "sequential"]) {
       document.body.style.setProperty(`--${name}`, `linear-gradient(90deg, ${config[name].join(", ")})`);
