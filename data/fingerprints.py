@@ -43,7 +43,7 @@ def data_record(
         cache: Folder that stores digests of files, so that an unchanged file is read once.
 
     Returns:
-        Plain values: `files` and `rows` by case.
+        Plain values: `files`, `rows` and `texts` by case.
     """
     store = FactStore(cache / CHECKS_FILE if cache else None)
     digest_files = partial(file_digests, store=store)
@@ -55,7 +55,12 @@ def data_record(
     for case in cases:
         cells = {column: case.row.get(column, "").strip() for column in columns}
         rows[case.id] = json_digest([cells, prompts[case.id].texts if has_prompts else []])
-    return {"files": {case.id: d for case, d in zip(cases, files, strict=True)}, "rows": rows}
+    return {
+        "files": {case.id: d for case, d in zip(cases, files, strict=True)},
+        "rows": rows,
+        # A template's file may be edited, so that the same rows have other words.
+        "texts": {case.id: json_digest(prompts[case.id].texts) for case in cases},
+    }
 
 
 def file_digests(case: Case, store: FactStore) -> dict[str, str]:
@@ -102,6 +107,14 @@ def data_changes(before: DataRecord, now: DataRecord) -> list[str]:
     changed = [case for case in rows if case in now["rows"] and rows[case] != now["rows"][case]]
     if changed:
         changes.append(f"table rows or prompts of {format_list(changed)}")
+    texts = before.get("texts", {})
+    reworded = [
+        case
+        for case in texts
+        if case in now["texts"] and case not in changed and texts[case] != now["texts"][case]
+    ]
+    if reworded:
+        changes.append(f"the words of the rows of {format_list(reworded)} (template)")
     return changes
 
 

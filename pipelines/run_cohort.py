@@ -104,7 +104,7 @@ def warn_changed_data(
         ids = {case.id for case in cohort.cases}
         record = {
             name: {case: digest for case, digest in record.get(name, {}).items() if case in ids}
-            for name in ("files", "rows")
+            for name in ("files", "rows", "texts")
         } | {"options": record.get("options", {})}
     if changes := changed_data(folder, options, cohort, record):
         log.warning(
@@ -138,7 +138,7 @@ def changed_data(
     prompts = cohort_prompts(cohort, template)
     now = data_record(cohort, cases, template, prompts, cache if cache.is_dir() else None)
     if record.get("options", {}).get("permute"):
-        now = {**now, "rows": {}}
+        now = {**now, "rows": {}, "texts": {}}
     return data_changes(record, now)
 
 

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from data.fingerprints import data_changes, data_record
+from data.load_cohort import load_cohort
+from data.text.prompts import cohort_prompts, load_template
+from options.base_options import DataOptions
 from options.parser import from_dict
 from options.train_options import TrainOptions
 from pipelines.run_cohort import load_run_cohort
@@ -129,6 +133,24 @@ def test_every_script_names_what_changed(
     assert f"scans of {case}; table rows or prompts of {case}" in warnings_of(run.cohort)
     copy = Path(shutil.copytree(run.cohort, tmp_path / "copy"))
     assert f"scans of {case}" in warnings_of(copy)
+
+
+def test_other_words_of_the_same_rows_are_a_change(cohort_copy: Path, tmp_path: Path) -> None:
+    """The file of a template may be edited between two parts of a training."""
+    cohort = load_cohort(DataOptions(dataroot=str(cohort_copy)))
+    case = next(case for case in cohort.cases if case.row["AGE"])
+    file = tmp_path / "own.yaml"
+    records = []
+    for wording in ("Patient age: {value}.", "Patient age: {value}.", "Aged {value}."):
+        file.write_text(f'columns: {{AGE: {{kind: number, phrase: "{wording}"}}}}')
+        template = load_template(str(file), cohort.columns)
+        prompts = cohort_prompts(cohort, template)
+        records.append(data_record(cohort, [case], template, prompts, None))
+    first, same, other = records
+    assert data_changes(first, same) == []
+    assert data_changes(first, other) == [f"the words of the rows of {case.id} (template)"]
+    older = {name: first[name] for name in ("files", "rows")}
+    assert data_changes(older, other) == []
 
 
 def test_a_moved_cohort_is_no_change(run: TrainedRun, tmp_path: Path) -> None:
