@@ -93,5 +93,24 @@ def result_panel(results: Path, row: dict[str, str]) -> Panel:
     return _panel(volume, "ct", title)
 
 
+def join_panels(
+    beside: Sequence[Panel], volumes: Sequence[Panel], case: str, dataroot: str
+) -> list[Panel]:
+    """Return what a cohort has of a case, then its volumes in the results.
+
+    Raises:
+        UserError: They lie on different grids, so that no slice is one of both.
+    """
+    shape = volumes[0].array.shape
+    for panel in beside:
+        if panel.array.shape != shape:
+            raise UserError(
+                f"--dataroot {dataroot}: the {panel.title} of case {case} has the shape "
+                f"{panel.array.shape}, its volumes in the results have {shape}. Give the cohort "
+                "that the results were made from, or leave --dataroot out."
+            )
+    return [*beside, *volumes]
+
+
 def _panel(volume: Volume, kind: str, title: str) -> Panel:
     return Panel(title, kind, volume.array, volume.spacing)  # type: ignore[arg-type]

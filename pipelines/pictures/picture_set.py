@@ -19,6 +19,7 @@ from pipelines.pictures.panels import (
     case_rows,
     cohort_panels,
     drawn_columns,
+    join_panels,
     read_results,
     result_panel,
 )
@@ -36,8 +37,8 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
     """Draw the pictures of cases and attributes; return the files and folders.
 
     Raises:
-        UserError: The folder holds no results, or not of this case or attribute, or ffmpeg is
-            missing.
+        UserError: The folder holds no results, or not of this case or attribute, the cohort lies on
+            another grid, or ffmpeg is missing.
     """
     results = Path(options.RESULTS)
     rows = read_results(results)
@@ -64,7 +65,8 @@ def draw_picture_set(options: PictureSetOptions) -> list[Path]:
             ]
             stem = Path(options.out) / names[_plain_name(case, column)]
             heading = f"{case} · {column}" if column else case
-            pictures = _PictureSet(heading, [*beside, *panels], labels, data)
+            panels = join_panels(beside, panels, case, options.dataroot)
+            pictures = _PictureSet(heading, panels, labels, data)
             written += _draw(options, formats, stem, pictures)
     return written
 
@@ -108,7 +110,7 @@ class _PictureSet:
 
     Attributes:
         heading: Text at the top.
-        panels: The volumes, with mask and real scan where they are known.
+        panels: The volumes, with mask and real scan where they are known, on one grid.
         labels: Mask labels whose slices are shown.
         data: How the run reads scans.
     """
@@ -120,19 +122,17 @@ class _PictureSet:
 
     @property
     def shown(self) -> list[Panel]:
-        """The volumes but the mask, on one grid."""
-        panels = [_short(panel) for panel in self.panels if panel.kind != "mask"]
-        return [panel for panel in panels if panel.array.shape == panels[0].array.shape]
+        """The volumes but the mask."""
+        return [_short(panel) for panel in self.panels if panel.kind != "mask"]
 
     @property
     def content(self) -> np.ndarray:
         """Where the labels are; the whole mask where it has none, everything without a mask."""
-        shape = self.shown[0].array.shape
         for mask in [panel for panel in self.panels if panel.kind == "mask"]:
             for content in (np.isin(mask.array, self.labels), mask.array > 0):
-                if mask.array.shape == shape and content.any():
+                if content.any():
                     return content
-        return np.ones(shape, bool)
+        return np.ones(self.panels[0].array.shape, bool)
 
     def sheet(self, plane: str, limit: float, heading: str = "", **words: Any) -> SliceSheet:
         """Return the volumes side by side."""

@@ -90,3 +90,18 @@ def test_pictures_that_cannot_be(results: Path, tmp_path: Path) -> None:
         "SMOKING",
     )
     refused(command("scripts/make_pictures.py", results, "--case", "x"), "--case 'x' is not in")
+
+
+@pytest.mark.parametrize("script", ["make_picture.py", "make_pictures.py"])
+def test_a_cohort_on_another_grid_is_refused(results: Path, tmp_path: Path, script: str) -> None:
+    """Else the scan alone would be drawn, without the volumes."""
+    for folder in ("img", "gtlung"):
+        path = tmp_path / "cohort" / folder / "c.nii.gz"
+        finer = np.asarray(nib.load(path).dataobj).repeat(2, 0)
+        nib.save(nib.Nifti1Image(finer, np.diag([1.0, 2.0, 3.0, 1.0])), path)
+    words = (results, "--dataroot", tmp_path / "cohort", "--out", tmp_path / "out.png")
+    refused(
+        command(f"scripts/{script}", *words),
+        "of case c has the shape (40, 16, 12), its volumes in the results have (20, 16, 12)",
+        "leave --dataroot out",
+    )
