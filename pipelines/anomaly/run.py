@@ -173,7 +173,7 @@ class ExpectationModel:
         with np.load(path, allow_pickle=False) as cached:
             mean = cached["mean"]
             sd = cached["sd"]
-        lungs = np.isin(sample.labels, self.data.lung_labels)
+        lungs = np.isin(sample.labels, self.data.whole_lung_labels)
         if not lungs.any():
             raise UserError(
                 f"{case.mask} holds no lung (labels {self.data.lung_labels}), so nothing can be "
@@ -256,10 +256,9 @@ def find_domain_shift(
     if own is not clean or not command.scans.clean:
         reference, name = own.cohort.split("train"), "training scans of the run"
     step = max(1, -(-len(reference) // MAX_REFERENCE_SCANS))
-    known = [scan_properties(own.sample(case), data.lung_labels) for case in reference[::step]]
-    searched = {
-        case.id: scan_properties(expectation.sample(case), data.lung_labels) for case in cases
-    }
+    lungs = data.whole_lung_labels
+    known = [scan_properties(own.sample(case), lungs) for case in reference[::step]]
+    searched = {case.id: scan_properties(expectation.sample(case), lungs) for case in cases}
     shift = DomainShift.from_properties(searched, known, name)
     if not shift.limits:
         log.warning(

@@ -62,7 +62,7 @@ class CaseEditor:
         file = f"{planned.id}.nii.gz"
         write_like(out / IMAGES / file, scan, source.mask, np.int16, LUNG, about)
         write_like(out / MASKS / file, labels, source.mask, np.uint8)
-        inside = np.isin(labels, self.run.options.data.lung_labels)
+        inside = np.isin(labels, self.run.options.data.whole_lung_labels)
         in_lungs = change[inside] if inside.any() else change
         changes = [[column, *values] for column, values in planned.changes.items()]
         return {

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from data.volumes import load_volume
+from options.anomaly_options import AnomalyCommand
 from options.evaluate_options import EvaluateOptions
 from options.parser import parse
+from pipelines.anomaly.run import ExpectationModel, open_runs
 from pipelines.evaluation.inputs import data_options
 from pipelines.evaluation.volume_measurer import ComparisonGrid
 from tests.commands import TINY, command, refused
@@ -89,6 +91,11 @@ def test_an_inserted_lesion_has_effects_of_its_own(cohort_copy: Path, tmp_path: 
     grid = ComparisonGrid(4.0, (9.0, 9.0, 9.0), (-1000, 400), 2, lesion_labels=data.lesion_labels)
     labels = grid.load_labels(out, load_volume(out))
     assert set(np.unique(labels)) == {0, 1, 2, 3} and np.isin(labels, (1, 2)).sum() == lungs
+    search = parse(AnomalyCommand, "", [*map(str, words), "--samples", "2", "--gpu_ids", "-1"])
+    expectation = ExpectationModel(search, open_runs(search), str(cohort_copy), tmp_path)
+    case = next(c for c in expectation.cohort.cases if 6 in load_volume(c.mask).array)
+    judged = np.isin(load_volume(case.mask).array, (1, 2, 6))
+    assert np.array_equal(expectation(case).lungs, judged)
     refused(
         command("train.py", *words, *TINY, "--overwrite", "--lesion_labels", "1"),
         "--lesion_labels holds 1",
