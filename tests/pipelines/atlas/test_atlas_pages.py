@@ -366,6 +366,30 @@ def test_case_page_in_a_browser(atlas: Path, visit: Visit) -> None:
     assert page.is_visible("#same") and "both lungs\t0.0" in page.inner_text("#regions")
 
 
+def test_another_attribute_is_shown_in_all_three_planes(atlas: Path, visit: Visit) -> None:
+    page = visit(case_page(atlas))
+    page.wait_for_selector("[data-role=difference][data-state=ready]")
+    page.click("button[data-value=three]")
+    page.wait_for_function(
+        "document.querySelectorAll('[data-role=difference] .stage').length === 3"
+    )
+    press(page, "attributes", "AGE")
+    press(page, "from", "45 years")
+    press(page, "to", "80 years")
+    planes = """Mask2CT.viewers[0].panels.filter(({ role }) => role === "difference")"""
+    layers = page.evaluate(f"{planes}.map(({{ layers }}) => layers)")
+    assert len(layers) == 3 and layers == [layers[0]] * 3
+    # Age changes all of the lungs by -20 HU, the diagnosis some of it by 50.
+    shown = page.wait_for_function(f"""() => {{
+      const values = {planes}.map(({{ sources }}) => sources && [...new Set(sources[0].values)]);
+      return values.every(Boolean) && values;
+    }}""")
+    assert all(set(values) == {0, -20} for values in shown.json_value())
+    names = page.locator("[data-role=difference] canvas.voxels")
+    title = page.inner_text("[data-role=difference] .title")
+    assert [names.nth(k).get_attribute("aria-label") for k in range(3)] == [title] * 3
+
+
 def test_values_and_lines_on_a_case_page(atlas: Path, visit: Visit) -> None:
     page = visit(case_page(atlas))
     page.wait_for_selector("[data-role=difference][data-state=ready]")

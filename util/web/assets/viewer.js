@@ -41,14 +41,19 @@
   }
 
   // --- one viewer -----------------------------------------------------------------------------------------------------
+  /** Names the pictures of a panel for readers who do not see them. */
+  function nameCanvases({ figure, canvases }) {
+    for (const each of canvases) {
+      each.setAttribute("role", "img");
+      each.setAttribute("aria-label", figure.querySelector(".title").textContent);
+    }
+  }
+
   /** Fills the frame of a picture; returns its parts. */
   function makePicture(stage, panel) {
     const canvas = (name) => element("canvas", name);
     const canvases = (panel.kind === "wipe" ? ["before", "after"] : ["only"]).map((name) => canvas(`voxels ${name}`));
-    for (const each of canvases) {
-      each.setAttribute("role", "img");
-      each.setAttribute("aria-label", panel.figure.querySelector(".title").textContent);
-    }
+    nameCanvases({ ...panel, canvases });
     const lines = canvas("lines"), ruler = element("span", "ruler");
     const [cross, pin] = ["cross", "pin"].map((name) => element("i", name, { hidden: true }));
     const edges = ["left", "right", "up", "down"].map((name) => element("span", `edge ${name}`));
@@ -304,13 +309,16 @@
     }
 
     // Drawing ...........................................................................................................
-    /** Shows other layers in a panel; `change` may hold `title`, `kind` and `zones`, too. */
+    /** Shows other layers in a panel, in all its planes; `change` may hold `title`, `kind` and `zones`, too. */
     show(panel, layers, change = {}) {
-      Object.assign(panel, { layers, sources: null }, change);
       if ("title" in change) panel.figure.querySelector(".title").textContent = change.title;
-      if ("kind" in change && !panel.main) panel.figure.className = `panel ${panel.kind}`;
-      this.showBar(panel);
-      this.draw(panel);
+      if ("kind" in change) panel.figure.className = `panel ${change.kind}`;
+      for (const each of this.panels.filter((one) => one === panel || one.main === panel)) {
+        Object.assign(each, { layers, sources: null }, change);
+        nameCanvases(each);
+        this.showBar(each);
+        this.draw(each);
+      }
     }
 
     redraw() {
