@@ -250,9 +250,8 @@ def test_digits_choose_a_picture_of_the_same_row(tmp_path: Path, visit: Visit) -
     v, results = volumes(), ResultsPage(tmp_path, "run", WINDOW)
     panels = [Panel("Generated", "ct", v["hu"], SPACING, role="generated")]
     for attribute in ("AGE", "SEX"):
-        values = (f"{attribute} a", f"{attribute} b")
-        words = {"attribute": attribute, "spacing": SPACING}
-        panels += [Panel(n, "ct", v["hu"], values=(n,), **words) for n in values]
+        for name in (f"{attribute} a", f"{attribute} b"):
+            panels.append(Panel(name, "ct", v["hu"], SPACING, values=(name,), attribute=attribute))
     results.add_case("a", "", [], panels)
     page = visit(results.save({}))
     page.locator(".panel[data-state=ready]").nth(5).wait_for()
