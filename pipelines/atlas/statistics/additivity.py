@@ -18,14 +18,12 @@ from statsmodels.stats.multitest import multipletests
 from pipelines.atlas.statistics.adjustment import Roles
 from pipelines.atlas.statistics.contrasts import AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import PooledEstimate, is_number_column
+from pipelines.atlas.statistics.least_squares import ALL, RobustFit
 from pipelines.atlas.statistics.regression import (
     MAIN_PLACE,
     AttributeTables,
     Design,
     RealScans,
-    combine_terms,
-    degrees_of_freedom,
-    wald_p,
 )
 
 SPLINE_DF = 4  # a natural cubic spline: constant, line, and two terms of curvature
@@ -115,35 +113,35 @@ class _AttributeModel:
         column = self.attribute.column
         self.covariates = self.scans.covariates_known(roles.direct(column))
         self.designs = tables.designs(self.covariates, volume=True).designs
-        self.measured = self.scans.outcomes[MAIN_PLACE]
+        self.measured = self.scans.outcomes[[MAIN_PLACE]]
 
-    def _fits(self, extra: Sequence[Array]) -> list[Any] | None:
+    def _fits(self, extra: Sequence[Array]) -> list[RobustFit] | None:
         """Fit each table's regression with more columns; None where cases are too few."""
         fits = []
         for design, columns in zip(self.designs, extra, strict=True):
             wider = Design(
                 np.hstack([design.x, columns]), design.cases, design.terms, design.attribute
             )
-            fit = wider.fit(self.measured, self.scans.patient)
+            fit = wider.fit(self.measured, self.scans.patient, ALL)[0]
             if fit is None:
                 return None
-            errors = fit.bse[1 : 1 + len(design.terms)], fit.bse[-columns.shape[1] :]
+            errors = fit.errors[design.own_terms], fit.errors[-columns.shape[1] :]
             if not np.isfinite(np.concatenate(errors)).all():
                 return None
             fits.append(fit)
         return fits
 
-    def _test(self, extra: Sequence[Array]) -> tuple[list[Any] | None, Row]:
+    def _test(self, extra: Sequence[Array]) -> tuple[list[RobustFit] | None, Row]:
         """Return the fits with more columns, and a joint test of these."""
         fits = self._fits(extra)
         cases = {"cases": len(self.tables.terms)}
         if fits is None:
             return None, cases | {"reason": "too few cases for so many terms"}
         values = [
-            wald_p(fit, slice(-columns.shape[1], None))
+            fit.wald_p(slice(-columns.shape[1], None))
             for fit, columns in zip(fits, extra, strict=True)
         ]
-        return fits, {"cases": int(fits[0].nobs), "p": float(np.median(values))}
+        return fits, {"cases": fits[0].cases, "p": float(np.median(values))}
 
     def _curvature(self) -> tuple[Array, Array] | None:
         """Return the curvature terms of the cases, and of the attribute's values shown.
@@ -187,15 +185,15 @@ class _AttributeModel:
         for number, value in enumerate(self.attribute.values[1:], 1):
             changes = []
             for fit in fits:
-                weights = np.zeros(len(fit.params))
+                weights = np.zeros(len(fit.values))
                 weights[1] = shown[number] - shown[0]
                 weights[-at_cases.shape[1] :] = at_values[number] - at_values[0]
-                changes.append(combine_terms(fit, weights))
+                changes.append(fit.combine(weights))
             values, errors = zip(*changes, strict=True)
-            pooled = PooledEstimate.from_tables(values, errors, degrees_of_freedom(fits[0]))
+            pooled = PooledEstimate.from_tables(values, errors, fits[0].df)
             low, high = pooled.interval()
             bounds = {"real": pooled.value, "low": low, "high": high}
-            rows.append({"value": value, "cases": int(fits[0].nobs), **bounds})
+            rows.append({"value": value, "cases": fits[0].cases, **bounds})
         return rows
 
     def test_interaction(self, other: str, contrasts: Sequence[Contrast]) -> Row:
@@ -235,7 +233,7 @@ class _AttributeModel:
     def _at_two_values(
         self,
         other: str,
-        fits: Sequence[Any],
+        fits: Sequence[RobustFit],
         blocks: Sequence[Array],
         contrasts: Sequence[Contrast],
     ) -> Row:
@@ -256,8 +254,8 @@ class _AttributeModel:
             for point in points:
                 changes = []
                 for fit, place in zip(fits, point, strict=True):
-                    products = fit.params[-count * width :].reshape(count, width)[index]
-                    changes.append(scale * (fit.params[1 + index] + products @ place))
+                    products = fit.values[-count * width :].reshape(count, width)[index]
+                    changes.append(scale * (fit.values[1 + index] + products @ place))
                 effects.append(float(np.mean(changes)))
             difference = abs(effects[1] - effects[0])
             if not best or difference > abs(best["effect_second"] - best["effect_first"]):

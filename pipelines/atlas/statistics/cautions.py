@@ -19,12 +19,12 @@ from pipelines.atlas.statistics.associations import (
 from pipelines.atlas.statistics.contrasts import LATER_ROLES, WORDING, AtlasAttribute, Contrast
 from pipelines.atlas.statistics.imputation import MIN_LEVEL_CASES, is_number_column
 from pipelines.atlas.statistics.intervals import MAX_PERMUTED_P, MIN_PERMUTED, MIN_REFITS
+from pipelines.atlas.statistics.least_squares import ALL
 from pipelines.atlas.statistics.outcomes import MEAN, MEAN_WITHOUT_VESSELS, OUTCOMES
 from pipelines.atlas.statistics.regression import (
     INSEPARABLE,
     AttributeTables,
     RealScans,
-    wald_p,
 )
 from pipelines.atlas.statistics.sensitivity import sensitivity_ranges
 from pipelines.atlas.statistics.sentences import region_place
@@ -409,13 +409,13 @@ def mask_cautions(
 def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> Caution | None:
     covariates = scans.covariates_known(roles.total(attribute.column))
     design = AttributeTables.from_scans(scans, attribute).designs(covariates).designs[0]
-    fit = design.fit(scans.log_volume, scans.patient) if design.terms else None
+    fit = design.fit(scans.log_volume.to_frame(), scans.patient)[0] if design.terms else None
     if fit is None:
         return None
-    p = wald_p(fit, slice(1, 1 + len(design.terms)))
+    p = fit.wald_p(ALL)
     if not p < THROUGH_MASK_P:
         return None
-    index = max(range(len(design.terms)), key=lambda term: abs(fit.tvalues[1 + term]))
+    index = int(np.abs(fit.values / fit.errors).argmax())
     name = design.terms[index]
     first, last = attribute.values[0], attribute.values[-1]
     if attribute.kind == "number":
@@ -424,7 +424,7 @@ def _mask_caution(scans: RealScans, attribute: AtlasAttribute, roles: Roles) -> 
     else:
         span = 1.0
         compared = f"{name} against {attribute.reference}"
-    change = float(np.expm1(span * fit.params[1 + index]))
+    change = float(np.expm1(span * fit.values[index]))
     text = (
         f"{attribute.column} is associated with the size of the lungs ({compared}: {change:+.0%}, "
         f"p = {p:.2g}, adjusted). What it does through their size cannot show here, because the "

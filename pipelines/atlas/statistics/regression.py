@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,10 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
-from numpy.typing import NDArray
-from scipy import stats
-from statsmodels.regression.linear_model import RegressionResults, RegressionResultsWrapper
 
 from pipelines.atlas.statistics.adjustment import (
     ADJUSTMENT_ORDER,
@@ -32,13 +27,10 @@ from pipelines.atlas.statistics.imputation import (
     is_number_column,
     pool_levels,
 )
+from pipelines.atlas.statistics.least_squares import Floats, RobustFit, fit_outcomes
 from pipelines.atlas.statistics.outcomes import MEAN
 
-Floats = NDArray[np.floating]
-
-MIN_RESIDUAL_PATIENTS = 8  # patients beyond the number of terms
 MIN_UNIQUE_VARIANCE = 1e-3  # share of an attribute's variance that covariates do not explain
-ROUNDING_TOLERANCE = 1e-9  # a smaller share is rounding
 MAIN_PLACE = (MEAN, "lungs")  # where every adjustment is estimated
 INSEPARABLE = "cannot be told apart from the columns adjusted for"
 
@@ -175,11 +167,11 @@ def _adjusted_rows(
         "imputed_cases": designs.imputed_cases,
     }
     rows = []
-    every = designs.estimate_terms(scans.outcomes[list(places)], scans.patient)
-    for (outcome, region), terms in zip(places, every, strict=True):
+    every = designs.fit(scans.outcomes[list(places)], scans.patient)
+    for (outcome, region), fits in zip(places, every, strict=True):
         place = {"outcome": outcome, "region": region}
         for contrast in contrasts:
-            estimate = designs.estimate(terms, contrast)
+            estimate = designs.estimate(fits, contrast)
             rows.append({"contrast": contrast.id, **place, **estimate, **common})
     return rows
 
@@ -241,43 +233,22 @@ class AttributeTables:
 
 
 @dataclass(frozen=True)
-class TermEstimates:
-    """The regression of one outcome, as far as an attribute's terms go.
-
-    Attributes:
-        cases: Cases with the outcome.
-        values: Coefficient of each term.
-        errors: Their robust standard errors; NaN where the spread cannot be estimated.
-        df: Degrees of freedom of Student's t.
-        vif: Variance inflation of the terms in these cases.
-    """
-
-    cases: int
-    values: Floats
-    errors: Floats
-    df: float
-    vif: float
-
-
-@dataclass(frozen=True)
 class Designs:
     """The design matrices of one attribute and set of covariates, one per completed table."""
 
     designs: Sequence[Design]
     imputed_cases: int
 
-    def estimate_terms(
-        self, outcomes: pd.DataFrame, patient: pd.Series
-    ) -> list[tuple[TermEstimates | None, ...]]:
-        """Return the terms in each table, for each column; see `Design.estimate_terms`."""
-        by_table = [design.estimate_terms(outcomes, patient) for design in self.designs]
+    def fit(self, outcomes: pd.DataFrame, patient: pd.Series) -> list[tuple[RobustFit | None, ...]]:
+        """Return the attribute's terms in each table, for each outcome; see `Design.fit`."""
+        by_table = [design.fit(outcomes, patient) for design in self.designs]
         return list(zip(*by_table, strict=True))
 
-    def estimate(self, terms: Sequence[TermEstimates | None], contrast: Contrast) -> dict[str, Any]:
+    def estimate(self, fits: Sequence[RobustFit | None], contrast: Contrast) -> dict[str, Any]:
         """Return estimate, interval and p value of a contrast, or the reason why there is none."""
         estimates = []
-        for design, of_table in zip(self.designs, terms, strict=True):
-            estimate = design.estimate(of_table, contrast)
+        for design, fit in zip(self.designs, fits, strict=True):
+            estimate = design.estimate(fit, contrast)
             if "reason" in estimate:
                 return estimate
             estimates.append(estimate)
@@ -323,199 +294,53 @@ class Design:
             columns.append(block[:, np.ptp(block, axis=0) > 0] if len(block) else block)
         return cls(np.hstack(columns), terms.index, tuple(map(str, terms.columns)), attribute)
 
-    def estimate_terms(
-        self, outcomes: pd.DataFrame, patient: pd.Series
-    ) -> list[TermEstimates | None]:
-        """Regress many outcomes at once, with errors as `fit` has them.
+    @property
+    def own_terms(self) -> slice:
+        """Columns of the attribute's terms."""
+        return slice(1, 1 + len(self.terms))
+
+    def fit(
+        self, outcomes: pd.DataFrame, patient: pd.Series, terms: slice | None = None
+    ) -> list[RobustFit | None]:
+        """Regress outcomes, one column each; scans of one patient do not count twice.
+
+        Args:
+            patient: The patient of each case.
+            terms: Columns of the design whose coefficients are wanted; by default the attribute's.
 
         Returns:
-            The attribute's terms for each column; None where patients are too few.
+            See `fit_outcomes`.
         """
         measured = outcomes.reindex(self.cases).to_numpy(float)
-        groups = pd.factorize(patient.loc[self.cases])[0]
-        found: list[TermEstimates | None] = [None] * measured.shape[1]
-        patterns, pattern_of = np.unique(np.isfinite(measured), axis=1, return_inverse=True)
-        for number, is_known in enumerate(patterns.T):
-            columns = np.flatnonzero(pattern_of == number)
-            estimates = self._estimate_known(is_known, measured[:, columns], groups)
-            for column, estimate in zip(columns, estimates, strict=False):
-                found[column] = estimate
-        return found
+        patients = pd.factorize(patient.loc[self.cases])[0]
+        return fit_outcomes(self.x, measured, patients, self.own_terms if terms is None else terms)
 
-    def _estimate_known(
-        self, is_known: NDArray[np.bool_], measured: Floats, groups: NDArray[np.intp]
-    ) -> list[TermEstimates]:
-        """Regress outcomes that are known in the same cases; none where patients are too few."""
-        x, y, groups = self.x[is_known], measured[is_known], groups[is_known]
-        clusters, groups = np.unique(groups, return_inverse=True)
-        rank = int(np.linalg.matrix_rank(x)) if len(x) else 0
-        if not len(x) or len(clusters) - rank < MIN_RESIDUAL_PATIENTS:
-            return []
-        inverse = np.linalg.pinv(x)
-        coefficients = inverse @ y
-        residuals = y - x @ coefficients
-        terms = slice(1, 1 + len(self.terms))
-        if len(clusters) < len(x):
-            changes = _jackknife_changes(x, terms, residuals, groups)
-            variances = (len(clusters) - 1) / len(clusters) * np.square(changes).sum(0)
-            df = len(clusters) - 1
-        else:
-            variances = _hc3_variances(x, inverse, terms, residuals)
-            df = len(x) - rank
-        vif = variance_inflation(x, range(1, 1 + len(self.terms))) if self.terms else 1.0
-        errors = np.sqrt(variances)
-        return [
-            TermEstimates(len(x), value, error, df, vif)
-            for value, error in zip(coefficients[terms].T, errors.T, strict=True)
-        ]
+    def estimate(self, fit: RobustFit | None, contrast: Contrast) -> dict[str, Any]:
+        """Return value, standard error and degrees of freedom of a contrast, or a reason.
 
-    def fit(self, values: pd.Series, patient: pd.Series) -> Any:
-        """Fit the regression, with HC3 errors, or a jackknife over patients with repeated scans.
-
-        Returns:
-            The results of statsmodels; None where patients are too few. Scans of one patient do
-            not count twice.
+        Args:
+            fit: The attribute's terms.
         """
-        measured = values.reindex(self.cases).to_numpy(float)
-        is_known = np.isfinite(measured)
-        y, x = measured[is_known], self.x[is_known]
-        groups = patient.loc[self.cases[is_known]]
-        if not len(y) or groups.nunique() - np.linalg.matrix_rank(x) < MIN_RESIDUAL_PATIENTS:
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a leverage of one gives NaN, which is reported
-            if groups.duplicated().any():
-                return _with_jackknife_errors(sm.OLS(y, x).fit(), pd.factorize(groups)[0])
-            return sm.OLS(y, x).fit(cov_type="HC3", use_t=True)
-
-    def estimate(self, terms: TermEstimates | None, contrast: Contrast) -> dict[str, Any]:
-        """Return value, standard error and degrees of freedom of a contrast, or a reason."""
-        if terms is None:
+        if fit is None:
             return {"cases": len(self.x), "reason": "too few cases for so many covariates"}
         is_category = self.attribute.kind == "category"
         name = contrast.end if is_category else self.attribute.column
-        cases = {"cases": terms.cases}
+        cases = {"cases": fit.cases}
         if name not in self.terms:
             rare = contrast.start if is_category and not self.terms else name
             return cases | {"reason": f"fewer than {MIN_LEVEL_CASES} cases have {rare}"}
-        inflated = {**cases, "vif": round(terms.vif, 2) if np.isfinite(terms.vif) else None}
-        if not terms.vif < 1 / MIN_UNIQUE_VARIANCE:
+        inflated = {**cases, "vif": round(fit.vif, 2) if np.isfinite(fit.vif) else None}
+        if not fit.vif < 1 / MIN_UNIQUE_VARIANCE:
             return inflated | {"reason": INSEPARABLE}
         scale = 1.0
         if contrast.kind == "quantiles":
             scale = float(contrast.end) - float(contrast.start)
         index = self.terms.index(name)
-        se = float(abs(scale) * terms.errors[index])
+        se = float(abs(scale) * fit.errors[index])
         if not (np.isfinite(se) and se > 0):
             return cases | {"reason": "the spread cannot be estimated"}
-        value = float(scale * terms.values[index])
-        return inflated | {"value": value, "se": se, "df": float(terms.df)}
-
-
-def _hc3_variances(x: Floats, inverse: Floats, terms: slice, residuals: Floats) -> Floats:
-    """Return the HC3 variances of coefficients `(coefficients, outcomes)`; see statsmodels.
-
-    A case that is alone in one of the design's directions is fitted without a residual. Its weight
-    in a coefficient must then be 0; else the coefficient rests on it alone, and its variance is
-    NaN.
-
-    Args:
-        x: `(cases, columns)`.
-        inverse: Its pseudo-inverse.
-        terms: The coefficients that are wanted.
-        residuals: `(cases, outcomes)`.
-    """
-    unexplained = 1 - np.einsum("np,pn->n", x, inverse)
-    alone = unexplained < ROUNDING_TOLERANCE
-    weights = inverse[terms]
-    without_case = residuals[~alone] / unexplained[~alone, None]
-    variances = np.square(weights[:, ~alone]) @ np.square(without_case)
-    size = np.abs(weights).max(axis=1, keepdims=True)
-    rests_on_it = (np.abs(weights[:, alone]) > ROUNDING_TOLERANCE * size).any(axis=1)
-    variances[rests_on_it] = np.nan
-    return variances
-
-
-def _jackknife_changes(
-    x: Floats, terms: slice, residuals: Floats, groups: NDArray[np.intp]
-) -> Floats:
-    """Return how coefficients change without each cluster in turn.
-
-    Their squares give the errors CR3, which are HC3 for clusters (MacKinnon, Nielsen and Webb 2023,
-    J. Econometrics 232). The usual clustered errors are too small with few or unequal clusters.
-
-    Args:
-        x: `(cases, columns)`.
-        terms: The coefficients that are wanted.
-        residuals: `(cases, outcomes)`.
-        groups: Number of each case's cluster, 0 to G - 1.
-
-    Returns:
-        `(G, coefficients, outcomes)`; NaN for a term that rests on one cluster alone.
-    """
-    count = int(groups.max()) + 1
-    gram = np.linalg.pinv(x.T @ x)
-    inverse = np.linalg.pinv(x)[terms]
-    changes = np.full((count, len(inverse), residuals.shape[1]), np.nan)
-    for group in range(count):
-        rows = groups == group
-        leverage = x[rows] @ gram @ x[rows].T
-        unexplained = np.eye(len(leverage)) - leverage
-        if np.linalg.eigvalsh(unexplained)[0] > ROUNDING_TOLERANCE:
-            changes[group] = inverse[:, rows] @ np.linalg.solve(unexplained, residuals[rows])
-            continue
-        rest = np.linalg.pinv(x[~rows])[terms]  # may not determine every term
-        is_known = np.isclose(rest @ x[~rows], np.eye(x.shape[1])[terms], atol=1e-6).all(axis=1)
-        changes[group] = np.where(is_known[:, None], -rest @ residuals[~rows], np.nan)
-    return changes
-
-
-def _with_jackknife_errors(fit: Any, groups: NDArray[np.intp]) -> Any:
-    """Return a fit of statsmodels with the errors of `_jackknife_changes`.
-
-    Args:
-        fit: A fit of ordinary least squares.
-        groups: Number of each row's cluster, 0 to G - 1.
-
-    Returns:
-        Results with Student's t at G - 1 degrees of freedom.
-    """
-    x = fit.model.exog
-    residuals = np.asarray(fit.resid)[:, None]
-    changes = _jackknife_changes(x, slice(None), residuals, groups)[..., 0]
-    count = len(changes)
-    covariance = (count - 1) / count * changes.T @ changes
-    normalized = covariance / fit.scale  # statsmodels multiplies by the residual variance
-    results = RegressionResults(fit.model, np.asarray(fit.params), normalized, use_t=True)
-    results.df_resid_inference = count - 1
-    return RegressionResultsWrapper(results)
-
-
-def combine_terms(fit: Any, weights: NDArray[np.float64]) -> tuple[float, float]:
-    """Return a weighted sum of a fit's terms and its standard error.
-
-    Errors of terms without weight may be NaN (see `_with_jackknife_errors`).
-    """
-    used = np.flatnonzero(weights)
-    covariance = np.asarray(fit.cov_params())[np.ix_(used, used)]
-    variance = weights[used] @ covariance @ weights[used]
-    return float(weights[used] @ np.asarray(fit.params)[used]), float(np.sqrt(variance))
-
-
-def wald_p(fit: Any, terms: slice) -> float:
-    """Return the p value of an F test that some terms of a fit are all 0."""
-    values = np.asarray(fit.params)[terms]
-    covariance = np.asarray(fit.cov_params())[terms, terms]
-    if not np.isfinite(covariance).all():
-        return float("nan")
-    rank = np.linalg.matrix_rank(covariance, hermitian=True)
-    f = values @ np.linalg.pinv(covariance, hermitian=True) @ values / rank
-    return float(stats.f.sf(f, rank, degrees_of_freedom(fit)))
-
-
-def degrees_of_freedom(fit: Any) -> float:
-    """Return the degrees of freedom of a fit's errors."""
-    return float(getattr(fit, "df_resid_inference", None) or fit.df_resid)
+        value = float(scale * fit.values[index])
+        return inflated | {"value": value, "se": se, "df": float(fit.df)}
 
 
 def _attribute_terms(values: pd.Series, attribute: AtlasAttribute) -> pd.DataFrame:
@@ -541,24 +366,3 @@ def covariate_columns(values: pd.Series) -> Floats:
     codes, levels = pd.factorize(pool_levels(values), sort=True)
     indicators = (codes[:, None] == np.arange(len(levels))).astype(float)
     return np.delete(indicators, indicators.sum(0).argmax(), axis=1)
-
-
-def variance_inflation(x: np.ndarray, indices: Sequence[int]) -> float:
-    """Return the variance inflation of an attribute's terms by the other columns of a design.
-
-    The generalised factor of Fox and Monette (1992), to the power of one over the terms: for a
-    number it is the common variance inflation factor, and rare levels of the attribute itself do
-    not count. It is 1 without other columns.
-
-    Args:
-        x: `(cases, columns)`, with the constant.
-        indices: Columns of the attribute's terms.
-    """
-    if len(indices) == x.shape[1]:
-        return 1.0
-    centred = x - x.mean(0)
-    terms = centred[:, indices]
-    others = np.delete(centred, indices, axis=1)
-    residuals = terms - others @ np.linalg.lstsq(others, terms, rcond=None)[0]
-    share = np.linalg.det(residuals.T @ residuals) / np.linalg.det(terms.T @ terms)
-    return float(share ** (-1 / len(indices))) if share > ROUNDING_TOLERANCE else float("inf")

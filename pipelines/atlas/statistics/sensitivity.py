@@ -76,9 +76,9 @@ def _attribute_rows(
             complete = AttributeTables.from_scans(scans.of_cases(table.index, table), attribute)
             designs += complete.designs(covariates, adjustment.volume).designs
         pooled = Designs(designs, 0)
-        terms = pooled.estimate_terms(scans.outcomes[[MAIN_PLACE]], scans.patient)[0]
+        fits = pooled.fit(scans.outcomes[[MAIN_PLACE]], scans.patient)[0]
         for contrast in contrasts:
-            estimate = pooled.estimate(terms, contrast)
+            estimate = pooled.estimate(fits, contrast)
             if "reason" not in estimate:
                 rows.append(
                     {

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 from scipy import stats
 
 from pipelines.atlas.statistics import cautions
@@ -16,9 +15,7 @@ from pipelines.atlas.statistics.contrasts import AtlasAttribute, contrasts_of
 from pipelines.atlas.statistics.outcomes import MEAN
 from pipelines.atlas.statistics.regression import (
     RealScans,
-    combine_terms,
     estimate_contrasts,
-    wald_p,
 )
 from tests.atlas_scans import (
     AGE,
@@ -192,17 +189,6 @@ def test_a_patient_alone_on_a_scanner_hides_no_effect() -> None:
         assert row["real"] == pytest.approx(left.loc[contrast.id, "real"])
         assert row["se"] == pytest.approx(left.loc[contrast.id, "se"], rel=0.01)
     assert rows.loc["KERNEL=soft_to_rare", "reason"] == "the spread cannot be estimated"
-
-
-def test_joint_tests_and_sums_are_those_of_statsmodels() -> None:
-    rng = np.random.default_rng(1)
-    x = sm.add_constant(rng.normal(size=(40, 4)))
-    fit = sm.OLS(rng.normal(size=40) + x[:, 2], x).fit(cov_type="HC3", use_t=True)
-    assert wald_p(fit, slice(1, 4)) == pytest.approx(float(fit.f_test(np.eye(5)[1:4]).pvalue))
-    weights = np.array([0, 2.0, 0, -1, 0.5])
-    known = fit.t_test(weights)
-    expected = float(np.squeeze(known.effect)), float(np.squeeze(known.sd))
-    assert combine_terms(fit, weights) == pytest.approx(expected)
 
 
 def test_clustered_errors_are_those_of_leaving_one_patient_out() -> None:
