@@ -17,6 +17,7 @@ from util.cli import UserError, safe_name, unique_names
 IMAGES = "img"  # folders of a dataroot
 MASKS = "gtlung"
 PROMPTS_FILE = "prompts.csv"  # optional file of a dataroot with prompts that replace the rows
+SPLITS_FILE = "splits.json"
 
 
 @dataclass(frozen=True)

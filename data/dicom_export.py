@@ -96,8 +96,8 @@ class DicomStudy:
         """Read a mask file, on whose grid the volumes lie.
 
         Raises:
-            UserError: The file cannot be read or is no mask, or its grid is sheared, which no DICOM
-                series can be.
+            UserError: The file cannot be read or is not a mask, or its grid is sheared, which a
+                DICOM series cannot be.
         """
         check_dicom_grid(mask)
         volume = load_labels(mask)

@@ -51,6 +51,7 @@ class Lesion:
         voxels: Its voxels, `(X, Y, Z)`.
         centre_mm: The middle that it was put at, RAS.
         place: Where that is, such as "right upper central".
+        earlier: Labels of lesions that the mask held before.
     """
 
     options: LesionOptions
@@ -58,6 +59,7 @@ class Lesion:
     voxels: Mask
     centre_mm: tuple[float, float, float]
     place: str
+    earlier: Sequence[int] = ()
 
     @property
     def row(self) -> dict[str, str]:
@@ -133,7 +135,9 @@ def insert_lesion(mask: Volume, options: LesionOptions, source: str) -> Lesion:
     changed = labels.astype(np.uint8)
     changed[voxels] = label
     x, y, z = (float(value) for value in apply_affine(mask.affine, centre))
-    return Lesion(options, changed, voxels, (x, y, z), _describe_place(regions, centre))
+    earlier = sorted(set(np.unique(labels).tolist()) & set(DENSITIES.values()) - {body})
+    place = _describe_place(regions, centre)
+    return Lesion(options, changed, voxels, (x, y, z), place, earlier)
 
 
 def _lesion_label(options: LesionOptions, body: int | None, source: str) -> int:
@@ -297,15 +301,12 @@ def write_lesion(options: LesionOptions) -> Lesion:
         claim_file(path, options.overwrite, "OUT")
     mask = load_labels(options.MASK)
     lesion = insert_lesion(mask, options, options.MASK)
-    present = set(np.unique(mask.array).tolist()) - {
-        surrounding_label(mask.array, options.lung_labels)
-    }
-    if others := sorted(present & set(DENSITIES.values())):
+    if lesion.earlier:
         log.warning(
             "%s already holds lesions (label %s). Table and text name the new one alone, because a "
             "row has room for one; word the others in a column of your own.",
             options.MASK,
-            format_list([str(label) for label in others]),
+            format_list([str(label) for label in lesion.earlier]),
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_like(out, lesion.labels, options.MASK, np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.body import BODY_FILE, BodyLabel, surrounding_label
 from data.checks.cohort import check_volumes
-from data.cohort import IMAGES, Case, Cohort, natural_key
+from data.cohort import IMAGES, SPLITS_FILE, Case, Cohort, natural_key
 from data.intensity import IntensityScale
 from data.resampling import apply_resampling
 from data.review import rejected_cases, rejection_sentence
@@ -397,7 +397,7 @@ def _load_splits(
         raise UserError(unknown_column("--patient_column: the table", column, columns, fix))
     patients = {case.id: named_patient(case.row, column) for case in cases}
     ids = [case.id for case in cases]
-    path = Path(options.splits) if options.splits else root / "splits.json"
+    path = Path(options.splits) if options.splits else root / SPLITS_FILE
     if options.splits or path.is_file():
         splits = read_splits(path, ids, patients)
         return {

@@ -55,16 +55,16 @@ def text_statistics(
     Args:
         options: Window and labels, and the grid of prepared volumes.
         cache: Folder of prepared volumes, read without unpacking a scan; None reads the scans.
-        body: Label of the body, which is no organ.
-        everywhere: Whether text may also change what is no organ (`--text_region everywhere`).
+        body: Label of the body, which does not count as an organ.
+        everywhere: Whether text may also change voxels outside organs (`--text_region everywhere`).
 
     Returns:
         For each case, the statistics of `util.metrics.texture` by "PART STATISTIC", such as "upper
-        mean_hu", for the parts `TEXTURE_PARTS` that it has, and `OF_OTHER_PARTS` for other organs
-        that all masks label; without a chest, for all labels together (`lungs`) and for each. With
-        `everywhere`, the body is a part, too, or, where it is not labelled, all that is neither
-        lung nor airway. `log_detail_sd` stands in place of the detail SD, whose effects are
-        factors. Empty without a scan or lungs.
+        mean_hu": all of them for the parts `TEXTURE_PARTS` that it has, and `OF_OTHER_PARTS` alone
+        for other organs that all masks label; without a chest, for all labels together (`lungs`)
+        and for each. With `everywhere`, the body is a part, too, or, where it is not labelled, all
+        that is neither lung nor airway. `log_detail_sd` stands in place of the detail SD, whose
+        effects are factors. Empty without a scan or lungs.
     """
     scans = _scans(cases, options, cache)
     measure = partial(_statistics, options=options, body=body, everywhere=everywhere)
@@ -124,11 +124,12 @@ def _statistics(
     if box is None:
         return {}
     regions = regions_of(mask.array[box], sides, options)
-    tissues, measured, others = ["lungs"], ["lungs", *label_names(regions)], list[str]()
     if options.terms.is_ct:
         others = _other_parts(regions, options, body, everywhere)
-        tissues += ["outside"] if others else []  # which is smoothed by itself
-        measured = [*TEXTURE_PARTS, *others]
+        measured: Sequence[str] = (*TEXTURE_PARTS, *others)
+    else:
+        others, measured = [], ("lungs", *label_names(regions))
+    tissues = ("lungs", "outside") if others else ("lungs",)  # each is smoothed by itself
     parts = {part: regions[part] for part in (*tissues, *measured) if part in regions}
     hu = image.array[box].astype(np.float64).clip(*options.hu_window)
     by_part = statistics_by_region(hu, parts, sides)

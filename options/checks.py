@@ -81,7 +81,7 @@ def check_patch_size(options: TrainOptions, factor: int = 1) -> None:
 
 
 def _check_data(data: DataOptions) -> None:
-    """Raise `UserError` where labels of lungs are no such, or a flag would have no effect."""
+    """Raise `UserError` where no labels of lungs are valid, or a flag would have no effect."""
     lungs = data.lung_labels
     listed = ",".join(map(str, lungs))
     if len(set(lungs)) < len(lungs) or min(lungs) < 1:

@@ -15,10 +15,10 @@ import pandas as pd
 
 from benchmarks.kinds import anatomy, make_cohort
 from benchmarks.report.kinds_measure import Hu
-from data.cohort import IMAGES, MASKS
+from data.cohort import IMAGES, MASKS, SPLITS_FILE
 from data.geometry import grids_match
 from data.phantom.cohort import RANGE_HU
-from data.phantom.kinds.cohort import SPLITS_FILE, TABLE_FILE, KindsCohort
+from data.phantom.kinds.cohort import TABLE_FILE, KindsCohort
 from data.phantom.rows import KEY, Row
 from data.volumes import load_volume
 from options.benchmarks import common

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.cohort import IMAGES, MASKS
+from data.cohort import IMAGES, MASKS, SPLITS_FILE
 from data.geometry import as_shape
 from data.phantom.anatomy import FIELD_MM, LEFT, RIGHT
 from data.phantom.cohort import RECORD, VERSION, PhantomCohort
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = "phantom.unfinished.json"
 TABLE_FILE = "clinical.csv"
-SPLITS_FILE = "splits.json"
 
 
 def plan_phantom_cohort(options: PhantomOptions, effects: PlantedEffects) -> PhantomCohort:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data.cohort import IMAGES, MASKS, natural_key
+from data.cohort import IMAGES, MASKS, SPLITS_FILE, natural_key
 from data.preparation.case import RECORDS, REPORT_FOLDER, Record
 from data.preparation.headers import ACQUISITION, DEMOGRAPHICS
 from data.preparation.join import JoinedTable
@@ -142,7 +142,7 @@ def _extend_splits(
     A person may have written the earlier ones, so that their cases are matched as in any cohort.
     """
     names = [case for cases in earlier.values() for case in cases]
-    matches = match_ids(names, patients, "splits.json")
+    matches = match_ids(names, patients, SPLITS_FILE)
     lists: dict[str, list[str]] = {}
     split_of_patient: dict[str, str] = {}
     for name in SPLIT_NAMES:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data.checks.case import CaseCheck
 from data.checks.cohort import outlier_warnings
+from data.cohort import SPLITS_FILE
 from data.preparation import dataroot
 from data.preparation.case import (
     RECORDS,
@@ -42,8 +43,6 @@ from util.cli import UserError, counted, format_list
 from util.files import write_csv
 
 log = logging.getLogger(__name__)
-
-SPLITS_FILE = "splits.json"
 
 
 class SomeCasesFailed(UserError):

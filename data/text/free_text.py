@@ -114,7 +114,7 @@ class TextReader:
                 text = rf"(?<![\w.,-])(\d+(?:\.\d+)?)[\s-]*{words}s?(?![\w])"
                 if name == YEAR and is_age_column(columns[0]):
                     forms = [rf"{text}{OLD}", rf"(?<=\baged\s){text}", rf"^\W*{text}(?=\W*$)"]
-                else:  # "20 years old" says nothing of a column that is no age
+                else:  # "20 years old" is an age, and not the value of another column
                     forms = [rf"{text}(?!\s+ago)(?!{OLD})"]
                 patterns += [(re.compile(form, re.IGNORECASE), columns[0]) for form in forms]
         return patterns

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.checks.masks import load_labels
-from data.cohort import IMAGES, MASKS, PROMPTS_FILE, Case, Cohort
+from data.cohort import IMAGES, MASKS, PROMPTS_FILE, SPLITS_FILE, Case, Cohort
 from data.integrity import find_voxel_data
 from data.load_cohort import load_cohort
 from data.regions import regions_of
@@ -26,7 +26,6 @@ from options.plant_options import PlantOptions
 from util.cli import UserError, counted, format_list
 from util.files import atomic_folder, claim_folder, read_csv, write_csv, write_json
 from util.progress import progress_bar
-from util.training.runs import SPLITS_FILE
 
 log = logging.getLogger(__name__)
 

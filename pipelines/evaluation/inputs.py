@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.checks.masks import mask_facts
-from data.cohort import MASKS
+from data.cohort import MASKS, SPLITS_FILE
 from data.load_cohort import target_labels
 from data.table import find_table, match_table, read_table
 from data.text.prompts import Row, Template, load_template
@@ -96,7 +96,7 @@ def find_sets(options: EvaluateOptions, data: DataOptions | None = None) -> dict
                 "least two. Give a folder with more."
             )
     if o.train:
-        split = o.train_split if (Path(o.train) / "splits.json").is_file() else "all"
+        split = o.train_split if (Path(o.train) / SPLITS_FILE).is_file() else "all"
         sets["train"] = find_set("--train", o.train, split=split, data=data)
         if len(sets["train"].files) < 2:
             raise UserError(

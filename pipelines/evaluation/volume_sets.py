@@ -12,7 +12,7 @@ import numpy as np
 from data.checks.cohort import hu_outlier_warnings
 from data.checks.intensities import image_facts, image_problems, intensity_warnings
 from data.checks.masks import grid_problems
-from data.cohort import IMAGES, natural_key
+from data.cohort import IMAGES, SPLITS_FILE, natural_key
 from data.fact_store import Facts, FactStore
 from data.geometry import Shape, Volume, format_sides, resample
 from data.integrity import volume_fingerprint
@@ -184,7 +184,7 @@ def _factual_volumes(table: Path) -> dict[str, Path]:
 def _cases_of_split(root: Path, flag: str, split: str, cases: Sequence[str]) -> list[str]:
     if split == "all":
         return list(cases)
-    path = root / "splits.json"
+    path = root / SPLITS_FILE
     if not path.is_file():
         raise UserError(
             f"{flag} {root}: a split {split!r} is asked for, but there is no splits.json. Add it, "

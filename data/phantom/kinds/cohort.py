@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data.cohort import IMAGES, MASKS
+from data.cohort import IMAGES, MASKS, SPLITS_FILE
 from data.geometry import Volume
 from data.phantom.anatomy import FIELD_MM, PhantomPatient, build_anatomy
 from data.phantom.cohort import MAX_OFFSET_SD, NOISE_GRAIN, NOISE_HU, RANGE_HU, PhantomScan
@@ -35,7 +35,6 @@ from util.schema import check_record
 RECORD = "kinds.json"
 CLEAN = "clean"
 TABLE_FILE = "clinical.csv"
-SPLITS_FILE = "splits.json"
 VERSION = 1  # of the drawing: a cohort of another version cannot be rendered again
 RECORD_TYPES = {
     "version": int,
